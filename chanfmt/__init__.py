@@ -1,0 +1,27 @@
+"""chanfmt: the importance atlas, a file format for channel importance in language models."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from chanfmt.atlas import Atlas
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "open"]
+
+
+def open(path: str | os.PathLike[str], *, verify: bool = False) -> Atlas:
+    """Open an importance atlas for reading.
+
+    Args:
+        path: The file.
+        verify: Recompute the content digest and refuse a file that was changed.
+
+    Raises:
+        chanfmt.errors.AtlasError: Missing, not an atlas, damaged or unsafe.
+    """
+    from chanfmt.atlas import Atlas
+
+    return Atlas.open(os.fspath(path), verify=verify)

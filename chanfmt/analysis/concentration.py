@@ -1,0 +1,55 @@
+"""How much of a layer's importance sits in few channels. Pure numpy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from chanfmt.labels import supernode_count
+
+
+@dataclass(frozen=True)
+class Concentration:
+    """Concentration of one non-negative metric over one layer's channels.
+
+    Attributes:
+        mass: Sum over channels.
+        top_share: Share of ``mass`` in the top ``rho`` of the channels.
+        effective_channels: (sum x)^2 / sum x^2, how many channels effectively carry the mass.
+        max_over_mean: Largest value over the mean.
+        gini: Gini coefficient in [0, 1).
+    """
+
+    mass: float
+    top_share: float
+    effective_channels: float
+    max_over_mean: float
+    gini: float
+
+
+def concentration(values: np.ndarray, rho: float = 0.01) -> Concentration:
+    """`Concentration` of ``values`` (channel,); a layer without mass gives zeros, NaN gives NaN."""
+    ordered = np.sort(np.asarray(values, dtype=np.float64))[::-1]
+    mass = float(ordered.sum())
+    if np.isnan(mass):
+        return Concentration(np.nan, np.nan, np.nan, np.nan, np.nan)
+    if mass <= 0:
+        return Concentration(0.0, 0.0, 0.0, 0.0, 0.0)
+    shares = ordered / mass
+    count = len(ordered)
+    gini = float((count + 1 - 2 * (np.cumsum(shares[::-1])).sum()) / count)
+    return Concentration(
+        mass=mass,
+        top_share=float(shares[: supernode_count(count, rho)].sum()),
+        effective_channels=float(1.0 / np.square(shares).sum()),
+        max_over_mean=float(shares[0] * count),
+        gini=gini,
+    )
+
+
+def cumulative_share(values: np.ndarray) -> np.ndarray:
+    """Share of the mass in the k largest channels, k = 1..m, (m,); zeros where there is no mass."""
+    ordered = np.sort(np.asarray(values, dtype=np.float64))[::-1]
+    total = ordered.sum()
+    return np.cumsum(ordered) / total if total > 0 else np.zeros(len(ordered))

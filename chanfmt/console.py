@@ -1,0 +1,183 @@
+"""What every command line of the project shares: options from dataclasses, tables, errors, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import signal
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
+
+from chanfmt import __version__
+from chanfmt.errors import ChanfmtError, UsageError
+
+Options = TypeVar("Options")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaint is one line and a hint, like every other error here."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, hint=f"see: {self.prog} --help")
+
+
+def make_parser(program: str, description: str) -> tuple[Parser, argparse._SubParsersAction[Parser]]:
+    """A command's parser with ``--version`` and its subcommands."""
+    parser = Parser(prog=program, description=description)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser, parser.add_subparsers(metavar="COMMAND", required=True)
+
+
+def add_options(parser: argparse.ArgumentParser, options: type[Any]) -> None:
+    """One flag per field of the dataclass ``options``.
+
+    Field metadata: ``help``; ``flag`` where it is not ``--field-name``; ``positional`` with a
+    metavar; ``choices``; ``metavar``; ``repeat`` for a tuple filled by repeating the flag;
+    ``nargs``; ``const``. Fields without ``help`` are not options.
+    """
+    hints = typing.get_type_hints(options)
+    for field in dataclasses.fields(options):
+        if "help" not in field.metadata:
+            continue
+        extra: dict[str, Any] = {"help": field.metadata["help"]}
+        for name in ("metavar", "choices", "nargs", "const"):
+            if name in field.metadata:
+                extra[name] = field.metadata[name]
+        if "positional" in field.metadata:
+            kind = _scalar_type(hints[field.name])
+            parser.add_argument(field.name, metavar=field.metadata["positional"], type=kind, **extra)
+            continue
+        flags = [field.metadata.get("flag", "--" + field.name.replace("_", "-"))]
+        if "short" in field.metadata:
+            flags.insert(0, field.metadata["short"])
+        if hints[field.name] is bool:
+            parser.add_argument(*flags, dest=field.name, action="store_true", **extra)
+            continue
+        default = None if field.default is dataclasses.MISSING else field.default
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if field.metadata.get("repeat"):
+            extra |= {"action": "append"}
+            default = None
+        elif default is not None:
+            extra["help"] = f"{extra['help']} (default: {default})"
+        parser.add_argument(
+            *flags, dest=field.name, type=_scalar_type(hints[field.name]), default=default, required=required, **extra
+        )
+
+
+def parse_options(arguments: argparse.Namespace, options: type[Options]) -> Options:
+    """Fill the dataclass ``options`` from parsed arguments."""
+    values = {}
+    for field in dataclasses.fields(options):  # type: ignore[arg-type]
+        if not hasattr(arguments, field.name):
+            continue
+        value = getattr(arguments, field.name)
+        if field.metadata.get("repeat"):
+            value = tuple(value or ())
+        values[field.name] = value
+    return options(**values)
+
+
+def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
+    """Parse, call the subcommand's ``run`` default, and turn its outcome into an exit code.
+
+    Returns:
+        0 success, 1 failure, 2 wrong usage or bad input, 130 after Ctrl-C.
+    """
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        namespace = parser.parse_args(arguments)
+        run: Callable[[argparse.Namespace], int | None] = namespace.run
+        return run(namespace) or 0
+    except ChanfmtError as error:
+        print(f"{parser.prog}: error: {printable(error.message)}", file=sys.stderr)
+        if error.hint:
+            print(f"  {printable(error.hint)}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted; nothing was left behind", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of stdout went away (`atlas show ... | head`); that is its choice.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def say(text: str, *, quiet: bool = False) -> None:
+    """Narration: to stderr, so that stdout stays the result."""
+    if not quiet:
+        print(printable(text), file=sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:
+    """``value`` as one JSON document on stdout; numbers that are not finite become null."""
+    print(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Rows under headings on stdout; text columns flush left, the others flush right."""
+    print(format_table(headings, rows))
+
+
+def format_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """``rows`` under ``headings`` as text with columns two spaces apart."""
+    cells = [[printable(str(cell)) for cell in row] for row in rows]
+    widths = [max([len(heading), *(len(row[index]) for row in cells)]) for index, heading in enumerate(headings)]
+    left = [bool(rows) and all(isinstance(row[index], str) and not _numeric(row[index]) for row in rows)
+            for index in range(len(headings))]
+
+    def line(row: Sequence[str]) -> str:
+        parts = [cell.ljust(width) if flush else cell.rjust(width)
+                 for cell, width, flush in zip(row, widths, left, strict=True)]
+        return "  ".join(parts).rstrip()
+
+    return "\n".join([line(headings), *(line(row) for row in cells)])
+
+
+def printable(text: str) -> str:
+    """``text`` without terminal control characters: names in a file are not commands."""
+    return "".join(character if character.isprintable() or character == "\n" else "\N{REPLACEMENT CHARACTER}"
+                   for character in text)
+
+
+def significant(value: float, digits: int = 4) -> str:
+    """A number in at most ``digits`` significant digits, for a table's cell."""
+    if value is None or math.isnan(value):
+        return "-"
+    return f"{value:.{digits}g}"
+
+
+def _numeric(text: str) -> bool:
+    return text[:1].isdigit() or text[:1] in "+-" or text == "-"
+
+
+def _scalar_type(hint: Any) -> Callable[[str], Any]:
+    if isinstance(hint, types.UnionType):
+        hint = next(member for member in typing.get_args(hint) if member is not type(None))
+    if typing.get_origin(hint) is tuple:
+        hint = typing.get_args(hint)[0]
+    return hint if hint in (int, float) else str
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _finite(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _interrupt(number: int, frame: Any) -> NoReturn:
+    raise KeyboardInterrupt

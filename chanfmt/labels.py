@@ -1,0 +1,163 @@
+"""The paper's definitions as functions of arrays (arXiv 2604.23475; spec section "Labels").
+
+Pure numpy, float64 inside. One layer at a time: m channels, d residual dimensions. Ties are
+always broken in favour of the lowest index, so that labels do not depend on a sort's whims.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from chanfmt import schema
+
+MAX_REDUNDANCY = float(-0.5 * np.log(np.finfo(np.float64).eps))
+"""Redundancy of perfectly correlated channels: 1 - r^2 is not resolved below machine epsilon."""
+
+
+def top_indices(values: np.ndarray, count: int) -> np.ndarray:
+    """Indices of the ``count`` largest ``values`` (1-D), ascending; ties to the lowest index."""
+    order = np.argsort(-np.asarray(values, dtype=np.float64), kind="stable")
+    return np.sort(order[:count])
+
+
+def supernode_count(n_channels: int, rho: float) -> int:
+    """max(1, floor(rho m)): the paper's tables use 143 of 14,336, not the text's ceiling."""
+    # The small relative slack keeps 0.29 * 100 from flooring to 28.
+    return min(n_channels, max(1, int(np.floor(rho * n_channels * (1 + 1e-12)))))
+
+
+def supernodes(lp: np.ndarray, rho: float) -> np.ndarray:
+    """Definition 1: the ``supernode_count`` channels of largest LP. Ascending indices."""
+    return top_indices(lp, supernode_count(len(lp), rho))
+
+
+def write_support(write: np.ndarray, core: np.ndarray, size: int) -> np.ndarray:
+    """Equation 5: the ``size`` residual dimensions that the supernodes write to most.
+
+    Args:
+        write: Write vectors as columns, (d, m).
+        core: Supernode indices.
+        size: K; all d dimensions where it is larger.
+
+    Returns:
+        Ascending dimension indices, (min(K, d),).
+    """
+    mass = np.abs(write[:, core]).sum(axis=1, dtype=np.float64)
+    return top_indices(mass, min(size, len(mass)))
+
+
+def connectivity(write: np.ndarray, support: np.ndarray) -> np.ndarray:
+    """Equation 6: share of each write vector's L1 norm on the support, (m,); 0 for a zero vector."""
+    magnitude = np.abs(write)
+    return _share(magnitude[support].sum(axis=0, dtype=np.float64), magnitude.sum(axis=0, dtype=np.float64))
+
+
+def read_connectivity(reads: list[np.ndarray], support: np.ndarray) -> np.ndarray:
+    """Definition 3: share of the read rows' joint L1 norm on the previous layer's support, (m,).
+
+    Args:
+        reads: Gate and up weights, each (m, d).
+        support: Write support of the previous layer.
+    """
+    inside = np.zeros(len(reads[0]))
+    total = np.zeros(len(reads[0]))
+    for weight in reads:
+        magnitude = np.abs(weight)
+        inside += magnitude[:, support].sum(axis=1, dtype=np.float64)
+        total += magnitude.sum(axis=1, dtype=np.float64)
+    return _share(inside, total)
+
+
+def halo(conn: np.ndarray, core: np.ndarray, eta: float) -> np.ndarray:
+    """Definition 2: the floor(eta (m - n_super)) best connected channels outside the core, ascending."""
+    others = np.setdiff1d(np.arange(len(conn)), core, assume_unique=True)
+    count = int(np.floor(eta * len(others) * (1 + 1e-12)))
+    return others[top_indices(conn[others], count)]
+
+
+def pearson(
+    cross: np.ndarray,
+    sum_a: np.ndarray,
+    sum_a2: np.ndarray,
+    sum_b: np.ndarray,
+    sum_b2: np.ndarray,
+    count: int,
+) -> np.ndarray:
+    """Pearson correlations from raw sums over ``count`` samples.
+
+    Args:
+        cross: Sums of a_i b_j, (m, c).
+        sum_a, sum_a2: Sums of a_i and a_i^2, (m,).
+        sum_b, sum_b2: Sums of b_j and b_j^2, (c,).
+
+    Returns:
+        (m, c) in [-1, 1]; 0 where either side does not vary. No epsilon: covariances of q are
+        about 1e-16, and an absolute one would turn the correlation into a covariance.
+    """
+    if count < 2:
+        return np.zeros(cross.shape)
+    covariance = cross / count - np.outer(sum_a / count, sum_b / count)
+    deviation_a = _deviation(sum_a, sum_a2, count)
+    deviation_b = _deviation(sum_b, sum_b2, count)
+    # Dividing twice keeps the product of two tiny deviations from underflowing.
+    scaled = np.divide(covariance, deviation_a[:, None], out=np.zeros_like(covariance), where=deviation_a[:, None] > 0)
+    result = np.divide(scaled, deviation_b[None, :], out=np.zeros_like(covariance), where=deviation_b[None, :] > 0)
+    return np.clip(result, -1.0, 1.0)
+
+
+def pair_redundancy(correlation: np.ndarray) -> np.ndarray:
+    """Equation 8: -1/2 log(1 - max(r, 0)^2) in nats, at most `MAX_REDUNDANCY`."""
+    positive = np.maximum(correlation, 0.0)
+    rest = np.maximum((1.0 - positive) * (1.0 + positive), np.finfo(np.float64).eps)
+    return -0.5 * np.log(rest) + 0.0
+
+
+def redundancy_to_core(correlation: np.ndarray, core: np.ndarray, top_k: int) -> np.ndarray:
+    """Equation 9: mean of the ``top_k`` largest pair redundancies to the core, (m,).
+
+    Args:
+        correlation: (m, c), one column per member of ``core``.
+        core: Channel indices of the columns, (c,). A channel is not compared with itself.
+        top_k: k; fewer where the core has fewer other members; NaN where it has none.
+    """
+    pairs = pair_redundancy(correlation)
+    pairs[core, np.arange(len(core))] = -1.0
+    ordered = -np.sort(-pairs, axis=1)[:, :top_k]
+    valid = ordered >= 0
+    counts = valid.sum(axis=1)
+    sums = np.where(valid, ordered, 0.0).sum(axis=1)
+    return np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
+
+
+def protection(redundancy: np.ndarray, halo_channels: np.ndarray, alpha: float, gamma: float) -> np.ndarray:
+    """Equation 10: alpha + (1 - alpha)(1 - r^gamma) in the halo, 1 outside it, (m,).
+
+    r is the ascending rank of redundancy within the halo, scaled to [0, 1]. A channel whose
+    redundancy is unknown (NaN) keeps the factor 1 and takes no rank.
+    """
+    factor = np.ones(len(redundancy))
+    known = halo_channels[~np.isnan(redundancy[halo_channels])]
+    if len(known) > 1:
+        rank = np.empty(len(known))
+        rank[np.argsort(redundancy[known], kind="stable")] = np.arange(len(known))
+        factor[known] = alpha + (1 - alpha) * (1 - (rank / (len(known) - 1)) ** gamma)
+    return factor
+
+
+def label_array(n_channels: int, core: np.ndarray, halo_channels: np.ndarray) -> np.ndarray:
+    """Labels of one layer, uint8 (m,)."""
+    labels = np.full(n_channels, schema.LABEL_NONE, dtype=np.uint8)
+    labels[halo_channels] = schema.LABEL_HALO
+    labels[core] = schema.LABEL_SUPERNODE
+    return labels
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.zeros(len(whole)), where=whole > 0)
+
+
+def _deviation(total: np.ndarray, total_squares: np.ndarray, count: int) -> np.ndarray:
+    power = total_squares / count
+    variance = power - (total / count) ** 2
+    # Below this the difference is the rounding of its own terms: the channel does not vary.
+    return np.sqrt(np.where(variance > 1e-13 * power, variance, 0.0))

@@ -1,0 +1,209 @@
+"""What an atlas says besides its arrays, as plain data: model, calibration, settings, FFN table."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from chanfmt.errors import AtlasError, UsageError
+
+
+@dataclass(frozen=True)
+class LabelSettings:
+    """Parameters of the labels (paper definitions 1 and 2, equation 10)."""
+
+    rho: float = field(default=0.01, metadata={"help": "share of channels that are supernodes"})
+    eta: float = field(default=0.10, metadata={"help": "share of the other channels that are halo"})
+    support_size: int = field(
+        default=256, metadata={"help": "residual dimensions in the write support", "flag": "--support"}
+    )
+    alpha: float = field(default=0.2, metadata={"help": "floor of the protection factor"})
+    gamma: float = field(default=8.0, metadata={"help": "exponent of the protection factor"})
+    redundancy_top_k: int = 5
+    score: str = "lp"
+    ties: str = "lowest index"
+
+    def check(self) -> None:
+        """Raise `UsageError` for a value outside its range."""
+        for name, low, high in (("rho", 0.0, 1.0), ("eta", 0.0, 1.0), ("alpha", 0.0, 1.0)):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise UsageError(f"--{name} must lie in [{low:g}, {high:g}], not {value:g}")
+        if not 0 < self.gamma < float("inf"):
+            raise UsageError(f"--gamma must be positive, not {self.gamma:g}")
+        if self.support_size < 1:
+            raise UsageError(f"--support must be at least 1, not {self.support_size}")
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """The model that was measured (attributes of ``/model``)."""
+
+    id: str
+    revision: str
+    source: str
+    model_type: str
+    architectures: tuple[str, ...]
+    config: str
+    config_sha256: str
+    dtype: str
+    parameters: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """One build's share of the calibration tokens: the merge key."""
+
+    id: str
+    source: str
+    revision: str
+    range: str
+    sequences: int
+    tokens: int
+    producer: str
+
+
+@dataclass(frozen=True)
+class CalibrationRecord:
+    """What the model was measured on (``/calibration``).
+
+    ``token_ids`` has shape (sequence, position), int32, and is None where it was not stored;
+    ``sequence_sha256`` is always there. ``split_of`` and ``source_of`` have shape (sequence,).
+    """
+
+    loss: str
+    metric_definition: str
+    tokenizer: str
+    seq_len: int
+    seed: int
+    mean_loss: float
+    sequence_sha256: tuple[str, ...]
+    source_of: np.ndarray
+    split_of: np.ndarray
+    contributions: tuple[Contribution, ...]
+    token_ids: np.ndarray | None = None
+
+    @property
+    def sequences(self) -> int:
+        return len(self.sequence_sha256)
+
+    @property
+    def tokens(self) -> int:
+        return self.sequences * self.seq_len
+
+
+@dataclass(frozen=True)
+class TensorSlice:
+    """Where one role of an FFN lies in the checkpoint.
+
+    Attributes:
+        role: ``write``, ``up``, ``gate``, or one of these with ``_bias``.
+        tensor: Name in the checkpoint files.
+        parameter: Name of the parameter in the loaded model.
+        axis: Axis that runs over channels; None for a bias that is not per channel.
+        start, stop, step: Channel i is at index ``start + i * step`` of that axis.
+    """
+
+    role: str
+    tensor: str
+    parameter: str
+    axis: int | None
+    start: int = 0
+    stop: int = 0
+    step: int = 1
+
+    def indices(self, channels: np.ndarray) -> np.ndarray:
+        """Positions on ``axis`` of ``channels`` (int array) in the checkpoint tensor."""
+        return self.start + np.asarray(channels, dtype=np.int64) * self.step
+
+
+@dataclass(frozen=True)
+class Block:
+    """One FFN of the model: its place in the model, in the atlas and in the checkpoint."""
+
+    index: int
+    layer_index: int
+    place: str
+    module: str
+    stack: str
+    row: int
+    n_channels: int
+    n_experts: int
+    tensors: tuple[TensorSlice, ...]
+
+    def tensors_json(self) -> str:
+        return json.dumps([dataclasses.asdict(tensor) for tensor in self.tensors], separators=(",", ":"))
+
+    @staticmethod
+    def tensors_from_json(text: str) -> tuple[TensorSlice, ...]:
+        """Parse the ``tensors`` column. Raises `AtlasError` on anything else than what we write."""
+        try:
+            rows = json.loads(text)
+            slices = tuple(TensorSlice(**row) for row in rows)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise AtlasError(f"the FFN table's tensors column is not valid: {error}") from None
+        for item in slices:
+            numbers = (item.start, item.stop, item.step)
+            if not (
+                all(isinstance(text, str) for text in (item.role, item.tensor, item.parameter))
+                and (item.axis is None or (type(item.axis) is int and 0 <= item.axis <= 3))
+                and all(type(number) is int for number in numbers)
+                and 0 <= item.start <= item.stop
+                and item.step >= 1
+            ):
+                raise AtlasError("the FFN table's tensors column holds a slice that cannot be")
+        return slices
+
+
+@dataclass(frozen=True)
+class ProducerRecord:
+    """How the file came to be (``/producer``)."""
+
+    versions: Mapping[str, str]
+    command: str
+    hardware: str
+    seconds: float
+    peak_memory_bytes: int
+    history: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class StackData:
+    """FFNs of one kind, place and width.
+
+    Attributes:
+        name: Group name below ``/stacks``.
+        kind: ``dense``, ``experts`` or ``shared``.
+        layers: Layer index of every row, int32 (layer,).
+        variables: Name to array, dimensions per `chanfmt.schema.STACK_VARIABLES`.
+    """
+
+    name: str
+    kind: str
+    gated: bool
+    activation: str
+    layers: np.ndarray
+    n_channels: int
+    n_experts: int
+    splits: int
+    variables: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class AtlasContent:
+    """A whole atlas in memory: what the writer takes."""
+
+    title: str
+    model: ModelRecord
+    calibration: CalibrationRecord
+    labels: LabelSettings
+    blocks: tuple[Block, ...]
+    stacks: tuple[StackData, ...]
+    producer: ProducerRecord
+    status: str = "complete"

@@ -1,0 +1,247 @@
+"""Every name in an importance atlas, once: variables, attributes, labels, dimensions, units.
+
+The writer, the reader, the command lines, the terminal browser and ``spec/`` follow from the
+tables here. Pure data: importing this module costs nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FORMAT = "channel-importance-atlas"
+FORMAT_VERSION = "1.0"
+CONVENTIONS = "CF-1.11"
+METRIC_DEFINITION = "scar-1"
+LOSS = "sum of next-token NLL, nats"
+SPLITS = 8
+"""Number of splits the calibration sequences fall into."""
+KNOWN_FEATURES: frozenset[str] = frozenset()
+"""Words of ``features_required`` that this reader understands (none are defined in 1.0)."""
+
+LABEL_NONE, LABEL_HALO, LABEL_SUPERNODE = 0, 1, 2
+LABELS: dict[int, str] = {LABEL_NONE: "none", LABEL_HALO: "halo", LABEL_SUPERNODE: "supernode"}
+
+STATUSES = ("complete", "partial")
+STACK_KINDS = ("dense", "experts", "shared")
+PLACES = ("decoder", "encoder", "other")
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One array of the file.
+
+    Attributes:
+        name: Dataset name.
+        dtype: One of ``f4 f8 i4 i8 u1 str``; little-endian, ``str`` is variable-length UTF-8.
+        dimensions: Dimension names, slowest first. In a stack of kind ``experts`` an ``expert``
+            dimension follows ``layer``.
+        long_name: CF ``long_name``: what the number is.
+        units: CF ``units``; ``1`` is dimensionless or in the model's own activation units.
+        merge: How two atlases combine it: ``sum max equal derive drop index``.
+        required: Whether a complete atlas must hold it.
+        gated_only: Present only where the FFN has a gate.
+        heading: Column heading of at most ten characters.
+    """
+
+    name: str
+    dtype: str
+    dimensions: tuple[str, ...]
+    long_name: str
+    units: str
+    merge: str
+    required: bool = True
+    gated_only: bool = False
+    heading: str = ""
+
+
+_CHANNEL = ("layer", "channel")
+
+SUMS: tuple[Variable, ...] = (
+    Variable("sum_u", "f8", _CHANNEL, "sum over tokens of u", "1", "sum"),
+    Variable("sum_u2", "f8", _CHANNEL, "sum over tokens of u^2", "1", "sum"),
+    Variable("sum_s2", "f8", _CHANNEL, "sum over tokens of s^2, s = dL/du", "nats2", "sum"),
+    Variable("sum_q", "f8", _CHANNEL, "sum over tokens of q = u s", "nats", "sum"),
+    Variable("sum_abs_q", "f8", _CHANNEL, "sum over tokens of |u s|", "nats", "sum"),
+    Variable("sum_q2", "f8", _CHANNEL, "sum over tokens of (u s)^2", "nats2", "sum"),
+)
+
+METRICS: tuple[Variable, ...] = (
+    Variable("lp", "f4", _CHANNEL, "loss proxy, 1/2 E[(u s)^2]", "nats2", "derive", heading="LP"),
+    Variable(
+        "lp_factored", "f4", _CHANNEL, "factored loss proxy, 1/2 E[u^2] E[s^2]", "nats2", "derive",
+        heading="LP fact",
+    ),
+    Variable(
+        "activation_power", "f4", _CHANNEL, "activation power, E[u^2]", "1", "derive", heading="act pow",
+    ),
+    Variable("curvature", "f4", _CHANNEL, "curvature, E[s^2]", "nats2", "derive", heading="curv"),
+    Variable("taylor", "f4", _CHANNEL, "first-order importance, E[|u s|]", "nats", "derive", heading="taylor"),
+    Variable(
+        "write_norm", "f4", _CHANNEL, "L2 norm of the write vector", "1", "equal", heading="w write",
+    ),
+    Variable(
+        "gate_norm", "f4", _CHANNEL, "L2 norm of the gate row", "1", "equal", gated_only=True, heading="w gate",
+    ),
+    Variable("up_norm", "f4", _CHANNEL, "L2 norm of the up row", "1", "equal", heading="w up"),
+    Variable(
+        "connectivity", "f4", _CHANNEL,
+        "share of the write vector's L1 norm on the layer's write support", "1", "derive", heading="conn",
+    ),
+    Variable(
+        "redundancy", "f4", _CHANNEL,
+        "mean of the largest -1/2 log(1 - max(r,0)^2) to supernodes, r = Pearson correlation of q",
+        "nats", "drop", required=False, heading="redund",
+    ),
+    Variable(
+        "redundancy_null", "f4", _CHANNEL,
+        "redundancy against the same supernodes shifted by one sequence", "nats", "drop",
+        required=False, heading="red null",
+    ),
+    Variable(
+        "protection", "f4", _CHANNEL, "protection factor of the halo, 1 outside it", "1", "derive", heading="protect",
+    ),
+    Variable(
+        "read_connectivity", "f4", _CHANNEL,
+        "share of the read rows' L1 norm on the previous layer's write support", "1", "derive",
+        heading="read conn",
+    ),
+)
+
+STACK_VARIABLES: tuple[Variable, ...] = (
+    Variable("tokens", "i8", ("layer",), "tokens that reached the FFN", "1", "sum"),
+    Variable("tokens_split", "i8", ("split", "layer"), "tokens that reached the FFN, per split", "1", "sum"),
+    *SUMS,
+    Variable("sum_q2_split", "f8", ("split", "layer", "channel"), "sum over tokens of (u s)^2, per split", "nats2", "sum"),
+    Variable("max_abs_u", "f4", _CHANNEL, "largest |u|", "1", "max"),
+    Variable("write_norm_l1", "f4", _CHANNEL, "L1 norm of the write vector", "1", "equal"),
+    *METRICS,
+    Variable(
+        "wanda_group", "f4", _CHANNEL,
+        "sum over gate, up and write weights of |W| times the RMS of that weight's input", "1", "drop",
+        required=False,
+    ),
+    Variable("label", "u1", _CHANNEL, "0 none, 1 halo, 2 supernode", "1", "derive"),
+    Variable(
+        "redundancy_tokens", "i8", ("layer",), "tokens behind the redundancy correlations", "1", "drop", required=False,
+    ),
+    Variable(
+        "core_covered", "f4", ("layer",),
+        "share of the supernodes that were in the candidate core when correlations were accumulated",
+        "1", "drop", required=False,
+    ),
+)
+
+INDEX_VARIABLES: tuple[Variable, ...] = (
+    Variable("layer", "i4", ("layer",), "layer index in the model", "1", "index"),
+    Variable("channel", "i4", ("channel",), "channel index in the FFN", "1", "index"),
+    Variable("expert", "i4", ("expert",), "expert index in the FFN", "1", "index", required=False),
+    Variable("split", "i4", ("split",), "calibration split", "1", "index"),
+)
+
+CALIBRATION_VARIABLES: tuple[Variable, ...] = (
+    Variable("sequence", "i4", ("sequence",), "sequence index", "1", "index"),
+    Variable("position", "i4", ("position",), "token position in the sequence", "1", "index", required=False),
+    Variable("token_ids", "i4", ("sequence", "position"), "token ids of every calibration sequence", "1", "sum", required=False),
+    Variable("sequence_sha256", "str", ("sequence",), "SHA-256 of the sequence's little-endian int32 token ids", "", "sum"),
+    Variable("source_of", "i4", ("sequence",), "row of the contribution table the sequence came from", "1", "sum"),
+    Variable("split_of", "u1", ("sequence",), "split the sequence was counted in", "1", "sum"),
+    Variable("contribution", "i4", ("contribution",), "contribution index", "1", "index"),
+    Variable("contribution_id", "str", ("contribution",), "unique id of the contribution", "", "sum"),
+    Variable("contribution_source", "str", ("contribution",), "calibration source", "", "sum"),
+    Variable("contribution_revision", "str", ("contribution",), "revision of the source, or SHA-256 of its text", "", "sum"),
+    Variable("contribution_range", "str", ("contribution",), "blocks of the packed source that were drawn from", "", "sum"),
+    Variable("contribution_sequences", "i8", ("contribution",), "sequences contributed", "1", "sum"),
+    Variable("contribution_tokens", "i8", ("contribution",), "tokens contributed", "1", "sum"),
+    Variable("contribution_producer", "str", ("contribution",), "program that measured them", "", "sum"),
+)
+
+BLOCK_VARIABLES: tuple[Variable, ...] = (
+    Variable("block", "i4", ("block",), "FFN index, in model order", "1", "index"),
+    Variable("layer_index", "i4", ("block",), "layer index in the model", "1", "equal"),
+    Variable("place", "str", ("block",), "decoder, encoder or other", "", "equal"),
+    Variable("module", "str", ("block",), "module that holds the write projection", "", "equal"),
+    Variable("stack", "str", ("block",), "stack that holds the block's arrays", "", "equal"),
+    Variable("row", "i4", ("block",), "row of the stack's layer dimension", "1", "equal"),
+    Variable("n_channels", "i4", ("block",), "channels of the FFN", "1", "equal"),
+    Variable("n_experts", "i4", ("block",), "experts of the FFN, 0 where it is dense", "1", "equal"),
+    Variable("tensors", "str", ("block",), "checkpoint tensors and their slices, JSON", "", "equal"),
+)
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """One attribute of a group: ``type`` is ``str``, ``int`` or ``float``."""
+
+    name: str
+    type: str
+    meaning: str
+    required: bool = True
+
+
+ATTRIBUTES: dict[str, tuple[Attribute, ...]] = {
+    "/": (
+        Attribute("format", "str", f'the constant "{FORMAT}"'),
+        Attribute("format_version", "str", "MAJOR.MINOR of this specification"),
+        Attribute("features_required", "str", "space-separated words a reader must understand; empty in 1.0"),
+        Attribute("status", "str", "complete or partial"),
+        Attribute("Conventions", "str", "CF conventions followed"),
+        Attribute("title", "str", "one line for people"),
+        Attribute("producer", "str", "program and version"),
+        Attribute("created", "str", "ISO 8601, UTC"),
+        Attribute("content_sha256", "str", "digest over data, attributes and dimensions"),
+    ),
+    "/model": (
+        Attribute("id", "str", "Hub id, or the name of the directory or file; a label, never a path to open"),
+        Attribute("revision", "str", "commit the weights came from; empty where there is none"),
+        Attribute("source", "str", "hub, local or gguf"),
+        Attribute("model_type", "str", "transformers model type"),
+        Attribute("architectures", "str", "JSON list of class names"),
+        Attribute("config", "str", "the model's config.json"),
+        Attribute("config_sha256", "str", "SHA-256 of config"),
+        Attribute("dtype", "str", "dtype the model was run in"),
+        Attribute("parameters", "int", "number of parameters"),
+        Attribute("fingerprint", "str", "SHA-256 over tensor names, shapes, dtypes and a sample of the bytes"),
+    ),
+    "/calibration": (
+        Attribute("loss", "str", f'the loss differentiated: "{LOSS}"'),
+        Attribute("metric_definition", "str", "version of the metric definitions"),
+        Attribute("tokenizer", "str", "tokenizer used"),
+        Attribute("seq_len", "int", "tokens in every sequence"),
+        Attribute("seed", "int", "seed of the sample"),
+        Attribute("mean_loss", "float", "mean next-token NLL over the calibration tokens, nats"),
+    ),
+    "/labels": (
+        Attribute("rho", "float", "share of channels that are supernodes"),
+        Attribute("eta", "float", "share of the others that are halo"),
+        Attribute("support_size", "int", "dimensions in the write support"),
+        Attribute("alpha", "float", "floor of the protection factor"),
+        Attribute("gamma", "float", "exponent of the protection factor"),
+        Attribute("redundancy_top_k", "int", "supernodes averaged in redundancy"),
+        Attribute("score", "str", "metric that ranks supernodes"),
+        Attribute("ties", "str", "how ties are broken"),
+    ),
+    "/producer": (
+        Attribute("versions", "str", "JSON object: package to version"),
+        Attribute("command", "str", "command line that built the file"),
+        Attribute("hardware", "str", "device the model ran on"),
+        Attribute("seconds", "float", "seconds of measurement"),
+        Attribute("peak_memory_bytes", "int", "peak resident memory of the producing process"),
+        Attribute("history", "str", "one JSON object a line per command that touched the file"),
+    ),
+    "/stacks/*": (
+        Attribute("kind", "str", "dense, experts or shared"),
+        Attribute("gated", "int", "1 where the FFN has a gate projection"),
+        Attribute("activation", "str", "activation function named by the model's config"),
+    ),
+}
+
+METRIC_BY_NAME: dict[str, Variable] = {metric.name: metric for metric in METRICS}
+STACK_VARIABLE_BY_NAME: dict[str, Variable] = {variable.name: variable for variable in STACK_VARIABLES}
+
+
+def stack_dimensions(variable: Variable, kind: str) -> tuple[str, ...]:
+    """Dimensions of ``variable`` in a stack of ``kind`` (spec section "Stacks")."""
+    if kind != "experts" or "layer" not in variable.dimensions or variable in INDEX_VARIABLES:
+        return variable.dimensions
+    position = variable.dimensions.index("layer") + 1
+    return (*variable.dimensions[:position], "expert", *variable.dimensions[position:])

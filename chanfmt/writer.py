@@ -1,0 +1,184 @@
+"""Write an atlas: build the HDF5 image in memory, check it, publish it whole (spec section "Writing")."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from chanfmt import __version__, schema
+from chanfmt.atlas import Atlas
+from chanfmt.container import read_text
+from chanfmt.digest import content_sha256
+from chanfmt.errors import CheckError
+from chanfmt.files import atomic_file, check_space
+from chanfmt.records import AtlasContent, StackData
+
+_NUMPY = {"f4": "<f4", "f8": "<f8", "i4": "<i4", "i8": "<i8", "u1": "u1"}
+
+
+def write_atlas(content: AtlasContent, path: str | Path) -> str:
+    """Write ``content`` to ``path``, whole or not at all. Returns the content digest.
+
+    Raises:
+        CheckError: The written image does not read back as an atlas.
+        ChanfmtError: The disk is full or the place cannot be written.
+    """
+    path = Path(path)
+    image, digest = atlas_image(content)
+    check_space(path.absolute().parent, len(image))
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(image)
+        with Atlas.open(temporary, verify=True) as atlas:
+            if atlas.content_sha256 != digest:
+                raise CheckError("the written atlas does not read back with its own digest")
+    return digest
+
+
+def atlas_image(content: AtlasContent) -> tuple[bytes, str]:
+    """The bytes of ``content`` as an atlas file, and its content digest.
+
+    h5py never writes to the disk itself: on a full one it can crash at close (FORMAT rules).
+    """
+    file = h5py.File("atlas", "w", driver="core", backing_store=False, track_order=True)
+    try:
+        _write_root(file, content)
+        _write_model(file, content)
+        _write_calibration(file, content)
+        _write_labels(file, content)
+        _write_blocks(file, content)
+        stacks = file.create_group("stacks", track_order=True)
+        for stack in content.stacks:
+            _write_stack(stacks, stack)
+        _write_producer(file, content)
+        digest = content_sha256(file)
+        file.attrs["content_sha256"] = digest
+        file.flush()
+        return file.id.get_file_image(), digest
+    finally:
+        file.close()
+
+
+def _write_root(file: h5py.File, content: AtlasContent) -> None:
+    file.attrs["format"] = schema.FORMAT
+    file.attrs["format_version"] = schema.FORMAT_VERSION
+    file.attrs["features_required"] = ""
+    file.attrs["status"] = content.status
+    file.attrs["Conventions"] = schema.CONVENTIONS
+    file.attrs["title"] = content.title
+    file.attrs["producer"] = f"chanfmt {__version__}"
+    file.attrs["created"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def _write_model(file: h5py.File, content: AtlasContent) -> None:
+    group = file.create_group("model", track_order=True)
+    values = dataclasses.asdict(content.model) | {"architectures": json.dumps(content.model.architectures)}
+    _set_attributes(group, "/model", values)
+
+
+def _write_calibration(file: h5py.File, content: AtlasContent) -> None:
+    record = content.calibration
+    group = file.create_group("calibration", track_order=True)
+    _set_attributes(group, "/calibration", {
+        "loss": record.loss, "metric_definition": record.metric_definition, "tokenizer": record.tokenizer,
+        "seq_len": record.seq_len, "seed": record.seed, "mean_loss": record.mean_loss,
+    })
+    rows = record.contributions
+    arrays: dict[str, Any] = {
+        "sequence": np.arange(record.sequences),
+        "sequence_sha256": list(record.sequence_sha256),
+        "source_of": record.source_of,
+        "split_of": record.split_of,
+        "contribution": np.arange(len(rows)),
+        **{f"contribution_{name}": [getattr(row, name) for row in rows]
+           for name in ("id", "source", "revision", "range", "sequences", "tokens", "producer")},
+    }
+    if record.token_ids is not None:
+        arrays["position"] = np.arange(record.seq_len)
+        arrays["token_ids"] = record.token_ids
+    _write_variables(group, schema.CALIBRATION_VARIABLES, arrays, "dense")
+
+
+def _write_labels(file: h5py.File, content: AtlasContent) -> None:
+    _set_attributes(file.create_group("labels", track_order=True), "/labels", dataclasses.asdict(content.labels))
+
+
+def _write_blocks(file: h5py.File, content: AtlasContent) -> None:
+    blocks = content.blocks
+    arrays: dict[str, Any] = {
+        name: [getattr(block, name) for block in blocks]
+        for name in ("layer_index", "place", "module", "stack", "row", "n_channels", "n_experts")
+    }
+    arrays["block"] = np.arange(len(blocks))
+    arrays["tensors"] = [block.tensors_json() for block in blocks]
+    _write_variables(file.create_group("block", track_order=True), schema.BLOCK_VARIABLES, arrays, "dense")
+
+
+def _write_stack(parent: h5py.Group, stack: StackData) -> None:
+    group = parent.create_group(stack.name, track_order=True)
+    _set_attributes(group, "/stacks/*", {
+        "kind": stack.kind, "gated": int(stack.gated), "activation": stack.activation,
+    })
+    arrays: dict[str, Any] = {
+        "layer": stack.layers, "channel": np.arange(stack.n_channels), "split": np.arange(stack.splits),
+    }
+    if stack.kind == "experts":
+        arrays["expert"] = np.arange(stack.n_experts)
+    arrays |= stack.variables
+    _write_variables(group, (*schema.INDEX_VARIABLES, *schema.STACK_VARIABLES), arrays, stack.kind)
+    label = group["label"]
+    label.attrs["flag_values"] = np.array(list(schema.LABELS), dtype="u1")
+    label.attrs["flag_meanings"] = " ".join(schema.LABELS.values())
+
+
+def _write_producer(file: h5py.File, content: AtlasContent) -> None:
+    record = content.producer
+    _set_attributes(file.create_group("producer", track_order=True), "/producer", {
+        "versions": json.dumps(dict(record.versions), sort_keys=True), "command": record.command,
+        "hardware": record.hardware, "seconds": record.seconds, "peak_memory_bytes": record.peak_memory_bytes,
+        "history": "\n".join(json.dumps(dict(line), sort_keys=True) for line in record.history),
+    })
+
+
+def _set_attributes(group: h5py.Group, table: str, values: dict[str, Any]) -> None:
+    convert = {"str": str, "int": np.int64, "float": np.float64}
+    for attribute in schema.ATTRIBUTES[table]:
+        group.attrs[attribute.name] = convert[attribute.type](values[attribute.name])
+
+
+def _write_variables(
+    group: h5py.Group, table: tuple[schema.Variable, ...], arrays: dict[str, Any], kind: str
+) -> None:
+    scales = [variable for variable in table if variable.dimensions == (variable.name,)]
+    for variable in [*scales, *(variable for variable in table if variable not in scales)]:
+        if variable.name not in arrays:
+            continue
+        dataset = _create(group, variable, arrays[variable.name])
+        dataset.attrs["long_name"] = variable.long_name
+        if variable.units:
+            dataset.attrs["units"] = variable.units
+        if variable in scales:
+            dataset.make_scale(variable.name)
+            continue
+        dimensions = schema.stack_dimensions(variable, kind)
+        for axis, dimension in enumerate(dimensions):
+            if dataset.shape[axis] != group[dimension].shape[0]:
+                raise CheckError(f"{dataset.name}: axis {dimension} has length {dataset.shape[axis]}")
+            dataset.dims[axis].attach_scale(group[dimension])
+
+
+def _create(group: h5py.Group, variable: schema.Variable, values: Any) -> h5py.Dataset:
+    if variable.dtype == "str":
+        texts = [read_text(value, variable.name) for value in values]
+        return group.create_dataset(
+            variable.name, data=texts, dtype=h5py.string_dtype("utf-8"), track_order=True
+        )
+    array = np.ascontiguousarray(values, dtype=_NUMPY[variable.dtype])
+    if array.dtype.kind == "f" and np.isinf(array).any():
+        raise CheckError(f"{group.name}/{variable.name} would hold an infinite value")
+    return group.create_dataset(variable.name, data=array, track_order=True)
