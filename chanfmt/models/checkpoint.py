@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from chanfmt.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -217,7 +219,7 @@ def _entry(file: Path, name: str, item: Any, base: int) -> TensorEntry:
     if not isinstance(item, dict):
         raise ModelError(f"{where} is not described")
     dtype, shape, offsets = item.get("dtype"), item.get("shape"), item.get("data_offsets")
-    if dtype not in DTYPE_BITS:
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise ModelError(f"{where} has the unknown dtype {dtype!r}")
     if not _counts(shape) or len(shape) > _MAX_RANK or not _counts(offsets) or len(offsets) != 2:
         raise ModelError(f"{where} has no valid shape and byte range")
@@ -227,7 +229,7 @@ def _entry(file: Path, name: str, item: Any, base: int) -> TensorEntry:
     return entry
 
 
-def _counts(value: Any) -> bool:
+def _counts(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 62 for item in value)
 
 
