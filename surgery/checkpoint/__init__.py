@@ -1,0 +1,1 @@
+"""Cut a safetensors checkpoint tensor by tensor, without building the model."""
