@@ -1,0 +1,1 @@
+"""From a MODEL argument to its FFNs: resolve, load, discover, map to checkpoint tensors."""

@@ -1,0 +1,63 @@
+"""GGUF files as ordinary checkpoints: dequantised once into the user's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from chanfmt.console import say
+from chanfmt.errors import MissingPackageError, ModelError
+from chanfmt.files import atomic_directory
+
+
+def dequantized_directory(path: Path) -> Path:
+    """A float32 safetensors checkpoint of the GGUF file ``path``, made on first use.
+
+    Raises:
+        ModelError: transformers cannot read the file.
+        MissingPackageError: The ``gguf`` package is not installed.
+    """
+    target = _cache() / f"{path.stem}-{_sha256(path)[:16]}"
+    if not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        say(f"dequantising {path.name} to {target} (once)")
+        _convert(path, target)
+    return target
+
+
+def _convert(path: Path, target: Path) -> None:
+    try:
+        import gguf  # noqa: F401
+    except ImportError:
+        raise MissingPackageError("gguf", "gguf", "reading a GGUF file") from None
+    import torch
+    import transformers
+
+    extra = {}
+    if hasattr(transformers, "GgufConfig"):
+        extra["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32, **extra
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except (OSError, ValueError, RuntimeError, KeyError, NotImplementedError) as error:
+        raise ModelError(f"transformers cannot read {path}: {error}") from error
+    # The weights are dense now; what is left of the quantiser would refuse to save them.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    with atomic_directory(target) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+
+
+def _cache() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "chanfmt" / "gguf"
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

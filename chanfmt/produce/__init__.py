@@ -1,0 +1,1 @@
+"""Measure a model: text to tokens, tokens to sums, sums to an atlas."""

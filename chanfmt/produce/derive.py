@@ -1,0 +1,113 @@
+"""Statistics and weights to labelled stacks: the last step of a build, without running anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from chanfmt import labels, metrics, schema
+from chanfmt.models.discover import FFN
+from chanfmt.models.weights import FFNWeights, norms, wanda_group
+from chanfmt.produce.statistics import ChannelStatistics
+from chanfmt.records import LabelSettings, StackData
+
+
+def layer_variables(
+    statistics: ChannelStatistics,
+    weights: FFNWeights,
+    settings: LabelSettings,
+    previous_support: np.ndarray | None,
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Every array of one FFN, and its write support for the next layer's read connectivity.
+
+    Args:
+        previous_support: Write support of the layer before, None for the first.
+
+    Returns:
+        Name to values in `chanfmt.schema.STACK_VARIABLES`, without the layer dimension; support (K,).
+    """
+    n_channels = statistics.n_channels
+    tokens = np.int64(statistics.tokens)
+    variables: dict[str, np.ndarray] = {
+        "tokens": np.asarray(tokens),
+        "tokens_split": statistics.tokens_split,
+        **{name: values.cpu().numpy() for name, values in statistics.sums.items()},
+        "sum_q2_split": statistics.split_q2.cpu().numpy(),
+        "max_abs_u": statistics.max_abs_u.cpu().numpy(),
+        **norms(weights),
+    }
+    variables |= metrics.derive_metrics(variables, tokens)
+    variables["wanda_group"] = wanda_group(
+        weights, statistics.read_power.cpu().numpy() / tokens, variables["sum_u2"] / tokens
+    )
+    # Labels rank the stored float32 metrics, so that a reader who ranks them gets the same sets.
+    core = labels.supernodes(variables["lp"], settings.rho)
+    support = labels.write_support(weights.write, core, settings.support_size)
+    variables["connectivity"] = labels.connectivity(weights.write, support).astype(np.float32)
+    halo = labels.halo(variables["connectivity"], core, settings.eta)
+    variables["label"] = labels.label_array(n_channels, core, halo)
+    variables["read_connectivity"] = (
+        np.full(n_channels, np.nan) if previous_support is None
+        else labels.read_connectivity(list(weights.reads.values()), previous_support)
+    )
+    variables |= _redundancy(statistics, core, settings)
+    variables["protection"] = labels.protection(variables["redundancy"], halo, settings.alpha, settings.gamma)
+    return variables, support
+
+
+def stack_layers(
+    ffns: Sequence[FFN], layers: Sequence[dict[str, np.ndarray]], activation: str, place: str
+) -> tuple[list[StackData], list[tuple[str, int]]]:
+    """Stack FFNs of equal width and gating; arrays gain the layer dimension.
+
+    Returns:
+        The stacks, and per FFN its stack's name and its row there.
+    """
+    groups: dict[tuple[int, bool], list[int]] = {}
+    for index, ffn in enumerate(ffns):
+        groups.setdefault((ffn.width, ffn.gated), []).append(index)
+    widths_alone = len({width for width, _ in groups}) == len(groups)
+    stacks, position = [], {}
+    for (width, gated), members in groups.items():
+        name = place
+        if len(groups) > 1:
+            name = f"{place}-{width}" if widths_alone else f"{place}-{width}{'-gated' if gated else ''}"
+        for row, index in enumerate(members):
+            position[index] = (name, row)
+        stacks.append(StackData(
+            name, "dense", gated, activation, np.array([ffns[index].layer_index for index in members], dtype=np.int32),
+            width, 0, schema.SPLITS, dict(_stacked([layers[index] for index in members])),
+        ))
+    return stacks, [position[index] for index in range(len(ffns))]
+
+
+def _stacked(rows: list[dict[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
+    for name in rows[0]:
+        axis = schema.STACK_VARIABLE_BY_NAME[name].dimensions.index("layer")
+        yield name, np.stack([row[name] for row in rows], axis=axis)
+
+
+def _redundancy(
+    statistics: ChannelStatistics, core: np.ndarray, settings: LabelSettings
+) -> dict[str, np.ndarray]:
+    """Redundancy to the part of ``core`` that was among the candidates, and its null."""
+    correlation = statistics.core
+    if correlation is None or correlation.real.count < 2:
+        undefined = np.full(statistics.n_channels, np.nan)
+        return {"redundancy": undefined, "redundancy_null": undefined,
+                "redundancy_tokens": np.asarray(0), "core_covered": np.asarray(0.0)}
+    candidates = correlation.candidates.cpu().numpy()
+    columns = np.flatnonzero(np.isin(candidates, core))
+    covered = candidates[columns]
+    top_k = settings.redundancy_top_k
+    null = (
+        labels.redundancy_to_core(correlation.null.correlation(columns), covered, top_k)
+        if correlation.null.count >= 2 else np.full(statistics.n_channels, np.nan)
+    )
+    return {
+        "redundancy": labels.redundancy_to_core(correlation.real.correlation(columns), covered, top_k),
+        "redundancy_null": null,
+        "redundancy_tokens": np.asarray(correlation.real.count),
+        "core_covered": np.asarray(len(covered) / len(core)),
+    }

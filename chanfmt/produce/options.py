@@ -1,0 +1,59 @@
+"""Options of `atlas build`: the command line's flags and the Python API's argument."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from chanfmt.errors import UsageError
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What to measure, on what, and where to put it."""
+
+    model: str = field(metadata={"help": "Hub id, local directory, or .gguf file", "positional": "MODEL"})
+    output: str = field(metadata={"help": "atlas file to write", "flag": "--output", "short": "-o", "metavar": "FILE"})
+    revision: str | None = field(default=None, metadata={"help": "branch, tag or commit on the Hub"})
+    calib: str = field(
+        default="wikitext2",
+        metadata={
+            "help": "calibration text: wikitext2, c4, pydoc (ships with Python), a .txt, .jsonl or .parquet file, "
+            "or any data set as NAME[:CONFIG][@SPLIT]",
+            "metavar": "SOURCE",
+        },
+    )
+    sequences: int = field(default=64, metadata={"help": "calibration sequences"})
+    seq_len: int = field(default=512, metadata={"help": "tokens in a sequence"})
+    seed: int = field(default=0, metadata={"help": "seed of the sample"})
+    batch_size: str = field(default="auto", metadata={"help": "sequences in a batch, or auto"})
+    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:1, ..."})
+    dtype: str = field(
+        default="auto", metadata={"help": "auto, float32, bfloat16, float16 or float64; auto is float32 on a CPU"}
+    )
+    no_store_tokens: bool = field(default=False, metadata={"help": "keep only the hashes of the calibration tokens"})
+    trust_remote_code: bool = field(default=False, metadata={"help": "run the model repository's own code"})
+    overwrite: bool = field(default=False, metadata={"help": "replace an existing output"})
+    dry_run: bool = field(default=False, metadata={"help": "find the FFNs and say what would be measured"})
+    quiet: bool = field(default=False, metadata={"help": "no progress, no narration"})
+
+    def check(self) -> None:
+        """Raise `UsageError` for a value that cannot be."""
+        for name in ("sequences", "seq_len"):
+            low = 2 if name == "seq_len" else 1
+            if getattr(self, name) < low:
+                raise UsageError(f"--{name.replace('_', '-')} must be at least {low}, not {getattr(self, name)}")
+        _ = self.batch
+
+    @property
+    def batch(self) -> int | None:
+        """Sequences in a batch, None for automatic."""
+        if self.batch_size == "auto":
+            return None
+        if not self.batch_size.isdigit() or int(self.batch_size) < 1:
+            raise UsageError(f"--batch-size must be a positive number or auto, not {self.batch_size!r}")
+        return int(self.batch_size)
+
+    @property
+    def path(self) -> Path:
+        return Path(self.output).expanduser()

@@ -1,0 +1,134 @@
+"""Exact sufficient statistics of one FFN's channels, accumulated on the device."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from chanfmt import labels, schema
+
+CANDIDATE_SHARE = 0.05
+"""Share of the channels kept as candidates for the core while redundancy is accumulated."""
+
+
+class ChannelStatistics:
+    """Sums over tokens for the m channels of one FFN (spec section "Sums").
+
+    Products are formed in float32 (float64 where the model is); each sequence is summed in that
+    precision, and sequences add up in float64.
+    """
+
+    def __init__(self, n_channels: int, read_inputs: int, device: torch.device) -> None:
+        self.n_channels = n_channels
+        self.device = device
+        self.sums = {variable.name: self._zeros(n_channels) for variable in schema.SUMS}
+        self.split_q2 = self._zeros(schema.SPLITS, n_channels)
+        self.max_abs_u = torch.zeros(n_channels, device=device)
+        self.tokens_split = np.zeros(schema.SPLITS, dtype=np.int64)
+        self.read_power = self._zeros(read_inputs)
+        self.core: CoreCorrelation | None = None
+
+    def add_read_input(self, x: torch.Tensor) -> None:
+        """Add the reads' input ``x`` (..., d) to the sums of squares that `wanda_group` needs."""
+        self.read_power += _wide(x).reshape(-1, x.shape[-1]).square().sum(0)
+
+    def add(self, u: torch.Tensor, s: torch.Tensor, split_of: torch.Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            u: Write inputs, (sequence, token, m).
+            s: dL/du of the summed loss, same shape.
+            split_of: Split of each sequence, int64 (sequence,).
+        """
+        u, s = _wide(u), _wide(s)
+        q = u * s
+        q2 = q.square().sum(1).double()
+        q_total = q.sum(1).double()
+        self.sums["sum_u"] += u.sum(1).double().sum(0)
+        self.sums["sum_u2"] += u.square().sum(1).double().sum(0)
+        self.sums["sum_s2"] += s.square().sum(1).double().sum(0)
+        self.sums["sum_q"] += q_total.sum(0)
+        self.sums["sum_abs_q"] += q.abs().sum(1).double().sum(0)
+        self.sums["sum_q2"] += q2.sum(0)
+        self.split_q2.index_add_(0, split_of.to(self.device), q2)
+        largest = torch.maximum(u.amax((0, 1)), -u.amin((0, 1)))
+        self.max_abs_u = torch.maximum(self.max_abs_u, largest.float())
+        self.tokens_split += np.bincount(split_of.cpu().numpy(), minlength=schema.SPLITS) * u.shape[1]
+        if self.core is not None:
+            self.core.add(q, q_total, q2)
+
+    def choose_core(self, rho: float) -> None:
+        """Fix the candidate core from the tokens so far and start correlating with it."""
+        count = max(math.ceil(CANDIDATE_SHARE * self.n_channels), 2 * labels.supernode_count(self.n_channels, rho))
+        lp = self.sums["sum_q2"].cpu().numpy()
+        candidates = labels.top_indices(lp, min(count, self.n_channels))
+        self.core = CoreCorrelation(torch.from_numpy(candidates).to(self.device), self.n_channels)
+
+    @property
+    def tokens(self) -> int:
+        return int(self.tokens_split.sum())
+
+    def _zeros(self, *shape: int) -> torch.Tensor:
+        return torch.zeros(shape, dtype=torch.float64, device=self.device)
+
+
+class CoreCorrelation:
+    """Cross moments of q between all channels and c candidates, and the same with a shift as null.
+
+    The null pairs each sequence's q with the candidates' q of the sequence before it: same
+    marginals, same positions, no shared text.
+    """
+
+    def __init__(self, candidates: torch.Tensor, n_channels: int) -> None:
+        self.candidates = candidates
+        self.real = _PairSums(n_channels, len(candidates), candidates.device)
+        self.null = _PairSums(n_channels, len(candidates), candidates.device)
+        self._last: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+
+    def add(self, q: torch.Tensor, q_total: torch.Tensor, q2: torch.Tensor) -> None:
+        """Add q (sequence, token, m) with its sums over tokens ``q_total`` and ``q2`` (sequence, m)."""
+        core, core_total, core_q2 = q[..., self.candidates], q_total[:, self.candidates], q2[:, self.candidates]
+        self.real.add(q, core, q_total, q2, core_total, core_q2)
+        if self._last is None:
+            self.null.add(q[1:], core[:-1], q_total[1:], q2[1:], core_total[:-1], core_q2[:-1])
+        else:
+            before, before_total, before_q2 = self._last
+            self.null.add(
+                q, torch.cat([before, core[:-1]]), q_total, q2,
+                torch.cat([before_total, core_total[:-1]]), torch.cat([before_q2, core_q2[:-1]]),
+            )
+        self._last = (core[-1:].clone(), core_total[-1:].clone(), core_q2[-1:].clone())
+
+
+class _PairSums:
+    """Raw sums that Pearson correlations between m channels and c others follow from."""
+
+    def __init__(self, n_channels: int, n_others: int, device: torch.device) -> None:
+        self.count = 0
+        self.cross = torch.zeros(n_channels, n_others, dtype=torch.float64, device=device)
+        self.channel = torch.zeros(2, n_channels, dtype=torch.float64, device=device)
+        self.other = torch.zeros(2, n_others, dtype=torch.float64, device=device)
+
+    def add(
+        self, q: torch.Tensor, other: torch.Tensor, q_total: torch.Tensor, q2: torch.Tensor,
+        other_total: torch.Tensor, other_q2: torch.Tensor,
+    ) -> None:
+        if not len(q):
+            return
+        self.count += q.shape[0] * q.shape[1]
+        self.cross += q.reshape(-1, q.shape[-1]).T @ other.reshape(-1, other.shape[-1])
+        self.channel += torch.stack([q_total.sum(0), q2.sum(0)])
+        self.other += torch.stack([other_total.sum(0), other_q2.sum(0)])
+
+    def correlation(self, columns: np.ndarray) -> np.ndarray:
+        """Pearson correlations with the candidates at ``columns``, float64 (m, len(columns))."""
+        channel, other = self.channel.cpu().numpy(), self.other.cpu().numpy()[:, columns]
+        return labels.pearson(
+            self.cross.cpu().numpy()[:, columns], channel[0], channel[1], other[0], other[1], self.count
+        )
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    return x if x.dtype == torch.float64 else x.float()

@@ -1,0 +1,164 @@
+"""Text to measure on: files, data sets, and the language reference that ships with Python.
+
+A source gives *rows*; the text is its non-empty rows joined by a blank line, as the paper joins
+the rows of WikiText-2. Sources that have splits calibrate on one and evaluate on the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from chanfmt.errors import MissingPackageError, UsageError
+
+MAX_CHARACTERS = 16_000_000
+"""Text taken from one source at most: all of WikiText-2, and not all of C4."""
+
+ALIASES = {
+    "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1", {"calibrate": "train", "evaluate": "test"}),
+    "c4": ("allenai/c4", "en", {"calibrate": "train", "evaluate": "validation"}),
+}
+"""Short names of data sets: repository, configuration, split per purpose."""
+
+PYDOC_HELD_OUT = 5
+"""Every fifth topic of the language reference is kept for evaluation."""
+
+Purpose = Literal["calibrate", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Text:
+    """One source's text.
+
+    Attributes:
+        source: Name of the source as recorded in the atlas.
+        revision: SHA-256 of ``text``; with the source's name it says what was read.
+        text: Non-empty rows joined by a blank line.
+    """
+
+    source: str
+    revision: str
+    text: str
+
+
+def read_text(source: str, purpose: Purpose) -> Text:
+    """The text of ``source``.
+
+    Args:
+        source: ``pydoc``, ``wikitext2``, ``c4``, a ``.txt``, ``.jsonl`` or ``.parquet`` file (a
+            ``.txt`` is one row; the others have a ``text`` column), or ``NAME[:CONFIG][@SPLIT]``
+            of any data set on the Hub with a ``text`` column.
+        purpose: Which split, where the source has several.
+
+    Raises:
+        UsageError: The source does not exist, cannot be read, or holds no text.
+    """
+    path = Path(source).expanduser()
+    if source == "pydoc":
+        name, rows = f"pydoc/{purpose}", _pydoc_rows(purpose)
+    elif path.suffix in (".txt", ".jsonl", ".parquet"):
+        name, rows = path.name, _file_rows(path)
+    elif path.exists():
+        raise UsageError(f"{source} is not a text source", hint="use a .txt, .jsonl or .parquet file")
+    else:
+        name, rows = _dataset_rows(source, purpose)
+    text = "\n\n".join(_bounded(row for row in rows if row.strip()))
+    if not text.strip():
+        raise UsageError(f"the text source {source} is empty", hint="choose another file or data set")
+    return Text(name, hashlib.sha256(text.encode("utf-8", "replace")).hexdigest(), text)
+
+
+def _bounded(rows: Iterable[str]) -> Iterator[str]:
+    total = 0
+    for row in rows:
+        if total + len(row) > MAX_CHARACTERS:
+            yield row[: MAX_CHARACTERS - total]
+            return
+        total += len(row)
+        yield row
+
+
+def _pydoc_rows(purpose: Purpose) -> Iterator[str]:
+    from pydoc_data.topics import topics
+
+    for index, name in enumerate(sorted(topics)):
+        if (index % PYDOC_HELD_OUT == PYDOC_HELD_OUT - 1) == (purpose == "evaluate"):
+            yield topics[name]
+
+
+def _file_rows(path: Path) -> Iterator[str]:
+    if not path.is_file():
+        raise UsageError(f"the text file {path} does not exist")
+    try:
+        if path.suffix == ".txt":
+            # A part of a character more than needed is cut off again by _bounded.
+            with open(path, encoding="utf-8") as file:
+                yield file.read(MAX_CHARACTERS)
+        elif path.suffix == ".jsonl":
+            with open(path, encoding="utf-8") as file:
+                for number, line in enumerate(file, 1):
+                    if line.strip():
+                        yield _json_row(line, f"{path}, line {number}")
+        else:
+            yield from _parquet_rows(path)
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not UTF-8 text") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _json_row(line: str, where: str) -> str:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        raise UsageError(f"{where}: not JSON") from None
+    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+        raise UsageError(f"{where}: no text in a field called 'text'")
+    return row["text"]
+
+
+def _parquet_rows(path: Path) -> Iterator[str]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise MissingPackageError("pyarrow", "datasets", "reading a .parquet file") from None
+    try:
+        with parquet.ParquetFile(path) as file:
+            if "text" not in file.schema_arrow.names:
+                raise UsageError(f"{path} has no column 'text'")
+            for batch in file.iter_batches(columns=["text"]):
+                yield from (value for value in batch.column(0).to_pylist() if isinstance(value, str))
+    except ArrowException as error:
+        raise UsageError(f"{path} is not a readable parquet file: {str(error).splitlines()[0]}") from None
+
+
+def _dataset_rows(source: str, purpose: Purpose) -> tuple[str, Iterator[str]]:
+    if source in ALIASES:
+        name, config, splits = ALIASES[source]
+        split = splits[purpose]
+    else:
+        rest, _, split = source.partition("@")
+        name, _, config = rest.partition(":")
+        split = split or ("train" if purpose == "calibrate" else "test")
+    try:
+        import datasets
+    except ImportError:
+        raise MissingPackageError("datasets", "datasets", f"the data set {source}") from None
+    try:
+        rows: Any = datasets.load_dataset(name, config or None, split=split, streaming=True)
+        first = next(iter(rows), None)
+    # datasets raises a dozen kinds for a name it cannot find, a network it cannot reach, a bad split.
+    except Exception as error:
+        raise UsageError(
+            f"the data set {source} cannot be read ({type(error).__name__}: {str(error).strip().splitlines()[0]})",
+            hint="offline, use --calib pydoc or a .txt, .jsonl or .parquet file",
+        ) from None
+    if first is not None and not isinstance(first.get("text"), str):
+        raise UsageError(f"the data set {source} has no text column called 'text'")
+    label = "/".join(part for part in (name, config, split) if part)
+    return label, (row["text"] for row in itertools.chain(rows))
