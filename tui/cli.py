@@ -1,0 +1,40 @@
+"""``atlas-tui FILE``: check the file, then show it."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from chanfmt import __version__
+from chanfmt.console import Parser, run_command
+from chanfmt.errors import UsageError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = Parser(prog="atlas-tui", description="Browse an importance atlas in the terminal.")
+    parser.add_argument("file", metavar="FILE", help="the atlas")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.set_defaults(run=_run)
+    return run_command(parser, arguments)
+
+
+def _run(options: argparse.Namespace) -> int:
+    # Late, so that --help and a wrong option answer at once.
+    from tui.load import read_snapshot
+
+    snapshot = read_snapshot(options.file)
+    if not (all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))):
+        raise UsageError(
+            "atlas-tui needs a terminal",
+            hint=f"for a pipe or a file: atlas info {options.file}, atlas show {options.file} --layer 0",
+        )
+    from tui.app import AtlasApp
+
+    app = AtlasApp(snapshot)
+    app.run()
+    return app.return_code or 0

@@ -1,0 +1,81 @@
+"""The keys of a screen, read from its bindings: for the key line, the help and the palette."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from textual.dom import DOMNode
+    from textual.screen import Screen
+
+KEY_NAMES = {
+    "enter": "⏎", "escape": "esc", "up": "↑", "down": "↓", "left": "←", "right": "→", "slash": "/",
+    "question_mark": "?", "comma": ",", "full_stop": ".", "left_square_bracket": "[", "right_square_bracket": "]",
+    "colon": ":", "pageup": "pgup", "pagedown": "pgdn",
+}
+Piece = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class KeyRow:
+    """One action: its keys, a word for the key line, a sentence for the help, and how to run it."""
+
+    keys: tuple[str, ...]
+    word: str
+    sentence: str
+    shown: bool
+    action: str
+    node: DOMNode
+
+
+def key_rows(screen: Screen[Any]) -> list[KeyRow]:
+    """Every documented action of ``screen``: its own first, then the focused widget's, then the app's."""
+    rows: dict[tuple[str, int], KeyRow] = {}
+    for active in screen.active_bindings.values():
+        binding = active.binding
+        if not binding.tooltip:
+            continue
+        key = (binding.action, id(active.node))
+        earlier = rows[key].keys if key in rows else ()
+        name = KEY_NAMES.get(binding.key, binding.key)
+        rows[key] = KeyRow(
+            (*earlier, name), binding.description, binding.tooltip, binding.show, binding.action, active.node
+        )
+    order = {id(screen): 0, id(screen.app): 2}
+    return sorted(rows.values(), key=lambda row: order.get(id(row.node), 1))
+
+
+def key_line(rows: list[KeyRow], width: int) -> list[Piece]:
+    """The shown keys that fit in ``width`` cells; the last (help) always does."""
+    words: dict[str, list[str]] = {}
+    for row in rows:
+        if row.shown:
+            words.setdefault(row.word, []).append(row.keys[0])
+    *others, last = [(" ".join(keys), word) for word, keys in words.items()]
+    room = width - len(last[0]) - len(last[1]) - 2
+    pieces: list[Piece] = [(" ", "")]
+    for key, word in others:
+        size = len(key) + 1 + len(word) + 2
+        if size > room:
+            break
+        room -= size
+        pieces += [(key, "strong"), (f" {word}  ", "")]
+    return [*pieces, (last[0], "strong"), (f" {last[1]}", "")]
+
+
+def help_lines(rows: list[KeyRow], width: int) -> list[list[Piece]]:
+    """Keys and sentences in two columns, in one where ``width`` has no room for two."""
+    columns = 2 if width >= 70 else 1
+    cells = width // columns
+    entries = [(" ".join(row.keys), row.sentence) for row in rows]
+    keys_width = min(16, max(len(keys) for keys, _ in entries))
+    depth = -(-len(entries) // columns)
+    lines: list[list[Piece]] = []
+    for line in range(depth):
+        pieces: list[Piece] = []
+        for keys, sentence in entries[line::depth]:
+            room = cells - keys_width - 2
+            pieces += [(f"{keys:>{keys_width}}", "strong"), (f" {sentence[:room]:<{room}} ", "")]
+        lines.append(pieces)
+    return lines

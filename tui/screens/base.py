@@ -1,0 +1,191 @@
+"""What both screens are: title, table and panel, legend, status, find line, keys."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal
+from textual.screen import Screen
+from textual.widgets import Input
+
+from tui import view
+from tui.keys import key_line, key_rows
+from tui.text import spread
+from tui.widgets.lines import Line, Lines
+
+if TYPE_CHECKING:
+    import numpy as np
+    from textual import events
+    from textual.app import ComposeResult
+
+    from tui.app import AtlasApp
+    from tui.model import Browser
+    from tui.widgets.line_table import LineTable
+
+
+COMMON_BINDINGS: list[BindingType] = [
+    Binding("i", "axis", "rank/idx", tooltip="x axis: log rank or index"),
+    Binding("m", "metric", "metric", tooltip="choose the metric"),
+    Binding("slash", "find", "find", tooltip="find"),
+    Binding("n", "find_next(1)", "next", show=False, tooltip="find the next"),
+    Binding("N", "find_next(-1)", "previous", show=False, tooltip="find the previous"),
+    Binding("y", "copy", "copy", tooltip="copy the row"),
+]
+"""Keys of every screen, for subclasses to put among their own."""
+
+
+class BrowserScreen(Screen[None]):
+    """A table of the atlas. Subclasses say what the lines around it hold and what a find matches."""
+
+    AUTO_FOCUS = "#table"
+    FIND_HINT: ClassVar[str]
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012
+    VERTICAL_BREAKPOINTS = [(0, "-short"), (14, "-tall")]  # noqa: RUF012
+    def __init__(self, table: LineTable) -> None:
+        super().__init__()
+        self.table = table
+        self.query_text = ""
+        self._notice = ""
+
+    @property
+    def atlas_app(self) -> AtlasApp:
+        return cast("AtlasApp", self.app)
+
+    @property
+    def browser(self) -> Browser:
+        return self.atlas_app.browser
+
+    # What subclasses say.
+
+    def show_browser(self) -> None:
+        """Show the app's new browser, keeping the cursor where it can stay."""
+        raise NotImplementedError
+
+    def title_texts(self) -> tuple[str, str]:
+        """Left and right of the title line."""
+        raise NotImplementedError
+
+    def status_text(self) -> str:
+        """What is under the cursor."""
+        raise NotImplementedError
+
+    def panel_lines(self, width: int, height: int) -> list[Line]:
+        raise NotImplementedError
+
+    def legend_line(self, width: int) -> Line:
+        raise NotImplementedError
+
+    def copy_text(self) -> str:
+        """The row under the cursor as tab-separated names and values."""
+        raise NotImplementedError
+
+    def matches(self, query: str) -> np.ndarray:
+        """Rows that ``query`` finds, bool (row,)."""
+        raise NotImplementedError
+
+    # Painting.
+
+    def compose(self) -> ComposeResult:
+        yield Lines(id="title")
+        with Horizontal(id="body"):
+            yield self.table
+            yield Lines(id="panel")
+        yield Lines(id="legend")
+        yield Lines(id="status")
+        find = Input(placeholder=self.FIND_HINT, id="find", compact=True, select_on_focus=False)
+        find.cursor_blink = False
+        yield find
+        yield Lines(id="keys")
+
+    def say(self, notice: str) -> None:
+        """Show ``notice`` in the status line until the next key."""
+        self._notice = notice
+        self.paint_status()
+
+    def paint(self) -> None:
+        """Bring every line up to date; those that did not change are not painted."""
+        width = self.size.width
+        left, right = self.title_texts()
+        self._lines("title").show([(spread(f" {left}", f"{right} ", width), "")])
+        self.paint_status()
+        panel = self._lines("panel")
+        panel.show(*(self.panel_lines(panel.size.width, panel.size.height) if panel.display else ()))
+        legend = self._lines("legend")
+        legend.show(*([self.legend_line(width)] if legend.display else ()))
+        self._lines("keys").show(key_line(key_rows(self), width))
+
+    def paint_status(self) -> None:
+        count = f"count {self.table.count}_" if self.table.count else ""
+        text = spread(f" {self.status_text()}", f"{count or self._notice} ", self.size.width)
+        self._lines("status").show([(text, "")])
+
+    def _lines(self, name: str) -> Lines:
+        return self.query_one(f"#{name}", Lines)
+
+    def on_mount(self) -> None:
+        self.show_browser()
+
+    def on_resize(self) -> None:
+        # After the children know their new sizes.
+        self.call_after_refresh(self.paint)
+
+    def on_screen_resume(self) -> None:
+        self.call_after_refresh(self.paint)
+
+    def on_key(self, event: events.Key) -> None:
+        if self._notice:
+            self.say("")
+
+    def on_line_table_cursor_moved(self) -> None:
+        self.paint()
+
+    def on_line_table_column_marked(self) -> None:
+        self.paint()
+
+    def on_line_table_count_typed(self) -> None:
+        self.paint_status()
+
+    # Actions.
+
+    def action_axis(self) -> None:
+        self.browser.log_axis = not self.browser.log_axis
+        self.table.refresh()
+        self.paint()
+
+    def action_metric(self) -> None:
+        self.atlas_app.choose_metric()
+
+    def action_copy(self) -> None:
+        self.atlas_app.copy(self.copy_text())
+        self.say("copied")
+
+    def action_find(self) -> None:
+        find = self.query_one("#find", Input)
+        find.value = ""
+        self.add_class("-finding")
+        find.focus()
+
+    def close_find(self) -> None:
+        self.remove_class("-finding")
+        self.table.focus()
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        self.query_text = event.value.strip() or self.query_text
+        self.close_find()
+        self.action_find_next(1)
+
+    def action_find_next(self, step: int) -> None:
+        if not self.query_text:
+            self.say("nothing to find: / first")
+            return
+        for _ in range(self.table.take_count() or 1):
+            row = view.next_match(self.matches(self.query_text), self.table.cursor, step)
+            if row is None:
+                self.say(f"not found: {self.query_text}")
+                return
+            self.table.go_to(row)
+
+    def action_escape(self) -> None:
+        """Close the find line."""
+        self.close_find()

@@ -1,0 +1,114 @@
+"""The layer screen's table: one row per channel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from chanfmt import schema
+from tui import view
+from tui.text import number, percent
+from tui.widgets.line_table import Column, LineTable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tui.model import Browser
+
+LABEL_STYLES = {schema.LABEL_HALO: "halo", schema.LABEL_SUPERNODE: "super"}
+
+
+class ChannelTable(LineTable):
+    """Channels of one FFN in the order asked for; ``order`` maps rows to channels."""
+
+    def __init__(self, browser: Browser, ffn: int) -> None:
+        super().__init__(sort_key=browser.metric, descending=True, marked=browser.metric)
+        self.browser = browser
+        self.ffn = ffn
+        self.order = np.zeros(0, dtype=np.int64)
+        self.ranking = browser.ranking(ffn)
+        self._arrays: Mapping[str, np.ndarray] = {}
+        self._labels = browser.snapshot.labels_of(ffn)
+        self._digits = 3
+
+    @property
+    def channel(self) -> int:
+        """The channel under the cursor."""
+        return int(self.order[self.cursor])
+
+    def show(self, browser: Browser, ffn: int, *, channel: int | None = None, row: int = 0) -> None:
+        """Show FFN ``ffn`` of ``browser``, sorted as before, the cursor on ``channel`` or else on ``row``."""
+        if self.sort_key == self.browser.metric:
+            self.sort_key = browser.metric
+        if self.marked == self.browser.metric:
+            self.marked = browser.metric
+        self.browser = browser
+        self.ffn = ffn
+        self.ranking = browser.ranking(ffn)
+        self._labels = browser.snapshot.labels_of(ffn)
+        self.layout_columns()
+        self.sort(channel=channel, row=row)
+
+    def sort(self, *, channel: int | None = None, row: int = 0) -> None:
+        """Put the rows in order and the cursor on ``channel``, or else on ``row``."""
+        self.order = view.order_by(self._sort_values(), descending=self.descending)
+        place = None if channel is None else np.flatnonzero(self.order == channel)
+        self.set_rows(len(self.order), row if place is None or not len(place) else int(place[0]))
+
+    def layout_columns(self) -> None:
+        """Choose columns and digits for the width."""
+        snapshot, metric = self.browser.snapshot, self.browser.metric
+        self._digits = 4 if self.row_width >= 100 else 3
+        width = self._digits + 5
+        others = [name for name in snapshot.metrics if name != metric]
+        self._arrays = {name: snapshot.values(self.ffn, name) for name in (metric, *others)}
+        ids = max(5, len(str(len(self._labels) - 1)))
+        columns = (
+            Column("rank", "rank", ids),
+            Column("channel", "ch", ids),
+            Column("label", "label", 6),
+            self._metric_column(metric, width),
+            Column("share", "share", 6),
+            Column("cumulative", "cum", 6),
+            *(self._metric_column(name, width) for name in others),
+        )
+        self.set_columns(columns, 4)
+
+    def _metric_column(self, name: str, width: int) -> Column:
+        heading = schema.METRIC_BY_NAME[name].heading
+        return Column(name, heading, max(width, len(heading) + 1))
+
+    def on_resize(self) -> None:
+        self.layout_columns()
+        super().on_resize()
+
+    def cells(self, row: int) -> list[tuple[str, str]]:
+        channel = int(self.order[row])
+        ranking, digits = self.ranking, self._digits
+        label = int(self._labels[channel])
+        decimals = 2 if digits == 4 else 1
+        metrics = [(number(float(array[channel]), digits), "") for array in self._arrays.values()]
+        return [
+            (str(ranking.rank[channel]), ""),
+            (str(channel), ""),
+            (view.LABEL_TEXT.get(label, str(label)), LABEL_STYLES.get(label, "")),
+            metrics[0],
+            (percent(float(ranking.share[channel]), decimals), ""),
+            (percent(float(ranking.cumulative[channel]), decimals), ""),
+            *metrics[1:],
+        ]
+
+    def _sort_values(self) -> np.ndarray:
+        if self.sort_key == "rank":
+            return self.ranking.rank
+        if self.sort_key == "channel":
+            return np.arange(len(self._labels))
+        if self.sort_key == "label":
+            return self._labels
+        # Shares fall as the metric does; their own rounding could reorder ties.
+        if self.sort_key == "share":
+            return self.ranking.values
+        if self.sort_key == "cumulative":
+            return self.ranking.cumulative
+        return self._arrays[self.sort_key]

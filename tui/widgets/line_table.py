@@ -1,0 +1,325 @@
+"""A table that renders only the lines on screen; a million rows cost nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from rich.segment import Segment
+from textual.binding import Binding, BindingType
+from textual.geometry import Size
+from textual.message import Message
+from textual.reactive import reactive
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+if TYPE_CHECKING:
+    from rich.style import Style
+    from textual import events
+
+CONTEXT = 2
+"""Rows kept in sight above and below the cursor."""
+MAX_COUNT_DIGITS = 7
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: ``key`` says what it sorts by; ``width`` is without the gap before it."""
+
+    key: str
+    heading: str
+    width: int
+
+
+class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
+    """Rows under a fixed heading, a cursor, a column mark, and vi-like movement with counts.
+
+    Subclasses say what a row holds with `cells`, and may fill the rest of the line with `tail`.
+    Columns before ``frozen`` stay when the others are scrolled.
+    """
+
+    COMPONENT_CLASSES: ClassVar[set[str]] = {
+        "line-table--heading", "line-table--marked", "line-table--cursor", "line-table--super", "line-table--halo",
+    }
+    DEFAULT_CSS = """
+    LineTable {
+        scrollbar-size-vertical: 1;
+        overflow-x: hidden;
+        & > .line-table--heading { color: $text-muted; }
+        & > .line-table--marked { color: $text-accent; text-style: bold underline; }
+        & > .line-table--cursor { background: $block-cursor-blurred-background; text-style: bold; }
+        & > .line-table--super { color: $text-accent; }
+        & > .line-table--halo { color: $text-warning; }
+    }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("j,down", "move(1)", "down", show=False, tooltip="down (12j: twelve rows)"),
+        Binding("k,up", "move(-1)", "up", show=False, tooltip="up"),
+        Binding("g,home", "top", "top", show=False, tooltip="first row (12g: row 12)"),
+        Binding("G,end", "bottom", "bottom", show=False, tooltip="last row (12G: row 12)"),
+        Binding("ctrl+d", "page(0.5)", "half page down", show=False, tooltip="half a page down"),
+        Binding("ctrl+u", "page(-0.5)", "half page up", show=False, tooltip="half a page up"),
+        Binding("pagedown", "page(1.0)", "page down", show=False, tooltip="a page down"),
+        Binding("pageup", "page(-1.0)", "page up", show=False, tooltip="a page up"),
+        Binding("h,left", "scroll_columns(-1)", "left", show=False, tooltip="columns to the left"),
+        Binding("l,right", "scroll_columns(1)", "right", show=False, tooltip="columns to the right"),
+        Binding("s", "sort(True)", "sort", tooltip="sort, largest first"),
+        Binding("S", "sort(False)", "sort up", show=False, tooltip="sort, smallest first"),
+        Binding("comma", "mark(-1)", "mark left", show=False, tooltip="mark the column left"),
+        Binding("full_stop", "mark(1)", "mark right", show=False, tooltip="mark the column right"),
+    ]
+
+    cursor: reactive[int] = reactive(0, init=False, repaint=False)
+    count: reactive[str] = reactive("", init=False, repaint=False)
+
+    class CursorMoved(Message):
+        """The cursor is on another row, or the row holds something else."""
+
+    class Opened(Message):
+        """The row under the cursor was chosen with the mouse."""
+
+    class Sorted(Message):
+        """Another order was asked for; the table's ``sort_key`` and ``descending`` say which."""
+
+    class CountTyped(Message):
+        """A count was typed, or used up."""
+
+    class ColumnMarked(Message):
+        """Another column is marked."""
+
+    def __init__(self, *, sort_key: str, descending: bool, marked: str) -> None:
+        super().__init__(id="table")
+        self.columns: tuple[Column, ...] = ()
+        self.frozen = 1
+        self.row_count = 0
+        self.sort_key = sort_key
+        self.descending = descending
+        self.marked = marked
+        self._offset = 0
+        self._styles: dict[str, Style] = {}
+
+    # What subclasses say.
+
+    def cells(self, row: int) -> list[tuple[str, str]]:
+        """Text and style (``""``, ``super`` or ``halo``) of every column of ``row``."""
+        raise NotImplementedError
+
+    def tail(self, row: int, width: int, base: Style) -> list[Segment]:
+        """What follows the columns, at most ``width`` cells."""
+        return []
+
+    def tail_heading(self, width: int) -> str:
+        """The heading over `tail`."""
+        return ""
+
+    # What screens use.
+
+    def set_columns(self, columns: tuple[Column, ...], frozen: int) -> None:
+        """Replace the columns; mark and order stay where their column does, and else go to the last frozen one."""
+        self.columns = columns
+        self.frozen = frozen
+        keys = [column.key for column in columns]
+        if self.marked not in keys:
+            self.marked = keys[frozen - 1]
+        if self.sort_key not in keys:
+            self.sort_key = keys[frozen - 1]
+        self._offset = min(self._offset, len(columns) - frozen - 1)
+        self.refresh()
+
+    def set_rows(self, count: int, cursor: int) -> None:
+        """Say that there are ``count`` rows, all of them new, and put the cursor on one."""
+        self.row_count = count
+        self.virtual_size = Size(0, count + 1)
+        self.set_reactive(LineTable.cursor, max(0, min(cursor, count - 1)))
+        self._show_cursor()
+        self.refresh()
+        self.post_message(self.CursorMoved())
+
+    def take_count(self) -> int | None:
+        """The count typed before a key, used up."""
+        count, self.count = self.count, ""
+        return int(count) if count else None
+
+    @property
+    def shown_columns(self) -> list[Column]:
+        """Columns that fit, in order."""
+        room = self.row_width - 1
+        shown: list[Column] = []
+        for column in (*self.columns[: self.frozen], *self.columns[self.frozen + self._offset :]):
+            room -= column.width + 1
+            if room < 0 and shown:
+                break
+            shown.append(column)
+        return shown
+
+    @property
+    def row_width(self) -> int:
+        """Cells of a line, without the scrollbar."""
+        return self.scrollable_size.width
+
+    @property
+    def page_rows(self) -> int:
+        return max(1, self.size.height - 1)
+
+    # Painting.
+
+    def style(self, name: str, *, cursor: bool = False) -> Style:
+        """Component style ``name``, over the cursor's where ``cursor``; made once a theme."""
+        key = f"{name}/{cursor}"
+        if key not in self._styles:
+            style = self.rich_style
+            if cursor:
+                style += self.get_component_rich_style("line-table--cursor", partial=True)
+            if name:
+                style += self.get_component_rich_style(f"line-table--{name}", partial=True)
+            self._styles[key] = style
+        return self._styles[key]
+
+    def notify_style_update(self) -> None:
+        self._styles.clear()
+        super().notify_style_update()
+
+    def render_line(self, y: int) -> Strip:
+        row = y - 1 + self.scroll_offset.y
+        if y == 0:
+            segments, base = self._heading(), self.style("heading")
+        elif row < self.row_count:
+            segments, base = self._row(row), self.style("", cursor=row == self.cursor)
+        else:
+            segments, base = [], self.style("")
+        return Strip(segments).adjust_cell_length(self.row_width, base)
+
+    def _heading(self) -> list[Segment]:
+        heading = self.style("heading")
+        segments = [Segment(" ", heading)]
+        used = 1
+        for column in self.shown_columns:
+            arrow = ("▾" if self.descending else "▴") if column.key == self.sort_key else ""
+            text = f"{column.heading}{arrow}"
+            if column.key == self.marked:
+                pad = " " * (column.width - len(text))
+                segments += [Segment(f"{pad}›", heading), Segment(text, self.style("marked"))]
+            else:
+                segments.append(Segment(f" {text:>{column.width}}", heading))
+            used += column.width + 1
+        segments.append(Segment(self.tail_heading(self.row_width - used), heading))
+        return segments
+
+    def _row(self, row: int) -> list[Segment]:
+        on_cursor = row == self.cursor
+        base = self.style("", cursor=on_cursor)
+        texts = dict(zip((column.key for column in self.columns), self.cells(row), strict=True))
+        text = "▶" if on_cursor else " "
+        used = 1
+        segments = []
+        for column in self.shown_columns:
+            cell, style = texts[column.key]
+            padded = f" {cell:>{column.width}}"
+            if style:
+                segments += [Segment(text, base), Segment(padded, self.style(style, cursor=on_cursor))]
+                text = ""
+            else:
+                text += padded
+            used += column.width + 1
+        segments.append(Segment(text, base))
+        return segments + self.tail(row, self.row_width - used, base)
+
+    # Movement.
+
+    def watch_cursor(self, old: int, new: int) -> None:
+        if old == new:
+            return
+        self.refresh_lines(old + 1)
+        self.refresh_lines(new + 1)
+        self._show_cursor()
+        self.post_message(self.CursorMoved())
+
+    def watch_count(self) -> None:
+        self.post_message(self.CountTyped())
+
+    def on_resize(self) -> None:
+        self.virtual_size = Size(0, self.row_count + 1)
+        self._show_cursor()
+
+    def go_to(self, row: int) -> None:
+        """Put the cursor on ``row``, or the nearest there is."""
+        self.cursor = max(0, min(row, self.row_count - 1))
+
+    def _show_cursor(self) -> None:
+        context = min(CONTEXT, (self.page_rows - 1) // 2)
+        first = self.scroll_offset.y
+        top = min(first, self.cursor - context)
+        top = max(top, self.cursor + context + 1 - self.page_rows)
+        self._scroll_rows(top)
+
+    def _scroll_rows(self, top: int) -> None:
+        if top != self.scroll_offset.y:
+            self.scroll_to(y=top, animate=False)
+
+    def on_key(self, event: events.Key) -> None:
+        if event.character and event.character in "0123456789" and (self.count or event.character != "0"):
+            self.count = (self.count + event.character)[:MAX_COUNT_DIGITS]
+            event.stop()
+            event.prevent_default()
+        elif event.key == "escape" and self.count:
+            self.count = ""
+            event.stop()
+            event.prevent_default()
+
+    def action_move(self, step: int) -> None:
+        self.go_to(self.cursor + step * (self.take_count() or 1))
+
+    def action_top(self) -> None:
+        self.go_to((self.take_count() or 1) - 1)
+
+    def action_bottom(self) -> None:
+        self.go_to((self.take_count() or self.row_count) - 1)
+
+    def action_page(self, pages: float) -> None:
+        rows = max(1, round(abs(pages) * self.page_rows)) * (self.take_count() or 1)
+        step = rows if pages > 0 else -rows
+        self._scroll_rows(self.scroll_offset.y + step)
+        self.go_to(self.cursor + step)
+
+    def action_scroll_columns(self, step: int) -> None:
+        last = len(self.columns) - self.frozen - 1
+        self._offset = max(0, min(self._offset + step * (self.take_count() or 1), last))
+        self.refresh()
+
+    # Sorting.
+
+    def action_sort(self, descending: bool) -> None:
+        self.sort_key = self.marked
+        self.descending = descending
+        self.post_message(self.Sorted())
+
+    def action_mark(self, step: int) -> None:
+        keys = [column.key for column in self.columns]
+        place = max(0, min(keys.index(self.marked) + step * (self.take_count() or 1), len(keys) - 1))
+        self.marked = keys[place]
+        if place >= self.frozen:
+            self._offset = min(self._offset, place - self.frozen)
+            while self._offset < place - self.frozen and self.marked not in [item.key for item in self.shown_columns]:
+                self._offset += 1
+        self.refresh()
+        self.post_message(self.ColumnMarked())
+
+    def on_click(self, event: events.Click) -> None:
+        if event.y == 0:
+            self._click_heading(event.x)
+            return
+        row = event.y - 1 + self.scroll_offset.y
+        if row >= self.row_count:
+            return
+        if row == self.cursor:
+            self.post_message(self.Opened())
+        self.go_to(row)
+
+    def _click_heading(self, x: int) -> None:
+        end = 1
+        for column in self.shown_columns:
+            end += column.width + 1
+            if x < end:
+                self.marked = column.key
+                self.action_sort(not self.descending if column.key == self.sort_key else True)
+                return
