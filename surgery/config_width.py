@@ -16,9 +16,40 @@ from surgery.stock import Shapes, meta_shapes, parse_config
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from chanfmt.models.checkpoint import CheckpointIndex
+    from surgery.checkpoint.cuts import Cut
+    from surgery.plan import PruningPlan
+
 Path = tuple[str, ...]
 
 _LIKELY_UNSET = ("inner", "inter", "ffn", "ff", "mlp", "feed")
+
+
+def wanted_shapes(
+    plan: PruningPlan, index: CheckpointIndex, cuts: Mapping[str, Cut], before: Shapes
+) -> Shapes:
+    """Shapes that the loaded model must have after ``cuts``, by parameter name.
+
+    Args:
+        index: The uncut checkpoint.
+        before: Shapes of the stock model for the uncut config.
+
+    Raises:
+        ModelError: A parameter of the plan is not in the model, or is laid out otherwise than on disk.
+    """
+    wanted = dict(before)
+    for block in plan.blocks:
+        for item in block.tensors:
+            if item.tensor not in cuts:
+                continue
+            on_disk = index.tensors[item.tensor].shape
+            if before.get(item.parameter) != on_disk:
+                raise ModelError(
+                    f"the tensor {item.tensor!r} has shape {list(on_disk)} on disk, and the model's parameter "
+                    f"{item.parameter!r} {'has another' if item.parameter in before else 'does not exist'}"
+                )
+            wanted[item.parameter] = cuts[item.tensor].shape
+    return wanted
 
 
 def narrow_config(

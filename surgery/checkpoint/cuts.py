@@ -62,7 +62,7 @@ def plan_cuts(plan: PruningPlan, index: CheckpointIndex) -> dict[str, Cut]:
 
 def _cut(name: str, entry: TensorEntry, slices: list[TensorSlice], block: BlockPlan) -> Cut:
     if DTYPE_BITS[entry.dtype] < 8:
-        raise ModelError(f"the tensor {name!r} is packed as {entry.dtype}, which cannot be cut", hint="dequantise first")
+        raise ModelError(f"the tensor {name!r} is packed as {entry.dtype} and cannot be cut", hint="dequantise first")
     axis = slices[0].axis
     if axis is None or axis >= len(entry.shape) or any(item.axis != axis for item in slices):
         raise ModelError(f"the plan cuts {name!r} along an axis that it does not have")
@@ -70,8 +70,7 @@ def _cut(name: str, entry: TensorEntry, slices: list[TensorSlice], block: BlockP
     claimed = np.zeros(length, dtype=bool)
     stays = np.ones(length, dtype=bool)
     for item in slices:
-        channels = range(item.start, item.stop, item.step)
-        if len(channels) != block.n_channels or channels[-1] >= length:
+        if item.stop > length or len(range(item.start, item.stop, item.step)) != block.n_channels:
             raise ModelError(
                 f"the plan sees {block.n_channels} channels in {name!r}, and the checkpoint's has shape "
                 f"{list(entry.shape)}"

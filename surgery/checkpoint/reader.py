@@ -51,7 +51,7 @@ def gather(entry: TensorEntry, axis: int, positions: np.ndarray) -> Iterator[np.
     array = view(entry).reshape(outer, entry.shape[axis], inner)
     if outer == 1:
         for part in _parts(len(positions), inner * array.itemsize):
-            yield array[:, positions[part]]
+            yield np.take(array, positions[part], axis=1)
     else:
         for part in _parts(outer, entry.shape[axis] * inner * array.itemsize):
             yield np.take(array[part], positions, axis=1)

@@ -1,0 +1,197 @@
+"""Prove that a cut checkpoint is what it claims to be, before anyone sees it."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chanfmt.errors import CheckError
+from chanfmt.models.checkpoint import CheckpointIndex
+from surgery.plan import CHECK_TOKENS, PruningPlan
+from surgery.stock import Shapes, meta_shapes, model_class, quiet
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from surgery.checkpoint.cuts import Cut
+
+LOGIT_TOLERANCE = 1e-4
+"""Largest accepted max|difference| / max|masked dense logits|, both models in float32."""
+
+
+@dataclass(frozen=True)
+class ShapeCheck:
+    """Check 1: every tensor on disk and every parameter of the stock model has its shape."""
+
+    tensors: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class LogitCheck:
+    """Check 2: the cut model computes what the dense one computes with the channels masked.
+
+    Attributes:
+        relative_error: max|difference| / max|masked dense logits|.
+        tolerance: Largest accepted value of it.
+        tokens: Tokens compared.
+        text: ``calibration`` or ``random``: where the tokens are from.
+    """
+
+    relative_error: float
+    tolerance: float
+    tokens: int
+    text: str
+
+
+def check_shapes(index: CheckpointIndex, cuts: Mapping[str, Cut], wanted: Shapes, output: Path) -> ShapeCheck:
+    """Compare the checkpoint in ``output`` with the cut that was asked for, on disk and as stock code sees it.
+
+    Args:
+        index: The uncut checkpoint.
+        wanted: Shapes of the stock model after the cut, by parameter name.
+
+    Raises:
+        CheckError: A tensor or a parameter is missing, is surplus, or has another shape or dtype.
+    """
+    written = CheckpointIndex.open(output)
+    expected = {name: (entry.dtype, cuts[name].shape if name in cuts else entry.shape)
+                for name, entry in index.tensors.items()}
+    _compare({name: (entry.dtype, entry.shape) for name, entry in written.tensors.items()}, expected, "checkpoint")
+    shapes = meta_shapes(json.loads((output / "config.json").read_text(encoding="utf-8")))
+    _compare(shapes, wanted, "stock model")
+    return ShapeCheck(len(expected), len(wanted))
+
+
+def check_logits(plan: PruningPlan, source: Path, output: Path) -> LogitCheck:
+    """Compare the logits of ``output`` with those of ``source`` whose removed channels are masked.
+
+    Both are loaded by stock ``from_pretrained`` in float32, one after the other.
+
+    Raises:
+        CheckError: They differ by more than `LOGIT_TOLERANCE`, keys are missing or surplus, or
+            tied parameters came apart.
+    """
+    import torch
+
+    dense, report = _load(source)
+    ids, text = _token_ids(plan, dense)
+    _mask(dense, plan)
+    expected = _logits(dense, ids)
+    ties = _ties(dense)
+    del dense
+    gc.collect()
+    pruned, pruned_report = _load(output)
+    for kind, keys in pruned_report.items():
+        # What the source's own checkpoint lacks or adds is no work of ours.
+        new = keys - report[kind]
+        if new:
+            raise CheckError(f"the result loads with {kind.replace('_', ' ')}: {', '.join(sorted(new)[:3])}")
+    if _ties(pruned) != ties:
+        raise CheckError("parameters that the source ties are not tied in the result")
+    found = _logits(pruned, ids)
+    scale = expected.abs().max()
+    error = float((found - expected).abs().max() / scale) if scale > 0 else float(found.abs().max())
+    # Not "error > tolerance": a NaN must fail.
+    if not error <= LOGIT_TOLERANCE:
+        raise CheckError(
+            f"the result's logits differ from the masked dense model's by {error:.2g} of their largest value, "
+            f"and {LOGIT_TOLERANCE:g} is allowed; nothing was written"
+        )
+    return LogitCheck(error, LOGIT_TOLERANCE, int(torch.numel(ids)), text)
+
+
+def memory_shortage(parameters: int) -> str | None:
+    """Why `check_logits` does not fit in memory for a model of ``parameters``, or None where it does."""
+    # float32 weights, and a quarter for the pages read and the activations.
+    needed = parameters * 5 + (512 << 20)
+    available = _available_memory()
+    if needed <= available:
+        return None
+    return f"the dense model needs {needed / 1e9:.1f} GB in float32 and {available / 1e9:.1f} GB are available"
+
+
+def _available_memory() -> int:
+    """Bytes that this process may still use: free memory, or less where its control group says so."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        available = int(lines["MemAvailable"].split()[0]) * 1024
+    else:
+        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    except OSError:
+        return available
+    return available if limit == "max" else min(available, int(limit) - int(used))
+
+
+def _compare(found: Mapping[str, Any], expected: Mapping[str, Any], what: str) -> None:
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            raise CheckError(
+                f"the {what} has {found.get(name, 'nothing')} for {name!r} and should have "
+                f"{expected.get(name, 'nothing')}; nothing was written"
+            )
+
+
+def _load(directory: Path) -> tuple[Any, dict[str, set[str]]]:
+    import torch
+
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    try:
+        with quiet():
+            model, info = model_class(config).from_pretrained(
+                directory, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
+    except Exception as error:
+        raise CheckError(f"stock transformers cannot load {directory}: {error}") from error
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
+    return model.eval(), {kind: {str(key) for key in info[kind]} for kind in kinds}
+
+
+def _token_ids(plan: PruningPlan, model: Any) -> tuple[Any, str]:
+    import torch
+
+    vocabulary = model.get_input_embeddings().num_embeddings
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    count = min(CHECK_TOKENS, positions or CHECK_TOKENS)
+    stored = plan.check_tokens[:count]
+    if stored and min(stored) >= 0 and max(stored) < vocabulary:
+        return torch.tensor([stored]), "calibration"
+    generator = torch.Generator().manual_seed(plan.seed)
+    return torch.randint(vocabulary, (1, count), generator=generator), "random"
+
+
+def _mask(model: Any, plan: PruningPlan) -> None:
+    import torch
+
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for block in plan.blocks:
+        for item in block.tensors:
+            if item.role == "write" and item.axis is not None:
+                removed = torch.from_numpy(item.indices(block.removed))
+                parameters[item.parameter].data.index_fill_(item.axis, removed, 0.0)
+
+
+def _logits(model: Any, ids: Any) -> Any:
+    import torch
+
+    inputs = {"input_ids": ids}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids
+    with torch.inference_mode(), quiet():
+        return model(**inputs)[0]
+
+
+def _ties(model: Any) -> set[frozenset[str]]:
+    """Groups of parameter names that share one storage."""
+    groups: dict[int, set[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        groups.setdefault(parameter.data_ptr(), set()).add(name)
+    return {frozenset(names) for names in groups.values() if len(names) > 1}

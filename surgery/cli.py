@@ -1,0 +1,228 @@
+"""The ``surgery`` command. Each subcommand is one function here that adds it and one that runs it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chanfmt.console import (
+    add_options,
+    make_parser,
+    parse_options,
+    print_json,
+    print_table,
+    printable,
+    run_command,
+    say,
+)
+from chanfmt.errors import UsageError
+from surgery.plan import PlanOptions
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from chanfmt.console import Parser
+    from surgery.plan import PlannedModel, PruningPlan
+
+    Commands = argparse._SubParsersAction[Parser]
+
+
+@dataclass(frozen=True)
+class AtlasOptions:
+    """Where the scores come from."""
+
+    atlas: str = field(metadata={"help": "importance atlas of the model", "positional": "ATLAS"})
+
+
+@dataclass(frozen=True)
+class PlanFileOptions:
+    """A plan that was written earlier."""
+
+    plan: str = field(metadata={"help": "plan written by surgery plan", "positional": "PLAN"})
+
+
+@dataclass(frozen=True)
+class PlanOutputOptions:
+    """Where the plan goes."""
+
+    output: str | None = field(default=None, metadata={
+        "help": "write the plan to this file (default: print it only)", "short": "-o", "metavar": "PLAN",
+    })
+    overwrite: bool = field(default=False, metadata={"help": "replace the output where it exists"})
+
+
+@dataclass(frozen=True)
+class ApplyOptions:
+    """What to cut, and where the result goes."""
+
+    model: str | None = field(default=None, metadata={
+        "help": "Hub id, directory or .gguf file of the model (default: the one the atlas names, from the Hub)",
+        "metavar": "MODEL",
+    })
+    output: str | None = field(default=None, metadata={
+        "help": "output directory (default: MODEL-METHOD-PERCENT here)", "short": "-o", "metavar": "DIR",
+    })
+    no_verify: bool = field(default=False, metadata={
+        "help": "do not compare logits with those of the masked dense model",
+    })
+    overwrite: bool = field(default=False, metadata={"help": "replace the output where it is an earlier result"})
+
+
+@dataclass(frozen=True)
+class DryRunOptions:
+    """Stop early."""
+
+    dry_run: bool = field(default=False, metadata={"help": "print the plan and stop"})
+
+
+@dataclass(frozen=True)
+class TalkOptions:
+    """What is printed."""
+
+    json: bool = field(default=False, metadata={"help": "print the result as JSON"})
+    quiet: bool = field(default=False, metadata={"help": "print no progress"})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line. Returns the exit code."""
+    parser, commands = make_parser("surgery", "Remove the FFN channels that an importance atlas says matter least.")
+    for add in (add_prune, add_plan, add_apply):
+        add(commands)
+    return run_command(parser, arguments)
+
+
+def add_prune(commands: Commands) -> None:
+    """``surgery prune``: atlas to smaller model."""
+    _add(commands, "prune", "cut a model", _prune, AtlasOptions, PlanOptions, ApplyOptions, DryRunOptions, TalkOptions)
+
+
+def add_plan(commands: Commands) -> None:
+    """``surgery plan``: atlas to plan; no model is needed."""
+    _add(
+        commands, "plan", "decide what a cut would remove, from the atlas alone", _plan, AtlasOptions, PlanOptions,
+        PlanOutputOptions, TalkOptions,
+    )
+
+
+def add_apply(commands: Commands) -> None:
+    """``surgery apply``: plan to smaller model."""
+    _add(commands, "apply", "cut a model as a plan says", _apply, PlanFileOptions, ApplyOptions, TalkOptions)
+
+
+def _add(commands: Commands, name: str, summary: str, run: object, *options: type) -> None:
+    parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+    for kind in options:
+        add_options(parser, kind)
+    parser.set_defaults(run=run)
+
+
+def _prune(arguments: argparse.Namespace) -> None:
+    options = parse_options(arguments, ApplyOptions)
+    talk = parse_options(arguments, TalkOptions)
+    dry_run = parse_options(arguments, DryRunOptions).dry_run
+    plan_options = parse_options(arguments, PlanOptions)
+    plan_options.check()
+    plan = _make_plan(parse_options(arguments, AtlasOptions).atlas, plan_options, talk)
+    if dry_run:
+        _print_plan(plan, talk)
+        return
+    _cut(plan, options, talk)
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from chanfmt.files import check_target
+    from surgery.plan import save_plan
+
+    options = parse_options(arguments, PlanOutputOptions)
+    talk = parse_options(arguments, TalkOptions)
+    if options.output:
+        check_target(Path(options.output), overwrite=options.overwrite)
+    plan = _make_plan(parse_options(arguments, AtlasOptions).atlas, parse_options(arguments, PlanOptions), talk)
+    if options.output:
+        save_plan(plan, Path(options.output))
+        say(f"wrote {options.output}; apply it with: surgery apply {options.output} -o DIR", quiet=talk.quiet)
+    _print_plan(plan, talk)
+
+
+def _apply(arguments: argparse.Namespace) -> None:
+    from surgery.plan import load_plan
+
+    plan = load_plan(Path(parse_options(arguments, PlanFileOptions).plan))
+    _cut(plan, parse_options(arguments, ApplyOptions), parse_options(arguments, TalkOptions))
+
+
+def _make_plan(path: str, options: PlanOptions, talk: TalkOptions) -> PruningPlan:
+    import chanfmt
+    from surgery.plan import make_plan
+
+    with chanfmt.open(path) as atlas:
+        plan = make_plan(atlas, options)
+    for warning in plan.warnings:
+        say(f"warning: {warning}")
+    return plan
+
+
+def _cut(plan: PruningPlan, options: ApplyOptions, talk: TalkOptions) -> None:
+    from chanfmt.models.resolve import resolve_model
+    from surgery.apply import apply_plan, check_output
+    from surgery.report import summary_rows
+
+    output = Path(options.output or default_name(plan))
+    model, revision = options.model, None
+    if model is None:
+        model, revision = _model_of(plan.model)
+    # A download may follow: complain about the output before it.
+    check_output(output, overwrite=options.overwrite)
+    say(f"cutting {model}", quiet=talk.quiet)
+    report = apply_plan(
+        plan, resolve_model(model, revision=revision).directory, output, overwrite=options.overwrite,
+        verify=not options.no_verify, command=shlex.join(["surgery", *sys.argv[1:]]), progress=not talk.quiet,
+        note=lambda text: say(text, quiet=talk.quiet),
+    )
+    say(f"wrote {output}", quiet=talk.quiet)
+    if talk.json:
+        print_json(report.to_json() | {"output": str(output)})
+    else:
+        _print_pairs([*summary_rows(plan, report), ["output", str(output)]])
+
+
+def _model_of(model: PlannedModel) -> tuple[str, str | None]:
+    """Where the atlas says its model is. Raises `UsageError` where that is on some machine only."""
+    if model.source != "hub":
+        raise UsageError(
+            f"the atlas was built from a local model named {model.id!r}, and does not say where it is",
+            hint="add --model DIRECTORY_OR_GGUF_FILE",
+        )
+    return model.id, model.revision or None
+
+
+def default_name(plan: PruningPlan) -> str:
+    """``MODEL-METHOD-PERCENT``: a directory name, whatever the atlas says the model is called."""
+    base = re.sub(r"[^A-Za-z0-9._-]+", "_", plan.model.id.rstrip("/").rsplit("/", 1)[-1]).lstrip("._-")
+    return f"{base or 'model'}-{plan.method}-{100 * plan.sparsity:g}"
+
+
+def _print_plan(plan: PruningPlan, talk: TalkOptions) -> None:
+    from surgery.report import layer_rows, plan_json, summary_rows
+
+    if talk.json:
+        print_json(plan_json(plan))
+        return
+    print_table(*layer_rows(plan))
+    print()
+    _print_pairs(summary_rows(plan))
+
+
+def _print_pairs(rows: Sequence[Sequence[str]]) -> None:
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(printable(f"{name.ljust(width)}  {value}"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
