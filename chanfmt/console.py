@@ -39,14 +39,14 @@ def add_options(parser: argparse.ArgumentParser, options: type[Any]) -> None:
 
     Field metadata: ``help``; ``flag`` where it is not ``--field-name``; ``positional`` with a
     metavar; ``choices``; ``metavar``; ``repeat`` for a tuple filled by repeating the flag;
-    ``nargs``; ``const``. Fields without ``help`` are not options.
+    ``nargs`` for one filled by several arguments. Fields without ``help`` are not options.
     """
     hints = typing.get_type_hints(options)
     for field in dataclasses.fields(options):
         if "help" not in field.metadata:
             continue
         extra: dict[str, Any] = {"help": field.metadata["help"]}
-        for name in ("metavar", "choices", "nargs", "const"):
+        for name in ("metavar", "choices", "nargs"):
             if name in field.metadata:
                 extra[name] = field.metadata[name]
         if "positional" in field.metadata:
@@ -78,7 +78,7 @@ def parse_options(arguments: argparse.Namespace, options: type[Options]) -> Opti
         if not hasattr(arguments, field.name):
             continue
         value = getattr(arguments, field.name)
-        if field.metadata.get("repeat"):
+        if "repeat" in field.metadata or "nargs" in field.metadata:
             value = tuple(value or ())
         values[field.name] = value
     return options(**values)

@@ -141,8 +141,10 @@ def _evaluate_one(name: str, resolved: Any, text: Any, options: EvaluateOptions)
 def _cut(directory: Path) -> dict[str, Any] | None:
     try:
         report = json.loads((directory / "surgery.json").read_text(encoding="utf-8"))
+        layers = report["layers"]
         return {"method": report["method"], "protect": report["protect"],
-                "supernodes": report["supernodes"]["before"], "supernodes_kept": report["supernodes"]["after"]}
+                "supernodes": sum(layer["supernodes"] for layer in layers),
+                "supernodes_removed": sum(layer["supernodes_removed"] for layer in layers)}
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -164,7 +166,7 @@ def report_table(evaluations: list[Evaluation]) -> tuple[list[str], list[list[st
     for item in evaluations:
         removed = "-"
         if item.cut and item.cut["supernodes"]:
-            lost = item.cut["supernodes"] - item.cut["supernodes_kept"]
+            lost = item.cut["supernodes_removed"]
             removed = f"{lost} of {item.cut['supernodes']} ({lost / item.cut['supernodes']:.1%})"
         perplexity = f"{item.perplexity:,.2f}" if item.perplexity < 1e6 else f"{item.perplexity:.2e}"
         rows.append([item.model, f"{item.parameters / 1e6:,.1f}M", perplexity, f"{item.nll:.4f}", removed,

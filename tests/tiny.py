@@ -5,6 +5,7 @@ Every dimension is a number of its own, so that one mistaken for another cannot 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,3 +51,25 @@ def random_tokens(sequences: int, seq_len: int, seed: int = 0) -> torch.Tensor:
     """Token ids that repeat often enough for a model to have something to say, int64 (sequence, position)."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, VOCAB, (sequences, seq_len), generator=generator)
+
+
+def tiny_tokenizer() -> Any:
+    """One token per character; what it does not know is ``<unk>``."""
+    import string
+
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    specials = ["<pad>", "<s>", "</s>", "<unk>"]
+    vocabulary = {text: index for index, text in enumerate([*specials, *string.printable])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def save_tiny(directory: Path, model_type: str, **changes: Any) -> Path:
+    """A checkpoint directory of `tiny_model` with a tokenizer. Returns ``directory``."""
+    tiny_model(model_type, **changes).save_pretrained(directory)
+    tiny_tokenizer().save_pretrained(directory)
+    return directory

@@ -1,0 +1,193 @@
+"""Discovery on tiny random models of many architectures, and its refusals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from chanfmt.errors import ModelError
+from chanfmt.models.checkpoint import CheckpointIndex
+from chanfmt.models.discover import find_ffns
+from chanfmt.models.tensors import tensor_slices
+from chanfmt.models.weights import ffn_weights
+from tests.tiny import CONFIGS, VOCAB, save_tiny, tiny_model
+
+LLAMA = CONFIGS["llama"]
+OTHERS = {
+    "mistral": (LLAMA, 87, True),
+    "qwen2": (LLAMA, 87, True),
+    "gemma": ({**LLAMA, "head_dim": 6}, 87, True),
+    "gemma3_text": ({**LLAMA, "head_dim": 6}, 87, True),
+    "stablelm": (LLAMA, 87, True),
+    "starcoder2": (LLAMA, 87, False),
+    "falcon": ({"hidden_size": 36, "num_hidden_layers": 3, "num_attention_heads": 6, "ffn_hidden_size": 87}, 87, False),
+    "bloom": ({"hidden_size": 36, "n_layer": 3, "n_head": 6}, 144, False),
+    "gptj": ({"n_embd": 36, "n_layer": 3, "n_head": 6, "n_inner": 87, "rotary_dim": 4}, 87, False),
+    "ctrl": ({"n_embd": 36, "dff": 87, "n_layer": 3, "n_head": 6}, 87, False),
+    "modernbert-decoder": ({**LLAMA, "cls_token_id": 1, "sep_token_id": 2}, 87, True),
+    "xglm": ({"d_model": 36, "ffn_dim": 87, "num_layers": 3, "attention_heads": 6}, 87, False),
+    "biogpt": (CONFIGS["bert"], 87, False),
+    "recurrent_gemma": ({**LLAMA, "num_key_value_heads": 1, "head_dim": 6}, 43, True),  # its config halves the width
+}
+
+
+@pytest.mark.parametrize("model_type", [*CONFIGS, *OTHERS])
+def test_every_ffn_is_found(model_type):
+    changes, width, gated = OTHERS.get(model_type, ({}, 87, model_type in ("llama", "phi3")))
+    ffns = find_ffns(tiny_model(model_type, **changes), VOCAB)
+    assert [ffn.layer_index for ffn in ffns] == [0, 1, 2]
+    assert {ffn.width for ffn in ffns} == {width}
+    assert {ffn.gated for ffn in ffns} == {gated}
+
+
+def test_names_and_roles():
+    llama = find_ffns(tiny_model("llama"), VOCAB)[1]
+    assert llama.write == "model.layers.1.mlp.down_proj"
+    assert [(read.module, read.role) for read in llama.reads] == [
+        ("model.layers.1.mlp.gate_proj", "gate"), ("model.layers.1.mlp.up_proj", "up")]
+    phi3 = find_ffns(tiny_model("phi3"), VOCAB)[0]
+    assert [(read.role, read.start, read.step) for read in phi3.reads] == [("gate", 0, 1), ("up", 87, 1)]
+    opt = find_ffns(tiny_model("opt"), VOCAB)[0]
+    assert (opt.container, opt.write) == ("model.decoder.layers.0", "model.decoder.layers.0.fc2")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("model_type", ["llama", "phi3", "opt"])
+def test_any_dtype(model_type, dtype):
+    assert len(find_ffns(tiny_model(model_type, dtype=dtype), VOCAB)) == 3
+
+
+class InterleavedMLP(nn.Module):
+    """A fused gate and up with alternating rows, as some checkpoints have it."""
+
+    def __init__(self, hidden, width):
+        super().__init__()
+        self.gate_up = nn.Linear(hidden, 2 * width)
+        self.down = nn.Linear(width, hidden)
+
+    def forward(self, x):
+        both = self.gate_up(x)
+        return self.down(torch.nn.functional.silu(both[..., ::2]) * both[..., 1::2])
+
+
+def test_interleaved_halves():
+    model = tiny_model("llama")
+    for layer in model.model.layers:
+        layer.mlp = InterleavedMLP(36, 87)
+    ffns = find_ffns(model, VOCAB)
+    assert len(ffns) == 3
+    assert [(read.role, read.start, read.step) for read in ffns[0].reads] == [("gate", 0, 2), ("up", 1, 2)]
+    rows = ffn_weights(model, ffns[0]).reads["up"]
+    torch.testing.assert_close(torch.from_numpy(rows), model.model.layers[0].mlp.gate_up.weight.detach()[1::2])
+
+
+class NormedMLP(InterleavedMLP):
+    """A normalisation between read and write: every channel depends on all others."""
+
+    def forward(self, x):
+        both = self.gate_up(x)
+        u = torch.nn.functional.silu(both[..., :87]) * both[..., 87:]
+        return self.down(u / u.square().mean(-1, keepdim=True).sqrt())
+
+
+class LeakyMLP(InterleavedMLP):
+    """Something else than the reads reaches the write."""
+
+    def forward(self, x):
+        both = self.gate_up(x)
+        return self.down(torch.relu(both[..., :87]) + x.mean(-1, keepdim=True))
+
+
+class RolledMLP(InterleavedMLP):
+    """Channel i of the read is channel i + 1 of the write: not ours to cut."""
+
+    def forward(self, x):
+        both = self.gate_up(x)
+        return self.down(torch.relu(both[..., :87]).roll(1, -1) * both[..., 87:])
+
+
+@pytest.mark.parametrize("mlp", [NormedMLP, LeakyMLP, RolledMLP])
+def test_what_is_not_elementwise_is_refused(mlp):
+    model = tiny_model("llama")
+    for layer in model.model.layers:
+        layer.mlp = mlp(36, 87)
+    with pytest.raises(ModelError, match="no FFN that can be measured"):
+        find_ffns(model, VOCAB)
+
+
+def test_attention_of_the_ffn_width_is_not_an_ffn():
+    # Value and output projection keep channels apart as an FFN does; tokens tell them from one.
+    model = tiny_model("llama", intermediate_size=36, num_key_value_heads=6)
+    ffns = find_ffns(model, VOCAB)
+    assert [ffn.write for ffn in ffns] == [f"model.layers.{index}.mlp.down_proj" for index in range(3)]
+
+
+def test_a_layer_without_ffn_is_named():
+    model = tiny_model("llama")
+    model.model.layers[1].mlp = NormedMLP(36, 87)
+    with pytest.raises(ModelError, match=r"model\.layers\.1 has no FFN"):
+        find_ffns(model, VOCAB)
+
+
+def test_a_shared_weight_is_named():
+    model = tiny_model("llama")
+    model.model.layers[2].mlp.down_proj.weight = model.model.layers[0].mlp.down_proj.weight
+    with pytest.raises(ModelError, match="shares its weight"):
+        find_ffns(model, VOCAB)
+
+
+def test_a_module_used_by_every_layer_is_refused():
+    model = tiny_model("llama")
+    for layer in model.model.layers:
+        layer.mlp = model.model.layers[0].mlp
+    with pytest.raises(ModelError, match="is used by several layers"):
+        find_ffns(model, VOCAB)
+
+
+@pytest.mark.parametrize(("model_type", "changes", "message"), [
+    ("mixtral", {**LLAMA, "num_local_experts": 4}, "experts"),
+    ("mamba", {"hidden_size": 36, "num_hidden_layers": 2}, "no FFN"),
+    ("bitnet", LLAMA, "no FFN"),
+])
+def test_models_without_plain_ffns_are_refused(model_type, changes, message):
+    with pytest.raises(ModelError, match=message):
+        find_ffns(tiny_model(model_type, **changes), VOCAB)
+
+
+@pytest.mark.parametrize("model_type", CONFIGS)
+def test_slices_point_at_the_weights(tmp_path, model_type):
+    import safetensors.torch
+
+    save_tiny(tmp_path, model_type)
+    model = tiny_model(model_type)
+    index = CheckpointIndex.open(tmp_path)
+    stored = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    for ffn in find_ffns(model, VOCAB):
+        weights = ffn_weights(model, ffn)
+        for item in tensor_slices(model, ffn, index):
+            if item.role == "write_bias":
+                assert item.axis is None
+                continue
+            tensor = stored[item.tensor].transpose(0, item.axis)[item.start : item.stop : item.step]
+            assert len(tensor) == ffn.width
+            if item.role == "write":
+                torch.testing.assert_close(tensor, torch.from_numpy(weights.write).T)
+            elif item.role in weights.reads:
+                torch.testing.assert_close(tensor, torch.from_numpy(weights.reads[item.role]))
+
+
+def test_a_checkpoint_of_the_base_model_is_mapped(tmp_path):
+    # The Hub's gpt2 has no "transformer." in its tensor names.
+    model = tiny_model("gpt2")
+    model.transformer.save_pretrained(tmp_path)
+    slices = tensor_slices(model, find_ffns(model, VOCAB)[0], CheckpointIndex.open(tmp_path))
+    assert [(item.parameter, item.tensor) for item in slices][0] == (
+        "transformer.h.0.mlp.c_fc.weight", "h.0.mlp.c_fc.weight")
+
+
+def test_other_values_under_the_same_name_are_refused(tmp_path):
+    save_tiny(tmp_path, "llama", seed=1)
+    model = tiny_model("llama", seed=2)
+    with pytest.raises(ModelError, match="another name or in another form"):
+        tensor_slices(model, find_ffns(model, VOCAB)[0], CheckpointIndex.open(tmp_path))

@@ -1,0 +1,154 @@
+"""The paper's definitions against a plain reading of them, loop by loop, with no shared code."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chanfmt import labels, schema
+from chanfmt.analysis.concentration import concentration, cumulative_share
+
+
+def plain_top(values, count):
+    """Largest first, lowest index first among equals."""
+    return sorted(sorted(range(len(values)), key=lambda i: (-values[i], i))[:count])
+
+
+def plain_connectivity(write, core, size):
+    hidden, channels = len(write), len(write[0])
+    mass = [sum(abs(float(write[h][s])) for s in core) for h in range(hidden)]
+    support = plain_top(mass, min(size, hidden))
+    conn = []
+    for j in range(channels):
+        whole = sum(abs(float(write[h][j])) for h in range(hidden))
+        part = sum(abs(float(write[h][j])) for h in support)
+        conn.append(part / whole if whole else 0.0)
+    return support, conn
+
+
+def plain_redundancy(q, core, k):
+    count, channels = len(q), len(q[0])
+    result = []
+    for i in range(channels):
+        pairs = []
+        for s in core:
+            if s == i:
+                continue
+            a, b = [row[i] for row in q], [row[s] for row in q]
+            mean_a, mean_b = sum(a) / count, sum(b) / count
+            cov = sum((x - mean_a) * (y - mean_b) for x, y in zip(a, b, strict=True))
+            var_a, var_b = sum((x - mean_a) ** 2 for x in a), sum((y - mean_b) ** 2 for y in b)
+            r = cov / math.sqrt(var_a) / math.sqrt(var_b) if var_a > 0 and var_b > 0 else 0.0
+            pairs.append(-0.5 * math.log(1 - max(r, 0.0) ** 2))
+        best = sorted(pairs, reverse=True)[:k]
+        result.append(sum(best) / len(best) if best else math.nan)
+    return result
+
+
+def plain_protection(redundancy, halo, alpha, gamma):
+    factor = [1.0] * len(redundancy)
+    ordered = sorted(halo, key=lambda j: (redundancy[j], j))
+    for position, j in enumerate(ordered):
+        if len(ordered) > 1:
+            r = position / (len(ordered) - 1)
+            factor[j] = alpha + (1 - alpha) * (1 - r**gamma)
+    return factor
+
+
+@st.composite
+def layers(draw):
+    seed = draw(st.integers(0, 2**31))
+    channels = draw(st.integers(2, 60))
+    hidden = draw(st.integers(1, 12))
+    random = np.random.default_rng(seed)
+    levels = draw(st.sampled_from([3, 1000]))  # three levels: ties everywhere
+    lp = random.integers(0, levels, channels) / levels
+    write = random.integers(-levels, levels + 1, (hidden, channels)) / levels
+    q = random.normal(0, 1, (40, channels)) * np.exp(random.normal(-16, 2, channels))
+    q[:, 1] += q[:, 0]
+    if draw(st.booleans()):
+        dead = draw(st.integers(0, channels - 1))
+        q[:, dead], write[:, dead], lp[dead] = 0, 0, 0
+    rho = draw(st.sampled_from([0.001, 0.01, 0.05, 0.3, 1.0]))
+    eta = draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]))
+    return lp, write, q, rho, eta, draw(st.integers(1, 15))
+
+
+@settings(max_examples=150, deadline=None)
+@given(layers())
+def test_one_layer_equals_the_plain_reading(layer):
+    lp, write, q, rho, eta, size = layer
+    channels = len(lp)
+    core = labels.supernodes(lp, rho)
+    count = max(1, math.floor(rho * channels))
+    assert core.tolist() == plain_top(lp.tolist(), count)
+    support, conn = plain_connectivity(write.tolist(), core.tolist(), size)
+    assert labels.write_support(write, core, size).tolist() == support
+    found = labels.connectivity(write, np.array(support))
+    np.testing.assert_allclose(found, conn, rtol=1e-12)
+    others = [j for j in range(channels) if j not in set(core.tolist())]
+    chosen = [others[i] for i in plain_top([found[j] for j in others], math.floor(eta * len(others)))]
+    halo = labels.halo(found, core, eta)
+    assert halo.tolist() == chosen
+    correlation = labels.pearson(q.T @ q[:, core], q.sum(0), (q**2).sum(0), q[:, core].sum(0), (q[:, core] ** 2).sum(0), len(q))
+    redundancy = labels.redundancy_to_core(correlation, core, 5)
+    np.testing.assert_allclose(redundancy, plain_redundancy(q.tolist(), core.tolist(), 5), rtol=1e-6, atol=1e-9)
+    if not np.isnan(redundancy).any():
+        expected = plain_protection(redundancy.tolist(), halo.tolist(), 0.2, 8)
+        np.testing.assert_allclose(labels.protection(redundancy, halo, 0.2, 8), expected, rtol=1e-12)
+    label = labels.label_array(channels, core, halo)
+    assert (label == schema.LABEL_SUPERNODE).sum() == count
+    assert (label == schema.LABEL_HALO).sum() == len(halo)
+
+
+@pytest.mark.parametrize(("channels", "rho", "count"), [
+    (14336, 0.01, 143), (1536, 0.01, 15), (50, 0.01, 1), (100, 0.29, 29), (7, 1.0, 7), (100, 0.0, 1),
+])
+def test_supernode_count(channels, rho, count):
+    assert labels.supernode_count(channels, rho) == count
+
+
+def test_ties_go_to_the_lowest_index():
+    assert labels.top_indices(np.array([1.0, 2.0, 2.0, 1.0, 2.0]), 2).tolist() == [1, 2]
+
+
+def test_small_covariances_are_correlations_all_the_same():
+    random = np.random.default_rng(0)
+    a = random.normal(0, 1e-9, 5000)
+    b = 0.6 * a + 0.8 * random.normal(0, 1e-9, 5000)
+    r = labels.pearson(
+        np.array([[a @ b]]), np.array([a.sum()]), np.array([a @ a]), np.array([b.sum()]), np.array([b @ b]), 5000
+    )
+    assert r[0, 0] == pytest.approx(np.corrcoef(a, b)[0, 1], rel=1e-9)
+    assert labels.pair_redundancy(r)[0, 0] == pytest.approx(-0.5 * np.log(1 - r[0, 0] ** 2))
+
+
+def test_identical_channels_have_finite_redundancy():
+    assert labels.pair_redundancy(np.array([1.0]))[0] == labels.MAX_REDUNDANCY
+    assert labels.pair_redundancy(np.array([-0.9, 0.0])).tolist() == [0.0, 0.0]
+
+
+def test_unknown_redundancy_keeps_full_protection():
+    redundancy = np.array([np.nan, 0.1, 0.2, np.nan])
+    factor = labels.protection(redundancy, np.array([0, 1, 2]), 0.2, 8)
+    assert factor.tolist() == [1.0, 1.0, pytest.approx(0.2), 1.0]
+
+
+def test_read_connectivity():
+    gate, up = np.array([[1.0, -1.0], [0.0, 0.0]]), np.array([[2.0, 0.0], [0.0, 0.0]])
+    assert labels.read_connectivity([gate, up], np.array([0])).tolist() == [0.75, 0.0]
+
+
+def test_concentration_known_values():
+    one = concentration(np.array([0.0, 4.0, 0.0, 0.0]))
+    assert (one.mass, one.top_share, one.effective_channels, one.max_over_mean, one.gini) == (4, 1, 1, 4, 0.75)
+    even = concentration(np.ones(200), 0.01)
+    assert even.top_share == pytest.approx(0.01)
+    assert even.effective_channels == pytest.approx(200)
+    assert even.gini == pytest.approx(0)
+    assert concentration(np.zeros(5)).mass == 0
+    np.testing.assert_allclose(cumulative_share(np.array([1.0, 3.0])), [0.75, 1.0])
