@@ -47,6 +47,7 @@ class AtlasApp(App[None], inherit_bindings=False):
         Binding("r", "reload", "reload", tooltip="read the file again"),
         Binding("t", "theme", "theme", tooltip="choose a theme"),
         Binding("colon", "command_palette", "command", show=False, tooltip="every action by name"),
+        Binding("ctrl+p", "command_palette", "command", show=False, priority=True, tooltip="every action by name"),
         Binding("ctrl+c", "quit", "quit", show=False, priority=True, tooltip="quit at once"),
         Binding("question_mark", "help", "help", tooltip="this help"),
     ]

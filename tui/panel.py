@@ -27,7 +27,7 @@ def overview_panel(browser: Browser, ffn: int, width: int, height: int) -> list[
     of_model = percent(measured.mass / browser.mass) if browser.mass > 0 else "-"
     lines: list[Line] = [
         [(row.name(with_stack=True), "strong"), (f"  {row.module}", "dim")],
-        _field(f"{browser.heading} mass", f"{number(measured.mass, 4)}  ({of_model} of model)"),
+        _field(f"{browser.heading} mass", f"{number(measured.mass, 4)}  {of_model} of model"),
         _field(f"top {100 * browser.snapshot.rho:g}% share", percent(measured.top_share)),
         _field("n_eff", f"{count(measured.effective_channels)} of {row.n_channels:,}"),
         _field("max / mean", number(measured.max_over_mean, 4)),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
 from textual.screen import Screen
-from textual.widgets import Input
+from textual.widgets import Input, Label
 
 from tui import view
 from tui.keys import key_line, key_rows
@@ -95,7 +95,9 @@ class BrowserScreen(Screen[None]):
         yield Lines(id="status")
         find = Input(placeholder=self.FIND_HINT, id="find", compact=True, select_on_focus=False)
         find.cursor_blink = False
-        yield find
+        with Horizontal(id="find-line"):
+            yield Label("/")
+            yield find
         yield Lines(id="keys")
 
     def say(self, notice: str) -> None:

@@ -79,7 +79,7 @@ class LayerScreen(BrowserScreen):
         return view.match_channels(self.browser.snapshot.labels_of(self.table.ffn), query)[self.table.order]
 
     def on_line_table_sorted(self) -> None:
-        self.table.sort(channel=self.table.channel)
+        self.table.sort()
 
     def action_neighbour(self, step: int) -> None:
         last = len(self.browser.snapshot.ffns) - 1

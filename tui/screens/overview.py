@@ -109,7 +109,7 @@ class OverviewScreen(BrowserScreen):
         return view.match_ffns(self.browser.snapshot, query)[self.table.order]
 
     def on_line_table_sorted(self) -> None:
-        self.table.sort(self.table.ffn)
+        self.table.sort()
 
     def on_line_table_opened(self) -> None:
         self.action_open()

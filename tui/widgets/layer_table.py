@@ -44,10 +44,10 @@ class LayerTable(LineTable):
         self.layout_columns()
         self.sort(ffn)
 
-    def sort(self, ffn: int) -> None:
-        """Put the rows in order and the cursor on ``ffn``."""
+    def sort(self, ffn: int | None = None) -> None:
+        """Put the rows in order and the cursor on ``ffn``, or else on top."""
         self.order = view.order_by(self._sort_values(), descending=self.descending)
-        self.set_rows(len(self.order), int(np.flatnonzero(self.order == ffn)[0]))
+        self.set_rows(len(self.order), 0 if ffn is None else int(np.flatnonzero(self.order == ffn)[0]))
 
     def set_ramp(self, ramp: tuple[str, ...]) -> None:
         """Paint the strips in other colours."""

@@ -1,0 +1,54 @@
+"""Atlases and apps that the tests of the browser share."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.factory import random_atlas
+from tui.app import AtlasApp
+from tui.load import read_snapshot
+from tui.screens.base import BrowserScreen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@pytest.fixture(scope="session")
+def atlas(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty layers of 300 channels, so that both screens scroll."""
+    return random_atlas(tmp_path_factory.mktemp("atlas") / "random.h5", layers=40, channels=300)
+
+
+@pytest.fixture(autouse=True)
+def _coloured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.delenv("TMUX", raising=False)
+
+
+def open_app(path: Path) -> AtlasApp:
+    return AtlasApp(read_snapshot(path))
+
+
+def browser_screen(app: AtlasApp) -> BrowserScreen:
+    """The screen in use, which has a table."""
+    screen = app.screen
+    assert isinstance(screen, BrowserScreen)
+    return screen
+
+
+def text_of(app: AtlasApp) -> str:
+    """What the whole terminal shows."""
+    return "\n".join("".join(segment.text for segment in strip) for strip in app.screen._compositor.render_strips())
+
+
+async def wait_until(predicate: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Let the app run until ``predicate`` holds."""
+    end = time.monotonic() + seconds
+    while not predicate():
+        assert time.monotonic() < end, "it never came true"
+        await asyncio.sleep(0.01)

@@ -1,0 +1,423 @@
+"""Every key on both screens, at the design size and with the side panel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from textual.widgets import Input
+
+from tests.tui.conftest import browser_screen, open_app, text_of, wait_until
+from tui.screens.choice import ChoiceScreen
+from tui.screens.help import HelpScreen
+from tui.screens.layer import LayerScreen
+from tui.screens.overview import OverviewScreen
+from tui.widgets.lines import Lines
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tui.app import AtlasApp
+
+SIZES = [(80, 24), (160, 50)]
+sizes = pytest.mark.parametrize("size", SIZES)
+
+
+def line(app: AtlasApp, name: str) -> str:
+    return app.screen.query_one(f"#{name}", Lines).text
+
+
+@sizes
+async def test_overview_shows_every_layer_in_order(atlas: Path, size: tuple[int, int]) -> None:
+    app = open_app(atlas)
+    async with app.run_test(size=size) as pilot:
+        await pilot.pause()
+        screen = browser_screen(app)
+        assert isinstance(screen, OverviewScreen)
+        assert screen.table.row_count == 40
+        shown = text_of(app).splitlines()
+        assert len(shown) == size[1]
+        assert all(len(row) == size[0] for row in shown)
+        assert "random.h5" in shown[0]
+        assert "40 layers × 300 ch" in shown[0]
+        assert shown[1].split()[:4] == ["layer▴", "›mass", "top1%", "n_eff"]
+        assert shown[2].startswith("▶")
+        assert shown[-1].rstrip().endswith("? help")
+
+
+@sizes
+async def test_movement_keys(atlas: Path, size: tuple[int, int]) -> None:
+    app = open_app(atlas)
+    async with app.run_test(size=size) as pilot:
+        table = browser_screen(app).table
+        page = table.page_rows
+        for keys, cursor in [
+            ("j", 1), ("down", 2), ("k", 1), ("up", 0), ("k", 0), ("G", 39), ("j", 39), ("g", 0), ("end", 39),
+            ("home", 0), ("1 2 j", 12), ("5 k", 7), ("1 5 G", 14), ("3 g", 2), ("0", 2),
+            ("g ctrl+d", min(39, max(1, round(page / 2)))), ("ctrl+u", 0),
+            ("pagedown", min(39, page)), ("pageup", 0),
+        ]:
+            await pilot.press(*keys.split())
+            assert table.cursor == cursor, keys
+            first = table.scroll_offset.y
+            assert first <= table.cursor < first + page
+        await pilot.press("1", "0", "j")
+        await pilot.press("9")
+        assert "count 9_" in line(app, "status")
+        await pilot.press("escape")
+        assert "count" not in line(app, "status")
+        assert table.cursor == 10
+        assert isinstance(app.screen, OverviewScreen)
+
+
+@sizes
+async def test_columns_are_marked_sorted_and_scrolled(atlas: Path, size: tuple[int, int]) -> None:
+    app = open_app(atlas)
+    async with app.run_test(size=size) as pilot:
+        screen = browser_screen(app)
+        assert isinstance(screen, OverviewScreen)
+        table = screen.table
+        masses = np.array([item.concentration.mass for item in app.browser.summaries])
+        await pilot.press("s")
+        await pilot.pause()
+        assert masses[table.order].tolist() == sorted(masses, reverse=True)
+        assert "mass▾" in text_of(app)
+        await pilot.press("S")
+        await pilot.pause()
+        assert masses[table.order].tolist() == sorted(masses)
+        await pilot.press("full_stop", "full_stop", "s")
+        await pilot.pause()
+        assert "›n_eff▾" in text_of(app)
+        effective = [app.browser.summaries[ffn].concentration.effective_channels for ffn in table.order]
+        assert effective == sorted(effective, reverse=True)
+        await pilot.press("2", "comma", "comma", "S")
+        await pilot.pause()
+        assert table.order.tolist() == list(range(40))
+        await pilot.press("l")
+        assert "mass" not in [column.heading for column in table.shown_columns]
+        await pilot.press("h")
+        assert "mass" in [column.heading for column in table.shown_columns]
+
+
+@sizes
+async def test_layer_screen_opens_walks_and_goes_back(atlas: Path, size: tuple[int, int]) -> None:
+    app = open_app(atlas)
+    async with app.run_test(size=size) as pilot:
+        await pilot.press("4", "j", "enter")
+        await wait_until(lambda: isinstance(app.screen, LayerScreen))
+        await pilot.pause()
+        assert "layer 4 " in line(app, "title")
+        await pilot.press("right_square_bracket")
+        await pilot.pause()
+        assert "layer 5 " in line(app, "title")
+        await pilot.press("3", "left_square_bracket")
+        await pilot.pause()
+        assert "layer 2 " in line(app, "title")
+        await pilot.press("9", "9", "left_square_bracket")
+        await pilot.pause()
+        assert "layer 0 " in line(app, "title")
+        await pilot.press("right_square_bracket", "q")
+        await wait_until(lambda: isinstance(app.screen, OverviewScreen))
+        assert browser_screen(app).table.cursor == 1
+        await pilot.press("enter")
+        await wait_until(lambda: isinstance(app.screen, LayerScreen))
+        await pilot.press("escape")
+        await wait_until(lambda: isinstance(app.screen, OverviewScreen))
+        await pilot.press("escape")
+        assert isinstance(app.screen, OverviewScreen)
+        assert app.is_running
+
+
+@sizes
+async def test_layer_screen_ranks_by_lp_and_sorts_by_any_column(atlas: Path, size: tuple[int, int]) -> None:
+    app = open_app(atlas)
+    async with app.run_test(size=size) as pilot:
+        await pilot.press("enter")
+        await wait_until(lambda: isinstance(app.screen, LayerScreen))
+        await pilot.pause()
+        screen = app.screen
+        assert isinstance(screen, LayerScreen)
+        table = screen.table
+        values = app.browser.snapshot.values(0, "lp")
+        assert table.order.tolist() == np.argsort(-values, kind="stable").tolist()
+        first = text_of(app).splitlines()[2]
+        assert first.startswith("▶")
+        assert first.split()[1:4] == ["1", str(int(values.argmax())), "SUPER"]
+        taylor = app.browser.snapshot.values(0, "taylor")
+        keys = [column.key for column in table.columns]
+        steps = keys.index("taylor") - keys.index("lp")
+        await pilot.press(*["full_stop"] * steps, "S")
+        await pilot.pause()
+        assert table.order.tolist() == np.argsort(taylor, kind="stable").tolist()
+        assert "›taylor▴" in text_of(app)
+        for key in keys:
+            table.marked = key
+            await pilot.press("s")
+            await pilot.pause()
+            assert sorted(table.order.tolist()) == list(range(300))
+            assert table.cursor == 0
+
+
+@sizes
+async def test_find_a_layer_and_a_channel(atlas: Path, size: tuple[int, int]) -> None:
+    app = open_app(atlas)
+    async with app.run_test(size=size) as pilot:
+        await pilot.press("slash", *"L31", "enter")
+        await pilot.pause()
+        assert browser_screen(app).table.cursor == 31
+        await pilot.press("slash", *"layers.12", "enter", "enter")
+        await wait_until(lambda: isinstance(app.screen, LayerScreen))
+        await pilot.pause()
+        screen = app.screen
+        assert isinstance(screen, LayerScreen)
+        assert screen.table.ffn == 12
+        await pilot.press("n")
+        assert "nothing to find" in line(app, "status")
+        await pilot.press("slash", *"217", "enter")
+        await pilot.pause()
+        assert screen.table.channel == 217
+        labels = app.browser.snapshot.labels_of(12)
+        await pilot.press("g", "slash", *"halo", "enter")
+        await pilot.pause()
+        halo = np.flatnonzero(labels[screen.table.order] == 1)
+        assert screen.table.cursor == halo[0]
+        await pilot.press("n")
+        assert screen.table.cursor == halo[1]
+        await pilot.press("2", "n")
+        assert screen.table.cursor == halo[3]
+        await pilot.press("N")
+        assert screen.table.cursor == halo[2]
+        await pilot.press("slash", *"xyz", "enter")
+        await pilot.pause()
+        assert "not found: xyz" in line(app, "status")
+        assert screen.table.cursor == halo[2]
+        await pilot.press("j")
+        assert "not found" not in line(app, "status")
+
+
+async def test_escape_closes_the_find_line_and_nothing_else(atlas: Path) -> None:
+    app = open_app(atlas)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.press("enter")
+        await wait_until(lambda: isinstance(app.screen, LayerScreen))
+        await pilot.press("slash", "q", "escape")
+        await pilot.pause()
+        assert isinstance(app.screen, LayerScreen)
+        assert app.focused is browser_screen(app).table
+        await pilot.press("j")
+        assert browser_screen(app).table.cursor == 1
+
+
+@sizes
+async def test_metric_switch_holds_on_both_screens(atlas: Path, size: tuple[int, int]) -> None:
+    app = open_app(atlas)
+    async with app.run_test(size=size) as pilot:
+        await pilot.press("m")
+        await wait_until(lambda: isinstance(app.screen, ChoiceScreen))
+        await pilot.pause()
+        assert "● LP" in text_of(app)
+        await pilot.press("j", "j", "enter")
+        await wait_until(lambda: isinstance(app.screen, OverviewScreen))
+        await pilot.pause()
+        assert app.browser.metric == "activation_power"
+        assert "act pow" in line(app, "title")
+        power = app.browser.snapshot.values(0, "activation_power")
+        assert app.browser.summaries[0].concentration.mass == pytest.approx(float(power.sum(dtype=np.float64)))
+        await pilot.press("enter")
+        await wait_until(lambda: isinstance(app.screen, LayerScreen))
+        await pilot.pause()
+        screen = app.screen
+        assert isinstance(screen, LayerScreen)
+        assert screen.table.channel == int(power.argmax())
+        await pilot.press("m")
+        await wait_until(lambda: isinstance(app.screen, ChoiceScreen))
+        await pilot.press("g", "enter")
+        await wait_until(lambda: app.screen is screen)
+        await pilot.pause()
+        assert app.browser.metric == "lp"
+        assert screen.table.channel == int(power.argmax())
+        assert screen.table.sort_key == "lp"
+        await pilot.press("m", "escape")
+        await wait_until(lambda: app.screen is screen)
+        assert app.browser.metric == "lp"
+
+
+@sizes
+async def test_axis_switch(atlas: Path, size: tuple[int, int]) -> None:
+    app = open_app(atlas)
+    async with app.run_test(size=size) as pilot:
+        await pilot.pause()
+        before = text_of(app)
+        assert "rank, log" in before
+        await pilot.press("i")
+        await pilot.pause()
+        assert "channels by index" in text_of(app)
+        await pilot.press("i")
+        await pilot.pause()
+        assert text_of(app) == before
+
+
+@sizes
+async def test_help_is_made_from_the_bindings_in_two_columns(atlas: Path, size: tuple[int, int]) -> None:
+    app = open_app(atlas)
+    async with app.run_test(size=size) as pilot:
+        await pilot.press("question_mark")
+        await wait_until(lambda: isinstance(app.screen, HelpScreen))
+        await pilot.pause()
+        screen = app.screen
+        assert isinstance(screen, HelpScreen)
+        shown = text_of(app)
+        for row in screen.rows:
+            assert row.sentence in shown, row
+            assert " ".join(row.keys) in shown
+        assert any("open the layer" in each and "half a page" in each for each in shown.splitlines())
+        await pilot.press("question_mark")
+        await wait_until(lambda: isinstance(app.screen, OverviewScreen))
+
+
+async def test_layer_help_names_the_layer_keys(atlas: Path) -> None:
+    app = open_app(atlas)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.press("enter", "question_mark")
+        await wait_until(lambda: isinstance(app.screen, HelpScreen))
+        await pilot.pause()
+        assert "previous layer" in text_of(app)
+        await pilot.press("q")
+        await wait_until(lambda: isinstance(app.screen, LayerScreen))
+
+
+async def test_every_documented_action_exists(atlas: Path) -> None:
+    app = open_app(atlas)
+    async with app.run_test(size=(80, 24)) as pilot:
+        for _ in range(2):
+            names = [command.title for command in app.get_system_commands(app.screen)]
+            assert len(names) == len(set(names)) > 20
+            for active in app.screen.active_bindings.values():
+                if active.binding.tooltip:
+                    name = active.binding.action.partition("(")[0].rpartition(".")[2]
+                    node = app if active.binding.action.startswith("app.") else active.node
+                    assert hasattr(node, f"action_{name}"), active.binding
+            await pilot.press("enter")
+            await pilot.pause()
+
+
+@pytest.mark.parametrize("key", ["ctrl+p", "colon"])
+async def test_palette_runs_an_action(atlas: Path, key: str) -> None:
+    app = open_app(atlas)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.press(key)
+        await wait_until(lambda: isinstance(app.focused, Input))
+        palette = app.focused
+        assert isinstance(palette, Input)
+        assert not palette.cursor_blink
+        await pilot.press(*"open the")
+        await pilot.pause(0.5)
+        await pilot.press("enter")
+        await pilot.pause()
+        if not isinstance(app.screen, LayerScreen):
+            await pilot.press("enter")
+        await wait_until(lambda: isinstance(app.screen, LayerScreen))
+
+
+async def test_theme_list(atlas: Path) -> None:
+    app = open_app(atlas)
+    async with app.run_test(size=(80, 24)) as pilot:
+        dark = app.ramp
+        await pilot.press("t")
+        await wait_until(lambda: isinstance(app.screen, ChoiceScreen))
+        await pilot.pause()
+        assert f"● {app.theme}" in text_of(app)
+        await pilot.press("G", "enter")
+        await wait_until(lambda: isinstance(app.screen, OverviewScreen))
+        app.theme = "textual-light"
+        await pilot.pause()
+        assert app.ramp != dark
+        await pilot.press("j")
+
+
+@sizes
+async def test_copy_a_row(atlas: Path, size: tuple[int, int]) -> None:
+    app = open_app(atlas)
+    async with app.run_test(size=size) as pilot:
+        await pilot.press("j", "y")
+        names, values = app.clipboard.rstrip("\n").split("\n")
+        row = dict(zip(names.split("\t"), values.split("\t"), strict=True))
+        assert row["layer"] == "1"
+        assert float(row["mass"]) == app.browser.summaries[1].concentration.mass
+        assert "copied" in line(app, "status")
+        await pilot.press("enter")
+        await wait_until(lambda: isinstance(app.screen, LayerScreen))
+        await pilot.press("y")
+        names, values = app.clipboard.rstrip("\n").split("\n")
+        row = dict(zip(names.split("\t"), values.split("\t"), strict=True))
+        assert row["label"] == "supernode"
+        assert np.float32(row["lp"]) == app.browser.snapshot.values(1, "lp").max()
+
+
+@pytest.mark.parametrize("keys", ["q", "ctrl+c", "enter ctrl+c", "question_mark ctrl+c", "slash ctrl+c", "enter q q"])
+async def test_quit(atlas: Path, keys: str) -> None:
+    app = open_app(atlas)
+    async with app.run_test(size=(80, 24)) as pilot:
+        for key in keys.split():
+            await pilot.press(key)
+            await pilot.pause()
+        await wait_until(lambda: not app.is_running)
+    assert app.return_code == 0
+
+
+async def test_mouse_does_what_the_keys_do(atlas: Path) -> None:
+    app = open_app(atlas)
+    async with app.run_test(size=(80, 24)) as pilot:
+        screen = browser_screen(app)
+        table = screen.table
+        await pilot.click("#table", offset=(5, 4))
+        assert table.cursor == 3
+        await pilot.click("#table", offset=(12, 0))
+        await pilot.pause()
+        assert (table.sort_key, table.descending) == ("mass", True)
+        await pilot.click("#table", offset=(12, 0))
+        await pilot.pause()
+        assert (table.sort_key, table.descending) == ("mass", False)
+        await pilot.click("#table", offset=(5, 2))
+        await pilot.click("#table", offset=(5, 2))
+        await wait_until(lambda: isinstance(app.screen, LayerScreen))
+
+
+@pytest.mark.parametrize("size", [(20, 5), (1, 1), (40, 10), (110, 20), (300, 80)])
+async def test_no_size_breaks_it(atlas: Path, size: tuple[int, int]) -> None:
+    app = open_app(atlas)
+    async with app.run_test(size=size) as pilot:
+        for key in ["j", "s", "full_stop", "full_stop", "full_stop", "l", "enter", "G", "comma", "full_stop", "full_stop",
+                    "full_stop", "full_stop", "full_stop", "full_stop", "S", "i", "question_mark", "escape",
+                    "slash", "1", "enter", "m", "escape", "t", "escape", "q"]:
+            await pilot.press(key)
+            await pilot.pause()
+            shown = text_of(app).splitlines()
+            assert [len(row) for row in shown] == [size[0]] * size[1], key
+        assert isinstance(app.screen, OverviewScreen)
+
+
+async def test_resize_brings_the_panel_and_takes_it_away(atlas: Path) -> None:
+    app = open_app(atlas)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.pause()
+        assert "Lorenz" not in text_of(app)
+        await pilot.resize_terminal(160, 50)
+        await wait_until(lambda: "Lorenz" in text_of(app) and "histogram" in text_of(app))
+        await pilot.resize_terminal(80, 24)
+        await wait_until(lambda: "Lorenz" not in text_of(app))
+
+
+async def test_panel_follows_the_cursor(atlas: Path) -> None:
+    app = open_app(atlas)
+    async with app.run_test(size=(160, 50)) as pilot:
+        await pilot.press("3", "j")
+        await pilot.pause()
+        assert "model.layers.3.mlp" in line(app, "panel")
+        await pilot.press("enter", "j")
+        await wait_until(lambda: isinstance(app.screen, LayerScreen))
+        await pilot.pause()
+        screen = app.screen
+        assert isinstance(screen, LayerScreen)
+        assert f"channel {screen.table.channel:,}" in line(app, "panel")
