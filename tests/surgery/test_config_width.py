@@ -1,0 +1,118 @@
+"""The config field that holds the FFN width is found by trying, and refused where there is none."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import transformers
+
+from chanfmt.errors import ModelError
+from chanfmt.models.checkpoint import CheckpointIndex
+from surgery.checkpoint.cuts import plan_cuts
+from surgery.config_width import narrow_config, wanted_shapes
+from surgery.plan import BlockPlan, PruningPlan
+from surgery.stock import meta_shapes
+from tests.surgery.models import FAMILIES, save_model
+from tests.surgery.test_checkpoint import plan_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def planned(name: str, kept: int) -> PruningPlan:
+    family = FAMILIES[name]
+    plan = plan_of(*(block.tensors for block in family.blocks()), kept=np.arange(kept, dtype=np.int32),
+                   width=family.width)
+    assert isinstance(plan.blocks[0], BlockPlan)
+    return plan
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_the_field_is_found_and_moves_what_it_should(name: str, tmp_path: Path) -> None:
+    family = FAMILIES[name]
+    index = CheckpointIndex.open(save_model(name, tmp_path))
+    config = json.loads((tmp_path / "config.json").read_text())
+    plan = planned(name, 19)
+    before = meta_shapes(config)
+    cuts = plan_cuts(plan, index)
+    wanted = wanted_shapes(plan, index, cuts, before)
+    edited, fields = narrow_config(config, before, wanted, plan.widths)
+    assert fields == {family.field: 19}
+    assert meta_shapes(edited) == wanted
+    assert sum(before[key] != wanted[key] for key in before) == len(cuts)
+    assert {key for key in edited if edited[key] != config.get(key)} == {family.field}
+
+
+def narrow(model: Any, old: int, new: int, suffixes: tuple[str, ...]) -> dict[str, int]:
+    """Narrow the axes of length ``old`` in every parameter whose name ends with one of ``suffixes``."""
+    config = json.loads(model.config.to_json_string(use_diff=False)) | {"architectures": [type(model).__name__]}
+    before = meta_shapes(config)
+    wanted = {
+        name: tuple(new if length == old else length for length in shape) if name.endswith(suffixes) else shape
+        for name, shape in before.items()
+    }
+    assert wanted != before
+    return narrow_config(config, before, wanted, {old: new})[1]
+
+
+def test_a_hard_coded_width_is_refused() -> None:
+    model = transformers.BloomForCausalLM(transformers.BloomConfig(vocab_size=53, hidden_size=20, n_layer=2, n_head=4))
+    with pytest.raises(ModelError, match="no config field of the model type 'bloom'"):
+        narrow(model, 80, 41, ("h_to_4h.weight", "h_to_4h.bias", "4h_to_h.weight"))
+
+
+def test_a_field_that_moves_more_is_refused() -> None:
+    config = transformers.LlamaConfig(vocab_size=53, hidden_size=24, num_hidden_layers=2, num_attention_heads=4,
+                                      num_key_value_heads=2, intermediate_size=37)
+    model = transformers.LlamaForCausalLM(config)
+    with pytest.raises(ModelError, match="'llama'"):
+        narrow(model, 37, 19, ("0.mlp.up_proj.weight", "0.mlp.gate_proj.weight", "0.mlp.down_proj.weight"))
+
+
+def test_a_width_that_other_quantities_share() -> None:
+    """Vocabulary and context have the FFN's width too; only the right field is taken."""
+    config = transformers.LlamaConfig(vocab_size=37, hidden_size=24, num_hidden_layers=2, num_attention_heads=4,
+                                      num_key_value_heads=2, intermediate_size=37, max_position_embeddings=37)
+    fields = narrow(transformers.LlamaForCausalLM(config), 37, 19, ("gate_proj.weight", "up_proj.weight",
+                                                                    "down_proj.weight"))
+    assert fields == {"intermediate_size": 19}
+
+
+def test_two_fields_in_one_model() -> None:
+    """Encoder and decoder widths are separate fields; both are needed."""
+    config = transformers.BartConfig(vocab_size=53, d_model=24, encoder_layers=2, decoder_layers=2,
+                                     encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=37,
+                                     decoder_ffn_dim=37, max_position_embeddings=41)
+    fields = narrow(transformers.BartForConditionalGeneration(config), 37, 19,
+                    ("fc1.weight", "fc1.bias", "fc2.weight"))
+    assert fields == {"encoder_ffn_dim": 19, "decoder_ffn_dim": 19}
+
+
+def test_a_field_in_a_nested_config() -> None:
+    config = transformers.Gemma3Config(
+        text_config={"vocab_size": 53, "hidden_size": 24, "intermediate_size": 37, "num_hidden_layers": 2,
+                     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6},
+        vision_config={"hidden_size": 20, "intermediate_size": 41, "num_hidden_layers": 1, "num_attention_heads": 4,
+                       "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+    )
+    fields = narrow(transformers.Gemma3ForConditionalGeneration(config), 37, 19,
+                    ("gate_proj.weight", "up_proj.weight", "down_proj.weight"))
+    assert fields == {"text_config.intermediate_size": 19}
+
+
+@pytest.mark.parametrize("config", [{}, {"model_type": 3}, {"model_type": "unheard-of"}])
+def test_unknown_model_types(config: dict[str, Any]) -> None:
+    with pytest.raises(ModelError, match="does not know the model type"):
+        meta_shapes(config)
+
+
+def test_architectures_are_names_of_models_only() -> None:
+    config = transformers.LlamaConfig(vocab_size=53, hidden_size=24, num_hidden_layers=1, num_attention_heads=4,
+                                      num_key_value_heads=2, intermediate_size=37).to_dict()
+    expected = meta_shapes(config | {"architectures": ["LlamaForCausalLM"]})
+    for names in (["logging"], [3], ["AutoTokenizer"], None, ["PreTrainedConfig"]):
+        assert meta_shapes(config | {"architectures": names}) == expected
