@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from surgery.checkpoint.cuts import Cut
     from surgery.plan import PruningPlan
 
-Path = tuple[str, ...]
+FieldPath = tuple[str, ...]
 
 _LIKELY_UNSET = ("inner", "inter", "ffn", "ff", "mlp", "feed")
 
@@ -70,7 +70,7 @@ def narrow_config(
         ModelError: No field, or no set of fields, gives these shapes and no others.
     """
     missing = {name for name in before if before[name] != wanted[name]}
-    edits: dict[Path, int] = {}
+    edits: dict[FieldPath, int] = {}
     for path, new in _candidates(config, widths):
         moved = _moved(_edit(config, {path: new}), before)
         # A field that moves anything else than wanted, or moves it elsewhere, is another quantity.
@@ -101,7 +101,7 @@ def _moved(config: dict[str, Any], before: Shapes) -> Shapes:
     return {name: shape for name, shape in after.items() if shape != before[name]}
 
 
-def _candidates(config: dict[str, Any], widths: Mapping[int, int]) -> Iterator[tuple[Path, int]]:
+def _candidates(config: dict[str, Any], widths: Mapping[int, int]) -> Iterator[tuple[FieldPath, int]]:
     fields = dict(_fields(parse_config(config).to_dict()))
     for path, value in fields.items():
         if type(value) is int and value in widths:
@@ -114,7 +114,7 @@ def _candidates(config: dict[str, Any], widths: Mapping[int, int]) -> Iterator[t
             yield path, new
 
 
-def _fields(config: Mapping[str, Any], prefix: Path = ()) -> Iterator[tuple[Path, Any]]:
+def _fields(config: Mapping[str, Any], prefix: FieldPath = ()) -> Iterator[tuple[FieldPath, Any]]:
     for name, value in config.items():
         if isinstance(value, dict):
             yield from _fields(value, (*prefix, name))
@@ -122,7 +122,7 @@ def _fields(config: Mapping[str, Any], prefix: Path = ()) -> Iterator[tuple[Path
             yield (*prefix, name), value
 
 
-def _edit(config: dict[str, Any], edits: Mapping[Path, int]) -> dict[str, Any]:
+def _edit(config: dict[str, Any], edits: Mapping[FieldPath, int]) -> dict[str, Any]:
     edited = copy.deepcopy(config)
     for path, value in edits.items():
         place = edited

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -18,11 +20,14 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from chanfmt.atlas import Atlas
-from chanfmt.errors import CheckError, ModelError, UsageError
+from chanfmt.errors import ChanfmtError, CheckError, ModelError, UsageError
 from surgery.apply import apply_plan
 from surgery.cli import main
 from surgery.plan import PlanOptions, PruningPlan, load_plan, make_plan
 from tests.surgery.models import FAMILIES, VOCABULARY, save_atlas, save_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +81,9 @@ def masked_logits(case: Case, plan: PruningPlan, ids: torch.Tensor) -> torch.Ten
 
 
 @pytest.mark.parametrize("name", list(FAMILIES))
-@pytest.mark.parametrize("sparsity", [0.2, 0.7])
-def test_pruned_logits_equal_masked_dense_logits(name: str, sparsity: float, tmp_path: Path) -> None:
+def test_pruned_logits_equal_masked_dense_logits(name: str, tmp_path: Path) -> None:
     case = make_case(name, tmp_path)
-    plan = case.plan(sparsity, method="wanda", multiple_of=1)
+    plan = case.plan(0.6, method="wanda")
     report = apply_plan(plan, case.model, tmp_path / "out")
     assert report.logits is not None
     assert report.logits.relative_error <= 1e-5
@@ -259,26 +263,23 @@ def test_places_that_cannot_be_written(llama: Case, tmp_path: Path) -> None:
     assert entries(locked) == []
 
 
-def test_a_disk_that_fills_up_leaves_nothing(llama: Case, tmp_path: Path) -> None:
-    code = (
-        "import resource, signal, sys\n"
-        "from pathlib import Path\n"
-        "from surgery.apply import apply_plan\nfrom surgery.plan import load_plan\n"
-        "from chanfmt.errors import ChanfmtError\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
-        "try:\n    apply_plan(load_plan(Path(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[3]))\n"
-        "except ChanfmtError as error:\n    print(error.message)\n"
-    )
-    from surgery.plan import save_plan
+@contextlib.contextmanager
+def small_files() -> Iterator[None]:
+    """The kernel refuses files above 9,000 bytes, as a full disk would."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    save_plan(llama.plan(), tmp_path / "plan")
-    done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "plan", llama.model, tmp_path / "out"], capture_output=True, text=True,
-        check=False,
-    )
-    assert "cannot write" in done.stdout, done.stderr
-    assert entries(tmp_path) == ["atlas.h5", "model", "plan"]
+
+def test_a_disk_that_fills_up_leaves_nothing(llama: Case, tmp_path: Path) -> None:
+    assert (llama.model / "model.safetensors").stat().st_size > 2 * 9000
+    plan = llama.plan()
+    with small_files(), pytest.raises(ChanfmtError, match="cannot write"):
+        apply_plan(plan, llama.model, tmp_path / "out")
+    assert entries(tmp_path) == ["atlas.h5", "model"]
 
 
 def test_a_result_that_fails_its_check_is_not_published(llama: Case, tmp_path: Path) -> None:
@@ -330,7 +331,7 @@ def test_no_memory_for_the_dense_model_is_said(
 
 
 def test_random_tokens_where_the_atlas_stores_none(llama: Case, tmp_path: Path) -> None:
-    for tokens in ((), (VOCABULARY,), (-1,)):
+    for tokens in ((), (1, VOCABULARY)):
         plan = dataclasses.replace(llama.plan(), check_tokens=tokens)
         report = apply_plan(plan, llama.model, tmp_path / "out", overwrite=True)
         assert report.logits is not None
