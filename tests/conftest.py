@@ -1,0 +1,55 @@
+"""Shared fixtures: tiny checkpoints, and the real SmolLM2 where its file is at hand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Nothing in the suite may reach for the Hub; the client must say so at once instead of retrying.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory):
+    """Function from a model type to a checkpoint directory of its tiny model, made once a session."""
+    from tests.tiny import save_tiny
+
+    made: dict[str, Path] = {}
+
+    def get(model_type: str) -> Path:
+        if model_type not in made:
+            made[model_type] = save_tiny(tmp_path_factory.mktemp("checkpoint") / model_type, model_type)
+        return made[model_type]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def tiny_atlas(tiny_checkpoint, tmp_path_factory):
+    """Function from a model type to an atlas of its tiny model, built once a session."""
+    from chanfmt.produce.build import build
+    from chanfmt.produce.options import BuildOptions
+    from chanfmt.records import LabelSettings
+
+    made: dict[str, Path] = {}
+
+    def get(model_type: str) -> Path:
+        if model_type not in made:
+            path = tmp_path_factory.mktemp("atlas") / f"{model_type}.h5"
+            options = BuildOptions(str(tiny_checkpoint(model_type)), str(path), calib="pydoc", sequences=16, seq_len=64,
+                                   quiet=True)
+            made[model_type] = build(options, LabelSettings(rho=0.03, support_size=8))
+        return made[model_type]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """Path of SmolLM2-135M-Instruct as GGUF; `make test` fetches it and names it."""
+    path = os.environ.get("SMOLLM2_GGUF")
+    if not path:
+        pytest.skip("SMOLLM2_GGUF does not name the model file; run the suite with: make test")
+    return Path(path)
