@@ -91,7 +91,7 @@ class TalkOptions:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code."""
     parser, commands = make_parser("surgery", "Remove the FFN channels that an importance atlas says matter least.")
-    for add in (add_prune, add_plan, add_apply):
+    for add in (add_prune, add_plan, add_apply, add_eval):
         add(commands)
     return run_command(parser, arguments)
 
@@ -112,6 +112,13 @@ def add_plan(commands: Commands) -> None:
 def add_apply(commands: Commands) -> None:
     """``surgery apply``: plan to smaller model."""
     _add(commands, "apply", "cut a model as a plan says", _apply, PlanFileOptions, ApplyOptions, TalkOptions)
+
+
+def add_eval(commands: Commands) -> None:
+    """``surgery eval``: perplexities side by side."""
+    from surgery.evaluate import EvaluateOptions
+
+    _add(commands, "eval", "perplexity of several models on the same text", _eval, EvaluateOptions, TalkOptions)
 
 
 def _add(commands: Commands, name: str, summary: str, run: object, *options: type) -> None:
@@ -154,6 +161,20 @@ def _apply(arguments: argparse.Namespace) -> None:
 
     plan = load_plan(Path(parse_options(arguments, PlanFileOptions).plan))
     _cut(plan, parse_options(arguments, ApplyOptions), parse_options(arguments, TalkOptions))
+
+
+def _eval(arguments: argparse.Namespace) -> None:
+    from surgery.evaluate import EvaluateOptions, evaluate, report_data, report_table
+
+    options = parse_options(arguments, EvaluateOptions)
+    talk = parse_options(arguments, TalkOptions)
+    evaluations = evaluate(options, progress=not talk.quiet)
+    if len({item.tokens_sha256 for item in evaluations}) > 1:
+        say("warning: the models' tokenizers differ, so their perplexities do not compare")
+    if talk.json:
+        print_json(report_data(options, evaluations))
+    else:
+        print_table(*report_table(evaluations))
 
 
 def _make_plan(path: str, options: PlanOptions, talk: TalkOptions) -> PruningPlan:

@@ -33,7 +33,6 @@ class EvaluateOptions:
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:1, ..."})
     dtype: str = field(default="auto", metadata={"help": "auto, float32, bfloat16, float16 or float64"})
     revision: str | None = field(default=None, metadata={"help": "branch, tag or commit on the Hub"})
-    quiet: bool = field(default=False, metadata={"help": "no progress, no narration"})
 
     def check(self) -> None:
         """Raise `UsageError` for a value that cannot be."""
@@ -71,7 +70,7 @@ class Evaluation:
     tokens_sha256: str
 
 
-def evaluate(options: EvaluateOptions) -> list[Evaluation]:
+def evaluate(options: EvaluateOptions, *, progress: bool = True) -> list[Evaluation]:
     """Perplexity of every model of ``options`` on the same text.
 
     Raises:
@@ -84,11 +83,11 @@ def evaluate(options: EvaluateOptions) -> list[Evaluation]:
 
     resolved = [resolve_model(model, revision=options.revision) for model in options.models]
     text = read_text(options.data, "evaluate")
-    return [_evaluate_one(name, model, text, options)
+    return [_evaluate_one(name, model, text, options, progress)
             for name, model in zip(options.models, resolved, strict=True)]
 
 
-def _evaluate_one(name: str, resolved: Any, text: Any, options: EvaluateOptions) -> Evaluation:
+def _evaluate_one(name: str, resolved: Any, text: Any, options: EvaluateOptions, progress: bool) -> Evaluation:
     import hashlib
 
     import torch
@@ -115,7 +114,7 @@ def _evaluate_one(name: str, resolved: Any, text: Any, options: EvaluateOptions)
     total, predicted, blocks = 0.0, 0, 0
     started = time.monotonic()
     with tqdm(total=len(ids), unit="tok", unit_scale=True, desc=Path(name).name, leave=False,
-              disable=True if options.quiet else None, file=sys.stderr) as bar:
+              disable=None if progress else True, file=sys.stderr) as bar:
         for block in ids.split(options.seq_len):
             # A last block of one token predicts nothing.
             if len(block) > 1:

@@ -47,7 +47,7 @@ def canonical(blocks: np.ndarray) -> CalibrationTokens:
 
 
 def sample(token_ids: np.ndarray, sequences: int, seq_len: int, seed: int, source: str) -> CalibrationTokens:
-    """``sequences`` of the packed blocks of ``token_ids``, drawn without replacement.
+    """``sequences`` of the different packed blocks of ``token_ids``, drawn without replacement.
 
     Raises:
         UsageError: The text has not a single whole block.
@@ -58,7 +58,7 @@ def sample(token_ids: np.ndarray, sequences: int, seq_len: int, seed: int, sourc
             f"the text source {source} has {len(token_ids)} tokens, fewer than one sequence of {seq_len}",
             hint="choose a longer text, or a smaller --seq-len",
         )
-    blocks = token_ids[: available * seq_len].reshape(available, seq_len)
-    if sequences < available:
-        blocks = blocks[np.random.default_rng(seed).choice(available, sequences, replace=False)]
-    return canonical(blocks)
+    different = np.unique(token_ids[: available * seq_len].reshape(available, seq_len), axis=0)
+    if sequences < len(different):
+        different = different[np.random.default_rng(seed).choice(len(different), sequences, replace=False)]
+    return canonical(different)
