@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from chanfmt import console
 from chanfmt.errors import AtlasError, UsageError
 
 if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
     import numpy as np
 
     from chanfmt.atlas import Atlas

@@ -11,11 +11,13 @@ import signal
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from chanfmt import __version__
 from chanfmt.errors import ChanfmtError, UsageError
+
+if typing.TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 Options = TypeVar("Options")
 

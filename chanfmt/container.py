@@ -14,6 +14,8 @@ from pathlib import Path
 # HDF5 would otherwise load filter code from a directory on this machine for a foreign file.
 os.environ.setdefault("HDF5_PLUGIN_PRELOAD", "::")
 
+import itertools
+
 import h5py
 import numpy as np
 
@@ -150,7 +152,7 @@ def _walk(file: h5py.File, path: Path) -> None:
             else:
                 raise AtlasError(f"{path}: {where} is neither a group nor a dataset")
     extents.sort()
-    for (_, end, first), (start, _, second) in zip(extents, extents[1:], strict=False):
+    for (_, end, first), (start, _, second) in itertools.pairwise(extents):
         if start < end:
             raise AtlasError(f"{path}: {first} and {second} share storage")
 

@@ -6,10 +6,13 @@ import contextlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from chanfmt.errors import ChanfmtError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 
 def check_target(path: Path, *, overwrite: bool, what: str = "output") -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
-def derive_metrics(sums: Mapping[str, np.ndarray], tokens: np.ndarray) -> dict[str, np.ndarray]:
+
+def derive_metrics(sums: Mapping[str, np.ndarray], tokens: np.ndarray | np.int64) -> dict[str, np.ndarray]:
     """Token means of an atlas's sums, float32.
 
     Args:

@@ -6,7 +6,7 @@ import dataclasses
 import datetime
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -17,7 +17,9 @@ from chanfmt.container import read_text
 from chanfmt.digest import content_sha256
 from chanfmt.errors import CheckError
 from chanfmt.files import atomic_file, check_space
-from chanfmt.records import AtlasContent, StackData
+
+if TYPE_CHECKING:
+    from chanfmt.records import AtlasContent, StackData
 
 _NUMPY = {"f4": "<f4", "f8": "<f8", "i4": "<i4", "i8": "<i8", "u1": "u1"}
 
@@ -72,7 +74,7 @@ def _write_root(file: h5py.File, content: AtlasContent) -> None:
     file.attrs["Conventions"] = schema.CONVENTIONS
     file.attrs["title"] = content.title
     file.attrs["producer"] = f"chanfmt {__version__}"
-    file.attrs["created"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    file.attrs["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _write_model(file: h5py.File, content: AtlasContent) -> None:

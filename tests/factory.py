@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from chanfmt.records import (
     TensorSlice,
 )
 from chanfmt.writer import write_atlas
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def random_content(layers: int = 4, channels: int = 96, hidden: int = 24, seed: int = 0) -> AtlasContent:

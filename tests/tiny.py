@@ -5,11 +5,13 @@ Every dimension is a number of its own, so that one mistaken for another cannot 
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 VOCAB = 211
 

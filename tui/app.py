@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from textual.screen import Screen
 
 POLL_SECONDS = 2.0
-SIGTERM_CODE = 128 + signal.SIGTERM
 
 
 class AtlasApp(App[None], inherit_bindings=False):
@@ -80,7 +79,8 @@ class AtlasApp(App[None], inherit_bindings=False):
 
     def on_mount(self) -> None:
         self.set_interval(POLL_SECONDS, self.poll)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, partial(self.exit, return_code=SIGTERM_CODE))
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, partial(self.exit, return_code=128 + number))
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         for row in key_rows(screen):
@@ -189,4 +189,6 @@ class AtlasApp(App[None], inherit_bindings=False):
             self._keep(reason)
 
     def _keep(self, reason: str) -> None:
-        self.say(f"kept what was read {self.browser.snapshot.read_at:%H:%M:%S}: {printable(reason)}")
+        snapshot = self.browser.snapshot
+        brief = reason.replace(str(snapshot.path), snapshot.path.name)
+        self.say(f"kept what was read {snapshot.read_at:%H:%M:%S}: {printable(brief)}")

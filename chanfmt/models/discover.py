@@ -15,16 +15,18 @@ replaced by numbers of ours, and looks at the write's input:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from chanfmt.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 HALVES, INTERLEAVED, WHOLE = "halves", "interleaved", "whole"
 
@@ -83,7 +85,7 @@ def is_linear(module: nn.Module) -> bool:
 
 def widths(module: nn.Module) -> tuple[int, int]:
     """(inputs, outputs) of a linear module."""
-    rows, columns = module.weight.shape  # type: ignore[misc, operator]
+    rows, columns = module.weight.shape  # type: ignore[misc]
     return (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
 
 
@@ -180,11 +182,11 @@ class _Finder:
         for name in {write, *(read.module for read in reads)}:
             module = self.linears[name]
             inputs, _ = widths(module)
-            weight: torch.Tensor = module.weight.detach()  # type: ignore[operator]
+            weight: torch.Tensor = module.weight.detach()
             x = torch.randn(4, inputs, generator=self.generator).to(weight)
             matrix = weight if isinstance(module, Conv1D) else weight.T
             with torch.no_grad():
-                expected = (x @ matrix + (module.bias if module.bias is not None else 0)).float()  # type: ignore[operator]
+                expected = (x @ matrix + (module.bias if module.bias is not None else 0)).float()
                 result = module(x).float()
             if not torch.allclose(result, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
                 raise ModelError(f"{name} is not a plain linear map ({type(module).__name__}); it cannot be cut")
@@ -201,7 +203,7 @@ class _Probe:
         self.outputs = {name: widths(module)[1] for name, module in self.reads.items()}
         self.width = width
         self.args, self.kwargs = finder.inputs_of(container)
-        weight: torch.Tensor = self.write.weight  # type: ignore[assignment]
+        weight: torch.Tensor = self.write.weight
         # Positive and away from zero, where every activation in use rises: a rectifier's flat
         # half would hide a dependence.
         self.base = {
@@ -288,10 +290,8 @@ class _Probe:
         if len(parts) != 2:
             return None
         linear = [self._is_linear_in(*part) for part in parts]
-        if linear[0] == linear[1]:
-            gate = 1 if "gate" in parts[1][0].rpartition(".")[2] else 0
-        else:
-            gate = linear.index(False)
+        named = 1 if "gate" in parts[1][0].rpartition(".")[2] else 0
+        gate = named if linear[0] == linear[1] else linear.index(False)
         return (Read(*_named(parts[gate], "gate")), Read(*_named(parts[1 - gate], "up")))
 
     def _is_linear_in(self, name: str, start: int, step: int) -> bool:
@@ -392,10 +392,10 @@ def _check_complete(model: nn.Module, finder: _Finder, ffns: list[FFN]) -> None:
 
 
 def _check_unshared(kind: str, finder: _Finder, ffns: list[FFN]) -> None:
-    owners: dict[tuple[int, int], str] = {}
+    owners: dict[tuple[Any, ...], str] = {}
     for ffn in ffns:
         for name in dict.fromkeys((ffn.write, *(read.module for read in ffn.reads))):
-            weight: torch.Tensor = finder.linears[name].weight  # type: ignore[assignment]
+            weight: torch.Tensor = finder.linears[name].weight
             key = (weight.untyped_storage().data_ptr(), weight.storage_offset())
             if key in owners:
                 raise ModelError(f"{kind}: {name} shares its weight with {owners[key]}; it cannot be cut on its own")

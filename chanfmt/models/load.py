@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.errors import ModelError
-from chanfmt.models.resolve import ResolvedModel
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
     from transformers import PreTrainedModel
+
+    from chanfmt.models.resolve import ResolvedModel
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 

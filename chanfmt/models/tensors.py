@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from chanfmt.errors import ModelError
-from chanfmt.models.checkpoint import CheckpointIndex
-from chanfmt.models.discover import FFN
 from chanfmt.records import TensorSlice
+
+if TYPE_CHECKING:
+    from chanfmt.models.checkpoint import CheckpointIndex
+    from chanfmt.models.discover import FFN
 
 
 def tensor_slices(model: nn.Module, ffn: FFN, index: CheckpointIndex) -> tuple[TensorSlice, ...]:

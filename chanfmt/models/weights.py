@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,7 +11,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from chanfmt.errors import ModelError
-from chanfmt.models.discover import FFN
+
+if TYPE_CHECKING:
+    from chanfmt.models.discover import FFN
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def wanda_group(weights: FFNWeights, read_power: np.ndarray, write_power: np.nda
 
 def _matrix(module: nn.Module) -> torch.Tensor:
     """The weight as (outputs, inputs)."""
-    weight: torch.Tensor = module.weight.detach()  # type: ignore[operator, assignment]
+    weight: torch.Tensor = module.weight.detach()  # type: ignore[operator]
     return weight.T if isinstance(module, Conv1D) else weight
 
 

@@ -9,8 +9,7 @@ import sys
 import time
 import uuid
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,7 +26,6 @@ from chanfmt.models.tensors import tensor_slices
 from chanfmt.models.weights import check_finite, ffn_weights
 from chanfmt.produce.derive import layer_variables, stack_layers
 from chanfmt.produce.measure import Measurement, measure
-from chanfmt.produce.options import BuildOptions
 from chanfmt.produce.text import Text, read_text
 from chanfmt.produce.tokens import CalibrationTokens, sample, tokenize
 from chanfmt.records import (
@@ -41,6 +39,11 @@ from chanfmt.records import (
     TensorSlice,
 )
 from chanfmt.writer import write_atlas
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from chanfmt.produce.options import BuildOptions
 
 PLACE = "decoder"
 

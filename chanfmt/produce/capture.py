@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from chanfmt.models.discover import FFN
-from chanfmt.produce.statistics import ChannelStatistics
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from chanfmt.models.discover import FFN
+    from chanfmt.produce.statistics import ChannelStatistics
 
 
 class Capture:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from chanfmt import labels, metrics, schema
-from chanfmt.models.discover import FFN
 from chanfmt.models.weights import FFNWeights, norms, wanda_group
-from chanfmt.produce.statistics import ChannelStatistics
 from chanfmt.records import LabelSettings, StackData
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from chanfmt.models.discover import FFN
+    from chanfmt.produce.statistics import ChannelStatistics
 
 
 def layer_variables(

@@ -40,6 +40,7 @@ class NextTokenLoss:
             part = rows[start:stop].detach().requires_grad_(True)
             loss = _nll(self.head(part), targets[start:stop])
             loss.backward()
+            assert part.grad is not None
             gradient[start:stop] = part.grad
             total += float(loss.detach())
         rows.backward(gradient)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,7 +14,11 @@ from chanfmt.models.weights import check_finite
 from chanfmt.produce.capture import Capture
 from chanfmt.produce.loss import NextTokenLoss
 from chanfmt.produce.statistics import ChannelStatistics
-from chanfmt.produce.tokens import CalibrationTokens
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chanfmt.produce.tokens import CalibrationTokens
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Tokens in a batch that is not asked for otherwise: enough to fill the device, no more."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from chanfmt.errors import MissingPackageError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 MAX_CHARACTERS = 16_000_000
 """Text taken from one source at most: all of WikiText-2, and not all of C4."""
@@ -59,6 +61,7 @@ def read_text(source: str, purpose: Purpose) -> Text:
         UsageError: The source does not exist, cannot be read, or holds no text.
     """
     path = Path(source).expanduser()
+    rows: Iterable[str]
     if source == "pydoc":
         name, rows = f"pydoc/{purpose}", _pydoc_rows(purpose)
     elif path.suffix in (".txt", ".jsonl", ".parquet"):

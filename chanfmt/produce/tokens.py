@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from chanfmt import schema
 from chanfmt.errors import UsageError
-from chanfmt.produce.text import Text
+
+if TYPE_CHECKING:
+    from chanfmt.produce.text import Text
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,7 @@ def test_a_checkpoint_of_the_base_model_is_mapped(tmp_path):
     model = tiny_model("gpt2")
     model.transformer.save_pretrained(tmp_path)
     slices = tensor_slices(model, find_ffns(model, VOCAB)[0], CheckpointIndex.open(tmp_path))
-    assert [(item.parameter, item.tensor) for item in slices][0] == (
+    assert (slices[0].parameter, slices[0].tensor) == (
         "transformer.h.0.mlp.c_fc.weight", "h.0.mlp.c_fc.weight")
 
 

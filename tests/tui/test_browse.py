@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from textual.command import CommandList
 from textual.widgets import Input
 
 from tests.tui.conftest import browser_screen, open_app, text_of, wait_until
@@ -312,11 +313,9 @@ async def test_palette_runs_an_action(atlas: Path, key: str) -> None:
         assert isinstance(palette, Input)
         assert not palette.cursor_blink
         await pilot.press(*"open the")
-        await pilot.pause(0.5)
+        commands = app.screen.query_one(CommandList)
+        await wait_until(lambda: commands.option_count == 1)
         await pilot.press("enter")
-        await pilot.pause()
-        if not isinstance(app.screen, LayerScreen):
-            await pilot.press("enter")
         await wait_until(lambda: isinstance(app.screen, LayerScreen))
 
 
@@ -388,13 +387,12 @@ async def test_mouse_does_what_the_keys_do(atlas: Path) -> None:
 async def test_no_size_breaks_it(atlas: Path, size: tuple[int, int]) -> None:
     app = open_app(atlas)
     async with app.run_test(size=size) as pilot:
-        for key in ["j", "s", "full_stop", "full_stop", "full_stop", "l", "enter", "G", "comma", "full_stop", "full_stop",
-                    "full_stop", "full_stop", "full_stop", "full_stop", "S", "i", "question_mark", "escape",
-                    "slash", "1", "enter", "m", "escape", "t", "escape", "q"]:
-            await pilot.press(key)
+        for keys in ["j s 3 full_stop l", "enter", "G comma 7 full_stop S i", "question_mark", "escape slash",
+                     "1 enter m", "escape t", "escape", "q"]:
+            await pilot.press(*keys.split())
             await pilot.pause()
             shown = text_of(app).splitlines()
-            assert [len(row) for row in shown] == [size[0]] * size[1], key
+            assert [len(row) for row in shown] == [size[0]] * size[1], keys
         assert isinstance(app.screen, OverviewScreen)
 
 

@@ -47,7 +47,7 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
         overflow-x: hidden;
         & > .line-table--heading { color: $text-muted; }
         & > .line-table--marked { color: $text-accent; text-style: bold underline; }
-        & > .line-table--cursor { background: $block-cursor-blurred-background; text-style: bold; }
+        & > .line-table--cursor { background: $primary 40%; color: $text; text-style: bold; }
         & > .line-table--super { color: $text-accent; }
         & > .line-table--halo { color: $text-warning; }
     }
@@ -163,17 +163,11 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
 
     # Painting.
 
-    def style(self, name: str, *, cursor: bool = False) -> Style:
-        """Component style ``name``, over the cursor's where ``cursor``; made once a theme."""
-        key = f"{name}/{cursor}"
-        if key not in self._styles:
-            style = self.rich_style
-            if cursor:
-                style += self.get_component_rich_style("line-table--cursor", partial=True)
-            if name:
-                style += self.get_component_rich_style(f"line-table--{name}", partial=True)
-            self._styles[key] = style
-        return self._styles[key]
+    def style(self, name: str) -> Style:
+        """The component style ``name``, or the table's own for ``""``; made once a theme."""
+        if name not in self._styles:
+            self._styles[name] = self.get_component_rich_style(f"line-table--{name}") if name else self.rich_style
+        return self._styles[name]
 
     def notify_style_update(self) -> None:
         self._styles.clear()
@@ -184,10 +178,10 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
         if y == 0:
             segments, base = self._heading(), self.style("heading")
         elif row < self.row_count:
-            segments, base = self._row(row), self.style("", cursor=row == self.cursor)
+            segments, base = self._row(row), self.style("cursor" if row == self.cursor else "")
         else:
             segments, base = [], self.style("")
-        return Strip(segments).adjust_cell_length(self.row_width, base)
+        return Strip(segments).adjust_cell_length(self.row_width, base).simplify()
 
     def _heading(self) -> list[Segment]:
         heading = self.style("heading")
@@ -207,7 +201,7 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
 
     def _row(self, row: int) -> list[Segment]:
         on_cursor = row == self.cursor
-        base = self.style("", cursor=on_cursor)
+        base = self.style("cursor" if on_cursor else "")
         texts = dict(zip((column.key for column in self.columns), self.cells(row), strict=True))
         text = "▶" if on_cursor else " "
         used = 1
@@ -215,8 +209,8 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
         for column in self.shown_columns:
             cell, style = texts[column.key]
             padded = f" {cell:>{column.width}}"
-            if style:
-                segments += [Segment(text, base), Segment(padded, self.style(style, cursor=on_cursor))]
+            if style and not on_cursor:
+                segments += [Segment(text, base), Segment(padded, self.style(style))]
                 text = ""
             else:
                 text += padded

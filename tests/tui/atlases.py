@@ -1,0 +1,74 @@
+"""Unusual atlases, made from the factory's."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from chanfmt.writer import write_atlas
+from tests.factory import random_content
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from chanfmt.records import AtlasContent
+
+
+def two_stacks(path: Path) -> Path:
+    """Layers 0 to 2 with 96 channels, layers 3 and 4 with 64."""
+    first, second = random_content(layers=3), random_content(layers=2, channels=64, seed=1)
+    narrow = dataclasses.replace(second.stacks[0], name="decoder-64", layers=second.stacks[0].layers + 3)
+    blocks = tuple(
+        dataclasses.replace(block, index=block.index + 3, layer_index=block.layer_index + 3, stack="decoder-64")
+        for block in second.blocks
+    )
+    content = dataclasses.replace(first, blocks=first.blocks + blocks, stacks=(*first.stacks, narrow))
+    write_atlas(content, path)
+    return path
+
+
+def with_lp(path: Path, lp: np.ndarray) -> Path:
+    """Four layers of 96 channels with this LP, (4, 96)."""
+    return _with_variables(path, random_content(), {"lp": lp})
+
+
+def without(path: Path, *names: str) -> Path:
+    """Four layers without these arrays."""
+    content = random_content()
+    stack = content.stacks[0]
+    variables = {name: array for name, array in stack.variables.items() if name not in names}
+    write_atlas(dataclasses.replace(content, stacks=(dataclasses.replace(stack, variables=variables),)), path)
+    return path
+
+
+def with_names(path: Path, name: str) -> Path:
+    """An atlas whose model and modules are called ``name``."""
+    content = random_content()
+    blocks = tuple(dataclasses.replace(block, module=name) for block in content.blocks)
+    model = dataclasses.replace(content.model, id=name)
+    write_atlas(dataclasses.replace(content, blocks=blocks, model=model), path)
+    return path
+
+
+def experts(path: Path) -> Path:
+    """Two layers of three experts with 96 channels, LP only where the format does not ask for more."""
+    content = random_content(layers=2)
+    stack = content.stacks[0]
+    variables = {
+        name: np.repeat(np.expand_dims(array, place), 3, axis=place)
+        for name, array in stack.variables.items()
+        for place in [2 if name in ("tokens_split", "sum_q2_split") else 1]
+    }
+    stack = dataclasses.replace(stack, kind="experts", n_experts=3, variables=variables)
+    blocks = tuple(dataclasses.replace(block, n_experts=3) for block in content.blocks)
+    write_atlas(dataclasses.replace(content, blocks=blocks, stacks=(stack,)), path)
+    return path
+
+
+def _with_variables(path: Path, content: AtlasContent, arrays: dict[str, np.ndarray]) -> Path:
+    stack = content.stacks[0]
+    changed = dataclasses.replace(stack, variables={**stack.variables, **arrays})
+    write_atlas(dataclasses.replace(content, stacks=(changed,)), path)
+    return path

@@ -1,0 +1,145 @@
+"""The file changes, goes, or goes bad while it is shown."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.factory import random_atlas
+from tests.tui import atlases
+from tests.tui.conftest import browser_screen, open_app, wait_until
+from tui.screens.layer import LayerScreen
+from tui.screens.overview import OverviewScreen
+from tui.watch import Watcher
+from tui.widgets.lines import Lines
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tui.app import AtlasApp
+
+
+def status(app: AtlasApp) -> str:
+    return browser_screen(app).query_one("#status", Lines).text
+
+
+def replace(path: Path, **arguments: int) -> None:
+    """Publish another atlas at ``path``, as every writer of the project does."""
+    os.replace(random_atlas(path.with_name("next.h5"), **arguments), path)
+
+
+def test_a_change_counts_when_two_looks_agree_and_only_once() -> None:
+    watcher = Watcher((1, 1, 1))
+    looks = [(1, 1, 1), (2, 5, 1), (2, 9, 1), (2, 9, 1), (2, 9, 1), (3, 9, 1), (2, 9, 1), (3, 9, 1), (3, 9, 1)]
+    assert [watcher.changed(look) for look in looks] == [False] * 3 + [True] + [False] * 4 + [True]
+
+
+async def test_polling_reads_a_replaced_file_and_keeps_the_place(tmp_path: Path) -> None:
+    path = random_atlas(tmp_path / "a.h5")
+    app = open_app(path)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.press("2", "j", "enter", "5", "j")
+        await wait_until(lambda: isinstance(app.screen, LayerScreen))
+        await pilot.pause()
+        screen = app.screen
+        assert isinstance(screen, LayerScreen)
+        channel, before = screen.table.channel, app.browser
+        replace(path, seed=1)
+        app.poll()
+        assert app.browser is before
+        app.poll()
+        await wait_until(lambda: app.browser is not before)
+        await pilot.pause()
+        assert "read again" in status(app)
+        assert (screen.table.ffn, screen.table.channel) == (2, channel)
+        after = app.browser
+        app.poll()
+        app.poll()
+        await pilot.press("q")
+        await pilot.pause()
+        assert app.browser is after
+        assert browser_screen(app).table.cursor == 2
+
+
+async def test_r_reads_now(tmp_path: Path) -> None:
+    path = random_atlas(tmp_path / "a.h5")
+    app = open_app(path)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.press("j")
+        replace(path, layers=6)
+        await pilot.press("r")
+        await wait_until(lambda: browser_screen(app).table.row_count == 6)
+        await pilot.pause()
+        assert browser_screen(app).table.cursor == 1
+        assert "read again" in status(app)
+
+
+async def test_a_smaller_atlas_under_an_open_layer(tmp_path: Path) -> None:
+    path = random_atlas(tmp_path / "a.h5")
+    app = open_app(path)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.press("G", "enter", "G")
+        await wait_until(lambda: isinstance(app.screen, LayerScreen))
+        replace(path, layers=2, channels=40)
+        await pilot.press("r")
+        await wait_until(lambda: len(app.browser.snapshot.ffns) == 2)
+        await pilot.pause()
+        screen = app.screen
+        assert isinstance(screen, LayerScreen)
+        assert (screen.table.ffn, screen.table.row_count) == (1, 40)
+        await pilot.press("q")
+        await wait_until(lambda: isinstance(app.screen, OverviewScreen))
+        assert browser_screen(app).table.cursor == 1
+
+
+async def test_a_metric_and_a_stack_that_went_away(tmp_path: Path) -> None:
+    path = atlases.two_stacks(tmp_path / "a.h5")
+    app = open_app(path)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.press("comma", "s", "m", *"jjjjjjjjj", "enter")
+        await wait_until(lambda: app.browser.metric == "redundancy")
+        os.replace(atlases.without(tmp_path / "b.h5", "redundancy"), path)
+        await pilot.press("r")
+        await wait_until(lambda: app.browser.metric == "lp")
+        await pilot.press("j", "s")
+        assert browser_screen(app).table.row_count == 4
+
+
+@pytest.mark.parametrize("size", [(80, 24), (160, 50)])
+async def test_what_was_read_is_kept_when_the_file_goes_or_goes_bad(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = random_atlas(tmp_path / "a.h5")
+    app = open_app(path)
+    async with app.run_test(size=size) as pilot:
+        await pilot.pause()
+        before = app.browser
+        path.unlink()
+        app.poll()
+        await pilot.pause()
+        assert "kept what was read" in status(app)
+        assert "No such file" in status(app)
+        path.write_text("not an atlas")
+        app.poll()
+        app.poll()
+        await wait_until(lambda: "not an importance" in status(app))
+        await pilot.press("r", "j")
+        assert app.browser is before
+        assert browser_screen(app).table.cursor == 1
+
+
+async def test_reading_while_the_file_is_rewritten_in_place(tmp_path: Path) -> None:
+    path = random_atlas(tmp_path / "a.h5")
+    whole = path.read_bytes()
+    app = open_app(path)
+    async with app.run_test(size=(80, 24)) as pilot:
+        for part in range(20):
+            path.write_bytes(whole[: len(whole) * part // 20])
+            app.action_reload()
+            await pilot.pause()
+        path.write_bytes(whole)
+        before = app.browser
+        app.action_reload()
+        await wait_until(lambda: app.browser is not before)
+        await pilot.press("j")
+        assert browser_screen(app).table.cursor == 1
