@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from chanfmt.errors import CheckError
 from chanfmt.models.checkpoint import CheckpointIndex
+from chanfmt.models.load import quiet_transformers
 from surgery.plan import CHECK_TOKENS, PruningPlan
-from surgery.stock import Shapes, meta_shapes, model_class, quiet
+from surgery.stock import Shapes, meta_shapes, model_class
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -145,7 +146,7 @@ def _load(directory: Path) -> tuple[Any, dict[str, set[str]]]:
 
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     try:
-        with quiet():
+        with quiet_transformers():
             model, info = model_class(config).from_pretrained(
                 directory, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
             )
@@ -185,7 +186,7 @@ def _logits(model: Any, ids: Any) -> Any:
     inputs = {"input_ids": ids}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids
-    with torch.inference_mode(), quiet():
+    with torch.inference_mode(), quiet_transformers():
         return model(**inputs)[0]
 
 

@@ -152,7 +152,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     plan = _make_plan(parse_options(arguments, AtlasOptions).atlas, parse_options(arguments, PlanOptions), talk)
     if options.output:
         save_plan(plan, Path(options.output))
-        say(f"wrote {options.output}; apply it with: surgery apply {options.output} -o DIR", quiet=talk.quiet)
+        say(f"wrote {options.output}; apply it with: surgery apply {options.output} --model MODEL -o DIR", quiet=talk.quiet)
     _print_plan(plan, talk)
 
 

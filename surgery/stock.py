@@ -1,38 +1,37 @@
-"""What stock transformers makes of a config: the model class, its shapes, its loading report."""
+"""What stock transformers makes of a config: the model class, its shapes."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from chanfmt.errors import ModelError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from chanfmt.models.load import quiet_transformers
 
 Shapes = dict[str, tuple[int, ...]]
 
 
 def model_class(config: dict[str, Any]) -> Any:
-    """The class that loads a checkpoint with this ``config.json``: its first known architecture.
+    """What loads a checkpoint with this ``config.json``: `AutoModelForCausalLM`, else its first known architecture.
+
+    Encoder-decoders and types without a causal language model are loaded by their architecture.
 
     Raises:
-        ModelError: transformers knows neither an architecture nor a causal language model for it.
+        ModelError: transformers knows neither for it.
     """
     import transformers
 
+    parsed = parse_config(config)
+    if type(parsed) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING and not parsed.is_encoder_decoder:
+        return transformers.AutoModelForCausalLM
     for name in config.get("architectures") or ():
+        # The name comes from a file: only a model class will do.
         found = getattr(transformers, name, None) if isinstance(name, str) else None
         if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
             return found
-    mapping = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
-    try:
-        return mapping[type(parse_config(config))]
-    except KeyError:
-        raise ModelError(
-            f"transformers {transformers.__version__} has no language model of type {config.get('model_type')!r}"
-        ) from None
+    raise ModelError(
+        f"transformers {transformers.__version__} has no language model of type {config.get('model_type')!r}"
+    )
 
 
 def parse_config(config: dict[str, Any]) -> Any:
@@ -63,27 +62,12 @@ def meta_shapes(config: dict[str, Any]) -> Shapes:
         ModelError: The stock class cannot be built from ``config``.
     """
     import torch
+    import transformers
 
     parsed, found = parse_config(config), model_class(config)
     try:
-        with quiet(), torch.device("meta"):
-            model = found(parsed)
+        with quiet_transformers(), torch.device("meta"):
+            model = found.from_config(parsed) if found is transformers.AutoModelForCausalLM else found(parsed)
     except Exception as error:
         raise ModelError(f"{found.__name__} cannot be built from its config: {error}") from None
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers from logging and drawing bars while it works for us."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

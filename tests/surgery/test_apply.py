@@ -124,6 +124,24 @@ def test_bfloat16_shards_stay_bfloat16_shards(tmp_path: Path) -> None:
     assert all(tensor.dtype == torch.bfloat16 for file in files for tensor in load_file(file).values())
 
 
+def test_names_on_disk_may_differ_from_names_in_memory(tmp_path: Path) -> None:
+    """The first GPT-2 checkpoints lack the prefix that the loaded model's names have."""
+    model = save_model("gpt2", tmp_path / "model")
+    tensors = load_file(model / "model.safetensors")
+    save_file({name.removeprefix("transformer."): tensor for name, tensor in tensors.items()},
+              model / "model.safetensors", {"format": "pt"})
+    case = Case("gpt2", model, save_atlas("gpt2", model, tmp_path / "atlas.h5"))
+    plan = case.plan()
+    blocks = tuple(
+        dataclasses.replace(block, tensors=tuple(
+            dataclasses.replace(item, tensor=item.tensor.removeprefix("transformer.")) for item in block.tensors
+        )) for block in plan.blocks
+    )
+    report = apply_plan(dataclasses.replace(plan, blocks=blocks), model, tmp_path / "out")
+    assert report.logits is not None
+    assert "h.0.mlp.c_fc.weight" in load_file(tmp_path / "out" / "model.safetensors")
+
+
 def test_only_the_width_changes_in_the_config(llama: Case, tmp_path: Path) -> None:
     config = json.loads((llama.model / "config.json").read_text()) | {"x_note": "kept", "rope_theta": 1e4}
     (llama.model / "config.json").write_text(json.dumps(config))
