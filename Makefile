@@ -44,7 +44,7 @@ $(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/torch
 # local version +cpu names the CPU build: from wherever pip looks already, else from PyTorch's own
 # index. Elsewhere PyPI's build is the CPU one.
 $(VENV)/torch:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@if command -v nvidia-smi >/dev/null 2>&1 || [ "$$(uname -sm)" != "Linux x86_64" ]; then \
 	  echo "installing torch $(TORCH)"; $(PIP) install --quiet torch==$(TORCH); \

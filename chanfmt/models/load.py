@@ -134,12 +134,12 @@ def pick_device(device: str) -> torch.device:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' own progress bars and advice off stderr; errors still raise."""
+    """Keep transformers' own progress bars and log lines off stderr; what goes wrong still raises."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     try:
         yield

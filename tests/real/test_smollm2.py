@@ -77,7 +77,7 @@ def test_half_cut_generates_and_compares(smollm2, atlas_path, tmp_path):
         output = surgery("prune", atlas_path, "--model", smollm2, "--sparsity", "0.5", "--method", method, *extra,
                          "-o", directories[name], "--json")
         report = json.loads(output)
-        assert report["checks"]["logits"]["relative_difference"] < 1e-4
+        assert report["checks"]["logits"]["relative_error"] < 1e-4
         assert {layer["kept"] for layer in report["layers"]} == {768}
     script = (
         "import sys; from transformers import AutoModelForCausalLM, AutoTokenizer\n"

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from textual import events
 
 from tests.factory import random_atlas
 from tui.app import AtlasApp
@@ -16,6 +17,8 @@ from tui.screens.base import BrowserScreen
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from textual.pilot import Pilot
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +47,13 @@ def browser_screen(app: AtlasApp) -> BrowserScreen:
 def text_of(app: AtlasApp) -> str:
     """What the whole terminal shows."""
     return "\n".join("".join(segment.text for segment in strip) for strip in app.screen._compositor.render_strips())
+
+
+async def press(pilot: Pilot[None], *keys: str) -> None:
+    """Type ``keys`` without waiting between them, as a fast typist does, and let the app settle."""
+    for key in keys:
+        pilot.app.post_message(events.Key(key, key if len(key) == 1 else None))
+    await pilot.pause()
 
 
 async def wait_until(predicate: Callable[[], bool], seconds: float = 10.0) -> None:

@@ -9,7 +9,7 @@ import pytest
 from textual.command import CommandList
 from textual.widgets import Input
 
-from tests.tui.conftest import browser_screen, open_app, text_of, wait_until
+from tests.tui.conftest import browser_screen, open_app, press, text_of, wait_until
 from tui.screens.choice import ChoiceScreen
 from tui.screens.help import HelpScreen
 from tui.screens.layer import LayerScreen
@@ -59,14 +59,14 @@ async def test_movement_keys(atlas: Path, size: tuple[int, int]) -> None:
             ("g ctrl+d", min(39, max(1, round(page / 2)))), ("ctrl+u", 0),
             ("pagedown", min(39, page)), ("pageup", 0),
         ]:
-            await pilot.press(*keys.split())
+            await press(pilot, *keys.split())
             assert table.cursor == cursor, keys
             first = table.scroll_offset.y
             assert first <= table.cursor < first + page
-        await pilot.press("1", "0", "j")
-        await pilot.press("9")
+        await press(pilot, "1", "0", "j")
+        await press(pilot, "9")
         assert "count 9_" in line(app, "status")
-        await pilot.press("escape")
+        await press(pilot, "escape")
         assert "count" not in line(app, "status")
         assert table.cursor == 10
         assert isinstance(app.screen, OverviewScreen)
@@ -80,24 +80,24 @@ async def test_columns_are_marked_sorted_and_scrolled(atlas: Path, size: tuple[i
         assert isinstance(screen, OverviewScreen)
         table = screen.table
         masses = np.array([item.concentration.mass for item in app.browser.summaries])
-        await pilot.press("s")
+        await press(pilot, "s")
         await pilot.pause()
         assert masses[table.order].tolist() == sorted(masses, reverse=True)
         assert "mass▾" in text_of(app)
-        await pilot.press("S")
+        await press(pilot, "S")
         await pilot.pause()
         assert masses[table.order].tolist() == sorted(masses)
-        await pilot.press("full_stop", "full_stop", "s")
+        await press(pilot, "full_stop", "full_stop", "s")
         await pilot.pause()
         assert "›n_eff▾" in text_of(app)
         effective = [app.browser.summaries[ffn].concentration.effective_channels for ffn in table.order]
         assert effective == sorted(effective, reverse=True)
-        await pilot.press("2", "comma", "comma", "S")
+        await press(pilot, "2", "comma", "comma", "S")
         await pilot.pause()
         assert table.order.tolist() == list(range(40))
-        await pilot.press("l")
+        await press(pilot, "l")
         assert "mass" not in [column.heading for column in table.shown_columns]
-        await pilot.press("h")
+        await press(pilot, "h")
         assert "mass" in [column.heading for column in table.shown_columns]
 
 
@@ -105,27 +105,27 @@ async def test_columns_are_marked_sorted_and_scrolled(atlas: Path, size: tuple[i
 async def test_layer_screen_opens_walks_and_goes_back(atlas: Path, size: tuple[int, int]) -> None:
     app = open_app(atlas)
     async with app.run_test(size=size) as pilot:
-        await pilot.press("4", "j", "enter")
+        await press(pilot, "4", "j", "enter")
         await wait_until(lambda: isinstance(app.screen, LayerScreen))
         await pilot.pause()
         assert "layer 4 " in line(app, "title")
-        await pilot.press("right_square_bracket")
+        await press(pilot, "right_square_bracket")
         await pilot.pause()
         assert "layer 5 " in line(app, "title")
-        await pilot.press("3", "left_square_bracket")
+        await press(pilot, "3", "left_square_bracket")
         await pilot.pause()
         assert "layer 2 " in line(app, "title")
-        await pilot.press("9", "9", "left_square_bracket")
+        await press(pilot, "9", "9", "left_square_bracket")
         await pilot.pause()
         assert "layer 0 " in line(app, "title")
-        await pilot.press("right_square_bracket", "q")
+        await press(pilot, "right_square_bracket", "q")
         await wait_until(lambda: isinstance(app.screen, OverviewScreen))
         assert browser_screen(app).table.cursor == 1
-        await pilot.press("enter")
+        await press(pilot, "enter")
         await wait_until(lambda: isinstance(app.screen, LayerScreen))
-        await pilot.press("escape")
+        await press(pilot, "escape")
         await wait_until(lambda: isinstance(app.screen, OverviewScreen))
-        await pilot.press("escape")
+        await press(pilot, "escape")
         assert isinstance(app.screen, OverviewScreen)
         assert app.is_running
 
@@ -134,7 +134,7 @@ async def test_layer_screen_opens_walks_and_goes_back(atlas: Path, size: tuple[i
 async def test_layer_screen_ranks_by_lp_and_sorts_by_any_column(atlas: Path, size: tuple[int, int]) -> None:
     app = open_app(atlas)
     async with app.run_test(size=size) as pilot:
-        await pilot.press("enter")
+        await press(pilot, "enter")
         await wait_until(lambda: isinstance(app.screen, LayerScreen))
         await pilot.pause()
         screen = app.screen
@@ -148,13 +148,13 @@ async def test_layer_screen_ranks_by_lp_and_sorts_by_any_column(atlas: Path, siz
         taylor = app.browser.snapshot.values(0, "taylor")
         keys = [column.key for column in table.columns]
         steps = keys.index("taylor") - keys.index("lp")
-        await pilot.press(*["full_stop"] * steps, "S")
+        await press(pilot, *["full_stop"] * steps, "S")
         await pilot.pause()
         assert table.order.tolist() == np.argsort(taylor, kind="stable").tolist()
         assert "›taylor▴" in text_of(app)
         for key in keys:
             table.marked = key
-            await pilot.press("s")
+            await press(pilot, "s")
             await pilot.pause()
             assert sorted(table.order.tolist()) == list(range(300))
             assert table.cursor == 0
@@ -214,32 +214,32 @@ async def test_escape_closes_the_find_line_and_nothing_else(atlas: Path) -> None
 async def test_metric_switch_holds_on_both_screens(atlas: Path, size: tuple[int, int]) -> None:
     app = open_app(atlas)
     async with app.run_test(size=size) as pilot:
-        await pilot.press("m")
+        await press(pilot, "m")
         await wait_until(lambda: isinstance(app.screen, ChoiceScreen))
         await pilot.pause()
         assert "● LP" in text_of(app)
-        await pilot.press("j", "j", "enter")
+        await press(pilot, "j", "j", "enter")
         await wait_until(lambda: isinstance(app.screen, OverviewScreen))
         await pilot.pause()
         assert app.browser.metric == "activation_power"
         assert "act pow" in line(app, "title")
         power = app.browser.snapshot.values(0, "activation_power")
         assert app.browser.summaries[0].concentration.mass == pytest.approx(float(power.sum(dtype=np.float64)))
-        await pilot.press("enter")
+        await press(pilot, "enter")
         await wait_until(lambda: isinstance(app.screen, LayerScreen))
         await pilot.pause()
         screen = app.screen
         assert isinstance(screen, LayerScreen)
         assert screen.table.channel == int(power.argmax())
-        await pilot.press("m")
+        await press(pilot, "m")
         await wait_until(lambda: isinstance(app.screen, ChoiceScreen))
-        await pilot.press("g", "enter")
+        await press(pilot, "g", "enter")
         await wait_until(lambda: app.screen is screen)
         await pilot.pause()
         assert app.browser.metric == "lp"
         assert screen.table.channel == int(power.argmax())
         assert screen.table.sort_key == "lp"
-        await pilot.press("m", "escape")
+        await press(pilot, "m", "escape")
         await wait_until(lambda: app.screen is screen)
         assert app.browser.metric == "lp"
 
@@ -251,10 +251,10 @@ async def test_axis_switch(atlas: Path, size: tuple[int, int]) -> None:
         await pilot.pause()
         before = text_of(app)
         assert "rank, log" in before
-        await pilot.press("i")
+        await press(pilot, "i")
         await pilot.pause()
         assert "channels by index" in text_of(app)
-        await pilot.press("i")
+        await press(pilot, "i")
         await pilot.pause()
         assert text_of(app) == before
 
@@ -263,7 +263,7 @@ async def test_axis_switch(atlas: Path, size: tuple[int, int]) -> None:
 async def test_help_is_made_from_the_bindings_in_two_columns(atlas: Path, size: tuple[int, int]) -> None:
     app = open_app(atlas)
     async with app.run_test(size=size) as pilot:
-        await pilot.press("question_mark")
+        await press(pilot, "question_mark")
         await wait_until(lambda: isinstance(app.screen, HelpScreen))
         await pilot.pause()
         screen = app.screen
@@ -273,18 +273,18 @@ async def test_help_is_made_from_the_bindings_in_two_columns(atlas: Path, size: 
             assert row.sentence in shown, row
             assert " ".join(row.keys) in shown
         assert any("open the layer" in each and "half a page" in each for each in shown.splitlines())
-        await pilot.press("question_mark")
+        await press(pilot, "question_mark")
         await wait_until(lambda: isinstance(app.screen, OverviewScreen))
 
 
 async def test_layer_help_names_the_layer_keys(atlas: Path) -> None:
     app = open_app(atlas)
     async with app.run_test(size=(80, 24)) as pilot:
-        await pilot.press("enter", "question_mark")
+        await press(pilot, "enter", "question_mark")
         await wait_until(lambda: isinstance(app.screen, HelpScreen))
         await pilot.pause()
         assert "previous layer" in text_of(app)
-        await pilot.press("q")
+        await press(pilot, "q")
         await wait_until(lambda: isinstance(app.screen, LayerScreen))
 
 
@@ -299,7 +299,7 @@ async def test_every_documented_action_exists(atlas: Path) -> None:
                     name = active.binding.action.partition("(")[0].rpartition(".")[2]
                     node = app if active.binding.action.startswith("app.") else active.node
                     assert hasattr(node, f"action_{name}"), active.binding
-            await pilot.press("enter")
+            await press(pilot, "enter")
             await pilot.pause()
 
 
@@ -307,15 +307,15 @@ async def test_every_documented_action_exists(atlas: Path) -> None:
 async def test_palette_runs_an_action(atlas: Path, key: str) -> None:
     app = open_app(atlas)
     async with app.run_test(size=(80, 24)) as pilot:
-        await pilot.press(key)
+        await press(pilot, key)
         await wait_until(lambda: isinstance(app.focused, Input))
         palette = app.focused
         assert isinstance(palette, Input)
         assert not palette.cursor_blink
-        await pilot.press(*"open the")
+        await press(pilot, *"open the")
         commands = app.screen.query_one(CommandList)
         await wait_until(lambda: commands.option_count == 1)
-        await pilot.press("enter")
+        await press(pilot, "enter")
         await wait_until(lambda: isinstance(app.screen, LayerScreen))
 
 
@@ -323,43 +323,43 @@ async def test_theme_list(atlas: Path) -> None:
     app = open_app(atlas)
     async with app.run_test(size=(80, 24)) as pilot:
         dark = app.ramp
-        await pilot.press("t")
+        await press(pilot, "t")
         await wait_until(lambda: isinstance(app.screen, ChoiceScreen))
         await pilot.pause()
         assert f"● {app.theme}" in text_of(app)
-        await pilot.press("G", "enter")
+        await press(pilot, "G", "enter")
         await wait_until(lambda: isinstance(app.screen, OverviewScreen))
         app.theme = "textual-light"
         await pilot.pause()
         assert app.ramp != dark
-        await pilot.press("j")
+        await press(pilot, "j")
 
 
 @sizes
 async def test_copy_a_row(atlas: Path, size: tuple[int, int]) -> None:
     app = open_app(atlas)
     async with app.run_test(size=size) as pilot:
-        await pilot.press("j", "y")
+        await press(pilot, "j", "y")
         names, values = app.clipboard.rstrip("\n").split("\n")
         row = dict(zip(names.split("\t"), values.split("\t"), strict=True))
         assert row["layer"] == "1"
         assert float(row["mass"]) == app.browser.summaries[1].concentration.mass
         assert "copied" in line(app, "status")
-        await pilot.press("enter")
+        await press(pilot, "enter")
         await wait_until(lambda: isinstance(app.screen, LayerScreen))
-        await pilot.press("y")
+        await press(pilot, "y")
         names, values = app.clipboard.rstrip("\n").split("\n")
         row = dict(zip(names.split("\t"), values.split("\t"), strict=True))
         assert row["label"] == "supernode"
         assert np.float32(row["lp"]) == app.browser.snapshot.values(1, "lp").max()
 
 
-@pytest.mark.parametrize("keys", ["q", "ctrl+c", "enter ctrl+c", "question_mark ctrl+c", "slash ctrl+c", "enter q q"])
+@pytest.mark.parametrize("keys", ["q", "ctrl+c", "question_mark ctrl+c", "slash ctrl+c", "enter q q"])
 async def test_quit(atlas: Path, keys: str) -> None:
     app = open_app(atlas)
     async with app.run_test(size=(80, 24)) as pilot:
         for key in keys.split():
-            await pilot.press(key)
+            await press(pilot, key)
             await pilot.pause()
         await wait_until(lambda: not app.is_running)
     assert app.return_code == 0
@@ -383,17 +383,17 @@ async def test_mouse_does_what_the_keys_do(atlas: Path) -> None:
         await wait_until(lambda: isinstance(app.screen, LayerScreen))
 
 
-@pytest.mark.parametrize("size", [(20, 5), (1, 1), (40, 10), (110, 20), (300, 80)])
-async def test_no_size_breaks_it(atlas: Path, size: tuple[int, int]) -> None:
+async def test_no_size_breaks_it(atlas: Path) -> None:
     app = open_app(atlas)
-    async with app.run_test(size=size) as pilot:
-        for keys in ["j s 3 full_stop l", "enter", "G comma 7 full_stop S i", "question_mark", "escape slash",
-                     "1 enter m", "escape t", "escape", "q"]:
-            await pilot.press(*keys.split())
-            await pilot.pause()
-            shown = text_of(app).splitlines()
-            assert [len(row) for row in shown] == [size[0]] * size[1], keys
-        assert isinstance(app.screen, OverviewScreen)
+    async with app.run_test(size=(80, 24)) as pilot:
+        for size in [(20, 5), (1, 1), (40, 10), (110, 20), (300, 80)]:
+            await pilot.resize_terminal(*size)
+            for keys in ["j s 3 full_stop l", "enter", "G comma 7 full_stop S i", "question_mark", "escape", "slash",
+                         "1 enter", "m", "escape", "t", "escape", "q"]:
+                await press(pilot, *keys.split())
+                shown = text_of(app).splitlines()
+                assert [len(row) for row in shown] == [size[0]] * size[1], (size, keys)
+            assert isinstance(app.screen, OverviewScreen)
 
 
 async def test_resize_brings_the_panel_and_takes_it_away(atlas: Path) -> None:
@@ -410,10 +410,10 @@ async def test_resize_brings_the_panel_and_takes_it_away(atlas: Path) -> None:
 async def test_panel_follows_the_cursor(atlas: Path) -> None:
     app = open_app(atlas)
     async with app.run_test(size=(160, 50)) as pilot:
-        await pilot.press("3", "j")
+        await press(pilot, "3", "j")
         await pilot.pause()
         assert "model.layers.3.mlp" in line(app, "panel")
-        await pilot.press("enter", "j")
+        await press(pilot, "enter", "j")
         await wait_until(lambda: isinstance(app.screen, LayerScreen))
         await pilot.pause()
         screen = app.screen

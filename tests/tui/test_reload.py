@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-import pytest
-
 from tests.factory import random_atlas
 from tests.tui import atlases
-from tests.tui.conftest import browser_screen, open_app, wait_until
+from tests.tui.conftest import browser_screen, open_app, press, wait_until
 from tui.screens.layer import LayerScreen
 from tui.screens.overview import OverviewScreen
 from tui.watch import Watcher
@@ -67,9 +65,9 @@ async def test_r_reads_now(tmp_path: Path) -> None:
     path = random_atlas(tmp_path / "a.h5")
     app = open_app(path)
     async with app.run_test(size=(80, 24)) as pilot:
-        await pilot.press("j")
+        await press(pilot, "j")
         replace(path, layers=6)
-        await pilot.press("r")
+        await press(pilot, "r")
         await wait_until(lambda: browser_screen(app).table.row_count == 6)
         await pilot.pause()
         assert browser_screen(app).table.cursor == 1
@@ -107,11 +105,10 @@ async def test_a_metric_and_a_stack_that_went_away(tmp_path: Path) -> None:
         assert browser_screen(app).table.row_count == 4
 
 
-@pytest.mark.parametrize("size", [(80, 24), (160, 50)])
-async def test_what_was_read_is_kept_when_the_file_goes_or_goes_bad(tmp_path: Path, size: tuple[int, int]) -> None:
+async def test_what_was_read_is_kept_when_the_file_goes_or_goes_bad(tmp_path: Path) -> None:
     path = random_atlas(tmp_path / "a.h5")
     app = open_app(path)
-    async with app.run_test(size=size) as pilot:
+    async with app.run_test(size=(80, 24)) as pilot:
         await pilot.pause()
         before = app.browser
         path.unlink()
@@ -123,7 +120,7 @@ async def test_what_was_read_is_kept_when_the_file_goes_or_goes_bad(tmp_path: Pa
         app.poll()
         app.poll()
         await wait_until(lambda: "not an importance" in status(app))
-        await pilot.press("r", "j")
+        await press(pilot, "r", "j")
         assert app.browser is before
         assert browser_screen(app).table.cursor == 1
 
@@ -141,5 +138,5 @@ async def test_reading_while_the_file_is_rewritten_in_place(tmp_path: Path) -> N
         before = app.browser
         app.action_reload()
         await wait_until(lambda: app.browser is not before)
-        await pilot.press("j")
+        await press(pilot, "j")
         assert browser_screen(app).table.cursor == 1

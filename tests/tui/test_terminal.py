@@ -25,7 +25,7 @@ import pytest
 from chanfmt import __version__
 from tests.factory import random_atlas
 from tests.tui import atlases
-from tests.tui.conftest import open_app, text_of
+from tests.tui.conftest import open_app, press, text_of
 from tui.cli import main
 
 if TYPE_CHECKING:
@@ -237,7 +237,7 @@ async def test_no_color_glyph_ramp(atlas: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("NO_COLOR", "1")
     app = open_app(atlas)
     async with app.run_test(size=(80, 24)) as pilot:
-        await pilot.press("enter", "q")
+        await press(pilot, "enter", "q")
         await pilot.pause()
         assert ".:-=+*#%@ high" in text_of(app)
         assert "▌" not in text_of(app)

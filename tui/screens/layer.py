@@ -78,9 +78,6 @@ class LayerScreen(BrowserScreen):
     def matches(self, query: str) -> np.ndarray:
         return view.match_channels(self.browser.snapshot.labels_of(self.table.ffn), query)[self.table.order]
 
-    def on_line_table_sorted(self) -> None:
-        self.table.sort()
-
     def action_neighbour(self, step: int) -> None:
         last = len(self.browser.snapshot.ffns) - 1
         ffn = max(0, min(self.table.ffn + step * (self.table.take_count() or 1), last))

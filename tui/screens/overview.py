@@ -108,9 +108,6 @@ class OverviewScreen(BrowserScreen):
     def matches(self, query: str) -> np.ndarray:
         return view.match_ffns(self.browser.snapshot, query)[self.table.order]
 
-    def on_line_table_sorted(self) -> None:
-        self.table.sort()
-
     def on_line_table_opened(self) -> None:
         self.action_open()
 

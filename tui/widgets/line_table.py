@@ -78,9 +78,6 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
     class Opened(Message):
         """The row under the cursor was chosen with the mouse."""
 
-    class Sorted(Message):
-        """Another order was asked for; the table's ``sort_key`` and ``descending`` say which."""
-
     class CountTyped(Message):
         """A count was typed, or used up."""
 
@@ -102,6 +99,10 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
 
     def cells(self, row: int) -> list[tuple[str, str]]:
         """Text and style (``""``, ``super`` or ``halo``) of every column of ``row``."""
+        raise NotImplementedError
+
+    def sort(self) -> None:
+        """Put the rows in order by ``sort_key`` and ``descending``, the cursor on top."""
         raise NotImplementedError
 
     def tail(self, row: int, width: int, base: Style) -> list[Segment]:
@@ -285,7 +286,7 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
     def action_sort(self, descending: bool) -> None:
         self.sort_key = self.marked
         self.descending = descending
-        self.post_message(self.Sorted())
+        self.sort()
 
     def action_mark(self, step: int) -> None:
         keys = [column.key for column in self.columns]
