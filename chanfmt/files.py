@@ -85,8 +85,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     """
     path = path.absolute()
     temporary = path.parent / temporary_name(path.name)
-    temporary.mkdir()
     try:
+        temporary.mkdir()
         yield temporary
         for item in temporary.rglob("*"):
             fsync_path(item)
