@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,17 @@ if TYPE_CHECKING:
 def atlas(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty layers of 300 channels, so that both screens scroll."""
     return random_atlas(tmp_path_factory.mktemp("atlas") / "random.h5", layers=40, channels=300)
+
+
+@pytest.fixture(scope="session")
+def _four_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_atlas(tmp_path_factory.mktemp("small") / "a.h5")
+
+
+@pytest.fixture
+def small(_four_layers: Path, tmp_path: Path) -> Path:
+    """Four layers of 96 channels, this test's own to change."""
+    return shutil.copy(_four_layers, tmp_path / "a.h5")
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import pytest
 
 from chanfmt.errors import AtlasError
 from chanfmt.schema import METRICS
-from tests.factory import random_atlas, random_content
+from tests.factory import random_content
 from tests.tui import atlases
 from tests.tui.conftest import browser_screen, open_app, press, text_of, wait_until
 from tui import view
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 SIZES = [(80, 24), (160, 50)]
 
 
-def test_snapshot_holds_what_was_written_and_the_file_is_closed(tmp_path: Path) -> None:
+def test_snapshot_holds_what_was_written_and_the_file_is_closed(small: Path) -> None:
     content = random_content()
-    snapshot = read_snapshot(random_atlas(tmp_path / "a.h5"))
+    snapshot = read_snapshot(small)
     assert snapshot.metrics == tuple(metric.name for metric in METRICS)
     assert [ffn.layer_index for ffn in snapshot.ffns] == [0, 1, 2, 3]
     np.testing.assert_allclose(snapshot.values(2, "lp"), content.stacks[0].variables["lp"][2], rtol=1e-6)

@@ -34,9 +34,8 @@ def test_a_change_counts_when_two_looks_agree_and_only_once() -> None:
     assert [watcher.changed(look) for look in looks] == [False] * 3 + [True] + [False] * 4 + [True]
 
 
-async def test_polling_reads_a_replaced_file_and_keeps_the_place(tmp_path: Path) -> None:
-    path = random_atlas(tmp_path / "a.h5")
-    app = open_app(path)
+async def test_polling_reads_a_replaced_file_and_keeps_the_place(small: Path) -> None:
+    app = open_app(small)
     async with app.run_test(size=(80, 24)) as pilot:
         await pilot.press("2", "j", "enter", "5", "j")
         await wait_until(lambda: isinstance(app.screen, LayerScreen))
@@ -44,7 +43,7 @@ async def test_polling_reads_a_replaced_file_and_keeps_the_place(tmp_path: Path)
         screen = app.screen
         assert isinstance(screen, LayerScreen)
         channel, before = screen.table.channel, app.browser
-        replace(path, seed=1)
+        replace(small, seed=1)
         app.poll()
         assert app.browser is before
         app.poll()
@@ -61,12 +60,11 @@ async def test_polling_reads_a_replaced_file_and_keeps_the_place(tmp_path: Path)
         assert browser_screen(app).table.cursor == 2
 
 
-async def test_r_reads_now(tmp_path: Path) -> None:
-    path = random_atlas(tmp_path / "a.h5")
-    app = open_app(path)
+async def test_r_reads_now(small: Path) -> None:
+    app = open_app(small)
     async with app.run_test(size=(80, 24)) as pilot:
         await press(pilot, "j")
-        replace(path, layers=6)
+        replace(small, layers=6)
         await press(pilot, "r")
         await wait_until(lambda: browser_screen(app).table.row_count == 6)
         await pilot.pause()
@@ -74,13 +72,12 @@ async def test_r_reads_now(tmp_path: Path) -> None:
         assert "read again" in status(app)
 
 
-async def test_a_smaller_atlas_under_an_open_layer(tmp_path: Path) -> None:
-    path = random_atlas(tmp_path / "a.h5")
-    app = open_app(path)
+async def test_a_smaller_atlas_under_an_open_layer(small: Path) -> None:
+    app = open_app(small)
     async with app.run_test(size=(80, 24)) as pilot:
         await pilot.press("G", "enter", "G")
         await wait_until(lambda: isinstance(app.screen, LayerScreen))
-        replace(path, layers=2, channels=40)
+        replace(small, layers=2, channels=40)
         await pilot.press("r")
         await wait_until(lambda: len(app.browser.snapshot.ffns) == 2)
         await pilot.pause()
@@ -105,18 +102,17 @@ async def test_a_metric_and_a_stack_that_went_away(tmp_path: Path) -> None:
         assert browser_screen(app).table.row_count == 4
 
 
-async def test_what_was_read_is_kept_when_the_file_goes_or_goes_bad(tmp_path: Path) -> None:
-    path = random_atlas(tmp_path / "a.h5")
-    app = open_app(path)
+async def test_what_was_read_is_kept_when_the_file_goes_or_goes_bad(small: Path) -> None:
+    app = open_app(small)
     async with app.run_test(size=(80, 24)) as pilot:
         await pilot.pause()
         before = app.browser
-        path.unlink()
+        small.unlink()
         app.poll()
         await pilot.pause()
         assert "kept what was read" in status(app)
         assert "No such file" in status(app)
-        path.write_text("not an atlas")
+        small.write_text("not an atlas")
         app.poll()
         app.poll()
         await wait_until(lambda: "not an importance" in status(app))
@@ -125,16 +121,15 @@ async def test_what_was_read_is_kept_when_the_file_goes_or_goes_bad(tmp_path: Pa
         assert browser_screen(app).table.cursor == 1
 
 
-async def test_reading_while_the_file_is_rewritten_in_place(tmp_path: Path) -> None:
-    path = random_atlas(tmp_path / "a.h5")
-    whole = path.read_bytes()
-    app = open_app(path)
+async def test_reading_while_the_file_is_rewritten_in_place(small: Path) -> None:
+    whole = small.read_bytes()
+    app = open_app(small)
     async with app.run_test(size=(80, 24)) as pilot:
         for part in range(20):
-            path.write_bytes(whole[: len(whole) * part // 20])
+            small.write_bytes(whole[: len(whole) * part // 20])
             app.action_reload()
             await pilot.pause()
-        path.write_bytes(whole)
+        small.write_bytes(whole)
         before = app.browser
         app.action_reload()
         await wait_until(lambda: app.browser is not before)
