@@ -164,10 +164,13 @@ async def test_layer_screen_ranks_by_lp_and_sorts_by_any_column(atlas: Path, siz
 async def test_find_a_layer_and_a_channel(atlas: Path, size: tuple[int, int]) -> None:
     app = open_app(atlas)
     async with app.run_test(size=size) as pilot:
-        await pilot.press("slash", *"L31", "enter")
+        await pilot.press("slash")
+        await press(pilot, *"L31", "enter")
         await pilot.pause()
         assert browser_screen(app).table.cursor == 31
-        await pilot.press("slash", *"layers.12", "enter", "enter")
+        await pilot.press("slash")
+        await press(pilot, *"layers.12", "enter")
+        await pilot.press("enter")
         await wait_until(lambda: isinstance(app.screen, LayerScreen))
         await pilot.pause()
         screen = app.screen
@@ -175,11 +178,13 @@ async def test_find_a_layer_and_a_channel(atlas: Path, size: tuple[int, int]) ->
         assert screen.table.ffn == 12
         await pilot.press("n")
         assert "nothing to find" in line(app, "status")
-        await pilot.press("slash", *"217", "enter")
+        await pilot.press("slash")
+        await press(pilot, *"217", "enter")
         await pilot.pause()
         assert screen.table.channel == 217
         labels = app.browser.snapshot.labels_of(12)
-        await pilot.press("g", "slash", *"halo", "enter")
+        await pilot.press("g", "slash")
+        await press(pilot, *"halo", "enter")
         await pilot.pause()
         halo = np.flatnonzero(labels[screen.table.order] == 1)
         assert screen.table.cursor == halo[0]
@@ -189,7 +194,8 @@ async def test_find_a_layer_and_a_channel(atlas: Path, size: tuple[int, int]) ->
         assert screen.table.cursor == halo[3]
         await pilot.press("N")
         assert screen.table.cursor == halo[2]
-        await pilot.press("slash", *"xyz", "enter")
+        await pilot.press("slash")
+        await press(pilot, *"xyz", "enter")
         await pilot.pause()
         assert "not found: xyz" in line(app, "status")
         assert screen.table.cursor == halo[2]

@@ -93,7 +93,8 @@ async def test_a_metric_and_a_stack_that_went_away(tmp_path: Path) -> None:
     path = atlases.two_stacks(tmp_path / "a.h5")
     app = open_app(path)
     async with app.run_test(size=(80, 24)) as pilot:
-        await pilot.press("comma", "s", "m", *"jjjjjjjjj", "enter")
+        await pilot.press("comma", "s", "m")
+        await press(pilot, *"jjjjjjjjj", "enter")
         await wait_until(lambda: app.browser.metric == "redundancy")
         os.replace(atlases.without(tmp_path / "b.h5", "redundancy"), path)
         await pilot.press("r")
