@@ -12,7 +12,7 @@ import numpy as np
 from chanfmt import schema
 from chanfmt.container import dtype_code, open_container, read_text
 from chanfmt.digest import content_sha256, dimensions
-from chanfmt.errors import AtlasError
+from chanfmt.errors import AtlasError, UsageError, first_line
 from chanfmt.records import (
     AtlasContent,
     Block,
@@ -41,7 +41,7 @@ class Stack:
         n_channels, n_experts, splits: Lengths of the other dimensions (0 experts where dense).
     """
 
-    def __init__(self, group: h5py.Group) -> None:
+    def __init__(self, group: h5py.Group, *, complete: bool) -> None:
         self._group = group
         self._cache: dict[str, np.ndarray] = {}
         self.name = str(group.name).rsplit("/", 1)[-1]
@@ -61,6 +61,8 @@ class Stack:
         for variable in schema.STACK_VARIABLES:
             if variable.name in group:
                 _check_variable(group, variable, self.kind, lengths)
+            elif complete and variable.required and (self.gated or not variable.gated_only):
+                raise AtlasError(f"{where} lacks {variable.name!r}")
         self.layers: np.ndarray = group["layer"][...]
         self.n_channels = lengths["channel"]
         self.n_experts = lengths.get("expert", 0)
@@ -72,14 +74,14 @@ class Stack:
     def __getitem__(self, name: str) -> np.ndarray:
         """The array ``name``, dimensions per `chanfmt.schema`. Raises `AtlasError` where it is absent."""
         if name not in self._cache:
-            self._cache[name] = self._dataset(name)[...]
+            self._cache[name] = self._read(name, None)
         return self._cache[name]
 
     def row(self, name: str, row: int) -> np.ndarray:
         """One layer's values of ``name``, without reading the others."""
         if name in self._cache:
             return self._cache[name][row]
-        return self._dataset(name)[row]
+        return self._read(name, row)
 
     @property
     def variables(self) -> list[str]:
@@ -97,6 +99,13 @@ class Stack:
             self.name, self.kind, self.gated, self.activation, self.layers, self.n_channels,
             self.n_experts, self.splits, {name: self[name] for name in self.variables},
         )
+
+    def _read(self, name: str, row: int | None) -> np.ndarray:
+        dataset = self._dataset(name)
+        try:
+            return dataset[...] if row is None else dataset[row]
+        except (OSError, RuntimeError) as error:
+            raise AtlasError(f"{name} cannot be read: {first_line(error)}") from None
 
     def _dataset(self, name: str) -> h5py.Dataset:
         if name not in self._group:
@@ -122,6 +131,8 @@ class Atlas:
         root = {item.name: _attribute(file, "/", item.name, str) for item in schema.ATTRIBUTES["/"]}
         self.format_version: str = root["format_version"]
         self.status: str = root["status"]
+        if self.status not in schema.STATUSES:
+            raise AtlasError(f"the status {self.status!r} is not one of {', '.join(schema.STATUSES)}")
         self.title: str = root["title"]
         self.producer_name: str = root["producer"]
         self.created: str = root["created"]
@@ -129,9 +140,13 @@ class Atlas:
         self.model = _read_model(_group(file, "model"))
         self.calibration = _read_calibration(_group(file, "calibration"))
         self.labels = LabelSettings(**_attributes(_group(file, "labels"), "/labels"))
+        try:
+            self.labels.check()
+        except UsageError as error:
+            raise AtlasError(f"/labels: {error.message.removeprefix('--')}") from None
         self.producer = _read_producer(_group(file, "producer"))
         stacks = _group(file, "stacks")
-        self.stacks: dict[str, Stack] = {name: Stack(_group(stacks, name)) for name in stacks}
+        self.stacks: dict[str, Stack] = {name: Stack(_group(stacks, name), complete=self.status == "complete") for name in stacks}
         self.blocks = _read_blocks(_group(file, "block"), self.stacks)
 
     @classmethod
@@ -235,7 +250,7 @@ def _attributes(group: h5py.Group, table: str) -> dict[str, Any]:
 
 def _check_variable(group: h5py.Group, variable: schema.Variable, kind: str, lengths: dict[str, int]) -> None:
     dataset = group[variable.name]
-    where = f"{group.name}/{variable.name}"
+    where = variable.name
     if not isinstance(dataset, h5py.Dataset):
         raise AtlasError(f"{where} is not a dataset")
     if dtype_code(dataset) != variable.dtype:

@@ -134,13 +134,13 @@ def _show(arguments: argparse.Namespace) -> int:
         if arguments.json:
             console.print_json({
                 "layer": block.layer_index, "stack": block.stack, "module": block.module,
-                "channels": [{"channel": int(channel), "label": schema.LABELS[int(label[channel])],
+                "channels": [{"channel": int(channel), "label": schema.LABELS.get(int(label[channel]), "?"),
                               **{name: float(values[name][channel]) for name in names}} for channel in order],
             })
             return 0
         headings = ["rank", "channel", "label", *(schema.METRIC_BY_NAME[name].heading for name in names)]
         console.print_table(headings, [
-            [str(rank), str(channel), schema.LABELS[int(label[channel])],
+            [str(rank), str(channel), schema.LABELS.get(int(label[channel]), "?"),
              *(console.significant(float(values[name][channel])) for name in names)]
             for rank, channel in enumerate(order, 1)
         ])

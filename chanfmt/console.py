@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import json
 import math
 import os
+import re
 import signal
 import sys
 import types
@@ -96,7 +98,9 @@ def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
     try:
         namespace = parser.parse_args(arguments)
         run: Callable[[argparse.Namespace], int | None] = namespace.run
-        return run(namespace) or 0
+        code = run(namespace) or 0
+        sys.stdout.flush()
+        return code
     except ChanfmtError as error:
         print(f"{parser.prog}: error: {printable(error.message)}", file=sys.stderr)
         if error.hint:
@@ -105,10 +109,19 @@ def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted; nothing was left behind", file=sys.stderr)
         return 130
+    except MemoryError:
+        print(f"{parser.prog}: error: out of memory", file=sys.stderr)
+        return 1
     except BrokenPipeError:
         # The reader of stdout went away (`atlas show ... | head`); that is its choice.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()
         return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _discard_stdout()
+        print(f"{parser.prog}: error: the output's disk is full", file=sys.stderr)
+        return 1
     finally:
         signal.signal(signal.SIGTERM, previous)
 
@@ -121,7 +134,9 @@ def say(text: str, *, quiet: bool = False) -> None:
 
 def print_json(value: Any) -> None:
     """``value`` as one JSON document on stdout; numbers that are not finite become null."""
-    print(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+    # JSON lets DEL and the C1 controls through; a terminal would obey them.
+    print(re.sub("[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", text))
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -155,6 +170,18 @@ def significant(value: float, digits: int = 4) -> str:
     if value is None or math.isnan(value):
         return "-"
     return f"{value:.{digits}g}"
+
+
+def progress_bar(total: int, unit: str, description: str, *, quiet: bool = False) -> Any:
+    """A tqdm bar on stderr with rate and time left; none where that is not a terminal, or ``quiet``."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit=unit, unit_scale=True, desc=description, leave=False,
+                disable=True if quiet else None, file=sys.stderr)
+
+
+def _discard_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _numeric(text: str) -> bool:

@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 
 from chanfmt import schema
-from chanfmt.errors import AtlasError
+from chanfmt.errors import AtlasError, first_line
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MAX_DEPTH = 3
@@ -46,7 +46,7 @@ def open_container(path: str | os.PathLike[str]) -> h5py.File:
     try:
         file = h5py.File(path, "r", locking=False, track_order=True)
     except OSError as error:
-        raise AtlasError(f"{path} is damaged: {_first_line(error)}", hint="copy it again, or rebuild it") from None
+        raise AtlasError(f"{path} is damaged: {first_line(error)}", hint="copy it again, or rebuild it") from None
     try:
         _gate(file, path)
         _walk(file, path)
@@ -55,7 +55,7 @@ def open_container(path: str | os.PathLike[str]) -> h5py.File:
         raise
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         file.close()
-        raise AtlasError(f"{path} is damaged: {_first_line(error)}", hint="copy it again, or rebuild it") from None
+        raise AtlasError(f"{path} is damaged: {first_line(error)}", hint="copy it again, or rebuild it") from None
     return file
 
 
@@ -181,6 +181,3 @@ def _check_dataset(
         raise AtlasError(f"{path}: {where} declares {expected} bytes and holds {stored}")
     extents.append((offset, offset + stored, where))
 
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

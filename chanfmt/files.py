@@ -15,19 +15,28 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def check_target(path: Path, *, overwrite: bool, what: str = "output") -> None:
+def check_target(path: Path, *, overwrite: bool, directory: bool = False) -> None:
     """Refuse, before any work, an output that exists or that cannot be written.
+
+    Args:
+        directory: The output is a directory, not a file.
 
     Raises:
         UsageError: ``path`` exists and ``overwrite`` is off, or its directory is missing or read-only.
     """
-    if path.exists() or path.is_symlink():
+    what = "directory" if directory else "file"
+    try:
+        there, is_directory = os.path.lexists(path), path.is_dir()
+        parent = path.absolute().parent
+        has_parent = parent.is_dir()
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}", hint="choose another -o") from None
+    if there:
         if not overwrite:
-            raise UsageError(f"the {what} {path} exists", hint="choose another -o, or add --overwrite")
-        if path.is_dir() != (what == "output directory"):
-            raise UsageError(f"{path} exists and is not a {what.split()[-1]}", hint="choose another -o")
-    parent = path.absolute().parent
-    if not parent.is_dir():
+            raise UsageError(f"the output {what} {path} exists", hint="choose another -o, or add --overwrite")
+        if is_directory != directory:
+            raise UsageError(f"{path} exists and is not a {what}", hint="choose another -o")
+    if not has_parent:
         raise UsageError(f"the directory {parent} does not exist", hint=f"create it with: mkdir -p {parent}")
     # os.access says yes to root on read-only mounts, so try it.
     probe = parent / temporary_name(path.name)
@@ -83,7 +92,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
     An existing ``path`` is moved aside and removed only after the new one is in place.
     """
-    path = path.absolute()
+    # Behind a symbolic link it is the link's target that is replaced.
+    path = path.resolve()
     temporary = path.parent / temporary_name(path.name)
     try:
         temporary.mkdir()
@@ -99,7 +109,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             except OSError:
                 os.rename(old, path)
                 raise
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)
         else:
             os.rename(temporary, path)
         fsync_path(path.parent)

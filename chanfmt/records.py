@@ -38,8 +38,8 @@ class LabelSettings:
                 raise UsageError(f"--{name} must lie in [{low:g}, {high:g}], not {value:g}")
         if not 0 < self.gamma < float("inf"):
             raise UsageError(f"--gamma must be positive, not {self.gamma:g}")
-        if self.support_size < 1:
-            raise UsageError(f"--support must be at least 1, not {self.support_size}")
+        if not 1 <= self.support_size < 2**31:
+            raise UsageError(f"--support must be at least 1 and below 2^31, not {self.support_size}")
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ LABELS: dict[int, str] = {LABEL_NONE: "none", LABEL_HALO: "halo", LABEL_SUPERNOD
 
 STATUSES = ("complete", "partial")
 STACK_KINDS = ("dense", "experts", "shared")
-PLACES = ("decoder", "encoder", "other")
 
 
 @dataclass(frozen=True)
@@ -175,7 +174,6 @@ class Attribute:
     name: str
     type: str
     meaning: str
-    required: bool = True
 
 
 ATTRIBUTES: dict[str, tuple[Attribute, ...]] = {
@@ -208,7 +206,7 @@ ATTRIBUTES: dict[str, tuple[Attribute, ...]] = {
         Attribute("tokenizer", "str", "tokenizer used"),
         Attribute("seq_len", "int", "tokens in every sequence"),
         Attribute("seed", "int", "seed of the sample"),
-        Attribute("mean_loss", "float", "mean next-token NLL over the calibration tokens, nats"),
+        Attribute("mean_loss", "float", "mean next-token NLL over the predicted calibration tokens, nats"),
     ),
     "/labels": (
         Attribute("rho", "float", "share of channels that are supernodes"),

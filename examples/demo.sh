@@ -33,13 +33,13 @@ show surgery eval "$model" "$work"/{scar-prot,magnitude,magnitude-protected,rand
 
 cat <<END
 
-What the table shows. All four cuts remove the same number of channels; none was retrained.
-- scar-prot ranks channels by their loss proxy and keeps all supernodes: worse than the dense
-  model, and still a language model.
-- magnitude ranks by weight norms, takes over half of the supernodes, and leaves nothing usable.
-- magnitude with the supernodes protected differs from it in 1% of the channels, and that 1%
-  is worth orders of magnitude. It is still far from scar-prot: the other 49% matter too.
-- random keeps about half of the supernodes by luck.
+How to read the table. All four cuts remove the same number of channels; none was retrained.
+- scar-prot ranks channels by their loss proxy and keeps all supernodes. Expect a model that is
+  worse than the dense one, and still a language model.
+- magnitude ranks by weight norms. Expect over half of the supernodes gone, and nothing usable left.
+- magnitude-protected differs from it in about 1% of the channels, the supernodes. Compare the two
+  perplexities to see what that 1% is worth, and then with scar-prot: the others matter too.
+- random takes about half of the supernodes; it is the control that every score has to beat.
 
 Browse what was measured:   $(dirname "$(command -v atlas)" | sed "s|$PWD/||")/atlas-tui $atlas
 The models are in $work; load one with transformers:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-import sys
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from chanfmt import __version__
+from chanfmt.console import progress_bar
 from chanfmt.errors import ModelError, UsageError
 from chanfmt.files import atomic_directory, check_space, check_target
 from chanfmt.models.checkpoint import PICKLED_SUFFIXES, CheckpointIndex, fingerprint
@@ -107,7 +107,7 @@ def check_output(output: Path, *, overwrite: bool, source: Path | None = None) -
         UsageError: See `chanfmt.files.check_target`; or ``output`` holds ``source``, or was not
             written by this command.
     """
-    check_target(output, overwrite=overwrite, what="output directory")
+    check_target(output, overwrite=overwrite, directory=True)
     place = output.resolve()
     if source is not None and (place == source.resolve() or place in source.resolve().parents):
         raise UsageError(f"the output {output} would replace the model it is made from", hint="choose another -o")
@@ -121,10 +121,7 @@ def check_output(output: Path, *, overwrite: bool, source: Path | None = None) -
 def _write_weights(
     plan: PruningPlan, index: CheckpointIndex, cuts: Any, directory: Path, total: int, progress: bool
 ) -> None:
-    from tqdm import tqdm
-
-    hidden = not (progress and sys.stderr.isatty())
-    with tqdm(total=total, unit="B", unit_scale=True, desc="writing", disable=hidden, file=sys.stderr) as bar:
+    with progress_bar(total, "B", "writing", quiet=not progress) as bar:
         write_checkpoint(index, cuts, directory, bar.update)
     write_plan(plan, directory / KEPT_FILE)
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chanfmt.errors import UsageError
+from chanfmt.console import progress_bar, say
+from chanfmt.errors import ChanfmtError, ModelError, UsageError
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,8 @@ def evaluate(options: EvaluateOptions, *, progress: bool = True) -> list[Evaluat
 
     resolved = [resolve_model(model, revision=options.revision) for model in options.models]
     text = read_text(options.data, "evaluate")
+    if text.cut:
+        say(f"note: of {text.source} the first {len(text.text):,} characters are used", quiet=not progress)
     return [_evaluate_one(name, model, text, options, progress)
             for name, model in zip(options.models, resolved, strict=True)]
 
@@ -91,38 +93,42 @@ def _evaluate_one(name: str, resolved: Any, text: Any, options: EvaluateOptions,
     import hashlib
 
     import torch
-    from tqdm import tqdm
 
-    from chanfmt.models.load import load_config, load_model, load_tokenizer
+    from chanfmt.models.load import check_causal, load_config, load_model, load_tokenizer
+    from chanfmt.models.weights import check_finite
     from chanfmt.produce.loss import NextTokenLoss
-    from chanfmt.produce.tokens import tokenize
+    from chanfmt.produce.tokens import check_fits, tokenize
 
     config = load_config(resolved)
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if limit and options.seq_len > limit:
-        raise UsageError(
-            f"--seq-len {options.seq_len} is longer than the context of {name}, {limit}", hint=f"use --seq-len {limit}"
-        )
     token_ids = tokenize(load_tokenizer(resolved), text)
+    check_fits(config, token_ids, options.seq_len, name)
     if options.max_tokens:
         token_ids = token_ids[: options.max_tokens]
     if len(token_ids) < 2:
         raise UsageError(f"{options.data} has fewer than two tokens")
     model = load_model(resolved, dtype=options.dtype, device=options.device)
+    check_finite(model)
+    check_causal(model, config.get_text_config().vocab_size)
     ids = torch.from_numpy(token_ids).long().to(next(model.parameters()).device)
     loss = NextTokenLoss(model, ids[None, :16])
     total, predicted, blocks = 0.0, 0, 0
     started = time.monotonic()
-    with tqdm(total=len(ids), unit="tok", unit_scale=True, desc=Path(name).name, leave=False,
-              disable=None if progress else True, file=sys.stderr) as bar:
+    with progress_bar(len(ids), "tok", Path(name).name, quiet=not progress) as bar:
         for block in ids.split(options.seq_len):
             # A last block of one token predicts nothing.
             if len(block) > 1:
-                total += loss.value(block[None])
+                try:
+                    total += loss.value(block[None])
+                except torch.OutOfMemoryError:
+                    raise ChanfmtError(
+                        f"out of memory with a block of {len(block)} tokens", hint="use --dtype bfloat16, or a smaller --seq-len"
+                    ) from None
                 predicted += len(block) - 1
                 blocks += 1
             bar.update(len(block))
     nll = total / predicted
+    if not math.isfinite(nll):
+        raise ModelError(f"the loss of {name} is not finite; an activation overflowed", hint="use --dtype float32")
     return Evaluation(
         model=name,
         parameters=sum(parameter.numel() for parameter in model.parameters()),

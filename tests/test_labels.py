@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chanfmt import labels, schema
-from chanfmt.analysis.concentration import concentration, cumulative_share
+from chanfmt.analysis.concentration import concentration
 
 
 def plain_top(values, count):
@@ -151,4 +151,3 @@ def test_concentration_known_values():
     assert even.effective_channels == pytest.approx(200)
     assert even.gini == pytest.approx(0)
     assert concentration(np.zeros(5)).mass == 0
-    np.testing.assert_allclose(cumulative_share(np.array([1.0, 3.0])), [0.75, 1.0])

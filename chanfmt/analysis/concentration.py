@@ -47,9 +47,3 @@ def concentration(values: np.ndarray, rho: float = 0.01) -> Concentration:
         gini=gini,
     )
 
-
-def cumulative_share(values: np.ndarray) -> np.ndarray:
-    """Share of the mass in the k largest channels, k = 1..m, (m,); zeros where there is no mass."""
-    ordered = np.sort(np.asarray(values, dtype=np.float64))[::-1]
-    total = ordered.sum()
-    return np.cumsum(ordered) / total if total > 0 else np.zeros(len(ordered))

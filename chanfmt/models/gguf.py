@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 
 from chanfmt.console import say
-from chanfmt.errors import MissingPackageError, ModelError
-from chanfmt.files import atomic_directory
+from chanfmt.errors import ChanfmtError, MissingPackageError, ModelError, first_line
+from chanfmt.files import atomic_directory, check_space
+from chanfmt.models.load import quiet_transformers
 
 
 def dequantized_directory(path: Path) -> Path:
@@ -20,7 +21,14 @@ def dequantized_directory(path: Path) -> Path:
     """
     target = _cache() / f"{path.stem}-{_sha256(path)[:16]}"
     if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ChanfmtError(
+                f"cannot make {target.parent} for the dequantised model: {error.strerror}", hint="set XDG_CACHE_HOME"
+            ) from None
+        # Four bytes for every half byte or more.
+        check_space(target.parent, 8 * path.stat().st_size)
         say(f"dequantising {path.name} to {target} (once)")
         _convert(path, target)
     return target
@@ -38,17 +46,18 @@ def _convert(path: Path, target: Path) -> None:
     if hasattr(transformers, "GgufConfig"):
         extra["quantization_config"] = transformers.GgufConfig(dequantize=True)
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=torch.float32, **extra
-        )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except (OSError, ValueError, RuntimeError, KeyError, NotImplementedError) as error:
-        raise ModelError(f"transformers cannot read {path}: {error}") from error
+        with quiet_transformers():
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                path.parent, gguf_file=path.name, dtype=torch.float32, **extra
+            )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except Exception as error:
+        raise ModelError(f"transformers cannot read {path}: {first_line(error)}") from error
     # The weights are dense now; what is left of the quantiser would refuse to save them.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    with atomic_directory(target) as temporary:
+    with quiet_transformers(), atomic_directory(target) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from chanfmt.errors import ModelError
+from chanfmt.errors import ModelError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,13 +30,14 @@ def load_config(resolved: ResolvedModel, *, trust_remote_code: bool = False) -> 
     with quiet_transformers():
         try:
             config = transformers.AutoConfig.from_pretrained(resolved.directory, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError, KeyError) as error:
-            text = str(error)
+        # A config is free-form JSON: what it trips over in transformers is anyone's guess.
+        except Exception as error:
+            text = first_line(error)
             if "trust_remote_code" in text:
                 raise ModelError(
                     f"{resolved.id} needs code from its repository", hint="read that code, then add --trust-remote-code"
                 ) from None
-            raise ModelError(f"{resolved.id}: transformers cannot read its config: {text.splitlines()[0]}") from None
+            raise ModelError(f"{resolved.id}: transformers cannot read its config: {text}") from None
     if getattr(config, "quantization_config", None):
         method = config.quantization_config
         name = method.get("quant_method") if isinstance(method, dict) else getattr(method, "quant_method", "unknown")
@@ -46,11 +47,6 @@ def load_config(resolved: ResolvedModel, *, trust_remote_code: bool = False) -> 
         )
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{resolved.id} is an encoder-decoder ({config.model_type}); only causal models are measured")
-    if config.model_type in ("bert", "roberta", "electra", "camembert") and not config.is_decoder:
-        raise ModelError(
-            f"{resolved.id} is an encoder ({config.model_type}); it has no next-token loss to measure against",
-            hint="causal language models, and BERT-like ones with is_decoder=true, can be measured",
-        )
     return config
 
 
@@ -83,13 +79,19 @@ def load_model(
                 resolved.directory, dtype=wanted, use_safetensors=True,
                 trust_remote_code=trust_remote_code, output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ModelError(f"{resolved.id}: transformers cannot load it: {str(error).splitlines()[0]}") from None
+    except Exception as error:
+        raise ModelError(f"{resolved.id}: transformers cannot load it: {first_line(error)}") from None
     if info["missing_keys"]:
         name = sorted(info["missing_keys"])[0]
         raise ModelError(
             f"{resolved.id}: the checkpoint lacks {len(info['missing_keys'])} weights, {name} among them",
             hint="a model with random weights cannot be measured; is this the complete causal-LM checkpoint?",
+        )
+    surplus = sorted(name for name in info["unexpected_keys"] if name.endswith(".weight") and _layer_is_missing(model, name))
+    if surplus:
+        raise ModelError(
+            f"{resolved.id}: the checkpoint holds {surplus[0]}, a layer that its config does not have",
+            hint="a model measured in part would be cut in part; repair num_hidden_layers in config.json",
         )
     try:
         model = model.to(place)
@@ -111,9 +113,9 @@ def load_tokenizer(resolved: ResolvedModel, *, trust_remote_code: bool = False) 
             return transformers.AutoTokenizer.from_pretrained(
                 resolved.directory, trust_remote_code=trust_remote_code
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except Exception as error:
             raise ModelError(
-                f"{resolved.id} has no tokenizer that transformers can load: {str(error).splitlines()[0]}",
+                f"{resolved.id} has no tokenizer that transformers can load: {first_line(error)}",
                 hint="save the tokenizer into the same directory",
             ) from None
 
@@ -126,10 +128,43 @@ def pick_device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         place = torch.device(device)
-        torch.empty(1, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"--device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
+        torch.empty(1, device=place).tolist()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ModelError(f"--device {device!r} cannot be used: {first_line(error)}") from None
     return place
+
+
+def check_causal(model: PreTrainedModel, vocab_size: int) -> None:
+    """Raise `ModelError` where a later token reaches an earlier logit: there is no next-token loss then.
+
+    Asked of the instance: two dozen encoder types pass for causal language models by their class.
+    """
+    import torch
+
+    ids = (torch.arange(8) % vocab_size)[None].to(next(model.parameters()).device)
+    other = ids.clone()
+    other[0, -1] = (other[0, -1] + 1) % vocab_size
+    with torch.inference_mode(), quiet_transformers():
+        first, second = (model(tokens, use_cache=False).logits[0, :-1].float() for tokens in (ids, other))
+    if float((first - second).abs().max()) > 1e-3 * float(first.abs().max()):
+        raise ModelError(
+            f"{type(model).__name__} is an encoder as configured: its tokens see later ones, so no next-token loss exists",
+            hint="causal language models, and encoders with is_decoder=true, can be measured",
+        )
+
+
+def _layer_is_missing(model: PreTrainedModel, name: str) -> bool:
+    """Whether tensor ``name`` belongs to an element of a layer list that the model has, beyond its end."""
+    parts = name.split(".")
+    for index, part in enumerate(parts):
+        if part.isdigit():
+            for prefix in ("", f"{model.base_model_prefix}."):
+                try:
+                    layers = model.get_submodule(prefix + ".".join(parts[:index]))
+                except AttributeError:
+                    continue
+                return hasattr(layers, "__len__") and int(part) >= len(layers)
+    return False
 
 
 @contextlib.contextmanager

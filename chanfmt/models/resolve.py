@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from chanfmt.errors import ModelError
+from chanfmt.errors import ModelError, UsageError
 
-_NEEDED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja", "*.md", "LICENSE*"]
+_WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.py", "*.md", "LICENSE*"]
+# Some repositories carry the same weights again, in their makers' own layout.
+_UNWANTED = ["consolidated*", "*/*"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,10 @@ def resolve_model(model: str, *, revision: str | None = None) -> ResolvedModel:
     Raises:
         ModelError: There is no such model, or it cannot be had.
     """
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))
+    local = path.suffix == ".gguf" or _exists(path)
+    if local and revision is not None:
+        raise UsageError(f"--revision {revision} names a commit on the Hub, and {model} is a local model")
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"the GGUF file {model} does not exist")
@@ -44,9 +50,16 @@ def resolve_model(model: str, *, revision: str | None = None) -> ResolvedModel:
         if not (path / "config.json").is_file():
             raise ModelError(f"the directory {model} holds no config.json, so it is not a transformers model")
         return ResolvedModel(path, path.resolve().name, "", "local")
-    if path.exists():
+    if local:
         raise ModelError(f"{model} is a file; a model is a directory, a .gguf file or a Hub id")
     return _from_hub(model, revision)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be opened: {error.strerror}") from None
 
 
 def _from_hub(model: str, revision: str | None) -> ResolvedModel:
@@ -54,7 +67,9 @@ def _from_hub(model: str, revision: str | None) -> ResolvedModel:
     from huggingface_hub import errors
 
     try:
-        directory = Path(huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=_NEEDED))
+        directory = Path(huggingface_hub.snapshot_download(
+            model, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
+        ))
     except errors.HFValidationError:
         raise ModelError(f"{model!r} is neither a directory nor a Hub id") from None
     except errors.GatedRepoError:
@@ -68,7 +83,8 @@ def _from_hub(model: str, revision: str | None) -> ResolvedModel:
         ) from None
     except errors.RevisionNotFoundError:
         raise ModelError(f"{model} has no revision {revision!r}") from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as error:
+    # Offline, no network, a bad endpoint, a full disk: the client and its transport raise many kinds.
+    except Exception as error:
         raise ModelError(
             f"there is no directory {model!r}, and the Hub could not be asked for it ({type(error).__name__})",
             hint="check the path, or the network; a cached model works offline",

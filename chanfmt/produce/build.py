@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import resource
+import shlex
 import sys
 import time
 import uuid
@@ -15,19 +16,18 @@ import numpy as np
 import torch
 
 from chanfmt import __version__, schema
-from chanfmt.console import say
-from chanfmt.errors import UsageError
+from chanfmt.console import progress_bar, say
 from chanfmt.files import check_target
 from chanfmt.models.checkpoint import CheckpointIndex, fingerprint
 from chanfmt.models.discover import FFN, find_ffns
-from chanfmt.models.load import load_config, load_model, load_tokenizer
+from chanfmt.models.load import check_causal, load_config, load_model, load_tokenizer
 from chanfmt.models.resolve import ResolvedModel, resolve_model
 from chanfmt.models.tensors import tensor_slices
 from chanfmt.models.weights import check_finite, ffn_weights
 from chanfmt.produce.derive import layer_variables, stack_layers
 from chanfmt.produce.measure import Measurement, measure
 from chanfmt.produce.text import Text, read_text
-from chanfmt.produce.tokens import CalibrationTokens, sample, tokenize
+from chanfmt.produce.tokens import CalibrationTokens, check_fits, sample, tokenize
 from chanfmt.records import (
     AtlasContent,
     Block,
@@ -89,28 +89,25 @@ def plan_build(options: BuildOptions, settings: LabelSettings) -> BuildPlan:
     options.check()
     settings.check()
     if not options.dry_run:
-        check_target(options.path, overwrite=options.overwrite, what="output file")
+        check_target(options.path, overwrite=options.overwrite)
     resolved = resolve_model(options.model, revision=options.revision)
     config = load_config(resolved, trust_remote_code=options.trust_remote_code)
-    limit = getattr(config, "max_position_embeddings", None)
-    if limit and options.seq_len > limit:
-        raise UsageError(
-            f"--seq-len {options.seq_len} is longer than the model's context of {limit}", hint=f"use --seq-len {limit}"
-        )
     index = CheckpointIndex.open(resolved.directory)
     tokenizer = load_tokenizer(resolved, trust_remote_code=options.trust_remote_code)
     text = read_text(options.calib, "calibrate")
+    if text.cut:
+        say(f"note: of {text.source} the first {len(text.text):,} characters are used", quiet=options.quiet)
     token_ids = tokenize(tokenizer, text)
+    check_fits(config, token_ids, options.seq_len, resolved.id)
     tokens = sample(token_ids, options.sequences, options.seq_len, options.seed, options.calib)
     if len(tokens.ids) < options.sequences:
         say(f"note: {text.source} has {len(tokens.ids)} different sequences of {options.seq_len} tokens, "
-            f"not {options.sequences}; using them all")
-    if tokens.ids.max() >= config.get_text_config().vocab_size:
-        raise UsageError(f"{resolved.id}: the tokenizer has ids beyond the model's vocabulary")
+            f"not {options.sequences}; using them all", quiet=options.quiet)
     model = load_model(
         resolved, dtype=options.dtype, device=options.device, trust_remote_code=options.trust_remote_code
     )
     check_finite(model)
+    check_causal(model, config.get_text_config().vocab_size)
     ffns = find_ffns(model, config.get_text_config().vocab_size)
     slices = [tensor_slices(model, ffn, index) for ffn in ffns]
     return BuildPlan(resolved, config, model, ffns, slices, fingerprint(index), text, tokens,
@@ -158,12 +155,7 @@ def assemble(
 
 
 def _measure(plan: BuildPlan, settings: LabelSettings, options: BuildOptions) -> Measurement:
-    from tqdm import tqdm
-
-    total = int(plan.tokens.ids.size)
-    # disable=None: no bar where stderr is not a terminal.
-    with tqdm(total=total, unit="tok", unit_scale=True, desc="measuring", smoothing=0.1,
-              disable=True if options.quiet else None, file=sys.stderr) as bar:
+    with progress_bar(int(plan.tokens.ids.size), "tok", "measuring", quiet=options.quiet) as bar:
         return measure(plan.model, plan.ffns, plan.tokens, rho=settings.rho, batch_size=options.batch,
                        progress=bar.update)
 
@@ -222,7 +214,7 @@ def _producer_record(plan: BuildPlan, seconds: float) -> ProducerRecord:
             "chanfmt": __version__, "python": platform.python_version(), "torch": torch.__version__,
             "transformers": transformers.__version__, "h5py": h5py.__version__, "numpy": np.__version__,
         },
-        command=" ".join(["atlas", *sys.argv[1:]]),
+        command=shlex.join(["atlas", *sys.argv[1:]]).encode("utf-8", "replace").decode("utf-8"),
         hardware=hardware,
         seconds=seconds,
         # Kilobytes on Linux, bytes on macOS.

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
+
+from chanfmt.errors import ModelError, first_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 LOGIT_BYTES = 128 << 20
 """Logits held at a time. A vocabulary of 128k over 2k tokens would be a gigabyte, thrice."""
@@ -26,7 +32,22 @@ class NextTokenLoss:
         self.chunked = self.head is not None and self._head_is_plain(example[:, :16])
 
     def backward(self, ids: torch.Tensor) -> float:
-        """Run ``ids`` (sequence, position) forward and backward. Returns the summed loss in nats."""
+        """Run ``ids`` (sequence, position) forward and backward. Returns the summed loss in nats.
+
+        Raises:
+            ModelError: The model cannot run sequences of this length.
+            torch.OutOfMemoryError: On any device.
+        """
+        with _explained(ids):
+            return self._backward(ids)
+
+    @torch.no_grad()
+    def value(self, ids: torch.Tensor) -> float:
+        """Summed loss of ``ids`` (sequence, position) in nats, forward only. Raises as `backward`."""
+        with _explained(ids):
+            return self._value(ids)
+
+    def _backward(self, ids: torch.Tensor) -> float:
         if not self.chunked:
             loss = _nll(self.model(ids, use_cache=False).logits[:, :-1], ids[:, 1:])
             loss.backward()
@@ -46,9 +67,7 @@ class NextTokenLoss:
         rows.backward(gradient)
         return total
 
-    @torch.no_grad()
-    def value(self, ids: torch.Tensor) -> float:
-        """Summed loss of ``ids`` (sequence, position) in nats, forward only."""
+    def _value(self, ids: torch.Tensor) -> float:
         if not self.chunked:
             return float(_nll(self.model(ids, use_cache=False).logits[:, :-1], ids[:, 1:]))
         hidden = self._decoder(ids)
@@ -74,6 +93,19 @@ class NextTokenLoss:
         # In bfloat16 two kernels may round apart; a scale or a soft cap would show far above this.
         tolerance = 1e-5 if hidden.dtype in (torch.float32, torch.float64) else 1e-2
         return bool((self.head(hidden).float() - expected).abs().max() <= tolerance * expected.abs().max())
+
+
+@contextlib.contextmanager
+def _explained(ids: torch.Tensor) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, IndexError) as error:
+        # Only accelerators have an exception of their own for it.
+        if "allocate memory" in str(error):
+            raise torch.OutOfMemoryError(str(error)) from None
+        raise ModelError(f"the model cannot run {ids.shape[1]} tokens at a time: {first_line(error)}") from error
 
 
 def _nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -31,12 +31,10 @@ class Measurement:
     Attributes:
         statistics: One per FFN, in order.
         mean_loss: Next-token NLL per predicted token, nats.
-        batch_size: Sequences in a batch, after any halving.
     """
 
     statistics: list[ChannelStatistics]
     mean_loss: float
-    batch_size: int
 
 
 def measure(
@@ -84,7 +82,7 @@ def measure(
         except torch.OutOfMemoryError:
             raise _out_of_memory(size) from None
     predicted = ids.shape[0] * (ids.shape[1] - 1)
-    return Measurement(statistics, total / max(1, predicted), size)
+    return Measurement(statistics, total / max(1, predicted))
 
 
 class _FirstBatchOutOfMemory(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,6 +44,8 @@ class BuildOptions:
             low = 2 if name == "seq_len" else 1
             if getattr(self, name) < low:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least {low}, not {getattr(self, name)}")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"--seed must lie between 0 and 2^63, not {self.seed}")
         _ = self.batch
 
     @property
@@ -50,10 +53,10 @@ class BuildOptions:
         """Sequences in a batch, None for automatic."""
         if self.batch_size == "auto":
             return None
-        if not self.batch_size.isdigit() or int(self.batch_size) < 1:
+        if not (self.batch_size.isascii() and self.batch_size.isdigit()) or int(self.batch_size) < 1:
             raise UsageError(f"--batch-size must be a positive number or auto, not {self.batch_size!r}")
         return int(self.batch_size)
 
     @property
     def path(self) -> Path:
-        return Path(self.output).expanduser()
+        return Path(os.path.expanduser(self.output))

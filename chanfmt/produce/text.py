@@ -7,13 +7,13 @@ the rows of WikiText-2. Sources that have splits calibrate on one and evaluate o
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from chanfmt.errors import MissingPackageError, UsageError
+from chanfmt.errors import MissingPackageError, UsageError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -41,11 +41,13 @@ class Text:
         source: Name of the source as recorded in the atlas.
         revision: SHA-256 of ``text``; with the source's name it says what was read.
         text: Non-empty rows joined by a blank line.
+        cut: Whether the source went on after `MAX_CHARACTERS`.
     """
 
     source: str
     revision: str
     text: str
+    cut: bool = False
 
 
 def read_text(source: str, purpose: Purpose) -> Text:
@@ -60,7 +62,7 @@ def read_text(source: str, purpose: Purpose) -> Text:
     Raises:
         UsageError: The source does not exist, cannot be read, or holds no text.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     rows: Iterable[str]
     if source == "pydoc":
         name, rows = f"pydoc/{purpose}", _pydoc_rows(purpose)
@@ -71,19 +73,23 @@ def read_text(source: str, purpose: Purpose) -> Text:
     else:
         name, rows = _dataset_rows(source, purpose)
     text = "\n\n".join(_bounded(row for row in rows if row.strip()))
+    # Half a surrogate pair, as JSON can spell it, is no text to a tokenizer.
+    text = text.encode("utf-8", "replace").decode("utf-8")
     if not text.strip():
         raise UsageError(f"the text source {source} is empty", hint="choose another file or data set")
-    return Text(name, hashlib.sha256(text.encode("utf-8", "replace")).hexdigest(), text)
+    cut = len(text) > MAX_CHARACTERS
+    text = text[:MAX_CHARACTERS]
+    return Text(name, hashlib.sha256(text.encode("utf-8")).hexdigest(), text, cut)
 
 
 def _bounded(rows: Iterable[str]) -> Iterator[str]:
+    """Rows until there is more than enough."""
     total = 0
     for row in rows:
-        if total + len(row) > MAX_CHARACTERS:
-            yield row[: MAX_CHARACTERS - total]
-            return
-        total += len(row)
         yield row
+        total += len(row)
+        if total > MAX_CHARACTERS:
+            return
 
 
 def _pydoc_rows(purpose: Purpose) -> list[str]:
@@ -107,9 +113,8 @@ def _file_rows(path: Path) -> Iterator[str]:
         raise UsageError(f"the text file {path} does not exist")
     try:
         if path.suffix == ".txt":
-            # A part of a character more than needed is cut off again by _bounded.
             with open(path, encoding="utf-8") as file:
-                yield file.read(MAX_CHARACTERS)
+                yield file.read(MAX_CHARACTERS + 1)
         elif path.suffix == ".jsonl":
             with open(path, encoding="utf-8") as file:
                 for number, line in enumerate(file, 1):
@@ -145,7 +150,7 @@ def _parquet_rows(path: Path) -> Iterator[str]:
             for batch in file.iter_batches(columns=["text"]):
                 yield from (value for value in batch.column(0).to_pylist() if isinstance(value, str))
     except ArrowException as error:
-        raise UsageError(f"{path} is not a readable parquet file: {str(error).splitlines()[0]}") from None
+        raise UsageError(f"{path} is not a readable parquet file: {first_line(error)}") from None
 
 
 def _dataset_rows(source: str, purpose: Purpose) -> tuple[str, Iterator[str]]:
@@ -160,16 +165,21 @@ def _dataset_rows(source: str, purpose: Purpose) -> tuple[str, Iterator[str]]:
         import datasets
     except ImportError:
         raise MissingPackageError("datasets", "datasets", f"the data set {source}") from None
-    try:
-        rows: Any = datasets.load_dataset(name, config or None, split=split, streaming=True)
-        first = next(iter(rows), None)
-    # datasets raises a dozen kinds for a name it cannot find, a network it cannot reach, a bad split.
-    except Exception as error:
-        raise UsageError(
-            f"the data set {source} cannot be read ({type(error).__name__}: {str(error).strip().splitlines()[0]})",
-            hint="offline, use --calib pydoc or a .txt, .jsonl or .parquet file",
-        ) from None
-    if first is not None and not isinstance(first.get("text"), str):
-        raise UsageError(f"the data set {source} has no text column called 'text'")
-    label = "/".join(part for part in (name, config, split) if part)
-    return label, (row["text"] for row in itertools.chain(rows))
+
+    def rows() -> Iterator[str]:
+        try:
+            for row in datasets.load_dataset(name, config or None, split=split, streaming=True):
+                if "text" not in row:
+                    raise UsageError(f"the data set {source} has no text column called 'text'")
+                if isinstance(row["text"], str):
+                    yield row["text"]
+        except UsageError:
+            raise
+        # datasets raises a dozen kinds for a name it cannot find, a network that drops, a bad split.
+        except Exception as error:
+            raise UsageError(
+                f"the data set {source} cannot be read ({type(error).__name__}: {first_line(error)})",
+                hint="offline, use pydoc or a .txt, .jsonl or .parquet file",
+            ) from None
+
+    return "/".join(part for part in (name, config, split) if part), rows()

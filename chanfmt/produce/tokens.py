@@ -39,6 +39,18 @@ def tokenize(tokenizer: Any, text: Text) -> np.ndarray:
     return np.asarray(tokenizer(text.text, verbose=False)["input_ids"], dtype=np.int32)
 
 
+def check_fits(config: Any, token_ids: np.ndarray, seq_len: int, model: str) -> None:
+    """Raise `UsageError` where ``model`` cannot take sequences of ``seq_len``, or ids of its tokenizer."""
+    text_config = config.get_text_config()
+    limit = getattr(text_config, "max_position_embeddings", None)
+    if limit and seq_len > limit:
+        raise UsageError(
+            f"--seq-len {seq_len} is longer than the context of {model}, {limit}", hint=f"use --seq-len {limit}"
+        )
+    if len(token_ids) and token_ids.max() >= text_config.vocab_size:
+        raise UsageError(f"{model}: its tokenizer has ids beyond its vocabulary of {text_config.vocab_size}")
+
+
 def canonical(blocks: np.ndarray) -> CalibrationTokens:
     """``blocks`` (sequence, position) without duplicates, in canonical order, with their splits."""
     blocks = np.ascontiguousarray(blocks, dtype="<i4")

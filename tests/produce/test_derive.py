@@ -35,7 +35,8 @@ def test_atlas_equals_a_recomputation_from_its_own_tokens(model_type, tiny_check
     for row, ffn in enumerate(ffns):
         u, s = us[ffn.write], ss[ffn.write]
         q = u * s
-        stored = {name: values[row] for name, values in stack.items() if schema.STACK_VARIABLE_BY_NAME[name].dimensions[0] == "layer"}
+        stored = {name: values[row] for name, values in stack.items()
+                  if schema.STACK_VARIABLE_BY_NAME[name].dimensions[0] == "layer"}
         np.testing.assert_allclose(stored["lp"], 0.5 * (q**2).mean((0, 1)), rtol=1e-3, atol=1e-6 * stored["lp"].max())
         weights = ffn_weights(model, ffn)
         core = plain_top(stored["lp"].tolist(), 2)
