@@ -193,6 +193,9 @@ HOSTILE = {
     "unknown feature": (set_attribute("features_required", "hologram"), "hologram"),
     "unreadable version": (set_attribute("format_version", "one"), "format_version"),
     "number for text": (set_attribute("status", 3), "not a text"),
+    "missing sums": (lambda file: file.__delitem__("stacks/decoder/sum_u2"), "lacks 'sum_u2'"),
+    "unknown status": (set_attribute("status", "half"), "status"),
+    "impossible rho": (lambda file: file["labels"].attrs.__setitem__("rho", float("nan")), "rho"),
     "missing group": (lambda file: file.__delitem__("block"), "block"),
     "missing attribute": (lambda file: file["model"].attrs.__delitem__("id"), "lacks the attribute"),
 }

@@ -14,7 +14,7 @@ import transformers
 import chanfmt
 from chanfmt import schema
 from surgery.cli import main as surgery
-from tests.tiny import CONFIGS, random_tokens
+from tests.tiny import CONFIGS, random_tokens, tiny_model, tiny_tokenizer
 
 FRESH = """
 import json, sys
@@ -124,8 +124,8 @@ def test_evaluation_follows_the_protocol(tiny_checkpoint, pruned, capsys):
 
 @pytest.mark.parametrize(("extra", "message"), [
     (["--seq-len", "1"], "--seq-len must be at least 2"),
-    (["--seq-len", "4096"], "longer than the context"),
-    (["--max-tokens", "1"], "fewer than two tokens"),
+    (["--seq-len", "4096"], "longer than the context of"),
+    (["--max-tokens", "1", "--seq-len", "64"], "fewer than two tokens"),
     (["--data", "nowhere.txt"], "does not exist"),
 ])
 def test_evaluation_refuses(tiny_checkpoint, capsys, extra, message):
@@ -150,3 +150,26 @@ def test_quick_commands_do_not_import_torch(tiny_atlas, arguments):
     done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert done.stderr.strip() == "[]"
+
+
+def test_a_perplexity_is_never_nan(tmp_path, capsys):
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.norm.weight[3] = float("nan")
+    model.save_pretrained(tmp_path / "m")
+    tiny_tokenizer().save_pretrained(tmp_path / "m")
+    capsys.readouterr()
+    assert surgery(["eval", str(tmp_path / "m"), "--data", "pydoc", "--seq-len", "64", "--max-tokens", "200"]) == 2
+    captured = capsys.readouterr()
+    assert "model.norm.weight holds NaN" in captured.err
+    assert captured.out == ""
+
+
+def test_a_link_to_an_earlier_result_is_replaced_behind_the_link(tiny_atlas, tiny_checkpoint, tmp_path):
+    arguments = ["prune", str(tiny_atlas("gpt2")), "--model", str(tiny_checkpoint("gpt2")), "--quiet"]
+    assert surgery([*arguments, "--sparsity", "0.5", "-o", str(tmp_path / "real")]) == 0
+    (tmp_path / "link").symlink_to("real")
+    assert surgery([*arguments, "--sparsity", "0.25", "-o", str(tmp_path / "link"), "--overwrite"]) == 0
+    assert (tmp_path / "link").is_symlink()
+    assert json.loads((tmp_path / "real" / "surgery.json").read_text())["sparsity"]["asked"] == 0.25
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["link", "real"]

@@ -80,7 +80,7 @@ def test_dry_run_measures_nothing(tiny_checkpoint, tmp_path, capsys):
 @pytest.mark.parametrize(("extra", "message"), [
     (["--sequences", "0"], "--sequences must be at least 1"),
     (["--seq-len", "1"], "--seq-len must be at least 2"),
-    (["--seq-len", "4096"], "longer than the model's context"),
+    (["--seq-len", "4096"], "longer than the context of"),
     (["--rho", "1.5"], "--rho must lie in"),
     (["--gamma", "0"], "--gamma must be positive"),
     (["--support", "0"], "--support must be at least 1"),
@@ -270,3 +270,91 @@ def test_a_closed_pipe_is_no_error(tmp_path):
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[-1] == "0"
     assert done.stderr == ""
+
+
+def test_an_encoder_has_no_next_token_loss(tmp_path, capsys):
+    save_tiny(tmp_path / "m", "bert", is_decoder=False)
+    capsys.readouterr()
+    code, error = refusal(capsys, "build", tmp_path / "m", "-o", tmp_path / "a.h5", *SMALL)
+    assert code == 2
+    assert "is an encoder as configured" in error
+
+
+def test_layers_beyond_the_config_are_not_ignored(tmp_path, capsys):
+    save_tiny(tmp_path / "m", "llama")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    config["num_hidden_layers"] = 2
+    config.pop("layer_types", None)
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    capsys.readouterr()
+    code, error = refusal(capsys, "build", tmp_path / "m", "-o", tmp_path / "a.h5", *SMALL)
+    assert code == 2
+    assert "model.layers.2." in error
+
+
+@pytest.mark.parametrize("content", ["3", "[]", '{"model_type": "llama", "hidden_size": "abc"}', '{"model_type": "nope"}',
+                                     '{"model_type": "llama", "num_attention_heads": 0}', "{", ""])
+def test_bad_configs_are_one_line(tiny_checkpoint, tmp_path, capsys, content):
+    import shutil
+
+    shutil.copytree(tiny_checkpoint("llama"), tmp_path / "m")
+    (tmp_path / "m" / "config.json").write_text(content)
+    code, error = refusal(capsys, "build", tmp_path / "m", "-o", tmp_path / "a.h5", *SMALL)
+    assert code == 2
+    assert "config" in error or "load" in error
+
+
+@pytest.mark.parametrize(("extra", "message"), [
+    (["--seed", "-1"], "--seed"),
+    (["--seed", str(2**63)], "--seed"),
+    (["--support", str(2**40)], "--support"),
+    (["--revision", "main"], "local model"),
+    (["--batch-size", "²"], "--batch-size"),
+    (["--device", "meta"], "cannot be used"),
+])
+def test_values_out_of_range(tiny_checkpoint, tmp_path, capsys, extra, message):
+    code, error = refusal(capsys, "build", tiny_checkpoint("llama"), "-o", tmp_path / "a.h5", *SMALL, *extra)
+    assert code == 2
+    assert message in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_output_names_that_cannot_be(tiny_checkpoint, tmp_path, capsys):
+    code, _ = refusal(capsys, "build", tiny_checkpoint("llama"), "-o", tmp_path / ("x" * 300), *SMALL)
+    assert code == 2
+    (tmp_path / "d").mkdir()
+    code, error = refusal(capsys, "build", tiny_checkpoint("llama"), "-o", tmp_path / "d", *SMALL, "--overwrite")
+    assert code == 2
+    assert "is not a file" in error
+
+
+def test_half_a_surrogate_pair_is_no_obstacle(tiny_checkpoint, tmp_path, capsys):
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"text": "' + "abc \\ud800 def " * 60 + '"}')
+    assert main(["build", str(tiny_checkpoint("llama")), "-o", str(tmp_path / "a.h5"), "--calib", str(path),
+                 "--seq-len", "32"]) == 0
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_full_standard_output_is_a_failure(tmp_path):
+    path = random_atlas(tmp_path / "a.h5")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "chanfmt", "info", str(path)], stdout=full, stderr=subprocess.PIPE,
+                              text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_json_holds_no_control_characters(tmp_path, capsys):
+    import dataclasses
+
+    from chanfmt.writer import write_atlas
+    from tests.factory import random_content
+
+    content = random_content()
+    content = dataclasses.replace(content, model=dataclasses.replace(content.model, id="evil\x9b2J"))
+    write_atlas(content, tmp_path / "a.h5")
+    assert main(["info", str(tmp_path / "a.h5"), "--json"]) == 0
+    text = capsys.readouterr().out
+    assert "\x9b" not in text
+    assert json.loads(text)["model"]["id"] == "evil\x9b2J"
