@@ -14,6 +14,7 @@ import transformers
 import chanfmt
 from chanfmt import schema
 from surgery.cli import main as surgery
+from tests.hygiene import heavy_imports
 from tests.tiny import CONFIGS, random_tokens, tiny_model, tiny_tokenizer
 
 FRESH = """
@@ -141,15 +142,7 @@ def test_evaluation_refuses(tiny_checkpoint, capsys, extra, message):
 ])
 def test_quick_commands_do_not_import_torch(tiny_atlas, arguments):
     arguments = [str(tiny_atlas("llama")) if item == "ATLAS" else item for item in arguments]
-    script = (
-        "import sys; from surgery.cli import main\n"
-        "try:\n    code = main(sys.argv[1:])\nexcept SystemExit as stop:\n    code = stop.code\n"
-        "print(sorted({'torch', 'transformers', 'scipy', 'textual'} & set(sys.modules)), file=sys.stderr)\n"
-        "sys.exit(code)"
-    )
-    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0
-    assert done.stderr.strip() == "[]"
+    assert not heavy_imports("surgery.cli", arguments)
 
 
 def test_a_perplexity_is_never_nan(tmp_path, capsys):
