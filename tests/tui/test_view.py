@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from chanfmt.analysis.concentration import cumulative_share
+from chanfmt.analysis.concentration import concentration
 from tui import view
 
 NAN = float("nan")
@@ -54,7 +54,10 @@ def test_ranking_without_mass_has_no_share() -> None:
 
 def test_ranking_agrees_with_the_format() -> None:
     values = np.random.default_rng(0).gamma(0.1, 1.0, 200)
-    np.testing.assert_allclose(view.ranking(values).curve[1:], cumulative_share(values))
+    curve = view.ranking(values).curve
+    np.testing.assert_allclose(curve, np.concatenate([[0], np.cumsum(np.sort(values)[::-1])]) / values.sum())
+    # The top 1% of 200 channels are two.
+    assert curve[2] == pytest.approx(concentration(values).top_share)
 
 
 @pytest.mark.parametrize("log", [True, False])
