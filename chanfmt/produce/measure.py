@@ -16,7 +16,7 @@ from chanfmt.produce.loss import NextTokenLoss
 from chanfmt.produce.statistics import ChannelStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from chanfmt.produce.tokens import CalibrationTokens
 
@@ -54,7 +54,7 @@ def measure(
         model: A loaded causal LM with frozen parameters.
         rho: Share of channels that will be supernodes.
         batch_size: Sequences in a batch; None picks one and halves it when memory runs out.
-        progress: Called with the number of tokens of every finished batch.
+        progress: Called with the number of tokens of every finished batch; negative when it starts over.
 
     Raises:
         ModelError: The loss is not finite.
@@ -65,68 +65,51 @@ def measure(
     split_of = torch.from_numpy(tokens.split_of).long()
     loss = NextTokenLoss(model, ids[:1].to(device))
     size = batch_size or max(1, BATCH_TOKENS.get(device.type, 4096) // ids.shape[1])
-    # The smallest share of a batch's memory is not known beforehand; the first batch finds out.
+    # How much memory a batch takes is not known beforehand: where one does not fit, start over with half.
     while True:
         statistics = [ChannelStatistics(ffn.width, widths(model.get_submodule(ffn.reads[0].module))[0], device)
                       for ffn in ffns]
         capture = Capture(model, ffns, statistics)
+        total, done = 0.0, 0
         try:
             with capture.running():
-                total = _run(capture, loss, ids, split_of, size, rho, progress)
+                for nats, count in _batches(capture, loss, ids, split_of, size, rho):
+                    total += nats
+                    done += count
+                    progress(count)
             break
-        except _FirstBatchOutOfMemory:
-            _free(device)
-            if batch_size is not None or size == 1:
-                raise _out_of_memory(size) from None
-            size = size // 2
         except torch.OutOfMemoryError:
-            raise _out_of_memory(size) from None
+            if batch_size is not None or size == 1:
+                raise ChanfmtError(
+                    f"out of memory with {size} sequences in a batch",
+                    hint="use a smaller --batch-size or --seq-len, --dtype bfloat16, or --device cpu",
+                ) from None
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        progress(-done)
+        size //= 2
     predicted = ids.shape[0] * (ids.shape[1] - 1)
     return Measurement(statistics, total / max(1, predicted))
 
 
-class _FirstBatchOutOfMemory(Exception):
-    """Nothing has been added up yet, so a smaller batch may start over."""
-
-
-def _run(
-    capture: Capture, loss: NextTokenLoss, ids: torch.Tensor, split_of: torch.Tensor, size: int, rho: float,
-    progress: Callable[[int], object],
-) -> float:
+def _batches(
+    capture: Capture, loss: NextTokenLoss, ids: torch.Tensor, split_of: torch.Tensor, size: int, rho: float
+) -> Iterator[tuple[float, int]]:
+    """Measure batch by batch; yields each one's summed loss in nats and its tokens."""
     device = next(loss.model.parameters()).device
     warm_up = int((split_of == 0).sum())
-    total = 0.0
-    for part, (first, last) in enumerate(((0, warm_up), (warm_up, len(ids)))):
-        if part == 1:
+    for first, last in ((0, warm_up), (warm_up, len(ids))):
+        if first:
             for statistics in capture.statistics:
                 statistics.choose_core(rho)
         for start in range(first, last, size):
             stop = min(start + size, last)
             capture.begin(split_of[start:stop])
-            try:
-                nats = loss.backward(ids[start:stop].to(device))
-            except torch.OutOfMemoryError:
-                if start == 0:
-                    raise _FirstBatchOutOfMemory from None
-                raise
+            nats = loss.backward(ids[start:stop].to(device))
             if not math.isfinite(nats):
                 check_finite(loss.model)
                 raise ModelError(
                     f"the loss of sequences {start} to {stop - 1} is not finite; an activation overflowed",
                     hint="use --dtype float32",
                 )
-            total += nats
-            progress((stop - start) * ids.shape[1])
-    return total
-
-
-def _free(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def _out_of_memory(size: int) -> ChanfmtError:
-    return ChanfmtError(
-        f"out of memory with {size} sequences in a batch",
-        hint="use a smaller --batch-size or --seq-len, --dtype bfloat16, or --device cpu",
-    )
+            yield nats, (stop - start) * ids.shape[1]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from chanfmt import labels, metrics, schema
+from chanfmt.errors import ChanfmtError
 from chanfmt.models.discover import find_ffns
 from chanfmt.produce.measure import measure
 from chanfmt.produce.tokens import canonical
@@ -168,3 +169,28 @@ def test_candidates_follow_the_first_split():
         count = len(statistics.core.candidates)
         expected = labels.top_indices(statistics.split_q2[0].numpy(), count)
         np.testing.assert_array_equal(statistics.core.candidates.numpy(), expected)
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_nothing_counted_twice():
+    model = tiny_model("llama", dtype=torch.float64)
+    model.requires_grad_(False)
+    ffns = find_ffns(model, VOCAB)
+    tokens = canonical(random_tokens(40, 24).numpy())
+
+    def too_large(module, args):
+        # A real device refuses by size, and in the middle of the pass: the warm-up batches still fit.
+        if torch.is_grad_enabled() and args[0].shape[0] > 6:
+            raise torch.OutOfMemoryError("this batch does not fit")
+
+    handle = model.model.layers[2].mlp.register_forward_pre_hook(too_large)
+    counts = []
+    found = measure(model, ffns, tokens, rho=0.03, progress=counts.append)
+    with pytest.raises(ChanfmtError, match="out of memory with 20 sequences"):
+        measure(model, ffns, tokens, rho=0.03, batch_size=20)
+    handle.remove()
+    assert sum(counts) == 40 * 24
+    expected = measure(model, ffns, tokens, rho=0.03, batch_size=1)
+    for a, b in zip(found.statistics, expected.statistics, strict=True):
+        assert a.tokens == b.tokens == 40 * 24
+        for name in SUMS:
+            np.testing.assert_allclose(a.sums[name].numpy(), b.sums[name].numpy(), rtol=1e-9, atol=1e-15)
