@@ -75,7 +75,7 @@ def _build(arguments: argparse.Namespace) -> int:
             console.print_table(("", ""), [(key, _cell(value)) for key, value in summary.items()])
         return 0
     path = build(options, settings)
-    console.say(f"wrote {path}; look at it with: atlas-tui {path}", quiet=options.quiet)
+    console.say(f"wrote {path}; browse it with: atlas-tui {path}", quiet=options.quiet)
     with _open(str(path)) as atlas:
         if arguments.json:
             console.print_json(_info_data(atlas))
