@@ -86,7 +86,10 @@ def test_long_sources_are_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(text, "MAX_CHARACTERS", 10)
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(json.dumps({"text": "abcdef"}) for _ in range(9)))
-    assert read_text(str(path), "calibrate").text == "abcdef\n\nabcd"
+    found = read_text(str(path), "calibrate")
+    assert (found.text, found.cut) == ("abcdef\n\nab", True)
+    monkeypatch.setattr(text, "MAX_CHARACTERS", 1000)
+    assert not read_text(str(path), "calibrate").cut
 
 
 def test_a_data_set_that_cannot_be_had_says_what_to_do():
