@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
+READ_WHOLE_BYTES = 32 << 20
+"""An array up to this size is read at once: each read costs more than a megabyte of contiguous data."""
+
 
 class Stack:
     """FFNs of one kind, place and width; its arrays are read on demand and kept.
@@ -78,9 +81,9 @@ class Stack:
         return self._cache[name]
 
     def row(self, name: str, row: int) -> np.ndarray:
-        """One layer's values of ``name``, without reading the others."""
-        if name in self._cache:
-            return self._cache[name][row]
+        """One layer's values of ``name``; the others are read along where they are few."""
+        if name in self._cache or self._dataset(name).nbytes <= READ_WHOLE_BYTES:
+            return self[name][row]
         return self._read(name, row)
 
     @property

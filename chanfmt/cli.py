@@ -80,7 +80,7 @@ def _build(arguments: argparse.Namespace) -> int:
         if arguments.json:
             console.print_json(_info_data(atlas))
         else:
-            _print_layers(atlas)
+            _print_layers(atlas, _layer_rows(atlas))
     return 0
 
 
@@ -105,7 +105,7 @@ def _info(arguments: argparse.Namespace) -> int:
         for name, text in lines:
             print(f"{name:<12} {console.printable(text)}")
         print()
-        _print_layers(atlas)
+        _print_layers(atlas, data["layers"])
     return 0
 
 
@@ -217,8 +217,7 @@ def _layer_rows(atlas: Atlas) -> list[dict[str, Any]]:
     return rows
 
 
-def _print_layers(atlas: Atlas) -> None:
-    rows = _layer_rows(atlas)
+def _print_layers(atlas: Atlas, rows: list[dict[str, Any]]) -> None:
     several = len(atlas.stacks) > 1
     headings = ["layer", *(["stack"] if several else []), "channels", "LP mass",
                 f"top {atlas.labels.rho * 100:.3g}%", "n_eff", "max/mean", "super", "halo", "halo red", "null"]
