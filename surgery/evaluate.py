@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chanfmt.console import progress_bar, say
+from chanfmt.console import progress_bar
 from chanfmt.errors import ChanfmtError, ModelError, UsageError
 
 
@@ -82,9 +82,7 @@ def evaluate(options: EvaluateOptions, *, progress: bool = True) -> list[Evaluat
     from chanfmt.models.resolve import resolve_model
 
     resolved = [resolve_model(model, revision=options.revision) for model in options.models]
-    text = read_text(options.data, "evaluate")
-    if text.cut:
-        say(f"note: of {text.source} the first {len(text.text):,} characters are used", quiet=not progress)
+    text = read_text(options.data, "evaluate", quiet=not progress)
     return [_evaluate_one(name, model, text, options, progress)
             for name, model in zip(options.models, resolved, strict=True)]
 
@@ -94,8 +92,7 @@ def _evaluate_one(name: str, resolved: Any, text: Any, options: EvaluateOptions,
 
     import torch
 
-    from chanfmt.models.load import check_causal, load_config, load_model, load_tokenizer
-    from chanfmt.models.weights import check_finite
+    from chanfmt.models.load import load_config, load_model, load_tokenizer
     from chanfmt.produce.loss import NextTokenLoss
     from chanfmt.produce.tokens import check_fits, tokenize
 
@@ -107,8 +104,6 @@ def _evaluate_one(name: str, resolved: Any, text: Any, options: EvaluateOptions,
     if len(token_ids) < 2:
         raise UsageError(f"{options.data} has fewer than two tokens")
     model = load_model(resolved, dtype=options.dtype, device=options.device)
-    check_finite(model)
-    check_causal(model, config.get_text_config().vocab_size)
     ids = torch.from_numpy(token_ids).long().to(next(model.parameters()).device)
     loss = NextTokenLoss(model, ids[None, :16])
     total, predicted, blocks = 0.0, 0, 0

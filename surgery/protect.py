@@ -11,6 +11,7 @@ import numpy as np
 
 from chanfmt import schema
 from chanfmt.errors import AtlasError, UsageError
+from chanfmt.models.checkpoint import no_duplicates
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -106,18 +107,11 @@ def _read_json(path: Path) -> Any:
     try:
         if path.stat().st_size > _MAX_FILE:
             raise UsageError(f"the protect file {path} is larger than {_MAX_FILE >> 20} MB")
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates)
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=no_duplicates)
     except OSError as error:
         raise UsageError(f"cannot read the protect file {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise UsageError(f"the protect file {path} is not valid JSON: {error}") from None
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a name appears twice")
-    return result
 
 
 def _block(path: Path, key: str, atlas: Atlas) -> Block:

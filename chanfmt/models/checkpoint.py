@@ -151,7 +151,7 @@ def read_header(file: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     except OSError as error:
         raise ModelError(f"cannot read {file}: {error.strerror}") from None
     try:
-        header = json.loads(raw, object_pairs_hook=_no_duplicates)
+        header = json.loads(raw, object_pairs_hook=no_duplicates)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"the header of {file} is damaged: {error}") from None
     if not isinstance(header, dict):
@@ -233,7 +233,8 @@ def _counts(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 62 for item in value)
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """``object_pairs_hook`` for JSON of unknown origin: a name that appears twice is a `ValueError`."""
     result = dict(pairs)
     if len(result) != len(pairs):
         raise ValueError("a name appears twice")
@@ -244,7 +245,7 @@ def _read_weight_map(path: Path) -> dict[str, str]:
     try:
         if path.stat().st_size > _MAX_INDEX:
             raise ModelError(f"{path} is larger than {_MAX_INDEX} bytes")
-        index = json.loads(path.read_bytes(), object_pairs_hook=_no_duplicates)
+        index = json.loads(path.read_bytes(), object_pairs_hook=no_duplicates)
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:

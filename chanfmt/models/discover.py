@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from chanfmt.errors import ModelError
+from chanfmt.errors import ModelError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -155,7 +155,7 @@ class _Finder:
                 self.model(self.ids, use_cache=False)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise ModelError(
-                f"{type(self.model).__name__} cannot run {self.ids.shape[1]} tokens: {str(error).splitlines()[0]}"
+                f"{type(self.model).__name__} cannot run {self.ids.shape[1]} tokens: {first_line(error)}"
             ) from error
         finally:
             for handle in handles:

@@ -60,7 +60,8 @@ def load_model(
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
 
     Raises:
-        ModelError: transformers cannot load it, weights are missing, or memory runs out.
+        ModelError: transformers cannot load it, weights are missing or not finite, its tokens see later
+            ones, or memory runs out.
     """
     import torch
     import transformers
@@ -101,6 +102,8 @@ def load_model(
         ) from None
     model.eval()
     model.requires_grad_(False)
+    check_finite(model)
+    check_causal(model)
     return model
 
 
@@ -134,13 +137,25 @@ def pick_device(device: str) -> torch.device:
     return place
 
 
-def check_causal(model: PreTrainedModel, vocab_size: int) -> None:
+def check_finite(model: PreTrainedModel) -> None:
+    """Raise `ModelError` naming the first parameter that holds NaN or infinity."""
+    import torch
+
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ModelError(
+                f"the weight {name} holds NaN or infinite values", hint="download the checkpoint again, or repair it"
+            )
+
+
+def check_causal(model: PreTrainedModel) -> None:
     """Raise `ModelError` where a later token reaches an earlier logit: there is no next-token loss then.
 
     Asked of the instance: two dozen encoder types pass for causal language models by their class.
     """
     import torch
 
+    vocab_size = model.config.get_text_config().vocab_size
     ids = (torch.arange(8) % vocab_size)[None].to(next(model.parameters()).device)
     other = ids.clone()
     other[0, -1] = (other[0, -1] + 1) % vocab_size

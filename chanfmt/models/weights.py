@@ -1,4 +1,4 @@
-"""Weight statistics of one FFN: norms, connectivity, and the check that nothing is NaN."""
+"""Weight statistics of one FFN: its matrices and their norms."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
-
-from chanfmt.errors import ModelError
 
 if TYPE_CHECKING:
     from chanfmt.models.discover import FFN
@@ -37,15 +35,6 @@ def ffn_weights(model: nn.Module, ffn: FFN) -> FFNWeights:
         rows = _matrix(model.get_submodule(read.module))[read.start :: read.step][: ffn.width]
         reads[read.role] = _numpy(rows)
     return FFNWeights(_numpy(write), reads)
-
-
-def check_finite(model: nn.Module) -> None:
-    """Raise `ModelError` naming the first parameter that holds NaN or infinity."""
-    for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            raise ModelError(
-                f"the weight {name} holds NaN or infinite values", hint="download the checkpoint again, or repair it"
-            )
 
 
 def norms(weights: FFNWeights) -> dict[str, np.ndarray]:

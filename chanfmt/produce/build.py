@@ -20,10 +20,10 @@ from chanfmt.console import progress_bar, say
 from chanfmt.files import check_target
 from chanfmt.models.checkpoint import CheckpointIndex, fingerprint
 from chanfmt.models.discover import FFN, find_ffns
-from chanfmt.models.load import check_causal, load_config, load_model, load_tokenizer
+from chanfmt.models.load import load_config, load_model, load_tokenizer
 from chanfmt.models.resolve import ResolvedModel, resolve_model
 from chanfmt.models.tensors import tensor_slices
-from chanfmt.models.weights import check_finite, ffn_weights
+from chanfmt.models.weights import ffn_weights
 from chanfmt.produce.derive import layer_variables, stack_layers
 from chanfmt.produce.measure import Measurement, measure
 from chanfmt.produce.text import Text, read_text
@@ -94,9 +94,7 @@ def plan_build(options: BuildOptions, settings: LabelSettings) -> BuildPlan:
     config = load_config(resolved, trust_remote_code=options.trust_remote_code)
     index = CheckpointIndex.open(resolved.directory)
     tokenizer = load_tokenizer(resolved, trust_remote_code=options.trust_remote_code)
-    text = read_text(options.calib, "calibrate")
-    if text.cut:
-        say(f"note: of {text.source} the first {len(text.text):,} characters are used", quiet=options.quiet)
+    text = read_text(options.calib, "calibrate", quiet=options.quiet)
     token_ids = tokenize(tokenizer, text)
     check_fits(config, token_ids, options.seq_len, resolved.id)
     tokens = sample(token_ids, options.sequences, options.seq_len, options.seed, options.calib)
@@ -106,8 +104,6 @@ def plan_build(options: BuildOptions, settings: LabelSettings) -> BuildPlan:
     model = load_model(
         resolved, dtype=options.dtype, device=options.device, trust_remote_code=options.trust_remote_code
     )
-    check_finite(model)
-    check_causal(model, config.get_text_config().vocab_size)
     ffns = find_ffns(model, config.get_text_config().vocab_size)
     slices = [tensor_slices(model, ffn, index) for ffn in ffns]
     return BuildPlan(resolved, config, model, ffns, slices, fingerprint(index), text, tokens,

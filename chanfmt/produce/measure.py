@@ -10,7 +10,7 @@ import torch
 
 from chanfmt.errors import ChanfmtError, ModelError
 from chanfmt.models.discover import FFN, widths
-from chanfmt.models.weights import check_finite
+from chanfmt.models.load import check_finite
 from chanfmt.produce.capture import Capture
 from chanfmt.produce.loss import NextTokenLoss
 from chanfmt.produce.statistics import ChannelStatistics

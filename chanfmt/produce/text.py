@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from chanfmt.console import say
 from chanfmt.errors import MissingPackageError, UsageError, first_line
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Text:
     cut: bool = False
 
 
-def read_text(source: str, purpose: Purpose) -> Text:
+def read_text(source: str, purpose: Purpose, *, quiet: bool = False) -> Text:
     """The text of ``source``.
 
     Args:
@@ -58,6 +59,7 @@ def read_text(source: str, purpose: Purpose) -> Text:
             ``.txt`` is one row; the others have a ``text`` column), or ``NAME[:CONFIG][@SPLIT]``
             of any data set on the Hub with a ``text`` column.
         purpose: Which split, where the source has several.
+        quiet: Do not say when the source is cut.
 
     Raises:
         UsageError: The source does not exist, cannot be read, or holds no text.
@@ -79,6 +81,8 @@ def read_text(source: str, purpose: Purpose) -> Text:
         raise UsageError(f"the text source {source} is empty", hint="choose another file or data set")
     cut = len(text) > MAX_CHARACTERS
     text = text[:MAX_CHARACTERS]
+    if cut:
+        say(f"note: of {name} the first {MAX_CHARACTERS:,} characters are used", quiet=quiet)
     return Text(name, hashlib.sha256(text.encode("utf-8")).hexdigest(), text, cut)
 
 

@@ -41,6 +41,11 @@ def refusal(capsys, *arguments):
     return code, captured.err
 
 
+def edit_config(directory, **changes):
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 def test_build_info_show(tiny_atlas, capsys):
     path = tiny_atlas("llama")
     assert main(["info", str(path), "--json"]) == 0
@@ -194,10 +199,7 @@ def test_weights_missing_from_the_checkpoint(tmp_path, capsys):
 
 
 def test_quantised_model_is_refused(tmp_path, capsys):
-    save_tiny(tmp_path / "m", "llama")
-    config = json.loads((tmp_path / "m" / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
-    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    edit_config(save_tiny(tmp_path / "m", "llama"), quantization_config={"quant_method": "gptq", "bits": 4})
     capsys.readouterr()
     code, error = refusal(capsys, "build", tmp_path / "m", "-o", tmp_path / "a.h5", *SMALL)
     assert code == 2
@@ -280,11 +282,7 @@ def test_an_encoder_has_no_next_token_loss(tmp_path, capsys):
 
 
 def test_layers_beyond_the_config_are_not_ignored(tmp_path, capsys):
-    save_tiny(tmp_path / "m", "llama")
-    config = json.loads((tmp_path / "m" / "config.json").read_text())
-    config["num_hidden_layers"] = 2
-    config.pop("layer_types", None)
-    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    edit_config(save_tiny(tmp_path / "m", "llama"), num_hidden_layers=2)
     capsys.readouterr()
     code, error = refusal(capsys, "build", tmp_path / "m", "-o", tmp_path / "a.h5", *SMALL)
     assert code == 2
