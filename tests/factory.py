@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from typing import TYPE_CHECKING
@@ -24,6 +25,10 @@ from chanfmt.writer import write_atlas
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+_FROM_WEIGHTS = ("label", "connectivity", "redundancy", "redundancy_null", "protection", "read_connectivity",
+                 "write_norm", "write_norm_l1", "gate_norm", "up_norm", "wanda_group")
 
 
 def random_content(layers: int = 4, channels: int = 96, hidden: int = 24, seed: int = 0) -> AtlasContent:
@@ -52,28 +57,12 @@ def random_content(layers: int = 4, channels: int = 96, hidden: int = 24, seed: 
         "core_covered": np.ones(layers),
     }
     variables |= metrics.derive_metrics(variables, variables["tokens"])
-    for name in ("label", "connectivity", "redundancy", "redundancy_null", "protection", "read_connectivity",
-                 "write_norm", "write_norm_l1", "gate_norm", "up_norm", "wanda_group"):
-        variables[name] = np.zeros(shape)
+    variables |= {name: np.zeros(shape) for name in _FROM_WEIGHTS}
     support = None
     for row in range(layers):
-        write, gate, up = (random.normal(0, 1, size) for size in ((hidden, channels), (channels, hidden), (channels, hidden)))
-        core = labels.supernodes(variables["lp"][row], settings.rho)
-        variables["read_connectivity"][row] = np.nan if support is None else labels.read_connectivity([gate, up], support)
-        support = labels.write_support(write, core, settings.support_size)
-        conn = labels.connectivity(write, support).astype(np.float32)
-        halo = labels.halo(conn, core, settings.eta)
-        redundancy = random.gamma(1.0, 0.01, channels)
-        variables["label"][row] = labels.label_array(channels, core, halo)
-        variables["connectivity"][row] = conn
-        variables["redundancy"][row] = redundancy
-        variables["redundancy_null"][row] = random.gamma(1.0, 0.002, channels)
-        variables["protection"][row] = labels.protection(redundancy, halo, settings.alpha, settings.gamma)
-        variables["write_norm"][row] = np.linalg.norm(write, axis=0)
-        variables["write_norm_l1"][row] = np.abs(write).sum(axis=0)
-        variables["gate_norm"][row] = np.linalg.norm(gate, axis=1)
-        variables["up_norm"][row] = np.linalg.norm(up, axis=1)
-        variables["wanda_group"][row] = random.gamma(2.0, 1.0, channels)
+        found, support, _ = _label(random, variables["lp"][row], settings, hidden, support)
+        for name, values in found.items():
+            variables[name][row] = values
     blocks = tuple(
         Block(index, index, "decoder", f"model.layers.{index}.mlp", "decoder", index, channels, 0, tuple(
             TensorSlice(role, f"model.layers.{index}.mlp.{name}.weight", f"model.layers.{index}.mlp.{name}.weight",
@@ -107,3 +96,127 @@ def random_atlas(path: Path, **arguments: int) -> Path:
     """Write `random_content` to ``path`` and return it."""
     write_atlas(random_content(**arguments), path)
     return path
+
+
+def moe_content(
+    layers: int = 3, experts: int = 4, channels: int = 24, dense_channels: int = 96, hidden: int = 24, seed: int = 0
+) -> AtlasContent:
+    """A self-consistent atlas of a model whose first layer is dense and whose ``layers`` others hold experts.
+
+    Every token goes to two of the experts, some more often than others. Expert 1 of the second layer gets
+    none: its sums are 0, what follows from them is NaN, and it has no labels.
+    """
+    content = random_content(layers=1, channels=dense_channels, hidden=hidden, seed=seed)
+    random = np.random.default_rng((seed, 1))
+    settings, calibration, splits = content.labels, content.calibration, schema.SPLITS
+    split_of = np.repeat(calibration.split_of, calibration.seq_len)
+    tokens_split = np.zeros((splits, layers, experts), dtype=np.int64)
+    for row in range(layers):
+        preference = random.normal(0, 1, experts) + random.gumbel(0, 1, (len(split_of), experts))
+        if row == 0:
+            preference[:, 1] = -np.inf
+        chosen = np.argsort(-preference, axis=1)[:, :2]
+        np.add.at(tokens_split, (split_of[:, None], row, chosen), 1)
+    tokens = tokens_split.sum(axis=0)
+    count = tokens[..., None]
+    shape = (layers, experts, channels)
+    split_q2 = random.gamma(1.0, 1.0, (splits, *shape)) * np.exp(random.normal(0, 2, shape)) * (tokens_split[..., None] > 0)
+    sum_q2 = split_q2.sum(axis=0)
+    mean_u2 = random.gamma(2.0, 1.0, shape)
+    sum_u2 = mean_u2 * count
+    variables: dict[str, np.ndarray] = {
+        "tokens": tokens,
+        "tokens_split": tokens_split,
+        "sum_u": random.normal(0, 0.1, shape) * np.sqrt(sum_u2 * count),
+        "sum_u2": sum_u2,
+        "sum_s2": sum_q2 / mean_u2,
+        "sum_q": random.normal(0, 0.1, shape) * np.sqrt(sum_q2 * count),
+        "sum_abs_q": 0.7 * np.sqrt(sum_q2 * count),
+        "sum_q2": sum_q2,
+        "sum_q2_split": split_q2,
+        # One token's u^2 cannot exceed the sum of all.
+        "max_abs_u": np.sqrt(np.minimum(16, count) * mean_u2),
+        "redundancy_tokens": tokens - tokens_split[0],
+        "core_covered": np.where(tokens > 0, 1.0, np.nan),
+    }
+    variables |= metrics.derive_metrics(variables, tokens)
+    variables |= {name: np.zeros(shape) for name in _FROM_WEIGHTS}
+    # A layer of several FFNs writes where all their supernodes together write most.
+    support = None
+    for row in range(layers):
+        written = []
+        for expert in range(experts):
+            found, _, core_writes = _label(random, variables["lp"][row, expert], settings, hidden, support)
+            written.append(core_writes)
+            for name, values in found.items():
+                variables[name][row, expert] = values
+        joint = np.concatenate(written, axis=1)
+        support = labels.write_support(joint, np.arange(joint.shape[1]), settings.support_size)
+    blocks = [content.blocks[0]]
+    for row in range(layers):
+        module = f"model.layers.{row + 1}.mlp.experts"
+        tensors = tuple(
+            TensorSlice(role, f"{module}.{expert}.{name}.weight", f"{module}.{expert}.{name}.weight", axis, 0, channels)
+            for expert in range(experts)
+            for role, name, axis in (("gate", "gate_proj", 0), ("up", "up_proj", 0), ("write", "down_proj", 1))
+        )
+        blocks.append(Block(row + 1, row + 1, "decoder", module, "decoder.experts", row, channels, experts, tensors))
+    config = json.dumps({
+        "model_type": "qwen3_moe", "intermediate_size": dense_channels, "moe_intermediate_size": channels,
+        "hidden_size": hidden, "num_hidden_layers": layers + 1, "num_experts": experts, "num_experts_per_tok": 2,
+        "mlp_only_layers": [0],
+    })
+    return dataclasses.replace(
+        content,
+        title="importance atlas of tests/experts",
+        model=dataclasses.replace(
+            content.model, id="tests/experts", model_type="qwen3_moe", architectures=("Qwen3MoeForCausalLM",),
+            config=config, config_sha256=hashlib.sha256(config.encode()).hexdigest(), fingerprint="e" * 64,
+        ),
+        blocks=tuple(blocks),
+        stacks=(*content.stacks, StackData("decoder.experts", "experts", True, "silu", np.arange(1, layers + 1),
+                                           channels, experts, splits, variables)),
+    )
+
+
+def moe_atlas(path: Path, **arguments: int) -> Path:
+    """Write `moe_content` to ``path`` and return it."""
+    write_atlas(moe_content(**arguments), path)
+    return path
+
+
+def _label(
+    random: np.random.Generator, lp: np.ndarray, settings: LabelSettings, hidden: int, previous_support: np.ndarray | None
+) -> tuple[dict[str, np.ndarray], np.ndarray | None, np.ndarray]:
+    """`_FROM_WEIGHTS` of one FFN with random weights, its write support, and its supernodes' write vectors.
+
+    An FFN without tokens (``lp`` is NaN) has norms, but no labels, no support and nothing relative to them.
+    """
+    channels = len(lp)
+    write, gate, up = (random.normal(0, 1, size) for size in ((hidden, channels), (channels, hidden), (channels, hidden)))
+    redundancy = random.gamma(1.0, 0.01, channels)
+    null = random.gamma(1.0, 0.002, channels)
+    wanda = random.gamma(2.0, 1.0, channels)
+    found: dict[str, np.ndarray] = {
+        "write_norm": np.linalg.norm(write, axis=0),
+        "write_norm_l1": np.abs(write).sum(axis=0),
+        "gate_norm": np.linalg.norm(gate, axis=1),
+        "up_norm": np.linalg.norm(up, axis=1),
+        "read_connectivity": np.full(channels, np.nan) if previous_support is None
+        else labels.read_connectivity([gate, up], previous_support),
+    }
+    if np.isnan(lp).all():
+        nothing = np.full(channels, np.nan)
+        found |= {name: nothing for name in ("connectivity", "redundancy", "redundancy_null", "wanda_group")}
+        found |= {"label": np.zeros(channels), "protection": np.ones(channels)}
+        return found, None, write[:, :0]
+    core = labels.supernodes(lp, settings.rho)
+    support = labels.write_support(write, core, settings.support_size)
+    conn = labels.connectivity(write, support).astype(np.float32)
+    halo = labels.halo(conn, core, settings.eta)
+    found |= {
+        "label": labels.label_array(channels, core, halo), "connectivity": conn, "redundancy": redundancy,
+        "redundancy_null": null, "protection": labels.protection(redundancy, halo, settings.alpha, settings.gamma),
+        "wanda_group": wanda,
+    }
+    return found, support, write[:, core]
