@@ -207,7 +207,7 @@ def _label(
     }
     if np.isnan(lp).all():
         nothing = np.full(channels, np.nan)
-        found |= {name: nothing for name in ("connectivity", "redundancy", "redundancy_null", "wanda_group")}
+        found |= dict.fromkeys(("connectivity", "redundancy", "redundancy_null", "wanda_group"), nothing)
         found |= {"label": np.zeros(channels), "protection": np.ones(channels)}
         return found, None, write[:, :0]
     core = labels.supernodes(lp, settings.rho)
