@@ -18,6 +18,8 @@ from chanfmt.records import (
     Block,
     CalibrationRecord,
     Contribution,
+    ExtensionGroup,
+    ExtensionVariable,
     LabelSettings,
     ModelRecord,
     ProducerRecord,
@@ -25,7 +27,7 @@ from chanfmt.records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator
     from types import TracebackType
 
 READ_WHOLE_BYTES = 32 << 20
@@ -42,9 +44,10 @@ class Stack:
         activation: Activation function named by the model's config.
         layers: Layer index of every row, int32 (layer,).
         n_channels, n_experts, splits: Lengths of the other dimensions (0 experts where dense).
+        supports: Write support sizes that ``connectivity_at`` holds.
     """
 
-    def __init__(self, group: h5py.Group, *, complete: bool) -> None:
+    def __init__(self, group: h5py.Group, *, needed: Container[str]) -> None:
         self._group = group
         self._cache: dict[str, np.ndarray] = {}
         self.name = str(group.name).rsplit("/", 1)[-1]
@@ -64,12 +67,13 @@ class Stack:
         for variable in schema.STACK_VARIABLES:
             if variable.name in group:
                 _check_variable(group, variable, self.kind, lengths)
-            elif complete and variable.required and (self.gated or not variable.gated_only):
+            elif variable.name in needed and (self.gated or not variable.gated_only):
                 raise AtlasError(f"{where} lacks {variable.name!r}")
         self.layers: np.ndarray = group["layer"][...]
         self.n_channels = lengths["channel"]
         self.n_experts = lengths.get("expert", 0)
         self.splits = lengths["split"]
+        self.supports: tuple[int, ...] = tuple(group["support"][...].tolist()) if "support" in lengths else ()
 
     def __contains__(self, name: str) -> bool:
         return name in self._group
@@ -100,7 +104,7 @@ class Stack:
         """Everything this stack holds, in memory."""
         return StackData(
             self.name, self.kind, self.gated, self.activation, self.layers, self.n_channels,
-            self.n_experts, self.splits, {name: self[name] for name in self.variables},
+            self.n_experts, self.splits, {name: self[name] for name in self.variables}, self.supports,
         )
 
     def _read(self, name: str, row: int | None) -> np.ndarray:
@@ -122,6 +126,8 @@ class Atlas:
     Attributes:
         path: The file.
         status: ``complete`` or ``partial``.
+        dropped: Variables left out because they could not be merged or recomputed.
+        core_rho: Share of channels in the core that connectivity and redundancy refer to.
         model, calibration, labels, producer: What the file says of each.
         blocks: One `Block` per FFN, in model order.
         stacks: Name to `Stack`.
@@ -136,20 +142,27 @@ class Atlas:
         self.status: str = root["status"]
         if self.status not in schema.STATUSES:
             raise AtlasError(f"the status {self.status!r} is not one of {', '.join(schema.STATUSES)}")
+        self.dropped: tuple[str, ...] = tuple(root["dropped"].split())
         self.title: str = root["title"]
         self.producer_name: str = root["producer"]
         self.created: str = root["created"]
         self.content_sha256: str = root["content_sha256"]
         self.model = _read_model(_group(file, "model"))
         self.calibration = _read_calibration(_group(file, "calibration"))
-        self.labels = LabelSettings(**_attributes(_group(file, "labels"), "/labels"))
+        settings = _attributes(_group(file, "labels"), "/labels")
+        self.core_rho: float = settings.pop("core_rho")
+        self.labels = LabelSettings(**settings)
         try:
             self.labels.check()
         except UsageError as error:
             raise AtlasError(f"/labels: {error.message.removeprefix('--')}") from None
         self.producer = _read_producer(_group(file, "producer"))
         stacks = _group(file, "stacks")
-        self.stacks: dict[str, Stack] = {name: Stack(_group(stacks, name), complete=self.status == "complete") for name in stacks}
+        needed = frozenset(
+            variable.name for variable in schema.STACK_VARIABLES
+            if self.status == "complete" and variable.required and variable.name not in self.dropped
+        )
+        self.stacks: dict[str, Stack] = {name: Stack(_group(stacks, name), needed=needed) for name in stacks}
         self.blocks = _read_blocks(_group(file, "block"), self.stacks)
 
     @classmethod
@@ -186,9 +199,18 @@ class Atlas:
     def content(self) -> AtlasContent:
         """The whole atlas in memory."""
         return AtlasContent(
-            self.title, self.model, self.calibration, self.labels, self.blocks,
-            tuple(stack.data() for stack in self.stacks.values()), self.producer, self.status,
+            self.title, self.model, self.calibration, self.labels, self.core_rho, self.blocks,
+            tuple(stack.data() for stack in self.stacks.values()), self.producer, self.status, self.dropped,
+            self.extensions(),
         )
+
+    def extensions(self) -> tuple[ExtensionGroup, ...]:
+        """What other programs put into the file, values read (spec section "Extensions")."""
+        groups: list[ExtensionGroup] = []
+        for name in self._file:
+            if name.startswith(schema.EXTENSION_PREFIX) and isinstance(self._file[name], h5py.Group):
+                groups += _read_extension(self._file[name])
+        return tuple(groups)
 
     def block(self, layer: int, stack: str | None = None) -> Block:
         """The FFN of model layer ``layer`` (in ``stack``, where a layer has several).
@@ -337,6 +359,27 @@ def _read_blocks(group: h5py.Group, stacks: dict[str, Stack]) -> tuple[Block, ..
             raise AtlasError(f"the FFN table's row {index} does not match a stack")
         blocks.append(block)
     return tuple(blocks)
+
+
+def _read_extension(group: h5py.Group) -> list[ExtensionGroup]:
+    attributes: dict[str, str | int | float] = {}
+    for name, value in group.attrs.items():
+        if isinstance(value, str | bytes):
+            attributes[name] = read_text(value, f"{group.name}@{name}")
+        elif np.ndim(value) == 0 and np.asarray(value).dtype.kind in "iuf":
+            attributes[name] = value.item()
+    variables, inner = [], []
+    for name in group:
+        item = group[name]
+        if isinstance(item, h5py.Group):
+            inner += _read_extension(item)
+            continue
+        values = item[...]
+        texts = {key: read_text(item.attrs.get(key, ""), f"{item.name}@{key}") for key in ("long_name", "units", "merge")}
+        if dtype_code(item) == "str":
+            values = [read_text(value, name) for value in values.ravel()]
+        variables.append(ExtensionVariable(name, tuple(dimensions(item)), values, **texts))
+    return [ExtensionGroup(group.name.lstrip("/"), attributes, tuple(variables)), *inner]
 
 
 def _read_producer(group: h5py.Group) -> ProducerRecord:

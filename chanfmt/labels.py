@@ -6,9 +6,16 @@ always broken in favour of the lowest index, so that labels do not depend on a s
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from chanfmt import schema
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from chanfmt.records import LabelSettings
 
 MAX_REDUNDANCY = float(-0.5 * np.log(np.finfo(np.float64).eps))
 """Redundancy of perfectly correlated channels: 1 - r^2 is not resolved below machine epsilon."""
@@ -46,10 +53,35 @@ def write_support(write: np.ndarray, core: np.ndarray, size: int) -> np.ndarray:
     return top_indices(mass, min(size, len(mass)))
 
 
-def connectivity(write: np.ndarray, support: np.ndarray) -> np.ndarray:
-    """Equation 6: share of each write vector's L1 norm on the support, (m,); 0 for a zero vector."""
+def support_sizes(dimensions: int, size: int) -> tuple[int, ...]:
+    """Write support sizes an atlas keeps connectivity for: powers of two below d, and ``size`` itself."""
+    powers = {2**exponent for exponent in range(4, dimensions.bit_length()) if 2**exponent < dimensions}
+    return tuple(sorted(powers | {size}))
+
+
+def connectivity(write: np.ndarray, core: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
+    """Equation 6 for write supports of several sizes.
+
+    Args:
+        write: Write vectors as columns, (d, m).
+        core: Supernode indices.
+        sizes: Write support sizes K, ascending.
+
+    Returns:
+        Share of each write vector's L1 norm on the support of each size, float64 (sizes, m); 0 for a
+        zero vector.
+    """
     magnitude = np.abs(write)
-    return _share(magnitude[support].sum(axis=0, dtype=np.float64), magnitude.sum(axis=0, dtype=np.float64))
+    total = magnitude.sum(axis=0, dtype=np.float64)
+    inside = np.zeros(magnitude.shape[1])
+    seen = np.empty(0, dtype=np.int64)
+    shares = []
+    for size in sizes:
+        support = write_support(write, core, size)
+        inside = inside + magnitude[np.setdiff1d(support, seen, assume_unique=True)].sum(axis=0, dtype=np.float64)
+        seen = support
+        shares.append(_share(inside, total))
+    return np.stack(shares)
 
 
 def read_connectivity(reads: list[np.ndarray], support: np.ndarray) -> np.ndarray:
@@ -144,12 +176,31 @@ def protection(redundancy: np.ndarray, halo_channels: np.ndarray, alpha: float, 
     return factor
 
 
-def label_array(n_channels: int, core: np.ndarray, halo_channels: np.ndarray) -> np.ndarray:
-    """Labels of one layer, uint8 (m,)."""
-    labels = np.full(n_channels, schema.LABEL_NONE, dtype=np.uint8)
-    labels[halo_channels] = schema.LABEL_HALO
+def label_ffn(
+    score: np.ndarray, conn: np.ndarray | None, redundancy: np.ndarray | None, settings: LabelSettings
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and protection factors of one FFN, from what an atlas stores (spec section "Labels").
+
+    Args:
+        score: The metric that ranks supernodes, (m,); NaN throughout where no token reached the FFN.
+        conn: Connectivity, (m,); None where it is unknown, and then there is no halo.
+        redundancy: Redundancy, (m,), may be NaN; None where it is unknown.
+
+    Returns:
+        Labels, uint8 (m,); protection, float32 (m,).
+    """
+    labels = np.full(len(score), schema.LABEL_NONE, dtype=np.uint8)
+    factor = np.ones(len(score), dtype=np.float32)
+    if np.isnan(score).all():
+        return labels, factor
+    core = supernodes(score, settings.rho)
+    if conn is not None:
+        halo_channels = halo(conn, core, settings.eta)
+        labels[halo_channels] = schema.LABEL_HALO
+        if redundancy is not None:
+            factor = protection(redundancy, halo_channels, settings.alpha, settings.gamma).astype(np.float32)
     labels[core] = schema.LABEL_SUPERNODE
-    return labels
+    return labels, factor
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -184,6 +184,7 @@ class StackData:
         kind: ``dense``, ``experts`` or ``shared``.
         layers: Layer index of every row, int32 (layer,).
         variables: Name to array, dimensions per `chanfmt.schema.STACK_VARIABLES`.
+        supports: Write support sizes that ``connectivity_at`` holds, ascending.
     """
 
     name: str
@@ -195,17 +196,60 @@ class StackData:
     n_experts: int
     splits: int
     variables: Mapping[str, np.ndarray]
+    supports: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class ExtensionVariable:
+    """One array of an extension.
+
+    Attributes:
+        dimensions: Dimension names, slowest first; (name,) makes it the dimension's own values.
+        values: Array of f4, f8, i4, i8 or u1, or a list of texts.
+        merge: One of `chanfmt.schema.EXTENSION_MERGE_RULES`; empty for a dimension's own values.
+    """
+
+    name: str
+    dimensions: tuple[str, ...]
+    values: Any
+    long_name: str
+    units: str
+    merge: str
+
+
+@dataclass(frozen=True)
+class ExtensionGroup:
+    """A group that somebody else's program put into the file (spec section "Extensions").
+
+    Attributes:
+        path: ``x_<owner>`` or ``x_<owner>/<name>``; a name that is a stack's says that the arrays are
+            that stack's.
+        attributes: Texts and numbers.
+    """
+
+    path: str
+    attributes: Mapping[str, str | int | float] = field(default_factory=dict)
+    variables: tuple[ExtensionVariable, ...] = ()
 
 
 @dataclass(frozen=True)
 class AtlasContent:
-    """A whole atlas in memory: what the writer takes."""
+    """A whole atlas in memory: what the writer takes.
+
+    Attributes:
+        core_rho: Share of channels in the core that connectivity and redundancy refer to; differs from
+            ``labels.rho`` in an atlas that was relabelled without its model.
+        dropped: Variables left out because they could not be merged or recomputed.
+    """
 
     title: str
     model: ModelRecord
     calibration: CalibrationRecord
     labels: LabelSettings
+    core_rho: float
     blocks: tuple[Block, ...]
     stacks: tuple[StackData, ...]
     producer: ProducerRecord
     status: str = "complete"
+    dropped: tuple[str, ...] = ()
+    extensions: tuple[ExtensionGroup, ...] = ()

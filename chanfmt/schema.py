@@ -21,6 +21,18 @@ KNOWN_FEATURES: frozenset[str] = frozenset()
 LABEL_NONE, LABEL_HALO, LABEL_SUPERNODE = 0, 1, 2
 LABELS: dict[int, str] = {LABEL_NONE: "none", LABEL_HALO: "halo", LABEL_SUPERNODE: "supernode"}
 
+MERGE_RULES: dict[str, str] = {
+    "sum": "added; a table's rows are joined",
+    "max": "the larger",
+    "equal": "must agree, otherwise the atlases do not merge",
+    "derive": "computed again from the merged sums and labels",
+    "weights": "computed again from the model's weights; dropped where they are not at hand",
+    "drop": "dropped",
+    "index": "a dimension's own values",
+}
+EXTENSION_MERGE_RULES = ("sum", "max", "equal", "drop")
+EXTENSION_PREFIX = "x_"
+
 STATUSES = ("complete", "partial")
 STACK_KINDS = ("dense", "experts", "shared")
 
@@ -36,8 +48,8 @@ class Variable:
             dimension follows ``layer``.
         long_name: CF ``long_name``: what the number is.
         units: CF ``units``; ``1`` is dimensionless or in the model's own activation units.
-        merge: How two atlases combine it: ``sum max equal derive drop index``.
-        required: Whether a complete atlas must hold it.
+        merge: How two atlases combine it, one of `MERGE_RULES`.
+        required: Whether a complete atlas must hold it, unless its name is among the root's ``dropped``.
         gated_only: Present only where the FFN has a gate.
         heading: Column heading of at most ten characters.
     """
@@ -84,7 +96,7 @@ METRICS: tuple[Variable, ...] = (
     Variable("up_norm", "f4", _CHANNEL, "L2 norm of the up row", "1", "equal", heading="w up"),
     Variable(
         "connectivity", "f4", _CHANNEL,
-        "share of the write vector's L1 norm on the layer's write support", "1", "derive", heading="conn",
+        "share of the write vector's L1 norm on the layer's write support", "1", "weights", heading="conn",
     ),
     Variable(
         "redundancy", "f4", _CHANNEL,
@@ -101,7 +113,7 @@ METRICS: tuple[Variable, ...] = (
     ),
     Variable(
         "read_connectivity", "f4", _CHANNEL,
-        "share of the read rows' L1 norm on the previous layer's write support", "1", "derive",
+        "share of the read rows' L1 norm on the previous layer's write support", "1", "weights",
         heading="read conn",
     ),
 )
@@ -114,6 +126,10 @@ STACK_VARIABLES: tuple[Variable, ...] = (
     Variable("max_abs_u", "f4", _CHANNEL, "largest |u|", "1", "max"),
     Variable("write_norm_l1", "f4", _CHANNEL, "L1 norm of the write vector", "1", "equal"),
     *METRICS,
+    Variable(
+        "connectivity_at", "f4", ("support", "layer", "channel"),
+        "connectivity to write supports of other sizes", "1", "weights", required=False,
+    ),
     Variable(
         "wanda_group", "f4", _CHANNEL,
         "sum over gate, up and write weights of |W| times the RMS of that weight's input", "1", "drop",
@@ -135,6 +151,7 @@ INDEX_VARIABLES: tuple[Variable, ...] = (
     Variable("channel", "i4", ("channel",), "channel index in the FFN", "1", "index"),
     Variable("expert", "i4", ("expert",), "expert index in the FFN", "1", "index", required=False),
     Variable("split", "i4", ("split",), "calibration split", "1", "index"),
+    Variable("support", "i4", ("support",), "residual dimensions in the write support", "1", "index", required=False),
 )
 
 CALIBRATION_VARIABLES: tuple[Variable, ...] = (
@@ -182,6 +199,7 @@ ATTRIBUTES: dict[str, tuple[Attribute, ...]] = {
         Attribute("format_version", "str", "MAJOR.MINOR of this specification"),
         Attribute("features_required", "str", "space-separated words a reader must understand; empty in 1.0"),
         Attribute("status", "str", "complete or partial"),
+        Attribute("dropped", "str", "space-separated variables left out because they could not be merged or recomputed"),
         Attribute("Conventions", "str", "CF conventions followed"),
         Attribute("title", "str", "one line for people"),
         Attribute("producer", "str", "program and version"),
@@ -205,7 +223,7 @@ ATTRIBUTES: dict[str, tuple[Attribute, ...]] = {
         Attribute("metric_definition", "str", "version of the metric definitions"),
         Attribute("tokenizer", "str", "tokenizer used"),
         Attribute("seq_len", "int", "tokens in every sequence"),
-        Attribute("seed", "int", "seed of the sample"),
+        Attribute("seed", "int", "seed of the sample, of the first contribution where there are several"),
         Attribute("mean_loss", "float", "mean next-token NLL over the predicted calibration tokens, nats"),
     ),
     "/labels": (
@@ -215,6 +233,7 @@ ATTRIBUTES: dict[str, tuple[Attribute, ...]] = {
         Attribute("alpha", "float", "floor of the protection factor"),
         Attribute("gamma", "float", "exponent of the protection factor"),
         Attribute("redundancy_top_k", "int", "supernodes averaged in redundancy"),
+        Attribute("core_rho", "float", "share of channels in the core that connectivity and redundancy refer to"),
         Attribute("score", "str", "metric that ranks supernodes"),
         Attribute("ties", "str", "how ties are broken"),
     ),

@@ -19,7 +19,7 @@ from chanfmt.errors import CheckError
 from chanfmt.files import atomic_file, check_space
 
 if TYPE_CHECKING:
-    from chanfmt.records import AtlasContent, StackData
+    from chanfmt.records import AtlasContent, ExtensionGroup, StackData
 
 _NUMPY = {"f4": "<f4", "f8": "<f8", "i4": "<i4", "i8": "<i8", "u1": "u1"}
 
@@ -58,6 +58,8 @@ def atlas_image(content: AtlasContent) -> tuple[bytes, str]:
         for stack in content.stacks:
             _write_stack(stacks, stack)
         _write_producer(file, content)
+        for extension in content.extensions:
+            _write_extension(file, extension)
         digest = content_sha256(file)
         file.attrs["content_sha256"] = digest
         file.flush()
@@ -71,6 +73,7 @@ def _write_root(file: h5py.File, content: AtlasContent) -> None:
     file.attrs["format_version"] = schema.FORMAT_VERSION
     file.attrs["features_required"] = ""
     file.attrs["status"] = content.status
+    file.attrs["dropped"] = " ".join(content.dropped)
     file.attrs["Conventions"] = schema.CONVENTIONS
     file.attrs["title"] = content.title
     file.attrs["producer"] = f"chanfmt {__version__}"
@@ -107,7 +110,8 @@ def _write_calibration(file: h5py.File, content: AtlasContent) -> None:
 
 
 def _write_labels(file: h5py.File, content: AtlasContent) -> None:
-    _set_attributes(file.create_group("labels", track_order=True), "/labels", dataclasses.asdict(content.labels))
+    _set_attributes(file.create_group("labels", track_order=True), "/labels",
+                    dataclasses.asdict(content.labels) | {"core_rho": content.core_rho})
 
 
 def _write_blocks(file: h5py.File, content: AtlasContent) -> None:
@@ -131,6 +135,8 @@ def _write_stack(parent: h5py.Group, stack: StackData) -> None:
     }
     if stack.kind == "experts":
         arrays["expert"] = np.arange(stack.n_experts)
+    if stack.supports:
+        arrays["support"] = stack.supports
     arrays |= stack.variables
     _write_variables(group, (*schema.INDEX_VARIABLES, *schema.STACK_VARIABLES), arrays, stack.kind)
     label = group["label"]
@@ -145,6 +151,30 @@ def _write_producer(file: h5py.File, content: AtlasContent) -> None:
         "hardware": record.hardware, "seconds": record.seconds, "peak_memory_bytes": record.peak_memory_bytes,
         "history": "\n".join(json.dumps(dict(line), sort_keys=True) for line in record.history),
     })
+
+
+def _write_extension(file: h5py.File, extension: ExtensionGroup) -> None:
+    group = file
+    for part in extension.path.split("/"):
+        group = group[part] if part in group else group.create_group(part, track_order=True)
+    for name, value in extension.attributes.items():
+        group.attrs[name] = value
+    table = tuple(
+        schema.Variable(item.name, _code(item.values), item.dimensions, item.long_name, item.units, item.merge)
+        for item in extension.variables
+    )
+    _write_variables(group, table, {item.name: item.values for item in extension.variables}, "dense")
+    for item in extension.variables:
+        if item.merge:
+            group[item.name].attrs["merge"] = item.merge
+
+
+def _code(values: Any) -> str:
+    array = np.asarray(values)
+    code = next((code for code, name in _NUMPY.items() if array.dtype == np.dtype(name)), None)
+    if code is None and array.dtype.kind not in "UO":
+        raise CheckError(f"an extension's array has the type {array.dtype}, which an atlas may not hold")
+    return code or "str"
 
 
 def _set_attributes(group: h5py.Group, table: str, values: dict[str, Any]) -> None:

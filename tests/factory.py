@@ -58,11 +58,13 @@ def random_content(layers: int = 4, channels: int = 96, hidden: int = 24, seed: 
     }
     variables |= metrics.derive_metrics(variables, variables["tokens"])
     variables |= {name: np.zeros(shape) for name in _FROM_WEIGHTS}
+    sizes = labels.support_sizes(hidden, settings.support_size)
+    variables["connectivity_at"] = np.zeros((len(sizes), *shape))
     support = None
     for row in range(layers):
         found, support, _ = _label(random, variables["lp"][row], settings, hidden, support)
         for name, values in found.items():
-            variables[name][row] = values
+            variables[name][..., row, :] = values
     blocks = tuple(
         Block(index, index, "decoder", f"model.layers.{index}.mlp", "decoder", index, channels, 0, tuple(
             TensorSlice(role, f"model.layers.{index}.mlp.{name}.weight", f"model.layers.{index}.mlp.{name}.weight",
@@ -86,8 +88,9 @@ def random_content(layers: int = 4, channels: int = 96, hidden: int = 24, seed: 
             (Contribution("c" * 32, "random", "", f"0:{sequences}", sequences, tokens, "tests"),), token_ids,
         ),
         labels=settings,
+        core_rho=settings.rho,
         blocks=blocks,
-        stacks=(StackData("decoder", "dense", True, "silu", np.arange(layers), channels, 0, splits, variables),),
+        stacks=(StackData("decoder", "dense", True, "silu", np.arange(layers), channels, 0, splits, variables, sizes),),
         producer=ProducerRecord({"chanfmt": "test"}, "tests", "cpu", 1.0, 1),
     )
 
@@ -141,6 +144,8 @@ def moe_content(
     }
     variables |= metrics.derive_metrics(variables, tokens)
     variables |= {name: np.zeros(shape) for name in _FROM_WEIGHTS}
+    sizes = labels.support_sizes(hidden, settings.support_size)
+    variables["connectivity_at"] = np.zeros((len(sizes), *shape))
     # A layer of several FFNs writes where all their supernodes together write most.
     support = None
     for row in range(layers):
@@ -149,7 +154,7 @@ def moe_content(
             found, _, core_writes = _label(random, variables["lp"][row, expert], settings, hidden, support)
             written.append(core_writes)
             for name, values in found.items():
-                variables[name][row, expert] = values
+                variables[name][..., row, expert, :] = values
         joint = np.concatenate(written, axis=1)
         support = labels.write_support(joint, np.arange(joint.shape[1]), settings.support_size)
     blocks = [content.blocks[0]]
@@ -175,7 +180,7 @@ def moe_content(
         ),
         blocks=tuple(blocks),
         stacks=(*content.stacks, StackData("decoder.experts", "experts", True, "silu", np.arange(1, layers + 1),
-                                           channels, experts, splits, variables)),
+                                           channels, experts, splits, variables, sizes)),
     )
 
 
@@ -207,16 +212,19 @@ def _label(
     }
     if np.isnan(lp).all():
         nothing = np.full(channels, np.nan)
+        found["connectivity_at"] = np.full((len(labels.support_sizes(hidden, settings.support_size)), channels), np.nan)
         found |= dict.fromkeys(("connectivity", "redundancy", "redundancy_null", "wanda_group"), nothing)
         found |= {"label": np.zeros(channels), "protection": np.ones(channels)}
         return found, None, write[:, :0]
     core = labels.supernodes(lp, settings.rho)
-    support = labels.write_support(write, core, settings.support_size)
-    conn = labels.connectivity(write, support).astype(np.float32)
-    halo = labels.halo(conn, core, settings.eta)
+    sizes = labels.support_sizes(hidden, settings.support_size)
+    conn = labels.connectivity(write, core, sizes).astype(np.float32)
+    redundancy = redundancy.astype(np.float32)
+    chosen = conn[sizes.index(settings.support_size)]
+    label, factor = labels.label_ffn(lp, chosen, redundancy, settings)
     found |= {
-        "label": labels.label_array(channels, core, halo), "connectivity": conn, "redundancy": redundancy,
-        "redundancy_null": null, "protection": labels.protection(redundancy, halo, settings.alpha, settings.gamma),
-        "wanda_group": wanda,
+        "connectivity_at": conn, "connectivity": chosen, "redundancy": redundancy, "redundancy_null": null,
+        "label": label, "protection": factor, "wanda_group": wanda,
     }
+    support = labels.write_support(write, core, settings.support_size)
     return found, support, write[:, core]

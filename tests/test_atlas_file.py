@@ -15,7 +15,7 @@ import pytest
 import chanfmt
 from chanfmt import schema
 from chanfmt.errors import AtlasError, CheckError
-from chanfmt.records import Block
+from chanfmt.records import Block, ExtensionGroup, ExtensionVariable
 from chanfmt.writer import atlas_image, write_atlas
 from tests.factory import random_atlas, random_content
 
@@ -29,17 +29,41 @@ def test_round_trip(atlas_path):
     expected = random_content()
     with chanfmt.open(atlas_path, verify=True) as atlas:
         found = atlas.content()
-    for name in ("title", "model", "labels", "blocks", "producer", "status"):
+    for name in ("title", "model", "labels", "core_rho", "blocks", "producer", "status", "dropped", "extensions"):
         assert getattr(found, name) == getattr(expected, name), name
     for field in dataclasses.fields(expected.calibration):
         np.testing.assert_array_equal(
             getattr(found.calibration, field.name), getattr(expected.calibration, field.name), field.name)
     for stack, other in zip(found.stacks, expected.stacks, strict=True):
         assert set(stack.variables) == set(other.variables)
+        assert stack.supports == other.supports
         for name, values in other.variables.items():
             dtype = schema.STACK_VARIABLE_BY_NAME[name].dtype
             assert stack.variables[name].dtype == np.dtype(dtype), name
             np.testing.assert_array_equal(stack.variables[name], np.asarray(values, dtype=dtype), name)
+
+
+def test_extensions_round_trip(tmp_path):
+    random = np.random.default_rng(0)
+    extension = ExtensionGroup("x_lab/decoder", {"note": "hello", "runs": 3, "share": 0.5}, (
+        ExtensionVariable("layer", ("layer",), np.arange(4, dtype="i4"), "layer index in the model", "1", ""),
+        ExtensionVariable("channel", ("channel",), np.arange(96, dtype="i4"), "channel index in the FFN", "1", ""),
+        ExtensionVariable("hessian", ("layer", "channel"), random.random((4, 96)), "diagonal Hessian", "nats", "sum"),
+        ExtensionVariable("name", ("layer",), ["a", "b", "c", "d"], "what we call it", "", "drop"),
+    ))
+    write_atlas(dataclasses.replace(random_content(), extensions=(extension,), dropped=("wanda_group",)), tmp_path / "a.h5")
+    with chanfmt.open(tmp_path / "a.h5", verify=True) as atlas:
+        outer, found = atlas.content().extensions
+        assert atlas.dropped == ("wanda_group",)
+    assert outer == ExtensionGroup("x_lab", {}, ())
+    assert (found.path, found.attributes) == (extension.path, extension.attributes)
+    by_name = {variable.name: variable for variable in found.variables}
+    assert set(by_name) == {variable.name for variable in extension.variables}
+    for variable in extension.variables:
+        other = by_name[variable.name]
+        assert (other.dimensions, other.long_name, other.units, other.merge) == (
+            variable.dimensions, variable.long_name, variable.units, variable.merge)
+        np.testing.assert_array_equal(other.values, variable.values)
 
 
 def test_without_stored_tokens(tmp_path):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from chanfmt import labels, schema
 from chanfmt.analysis.concentration import concentration
+from chanfmt.records import LabelSettings
 
 
 def plain_top(values, count):
@@ -88,7 +89,11 @@ def test_one_layer_equals_the_plain_reading(layer):
     assert core.tolist() == plain_top(lp.tolist(), count)
     support, conn = plain_connectivity(write.tolist(), core.tolist(), size)
     assert labels.write_support(write, core, size).tolist() == support
-    found = labels.connectivity(write, np.array(support))
+    ladder = labels.support_sizes(len(write), size)
+    at = labels.connectivity(write, core, ladder)
+    for level, shares in zip(ladder, at, strict=True):
+        np.testing.assert_allclose(shares, plain_connectivity(write.tolist(), core.tolist(), level)[1], rtol=1e-12)
+    found = at[ladder.index(size)]
     np.testing.assert_allclose(found, conn, rtol=1e-12)
     others = [j for j in range(channels) if j not in set(core.tolist())]
     chosen = [others[i] for i in plain_top([found[j] for j in others], math.floor(eta * len(others)))]
@@ -100,9 +105,32 @@ def test_one_layer_equals_the_plain_reading(layer):
     if not np.isnan(redundancy).any():
         expected = plain_protection(redundancy.tolist(), halo.tolist(), 0.2, 8)
         np.testing.assert_allclose(labels.protection(redundancy, halo, 0.2, 8), expected, rtol=1e-12)
-    label = labels.label_array(channels, core, halo)
+    label, factor = labels.label_ffn(lp, found, redundancy, LabelSettings(rho=rho, eta=eta, support_size=size))
+    np.testing.assert_array_equal(factor, labels.protection(redundancy, halo, 0.2, 8).astype(np.float32))
+    assert np.flatnonzero(label == schema.LABEL_HALO).tolist() == halo.tolist()
     assert (label == schema.LABEL_SUPERNODE).sum() == count
-    assert (label == schema.LABEL_HALO).sum() == len(halo)
+
+
+def test_what_is_unknown_gets_no_label():
+    random = np.random.default_rng(0)
+    lp, conn, redundancy = random.random(50), random.random(50), random.random(50)
+    whole, _ = labels.label_ffn(lp, conn, redundancy, LabelSettings())
+    label, factor = labels.label_ffn(lp, None, redundancy, LabelSettings())
+    np.testing.assert_array_equal(label, np.where(whole == schema.LABEL_SUPERNODE, whole, 0))
+    assert (factor == 1).all()
+    label, factor = labels.label_ffn(lp, conn, None, LabelSettings())
+    np.testing.assert_array_equal(label, whole)
+    assert (factor == 1).all()
+    label, factor = labels.label_ffn(np.full(50, np.nan), conn, redundancy, LabelSettings())
+    assert not label.any()
+    assert (factor == 1).all()
+
+
+@pytest.mark.parametrize(("dimensions", "size", "sizes"), [
+    (576, 256, (16, 32, 64, 128, 256, 512)), (64, 8, (8, 16, 32)), (12, 256, (256,)), (64, 64, (16, 32, 64)),
+])
+def test_support_sizes(dimensions, size, sizes):
+    assert labels.support_sizes(dimensions, size) == sizes
 
 
 @pytest.mark.parametrize(("channels", "rho", "count"), [

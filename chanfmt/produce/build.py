@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from chanfmt import __version__, schema
+from chanfmt import __version__, labels, schema
 from chanfmt.console import progress_bar, say
 from chanfmt.files import check_target
 from chanfmt.models.checkpoint import CheckpointIndex, fingerprint
@@ -130,11 +130,14 @@ def assemble(
     plan: BuildPlan, measurement: Measurement, settings: LabelSettings, options: BuildOptions, seconds: float
 ) -> AtlasContent:
     """Label what was measured and put it into the shape of a file."""
-    layers, support = [], None
+    layers, support, dimensions = [], None, 0
     for ffn, statistics in zip(plan.ffns, measurement.statistics, strict=True):
-        variables, support = layer_variables(statistics, ffn_weights(plan.model, ffn), settings, support)
+        weights = ffn_weights(plan.model, ffn)
+        variables, support = layer_variables(statistics, weights, settings, support)
         layers.append(variables)
-    stacks, positions = stack_layers(plan.ffns, layers, _activation(plan.config), PLACE)
+        dimensions = len(weights.write)
+    supports = labels.support_sizes(dimensions, settings.support_size)
+    stacks, positions = stack_layers(plan.ffns, layers, _activation(plan.config), PLACE, supports)
     blocks = tuple(
         Block(index, ffn.layer_index, PLACE, ffn.container, *position, ffn.width, 0, slices)
         for index, (ffn, position, slices) in enumerate(zip(plan.ffns, positions, plan.slices, strict=True))
@@ -144,6 +147,7 @@ def assemble(
         model=_model_record(plan),
         calibration=_calibration_record(plan, measurement, options),
         labels=settings,
+        core_rho=settings.rho,
         blocks=blocks,
         stacks=tuple(stacks),
         producer=_producer_record(plan, seconds),

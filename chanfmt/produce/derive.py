@@ -31,7 +31,6 @@ def layer_variables(
     Returns:
         Name to values in `chanfmt.schema.STACK_VARIABLES`, without the layer dimension; support (K,).
     """
-    n_channels = statistics.n_channels
     tokens = np.int64(statistics.tokens)
     variables: dict[str, np.ndarray] = {
         "tokens": np.asarray(tokens),
@@ -46,24 +45,29 @@ def layer_variables(
         weights, statistics.read_power.cpu().numpy() / tokens, variables["sum_u2"] / tokens
     )
     # Labels rank the stored float32 metrics, so that a reader who ranks them gets the same sets.
-    core = labels.supernodes(variables["lp"], settings.rho)
-    support = labels.write_support(weights.write, core, settings.support_size)
-    variables["connectivity"] = labels.connectivity(weights.write, support).astype(np.float32)
-    halo = labels.halo(variables["connectivity"], core, settings.eta)
-    variables["label"] = labels.label_array(n_channels, core, halo)
+    core = labels.supernodes(variables[settings.score], settings.rho)
+    sizes = labels.support_sizes(len(weights.write), settings.support_size)
+    variables["connectivity_at"] = labels.connectivity(weights.write, core, sizes).astype(np.float32)
+    variables["connectivity"] = variables["connectivity_at"][sizes.index(settings.support_size)]
     variables["read_connectivity"] = (
-        np.full(n_channels, np.nan) if previous_support is None
+        np.full(statistics.n_channels, np.nan) if previous_support is None
         else labels.read_connectivity(list(weights.reads.values()), previous_support)
     )
     variables |= _redundancy(statistics, core, settings)
-    variables["protection"] = labels.protection(variables["redundancy"], halo, settings.alpha, settings.gamma)
+    variables["label"], variables["protection"] = labels.label_ffn(
+        variables[settings.score], variables["connectivity"], variables["redundancy"], settings
+    )
+    support = labels.write_support(weights.write, core, settings.support_size)
     return variables, support
 
 
 def stack_layers(
-    ffns: Sequence[FFN], layers: Sequence[dict[str, np.ndarray]], activation: str, place: str
+    ffns: Sequence[FFN], layers: Sequence[dict[str, np.ndarray]], activation: str, place: str, supports: tuple[int, ...]
 ) -> tuple[list[StackData], list[tuple[str, int]]]:
     """Stack FFNs of equal width and gating; arrays gain the layer dimension.
+
+    Args:
+        supports: Write support sizes of ``connectivity_at``.
 
     Returns:
         The stacks, and per FFN its stack's name and its row there.
@@ -81,7 +85,7 @@ def stack_layers(
             position[index] = (name, row)
         stacks.append(StackData(
             name, "dense", gated, activation, np.array([ffns[index].layer_index for index in members], dtype=np.int32),
-            width, 0, schema.SPLITS, dict(_stacked([layers[index] for index in members])),
+            width, 0, schema.SPLITS, dict(_stacked([layers[index] for index in members])), supports,
         ))
     return stacks, [position[index] for index in range(len(ffns))]
 
@@ -110,7 +114,8 @@ def _redundancy(
         if correlation.null.count >= 2 else np.full(statistics.n_channels, np.nan)
     )
     return {
-        "redundancy": labels.redundancy_to_core(correlation.real.correlation(columns), covered, top_k),
+        # Ranks, like those of every metric, are taken on what is stored.
+        "redundancy": labels.redundancy_to_core(correlation.real.correlation(columns), covered, top_k).astype(np.float32),
         "redundancy_null": null,
         "redundancy_tokens": np.asarray(correlation.real.count),
         "core_covered": np.asarray(len(covered) / len(core)),

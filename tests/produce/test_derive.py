@@ -99,7 +99,7 @@ def test_layers_of_several_widths_become_several_stacks():
     found = measure(model, ffns, canonical(random_tokens(4, 24).numpy()), rho=0.03)
     layers = [layer_variables(statistics, ffn_weights(model, ffn), LabelSettings(rho=0.03), None)[0]
               for ffn, statistics in zip(ffns, found.statistics, strict=True)]
-    stacks, positions = stack_layers(ffns, layers, "silu", "decoder")
+    stacks, positions = stack_layers(ffns, layers, "silu", "decoder", (16, 32, 256))
     assert [(stack.name, stack.n_channels, stack.layers.tolist()) for stack in stacks] == [
         ("decoder-87", 87, [0, 2]), ("decoder-51", 51, [1])]
     assert positions == [("decoder-87", 0), ("decoder-51", 0), ("decoder-87", 1)]

@@ -19,7 +19,7 @@ from chanfmt.writer import write_atlas
 from surgery.methods import METHODS, score
 from surgery.plan import PLAN_FORMAT, PlanOptions, PruningPlan, load_plan, make_plan, save_plan
 from surgery.protect import protect_list
-from tests.factory import random_atlas, random_content
+from tests.factory import moe_atlas, random_atlas, random_content
 from tests.surgery.test_methods import edited
 
 if TYPE_CHECKING:
@@ -153,18 +153,8 @@ def test_atlases_that_cannot_be_planned(tmp_path: Path) -> None:
 
 
 def test_experts_are_refused(tmp_path: Path) -> None:
-    content = random_content(layers=1, channels=11)
-    stack = content.stacks[0]
-    variables = {}
-    for name, value in stack.variables.items():
-        axis = schema.STACK_VARIABLE_BY_NAME[name].dimensions.index("layer") + 1
-        variables[name] = np.stack([value] * 4, axis=axis)
-    write_atlas(dataclasses.replace(
-        content, stacks=(dataclasses.replace(stack, kind="experts", n_experts=4, variables=variables),),
-        blocks=(dataclasses.replace(content.blocks[0], n_experts=4),),
-    ), tmp_path / "e.h5")
     with pytest.raises(AtlasError, match="4 experts"):
-        make_plan(Atlas.open(tmp_path / "e.h5"), PlanOptions(0.5))
+        make_plan(Atlas.open(moe_atlas(tmp_path / "e.h5")), PlanOptions(0.5))
 
 
 def test_missing_scores_are_refused(tmp_path: Path) -> None:

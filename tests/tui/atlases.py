@@ -53,21 +53,6 @@ def with_names(path: Path, name: str) -> Path:
     return path
 
 
-def experts(path: Path) -> Path:
-    """Two layers of three experts with 96 channels, LP only where the format does not ask for more."""
-    content = random_content(layers=2)
-    stack = content.stacks[0]
-    variables = {
-        name: np.repeat(np.expand_dims(array, place), 3, axis=place)
-        for name, array in stack.variables.items()
-        for place in [2 if name in ("tokens_split", "sum_q2_split") else 1]
-    }
-    stack = dataclasses.replace(stack, kind="experts", n_experts=3, variables=variables)
-    blocks = tuple(dataclasses.replace(block, n_experts=3) for block in content.blocks)
-    write_atlas(dataclasses.replace(content, blocks=blocks, stacks=(stack,)), path)
-    return path
-
-
 def _with_variables(path: Path, content: AtlasContent, arrays: dict[str, np.ndarray]) -> Path:
     stack = content.stacks[0]
     changed = dataclasses.replace(stack, variables={**stack.variables, **arrays})

@@ -10,7 +10,7 @@ import pytest
 
 from chanfmt.errors import AtlasError
 from chanfmt.schema import METRICS
-from tests.factory import random_content
+from tests.factory import moe_atlas, random_content
 from tests.tui import atlases
 from tests.tui.conftest import browser_screen, open_app, press, text_of, wait_until
 from tui import view
@@ -55,7 +55,7 @@ def test_names_from_the_file_lose_their_control_characters(tmp_path: Path) -> No
 
 def test_experts_are_refused_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(AtlasError, match="holds experts"):
-        read_snapshot(atlases.experts(tmp_path / "a.h5"))
+        read_snapshot(moe_atlas(tmp_path / "a.h5"))
 
 
 def test_an_atlas_without_any_lp_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,115 @@
+"""`atlas compare`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from chanfmt import console
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator, Sequence
+
+    from chanfmt.atlas import Atlas
+    from chanfmt.compare import FFNComparison
+
+
+def add(commands: Any) -> None:
+    from chanfmt import schema
+
+    parser = commands.add_parser("compare", help="whether two atlases rank and label the same channels")
+    parser.add_argument("first", metavar="A")
+    parser.add_argument("second", metavar="B")
+    parser.add_argument("--metric", default="lp", choices=list(schema.METRIC_BY_NAME), metavar="METRIC",
+                        help="metric whose ranks and mass are compared (default: lp)")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    import dataclasses
+
+    from chanfmt.atlas import Atlas
+    from chanfmt.compare import compare, medians
+
+    with Atlas.open(arguments.first) as first, Atlas.open(arguments.second) as second:
+        rows = compare(first, second, arguments.metric)
+        shared = len({*first.calibration.sequence_sha256} & {*second.calibration.sequence_sha256})
+        for note in _notes(first, second, shared):
+            console.say(f"note: {note}")
+        if arguments.json:
+            console.print_json({
+                "metric": arguments.metric, "first": _summary(first), "second": _summary(second),
+                "shared_sequences": shared, "layers": [dataclasses.asdict(row) for row in rows], "median": medians(rows),
+            })
+            return 0
+        for name, atlas in (("A", first), ("B", second)):
+            print(f"{name}  {console.printable(_line(atlas))}")
+        print()
+        _print_rows(rows, arguments.metric)
+    return 0
+
+
+def _summary(atlas: Atlas) -> dict[str, Any]:
+    calibration, labels = atlas.calibration, atlas.labels
+    return {
+        "file": str(atlas.path), "status": atlas.status, "content_sha256": atlas.content_sha256,
+        "model": {"id": atlas.model.id, "revision": atlas.model.revision, "fingerprint": atlas.model.fingerprint,
+                  "dtype": atlas.model.dtype},
+        "calibration": {"sources": [row.source for row in calibration.contributions], "sequences": calibration.sequences,
+                        "seq_len": calibration.seq_len, "tokens": calibration.tokens},
+        "labels": {"rho": labels.rho, "eta": labels.eta, "support_size": labels.support_size, "score": labels.score},
+    }
+
+
+def _line(atlas: Atlas) -> str:
+    data = _summary(atlas)
+    model, calibration, labels = data["model"], data["calibration"], data["labels"]
+    revision = f" at {model['revision'][:12]}" if model["revision"] else ""
+    return (f"{data['file']}: {model['id']}{revision} in {model['dtype']}, {calibration['sequences']} x "
+            f"{calibration['seq_len']} tokens of {', '.join(dict.fromkeys(calibration['sources']))}, "
+            f"rho {labels['rho']:.4g}, eta {labels['eta']:.4g}")
+
+
+def _notes(first: Atlas, second: Atlas, shared: int) -> Iterator[str]:
+    """What a reader of the numbers must know about the pair."""
+    if first.content_sha256 == second.content_sha256:
+        yield "both files hold the same atlas"
+        return
+    ours, theirs = _summary(first)["labels"], _summary(second)["labels"]
+    differing = [name for name in ours if ours[name] != theirs[name]]
+    if differing:
+        settings = ", ".join(f"{name} {ours[name]} and {theirs[name]}" for name in differing)
+        yield f"the labels were made with different settings: {settings}"
+    if first.calibration.metric_definition != second.calibration.metric_definition:
+        yield (f"the metrics are defined differently: {first.calibration.metric_definition} and "
+               f"{second.calibration.metric_definition}")
+    if first.model.fingerprint != second.model.fingerprint:
+        yield "the weights differ"
+    if shared:
+        smaller = min(first.calibration.sequences, second.calibration.sequences)
+        yield f"{shared} of {smaller} calibration sequences are in both: the two are not independent"
+
+
+def _print_rows(rows: Sequence[FFNComparison], metric: str) -> None:
+    from chanfmt.compare import medians
+
+    several = len({row.stack for row in rows}) > 1
+    headings = ["layer", *(["stack"] if several else []), "channels", f"{metric} rank r", "super A", "super B", "shared",
+                "Jaccard", "by chance", "captured", "halo Jacc", "by chance"]
+
+    def numbers(values: dict[str, Any]) -> list[str]:
+        captured = values["captured"]
+        return [console.significant(values["supernode_jaccard"], 3), console.significant(values["supernode_chance"], 2),
+                "-" if captured != captured else f"{captured:.1%}",
+                console.significant(values["halo_jaccard"], 3), console.significant(values["halo_chance"], 2)]
+
+    table = [
+        [str(row.layer), *([row.stack] if several else []), f"{row.channels:,}", console.significant(row.correlation, 4),
+         str(row.supernodes_first), str(row.supernodes_second), str(row.supernodes_shared), *numbers(vars(row))]
+        for row in rows
+    ]
+    middle = medians(rows)
+    table.append(["median", *([""] if several else []), "", console.significant(middle["correlation"], 4), "", "", "",
+                  *numbers(middle)])
+    console.print_table(headings, table)
