@@ -35,6 +35,9 @@ EXTENSION_PREFIX = "x_"
 
 STATUSES = ("complete", "partial")
 STACK_KINDS = ("dense", "experts", "shared")
+PLACES = ("decoder", "encoder", "other")
+SOURCES = ("hub", "local", "gguf")
+ROLES = ("write", "up", "gate", "write_bias", "up_bias", "gate_bias")
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,11 @@ BLOCK_VARIABLES: tuple[Variable, ...] = (
     Variable("n_channels", "i4", ("block",), "channels of the FFN", "1", "equal"),
     Variable("n_experts", "i4", ("block",), "experts of the FFN, 0 where it is dense", "1", "equal"),
     Variable("tensors", "str", ("block",), "checkpoint tensors and their slices, JSON", "", "equal"),
+)
+
+PRODUCER_VARIABLES: tuple[Variable, ...] = (
+    Variable("byte", "i4", ("byte",), "byte index", "1", "index", required=False),
+    Variable("file_sha256", "u1", ("byte",), "SHA-256 of the file with these 32 bytes set to zero", "1", "drop", required=False),
 )
 
 

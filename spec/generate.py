@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from chanfmt import schema
+from chanfmt.validate.findings import RULES
 
 SPEC = Path(__file__).with_name(f"atlas-{schema.FORMAT_VERSION}.md")
 
@@ -22,6 +23,11 @@ def tables() -> dict[str, str]:
     result["variables stack"] = _variables(schema.STACK_VARIABLES)
     result["variables block"] = _variables(schema.BLOCK_VARIABLES)
     result["variables calibration"] = _variables(schema.CALIBRATION_VARIABLES)
+    result["variables producer"] = _variables(schema.PRODUCER_VARIABLES)
+    result["merge rules"] = "\n".join(["| rule | two atlases' values are |", "|---|---|",
+                                       *(f"| `{name}` | {meaning} |" for name, meaning in schema.MERGE_RULES.items())])
+    result["validation rules"] = "\n".join(["| code | a file that breaks the rule has |", "|---|---|",
+                                            *(f"| `{rule.code}` | {rule.meaning} |" for rule in RULES.values())])
     return result
 
 

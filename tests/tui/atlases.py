@@ -6,13 +6,14 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 import h5py
-import numpy as np
 
 from chanfmt.writer import write_atlas
 from tests.factory import random_content
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import numpy as np
 
     from chanfmt.records import AtlasContent
 
