@@ -1,11 +1,13 @@
-"""Rewrite the reference tables of the specification from `chanfmt.schema`.
+"""Rewrite the specification's reference tables, and the schema as data, from `chanfmt.schema`.
 
-    python spec/generate.py          rewrite spec/atlas-1.0.md in place
-    python spec/generate.py --check  exit 1 where it would change
+    python spec/generate.py          rewrite spec/atlas-1.0.md and spec/atlas-1.0.json in place
+    python spec/generate.py --check  exit 1 where one would change
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 import sys
 from pathlib import Path
@@ -59,13 +61,43 @@ def _variables(variables: tuple[schema.Variable, ...]) -> str:
                       "|---|---|---|---|---|---|---|", *rows])
 
 
+def schema_json() -> str:
+    """The schema as data, for programs in other languages."""
+    def variables(table: tuple[schema.Variable, ...]) -> list[dict[str, object]]:
+        return [dataclasses.asdict(variable) | {"dimensions": list(variable.dimensions)} for variable in table]
+
+    return json.dumps({
+        "format": schema.FORMAT,
+        "format_version": schema.FORMAT_VERSION,
+        "metric_definition": schema.METRIC_DEFINITION,
+        "loss": schema.LOSS,
+        "attributes": {group: [dataclasses.asdict(item) for item in items] for group, items in schema.ATTRIBUTES.items()},
+        "variables": {
+            "/calibration": variables(schema.CALIBRATION_VARIABLES), "/block": variables(schema.BLOCK_VARIABLES),
+            "/stacks/*": variables((*schema.INDEX_VARIABLES, *schema.STACK_VARIABLES)),
+            "/producer": variables(schema.PRODUCER_VARIABLES),
+        },
+        "labels": schema.LABELS,
+        "status": schema.STATUSES, "kind": schema.STACK_KINDS, "place": schema.PLACES, "source": schema.SOURCES,
+        "role": schema.ROLES,
+        "merge_rules": schema.MERGE_RULES, "extension_merge_rules": schema.EXTENSION_MERGE_RULES,
+        "rules": {rule.code: {"severity": rule.severity, "meaning": rule.meaning, "fix": rule.fix}
+                  for rule in RULES.values()},
+    }, indent=1) + "\n"
+
+
+def outputs() -> dict[Path, str]:
+    """Every generated file and what it should hold."""
+    return {SPEC: rendered(SPEC.read_text(encoding="utf-8")), SPEC.with_suffix(".json"): schema_json()}
+
+
 def main() -> int:
     """Entry point. Returns the exit code."""
-    before = SPEC.read_text(encoding="utf-8")
-    after = rendered(before)
+    stale = [path for path, text in outputs().items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     if "--check" in sys.argv[1:]:
-        return int(before != after)
-    SPEC.write_text(after, encoding="utf-8")
+        return int(bool(stale))
+    for path in stale:
+        path.write_text(outputs()[path], encoding="utf-8")
     return 0
 
 
