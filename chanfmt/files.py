@@ -1,14 +1,27 @@
-"""Publish files and directories whole or not at all: write beside, fsync, rename."""
+"""Publish files and directories whole or not at all: write beside, fsync, rename.
+
+What a killed process left behind is removed by the next one that writes the same target. A
+temporary is locked (shared, so that readers with locks of their own still open what it becomes)
+while its writer lives; one that can be locked exclusively has no writer any more. Where locks do
+not work, nothing is removed.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
+import stat
 import uuid
 from typing import TYPE_CHECKING
 
 from chanfmt.errors import ChanfmtError, UsageError
+
+try:
+    import fcntl
+except ImportError:  # Not on this platform: no locks, and nothing is taken for stale.
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +57,7 @@ def check_target(path: Path, *, overwrite: bool, directory: bool = False) -> Non
         probe.touch(exist_ok=False)
     except OSError as error:
         raise UsageError(f"cannot write in {parent}: {error.strerror}", hint="choose another -o") from None
-    probe.unlink()
+    probe.unlink(missing_ok=True)
 
 
 def check_space(directory: Path, needed: int) -> None:
@@ -73,47 +86,136 @@ def fsync_path(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; publish it on success, remove it otherwise."""
-    temporary = path.absolute().parent / temporary_name(path.name)
+    """Yield the path of an empty temporary file beside ``path``; publish it on success, remove it otherwise.
+
+    Raises:
+        ChanfmtError: For every `OSError` on the way.
+    """
+    parent = path.absolute().parent
+    temporary = None
     try:
-        yield temporary
-        fsync_path(temporary)
-        os.replace(temporary, path)
-        fsync_path(path.absolute().parent)
+        remove_stale(path)
+        temporary, lock = _create(parent, path.name, directory=False)
+        with lock:
+            yield temporary
+            fsync_path(temporary)
+            os.replace(temporary, path)
+        fsync_path(parent)
     except OSError as error:
         raise ChanfmtError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
     """Yield a temporary directory beside ``path``; publish it on success, remove it otherwise.
 
-    An existing ``path`` is moved aside and removed only after the new one is in place.
+    An existing ``path`` is moved aside and removed only after the new one is in place; one that a
+    killed process left aside is put back.
+
+    Raises:
+        ChanfmtError: For every `OSError` on the way.
     """
     # Behind a symbolic link it is the link's target that is replaced.
     path = path.resolve()
-    temporary = path.parent / temporary_name(path.name)
+    temporary = None
     try:
-        temporary.mkdir()
-        yield temporary
-        for item in temporary.rglob("*"):
-            fsync_path(item)
-        fsync_path(temporary)
-        if path.exists():
-            old = path.parent / temporary_name(path.name)
-            os.rename(path, old)
-            try:
+        remove_stale(path)
+        temporary, lock = _create(path.parent, path.name, directory=True)
+        with lock:
+            yield temporary
+            for item in temporary.rglob("*"):
+                fsync_path(item)
+            fsync_path(temporary)
+            if path.exists():
+                _swap(temporary, path)
+            else:
                 os.rename(temporary, path)
-            except OSError:
-                os.rename(old, path)
-                raise
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.rename(temporary, path)
         fsync_path(path.parent)
     except OSError as error:
         raise ChanfmtError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_stale(path: Path) -> None:
+    """Remove what killed writers of ``path`` left beside it, and put back a directory they had moved aside."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{12}}\.(tmp|old)")
+    parent = path.absolute().parent
+    try:
+        names = [name for name in os.listdir(parent) if pattern.fullmatch(name)]
+    except OSError:
+        return
+    for name in names:
+        item = parent / name
+        # A writer at work, another user's file, a file system without locks: each is an OSError.
+        with contextlib.suppress(OSError), _lock(item, exclusive=True) as locked:
+            if not locked:
+                continue
+            if name.endswith(".old") and not os.path.lexists(path):
+                os.rename(item, path)
+            elif item.is_dir():
+                shutil.rmtree(item, ignore_errors=True)
+            else:
+                item.unlink()
+
+
+def _create(parent: Path, name: str, *, directory: bool) -> tuple[Path, contextlib.ExitStack]:
+    """A new temporary for ``name``, and the lock on it: release it by leaving the stack's context."""
+    while True:
+        temporary = parent / temporary_name(name)
+        if directory:
+            temporary.mkdir()
+        else:
+            temporary.touch(exist_ok=False)
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(_lock(temporary, exclusive=False))
+            except (BlockingIOError, FileNotFoundError):
+                # Before it was locked it looked stale, and another process is taking it away.
+                continue
+            except OSError:
+                pass  # No locks here: nobody will take it for stale.
+            if temporary.exists():
+                return temporary, stack.pop_all()
+
+
+@contextlib.contextmanager
+def _lock(path: Path, *, exclusive: bool) -> Iterator[bool]:
+    """Hold a lock on the file or directory ``path``; yields whether there are locks at all.
+
+    Raises:
+        OSError: Another process holds one, or this file system has none.
+    """
+    if fcntl is None:
+        yield False
+        return
+    # An exclusive lock needs a writable descriptor on NFS.
+    access = os.O_RDWR if exclusive and not path.is_dir() else os.O_RDONLY
+    descriptor = os.open(path, access | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        if not (stat.S_ISREG(mode := os.fstat(descriptor).st_mode) or stat.S_ISDIR(mode)):
+            raise OSError(f"{path} is neither a file nor a directory")
+        fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        yield True
+    finally:
+        os.close(descriptor)
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Put the directory ``new`` where the directory ``path`` is, and remove that one."""
+    # Another suffix than a temporary's: it is all there is of the target for a moment.
+    old = path.parent / (temporary_name(path.name).removesuffix("tmp") + "old")
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            stack.enter_context(_lock(path, exclusive=False))
+        os.rename(path, old)
+        try:
+            os.rename(new, path)
+        except OSError:
+            os.rename(old, path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
