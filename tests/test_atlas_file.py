@@ -99,15 +99,6 @@ def test_every_flipped_byte_of_data_is_noticed(atlas_path):
         atlas.verify()
 
 
-def test_readers_that_are_not_ours(atlas_path):
-    xarray = pytest.importorskip("xarray")
-    with xarray.open_datatree(atlas_path, engine="h5netcdf") as tree:
-        stack = tree["stacks/decoder"]
-        assert stack["lp"].dims == ("layer", "channel")
-        assert stack["sum_q2_split"].dims == ("split", "layer", "channel")
-        assert tree["block"].ds.sizes["block"] == 4
-
-
 def test_infinite_values_are_not_written(tmp_path):
     content = random_content()
     content.stacks[0].variables["lp"][0, 0] = np.inf
