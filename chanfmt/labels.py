@@ -38,6 +38,14 @@ def supernodes(lp: np.ndarray, rho: float) -> np.ndarray:
     return top_indices(lp, supernode_count(len(lp), rho))
 
 
+def write_mass(write: np.ndarray, core: np.ndarray) -> np.ndarray:
+    """How much the supernodes ``core`` write to each residual dimension: sum of |write[:, core]|, float64 (d,).
+
+    The masses of several FFNs of one layer add up to what the next layer reads.
+    """
+    return np.abs(write[:, core]).sum(axis=1, dtype=np.float64)
+
+
 def write_support(write: np.ndarray, core: np.ndarray, size: int) -> np.ndarray:
     """Equation 5: the ``size`` residual dimensions that the supernodes write to most.
 
@@ -49,7 +57,7 @@ def write_support(write: np.ndarray, core: np.ndarray, size: int) -> np.ndarray:
     Returns:
         Ascending dimension indices, (min(K, d),).
     """
-    mass = np.abs(write[:, core]).sum(axis=1, dtype=np.float64)
+    mass = write_mass(write, core)
     return top_indices(mass, min(size, len(mass)))
 
 

@@ -31,24 +31,30 @@ _FROM_WEIGHTS = ("label", "connectivity", "redundancy", "redundancy_null", "prot
                  "write_norm", "write_norm_l1", "gate_norm", "up_norm", "wanda_group")
 
 
-def random_content(layers: int = 4, channels: int = 96, hidden: int = 24, seed: int = 0) -> AtlasContent:
-    """A self-consistent dense gated atlas: every metric follows from the sums and random weights."""
+def random_content(
+    layers: int = 4, channels: int = 96, hidden: int = 24, seed: int = 0, calibration_seed: int | None = None
+) -> AtlasContent:
+    """A self-consistent dense gated atlas: every metric follows from the sums and random weights.
+
+    Atlases that differ in ``calibration_seed`` alone are of one model, measured on different sequences.
+    """
     random = np.random.default_rng(seed)
+    text = random if calibration_seed is None else np.random.default_rng((seed, calibration_seed))
     sequences, seq_len, splits = 16, 32, schema.SPLITS
     tokens = sequences * seq_len
     settings = LabelSettings(support_size=8)
     shape = (layers, channels)
     scale = np.exp(random.normal(0, 2, shape))
-    split_q2 = random.gamma(1.0, 1.0, (splits, *shape)) * scale
+    split_q2 = text.gamma(1.0, 1.0, (splits, *shape)) * scale
     sum_q2 = split_q2.sum(axis=0)
-    sum_u2 = random.gamma(2.0, 1.0, shape) * tokens
+    sum_u2 = text.gamma(2.0, 1.0, shape) * tokens
     variables: dict[str, np.ndarray] = {
         "tokens": np.full(layers, tokens),
         "tokens_split": np.full((splits, layers), tokens // splits),
-        "sum_u": random.normal(0, 0.1, shape) * np.sqrt(sum_u2 * tokens),
+        "sum_u": text.normal(0, 0.1, shape) * np.sqrt(sum_u2 * tokens),
         "sum_u2": sum_u2,
         "sum_s2": sum_q2 / sum_u2 * tokens,
-        "sum_q": random.normal(0, 0.1, shape) * np.sqrt(sum_q2 * tokens),
+        "sum_q": text.normal(0, 0.1, shape) * np.sqrt(sum_q2 * tokens),
         "sum_abs_q": 0.7 * np.sqrt(sum_q2 * tokens),
         "sum_q2": sum_q2,
         "sum_q2_split": split_q2,
@@ -73,7 +79,8 @@ def random_content(layers: int = 4, channels: int = 96, hidden: int = 24, seed: 
         ))
         for index in range(layers)
     )
-    token_ids = random.integers(0, 100, (sequences, seq_len)).astype("<i4")
+    token_ids = text.integers(0, 100, (sequences, seq_len)).astype("<i4")
+    contribution = "c" * 32 if calibration_seed is None else hashlib.sha256(token_ids.tobytes()).hexdigest()[:32]
     config = json.dumps({"model_type": "llama", "intermediate_size": channels, "hidden_size": hidden})
     return AtlasContent(
         title="importance atlas of tests/random",
@@ -85,7 +92,7 @@ def random_content(layers: int = 4, channels: int = 96, hidden: int = 24, seed: 
             schema.LOSS, schema.METRIC_DEFINITION, "none", seq_len, seed, 4.2,
             tuple(hashlib.sha256(row.tobytes()).hexdigest() for row in token_ids),
             np.zeros(sequences, dtype=np.int32), np.arange(sequences, dtype=np.uint8) * splits // sequences,
-            (Contribution("c" * 32, "random", "", f"0:{sequences}", sequences, tokens, "tests"),), token_ids,
+            (Contribution(contribution, "random", "", f"0:{sequences}", sequences, tokens, "tests"),), token_ids,
         ),
         labels=settings,
         core_rho=settings.rho,
@@ -102,20 +109,22 @@ def random_atlas(path: Path, **arguments: int) -> Path:
 
 
 def moe_content(
-    layers: int = 3, experts: int = 4, channels: int = 24, dense_channels: int = 96, hidden: int = 24, seed: int = 0
+    layers: int = 3, experts: int = 4, channels: int = 24, dense_channels: int = 96, hidden: int = 24, seed: int = 0,
+    calibration_seed: int | None = None,
 ) -> AtlasContent:
     """A self-consistent atlas of a model whose first layer is dense and whose ``layers`` others hold experts.
 
     Every token goes to two of the experts, some more often than others. Expert 1 of the second layer gets
     none: its sums are 0, what follows from them is NaN, and it has no labels.
     """
-    content = random_content(layers=1, channels=dense_channels, hidden=hidden, seed=seed)
+    content = random_content(layers=1, channels=dense_channels, hidden=hidden, seed=seed, calibration_seed=calibration_seed)
     random = np.random.default_rng((seed, 1))
+    text = random if calibration_seed is None else np.random.default_rng((seed, 1, calibration_seed))
     settings, calibration, splits = content.labels, content.calibration, schema.SPLITS
     split_of = np.repeat(calibration.split_of, calibration.seq_len)
     tokens_split = np.zeros((splits, layers, experts), dtype=np.int64)
     for row in range(layers):
-        preference = random.normal(0, 1, experts) + random.gumbel(0, 1, (len(split_of), experts))
+        preference = text.normal(0, 1, experts) + text.gumbel(0, 1, (len(split_of), experts))
         if row == 0:
             preference[:, 1] = -np.inf
         chosen = np.argsort(-preference, axis=1)[:, :2]
@@ -123,17 +132,17 @@ def moe_content(
     tokens = tokens_split.sum(axis=0)
     count = tokens[..., None]
     shape = (layers, experts, channels)
-    split_q2 = random.gamma(1.0, 1.0, (splits, *shape)) * np.exp(random.normal(0, 2, shape)) * (tokens_split[..., None] > 0)
+    split_q2 = text.gamma(1.0, 1.0, (splits, *shape)) * np.exp(text.normal(0, 2, shape)) * (tokens_split[..., None] > 0)
     sum_q2 = split_q2.sum(axis=0)
-    mean_u2 = random.gamma(2.0, 1.0, shape)
+    mean_u2 = text.gamma(2.0, 1.0, shape)
     sum_u2 = mean_u2 * count
     variables: dict[str, np.ndarray] = {
         "tokens": tokens,
         "tokens_split": tokens_split,
-        "sum_u": random.normal(0, 0.1, shape) * np.sqrt(sum_u2 * count),
+        "sum_u": text.normal(0, 0.1, shape) * np.sqrt(sum_u2 * count),
         "sum_u2": sum_u2,
         "sum_s2": sum_q2 / mean_u2,
-        "sum_q": random.normal(0, 0.1, shape) * np.sqrt(sum_q2 * count),
+        "sum_q": text.normal(0, 0.1, shape) * np.sqrt(sum_q2 * count),
         "sum_abs_q": 0.7 * np.sqrt(sum_q2 * count),
         "sum_q2": sum_q2,
         "sum_q2_split": split_q2,

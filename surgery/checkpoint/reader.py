@@ -1,4 +1,4 @@
-"""Read tensors of any dtype as the unsigned integers that hold their bits."""
+"""Gather parts of tensors of any dtype, as the unsigned integers that hold their bits."""
 
 from __future__ import annotations
 
@@ -6,31 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from chanfmt.errors import ModelError
-from chanfmt.models.checkpoint import DTYPE_BITS, TensorEntry
+from chanfmt.models.stored import view
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from chanfmt.models.checkpoint import TensorEntry
+
 CHUNK_BYTES = 8 << 20
-_CONTAINERS = {8: "u1", 16: "<u2", 32: "<u4", 64: "<u8"}
-
-
-def view(entry: TensorEntry) -> np.ndarray:
-    """The tensor mapped from its file, read-only, as unsigned integers of its element size.
-
-    Raises:
-        ModelError: The dtype packs several values in a byte, or the file cannot be mapped.
-    """
-    bits = DTYPE_BITS[entry.dtype]
-    if bits not in _CONTAINERS:
-        raise ModelError(f"{entry.dtype} packs several values in a byte")
-    if not entry.elements:
-        return np.empty(entry.shape, dtype=_CONTAINERS[bits])
-    try:
-        return np.memmap(entry.file, dtype=_CONTAINERS[bits], mode="r", offset=entry.start, shape=entry.shape)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read {entry.file}: {error}") from None
 
 
 def gather(entry: TensorEntry, axis: int, positions: np.ndarray) -> Iterator[np.ndarray]:

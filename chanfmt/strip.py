@@ -1,0 +1,42 @@
+"""An atlas for sharing: metrics and labels without the sums behind them (spec sections "Calibration", "Stacks")."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from chanfmt import schema
+from chanfmt.errors import AtlasError
+from chanfmt.merge import ADDITIVE
+from chanfmt.rewrite import dropped_names
+
+if TYPE_CHECKING:
+    from chanfmt.records import AtlasContent
+
+STRIPPED = tuple(variable.name for variable in schema.STACK_VARIABLES
+                 if variable.merge in ADDITIVE and not variable.name.startswith("tokens"))
+"""Stack variables that are left out: what two atlases add up, but for the token counts."""
+
+
+def stripped(content: AtlasContent, *, keep_tokens: bool = False) -> AtlasContent:
+    """``content`` without `STRIPPED` and, unless ``keep_tokens``, without the calibration token ids.
+
+    What is left out is named in ``dropped``; the result cannot be merged. Everything else stays as it is,
+    extensions included.
+
+    Raises:
+        AtlasError: The build is unfinished: there would be nothing left.
+    """
+    if content.status != "complete":
+        raise AtlasError("the atlas is the checkpoint of an unfinished build", hint="finish that one first")
+    lost = {*content.dropped, *STRIPPED}
+    stacks = tuple(
+        dataclasses.replace(stack, variables={name: values for name, values in stack.variables.items() if name not in STRIPPED})
+        for stack in content.stacks
+    )
+    calibration = content.calibration
+    if calibration.token_ids is not None and not keep_tokens:
+        calibration = dataclasses.replace(calibration, token_ids=None)
+        lost.add("token_ids")
+    dropped = dropped_names(lost, stacks, tokens_stored=calibration.token_ids is not None)
+    return dataclasses.replace(content, calibration=calibration, stacks=stacks, dropped=dropped)
