@@ -11,7 +11,7 @@ import numpy as np
 
 from chanfmt import schema
 from chanfmt.container import dtype_code, open_container, read_text
-from chanfmt.digest import content_sha256, dimensions
+from chanfmt.digest import SEAL, SEAL_BYTES, content_sha256, dimensions, file_sha256
 from chanfmt.errors import AtlasError, UsageError, first_line
 from chanfmt.records import (
     AtlasContent,
@@ -189,12 +189,16 @@ class Atlas:
         return atlas
 
     def verify(self) -> None:
-        """Recompute the content digest. Raises `AtlasError` where it differs from the stated one."""
+        """Recompute both digests. Raises `AtlasError` where one differs from what the file states."""
+        hint = "copy it again, or rebuild it"
         if content_sha256(self._file) != self.content_sha256:
-            raise AtlasError(
-                f"{self.path} does not match its content_sha256: its data changed after it was written",
-                hint="copy it again, or rebuild it",
-            )
+            raise AtlasError(f"{self.path} does not match its content_sha256: its data changed after it was written",
+                             hint=hint, code="E401", where="/@content_sha256")
+        if SEAL in self._file:
+            seal = self._file[SEAL]
+            if seal.nbytes != SEAL_BYTES or file_sha256(self.path, seal.id.get_offset()) != seal[...].tobytes():
+                raise AtlasError(f"{self.path} does not match its file_sha256: its bytes changed after it was written",
+                                 hint=hint, code="E402", where="/" + SEAL)
 
     def content(self) -> AtlasContent:
         """The whole atlas in memory."""

@@ -3,27 +3,55 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 
 from chanfmt.container import SCALE_ATTRIBUTES, dtype_code, read_text
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 SLAB = 8 << 20
+
+
+SEAL = "producer/file_sha256"
+"""The dataset that holds the digest of the file's own bytes."""
+SEAL_BYTES = 32
+
+
+def file_sha256(path: Path, offset: int) -> bytes:
+    """SHA-256 over the bytes of ``path`` with the 32 bytes at ``offset`` set to zero."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as raw:
+        left = offset
+        while left and (block := raw.read(min(SLAB, left))):
+            digest.update(block)
+            left -= len(block)
+        raw.seek(offset + SEAL_BYTES)
+        digest.update(bytes(SEAL_BYTES))
+        while block := raw.read(SLAB):
+            digest.update(block)
+    return digest.digest()
+
+
+def sealed(image: bytes, offset: int) -> bytes:
+    """``image`` with the digest of its bytes in the 32 zero bytes at ``offset``."""
+    return image[:offset] + hashlib.sha256(image).digest() + image[offset + SEAL_BYTES :]
 
 
 def content_sha256(file: h5py.File) -> str:
     """SHA-256 over paths, types, shapes, dimension names, attributes and values of an open atlas.
 
     Objects are visited by path in code-point order, attributes by name; the root attribute
-    ``content_sha256`` and the bookkeeping of dimension scales are left out. Every text is UTF-8,
+    ``content_sha256``, `SEAL` and the bookkeeping of dimension scales are left out. Every text is UTF-8,
     preceded by its length in bytes as a little-endian 64-bit integer.
     """
     digest = hashlib.sha256()
     paths: list[str] = []
     file.visit(paths.append)
-    for path in ["", *sorted(paths)]:
+    for path in ["", *sorted(path for path in paths if path != SEAL)]:
         item = file[path] if path else file
         if isinstance(item, h5py.Dataset):
             code = dtype_code(item) or str(item.dtype)

@@ -35,9 +35,19 @@ class UsageError(ChanfmtError):
 
 
 class AtlasError(ChanfmtError):
-    """A file is not a readable importance atlas, or not the right one."""
+    """A file is not a readable importance atlas, or not the right one.
+
+    Args:
+        code: The rule of the specification that the file breaks, a key of `chanfmt.validate.findings.RULES`.
+        where: Path of the object at fault.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str, *, hint: str | None = None, code: str = "", where: str = "/") -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+        self.where = where
 
 
 class ModelError(ChanfmtError):

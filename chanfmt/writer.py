@@ -14,7 +14,7 @@ import numpy as np
 from chanfmt import __version__, schema
 from chanfmt.atlas import Atlas
 from chanfmt.container import read_text
-from chanfmt.digest import content_sha256
+from chanfmt.digest import SEAL, SEAL_BYTES, content_sha256, sealed
 from chanfmt.errors import CheckError
 from chanfmt.files import atomic_file, check_space
 
@@ -63,7 +63,7 @@ def atlas_image(content: AtlasContent) -> tuple[bytes, str]:
         digest = content_sha256(file)
         file.attrs["content_sha256"] = digest
         file.flush()
-        return file.id.get_file_image(), digest
+        return sealed(file.id.get_file_image(), file[SEAL].id.get_offset()), digest
     finally:
         file.close()
 
@@ -146,7 +146,11 @@ def _write_stack(parent: h5py.Group, stack: StackData) -> None:
 
 def _write_producer(file: h5py.File, content: AtlasContent) -> None:
     record = content.producer
-    _set_attributes(file.create_group("producer", track_order=True), "/producer", {
+    group = file.create_group("producer", track_order=True)
+    _write_variables(group, schema.PRODUCER_VARIABLES, {
+        "byte": np.arange(SEAL_BYTES), "file_sha256": np.zeros(SEAL_BYTES),
+    }, "dense")
+    _set_attributes(group, "/producer", {
         "versions": json.dumps(dict(record.versions), sort_keys=True), "command": record.command,
         "hardware": record.hardware, "seconds": record.seconds, "peak_memory_bytes": record.peak_memory_bytes,
         "history": "\n".join(json.dumps(dict(line), sort_keys=True) for line in record.history),

@@ -89,7 +89,18 @@ def test_same_content_same_digest(tmp_path):
         assert (first == second) == (a.created == b.created)
 
 
-def test_every_flipped_byte_of_data_is_noticed(atlas_path):
+def test_every_flipped_bit_is_noticed(atlas_path):
+    image = atlas_path.read_bytes()
+    random = np.random.default_rng(0)
+    for position in [*range(0, 2000, 7), *random.integers(0, len(image), 300)]:
+        changed = bytearray(image)
+        changed[position] ^= 1 << random.integers(8)
+        atlas_path.write_bytes(changed)
+        with pytest.raises(AtlasError):
+            chanfmt.open(atlas_path, verify=True)
+
+
+def test_changed_data_is_told_from_changed_bookkeeping(atlas_path):
     image = bytearray(atlas_path.read_bytes())
     with h5py.File(atlas_path) as file:
         offset = file["stacks/decoder/lp"].id.get_offset()
