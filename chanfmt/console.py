@@ -106,8 +106,9 @@ def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
         if error.hint:
             print(f"  {printable(error.hint)}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; nothing was left behind", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        # A command that keeps something says what.
+        print(f"{parser.prog}: interrupted; {printable(str(stop)) or 'nothing was left behind'}", file=sys.stderr)
         return 130
     except MemoryError:
         print(f"{parser.prog}: error: out of memory", file=sys.stderr)

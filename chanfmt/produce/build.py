@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import hashlib
+import os
 import platform
 import resource
 import shlex
 import sys
 import time
-import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +19,15 @@ import torch
 
 from chanfmt import __version__, labels, schema
 from chanfmt.console import progress_bar, say
-from chanfmt.files import check_target
+from chanfmt.errors import AtlasError, ChanfmtError
+from chanfmt.files import check_target, remove_stale
 from chanfmt.models.checkpoint import CheckpointIndex, fingerprint
 from chanfmt.models.discover import FFN, find_ffns
 from chanfmt.models.load import load_config, load_model, load_tokenizer
 from chanfmt.models.resolve import ResolvedModel, resolve_model
 from chanfmt.models.tensors import tensor_slices
 from chanfmt.models.weights import ffn_weights
+from chanfmt.produce import checkpoint
 from chanfmt.produce.derive import layer_variables, stack_layers
 from chanfmt.produce.measure import Measurement, measure
 from chanfmt.produce.text import Text, read_text
@@ -41,6 +45,7 @@ from chanfmt.records import (
 from chanfmt.writer import write_atlas
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from chanfmt.produce.options import BuildOptions
@@ -110,24 +115,82 @@ def plan_build(options: BuildOptions, settings: LabelSettings) -> BuildPlan:
                      len(token_ids) // options.seq_len)
 
 
+@dataclass(frozen=True)
+class Session:
+    """One run of the command on a build that may take several.
+
+    Attributes:
+        started: Monotonic clock at its start.
+        before: What the sessions before left; None in the first.
+        history: One entry per resume, this session's own included.
+    """
+
+    started: float
+    before: ProducerRecord | None = None
+    history: tuple[Mapping[str, Any], ...] = ()
+
+
 def build(options: BuildOptions, settings: LabelSettings) -> Path:
     """Measure ``options.model`` and write its atlas. Returns the path written.
 
+    A pass that takes long is checkpointed at ``options.checkpoint``; ``options.resume`` continues from there.
+
     Raises:
-        ChanfmtError: Anything that a user can mend; nothing is left behind then.
+        ChanfmtError: Anything that a user can mend. A checkpoint stays, nothing else.
+        KeyboardInterrupt: Ctrl-C; its text says how to continue where there is a checkpoint.
     """
+    try:
+        return _build(options, settings)
+    except KeyboardInterrupt:
+        if os.path.lexists(options.checkpoint):
+            raise KeyboardInterrupt(
+                f"{options.checkpoint} holds what was measured; continue with the same command and --resume"
+            ) from None
+        raise
+
+
+def _build(options: BuildOptions, settings: LabelSettings) -> Path:
+    path, kept = options.path, options.checkpoint
+    remove_stale(path)
+    remove_stale(kept)
+    # Killed between publishing the atlas and removing the checkpoint.
+    if os.path.lexists(kept) and path.is_file() and checkpoint.is_finished(kept, path):
+        kept.unlink()
     plan = plan_build(options, settings)
+    asked, environment = _asked(plan, settings, options), _environment(plan)
+    before = _resume(plan, options, asked, environment)
     say(f"{plan.resolved.id}: {len(plan.ffns)} FFNs, {plan.summary()['channels']:,} channels; "
         f"{len(plan.tokens.ids)} x {plan.tokens.ids.shape[1]} tokens of {plan.text.source}", quiet=options.quiet)
-    started = time.monotonic()
-    measurement = _measure(plan, settings, options)
-    content = assemble(plan, measurement, settings, options, time.monotonic() - started)
-    write_atlas(content, options.path)
-    return options.path
+    session = _session(before)
+
+    keeper = checkpoint.Keeper(
+        kept, options.checkpoint_every,
+        lambda measurement: assemble_partial(plan, measurement, settings, options, session, asked, environment),
+    )
+    with checkpoint.stop_requests() as stop:
+
+        def keep(measurement: Measurement) -> None:
+            if stop():
+                keeper.save(measurement)
+                raise KeyboardInterrupt
+            keeper.save_if_due(measurement)
+
+        measurement = _measure(plan, settings, options, before.state if before else None, keep)
+    try:
+        write_atlas(assemble(plan, measurement, settings, options, session), path)
+    except (Exception, KeyboardInterrupt) as error:
+        # What follows the pass takes seconds, the pass may have taken days.
+        keeper.save(measurement)
+        if isinstance(error, ChanfmtError) and os.path.lexists(kept):
+            there = f"{kept} holds what was measured: mend that, then continue with the same command and --resume"
+            error.hint = f"{error.hint}\n  {there}" if error.hint else there
+        raise
+    kept.unlink(missing_ok=True)
+    return path
 
 
 def assemble(
-    plan: BuildPlan, measurement: Measurement, settings: LabelSettings, options: BuildOptions, seconds: float
+    plan: BuildPlan, measurement: Measurement, settings: LabelSettings, options: BuildOptions, session: Session
 ) -> AtlasContent:
     """Label what was measured and put it into the shape of a file."""
     layers, support, dimensions = [], None, 0
@@ -137,27 +200,107 @@ def assemble(
         layers.append(variables)
         dimensions = len(weights.write)
     supports = labels.support_sizes(dimensions, settings.support_size)
+    return _content(plan, measurement, settings, options, session, layers, supports)
+
+
+def assemble_partial(
+    plan: BuildPlan, measurement: Measurement, settings: LabelSettings, options: BuildOptions, session: Session,
+    asked: dict[str, Any], environment: dict[str, Any],
+) -> AtlasContent:
+    """An atlas of the sequences measured so far, with what it takes to go on from there."""
+    state = measurement.state()
+    layers = [checkpoint.partial_variables(item, settings) for item in state.ffns]
+    content = _content(plan, measurement, settings, options, session, layers, ())
+    extensions = checkpoint.extensions(state, content.blocks, content.stacks, asked, environment)
+    return dataclasses.replace(content, status="partial", extensions=extensions)
+
+
+def _content(
+    plan: BuildPlan, measurement: Measurement, settings: LabelSettings, options: BuildOptions, session: Session,
+    layers: list[dict[str, np.ndarray]], supports: tuple[int, ...],
+) -> AtlasContent:
     stacks, positions = stack_layers(plan.ffns, layers, _activation(plan.config), PLACE, supports)
     blocks = tuple(
         Block(index, ffn.layer_index, PLACE, ffn.container, *position, ffn.width, 0, slices)
         for index, (ffn, position, slices) in enumerate(zip(plan.ffns, positions, plan.slices, strict=True))
     )
+    model = _model_record(plan)
     return AtlasContent(
         title=f"importance atlas of {plan.resolved.id}",
-        model=_model_record(plan),
-        calibration=_calibration_record(plan, measurement, options),
+        model=model,
+        calibration=_calibration_record(plan, measurement, options, model),
         labels=settings,
         core_rho=settings.rho,
         blocks=blocks,
         stacks=tuple(stacks),
-        producer=_producer_record(plan, seconds),
+        producer=_producer_record(plan, session),
     )
 
 
-def _measure(plan: BuildPlan, settings: LabelSettings, options: BuildOptions) -> Measurement:
+def _measure(
+    plan: BuildPlan, settings: LabelSettings, options: BuildOptions, start: checkpoint.PassState | None,
+    after_batch: Callable[[Measurement], object],
+) -> Measurement:
     with progress_bar(int(plan.tokens.ids.size), "tok", "measuring", quiet=options.quiet) as bar:
         return measure(plan.model, plan.ffns, plan.tokens, rho=settings.rho, batch_size=options.batch,
-                       progress=bar.update)
+                       progress=bar.update, start=start, after_batch=after_batch)
+
+
+def _resume(
+    plan: BuildPlan, options: BuildOptions, asked: dict[str, Any], environment: dict[str, Any]
+) -> checkpoint.Checkpoint | None:
+    """The checkpoint to continue from, where that was asked for and there is one."""
+    kept = options.checkpoint
+    if not os.path.lexists(kept):
+        if options.resume:
+            say(f"note: there is no {kept} to continue; starting from the beginning", quiet=options.quiet)
+        return None
+    if not options.resume:
+        if checkpoint.is_checkpoint(kept):
+            say(f"note: starting over although {kept} holds an unfinished build, which --resume would continue",
+                quiet=options.quiet)
+        else:
+            checkpoint.set_aside(kept, f"{kept} is in the way and is no unfinished build")
+        return None
+    try:
+        found = checkpoint.read_checkpoint(kept)
+    except AtlasError as error:
+        checkpoint.set_aside(kept, error.message)
+        return None
+    checkpoint.check_same(found, asked, options.batch, kept)
+    if found.modules != tuple((ffn.container, ffn.width) for ffn in plan.ffns):
+        checkpoint.set_aside(kept, f"{kept} holds other FFNs than this chanfmt finds in the model")
+        return None
+    checkpoint.note_environment(found, environment, quiet=options.quiet)
+    say(f"continuing after {found.state.sequences} of {asked['sequences']} sequences", quiet=options.quiet)
+    return found
+
+
+def _session(before: checkpoint.Checkpoint | None) -> Session:
+    if before is None:
+        return Session(time.monotonic())
+    line = {
+        "command": _command(), "resumed_at_sequence": before.state.sequences,
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    return Session(time.monotonic(), before.producer, (*before.producer.history, line))
+
+
+def _asked(plan: BuildPlan, settings: LabelSettings, options: BuildOptions) -> dict[str, Any]:
+    model = _model_record(plan)
+    return {
+        "fingerprint": model.fingerprint, "config_sha256": model.config_sha256, "dtype": model.dtype,
+        "metric_definition": schema.METRIC_DEFINITION, "loss_definition": schema.LOSS,
+        "source": plan.text.source, "revision": plan.text.revision, "seq_len": options.seq_len,
+        "sequences": len(plan.tokens.ids), "seed": options.seed,
+        "sequences_sha256": checkpoint.sequences_digest(plan.tokens.sha256), **dataclasses.asdict(settings),
+    }
+
+
+def _environment(plan: BuildPlan) -> dict[str, Any]:
+    versions = _versions()
+    return {name: versions[name] for name in ("chanfmt", "torch", "transformers")} | {
+        "threads": torch.get_num_threads(), "hardware": _hardware(plan)}
 
 
 def _model_record(plan: BuildPlan) -> ModelRecord:
@@ -176,15 +319,20 @@ def _model_record(plan: BuildPlan) -> ModelRecord:
     )
 
 
-def _calibration_record(plan: BuildPlan, measurement: Measurement, options: BuildOptions) -> CalibrationRecord:
-    tokens = plan.tokens
+def _calibration_record(
+    plan: BuildPlan, measurement: Measurement, options: BuildOptions, model: ModelRecord
+) -> CalibrationRecord:
+    """The sequences measured so far: all of them in the end."""
+    tokens, count = plan.tokens, measurement.sequences
+    sha256 = tokens.sha256[:count]
     contribution = Contribution(
-        id=uuid.uuid4().hex,
+        # The same measurement has the same id, whoever makes it and in however many sessions.
+        id=hashlib.sha256("\n".join([model.fingerprint, model.config_sha256, model.dtype, *sha256]).encode()).hexdigest()[:32],
         source=plan.text.source,
         revision=plan.text.revision,
         range=f"0:{plan.blocks_available}",
-        sequences=len(tokens.ids),
-        tokens=int(tokens.ids.size),
+        sequences=count,
+        tokens=count * tokens.ids.shape[1],
         producer=f"chanfmt {__version__}",
     )
     return CalibrationRecord(
@@ -194,32 +342,43 @@ def _calibration_record(plan: BuildPlan, measurement: Measurement, options: Buil
         seq_len=options.seq_len,
         seed=options.seed,
         mean_loss=measurement.mean_loss,
-        sequence_sha256=tokens.sha256,
-        source_of=np.zeros(len(tokens.ids), dtype=np.int32),
-        split_of=tokens.split_of,
+        sequence_sha256=sha256,
+        source_of=np.zeros(count, dtype=np.int32),
+        split_of=tokens.split_of[:count],
         contributions=(contribution,),
-        token_ids=None if options.no_store_tokens else tokens.ids,
+        token_ids=None if options.no_store_tokens else tokens.ids[:count],
     )
 
 
-def _producer_record(plan: BuildPlan, seconds: float) -> ProducerRecord:
+def _producer_record(plan: BuildPlan, session: Session) -> ProducerRecord:
+    seconds = time.monotonic() - session.started
+    # Kilobytes on Linux, bytes on macOS.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    command = _command()
+    if session.before is not None:
+        seconds += session.before.seconds
+        peak = max(peak, session.before.peak_memory_bytes)
+        command = session.before.command
+    return ProducerRecord(_versions(), command, _hardware(plan), seconds, peak, session.history)
+
+
+def _versions() -> dict[str, str]:
     import h5py
     import transformers
 
+    return {
+        "chanfmt": __version__, "python": platform.python_version(), "torch": str(torch.__version__),
+        "transformers": transformers.__version__, "h5py": h5py.__version__, "numpy": np.__version__,
+    }
+
+
+def _command() -> str:
+    return shlex.join(["atlas", *sys.argv[1:]]).encode("utf-8", "replace").decode("utf-8")
+
+
+def _hardware(plan: BuildPlan) -> str:
     device = next(plan.model.parameters()).device
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return ProducerRecord(
-        versions={
-            "chanfmt": __version__, "python": platform.python_version(), "torch": torch.__version__,
-            "transformers": transformers.__version__, "h5py": h5py.__version__, "numpy": np.__version__,
-        },
-        command=shlex.join(["atlas", *sys.argv[1:]]).encode("utf-8", "replace").decode("utf-8"),
-        hardware=hardware,
-        seconds=seconds,
-        # Kilobytes on Linux, bytes on macOS.
-        peak_memory_bytes=peak * (1 if sys.platform == "darwin" else 1024),
-    )
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
 
 
 def _activation(config: Any) -> str:

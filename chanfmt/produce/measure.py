@@ -12,6 +12,7 @@ from chanfmt.errors import ChanfmtError, ModelError
 from chanfmt.models.discover import FFN, widths
 from chanfmt.models.load import check_finite
 from chanfmt.produce.capture import Capture
+from chanfmt.produce.checkpoint import PassState
 from chanfmt.produce.loss import NextTokenLoss
 from chanfmt.produce.statistics import ChannelStatistics
 
@@ -24,17 +25,37 @@ BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Tokens in a batch that is not asked for otherwise: enough to fill the device, no more."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Measurement:
-    """What one pass yields.
+    """What a pass yields; between two batches, what it has so far.
 
     Attributes:
         statistics: One per FFN, in order.
-        mean_loss: Next-token NLL per predicted token, nats.
+        seq_len: Tokens in a sequence.
+        batch_size: Sequences in a batch.
+        sequences: Sequences measured.
+        loss: Their summed next-token NLL, nats.
     """
 
     statistics: list[ChannelStatistics]
-    mean_loss: float
+    seq_len: int
+    batch_size: int
+    sequences: int = 0
+    loss: float = 0.0
+
+    @property
+    def mean_loss(self) -> float:
+        """Next-token NLL per predicted token, nats."""
+        return self.loss / max(1, self.sequences * (self.seq_len - 1))
+
+    @property
+    def nbytes(self) -> int:
+        """About how many bytes `state` holds."""
+        return sum(item.nbytes for item in self.statistics)
+
+    def state(self) -> PassState:
+        """What `measure` needs to start from here; on a CPU valid until the next batch only."""
+        return PassState(self.sequences, self.batch_size, self.loss, [item.state() for item in self.statistics])
 
 
 def measure(
@@ -45,6 +66,8 @@ def measure(
     rho: float,
     batch_size: int | None = None,
     progress: Callable[[int], object] = lambda tokens: None,
+    start: PassState | None = None,
+    after_batch: Callable[[Measurement], object] = lambda measurement: None,
 ) -> Measurement:
     """Accumulate the statistics of ``ffns`` over ``tokens``.
 
@@ -55,6 +78,8 @@ def measure(
         rho: Share of channels that will be supernodes.
         batch_size: Sequences in a batch; None picks one and halves it when memory runs out.
         progress: Called with the number of tokens of every finished batch; negative when it starts over.
+        start: Where an earlier pass over the same tokens stood; its batch size is kept.
+        after_batch: Called after every batch, while the sums are consistent.
 
     Raises:
         ModelError: The loss is not finite.
@@ -65,19 +90,27 @@ def measure(
     split_of = torch.from_numpy(tokens.split_of).long()
     loss = NextTokenLoss(model, ids[:1].to(device))
     size = batch_size or max(1, BATCH_TOKENS.get(device.type, 4096) // ids.shape[1])
+    if start is not None:
+        size = start.batch_size
     # How much memory a batch takes is not known beforehand: where one does not fit, start over with half.
     while True:
         statistics = [ChannelStatistics(ffn.width, widths(model.get_submodule(ffn.reads[0].module))[0], device)
                       for ffn in ffns]
+        measurement = Measurement(statistics, ids.shape[1], size)
+        if start is not None:
+            for item, state in zip(statistics, start.ffns, strict=True):
+                item.restore(state)
+            measurement.sequences, measurement.loss = start.sequences, start.loss
+            progress(start.sequences * ids.shape[1])
         capture = Capture(model, ffns, statistics)
-        total, done = 0.0, 0
         try:
             with capture.running():
-                for nats, count in _batches(capture, loss, ids, split_of, size, rho):
-                    total += nats
-                    done += count
-                    progress(count)
-            break
+                for nats, sequences in _batches(capture, loss, ids, split_of, size, rho, measurement.sequences):
+                    measurement.loss += nats
+                    measurement.sequences += sequences
+                    progress(sequences * ids.shape[1])
+                    after_batch(measurement)
+            return measurement
         except torch.OutOfMemoryError:
             if batch_size is not None or size == 1:
                 raise ChanfmtError(
@@ -86,23 +119,23 @@ def measure(
                 ) from None
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        progress(-done)
+        progress(-measurement.sequences * ids.shape[1])
         size //= 2
-    predicted = ids.shape[0] * (ids.shape[1] - 1)
-    return Measurement(statistics, total / max(1, predicted))
+        start = None
 
 
 def _batches(
-    capture: Capture, loss: NextTokenLoss, ids: torch.Tensor, split_of: torch.Tensor, size: int, rho: float
+    capture: Capture, loss: NextTokenLoss, ids: torch.Tensor, split_of: torch.Tensor, size: int, rho: float, done: int
 ) -> Iterator[tuple[float, int]]:
-    """Measure batch by batch; yields each one's summed loss in nats and its tokens."""
+    """Measure batch by batch from sequence ``done`` on; yields each one's summed loss in nats and its sequences."""
     device = next(loss.model.parameters()).device
     warm_up = int((split_of == 0).sum())
     for first, last in ((0, warm_up), (warm_up, len(ids))):
         if first:
             for statistics in capture.statistics:
-                statistics.choose_core(rho)
-        for start in range(first, last, size):
+                if statistics.core is None:
+                    statistics.choose_core(rho)
+        for start in range(max(first, done), last, size):
             stop = min(start + size, last)
             capture.begin(split_of[start:stop])
             nats = loss.backward(ids[start:stop].to(device))
@@ -112,4 +145,4 @@ def _batches(
                     f"the loss of sequences {start} to {stop - 1} is not finite; an activation overflowed",
                     hint="use --dtype float32",
                 )
-            yield nats, (stop - start) * ids.shape[1]
+            yield nats, stop - start

@@ -34,6 +34,17 @@ class BuildOptions:
     )
     no_store_tokens: bool = field(default=False, metadata={"help": "keep only the hashes of the calibration tokens"})
     trust_remote_code: bool = field(default=False, metadata={"help": "run the model repository's own code"})
+    resume: bool = field(
+        default=False, metadata={"help": "continue a build that was interrupted, from FILE.partial beside the output"}
+    )
+    checkpoint_every: float | None = field(
+        default=None,
+        metadata={
+            "help": "seconds between checkpoints, 0 after every batch, inf none before an interrupt; "
+            "by default as often as takes at most 2%% of the time, in runs over 30 seconds",
+            "metavar": "SECONDS",
+        },
+    )
     overwrite: bool = field(default=False, metadata={"help": "replace an existing output"})
     dry_run: bool = field(default=False, metadata={"help": "find the FFNs and say what would be measured"})
     quiet: bool = field(default=False, metadata={"help": "no progress, no narration"})
@@ -46,6 +57,8 @@ class BuildOptions:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least {low}, not {getattr(self, name)}")
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"--seed must lie between 0 and 2^63, not {self.seed}")
+        if self.checkpoint_every is not None and not self.checkpoint_every >= 0:
+            raise UsageError(f"--checkpoint-every must be 0 or more seconds, not {self.checkpoint_every:g}")
         _ = self.batch
 
     @property
@@ -60,3 +73,8 @@ class BuildOptions:
     @property
     def path(self) -> Path:
         return Path(os.path.expanduser(self.output))
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where an unfinished build keeps what it has measured."""
+        return self.path.with_name(self.path.name + ".partial")

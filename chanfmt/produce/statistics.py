@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from chanfmt import labels, schema
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 CANDIDATE_SHARE = 0.05
 """Share of the channels kept as candidates for the core while redundancy is accumulated."""
+_LAST = ("last", "last_total", "last_q2")
 
 
 class ChannelStatistics:
@@ -70,6 +75,35 @@ class ChannelStatistics:
     def tokens(self) -> int:
         return int(self.tokens_split.sum())
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that `state` holds."""
+        return sum(values.nbytes for values in self._tensors().values())
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything accumulated so far, for `restore`; on a CPU valid until the next batch only."""
+        state = {name: values.cpu().numpy() for name, values in self._tensors().items()}
+        state["tokens_split"] = self.tokens_split
+        if self.core is not None:
+            state |= {"real_count": np.asarray(self.core.real.count), "null_count": np.asarray(self.core.null.count)}
+        return state
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take over the `state` of another instance for the same FFN: what follows is as if it went on, bit for bit."""
+        if "candidates" in state:
+            candidates = torch.from_numpy(np.array(state["candidates"])).to(self.device)
+            self.core = CoreCorrelation(candidates, self.n_channels)
+            self.core.real.count, self.core.null.count = int(state["real_count"]), int(state["null_count"])
+            self.core.last = tuple(torch.from_numpy(np.array(state[name])).to(self.device)[None] for name in _LAST)
+        for name, values in self._tensors().items():
+            # What was stacked with longer rows is padded.
+            values.copy_(torch.from_numpy(np.array(state[name])[tuple(map(slice, values.shape))]))
+        self.tokens_split = np.array(state["tokens_split"])
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        own = {**self.sums, "sum_q2_split": self.split_q2, "max_abs_u": self.max_abs_u, "read_power": self.read_power}
+        return own if self.core is None else own | self.core.tensors()
+
     def _zeros(self, *shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=torch.float64, device=self.device)
 
@@ -85,21 +119,30 @@ class CoreCorrelation:
         self.candidates = candidates
         self.real = _PairSums(n_channels, len(candidates), candidates.device)
         self.null = _PairSums(n_channels, len(candidates), candidates.device)
-        self._last: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+        self.last: tuple[torch.Tensor, ...] | None = None
 
     def add(self, q: torch.Tensor, q_total: torch.Tensor, q2: torch.Tensor) -> None:
         """Add q (sequence, token, m) with its sums over tokens ``q_total`` and ``q2`` (sequence, m)."""
         core, core_total, core_q2 = q[..., self.candidates], q_total[:, self.candidates], q2[:, self.candidates]
         self.real.add(q, core, q_total, q2, core_total, core_q2)
-        if self._last is None:
+        if self.last is None:
             self.null.add(q[1:], core[:-1], q_total[1:], q2[1:], core_total[:-1], core_q2[:-1])
         else:
-            before, before_total, before_q2 = self._last
+            before, before_total, before_q2 = self.last
             self.null.add(
                 q, torch.cat([before, core[:-1]]), q_total, q2,
                 torch.cat([before_total, core_total[:-1]]), torch.cat([before_q2, core_q2[:-1]]),
             )
-        self._last = (core[-1:].clone(), core_total[-1:].clone(), core_q2[-1:].clone())
+        self.last = (core[-1:].clone(), core_total[-1:].clone(), core_q2[-1:].clone())
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything it holds between two batches, by name."""
+        tensors = {"candidates": self.candidates}
+        for name, pair in (("real", self.real), ("null", self.null)):
+            tensors |= {f"{name}_cross": pair.cross, f"{name}_channel": pair.channel, f"{name}_other": pair.other}
+        if self.last is not None:
+            tensors |= {name: values[0] for name, values in zip(_LAST, self.last, strict=True)}
+        return tensors
 
 
 class _PairSums:

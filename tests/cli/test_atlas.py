@@ -91,6 +91,8 @@ def test_dry_run_measures_nothing(tiny_checkpoint, tmp_path, capsys):
     (["--gamma", "0"], "--gamma must be positive"),
     (["--support", "0"], "--support must be at least 1"),
     (["--batch-size", "many"], "--batch-size must be"),
+    (["--checkpoint-every", "-1"], "--checkpoint-every must be 0 or more"),
+    (["--checkpoint-every", "nan"], "--checkpoint-every must be 0 or more"),
     (["--dtype", "int3"], "--dtype 'int3' is not one of"),
     (["--device", "abacus"], "cannot be used"),
     (["--calib", "nowhere.txt"], "does not exist"),
@@ -234,21 +236,26 @@ def test_names_from_a_file_do_not_reach_the_terminal_raw(tmp_path, capsys):
     assert "\x1b" not in capsys.readouterr().out
 
 
-def test_interrupt_leaves_nothing(tiny_checkpoint, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_a_checkpoint_and_says_how_to_continue(tiny_checkpoint, tmp_path, number):
     command = [sys.executable, "-m", "chanfmt", "build", str(tiny_checkpoint("llama")), "-o", str(tmp_path / "a.h5"),
                "--calib", "pydoc", "--sequences", "1200", "--seq-len", "64", "--batch-size", "1"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         try:
             assert "FFNs" in process.stderr.readline()
             time.sleep(0.5)  # well inside the pass, which takes many times that
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             error = process.stderr.read()
             assert process.wait(timeout=60) == 130
         finally:
             process.kill()
-    assert "interrupted" in error
+    assert "interrupted; " in error
+    assert "--resume" in error
     assert "Traceback" not in error
-    assert not list(tmp_path.iterdir())
+    assert [item.name for item in tmp_path.iterdir()] == ["a.h5.partial"]
+    with chanfmt.open(tmp_path / "a.h5.partial", verify=True) as atlas:
+        assert atlas.status == "partial"
+        assert 0 < atlas.calibration.sequences < 1200
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["build", "--help"], ["--version"], ["info"], ["show", "--layer", "1"]])
