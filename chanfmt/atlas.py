@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 
 from chanfmt import schema
-from chanfmt.container import dtype_code, open_container, read_text
-from chanfmt.digest import SEAL, SEAL_BYTES, content_sha256, dimensions, file_sha256
+from chanfmt.container import open_container, read_text
+from chanfmt.digest import SEAL, SEAL_BYTES, content_sha256, file_sha256
 from chanfmt.errors import AtlasError, UsageError, first_line
 from chanfmt.records import (
     AtlasContent,
@@ -27,8 +26,10 @@ from chanfmt.records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator
+    from collections.abc import Iterator, Set
     from types import TracebackType
+
+    from chanfmt.container import Container
 
 READ_WHOLE_BYTES = 32 << 20
 """An array up to this size is read at once: each read costs more than a megabyte of contiguous data."""
@@ -47,58 +48,60 @@ class Stack:
         supports: Write support sizes that ``connectivity_at`` holds.
     """
 
-    def __init__(self, group: h5py.Group, *, needed: Container[str]) -> None:
-        self._group = group
+    def __init__(self, container: Container, name: str, *, needed: Set[str]) -> None:
+        self._container = container
+        self._path = f"stacks/{name}"
+        self._held = frozenset(container.children(self._path))
         self._cache: dict[str, np.ndarray] = {}
-        self.name = str(group.name).rsplit("/", 1)[-1]
-        where = str(group.name)
-        self.kind: str = _attribute(group, where, "kind", str)
+        self.name = name
+        where = "/" + self._path
+        self.kind: str = _attribute(container, self._path, "kind", str)
         if self.kind not in schema.STACK_KINDS:
             raise AtlasError(f"{where} has the unknown kind {self.kind!r}")
-        self.gated = bool(_attribute(group, where, "gated", int))
-        self.activation: str = _attribute(group, where, "activation", str)
+        self.gated = bool(_attribute(container, self._path, "gated", int))
+        self.activation: str = _attribute(container, self._path, "activation", str)
         lengths: dict[str, int] = {}
         for variable in schema.INDEX_VARIABLES:
-            if variable.name in group:
-                _check_variable(group, variable, self.kind, lengths)
+            if variable.name in self._held:
+                _check_variable(container, self._path, variable, self.kind, lengths)
         for name in ("layer", "channel", "split", *(("expert",) if self.kind == "experts" else ())):
             if name not in lengths:
                 raise AtlasError(f"{where} lacks the dimension {name!r}")
         for variable in schema.STACK_VARIABLES:
-            if variable.name in group:
-                _check_variable(group, variable, self.kind, lengths)
+            if variable.name in self._held:
+                _check_variable(container, self._path, variable, self.kind, lengths)
             elif variable.name in needed and (self.gated or not variable.gated_only):
                 raise AtlasError(f"{where} lacks {variable.name!r}")
-        self.layers: np.ndarray = group["layer"][...]
+        self.layers: np.ndarray = container.read(f"{self._path}/layer")
         self.n_channels = lengths["channel"]
         self.n_experts = lengths.get("expert", 0)
         self.splits = lengths["split"]
-        self.supports: tuple[int, ...] = tuple(group["support"][...].tolist()) if "support" in lengths else ()
+        self.supports: tuple[int, ...] = tuple(container.read(f"{self._path}/support").tolist()) if "support" in lengths else ()
 
     def __contains__(self, name: str) -> bool:
-        return name in self._group
+        return name in self._held
 
     def __getitem__(self, name: str) -> np.ndarray:
         """The array ``name``, dimensions per `chanfmt.schema`. Raises `AtlasError` where it is absent."""
         if name not in self._cache:
-            self._cache[name] = self._read(name, None)
+            self._cache[name] = self._container.read(self._place(name))
         return self._cache[name]
 
     def row(self, name: str, row: int) -> np.ndarray:
         """One layer's values of ``name``; the others are read along where they are few."""
-        if name in self._cache or self._dataset(name).nbytes <= READ_WHOLE_BYTES:
+        if name in self._cache or self._container.nodes[self._place(name)].nbytes <= READ_WHOLE_BYTES:
             return self[name][row]
-        return self._read(name, row)
+        return self._container.rows(self._place(name), row, row + 1)[0]
 
     @property
     def variables(self) -> list[str]:
         """Names of the arrays this stack holds, in the schema's order."""
-        return [variable.name for variable in schema.STACK_VARIABLES if variable.name in self._group]
+        return [variable.name for variable in schema.STACK_VARIABLES if variable.name in self._held]
 
     @property
     def metrics(self) -> list[str]:
         """Names of the per-channel metrics this stack holds, in the schema's order."""
-        return [metric.name for metric in schema.METRICS if metric.name in self._group]
+        return [metric.name for metric in schema.METRICS if metric.name in self._held]
 
     def data(self) -> StackData:
         """Everything this stack holds, in memory."""
@@ -107,17 +110,10 @@ class Stack:
             self.n_experts, self.splits, {name: self[name] for name in self.variables}, self.supports,
         )
 
-    def _read(self, name: str, row: int | None) -> np.ndarray:
-        dataset = self._dataset(name)
-        try:
-            return dataset[...] if row is None else dataset[row]
-        except (OSError, RuntimeError) as error:
-            raise AtlasError(f"{name} cannot be read: {first_line(error)}") from None
-
-    def _dataset(self, name: str) -> h5py.Dataset:
-        if name not in self._group:
+    def _place(self, name: str) -> str:
+        if name not in self._held:
             raise AtlasError(f"the atlas holds no {name!r} for {self.name}", hint="build it again with this chanfmt")
-        return self._group[name]
+        return f"{self._path}/{name}"
 
 
 class Atlas:
@@ -134,10 +130,10 @@ class Atlas:
         content_sha256: Digest the file states (checked by `verify` only).
     """
 
-    def __init__(self, file: h5py.File, path: Path) -> None:
-        self._file = file
+    def __init__(self, container: Container, path: Path) -> None:
+        self._container = container
         self.path = path
-        root = {item.name: _attribute(file, "/", item.name, str) for item in schema.ATTRIBUTES["/"]}
+        root = _attributes(container, "", "/")
         self.format_version: str = root["format_version"]
         self.status: str = root["status"]
         if self.status not in schema.STATUSES:
@@ -147,23 +143,25 @@ class Atlas:
         self.producer_name: str = root["producer"]
         self.created: str = root["created"]
         self.content_sha256: str = root["content_sha256"]
-        self.model = _read_model(_group(file, "model"))
-        self.calibration = _read_calibration(_group(file, "calibration"))
-        settings = _attributes(_group(file, "labels"), "/labels")
+        self.model = _read_model(container)
+        self.calibration = _read_calibration(container)
+        settings = _attributes(container, "labels", "/labels")
         self.core_rho: float = settings.pop("core_rho")
         self.labels = LabelSettings(**settings)
         try:
             self.labels.check()
         except UsageError as error:
             raise AtlasError(f"/labels: {error.message.removeprefix('--')}") from None
-        self.producer = _read_producer(_group(file, "producer"))
-        stacks = _group(file, "stacks")
+        self.producer = _read_producer(container)
+        _need_group(container, "stacks")
         needed = frozenset(
             variable.name for variable in schema.STACK_VARIABLES
             if self.status == "complete" and variable.required and variable.name not in self.dropped
         )
-        self.stacks: dict[str, Stack] = {name: Stack(_group(stacks, name), needed=needed) for name in stacks}
-        self.blocks = _read_blocks(_group(file, "block"), self.stacks)
+        self.stacks: dict[str, Stack] = {
+            name: Stack(container, name, needed=needed) for name in container.children("stacks")
+        }
+        self.blocks = _read_blocks(container, self.stacks)
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = False) -> Atlas:
@@ -173,30 +171,31 @@ class Atlas:
             AtlasError: Missing, not an atlas, newer major version, damaged or unsafe.
         """
         path = Path(path)
-        file = open_container(path)
+        container = open_container(path)
         try:
-            atlas = cls(file, path)
+            atlas = cls(container, path)
             if verify:
                 atlas.verify()
         except AtlasError as error:
-            file.close()
+            container.close()
             if str(path) in error.message:
                 raise
-            raise AtlasError(f"{path}: {error.message}", hint=error.hint) from None
+            raise AtlasError(f"{path}: {error.message}", hint=error.hint, code=error.code, where=error.where) from None
         except (OSError, RuntimeError, KeyError, ValueError, TypeError, RecursionError) as error:
-            file.close()
-            raise AtlasError(f"{path} is damaged: {error}", hint="copy it again, or rebuild it") from None
+            container.close()
+            raise AtlasError(f"{path} is damaged: {first_line(error)}", hint="copy it again, or rebuild it") from None
         return atlas
 
     def verify(self) -> None:
         """Recompute both digests. Raises `AtlasError` where one differs from what the file states."""
         hint = "copy it again, or rebuild it"
-        if content_sha256(self._file) != self.content_sha256:
+        if content_sha256(self._container) != self.content_sha256:
             raise AtlasError(f"{self.path} does not match its content_sha256: its data changed after it was written",
                              hint=hint, code="E401", where="/@content_sha256")
-        if SEAL in self._file:
-            seal = self._file[SEAL]
-            if seal.nbytes != SEAL_BYTES or file_sha256(self.path, seal.id.get_offset()) != seal[...].tobytes():
+        if SEAL in self._container:
+            seal = self._container.nodes[SEAL]
+            stated = self._container.read(SEAL).tobytes()
+            if seal.nbytes != SEAL_BYTES or file_sha256(self.path, seal.offset) != stated:
                 raise AtlasError(f"{self.path} does not match its file_sha256: its bytes changed after it was written",
                                  hint=hint, code="E402", where="/" + SEAL)
 
@@ -211,9 +210,9 @@ class Atlas:
     def extensions(self) -> tuple[ExtensionGroup, ...]:
         """What other programs put into the file, values read (spec section "Extensions")."""
         groups: list[ExtensionGroup] = []
-        for name in self._file:
-            if name.startswith(schema.EXTENSION_PREFIX) and isinstance(self._file[name], h5py.Group):
-                groups += _read_extension(self._file[name])
+        for name in self._container.children(""):
+            if name.startswith(schema.EXTENSION_PREFIX) and self._container.is_group(name):
+                groups += _read_extension(self._container, name)
         return tuple(groups)
 
     def block(self, layer: int, stack: str | None = None) -> Block:
@@ -241,7 +240,7 @@ class Atlas:
 
     def close(self) -> None:
         """Close the file; arrays already read stay readable."""
-        self._file.close()
+        self._container.close()
 
     def __enter__(self) -> Atlas:
         return self
@@ -252,75 +251,75 @@ class Atlas:
         self.close()
 
 
-def _group(parent: h5py.Group, name: str) -> h5py.Group:
-    if name not in parent or not isinstance(parent[name], h5py.Group):
-        raise AtlasError(f"the group {name!r} is missing")
-    return parent[name]
+def _need_group(container: Container, path: str) -> None:
+    if not container.is_group(path):
+        raise AtlasError(f"the group {path!r} is missing", code="E101", where=f"/{path}")
 
 
-def _attribute(item: h5py.Group, where: str, name: str, kind: type) -> Any:
-    if name not in item.attrs:
-        raise AtlasError(f"{where} lacks the attribute {name!r}")
-    value = item.attrs[name]
+def _attribute(container: Container, path: str, name: str, kind: type) -> Any:
+    value = container.attribute(path, name)
+    where = f"/{path}@{name}"
+    if value is None:
+        raise AtlasError(f"/{path} lacks the attribute {name!r}", code="E103", where=where)
     if kind is str:
-        return read_text(value, f"{where}@{name}")
+        return read_text(value, where)
     if np.ndim(value) != 0 or np.asarray(value).dtype.kind not in ("iu" if kind is int else "iuf"):
-        raise AtlasError(f"{where}@{name} is not a number")
+        raise AtlasError(f"{where} is not a number", code="E104", where=where)
     return kind(value)
 
 
-def _attributes(group: h5py.Group, table: str) -> dict[str, Any]:
+def _attributes(container: Container, path: str, table: str) -> dict[str, Any]:
+    if path:
+        _need_group(container, path)
     kinds = {"str": str, "int": int, "float": float}
-    return {
-        attribute.name: _attribute(group, table, attribute.name, kinds[attribute.type])
-        for attribute in schema.ATTRIBUTES[table]
-    }
+    return {attribute.name: _attribute(container, path, attribute.name, kinds[attribute.type])
+            for attribute in schema.ATTRIBUTES[table]}
 
 
-def _check_variable(group: h5py.Group, variable: schema.Variable, kind: str, lengths: dict[str, int]) -> None:
-    dataset = group[variable.name]
-    where = variable.name
-    if not isinstance(dataset, h5py.Dataset):
-        raise AtlasError(f"{where} is not a dataset")
-    if dtype_code(dataset) != variable.dtype:
-        raise AtlasError(f"{where} has type {dataset.dtype}, not {variable.dtype}")
+def _check_variable(
+    container: Container, group: str, variable: schema.Variable, kind: str, lengths: dict[str, int]
+) -> None:
+    path = f"{group}/{variable.name}"
+    node = container.nodes[path]
+    if node.code != variable.dtype:
+        raise AtlasError(f"/{path} has type {node.code or 'group'}, not {variable.dtype}", code="E105", where=f"/{path}")
     expected = schema.stack_dimensions(variable, kind)
-    if len(dataset.shape) != len(expected) or dimensions(dataset) != list(expected):
-        raise AtlasError(f"{where} has dimensions {dimensions(dataset)}, not {list(expected)}")
-    for name, length in zip(expected, dataset.shape, strict=True):
+    found = container.dimensions(path)
+    if found != expected:
+        raise AtlasError(f"/{path} has dimensions {list(found)}, not {list(expected)}", code="E106", where=f"/{path}")
+    for name, length in zip(expected, node.shape, strict=True):
         if lengths.setdefault(name, length) != length:
-            raise AtlasError(f"{where} has {length} along {name}, others have {lengths[name]}")
+            raise AtlasError(f"/{path} has {length} along {name}, others have {lengths[name]}", code="E107", where=f"/{path}")
 
 
-def _read_table(group: h5py.Group, table: tuple[schema.Variable, ...]) -> dict[str, Any]:
+def _read_table(container: Container, group: str, table: tuple[schema.Variable, ...]) -> dict[str, Any]:
+    _need_group(container, group)
     lengths: dict[str, int] = {}
     columns: dict[str, Any] = {}
     for variable in table:
-        if variable.name not in group:
+        path = f"{group}/{variable.name}"
+        if path not in container:
             if variable.required:
-                raise AtlasError(f"{group.name} lacks {variable.name!r}")
+                raise AtlasError(f"/{group} lacks {variable.name!r}", code="E102", where=f"/{path}")
             continue
-        _check_variable(group, variable, "dense", lengths)
-        values = group[variable.name][...]
-        if variable.dtype == "str":
-            columns[variable.name] = [read_text(value, variable.name) for value in values]
-        else:
-            columns[variable.name] = values
+        _check_variable(container, group, variable, "dense", lengths)
+        values = container.read(path)
+        columns[variable.name] = values.tolist() if variable.dtype == "str" else values
     return columns
 
 
-def _read_model(group: h5py.Group) -> ModelRecord:
-    values = _attributes(group, "/model")
+def _read_model(container: Container) -> ModelRecord:
+    values = _attributes(container, "model", "/model")
     try:
         architectures = tuple(str(name) for name in json.loads(values["architectures"]))
     except (ValueError, TypeError, RecursionError):
-        raise AtlasError("/model@architectures is not a JSON list") from None
+        raise AtlasError("/model@architectures is not a JSON list", code="E110", where="/model@architectures") from None
     return ModelRecord(**(values | {"architectures": architectures}))
 
 
-def _read_calibration(group: h5py.Group) -> CalibrationRecord:
-    values = _attributes(group, "/calibration")
-    columns = _read_table(group, schema.CALIBRATION_VARIABLES)
+def _read_calibration(container: Container) -> CalibrationRecord:
+    values = _attributes(container, "calibration", "/calibration")
+    columns = _read_table(container, "calibration", schema.CALIBRATION_VARIABLES)
     fields = ("id", "source", "revision", "range", "sequences", "tokens", "producer")
     contributions = tuple(
         Contribution(row_id, source, revision, drawn, int(sequences), int(tokens), producer)
@@ -338,8 +337,8 @@ def _read_calibration(group: h5py.Group) -> CalibrationRecord:
     )
 
 
-def _read_blocks(group: h5py.Group, stacks: dict[str, Stack]) -> tuple[Block, ...]:
-    columns = _read_table(group, schema.BLOCK_VARIABLES)
+def _read_blocks(container: Container, stacks: dict[str, Stack]) -> tuple[Block, ...]:
+    columns = _read_table(container, "block", schema.BLOCK_VARIABLES)
     blocks = []
     for index in range(len(columns["block"])):
         block = Block(
@@ -365,29 +364,27 @@ def _read_blocks(group: h5py.Group, stacks: dict[str, Stack]) -> tuple[Block, ..
     return tuple(blocks)
 
 
-def _read_extension(group: h5py.Group) -> list[ExtensionGroup]:
+def _read_extension(container: Container, path: str) -> list[ExtensionGroup]:
     attributes: dict[str, str | int | float] = {}
-    for name, value in group.attrs.items():
-        if isinstance(value, str | bytes):
-            attributes[name] = read_text(value, f"{group.name}@{name}")
-        elif np.ndim(value) == 0 and np.asarray(value).dtype.kind in "iuf":
-            attributes[name] = value.item()
+    for name in container.attributes(path):
+        value = container.attribute(path, name)
+        attributes[name] = value if isinstance(value, str) else value.item()
     variables, inner = [], []
-    for name in group:
-        item = group[name]
-        if isinstance(item, h5py.Group):
-            inner += _read_extension(item)
+    for name in container.children(path):
+        place = f"{path}/{name}"
+        if container.is_group(place):
+            inner += _read_extension(container, place)
             continue
-        values = item[...]
-        texts = {key: read_text(item.attrs.get(key, ""), f"{item.name}@{key}") for key in ("long_name", "units", "merge")}
-        if dtype_code(item) == "str":
-            values = [read_text(value, name) for value in values.ravel()]
-        variables.append(ExtensionVariable(name, tuple(dimensions(item)), values, **texts))
-    return [ExtensionGroup(group.name.lstrip("/"), attributes, tuple(variables)), *inner]
+        values = container.read(place)
+        texts = {key: read_text(container.attribute(place, key) or "", f"/{place}@{key}")
+                 for key in ("long_name", "units", "merge")}
+        variables.append(ExtensionVariable(
+            name, container.dimensions(place), values.tolist() if values.dtype.kind == "O" else values, **texts))
+    return [ExtensionGroup(path, attributes, tuple(variables)), *inner]
 
 
-def _read_producer(group: h5py.Group) -> ProducerRecord:
-    values = _attributes(group, "/producer")
+def _read_producer(container: Container) -> ProducerRecord:
+    values = _attributes(container, "producer", "/producer")
     try:
         versions = {str(key): str(value) for key, value in json.loads(values["versions"]).items()}
         history = tuple(json.loads(line) for line in values["history"].splitlines())

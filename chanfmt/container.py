@@ -10,17 +10,19 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from pathlib import Path
-from typing import NoReturn
 
 # HDF5 would otherwise load filter code from a directory on this machine for a foreign file.
 os.environ.setdefault("HDF5_PLUGIN_PRELOAD", "::")
 
 import itertools
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
 
 import h5py
 import numpy as np
-from h5py import h5a, h5d, h5g, h5l, h5o, h5t
+from h5py import h5a, h5d, h5ds, h5g, h5l, h5o, h5s, h5t
 
 from chanfmt import schema
 from chanfmt.errors import AtlasError, first_line
@@ -33,6 +35,7 @@ MAX_TEXT = 16 << 20
 MAX_RANK = 4
 TEXT_REFERENCE = 16
 """Bytes that a dataset holds for each of its texts: a length, a heap's address, an index."""
+NUMPY = {"u1": "u1", "i4": "<i4", "i8": "<i8", "f4": "<f4", "f8": "<f8"}
 ALLOWED_DTYPES = {"|u1": "u1", "<i4": "i4", "<i8": "i8", "<f4": "f4", "<f8": "f8"}
 SCALE_ATTRIBUTES = frozenset(
     {"CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST", "DIMENSION_LABELS", "_Netcdf4Dimid", "_Netcdf4Coordinates"}
@@ -43,7 +46,223 @@ SCALE_ATTRIBUTES = frozenset(
 _COPY = "copy it again, or rebuild it"
 
 
-def open_container(path: str | os.PathLike[str]) -> h5py.File:
+@dataclass(slots=True)
+class Node:
+    """One object of a file: a group where ``code`` is empty, otherwise a dataset.
+
+    Attributes:
+        code: Type, one of ``f4 f8 i4 i8 u1 str``.
+        shape: Lengths of the axes.
+        offset: Byte of the file where the values begin.
+    """
+
+    id: h5g.GroupID | h5d.DatasetID
+    code: str = ""
+    shape: tuple[int, ...] = ()
+    offset: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values, of a text its reference."""
+        return math.prod(self.shape) * (TEXT_REFERENCE if self.code == "str" else int(self.code[1]))
+
+
+class Container:
+    """An open file whose structure was checked: what is in it by path, ``""`` being the root.
+
+    It uses HDF5's own calls: h5py's convenient objects would take five times as long.
+    """
+
+    def __init__(self, file: h5py.File, path: Path | None, size: int) -> None:
+        """Walk through ``file``; ``path`` is None where it is in memory only.
+
+        Raises:
+            AtlasError: It breaks a rule of level 0.
+        """
+        self.path = path
+        self.nodes: dict[str, Node] = {}
+        self._file = file
+        self._by_address: dict[tuple[int, int], str] = {}
+        self._children: dict[str, list[str]] = {}
+        self._walk(size)
+
+    def __contains__(self, path: str) -> bool:
+        return path in self.nodes
+
+    def children(self, path: str) -> list[str]:
+        """Names in the group ``path``; empty where it is none."""
+        return self._children.get(path, [])
+
+    def is_group(self, path: str) -> bool:
+        return path in self._children
+
+    def is_scale(self, path: str) -> bool:
+        """Whether the dataset is a dimension's own values."""
+        return bool(h5ds.is_scale(self.nodes[path].id))
+
+    def dimensions(self, path: str) -> tuple[str, ...]:
+        """Names of the dimension scales along a dataset's axes; "" where an axis has none of its own group."""
+        node = self.nodes[path]
+        parent, _, leaf = path.rpartition("/")
+        if h5ds.is_scale(node.id):
+            return (leaf,) * len(node.shape)
+        return tuple(self._scale(node.id, axis, parent) for axis in range(len(node.shape)))
+
+    def attributes(self, path: str) -> list[str]:
+        """Names of an object's attributes, bookkeeping left out."""
+        item = self.nodes[path].id
+        names = [h5a.open(item, index=index).name.decode("utf-8", "replace") for index in range(h5a.get_num_attrs(item))]
+        return [name for name in names if name not in SCALE_ATTRIBUTES]
+
+    def attribute(self, path: str, name: str) -> Any:
+        """An attribute's value: str, numpy scalar or array; None where there is none.
+
+        Raises:
+            AtlasError: It is of a type that an atlas may not hold.
+        """
+        item, key = self.nodes[path].id, name.encode()
+        if not h5a.exists(item, key):
+            return None
+        attribute = h5a.open(item, key)
+        if _type_code(attribute.get_type()) is None or attribute.shape is None or len(attribute.shape) > 1:
+            raise AtlasError(f"/{path}@{name} has a type that an atlas may not hold", code="E018", where=f"/{path}@{name}")
+        dtype = attribute.dtype
+        values = np.empty(attribute.shape, dtype=dtype)
+        attribute.read(values, mtype=h5t.py_create(dtype))
+        if values.dtype.kind == "O":
+            return read_text(values[()], f"/{path}@{name}") if not values.ndim else [read_text(value, name) for value in values]
+        return values[()]
+
+    def read(self, path: str) -> np.ndarray:
+        """A dataset's values, texts as an object array of str. Raises `AtlasError` where they cannot be read."""
+        return self.rows(path, 0, self.nodes[path].shape[0])
+
+    def rows(self, path: str, start: int, stop: int) -> np.ndarray:
+        """Values ``start`` to ``stop`` along the first axis. Raises `AtlasError` where they cannot be read."""
+        node = self.nodes[path]
+        shape = (stop - start, *node.shape[1:])
+        try:
+            if node.code == "str":
+                texts = h5py.Dataset(node.id)[start:stop]
+                values = np.empty(shape, dtype=object)
+                values.ravel()[:] = [read_text(text, path) for text in texts.ravel()]
+                return values
+            values = np.empty(shape, dtype=NUMPY[node.code])
+            space = node.id.get_space()
+            space.select_hyperslab((start, *(0,) * (len(shape) - 1)), shape)
+            node.id.read(h5s.create_simple(shape), space, values)
+            return values
+        except (OSError, RuntimeError, ValueError) as error:
+            raise AtlasError(f"/{path} cannot be read: {first_line(error)}", hint=_COPY, code="E014", where=f"/{path}") from None
+
+    def check_attributes(self) -> None:
+        """Raise `AtlasError` for an attribute that is not a text, a 64-bit integer or a double."""
+        for path, node in self.nodes.items():
+            for index in range(h5a.get_num_attrs(node.id)):
+                attribute = h5a.open(node.id, index=index)
+                name = attribute.name.decode("utf-8", "replace")
+                if name in SCALE_ATTRIBUTES:
+                    continue
+                code = _type_code(attribute.get_type())
+                if name == "flag_values" and code == "u1" and len(attribute.shape or ()) == 1 and attribute.shape[0] <= 256:
+                    continue
+                if code not in ("str", "i8", "f8") or attribute.shape != ():
+                    self._refuse("E018", f"/{path}@{name}", "is not a single text, 64-bit integer or double")
+                if code == "str":
+                    self.attribute(path, name)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _walk(self, size: int) -> None:
+        extents: list[tuple[int, int, str]] = []
+        self.nodes[""] = Node(h5g.open(self._file.id, b"/"))
+        self._count_attributes("")
+        pending = [("", 0)]
+        while pending:
+            prefix, depth = pending.pop()
+            group = self.nodes[prefix].id
+            self._children[prefix] = []
+            for raw in group:
+                name = raw.decode("utf-8", "replace")
+                path = f"{prefix}/{name}" if prefix else name
+                if group.links.get_info(raw).type != h5l.TYPE_HARD:
+                    self._refuse("E006", f"/{path}", "is a link; atlases hold their data themselves")
+                info = h5o.get_info(group, raw)
+                address = (info.fileno, info.addr)
+                if address in self._by_address:
+                    self._refuse("E007", f"/{path}", "is the same object as another name")
+                self._by_address[address] = path
+                if len(self.nodes) > MAX_OBJECTS:
+                    raise AtlasError(f"{self._name} holds more than {MAX_OBJECTS} objects", code="E008")
+                if info.type not in (h5o.TYPE_GROUP, h5o.TYPE_DATASET):
+                    self._refuse("E009", f"/{path}", "is neither a group nor a dataset")
+                node = Node(h5o.open(group, raw))
+                self.nodes[path] = node
+                self._children[prefix].append(name)
+                self._count_attributes(path)
+                if info.type == h5o.TYPE_GROUP:
+                    if depth + 1 > MAX_DEPTH:
+                        self._refuse("E008", f"/{path}", "is nested too deep")
+                    pending.append((path, depth + 1))
+                else:
+                    self._check_dataset(node, f"/{path}", size)
+                    extents.append((node.offset, node.offset + node.nbytes, f"/{path}"))
+        extents.sort()
+        for (_, end, first), (start, _, second) in itertools.pairwise(extents):
+            if start < end:
+                raise AtlasError(f"{self._name}: {first} and {second} share storage", code="E015", where=second)
+
+    @property
+    def _name(self) -> str:
+        return str(self.path or "the atlas")
+
+    def _refuse(self, code: str, where: str, complaint: str) -> NoReturn:
+        raise AtlasError(f"{self._name}: {where} {complaint}", code=code, where=where)
+
+    def _count_attributes(self, path: str) -> None:
+        if h5a.get_num_attrs(self.nodes[path].id) > MAX_ATTRIBUTES:
+            self._refuse("E008", f"/{path}", f"has more than {MAX_ATTRIBUTES} attributes")
+
+    def _check_dataset(self, node: Node, where: str, size: int) -> None:
+        dataset = node.id
+        code = _type_code(dataset.get_type())
+        if code is None:
+            self._refuse("E010", where, f"has a type that an atlas may not hold ({dataset.dtype})")
+        if dataset.get_space().get_simple_extent_type() != h5s.SIMPLE or not 1 <= dataset.rank <= MAX_RANK or 0 in dataset.shape:
+            self._refuse("E011", where, f"has the impossible shape {dataset.shape}")
+        node.code, node.shape = code, dataset.shape
+        properties = dataset.get_create_plist()
+        layout = properties.get_layout()
+        if layout == h5d.VIRTUAL or properties.get_external_count():
+            self._refuse("E012", where, "keeps its data in another file")
+        if layout != h5d.CONTIGUOUS or properties.get_nfilters():
+            self._refuse("E013", where, "is chunked or compressed; atlases are contiguous")
+        offset, stored = dataset.get_offset(), dataset.get_storage_size()
+        if offset is None or stored != node.nbytes or offset + stored > size:
+            self._refuse("E014", where, f"declares {node.nbytes} bytes and holds {stored}")
+        node.offset = offset
+        if code == "str" and self.path is not None:
+            self._check_texts(node, where, size)
+
+    def _check_texts(self, node: Node, where: str, size: int) -> None:
+        """Texts that share a heap object could claim far more memory than the file has bytes."""
+        with open(str(self.path), "rb") as raw:
+            raw.seek(node.offset)
+            references = np.frombuffer(raw.read(node.nbytes), dtype="<u4").reshape(-1, 4)
+        claimed = int(references[:, 0].sum(dtype=np.uint64))
+        if claimed > size:
+            self._refuse("E014", where, f"claims {claimed} bytes of text in a file of {size}")
+
+    def _scale(self, dataset: h5d.DatasetID, axis: int, parent: str) -> str:
+        if h5ds.get_num_scales(dataset, axis) != 1:
+            return ""
+        found = h5ds.iterate(dataset, axis, lambda scale: (h5o.get_info(scale).fileno, h5o.get_info(scale).addr))
+        place, _, name = self._by_address.get(found, "").rpartition("/")
+        return name if place == parent else ""
+
+
+def open_container(path: str | os.PathLike[str]) -> Container:
     """Open ``path`` read-only, unlocked, after checking its whole structure.
 
     Raises:
@@ -58,33 +277,24 @@ def open_container(path: str | os.PathLike[str]) -> h5py.File:
         raise AtlasError(f"{path} is damaged: {first_line(error)}", hint=_COPY, code="E001") from None
     try:
         _gate(file, path)
-        _Walk(path, size).run(file)
+        return Container(file, path, size)
     except AtlasError:
         file.close()
         raise
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         file.close()
         raise AtlasError(f"{path} is damaged: {first_line(error)}", hint=_COPY, code="E001") from None
-    return file
 
 
 def read_text(value: object, what: str) -> str:
-    """An attribute's value as text. Raises `AtlasError` where it is anything else."""
+    """A value of the file as text. Raises `AtlasError` where it is anything else."""
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     if not isinstance(value, str):
-        raise AtlasError(f"{what} is not a text")
+        raise AtlasError(f"{what} is not a text", code="E104", where=what)
     if len(value) > MAX_TEXT:
-        raise AtlasError(f"{what} is longer than {MAX_TEXT} characters")
+        raise AtlasError(f"{what} is longer than {MAX_TEXT} characters", code="E018", where=what)
     return value
-
-
-def dtype_code(dataset: h5py.Dataset) -> str | None:
-    """``f4 f8 i4 i8 u1 str``, or None for a type that an atlas may not hold."""
-    string = h5py.check_string_dtype(dataset.dtype)
-    if string is not None:
-        return "str" if string.length is None else None
-    return ALLOWED_DTYPES.get(dataset.dtype.str) if dataset.dtype.kind in "uif" else None
 
 
 def _check_outside(path: Path) -> int:
@@ -144,100 +354,6 @@ def _gate(file: h5py.File, path: Path) -> None:
             f"{path} needs the feature {unknown[0]!r}, which this chanfmt does not know",
             hint="upgrade with: pip install -U chanfmt", code="E005",
         )
-
-
-class _Walk:
-    """Every object of a file, checked before any value is read.
-
-    It uses HDF5's own calls: h5py's convenient objects would take five times as long.
-    """
-
-    def __init__(self, path: Path, size: int) -> None:
-        self.path = path
-        self.size = size
-        self.seen: set[tuple[int, int]] = set()
-        self.extents: list[tuple[int, int, str]] = []
-
-    def run(self, file: h5py.File) -> None:
-        self._attributes(file.id, "/")
-        pending: list[tuple[h5g.GroupID, str, int]] = [(h5g.open(file.id, b"/"), "", 0)]
-        while pending:
-            group, prefix, depth = pending.pop()
-            for raw in group:
-                where = f"{prefix}/{raw.decode('utf-8', 'replace')}"
-                if group.links.get_info(raw).type != h5l.TYPE_HARD:
-                    self._refuse("E006", where, "is a link; atlases hold their data themselves")
-                info = h5o.get_info(group, raw)
-                if (info.fileno, info.addr) in self.seen:
-                    self._refuse("E007", where, "is the same object as another name")
-                self.seen.add((info.fileno, info.addr))
-                if len(self.seen) > MAX_OBJECTS:
-                    raise AtlasError(f"{self.path} holds more than {MAX_OBJECTS} objects", code="E008")
-                if info.type not in (h5o.TYPE_GROUP, h5o.TYPE_DATASET):
-                    self._refuse("E009", where, "is neither a group nor a dataset")
-                item = h5o.open(group, raw)
-                self._attributes(item, where)
-                if isinstance(item, h5g.GroupID):
-                    if depth + 1 > MAX_DEPTH:
-                        self._refuse("E008", where, "is nested too deep")
-                    pending.append((item, where, depth + 1))
-                else:
-                    self._dataset(item, where)
-        self.extents.sort()
-        for (_, end, first), (start, _, second) in itertools.pairwise(self.extents):
-            if start < end:
-                raise AtlasError(f"{self.path}: {first} and {second} share storage", code="E015", where=second)
-
-    def _refuse(self, code: str, where: str, complaint: str) -> NoReturn:
-        raise AtlasError(f"{self.path}: {where} {complaint}", code=code, where=where)
-
-    def _attributes(self, item: h5g.GroupID | h5d.DatasetID, where: str) -> None:
-        count = h5a.get_num_attrs(item)
-        if count > MAX_ATTRIBUTES:
-            self._refuse("E008", where, f"has more than {MAX_ATTRIBUTES} attributes")
-        for index in range(count):
-            attribute = h5a.open(item, index=index)
-            name = attribute.name.decode("utf-8", "replace")
-            if name in SCALE_ATTRIBUTES:
-                continue
-            kind = attribute.get_type()
-            code = _type_code(kind)
-            if name == "flag_values" and code == "u1" and len(attribute.shape) == 1 and attribute.shape[0] <= 256:
-                continue
-            if code not in ("str", "i8", "f8") or attribute.get_space().get_simple_extent_type() != h5py.h5s.SCALAR:
-                self._refuse("E018", f"{where}@{name}", "is not a single text, 64-bit integer or double")
-
-    def _dataset(self, dataset: h5d.DatasetID, where: str) -> None:
-        kind = dataset.get_type()
-        code = _type_code(kind)
-        if code is None:
-            self._refuse("E010", where, f"has a type that an atlas may not hold ({dataset.dtype})")
-        space = dataset.get_space()
-        if space.get_simple_extent_type() != h5py.h5s.SIMPLE or not 1 <= len(dataset.shape) <= MAX_RANK or 0 in dataset.shape:
-            self._refuse("E011", where, f"has the impossible shape {dataset.shape}")
-        properties = dataset.get_create_plist()
-        layout = properties.get_layout()
-        if layout == h5d.VIRTUAL or properties.get_external_count():
-            self._refuse("E012", where, "keeps its data in another file")
-        if layout != h5d.CONTIGUOUS or properties.get_nfilters():
-            self._refuse("E013", where, "is chunked or compressed; atlases are contiguous")
-        offset, stored = dataset.get_offset(), dataset.get_storage_size()
-        points = int(np.prod([int(length) for length in dataset.shape], dtype=object))
-        expected = points * (TEXT_REFERENCE if code == "str" else kind.get_size())
-        if offset is None or stored != expected or offset + stored > self.size:
-            self._refuse("E014", where, f"declares {expected} bytes and holds {stored}")
-        if code == "str":
-            self._texts(offset, points, where)
-        self.extents.append((offset, offset + stored, where))
-
-    def _texts(self, offset: int, points: int, where: str) -> None:
-        """Texts that share a heap object could claim far more memory than the file has bytes."""
-        with open(self.path, "rb") as raw:
-            raw.seek(offset)
-            references = np.frombuffer(raw.read(points * TEXT_REFERENCE), dtype="<u4").reshape(-1, 4)
-        claimed = int(references[:, 0].sum(dtype=np.uint64))
-        if claimed > self.size:
-            self._refuse("E014", where, f"claims {claimed} bytes of text in a file of {self.size}")
 
 
 def _type_code(kind: h5t.TypeID) -> str | None:

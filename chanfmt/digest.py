@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
-
-from chanfmt.container import SCALE_ATTRIBUTES, dtype_code, read_text
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from chanfmt.container import Container
 
 SLAB = 8 << 20
 
@@ -41,7 +40,7 @@ def sealed(image: bytes, offset: int) -> bytes:
     return image[:offset] + hashlib.sha256(image).digest() + image[offset + SEAL_BYTES :]
 
 
-def content_sha256(file: h5py.File) -> str:
+def content_sha256(container: Container) -> str:
     """SHA-256 over paths, types, shapes, dimension names, attributes and values of an open atlas.
 
     Objects are visited by path in code-point order, attributes by name; the root attribute
@@ -49,33 +48,20 @@ def content_sha256(file: h5py.File) -> str:
     preceded by its length in bytes as a little-endian 64-bit integer.
     """
     digest = hashlib.sha256()
-    paths: list[str] = []
-    file.visit(paths.append)
-    for path in ["", *sorted(path for path in paths if path != SEAL)]:
-        item = file[path] if path else file
-        if isinstance(item, h5py.Dataset):
-            code = dtype_code(item) or str(item.dtype)
-            _add(digest, "dataset", "/" + path, code, ",".join(map(str, item.shape)), ",".join(dimensions(item)))
+    for path in sorted(container.nodes):
+        if path == SEAL:
+            continue
+        node = container.nodes[path]
+        if node.code:
+            _add(digest, "dataset", "/" + path, node.code, ",".join(map(str, node.shape)), ",".join(container.dimensions(path)))
         else:
             _add(digest, "group", "/" + path)
-        for name in sorted(item.attrs):
-            if name in SCALE_ATTRIBUTES or (not path and name == "content_sha256"):
-                continue
-            _add_attribute(digest, name, item.attrs[name])
-        if isinstance(item, h5py.Dataset):
-            _add_values(digest, item)
+        for name in sorted(container.attributes(path)):
+            if path or name != "content_sha256":
+                _add_attribute(digest, name, container.attribute(path, name))
+        if node.code:
+            _add_values(digest, container, path)
     return digest.hexdigest()
-
-
-def dimensions(dataset: h5py.Dataset) -> list[str]:
-    """Names of the dimension scales along ``dataset``'s axes; a scale names its own."""
-    if dataset.is_scale:
-        return [_leaf(dataset)]
-    return [_leaf(axis[0]) if len(axis) else "" for axis in dataset.dims]
-
-
-def _leaf(dataset: h5py.Dataset) -> str:
-    return str(dataset.name).rsplit("/", 1)[-1]
 
 
 def _add(digest: Any, *texts: str) -> None:
@@ -86,23 +72,20 @@ def _add(digest: Any, *texts: str) -> None:
 
 
 def _add_attribute(digest: Any, name: str, value: Any) -> None:
-    if isinstance(value, str | bytes):
-        _add(digest, "attribute", name, "str", read_text(value, name))
+    if isinstance(value, str | list):
+        _add(digest, "attribute", name, "str", *([value] if isinstance(value, str) else value))
         return
     array = np.atleast_1d(np.asarray(value))
-    if array.dtype.kind in "OSU":
-        _add(digest, "attribute", name, "str", *(read_text(item, name) for item in array))
-        return
     array = array.astype(array.dtype.newbyteorder("<"))
     _add(digest, "attribute", name, array.dtype.str.lstrip("<|"), ",".join(map(str, array.shape)))
     digest.update(array.tobytes())
 
 
-def _add_values(digest: Any, dataset: h5py.Dataset) -> None:
-    if dtype_code(dataset) == "str":
-        _add(digest, *(read_text(item, dataset.name) for item in dataset[...].ravel()))
-        return
-    row_bytes = max(1, dataset.dtype.itemsize * int(np.prod(dataset.shape[1:])))
-    rows = max(1, SLAB // row_bytes)
-    for start in range(0, dataset.shape[0], rows):
-        digest.update(np.ascontiguousarray(dataset[start : start + rows]).tobytes())
+def _add_values(digest: Any, container: Container, path: str) -> None:
+    node = container.nodes[path]
+    if node.code == "str":
+        _add(digest, *container.read(path).ravel())
+    else:
+        step = max(1, SLAB // max(1, node.nbytes // node.shape[0]))
+        for start in range(0, node.shape[0], step):
+            digest.update(container.rows(path, start, min(start + step, node.shape[0])))

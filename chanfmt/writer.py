@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +14,13 @@ import numpy as np
 
 from chanfmt import __version__, schema
 from chanfmt.atlas import Atlas
-from chanfmt.container import read_text
+from chanfmt.container import NUMPY, Container, read_text
 from chanfmt.digest import SEAL, SEAL_BYTES, content_sha256, sealed
 from chanfmt.errors import CheckError
 from chanfmt.files import atomic_file, check_space
 
 if TYPE_CHECKING:
     from chanfmt.records import AtlasContent, ExtensionGroup, StackData
-
-_NUMPY = {"f4": "<f4", "f8": "<f8", "i4": "<i4", "i8": "<i8", "u1": "u1"}
 
 
 def write_atlas(content: AtlasContent, path: str | Path) -> str:
@@ -60,7 +59,8 @@ def atlas_image(content: AtlasContent) -> tuple[bytes, str]:
         _write_producer(file, content)
         for extension in content.extensions:
             _write_extension(file, extension)
-        digest = content_sha256(file)
+        file.flush()
+        digest = content_sha256(Container(file, None, sys.maxsize))
         file.attrs["content_sha256"] = digest
         file.flush()
         return sealed(file.id.get_file_image(), file[SEAL].id.get_offset()), digest
@@ -175,7 +175,7 @@ def _write_extension(file: h5py.File, extension: ExtensionGroup) -> None:
 
 def _code(values: Any) -> str:
     array = np.asarray(values)
-    code = next((code for code, name in _NUMPY.items() if array.dtype == np.dtype(name)), None)
+    code = next((code for code, name in NUMPY.items() if array.dtype == np.dtype(name)), None)
     if code is None and array.dtype.kind not in "UO":
         raise CheckError(f"an extension's array has the type {array.dtype}, which an atlas may not hold")
     return code or "str"
@@ -214,7 +214,7 @@ def _create(group: h5py.Group, variable: schema.Variable, values: Any) -> h5py.D
         return group.create_dataset(
             variable.name, data=texts, dtype=h5py.string_dtype("utf-8"), track_order=True
         )
-    array = np.ascontiguousarray(values, dtype=_NUMPY[variable.dtype])
+    array = np.ascontiguousarray(values, dtype=NUMPY[variable.dtype])
     if array.dtype.kind == "f" and np.isinf(array).any():
         raise CheckError(f"{group.name}/{variable.name} would hold an infinite value")
     return group.create_dataset(variable.name, data=array, track_order=True)

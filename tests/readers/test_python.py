@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from chanfmt import schema
-from chanfmt.digest import SCALE_ATTRIBUTES
+from chanfmt.container import SCALE_ATTRIBUTES
 
 
 def dimensions(stack, name):
