@@ -122,10 +122,12 @@ def expected_jaccard(channels: int, first: Sequence[int], second: Sequence[int])
         return float("nan")
     log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, channels + 1)))])
     # Distribution of the size of the intersection: hypergeometric in one expert, a convolution over several.
-    probability = np.ones(1)
+    start, probability = 0, np.ones(1)
     for a, b in zip(first, second, strict=True):
-        probability = np.convolve(probability, _hypergeometric(channels, a, b, log_factorial))
-    shared = np.arange(len(probability))
+        below, alone = _without_tails(_hypergeometric(channels, a, b, log_factorial))
+        cut, probability = _without_tails(np.convolve(probability, alone))
+        start += below + cut
+    shared = start + np.arange(len(probability))
     return float(np.sum(probability * shared / (total - shared)) / np.sum(probability))
 
 
@@ -191,6 +193,15 @@ def _hypergeometric(channels: int, first: int, second: int, log_factorial: np.nd
     probability = np.zeros(len(possible))
     probability[possible] = np.exp(logarithm)
     return probability
+
+
+def _without_tails(probability: np.ndarray) -> tuple[int, np.ndarray]:
+    """Where ``probability`` begins to count beside its peak, and its values up to where it ceases to.
+
+    Hundreds of experts would otherwise carry a distribution over every channel they have.
+    """
+    counts = np.flatnonzero(probability > np.finfo(np.float64).eps ** 2 * probability.max())
+    return int(counts[0]), probability[counts[0] : counts[-1] + 1]
 
 
 def _jaccard(first: np.ndarray, second: np.ndarray) -> float:

@@ -86,6 +86,15 @@ def test_chance_by_simulation(channels, first, second):
     assert abs(expected_jaccard(channels, first, second) - found.mean()) < 5 * error
 
 
+def test_chance_over_many_experts_is_quick_and_right():
+    # 64 experts, a third of 768 channels each: independent draws, whose intersections are hypergeometric.
+    random = np.random.default_rng(0)
+    shared = random.hypergeometric(256, 512, 256, (100_000, 64)).sum(axis=1)
+    jaccard = shared / (2 * 64 * 256 - shared)
+    error = jaccard.std() / np.sqrt(len(jaccard))
+    assert abs(expected_jaccard(768, [256] * 64, [256] * 64) - jaccard.mean()) < 5 * error
+
+
 def test_chance_at_its_ends():
     assert np.isnan(expected_jaccard(10, [0], [0]))
     assert expected_jaccard(10, [3], [0]) == 0
