@@ -272,7 +272,7 @@ def open_container(path: str | os.PathLike[str]) -> Container:
     path = Path(path)
     size = _check_outside(path)
     try:
-        file = h5py.File(path, "r", locking=False, track_order=True)
+        file = h5py.File(path, "r", locking="best-effort", track_order=True)
     except OSError as error:
         raise AtlasError(f"{path} is damaged: {first_line(error)}", hint=_COPY, code="E001") from None
     try:

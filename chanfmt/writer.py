@@ -139,9 +139,9 @@ def _write_stack(parent: h5py.Group, stack: StackData) -> None:
         arrays["support"] = stack.supports
     arrays |= stack.variables
     _write_variables(group, (*schema.INDEX_VARIABLES, *schema.STACK_VARIABLES), arrays, stack.kind)
-    label = group["label"]
-    label.attrs["flag_values"] = np.array(list(schema.LABELS), dtype="u1")
-    label.attrs["flag_meanings"] = " ".join(schema.LABELS.values())
+    if "label" in group:
+        group["label"].attrs["flag_values"] = np.array(list(schema.LABELS), dtype="u1")
+        group["label"].attrs["flag_meanings"] = " ".join(schema.LABELS.values())
 
 
 def _write_producer(file: h5py.File, content: AtlasContent) -> None:

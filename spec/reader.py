@@ -210,7 +210,10 @@ def walk(file: h5py.File, size: int) -> dict[str, Node]:
             name = join(path, raw.decode("utf-8"))
             if group.links.get_info(raw).type != h5l.TYPE_HARD:
                 raise Invalid("E006", name, "not a hard link")
-            item = h5o.open(group, raw)
+            try:
+                item = h5o.open(group, raw)
+            except H5_ERRORS as error:  # HDF5 itself refuses a dataset that does not fit into the file.
+                raise Invalid("E014", name, str(error)) from None
             address, kind = h5o.get_info(item).addr, h5i.get_type(item)
             if address in addresses:
                 raise Invalid("E007", name, f"also named {addresses[address]}")
@@ -443,7 +446,7 @@ def check_tensors(atlas: Atlas, where: str, slices: list, gated: bool, channels:
             wrong |= not item["role"].endswith("_bias")
         else:
             wrong |= item["axis"] < 0 or item["start"] < 0 or item["step"] < 1
-            wrong |= item["stop"] - item["start"] != channels * item["step"]
+            wrong |= item["step"] < 1 or len(range(item["start"], item["stop"], item["step"])) != channels
     atlas.report(wrong, "E204", where, "not whole slices of the FFN's projections")
 
 

@@ -1,0 +1,61 @@
+"""Check a file against the specification, level by level (spec section "Validation").
+
+Reading a hostile file may crash the HDF5 library: `chanfmt.validate.contained` does the same in a
+process of its own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chanfmt.container import open_container
+from chanfmt.errors import AtlasError, UsageError
+from chanfmt.validate.findings import ERROR, Finding, Report
+from chanfmt.validate.references import check_references
+from chanfmt.validate.seals import check_digests
+from chanfmt.validate.structure import check_structure
+from chanfmt.validate.values import check_values
+
+if TYPE_CHECKING:
+    import os
+
+    from chanfmt.container import Container
+
+__all__ = ["Finding", "validate"]
+
+LEVELS = (check_structure, check_references, check_values, check_digests)
+
+
+def validate(path: str | os.PathLike[str]) -> list[Finding]:
+    """Every breach of the specification in ``path``; no finding of severity ``error`` means valid.
+
+    A level is checked where the levels below it found no error.
+
+    Raises:
+        UsageError: There is no such file, or it cannot be opened at all.
+    """
+    report = Report()
+    try:
+        container = open_container(Path(path))
+    except AtlasError as error:
+        if not error.code:
+            raise UsageError(error.message, hint=error.hint) from None
+        report.add(error.code, error.where, error.message.removeprefix(f"{path}: "))
+        return report.findings
+    try:
+        _check(container, report)
+    finally:
+        container.close()
+    return sorted(report.findings, key=lambda finding: (finding.rule.severity != ERROR, finding.code, finding.path))
+
+
+def _check(container: Container, report: Report) -> None:
+    try:
+        container.check_attributes()
+        for level in LEVELS:
+            level(container, report)
+            if report.failed:
+                return
+    except AtlasError as error:
+        report.add(error.code or "E014", error.where, error.message.removeprefix(f"{container.path}: "))

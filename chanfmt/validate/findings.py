@@ -122,3 +122,30 @@ class Finding:
     @property
     def rule(self) -> Rule:
         return RULES[self.code]
+
+
+MAX_FINDINGS_PER_RULE = 20
+
+
+class Report:
+    """Collects findings; of one rule the first `MAX_FINDINGS_PER_RULE`."""
+
+    def __init__(self) -> None:
+        self.findings: list[Finding] = []
+        self._counts: dict[str, int] = {}
+
+    @property
+    def failed(self) -> bool:
+        """Whether an error was found."""
+        return any(finding.rule.severity == ERROR for finding in self.findings)
+
+    def add(self, code: str, path: str, message: str) -> None:
+        self._counts[code] = self._counts.get(code, 0) + 1
+        if self._counts[code] <= MAX_FINDINGS_PER_RULE:
+            self.findings.append(Finding(code, path, message))
+
+    def check(self, holds: object, code: str, path: str, message: str) -> bool:
+        """Add a finding unless ``holds``. Returns whether it does."""
+        if not holds:
+            self.add(code, path, message)
+        return bool(holds)
