@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from chanfmt.records import (
     ModelRecord,
     ProducerRecord,
     StackData,
+    StoredSlices,
 )
 
 if TYPE_CHECKING:
@@ -124,7 +126,8 @@ class Atlas:
         status: ``complete`` or ``partial``.
         dropped: Variables left out because they could not be merged or recomputed.
         core_rho: Share of channels in the core that connectivity and redundancy refer to.
-        model, calibration, labels, producer: What the file says of each.
+        model, calibration, labels, producer: What the file says of each; calibration and producer are
+            read when first asked for, and raise `AtlasError` then.
         blocks: One `Block` per FFN, in model order.
         stacks: Name to `Stack`.
         content_sha256: Digest the file states (checked by `verify` only).
@@ -144,7 +147,6 @@ class Atlas:
         self.created: str = root["created"]
         self.content_sha256: str = root["content_sha256"]
         self.model = _read_model(container)
-        self.calibration = _read_calibration(container)
         settings = _attributes(container, "labels", "/labels")
         self.core_rho: float = settings.pop("core_rho")
         self.labels = LabelSettings(**settings)
@@ -152,7 +154,6 @@ class Atlas:
             self.labels.check()
         except UsageError as error:
             raise AtlasError(f"/labels: {error.message.removeprefix('--')}") from None
-        self.producer = _read_producer(container)
         _need_group(container, "stacks")
         needed = frozenset(
             variable.name for variable in schema.STACK_VARIABLES
@@ -162,6 +163,14 @@ class Atlas:
             name: Stack(container, name, needed=needed) for name in container.children("stacks")
         }
         self.blocks = _read_blocks(container, self.stacks)
+
+    @functools.cached_property
+    def calibration(self) -> CalibrationRecord:
+        return _read_calibration(self._container)
+
+    @functools.cached_property
+    def producer(self) -> ProducerRecord:
+        return _read_producer(self._container)
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = False) -> Atlas:
@@ -350,7 +359,7 @@ def _read_blocks(container: Container, stacks: dict[str, Stack]) -> tuple[Block,
             row=int(columns["row"][index]),
             n_channels=int(columns["n_channels"][index]),
             n_experts=int(columns["n_experts"][index]),
-            tensors=Block.tensors_from_json(columns["tensors"][index]),
+            tensors=StoredSlices(columns["tensors"][index]),
         )
         stack = stacks.get(block.stack)
         if (

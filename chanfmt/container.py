@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 import h5py
 import numpy as np
-from h5py import h5a, h5d, h5ds, h5g, h5l, h5o, h5s, h5t
+from h5py import h5a, h5d, h5ds, h5g, h5l, h5s, h5t
 
 from chanfmt import schema
 from chanfmt.errors import AtlasError, first_line
@@ -36,7 +36,7 @@ MAX_RANK = 4
 TEXT_REFERENCE = 16
 """Bytes that a dataset holds for each of its texts: a length, a heap's address, an index."""
 NUMPY = {"u1": "u1", "i4": "<i4", "i8": "<i8", "f4": "<f4", "f8": "<f8"}
-ALLOWED_DTYPES = {"|u1": "u1", "<i4": "i4", "<i8": "i8", "<f4": "f4", "<f8": "f8"}
+TYPES = {"f4": h5t.IEEE_F32LE, "f8": h5t.IEEE_F64LE, "i4": h5t.STD_I32LE, "i8": h5t.STD_I64LE, "u1": h5t.STD_U8LE}
 SCALE_ATTRIBUTES = frozenset(
     {"CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST", "DIMENSION_LABELS", "_Netcdf4Dimid", "_Netcdf4Coordinates"}
 )
@@ -83,6 +83,7 @@ class Container:
         self.nodes: dict[str, Node] = {}
         self._file = file
         self._by_address: dict[tuple[int, int], str] = {}
+        """Addresses are pairs of machine words; links out of the file are refused, so they are its own."""
         self._children: dict[str, list[str]] = {}
         self._walk(size)
 
@@ -188,20 +189,19 @@ class Container:
                 path = f"{prefix}/{name}" if prefix else name
                 if group.links.get_info(raw).type != h5l.TYPE_HARD:
                     self._refuse("E006", f"/{path}", "is a link; atlases hold their data themselves")
-                info = h5o.get_info(group, raw)
-                address = (info.fileno, info.addr)
-                if address in self._by_address:
+                info = h5g.get_objinfo(group, raw)
+                if info.objno in self._by_address:
                     self._refuse("E007", f"/{path}", "is the same object as another name")
-                self._by_address[address] = path
+                self._by_address[info.objno] = path
                 if len(self.nodes) > MAX_OBJECTS:
                     raise AtlasError(f"{self._name} holds more than {MAX_OBJECTS} objects", code="E008")
-                if info.type not in (h5o.TYPE_GROUP, h5o.TYPE_DATASET):
+                if info.type not in (h5g.GROUP, h5g.DATASET):
                     self._refuse("E009", f"/{path}", "is neither a group nor a dataset")
-                node = Node(h5o.open(group, raw))
+                node = Node(h5g.open(group, raw) if info.type == h5g.GROUP else h5d.open(group, raw))
                 self.nodes[path] = node
                 self._children[prefix].append(name)
                 self._count_attributes(path)
-                if info.type == h5o.TYPE_GROUP:
+                if info.type == h5g.GROUP:
                     if depth + 1 > MAX_DEPTH:
                         self._refuse("E008", f"/{path}", "is nested too deep")
                     pending.append((path, depth + 1))
@@ -229,18 +229,21 @@ class Container:
         code = _type_code(dataset.get_type())
         if code is None:
             self._refuse("E010", where, f"has a type that an atlas may not hold ({dataset.dtype})")
-        if dataset.get_space().get_simple_extent_type() != h5s.SIMPLE or not 1 <= dataset.rank <= MAX_RANK or 0 in dataset.shape:
-            self._refuse("E011", where, f"has the impossible shape {dataset.shape}")
-        node.code, node.shape = code, dataset.shape
+        space = dataset.get_space()
+        simple = space.get_simple_extent_type() == h5s.SIMPLE
+        shape = space.get_simple_extent_dims() if simple else ()
+        if not 1 <= len(shape) <= MAX_RANK or 0 in shape:
+            self._refuse("E011", where, f"has the impossible shape {shape}")
+        node.code, node.shape = code, shape
         properties = dataset.get_create_plist()
         layout = properties.get_layout()
         if layout == h5d.VIRTUAL or properties.get_external_count():
             self._refuse("E012", where, "keeps its data in another file")
         if layout != h5d.CONTIGUOUS or properties.get_nfilters():
             self._refuse("E013", where, "is chunked or compressed; atlases are contiguous")
-        offset, stored = dataset.get_offset(), dataset.get_storage_size()
-        if offset is None or stored != node.nbytes or offset + stored > size:
-            self._refuse("E014", where, f"declares {node.nbytes} bytes and holds {stored}")
+        offset, stored, expected = dataset.get_offset(), dataset.get_storage_size(), node.nbytes
+        if offset is None or stored != expected or offset + stored > size:
+            self._refuse("E014", where, f"declares {expected} bytes and holds {stored}")
         node.offset = offset
         if code == "str" and self.path is not None:
             self._check_texts(node, where, size)
@@ -257,7 +260,7 @@ class Container:
     def _scale(self, dataset: h5d.DatasetID, axis: int, parent: str) -> str:
         if h5ds.get_num_scales(dataset, axis) != 1:
             return ""
-        found = h5ds.iterate(dataset, axis, lambda scale: (h5o.get_info(scale).fileno, h5o.get_info(scale).addr))
+        found = h5ds.iterate(dataset, axis, lambda scale: h5g.get_objinfo(scale).objno)
         place, _, name = self._by_address.get(found, "").rpartition("/")
         return name if place == parent else ""
 
@@ -358,8 +361,6 @@ def _gate(file: h5py.File, path: Path) -> None:
 
 def _type_code(kind: h5t.TypeID) -> str | None:
     """``f4 f8 i4 i8 u1 str``, or None for a type that an atlas may not hold."""
-    if isinstance(kind, h5t.TypeStringID):
+    if kind.get_class() == h5t.STRING:
         return "str" if kind.is_variable_str() else None
-    if isinstance(kind, h5t.TypeIntegerID | h5t.TypeFloatID):
-        return ALLOWED_DTYPES.get(kind.dtype.str) if kind.equal(h5t.py_create(kind.dtype)) else None
-    return None
+    return next((code for code, native in TYPES.items() if kind.equal(native)), None)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -125,6 +127,39 @@ class TensorSlice:
         return self.start + np.asarray(channels, dtype=np.int64) * self.step
 
 
+_SLICE_KEYS = frozenset(field.name for field in dataclasses.fields(TensorSlice))
+
+
+class StoredSlices(Sequence[TensorSlice]):
+    """The slices that a file's ``tensors`` text lists; parsed when first asked for.
+
+    A model of many experts has tens of thousands, and most readers of an atlas need none.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    @functools.cached_property
+    def _slices(self) -> tuple[TensorSlice, ...]:
+        return Block.tensors_from_json(self._text)
+
+    @overload
+    def __getitem__(self, index: int) -> TensorSlice: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[TensorSlice]: ...
+    def __getitem__(self, index: int | slice) -> TensorSlice | Sequence[TensorSlice]:
+        return self._slices[index]
+
+    def __len__(self) -> int:
+        return len(self._slices)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and self._slices == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(self._slices)
+
+
 @dataclass(frozen=True)
 class Block:
     """One FFN of the model: its place in the model, in the atlas and in the checkpoint."""
@@ -137,7 +172,7 @@ class Block:
     row: int
     n_channels: int
     n_experts: int
-    tensors: tuple[TensorSlice, ...]
+    tensors: Sequence[TensorSlice]
 
     def tensors_json(self) -> str:
         return json.dumps([dataclasses.asdict(tensor) for tensor in self.tensors], separators=(",", ":"))
@@ -147,9 +182,10 @@ class Block:
         """Parse the ``tensors`` column. Raises `AtlasError` on anything else than what we write."""
         try:
             rows = json.loads(text)
-            slices = tuple(TensorSlice(**row) for row in rows)
-        except (ValueError, TypeError, RecursionError) as error:
-            raise AtlasError(f"the FFN table's tensors column is not valid: {error}") from None
+            # Keys of a newer minor version are not ours to judge.
+            slices = tuple(TensorSlice(**{key: row[key] for key in row.keys() & _SLICE_KEYS}) for row in rows)
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise AtlasError(f"the FFN table's tensors column is not valid: {error}", code="E110") from None
         for item in slices:
             numbers = (item.start, item.stop, item.step)
             if not (
@@ -159,7 +195,7 @@ class Block:
                 and 0 <= item.start <= item.stop
                 and item.step >= 1
             ):
-                raise AtlasError("the FFN table's tensors column holds a slice that cannot be")
+                raise AtlasError("the FFN table's tensors column holds a slice that cannot be", code="E204")
         return slices
 
 

@@ -321,6 +321,6 @@ def _plan_block(atlas: Atlas, block: Block, options: PlanOptions, protected: np.
     lp = stack.row("lp", block.row).astype(np.float64)
     total = float(lp.sum())
     return BlockPlan(
-        block.layer_index, block.place, block.module, block.n_channels, block.tensors, kept, len(core),
+        block.layer_index, block.place, block.module, block.n_channels, tuple(block.tensors), kept, len(core),
         int(np.isin(core, kept).sum()), float(lp[kept].sum()) / total if total > 0 else None,
     )
