@@ -14,11 +14,12 @@ import struct
 # HDF5 would otherwise load filter code from a directory on this machine for a foreign file.
 os.environ.setdefault("HDF5_PLUGIN_PRELOAD", "::")
 
+import functools
 import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import h5py
 import numpy as np
@@ -26,6 +27,12 @@ from h5py import h5a, h5d, h5ds, h5g, h5l, h5s, h5t
 
 from chanfmt import schema
 from chanfmt.errors import AtlasError, first_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MAX_DEPTH = 3
@@ -44,6 +51,19 @@ SCALE_ATTRIBUTES = frozenset(
 
 
 _COPY = "copy it again, or rebuild it"
+
+
+def _guarded(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """What HDF5 complains of while it decodes a damaged file, as an `AtlasError`."""
+
+    @functools.wraps(method)
+    def guarded(*arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
+        try:
+            return method(*arguments, **options)
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise AtlasError(f"the file is damaged: {first_line(error)}", hint=_COPY, code="E001") from None
+
+    return guarded
 
 
 @dataclass(slots=True)
@@ -97,10 +117,12 @@ class Container:
     def is_group(self, path: str) -> bool:
         return path in self._children
 
+    @_guarded
     def is_scale(self, path: str) -> bool:
         """Whether the dataset is a dimension's own values."""
         return bool(h5ds.is_scale(self.nodes[path].id))
 
+    @_guarded
     def dimensions(self, path: str) -> tuple[str, ...]:
         """Names of the dimension scales along a dataset's axes; "" where an axis has none of its own group."""
         node = self.nodes[path]
@@ -109,12 +131,14 @@ class Container:
             return (leaf,) * len(node.shape)
         return tuple(self._scale(node.id, axis, parent) for axis in range(len(node.shape)))
 
+    @_guarded
     def attributes(self, path: str) -> list[str]:
         """Names of an object's attributes, bookkeeping left out."""
         item = self.nodes[path].id
         names = [h5a.open(item, index=index).name.decode("utf-8", "replace") for index in range(h5a.get_num_attrs(item))]
         return [name for name in names if name not in SCALE_ATTRIBUTES]
 
+    @_guarded
     def attribute(self, path: str, name: str) -> Any:
         """An attribute's value: str, numpy scalar or array; None where there is none.
 
@@ -138,27 +162,32 @@ class Container:
         """A dataset's values, texts as an object array of str. Raises `AtlasError` where they cannot be read."""
         return self.rows(path, 0, self.nodes[path].shape[0])
 
+    @_guarded
     def rows(self, path: str, start: int, stop: int) -> np.ndarray:
         """Values ``start`` to ``stop`` along the first axis. Raises `AtlasError` where they cannot be read."""
         node = self.nodes[path]
         shape = (stop - start, *node.shape[1:])
-        try:
-            if node.code == "str":
-                texts = h5py.Dataset(node.id)[start:stop]
-                values = np.empty(shape, dtype=object)
-                values.ravel()[:] = [read_text(text, path) for text in texts.ravel()]
-                return values
-            values = np.empty(shape, dtype=NUMPY[node.code])
-            space = node.id.get_space()
-            space.select_hyperslab((start, *(0,) * (len(shape) - 1)), shape)
-            node.id.read(h5s.create_simple(shape), space, values)
+        if node.code == "str":
+            texts = h5py.Dataset(node.id)[start:stop]
+            values = np.empty(shape, dtype=object)
+            values.ravel()[:] = [read_text(text, f"/{path}") for text in texts.ravel()]
             return values
-        except (OSError, RuntimeError, ValueError) as error:
-            raise AtlasError(f"/{path} cannot be read: {first_line(error)}", hint=_COPY, code="E014", where=f"/{path}") from None
+        values = np.empty(shape, dtype=NUMPY[node.code])
+        space = node.id.get_space()
+        space.select_hyperslab((start, *(0,) * (len(shape) - 1)), shape)
+        node.id.read(h5s.create_simple(shape), space, values)
+        return values
 
-    def check_attributes(self) -> None:
-        """Raise `AtlasError` for an attribute that is not a text, a 64-bit integer or a double."""
+    @_guarded
+    def check_contents(self) -> None:
+        """The part of level 0 that costs more than opening may.
+
+        Raises:
+            AtlasError: An attribute is not a text, a 64-bit integer or a double, or a text is not UTF-8.
+        """
         for path, node in self.nodes.items():
+            if node.code == "str":
+                self.rows(path, 0, node.shape[0])
             for index in range(h5a.get_num_attrs(node.id)):
                 attribute = h5a.open(node.id, index=index)
                 name = attribute.name.decode("utf-8", "replace")
@@ -197,7 +226,10 @@ class Container:
                     raise AtlasError(f"{self._name} holds more than {MAX_OBJECTS} objects", code="E008")
                 if info.type not in (h5g.GROUP, h5g.DATASET):
                     self._refuse("E009", f"/{path}", "is neither a group nor a dataset")
-                node = Node(h5g.open(group, raw) if info.type == h5g.GROUP else h5d.open(group, raw))
+                try:
+                    node = Node(h5g.open(group, raw) if info.type == h5g.GROUP else h5d.open(group, raw))
+                except (OSError, KeyError, RuntimeError, ValueError) as error:
+                    self._refuse("E014", f"/{path}", f"cannot be opened: {first_line(error)}")
                 self.nodes[path] = node
                 self._children[prefix].append(name)
                 self._count_attributes(path)
@@ -292,7 +324,10 @@ def open_container(path: str | os.PathLike[str]) -> Container:
 def read_text(value: object, what: str) -> str:
     """A value of the file as text. Raises `AtlasError` where it is anything else."""
     if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
+        try:
+            value = value.decode("utf-8")
+        except UnicodeDecodeError:
+            raise AtlasError(f"{what} is not UTF-8", code="E018" if "@" in what else "E010", where=what) from None
     if not isinstance(value, str):
         raise AtlasError(f"{what} is not a text", code="E104", where=what)
     if len(value) > MAX_TEXT:
@@ -362,5 +397,5 @@ def _gate(file: h5py.File, path: Path) -> None:
 def _type_code(kind: h5t.TypeID) -> str | None:
     """``f4 f8 i4 i8 u1 str``, or None for a type that an atlas may not hold."""
     if kind.get_class() == h5t.STRING:
-        return "str" if kind.is_variable_str() else None
+        return "str" if kind.is_variable_str() and kind.get_cset() == h5t.CSET_UTF8 else None
     return next((code for code, native in TYPES.items() if kind.equal(native)), None)

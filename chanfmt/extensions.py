@@ -33,7 +33,7 @@ class ExtensionMerge:
     def add(self, groups: Iterable[ExtensionGroup]) -> None:
         """Combine with another atlas's extensions."""
         others = {group.path: group for group in groups}
-        for path in self._groups.keys() ^ others.keys():
+        for path in sorted(self._groups.keys() ^ others.keys()):
             self._lose(path, (self._groups.pop(path, None) or others[path]).variables)
         for path, group in self._groups.items():
             other = others[path]

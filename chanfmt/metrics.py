@@ -22,14 +22,16 @@ def derive_metrics(sums: Mapping[str, np.ndarray], tokens: np.ndarray | np.int64
         NaN in rows that no token reached.
     """
     count = np.asarray(tokens, dtype=np.float64)[..., None]
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         mean = {name: np.where(count > 0, sums[name] / count, np.nan)
                 for name in ("sum_u2", "sum_s2", "sum_abs_q", "sum_q2")}
-    metrics = {
-        "lp": 0.5 * mean["sum_q2"],
-        "lp_factored": 0.5 * mean["sum_u2"] * mean["sum_s2"],
-        "activation_power": mean["sum_u2"],
-        "curvature": mean["sum_s2"],
-        "taylor": mean["sum_abs_q"],
-    }
-    return {name: values.astype(np.float32) for name, values in metrics.items()}
+        metrics = {
+            "lp": 0.5 * mean["sum_q2"],
+            "lp_factored": 0.5 * mean["sum_u2"] * mean["sum_s2"],
+            "activation_power": mean["sum_u2"],
+            "curvature": mean["sum_s2"],
+            "taylor": mean["sum_abs_q"],
+        }
+    # What float32 cannot hold becomes infinite, which no atlas may hold: the writer and the validator say so.
+    with np.errstate(over="ignore"):
+        return {name: values.astype(np.float32) for name, values in metrics.items()}

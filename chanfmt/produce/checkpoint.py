@@ -40,8 +40,8 @@ FIRST_SECONDS = 30.0
 """No checkpoint before that: a shorter run is sooner repeated than continued."""
 SHARE = 0.02
 """Largest share of the time that checkpoints take."""
-BYTES_PER_SECOND = 100e6
-"""How fast the first checkpoint is taken to be written; later ones go by the one before."""
+BYTES_PER_SECOND = 40e6
+"""How fast the first checkpoint is taken to be written, at the least; later ones go by the one before."""
 
 ASKED: dict[str, str] = {
     "fingerprint": "the model's weights",

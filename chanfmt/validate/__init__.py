@@ -52,7 +52,7 @@ def validate(path: str | os.PathLike[str]) -> list[Finding]:
 
 def _check(container: Container, report: Report) -> None:
     try:
-        container.check_attributes()
+        container.check_contents()
         for level in LEVELS:
             level(container, report)
             if report.failed:

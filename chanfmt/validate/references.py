@@ -58,7 +58,10 @@ def _blocks(container: Container, report: Report) -> None:
         kind, layers = container.attribute(stack, "kind"), container.read(f"{stack}/layer")
         experts = container.nodes[f"{stack}/expert"].shape[0] if kind == "experts" else 0
         channels = container.nodes[f"{stack}/channel"].shape[0]
-        fits = 0 <= row["row"] < len(layers) and row["n_channels"] == channels and row["n_experts"] == experts
+        there = 0 <= row["row"] < len(layers)
+        if there:
+            used[row["stack"], int(row["row"])] += 1
+        fits = there and row["n_channels"] == channels and row["n_experts"] == experts
         if not report.check(
             fits,
             "E201",
@@ -67,7 +70,6 @@ def _blocks(container: Container, report: Report) -> None:
             f"{row['stack']} has {len(layers)} rows, {channels} channels and {experts} experts",
         ):
             continue
-        used[row["stack"], int(row["row"])] += 1
         report.check(
             layers[row["row"]] == row["layer_index"] >= 0,
             "E203",
@@ -87,19 +89,15 @@ def tensors_complaint(slices: list[dict[str, Any]], channels: int, ffns: int, *,
     """What is wrong with one row of the ``tensors`` column (spec section "FFNs"); empty where nothing is."""
     roles: Counter[str] = Counter()
     for item in slices:
-        role, axis = item.get("role"), item.get("axis")
-        numbers: list[Any] = [item.get(name) for name in ("start", "stop", "step")]
-        if role not in schema.ROLES or not all(isinstance(item.get(name), str) for name in ("tensor", "parameter")):
+        role, axis, start, stop, step = (item[name] for name in ("role", "axis", "start", "stop", "step"))
+        if role not in schema.ROLES:
             return f"has a slice of the role {role!r}"
-        if "axis" not in item or not all(type(number) is int for number in numbers):
-            return f"has a {role} slice without axis, start, stop and step"
         roles[role] += 1
         if axis is None:
             if not role.endswith("_bias"):
                 return f"has a {role} slice without an axis"
             continue
-        start, stop, step = numbers
-        if type(axis) is not int or not 0 <= axis < 4 or step < 1 or start < 0 or len(range(start, stop, step)) != channels:
+        if not 0 <= axis < 4 or step < 1 or start < 0 or -(-(stop - start) // step) != channels:
             return f"has a {role} slice from {start} to {stop} by {step} of axis {axis!r} for {channels} channels"
     expected = {"write": ffns, "up": ffns, "gate": ffns if gated else 0}
     for role, count in expected.items():

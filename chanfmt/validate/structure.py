@@ -207,15 +207,26 @@ def _texts(container: Container, report: Report) -> None:
     for row, text in enumerate(container.read("block/tensors")):
         value = parse_json(text)
         report.check(
-            isinstance(value, list) and all(isinstance(item, dict) for item in value),
+            isinstance(value, list) and all(_is_slice(item) for item in value),
             "E110",
             "/block/tensors",
-            f"row {row} is not a JSON list of objects",
+            f"row {row} is not a JSON list of slices",
         )
     for row, place in enumerate(container.read("block/place")):
         report.check(
             place in schema.PLACES, "E109", "/block/place", f"row {row} is {place!r}, none of {', '.join(schema.PLACES)}"
         )
+
+
+def _is_slice(item: Any) -> bool:
+    """Whether ``item`` has the keys of a slice, with values of their types."""
+    return (
+        isinstance(item, dict)
+        and all(isinstance(item.get(name), str) for name in ("role", "tensor", "parameter"))
+        and all(type(item.get(name)) is int for name in ("start", "stop", "step"))
+        and "axis" in item
+        and (item["axis"] is None or type(item["axis"]) is int)
+    )
 
 
 def parse_json(text: str) -> Any:

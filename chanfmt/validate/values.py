@@ -85,8 +85,8 @@ def check_values(container: Container, report: Report) -> None:
     _extensions(container, report)
     for name in container.children("stacks"):
         stack = _Stack(container, report, name)
-        stack.check_each()
-        if not report.failed:
+        with np.errstate(all="ignore"):
+            stack.check_each()
             stack.check_sums()
             stack.check_labels(settings)
 
