@@ -151,7 +151,8 @@ def _rounded(values: np.ndarray, stored: str, dtype: str) -> np.ndarray:
     if dtype in ("float32", stored):
         return values
     if dtype == "float16":
-        return values.astype(np.float16).astype(np.float32)
+        with np.errstate(over="ignore"):
+            return values.astype(np.float16).astype(np.float32)
     bits = values.view(np.uint32)
     # To the nearest 16 bits, ties to even. A NaN could carry into the sign; it stays as it is.
     nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
