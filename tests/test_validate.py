@@ -82,9 +82,13 @@ def test_a_rule_broken_a_thousand_times_is_told_a_few_times():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
 def test_a_crash_inside_hdf5_is_a_finding(tmp_path, monkeypatch):
     path = random_atlas(tmp_path / "a.h5")
-    # pytest's fault handler would print a stack that is of no interest here.
-    faulthandler.disable()
-    monkeypatch.setattr(contained, "validate", lambda path: os.kill(os.getpid(), signal.SIGSEGV))
+
+    def crash(path):
+        # pytest's fault handler would print a stack that is of no interest here.
+        faulthandler.disable()
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    monkeypatch.setattr(contained, "validate", crash)
     (finding,) = contained.validate_contained(path)
     assert finding.code == "E017"
     assert "SIGSEGV" in finding.message
