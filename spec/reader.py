@@ -41,7 +41,8 @@ METRICS = {  # [7] of the sums and n, in float64
 }
 SHARES = ("connectivity", "connectivity_at", "read_connectivity", "core_covered")
 MAX_REDUNDANCY = 18.03
-H5_ERRORS = (OSError, KeyError, RuntimeError, ValueError, TypeError, MemoryError, NotImplementedError)
+# What h5py, and numpy on what h5py gave it, raise on damaged files.
+H5_ERRORS = (OSError, LookupError, RuntimeError, ValueError, TypeError, MemoryError, ArithmeticError)
 
 
 class Invalid(Exception):
@@ -376,7 +377,7 @@ def check_json(atlas: Atlas) -> None:
             and "axis" in item and (item["axis"] is None or type(item["axis"]) is int) for item in value)
 
     names, versions = parsed(atlas.attribute("/model@architectures")), parsed(atlas.attribute("/producer@versions"))
-    history = [parsed(line) for line in atlas.attribute("/producer@history").splitlines()]
+    history = [parsed(line) for line in atlas.attribute("/producer@history").split("\n") if line]
     atlas.report(not isinstance(names, list) or not texts(names), "E110", "/model@architectures", "no list of texts")
     atlas.report(not isinstance(parsed(atlas.attribute("/model@config")), dict), "E110", "/model@config", "no object")
     atlas.report(not isinstance(versions, dict) or not texts(versions.values()), "E110", "/producer@versions", "no object")
@@ -689,30 +690,30 @@ def remarks(atlas: Atlas) -> None:
         atlas.report(not known or set(node.attributes) - names, "W502", path, "a name that 1.0 does not know")
 
 
-def opened(path: str | Path) -> tuple[list[tuple[str, str, str]], Atlas | None]:
-    """The findings, and the tree where level 0 found nothing. The tree's datasets keep the file open."""
+def examined(path: str | Path, content: object = None) -> tuple[list[tuple[str, str, str]], object]:
+    """The findings, and ``content(atlas)`` of a file without errors."""
     try:
         size = check_size(path)
-        file = h5py.File(path, "r", locking="best-effort")
-        check_version(file)
-        atlas = Atlas(walk(file, size))
+        with h5py.File(path, "r", locking="best-effort") as file:
+            check_version(file)
+            atlas = Atlas(walk(file, size))
+            try:
+                for level in (check_names, check_references, check_values, lambda atlas: check_digests(atlas, path), remarks):
+                    level(atlas)
+                    if any(code.startswith("E") for code, _, _ in atlas.found):
+                        return atlas.found, None
+                return atlas.found, content(atlas) if content else None
+            except H5_ERRORS as error:
+                return [*atlas.found, ("E014", "/", f"{type(error).__name__}: {error}")], None
     except Invalid as error:
         return [error.args], None
     except H5_ERRORS as error:
         return [("E001", "/", f"{type(error).__name__}: {error}")], None
-    try:
-        for level in (check_names, check_references, check_values, lambda atlas: check_digests(atlas, path), remarks):
-            level(atlas)
-            if any(code.startswith("E") for code, _, _ in atlas.found):
-                break
-    except H5_ERRORS as error:
-        atlas.report(True, "E014", "/", f"{type(error).__name__}: {error}")
-    return atlas.found, atlas
 
 
 def validate(path: str | Path) -> list[tuple[str, str, str]]:
     """Everything wrong or remarkable about a file: (code, path, message)."""
-    return opened(path)[0]
+    return examined(path)[0]
 
 
 def read(path: str | Path) -> dict:
@@ -721,15 +722,17 @@ def read(path: str | Path) -> dict:
     Returns model, calibration, labels and block as dicts of attributes and arrays, and stacks as a dict
     of such dicts. Raises ValueError for an invalid file.
     """
-    found, atlas = opened(path)
-    errors = [" ".join(finding) for finding in found if finding[0].startswith("E")]
-    if atlas is None or errors:
-        raise ValueError(f"{path}: {errors[0]}")
-    groups = {name: {**atlas.nodes[f"/{name}"].attributes} for name in ("model", "calibration", "labels", "block")}
-    for name in ("calibration", "block"):
-        groups[name] |= columns(atlas, f"/{name}")
-    stacks = {name.rpartition("/")[2]: {**node.attributes, **columns(atlas, name)} for name, node in atlas.stacks().items()}
-    return {**groups, "stacks": stacks}
+    def content(atlas: Atlas) -> dict:
+        groups = {name: {**atlas.nodes[f"/{name}"].attributes} for name in ("model", "calibration", "labels", "block")}
+        for name in ("calibration", "block"):
+            groups[name] |= columns(atlas, f"/{name}")
+        stacks = {name.rpartition("/")[2]: {**node.attributes, **columns(atlas, name)} for name, node in atlas.stacks().items()}
+        return {**groups, "stacks": stacks}
+
+    found, result = examined(path, content)
+    if result is None:
+        raise ValueError(f"{path}: {' '.join(found[0])}")
+    return result
 
 
 def main(paths: list[str]) -> int:

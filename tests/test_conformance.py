@@ -89,7 +89,7 @@ def test_regenerated_files_get_the_same_verdicts(reader, regenerated):
 
 
 def test_generating_twice_gives_the_same_bytes(regenerated, tmp_path):
-    sys.modules["conformance_generate"].generate(tmp_path)
+    load(CONFORMANCE / "generate.py", "conformance_generate_again").generate(tmp_path)
     assert [name for name in EXPECTED if (tmp_path / name).read_bytes() != (regenerated / name).read_bytes()] == []
 
 

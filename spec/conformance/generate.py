@@ -36,6 +36,7 @@ TEXT = h5py.string_dtype("utf-8")
 STACK, DATA = "/stacks/decoder", "/x_demo/values"
 EXPERTS = "/stacks/decoder.experts"
 FIXED = {"created": "2026-01-01T00:00:00+00:00", "producer": "generate.py"}
+_IMAGES: dict[tuple[int, bool], bytes] = {}
 DROPPABLE = tuple(item.name for item in schema.STACK_VARIABLES
                   if item.required and item.name not in ("tokens", "tokens_split", "label", "protection"))
 OPTIONAL = tuple(item.name for item in schema.STACK_VARIABLES if not item.required)
@@ -109,12 +110,16 @@ def slimmed(path: Path) -> None:
 
 def write(path: Path, atlas: object, edit: object = None, after: object = None, slim: bool = True) -> None:
     """``edit`` changes the open file before it is sealed, ``after`` the closed one afterwards."""
-    path.write_bytes(atlas_image(atlas)[0])
-    with h5py.File(path) as file:
-        created = file.attrs["created"]
-    exchange(path, created, FIXED["created"])
-    if slim:
-        slimmed(path)
+    # Many files start from the same atlas.
+    image = _IMAGES.get((id(atlas), slim))
+    path.write_bytes(image or atlas_image(atlas)[0])
+    if image is None:
+        with h5py.File(path) as file:
+            created = file.attrs["created"]
+        exchange(path, created, FIXED["created"])
+        if slim:
+            slimmed(path)
+        _IMAGES[id(atlas), slim] = path.read_bytes()
     if edit:
         with h5py.File(path, "r+") as file:
             edit(file)
