@@ -399,6 +399,13 @@ def extension() -> object:
     ))
 
 
+def interleaved(file: h5py.File) -> None:
+    """Gate and up take turns in the rows of one tensor."""
+    json_column(lambda slices: [
+        {**item, "tensor": "gate_up", "parameter": "gate_up", "start": ("gate", "up").index(item["role"]), "stop": 16, "step": 2}
+        if item["role"] != "write" else item for item in slices])(file)
+
+
 def renamed(file: h5py.File) -> None:
     file.attrs["title"] = "Ätlas \u2713 \u202e \x1b[31mred\x07\r\n\ttab"
     file["model"].attrs["id"] = "组织/模型"
@@ -434,6 +441,7 @@ VALID: dict[str, tuple] = {  # name: codes, content[, edit]
     "newer-minor": (["W501", "W502"], only(), future),
     "unknown-name": (["W502"], only(), unknown),
     "no-file-digest": (["W504"], only(), remove("/producer/file_sha256", "/producer/byte")),
+    "interleaved": ([], only(), interleaved),
     "names-no-tokens-stored": ([], only(tokens_stored=False), renamed),
 }
 
