@@ -447,7 +447,8 @@ def check_tensors(atlas: Atlas, where: str, slices: list, gated: bool, channels:
             wrong |= not item["role"].endswith("_bias")
         else:
             wrong |= item["axis"] < 0 or item["start"] < 0 or item["step"] < 1
-            wrong |= item["step"] < 1 or len(range(item["start"], item["stop"], item["step"])) != channels
+            # As len(range(start, stop, step)), which refuses numbers beyond 64 bits.
+            wrong |= -((item["start"] - item["stop"]) // max(1, item["step"])) != channels
     atlas.report(wrong, "E204", where, "not whole slices of the FFN's projections")
 
 
