@@ -80,19 +80,16 @@ def merge(atlases: Sequence[Atlas], *, narrate: Callable[[str], None] | None = N
                   stack.n_experts, stack.splits, arrays[name] | metrics.derive_metrics(arrays[name], arrays[name]["tokens"]))
         for name, stack in first.stacks.items()
     ]
-    calibration = _calibration(ordered)
     lost = {name for atlas in ordered for stack in atlas.stacks.values() for name in stack.variables}
     lost |= {name for atlas in ordered for name in atlas.dropped}
-    if any(atlas.calibration.token_ids is not None for atlas in ordered):
-        lost.add("token_ids")
     content = AtlasContent(
-        title=first.title, model=first.model, calibration=calibration, labels=first.labels, core_rho=first.labels.rho,
+        title=first.title, model=first.model, calibration=_calibration(ordered), labels=first.labels, core_rho=first.labels.rho,
         blocks=first.blocks, stacks=tuple(stacks), producer=_producer(ordered), extensions=extensions.groups(),
     )
     check_complete(content, first.labels.score)
     stacks = [dataclasses.replace(stack, variables={**stack.variables, **label_variables(stack.variables, first.labels)})
               for stack in stacks]
-    dropped = dropped_names(lost, stacks, tokens_stored=calibration.token_ids is not None)
+    dropped = dropped_names(lost, stacks)
     if narrate is not None:
         _narrate(ordered, extensions, narrate)
     return noted(dataclasses.replace(content, stacks=tuple(stacks), dropped=dropped), "merge",
@@ -289,6 +286,9 @@ def _producer(atlases: Sequence[Atlas]) -> ProducerRecord:
 def _narrate(atlases: Sequence[Atlas], extensions: ExtensionMerge, narrate: Callable[[str], None]) -> None:
     if any(dict(atlas.producer.versions) != dict(atlases[0].producer.versions) for atlas in atlases):
         narrate(f"the atlases were built with different versions of packages; those of {atlases[0].path} are stated")
+    without = [str(atlas.path) for atlas in atlases if atlas.calibration.token_ids is None]
+    if 0 < len(without) < len(atlases):
+        narrate(f"the token ids are left out: {', '.join(without)} holds none")
     if extensions.lost:
         narrate(f"extension arrays that do not merge are left out: {', '.join(extensions.lost)}")
 

@@ -139,5 +139,5 @@ def _with_stacks(
 ) -> AtlasContent:
     stacks = tuple(stacks)
     lost = {name for stack in content.stacks for name in stack.variables}
-    dropped = dropped_names({*content.dropped, *lost}, stacks, tokens_stored=content.calibration.token_ids is not None)
+    dropped = dropped_names({*content.dropped, *lost}, stacks)
     return dataclasses.replace(content, labels=settings, core_rho=core, stacks=stacks, dropped=dropped)

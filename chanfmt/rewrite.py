@@ -52,12 +52,10 @@ def core_rho(stacks: Iterable[StackData], before: float, settings: LabelSettings
     return before if any(name in stack.variables for stack in stacks for name in CORE_VARIABLES) else settings.rho
 
 
-def dropped_names(candidates: Iterable[str], stacks: Sequence[StackData], *, tokens_stored: bool) -> tuple[str, ...]:
-    """The root's ``dropped``: ``candidates`` that the file does not hold, in the schema's order."""
-    held = {name for stack in stacks for name in stack.variables} | ({"token_ids"} if tokens_stored else set())
-    order = [variable.name for variable in (*schema.CALIBRATION_VARIABLES, *schema.STACK_VARIABLES)]
-    missing = set(candidates) - held
-    return (*(name for name in order if name in missing), *sorted(missing - set(order)))
+def dropped_names(candidates: Iterable[str], stacks: Iterable[StackData]) -> tuple[str, ...]:
+    """The root's ``dropped``: stack variables among ``candidates`` that no stack holds, in the schema's order."""
+    missing = set(candidates).difference(*(stack.variables for stack in stacks))
+    return tuple(variable.name for variable in schema.STACK_VARIABLES if variable.name in missing)
 
 
 def noted(content: AtlasContent, command: str, inputs: Sequence[str], **more: Any) -> AtlasContent:

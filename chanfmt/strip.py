@@ -21,22 +21,20 @@ STRIPPED = tuple(variable.name for variable in schema.STACK_VARIABLES
 def stripped(content: AtlasContent, *, keep_tokens: bool = False) -> AtlasContent:
     """``content`` without `STRIPPED` and, unless ``keep_tokens``, without the calibration token ids.
 
-    What is left out is named in ``dropped``; the result cannot be merged. Everything else stays as it is,
-    extensions included.
+    The stack variables left out are named in ``dropped``; the result cannot be merged. Everything else stays
+    as it is, extensions included.
 
     Raises:
         AtlasError: The build is unfinished: there would be nothing left.
     """
     if content.status != "complete":
         raise AtlasError("the atlas is the checkpoint of an unfinished build", hint="finish that one first")
-    lost = {*content.dropped, *STRIPPED}
     stacks = tuple(
         dataclasses.replace(stack, variables={name: values for name, values in stack.variables.items() if name not in STRIPPED})
         for stack in content.stacks
     )
     calibration = content.calibration
-    if calibration.token_ids is not None and not keep_tokens:
+    if not keep_tokens:
         calibration = dataclasses.replace(calibration, token_ids=None)
-        lost.add("token_ids")
-    dropped = dropped_names(lost, stacks, tokens_stored=calibration.token_ids is not None)
+    dropped = dropped_names({*content.dropped, *STRIPPED}, stacks)
     return dataclasses.replace(content, calibration=calibration, stacks=stacks, dropped=dropped)

@@ -286,6 +286,7 @@ def test_command_json(path, tmp_path, capsys):
     assert main(["label", str(path), "--support", "16", "--eta", "0.3", "-o", str(tmp_path / "b.h5"), "--json"]) == 0
     printed = capsys.readouterr()
     data = json.loads(printed.out)
+    assert main(["validate", str(tmp_path / "b.h5")]) == 0
     assert "dropped read_connectivity" in printed.err
     old, new = read(path), read(tmp_path / "b.h5")
     assert (data["labels"]["support_size"], data["dropped"], data["core_rho"]) == (16, ["read_connectivity"], 0.01)
@@ -302,6 +303,7 @@ def test_command_with_weights_loads_nothing_heavy(tiny_atlas, tiny_checkpoint, t
     arguments = ["label", path, "--rho", "0.1", "--model", str(tiny_checkpoint("llama")), "-o", output]
     assert not heavy_imports("chanfmt.cli", arguments)
     assert main([*arguments, "--overwrite"]) == 0
+    assert main(["validate", output]) == 0
     assert "the protection factor is 1 everywhere" in capsys.readouterr().err
     with chanfmt.open(output) as atlas:
         assert atlas.core_rho == 0.1

@@ -37,6 +37,6 @@ def _run(arguments: argparse.Namespace) -> int:
         size = atlas.path.stat().st_size
         content = noted(stripped(atlas.content(), keep_tokens=arguments.keep_tokens), "strip", [atlas.content_sha256])
     write_atlas(content, output)
-    console.say(f"wrote {output}: {output.stat().st_size / 1e6:,.1f} of {size / 1e6:,.1f} MB; "
-                f"without {', '.join(content.dropped)}")
+    without = [*content.dropped, *(["the token ids"] if content.calibration.token_ids is None else [])]
+    console.say(f"wrote {output}: {output.stat().st_size / 1e6:,.1f} of {size / 1e6:,.1f} MB; without {', '.join(without)}")
     return 0
