@@ -204,7 +204,7 @@ class Atlas:
         if SEAL in self._container:
             seal = self._container.nodes[SEAL]
             stated = self._container.read(SEAL).tobytes()
-            if seal.nbytes != SEAL_BYTES or file_sha256(self.path, seal.offset) != stated:
+            if seal.nbytes != SEAL_BYTES or file_sha256(self._container.descriptor, seal.offset) != stated:
                 raise AtlasError(f"{self.path} does not match its file_sha256: its bytes changed after it was written",
                                  hint=hint, code="E402", where="/" + SEAL)
 

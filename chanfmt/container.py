@@ -107,6 +107,11 @@ class Container:
         self._children: dict[str, list[str]] = {}
         self._walk(size)
 
+    @property
+    def descriptor(self) -> int:
+        """Descriptor of the open file: ``path`` may be another file by now."""
+        return int(self._file.id.get_vfd_handle())
+
     def __contains__(self, path: str) -> bool:
         return path in self.nodes
 
@@ -305,14 +310,19 @@ def open_container(path: str | os.PathLike[str]) -> Container:
             is the rule of level 0 that the file breaks; empty where there is no file to speak of.
     """
     path = Path(path)
-    size = _check_outside(path)
-    try:
-        file = h5py.File(path, "r", locking="best-effort", track_order=True)
-    except OSError as error:
-        raise AtlasError(f"{path} is damaged: {first_line(error)}", hint=_COPY, code="E001") from None
+    while True:
+        status = _check_outside(path)
+        try:
+            file = h5py.File(path, "r", locking="best-effort", track_order=True)
+        except OSError as error:
+            raise AtlasError(f"{path} is damaged: {first_line(error)}", hint=_COPY, code="E001") from None
+        if os.path.samestat(status, os.fstat(file.id.get_vfd_handle())):
+            break
+        # A writer has just put a new file in its place.
+        file.close()
     try:
         _gate(file, path)
-        return Container(file, path, size)
+        return Container(file, path, status.st_size)
     except AtlasError:
         file.close()
         raise
@@ -335,8 +345,8 @@ def read_text(value: object, what: str) -> str:
     return value
 
 
-def _check_outside(path: Path) -> int:
-    """Check what can be seen without HDF5. Returns the file's size."""
+def _check_outside(path: Path) -> os.stat_result:
+    """Check what can be seen without HDF5. Returns the status of the file that was looked at."""
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -351,6 +361,7 @@ def _check_outside(path: Path) -> int:
         raise AtlasError(f"{path} is empty", code="E001")
     try:
         with open(path, "rb") as raw:
+            status = os.fstat(raw.fileno())
             superblock = raw.read(64)
     except OSError as error:
         raise AtlasError(f"{path} cannot be read: {error.strerror}") from None
@@ -359,7 +370,7 @@ def _check_outside(path: Path) -> int:
     end = _stated_end(superblock)
     if end is not None and end != status.st_size:
         raise AtlasError(f"{path} has {status.st_size} bytes and should have {end}", hint=_COPY, code="E016")
-    return status.st_size
+    return status
 
 
 def _stated_end(superblock: bytes) -> int | None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from chanfmt.container import Container
 
 SLAB = 8 << 20
@@ -20,19 +19,19 @@ SEAL = "producer/file_sha256"
 SEAL_BYTES = 32
 
 
-def file_sha256(path: Path, offset: int) -> bytes:
-    """SHA-256 over the bytes of ``path`` with the 32 bytes at ``offset`` set to zero."""
+def file_sha256(descriptor: int, offset: int) -> bytes:
+    """SHA-256 over the bytes of an open file with the 32 bytes at ``offset`` set to zero."""
     digest = hashlib.sha256()
-    with open(path, "rb") as raw:
-        left = offset
-        while left and (block := raw.read(min(SLAB, left))):
-            digest.update(block)
-            left -= len(block)
-        raw.seek(offset + SEAL_BYTES)
-        digest.update(bytes(SEAL_BYTES))
-        while block := raw.read(SLAB):
-            digest.update(block)
-    return digest.digest()
+    position = 0
+    while True:
+        # The descriptor is HDF5's: its position stays where it is.
+        block = os.pread(descriptor, SLAB if position >= offset else min(SLAB, offset - position), position)
+        if not block:
+            return digest.digest()
+        if position == offset:
+            block = bytes(len(block[:SEAL_BYTES])) + block[SEAL_BYTES:]
+        digest.update(block)
+        position += len(block)
 
 
 def sealed(image: bytes, offset: int) -> bytes:

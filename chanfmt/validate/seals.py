@@ -17,5 +17,5 @@ def check_digests(container: Container, report: Report) -> None:
     report.check(content_sha256(container) == stated, "E401", "/@content_sha256", "is not the digest of the content")
     if SEAL in container and container.path is not None:
         node = container.nodes[SEAL]
-        same = node.nbytes == SEAL_BYTES and file_sha256(container.path, node.offset) == container.read(SEAL).tobytes()
+        same = node.nbytes == SEAL_BYTES and file_sha256(container.descriptor, node.offset) == container.read(SEAL).tobytes()
         report.check(same, "E402", f"/{SEAL}", "is not the digest of the file's bytes")
