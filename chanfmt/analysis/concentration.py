@@ -30,8 +30,10 @@ class Concentration:
 
 def concentration(values: np.ndarray, rho: float = 0.01) -> Concentration:
     """`Concentration` of ``values`` (channel,); a layer without mass gives zeros, NaN gives NaN."""
-    ordered = np.sort(np.asarray(values, dtype=np.float64))[::-1]
-    mass = float(ordered.sum())
+    # A file may hold anything: a signalling NaN complains where it is converted.
+    with np.errstate(invalid="ignore", over="ignore"):
+        ordered = np.sort(np.asarray(values, dtype=np.float64))[::-1]
+        mass = float(ordered.sum())
     if np.isnan(mass):
         return Concentration(np.nan, np.nan, np.nan, np.nan, np.nan)
     if mass <= 0:

@@ -102,6 +102,8 @@ RULES: dict[str, Rule] = {rule.code: rule for rule in (
     Rule("W502", "a name that the specification does not know", "put additions into a group x_<owner>"),
     Rule("W503", "an unfinished build", "finish it with: atlas build ... --resume"),
     Rule("W504", "no file_sha256: damage outside the content would go unnoticed", "write it with a current chanfmt"),
+    Rule("W505", "metrics of a definition that this reader does not know, which were not judged",
+         "upgrade with: pip install -U chanfmt"),
 )}
 
 

@@ -49,6 +49,7 @@ def _indices(container: Container, report: Report) -> None:
 def _blocks(container: Container, report: Report) -> None:
     columns = {item.name: container.read(f"block/{item.name}") for item in schema.BLOCK_VARIABLES}
     used: Counter[tuple[str, int]] = Counter()
+    places: dict[str, str] = {}
     for index in range(len(columns["block"])):
         row = {name: values[index] for name, values in columns.items()}
         where = f"/block row {index}"
@@ -79,6 +80,13 @@ def _blocks(container: Container, report: Report) -> None:
         slices = parse_json(row["tensors"])
         complaint = tensors_complaint(slices, channels, max(1, experts), gated=bool(container.attribute(stack, "gated")))
         report.check(not complaint, "E204", where, complaint)
+        places.setdefault(row["stack"], row["place"])
+        report.check(
+            places[row["stack"]] == row["place"],
+            "E201",
+            where,
+            f"is in {row['place']}, others of its stack are in {places[row['stack']]}",
+        )
     for name in container.children("stacks"):
         for row_index in range(container.nodes[f"stacks/{name}/layer"].shape[0]):
             count = used[name, row_index]
@@ -162,6 +170,13 @@ def _tokens(container: Container, report: Report) -> None:
         splits = by_split.shape[0]
         report.check((split_of < splits).all(), "E208", "/calibration/split_of", f"names a split beyond the {splits} of {name}")
         report.check(np.array_equal(by_split.sum(axis=0), tokens), "E208", f"/{path}/tokens", "is not the sum of tokens_split")
+        if f"{path}/redundancy_tokens" in container:
+            report.check(
+                (container.read(f"{path}/redundancy_tokens") <= tokens).all(),
+                "E208",
+                f"/{path}/redundancy_tokens",
+                "is more than tokens",
+            )
         most = np.bincount(split_of, minlength=splits)[:splits] * seq_len
         most = most.reshape(-1, *(1,) * (by_split.ndim - 1))
         exact = places.get(name) == "decoder" and container.attribute(path, "kind") != "experts"

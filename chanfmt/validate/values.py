@@ -80,15 +80,20 @@ def check_values(container: Container, report: Report) -> None:
     report.check(0 <= core_rho <= 1, "E308", "/labels@core_rho", f"is {core_rho:g}")
     report.check(settings.redundancy_top_k >= 1, "E308", "/labels@redundancy_top_k", f"is {settings.redundancy_top_k}")
     for path, name in (("calibration", "mean_loss"), ("producer", "seconds")):
-        value = container.attribute(path, name)
-        report.check(np.isfinite(value) and value >= 0, "E311", f"/{path}@{name}", f"is {value:g}")
+        value, where = container.attribute(path, name), f"/{path}@{name}"
+        report.check(not np.isinf(value), "E301", where, "is infinite")
+        report.check(not np.isnan(value), "E302", where, "is NaN")
+        report.check(not value < 0, "E303", where, "is negative")
+    judged = container.attribute("calibration", "metric_definition") == schema.METRIC_DEFINITION
+    report.check(judged, "W505", "/calibration@metric_definition", f"is not {schema.METRIC_DEFINITION}")
     _extensions(container, report)
     for name in container.children("stacks"):
         stack = _Stack(container, report, name)
         with np.errstate(all="ignore"):
             stack.check_each()
-            stack.check_sums()
-            stack.check_labels(settings)
+            stack.check_sums(judged=judged)
+            if judged:
+                stack.check_labels(settings)
 
 
 def _extensions(container: Container, report: Report) -> None:
@@ -142,13 +147,10 @@ class _Stack:
                 self.check(~(values < 0), "E303", name, "is negative")
             if name in RANGES:
                 low, high = RANGES[name]
-                self.check(
-                    ~((values < low) | (values > high * (1 + RELATIVE_SLACK))), "E311", name, f"is outside {low} to {high:.4g}"
-                )
+                below = (values < low) & (name not in NEVER_NEGATIVE)
+                self.check(~(below | (values > high * (1 + RELATIVE_SLACK))), "E311", name, f"is outside {low} to {high:.4g}")
         if "label" in self:
             self.check(self["label"] <= schema.LABEL_SUPERNODE, "E311", "label", "is none of 0, 1, 2")
-        if "redundancy_tokens" in self:
-            self.check(self["redundancy_tokens"] <= self.tokens, "E311", "redundancy_tokens", "is more than tokens")
         if self.holds("write_norm", "write_norm_l1"):
             self.check(
                 self["write_norm"] <= self["write_norm_l1"] * np.float32(1 + LAW_TOLERANCE),
@@ -171,8 +173,8 @@ class _Stack:
             self.check(~unknown | empty, "E302", name, "is NaN where tokens arrived")
         self.check(unknown | ~empty, "E302", name, "has a value where no token arrived")
 
-    def check_sums(self) -> None:
-        """The sums against each other, and the metrics against the sums."""
+    def check_sums(self, *, judged: bool) -> None:
+        """The sums against each other, and, where their definition is known (``judged``), the metrics against the sums."""
         count = self.tokens.astype(np.float64)[..., None]
         slack = 1 + LAW_TOLERANCE
         for variable in schema.SUMS:
@@ -207,7 +209,7 @@ class _Stack:
             )
             none = self.container.read(f"{self.path}/tokens_split") == 0
             self.check((self["sum_q2_split"] == 0) | ~none[..., None], "E307", "sum_q2_split", "is not 0 where no token arrived")
-        if self.holds("sum_u2", "sum_s2", "sum_abs_q", "sum_q2"):
+        if judged and self.holds("sum_u2", "sum_s2", "sum_abs_q", "sum_q2"):
             sums = {name: self[name] for name in ("sum_u2", "sum_s2", "sum_abs_q", "sum_q2")}
             for name, expected in metrics.derive_metrics(sums, self.tokens).items():
                 if name in self:

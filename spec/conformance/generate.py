@@ -372,6 +372,13 @@ def future(file: h5py.File) -> None:
     unknown(file)
 
 
+def another_definition(file: h5py.File) -> None:
+    """Neither metrics nor labels follow from what version scar-1 says, and nobody can blame them."""
+    file["calibration"].attrs["metric_definition"] = "scar-2"
+    file[STACK]["lp"][...] *= 3
+    file[STACK]["label"][...] = 0
+
+
 def unknown(file: h5py.File) -> None:
     stack = file[STACK]
     extra = stack.create_dataset("kurtosis", data=np.full(stack["lp"].shape, 3, dtype="<f4"))
@@ -439,6 +446,7 @@ VALID: dict[str, tuple] = {  # name: codes, content[, edit]
     "float-edges": ([], content(contents.Kind(layers=(0,)), edit=edges, without=SLIM[:1]), edge_values),
     "tie": ([], only("connectivity", edit=tie)),
     "newer-minor": (["W501", "W502"], only(), future),
+    "other-definition": (["W505"], only("lp", "label"), another_definition),
     "unknown-name": (["W502"], only(), unknown),
     "no-file-digest": (["W504"], only(), remove("/producer/file_sha256", "/producer/byte")),
     "interleaved": ([], only(), interleaved),
