@@ -388,7 +388,7 @@ def _read_extension(container: Container, path: str) -> list[ExtensionGroup]:
         texts = {key: read_text(container.attribute(place, key) or "", f"/{place}@{key}")
                  for key in ("long_name", "units", "merge")}
         variables.append(ExtensionVariable(
-            name, container.dimensions(place), values.tolist() if values.dtype.kind == "O" else values, **texts))
+            name, container.dimensions(place), values.tolist() if values.dtype.kind == "O" and values.ndim == 1 else values, **texts))
     return [ExtensionGroup(path, attributes, tuple(variables)), *inner]
 
 

@@ -287,9 +287,10 @@ class Container:
 
     def _check_texts(self, node: Node, where: str, size: int) -> None:
         """Texts that share a heap object could claim far more memory than the file has bytes."""
-        with open(str(self.path), "rb") as raw:
-            raw.seek(node.offset)
-            references = np.frombuffer(raw.read(node.nbytes), dtype="<u4").reshape(-1, 4)
+        raw = os.pread(self.descriptor, node.nbytes, node.offset)
+        if len(raw) != node.nbytes:
+            self._refuse("E014", where, "ends before its values do")
+        references = np.frombuffer(raw, dtype="<u4").reshape(-1, 4)
         claimed = int(references[:, 0].sum(dtype=np.uint64))
         if claimed > size:
             self._refuse("E014", where, f"claims {claimed} bytes of text in a file of {size}")

@@ -237,7 +237,9 @@ def _write_variables(
 
 def _create(group: h5py.Group, variable: schema.Variable, values: Any) -> h5py.Dataset:
     if variable.dtype == "str":
-        texts = [read_text(value, variable.name) for value in values]
+        texts = np.array(values, dtype=object)
+        for value in texts.ravel():
+            read_text(value, variable.name)
         return group.create_dataset(
             variable.name, data=texts, dtype=h5py.string_dtype("utf-8"), track_order=True
         )

@@ -50,6 +50,8 @@ def test_extensions_round_trip(tmp_path):
         ExtensionVariable("channel", ("channel",), np.arange(96, dtype="i4"), "channel index in the FFN", "1", ""),
         ExtensionVariable("hessian", ("layer", "channel"), random.random((4, 96)), "diagonal Hessian", "nats", "sum"),
         ExtensionVariable("name", ("layer",), ["a", "b", "c", "d"], "what we call it", "", "drop"),
+        ExtensionVariable("word", ("layer", "side"), np.array([["a", "b"]] * 4, dtype=object), "a word for each", "", "equal"),
+        ExtensionVariable("side", ("side",), np.arange(2, dtype="i4"), "side index", "1", ""),
     ))
     write_atlas(dataclasses.replace(random_content(), extensions=(extension,), dropped=("wanda_group",)), tmp_path / "a.h5")
     with chanfmt.open(tmp_path / "a.h5", verify=True) as atlas:
