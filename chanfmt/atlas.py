@@ -387,8 +387,8 @@ def _read_extension(container: Container, path: str) -> list[ExtensionGroup]:
         values = container.read(place)
         texts = {key: read_text(container.attribute(place, key) or "", f"/{place}@{key}")
                  for key in ("long_name", "units", "merge")}
-        variables.append(ExtensionVariable(
-            name, container.dimensions(place), values.tolist() if values.dtype.kind == "O" and values.ndim == 1 else values, **texts))
+        plain = values.tolist() if values.dtype.kind == "O" and values.ndim == 1 else values
+        variables.append(ExtensionVariable(name, container.dimensions(place), plain, **texts))
     return [ExtensionGroup(path, attributes, tuple(variables)), *inner]
 
 
