@@ -12,16 +12,17 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "open"]
 
 
-def open(path: str | os.PathLike[str], *, verify: bool = False) -> Atlas:
+def open(path: str | os.PathLike[str], *, verify: bool = False, contained: bool = False) -> Atlas:
     """Open an importance atlas for reading.
 
     Args:
         path: The file.
-        verify: Recompute the content digest and refuse a file that was changed.
+        verify: Recompute the digests and refuse a file that was changed.
+        contained: Try it in a process of its own first: for files nobody vouches for.
 
     Raises:
         chanfmt.errors.AtlasError: Missing, not an atlas, damaged or unsafe.
     """
     from chanfmt.atlas import Atlas
 
-    return Atlas.open(os.fspath(path), verify=verify)
+    return Atlas.open(os.fspath(path), verify=verify, contained=contained)

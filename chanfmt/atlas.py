@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chanfmt import schema
+from chanfmt.contained import Crashed, run_contained
 from chanfmt.container import open_container, read_text
 from chanfmt.digest import SEAL, SEAL_BYTES, content_sha256, file_sha256
 from chanfmt.errors import AtlasError, UsageError, first_line
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
     from chanfmt.container import Container
 
+TRIAL_SECONDS = 10
+"""Processor time in which any file's structure can be read."""
 READ_WHOLE_BYTES = 32 << 20
 """An array up to this size is read at once: each read costs more than a megabyte of contiguous data."""
 
@@ -173,13 +177,20 @@ class Atlas:
         return _read_producer(self._container)
 
     @classmethod
-    def open(cls, path: str | Path, *, verify: bool = False) -> Atlas:
-        """Open ``path`` for reading; with ``verify`` its digest is recomputed (0.1 s per 40 MB).
+    def open(cls, path: str | Path, *, verify: bool = False, contained: bool = False) -> Atlas:
+        """Open ``path`` for reading.
+
+        Args:
+            verify: Recompute its digests (0.1 s per 40 MB).
+            contained: Read its structure and tables in a process of its own first, so that a file on which
+                the HDF5 library crashes or hangs is an error like any other. For files nobody vouches for.
 
         Raises:
             AtlasError: Missing, not an atlas, newer major version, damaged or unsafe.
         """
         path = Path(path)
+        if contained:
+            _try_contained(path)
         container = open_container(path)
         try:
             atlas = cls(container, path)
@@ -258,6 +269,19 @@ class Atlas:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _try_contained(path: Path) -> None:
+    """Raise `AtlasError` where reading ``path`` crashes; whatever else is wrong with it shows when it is opened."""
+    def work() -> str:
+        with contextlib.suppress(AtlasError), Atlas.open(path) as atlas:
+            _ = atlas.calibration, atlas.producer
+        return ""
+
+    try:
+        run_contained(work, size=path.stat().st_size if path.is_file() else 0, cpu_seconds=TRIAL_SECONDS)
+    except Crashed as crash:
+        raise AtlasError(f"{path} cannot be read: {crash}", hint="copy it again, or rebuild it", code="E017") from None
 
 
 def _need_group(container: Container, path: str) -> None:

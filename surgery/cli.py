@@ -181,7 +181,7 @@ def _make_plan(path: str, options: PlanOptions, talk: TalkOptions) -> PruningPla
     import chanfmt
     from surgery.plan import make_plan
 
-    with chanfmt.open(path) as atlas:
+    with chanfmt.open(path, contained=True) as atlas:
         plan = make_plan(atlas, options)
     for warning in plan.warnings:
         say(f"warning: {warning}")

@@ -7,17 +7,20 @@ import json
 import os
 import resource
 import signal
-from pathlib import Path
+import sys
 
 import h5py
 import numpy as np
 import pytest
 
+from chanfmt import atlas as atlas_module
 from chanfmt.cli import main
 from chanfmt.validate import contained, validate
 from chanfmt.validate.findings import LEVELS, RULES, Report
 from tests.factory import moe_atlas, random_atlas
 from tests.hostile import mutants
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="work is contained on Linux only")
 
 
 def test_every_rule_belongs_to_a_level_and_says_what_to_do():
@@ -79,7 +82,7 @@ def test_a_rule_broken_a_thousand_times_is_told_a_few_times():
     assert len(report.findings) == 20
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
+@linux
 def test_a_crash_inside_hdf5_is_a_finding(tmp_path, monkeypatch):
     path = random_atlas(tmp_path / "a.h5")
 
@@ -94,7 +97,20 @@ def test_a_crash_inside_hdf5_is_a_finding(tmp_path, monkeypatch):
     assert "SIGSEGV" in finding.message
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory limits are measured on Linux only")
+@linux
+def test_a_file_that_hangs_or_crashes_hdf5_is_an_error_of_every_command(tmp_path, monkeypatch, capsys):
+    path = random_atlas(tmp_path / "a.h5")
+
+    def crash(container):
+        faulthandler.disable()
+        os.kill(os.getpid(), signal.SIGBUS)
+
+    monkeypatch.setattr(atlas_module, "_read_producer", crash)
+    assert main(["info", str(path)]) == 2
+    assert f"{path} cannot be read: it was ended by SIGBUS" in capsys.readouterr().err
+
+
+@linux
 def test_memory_is_limited(tmp_path, monkeypatch):
     path = random_atlas(tmp_path / "a.h5")
     monkeypatch.setattr(contained, "validate", lambda path: np.ones(3 << 30, dtype=np.uint8).sum())
@@ -104,8 +120,7 @@ def test_memory_is_limited(tmp_path, monkeypatch):
     assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory limits are measured on Linux only")
+@linux
 def test_mutants():
     outcomes, failures = mutants.tally(120, seed=3)
     assert not failures, failures[0]

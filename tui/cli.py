@@ -27,7 +27,7 @@ def _run(options: argparse.Namespace) -> int:
     # Late, so that --help and a wrong option answer at once.
     from tui.load import read_snapshot
 
-    snapshot = read_snapshot(options.file)
+    snapshot = read_snapshot(options.file, contained=True)
     if not (all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))):
         raise UsageError(
             "atlas-tui needs a terminal",

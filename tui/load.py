@@ -85,8 +85,8 @@ def file_signature(path: Path) -> Signature:
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
-def read_snapshot(path: str | Path) -> Snapshot:
-    """Read ``path`` whole and close it.
+def read_snapshot(path: str | Path, *, contained: bool = False) -> Snapshot:
+    """Read ``path`` whole and close it; ``contained`` as in `chanfmt.open`.
 
     Raises:
         AtlasError: Not a readable atlas, or nothing in it that can be shown.
@@ -96,7 +96,7 @@ def read_snapshot(path: str | Path) -> Snapshot:
         signature = file_signature(path)
     except OSError:
         signature = (0, 0, 0)  # chanfmt.open says what is wrong.
-    with chanfmt.open(path) as atlas:
+    with chanfmt.open(path, contained=contained) as atlas:
         try:
             return _read(atlas, path, signature)
         except (OSError, RuntimeError) as error:

@@ -32,7 +32,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from chanfmt.atlas import Atlas
     from chanfmt.compare import compare, medians
 
-    with Atlas.open(arguments.first) as first, Atlas.open(arguments.second) as second:
+    with Atlas.open(arguments.first, contained=True) as first, Atlas.open(arguments.second, contained=True) as second:
         rows = compare(first, second, arguments.metric)
         shared = len({*first.calibration.sequence_sha256} & {*second.calibration.sequence_sha256})
         for note in _notes(first, second, shared):

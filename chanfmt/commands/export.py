@@ -29,7 +29,7 @@ def _run(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output)
     kind = export_format(output)
     metrics = None if arguments.metrics is None else [name.strip() for name in arguments.metrics.split(",")]
-    with Atlas.open(arguments.file) as atlas:
+    with Atlas.open(arguments.file, contained=True) as atlas:
         count = export(atlas, output, metrics=metrics, overwrite=arguments.overwrite)
     console.say(f"wrote {output}: {count:,} {'rows' if kind in TABLES else 'arrays'}, {output.stat().st_size / 1e6:,.1f} MB")
     return 0

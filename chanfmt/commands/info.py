@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from chanfmt.atlas import Atlas
 
-    with Atlas.open(arguments.file) as atlas:
+    with Atlas.open(arguments.file, contained=True) as atlas:
         data = info_data(atlas)
         if arguments.json:
             console.print_json(data)

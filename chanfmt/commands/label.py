@@ -52,7 +52,7 @@ def _run(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output or arguments.file)
     check_target(output, overwrite=arguments.overwrite)
     # A damaged file must not come out with a fresh digest.
-    with Atlas.open(arguments.file, verify=True) as atlas:
+    with Atlas.open(arguments.file, verify=True, contained=True) as atlas:
         before, digest = atlas.content(), atlas.content_sha256
     settings = dataclasses.replace(before.labels, **given)
     details: dict[str, Any] = {"labels": {name: getattr(settings, name) for name in _settings(arguments)}}

@@ -40,7 +40,7 @@ def _run(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output)
     check_target(output, overwrite=arguments.overwrite)
     with contextlib.ExitStack() as opened:
-        atlases = [opened.enter_context(Atlas.open(path)) for path in arguments.files]
+        atlases = [opened.enter_context(Atlas.open(path, contained=True)) for path in arguments.files]
         content = merge(atlases, narrate=lambda text: say(f"note: {text}"))
     if arguments.model is not None:
         from chanfmt.models.stored import StoredWeights

@@ -33,7 +33,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     if arguments.top < 0:
         raise UsageError(f"--top must be 0 or more, not {arguments.top}")
-    with Atlas.open(arguments.file) as atlas:
+    with Atlas.open(arguments.file, contained=True) as atlas:
         block = atlas.block(arguments.layer, arguments.stack)
         stack = atlas.stacks[block.stack]
         if stack.kind == "experts":

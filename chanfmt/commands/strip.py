@@ -33,7 +33,7 @@ def _run(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output)
     check_target(output, overwrite=arguments.overwrite)
     # A damaged file must not come out with a fresh digest.
-    with Atlas.open(arguments.file, verify=True) as atlas:
+    with Atlas.open(arguments.file, verify=True, contained=True) as atlas:
         size = atlas.path.stat().st_size
         content = noted(stripped(atlas.content(), keep_tokens=arguments.keep_tokens), "strip", [atlas.content_sha256])
     write_atlas(content, output)

@@ -25,9 +25,9 @@ import numpy as np
 
 from chanfmt.atlas import Atlas
 from chanfmt.commands.info import info_data
+from chanfmt.contained import mapped_memory
 from chanfmt.errors import AtlasError
 from chanfmt.validate import validate
-from chanfmt.validate.contained import _mapped
 from chanfmt.validate.findings import ERROR
 from tests.factory import moe_content, random_content
 
@@ -235,7 +235,7 @@ def run(path: Path) -> tuple[int, str]:
         try:
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
-            resource.setrlimit(resource.RLIMIT_AS, (_mapped() + MEMORY, resource.RLIM_INFINITY))
+            resource.setrlimit(resource.RLIMIT_AS, (mapped_memory() + MEMORY, resource.RLIM_INFINITY))
             signal.signal(signal.SIGXCPU, signal.SIG_DFL)
             read_everything(path)
             code = REFUSED
