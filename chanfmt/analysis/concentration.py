@@ -29,12 +29,12 @@ class Concentration:
 
 
 def concentration(values: np.ndarray, rho: float = 0.01) -> Concentration:
-    """`Concentration` of ``values`` (channel,); a layer without mass gives zeros, NaN gives NaN."""
+    """`Concentration` of ``values`` (channel,); a layer without mass gives zeros, NaN and infinity give NaN."""
     # A file may hold anything: a signalling NaN complains where it is converted.
     with np.errstate(invalid="ignore", over="ignore"):
         ordered = np.sort(np.asarray(values, dtype=np.float64))[::-1]
         mass = float(ordered.sum())
-    if np.isnan(mass):
+    if not np.isfinite(mass):
         return Concentration(np.nan, np.nan, np.nan, np.nan, np.nan)
     if mass <= 0:
         return Concentration(0.0, 0.0, 0.0, 0.0, 0.0)
