@@ -216,7 +216,8 @@ def mutant(originals: list[bytes], number: int, seed: int) -> tuple[str, bytes]:
 def read_everything(path: Path) -> None:
     """What the tools do with a file; raises only for a failure of ours."""
     findings = validate(path)
-    if not any(finding.rule.severity == ERROR for finding in findings):
+    # Without its file_sha256 a file says what it said before, and is remarked upon.
+    if not any(finding.rule.severity == ERROR or finding.code == "W504" for finding in findings):
         raise AssertionError("a changed file is called valid")
     try:
         with Atlas.open(path) as atlas:
