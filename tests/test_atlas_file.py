@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import errno
 import os
 import subprocess
 import sys
+import time
 
 import h5py
 import numpy as np
 import pytest
 
 import chanfmt
-from chanfmt import schema
+from chanfmt import schema, writer
 from chanfmt.errors import AtlasError, CheckError
 from chanfmt.records import Block, ExtensionGroup, ExtensionVariable
 from chanfmt.writer import atlas_image, write_atlas
@@ -75,6 +77,18 @@ def test_without_stored_tokens(tmp_path):
     with chanfmt.open(tmp_path / "a.h5") as atlas:
         assert atlas.calibration.token_ids is None
         assert atlas.calibration.sequences == 16
+
+
+def test_same_content_same_bytes(monkeypatch):
+    class Clock(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2026, 1, 1, tzinfo=tz)
+
+    monkeypatch.setattr(writer.datetime, "datetime", Clock)
+    first, _ = atlas_image(random_content())
+    time.sleep(1.1)
+    assert atlas_image(random_content())[0] == first
 
 
 def test_one_row_equals_the_array(atlas_path):
