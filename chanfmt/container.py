@@ -370,7 +370,7 @@ def _check_outside(path: Path) -> os.stat_result:
         raise AtlasError(f"{path} is not an importance atlas (not an HDF5 file)", code="E001")
     end = _stated_end(superblock)
     if end is not None and end != status.st_size:
-        raise AtlasError(f"{path} has {status.st_size} bytes and should have {end}", hint=_COPY, code="E016")
+        raise AtlasError(f"{path} is damaged: it has {status.st_size} bytes and should have {end}", hint=_COPY, code="E016")
     return status
 
 
