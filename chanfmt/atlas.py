@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -226,6 +227,20 @@ class Atlas:
             tuple(stack.data() for stack in self.stacks.values()), self.producer, self.status, self.dropped,
             self.extensions(),
         )
+
+    def identity(self) -> dict[str, Any]:
+        """What the file is and which model it measured, as JSON-ready data; the model's config is left out."""
+        model = dataclasses.asdict(self.model)
+        del model["config"]
+        return {
+            "format": schema.FORMAT,
+            "format_version": self.format_version,
+            "status": self.status,
+            "producer": self.producer_name,
+            "created": self.created,
+            "content_sha256": self.content_sha256,
+            "model": model,
+        }
 
     def extensions(self) -> tuple[ExtensionGroup, ...]:
         """What other programs put into the file, values read (spec section "Extensions")."""

@@ -71,17 +71,9 @@ def export(atlas: Atlas, path: Path, *, metrics: Sequence[str] | None = None, ov
 
 def describe(atlas: Atlas) -> dict[str, Any]:
     """What ``atlas`` says besides its arrays, as JSON-ready data: model, calibration, labels, FFNs."""
-    model = dataclasses.asdict(atlas.model)
-    del model["config"]
     calibration = atlas.calibration
     return {
-        "format": schema.FORMAT,
-        "format_version": atlas.format_version,
-        "status": atlas.status,
-        "producer": atlas.producer_name,
-        "created": atlas.created,
-        "content_sha256": atlas.content_sha256,
-        "model": model,
+        **atlas.identity(),
         "calibration": {
             **{name: getattr(calibration, name) for name in
                ("loss", "metric_definition", "tokenizer", "sequences", "seq_len", "tokens", "seed")},

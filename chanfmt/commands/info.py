@@ -52,20 +52,10 @@ def info_data(atlas: Atlas) -> dict[str, Any]:
     """What `atlas info --json` prints."""
     import dataclasses
 
-    from chanfmt import schema
-
     calibration = atlas.calibration
-    model = dataclasses.asdict(atlas.model)
-    del model["config"]
     return {
         "file": str(atlas.path),
-        "format": schema.FORMAT,
-        "format_version": atlas.format_version,
-        "status": atlas.status,
-        "producer": atlas.producer_name,
-        "created": atlas.created,
-        "content_sha256": atlas.content_sha256,
-        "model": model,
+        **atlas.identity(),
         "calibration": {
             "sources": [row.source for row in calibration.contributions],
             "sequences": calibration.sequences,

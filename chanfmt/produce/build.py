@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import hashlib
 import os
 import platform
@@ -67,12 +68,29 @@ class BuildPlan:
     tokens: CalibrationTokens
     blocks_available: int
 
+    @functools.cached_property
+    def record(self) -> ModelRecord:
+        """The model as the atlas states it; read once, as every checkpoint states it too."""
+        config = (self.resolved.directory / "config.json").read_text(encoding="utf-8")
+        return ModelRecord(
+            id=self.resolved.id,
+            revision=self.resolved.revision,
+            source=self.resolved.source,
+            model_type=self.config.model_type,
+            architectures=tuple(self.config.architectures or (type(self.model).__name__,)),
+            config=config,
+            config_sha256=hashlib.sha256(config.encode()).hexdigest(),
+            dtype=str(next(self.model.parameters()).dtype).removeprefix("torch."),
+            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+            fingerprint=self.fingerprint,
+        )
+
     def summary(self) -> dict[str, Any]:
         """What would be measured, for ``--dry-run``."""
         return {
             "model": self.resolved.id,
             "revision": self.resolved.revision,
-            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "parameters": self.record.parameters,
             "ffns": len(self.ffns),
             "channels": sum(ffn.width for ffn in self.ffns),
             "widths": sorted({ffn.width for ffn in self.ffns}),
@@ -224,11 +242,10 @@ def _content(
         Block(index, ffn.layer_index, PLACE, ffn.container, *position, ffn.width, 0, slices)
         for index, (ffn, position, slices) in enumerate(zip(plan.ffns, positions, plan.slices, strict=True))
     )
-    model = _model_record(plan)
     return AtlasContent(
         title=f"importance atlas of {plan.resolved.id}",
-        model=model,
-        calibration=_calibration_record(plan, measurement, options, model),
+        model=plan.record,
+        calibration=_calibration_record(plan, measurement, options),
         labels=settings,
         core_rho=settings.rho,
         blocks=blocks,
@@ -287,7 +304,7 @@ def _session(before: checkpoint.Checkpoint | None) -> Session:
 
 
 def _asked(plan: BuildPlan, settings: LabelSettings, options: BuildOptions) -> dict[str, Any]:
-    model = _model_record(plan)
+    model = plan.record
     return {
         "fingerprint": model.fingerprint, "config_sha256": model.config_sha256, "dtype": model.dtype,
         "metric_definition": schema.METRIC_DEFINITION, "loss_definition": schema.LOSS,
@@ -303,27 +320,9 @@ def _environment(plan: BuildPlan) -> dict[str, Any]:
         "threads": torch.get_num_threads(), "hardware": _hardware(plan)}
 
 
-def _model_record(plan: BuildPlan) -> ModelRecord:
-    config = (plan.resolved.directory / "config.json").read_text(encoding="utf-8")
-    return ModelRecord(
-        id=plan.resolved.id,
-        revision=plan.resolved.revision,
-        source=plan.resolved.source,
-        model_type=plan.config.model_type,
-        architectures=tuple(plan.config.architectures or (type(plan.model).__name__,)),
-        config=config,
-        config_sha256=hashlib.sha256(config.encode()).hexdigest(),
-        dtype=str(next(plan.model.parameters()).dtype).removeprefix("torch."),
-        parameters=sum(parameter.numel() for parameter in plan.model.parameters()),
-        fingerprint=plan.fingerprint,
-    )
-
-
-def _calibration_record(
-    plan: BuildPlan, measurement: Measurement, options: BuildOptions, model: ModelRecord
-) -> CalibrationRecord:
+def _calibration_record(plan: BuildPlan, measurement: Measurement, options: BuildOptions) -> CalibrationRecord:
     """The sequences measured so far: all of them in the end."""
-    tokens, count = plan.tokens, measurement.sequences
+    model, tokens, count = plan.record, plan.tokens, measurement.sequences
     sha256 = tokens.sha256[:count]
     contribution = Contribution(
         # The same measurement has the same id, whoever makes it and in however many sessions.

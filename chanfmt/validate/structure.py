@@ -19,7 +19,6 @@ TABLES: dict[str, tuple[schema.Variable, ...]] = {
     "producer": schema.PRODUCER_VARIABLES,
 }
 GROUPS = ("model", "calibration", "labels", "block", "stacks", "producer")
-VARIABLE_ATTRIBUTES = ("long_name", "units", "coordinates", "flag_values", "flag_meanings")
 ALLOWED: dict[str, dict[str, tuple[str, ...]]] = {
     "": {"status": schema.STATUSES},
     "model": {"source": schema.SOURCES},

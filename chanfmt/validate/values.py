@@ -17,52 +17,20 @@ if TYPE_CHECKING:
 SUM_TOLERANCE = 1e-9
 LAW_TOLERANCE = 1e-5
 """Slack of inequalities between sums that were partly accumulated in float32."""
-NEVER_NEGATIVE = frozenset(
-    {
-        "tokens",
-        "tokens_split",
-        "sum_u2",
-        "sum_s2",
-        "sum_abs_q",
-        "sum_q2",
-        "sum_q2_split",
-        "max_abs_u",
-        "write_norm_l1",
-        "write_norm",
-        "gate_norm",
-        "up_norm",
-        "lp",
-        "lp_factored",
-        "activation_power",
-        "curvature",
-        "taylor",
-        "wanda_group",
-        "redundancy_tokens",
-    }
-)
-ALWAYS_KNOWN = frozenset(
-    {
-        *(variable.name for variable in schema.SUMS),
-        "sum_q2_split",
-        "max_abs_u",
-        "write_norm_l1",
-        "write_norm",
-        "gate_norm",
-        "up_norm",
-        "protection",
-    }
-)
-"""Never NaN, tokens or not."""
-MAY_BE_UNKNOWN = frozenset({"redundancy", "redundancy_null", "read_connectivity"})
 RANGES: dict[str, tuple[float, float]] = {
     "connectivity": (0, 1),
     "connectivity_at": (0, 1),
     "read_connectivity": (0, 1),
     "core_covered": (0, 1),
     "protection": (0, 1),
-    "redundancy": (0, labels.MAX_REDUNDANCY),
-    "redundancy_null": (0, labels.MAX_REDUNDANCY),
 }
+MOST: dict[str, float] = dict.fromkeys(("redundancy", "redundancy_null"), labels.MAX_REDUNDANCY)
+NEVER_NEGATIVE = frozenset(variable.name for variable in schema.STACK_VARIABLES) - {"sum_u", "sum_q", "label", *RANGES}
+ALWAYS_KNOWN = frozenset(
+    variable.name for variable in schema.STACK_VARIABLES if variable.merge in ("sum", "max", "equal")
+) | {"protection"}
+"""Never NaN, tokens or not: what is summed, and what is known of the weights."""
+MAY_BE_UNKNOWN = frozenset({"redundancy", "redundancy_null", "read_connectivity"})
 RELATIVE_SLACK = 1e-6
 """Rounding of a share to float32."""
 
@@ -147,8 +115,9 @@ class _Stack:
                 self.check(~(values < 0), "E303", name, "is negative")
             if name in RANGES:
                 low, high = RANGES[name]
-                below = (values < low) & (name not in NEVER_NEGATIVE)
-                self.check(~(below | (values > high * (1 + RELATIVE_SLACK))), "E311", name, f"is outside {low} to {high:.4g}")
+                self.check(~((values < low) | (values > high * (1 + RELATIVE_SLACK))), "E311", name, f"is not in {low} to {high}")
+            if name in MOST:
+                self.check(~(values > MOST[name] * (1 + RELATIVE_SLACK)), "E311", name, f"is more than {MOST[name]:.4g}")
         if "label" in self:
             self.check(self["label"] <= schema.LABEL_SUPERNODE, "E311", "label", "is none of 0, 1, 2")
         if self.holds("write_norm", "write_norm_l1"):

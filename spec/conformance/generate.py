@@ -613,6 +613,7 @@ INVALID: dict[str, tuple] = {  # name: codes, content, edit[, after]
     "E302-value": (["E302"], ROUTED, put(f"{EXPERTS}/connectivity", (0, 1, 0), 0.5)),
     "E302-some": (["E302"], LINKED, put(f"{STACK}/read_connectivity", (0, 0), np.nan)),
     "E303-norm": (["E303"], NORMS, put(f"{STACK}/write_norm", (0, 0), -1)),
+    "E303-redundancy": (["E303"], HALO, put(f"{STACK}/redundancy", (0, 3), -0.5)),
     "E304-mean": (["E304"], SUMS, lowest("sum_u", 1e9)),
     "E304-peak-low": (["E304"], SUMS, lowest("max_abs_u", 1e-3)),
     **{f"E305-{name}": (["E305"], SUMS, lowest(name, lambda old: old * np.float32(0.999)))
@@ -628,6 +629,7 @@ INVALID: dict[str, tuple] = {  # name: codes, content, edit[, after]
     "E309-tie": (["E309"], TIED, first_supernode_last),
     "E310-outside": (["E310"], BARE, put(f"{STACK}/protection", (0, 0), 0.5)),
     "E310-halo": (["E310"], HALO, on_label("protection", 1, lambda old: old * 0.9)),
+    "E311-redundancy": (["E311"], HALO, put(f"{STACK}/redundancy", (0, 3), 18.5)),
     "E311-label": (["E309", "E311"], BARE, put(f"{STACK}/label", (0, 0), 3)),
     "E311-connectivity": (["E311"], HALO, on_label("connectivity", 2, 1.5)),
     "E401-title": (["E401"], BARE, None, stale),
