@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 # Nothing in the suite may reach for the Hub; the client must say so at once instead of retrying.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Started in the background of a script, a process inherits that Ctrl-C is ignored; the tests send it on purpose.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
