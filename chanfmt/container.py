@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import h5py
 import numpy as np
-from h5py import h5a, h5d, h5ds, h5g, h5l, h5s, h5t
+from h5py import h5a, h5d, h5ds, h5g, h5s, h5t
 
 from chanfmt import schema
 from chanfmt.errors import AtlasError, first_line
@@ -221,9 +221,9 @@ class Container:
             for raw in group:
                 name = raw.decode("utf-8", "replace")
                 path = f"{prefix}/{name}" if prefix else name
-                if group.links.get_info(raw).type != h5l.TYPE_HARD:
+                info = h5g.get_objinfo(group, raw, follow_link=False)
+                if info.type >= h5g.LINK:
                     self._refuse("E006", f"/{path}", "is a link; atlases hold their data themselves")
-                info = h5g.get_objinfo(group, raw)
                 if info.objno in self._by_address:
                     self._refuse("E007", f"/{path}", "is the same object as another name")
                 self._by_address[info.objno] = path
@@ -272,18 +272,23 @@ class Container:
         if not 1 <= len(shape) <= MAX_RANK or 0 in shape:
             self._refuse("E011", where, f"has the impossible shape {shape}")
         node.code, node.shape = code, shape
-        properties = dataset.get_create_plist()
-        layout = properties.get_layout()
-        if layout == h5d.VIRTUAL or properties.get_external_count():
-            self._refuse("E012", where, "keeps its data in another file")
-        if layout != h5d.CONTIGUOUS or properties.get_nfilters():
-            self._refuse("E013", where, "is chunked or compressed; atlases are contiguous")
         offset, stored, expected = dataset.get_offset(), dataset.get_storage_size(), node.nbytes
+        if offset is None:
+            self._check_layout(dataset, where)
         if offset is None or stored != expected or offset + stored > size:
             self._refuse("E014", where, f"declares {expected} bytes and holds {stored}")
         node.offset = offset
         if code == "str" and self.path is not None:
             self._check_texts(node, where, size)
+
+    def _check_layout(self, dataset: h5d.DatasetID, where: str) -> None:
+        """Say why a dataset has no place of its own in the file: only a contiguous one does."""
+        properties = dataset.get_create_plist()
+        layout = properties.get_layout()
+        if layout == h5d.VIRTUAL or properties.get_external_count():
+            self._refuse("E012", where, "keeps its data in another file")
+        if layout != h5d.CONTIGUOUS:
+            self._refuse("E013", where, "is chunked or compressed; atlases are contiguous")
 
     def _check_texts(self, node: Node, where: str, size: int) -> None:
         """Texts that share a heap object could claim far more memory than the file has bytes."""
