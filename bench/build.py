@@ -20,7 +20,7 @@ from chanfmt.models.load import load_model, load_tokenizer
 from chanfmt.models.resolve import resolve_model
 from chanfmt.produce.capture import Capture
 from chanfmt.produce.loss import NextTokenLoss
-from chanfmt.produce.statistics import ChannelStatistics
+from chanfmt.produce.statistics import FFNStatistics
 from chanfmt.produce.text import read_text
 from chanfmt.produce.tokens import sample, tokenize
 
@@ -31,13 +31,12 @@ def main() -> None:
     batches = max(2, int(sys.argv[1]) // BATCH) if len(sys.argv) > 1 else 6
     resolved = resolve_model(os.environ["SMOLLM2_GGUF"])
     model = load_model(resolved)
-    ffns = find_ffns(model, model.config.vocab_size)
+    ffns = find_ffns(model)
     tokens = sample(tokenize(load_tokenizer(resolved), read_text("pydoc", "calibrate")), batches * BATCH, SEQ_LEN, 0, "pydoc")
     ids = torch.from_numpy(tokens.ids).long()
     loss = NextTokenLoss(model, ids[:1])
-    sums = [ChannelStatistics(ffn.width, model.config.hidden_size, torch.device("cpu")) for ffn in ffns]
+    sums = [FFNStatistics(ffn, torch.device("cpu")) for ffn in ffns]
     capture = Capture(model, ffns, sums)
-    split_of = torch.zeros(BATCH, dtype=torch.int64)
 
     def bare(batch: torch.Tensor) -> None:
         # The gradient must start somewhere: at the embeddings, as a bare loop would have it.
@@ -46,14 +45,14 @@ def main() -> None:
         handle.remove()
 
     def ours(batch: torch.Tensor) -> None:
-        capture.begin(split_of)
+        capture.begin(BATCH, 0)
         with capture.running():
             loss.backward(batch)
 
     bare(ids[:BATCH])
     ours(ids[:BATCH])
     for statistic in sums:
-        statistic.choose_core(0.01)
+        statistic.members[0].choose_core(0.01)
     seconds: dict[str, list[float]] = {"bare": [], "ours": []}
     for start in range(0, batches * BATCH, BATCH):
         for name, run in (("bare", bare), ("ours", ours)):

@@ -112,6 +112,7 @@ class TensorSlice:
         parameter: Name of the parameter in the loaded model.
         axis: Axis that runs over channels; None for a bias that is not per channel.
         start, stop, step: Channel i is at index ``start + i * step`` of that axis.
+        index: Index on the tensor's first axis that selects one expert; None where the tensor has no such axis.
     """
 
     role: str
@@ -121,6 +122,7 @@ class TensorSlice:
     start: int = 0
     stop: int = 0
     step: int = 1
+    index: int | None = None
 
     def indices(self, channels: np.ndarray) -> np.ndarray:
         """Positions on ``axis`` of ``channels`` (int array) in the checkpoint tensor."""
@@ -175,7 +177,11 @@ class Block:
     tensors: Sequence[TensorSlice]
 
     def tensors_json(self) -> str:
-        return json.dumps([dataclasses.asdict(tensor) for tensor in self.tensors], separators=(",", ":"))
+        rows = [dataclasses.asdict(tensor) for tensor in self.tensors]
+        for row in rows:
+            if row["index"] is None:
+                del row["index"]
+        return json.dumps(rows, separators=(",", ":"))
 
     @staticmethod
     def tensors_from_json(text: str) -> tuple[TensorSlice, ...]:
@@ -194,6 +200,7 @@ class Block:
                 and all(type(number) is int for number in numbers)
                 and 0 <= item.start <= item.stop
                 and item.step >= 1
+                and (item.index is None or (type(item.index) is int and item.index >= 0))
             ):
                 raise AtlasError("the FFN table's tensors column holds a slice that cannot be", code="E204")
         return slices

@@ -1,76 +1,226 @@
-"""Where each FFN lies in the checkpoint files: tensor names, axes and slices, checked by value."""
+"""Where each FFN lies in the checkpoint files: tensor names, axes and slices, checked by value.
+
+transformers may convert a checkpoint as it loads it: rename, join experts' matrices into one parameter,
+concatenate gate and up, transpose. It can also revert that, which is how it saves. Here it reverts the
+parameters' *coordinates* instead of their values; what comes out says of each stored tensor which
+elements of which parameter it holds.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from chanfmt.errors import ModelError
 from chanfmt.records import TensorSlice
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from chanfmt.models.checkpoint import CheckpointIndex
-    from chanfmt.models.discover import FFN
+    from chanfmt.models.ffn import FFN, Bias, Matrix
+
+_RESAVE = "load the model with transformers, save it with save_pretrained, and use that directory"
 
 
-def tensor_slices(model: nn.Module, ffn: FFN, index: CheckpointIndex) -> tuple[TensorSlice, ...]:
-    """Every read and write weight and bias of ``ffn`` as a slice of a checkpoint tensor.
-
-    Raises:
-        ModelError: A parameter is not stored as it is in memory (transformers converted it on load).
-    """
-    slices = []
-    for read in ffn.reads:
-        module = model.get_submodule(read.module)
-        stop = read.start + (ffn.width - 1) * read.step + 1
-        axis = 1 if isinstance(module, Conv1D) else 0
-        slices.append(_slice(model, index, read.role, f"{read.module}.weight", axis, read.start, stop, read.step))
-        if module.bias is not None:
-            slices.append(
-                _slice(model, index, f"{read.role}_bias", f"{read.module}.bias", 0, read.start, stop, read.step)
-            )
-    module = model.get_submodule(ffn.write)
-    axis = 0 if isinstance(module, Conv1D) else 1
-    slices.append(_slice(model, index, "write", f"{ffn.write}.weight", axis, 0, ffn.width, 1))
-    if module.bias is not None:
-        slices.append(_slice(model, index, "write_bias", f"{ffn.write}.bias", None, 0, 0, 1))
-    return tuple(slices)
-
-
-def checkpoint_name(model: Any, parameter: str, index: CheckpointIndex) -> str:
-    """Name in the files of the parameter called ``parameter`` in memory.
-
-    A checkpoint saved from the base model lacks the head's prefix (or has one too many); anything
-    else is a conversion that we do not follow.
+def tensor_slices(model: Any, ffn: FFN, index: CheckpointIndex) -> tuple[TensorSlice, ...]:
+    """Every read and write weight and bias of ``ffn`` as a slice of a checkpoint tensor, expert by expert.
 
     Raises:
-        ModelError: No tensor of that name has the parameter's shape and values.
+        ModelError: A parameter is stored in a form that cannot be followed.
     """
-    prefix = f"{model.base_model_prefix}."
-    candidates = [parameter, parameter.removeprefix(prefix), prefix + parameter]
-    value = model.get_parameter(parameter)
-    for name in dict.fromkeys(candidates):
-        entry = index.tensors.get(name)
-        if entry is not None and entry.shape == tuple(value.shape) and _same_values(index, name, value):
-            return name
-    raise ModelError(
-        f"the checkpoint stores {parameter} under another name or in another form",
-        hint="load the model with transformers, save it with save_pretrained, and use that directory",
-    )
+    return tuple(_Layout(model, index, ffn).slices())
 
 
-def _slice(
-    model: Any, index: CheckpointIndex, role: str, parameter: str, axis: int | None, start: int, stop: int, step: int
-) -> TensorSlice:
-    return TensorSlice(role, checkpoint_name(model, parameter, index), parameter, axis, start, stop, step)
+@dataclass(frozen=True)
+class _Stored:
+    """A checkpoint tensor by the coordinates it holds.
+
+    Attributes:
+        entry: Its name in the files.
+        coordinates: For every axis of the parameter, each element's position on it; shape of the tensor.
+    """
+
+    tensor: str
+    coordinates: tuple[torch.Tensor, ...]
 
 
-def _same_values(index: CheckpointIndex, name: str, value: torch.Tensor) -> bool:
-    from safetensors import safe_open
+class _Layout:
+    def __init__(self, model: Any, index: CheckpointIndex, ffn: FFN) -> None:
+        self.model = model
+        self.index = index
+        self.ffn = ffn
+        names = {projection.matrix.parameter for member in ffn.members for projection in _projections(member)}
+        names |= {projection.bias.parameter for member in ffn.members for projection in _projections(member) if projection.bias}
+        self.stored = self._stored_form(sorted(names))
 
-    with safe_open(index.tensors[name].file, framework="pt") as file:
-        stored = file.get_slice(name)[:1]
-    return torch.equal(stored.to(value.dtype), value[:1].cpu())
+    def slices(self) -> Iterator[TensorSlice]:
+        width = self.ffn.width
+        for member in self.ffn.members:
+            done = set()
+            for read in member.reads:
+                if read.role in done:
+                    continue
+                done.add(read.role)
+                matrix, bias = read.projection.matrix, read.projection.bias
+                positions = range(read.start, read.start + (width - 1) * read.step + 1, read.step)
+                yield self._of_matrix(read.role, matrix, 1 if matrix.transposed else 0, positions)
+                if bias is not None:
+                    yield self._of_bias(f"{read.role}_bias", bias, positions)
+            matrix, bias = member.write.matrix, member.write.bias
+            yield self._of_matrix("write", matrix, 0 if matrix.transposed else 1, range(width))
+            if bias is not None:
+                yield self._of_bias("write_bias", bias, None)
+
+    def _of_matrix(self, role: str, matrix: Matrix, axis: int, positions: range) -> TensorSlice:
+        fixed: dict[int, int] = {}
+        if matrix.index is not None:
+            fixed[0] = matrix.index
+            axis += 1
+        elif axis == 0:
+            positions = range(matrix.row + positions.start, matrix.row + positions.stop, positions.step)
+        elif matrix.row:
+            fixed[0] = matrix.row
+        return self._slice(role, matrix.parameter, axis, positions, fixed)
+
+    def _of_bias(self, role: str, bias: Bias, positions: range | None) -> TensorSlice:
+        fixed = {} if bias.index is None else {0: bias.index}
+        return self._slice(role, bias.parameter, None if positions is None else len(fixed), positions or range(1), fixed)
+
+    def _slice(self, role: str, parameter: str, axis: int | None, positions: range, fixed: dict[int, int]) -> TensorSlice:
+        """The slice whose element i is at ``positions[i]`` of the parameter's ``axis`` and at ``fixed`` of others."""
+        for stored in self.stored[parameter]:
+            found = _find(stored, axis, positions, fixed)
+            if found is not None:
+                stored_axis, start, step, expert = found
+                stop = start + (len(positions) - 1) * step + 1 if axis is not None else 0
+                return TensorSlice(role, stored.tensor, parameter, stored_axis, start, stop, step, expert)
+        raise _unfollowed(parameter)
+
+    def _stored_form(self, names: list[str]) -> dict[str, list[_Stored]]:
+        parameters = {name: self.model.get_parameter(name) for name in names}
+        found: dict[str, list[_Stored]] = {}
+        for name, parameter in parameters.items():
+            plain = self._plain_name(name, parameter)
+            if plain is not None:
+                found[name] = [_Stored(plain, tuple(_coordinate(parameter.shape, axis) for axis in range(parameter.ndim)))]
+        converted = [name for name in names if name not in found]
+        if converted:
+            found |= self._reverted(converted, parameters)
+        return found
+
+    def _plain_name(self, name: str, parameter: torch.Tensor) -> str | None:
+        """Name of the tensor that is the parameter itself. One saved from the base model lacks its prefix, or has one more."""
+        prefix = f"{self.model.base_model_prefix}."
+        for candidate in dict.fromkeys((name, name.removeprefix(prefix), prefix + name)):
+            entry = self.index.tensors.get(candidate)
+            if entry is not None and entry.shape == tuple(parameter.shape) and self._same(candidate, parameter):
+                return candidate
+        return None
+
+    def _reverted(self, names: list[str], parameters: dict[str, torch.Tensor]) -> dict[str, list[_Stored]]:
+        from transformers.core_model_loading import revert_weight_conversion
+
+        rank = max(parameter.ndim for parameter in parameters.values())
+        numbered = {name: number for number, name in enumerate(names)}
+
+        def reverted(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            try:
+                return dict(revert_weight_conversion(self.model, values))
+            except Exception:
+                raise _unfollowed(names[0]) from None
+
+        which = reverted({name: torch.full_like(_coordinate(parameters[name].shape, 0), numbered[name]) for name in names})
+        axes = [reverted({name: _coordinate(parameters[name].shape, min(axis, parameters[name].ndim - 1)) for name in names})
+                for axis in range(rank)]
+        result: dict[str, list[_Stored]] = {name: [] for name in names}
+        prefix = f"{self.model.base_model_prefix}."
+        for tensor, owner in which.items():
+            name = names[int(owner.flatten()[0])]
+            parameter = parameters[name]
+            candidates = (tensor, tensor.removeprefix(prefix), prefix + tensor)
+            stored = next((candidate for candidate in candidates if candidate in self.index.tensors
+                           and self.index.tensors[candidate].shape == tuple(owner.shape)), None)
+            if stored is None or not bool((owner == owner.flatten()[0]).all()):
+                raise _unfollowed(name)
+            coordinates = tuple(axes[axis][tensor] for axis in range(parameter.ndim))
+            if not self._same(stored, parameter.detach(), coordinates):
+                raise _unfollowed(name)
+            result[name].append(_Stored(stored, coordinates))
+        return result
+
+    def _same(self, tensor: str, parameter: torch.Tensor, coordinates: tuple[torch.Tensor, ...] | None = None) -> bool:
+        """Whether the first rows stored under ``tensor`` are the parameter's values."""
+        from safetensors import safe_open
+
+        with safe_open(self.index.tensors[tensor].file, framework="pt") as file:
+            stored = file.get_slice(tensor)[:1]
+        value = parameter[:1] if coordinates is None else parameter[tuple(axis[:1].long() for axis in coordinates)]
+        return torch.equal(stored.to(value.dtype), value.detach().cpu())
+
+
+def _projections(member: Any) -> tuple[Any, ...]:
+    return (member.write, *(read.projection for read in member.reads))
+
+
+def _coordinate(shape: torch.Size, axis: int) -> torch.Tensor:
+    """Each element's position on ``axis``, int32 of ``shape``, without memory of its own."""
+    position = torch.arange(shape[axis], dtype=torch.int32)
+    return position.reshape([-1 if other == axis else 1 for other in range(len(shape))]).expand(shape)
+
+
+def _find(
+    stored: _Stored, axis: int | None, positions: range, fixed: dict[int, int]
+) -> tuple[int | None, int, int, int | None] | None:
+    """Stored axis, start, step and expert index of what is wanted; None where ``stored`` does not hold it."""
+    origin = [0] * stored.coordinates[0].ndim
+    expert = None
+    for where, wanted in fixed.items():
+        varying = _axis_of(stored.coordinates[where])
+        if varying is None:
+            if int(stored.coordinates[where].flatten()[0]) != wanted:
+                return None
+        elif varying == 0 and stored.coordinates[where].ndim > 1 + (axis is not None):
+            matches = torch.nonzero(_line(stored.coordinates[where], 0, origin) == wanted).flatten().tolist()
+            if len(matches) != 1:
+                return None
+            expert = origin[0] = matches[0]
+    if axis is None:
+        return None, 0, 1, expert
+    varying = _axis_of(stored.coordinates[axis], expert)
+    if varying is None:
+        return None
+    line = _line(stored.coordinates[axis], varying, origin)
+    wanted_here = torch.ones_like(line, dtype=torch.bool)
+    for where, wanted in fixed.items():
+        wanted_here &= _line(stored.coordinates[where], varying, origin) == wanted
+    places = {int(value): place for place, value in enumerate(line.tolist()) if bool(wanted_here[place])}
+    if not all(position in places for position in (positions[0], positions[-1])):
+        return None
+    start = places[positions[0]]
+    step = places[positions[1]] - start if len(positions) > 1 else 1
+    if step < 1 or any(places.get(position) != start + number * step for number, position in enumerate(positions)):
+        return None
+    return varying, start, step, expert
+
+
+def _axis_of(coordinate: torch.Tensor, expert: int | None = None) -> int | None:
+    """The stored axis along which a parameter's coordinate varies, past the expert's; None where it is one number."""
+    for axis in range(0 if expert is None else 1, coordinate.ndim):
+        if coordinate.shape[axis] > 1:
+            line = _line(coordinate, axis, [0] * coordinate.ndim)
+            if bool((line != line[0]).any()):
+                return axis
+    return None
+
+
+def _line(coordinate: torch.Tensor, axis: int, origin: list[int]) -> torch.Tensor:
+    index: list[Any] = list(origin)
+    index[axis] = slice(None)
+    return coordinate[tuple(index)]
+
+
+def _unfollowed(parameter: str) -> ModelError:
+    return ModelError(f"the checkpoint stores {parameter} under another name or in another form", hint=_RESAVE)

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 if TYPE_CHECKING:
-    from chanfmt.models.discover import FFN
+    from torch import nn
+
+    from chanfmt.models.ffn import Matrix, Member
 
 
 @dataclass(frozen=True)
 class FFNWeights:
-    """The weights of one FFN, channel by channel.
+    """The weights of one dense FFN or one expert, channel by channel.
 
     Attributes:
         write: Write vectors as columns, (d, m).
@@ -27,14 +27,27 @@ class FFNWeights:
     reads: dict[str, np.ndarray]
 
 
-def ffn_weights(model: nn.Module, ffn: FFN) -> FFNWeights:
-    """Weights of ``ffn`` on the CPU, float32 (float64 where the model is)."""
-    write = _matrix(model.get_submodule(ffn.write))
-    reads = {}
-    for read in ffn.reads:
-        rows = _matrix(model.get_submodule(read.module))[read.start :: read.step][: ffn.width]
-        reads[read.role] = _numpy(rows)
-    return FFNWeights(_numpy(write), reads)
+def ffn_weights(model: nn.Module, member: Member) -> FFNWeights:
+    """Weights of ``member`` on the CPU, float32 (float64 where the model is)."""
+    width = member.write.matrix.inputs
+    reads: dict[str, np.ndarray] = {}
+    for read in member.reads:
+        # An adapter beside a read projection has rows of its own, in a space of its own.
+        if read.role not in reads:
+            reads[read.role] = _numpy(matrix_of(model, read.projection.matrix)[read.start :: read.step][:width])
+    return FFNWeights(_numpy(matrix_of(model, member.write.matrix)), reads)
+
+
+def matrix_of(model: nn.Module, matrix: Matrix) -> torch.Tensor:
+    """``matrix`` as (outputs, inputs), a view of its parameter."""
+    weight = model.get_parameter(matrix.parameter).detach()
+    if matrix.index is not None:
+        weight = weight[matrix.index]
+    elif weight.shape != (matrix.outputs, matrix.inputs) and not matrix.transposed:
+        weight = weight[matrix.row : matrix.row + matrix.outputs]
+    elif weight.shape != (matrix.inputs, matrix.outputs) and matrix.transposed:
+        weight = weight[matrix.row : matrix.row + matrix.inputs]
+    return weight.T if matrix.transposed else weight
 
 
 def norms(weights: FFNWeights) -> dict[str, np.ndarray]:
@@ -60,12 +73,6 @@ def wanda_group(weights: FFNWeights, read_power: np.ndarray, write_power: np.nda
     for rows in weights.reads.values():
         result += np.abs(rows) @ scale
     return result
-
-
-def _matrix(module: nn.Module) -> torch.Tensor:
-    """The weight as (outputs, inputs)."""
-    weight: torch.Tensor = module.weight.detach()  # type: ignore[operator]
-    return weight.T if isinstance(module, Conv1D) else weight
 
 
 def _numpy(tensor: torch.Tensor) -> np.ndarray:

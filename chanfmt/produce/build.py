@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import functools
 import hashlib
+import itertools
 import os
 import platform
 import resource
@@ -23,7 +24,7 @@ from chanfmt.console import progress_bar, say
 from chanfmt.errors import AtlasError, ChanfmtError
 from chanfmt.files import check_target, remove_stale
 from chanfmt.models.checkpoint import CheckpointIndex, fingerprint
-from chanfmt.models.discover import FFN, find_ffns
+from chanfmt.models.discover import block_of, find_ffns
 from chanfmt.models.load import load_config, load_model, load_tokenizer
 from chanfmt.models.resolve import ResolvedModel, resolve_model
 from chanfmt.models.tensors import tensor_slices
@@ -49,9 +50,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from chanfmt.models.ffn import FFN
     from chanfmt.produce.options import BuildOptions
-
-PLACE = "decoder"
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,11 @@ class BuildPlan:
             fingerprint=self.fingerprint,
         )
 
+    @property
+    def channels(self) -> int:
+        """Channels of all FFNs, those of every expert counted."""
+        return sum(ffn.width * len(ffn.members) for ffn in self.ffns)
+
     def summary(self) -> dict[str, Any]:
         """What would be measured, for ``--dry-run``."""
         return {
@@ -92,11 +97,12 @@ class BuildPlan:
             "revision": self.resolved.revision,
             "parameters": self.record.parameters,
             "ffns": len(self.ffns),
-            "channels": sum(ffn.width for ffn in self.ffns),
+            "channels": self.channels,
             "widths": sorted({ffn.width for ffn in self.ffns}),
             "gated": self.ffns[0].gated,
+            "experts": max(ffn.experts for ffn in self.ffns),
             "write": self.ffns[0].write,
-            "reads": list(dict.fromkeys(read.module for read in self.ffns[0].reads)),
+            "reads": list(dict.fromkeys(read.projection.matrix.parameter for read in self.ffns[0].members[0].reads)),
             "calibration": self.text.source,
             "sequences": len(self.tokens.ids),
             "tokens": int(self.tokens.ids.size),
@@ -127,7 +133,7 @@ def plan_build(options: BuildOptions, settings: LabelSettings) -> BuildPlan:
     model = load_model(
         resolved, dtype=options.dtype, device=options.device, trust_remote_code=options.trust_remote_code
     )
-    ffns = find_ffns(model, config.get_text_config().vocab_size)
+    ffns = find_ffns(model)
     slices = [tensor_slices(model, ffn, index) for ffn in ffns]
     return BuildPlan(resolved, config, model, ffns, slices, fingerprint(index), text, tokens,
                      len(token_ids) // options.seq_len)
@@ -177,7 +183,7 @@ def _build(options: BuildOptions, settings: LabelSettings) -> Path:
     plan = plan_build(options, settings)
     asked, environment = _asked(plan, settings, options), _environment(plan)
     before = _resume(plan, options, asked, environment)
-    say(f"{plan.resolved.id}: {len(plan.ffns)} FFNs, {plan.summary()['channels']:,} channels; "
+    say(f"{plan.resolved.id}: {len(plan.ffns)} FFNs, {plan.channels:,} channels; "
         f"{len(plan.tokens.ids)} x {plan.tokens.ids.shape[1]} tokens of {plan.text.source}", quiet=options.quiet)
     session = _session(before)
 
@@ -211,14 +217,20 @@ def assemble(
     plan: BuildPlan, measurement: Measurement, settings: LabelSettings, options: BuildOptions, session: Session
 ) -> AtlasContent:
     """Label what was measured and put it into the shape of a file."""
-    layers, support, dimensions = [], None, 0
-    for ffn, statistics in zip(plan.ffns, measurement.statistics, strict=True):
-        weights = ffn_weights(plan.model, ffn)
-        variables, support = layer_variables(statistics, weights, settings, support)
-        layers.append(variables)
-        dimensions = len(weights.write)
-    supports = labels.support_sizes(dimensions, settings.support_size)
-    return _content(plan, measurement, settings, options, session, layers, supports)
+    layers: list[dict[str, np.ndarray]] = []
+    supports: dict[str, np.ndarray] = {}
+    for place, group in itertools.groupby(
+        zip(plan.ffns, measurement.statistics, strict=True), lambda item: (item[0].place, block_of(item[0].container))
+    ):
+        # All FFNs of a block read what the block before wrote, and write for the one after.
+        masses = []
+        for ffn, statistics in group:
+            weights = (ffn_weights(plan.model, member) for member in ffn.members)
+            variables, mass = layer_variables(statistics, weights, settings, supports.get(place[0]))
+            layers.append(variables)
+            masses.append(mass)
+        supports[place[0]] = labels.top_indices(np.sum(masses, axis=0), settings.support_size)
+    return _content(plan, measurement, settings, options, session, layers)
 
 
 def assemble_partial(
@@ -228,18 +240,18 @@ def assemble_partial(
     """An atlas of the sequences measured so far, with what it takes to go on from there."""
     state = measurement.state()
     layers = [checkpoint.partial_variables(item, settings) for item in state.ffns]
-    content = _content(plan, measurement, settings, options, session, layers, ())
+    content = _content(plan, measurement, settings, options, session, layers)
     extensions = checkpoint.extensions(state, content.blocks, content.stacks, asked, environment)
     return dataclasses.replace(content, status="partial", extensions=extensions)
 
 
 def _content(
     plan: BuildPlan, measurement: Measurement, settings: LabelSettings, options: BuildOptions, session: Session,
-    layers: list[dict[str, np.ndarray]], supports: tuple[int, ...],
+    layers: list[dict[str, np.ndarray]],
 ) -> AtlasContent:
-    stacks, positions = stack_layers(plan.ffns, layers, _activation(plan.config), PLACE, supports)
+    stacks, positions = stack_layers(plan.ffns, layers, _activation(plan.config), settings.support_size)
     blocks = tuple(
-        Block(index, ffn.layer_index, PLACE, ffn.container, *position, ffn.width, 0, slices)
+        Block(index, ffn.layer_index, ffn.place, ffn.container, *position, ffn.width, ffn.experts, slices)
         for index, (ffn, position, slices) in enumerate(zip(plan.ffns, positions, plan.slices, strict=True))
     )
     return AtlasContent(

@@ -1,64 +1,98 @@
-"""Hooks that see u at every write projection on the way forward and s = dL/du on the way back."""
+"""See u at every write projection on the way forward and s = dL/du on the way back."""
 
 from __future__ import annotations
 
 import contextlib
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+
+from chanfmt.models.intercept import Interceptor
+from chanfmt.models.run import eager_experts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from chanfmt.models.discover import FFN
-    from chanfmt.produce.statistics import ChannelStatistics
+    from torch import nn
+
+    from chanfmt.models.ffn import FFN
+    from chanfmt.produce.statistics import ChannelStatistics, FFNStatistics
 
 
 class Capture:
-    """Feeds one `ChannelStatistics` per FFN while the model runs inside `running`."""
+    """Feeds one `FFNStatistics` per FFN while the model runs inside `running`."""
 
-    def __init__(self, model: nn.Module, ffns: list[FFN], statistics: list[ChannelStatistics]) -> None:
+    def __init__(self, model: nn.Module, ffns: list[FFN], statistics: list[FFNStatistics]) -> None:
         self.model = model
-        self.ffns = ffns
         self.statistics = statistics
-        self._split_of = torch.zeros(0, dtype=torch.int64)
+        self._sequences = 1
+        self._split = 0
+        self._reached: dict[int, torch.Tensor] = {}
+        self._interceptor = Interceptor(model)
+        for number, (ffn, found) in enumerate(zip(ffns, statistics, strict=True)):
+            if ffn.members[0].write.matrix.batched:
+                self._watch_batched(number, ffn, found)
+                continue
+            for member, channels in zip(ffn.members, found.members, strict=True):
+                self._interceptor.on(member.reads[0].projection.matrix, before=partial(self._read, channels))
+                self._interceptor.on(member.write.matrix, before=partial(self._write, channels))
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Hooks are in place inside this context and gone after it."""
-        handles = []
-        for ffn, statistics in zip(self.ffns, self.statistics, strict=True):
-            write = self.model.get_submodule(ffn.write)
-            handles.append(write.register_forward_pre_hook(partial(self._forward, statistics)))
-            read = self.model.get_submodule(ffn.reads[0].module)
-            handles.append(read.register_forward_pre_hook(partial(self._read, statistics)))
-        try:
+        """Products are seen inside this context."""
+        with eager_experts(self.model), self._interceptor:
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
-    def begin(self, split_of: torch.Tensor) -> None:
-        """Say which splits the sequences of the next batch belong to, int64 (sequence,)."""
-        self._split_of = split_of
+    def begin(self, sequences: int, split: int) -> None:
+        """Say how many sequences the next batch has, and which split they all belong to."""
+        self._sequences = sequences
+        self._split = split
 
-    def _read(self, statistics: ChannelStatistics, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+    def _read(self, statistics: ChannelStatistics, x: torch.Tensor) -> None:
         if torch.is_grad_enabled():
-            statistics.add_read_input(args[0].detach())
+            statistics.add_read_input(x.detach())
 
-    def _forward(self, statistics: ChannelStatistics, module: nn.Module, args: tuple[Any, ...]) -> Any:
-        u: torch.Tensor = args[0]
+    def _write(self, statistics: ChannelStatistics, u: torch.Tensor) -> torch.Tensor | None:
         if not torch.is_grad_enabled():
             return None
-        replaced = not u.requires_grad
-        if replaced:
-            # Nothing before the first FFN needs a gradient: the backward pass ends here.
-            u = u.detach().requires_grad_(True)
-        u.register_hook(partial(self._backward, statistics, u.detach()))
-        return (u, *args[1:]) if replaced else None
+        u, replaced = _differentiable(u)
+        u.register_hook(partial(self._back, statistics, u.detach()))
+        return replaced
 
-    def _backward(self, statistics: ChannelStatistics, u: torch.Tensor, s: torch.Tensor) -> None:
-        shape = (len(self._split_of), -1, u.shape[-1])
-        statistics.add(u.reshape(shape), s.detach().reshape(shape), self._split_of)
+    def _back(self, statistics: ChannelStatistics, u: torch.Tensor, s: torch.Tensor) -> None:
+        shape = (1 if statistics.routed else self._sequences, -1, u.shape[-1])
+        if u.numel():
+            statistics.add(u.reshape(shape), s.detach().reshape(shape), self._split)
+
+    def _watch_batched(self, number: int, ffn: FFN, statistics: FFNStatistics) -> None:
+        member = ffn.members[0]
+        self._interceptor.on(member.reads[0].projection.matrix, before=partial(self._read_all, number, statistics))
+        self._interceptor.on(member.write.matrix, before=partial(self._write_all, number, statistics))
+
+    def _read_all(self, number: int, statistics: FFNStatistics, x: torch.Tensor) -> None:
+        """Each expert gets all tokens, those that were not routed to it as zeros: they are not its tokens."""
+        if torch.is_grad_enabled():
+            x = x.detach()
+            self._reached[number] = (x != 0).any(-1)
+            for channels, rows, reached in zip(statistics.members, x, self._reached[number], strict=True):
+                channels.add_read_input(rows[reached])
+
+    def _write_all(self, number: int, statistics: FFNStatistics, u: torch.Tensor) -> torch.Tensor | None:
+        if not torch.is_grad_enabled():
+            return None
+        u, replaced = _differentiable(u)
+        u.register_hook(partial(self._back_all, statistics, u.detach(), self._reached.pop(number)))
+        return replaced
+
+    def _back_all(self, statistics: FFNStatistics, u: torch.Tensor, reached: torch.Tensor, s: torch.Tensor) -> None:
+        for channels, rows, gradient, mine in zip(statistics.members, u, s.detach(), reached, strict=True):
+            channels.add(rows[mine][None], gradient[mine][None], self._split)
+
+
+def _differentiable(u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """``u``, or a leaf in its place: nothing before the first FFN needs a gradient, so the backward pass ends there."""
+    if u.requires_grad:
+        return u, None
+    leaf = u.detach().requires_grad_(True)
+    return leaf, leaf

@@ -137,10 +137,12 @@ def partial_variables(state: Mapping[str, np.ndarray], settings: LabelSettings) 
 
     Connectivity comes last in a build, so there is no halo yet.
     """
-    tokens = np.asarray(state["tokens_split"]).sum(dtype=np.int64)
+    tokens = np.asarray(state["tokens_split"]).sum(axis=0, dtype=np.int64)
     variables = {name: state[name] for name in _STACK_STATE} | {"tokens": tokens}
     variables |= metrics.derive_metrics(variables, tokens)
-    variables["label"], _ = labels.label_ffn(variables[settings.score], None, None, settings)
+    score = variables[settings.score]
+    label = [labels.label_ffn(row, None, None, settings)[0] for row in np.atleast_2d(score)]
+    variables["label"] = np.reshape(label, score.shape)
     return variables
 
 
@@ -158,6 +160,8 @@ def extensions(
             if name not in members[0]:
                 continue
             values = _stack_padded([member[name] for member in members])
+            if stack.n_experts:
+                dimensions = (dimensions[0], "expert", *dimensions[1:])
             lengths |= dict(zip(dimensions, values.shape, strict=True))
             variables.append(ExtensionVariable(name, dimensions, values, long_name, units, "drop"))
         indices = tuple(

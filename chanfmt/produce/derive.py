@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import itertools
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,26 +12,43 @@ from chanfmt.models.weights import FFNWeights, norms, wanda_group
 from chanfmt.records import LabelSettings, StackData
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from chanfmt.models.discover import FFN
-    from chanfmt.produce.statistics import ChannelStatistics
+    from chanfmt.models.ffn import FFN
+    from chanfmt.produce.statistics import ChannelStatistics, FFNStatistics
+
+_SUFFIXES = {"dense": "", "experts": ".experts", "shared": ".shared_expert"}
 
 
 def layer_variables(
-    statistics: ChannelStatistics,
-    weights: FFNWeights,
+    statistics: FFNStatistics,
+    weights: Iterable[FFNWeights],
     settings: LabelSettings,
     previous_support: np.ndarray | None,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Every array of one FFN, and its write support for the next layer's read connectivity.
+    """Every array of one FFN, and how much its supernodes write to each residual dimension.
 
     Args:
+        weights: Of the FFN, or of each of its experts.
         previous_support: Write support of the layer before, None for the first.
 
     Returns:
-        Name to values in `chanfmt.schema.STACK_VARIABLES`, without the layer dimension; support (K,).
+        Name to values in `chanfmt.schema.STACK_VARIABLES`, without the layer dimension; write mass (d,).
     """
+    found = [member_variables(member, of_member, settings, previous_support)
+             for member, of_member in zip(statistics.members, weights, strict=True)]
+    mass = np.sum([mass for _, mass in found], axis=0)
+    if not statistics.experts:
+        return found[0][0], mass
+    rows = [variables for variables, _ in found]
+    return {name: np.stack([row[name] for row in rows], axis=schema.STACK_VARIABLE_BY_NAME[name].dimensions.index("layer"))
+            for name in rows[0]}, mass
+
+
+def member_variables(
+    statistics: ChannelStatistics, weights: FFNWeights, settings: LabelSettings, previous_support: np.ndarray | None
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """`layer_variables` of one dense FFN or one expert."""
     tokens = np.int64(statistics.tokens)
     variables: dict[str, np.ndarray] = {
         "tokens": np.asarray(tokens),
@@ -39,55 +57,84 @@ def layer_variables(
         "sum_q2_split": statistics.split_q2.cpu().numpy(),
         "max_abs_u": statistics.max_abs_u.cpu().numpy(),
         **norms(weights),
+        "read_connectivity": np.full(statistics.n_channels, np.nan) if previous_support is None
+        else labels.read_connectivity(list(weights.reads.values()), previous_support),
     }
     variables |= metrics.derive_metrics(variables, tokens)
+    sizes = labels.support_sizes(len(weights.write), settings.support_size)
+    if not tokens:
+        return variables | _unreached(statistics.n_channels, len(sizes)), np.zeros(len(weights.write))
     variables["wanda_group"] = wanda_group(
         weights, statistics.read_power.cpu().numpy() / tokens, variables["sum_u2"] / tokens
     )
     # Labels rank the stored float32 metrics, so that a reader who ranks them gets the same sets.
     core = labels.supernodes(variables[settings.score], settings.rho)
-    sizes = labels.support_sizes(len(weights.write), settings.support_size)
     variables["connectivity_at"] = labels.connectivity(weights.write, core, sizes).astype(np.float32)
     variables["connectivity"] = variables["connectivity_at"][sizes.index(settings.support_size)]
-    variables["read_connectivity"] = (
-        np.full(statistics.n_channels, np.nan) if previous_support is None
-        else labels.read_connectivity(list(weights.reads.values()), previous_support)
-    )
     variables |= _redundancy(statistics, core, settings)
     variables["label"], variables["protection"] = labels.label_ffn(
         variables[settings.score], variables["connectivity"], variables["redundancy"], settings
     )
-    support = labels.write_support(weights.write, core, settings.support_size)
-    return variables, support
+    return variables, labels.write_mass(weights.write, core)
+
+
+def _unreached(n_channels: int, sizes: int) -> dict[str, np.ndarray]:
+    """What rests on the tokens of an expert that got none (spec section "Stacks")."""
+    undefined = np.full(n_channels, np.nan)
+    return {
+        **dict.fromkeys(("wanda_group", "connectivity", "redundancy", "redundancy_null"), undefined),
+        "connectivity_at": np.full((sizes, n_channels), np.nan),
+        "redundancy_tokens": np.asarray(0),
+        "core_covered": np.asarray(np.nan),
+        "label": np.zeros(n_channels, dtype=np.uint8),
+        "protection": np.ones(n_channels),
+    }
 
 
 def stack_layers(
-    ffns: Sequence[FFN], layers: Sequence[dict[str, np.ndarray]], activation: str, place: str, supports: tuple[int, ...]
+    ffns: Sequence[FFN], layers: Sequence[dict[str, np.ndarray]], activation: str, support_size: int
 ) -> tuple[list[StackData], list[tuple[str, int]]]:
-    """Stack FFNs of equal width and gating; arrays gain the layer dimension.
-
-    Args:
-        supports: Write support sizes of ``connectivity_at``.
+    """Stack FFNs of equal place, kind, width and gating; arrays gain the layer dimension.
 
     Returns:
         The stacks, and per FFN its stack's name and its row there.
     """
-    groups: dict[tuple[int, bool], list[int]] = {}
+    groups: dict[tuple[Any, ...], list[int]] = {}
     for index, ffn in enumerate(ffns):
-        groups.setdefault((ffn.width, ffn.gated), []).append(index)
-    widths_alone = len({width for width, _ in groups}) == len(groups)
+        key = (ffn.place, ffn.kind, ffn.width, ffn.gated, ffn.experts, ffn.outputs)
+        # Several FFNs of one kind in one layer are no rows of one array.
+        slot = next(slot for slot in itertools.count() if not any(
+            ffns[other].layer_index == ffn.layer_index for other in groups.get((*key, slot), ())
+        ))
+        groups.setdefault((*key, slot), []).append(index)
     stacks, position = [], {}
-    for (width, gated), members in groups.items():
-        name = place
-        if len(groups) > 1:
-            name = f"{place}-{width}" if widths_alone else f"{place}-{width}{'-gated' if gated else ''}"
+    for key, members in groups.items():
+        name = _stack_name(key, list(groups))
         for row, index in enumerate(members):
             position[index] = (name, row)
+        first = ffns[members[0]]
+        supports = labels.support_sizes(first.outputs, support_size) if "connectivity_at" in layers[members[0]] else ()
         stacks.append(StackData(
-            name, "dense", gated, activation, np.array([ffns[index].layer_index for index in members], dtype=np.int32),
-            width, 0, schema.SPLITS, dict(_stacked([layers[index] for index in members])), supports,
+            name, first.kind, first.gated, activation, np.array([ffns[index].layer_index for index in members], dtype=np.int32),
+            first.width, first.experts, schema.SPLITS, dict(_stacked([layers[index] for index in members])), supports,
         ))
     return stacks, [position[index] for index in range(len(ffns))]
+
+
+def _stack_name(key: tuple[Any, ...], keys: Sequence[tuple[Any, ...]]) -> str:
+    """``decoder``, ``decoder.experts``, ``decoder.shared_expert``, with what tells it from others of that name."""
+    place, kind, width, gated, experts, outputs, slot = key
+    name = f"{place}{_SUFFIXES[kind]}"
+    alike = [other for other in keys if other[:2] == key[:2]]
+    if len({other[2] for other in alike}) > 1:
+        name += f"-{width}"
+    if len({other[3] for other in alike if other[2] == width}) > 1 and gated:
+        name += "-gated"
+    if len({other[4] for other in alike if other[2:4] == key[2:4]}) > 1:
+        name += f"-x{experts}"
+    if len({other[5] for other in alike if other[2:5] == key[2:5]}) > 1:
+        name += f"-to-{outputs}"
+    return f"{name}.{slot + 1}" if slot else name
 
 
 def _stacked(rows: list[dict[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from chanfmt import schema
 from chanfmt.errors import ChanfmtError, ModelError
-from chanfmt.models.discover import FFN, widths
 from chanfmt.models.load import check_finite
 from chanfmt.produce.capture import Capture
 from chanfmt.produce.checkpoint import PassState
 from chanfmt.produce.loss import NextTokenLoss
-from chanfmt.produce.statistics import ChannelStatistics
+from chanfmt.produce.statistics import FFNStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from chanfmt.models.ffn import FFN
     from chanfmt.produce.tokens import CalibrationTokens
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
@@ -37,7 +38,7 @@ class Measurement:
         loss: Their summed next-token NLL, nats.
     """
 
-    statistics: list[ChannelStatistics]
+    statistics: list[FFNStatistics]
     seq_len: int
     batch_size: int
     sequences: int = 0
@@ -94,8 +95,7 @@ def measure(
         size = start.batch_size
     # How much memory a batch takes is not known beforehand: where one does not fit, start over with half.
     while True:
-        statistics = [ChannelStatistics(ffn.width, widths(model.get_submodule(ffn.reads[0].module))[0], device)
-                      for ffn in ffns]
+        statistics = [FFNStatistics(ffn, model.get_parameter(ffn.write).device) for ffn in ffns]
         measurement = Measurement(statistics, ids.shape[1], size)
         if start is not None:
             for item, state in zip(statistics, start.ffns, strict=True):
@@ -127,17 +127,21 @@ def measure(
 def _batches(
     capture: Capture, loss: NextTokenLoss, ids: torch.Tensor, split_of: torch.Tensor, size: int, rho: float, done: int
 ) -> Iterator[tuple[float, int]]:
-    """Measure batch by batch from sequence ``done`` on; yields each one's summed loss in nats and its sequences."""
+    """Measure batch by batch from sequence ``done`` on; yields each one's summed loss in nats and its sequences.
+
+    The tokens of a batch belong to one split: an expert's tokens come without word of their sequence.
+    """
     device = next(loss.model.parameters()).device
-    warm_up = int((split_of == 0).sum())
-    for first, last in ((0, warm_up), (warm_up, len(ids))):
-        if first:
+    ends = torch.bincount(split_of, minlength=schema.SPLITS).cumsum(0).tolist()
+    for split, (first, last) in enumerate(zip([0, *ends], ends, strict=False)):
+        if split == 1:
             for statistics in capture.statistics:
-                if statistics.core is None:
-                    statistics.choose_core(rho)
+                for member in statistics.members:
+                    if member.core is None:
+                        member.choose_core(rho)
         for start in range(max(first, done), last, size):
             stop = min(start + size, last)
-            capture.begin(split_of[start:stop])
+            capture.begin(stop - start, split)
             nats = loss.backward(ids[start:stop].to(device))
             if not math.isfinite(nats):
                 check_finite(loss.model)

@@ -1,4 +1,4 @@
-"""Exact sufficient statistics of one FFN's channels, accumulated on the device."""
+"""Exact sufficient statistics of an FFN's channels, accumulated on the device."""
 
 from __future__ import annotations
 
@@ -13,21 +13,27 @@ from chanfmt import labels, schema
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from chanfmt.models.ffn import FFN
+
 CANDIDATE_SHARE = 0.05
 """Share of the channels kept as candidates for the core while redundancy is accumulated."""
 _LAST = ("last", "last_total", "last_q2")
 
 
 class ChannelStatistics:
-    """Sums over tokens for the m channels of one FFN (spec section "Sums").
+    """Sums over tokens for the m channels of one dense FFN or one expert (spec section "Sums").
 
     Products are formed in float32 (float64 where the model is); each sequence is summed in that
-    precision, and sequences add up in float64.
+    precision, and sequences add up in float64. Of an expert the tokens of one batch count as one sequence.
+
+    Args:
+        routed: Whether its tokens are some of each sequence, so that those of two sequences do not correspond.
     """
 
-    def __init__(self, n_channels: int, read_inputs: int, device: torch.device) -> None:
+    def __init__(self, n_channels: int, read_inputs: int, device: torch.device, *, routed: bool = False) -> None:
         self.n_channels = n_channels
         self.device = device
+        self.routed = routed
         self.sums = {variable.name: self._zeros(n_channels) for variable in schema.SUMS}
         self.split_q2 = self._zeros(schema.SPLITS, n_channels)
         self.max_abs_u = torch.zeros(n_channels, device=device)
@@ -39,14 +45,15 @@ class ChannelStatistics:
         """Add the reads' input ``x`` (..., d) to the sums of squares that `wanda_group` needs."""
         self.read_power += _wide(x).reshape(-1, x.shape[-1]).square().sum(0)
 
-    def add(self, u: torch.Tensor, s: torch.Tensor, split_of: torch.Tensor) -> None:
-        """Add a batch.
+    def add(self, u: torch.Tensor, s: torch.Tensor, split: int) -> None:
+        """Add tokens that all belong to ``split``.
 
         Args:
             u: Write inputs, (sequence, token, m).
             s: dL/du of the summed loss, same shape.
-            split_of: Split of each sequence, int64 (sequence,).
         """
+        if not u.numel():
+            return
         u, s = _wide(u), _wide(s)
         q = u * s
         q2 = q.square().sum(1).double()
@@ -57,10 +64,10 @@ class ChannelStatistics:
         self.sums["sum_q"] += q_total.sum(0)
         self.sums["sum_abs_q"] += q.abs().sum(1).double().sum(0)
         self.sums["sum_q2"] += q2.sum(0)
-        self.split_q2.index_add_(0, split_of.to(self.device), q2)
+        self.split_q2[split] += q2.sum(0)
         largest = torch.maximum(u.amax((0, 1)), -u.amin((0, 1)))
         self.max_abs_u = torch.maximum(self.max_abs_u, largest.float())
-        self.tokens_split += np.bincount(split_of.cpu().numpy(), minlength=schema.SPLITS) * u.shape[1]
+        self.tokens_split[split] += u.shape[0] * u.shape[1]
         if self.core is not None:
             self.core.add(q, q_total, q2)
 
@@ -69,7 +76,7 @@ class ChannelStatistics:
         count = max(math.ceil(CANDIDATE_SHARE * self.n_channels), 2 * labels.supernode_count(self.n_channels, rho))
         lp = self.sums["sum_q2"].cpu().numpy()
         candidates = labels.top_indices(lp, min(count, self.n_channels))
-        self.core = CoreCorrelation(torch.from_numpy(candidates).to(self.device), self.n_channels)
+        self.core = self._correlation(torch.from_numpy(candidates).to(self.device))
 
     @property
     def tokens(self) -> int:
@@ -92,13 +99,17 @@ class ChannelStatistics:
         """Take over the `state` of another instance for the same FFN: what follows is as if it went on, bit for bit."""
         if "candidates" in state:
             candidates = torch.from_numpy(np.array(state["candidates"])).to(self.device)
-            self.core = CoreCorrelation(candidates, self.n_channels)
+            self.core = self._correlation(candidates)
             self.core.real.count, self.core.null.count = int(state["real_count"]), int(state["null_count"])
-            self.core.last = tuple(torch.from_numpy(np.array(state[name])).to(self.device)[None] for name in _LAST)
+            if "last" in state:
+                self.core.last = tuple(torch.from_numpy(np.array(state[name])).to(self.device)[None] for name in _LAST)
         for name, values in self._tensors().items():
             # What was stacked with longer rows is padded.
             values.copy_(torch.from_numpy(np.array(state[name])[tuple(map(slice, values.shape))]))
         self.tokens_split = np.array(state["tokens_split"])
+
+    def _correlation(self, candidates: torch.Tensor) -> CoreCorrelation:
+        return CoreCorrelation(candidates, self.n_channels, routed=self.routed)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         own = {**self.sums, "sum_q2_split": self.split_q2, "max_abs_u": self.max_abs_u, "read_power": self.read_power}
@@ -108,15 +119,49 @@ class ChannelStatistics:
         return torch.zeros(shape, dtype=torch.float64, device=self.device)
 
 
+class FFNStatistics:
+    """The statistics of one FFN: one `ChannelStatistics`, or one per routed expert."""
+
+    def __init__(self, ffn: FFN, device: torch.device) -> None:
+        routed = bool(ffn.experts) or ffn.uses > 1
+        self.experts = ffn.experts
+        self.members = [ChannelStatistics(ffn.width, ffn.read_inputs, device, routed=routed) for _ in ffn.members]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that `state` holds."""
+        return sum(member.nbytes for member in self.members)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """`ChannelStatistics.state`; of experts with the dimension ``expert`` where the atlas has it."""
+        states = [member.state() for member in self.members]
+        if not self.experts:
+            return states[0]
+        return {name: np.stack([state[name] for state in states], axis=_expert_axis(name)) for name in states[0]}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take over the `state` of another instance for the same FFN."""
+        for index, member in enumerate(self.members):
+            member.restore({name: np.take(values, index, _expert_axis(name)) for name, values in state.items()}
+                           if self.experts else state)
+
+
+def _expert_axis(name: str) -> int:
+    variable = schema.STACK_VARIABLE_BY_NAME.get(name)
+    return variable.dimensions.index("layer") if variable is not None else 0
+
+
 class CoreCorrelation:
     """Cross moments of q between all channels and c candidates, and the same with a shift as null.
 
     The null pairs each sequence's q with the candidates' q of the sequence before it: same
-    marginals, same positions, no shared text.
+    marginals, same positions, no shared text. Tokens that were routed are paired with those half
+    of their batch away.
     """
 
-    def __init__(self, candidates: torch.Tensor, n_channels: int) -> None:
+    def __init__(self, candidates: torch.Tensor, n_channels: int, *, routed: bool = False) -> None:
         self.candidates = candidates
+        self.routed = routed
         self.real = _PairSums(n_channels, len(candidates), candidates.device)
         self.null = _PairSums(n_channels, len(candidates), candidates.device)
         self.last: tuple[torch.Tensor, ...] | None = None
@@ -125,6 +170,10 @@ class CoreCorrelation:
         """Add q (sequence, token, m) with its sums over tokens ``q_total`` and ``q2`` (sequence, m)."""
         core, core_total, core_q2 = q[..., self.candidates], q_total[:, self.candidates], q2[:, self.candidates]
         self.real.add(q, core, q_total, q2, core_total, core_q2)
+        if self.routed:
+            if q.shape[1] > 1:
+                self.null.add(q, core.roll(q.shape[1] // 2, 1), q_total, q2, core_total, core_q2)
+            return
         if self.last is None:
             self.null.add(q[1:], core[:-1], q_total[1:], q2[1:], core_total[:-1], core_q2[:-1])
         else:

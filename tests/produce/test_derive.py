@@ -17,7 +17,7 @@ from chanfmt.produce.tokens import canonical
 from chanfmt.records import LabelSettings
 from tests.produce.test_measure import direct
 from tests.test_labels import plain_connectivity, plain_protection, plain_top
-from tests.tiny import VOCAB, random_tokens, tiny_model
+from tests.tiny import random_tokens, tiny_model
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "phi3"])
@@ -26,7 +26,7 @@ def test_atlas_equals_a_recomputation_from_its_own_tokens(model_type, tiny_check
         content = atlas.content()
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny_checkpoint(model_type)).eval()
     model.requires_grad_(False)
-    ffns = find_ffns(model, VOCAB)
+    ffns = find_ffns(model)
     us, ss = direct(model, ffns, torch.from_numpy(content.calibration.token_ids).long())
     stack = content.stacks[0].variables
     settings = content.labels
@@ -38,7 +38,7 @@ def test_atlas_equals_a_recomputation_from_its_own_tokens(model_type, tiny_check
         stored = {name: values[row] for name, values in stack.items()
                   if schema.STACK_VARIABLE_BY_NAME[name].dimensions[0] == "layer"}
         np.testing.assert_allclose(stored["lp"], 0.5 * (q**2).mean((0, 1)), rtol=1e-3, atol=1e-6 * stored["lp"].max())
-        weights = ffn_weights(model, ffn)
+        weights = ffn_weights(model, ffn.members[0])
         core = plain_top(stored["lp"].tolist(), 2)
         assert np.flatnonzero(stored["label"] == schema.LABEL_SUPERNODE).tolist() == core
         if support is None:
@@ -75,14 +75,14 @@ def test_atlas_equals_a_recomputation_from_its_own_tokens(model_type, tiny_check
 def test_wanda_group_uses_each_weights_own_input():
     model = tiny_model("llama", dtype=torch.float64)
     model.requires_grad_(False)
-    ffns = find_ffns(model, VOCAB)
+    ffns = find_ffns(model)
     tokens = canonical(random_tokens(6, 24).numpy())
     inputs = []
     handle = model.model.layers[1].mlp.register_forward_pre_hook(lambda module, args: inputs.append(args[0].detach().numpy()))
     us, _ = direct(model, ffns, torch.from_numpy(tokens.ids).long())
     handle.remove()
     found = measure(model, ffns, tokens, rho=0.03)
-    variables, _ = layer_variables(found.statistics[1], ffn_weights(model, ffns[1]), LabelSettings(rho=0.03), None)
+    variables, _ = layer_variables(found.statistics[1], [ffn_weights(model, ffns[1].members[0])], LabelSettings(rho=0.03), None)
     mlp = model.model.layers[1].mlp
     x = np.sqrt((np.concatenate(inputs) ** 2).mean((0, 1)))
     u = np.sqrt((us[ffns[1].write] ** 2).mean((0, 1)))
@@ -95,11 +95,11 @@ def test_layers_of_several_widths_become_several_stacks():
     model = tiny_model("llama")
     model.model.layers[1].mlp = tiny_model("llama", intermediate_size=51).model.layers[1].mlp
     model.requires_grad_(False)
-    ffns = find_ffns(model, VOCAB)
+    ffns = find_ffns(model)
     found = measure(model, ffns, canonical(random_tokens(4, 24).numpy()), rho=0.03)
-    layers = [layer_variables(statistics, ffn_weights(model, ffn), LabelSettings(rho=0.03), None)[0]
+    layers = [layer_variables(statistics, [ffn_weights(model, ffn.members[0])], LabelSettings(rho=0.03), None)[0]
               for ffn, statistics in zip(ffns, found.statistics, strict=True)]
-    stacks, positions = stack_layers(ffns, layers, "silu", "decoder", (16, 32, 256))
+    stacks, positions = stack_layers(ffns, layers, "silu", 256)
     assert [(stack.name, stack.n_channels, stack.layers.tolist()) for stack in stacks] == [
         ("decoder-87", 87, [0, 2]), ("decoder-51", 51, [1])]
     assert positions == [("decoder-87", 0), ("decoder-51", 0), ("decoder-87", 1)]
@@ -110,9 +110,9 @@ def test_layers_of_several_widths_become_several_stacks():
 def test_supernodes_and_labels_with_so_few_channels_that_rho_m_is_below_one():
     model = tiny_model("gpt2")
     model.requires_grad_(False)
-    ffns = find_ffns(model, VOCAB)
+    ffns = find_ffns(model)
     found = measure(model, ffns, canonical(random_tokens(8, 24).numpy()), rho=0.001)
-    variables, _ = layer_variables(found.statistics[0], ffn_weights(model, ffns[0]), LabelSettings(rho=0.001), None)
+    variables, _ = layer_variables(found.statistics[0], [ffn_weights(model, ffns[0].members[0])], LabelSettings(rho=0.001), None)
     assert (variables["label"] == schema.LABEL_SUPERNODE).sum() == 1
     # A core of one member: everybody has it as partner but the member itself.
     if variables["core_covered"]:

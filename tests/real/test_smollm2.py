@@ -18,7 +18,7 @@ from chanfmt.models.resolve import resolve_model
 from chanfmt.produce.measure import measure
 from chanfmt.produce.text import read_text
 from chanfmt.produce.tokens import sample, tokenize
-from tests.produce.test_measure import assert_metrics_close, direct, direct_sums
+from tests.produce.test_measure import assert_metrics_close, direct, direct_sums, members
 
 pytestmark = pytest.mark.slow
 
@@ -27,13 +27,13 @@ pytestmark = pytest.mark.slow
 def test_sums_equal_direct_computation(smollm2, dtype, tolerance):
     resolved = resolve_model(str(smollm2))
     model = load_model(resolved, dtype=dtype)
-    ffns = find_ffns(model, model.config.vocab_size)
+    ffns = find_ffns(model)
     assert len(ffns) == 30
     assert {ffn.width for ffn in ffns} == {1536}
     tokens = sample(tokenize(load_tokenizer(resolved), read_text("pydoc", "calibrate")), 3, 64, 0, "pydoc")
     found = measure(model, ffns, tokens, rho=0.01, batch_size=2)
     us, ss = direct(model, ffns, torch.from_numpy(tokens.ids).long())
-    for ffn, statistics in zip(ffns, found.statistics, strict=True):
+    for ffn, (statistics,) in zip(ffns, members(found), strict=True):
         expected = direct_sums(us[ffn.write], ss[ffn.write])
         for name in ("sum_u2", "sum_s2", "sum_abs_q", "sum_q2"):
             assert_metrics_close(statistics.sums[name].numpy(), expected[name], tolerance)

@@ -1,0 +1,60 @@
+"""Run a model on text, whatever its kind."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TEST_TOKENS = 32
+"""Tokens of the input that FFNs are found and verified with."""
+
+
+def run_text(model: Any, ids: torch.Tensor) -> Any:
+    """One forward pass over token ids (sequence, position), nothing cached. Returns the model's own output."""
+    known = inspect.signature(model.forward).parameters
+    extra: dict[str, Any] = {}
+    if model.config.is_encoder_decoder:
+        extra["decoder_input_ids"] = ids
+    if "use_cache" in known:
+        extra["use_cache"] = False
+    with eager_experts(model):
+        return model(input_ids=ids, **extra)
+
+
+def test_tokens(model: Any) -> torch.Tensor:
+    """Random token ids (1, position), on the model's device."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, rows, (1, TEST_TOKENS), generator=generator)
+    return ids.to(model.get_input_embeddings().weight.device)
+
+
+@torch.no_grad()
+def is_causal(model: Any) -> bool:
+    """Whether no token sees a later one. Asked of the instance: two dozen encoder types pass for causal by their class."""
+    ids = test_tokens(model)[:, :8]
+    other = ids.clone()
+    other[0, -1] = (other[0, -1] + 1) % model.get_input_embeddings().weight.shape[0]
+    first, second = (run_text(model, tokens).logits[0, :-1].float() for tokens in (ids, other))
+    return float((first - second).abs().max()) <= 1e-3 * float(first.abs().max())
+
+
+@contextlib.contextmanager
+def eager_experts(model: Any) -> Iterator[None]:
+    """Experts one after the other, each a plain product of its own tokens, which is what can be followed."""
+    configs = [module.config for module in model.modules()
+               if getattr(getattr(module, "config", None), "_experts_implementation", None) not in (None, "eager")]
+    before = [config._experts_implementation for config in configs]
+    for config in configs:
+        config._experts_implementation = "eager"
+    try:
+        yield
+    finally:
+        for config, implementation in zip(configs, before, strict=True):
+            config._experts_implementation = implementation

@@ -1,0 +1,375 @@
+"""Follow the channels of every linear map through one forward pass of a model.
+
+Under a dispatch mode each tensor that depends on the input carries a `Label`: which outputs of which
+matrix products its elements are elementwise functions of. Operations that only move elements are
+repeated on the channel numbers; elementwise operations join labels; a product with a parameter starts
+a new label; anything else makes a tensor opaque. What a matrix product reads is thereby known exactly,
+whatever modules and names the model is made of.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+from chanfmt.models.ffn import Bias, Matrix
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from torch import nn
+
+aten = torch.ops.aten
+
+_PRODUCTS = {aten.mm.default: (0, 1, None), aten.bmm.default: (0, 1, None), aten.addmm.default: (1, 2, 0),
+             aten.baddbmm.default: (1, 2, 0)}
+"""Matrix products: positions of the input, the weight, and the bias among their arguments."""
+_MOVES = frozenset({
+    aten._unsafe_view, aten.clone, aten.index, aten.index_select, aten.gather, aten.constant_pad_nd, aten.repeat,
+    aten.roll, aten.flip, aten.masked_select, aten.contiguous, aten.lift_fresh, aten.unfold, aten._reshape_alias,
+    aten.reshape, aten.alias, aten.take_along_dim,
+})
+"""Operations besides views that only move elements."""
+_JOINS = frozenset({aten.cat, aten.stack})
+_COPIES = frozenset({aten._to_copy, aten.to, aten.copy_, aten.lift_fresh_copy})
+_NORMS = frozenset({aten.native_layer_norm, aten._fused_rms_norm, aten.rms_norm, aten.layer_norm})
+_LINEAR = frozenset({aten.add, aten.sub, aten.rsub, aten.neg, aten.mul, aten.div, aten.add_, aten.sub_, aten.mul_, aten.div_,
+                     aten.neg_, aten.zeros_like, aten.masked_fill, aten.masked_fill_, aten.addcmul})
+"""Elementwise operations that are linear in each input (a division in its first)."""
+_TIMES = frozenset({aten.mul, aten.mul_, aten.div, aten.div_, aten.addcmul})
+_MAX_PARTS = 8
+
+
+@dataclass
+class Call:
+    """One matrix product with a parameter.
+
+    Attributes:
+        label: What its input depends on.
+        rows: Rows of its input.
+        bias: What is added to its output.
+    """
+
+    number: int
+    matrix: Matrix
+    label: Label
+    rows: int
+    bias: Bias | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """One function of outputs of ``call``: ``channels`` (as the tensor) says of which; ``curved`` if not linear."""
+
+    call: int
+    channels: torch.Tensor
+    curved: bool = False
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a tensor's elements depend on.
+
+    Attributes:
+        parts: Outputs of products that each element is a function of, elementwise.
+        opaque: Whether something else, that differs from channel to channel, goes in too.
+        mixed: Whether a number per token that was computed from the parts' own channels goes in: a norm, a threshold.
+        joined: Whether two parts were multiplied.
+        calls: Products whose outputs went into what is opaque.
+    """
+
+    parts: tuple[Part, ...] = ()
+    opaque: bool = False
+    mixed: bool = False
+    joined: bool = False
+    calls: frozenset[int] = field(default_factory=frozenset)
+
+    @property
+    def everything(self) -> frozenset[int]:
+        """Products that went in, in whatever way."""
+        return self.calls.union(part.call for part in self.parts)
+
+    @property
+    def curved(self) -> bool:
+        """Whether it is no linear function of the parts."""
+        return self.joined or any(part.curved for part in self.parts)
+
+
+class Tracer(TorchDispatchMode):
+    """Records the `Call`s of the forward passes that run inside it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+        self._labels: dict[int, Label] = {}
+        self._held: list[torch.Tensor] = []
+        self._by_storage: dict[int, list[torch.Tensor]] = {}
+        self._written: dict[int, Label] = {}
+        """Memory that was changed in place, for tensors that look at it otherwise."""
+        self._parameters: dict[int, list[tuple[str, torch.Tensor]]] = {}
+        for name, parameter in model.named_parameters():
+            self._parameters.setdefault(parameter.untyped_storage().data_ptr(), []).append((name, parameter.detach()))
+
+    def begin(self, tensor: torch.Tensor) -> None:
+        """Mark the model's input."""
+        self._set(tensor, Label(opaque=True))
+
+    def end(self) -> None:
+        """Forget the tensors of the pass."""
+        self._labels.clear()
+        self._held.clear()
+        self._by_storage.clear()
+        self._written.clear()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        flat, _ = tree_flatten((args, kwargs))
+        tensors = [item for item in flat if isinstance(item, torch.Tensor)]
+        if func in _PRODUCTS and isinstance(result, torch.Tensor) and self._product(func, args, result):
+            return result
+        labels = [label for tensor in tensors if (label := self._label(tensor)) is not None]
+        outputs = [item for item in tree_flatten(result)[0] if isinstance(item, torch.Tensor)]
+        if not labels:
+            for output in outputs:
+                self._forget(output)
+            return result
+        self._carry(func, args, kwargs, tensors, outputs)
+        return result
+
+    def _carry(self, func: Any, args: Any, kwargs: Any, tensors: list[torch.Tensor], outputs: list[torch.Tensor]) -> None:
+        packet = func.overloadpacket
+        written = outputs[0] if outputs and any(output is tensor for output in outputs for tensor in tensors) else None
+        labels: list[Label | None]
+        if packet in _COPIES:
+            source = tensors[-1] if packet is aten.copy_ else tensors[0]
+            label = self._label(source)
+            same = source.shape == outputs[0].shape
+            labels = [label if same or label is None else _opaque([label])]
+        elif packet in _JOINS:
+            labels = [self._joined(func, args, kwargs)]
+        elif (func.is_view and packet is not aten.as_strided) or packet in _MOVES:
+            labels = list(self._moved(func, args, kwargs, tensors, len(outputs)))
+        elif packet is aten.glu:
+            labels = [self._halves(args)]
+        elif packet in _NORMS:
+            labels = [self._normed(tensors[0]), *(self._opaque_of(tensors) for _ in outputs[1:])]
+        elif torch.Tag.pointwise in func.tags or packet in _LINEAR:
+            labels = [self._elementwise(packet, args, tensors, output) for output in outputs]
+        else:
+            labels = [self._opaque_of(tensors) for _ in outputs]
+        if written is not None:
+            self._spoil(written, self._opaque_of(tensors))
+        for output, label in zip(outputs, labels, strict=True):
+            if label is None:
+                self._forget(output)
+            else:
+                self._set(output, label)
+
+    def _product(self, func: Any, args: Any, result: torch.Tensor) -> bool:
+        """Record a product with a parameter; False where neither factor is one."""
+        source, weight, bias = _PRODUCTS[func]
+        matrix, label = self._matrix(args[weight]), self._label(args[source])
+        if matrix is None or label is None:
+            return False
+        number = len(self.calls)
+        call = Call(number, matrix, label, args[source].shape[:-1].numel())
+        if bias is not None:
+            call.bias = self._vector(args[bias])
+        self.calls.append(call)
+        channels = torch.arange(result.shape[-1], dtype=torch.int32, device=result.device)
+        self._set(result, Label((Part(number, channels.expand(result.shape)),)))
+        return True
+
+    def _matrix(self, weight: torch.Tensor) -> Matrix | None:
+        found = self._parameter(weight)
+        if found is None or weight.ndim < 2:
+            return None
+        name, parameter = found
+        offset = weight.storage_offset() - parameter.storage_offset()
+        inputs, outputs = weight.shape[-2:]
+        if parameter.ndim == 3:
+            plain, step = parameter.stride()[-2:], parameter.stride(0)
+            batched = weight.ndim == 3 and weight.stride(0) == step and weight.shape[0] == parameter.shape[0]
+            index, row = (None, 0) if batched else (offset // step, 0)
+        elif parameter.ndim == 2:
+            plain, batched, index = parameter.stride(), False, None
+            row = offset // parameter.stride(0)
+        else:
+            return None
+        return Matrix(name, index, row, weight.stride()[-2:] == plain, inputs, outputs, batched)
+
+    def _vector(self, bias: torch.Tensor) -> Bias | None:
+        found = self._parameter(bias)
+        if found is None:
+            return None
+        name, parameter = found
+        if parameter.ndim == 2 and bias.shape[-1] == parameter.shape[-1]:
+            return Bias(name, (bias.storage_offset() - parameter.storage_offset()) // parameter.stride(0))
+        return Bias(name, None) if parameter.ndim == 1 else None
+
+    def _parameter(self, tensor: torch.Tensor) -> tuple[str, torch.Tensor] | None:
+        for name, parameter in self._parameters.get(tensor.untyped_storage().data_ptr(), ()):
+            first = parameter.storage_offset()
+            if first <= tensor.storage_offset() < first + max(1, parameter.numel()):
+                return name, parameter
+        return None
+
+    def _moved(
+        self, func: Any, args: Any, kwargs: Any, tensors: list[torch.Tensor], outputs: int
+    ) -> Iterator[Label | None]:
+        label = self._label(tensors[0])
+        if label is None or any(
+            (other := self._label(tensor)) is not None and not other.opaque for tensor in tensors[1:]
+        ):
+            yield from [self._opaque_of(tensors)] * outputs
+            return
+        moved = [self._repeated(func, args, kwargs, tensors[0], part.channels) for part in label.parts]
+        for index in range(outputs):
+            parts = tuple(replace(part, channels=channels[index]) for part, channels in zip(label.parts, moved, strict=True))
+            yield replace(label, parts=parts)
+
+    def _repeated(self, func: Any, args: Any, kwargs: Any, source: torch.Tensor, channels: torch.Tensor) -> list[torch.Tensor]:
+        def other(tensor: torch.Tensor) -> torch.Tensor:
+            return channels if tensor is source else tensor
+
+        with _paused():
+            if func.is_view and not channels.is_contiguous():
+                # A view that the data's strides allow may be none of the expanded channel numbers.
+                channels = channels.contiguous()
+            result = func(*tree_map_only(torch.Tensor, other, args), **tree_map_only(torch.Tensor, other, kwargs))
+        return [item for item in tree_flatten(result)[0] if isinstance(item, torch.Tensor)]
+
+    def _joined(self, func: Any, args: Any, kwargs: Any) -> Label:
+        labels = [self._label(tensor) for tensor in args[0]]
+        known = [label for label in labels if label is not None]
+        if len(known) < len(labels) or any(label.opaque or len(label.parts) != len(known[0].parts) for label in known):
+            return _opaque(known)
+        parts = []
+        for members in zip(*(label.parts for label in known), strict=True):
+            if any(member.call != members[0].call for member in members):
+                return _opaque(known)
+            with _paused():
+                channels = func([member.channels for member in members], *args[1:], **kwargs)
+            parts.append(Part(members[0].call, channels, any(member.curved for member in members)))
+        return Label(tuple(parts), False, any(label.mixed for label in known), any(label.joined for label in known))
+
+    def _halves(self, args: Any) -> Label | None:
+        label = self._label(args[0])
+        if label is None or label.opaque:
+            return label
+        axis = args[1] if len(args) > 1 else -1
+        parts = []
+        for part in label.parts:
+            with _paused():
+                plain, gate = part.channels.chunk(2, axis)
+            parts += [replace(part, channels=plain), replace(part, channels=gate, curved=True)]
+        return replace(label, parts=tuple(parts), joined=True)
+
+    def _normed(self, tensor: torch.Tensor) -> Label | None:
+        label = self._label(tensor)
+        return None if label is None else replace(label, mixed=True)
+
+    def _elementwise(self, packet: Any, args: Any, tensors: list[torch.Tensor], output: torch.Tensor) -> Label:
+        parts: list[Part] = []
+        calls: set[int] = set()
+        opaque = mixed = joined = False
+        factors = 0
+        for position, tensor in enumerate(tensors):
+            label = self._label(tensor)
+            if label is None:
+                continue
+            wide = tensor.ndim > 0 and (tensor.shape[-1] == output.shape[-1] or output.ndim == 0)
+            mixed |= label.mixed
+            joined |= label.joined
+            if label.opaque or not wide:
+                opaque |= wide and label.opaque and tensor.shape[-1] != 1
+                calls |= label.everything
+                continue
+            factors += 1
+            curved = packet not in _LINEAR or (packet in (aten.div, aten.div_) and position > 0)
+            for part in label.parts:
+                with _paused():
+                    channels = part.channels.expand(output.shape)
+                parts.append(Part(part.call, channels, part.curved or curved))
+        mixed |= bool(calls.intersection(part.call for part in parts))
+        if packet in (aten.add, aten.add_) and len(tensors) == 2:
+            self._note_bias(tensors, parts)
+        parts = _unique(parts)
+        if opaque or not parts or len(parts) > _MAX_PARTS:
+            return Label(opaque=True, calls=frozenset(calls.union(part.call for part in parts)))
+        return Label(tuple(parts), False, mixed, joined or (factors > 1 and packet in _TIMES), frozenset(calls))
+
+    def _note_bias(self, tensors: Sequence[torch.Tensor], parts: Iterable[Part]) -> None:
+        for part in parts:
+            call = self.calls[part.call]
+            for tensor in tensors:
+                if self._label(tensor) is None and tensor.ndim and tensor.shape[-1] == call.matrix.outputs \
+                        and call.bias is None and not part.curved:
+                    call.bias = self._vector(tensor)
+
+    def _opaque_of(self, tensors: list[torch.Tensor]) -> Label | None:
+        labels = [label for tensor in tensors if (label := self._label(tensor)) is not None]
+        return _opaque(labels) if labels else None
+
+    def _label(self, tensor: torch.Tensor) -> Label | None:
+        return self._labels.get(id(tensor)) or self._written.get(tensor.untyped_storage().data_ptr())
+
+    def _set(self, tensor: torch.Tensor, label: Label) -> None:
+        if id(tensor) not in self._labels:
+            # Held, so that no other tensor of the pass gets its id.
+            self._held.append(tensor)
+            self._by_storage.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
+        self._labels[id(tensor)] = label
+
+    def _forget(self, tensor: torch.Tensor) -> None:
+        self._labels.pop(id(tensor), None)
+
+    def _spoil(self, written: torch.Tensor, label: Label | None) -> None:
+        """``written`` was changed in place: what else looks at its memory is not followed."""
+        if label is None:
+            return
+        storage = written.untyped_storage().data_ptr()
+        self._written[storage] = label
+        for tensor in self._by_storage.get(storage, ()):
+            if tensor is not written:
+                self._labels[id(tensor)] = _opaque([label, self._labels.get(id(tensor), label)])
+
+
+def _opaque(labels: Iterable[Label]) -> Label:
+    return Label(opaque=True, calls=frozenset().union(*(label.everything for label in labels)))
+
+
+def _unique(parts: list[Part]) -> list[Part]:
+    """Parts that are the same function of position counted once."""
+    found: list[Part] = []
+    for part in parts:
+        for index, other in enumerate(found):
+            if other.call == part.call and (other.channels is part.channels or torch.equal(other.channels, part.channels)):
+                found[index] = replace(other, curved=other.curved or part.curved)
+                break
+        else:
+            found.append(part)
+    return found
+
+
+@contextlib.contextmanager
+def _paused() -> Iterator[None]:
+    """Our own arithmetic on channel numbers is no part of the model."""
+    with torch.utils._python_dispatch._disable_current_modes():
+        yield
+
+
+def trace(model: nn.Module, ids: torch.Tensor, forward: Callable[[], object]) -> list[Call]:
+    """The matrix products of ``forward()``, which runs ``model`` on ``ids``, in the order they ran."""
+    tracer = Tracer(model)
+    with torch.no_grad(), tracer:
+        tracer.begin(ids)
+        forward()
+    tracer.end()
+    return tracer.calls
