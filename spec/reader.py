@@ -468,10 +468,12 @@ def check_tokens(atlas: Atlas, path: str, place: str | None) -> None:
     calibration, length = columns(atlas, "/calibration"), atlas.attribute("/calibration@seq_len")
     most = np.bincount(calibration["split_of"], minlength=len(split))[:len(split)] * length
     most = most.reshape(-1, *[1] * (split.ndim - 1))
-    every = place == "decoder" and atlas.nodes[path].attributes["kind"] != "experts"
-    wrong = (tokens != split.sum(axis=0)).any() or ((split != most) if every else (split > most)).any()
-    total = len(calibration["sequence"]) * length
-    wrong |= ((tokens != total) if every else (tokens > total)).any()
+    wrong = (tokens != split.sum(axis=0)).any() or (split < 0).any()
+    if atlas.nodes[path].attributes["kind"] == "experts":
+        wrong |= (split > most).any()
+    elif place == "decoder":
+        times = np.maximum(1, tokens // max(1, most.sum()))
+        wrong |= (split != times * most).any()
     wrong |= correlated is not None and (correlated > tokens).any()
     atlas.report(wrong, "E208", path, "token counts do not agree")
 

@@ -19,7 +19,7 @@ from chanfmt.errors import ModelError, first_line
 from chanfmt.models.ffn import FFN, Matrix, Member, Projection, Read
 from chanfmt.models.probe import probe
 from chanfmt.models.run import run_text, test_tokens
-from chanfmt.models.trace import Call, trace
+from chanfmt.models.trace import Call, decode, trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -71,41 +71,37 @@ def _examine(call: Call, calls: Sequence[Call]) -> _Found | None:
         return None
     reads = []
     for part in label.parts:
-        channels = part.channels.reshape(-1, matrix.inputs)
+        numbers, channels = decode(part.codes.reshape(-1, matrix.inputs))
+        if not len(channels) or bool((numbers != numbers[0, 0]).any()):
+            return None
         first = channels[0]
         step = int(first[1] - first[0]) if len(first) > 1 else 1
-        expected = first[0] + step * torch.arange(len(first), dtype=first.dtype, device=first.device)
+        expected = first[0] + step * torch.arange(len(first), device=first.device)
         if step < 1 or not torch.equal(channels, expected.expand_as(channels)):
             return None
-        source = calls[part.call]
-        reads.append((source, int(first[0]), step, part.curved))
+        reads.append((calls[int(numbers[0, 0])], int(first[0]), step, part.curved))
     # Those that read what the write writes to come first; an adapter beside them reads something else.
     reads.sort(key=lambda item: item[0].matrix.inputs != matrix.outputs)
     if reads[0][0].matrix.index != matrix.index or reads[0][0].matrix.inputs != matrix.outputs:
         return None
-    roles = _roles(reads)
-    if roles is None:
-        return None
-    return _Found(call, Member(Projection(matrix, call.bias), roles), label.mixed)
+    return _Found(call, Member(Projection(matrix, call.bias), _roles(reads)), label.mixed)
 
 
-def _roles(reads: Sequence[tuple[Call, int, int, bool]]) -> tuple[Read, ...] | None:
-    """Which reads are the gate: those that do not pass through linearly, where others do."""
-    def read(item: tuple[Call, int, int, bool], role: str) -> Read:
+def _roles(reads: Sequence[tuple[Call, int, int, int]]) -> tuple[Read, ...]:
+    """Which reads are the gate: those that pass through less linearly than others."""
+    def read(item: tuple[Call, int, int, int], role: str) -> Read:
         source, start, step, _ = item
         return Read(Projection(source.matrix, source.bias), role, start, step)
 
-    curved = [item for item in reads if item[3]]
-    straight = [item for item in reads if not item[3]]
-    if curved and straight:
-        return (*(read(item, "gate") for item in curved), *(read(item, "up") for item in straight))
-    sites = {(item[0].matrix.parameter, item[1]) for item in reads}
-    if len(sites) == 2 and len(reads) == 2:
-        # Both or neither pass through linearly: only their names can tell.
-        gates = [item for item in reads if "gate" in item[0].matrix.parameter.rpartition(".")[0].rpartition(".")[2]]
-        gate = gates[0] if len(gates) == 1 else reads[0]
-        return (read(gate, "gate"), *(read(item, "up") for item in reads if item is not gate))
-    return tuple(read(item, "up") for item in reads)
+    most = max(item[3] for item in reads)
+    gates = [item for item in reads if item[3] == most]
+    if len(gates) == len(reads) and len({(item[0].matrix.parameter, item[1]) for item in reads}) > 1:
+        # Only their names can tell.
+        gates = [item for item in reads if "gate" in item[0].matrix.parameter.rpartition(".")[0].rpartition(".")[2]] or gates
+        gates = gates[:1] if len(gates) == len(reads) else gates
+    if len(gates) == len(reads):
+        return tuple(read(item, "up") for item in reads)
+    return (*(read(item, "gate") for item in gates), *(read(item, "up") for item in reads if item not in gates))
 
 
 def _assemble(model: Any, found: Sequence[_Found], calls: Sequence[Call]) -> list[FFN]:

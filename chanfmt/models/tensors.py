@@ -176,39 +176,40 @@ def _find(
 ) -> tuple[int | None, int, int, int | None] | None:
     """Stored axis, start, step and expert index of what is wanted; None where ``stored`` does not hold it."""
     origin = [0] * stored.coordinates[0].ndim
+    along = None if axis is None else _axis_of(stored.coordinates[axis])
     expert = None
     for where, wanted in fixed.items():
         varying = _axis_of(stored.coordinates[where])
         if varying is None:
             if int(stored.coordinates[where].flatten()[0]) != wanted:
                 return None
-        elif varying == 0 and stored.coordinates[where].ndim > 1 + (axis is not None):
+        elif varying == 0 and along != 0:
             matches = torch.nonzero(_line(stored.coordinates[where], 0, origin) == wanted).flatten().tolist()
             if len(matches) != 1:
                 return None
             expert = origin[0] = matches[0]
     if axis is None:
         return None, 0, 1, expert
-    varying = _axis_of(stored.coordinates[axis], expert)
-    if varying is None:
+    if along is None:
         return None
-    line = _line(stored.coordinates[axis], varying, origin)
-    wanted_here = torch.ones_like(line, dtype=torch.bool)
+    line = _line(stored.coordinates[axis], along, origin)
+    # Experts one after the other along the channels' own axis: the positions of this one.
+    mine = torch.ones_like(line, dtype=torch.bool)
     for where, wanted in fixed.items():
-        wanted_here &= _line(stored.coordinates[where], varying, origin) == wanted
-    places = {int(value): place for place, value in enumerate(line.tolist()) if bool(wanted_here[place])}
+        mine &= _line(stored.coordinates[where], along, origin) == wanted
+    places = {value: place for place, (value, here) in enumerate(zip(line.tolist(), mine.tolist(), strict=True)) if here}
     if not all(position in places for position in (positions[0], positions[-1])):
         return None
     start = places[positions[0]]
     step = places[positions[1]] - start if len(positions) > 1 else 1
     if step < 1 or any(places.get(position) != start + number * step for number, position in enumerate(positions)):
         return None
-    return varying, start, step, expert
+    return along, start, step, expert
 
 
-def _axis_of(coordinate: torch.Tensor, expert: int | None = None) -> int | None:
-    """The stored axis along which a parameter's coordinate varies, past the expert's; None where it is one number."""
-    for axis in range(0 if expert is None else 1, coordinate.ndim):
+def _axis_of(coordinate: torch.Tensor) -> int | None:
+    """The first stored axis along which a parameter's coordinate varies; None where it is one number."""
+    for axis in range(coordinate.ndim):
         if coordinate.shape[axis] > 1:
             line = _line(coordinate, axis, [0] * coordinate.ndim)
             if bool((line != line[0]).any()):

@@ -41,7 +41,10 @@ _NORMS = frozenset({aten.native_layer_norm, aten._fused_rms_norm, aten.rms_norm,
 _LINEAR = frozenset({aten.add, aten.sub, aten.rsub, aten.neg, aten.mul, aten.div, aten.add_, aten.sub_, aten.mul_, aten.div_,
                      aten.neg_, aten.zeros_like, aten.masked_fill, aten.masked_fill_, aten.addcmul})
 """Elementwise operations that are linear in each input (a division in its first)."""
+_LIMITS = frozenset({aten.clamp, aten.clamp_, aten.clamp_max, aten.clamp_max_, aten.minimum, aten.maximum})
 _TIMES = frozenset({aten.mul, aten.mul_, aten.div, aten.div_, aten.addcmul})
+_OPAQUE_VIEWS = frozenset({aten.as_strided, aten.view_as_complex, aten.view_as_real})
+_CHANNEL_BITS = 32
 _MAX_PARTS = 8
 
 
@@ -64,11 +67,17 @@ class Call:
 
 @dataclass(frozen=True)
 class Part:
-    """One function of outputs of ``call``: ``channels`` (as the tensor) says of which; ``curved`` if not linear."""
+    """One function of outputs of products.
 
-    call: int
-    channels: torch.Tensor
-    curved: bool = False
+    Attributes:
+        calls: The products, and perhaps more.
+        codes: For each element of the tensor the product and the channel it is a function of, int64.
+        curved: 0 if it is a linear function, 1 if one with limits, 2 if any other.
+    """
+
+    calls: frozenset[int]
+    codes: torch.Tensor
+    curved: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,12 +101,17 @@ class Label:
     @property
     def everything(self) -> frozenset[int]:
         """Products that went in, in whatever way."""
-        return self.calls.union(part.call for part in self.parts)
+        return self.calls.union(*(part.calls for part in self.parts))
 
     @property
     def curved(self) -> bool:
         """Whether it is no linear function of the parts."""
         return self.joined or any(part.curved for part in self.parts)
+
+
+def decode(codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The products and the channels that ``codes`` of a `Part` name."""
+    return codes >> _CHANNEL_BITS, codes & ((1 << _CHANNEL_BITS) - 1)
 
 
 class Tracer(TorchDispatchMode):
@@ -153,7 +167,7 @@ class Tracer(TorchDispatchMode):
             labels = [label if same or label is None else _opaque([label])]
         elif packet in _JOINS:
             labels = [self._joined(func, args, kwargs)]
-        elif (func.is_view and packet is not aten.as_strided) or packet in _MOVES:
+        elif (func.is_view and packet not in _OPAQUE_VIEWS) or packet in _MOVES:
             labels = list(self._moved(func, args, kwargs, tensors, len(outputs)))
         elif packet is aten.glu:
             labels = [self._halves(args)]
@@ -182,8 +196,8 @@ class Tracer(TorchDispatchMode):
         if bias is not None:
             call.bias = self._vector(args[bias])
         self.calls.append(call)
-        channels = torch.arange(result.shape[-1], dtype=torch.int32, device=result.device)
-        self._set(result, Label((Part(number, channels.expand(result.shape)),)))
+        codes = torch.arange(result.shape[-1], device=result.device) + (number << _CHANNEL_BITS)
+        self._set(result, Label((Part(frozenset((number,)), codes.expand(result.shape)),)))
         return True
 
     def _matrix(self, weight: torch.Tensor) -> Matrix | None:
@@ -229,19 +243,19 @@ class Tracer(TorchDispatchMode):
         ):
             yield from [self._opaque_of(tensors)] * outputs
             return
-        moved = [self._repeated(func, args, kwargs, tensors[0], part.channels) for part in label.parts]
+        moved = [self._repeated(func, args, kwargs, tensors[0], part.codes) for part in label.parts]
         for index in range(outputs):
-            parts = tuple(replace(part, channels=channels[index]) for part, channels in zip(label.parts, moved, strict=True))
+            parts = tuple(replace(part, codes=codes[index]) for part, codes in zip(label.parts, moved, strict=True))
             yield replace(label, parts=parts)
 
-    def _repeated(self, func: Any, args: Any, kwargs: Any, source: torch.Tensor, channels: torch.Tensor) -> list[torch.Tensor]:
+    def _repeated(self, func: Any, args: Any, kwargs: Any, source: torch.Tensor, codes: torch.Tensor) -> list[torch.Tensor]:
         def other(tensor: torch.Tensor) -> torch.Tensor:
-            return channels if tensor is source else tensor
+            return codes if tensor is source else tensor
 
         with _paused():
-            if func.is_view and not channels.is_contiguous():
-                # A view that the data's strides allow may be none of the expanded channel numbers.
-                channels = channels.contiguous()
+            if func.is_view and not codes.is_contiguous():
+                # A view that the data's strides allow may be none of the expanded codes.
+                codes = codes.contiguous()
             result = func(*tree_map_only(torch.Tensor, other, args), **tree_map_only(torch.Tensor, other, kwargs))
         return [item for item in tree_flatten(result)[0] if isinstance(item, torch.Tensor)]
 
@@ -252,11 +266,10 @@ class Tracer(TorchDispatchMode):
             return _opaque(known)
         parts = []
         for members in zip(*(label.parts for label in known), strict=True):
-            if any(member.call != members[0].call for member in members):
-                return _opaque(known)
             with _paused():
-                channels = func([member.channels for member in members], *args[1:], **kwargs)
-            parts.append(Part(members[0].call, channels, any(member.curved for member in members)))
+                codes = func([member.codes for member in members], *args[1:], **kwargs)
+            parts.append(Part(frozenset().union(*(member.calls for member in members)), codes,
+                              max(member.curved for member in members)))
         return Label(tuple(parts), False, any(label.mixed for label in known), any(label.joined for label in known))
 
     def _halves(self, args: Any) -> Label | None:
@@ -267,8 +280,8 @@ class Tracer(TorchDispatchMode):
         parts = []
         for part in label.parts:
             with _paused():
-                plain, gate = part.channels.chunk(2, axis)
-            parts += [replace(part, channels=plain), replace(part, channels=gate, curved=True)]
+                plain, gate = part.codes.chunk(2, axis)
+            parts += [replace(part, codes=plain), replace(part, codes=gate, curved=2)]
         return replace(label, parts=tuple(parts), joined=True)
 
     def _normed(self, tensor: torch.Tensor) -> Label | None:
@@ -292,26 +305,28 @@ class Tracer(TorchDispatchMode):
                 calls |= label.everything
                 continue
             factors += 1
-            curved = packet not in _LINEAR or (packet in (aten.div, aten.div_) and position > 0)
+            linear = packet in _LINEAR and not (packet in (aten.div, aten.div_) and position > 0)
+            curved = 0 if linear else 1 if packet in _LIMITS else 2
             for part in label.parts:
                 with _paused():
-                    channels = part.channels.expand(output.shape)
-                parts.append(Part(part.call, channels, part.curved or curved))
-        mixed |= bool(calls.intersection(part.call for part in parts))
+                    codes = part.codes.expand(output.shape)
+                parts.append(Part(part.calls, codes, max(part.curved, curved)))
+        mixed |= any(calls & part.calls for part in parts)
         if packet in (aten.add, aten.add_) and len(tensors) == 2:
             self._note_bias(tensors, parts)
         parts = _unique(parts)
         if opaque or not parts or len(parts) > _MAX_PARTS:
-            return Label(opaque=True, calls=frozenset(calls.union(part.call for part in parts)))
+            return Label(opaque=True, calls=frozenset(calls.union(*(part.calls for part in parts))))
         return Label(tuple(parts), False, mixed, joined or (factors > 1 and packet in _TIMES), frozenset(calls))
 
     def _note_bias(self, tensors: Sequence[torch.Tensor], parts: Iterable[Part]) -> None:
         for part in parts:
-            call = self.calls[part.call]
-            for tensor in tensors:
-                if self._label(tensor) is None and tensor.ndim and tensor.shape[-1] == call.matrix.outputs \
-                        and call.bias is None and not part.curved:
-                    call.bias = self._vector(tensor)
+            for number in part.calls if not part.curved else ():
+                call = self.calls[number]
+                for tensor in tensors:
+                    if call.bias is None and self._label(tensor) is None and tensor.ndim \
+                            and tensor.shape[-1] == call.matrix.outputs:
+                        call.bias = self._vector(tensor)
 
     def _opaque_of(self, tensors: list[torch.Tensor]) -> Label | None:
         labels = [label for tensor in tensors if (label := self._label(tensor)) is not None]
@@ -350,8 +365,8 @@ def _unique(parts: list[Part]) -> list[Part]:
     found: list[Part] = []
     for part in parts:
         for index, other in enumerate(found):
-            if other.call == part.call and (other.channels is part.channels or torch.equal(other.channels, part.channels)):
-                found[index] = replace(other, curved=other.curved or part.curved)
+            if other.calls == part.calls and (other.codes is part.codes or torch.equal(other.codes, part.codes)):
+                found[index] = replace(other, curved=max(other.curved, part.curved))
                 break
         else:
             found.append(part)
