@@ -12,7 +12,13 @@ FORMAT = "channel-importance-atlas"
 FORMAT_VERSION = "1.0"
 CONVENTIONS = "CF-1.11"
 METRIC_DEFINITION = "scar-1"
-LOSS = "sum of next-token NLL, nats"
+LOSSES = {
+    "next-token": "sum of next-token NLL, nats",
+    "masked-token": "sum of the NLL of the 15% of tokens hidden by the mask token, nats",
+    "reconstruction": "sum of the NLL of the decoder that gives back the encoder's tokens, nats",
+    "embedding": "NLL of a sample of the last hidden state under a unit Gaussian around it, nats",
+}
+"""Losses by their names on the command line, and what an atlas says of them."""
 SPLITS = 8
 """Number of splits the calibration sequences fall into."""
 KNOWN_FEATURES: frozenset[str] = frozenset()
@@ -227,12 +233,12 @@ ATTRIBUTES: dict[str, tuple[Attribute, ...]] = {
         Attribute("fingerprint", "str", "SHA-256 over tensor names, shapes, dtypes and a sample of the bytes"),
     ),
     "/calibration": (
-        Attribute("loss", "str", f'the loss differentiated: "{LOSS}"'),
+        Attribute("loss", "str", "the loss differentiated"),
         Attribute("metric_definition", "str", "version of the metric definitions"),
         Attribute("tokenizer", "str", "tokenizer used"),
         Attribute("seq_len", "int", "tokens in every sequence"),
         Attribute("seed", "int", "seed of the sample, of the first contribution where there are several"),
-        Attribute("mean_loss", "float", "mean next-token NLL over the predicted calibration tokens, nats"),
+        Attribute("mean_loss", "float", "mean of the loss over the predicted calibration tokens, nats"),
     ),
     "/labels": (
         Attribute("rho", "float", "share of channels that are supernodes"),

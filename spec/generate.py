@@ -70,7 +70,7 @@ def schema_json() -> str:
         "format": schema.FORMAT,
         "format_version": schema.FORMAT_VERSION,
         "metric_definition": schema.METRIC_DEFINITION,
-        "loss": schema.LOSS,
+        "loss": schema.LOSSES,
         "attributes": {group: [dataclasses.asdict(item) for item in items] for group, items in schema.ATTRIBUTES.items()},
         "variables": {
             "/calibration": variables(schema.CALIBRATION_VARIABLES), "/block": variables(schema.BLOCK_VARIABLES),

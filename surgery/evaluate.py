@@ -92,7 +92,7 @@ def _evaluate_one(name: str, resolved: Any, text: Any, options: EvaluateOptions,
 
     import torch
 
-    from chanfmt.models.load import load_config, load_model, load_tokenizer
+    from chanfmt.models.load import check_causal, load_config, load_model, load_tokenizer
     from chanfmt.produce.loss import NextTokenLoss
     from chanfmt.produce.tokens import check_fits, tokenize
 
@@ -104,6 +104,7 @@ def _evaluate_one(name: str, resolved: Any, text: Any, options: EvaluateOptions,
     if len(token_ids) < 2:
         raise UsageError(f"{options.data} has fewer than two tokens")
     model = load_model(resolved, dtype=options.dtype, device=options.device)
+    check_causal(model)
     ids = torch.from_numpy(token_ids).long().to(next(model.parameters()).device)
     loss = NextTokenLoss(model, ids[None, :16])
     total, predicted, blocks = 0.0, 0, 0

@@ -89,7 +89,7 @@ def random_content(
             hashlib.sha256(config.encode()).hexdigest(), "float32", 12345, "f" * 64,
         ),
         calibration=CalibrationRecord(
-            schema.LOSS, schema.METRIC_DEFINITION, "none", seq_len, seed, 4.2,
+            schema.LOSSES["next-token"], schema.METRIC_DEFINITION, "none", seq_len, seed, 4.2,
             tuple(hashlib.sha256(row.tobytes()).hexdigest() for row in token_ids),
             np.zeros(sequences, dtype=np.int32), np.arange(sequences, dtype=np.uint8) * splits // sequences,
             (Contribution(contribution, "random", "", f"0:{sequences}", sequences, tokens, "tests"),), token_ids,

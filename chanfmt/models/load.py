@@ -22,8 +22,7 @@ def load_config(resolved: ResolvedModel, *, trust_remote_code: bool = False) -> 
     """The model's config, after refusing what cannot be measured.
 
     Raises:
-        ModelError: Unknown model type, remote code without consent, quantised weights, or a model
-            that predicts no next token.
+        ModelError: Unknown model type, remote code without consent, or quantised weights.
     """
     import transformers
 
@@ -45,26 +44,22 @@ def load_config(resolved: ResolvedModel, *, trust_remote_code: bool = False) -> 
             f"{resolved.id} is quantised ({name}); its weights cannot be measured or cut channel by channel",
             hint="use the unquantised checkpoint it was made from",
         )
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(f"{resolved.id} is an encoder-decoder ({config.model_type}); only causal models are measured")
     return config
 
 
 def load_model(
     resolved: ResolvedModel, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """A stock causal LM on its device, in evaluation mode, with every parameter frozen.
+    """The model that its config names, on its device, in evaluation mode, with every parameter frozen.
 
     Args:
         dtype: One of `DTYPES`; ``auto`` is float32 on a CPU and the checkpoint's own elsewhere.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
 
     Raises:
-        ModelError: transformers cannot load it, weights are missing or not finite, its tokens see later
-            ones, or memory runs out.
+        ModelError: transformers cannot load it, weights are missing or not finite, or memory runs out.
     """
     import torch
-    import transformers
 
     place = pick_device(device)
     if dtype not in DTYPES:
@@ -76,17 +71,19 @@ def load_model(
         wanted = torch.float32
     try:
         with quiet_transformers():
-            model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            model, info = auto_class(load_config(resolved, trust_remote_code=trust_remote_code)).from_pretrained(
                 resolved.directory, dtype=wanted, use_safetensors=True,
                 trust_remote_code=trust_remote_code, output_loading_info=True,
             )
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(f"{resolved.id}: transformers cannot load it: {first_line(error)}") from None
     if info["missing_keys"]:
         name = sorted(info["missing_keys"])[0]
         raise ModelError(
             f"{resolved.id}: the checkpoint lacks {len(info['missing_keys'])} weights, {name} among them",
-            hint="a model with random weights cannot be measured; is this the complete causal-LM checkpoint?",
+            hint="a model with random weights cannot be measured; is this the complete checkpoint?",
         )
     surplus = sorted(name for name in info["unexpected_keys"] if name.endswith(".weight") and _layer_is_missing(model, name))
     if surplus:
@@ -103,8 +100,32 @@ def load_model(
     model.eval()
     model.requires_grad_(False)
     check_finite(model)
-    check_causal(model)
     return model
+
+
+def auto_class(config: Any) -> Any:
+    """The transformers class that loads what ``config`` says was saved: with the head it has, else without one."""
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    saved = (config.architectures or [""])[0]
+    for names, loader in (
+        (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, transformers.AutoModelForCausalLM),
+        (modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, transformers.AutoModelForSeq2SeqLM),
+        (modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, transformers.AutoModelForMaskedLM),
+        (modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, transformers.AutoModelForImageTextToText),
+    ):
+        if _names(names.get(config.model_type)) & {saved}:
+            return loader
+    # Remote code has classes of its own; a base model saved without its head has none.
+    known = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if saved.endswith("CausalLM") or (not saved and config.model_type in known):
+        return transformers.AutoModelForCausalLM
+    return transformers.AutoModel
+
+
+def _names(value: Any) -> set[str]:
+    return set(value) if isinstance(value, tuple | list) else {value}
 
 
 def load_tokenizer(resolved: ResolvedModel, *, trust_remote_code: bool = False) -> Any:
@@ -149,22 +170,13 @@ def check_finite(model: PreTrainedModel) -> None:
 
 
 def check_causal(model: PreTrainedModel) -> None:
-    """Raise `ModelError` where a later token reaches an earlier logit: there is no next-token loss then.
+    """Raise `ModelError` where a later token reaches an earlier logit: there is no next-token loss then."""
+    from chanfmt.models.run import is_causal
 
-    Asked of the instance: two dozen encoder types pass for causal language models by their class.
-    """
-    import torch
-
-    vocab_size = model.config.get_text_config().vocab_size
-    ids = (torch.arange(8) % vocab_size)[None].to(next(model.parameters()).device)
-    other = ids.clone()
-    other[0, -1] = (other[0, -1] + 1) % vocab_size
-    with torch.inference_mode(), quiet_transformers():
-        first, second = (model(tokens, use_cache=False).logits[0, :-1].float() for tokens in (ids, other))
-    if float((first - second).abs().max()) > 1e-3 * float(first.abs().max()):
+    if not is_causal(model):
         raise ModelError(
             f"{type(model).__name__} is an encoder as configured: its tokens see later ones, so no next-token loss exists",
-            hint="causal language models, and encoders with is_decoder=true, can be measured",
+            hint="perplexity is for causal language models, and for encoders with is_decoder=true",
         )
 
 

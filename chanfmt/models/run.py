@@ -15,12 +15,16 @@ TEST_TOKENS = 32
 """Tokens of the input that FFNs are found and verified with."""
 
 
-def run_text(model: Any, ids: torch.Tensor) -> Any:
-    """One forward pass over token ids (sequence, position), nothing cached. Returns the model's own output."""
+def run_text(model: Any, ids: torch.Tensor, *, decoder_ids: torch.Tensor | None = None) -> Any:
+    """One forward pass over token ids (sequence, position), nothing cached. Returns the model's own output.
+
+    Args:
+        decoder_ids: What the decoder of an encoder-decoder reads; ``ids`` where that does not matter.
+    """
     known = inspect.signature(model.forward).parameters
     extra: dict[str, Any] = {}
-    if model.config.is_encoder_decoder:
-        extra["decoder_input_ids"] = ids
+    if model.config.is_encoder_decoder and "decoder_input_ids" in known:
+        extra["decoder_input_ids"] = ids if decoder_ids is None else decoder_ids
     if "use_cache" in known:
         extra["use_cache"] = False
     with eager_experts(model):
@@ -37,7 +41,12 @@ def test_tokens(model: Any) -> torch.Tensor:
 
 @torch.no_grad()
 def is_causal(model: Any) -> bool:
-    """Whether no token sees a later one. Asked of the instance: two dozen encoder types pass for causal by their class."""
+    """Whether no token sees a later one and it predicts tokens.
+
+    Asked of the instance: two dozen encoder types pass for causal language models by their class.
+    """
+    if model.config.is_encoder_decoder or not hasattr(run_text(model, test_tokens(model)[:, :2]), "logits"):
+        return False
     ids = test_tokens(model)[:, :8]
     other = ids.clone()
     other[0, -1] = (other[0, -1] + 1) % model.get_input_embeddings().weight.shape[0]

@@ -319,7 +319,7 @@ def _asked(plan: BuildPlan, settings: LabelSettings, options: BuildOptions) -> d
     model = plan.record
     return {
         "fingerprint": model.fingerprint, "config_sha256": model.config_sha256, "dtype": model.dtype,
-        "metric_definition": schema.METRIC_DEFINITION, "loss_definition": schema.LOSS,
+        "metric_definition": schema.METRIC_DEFINITION, "loss_definition": schema.LOSSES["next-token"],
         "source": plan.text.source, "revision": plan.text.revision, "seq_len": options.seq_len,
         "sequences": len(plan.tokens.ids), "seed": options.seed,
         "sequences_sha256": checkpoint.sequences_digest(plan.tokens.sha256), **dataclasses.asdict(settings),
@@ -347,7 +347,7 @@ def _calibration_record(plan: BuildPlan, measurement: Measurement, options: Buil
         producer=f"chanfmt {__version__}",
     )
     return CalibrationRecord(
-        loss=schema.LOSS,
+        loss=schema.LOSSES["next-token"],
         metric_definition=schema.METRIC_DEFINITION,
         tokenizer=plan.resolved.id,
         seq_len=options.seq_len,

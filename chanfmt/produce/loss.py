@@ -1,20 +1,78 @@
-"""The loss that is differentiated: the sum of next-token negative log-likelihoods, in nats."""
+"""The loss that is differentiated: next tokens, masked tokens, the decoder's tokens, or an embedding."""
 
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+import hashlib
+from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 from torch.nn import functional
 
-from chanfmt.errors import ModelError, first_line
+from chanfmt import schema
+from chanfmt.errors import ModelError, UsageError, first_line
+from chanfmt.models.run import is_causal, run_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LOGIT_BYTES = 128 << 20
 """Logits held at a time. A vocabulary of 128k over 2k tokens would be a gigabyte, thrice."""
+MASKED_SHARE = 0.15
+"""Share of the tokens that `MaskedTokenLoss` hides."""
+
+
+class Loss(Protocol):
+    """A sum over the tokens of a batch that channels are measured against.
+
+    Attributes:
+        model: The model that is run.
+        definition: What an atlas says of it, one of `chanfmt.schema.LOSSES`.
+    """
+
+    model: Any
+    definition: str
+
+    def backward(self, ids: torch.Tensor) -> float:
+        """Run ``ids`` (sequence, position) forward and backward. Returns the summed loss in nats.
+
+        Raises:
+            ModelError: The model cannot run sequences of this length.
+            torch.OutOfMemoryError: On any device.
+        """
+
+    def terms(self, seq_len: int) -> int:
+        """Terms of the sum for one sequence: what a mean is over."""
+
+
+def choose_loss(model: Any, tokenizer: Any, example: torch.Tensor, name: str = "auto") -> Loss:
+    """The loss called ``name``, one of `chanfmt.schema.LOSSES`; ``auto`` is the one ``model`` was made for.
+
+    Args:
+        example: Token ids (1, position) to try the model on.
+
+    Raises:
+        UsageError: The model has no such loss.
+    """
+    if name == "embedding":
+        return EmbeddingLoss(model)
+    kind = type(model).__name__
+    if name in ("auto", "reconstruction") and model.config.is_encoder_decoder:
+        return ReconstructionLoss(model)
+    if not hasattr(run_text(model, example[:, :2]), "logits"):
+        raise UsageError(f"{kind} has no head that predicts tokens, so there is no likelihood to differentiate",
+                         hint="measure it against its own embedding with --loss embedding")
+    causal = is_causal(model)
+    if name in ("auto", "next-token") and causal:
+        return NextTokenLoss(model, example)
+    if name in ("auto", "masked-token") and not causal and getattr(tokenizer, "mask_token_id", None) is not None:
+        return MaskedTokenLoss(model, tokenizer.mask_token_id)
+    if name == "auto":
+        raise UsageError(f"{kind} is an encoder as configured, and its tokenizer has no mask token: "
+                         "neither next tokens nor masked ones can be predicted",
+                         hint="measure it against its own embedding with --loss embedding")
+    raise UsageError(f"{kind} has no {name} loss", hint="leave out --loss, or use --loss embedding")
 
 
 class NextTokenLoss:
@@ -25,19 +83,18 @@ class NextTokenLoss:
     chunk of tokens at a time; otherwise all at once through the model's own forward.
     """
 
+    definition = schema.LOSSES["next-token"]
+
     def __init__(self, model: Any, example: torch.Tensor) -> None:
         """Args: ``example`` are token ids (1, position) to check the head on; at most 16 are used."""
         self.model = model
         self.head = model.get_output_embeddings()
         self.chunked = self.head is not None and self._head_is_plain(example[:, :16])
 
-    def backward(self, ids: torch.Tensor) -> float:
-        """Run ``ids`` (sequence, position) forward and backward. Returns the summed loss in nats.
+    def terms(self, seq_len: int) -> int:
+        return seq_len - 1
 
-        Raises:
-            ModelError: The model cannot run sequences of this length.
-            torch.OutOfMemoryError: On any device.
-        """
+    def backward(self, ids: torch.Tensor) -> float:
         with _explained(ids):
             return self._backward(ids)
 
@@ -49,9 +106,7 @@ class NextTokenLoss:
 
     def _backward(self, ids: torch.Tensor) -> float:
         if not self.chunked:
-            loss = _nll(self.model(ids, use_cache=False).logits[:, :-1], ids[:, 1:])
-            loss.backward()
-            return float(loss.detach())
+            return _differentiated(_nll(run_text(self.model, ids).logits[:, :-1], ids[:, 1:]))
         hidden = self._decoder(ids)
         rows = hidden[:, :-1].reshape(-1, hidden.shape[-1])
         targets = ids[:, 1:].reshape(-1)
@@ -69,14 +124,14 @@ class NextTokenLoss:
 
     def _value(self, ids: torch.Tensor) -> float:
         if not self.chunked:
-            return float(_nll(self.model(ids, use_cache=False).logits[:, :-1], ids[:, 1:]))
+            return float(_nll(run_text(self.model, ids).logits[:, :-1], ids[:, 1:]))
         hidden = self._decoder(ids)
         rows, targets = hidden[:, :-1].reshape(-1, hidden.shape[-1]), ids[:, 1:].reshape(-1)
         return sum(float(_nll(self.head(rows[start:stop]), targets[start:stop]))
                    for start, stop in self._chunks(len(targets)))
 
     def _decoder(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.model.base_model(ids, use_cache=False)[0]
+        return run_text(self.model.base_model, ids)[0]
 
     def _chunks(self, rows: int) -> list[tuple[int, int]]:
         step = max(1, LOGIT_BYTES // (4 * self.head.weight.shape[0]))
@@ -86,13 +141,103 @@ class NextTokenLoss:
     def _head_is_plain(self, example: torch.Tensor) -> bool:
         if self.model.base_model is self.model:
             return False
-        hidden = self._decoder(example)
+        try:
+            hidden = self._decoder(example)
+        except (RuntimeError, ValueError, TypeError, AttributeError):
+            return False
         if not isinstance(hidden, torch.Tensor) or hidden.shape[-1] != self.head.weight.shape[-1]:
             return False
-        expected = self.model(example, use_cache=False).logits.float()
+        expected = run_text(self.model, example).logits.float()
         # In bfloat16 two kernels may round apart; a scale or a soft cap would show far above this.
         tolerance = 1e-5 if hidden.dtype in (torch.float32, torch.float64) else 1e-2
         return bool((self.head(hidden).float() - expected).abs().max() <= tolerance * expected.abs().max())
+
+
+class MaskedTokenLoss:
+    """Sum of the NLL of tokens that the mask token replaces: a fixed share of each sequence, which ones by its SHA-256."""
+
+    definition = schema.LOSSES["masked-token"]
+
+    def __init__(self, model: Any, mask_token: int) -> None:
+        self.model = model
+        self.mask_token = mask_token
+
+    def terms(self, seq_len: int) -> int:
+        return max(1, round(MASKED_SHARE * seq_len))
+
+    def backward(self, ids: torch.Tensor) -> float:
+        hidden = torch.stack([self._hidden(row) for row in ids.cpu()]).to(ids.device)
+        with _explained(ids):
+            logits = run_text(self.model, ids.masked_fill(hidden, self.mask_token)).logits
+            return _differentiated(_nll(logits[hidden], ids[hidden]))
+
+    def _hidden(self, row: torch.Tensor) -> torch.Tensor:
+        chosen = _generator(row).permutation(len(row))[: self.terms(len(row))]
+        hidden = torch.zeros(len(row), dtype=torch.bool)
+        hidden[torch.from_numpy(chosen)] = True
+        return hidden
+
+
+class ReconstructionLoss:
+    """Sum of the NLL of an encoder-decoder's decoder, which gives back token by token what the encoder reads."""
+
+    definition = schema.LOSSES["reconstruction"]
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        start = model.config.decoder_start_token_id
+        self.start = model.config.bos_token_id or 0 if start is None else start
+
+    def terms(self, seq_len: int) -> int:
+        return seq_len
+
+    def backward(self, ids: torch.Tensor) -> float:
+        shifted = torch.cat([torch.full_like(ids[:, :1], self.start), ids[:, :-1]], dim=1)
+        with _explained(ids):
+            return _differentiated(_nll(run_text(self.model, ids, decoder_ids=shifted).logits, ids))
+
+
+class EmbeddingLoss:
+    """NLL of the last hidden state under a unit Gaussian around itself, for encoders that predict no tokens.
+
+    The observation is drawn from the model: the state plus standard normal noise, by the sequence's
+    SHA-256. Its gradient is the noise, so that E[s^2] is how much the state moves with u: the Fisher
+    information of the embedding, up to the sample.
+    """
+
+    definition = schema.LOSSES["embedding"]
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def terms(self, seq_len: int) -> int:
+        return seq_len
+
+    def backward(self, ids: torch.Tensor) -> float:
+        with _explained(ids):
+            state = self._state(ids)
+            noise = torch.stack([
+                torch.from_numpy(_generator(row).standard_normal(state.shape[1:])) for row in ids.cpu()
+            ]).to(state)
+            state.backward(-noise)
+        return 0.5 * float(noise.double().square().sum())
+
+    def _state(self, ids: torch.Tensor) -> torch.Tensor:
+        output = run_text(self.model.base_model, ids)
+        state = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
+        if not isinstance(state, torch.Tensor) or state.ndim != 3 or len(state) != len(ids):
+            raise ModelError(f"{type(self.model).__name__} gives no hidden state per token")
+        return state
+
+
+def _generator(row: torch.Tensor) -> np.random.Generator:
+    """Random numbers that belong to a sequence, whatever batch it is in."""
+    return np.random.default_rng(list(hashlib.sha256(row.numpy().astype("<i4").tobytes()).digest()))
+
+
+def _differentiated(loss: torch.Tensor) -> float:
+    loss.backward()
+    return float(loss.detach())
 
 
 @contextlib.contextmanager

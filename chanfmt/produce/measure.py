@@ -13,7 +13,7 @@ from chanfmt.errors import ChanfmtError, ModelError
 from chanfmt.models.load import check_finite
 from chanfmt.produce.capture import Capture
 from chanfmt.produce.checkpoint import PassState
-from chanfmt.produce.loss import NextTokenLoss
+from chanfmt.produce.loss import Loss, NextTokenLoss
 from chanfmt.produce.statistics import FFNStatistics
 
 if TYPE_CHECKING:
@@ -32,22 +32,22 @@ class Measurement:
 
     Attributes:
         statistics: One per FFN, in order.
-        seq_len: Tokens in a sequence.
+        terms: Terms of the loss in a sequence.
         batch_size: Sequences in a batch.
         sequences: Sequences measured.
-        loss: Their summed next-token NLL, nats.
+        loss: Their summed loss, nats.
     """
 
     statistics: list[FFNStatistics]
-    seq_len: int
+    terms: int
     batch_size: int
     sequences: int = 0
     loss: float = 0.0
 
     @property
     def mean_loss(self) -> float:
-        """Next-token NLL per predicted token, nats."""
-        return self.loss / max(1, self.sequences * (self.seq_len - 1))
+        """Loss per term, nats."""
+        return self.loss / max(1, self.sequences * self.terms)
 
     @property
     def nbytes(self) -> int:
@@ -65,6 +65,7 @@ def measure(
     tokens: CalibrationTokens,
     *,
     rho: float,
+    loss: Loss | None = None,
     batch_size: int | None = None,
     progress: Callable[[int], object] = lambda tokens: None,
     start: PassState | None = None,
@@ -75,8 +76,9 @@ def measure(
     The first split fixes the candidate core; redundancy is accumulated over the others.
 
     Args:
-        model: A loaded causal LM with frozen parameters.
+        model: A loaded model with frozen parameters.
         rho: Share of channels that will be supernodes.
+        loss: What is differentiated; the sum of next-token NLL unless given.
         batch_size: Sequences in a batch; None picks one and halves it when memory runs out.
         progress: Called with the number of tokens of every finished batch; negative when it starts over.
         start: Where an earlier pass over the same tokens stood; its batch size is kept.
@@ -89,14 +91,14 @@ def measure(
     device = next(model.parameters()).device
     ids = torch.from_numpy(tokens.ids).long()
     split_of = torch.from_numpy(tokens.split_of).long()
-    loss = NextTokenLoss(model, ids[:1].to(device))
+    loss = loss or NextTokenLoss(model, ids[:1].to(device))
     size = batch_size or max(1, BATCH_TOKENS.get(device.type, 4096) // ids.shape[1])
     if start is not None:
         size = start.batch_size
     # How much memory a batch takes is not known beforehand: where one does not fit, start over with half.
     while True:
         statistics = [FFNStatistics(ffn, model.get_parameter(ffn.write).device) for ffn in ffns]
-        measurement = Measurement(statistics, ids.shape[1], size)
+        measurement = Measurement(statistics, loss.terms(ids.shape[1]), size)
         if start is not None:
             for item, state in zip(statistics, start.ffns, strict=True):
                 item.restore(state)
@@ -125,7 +127,7 @@ def measure(
 
 
 def _batches(
-    capture: Capture, loss: NextTokenLoss, ids: torch.Tensor, split_of: torch.Tensor, size: int, rho: float, done: int
+    capture: Capture, loss: Loss, ids: torch.Tensor, split_of: torch.Tensor, size: int, rho: float, done: int
 ) -> Iterator[tuple[float, int]]:
     """Measure batch by batch from sequence ``done`` on; yields each one's summed loss in nats and its sequences.
 
