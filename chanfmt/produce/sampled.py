@@ -53,7 +53,7 @@ def sample_sequences(
                 part = slice(start, start + size)
                 ids[part] = _continue(model, torch.from_numpy(ids[part, :1]).long().to(device),
                                       torch.from_numpy(uniform[part]).to(device), cached, progress).cpu().numpy()
-    except RuntimeError as error:
+    except (RuntimeError, IndexError) as error:
         # Only accelerators have an exception of their own for it.
         if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
             raise ChanfmtError(f"out of memory sampling {min(size, sequences)} sequences at a time",
