@@ -126,6 +126,8 @@ def _cache_works(model: Any, device: torch.device) -> bool:
     try:
         for position in range(ids.shape[1]):
             logits, cache = _next_logits(model, ids[:, position : position + 1], cache, True)
+            if cache is None:
+                return False
     # A model without a cache may trip over the argument, the missing output, or the lone token.
     except Exception:
         return False

@@ -186,3 +186,14 @@ def test_a_sequence_longer_than_the_context_is_refused():
 def test_self_is_no_text():
     with pytest.raises(UsageError, match="every model would be measured on another text"):
         read_text("self", "evaluate")
+
+
+@pytest.mark.parametrize(("source", "name", "documents"), [
+    ("c4", "allenai/c4/en/train", True), ("a/b:c@d", "a/b/c/d", True),
+    ("wikitext2", "Salesforce/wikitext/wikitext-2-raw-v1/train", False),
+    ("Salesforce/wikitext:wikitext-103-raw-v1", "Salesforce/wikitext/wikitext-103-raw-v1/train", False),
+])
+def test_rows_of_data_sets_are_documents_except_wikitexts(source, name, documents):
+    pytest.importorskip("datasets")
+    found, _, are_documents = text._dataset_rows(source, "calibrate")
+    assert (found, are_documents) == (name, documents)
