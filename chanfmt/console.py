@@ -42,8 +42,8 @@ def add_options(parser: argparse.ArgumentParser, options: type[Any]) -> None:
     """One flag per field of the dataclass ``options``.
 
     Field metadata: ``help``; ``flag`` where it is not ``--field-name``; ``positional`` with a
-    metavar; ``choices``; ``metavar``; ``repeat`` for a tuple filled by repeating the flag;
-    ``nargs`` for one filled by several arguments. Fields without ``help`` are not options.
+    metavar; ``choices``; ``metavar``; ``repeat`` for a tuple filled by repeating the flag, in place of
+    the default; ``nargs`` for one filled by several arguments. Fields without ``help`` are not options.
     """
     hints = typing.get_type_hints(options)
     for field in dataclasses.fields(options):
@@ -65,11 +65,13 @@ def add_options(parser: argparse.ArgumentParser, options: type[Any]) -> None:
             continue
         default = None if field.default is dataclasses.MISSING else field.default
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if field.metadata.get("repeat"):
+        repeat = bool(field.metadata.get("repeat"))
+        if default is not None and not (repeat and default == ()):
+            extra["help"] = f"{extra['help']} (default: {default})"
+        if repeat:
+            # argparse would append to the default; `parse_options` fills it in.
             extra |= {"action": "append"}
             default = None
-        elif default is not None:
-            extra["help"] = f"{extra['help']} (default: {default})"
         parser.add_argument(
             *flags, dest=field.name, type=_scalar_type(hints[field.name]), default=default, required=required, **extra
         )
@@ -83,7 +85,7 @@ def parse_options(arguments: argparse.Namespace, options: type[Options]) -> Opti
             continue
         value = getattr(arguments, field.name)
         if "repeat" in field.metadata or "nargs" in field.metadata:
-            value = tuple(value or ())
+            value = tuple(value) if value else () if field.default is dataclasses.MISSING else field.default
         values[field.name] = value
     return options(**values)
 

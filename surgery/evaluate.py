@@ -94,11 +94,12 @@ def _evaluate_one(name: str, resolved: Any, text: Any, options: EvaluateOptions,
 
     from chanfmt.models.load import check_causal, load_config, load_model, load_tokenizer
     from chanfmt.produce.loss import NextTokenLoss
-    from chanfmt.produce.tokens import check_fits, tokenize
+    from chanfmt.produce.tokens import check_context, check_vocabulary, tokenize
 
-    config = load_config(resolved)
-    token_ids = tokenize(load_tokenizer(resolved), text)
-    check_fits(config, token_ids, options.seq_len, name)
+    config, tokenizer = load_config(resolved), load_tokenizer(resolved)
+    check_context(config, options.seq_len, name)
+    token_ids = tokenize(tokenizer, text)
+    check_vocabulary(config, tokenizer, token_ids, name)
     if options.max_tokens:
         token_ids = token_ids[: options.max_tokens]
     if len(token_ids) < 2:

@@ -27,18 +27,21 @@ from chanfmt.models.checkpoint import CheckpointIndex, fingerprint
 from chanfmt.models.discover import block_of, find_ffns
 from chanfmt.models.load import load_config, load_model, load_tokenizer
 from chanfmt.models.resolve import ResolvedModel, resolve_model
+from chanfmt.models.run import test_tokens
 from chanfmt.models.tensors import tensor_slices
 from chanfmt.models.weights import ffn_weights
 from chanfmt.produce import checkpoint
 from chanfmt.produce.derive import layer_variables, stack_layers
+from chanfmt.produce.loss import Loss, choose_loss
 from chanfmt.produce.measure import Measurement, measure
-from chanfmt.produce.text import Text, read_text
-from chanfmt.produce.tokens import CalibrationTokens, check_fits, sample, tokenize
+from chanfmt.produce.sampled import sample_sequences
+from chanfmt.produce.sources import Source, contributions, draw_text, together
+from chanfmt.produce.text import SELF
+from chanfmt.produce.tokens import CalibrationTokens, canonical, check_context
 from chanfmt.records import (
     AtlasContent,
     Block,
     CalibrationRecord,
-    Contribution,
     LabelSettings,
     ModelRecord,
     ProducerRecord,
@@ -64,9 +67,11 @@ class BuildPlan:
     ffns: list[FFN]
     slices: list[tuple[TensorSlice, ...]]
     fingerprint: str
-    text: Text
+    loss: Loss
+    sources: tuple[Source, ...]
     tokens: CalibrationTokens
-    blocks_available: int
+    unsampled: int
+    """Sequences that a dry run leaves to be sampled from the model."""
 
     @functools.cached_property
     def record(self) -> ModelRecord:
@@ -103,9 +108,10 @@ class BuildPlan:
             "experts": max(ffn.experts for ffn in self.ffns),
             "write": self.ffns[0].write,
             "reads": list(dict.fromkeys(read.projection.matrix.parameter for read in self.ffns[0].members[0].reads)),
-            "calibration": self.text.source,
-            "sequences": len(self.tokens.ids),
-            "tokens": int(self.tokens.ids.size),
+            "loss": self.loss.definition,
+            "calibration": [source.name for source in self.sources],
+            "sequences": len(self.tokens.ids) + self.unsampled,
+            "tokens": (len(self.tokens.ids) + self.unsampled) * self.tokens.ids.shape[1],
         }
 
 
@@ -123,20 +129,31 @@ def plan_build(options: BuildOptions, settings: LabelSettings) -> BuildPlan:
     config = load_config(resolved, trust_remote_code=options.trust_remote_code)
     index = CheckpointIndex.open(resolved.directory)
     tokenizer = load_tokenizer(resolved, trust_remote_code=options.trust_remote_code)
-    text = read_text(options.calib, "calibrate", quiet=options.quiet)
-    token_ids = tokenize(tokenizer, text)
-    check_fits(config, token_ids, options.seq_len, resolved.id)
-    tokens = sample(token_ids, options.sequences, options.seq_len, options.seed, options.calib)
-    if len(tokens.ids) < options.sequences:
-        say(f"note: {text.source} has {len(tokens.ids)} different sequences of {options.seq_len} tokens, "
-            f"not {options.sequences}; using them all", quiet=options.quiet)
+    check_context(config, options.seq_len, resolved.id)
+    shares = options.shares
+    drawn = [draw_text(source, sequences, options.seq_len, options.seed, config=config, tokenizer=tokenizer,
+                       model=resolved.id, quiet=options.quiet) for source, sequences in shares.items() if source != SELF]
     model = load_model(
         resolved, dtype=options.dtype, device=options.device, trust_remote_code=options.trust_remote_code
     )
+    loss = choose_loss(model, tokenizer, test_tokens(model), options.loss)
     ffns = find_ffns(model)
     slices = [tensor_slices(model, ffn, index) for ffn in ffns]
-    return BuildPlan(resolved, config, model, ffns, slices, fingerprint(index), text, tokens,
-                     len(token_ids) // options.seq_len)
+    if SELF in shares:
+        drawn.append(_sampled(model, tokenizer, 0 if options.dry_run else shares[SELF], options, resolved.id))
+    sources, tokens = together(drawn, quiet=options.quiet)
+    return BuildPlan(resolved, config, model, ffns, slices, fingerprint(index), loss, sources, tokens,
+                     shares.get(SELF, 0) if options.dry_run else 0)
+
+
+def _sampled(model: Any, tokenizer: Any, sequences: int, options: BuildOptions, name: str) -> Source:
+    """The source `SELF`: what the model writes."""
+    total = sequences * (options.seq_len - 1)
+    with progress_bar(total, "tok", "sampling", quiet=options.quiet) as bar:
+        ids = sample_sequences(model, tokenizer, sequences, options.seq_len, options.seed, name=name,
+                               batch_size=options.batch, progress=bar.update)
+    ids = canonical(ids).ids
+    return Source(SELF, hashlib.sha256(ids.tobytes()).hexdigest(), len(ids), ids)
 
 
 @dataclass(frozen=True)
@@ -184,7 +201,8 @@ def _build(options: BuildOptions, settings: LabelSettings) -> Path:
     asked, environment = _asked(plan, settings, options), _environment(plan)
     before = _resume(plan, options, asked, environment)
     say(f"{plan.resolved.id}: {len(plan.ffns)} FFNs, {plan.channels:,} channels; "
-        f"{len(plan.tokens.ids)} x {plan.tokens.ids.shape[1]} tokens of {plan.text.source}", quiet=options.quiet)
+        f"{len(plan.tokens.ids)} x {plan.tokens.ids.shape[1]} tokens of "
+        f"{', '.join(source.name for source in plan.sources)}", quiet=options.quiet)
     session = _session(before)
 
     keeper = checkpoint.Keeper(
@@ -271,7 +289,7 @@ def _measure(
     after_batch: Callable[[Measurement], object],
 ) -> Measurement:
     with progress_bar(int(plan.tokens.ids.size), "tok", "measuring", quiet=options.quiet) as bar:
-        return measure(plan.model, plan.ffns, plan.tokens, rho=settings.rho, batch_size=options.batch,
+        return measure(plan.model, plan.ffns, plan.tokens, rho=settings.rho, loss=plan.loss, batch_size=options.batch,
                        progress=bar.update, start=start, after_batch=after_batch)
 
 
@@ -316,11 +334,13 @@ def _session(before: checkpoint.Checkpoint | None) -> Session:
 
 
 def _asked(plan: BuildPlan, settings: LabelSettings, options: BuildOptions) -> dict[str, Any]:
-    model = plan.record
+    model, counts = plan.record, np.bincount(plan.tokens.source_of, minlength=len(plan.sources))
+    names = [source.name for source in plan.sources]
     return {
         "fingerprint": model.fingerprint, "config_sha256": model.config_sha256, "dtype": model.dtype,
-        "metric_definition": schema.METRIC_DEFINITION, "loss_definition": schema.LOSSES["next-token"],
-        "source": plan.text.source, "revision": plan.text.revision, "seq_len": options.seq_len,
+        "metric_definition": schema.METRIC_DEFINITION, "loss_definition": plan.loss.definition,
+        "source": names[0] if len(names) == 1 else " + ".join(f"{n} of {name}" for n, name in zip(counts, names, strict=True)),
+        "revision": " ".join(source.revision for source in plan.sources), "seq_len": options.seq_len,
         "sequences": len(plan.tokens.ids), "seed": options.seed,
         "sequences_sha256": checkpoint.sequences_digest(plan.tokens.sha256), **dataclasses.asdict(settings),
     }
@@ -334,29 +354,19 @@ def _environment(plan: BuildPlan) -> dict[str, Any]:
 
 def _calibration_record(plan: BuildPlan, measurement: Measurement, options: BuildOptions) -> CalibrationRecord:
     """The sequences measured so far: all of them in the end."""
-    model, tokens, count = plan.record, plan.tokens, measurement.sequences
-    sha256 = tokens.sha256[:count]
-    contribution = Contribution(
-        # The same measurement has the same id, whoever makes it and in however many sessions.
-        id=hashlib.sha256("\n".join([model.fingerprint, model.config_sha256, model.dtype, *sha256]).encode()).hexdigest()[:32],
-        source=plan.text.source,
-        revision=plan.text.revision,
-        range=f"0:{plan.blocks_available}",
-        sequences=count,
-        tokens=count * tokens.ids.shape[1],
-        producer=f"chanfmt {__version__}",
-    )
+    tokens, count = plan.tokens, measurement.sequences
+    rows, source_of = contributions(plan.sources, tokens, count, plan.record)
     return CalibrationRecord(
-        loss=schema.LOSSES["next-token"],
+        loss=plan.loss.definition,
         metric_definition=schema.METRIC_DEFINITION,
         tokenizer=plan.resolved.id,
         seq_len=options.seq_len,
         seed=options.seed,
         mean_loss=measurement.mean_loss,
-        sequence_sha256=sha256,
-        source_of=np.zeros(count, dtype=np.int32),
+        sequence_sha256=tokens.sha256[:count],
+        source_of=source_of,
         split_of=tokens.split_of[:count],
-        contributions=(contribution,),
+        contributions=rows,
         token_ids=None if options.no_store_tokens else tokens.ids[:count],
     )
 

@@ -6,7 +6,9 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from chanfmt import schema
 from chanfmt.errors import UsageError
+from chanfmt.produce.shares import divide, read_weights
 
 
 @dataclass(frozen=True)
@@ -16,12 +18,21 @@ class BuildOptions:
     model: str = field(metadata={"help": "Hub id, local directory, or .gguf file", "positional": "MODEL"})
     output: str = field(metadata={"help": "atlas file to write", "flag": "--output", "short": "-o", "metavar": "FILE"})
     revision: str | None = field(default=None, metadata={"help": "branch, tag or commit on the Hub"})
-    calib: str = field(
+    calib: str | tuple[str, ...] = field(
         default="wikitext2",
         metadata={
-            "help": "calibration text: wikitext2, c4, pydoc (ships with Python), a .txt, .jsonl or .parquet file, "
-            "or any data set as NAME[:CONFIG][@SPLIT]",
-            "metavar": "SOURCE",
+            "help": "calibration text: wikitext2, c4, pydoc (ships with Python), self (sampled from the model), "
+            "a .txt, .jsonl or .parquet file, or any data set as NAME[:CONFIG][@SPLIT]; repeat for several, which "
+            "share the sequences equally or by their weights",
+            "metavar": "SOURCE[=WEIGHT]", "repeat": True,
+        },
+    )
+    loss: str = field(
+        default="auto",
+        metadata={
+            "help": "what is differentiated: next-token (causal models), masked-token (encoders with a language-model "
+            "head), reconstruction (encoder-decoders), embedding (any), or auto, the one the model was made for",
+            "choices": ("auto", *schema.LOSSES),
         },
     )
     sequences: int = field(default=64, metadata={"help": "calibration sequences"})
@@ -60,6 +71,12 @@ class BuildOptions:
         if self.checkpoint_every is not None and not self.checkpoint_every >= 0:
             raise UsageError(f"--checkpoint-every must be 0 or more seconds, not {self.checkpoint_every:g}")
         _ = self.batch
+        _ = self.shares
+
+    @property
+    def shares(self) -> dict[str, int]:
+        """Sequences of every calibration source."""
+        return divide(read_weights((self.calib,) if isinstance(self.calib, str) else self.calib), self.sequences)
 
     @property
     def batch(self) -> int | None:

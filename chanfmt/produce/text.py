@@ -1,7 +1,8 @@
 """Text to measure on: files, data sets, and the language reference that ships with Python.
 
 A source gives *rows*; the text is its non-empty rows joined by a blank line, as the paper joins
-the rows of WikiText-2. Sources that have splits calibrate on one and evaluate on the other.
+the rows of WikiText-2. In most data sets a row is a document of its own, and then calibration keeps
+them apart (`chanfmt.produce.tokens`). Sources that have splits calibrate on one and evaluate on the other.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from chanfmt.errors import MissingPackageError, UsageError, first_line
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+FILES = (".txt", ".jsonl", ".parquet")
+"""Suffixes of the files that can be read."""
+
 MAX_CHARACTERS = 16_000_000
 """Text taken from one source at most: all of WikiText-2, and not all of C4."""
 
@@ -27,6 +31,15 @@ ALIASES = {
     "c4": ("allenai/c4", "en", {"calibrate": "train", "evaluate": "validation"}),
 }
 """Short names of data sets: repository, configuration, split per purpose."""
+
+LINES = ("Salesforce/wikitext", "wikitext")
+"""Data sets whose rows are the lines of a text, and no documents."""
+
+SELF = "self"
+"""The source that is no text: sequences sampled from the model that is measured (`chanfmt.produce.sampled`)."""
+
+JOINT = "\n\n"
+"""What stands between two rows."""
 
 PYDOC_HELD_OUT = 5
 """Every fifth topic of the language reference is kept for evaluation."""
@@ -42,12 +55,14 @@ class Text:
         source: Name of the source as recorded in the atlas.
         revision: SHA-256 of ``text``; with the source's name it says what was read.
         text: Non-empty rows joined by a blank line.
+        documents: The rows, where each is a document of its own; empty where they are parts of one text.
         cut: Whether the source went on after `MAX_CHARACTERS`.
     """
 
     source: str
     revision: str
     text: str
+    documents: tuple[str, ...] = ()
     cut: bool = False
 
 
@@ -62,38 +77,44 @@ def read_text(source: str, purpose: Purpose, *, quiet: bool = False) -> Text:
         quiet: Do not say when the source is cut.
 
     Raises:
-        UsageError: The source does not exist, cannot be read, or holds no text.
+        UsageError: The source does not exist, cannot be read, holds no text, or is `SELF`.
     """
     path = Path(os.path.expanduser(source))
     rows: Iterable[str]
+    documents = False
+    if source == SELF:
+        raise UsageError("self is sampled from the model at hand: every model would be measured on another text",
+                         hint="use wikitext2, pydoc, a file or a data set; self is for atlas build --calib")
     if source == "pydoc":
         name, rows = f"pydoc/{purpose}", _pydoc_rows(purpose)
-    elif path.suffix in (".txt", ".jsonl", ".parquet"):
-        name, rows = path.name, _file_rows(path)
+    elif path.suffix in FILES:
+        name, rows, documents = path.name, _file_rows(path), path.suffix != ".txt"
     elif path.exists():
         raise UsageError(f"{source} is not a text source", hint="use a .txt, .jsonl or .parquet file")
     else:
-        name, rows = _dataset_rows(source, purpose)
-    text = "\n\n".join(_bounded(row for row in rows if row.strip()))
+        name, rows, documents = _dataset_rows(source, purpose)
     # Half a surrogate pair, as JSON can spell it, is no text to a tokenizer.
-    text = text.encode("utf-8", "replace").decode("utf-8")
-    if not text.strip():
+    kept, cut = _bounded(row.encode("utf-8", "replace").decode("utf-8") for row in rows if row.strip())
+    if not kept:
         raise UsageError(f"the text source {source} is empty", hint="choose another file or data set")
-    cut = len(text) > MAX_CHARACTERS
-    text = text[:MAX_CHARACTERS]
     if cut:
         say(f"note: of {name} the first {MAX_CHARACTERS:,} characters are used", quiet=quiet)
-    return Text(name, hashlib.sha256(text.encode("utf-8")).hexdigest(), text, cut)
+    text = JOINT.join(kept)
+    return Text(name, hashlib.sha256(text.encode("utf-8")).hexdigest(), text, tuple(kept) if documents else (), cut)
 
 
-def _bounded(rows: Iterable[str]) -> Iterator[str]:
-    """Rows until there is more than enough."""
-    total = 0
+def _bounded(rows: Iterable[str]) -> tuple[list[str], bool]:
+    """The first `MAX_CHARACTERS` of ``rows`` joined, as rows, and whether there was more."""
+    kept: list[str] = []
+    room = MAX_CHARACTERS
     for row in rows:
-        yield row
-        total += len(row)
-        if total > MAX_CHARACTERS:
-            return
+        if room <= 0:
+            return kept, True
+        kept.append(row[:room])
+        if len(row) > room:
+            return kept, True
+        room -= len(row) + len(JOINT)
+    return kept, False
 
 
 def _pydoc_rows(purpose: Purpose) -> list[str]:
@@ -157,7 +178,8 @@ def _parquet_rows(path: Path) -> Iterator[str]:
         raise UsageError(f"{path} is not a readable parquet file: {first_line(error)}") from None
 
 
-def _dataset_rows(source: str, purpose: Purpose) -> tuple[str, Iterator[str]]:
+def _dataset_rows(source: str, purpose: Purpose) -> tuple[str, Iterator[str], bool]:
+    """Name, rows, and whether these are documents."""
     if source in ALIASES:
         name, config, splits = ALIASES[source]
         split = splits[purpose]
@@ -186,4 +208,4 @@ def _dataset_rows(source: str, purpose: Purpose) -> tuple[str, Iterator[str]]:
                 hint="offline, use pydoc or a .txt, .jsonl or .parquet file",
             ) from None
 
-    return "/".join(part for part in (name, config, split) if part), rows()
+    return "/".join(part for part in (name, config, split) if part), rows(), name not in LINES

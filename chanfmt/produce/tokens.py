@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chanfmt import schema
-from chanfmt.errors import UsageError
+from chanfmt.errors import ModelError, UsageError, first_line
 
 if TYPE_CHECKING:
     from chanfmt.produce.text import Text
@@ -26,38 +26,84 @@ class CalibrationTokens:
         ids: Token ids, int32 (sequence, position).
         sha256: Digest of each sequence's little-endian int32 bytes.
         split_of: Split of each sequence, uint8; equal runs, split 0 first.
+        source_of: Number of the source of each sequence, int32.
     """
 
     ids: np.ndarray
     sha256: tuple[str, ...]
     split_of: np.ndarray
+    source_of: np.ndarray
 
 
 def tokenize(tokenizer: Any, text: Text) -> np.ndarray:
-    """All of ``text`` as token ids, int32 (token,), with the tokenizer's own special tokens."""
-    # verbose=False: a warning that the text is longer than the model's context is no news here.
-    return np.asarray(tokenizer(text.text, verbose=False)["input_ids"], dtype=np.int32)
+    """All of ``text`` as one, with the special tokens that the tokenizer puts around a text; int32 (token,).
+
+    Raises:
+        ModelError: The tokenizer cannot take the text.
+    """
+    (ids,) = _encoded(tokenizer, [text.text], text.source, special=True)
+    return ids
 
 
-def check_fits(config: Any, token_ids: np.ndarray, seq_len: int, model: str) -> None:
-    """Raise `UsageError` where ``model`` cannot take sequences of ``seq_len``, or ids of its tokenizer."""
-    text_config = config.get_text_config()
-    limit = getattr(text_config, "max_position_embeddings", None)
+def tokenize_documents(tokenizer: Any, text: Text) -> np.ndarray:
+    """The documents of ``text`` one by one, joined by the tokenizer's EOS; int32 (token,).
+
+    Every document begins with what the tokenizer puts before a text (its BOS, two tokens, or nothing), and is
+    otherwise without special tokens. Where that beginning is an EOS itself, as OPT's is, it is what joins.
+
+    Args:
+        tokenizer: One that has an EOS.
+
+    Raises:
+        ModelError: The tokenizer cannot take the text.
+    """
+    end = tokenizer.eos_token_id
+    before = _beginning(tokenizer)
+    between = before if before[:1] == [end] else [end, *before]
+    parts = [np.asarray(before, dtype=np.int32)]
+    for document in _encoded(tokenizer, list(text.documents), text.source, special=False):
+        parts += [document, np.asarray(between, dtype=np.int32)]
+    return np.concatenate(parts[:-1])
+
+
+def check_context(config: Any, seq_len: int, model: str) -> None:
+    """Raise `UsageError` where ``model`` cannot take sequences of ``seq_len``."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if limit and seq_len > limit:
         raise UsageError(
             f"--seq-len {seq_len} is longer than the context of {model}, {limit}", hint=f"use --seq-len {limit}"
         )
-    if len(token_ids) and token_ids.max() >= text_config.vocab_size:
-        raise UsageError(f"{model}: its tokenizer has ids beyond its vocabulary of {text_config.vocab_size}")
 
 
-def canonical(blocks: np.ndarray) -> CalibrationTokens:
-    """``blocks`` (sequence, position) without duplicates, in canonical order, with their splits."""
+def check_vocabulary(config: Any, tokenizer: Any, token_ids: np.ndarray, model: str) -> None:
+    """Raise `ModelError` naming a token of ``token_ids`` that ``model`` has no embedding for."""
+    rows = config.get_text_config().vocab_size
+    beyond = token_ids[token_ids >= rows]
+    if len(beyond):
+        first = int(beyond[0])
+        raise ModelError(
+            f"{model}: token {first} of its tokenizer, {tokenizer.convert_ids_to_tokens(first)!r}, lies beyond the "
+            f"{rows} rows of its embedding, and so do {len(beyond)} of {len(token_ids)} tokens of the text",
+            hint="save the model with the tokenizer it was trained with, or with model.resize_token_embeddings",
+        )
+
+
+def canonical(blocks: np.ndarray, source_of: np.ndarray | None = None) -> CalibrationTokens:
+    """``blocks`` (sequence, position) without duplicates, in canonical order, with their splits.
+
+    Args:
+        source_of: Number of each block's source, int (sequence,); None for a single source. Of two equal
+            blocks the first one's counts.
+    """
     blocks = np.ascontiguousarray(blocks, dtype="<i4")
-    digests = {hashlib.sha256(row.tobytes()).hexdigest(): index for index, row in enumerate(blocks)}
+    digests: dict[str, int] = {}
+    for index, row in enumerate(blocks):
+        digests.setdefault(hashlib.sha256(row.tobytes()).hexdigest(), index)
     ordered = sorted(digests)
-    split_of = (np.arange(len(ordered)) * schema.SPLITS // len(ordered)).astype(np.uint8)
-    return CalibrationTokens(blocks[[digests[digest] for digest in ordered]], tuple(ordered), split_of)
+    chosen = np.array([digests[digest] for digest in ordered], dtype=np.intp)
+    split_of = (np.arange(len(ordered)) * schema.SPLITS // max(1, len(ordered))).astype(np.uint8)
+    source_of = np.zeros(len(blocks)) if source_of is None else source_of
+    return CalibrationTokens(blocks[chosen], tuple(ordered), split_of, source_of[chosen].astype(np.int32))
 
 
 def sample(token_ids: np.ndarray, sequences: int, seq_len: int, seed: int, source: str) -> CalibrationTokens:
@@ -76,3 +122,27 @@ def sample(token_ids: np.ndarray, sequences: int, seq_len: int, seed: int, sourc
     if sequences < len(different):
         different = different[np.random.default_rng(seed).choice(len(different), sequences, replace=False)]
     return canonical(different)
+
+
+def _encoded(tokenizer: Any, texts: list[str], source: str, *, special: bool) -> list[np.ndarray]:
+    """Token ids of every text, int32 (token,)."""
+    try:
+        # verbose=False: a warning that a text is longer than the model's context is no news here.
+        lists = tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
+    # Tokenizers raise what they like, plain Exception among it.
+    except Exception as error:
+        raise ModelError(
+            f"the tokenizer cannot take the text of {source} ({type(error).__name__}: {first_line(error)})",
+            hint="save the tokenizer that the model was trained with into its directory",
+        ) from None
+    return [np.asarray(ids, dtype=np.int32) for ids in lists]
+
+
+def _beginning(tokenizer: Any) -> list[int]:
+    """What ``tokenizer`` puts before a text."""
+    # Asked of the tokenizer at work: add_bos_token says it for some classes only.
+    with_special, without = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
+    for start in range(len(with_special) - len(without) + 1):
+        if with_special[start : start + len(without)] == without:
+            return list(with_special[:start])
+    return []

@@ -8,11 +8,27 @@ import json
 import numpy as np
 import pytest
 
-from chanfmt.errors import UsageError
+from chanfmt.errors import ModelError, UsageError
 from chanfmt.produce import text
 from chanfmt.produce.text import read_text
-from chanfmt.produce.tokens import canonical, sample, tokenize
-from tests.tiny import tiny_tokenizer
+from chanfmt.produce.tokens import canonical, check_context, check_vocabulary, sample, tokenize, tokenize_documents
+from tests.tiny import tiny_model, tiny_tokenizer
+
+PAD, BOS, EOS = 0, 1, 2
+
+
+def tokenizer_around(template):
+    """The tiny tokenizer with special tokens around a text, such as ``<s> $A``."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = tiny_tokenizer()
+    specials = [("<pad>", PAD), ("<s>", BOS), ("</s>", EOS)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=specials)
+    return tokenizer
+
+
+def documents(*rows):
+    return text.Text("x", "", "\n\n".join(rows), rows)
 
 
 def test_canonical_order_is_that_of_the_digests():
@@ -87,7 +103,11 @@ def test_long_sources_are_bounded(tmp_path, monkeypatch):
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(json.dumps({"text": "abcdef"}) for _ in range(9)))
     found = read_text(str(path), "calibrate")
-    assert (found.text, found.cut) == ("abcdef\n\nab", True)
+    assert (found.text, found.documents, found.cut) == ("abcdef\n\nab", ("abcdef", "ab"), True)
+    # Nine characters, and the blank line reaches beyond the limit.
+    path.write_text("\n".join(json.dumps({"text": "abcdefghi"}) for _ in range(2)))
+    found = read_text(str(path), "calibrate")
+    assert (found.text, found.documents, found.cut) == ("abcdefghi", ("abcdefghi",), True)
     monkeypatch.setattr(text, "MAX_CHARACTERS", 1000)
     assert not read_text(str(path), "calibrate").cut
 
@@ -102,3 +122,78 @@ def test_tokenize_keeps_special_tokens_of_the_tokenizer():
     ids = tokenize(tiny_tokenizer(), text.Text("x", "", "ab"))
     assert ids.dtype == np.int32
     assert len(ids) == 2
+
+
+def test_rows_are_documents_in_files_of_records_only(tmp_path):
+    (tmp_path / "a.txt").write_text("one\n\ntwo")
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}')
+    assert read_text(str(tmp_path / "a.txt"), "calibrate").documents == ()
+    assert read_text("pydoc", "calibrate").documents == ()
+    assert read_text(str(tmp_path / "a.jsonl"), "calibrate").documents == ("one", "two")
+
+
+@pytest.mark.parametrize(("template", "before", "between"), [
+    ("$A", [], [EOS]),
+    ("<s> $A", [BOS], [EOS, BOS]),
+    ("<s> $A </s>", [BOS], [EOS, BOS]),
+    ("$A </s>", [], [EOS]),
+    ("</s> $A", [EOS], [EOS]),
+])
+def test_documents_are_joined_by_eos_and_begin_as_a_text_does(template, before, between):
+    tokenizer = tokenizer_around(template)
+    one, two, three = (tiny_tokenizer()(row)["input_ids"] for row in ("one", "two two", "a"))
+    ids = tokenize_documents(tokenizer, documents("one", "two two", "a"))
+    assert ids.dtype == np.int32
+    assert ids.tolist() == [*before, *one, *between, *two, *between, *three]
+
+
+def test_a_text_has_the_special_tokens_of_the_tokenizer_once():
+    ids = tokenize(tokenizer_around("<s> $A </s>"), documents("ab", "c"))
+    assert (ids[0], ids[-1], len(ids)) == (BOS, EOS, 7)
+
+
+def test_a_tokenizer_that_fails_is_reported():
+    tokenizer = tiny_tokenizer()
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    bare = Tokenizer(models.WordLevel({"a": 0}, unk_token="<none>"))
+    bare.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    broken = type(tokenizer)(tokenizer_object=bare)
+    with pytest.raises(ModelError, match="cannot take the text of x"):
+        tokenize(broken, text.Text("x", "", "ab"))
+
+
+def test_a_token_beyond_the_embedding_is_named():
+    config = tiny_model("llama").config
+    tokenizer = tiny_tokenizer()
+    check_vocabulary(config, tokenizer, np.array([0, 210]), "m")
+    tokenizer.add_tokens([f"<new{index}>" for index in range(120)])
+    first = len(tokenizer) - 1
+    with pytest.raises(ModelError) as caught:
+        check_vocabulary(config, tokenizer, np.array([5, first, first - 1, 7, first]), "m")
+    assert caught.value.message == (
+        f"m: token {first} of its tokenizer, '<new119>', lies beyond the 211 rows of its embedding, "
+        "and so do 3 of 5 tokens of the text")
+
+
+def test_a_sequence_longer_than_the_context_is_refused():
+    config = tiny_model("gpt2").config
+    check_context(config, 128, "m")
+    with pytest.raises(UsageError, match="--seq-len 129 is longer than the context of m, 128"):
+        check_context(config, 129, "m")
+
+
+def test_self_is_no_text():
+    with pytest.raises(UsageError, match="every model would be measured on another text"):
+        read_text("self", "evaluate")
+
+
+@pytest.mark.parametrize(("source", "name", "documents"), [
+    ("c4", "allenai/c4/en/train", True), ("a/b:c@d", "a/b/c/d", True),
+    ("wikitext2", "Salesforce/wikitext/wikitext-2-raw-v1/train", False),
+    ("Salesforce/wikitext:wikitext-103-raw-v1", "Salesforce/wikitext/wikitext-103-raw-v1/train", False),
+])
+def test_rows_of_data_sets_are_documents_except_wikitexts(source, name, documents):
+    pytest.importorskip("datasets")
+    found, _, are_documents = text._dataset_rows(source, "calibrate")
+    assert (found, are_documents) == (name, documents)
