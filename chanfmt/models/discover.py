@@ -2,8 +2,9 @@
 
 A write projection is a linear map whose input is an elementwise, nonlinear function of the outputs of
 read projections of the same width, and of nothing else that differs from channel to channel; it maps
-back to where the reads read from. `chanfmt.models.trace` says what each product's input is made of;
-`chanfmt.models.probe` then checks on the instance, with numbers, what the trace concluded.
+back to where the reads read from, and what it gives is added up, not bent again. `chanfmt.models.trace`
+says what each product's input is made of; `chanfmt.models.probe` then checks on the instance, with
+numbers, what the trace concluded.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def block_of(name: str) -> str | None:
 def _examine(call: Call, calls: Sequence[Call]) -> _Found | None:
     """The FFN that ``call`` closes, or None where it is another kind of linear map."""
     label, matrix = call.label, call.matrix
-    if label.opaque or not label.parts or not label.curved:
+    if label.opaque or not label.parts or not label.curved or call.bent:
         return None
     reads = []
     for part in label.parts:

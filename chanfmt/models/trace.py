@@ -42,6 +42,8 @@ _LINEAR = frozenset({aten.add, aten.sub, aten.rsub, aten.neg, aten.mul, aten.div
                      aten.neg_, aten.zeros_like, aten.masked_fill, aten.masked_fill_, aten.addcmul})
 """Elementwise operations that are linear in each input (a division in its first)."""
 _LIMITS = frozenset({aten.clamp, aten.clamp_, aten.clamp_max, aten.clamp_max_, aten.minimum, aten.maximum})
+_POWERS = frozenset({aten.pow, aten.square, aten.abs})
+"""What a norm does to what it measures."""
 _TIMES = frozenset({aten.mul, aten.mul_, aten.div, aten.div_, aten.addcmul})
 _OPAQUE_VIEWS = frozenset({aten.as_strided, aten.view_as_complex, aten.view_as_real})
 _CHANNEL_BITS = 32
@@ -56,6 +58,7 @@ class Call:
         label: What its input depends on.
         rows: Rows of its input.
         bias: What is added to its output.
+        bent: Whether its output goes through a nonlinear function, rather than to what is added up.
     """
 
     number: int
@@ -63,6 +66,7 @@ class Call:
     label: Label
     rows: int
     bias: Bias | None = None
+    bent: bool = False
 
 
 @dataclass(frozen=True)
@@ -308,6 +312,9 @@ class Tracer(TorchDispatchMode):
             linear = packet in _LINEAR and not (packet in (aten.div, aten.div_) and position > 0)
             curved = 0 if linear else 1 if packet in _LIMITS else 2
             for part in label.parts:
+                if curved == 2 and not part.curved and packet not in _POWERS:
+                    for number in part.calls:
+                        self.calls[number].bent = True
                 with _paused():
                     codes = part.codes.expand(output.shape)
                 parts.append(Part(part.calls, codes, max(part.curved, curved)))

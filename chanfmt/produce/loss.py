@@ -185,8 +185,9 @@ class ReconstructionLoss:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        start = model.config.decoder_start_token_id
-        self.start = model.config.bos_token_id or 0 if start is None else start
+        names = ("decoder_start_token_id", "bos_token_id", "pad_token_id")
+        known = (getattr(model.config.get_text_config(decoder=True), name, None) for name in names)
+        self.start = next((token for token in known if token is not None), 0)
 
     def terms(self, seq_len: int) -> int:
         return seq_len

@@ -85,7 +85,7 @@ def measure(
         after_batch: Called after every batch, while the sums are consistent.
 
     Raises:
-        ModelError: The loss is not finite.
+        ModelError: The loss or a gradient is not finite.
         ChanfmtError: Memory runs out even so.
     """
     device = next(model.parameters()).device
@@ -107,7 +107,7 @@ def measure(
         capture = Capture(model, ffns, statistics)
         try:
             with capture.running():
-                for nats, sequences in _batches(capture, loss, ids, split_of, size, rho, measurement.sequences):
+                for nats, sequences in _batches(capture, loss, ffns, ids, split_of, size, rho, measurement.sequences):
                     measurement.loss += nats
                     measurement.sequences += sequences
                     progress(sequences * ids.shape[1])
@@ -127,7 +127,7 @@ def measure(
 
 
 def _batches(
-    capture: Capture, loss: Loss, ids: torch.Tensor, split_of: torch.Tensor, size: int, rho: float, done: int
+    capture: Capture, loss: Loss, ffns: list[FFN], ids: torch.Tensor, split_of: torch.Tensor, size: int, rho: float, done: int
 ) -> Iterator[tuple[float, int]]:
     """Measure batch by batch from sequence ``done`` on; yields each one's summed loss in nats and its sequences.
 
@@ -149,6 +149,13 @@ def _batches(
                 check_finite(loss.model)
                 raise ModelError(
                     f"the loss of sequences {start} to {stop - 1} is not finite; an activation overflowed",
+                    hint="use --dtype float32",
+                )
+            overflowed = next((ffn for ffn, found in zip(ffns, capture.statistics, strict=True) if not found.is_finite()), None)
+            if overflowed is not None:
+                raise ModelError(
+                    f"a gradient of sequences {start} to {stop - 1} overflowed in layer {overflowed.layer_index} "
+                    f"({overflowed.container})",
                     hint="use --dtype float32",
                 )
             yield nats, stop - start

@@ -82,6 +82,10 @@ class ChannelStatistics:
     def tokens(self) -> int:
         return int(self.tokens_split.sum())
 
+    def is_finite(self) -> bool:
+        """Whether no u and no gradient was infinite or NaN so far."""
+        return math.isfinite(float((self.sums["sum_u2"] + self.sums["sum_s2"] + self.sums["sum_q2"]).sum()))
+
     @property
     def nbytes(self) -> int:
         """Bytes that `state` holds."""
@@ -131,6 +135,10 @@ class FFNStatistics:
     def nbytes(self) -> int:
         """Bytes that `state` holds."""
         return sum(member.nbytes for member in self.members)
+
+    def is_finite(self) -> bool:
+        """Whether no u and no gradient was infinite or NaN so far."""
+        return all(member.is_finite() for member in self.members)
 
     def state(self) -> dict[str, np.ndarray]:
         """`ChannelStatistics.state`; of experts with the dimension ``expert`` where the atlas has it."""
