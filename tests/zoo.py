@@ -22,8 +22,9 @@ HEADS = 4
 
 UNBUILDABLE: dict[str, str] = {
     "gemma3n": "its vision tower is a TimmWrapperModel, which needs timm and pillow",
+    "gemma4_assistant": "its config demands that all layers share keys and values, which Gemma4TextConfig.kv_sharing_modes refuses",
 }
-"""The types that cannot be built here, and why."""
+"""The types that cannot be built here, of any family, and why."""
 
 BACKWARD_IN_TRAINING: frozenset[str] = frozenset({"reformer"})
 """Types that refuse a backward pass in evaluation mode; they have no dropout here, so training mode computes the same."""
@@ -81,14 +82,6 @@ _HEADS_NAMES = ("num_attention_heads", "num_heads", "n_heads", "n_head", "attent
 _LAYERS_NAMES = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
-_NO_PER_LAYER_INPUT = {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
-_SHARING_LAYERS = {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2}
-
-_STOCK: dict[str, dict[str, Any]] = {
-    "gemma4_assistant": {"text_config": {"model_type": "gemma4_text", **_NO_PER_LAYER_INPUT}},
-}
-"""What a type needs for its stock configuration to be valid at all."""
-
 _GIVEN: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1], "mamba_d_head": "auto"},
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
@@ -106,7 +99,8 @@ _GIVEN: dict[str, dict[str, Any]] = {
     "gemma4.text_config": {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 28},
     "gemma4_text": {"global_head_dim": 16},
     "gemma4_unified_text": {"global_head_dim": 16},
-    "gemma4_unified_assistant.text_config": _SHARING_LAYERS,
+    "gemma4_unified_assistant.text_config": {"num_hidden_layers": 4, "num_kv_shared_layers": 2,
+                                             "layer_types": ["sliding_attention", "full_attention"] * 2},
     "granitemoeshared": {"shared_intermediate_size": 36},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
     "hunyuan_v1_dense": {"head_dim": 24},
@@ -229,7 +223,7 @@ def _kinds(fields: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
 
 def tiny_config(model_type: str, family: str = CAUSAL) -> Any:
     """The configuration of ``model_type`` with 2 layers or more, of every kind that the stock one has."""
-    config = _shrink(CONFIG_MAPPING[model_type](**_STOCK.get(model_type, {})), model_type)
+    config = _shrink(CONFIG_MAPPING[model_type](), model_type)
     if family == CAUSAL:
         for name in ("is_decoder", "causal"):
             if getattr(config, name, None) is False:
@@ -261,7 +255,7 @@ def tiny(model_type: str, family: str = CAUSAL, seed: int = 0) -> Any:
 
 
 def run(model: Any, family: str, ids: torch.Tensor) -> torch.Tensor:
-    """The logits of one forward pass over text, ``ids`` (sequence, position)."""
+    """The logits of one forward pass over text, ``ids`` (sequence, position); an encoder's text is also its decoder's."""
     takes = inspect.signature(model.forward).parameters
     if "shared_kv_states" in takes:
         return model(**_assistant_inputs(model, ids)).logits

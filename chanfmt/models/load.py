@@ -117,6 +117,9 @@ def auto_class(config: Any) -> Any:
     ):
         if _names(names.get(config.model_type)) & {saved}:
             return loader
+    # A few text models have configs that no automatic class knows, and are saved under their own names.
+    if isinstance(getattr(transformers, saved, None), type) and saved.endswith(("CausalLM", "ConditionalGeneration", "MaskedLM")):
+        return getattr(transformers, saved)
     # Remote code has classes of its own; a base model saved without its head has none.
     known = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if saved.endswith("CausalLM") or (not saved and config.model_type in known):
