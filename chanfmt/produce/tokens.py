@@ -41,8 +41,7 @@ def tokenize(tokenizer: Any, text: Text) -> np.ndarray:
     Raises:
         ModelError: The tokenizer cannot take the text.
     """
-    (ids,) = _encoded(tokenizer, [text.text], text.source, special=True)
-    return ids
+    return np.asarray(_encoded(tokenizer, text.text, text.source, special=True), dtype=np.int32)
 
 
 def tokenize_documents(tokenizer: Any, text: Text) -> np.ndarray:
@@ -62,7 +61,7 @@ def tokenize_documents(tokenizer: Any, text: Text) -> np.ndarray:
     between = before if before[:1] == [end] else [end, *before]
     parts = [np.asarray(before, dtype=np.int32)]
     for document in _encoded(tokenizer, list(text.documents), text.source, special=False):
-        parts += [document, np.asarray(between, dtype=np.int32)]
+        parts += [np.asarray(document, dtype=np.int32), np.asarray(between, dtype=np.int32)]
     return np.concatenate(parts[:-1])
 
 
@@ -124,18 +123,17 @@ def sample(token_ids: np.ndarray, sequences: int, seq_len: int, seed: int, sourc
     return canonical(different)
 
 
-def _encoded(tokenizer: Any, texts: list[str], source: str, *, special: bool) -> list[np.ndarray]:
-    """Token ids of every text, int32 (token,)."""
+def _encoded(tokenizer: Any, text: str | list[str], source: str, *, special: bool) -> Any:
+    """Token ids of ``text``, a list, or one list for each of several."""
     try:
         # verbose=False: a warning that a text is longer than the model's context is no news here.
-        lists = tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
+        return tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
     # Tokenizers raise what they like, plain Exception among it.
     except Exception as error:
         raise ModelError(
             f"the tokenizer cannot take the text of {source} ({type(error).__name__}: {first_line(error)})",
             hint="save the tokenizer that the model was trained with into its directory",
         ) from None
-    return [np.asarray(ids, dtype=np.int32) for ids in lists]
 
 
 def _beginning(tokenizer: Any) -> list[int]:
