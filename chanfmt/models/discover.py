@@ -19,11 +19,11 @@ import torch
 from chanfmt.errors import ModelError, first_line
 from chanfmt.models.ffn import FFN, Matrix, Member, Projection, Read
 from chanfmt.models.probe import probe
-from chanfmt.models.run import run_text, test_tokens
+from chanfmt.models.run import is_causal, run_text, test_tokens
 from chanfmt.models.trace import Call, decode, trace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 Site = tuple[str, int | None, int]
 
@@ -49,11 +49,23 @@ def find_ffns(model: Any) -> list[FFN]:
         calls = trace(model, ids, lambda: run_text(model, ids))
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
         raise ModelError(f"{type(model).__name__} cannot run {ids.shape[1]} tokens of text: {first_line(error)}") from error
-    found = [item for call in calls if (item := _examine(call, calls)) is not None]
-    ffns = _assemble(model, found, calls)
-    _check_complete(model, ffns, calls)
+    ffns = recognise(model, calls, lambda: is_causal(model))
+    check_complete(model, ffns, calls)
     probe(model, ids, ffns)
     return ffns
+
+
+def recognise(model: Any, calls: Sequence[Call], causal: Callable[[], bool], *, since: int = 0) -> list[FFN]:
+    """The FFNs that ``calls`` show, in model order, not yet verified; only names and shapes of ``model`` are read.
+
+    Args:
+        causal: Says whether ``model`` is causal, where that is asked.
+        since: The first call that may close an FFN.
+
+    Raises:
+        ModelError: One lies in no list of layers.
+    """
+    return _assemble(model, [item for call in calls[since:] if (item := _examine(call, calls)) is not None], causal)
 
 
 def block_of(name: str) -> str | None:
@@ -105,7 +117,7 @@ def _roles(reads: Sequence[tuple[Call, int, int, int]]) -> tuple[Read, ...]:
     return (*(read(item, "gate") for item in gates), *(read(item, "up") for item in reads if item not in gates))
 
 
-def _assemble(model: Any, found: Sequence[_Found], calls: Sequence[Call]) -> list[FFN]:
+def _assemble(model: Any, found: Sequence[_Found], causal: Callable[[], bool]) -> list[FFN]:
     """Calls to FFNs: experts of one layer together, a matrix that is used again counted."""
     parameters = dict(model.named_parameters())
     groups: dict[str, list[_Found]] = defaultdict(list)
@@ -123,7 +135,7 @@ def _assemble(model: Any, found: Sequence[_Found], calls: Sequence[Call]) -> lis
         uses = max(Counter(_site(item.member.write.matrix) for item in items).values())
         container = _container(whole)
         ffns.append(FFN(
-            _layer_of(container), _place(container, lists, model), _kind(container, stacked), container, tuple(whole),
+            _layer_of(container), _place(container, lists, causal), _kind(container, stacked), container, tuple(whole),
             first.write.matrix.inputs, uses, any(item.mixed for item in items),
         ))
     return ffns
@@ -213,10 +225,8 @@ def _list_of(name: str) -> str:
     return (block_of(name) or name).rpartition(".")[0]
 
 
-def _place(container: str, lists: Iterable[str], model: Any) -> str:
+def _place(container: str, lists: Iterable[str], causal: Callable[[], bool]) -> str:
     """``decoder`` or ``encoder`` by the name of the layer list where a model has several, else by what the model is."""
-    from chanfmt.models.run import is_causal
-
     path = _list_of(container).lower()
     if len(set(lists)) > 1:
         named = [place for place in ("encoder", "decoder") if place in path.split(".")[-2:] or f"{place}." in f"{path}."]
@@ -228,7 +238,7 @@ def _place(container: str, lists: Iterable[str], model: Any) -> str:
             return named[0]
         if any("decoder" in other for other in lists):
             return "other"
-    return "decoder" if is_causal(model) else "encoder"
+    return "decoder" if causal() else "encoder"
 
 
 def _kind(container: str, stacked: bool) -> str:
@@ -237,8 +247,8 @@ def _kind(container: str, stacked: bool) -> str:
     return "shared" if "shared_expert" in container or "shared_mlp" in container else "dense"
 
 
-def _check_complete(model: Any, ffns: Sequence[FFN], calls: Sequence[Call]) -> None:
-    """Refuse a model that would be measured in part, and so be cut in part."""
+def check_complete(model: Any, ffns: Sequence[FFN], calls: Sequence[Call]) -> None:
+    """Refuse a model that would be measured in part, and so be cut in part. Raises `ModelError`, naming the module."""
     kind = type(model).__name__
     if not ffns:
         raise ModelError(

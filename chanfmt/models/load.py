@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from chanfmt.errors import ModelError, first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     import torch
+    from torch import nn
     from transformers import PreTrainedModel
 
     from chanfmt.models.resolve import ResolvedModel
@@ -62,13 +63,7 @@ def load_model(
     import torch
 
     place = pick_device(device)
-    if dtype not in DTYPES:
-        raise ModelError(f"--dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-    wanted: Any = dtype
-    if dtype != "auto":
-        wanted = getattr(torch, dtype)
-    elif place.type == "cpu":
-        wanted = torch.float32
+    wanted = pick_dtype(dtype, place)
     try:
         with quiet_transformers():
             model, info = auto_class(load_config(resolved, trust_remote_code=trust_remote_code)).from_pretrained(
@@ -85,12 +80,7 @@ def load_model(
             f"{resolved.id}: the checkpoint lacks {len(info['missing_keys'])} weights, {name} among them",
             hint="a model with random weights cannot be measured; is this the complete checkpoint?",
         )
-    surplus = sorted(name for name in info["unexpected_keys"] if name.endswith(".weight") and _layer_is_missing(model, name))
-    if surplus:
-        raise ModelError(
-            f"{resolved.id}: the checkpoint holds {surplus[0]}, a layer that its config does not have",
-            hint="a model measured in part would be cut in part; repair num_hidden_layers in config.json",
-        )
+    check_surplus(model, info["unexpected_keys"], resolved.id)
     try:
         model = model.to(place)
     except torch.OutOfMemoryError:
@@ -161,11 +151,32 @@ def pick_device(device: str) -> torch.device:
     return place
 
 
-def check_finite(model: PreTrainedModel) -> None:
-    """Raise `ModelError` naming the first parameter that holds NaN or infinity."""
+def pick_dtype(dtype: str, place: torch.device) -> Any:
+    """One of `DTYPES` as transformers takes it: ``auto`` stays that where it is the checkpoint's own. Raises `ModelError`."""
     import torch
 
-    for name, parameter in model.named_parameters():
+    if dtype not in DTYPES:
+        raise ModelError(f"--dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    if dtype == "auto":
+        return torch.float32 if place.type == "cpu" else dtype
+    return getattr(torch, dtype)
+
+
+def check_surplus(model: PreTrainedModel, unexpected: Iterable[str], name: str) -> None:
+    """Raise `ModelError` where tensors that ``model`` has no place for belong to a layer beyond its last."""
+    surplus = sorted(key for key in unexpected if key.endswith(".weight") and _layer_is_missing(model, key))
+    if surplus:
+        raise ModelError(
+            f"{name}: the checkpoint holds {surplus[0]}, a layer that its config does not have",
+            hint="a model measured in part would be cut in part; repair num_hidden_layers in config.json",
+        )
+
+
+def check_finite(model: nn.Module, under: str = "") -> None:
+    """Raise `ModelError` naming the first parameter below the name ``under`` that holds NaN or infinity."""
+    import torch
+
+    for name, parameter in model.named_parameters(prefix=under):
         if not bool(torch.isfinite(parameter).all()):
             raise ModelError(
                 f"the weight {name} holds NaN or infinite values", hint="download the checkpoint again, or repair it"

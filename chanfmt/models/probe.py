@@ -29,13 +29,16 @@ if TYPE_CHECKING:
     Records = defaultdict[int, list[torch.Tensor]]
 
 
-def probe(model: Any, ids: torch.Tensor, ffns: Sequence[FFN]) -> None:
+def probe(model: Any, ids: torch.Tensor, ffns: Sequence[FFN], run: Callable[[], object] | None = None) -> None:
     """Verify that each channel of each of ``ffns`` depends on its own reads and on no other channel's.
+
+    Args:
+        run: Runs what holds ``ffns``; all of ``model`` on ``ids`` unless given.
 
     Raises:
         ModelError: One does not; the message names the module.
     """
-    probe = _Probe(model, ids, ffns)
+    probe = _Probe(model, ffns, run or (lambda: run_text(model, ids)))
     roles = {read.role for ffn in ffns for read in ffn.members[0].reads}
     probe.compare(None)
     if len(roles) > 1:
@@ -44,9 +47,9 @@ def probe(model: Any, ids: torch.Tensor, ffns: Sequence[FFN]) -> None:
 
 
 class _Probe:
-    def __init__(self, model: Any, ids: torch.Tensor, ffns: Sequence[FFN]) -> None:
+    def __init__(self, model: Any, ffns: Sequence[FFN], run: Callable[[], object]) -> None:
         self.model = model
-        self.ids = ids
+        self.forward = run
         self.units = [(ffn, member) for ffn in ffns for member in _distinct(ffn)]
         self.outputs: Records = defaultdict(list)
         interceptor = Interceptor(model)
@@ -92,7 +95,7 @@ class _Probe:
 
     def _run(self, interceptor: Interceptor) -> None:
         with torch.no_grad(), interceptor:
-            run_text(self.model, self.ids)
+            self.forward()
 
 
 def _strays(moved: torch.Tensor, pattern: torch.Tensor, ffn: FFN, role: str | None) -> bool:

@@ -152,7 +152,9 @@ class _Layout:
         return result
 
     def _same(self, tensor: str, parameter: torch.Tensor, coordinates: tuple[torch.Tensor, ...] | None = None) -> bool:
-        """Whether the first rows stored under ``tensor`` are the parameter's values."""
+        """Whether the first rows stored under ``tensor`` are the parameter's values; of one without values its form decides."""
+        if parameter.is_meta:
+            return True
         from safetensors import safe_open
 
         with safe_open(self.index.tensors[tensor].file, framework="pt") as file:

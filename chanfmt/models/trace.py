@@ -130,8 +130,23 @@ class Tracer(TorchDispatchMode):
         self._written: dict[int, Label] = {}
         """Memory that was changed in place, for tensors that look at it otherwise."""
         self._parameters: dict[int, list[tuple[str, torch.Tensor]]] = {}
-        for name, parameter in model.named_parameters():
-            self._parameters.setdefault(parameter.untyped_storage().data_ptr(), []).append((name, parameter.detach()))
+        self._meet(model.named_parameters())
+
+    def _meet(self, parameters: Iterable[tuple[str, torch.Tensor]]) -> None:
+        for name, parameter in parameters:
+            # Those on the meta device have no memory to know them by.
+            if not parameter.is_meta:
+                self._parameters.setdefault(parameter.untyped_storage().data_ptr(), []).append((name, parameter.detach()))
+
+    @contextlib.contextmanager
+    def visiting(self, parameters: Iterable[tuple[str, torch.Tensor]]) -> Iterator[None]:
+        """Know ``parameters`` of the model, by name, in this context only: later ones may come to lie in their memory."""
+        before = {pointer: list(known) for pointer, known in self._parameters.items()}
+        self._meet(parameters)
+        try:
+            yield
+        finally:
+            self._parameters = before
 
     def begin(self, tensor: torch.Tensor) -> None:
         """Mark the model's input."""
