@@ -78,6 +78,7 @@ class _Opening:
         self.model = chain.model
         self.ids = test_tokens(self.model)
         self.tracer = Tracer(self.model)
+        self.reached = 0
         rows = self.ids[:, :_CAUSAL_TOKENS].repeat(2, 1)
         rows[1, -1] = (rows[1, -1] + 1) % self.model.get_input_embeddings().weight.shape[0]
         self.rows = rows
@@ -112,6 +113,9 @@ class _Opening:
 
     def _inside(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any], forward: Callable[[], Any]) -> Any:
         name, call = self.chain.names[number], self.calls[number]
+        if number != self.reached:
+            raise self.chain.refused(f"applies {name} more than once")
+        self.reached += 1
         with self.chain.loaded(number) as block:
             check_finite(block, name)
             done = len(self.tracer.calls)

@@ -1,10 +1,12 @@
-"""`atlas build`, in memory: resolve, load, find, measure, label, write."""
+"""`atlas build`: resolve, load, find, measure, label, write."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import functools
+import glob
 import hashlib
 import itertools
 import os
@@ -28,6 +30,7 @@ from chanfmt.models.discover import block_of, find_ffns
 from chanfmt.models.load import load_config, load_model, load_tokenizer
 from chanfmt.models.resolve import ResolvedModel, resolve_model
 from chanfmt.models.run import test_tokens
+from chanfmt.models.streamed import StreamedModel, open_streamed
 from chanfmt.models.tensors import tensor_slices
 from chanfmt.models.weights import ffn_weights
 from chanfmt.produce import checkpoint
@@ -36,6 +39,8 @@ from chanfmt.produce.loss import Loss, choose_loss
 from chanfmt.produce.measure import Measurement, measure
 from chanfmt.produce.sampled import sample_sequences
 from chanfmt.produce.sources import Source, contributions, draw_text, together
+from chanfmt.produce.spool import Spool
+from chanfmt.produce.stream import StreamedMeasurement, measure_streamed, steps
 from chanfmt.produce.text import SELF
 from chanfmt.produce.tokens import CalibrationTokens, canonical, check_context
 from chanfmt.records import (
@@ -50,7 +55,7 @@ from chanfmt.records import (
 from chanfmt.writer import write_atlas
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from chanfmt.models.ffn import FFN
@@ -72,6 +77,8 @@ class BuildPlan:
     tokens: CalibrationTokens
     unsampled: int
     """Sequences that a dry run leaves to be sampled from the model."""
+    streamed: StreamedModel | None = None
+    """``model`` and ``ffns`` where the weights come block by block."""
 
     @functools.cached_property
     def record(self) -> ModelRecord:
@@ -133,17 +140,23 @@ def plan_build(options: BuildOptions, settings: LabelSettings) -> BuildPlan:
     shares = options.shares
     drawn = [draw_text(source, sequences, options.seq_len, options.seed, config=config, tokenizer=tokenizer,
                        model=resolved.id, quiet=options.quiet) for source, sequences in shares.items() if source != SELF]
-    model = load_model(
-        resolved, dtype=options.dtype, device=options.device, trust_remote_code=options.trust_remote_code
-    )
-    loss = choose_loss(model, tokenizer, test_tokens(model), options.loss)
-    ffns = find_ffns(model)
+    streamed = None
+    if options.stream:
+        streamed = open_streamed(resolved, index, dtype=options.dtype, device=options.device,
+                                 trust_remote_code=options.trust_remote_code)
+        model, ffns = streamed.chain.model, streamed.ffns
+    else:
+        model = load_model(
+            resolved, dtype=options.dtype, device=options.device, trust_remote_code=options.trust_remote_code
+        )
+        ffns = find_ffns(model)
+    loss = choose_loss(model, tokenizer, test_tokens(model), options.loss, causal=streamed.causal if streamed else None)
     slices = [tensor_slices(model, ffn, index) for ffn in ffns]
     if SELF in shares:
         drawn.append(_sampled(model, tokenizer, 0 if options.dry_run else shares[SELF], options, resolved.id))
     sources, tokens = together(drawn, quiet=options.quiet)
     return BuildPlan(resolved, config, model, ffns, slices, fingerprint(index), loss, sources, tokens,
-                     shares.get(SELF, 0) if options.dry_run else 0)
+                     shares.get(SELF, 0) if options.dry_run else 0, streamed)
 
 
 def _sampled(model: Any, tokenizer: Any, sequences: int, options: BuildOptions, name: str) -> Source:
@@ -208,26 +221,31 @@ def _build(options: BuildOptions, settings: LabelSettings) -> Path:
     keeper = checkpoint.Keeper(
         kept, options.checkpoint_every,
         lambda measurement: assemble_partial(plan, measurement, settings, options, session, asked, environment),
+        lambda measurement: _note_kept(kept, measurement),
     )
-    with checkpoint.stop_requests() as stop:
+    with Spool(int(options.spool_limit * 2**30), path.absolute().parent) as spool:
+        with checkpoint.stop_requests() as stop:
 
-        def keep(measurement: Measurement) -> None:
-            if stop():
-                keeper.save(measurement)
-                raise KeyboardInterrupt
-            keeper.save_if_due(measurement)
+            def keep(measurement: Measurement) -> None:
+                if stop():
+                    if measurement.fresh:
+                        keeper.save(measurement)
+                    raise KeyboardInterrupt
+                if measurement.fresh:
+                    keeper.save_if_due(measurement)
 
-        measurement = _measure(plan, settings, options, before.state if before else None, keep)
-    try:
-        write_atlas(assemble(plan, measurement, settings, options, session), path)
-    except (Exception, KeyboardInterrupt) as error:
-        # What follows the pass takes seconds, the pass may have taken days.
-        keeper.save(measurement)
-        if isinstance(error, ChanfmtError) and os.path.lexists(kept):
-            there = f"{kept} holds what was measured: mend that, then continue with the same command and --resume"
-            error.hint = f"{error.hint}\n  {there}" if error.hint else there
-        raise
+            measurement = _measure(plan, settings, options, before.state if before else None, keep, spool)
+        try:
+            write_atlas(assemble(plan, measurement, settings, options, session), path)
+        except (Exception, KeyboardInterrupt) as error:
+            # What follows the pass takes seconds, the pass may have taken days.
+            keeper.save(measurement)
+            if isinstance(error, ChanfmtError) and os.path.lexists(kept):
+                there = f"{kept} holds what was measured: mend that, then continue with the same command and --resume"
+                error.hint = f"{error.hint}\n  {there}" if error.hint else there
+            raise
     kept.unlink(missing_ok=True)
+    _remove_gradients(kept)
     return path
 
 
@@ -242,20 +260,40 @@ def assemble(
     ):
         # All FFNs of a block read what the block before wrote, and write for the one after.
         masses = []
-        for ffn, statistics in group:
-            weights = (ffn_weights(plan.model, member) for member in ffn.members)
-            variables, mass = layer_variables(statistics, weights, settings, supports.get(place[0]))
-            layers.append(variables)
-            masses.append(mass)
+        with _weights(plan, place[1]):
+            for ffn, statistics in group:
+                weights = (ffn_weights(plan.model, member) for member in ffn.members)
+                variables, mass = layer_variables(statistics, weights, settings, supports.get(place[0]))
+                layers.append(variables)
+                masses.append(mass)
         supports[place[0]] = labels.top_indices(np.sum(masses, axis=0), settings.support_size)
     return _content(plan, measurement, settings, options, session, layers)
+
+
+@contextlib.contextmanager
+def _weights(plan: BuildPlan, block: str | None) -> Iterator[None]:
+    """The model has the weights of ``block`` in this context, where it does not always."""
+    number = plan.streamed.chain.number_of(block) if plan.streamed and block else None
+    if plan.streamed is None or number is None:
+        yield
+    else:
+        with plan.streamed.chain.loaded(number):
+            yield
 
 
 def assemble_partial(
     plan: BuildPlan, measurement: Measurement, settings: LabelSettings, options: BuildOptions, session: Session,
     asked: dict[str, Any], environment: dict[str, Any],
 ) -> AtlasContent:
-    """An atlas of the sequences measured so far, with what it takes to go on from there."""
+    """An atlas of the sequences measured so far, with what it takes to go on from there.
+
+    Of a streamed build it is one of all sequences and of the FFNs that are finished, which are the last
+    ones; the gradient that the others need is written beside the checkpoint.
+    """
+    if isinstance(measurement, StreamedMeasurement):
+        measurement.save_gradient(_gradient_path(options.checkpoint, measurement.block))
+        done = slice(len(plan.ffns) - len(measurement.statistics), None)
+        plan = dataclasses.replace(plan, ffns=plan.ffns[done], slices=plan.slices[done])
     state = measurement.state()
     layers = [checkpoint.partial_variables(item, settings) for item in state.ffns]
     content = _content(plan, measurement, settings, options, session, layers)
@@ -286,11 +324,37 @@ def _content(
 
 def _measure(
     plan: BuildPlan, settings: LabelSettings, options: BuildOptions, start: checkpoint.PassState | None,
-    after_batch: Callable[[Measurement], object],
+    after_batch: Callable[[Measurement], object], spool: Spool,
 ) -> Measurement:
+    if plan.streamed is not None:
+        with progress_bar(steps(plan.streamed, len(plan.tokens.ids)), "seq", "measuring", quiet=options.quiet) as bar:
+            return measure_streamed(
+                plan.streamed, plan.tokens, spool, settings=settings, loss=plan.loss, batch_size=options.batch,
+                progress=bar.update, start=start, after_batch=after_batch,
+                gradient=_gradient_path(options.checkpoint, start.stream.block) if start and start.stream else None,
+            )
     with progress_bar(int(plan.tokens.ids.size), "tok", "measuring", quiet=options.quiet) as bar:
         return measure(plan.model, plan.ffns, plan.tokens, rho=settings.rho, loss=plan.loss, batch_size=options.batch,
                        progress=bar.update, start=start, after_batch=after_batch)
+
+
+def _gradient_path(kept: Path, block: int) -> Path:
+    """Where the gradient lies that a streamed build continues with before ``block``."""
+    return kept.with_name(f"{kept.name}.gradient-{block}")
+
+
+def _note_kept(kept: Path, measurement: Measurement) -> None:
+    """The checkpoint ``kept`` holds ``measurement``: gradients that went with an earlier one are not needed any more."""
+    if isinstance(measurement, StreamedMeasurement):
+        measurement.fresh = False
+        _remove_gradients(kept, measurement.block)
+
+
+def _remove_gradients(kept: Path, needed: int | None = None) -> None:
+    """Remove what `_gradient_path` names beside ``kept``, but for that of the block ``needed``."""
+    for path in kept.parent.glob(f"{glob.escape(kept.name)}.gradient-*"):
+        if needed is None or path != _gradient_path(kept, needed):
+            path.unlink(missing_ok=True)
 
 
 def _resume(
@@ -315,11 +379,13 @@ def _resume(
         checkpoint.set_aside(kept, error.message)
         return None
     checkpoint.check_same(found, asked, options.batch, kept)
-    if found.modules != tuple((ffn.container, ffn.width) for ffn in plan.ffns):
+    if found.modules != tuple((ffn.container, ffn.width) for ffn in plan.ffns)[-len(found.modules) if options.stream else 0:]:
         checkpoint.set_aside(kept, f"{kept} holds other FFNs than this chanfmt finds in the model")
         return None
     checkpoint.note_environment(found, environment, quiet=options.quiet)
-    say(f"continuing after {found.state.sequences} of {asked['sequences']} sequences", quiet=options.quiet)
+    done = (f"{len(found.modules)} of {len(plan.ffns)} FFNs" if options.stream
+            else f"{found.state.sequences} of {asked['sequences']} sequences")
+    say(f"continuing after {done}", quiet=options.quiet)
     return found
 
 
@@ -338,6 +404,7 @@ def _asked(plan: BuildPlan, settings: LabelSettings, options: BuildOptions) -> d
     names = [source.name for source in plan.sources]
     return {
         "fingerprint": model.fingerprint, "config_sha256": model.config_sha256, "dtype": model.dtype,
+        "stream": "yes" if plan.streamed else "no",
         "metric_definition": schema.METRIC_DEFINITION, "loss_definition": plan.loss.definition,
         "source": names[0] if len(names) == 1 else " + ".join(f"{n} of {name}" for n, name in zip(counts, names, strict=True)),
         "revision": " ".join(source.revision for source in plan.sources), "seq_len": options.seq_len,

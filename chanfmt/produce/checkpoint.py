@@ -21,6 +21,7 @@ from chanfmt import labels, metrics, schema
 from chanfmt.atlas import Atlas
 from chanfmt.console import say
 from chanfmt.errors import AtlasError, ChanfmtError, UsageError
+from chanfmt.produce.statistics import REDUCED
 from chanfmt.records import ExtensionGroup, ExtensionVariable
 from chanfmt.writer import write_atlas
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 OWNER = "x_chanfmt"
 RESUME = f"{OWNER}/resume"
-LAYOUT = 1
+LAYOUT = 2
 """Version of what the extension groups hold."""
 
 FIRST_SECONDS = 30.0
@@ -47,6 +48,7 @@ ASKED: dict[str, str] = {
     "fingerprint": "the model's weights",
     "config_sha256": "the model's config.json",
     "dtype": "--dtype",
+    "stream": "--stream",
     "metric_definition": "the definition of the metrics",
     "loss_definition": "the loss",
     "source": "--calib",
@@ -93,6 +95,19 @@ _EXTRA_STATE: dict[str, tuple[tuple[str, ...], str, str]] = {
 
 
 @dataclass(frozen=True)
+class StreamState:
+    """Where a streamed pass stands between two blocks.
+
+    Attributes:
+        block: The first block of those that are finished, which are all from there on.
+        gradient_sha256: Digest of the file that holds the gradient of the loss by what that block reads.
+    """
+
+    block: int
+    gradient_sha256: str
+
+
+@dataclass(frozen=True)
 class PassState:
     """Where a pass stands between two batches.
 
@@ -100,13 +115,15 @@ class PassState:
         sequences: Sequences measured, the first ones in canonical order.
         batch_size: Sequences in a batch.
         loss: Their summed next-token NLL, nats.
-        ffns: `ChannelStatistics.state` of every FFN, in order.
+        ffns: `ChannelStatistics.state` of every FFN, in order; of a streamed pass of the last ones, which are finished.
+        stream: Of a streamed pass.
     """
 
     sequences: int
     batch_size: int
     loss: float
     ffns: list[dict[str, np.ndarray]]
+    stream: StreamState | None = None
 
 
 @dataclass(frozen=True)
@@ -139,7 +156,7 @@ def partial_variables(state: Mapping[str, np.ndarray], settings: LabelSettings) 
     """
     tokens = np.asarray(state["tokens_split"]).sum(axis=0, dtype=np.int64)
     variables = {name: state[name] for name in _STACK_STATE} | {"tokens": tokens}
-    variables |= metrics.derive_metrics(variables, tokens)
+    variables |= metrics.derive_metrics(variables, tokens) | {name: state[name] for name in REDUCED if name in state}
     score = variables[settings.score]
     label = [labels.label_ffn(row, None, None, settings)[0] for row in np.atleast_2d(score)]
     variables["label"] = np.reshape(label, score.shape)
@@ -173,6 +190,7 @@ def extensions(
     groups.append(ExtensionGroup(RESUME, {
         "layout": LAYOUT, "batch_size": state.batch_size, "loss": state.loss,
         **{name: asked[name] for name in ASKED}, **{name: environment[name] for name in ENVIRONMENT},
+        **({"block": state.stream.block, "gradient_sha256": state.stream.gradient_sha256} if state.stream else {}),
     }))
     return tuple(groups)
 
@@ -191,9 +209,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if content.status != "partial" or attributes["layout"] != LAYOUT:
             raise AtlasError(f"{path} was written by another version of chanfmt")
         ffns = [_ffn_state(content, groups, block) for block in content.blocks]
+        stream = StreamState(int(attributes["block"]), str(attributes["gradient_sha256"])) if "block" in attributes else None
         return Checkpoint(
             {name: attributes[name] for name in ASKED}, {name: attributes[name] for name in ENVIRONMENT},
-            PassState(content.calibration.sequences, int(attributes["batch_size"]), float(attributes["loss"]), ffns),
+            PassState(content.calibration.sequences, int(attributes["batch_size"]), float(attributes["loss"]), ffns, stream),
             content.producer, tuple((block.module, block.n_channels) for block in content.blocks),
         )
     except (KeyError, IndexError, ValueError) as error:
@@ -291,10 +310,15 @@ class Keeper:
         path: The checkpoint file.
         every: See `Schedule`.
         make: What the file is to hold, of a measurement that is under way.
+        wrote: Called after a checkpoint was written.
     """
 
-    def __init__(self, path: Path, every: float | None, make: Callable[[Measurement], AtlasContent]) -> None:
+    def __init__(
+        self, path: Path, every: float | None, make: Callable[[Measurement], AtlasContent],
+        wrote: Callable[[Measurement], object] = lambda measurement: None,
+    ) -> None:
         self.path = path
+        self._wrote = wrote
         self._schedule = Schedule(every, time.monotonic())
         self._make = make
         self._warned = False
@@ -309,6 +333,7 @@ class Keeper:
         start = time.monotonic()
         try:
             write_atlas(self._make(measurement), self.path)
+            self._wrote(measurement)
         except (ChanfmtError, OSError, MemoryError) as error:
             if not self._warned:
                 text = error.message if isinstance(error, ChanfmtError) else str(error) or "out of memory"
@@ -352,7 +377,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 def _ffn_state(content: AtlasContent, groups: Mapping[str, ExtensionGroup], block: Block) -> dict[str, np.ndarray]:
     stack = next(stack for stack in content.stacks if stack.name == block.stack)
     state = {}
-    for name in _STACK_STATE:
+    for name in (*_STACK_STATE, *(name for name in REDUCED if name in stack.variables)):
         axis = schema.STACK_VARIABLE_BY_NAME[name].dimensions.index("layer")
         state[name] = np.take(stack.variables[name], block.row, axis)
     extra = {variable.name: variable.values for variable in groups[f"{OWNER}/{stack.name}"].variables}

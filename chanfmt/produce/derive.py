@@ -45,17 +45,21 @@ def layer_variables(
             for name in rows[0]}, mass
 
 
+def reduce(statistics: FFNStatistics, settings: LabelSettings) -> None:
+    """Reduce the cross moments of a finished FFN to what `layer_variables` needs of them, to save memory."""
+    for member in statistics.members:
+        tokens = np.int64(member.tokens)
+        score = metrics.derive_metrics(_sums(member), tokens)[settings.score]
+        member.reduce(_redundancy(member, labels.supernodes(score, settings.rho), settings) if tokens
+                      else _unreached_redundancy(member.n_channels))
+
+
 def member_variables(
     statistics: ChannelStatistics, weights: FFNWeights, settings: LabelSettings, previous_support: np.ndarray | None
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """`layer_variables` of one dense FFN or one expert."""
     tokens = np.int64(statistics.tokens)
-    variables: dict[str, np.ndarray] = {
-        "tokens": np.asarray(tokens),
-        "tokens_split": statistics.tokens_split,
-        **{name: values.cpu().numpy() for name, values in statistics.sums.items()},
-        "sum_q2_split": statistics.split_q2.cpu().numpy(),
-        "max_abs_u": statistics.max_abs_u.cpu().numpy(),
+    variables = _sums(statistics) | {
         **norms(weights),
         "read_connectivity": np.full(statistics.n_channels, np.nan) if previous_support is None
         else labels.read_connectivity(list(weights.reads.values()), previous_support),
@@ -78,14 +82,27 @@ def member_variables(
     return variables, labels.write_mass(weights.write, core)
 
 
+def _sums(statistics: ChannelStatistics) -> dict[str, np.ndarray]:
+    return {
+        "tokens": np.asarray(np.int64(statistics.tokens)),
+        "tokens_split": statistics.tokens_split,
+        **{name: values.cpu().numpy() for name, values in statistics.sums.items()},
+        "sum_q2_split": statistics.split_q2.cpu().numpy(),
+        "max_abs_u": statistics.max_abs_u.cpu().numpy(),
+    }
+
+
+def _unreached_redundancy(n_channels: int) -> dict[str, np.ndarray]:
+    undefined = np.full(n_channels, np.nan)
+    return {"redundancy": undefined, "redundancy_null": undefined,
+            "redundancy_tokens": np.asarray(0), "core_covered": np.asarray(np.nan)}
+
+
 def _unreached(n_channels: int, sizes: int) -> dict[str, np.ndarray]:
     """What rests on the tokens of an expert that got none (spec section "Stacks")."""
-    undefined = np.full(n_channels, np.nan)
-    return {
-        **dict.fromkeys(("wanda_group", "connectivity", "redundancy", "redundancy_null"), undefined),
+    return _unreached_redundancy(n_channels) | {
+        **dict.fromkeys(("wanda_group", "connectivity"), np.full(n_channels, np.nan)),
         "connectivity_at": np.full((sizes, n_channels), np.nan),
-        "redundancy_tokens": np.asarray(0),
-        "core_covered": np.asarray(np.nan),
         "label": np.zeros(n_channels, dtype=np.uint8),
         "protection": np.ones(n_channels),
     }
@@ -147,6 +164,8 @@ def _redundancy(
     statistics: ChannelStatistics, core: np.ndarray, settings: LabelSettings
 ) -> dict[str, np.ndarray]:
     """Redundancy to the part of ``core`` that was among the candidates, and its null."""
+    if statistics.reduced is not None:
+        return statistics.reduced
     correlation = statistics.core
     if correlation is None or correlation.real.count < 2:
         undefined = np.full(statistics.n_channels, np.nan)

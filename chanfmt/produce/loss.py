@@ -46,11 +46,14 @@ class Loss(Protocol):
         """Terms of the sum for one sequence: what a mean is over."""
 
 
-def choose_loss(model: Any, tokenizer: Any, example: torch.Tensor, name: str = "auto") -> Loss:
+def choose_loss(
+    model: Any, tokenizer: Any, example: torch.Tensor, name: str = "auto", *, causal: bool | None = None
+) -> Loss:
     """The loss called ``name``, one of `chanfmt.schema.LOSSES`; ``auto`` is the one ``model`` was made for.
 
     Args:
         example: Token ids (1, position) to try the model on.
+        causal: Whether no token sees a later one; None asks the model.
 
     Raises:
         UsageError: The model has no such loss.
@@ -63,7 +66,7 @@ def choose_loss(model: Any, tokenizer: Any, example: torch.Tensor, name: str = "
     if not hasattr(run_text(model, example[:, :2]), "logits"):
         raise UsageError(f"{kind} has no head that predicts tokens, so there is no likelihood to differentiate",
                          hint="measure it against its own embedding with --loss embedding")
-    causal = is_causal(model)
+    causal = is_causal(model) if causal is None else causal
     if name in ("auto", "next-token") and causal:
         return NextTokenLoss(model, example)
     if name in ("auto", "masked-token") and not causal and getattr(tokenizer, "mask_token_id", None) is not None:
@@ -95,13 +98,13 @@ class NextTokenLoss:
         return seq_len - 1
 
     def backward(self, ids: torch.Tensor) -> float:
-        with _explained(ids):
+        with explained(ids):
             return self._backward(ids)
 
     @torch.no_grad()
     def value(self, ids: torch.Tensor) -> float:
         """Summed loss of ``ids`` (sequence, position) in nats, forward only. Raises as `backward`."""
-        with _explained(ids):
+        with explained(ids):
             return self._value(ids)
 
     def _backward(self, ids: torch.Tensor) -> float:
@@ -167,7 +170,7 @@ class MaskedTokenLoss:
 
     def backward(self, ids: torch.Tensor) -> float:
         hidden = torch.stack([self._hidden(row) for row in ids.cpu()]).to(ids.device)
-        with _explained(ids):
+        with explained(ids):
             logits = run_text(self.model, ids.masked_fill(hidden, self.mask_token)).logits
             return _differentiated(_nll(logits[hidden], ids[hidden]))
 
@@ -194,7 +197,7 @@ class ReconstructionLoss:
 
     def backward(self, ids: torch.Tensor) -> float:
         shifted = torch.cat([torch.full_like(ids[:, :1], self.start), ids[:, :-1]], dim=1)
-        with _explained(ids):
+        with explained(ids):
             return _differentiated(_nll(run_text(self.model, ids, decoder_ids=shifted).logits, ids))
 
 
@@ -215,7 +218,7 @@ class EmbeddingLoss:
         return seq_len
 
     def backward(self, ids: torch.Tensor) -> float:
-        with _explained(ids):
+        with explained(ids):
             state = self._state(ids)
             noise = torch.stack([
                 torch.from_numpy(_generator(row).standard_normal(state.shape[1:])) for row in ids.cpu()
@@ -242,7 +245,8 @@ def _differentiated(loss: torch.Tensor) -> float:
 
 
 @contextlib.contextmanager
-def _explained(ids: torch.Tensor) -> Iterator[None]:
+def explained(ids: torch.Tensor) -> Iterator[None]:
+    """Raise what `Loss.backward` does for whatever goes wrong when the model runs ``ids``."""
     try:
         yield
     except torch.OutOfMemoryError:

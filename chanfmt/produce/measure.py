@@ -44,6 +44,9 @@ class Measurement:
     sequences: int = 0
     loss: float = 0.0
 
+    fresh = True
+    """Whether something was measured since the last checkpoint."""
+
     @property
     def mean_loss(self) -> float:
         """Loss per term, nats."""

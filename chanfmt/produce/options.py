@@ -9,6 +9,7 @@ from pathlib import Path
 from chanfmt import schema
 from chanfmt.errors import UsageError
 from chanfmt.produce.shares import divide, read_weights
+from chanfmt.produce.text import SELF
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,13 @@ class BuildOptions:
     dtype: str = field(
         default="auto", metadata={"help": "auto, float32, bfloat16, float16 or float64; auto is float32 on a CPU"}
     )
+    stream: bool = field(
+        default=False, metadata={"help": "for a model larger than memory: one block at a time, weights read as needed"}
+    )
+    spool_limit: float = field(
+        default=4.0,
+        metadata={"help": "memory for block inputs of --stream; what is more lies in a file beside the output", "metavar": "GIB"},
+    )
     no_store_tokens: bool = field(default=False, metadata={"help": "keep only the hashes of the calibration tokens"})
     trust_remote_code: bool = field(default=False, metadata={"help": "run the model repository's own code"})
     resume: bool = field(
@@ -70,8 +78,12 @@ class BuildOptions:
             raise UsageError(f"--seed must lie between 0 and 2^63, not {self.seed}")
         if self.checkpoint_every is not None and not self.checkpoint_every >= 0:
             raise UsageError(f"--checkpoint-every must be 0 or more seconds, not {self.checkpoint_every:g}")
+        if not 0 <= self.spool_limit < 2**33:
+            raise UsageError(f"--spool-limit must be 0 or more GiB, not {self.spool_limit:g}")
+        if self.stream and SELF in self.shares:
+            raise UsageError(f"--calib {SELF} and --stream do not go together: sampling runs the whole model for every token",
+                             hint="measure a smaller model on text of its own, or use another --calib")
         _ = self.batch
-        _ = self.shares
 
     @property
     def shares(self) -> dict[str, int]:

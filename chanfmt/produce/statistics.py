@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 CANDIDATE_SHARE = 0.05
 """Share of the channels kept as candidates for the core while redundancy is accumulated."""
 _LAST = ("last", "last_total", "last_q2")
+REDUCED = ("redundancy", "redundancy_null", "redundancy_tokens", "core_covered")
+"""What the cross moments with the core come down to."""
 
 
 class ChannelStatistics:
@@ -40,6 +42,7 @@ class ChannelStatistics:
         self.tokens_split = np.zeros(schema.SPLITS, dtype=np.int64)
         self.read_power = self._zeros(read_inputs)
         self.core: CoreCorrelation | None = None
+        self.reduced: dict[str, np.ndarray] | None = None
 
     def add_read_input(self, x: torch.Tensor) -> None:
         """Add the reads' input ``x`` (..., d) to the sums of squares that `wanda_group` needs."""
@@ -78,6 +81,10 @@ class ChannelStatistics:
         candidates = labels.top_indices(lp, min(count, self.n_channels))
         self.core = self._correlation(torch.from_numpy(candidates).to(self.device))
 
+    def reduce(self, variables: dict[str, np.ndarray]) -> None:
+        """Take ``variables`` (`REDUCED`) in place of the cross moments, which are larger than all else. Ends the sums."""
+        self.core, self.reduced = None, variables
+
     @property
     def tokens(self) -> int:
         return int(self.tokens_split.sum())
@@ -97,7 +104,7 @@ class ChannelStatistics:
         state["tokens_split"] = self.tokens_split
         if self.core is not None:
             state |= {"real_count": np.asarray(self.core.real.count), "null_count": np.asarray(self.core.null.count)}
-        return state
+        return state | (self.reduced or {})
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Take over the `state` of another instance for the same FFN: what follows is as if it went on, bit for bit."""
@@ -111,6 +118,8 @@ class ChannelStatistics:
             # What was stacked with longer rows is padded.
             values.copy_(torch.from_numpy(np.array(state[name])[tuple(map(slice, values.shape))]))
         self.tokens_split = np.array(state["tokens_split"])
+        if REDUCED[0] in state:
+            self.reduced = {name: np.asarray(state[name]) for name in REDUCED}
 
     def _correlation(self, candidates: torch.Tensor) -> CoreCorrelation:
         return CoreCorrelation(candidates, self.n_channels, routed=self.routed)

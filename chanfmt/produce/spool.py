@@ -1,0 +1,116 @@
+"""Tensors by two numbers: in memory up to a limit, beyond it in a file that has no name and so cannot outlive the process."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import defaultdict
+from typing import IO, TYPE_CHECKING
+
+import torch
+
+from chanfmt.errors import ChanfmtError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    Key = tuple[int, int]
+
+
+class Spool:
+    """Keeps tensors on the CPU or on disk. Close it, or use it as a context.
+
+    Read and written, not mapped: pages of a mapped file count as the process's own.
+
+    Args:
+        limit: Bytes kept in memory.
+        directory: Where the file lies, if there has to be one.
+    """
+
+    def __init__(self, limit: int, directory: Path) -> None:
+        self._limit = limit
+        self._directory = directory
+        self._held: dict[Key, torch.Tensor] = {}
+        self._placed: dict[Key, tuple[int, torch.dtype, torch.Size]] = {}
+        self._free: dict[int, list[int]] = defaultdict(list)
+        self._file: IO[bytes] | None = None
+        self._end = 0
+        self.in_memory = 0
+        """Bytes held in memory now."""
+
+    def __enter__(self) -> Spool:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.clear()
+        if self._file is not None:
+            self._file.close()
+
+    @property
+    def on_disk(self) -> int:
+        """Bytes that the file has grown to."""
+        return self._end
+
+    def put(self, key: Key, tensor: torch.Tensor) -> None:
+        """Keep the values of ``tensor`` under ``key``, in place of what was there.
+
+        Raises:
+            ChanfmtError: The disk is full or cannot be written.
+        """
+        self._forget(key)
+        size = tensor.nbytes
+        if self.in_memory + size <= self._limit:
+            self._held[key] = tensor.detach().to("cpu", copy=True)
+            self.in_memory += size
+            return
+        slot = self._free[size].pop() if self._free[size] else self._end
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=self._directory, buffering=0)  # noqa: SIM115
+            view, position = bytes_of(tensor), 0
+            while position < size:
+                position += os.pwrite(self._file.fileno(), view[position:], slot + position)
+        except OSError as error:
+            raise ChanfmtError(
+                f"cannot keep block inputs in {self._directory}: {error.strerror}",
+                hint="free space there, use fewer --sequences, or raise --spool-limit",
+            ) from None
+        self._end = max(self._end, slot + size)
+        self._placed[key] = (slot, tensor.dtype, tensor.shape)
+
+    def get(self, key: Key) -> torch.Tensor:
+        """A copy of what was kept under ``key``, on the CPU. Raises `ChanfmtError` where it cannot be read back."""
+        if key in self._held:
+            return self._held[key].clone()
+        slot, dtype, shape = self._placed[key]
+        tensor = torch.empty(shape, dtype=dtype)
+        view, position = bytes_of(tensor), 0
+        assert self._file is not None
+        while position < len(view):
+            count = os.preadv(self._file.fileno(), [view[position:]], slot + position)
+            if not count:
+                raise ChanfmtError("block inputs kept on disk cannot be read back")
+            position += count
+        return tensor
+
+    def drop(self, unwanted: Callable[[Key], bool]) -> None:
+        """Forget the keys that ``unwanted`` is true of."""
+        for key in [key for key in (*self._held, *self._placed) if unwanted(key)]:
+            self._forget(key)
+
+    def _forget(self, key: Key) -> None:
+        if key in self._held:
+            self.in_memory -= self._held.pop(key).nbytes
+        elif key in self._placed:
+            slot, dtype, shape = self._placed.pop(key)
+            self._free[shape.numel() * dtype.itemsize].append(slot)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.drop(lambda key: True)
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU, or of a copy that is."""
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
