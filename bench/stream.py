@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import resource
 import string
@@ -49,7 +48,7 @@ def main() -> None:
         model = Path(directory) / "model"
         size = write_model(model, arguments.blocks)
         text = Path(directory) / "text.txt"
-        text.write_text("".join(f"{number} squared is {number * number}.\n" for number in range(20000)))
+        text.write_text("".join(f"{number} squared is {number * number}.\n" for number in range(2000)))
         block = 4 * (4 * HIDDEN**2 + 3 * HIDDEN * WIDTH)
         resident = 4 * 2 * VOCAB * HIDDEN
         inputs = 4 * (arguments.blocks + 1) * SEQUENCES * SEQ_LEN * HIDDEN
@@ -88,27 +87,23 @@ def run(arguments: list[str], limit: int | None) -> Ran:
     began = time.monotonic()
     process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                                preexec_fn=limited)
-    peak = [0]
+    peaks = {"VmHWM": 0, "VmData": 0}
 
     def watch() -> None:
-        while True:
-            try:
-                found = re.search(r"VmData:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
-            except OSError:
-                return
-            if found is None:
-                return
-            peak[0] = max(peak[0], int(found[1]) * 1024)
+        # Not getrusage: its peak begins with that of the process that forked.
+        while process.poll() is None:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            for name, before in peaks.items():
+                found = re.search(rf"{name}:\s+(\d+) kB", status)
+                peaks[name] = max(before, int(found[1]) * 1024 if found else 0)
             time.sleep(0.02)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     assert process.stderr is not None
     lines = process.stderr.read().strip().splitlines()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
     watcher.join()
-    return Ran(process.returncode, time.monotonic() - began, usage.ru_maxrss * 1024, peak[0], lines[-1] if lines else "")
+    return Ran(process.wait(), time.monotonic() - began, peaks["VmHWM"], peaks["VmData"], lines[-1] if lines else "")
 
 
 def write_model(directory: Path, blocks: int) -> int:

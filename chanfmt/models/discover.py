@@ -29,10 +29,9 @@ Site = tuple[str, int | None, int]
 
 
 @dataclass(frozen=True)
-class _Found:
+class Found:
     """A write projection and its reads, as one call of it showed them."""
 
-    call: Call
     member: Member
     mixed: bool
 
@@ -49,23 +48,15 @@ def find_ffns(model: Any) -> list[FFN]:
         calls = trace(model, ids, lambda: run_text(model, ids))
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
         raise ModelError(f"{type(model).__name__} cannot run {ids.shape[1]} tokens of text: {first_line(error)}") from error
-    ffns = recognise(model, calls, lambda: is_causal(model))
+    ffns = assemble(model, examined(calls), lambda: is_causal(model))
     check_complete(model, ffns, calls)
     probe(model, ids, ffns)
     return ffns
 
 
-def recognise(model: Any, calls: Sequence[Call], causal: Callable[[], bool], *, since: int = 0) -> list[FFN]:
-    """The FFNs that ``calls`` show, in model order, not yet verified; only names and shapes of ``model`` are read.
-
-    Args:
-        causal: Says whether ``model`` is causal, where that is asked.
-        since: The first call that may close an FFN.
-
-    Raises:
-        ModelError: One lies in no list of layers.
-    """
-    return _assemble(model, [item for call in calls[since:] if (item := _examine(call, calls)) is not None], causal)
+def examined(calls: Sequence[Call], since: int = 0) -> list[Found]:
+    """The write projections among ``calls``, from number ``since`` on."""
+    return [item for call in calls[since:] if (item := _examine(call, calls)) is not None]
 
 
 def block_of(name: str) -> str | None:
@@ -77,7 +68,7 @@ def block_of(name: str) -> str | None:
     return None
 
 
-def _examine(call: Call, calls: Sequence[Call]) -> _Found | None:
+def _examine(call: Call, calls: Sequence[Call]) -> Found | None:
     """The FFN that ``call`` closes, or None where it is another kind of linear map."""
     label, matrix = call.label, call.matrix
     if label.opaque or not label.parts or not label.curved or call.bent:
@@ -97,7 +88,7 @@ def _examine(call: Call, calls: Sequence[Call]) -> _Found | None:
     reads.sort(key=lambda item: item[0].matrix.inputs != matrix.outputs)
     if reads[0][0].matrix.index != matrix.index or reads[0][0].matrix.inputs != matrix.outputs:
         return None
-    return _Found(call, Member(Projection(matrix, call.bias), _roles(reads)), label.mixed)
+    return Found(Member(Projection(matrix, call.bias), _roles(reads)), label.mixed)
 
 
 def _roles(reads: Sequence[tuple[Call, int, int, int]]) -> tuple[Read, ...]:
@@ -117,10 +108,19 @@ def _roles(reads: Sequence[tuple[Call, int, int, int]]) -> tuple[Read, ...]:
     return (*(read(item, "gate") for item in gates), *(read(item, "up") for item in reads if item not in gates))
 
 
-def _assemble(model: Any, found: Sequence[_Found], causal: Callable[[], bool]) -> list[FFN]:
-    """Calls to FFNs: experts of one layer together, a matrix that is used again counted."""
+def assemble(model: Any, found: Sequence[Found], causal: Callable[[], bool]) -> list[FFN]:
+    """Write projections to FFNs, in model order: experts of one layer together, a matrix that is used again counted.
+
+    Nothing is verified yet; only names and shapes of ``model`` are read.
+
+    Args:
+        causal: Says whether ``model`` is causal, where that is asked.
+
+    Raises:
+        ModelError: One lies in no list of layers.
+    """
     parameters = dict(model.named_parameters())
-    groups: dict[str, list[_Found]] = defaultdict(list)
+    groups: dict[str, list[Found]] = defaultdict(list)
     for item in found:
         groups[_group(item.member.write.matrix, parameters)].append(item)
     lists = {_list_of(item.member.write.matrix.parameter) for item in found}

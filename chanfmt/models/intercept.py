@@ -37,7 +37,7 @@ class Interceptor(TorchFunctionMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self._parameters = dict(model.named_parameters(remove_duplicate=False))
+        self._model = model
         self._before: dict[tuple[int, int, bool], list[Before]] = defaultdict(list)
         self._after: dict[tuple[int, int, bool], list[After]] = defaultdict(list)
         self._storages: set[int] = set()
@@ -47,7 +47,7 @@ class Interceptor(TorchFunctionMode):
 
         Of a batched matrix the input and output of all experts arrive at once.
         """
-        parameter = self._parameters[matrix.parameter]
+        parameter = self._model.get_parameter(matrix.parameter)
         offset = int(parameter.storage_offset())
         if not matrix.batched:
             offset += parameter.stride(0) * (matrix.index if matrix.index is not None else matrix.row)

@@ -7,6 +7,7 @@ same code of transformers runs here, on as much of the checkpoint as is wanted.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,10 @@ _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
 }
+
+_M_MMAP_THRESHOLD = -3
+_LARGE = 4 << 20
+"""Bytes from which on memory is taken from the system and given back piece by piece."""
 
 
 def weightless(loader: Any, config: Any, dtype: torch.dtype, *, trust_remote_code: bool = False) -> Any:
@@ -54,6 +59,16 @@ def weightless(loader: Any, config: Any, dtype: torch.dtype, *, trust_remote_cod
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
     return model.eval().requires_grad_(False)
+
+
+def return_freed_memory() -> None:
+    """Have weights that were dropped leave the process at once, where the C library is glibc.
+
+    It keeps freed pieces of up to 32 MiB for itself, and fails to use them again for the next tensor of that
+    size, which must be aligned: a block at a time, a model would accumulate.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
 def stored_dtype(config: Any, index: CheckpointIndex) -> torch.dtype:

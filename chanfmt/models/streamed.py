@@ -10,9 +10,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from chanfmt.errors import ModelError, first_line
 from chanfmt.models.chain import Chain, equal, state_of
-from chanfmt.models.discover import check_complete, recognise
+from chanfmt.models.discover import Found, assemble, check_complete, examined
 from chanfmt.models.load import auto_class, check_finite, load_config, pick_device, pick_dtype
-from chanfmt.models.parameters import StoredParameters, stored_dtype, weightless
+from chanfmt.models.parameters import StoredParameters, return_freed_memory, stored_dtype, weightless
 from chanfmt.models.probe import probe
 from chanfmt.models.run import eager_experts, run_text, test_tokens
 from chanfmt.models.trace import Tracer
@@ -56,6 +56,7 @@ def open_streamed(
     Raises:
         ModelError: It is no chain of blocks, weights are missing or not finite, or an FFN cannot be verified.
     """
+    return_freed_memory()
     config = load_config(resolved, trust_remote_code=trust_remote_code)
     place = pick_device(device)
     wanted = pick_dtype(dtype, place)
@@ -78,7 +79,8 @@ class _Opening:
         self.model = chain.model
         self.ids = test_tokens(self.model)
         self.tracer = Tracer(self.model)
-        self.reached = 0
+        self.reached = self.start = 0
+        self.found: list[Found] = []
         rows = self.ids[:, :_CAUSAL_TOKENS].repeat(2, 1)
         rows[1, -1] = (rows[1, -1] + 1) % self.model.get_input_embeddings().weight.shape[0]
         self.rows = rows
@@ -104,7 +106,7 @@ class _Opening:
                 raise self.chain.refused("makes its output of more than what its last block returns")
         with self.chain.ending(self.rows_hidden):
             causal = _is_causal(run_text(self.model, self.rows))
-        ffns = recognise(self.model, self.tracer.calls, lambda: causal)
+        ffns = assemble(self.model, self.found, lambda: causal)
         check_complete(self.model, ffns, self.tracer.calls)
         outside = next((ffn for ffn in ffns if self.chain.number_of(ffn.container) is None), None)
         if outside is not None:
@@ -116,6 +118,7 @@ class _Opening:
         if number != self.reached:
             raise self.chain.refused(f"applies {name} more than once")
         self.reached += 1
+        self.start = self.start or self.tracer.mark()
         with self.chain.loaded(number) as block:
             check_finite(block, name)
             done = len(self.tracer.calls)
@@ -130,9 +133,12 @@ class _Opening:
                     raise self.chain.refused(f"has {name} compute something else when it runs by itself")
                 before, self.hidden = self.hidden, state_of(output)
                 self.rows_hidden = self.chain.run(number, self.rows_calls[number], self.rows_hidden)
-                ffns = recognise(self.model, self.tracer.calls, lambda: True, since=done)
-                if ffns:
+                found = examined(self.tracer.calls, done)
+                if found:
+                    ffns = assemble(self.model, found, lambda: True)
                     probe(self.model, self.ids, ffns, lambda: self.chain.run(number, call, before))
+                self.found += found
+            self.tracer.rewind(self.start, self.hidden)
             return output
 
 

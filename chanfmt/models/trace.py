@@ -152,6 +152,24 @@ class Tracer(TorchDispatchMode):
         """Mark the model's input."""
         self._set(tensor, Label(opaque=True))
 
+    def mark(self) -> int:
+        """Where `rewind` goes back to."""
+        return len(self._held)
+
+    def rewind(self, mark: int, keep: torch.Tensor) -> None:
+        """Forget the tensors since ``mark`` but for ``keep``, and what the calls so far read, to bound the memory."""
+        label = self._label(keep)
+        for call in self.calls:
+            call.label = Label()
+        for tensor in self._held[mark:]:
+            storage = tensor.untyped_storage().data_ptr()
+            self._labels.pop(id(tensor), None)
+            self._written.pop(storage, None)
+            self._by_storage.pop(storage, None)
+        del self._held[mark:]
+        if label is not None:
+            self._set(keep, label)
+
     def end(self) -> None:
         """Forget the tensors of the pass."""
         self._labels.clear()
