@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     Handler = Callable[[int, tuple[Any, ...], dict[str, Any]], Any]
 
+_MAX_RETURNED = 3
 _HINT = "measure it without --stream, on a machine or a GPU that holds it"
 
 
@@ -78,7 +79,8 @@ class Chain:
         self._forwards = [block.forward for block in self._blocks]
         self._stored = stored
         self._handler: Handler = self._pass_on
-        self._tuple = False
+        self._returned = 0
+        """Length of the tuple that a block returns, the hidden state first; 0 where it returns the state itself."""
         state = set(model.state_dict())
         self._keys = [{key for key in state if key.startswith(f"{name}.")} for name in self.names]
         _check_unshared(model, self._keys)
@@ -113,15 +115,14 @@ class Chain:
         return state_of(self._forwards[number](*args, **kwargs))
 
     def learn(self, run: Callable[[], object]) -> tuple[torch.Tensor, list[Call]]:
-        """`calls`, for the first time: whether blocks return the hidden state or a tuple that begins with it is tried out."""
-        try:
-            return self.calls(run)
-        except Exception as error:
-            self._tuple = True
+        """`calls`, for the first time: what the model takes from its blocks, the state or a tuple of how many, is tried out."""
+        errors = []
+        for self._returned in range(_MAX_RETURNED + 1):
             try:
                 return self.calls(run)
-            except Exception:
-                raise error from None
+            except Exception as error:
+                errors.append(error)
+        raise errors[0]
 
     def calls(self, run: Callable[[], object]) -> tuple[torch.Tensor, list[Call]]:
         """What ``run()``, a forward pass of the model, gives the first block, and what it calls the blocks with.
@@ -203,7 +204,7 @@ class Chain:
         return value
 
     def _wrapped(self, hidden: torch.Tensor) -> Any:
-        return (hidden,) if self._tuple else hidden
+        return (hidden, *[None] * (self._returned - 1)) if self._returned else hidden
 
 
 def state_of(output: Any) -> torch.Tensor:

@@ -45,7 +45,10 @@ def weightless(loader: Any, config: Any, dtype: torch.dtype, *, trust_remote_cod
     register = nn.Module.register_parameter
 
     def registered(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        register(self, name, param if param is None else nn.Parameter(param.detach().to("meta"), False))
+        # One that is on the meta device already is being tied: it stays the same object.
+        if param is not None and not param.is_meta:
+            param = nn.Parameter(param.detach().to("meta"), False)
+        register(self, name, param)
 
     nn.Module.register_parameter = registered  # type: ignore[method-assign]
     try:

@@ -99,6 +99,10 @@ class _Opening:
                 output = run_text(self.model, ids)
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
             kind = type(self.model).__name__
+            # Only accelerators have an exception of their own for it.
+            if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+                raise ModelError(f"{kind}: a block at a time is still too large for the memory",
+                                 hint="use --dtype bfloat16, or a larger machine") from None
             raise ModelError(f"{kind} cannot run {self.ids.shape[1]} tokens of text: {first_line(error)}") from error
         self.tracer.end()
         with self.chain.ending(self.hidden):

@@ -210,6 +210,7 @@ def _build(options: BuildOptions, settings: LabelSettings) -> Path:
     # Killed between publishing the atlas and removing the checkpoint.
     if os.path.lexists(kept) and path.is_file() and checkpoint.is_finished(kept, path):
         kept.unlink()
+        _remove_gradients(kept)
     plan = plan_build(options, settings)
     asked, environment = _asked(plan, settings, options), _environment(plan)
     before = _resume(plan, options, asked, environment)

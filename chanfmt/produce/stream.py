@@ -195,7 +195,7 @@ class _Pass:
                 for number in range(found.block - 1):
                     self._forward(number, calls)
                 self._read_gradient(gradient, start.stream)
-            self._advance(2 * count * len(self.ids) - self.done - (found.block - self.lowest) * len(self.ids))
+            self._advance((2 * count - found.block) * len(self.ids) - self.done)
         for number in reversed(range(self.lowest, found.block)):
             found.statistics = self._backward(number, calls) + found.statistics
             found.block, found.fresh = number, True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from chanfmt.atlas import Atlas
-from chanfmt.errors import ModelError, UsageError
+from chanfmt.errors import ChanfmtError, ModelError, UsageError
 from chanfmt.models.checkpoint import CheckpointIndex
 from chanfmt.models.discover import find_ffns
 from chanfmt.models.load import load_model
@@ -24,6 +25,7 @@ from chanfmt.produce.options import BuildOptions
 from chanfmt.produce.spool import Spool
 from chanfmt.records import LabelSettings
 from chanfmt.validate import validate
+from tests import zoo
 from tests.tiny import CONFIGS, save_tiny
 
 EXPERTS = {"hidden_size": 36, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2,
@@ -88,6 +90,14 @@ def test_equals_the_build_in_memory(tmp_path, text, model, dtype, tolerance):
     assert_same(streamed, spooled, 0)
     assert is_valid(streamed)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["memory.h5", "model", "spooled.h5", "streamed.h5", "text.txt"]
+
+
+@pytest.mark.parametrize(("dtype", "loss", "tolerance"), [("bfloat16", "auto", 1e-5), ("float64", "embedding", 1e-9)])
+def test_equals_the_build_in_memory_in_half_precision_and_with_another_loss(tmp_path, text, dtype, loss, tolerance):
+    save_tiny(tmp_path / "model", "llama")
+    memory = build(options(tmp_path, text, "memory.h5", dtype=dtype, loss=loss), SETTINGS)
+    streamed = build(options(tmp_path, text, "streamed.h5", dtype=dtype, loss=loss, stream=True, spool_limit=0.0), SETTINGS)
+    assert_same(memory, streamed, tolerance)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -169,7 +179,7 @@ def test_checkpoints_while_it_runs_and_a_lost_gradient(tmp_path, text, monkeypat
     gradients = list(tmp_path.glob("out.h5.partial.gradient-*"))
     assert [path.name for path in gradients] == ["out.h5.partial.gradient-1"]
     gradients[0].write_bytes(bytes(gradients[0].stat().st_size))
-    with pytest.raises(Exception, match="is not what the build wrote there"):
+    with pytest.raises(ChanfmtError, match="is not what the build wrote there"):
         build(options(tmp_path, text, "out.h5", stream=True, resume=True), SETTINGS)
     with monkeypatch.context() as patch:
         patch.setattr(building, "write_atlas", write)
@@ -198,6 +208,12 @@ def test_refuses_what_is_no_chain(tmp_path, model_type, changes, why):
         open_streamed(resolve_model(str(tmp_path / "model")), CheckpointIndex.open(tmp_path / "model"), device="cpu")
 
 
+def test_refuses_state_that_passes_a_block_by(tmp_path):
+    zoo.tiny("glm_moe_dsa").save_pretrained(tmp_path / "model")
+    with pytest.raises(ModelError, match=r"calls model\.layers\.1 with something that depends on other blocks"):
+        open_streamed(resolve_model(str(tmp_path / "model")), CheckpointIndex.open(tmp_path / "model"), device="cpu")
+
+
 def test_refuses_a_checkpoint_that_lacks_a_weight(tmp_path):
     from safetensors.torch import load_file, save_file
 
@@ -208,6 +224,41 @@ def test_refuses_a_checkpoint_that_lacks_a_weight(tmp_path):
     save_file(tensors, file, {"format": "pt"})
     with pytest.raises(ModelError, match=r"lacks 1 weights, model\.layers\.1\.mlp\.up_proj\.weight"):
         open_streamed(resolve_model(str(tmp_path / "model")), CheckpointIndex.open(tmp_path / "model"), device="cpu")
+
+
+def test_a_batch_that_does_not_fit_is_halved(tmp_path, text, monkeypatch):
+    save_tiny(tmp_path / "model", "llama")
+    counts = []
+    original, measured = stream._Pass._back, stream.measure_streamed
+
+    def back(self, number, place, batch, call):
+        if number == 1 and batch.sequences > 1:
+            raise torch.OutOfMemoryError("this batch does not fit")
+        return original(self, number, place, batch, call)
+
+    def measure(streamed, tokens, spool, *, progress, **rest):
+        found = measured(streamed, tokens, spool, progress=counts.append, **rest)
+        assert sum(counts) == stream.steps(streamed, len(tokens.ids))
+        return found
+
+    expected = build(options(tmp_path, text, "one.h5", stream=True, batch_size="1"), SETTINGS)
+    monkeypatch.setattr(stream._Pass, "_back", back)
+    monkeypatch.setattr(building, "measure_streamed", measure)
+    assert_same(expected, build(options(tmp_path, text, "auto.h5", stream=True, batch_size="auto"), SETTINGS), 1e-9)
+    with pytest.raises(ChanfmtError, match="out of memory with 2 sequences"):
+        build(options(tmp_path, text, "two.h5", stream=True), SETTINGS)
+
+
+def test_a_full_disk_is_said_with_the_way_out(tmp_path, text, monkeypatch):
+    save_tiny(tmp_path / "model", "llama")
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(ChanfmtError, match=r"No space left on device\n.*--spool-limit"):
+        build(options(tmp_path, text, "out.h5", stream=True, spool_limit=0.0), SETTINGS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "text.txt"]
 
 
 def test_sampling_from_the_model_is_refused():
