@@ -1,8 +1,8 @@
 """`atlas build --stream` of a model several times larger than the memory it may have. Prints peaks beside the bound.
 
-    python bench/stream.py [--blocks 80] [--limit-mib 800] [--spool-limit GIB] [--directory DIR]
+    python bench/stream.py [--blocks 25] [--limit-mib 1000] [--spool-limit GIB] [--directory DIR]
 
-Writes a random Llama checkpoint shard by shard (float32, 67 MB a block), then builds an atlas of it in a
+Writes a random Llama checkpoint shard by shard (float32, 268 MB a block), then builds an atlas of it in a
 process whose private memory (RLIMIT_DATA: heap and anonymous mappings) is limited; the same build in
 memory, under the same limit, must fail. "Bound" is what the design allows on top of the bare
 interpreter with its libraries: one block, what stays (embeddings, head), and the inputs kept in memory.
@@ -32,16 +32,16 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-HIDDEN, WIDTH, HEADS, VOCAB = 1024, 4096, 16, 1024
-SEQUENCES, SEQ_LEN, BATCH = 16, 128, 4
+HIDDEN, WIDTH, HEADS, VOCAB = 2048, 8192, 16, 1024
+SEQUENCES, SEQ_LEN, BATCH = 8, 64, 4
 MIB = 2**20
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--blocks", type=int, default=80)
-    parser.add_argument("--limit-mib", type=int, default=800)
-    parser.add_argument("--spool-limit", type=float, default=0.0625)
+    parser.add_argument("--blocks", type=int, default=25)
+    parser.add_argument("--limit-mib", type=int, default=250)
+    parser.add_argument("--spool-limit", type=float, default=0.03125)
     parser.add_argument("--directory", default=None)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
