@@ -40,7 +40,7 @@ MIB = 2**20
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--blocks", type=int, default=25)
-    parser.add_argument("--limit-mib", type=int, default=250)
+    parser.add_argument("--limit-mib", type=int, default=1000)
     parser.add_argument("--spool-limit", type=float, default=0.03125)
     parser.add_argument("--directory", default=None)
     arguments = parser.parse_args()
