@@ -89,7 +89,7 @@ class NextTokenLoss:
         """Args: ``example`` are token ids (1, position) to check the head on; at most 16 are used."""
         self.model = model
         self.head = model.get_output_embeddings()
-        self.chunked = self.head is not None and self._head_is_plain(example[:, :16])
+        self.chunked = isinstance(getattr(self.head, "weight", None), torch.Tensor) and self._head_is_plain(example[:, :16])
 
     def terms(self, seq_len: int) -> int:
         return seq_len - 1
