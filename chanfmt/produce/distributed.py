@@ -127,20 +127,27 @@ class _Processes(Group):
         raise failure if isinstance(failure, ChanfmtError) else final.error()
 
     def collect(self, sums: Sequence[torch.Tensor], maxima: Sequence[torch.Tensor]) -> None:
-        self.exchange(None)
-        for tensors, operation in ((sums, distributed.ReduceOp.SUM), (maxima, distributed.ReduceOp.MAX)):
+        # One after the other, not as a collective operation: where one is lost in the middle of one of
+        # those, gloo breaks connections of the others too, and some wait for good.
+        for tensors, add in ((sums, torch.Tensor.add_), (maxima, _largest)):
             for bucket in _buckets(tensors):
                 flat = bucket[0] if len(bucket) == 1 else torch.cat([tensor.reshape(-1) for tensor in bucket])
-                try:
-                    distributed.reduce(flat, 0, operation, group=self._sums)
-                except RuntimeError as error:
-                    raise LostProcessError(f"one of {self.size} processes was lost: {first_line(error)}") from None
                 if self.rank:
+                    with self._missing(0):
+                        distributed.send(flat, 0, self._sums)
                     for tensor in bucket:
                         tensor.zero_()
-                elif len(bucket) > 1:
+                    continue
+                theirs = torch.empty_like(flat)
+                for other in range(1, self.size):
+                    with self._missing(other):
+                        distributed.recv(theirs, other, self._sums)
+                    add(flat, theirs)
+                if len(bucket) > 1:
                     for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
                         tensor.copy_(part.view_as(tensor))
+        # nccl only queues what it is told, and would wait for a lost process without an end.
+        self.exchange(None)
 
     def _send(self, value: Any, other: int) -> None:
         data = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
@@ -221,6 +228,10 @@ def _buckets(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
         nbytes += tensor.nbytes
     if bucket:
         yield bucket
+
+
+def _largest(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    torch.maximum(ours, theirs, out=ours)
 
 
 def _local_rank() -> int:
