@@ -21,7 +21,7 @@ import torch
 
 from chanfmt import __version__, labels, schema
 from chanfmt.console import progress_bar, say
-from chanfmt.errors import AtlasError, ChanfmtError
+from chanfmt.errors import AtlasError, ChanfmtError, UsageError
 from chanfmt.files import check_target, remove_stale
 from chanfmt.models.checkpoint import CheckpointIndex, fingerprint
 from chanfmt.models.discover import block_of, find_ffns
@@ -135,7 +135,8 @@ def plan_build(options: BuildOptions, settings: LabelSettings) -> BuildPlan:
     drawn = [draw_text(source, sequences, options.seq_len, options.seed, config=config, tokenizer=tokenizer,
                        model=resolved.id, quiet=options.quiet) for source, sequences in shares.items() if source != SELF]
     model = load_model(
-        resolved, dtype=options.dtype, device=options.device, trust_remote_code=options.trust_remote_code
+        resolved, dtype=options.dtype, device=options.device, device_map=options.device_map,
+        trust_remote_code=options.trust_remote_code,
     )
     loss = choose_loss(model, tokenizer, test_tokens(model), options.loss)
     ffns = find_ffns(model)
@@ -183,6 +184,9 @@ def build(options: BuildOptions, settings: LabelSettings) -> Path:
         LostProcessError: Another process died; what it had measured since the last checkpoint is lost.
         KeyboardInterrupt: Ctrl-C; its text says how to continue where there is a checkpoint.
     """
+    if options.device_map and processes() > 1:
+        raise UsageError("--device-map gives one process all GPUs, and torchrun started several",
+                         hint="start it without torchrun, or leave out --device-map")
     there = f"{options.checkpoint} holds what was measured; continue with the same command and --resume"
     try:
         with joined(options.device) as group:
