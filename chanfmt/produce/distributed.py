@@ -53,7 +53,7 @@ class Group:
     size = 1
     leads_machine = True
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str = "auto") -> None:
         self.device = device
 
     def share(self, start: int, stop: int) -> tuple[int, int]:
@@ -146,7 +146,9 @@ class _Processes(Group):
                 if len(bucket) > 1:
                     for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
                         tensor.copy_(part.view_as(tensor))
-        # nccl only queues what it is told, and would wait for a lost process without an end.
+        # nccl only queues what it is told: were one lost now, the first would wait for its sums without an end.
+        if self.rank and self._sums is not None:
+            torch.cuda.synchronize()
         self.exchange(None)
 
     def _send(self, value: Any, other: int) -> None:

@@ -105,7 +105,7 @@ def measure(
         ChanfmtError: Memory runs out even so.
         LostProcessError: Another process is gone.
     """
-    group = group or Group(str(next(model.parameters()).device))
+    group = group or Group()
     device = next(model.parameters()).device
     ids = torch.from_numpy(tokens.ids).long()
     split_of = torch.from_numpy(tokens.split_of).long()
