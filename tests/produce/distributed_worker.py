@@ -1,4 +1,8 @@
-"""What each process of test_distributed.py's own group runs: torchrun ... -m tests.produce.distributed_worker OUTPUT."""
+"""What each process of test_distributed.py's own group runs.
+
+torchrun ... -m tests.produce.distributed_worker SUMS MODEL ATLAS: checks the group itself, writes what `measure` sums,
+and builds an atlas.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +14,27 @@ import torch
 
 from chanfmt.errors import ChanfmtError, UsageError
 from chanfmt.models.discover import find_ffns
+from chanfmt.produce.build import build
 from chanfmt.produce.distributed import Group, joined
 from chanfmt.produce.measure import measure
+from chanfmt.produce.options import BuildOptions
 from chanfmt.produce.tokens import canonical
+from chanfmt.records import LabelSettings
 from tests.tiny import random_tokens, tiny_model
 
-SEQUENCES = 50
+SEQUENCES = 80
 SEQ_LEN = 24
 
 
-def main() -> None:
+def main(sums: str, model: str, atlas: str) -> None:
     with joined("cpu") as group:
         check_messages(group)
         check_sums(group)
         check_failures(group)
-        measure_with_little_memory(group, sys.argv[1])
+        measure_with_little_memory(group, sums)
+    # A script may build as often as it likes: each build finds the others anew.
+    build(BuildOptions(model, atlas, calib="pydoc", sequences=20, seq_len=32, batch_size="2", dtype="float64"),
+          LabelSettings(rho=0.03, support_size=8))
 
 
 def check_messages(group: Group) -> None:
@@ -92,4 +102,4 @@ def measure_with_little_memory(group: Group, output: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

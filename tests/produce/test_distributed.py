@@ -112,28 +112,30 @@ def assert_same(path, expected):
                 np.testing.assert_allclose(values, expected_values, 1e-5, 1e-7, err_msg=name)
 
 
-@pytest.mark.parametrize(("model_type", "processes", "changes"), [
-    ("llama", 2, {}),
-    ("mixtral", 3, {"hidden_size": 36, "intermediate_size": 44, "num_hidden_layers": 2, "num_attention_heads": 6,
-                    "num_key_value_heads": 2, "num_local_experts": 4, "max_position_embeddings": 128}),
-])
-def test_several_processes_measure_what_one_does(tmp_path, model_type, processes, changes):
-    model = save_tiny(tmp_path / "model", model_type, **changes)
-    options = request(model, tmp_path / "several.h5")
-    process = start(processes, *flags(options))
-    whole = build(dataclasses.replace(options, output=str(tmp_path / "one.h5")), SETTINGS)
-    code, error = finish(process)
-    assert code == 0, error
+def assert_several_did_what_one_does(options, processes):
+    whole = build(dataclasses.replace(options, output=f"{options.output}.one"), SETTINGS)
     assert_same(options.path, whole)
     with chanfmt.open(options.path) as atlas:
         assert atlas.producer.hardware.startswith(f"{processes} x ")
     assert not options.checkpoint.exists()
+
+
+def test_two_processes_measure_what_one_does(tiny_checkpoint, tmp_path):
+    options = request(tiny_checkpoint("llama"), tmp_path / "a.h5")
+    code, error = finish(start(2, *flags(options)))
+    assert code == 0, error
+    assert_several_did_what_one_does(options, 2)
     # Only the first process narrates.
     assert error.count("FFNs, ") == error.count("wrote ") == 1
 
 
-def test_a_group_sums_fails_and_runs_out_of_memory_as_one(tmp_path):
-    process = start(2, "tests.produce.distributed_worker", str(tmp_path / "sums.pt"))
+def test_three_processes_sum_fail_run_out_of_memory_and_measure_experts_as_one(tmp_path):
+    checkpoint = save_tiny(
+        tmp_path / "model", "mixtral", hidden_size=36, intermediate_size=44, num_hidden_layers=2, num_attention_heads=6,
+        num_key_value_heads=2, num_local_experts=4, max_position_embeddings=128,
+    )
+    options = request(checkpoint, tmp_path / "a.h5")
+    process = start(3, "tests.produce.distributed_worker", str(tmp_path / "sums.pt"), options.model, options.output)
     model = tiny_model("llama", dtype=torch.float64).requires_grad_(False)
     tokens = canonical(random_tokens(distributed_worker.SEQUENCES, distributed_worker.SEQ_LEN).numpy())
     expected = measure(model, find_ffns(model), tokens, rho=0.03, batch_size=1)
@@ -147,6 +149,7 @@ def test_a_group_sums_fails_and_runs_out_of_memory_as_one(tmp_path):
             if not name.startswith(("null", "last")):
                 np.testing.assert_allclose(found[name], values, 1e-9, 1e-12 * np.abs(values).max(), err_msg=name)
         assert found["null_count"] > 0
+    assert_several_did_what_one_does(options, 3)
 
 
 def test_one_process_reports_for_all(tmp_path):
