@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 TIMEOUT = datetime.timedelta(minutes=30)
 """How long the others wait for one: longer than the first writes a checkpoint. One that was killed is missed at once."""
+FAREWELL = datetime.timedelta(seconds=5)
+"""How long a process that is told to stop waits to hear that all others live: torchrun kills it after 30 seconds."""
 FLAT_BYTES = 64 << 20
 """Small tensors are summed in buffers of up to this size: thousands of messages would take longer than their bytes."""
 
@@ -118,6 +120,9 @@ class _Processes(Group):
             result = work()
         except (ChanfmtError, torch.OutOfMemoryError) as error:
             failure = error
+        except KeyboardInterrupt:
+            self._look_for_lost()
+            raise
         failures = [told for told in self.exchange(_told(failure)) if told is not None]
         if not failures:
             return result
@@ -165,15 +170,30 @@ class _Processes(Group):
             distributed.recv(data, other)
         return pickle.loads(data.numpy().tobytes())
 
+    def _look_for_lost(self) -> None:
+        """Raise `LostProcessError` where torchrun ends this process because another died, not because somebody asked."""
+        for other in range(1, self.size) if self.rank == 0 else (0,):
+            try:
+                message = torch.zeros(1, dtype=torch.int64)
+                request = distributed.isend(message, other) if self.rank else distributed.irecv(message, other)
+                assert request is not None
+                request.wait(FAREWELL)
+            except RuntimeError as error:
+                # Busy where no signal reaches it; after this no connection tells anything.
+                if "Timed out" in str(error):
+                    return
+                raise self._lost(other) from None
+
     @contextlib.contextmanager
     def _missing(self, other: int) -> Iterator[None]:
         try:
             yield
         except RuntimeError:
-            raise LostProcessError(
-                f"rank {other} of {self.size} was lost: it was killed, failed, "
-                f"or did not answer for {TIMEOUT.seconds // 60} minutes"
-            ) from None
+            raise self._lost(other) from None
+
+    def _lost(self, other: int) -> LostProcessError:
+        return LostProcessError(f"rank {other} of {self.size} was lost: it was killed, failed, "
+                                f"or did not answer for {TIMEOUT.seconds // 60} minutes")
 
 
 @contextlib.contextmanager

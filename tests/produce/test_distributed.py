@@ -221,6 +221,14 @@ def test_a_killed_process_ends_the_run_which_others_continue(tiny_checkpoint, tm
     assert_same(build(dataclasses.replace(several, checkpoint_every=None), SETTINGS), whole)
 
 
+def test_a_process_lost_before_the_pass_is_named_at_once():
+    begun = time.monotonic()
+    code, error = finish(start(3, "tests.produce.lost_worker"))
+    assert code == 1
+    assert "rank 0: rank 1 of 3 was lost" in error
+    assert time.monotonic() - begun < 50
+
+
 def test_device_map_needs_no_gpu(tiny_checkpoint, tmp_path, monkeypatch):
     pytest.importorskip("accelerate")
     options = request(tiny_checkpoint("llama"), tmp_path / "a.h5", device_map="auto")
