@@ -36,10 +36,11 @@ def _run(arguments: argparse.Namespace) -> int:
     from chanfmt.atlas import Atlas
     from chanfmt.commands.info import info_data, layer_rows, print_layers
     from chanfmt.produce import distributed
-    from chanfmt.produce.build import build, plan_build
 
     if distributed.rank():
         return _follow(options, settings)
+    from chanfmt.produce.build import build, plan_build
+
     if options.dry_run:
         summary = plan_build(options, settings).summary()
         if arguments.json:
@@ -65,11 +66,11 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _follow(options: BuildOptions, settings: LabelSettings) -> int:
     """Be one of torchrun's processes that leave all reports to the first."""
-    from chanfmt.produce.build import build
-
     if options.dry_run:
         return 0
     try:
+        from chanfmt.produce.build import build
+
         build(options, settings)
     except ChanfmtError as error:
         return error.exit_code
