@@ -96,7 +96,9 @@ class _Processes(Group):
         cuda = self.device.startswith("cuda")
         try:
             # Messages travel over gloo whatever the device: it tells whose connection broke, nccl does not.
-            distributed.init_process_group("gloo", timeout=TIMEOUT)
+            # It stays for the next build of a script: a second one would find addresses of the first, and hang.
+            if not distributed.is_initialized():
+                distributed.init_process_group("gloo", timeout=TIMEOUT)
             if cuda:
                 torch.cuda.set_device(self.device)
             self._sums = distributed.new_group(backend="nccl", timeout=TIMEOUT) if cuda else None
@@ -156,6 +158,11 @@ class _Processes(Group):
             torch.cuda.synchronize()
         self.exchange(None)
 
+    def close(self) -> None:
+        """Give up what belongs to one build, after a success: after a failure there is nobody to say goodbye to."""
+        if self._sums is not None:
+            distributed.destroy_process_group(self._sums)
+
     def _send(self, value: Any, other: int) -> None:
         data = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
         with self._missing(other):
@@ -211,8 +218,7 @@ def joined(device: str) -> Iterator[Group]:
         return
     group = _Processes(device)
     yield group
-    # After a failure there is nobody left to say goodbye to.
-    distributed.destroy_process_group()
+    group.close()
 
 
 @dataclass(frozen=True)
