@@ -40,6 +40,9 @@ class BuildOptions:
     seed: int = field(default=0, metadata={"help": "seed of the sample"})
     batch_size: str = field(default="auto", metadata={"help": "sequences in a batch, or auto"})
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:1, ..."})
+    device_map: str | None = field(
+        default=None, metadata={"help": "spread one model over all GPUs of the machine", "choices": ("auto",)}
+    )
     dtype: str = field(
         default="auto", metadata={"help": "auto, float32, bfloat16, float16 or float64; auto is float32 on a CPU"}
     )
@@ -70,6 +73,8 @@ class BuildOptions:
             raise UsageError(f"--seed must lie between 0 and 2^63, not {self.seed}")
         if self.checkpoint_every is not None and not self.checkpoint_every >= 0:
             raise UsageError(f"--checkpoint-every must be 0 or more seconds, not {self.checkpoint_every:g}")
+        if self.device_map and self.device != "auto":
+            raise UsageError("--device-map chooses the devices itself", hint="leave out --device")
         _ = self.batch
         _ = self.shares
 
