@@ -40,7 +40,7 @@ def test_tokens(model: Any) -> torch.Tensor:
 
 def vocabulary(model: Any) -> int:
     """Token ids that the model has an embedding for."""
-    embedding = model.get_input_embeddings()
+    embedding: Any = model.get_input_embeddings()
     # Music models have one table per codebook; a few have none that is a plain matrix.
     embedding = embedding[0] if isinstance(embedding, torch.nn.ModuleList) else embedding
     if isinstance(getattr(embedding, "weight", None), torch.Tensor):
