@@ -1,68 +1,214 @@
-"""What `atlas build` costs beside the passes it cannot do without. Prints ratios of one run.
+"""What `atlas build` costs beside what it cannot do without, and beside the paper's way. Prints ratios of one run.
 
-    python bench/build.py [SEQUENCES]
+    python bench/build.py [--model smollm2|8b] [--device cpu] [--sequences 16] [--seq-len 512]
 
-Side by side, batch by batch, on SmolLM2-135M (SMOLLM2_GGUF names the file): the bare forward and
-activation-only backward of the same batches with the same chunked loss, and our measuring pass.
+Side by side, batch by batch, on SmolLM2-135M (SMOLLM2_GGUF names the file) or on a random bfloat16 model of
+Llama-3.1-8B's shape:
+
+* bare: forward and activation-only backward of the same batches, with the same chunked loss: the floor;
+* ours: the measuring pass, redundancy and its null included;
+* paper: gradients of all parameters, one sequence at a time, logits at once, and everything again for
+  redundancy: arXiv 2604.23475's procedure, written anew.
+
+Peak memory is that of a process, or of the GPU, that does nothing else (its model included).
 """
 
 from __future__ import annotations
 
+import argparse
+import datetime
+import json
 import os
+import platform
+import resource
 import statistics
+import subprocess
 import sys
 import time
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn import functional
 
 from chanfmt.models.discover import find_ffns
 from chanfmt.models.load import load_model, load_tokenizer
 from chanfmt.models.resolve import resolve_model
 from chanfmt.produce.capture import Capture
 from chanfmt.produce.loss import NextTokenLoss
+from chanfmt.produce.measure import BATCH_TOKENS
 from chanfmt.produce.statistics import FFNStatistics
 from chanfmt.produce.text import read_text
 from chanfmt.produce.tokens import sample, tokenize
 
-SEQ_LEN, BATCH = 512, 4
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+RHO = 0.01
+CONTENDERS = ("bare", "ours", "paper")
 
 
 def main() -> None:
-    batches = max(2, int(sys.argv[1]) // BATCH) if len(sys.argv) > 1 else 6
-    resolved = resolve_model(os.environ["SMOLLM2_GGUF"])
-    model = load_model(resolved)
-    ffns = find_ffns(model)
-    tokens = sample(tokenize(load_tokenizer(resolved), read_text("pydoc", "calibrate")), batches * BATCH, SEQ_LEN, 0, "pydoc")
-    ids = torch.from_numpy(tokens.ids).long()
-    loss = NextTokenLoss(model, ids[:1])
-    sums = [FFNStatistics(ffn, torch.device("cpu")) for ffn in ffns]
-    capture = Capture(model, ffns, sums)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2", choices=("smollm2", "8b"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--sequences", type=int, default=16)
+    parser.add_argument("--seq-len", type=int, default=512)
+    parser.add_argument("--memory-of", choices=CONTENDERS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.memory_of:
+        print(json.dumps(peak_memory(arguments)))
+        return
+    bench = Bench(arguments)
+    print(f"{datetime.date.today()}  {hardware(arguments.device)}  torch {torch.__version__}  {arguments.model}, "
+          f"{len(bench.ids)} x {arguments.seq_len} tokens in batches of {bench.batch}", flush=True)
+    seconds = bench.race()
+    del bench
+    memory = {name: memory_of(name) for name in CONTENDERS}
+    tokens = arguments.sequences * arguments.seq_len
+    for name in CONTENDERS:
+        print(f"{name:<6} {sum(seconds[name]):8.2f} s  {tokens / sum(seconds[name]):8.0f} tokens/s  "
+              f"peak {memory[name] / 2**20:8.0f} MiB")
+    for name, floor in (("ours", "bare"), ("paper", "ours")):
+        ratios = [a / b for a, b in zip(seconds[name], seconds[floor], strict=True)]
+        print(f"{name} / {floor}: median {statistics.median(ratios):.3f} of {len(ratios)} batches "
+              f"({min(ratios):.3f} to {max(ratios):.3f}), memory {memory[name] / memory[floor]:.2f}")
 
-    def bare(batch: torch.Tensor) -> None:
-        # The gradient must start somewhere: at the embeddings, as a bare loop would have it.
-        handle = model.get_input_embeddings().register_forward_hook(lambda m, i, o: o.requires_grad_(True))
-        loss.backward(batch)
-        handle.remove()
 
-    def ours(batch: torch.Tensor) -> None:
-        capture.begin(BATCH, 0)
-        with capture.running():
-            loss.backward(batch)
+class Bench:
+    """A model, its batches, and the contenders as functions of a batch."""
 
-    bare(ids[:BATCH])
-    ours(ids[:BATCH])
-    for statistic in sums:
-        statistic.members[0].choose_core(0.01)
-    seconds: dict[str, list[float]] = {"bare": [], "ours": []}
-    for start in range(0, batches * BATCH, BATCH):
-        for name, run in (("bare", bare), ("ours", ours)):
-            began = time.perf_counter()
-            run(ids[start : start + BATCH])
-            seconds[name].append(time.perf_counter() - began)
-    ratios = [b / a for a, b in zip(seconds["bare"], seconds["ours"], strict=True)]
-    for name, values in seconds.items():
-        print(f"{name:<6} median {statistics.median(values):6.2f} s a batch of {BATCH} x {SEQ_LEN} tokens")
-    print(f"ours / bare, pair by pair: median {statistics.median(ratios):.3f} (min {min(ratios):.3f}, max {max(ratios):.3f})")
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.device = torch.device(arguments.device)
+        self.model, self.ids = _model_and_tokens(arguments, self.device)
+        self.batch = max(1, min(BATCH_TOKENS[self.device.type] // arguments.seq_len, arguments.sequences // 8 or 1))
+        self.ffns = find_ffns(self.model)
+        self.loss = NextTokenLoss(self.model, self.ids[:1])
+        self.contenders: dict[str, Callable[[torch.Tensor], None]] = {}
+        found = [FFNStatistics(ffn, self.device) for ffn in self.ffns]
+        capture = Capture(self.model, self.ffns, found)
+
+        def bare(ids: torch.Tensor) -> None:
+            # The gradient must start somewhere: at the embeddings, as a bare loop would have it.
+            handle = self.model.get_input_embeddings().register_forward_hook(lambda m, i, o: o.requires_grad_(True))
+            self.loss.backward(ids)
+            handle.remove()
+
+        def ours(ids: torch.Tensor) -> None:
+            capture.begin(len(ids), 0)
+            with capture.running():
+                self.loss.backward(ids)
+            for item in found:
+                if item.members[0].core is None:
+                    for member in item.members:
+                        member.choose_core(RHO)
+
+        self.contenders = {"bare": bare, "ours": ours, "paper": Paper(self.model, self.ffns)}
+
+    def race(self) -> dict[str, list[float]]:
+        """Seconds of every contender for every batch, taken in turns."""
+        for run in self.contenders.values():
+            run(self.ids[: self.batch])
+        seconds: dict[str, list[float]] = {name: [] for name in self.contenders}
+        for start in range(0, len(self.ids), self.batch):
+            for name, run in self.contenders.items():
+                seconds[name].append(self.timed(run, self.ids[start : start + self.batch]))
+        return seconds
+
+    def timed(self, run: Callable[[torch.Tensor], None], ids: torch.Tensor) -> float:
+        self._wait()
+        began = time.perf_counter()
+        run(ids)
+        self._wait()
+        return time.perf_counter() - began
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+class Paper:
+    """Module hooks, parameter gradients, batch size 1, and a second pass for redundancy."""
+
+    def __init__(self, model: Any, ffns: list[Any]) -> None:
+        self.model = model
+        self.writes = [model.get_submodule(ffn.write.removesuffix(".weight")) for ffn in ffns]
+        self.squares = [torch.zeros(ffn.width, device=model.device) for ffn in ffns]
+        self.moments: list[torch.Tensor | None] = [None] * len(ffns)
+
+    def __call__(self, ids: torch.Tensor) -> None:
+        for row in ids:
+            self.run(row[None], self.add_squares)
+        for row in ids:
+            self.run(row[None], self.add_moments)
+
+    def run(self, ids: torch.Tensor, add: Callable[[int, torch.Tensor], None]) -> None:
+        self.model.requires_grad_(True)
+        captured: dict[int, torch.Tensor] = {}
+
+        def forward(number: int, module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            captured[number] = args[0]
+            args[0].retain_grad()
+
+        handles = [write.register_forward_pre_hook(lambda m, a, n=number: forward(n, m, a))
+                   for number, write in enumerate(self.writes)]
+        logits = self.model(ids, use_cache=False).logits
+        functional.cross_entropy(logits[0, :-1].float(), ids[0, 1:]).backward()
+        for number, u in captured.items():
+            add(number, (u * u.grad)[0].detach().float())
+        for handle in handles:
+            handle.remove()
+        self.model.zero_grad(set_to_none=True)
+        self.model.requires_grad_(False)
+
+    def add_squares(self, number: int, q: torch.Tensor) -> None:
+        self.squares[number] += q.square().sum(0)
+
+    def add_moments(self, number: int, q: torch.Tensor) -> None:
+        core = self.squares[number].topk(max(1, int(RHO * q.shape[1]))).indices
+        product = q.T @ q[:, core]
+        before = self.moments[number]
+        self.moments[number] = product if before is None else before + product
+
+
+def peak_memory(arguments: argparse.Namespace) -> int:
+    """Peak bytes of this process, or of the GPU, while one contender runs one batch twice."""
+    bench = Bench(arguments)
+    if bench.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    for _ in range(2):
+        bench.contenders[arguments.memory_of](bench.ids[: bench.batch])
+    if bench.device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def memory_of(name: str) -> int:
+    done = subprocess.run([sys.executable, *sys.argv, "--memory-of", name], check=True, capture_output=True, text=True)
+    return int(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def hardware(device: str) -> str:
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(0)
+    return f"{os.cpu_count()} cores of {platform.processor() or platform.machine()}"
+
+
+def _model_and_tokens(arguments: argparse.Namespace, device: torch.device) -> tuple[Any, torch.Tensor]:
+    if arguments.model == "smollm2":
+        resolved = resolve_model(os.environ["SMOLLM2_GGUF"])
+        model = load_model(resolved, device=arguments.device)
+        ids = tokenize(load_tokenizer(resolved), read_text("pydoc", "calibrate"))
+        return model, torch.from_numpy(sample(ids, arguments.sequences, arguments.seq_len, 0, "pydoc").ids).long().to(device)
+    import transformers
+
+    config = transformers.LlamaConfig(
+        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
+        num_key_value_heads=8, max_position_embeddings=8192,
+    )
+    with torch.device(device):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    return model, torch.randint(0, 128256, (arguments.sequences, arguments.seq_len), generator=generator).to(device)
 
 
 if __name__ == "__main__":

@@ -126,7 +126,9 @@ def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
         print(f"{parser.prog}: error: the output's disk is full", file=sys.stderr)
         return 1
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        # A command that chose to ignore the signal has its reason until the process ends.
+        if signal.getsignal(signal.SIGTERM) is _interrupt:
+            signal.signal(signal.SIGTERM, previous)
 
 
 def say(text: str, *, quiet: bool = False) -> None:

@@ -18,6 +18,11 @@ from chanfmt.validate.findings import RULES
 SPEC = Path(__file__).with_name(f"atlas-{schema.FORMAT_VERSION}.md")
 
 
+LOSS_OF = {"next-token": "causal", "masked-token": "encoder with a language-model head", "reconstruction": "encoder-decoder",
+           "embedding": "any, such as an encoder without a head"}
+"""Loss to the kind of model it is for."""
+
+
 def tables() -> dict[str, str]:
     """Marker to Markdown table."""
     result = {f"attributes {group}": _attributes(group) for group in schema.ATTRIBUTES}
@@ -26,6 +31,8 @@ def tables() -> dict[str, str]:
     result["variables block"] = _variables(schema.BLOCK_VARIABLES)
     result["variables calibration"] = _variables(schema.CALIBRATION_VARIABLES)
     result["variables producer"] = _variables(schema.PRODUCER_VARIABLES)
+    result["losses"] = "\n".join(["| model | `loss` |", "|---|---|",
+                                  *(f"| {model} | {schema.LOSSES[name]} |" for name, model in LOSS_OF.items())])
     result["merge rules"] = "\n".join(["| rule | two atlases' values are |", "|---|---|",
                                        *(f"| `{name}` | {meaning} |" for name, meaning in schema.MERGE_RULES.items())])
     result["validation rules"] = "\n".join(["| code | a file that breaks the rule has |", "|---|---|",

@@ -282,7 +282,8 @@ def check_names(atlas: Atlas) -> None:
             check_unknown(atlas, node)
     for path, allowed in (("/@status", "status"), ("/model@source", "source"), *((f"{name}@kind", "kind") for name in stacks)):
         atlas.report(atlas.attribute(path) not in TABLES[allowed], "E109", path, f"none of {TABLES[allowed]}")
-    atlas.report(atlas.attribute("/calibration@loss") != TABLES["loss"], "E109", "/calibration@loss", "another loss")
+    loss = atlas.attribute("/calibration@loss")
+    atlas.report(loss not in TABLES["loss"].values(), "E109", "/calibration@loss", "no known loss")
     scores = [name for name, row in STACK.items() if row["dtype"] == "f4" and row["dimensions"] == ["layer", "channel"]]
     atlas.report(atlas.attribute("/labels@score") not in scores, "E109", "/labels@score", "not a metric")
     for path, stack in stacks.items():
@@ -374,7 +375,8 @@ def check_json(atlas: Atlas) -> None:
         return isinstance(value, list) and all(
             isinstance(item, dict) and texts(item.get(key) for key in ("role", "tensor", "parameter"))
             and all(type(item.get(key)) is int for key in ("start", "stop", "step"))
-            and "axis" in item and (item["axis"] is None or type(item["axis"]) is int) for item in value)
+            and "axis" in item and (item["axis"] is None or type(item["axis"]) is int)
+            and (item.get("index") is None or type(item["index"]) is int) for item in value)
 
     names, versions = parsed(atlas.attribute("/model@architectures")), parsed(atlas.attribute("/producer@versions"))
     history = [parsed(line) for line in atlas.attribute("/producer@history").split("\n") if line]

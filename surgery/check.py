@@ -170,14 +170,16 @@ def _load(directory: Path, dtype: str) -> tuple[Any, dict[str, set[str]]]:
 def _token_ids(plan: PruningPlan, model: Any) -> tuple[Any, str]:
     import torch
 
-    vocabulary = model.get_input_embeddings().num_embeddings
+    from chanfmt.models.run import vocabulary
+
+    known = vocabulary(model)
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     count = min(CHECK_TOKENS, positions or CHECK_TOKENS)
     stored = plan.check_tokens[:count]
-    if stored and min(stored) >= 0 and max(stored) < vocabulary:
+    if stored and min(stored) >= 0 and max(stored) < known:
         return torch.tensor([stored]), "calibration"
     generator = torch.Generator().manual_seed(plan.seed)
-    return torch.randint(vocabulary, (1, count), generator=generator), "random"
+    return torch.randint(known, (1, count), generator=generator), "random"
 
 
 def _mask(model: Any, plan: PruningPlan) -> None:

@@ -22,7 +22,7 @@ HEADS = 4
 
 UNBUILDABLE: dict[str, str] = {
     "gemma3n": "its vision tower is a TimmWrapperModel, which needs timm and pillow",
-    "gemma4_assistant": "its config demands that all layers share keys and values, which Gemma4TextConfig.kv_sharing_modes refuses",
+    "gemma4_assistant": "its config demands that every layer shares its keys, which Gemma4TextConfig.kv_sharing_modes refuses",
 }
 """The types that cannot be built here, of any family, and why."""
 

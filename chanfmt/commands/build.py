@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING, Any
 
 from chanfmt import console
+from chanfmt.errors import ChanfmtError
 
 if TYPE_CHECKING:
     import argparse
+
+    from chanfmt.produce.options import BuildOptions
+    from chanfmt.records import LabelSettings
 
 
 def add(commands: Any) -> None:
@@ -30,6 +35,10 @@ def _run(arguments: argparse.Namespace) -> int:
     settings = console.parse_options(arguments, LabelSettings)
     from chanfmt.atlas import Atlas
     from chanfmt.commands.info import info_data, layer_rows, print_layers
+    from chanfmt.produce import distributed
+
+    if distributed.rank():
+        return _follow(options, settings)
     from chanfmt.produce.build import build, plan_build
 
     if options.dry_run:
@@ -39,13 +48,34 @@ def _run(arguments: argparse.Namespace) -> int:
         else:
             console.print_table(("", ""), [(key, _cell(value)) for key, value in summary.items()])
         return 0
-    path = build(options, settings)
+    try:
+        path = build(options, settings)
+    except ChanfmtError:
+        if distributed.processes() > 1:
+            # What ended the others makes torchrun end this one, while it reports.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise
     console.say(f"wrote {path}; browse it with: atlas-tui {path}", quiet=options.quiet)
     with Atlas.open(path) as atlas:
         if arguments.json:
             console.print_json(info_data(atlas))
         else:
             print_layers(atlas, layer_rows(atlas))
+    return 0
+
+
+def _follow(options: BuildOptions, settings: LabelSettings) -> int:
+    """Be one of torchrun's processes that leave all reports to the first."""
+    if options.dry_run:
+        return 0
+    try:
+        from chanfmt.produce.build import build
+
+        build(options, settings)
+    except ChanfmtError as error:
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

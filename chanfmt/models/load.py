@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from chanfmt.errors import ModelError, first_line
+from chanfmt.errors import MissingPackageError, ModelError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -49,26 +50,32 @@ def load_config(resolved: ResolvedModel, *, trust_remote_code: bool = False) -> 
 
 
 def load_model(
-    resolved: ResolvedModel, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
+    resolved: ResolvedModel, *, dtype: str = "auto", device: str = "auto", device_map: str | None = None,
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """The model that its config names, on its device, in evaluation mode, with every parameter frozen.
 
     Args:
         dtype: One of `DTYPES`; ``auto`` is float32 on a CPU and the checkpoint's own elsewhere.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
+        device_map: ``auto`` to spread it over all GPUs instead; None not to.
 
     Raises:
         ModelError: transformers cannot load it, weights are missing or not finite, or memory runs out.
+        MissingPackageError: ``device_map`` without accelerate.
     """
     import torch
 
     place = pick_device(device)
     wanted = pick_dtype(dtype, place)
+    extra = {} if device_map is None else {"device_map": device_map}
+    if extra and importlib.util.find_spec("accelerate") is None:
+        raise MissingPackageError("accelerate", "multi-gpu", "--device-map")
     try:
         with quiet_transformers():
             model, info = auto_class(load_config(resolved, trust_remote_code=trust_remote_code)).from_pretrained(
                 resolved.directory, dtype=wanted, use_safetensors=True,
-                trust_remote_code=trust_remote_code, output_loading_info=True,
+                trust_remote_code=trust_remote_code, output_loading_info=True, **extra,
             )
     except ModelError:
         raise
@@ -81,8 +88,11 @@ def load_model(
             hint="a model with random weights cannot be measured; is this the complete checkpoint?",
         )
     check_surplus(model, info["unexpected_keys"], resolved.id)
+    if extra:
+        _check_all_loaded(model, resolved.id, place)
     try:
-        model = model.to(place)
+        # What accelerate has spread stays where it is.
+        model = model if extra else model.to(place)
     except torch.OutOfMemoryError:
         raise ModelError(
             f"{resolved.id} does not fit on {place}", hint="use --dtype bfloat16, --device cpu, or a larger GPU"
@@ -191,6 +201,16 @@ def check_causal(model: PreTrainedModel) -> None:
         raise ModelError(
             f"{type(model).__name__} is an encoder as configured: its tokens see later ones, so no next-token loss exists",
             hint="perplexity is for causal language models, and for encoders with is_decoder=true",
+        )
+
+
+def _check_all_loaded(model: PreTrainedModel, name: str, place: torch.device) -> None:
+    """Raise `ModelError` where accelerate left weights outside the devices that are to run them."""
+    left = sorted({str(where) for where in getattr(model, "hf_device_map", {}).values()} & {"cpu", "disk"})
+    if left and (place.type != "cpu" or "disk" in left):
+        raise ModelError(
+            f"{name} does not fit on the devices there are: accelerate would leave weights on {' and '.join(left)}",
+            hint="use --stream, --dtype bfloat16, or more GPUs",
         )
 
 

@@ -99,9 +99,10 @@ class _Probe:
 
 
 def _strays(moved: torch.Tensor, pattern: torch.Tensor, ffn: FFN, role: str | None) -> bool:
-    """Whether other channels moved than should have. A norm moves them all, and one role alone may move none."""
+    """Whether other channels moved than should have."""
     if ffn.mixed:
-        return role is None and bool((pattern & ~moved).any())
+        # A norm moves all channels, a threshold may hold any of them back.
+        return role is None and not bool(moved.any())
     return bool((moved & ~pattern).any()) if role else not torch.equal(moved, pattern)
 
 

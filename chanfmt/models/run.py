@@ -33,10 +33,19 @@ def run_text(model: Any, ids: torch.Tensor, *, decoder_ids: torch.Tensor | None 
 
 def test_tokens(model: Any) -> torch.Tensor:
     """Random token ids (1, position), on the model's device."""
-    rows = model.get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, rows, (1, TEST_TOKENS), generator=generator)
-    return ids.to(model.get_input_embeddings().weight.device)
+    ids = torch.randint(0, vocabulary(model), (1, TEST_TOKENS), generator=generator)
+    return ids.to(next(model.parameters()).device)
+
+
+def vocabulary(model: Any) -> int:
+    """Token ids that the model has an embedding for."""
+    embedding: Any = model.get_input_embeddings()
+    # Music models have one table per codebook; a few have none that is a plain matrix.
+    embedding = embedding[0] if isinstance(embedding, torch.nn.ModuleList) else embedding
+    if isinstance(getattr(embedding, "weight", None), torch.Tensor):
+        return int(embedding.weight.shape[0])
+    return int(model.config.get_text_config().vocab_size)
 
 
 @torch.no_grad()
@@ -49,7 +58,7 @@ def is_causal(model: Any) -> bool:
         return False
     ids = test_tokens(model)[:, :8]
     other = ids.clone()
-    other[0, -1] = (other[0, -1] + 1) % model.get_input_embeddings().weight.shape[0]
+    other[0, -1] = (other[0, -1] + 1) % vocabulary(model)
     first, second = (run_text(model, tokens).logits[0, :-1].float() for tokens in (ids, other))
     return float((first - second).abs().max()) <= 1e-3 * float(first.abs().max())
 

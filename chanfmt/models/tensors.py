@@ -8,9 +8,11 @@ elements of which parameter it holds.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from chanfmt.errors import ModelError
@@ -34,17 +36,29 @@ def tensor_slices(model: Any, ffn: FFN, index: CheckpointIndex) -> tuple[TensorS
     return tuple(_Layout(model, index, ffn).slices())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Stored:
-    """A checkpoint tensor by the coordinates it holds.
+    """A checkpoint tensor by the coordinates it holds of one parameter.
 
     Attributes:
-        entry: Its name in the files.
-        coordinates: For every axis of the parameter, each element's position on it; shape of the tensor.
+        tensor: Its name in the files.
+        coordinates: For every axis of the parameter, each element's position on it, -1 where an element
+            belongs to another parameter; shape of the tensor.
+        origin: Index of the first element that belongs to the parameter.
     """
 
     tensor: str
     coordinates: tuple[torch.Tensor, ...]
+    origin: tuple[int, ...]
+
+    @functools.cached_property
+    def varying(self) -> tuple[int | None, ...]:
+        """For every axis of the parameter the stored axis along which the position on it varies; None where it is one."""
+        return tuple(_axis_of(coordinate, list(self.origin)) for coordinate in self.coordinates)
+
+    def position(self, axis: int) -> int:
+        """Where on the parameter's ``axis`` its first element lies."""
+        return int(self.coordinates[axis][self.origin])
 
 
 class _Layout:
@@ -92,6 +106,8 @@ class _Layout:
     def _slice(self, role: str, parameter: str, axis: int | None, positions: range, fixed: dict[int, int]) -> TensorSlice:
         """The slice whose element i is at ``positions[i]`` of the parameter's ``axis`` and at ``fixed`` of others."""
         for stored in self.stored[parameter]:
+            if any(stored.varying[where] is None and stored.position(where) != wanted for where, wanted in fixed.items()):
+                continue
             found = _find(stored, axis, positions, fixed)
             if found is not None:
                 stored_axis, start, step, expert = found
@@ -105,7 +121,8 @@ class _Layout:
         for name, parameter in parameters.items():
             plain = self._plain_name(name, parameter)
             if plain is not None:
-                found[name] = [_Stored(plain, tuple(_coordinate(parameter.shape, axis) for axis in range(parameter.ndim)))]
+                coordinates = tuple(_coordinate(parameter.shape, axis) for axis in range(parameter.ndim))
+                found[name] = [_Stored(plain, coordinates, (0,) * parameter.ndim)]
         converted = [name for name in names if name not in found]
         if converted:
             found |= self._reverted(converted, parameters)
@@ -116,8 +133,10 @@ class _Layout:
         prefix = f"{self.model.base_model_prefix}."
         for candidate in dict.fromkeys((name, name.removeprefix(prefix), prefix + name)):
             entry = self.index.tensors.get(candidate)
-            if entry is not None and entry.shape == tuple(parameter.shape) and self._same(candidate, parameter):
-                return candidate
+            if entry is not None and entry.shape == tuple(parameter.shape):
+                rows = tuple(_coordinate(parameter.shape, axis) for axis in range(parameter.ndim))
+                if self._same(_Stored(candidate, rows, (0,) * parameter.ndim), parameter.detach()):
+                    return candidate
         return None
 
     def _reverted(self, names: list[str], parameters: dict[str, torch.Tensor]) -> dict[str, list[_Stored]]:
@@ -132,35 +151,47 @@ class _Layout:
             except Exception:
                 raise _unfollowed(names[0]) from None
 
-        which = reverted({name: torch.full_like(_coordinate(parameters[name].shape, 0), numbered[name]) for name in names})
+        which = reverted({name: torch.tensor(numbered[name], dtype=torch.int32).expand(parameters[name].shape) for name in names})
         axes = [reverted({name: _coordinate(parameters[name].shape, min(axis, parameters[name].ndim - 1)) for name in names})
                 for axis in range(rank)]
         result: dict[str, list[_Stored]] = {name: [] for name in names}
         prefix = f"{self.model.base_model_prefix}."
         for tensor, owner in which.items():
-            name = names[int(owner.flatten()[0])]
-            parameter = parameters[name]
             candidates = (tensor, tensor.removeprefix(prefix), prefix + tensor)
             stored = next((candidate for candidate in candidates if candidate in self.index.tensors
                            and self.index.tensors[candidate].shape == tuple(owner.shape)), None)
-            if stored is None or not bool((owner == owner.flatten()[0]).all()):
-                raise _unfollowed(name)
-            coordinates = tuple(axes[axis][tensor] for axis in range(parameter.ndim))
-            if not self._same(stored, parameter.detach(), coordinates):
-                raise _unfollowed(name)
-            result[name].append(_Stored(stored, coordinates))
+            first = int(owner.flatten()[0])
+            alone = bool((owner == first).all())
+            for number in (first,) if alone else owner.unique().tolist():
+                name = names[number]
+                parameter = parameters[name]
+                if stored is None:
+                    raise _unfollowed(name)
+                coordinates = tuple(axes[axis][tensor] for axis in range(parameter.ndim))
+                origin = (0,) * owner.ndim
+                if not alone:
+                    mine = owner == number
+                    coordinates = tuple(axis.masked_fill(~mine, -1) for axis in coordinates)
+                    origin = tuple(int(place) for place in np.unravel_index(int(mine.int().argmax()), tuple(mine.shape)))
+                item = _Stored(stored, coordinates, origin)
+                if not self._same(item, parameter.detach()):
+                    raise _unfollowed(name)
+                result[name].append(item)
         return result
 
-    def _same(self, tensor: str, parameter: torch.Tensor, coordinates: tuple[torch.Tensor, ...] | None = None) -> bool:
-        """Whether the first rows stored under ``tensor`` are the parameter's values; of one without values its form decides."""
+    def _same(self, stored: _Stored, parameter: torch.Tensor) -> bool:
+        """Whether the parameter's first row in the stored tensor holds its values; of one without values its form decides."""
         if parameter.is_meta:
             return True
         from safetensors import safe_open
 
-        with safe_open(self.index.tensors[tensor].file, framework="pt") as file:
-            stored = file.get_slice(tensor)[:1]
-        value = parameter[:1] if coordinates is None else parameter[tuple(axis[:1].long() for axis in coordinates)]
-        return torch.equal(stored.to(value.dtype), value.detach().cpu())
+        row = slice(stored.origin[0], stored.origin[0] + 1)
+        with safe_open(self.index.tensors[stored.tensor].file, framework="pt") as file:
+            values = file.get_slice(stored.tensor)[row]
+        places = tuple(axis[row].long() for axis in stored.coordinates)
+        mine = places[0] >= 0
+        expected = parameter[tuple(place[mine] for place in places)].cpu()
+        return torch.equal(values.to(expected.dtype)[mine], expected)
 
 
 def _projections(member: Any) -> tuple[Any, ...]:
@@ -177,15 +208,11 @@ def _find(
     stored: _Stored, axis: int | None, positions: range, fixed: dict[int, int]
 ) -> tuple[int | None, int, int, int | None] | None:
     """Stored axis, start, step and expert index of what is wanted; None where ``stored`` does not hold it."""
-    origin = [0] * stored.coordinates[0].ndim
-    along = None if axis is None else _axis_of(stored.coordinates[axis])
+    origin = list(stored.origin)
+    along = None if axis is None else stored.varying[axis]
     expert = None
     for where, wanted in fixed.items():
-        varying = _axis_of(stored.coordinates[where])
-        if varying is None:
-            if int(stored.coordinates[where].flatten()[0]) != wanted:
-                return None
-        elif varying == 0 and along != 0:
+        if stored.varying[where] == 0 and along != 0:
             matches = torch.nonzero(_line(stored.coordinates[where], 0, origin) == wanted).flatten().tolist()
             if len(matches) != 1:
                 return None
@@ -209,13 +236,12 @@ def _find(
     return along, start, step, expert
 
 
-def _axis_of(coordinate: torch.Tensor) -> int | None:
+def _axis_of(coordinate: torch.Tensor, origin: list[int]) -> int | None:
     """The first stored axis along which a parameter's coordinate varies; None where it is one number."""
     for axis in range(coordinate.ndim):
-        if coordinate.shape[axis] > 1:
-            line = _line(coordinate, axis, [0] * coordinate.ndim)
-            if bool((line != line[0]).any()):
-                return axis
+        line = _line(coordinate, axis, origin)
+        if len(line[line >= 0].unique()) > 1:
+            return axis
     return None
 
 

@@ -23,7 +23,7 @@ import torch
 
 from chanfmt import __version__, labels, schema
 from chanfmt.console import progress_bar, say
-from chanfmt.errors import AtlasError, ChanfmtError
+from chanfmt.errors import AtlasError, ChanfmtError, UsageError
 from chanfmt.files import check_target, remove_stale
 from chanfmt.models.checkpoint import CheckpointIndex, fingerprint
 from chanfmt.models.discover import block_of, find_ffns
@@ -35,6 +35,7 @@ from chanfmt.models.tensors import tensor_slices
 from chanfmt.models.weights import ffn_weights
 from chanfmt.produce import checkpoint
 from chanfmt.produce.derive import layer_variables, stack_layers
+from chanfmt.produce.distributed import Group, LostProcessError, joined, processes
 from chanfmt.produce.loss import Loss, choose_loss
 from chanfmt.produce.measure import Measurement, measure
 from chanfmt.produce.sampled import sample_sequences
@@ -147,7 +148,8 @@ def plan_build(options: BuildOptions, settings: LabelSettings) -> BuildPlan:
         model, ffns = streamed.chain.model, streamed.ffns
     else:
         model = load_model(
-            resolved, dtype=options.dtype, device=options.device, trust_remote_code=options.trust_remote_code
+            resolved, dtype=options.dtype, device=options.device, device_map=options.device_map,
+            trust_remote_code=options.trust_remote_code,
         )
         ffns = find_ffns(model)
     loss = choose_loss(model, tokenizer, test_tokens(model), options.loss, causal=streamed.causal if streamed else None)
@@ -188,32 +190,40 @@ def build(options: BuildOptions, settings: LabelSettings) -> Path:
     """Measure ``options.model`` and write its atlas. Returns the path written.
 
     A pass that takes long is checkpointed at ``options.checkpoint``; ``options.resume`` continues from there.
+    Where torchrun started several processes, all call this: they measure together, and the first writes.
 
     Raises:
         ChanfmtError: Anything that a user can mend. A checkpoint stays, nothing else.
+        LostProcessError: Another process died; what it had measured since the last checkpoint is lost.
         KeyboardInterrupt: Ctrl-C; its text says how to continue where there is a checkpoint.
     """
+    if options.stream and processes() > 1:
+        raise UsageError("--stream runs in one process, and torchrun started several", hint="run it without torchrun")
+    if options.device_map and processes() > 1:
+        raise UsageError("--device-map gives one process all GPUs, and torchrun started several",
+                         hint="start it without torchrun, or leave out --device-map")
+    there = f"{options.checkpoint} holds what was measured; continue with the same command and --resume"
     try:
-        return _build(options, settings)
+        with joined(options.device) as group:
+            quiet = options.quiet or group.rank > 0
+            return _build(dataclasses.replace(options, device=group.device, quiet=quiet), settings, group)
     except KeyboardInterrupt:
         if os.path.lexists(options.checkpoint):
-            raise KeyboardInterrupt(
-                f"{options.checkpoint} holds what was measured; continue with the same command and --resume"
-            ) from None
+            raise KeyboardInterrupt(there) from None
+        raise
+    except LostProcessError as error:
+        if os.path.lexists(options.checkpoint):
+            error.hint = there
         raise
 
 
-def _build(options: BuildOptions, settings: LabelSettings) -> Path:
+def _build(options: BuildOptions, settings: LabelSettings, group: Group) -> Path:
     path, kept = options.path, options.checkpoint
-    remove_stale(path)
-    remove_stale(kept)
-    # Killed between publishing the atlas and removing the checkpoint.
-    if os.path.lexists(kept) and path.is_file() and checkpoint.is_finished(kept, path):
-        kept.unlink()
-        _remove_gradients(kept)
-    plan = plan_build(options, settings)
+    group.together(lambda: _clear_way(options, group))
+    plan = group.together(lambda: plan_build(options, settings))
     asked, environment = _asked(plan, settings, options), _environment(plan)
-    before = _resume(plan, options, asked, environment)
+    _check_alike(asked, group)
+    before = group.together(lambda: _resume(plan, options, asked, environment) if group.rank == 0 else None)
     say(f"{plan.resolved.id}: {len(plan.ffns)} FFNs, {plan.channels:,} channels; "
         f"{len(plan.tokens.ids)} x {plan.tokens.ids.shape[1]} tokens of "
         f"{', '.join(source.name for source in plan.sources)}", quiet=options.quiet)
@@ -225,17 +235,24 @@ def _build(options: BuildOptions, settings: LabelSettings) -> Path:
         lambda measurement: _note_kept(kept, measurement),
     )
     with Spool(int(options.spool_limit * 2**30), path.absolute().parent) as spool:
-        with checkpoint.stop_requests() as stop:
+        # torchrun passes signals on itself, and ends the other processes with one when one is lost.
+        with checkpoint.stop_requests(quiet=group.size > 1) as stop:
 
             def keep(measurement: Measurement) -> None:
-                if stop():
-                    if measurement.fresh:
+                wishes = group.exchange((stop(), group.rank == 0 and measurement.fresh and keeper.due(measurement)))
+                stopping = any(wish for wish, _ in wishes)
+                if (stopping and measurement.fresh) or wishes[0][1]:
+                    measurement.collect(group)
+                    if group.rank == 0:
                         keeper.save(measurement)
+                if stopping:
+                    # The first to leave makes torchrun end the others: not before the checkpoint is written.
+                    group.exchange(None)
                     raise KeyboardInterrupt
-                if measurement.fresh:
-                    keeper.save_if_due(measurement)
 
-            measurement = _measure(plan, settings, options, before.state if before else None, keep, spool)
+            measurement = _measure(plan, settings, options, before.state if before else None, keep, group, spool)
+        if group.rank:
+            return path
         try:
             write_atlas(assemble(plan, measurement, settings, options, session), path)
         except (Exception, KeyboardInterrupt) as error:
@@ -248,6 +265,30 @@ def _build(options: BuildOptions, settings: LabelSettings) -> Path:
     kept.unlink(missing_ok=True)
     _remove_gradients(kept)
     return path
+
+
+def _clear_way(options: BuildOptions, group: Group) -> None:
+    """Remove what earlier builds left; let one process of a machine fetch or convert the model for all of it."""
+    path, kept = options.path, options.checkpoint
+    if group.rank == 0:
+        remove_stale(path)
+        remove_stale(kept)
+        # Killed between publishing the atlas and removing the checkpoint.
+        if os.path.lexists(kept) and path.is_file() and checkpoint.is_finished(kept, path):
+            kept.unlink()
+            _remove_gradients(kept)
+    if group.size > 1 and group.leads_machine:
+        check_target(path, overwrite=options.overwrite)
+        resolve_model(options.model, revision=options.revision)
+
+
+def _check_alike(asked: Mapping[str, Any], group: Group) -> None:
+    """Raise `ChanfmtError` where processes have different models or texts, as machines with caches of their own may."""
+    for rank, other in enumerate(group.exchange(asked)):
+        if other != asked:
+            names = ", ".join(checkpoint.ASKED[name] for name in asked if other[name] != asked[name])
+            raise ChanfmtError(f"ranks {group.rank} and {rank} of {group.size} differ in: {names}",
+                               hint="every machine needs the same model, revision and text")
 
 
 def assemble(
@@ -325,7 +366,7 @@ def _content(
 
 def _measure(
     plan: BuildPlan, settings: LabelSettings, options: BuildOptions, start: checkpoint.PassState | None,
-    after_batch: Callable[[Measurement], object], spool: Spool,
+    after_batch: Callable[[Measurement], object], group: Group, spool: Spool,
 ) -> Measurement:
     if plan.streamed is not None:
         with progress_bar(steps(plan.streamed, len(plan.tokens.ids)), "seq", "measuring", quiet=options.quiet) as bar:
@@ -336,7 +377,7 @@ def _measure(
             )
     with progress_bar(int(plan.tokens.ids.size), "tok", "measuring", quiet=options.quiet) as bar:
         return measure(plan.model, plan.ffns, plan.tokens, rho=settings.rho, loss=plan.loss, batch_size=options.batch,
-                       progress=bar.update, start=start, after_batch=after_batch)
+                       progress=bar.update, start=start, after_batch=after_batch, group=group)
 
 
 def _gradient_path(kept: Path, block: int) -> Path:
@@ -466,8 +507,11 @@ def _command() -> str:
 
 
 def _hardware(plan: BuildPlan) -> str:
+    devices = {parameter.device for parameter in plan.model.parameters()}
     device = next(plan.model.parameters()).device
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    count = len(devices) * processes()
+    return f"{count} x {name}" if count > 1 else name
 
 
 def _activation(config: Any) -> str:

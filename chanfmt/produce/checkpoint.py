@@ -323,10 +323,9 @@ class Keeper:
         self._make = make
         self._warned = False
 
-    def save_if_due(self, measurement: Measurement) -> None:
-        """Write a checkpoint where it is time for one."""
-        if self._schedule.due(time.monotonic(), measurement.nbytes):
-            self.save(measurement)
+    def due(self, measurement: Measurement) -> bool:
+        """Whether it is time for a checkpoint."""
+        return self._schedule.due(time.monotonic(), measurement.nbytes)
 
     def save(self, measurement: Measurement) -> None:
         """Write a checkpoint now. Where that fails the one before stays, and the first time it is said."""
@@ -344,11 +343,14 @@ class Keeper:
 
 
 @contextlib.contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
+def stop_requests(*, quiet: bool = False) -> Iterator[Callable[[], bool]]:
     """Hold back Ctrl-C and SIGTERM: the function it yields says whether one came. A second one acts at once.
 
     Sums are consistent between batches only. A signal that nobody here would turn into
     `KeyboardInterrupt` keeps its meaning.
+
+    Args:
+        quiet: Say nothing when one comes.
     """
     came: list[int] = []
     previous: dict[int, Any] = {}
@@ -359,7 +361,8 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
         came.append(number)
         # Not through sys.stderr, in the middle of whose own work this may be.
         with contextlib.suppress(OSError):
-            os.write(2, b"\nstopping after this batch; once more stops at once\n")
+            if not quiet:
+                os.write(2, b"\nstopping after this batch; once more stops at once\n")
 
     if threading.current_thread() is threading.main_thread():
         for wanted in (signal.SIGINT, signal.SIGTERM):

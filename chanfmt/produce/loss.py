@@ -92,7 +92,7 @@ class NextTokenLoss:
         """Args: ``example`` are token ids (1, position) to check the head on; at most 16 are used."""
         self.model = model
         self.head = model.get_output_embeddings()
-        self.chunked = self.head is not None and self._head_is_plain(example[:, :16])
+        self.chunked = isinstance(getattr(self.head, "weight", None), torch.Tensor) and self._head_is_plain(example[:, :16])
 
     def terms(self, seq_len: int) -> int:
         return seq_len - 1
@@ -153,7 +153,8 @@ class NextTokenLoss:
         expected = run_text(self.model, example).logits.float()
         # In bfloat16 two kernels may round apart; a scale or a soft cap would show far above this.
         tolerance = 1e-5 if hidden.dtype in (torch.float32, torch.float64) else 1e-2
-        return bool((self.head(hidden).float() - expected).abs().max() <= tolerance * expected.abs().max())
+        found = self.head(hidden).float().to(expected.device)
+        return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
 
 
 class MaskedTokenLoss:
@@ -262,4 +263,5 @@ def _nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     logits = logits.reshape(-1, logits.shape[-1])
     if logits.dtype != torch.float64:
         logits = logits.float()
-    return functional.cross_entropy(logits, targets.reshape(-1), reduction="sum")
+    # Of a model on several devices the logits need not be where the tokens are.
+    return functional.cross_entropy(logits, targets.reshape(-1).to(logits.device), reduction="sum")

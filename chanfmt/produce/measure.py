@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from chanfmt.errors import ChanfmtError, ModelError
 from chanfmt.models.load import check_finite
 from chanfmt.produce.capture import Capture
 from chanfmt.produce.checkpoint import PassState
+from chanfmt.produce.distributed import Group
 from chanfmt.produce.loss import Loss, NextTokenLoss
 from chanfmt.produce.statistics import FFNStatistics
 
@@ -30,11 +32,13 @@ BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 class Measurement:
     """What a pass yields; between two batches, what it has so far.
 
+    Where several processes measure, each sums what it has seen itself since `collect`.
+
     Attributes:
         statistics: One per FFN, in order.
         terms: Terms of the loss in a sequence.
-        batch_size: Sequences in a batch.
-        sequences: Sequences measured.
+        batch_size: Sequences in a batch of one process.
+        sequences: Sequences measured, by all processes.
         loss: Their summed loss, nats.
     """
 
@@ -57,6 +61,15 @@ class Measurement:
         """About how many bytes `state` holds."""
         return sum(item.nbytes for item in self.statistics)
 
+    def collect(self, group: Group) -> None:
+        """Move all sums to the first process; the others go on from zero. Raises `LostProcessError`."""
+        if group.size == 1:
+            return
+        for item in self.statistics:
+            item.collect(group)
+        losses = group.exchange(self.loss)
+        self.loss = 0.0 if group.rank else sum(losses)
+
     def state(self) -> PassState:
         """What `measure` needs to start from here; on a CPU valid until the next batch only."""
         return PassState(self.sequences, self.batch_size, self.loss, [item.state() for item in self.statistics])
@@ -73,24 +86,29 @@ def measure(
     progress: Callable[[int], object] = lambda tokens: None,
     start: PassState | None = None,
     after_batch: Callable[[Measurement], object] = lambda measurement: None,
+    group: Group | None = None,
 ) -> Measurement:
     """Accumulate the statistics of ``ffns`` over ``tokens``.
 
-    The first split fixes the candidate core; redundancy is accumulated over the others.
+    The first split fixes the candidate core; redundancy is accumulated over the others. Several
+    processes each take a part of every batch; in the end the first has the sums.
 
     Args:
         model: A loaded model with frozen parameters.
         rho: Share of channels that will be supernodes.
         loss: What is differentiated; the sum of next-token NLL unless given.
-        batch_size: Sequences in a batch; None picks one and halves it when memory runs out.
+        batch_size: Sequences in a batch of one process; None picks one and halves it when memory runs out.
         progress: Called with the number of tokens of every finished batch; negative when it starts over.
-        start: Where an earlier pass over the same tokens stood; its batch size is kept.
+        start: Where an earlier pass over the same tokens stood; its batch size is kept. Read in the first process.
         after_batch: Called after every batch, while the sums are consistent.
+        group: The processes that measure together.
 
     Raises:
         ModelError: The loss or a gradient is not finite.
         ChanfmtError: Memory runs out even so.
+        LostProcessError: Another process is gone.
     """
+    group = group or Group()
     device = next(model.parameters()).device
     ids = torch.from_numpy(tokens.ids).long()
     split_of = torch.from_numpy(tokens.split_of).long()
@@ -98,23 +116,24 @@ def measure(
     size = batch_size or max(1, BATCH_TOKENS.get(device.type, 4096) // ids.shape[1])
     if start is not None:
         size = start.batch_size
+    size, done = group.exchange((size, 0 if start is None else start.sequences))[0]
     # How much memory a batch takes is not known beforehand: where one does not fit, start over with half.
     while True:
         statistics = [FFNStatistics(ffn, model.get_parameter(ffn.write).device) for ffn in ffns]
-        measurement = Measurement(statistics, loss.terms(ids.shape[1]), size)
+        measurement = Measurement(statistics, loss.terms(ids.shape[1]), size, done)
         if start is not None:
             for item, state in zip(statistics, start.ffns, strict=True):
                 item.restore(state)
-            measurement.sequences, measurement.loss = start.sequences, start.loss
-            progress(start.sequences * ids.shape[1])
+            measurement.loss = start.loss
+            progress(done * ids.shape[1])
         capture = Capture(model, ffns, statistics)
         try:
             with capture.running():
-                for nats, sequences in _batches(capture, loss, ffns, ids, split_of, size, rho, measurement.sequences):
-                    measurement.loss += nats
+                for sequences in _batches(measurement, capture, loss, ffns, ids, split_of, rho, group):
                     measurement.sequences += sequences
                     progress(sequences * ids.shape[1])
                     after_batch(measurement)
+            measurement.collect(group)
             return measurement
         except torch.OutOfMemoryError:
             if batch_size is not None or size == 1:
@@ -126,39 +145,63 @@ def measure(
             torch.cuda.empty_cache()
         progress(-measurement.sequences * ids.shape[1])
         size //= 2
-        start = None
+        start, done = None, 0
 
 
 def _batches(
-    capture: Capture, loss: Loss, ffns: list[FFN], ids: torch.Tensor, split_of: torch.Tensor, size: int, rho: float, done: int
-) -> Iterator[tuple[float, int]]:
-    """Measure batch by batch from sequence ``done`` on; yields each one's summed loss in nats and its sequences.
+    measurement: Measurement, capture: Capture, loss: Loss, ffns: list[FFN], ids: torch.Tensor,
+    split_of: torch.Tensor, rho: float, group: Group,
+) -> Iterator[int]:
+    """Measure batch by batch from where ``measurement`` stands; yields the sequences of each.
 
     The tokens of a batch belong to one split: an expert's tokens come without word of their sequence.
+    A batch is as large as all processes take together, so that what is done is always a run of the
+    first sequences, whatever their number.
     """
-    device = next(loss.model.parameters()).device
+    size, done = measurement.batch_size * group.size, measurement.sequences
     ends = torch.bincount(split_of, minlength=schema.SPLITS).cumsum(0).tolist()
     for split, (first, last) in enumerate(zip([0, *ends], ends, strict=False)):
         if split == 1:
-            for statistics in capture.statistics:
-                for member in statistics.members:
-                    if member.core is None:
-                        member.choose_core(rho)
+            measurement.collect(group)
+            _choose_cores(measurement, rho, group)
         for start in range(max(first, done), last, size):
             stop = min(start + size, last)
-            capture.begin(stop - start, split)
-            nats = loss.backward(ids[start:stop].to(device))
-            if not math.isfinite(nats):
-                check_finite(loss.model)
-                raise ModelError(
-                    f"the loss of sequences {start} to {stop - 1} is not finite; an activation overflowed",
-                    hint="use --dtype float32",
-                )
-            overflowed = next((ffn for ffn, found in zip(ffns, capture.statistics, strict=True) if not found.is_finite()), None)
-            if overflowed is not None:
-                raise ModelError(
-                    f"a gradient of sequences {start} to {stop - 1} overflowed in layer {overflowed.layer_index} "
-                    f"({overflowed.container})",
-                    hint="use --dtype float32",
-                )
-            yield nats, stop - start
+            measurement.loss += group.together(partial(_batch, capture, loss, ffns, ids, *group.share(start, stop), split))
+            yield stop - start
+
+
+def _batch(
+    capture: Capture, loss: Loss, ffns: list[FFN], ids: torch.Tensor, start: int, stop: int, split: int
+) -> float:
+    """Measure sequences ``start`` to ``stop``. Returns their summed loss in nats."""
+    if start == stop:
+        return 0.0
+    capture.begin(stop - start, split)
+    nats = loss.backward(ids[start:stop].to(next(loss.model.parameters()).device))
+    if not math.isfinite(nats):
+        check_finite(loss.model)
+        raise ModelError(
+            f"the loss of sequences {start} to {stop - 1} is not finite; an activation overflowed",
+            hint="use --dtype float32",
+        )
+    overflowed = next((ffn for ffn, found in zip(ffns, capture.statistics, strict=True) if not found.is_finite()), None)
+    if overflowed is not None:
+        raise ModelError(
+            f"a gradient of sequences {start} to {stop - 1} overflowed in layer {overflowed.layer_index} "
+            f"({overflowed.container})",
+            hint="use --dtype float32",
+        )
+    return nats
+
+
+def _choose_cores(measurement: Measurement, rho: float, group: Group) -> None:
+    """Fix the candidate cores that are not fixed yet, from all sums: those of the first process."""
+    members = [member for item in measurement.statistics for member in item.members]
+    if group.rank == 0:
+        for member in members:
+            if member.core is None:
+                member.choose_core(rho)
+    candidates = group.exchange([None if member.core is None else member.core.candidates.cpu() for member in members])[0]
+    for member, chosen in zip(members, candidates, strict=True):
+        if member.core is None and chosen is not None:
+            member.set_core(chosen)

@@ -41,6 +41,9 @@ class BuildOptions:
     seed: int = field(default=0, metadata={"help": "seed of the sample"})
     batch_size: str = field(default="auto", metadata={"help": "sequences in a batch, or auto"})
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:1, ..."})
+    device_map: str | None = field(
+        default=None, metadata={"help": "spread one model over all GPUs of the machine", "choices": ("auto",)}
+    )
     dtype: str = field(
         default="auto", metadata={"help": "auto, float32, bfloat16, float16 or float64; auto is float32 on a CPU"}
     )
@@ -83,6 +86,11 @@ class BuildOptions:
         if self.stream and SELF in self.shares:
             raise UsageError(f"--calib {SELF} and --stream do not go together: sampling runs the whole model for every token",
                              hint="measure a smaller model on text of its own, or use another --calib")
+        if self.device_map and self.device != "auto":
+            raise UsageError("--device-map chooses the devices itself", hint="leave out --device")
+        if self.device_map and self.stream:
+            raise UsageError("--device-map keeps all weights on devices, --stream those of one block",
+                             hint="leave out one of them")
         _ = self.batch
 
     @property

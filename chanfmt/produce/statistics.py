@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from chanfmt.models.ffn import FFN
+    from chanfmt.produce.distributed import Group
 
 CANDIDATE_SHARE = 0.05
 """Share of the channels kept as candidates for the core while redundancy is accumulated."""
@@ -78,8 +79,11 @@ class ChannelStatistics:
         """Fix the candidate core from the tokens so far and start correlating with it."""
         count = max(math.ceil(CANDIDATE_SHARE * self.n_channels), 2 * labels.supernode_count(self.n_channels, rho))
         lp = self.sums["sum_q2"].cpu().numpy()
-        candidates = labels.top_indices(lp, min(count, self.n_channels))
-        self.core = self._correlation(torch.from_numpy(candidates).to(self.device))
+        self.set_core(torch.from_numpy(labels.top_indices(lp, min(count, self.n_channels))))
+
+    def set_core(self, candidates: torch.Tensor) -> None:
+        """Start correlating with ``candidates``, channel indices (c,)."""
+        self.core = CoreCorrelation(candidates.to(self.device), self.n_channels, routed=self.routed)
 
     def reduce(self, variables: dict[str, np.ndarray]) -> None:
         """Take ``variables`` (`REDUCED`) in place of the cross moments, which are larger than all else. Ends the sums."""
@@ -109,8 +113,8 @@ class ChannelStatistics:
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Take over the `state` of another instance for the same FFN: what follows is as if it went on, bit for bit."""
         if "candidates" in state:
-            candidates = torch.from_numpy(np.array(state["candidates"])).to(self.device)
-            self.core = self._correlation(candidates)
+            self.set_core(torch.from_numpy(np.array(state["candidates"])))
+            assert self.core is not None
             self.core.real.count, self.core.null.count = int(state["real_count"]), int(state["null_count"])
             if "last" in state:
                 self.core.last = tuple(torch.from_numpy(np.array(state[name])).to(self.device)[None] for name in _LAST)
@@ -121,8 +125,23 @@ class ChannelStatistics:
         if REDUCED[0] in state:
             self.reduced = {name: np.asarray(state[name]) for name in REDUCED}
 
-    def _correlation(self, candidates: torch.Tensor) -> CoreCorrelation:
-        return CoreCorrelation(candidates, self.n_channels, routed=self.routed)
+    def counts(self) -> torch.Tensor:
+        """Tokens of every split, of the cross moments and of their null, float64 (SPLITS + 2,): they add up like sums."""
+        pairs = (0, 0) if self.core is None else (self.core.real.count, self.core.null.count)
+        return torch.tensor([*self.tokens_split, *pairs], dtype=torch.float64, device=self.device)
+
+    def set_counts(self, counts: torch.Tensor) -> None:
+        """Take over `counts`."""
+        *tokens, real, null = (int(count) for count in counts.tolist())
+        self.tokens_split[:] = tokens
+        if self.core is not None:
+            self.core.real.count, self.core.null.count = real, null
+
+    def additive(self) -> list[torch.Tensor]:
+        """Every tensor that is a sum over tokens, all float64."""
+        pairs = () if self.core is None else (self.core.real, self.core.null)
+        moments = (tensor for pair in pairs for tensor in (pair.cross, pair.channel, pair.other))
+        return [*self.sums.values(), self.split_q2, self.read_power, *moments]
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         own = {**self.sums, "sum_q2_split": self.split_q2, "max_abs_u": self.max_abs_u, "read_power": self.read_power}
@@ -149,6 +168,14 @@ class FFNStatistics:
         """Whether no u and no gradient was infinite or NaN so far."""
         return all(member.is_finite() for member in self.members)
 
+    def collect(self, group: Group) -> None:
+        """Move what the processes of ``group`` have summed to the first; the others go on from zero."""
+        counts = [member.counts() for member in self.members]
+        group.collect([*counts, *(tensor for member in self.members for tensor in member.additive())],
+                      [member.max_abs_u for member in self.members])
+        for member, count in zip(self.members, counts, strict=True):
+            member.set_counts(count)
+
     def state(self) -> dict[str, np.ndarray]:
         """`ChannelStatistics.state`; of experts with the dimension ``expert`` where the atlas has it."""
         states = [member.state() for member in self.members]
@@ -173,7 +200,8 @@ class CoreCorrelation:
 
     The null pairs each sequence's q with the candidates' q of the sequence before it: same
     marginals, same positions, no shared text. Tokens that were routed are paired with those half
-    of their batch away.
+    of their batch away. Where several processes measure, the sequence before is the one before in
+    the same process; the real moments are those of one process.
     """
 
     def __init__(self, candidates: torch.Tensor, n_channels: int, *, routed: bool = False) -> None:

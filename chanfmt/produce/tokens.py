@@ -68,7 +68,8 @@ def tokenize_documents(tokenizer: Any, text: Text) -> np.ndarray:
 def check_context(config: Any, seq_len: int, model: str) -> None:
     """Raise `UsageError` where ``model`` cannot take sequences of ``seq_len``."""
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if limit and seq_len > limit:
+    # XLNet says -1: no limit.
+    if limit and 0 < limit < seq_len:
         raise UsageError(
             f"--seq-len {seq_len} is longer than the context of {model}, {limit}", hint=f"use --seq-len {limit}"
         )

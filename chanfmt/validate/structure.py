@@ -22,6 +22,7 @@ GROUPS = ("model", "calibration", "labels", "block", "stacks", "producer")
 ALLOWED: dict[str, dict[str, tuple[str, ...]]] = {
     "": {"status": schema.STATUSES},
     "model": {"source": schema.SOURCES},
+    "calibration": {"loss": tuple(schema.LOSSES.values())},
     "labels": {"score": tuple(schema.METRIC_BY_NAME), "ties": ("lowest index",)},
     "stacks/*": {"kind": schema.STACK_KINDS},
 }

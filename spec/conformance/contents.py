@@ -110,7 +110,8 @@ def _calibration(random: np.random.Generator, stored: bool, contributions: int) 
     split = (np.arange(SEQUENCES) * SPLITS // SEQUENCES).astype(np.uint8)
     count = SEQUENCES // contributions
     return CalibrationRecord(
-        schema.LOSS, schema.METRIC_DEFINITION, "none", SEQ_LEN, 0, 4.25, tuple(digests[row] for row in order), source, split,
+        schema.LOSSES["next-token"],
+        schema.METRIC_DEFINITION, "none", SEQ_LEN, 0, 4.25, tuple(digests[row] for row in order), source, split,
         tuple(Contribution(str(index) * 32, "random", "", f"{index * count}:{(index + 1) * count}", count, count * SEQ_LEN,
                            "generate.py") for index in range(contributions)),
         tokens[order] if stored else None,

@@ -413,6 +413,13 @@ def interleaved(file: h5py.File) -> None:
         if item["role"] != "write" else item for item in slices])(file)
 
 
+def stacked(file: h5py.File) -> None:
+    """The experts' matrices lie along the first axis of one tensor for each role."""
+    json_column(lambda slices: [
+        {**item, "tensor": item["role"], "parameter": item["role"], "axis": item["axis"] + 1, "index": number // 3}
+        for number, item in enumerate(slices)])(file)
+
+
 def renamed(file: h5py.File) -> None:
     file.attrs["title"] = "Ätlas \u2713 \u202e \x1b[31mred\x07\r\n\ttab"
     file["model"].attrs["id"] = "组织/模型"
@@ -450,6 +457,9 @@ VALID: dict[str, tuple] = {  # name: codes, content[, edit]
     "unknown-name": (["W502"], only(), unknown),
     "no-file-digest": (["W504"], only(), remove("/producer/file_sha256", "/producer/byte")),
     "interleaved": ([], only(), interleaved),
+    "stacked-experts": ([], only("write_norm", kinds=EXPERT_PAIR[1:]), stacked),
+    "used-twice": ([], only(), both(*(put(f"{STACK}/{name}", slice(None), lambda old: 2 * old)
+                                      for name in ("tokens", "tokens_split")))),
     "names-no-tokens-stored": ([], only(tokens_stored=False), renamed),
 }
 
@@ -599,7 +609,10 @@ INVALID: dict[str, tuple] = {  # name: codes, content, edit[, after]
     "E206-sequences": (["E206"], BARE, put("/calibration/contribution_sequences", 0, 5)),
     "E207-sequence": (["E207"], BARE, second_sequence),
     "E207-contribution": (["E207"], only(contributions=2), put("/calibration/contribution_id", 1, "0" * 32)),
+    "E109-loss": (["E109"], BARE, attribute("calibration", "loss", "something else")),
     "E208-sum": (["E208"], ROUTED, put(f"{EXPERTS}/tokens", (0, 0), lambda old: old - 1)),
+    "E208-uneven": (["E208"], BARE, both(put(f"{STACK}/tokens", 0, lambda old: old + 8),
+                                         put(f"{STACK}/tokens_split", (0, 0), 16))),
     "E208-lost": (["E208"], BARE, both(put(f"{STACK}/tokens", 0, 15), put(f"{STACK}/tokens_split", (0, 0), 7))),
     "E209-token": (["E209"], BARE, put("/calibration/token_ids", (0, 0), lambda old: old + 1)),
     "E210-config": (["E210"], BARE, attribute("model", "config", '{"hidden_size": 9}')),

@@ -112,6 +112,7 @@ def examine(model_type: str, family: str) -> Verdict:
 def build_atlas(directory: Path, atlas: Path) -> Any:
     """What `atlas build` of the checkpoint in ``directory`` does. Returns its plan."""
     from chanfmt.produce import build as module
+    from chanfmt.produce.measure import measure
     from chanfmt.produce.options import BuildOptions
     from chanfmt.records import LabelSettings
     from chanfmt.writer import write_atlas
@@ -119,7 +120,7 @@ def build_atlas(directory: Path, atlas: Path) -> Any:
     options = BuildOptions(str(directory), str(atlas), calib="pydoc", sequences=SEQUENCES, seq_len=SEQ_LEN, quiet=True)
     settings = LabelSettings(rho=0.05)
     plan = module.plan_build(options, settings)
-    measured = module._measure(plan, settings, options, None, lambda measurement: None)
+    measured = measure(plan.model, plan.ffns, plan.tokens, rho=settings.rho, loss=plan.loss)
     write_atlas(module.assemble(plan, measured, settings, options, module.Session(0.0)), atlas)
     return plan
 

@@ -292,23 +292,23 @@ def test_an_atlas_that_cannot_be_written_leaves_a_checkpoint(options, uninterrup
 
 def test_a_signal_waits_for_the_batch_and_the_second_does_not(options, uninterrupted, monkeypatch):
     options = dataclasses.replace(options, checkpoint_every=math.inf)
-    real = checkpoint.Keeper.save_if_due
+    real = checkpoint.Keeper.due
 
     def interrupt(count):
-        def save_if_due(keeper, measurement):
+        def due(keeper, measurement):
             if measurement.sequences == 5:
                 for _ in range(count):
                     os.kill(os.getpid(), signal.SIGINT)
-            real(keeper, measurement)
-        return save_if_due
+            return real(keeper, measurement)
+        return due
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.Keeper, "save_if_due", interrupt(2))
+        patch.setattr(checkpoint.Keeper, "due", interrupt(2))
         with pytest.raises(KeyboardInterrupt) as caught:
             build(options, SETTINGS)
         assert str(caught.value) == ""
         assert not options.checkpoint.exists()
-        patch.setattr(checkpoint.Keeper, "save_if_due", interrupt(1))
+        patch.setattr(checkpoint.Keeper, "due", interrupt(1))
         with pytest.raises(KeyboardInterrupt, match="--resume"):
             build(options, SETTINGS)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -261,9 +261,20 @@ def test_a_full_disk_is_said_with_the_way_out(tmp_path, text, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "text.txt"]
 
 
-def test_sampling_from_the_model_is_refused():
-    with pytest.raises(UsageError, match="--calib self and --stream"):
-        BuildOptions("model", "out.h5", calib="self", stream=True).check()
+@pytest.mark.parametrize(("changes", "why"), [
+    ({"calib": "self"}, "--calib self and --stream"), ({"device_map": "auto"}, "--device-map keeps all weights"),
+    ({"spool_limit": -1.0}, "--spool-limit must be"),
+])
+def test_options_that_do_not_go_together(changes, why):
+    with pytest.raises(UsageError, match=why):
+        BuildOptions("model", "out.h5", stream=True, **changes).check()
+
+
+def test_torchrun_is_refused(tmp_path, text, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="--stream runs in one process"):
+        build(options(tmp_path, text, "out.h5", stream=True), SETTINGS)
 
 
 def test_spool_keeps_within_its_limit_and_reuses_its_file(tmp_path):
