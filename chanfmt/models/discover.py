@@ -10,6 +10,7 @@ numbers, what the trace concluded.
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,9 @@ from chanfmt.models.trace import Call, decode, trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+
+_EXPERT = re.compile(r"(.*experts?[._])([0-9]+)([.].*)", re.IGNORECASE)
+"""A parameter of one expert in a list or a table of modules: ``experts.3.``, ``experts.expert_3.``."""
 
 Site = tuple[str, int | None, int]
 
@@ -150,16 +154,13 @@ def _group(matrix: Matrix, parameters: dict[str, torch.Tensor]) -> str:
     if parameters[matrix.parameter].ndim == 3:
         return matrix.parameter
     head, number, tail = _expert_number(matrix.parameter)
-    return matrix.parameter if number is None else f"{head}.*.{tail}"
+    return matrix.parameter if number is None else f"{head}*{tail}"
 
 
 def _expert_number(name: str) -> tuple[str, int | None, str]:
     """``model.layers.0.mlp.experts.3.down.weight`` -> its parts around the 3; None where it has no such number."""
-    parts = name.split(".")
-    for index in range(len(parts) - 1, 0, -1):
-        if parts[index].isdigit() and "expert" in parts[index - 1].lower():
-            return ".".join(parts[:index]), int(parts[index]), ".".join(parts[index + 1:])
-    return name, None, ""
+    found = _EXPERT.fullmatch(name)
+    return (found[1], int(found[2]), found[3]) if found else (name, None, "")
 
 
 def _is_listed(member: Member) -> bool:
@@ -177,9 +178,9 @@ def _all_experts(first: Member, seen: dict[Site, Member], parameters: dict[str, 
         # Runs of rows of one parameter.
         rows = first.write.matrix.inputs if first.write.matrix.transposed else first.write.matrix.outputs
         return [_at_row(first, index * rows) for index in range(parameter.shape[0] // rows)]
-    numbers = sorted(int(other[len(head) + 1:].split(".")[0]) for other in parameters
-                     if other.startswith(head + ".") and other.endswith(f".{tail}"))
-    return [_renamed(first, f"{head}.{number}.", f"{head}.{index}.") for index in numbers]
+    parts = (_expert_number(other) for other in parameters)
+    numbers = sorted(index for start, index, end in parts if index is not None and (start, end) == (head, tail))
+    return [_renamed(first, f"{head}{number}.", f"{head}{index}.") for index in numbers]
 
 
 def _at_index(member: Member, index: int) -> Member:
