@@ -216,10 +216,9 @@ def _container(members: Sequence[Member]) -> str:
 
 
 def _layer_of(container: str) -> int:
+    """Position in its list of layers; what lies in none counts as a layer of its own, the first."""
     block = block_of(container)
-    if block is None:
-        raise ModelError(f"the FFN {container} does not lie in a list of layers")
-    return int(block.rpartition(".")[2])
+    return 0 if block is None else int(block.rpartition(".")[2])
 
 
 def _list_of(name: str) -> str:

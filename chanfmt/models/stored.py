@@ -90,14 +90,18 @@ class StoredWeights:
         entry = self.index.tensors.get(item.tensor)
         if entry is None:
             raise ModelError(f"the checkpoint has no tensor {item.tensor!r}, which the atlas names for {block.module}")
+        shape, axis, values = entry.shape, item.axis, None
+        if item.index is not None and axis is not None and shape and item.index < shape[0]:
+            shape, axis, values = shape[1:], axis - 1, view(entry)[item.index]
         last = item.start + (block.n_channels - 1) * item.step
-        if len(entry.shape) != 2 or item.axis not in (0, 1) or last >= entry.shape[item.axis]:
+        if len(shape) != 2 or axis not in (0, 1) or last >= shape[axis]:
             raise ModelError(f"{block.module}: channels {item.start} to {last} of axis {item.axis} are not in the tensor "
                              f"{item.tensor!r}, whose shape is {list(entry.shape)}")
+        bits = view(entry) if values is None else values
         part = slice(item.start, last + 1, item.step)
-        bits = view(entry)[part] if item.axis == 0 else view(entry)[:, part]
-        values = _rounded(_values(bits, entry.dtype, item.tensor), _DTYPES[entry.dtype], self.dtype)
-        return values if item.axis == channel_axis else values.T
+        bits = bits[part] if axis == 0 else bits[:, part]
+        numbers = _rounded(_values(bits, entry.dtype, item.tensor), _DTYPES[entry.dtype], self.dtype)
+        return numbers if axis == channel_axis else numbers.T
 
 
 def view(entry: TensorEntry) -> np.ndarray:

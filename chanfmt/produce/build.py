@@ -227,6 +227,10 @@ def _build(options: BuildOptions, settings: LabelSettings, group: Group) -> Path
     say(f"{plan.resolved.id}: {len(plan.ffns)} FFNs, {plan.channels:,} channels; "
         f"{len(plan.tokens.ids)} x {plan.tokens.ids.shape[1]} tokens of "
         f"{', '.join(source.name for source in plan.sources)}", quiet=options.quiet)
+    mixed = sorted({ffn.layer_index for ffn in plan.ffns if ffn.mixed})
+    if mixed:
+        say(f"note: in layer {', '.join(map(str, mixed))} a norm or a threshold over all channels lies between read and write: "
+            "without some channels the others change", quiet=options.quiet)
     session = _session(before)
 
     keeper = checkpoint.Keeper(

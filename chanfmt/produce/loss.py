@@ -57,16 +57,19 @@ def choose_loss(
 
     Raises:
         UsageError: The model has no such loss.
+        ModelError: It cannot run ``example``.
     """
     if name == "embedding":
         return EmbeddingLoss(model)
     kind = type(model).__name__
     if name in ("auto", "reconstruction") and model.config.is_encoder_decoder:
         return ReconstructionLoss(model)
-    if not hasattr(run_text(model, example[:, :2]), "logits"):
+    with explained(example):
+        predicts = hasattr(run_text(model, example), "logits")
+        causal = predicts and (is_causal(model) if causal is None else causal)
+    if not predicts:
         raise UsageError(f"{kind} has no head that predicts tokens, so there is no likelihood to differentiate",
                          hint="measure it against its own embedding with --loss embedding")
-    causal = is_causal(model) if causal is None else causal
     if name in ("auto", "next-token") and causal:
         return NextTokenLoss(model, example)
     if name in ("auto", "masked-token") and not causal and getattr(tokenizer, "mask_token_id", None) is not None:

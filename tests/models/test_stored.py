@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -49,6 +51,20 @@ def test_every_dtype_as_torch_rounds_it(stored, ran, checkpoint):
         expected = tensor.to(getattr(torch, ran)).to(torch.float64 if ran == "float64" else torch.float32)
         assert str(values.dtype) == str(expected.dtype).removeprefix("torch.")
         assert torch.equal(torch.from_numpy(values.copy()).nan_to_num(9.0), expected.nan_to_num(9.0))
+
+
+def test_experts_stacked_in_one_tensor(checkpoint):
+    index, tensors = checkpoint(torch.bfloat16, reads=torch.randn(3, WIDTH, HIDDEN), writes=torch.randn(3, WIDTH, HIDDEN))
+    slices = [TensorSlice(role, name, name, 1, 0, WIDTH, 1, expert)
+              for expert in range(3) for role, name in (("up", "reads"), ("write", "writes"))]
+    weights = StoredWeights(index, "bfloat16")
+    for expert in range(3):
+        found = weights.ffn(block(*slices, experts=3), expert)
+        assert torch.equal(torch.from_numpy(found.reads[0].copy()), tensors["reads"][expert].float())
+        assert torch.equal(torch.from_numpy(found.write.copy()), tensors["writes"][expert].T.float())
+    beyond = block(*(dataclasses.replace(item, index=3) for item in slices), experts=3)
+    with pytest.raises(ModelError, match="are not in the tensor"):
+        weights.ffn(beyond)
 
 
 def test_fused_interleaved_and_transposed(checkpoint):
