@@ -229,13 +229,10 @@ def _place(container: str, lists: Iterable[str], causal: Callable[[], bool]) -> 
     """``decoder`` or ``encoder`` by the name of the layer list where a model has several, else by what the model is."""
     path = _list_of(container).lower()
     if len(set(lists)) > 1:
-        named = [place for place in ("encoder", "decoder") if place in path.split(".")[-2:] or f"{place}." in f"{path}."]
         if "decoder" in path:
             return "decoder"
         if "encoder" in path:
             return "encoder"
-        if named:
-            return named[0]
         if any("decoder" in other for other in lists):
             return "other"
     return "decoder" if causal() else "encoder"
