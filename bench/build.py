@@ -35,7 +35,7 @@ from chanfmt.models.load import load_model, load_tokenizer
 from chanfmt.models.resolve import resolve_model
 from chanfmt.produce.capture import Capture
 from chanfmt.produce.loss import NextTokenLoss
-from chanfmt.produce.measure import BATCH_TOKENS
+from chanfmt.produce.measure import usual_batch
 from chanfmt.produce.statistics import FFNStatistics
 from chanfmt.produce.text import read_text
 from chanfmt.produce.tokens import sample, tokenize
@@ -80,7 +80,7 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.device = torch.device(arguments.device)
         self.model, self.ids = _model_and_tokens(arguments, self.device)
-        self.batch = max(1, min(BATCH_TOKENS[self.device.type] // arguments.seq_len, arguments.sequences // 8 or 1))
+        self.batch = min(usual_batch(self.device, arguments.seq_len), arguments.sequences // 8 or 1)
         self.ffns = find_ffns(self.model)
         self.loss = NextTokenLoss(self.model, self.ids[:1])
         self.contenders: dict[str, Callable[[torch.Tensor], None]] = {}

@@ -38,6 +38,11 @@ def tiny_model(model_type: str, *, dtype: torch.dtype = torch.float32, seed: int
     config = transformers.AutoConfig.for_model(model_type, **values)
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return redrawn(model, seed)
+
+
+def redrawn(model: Any, seed: int) -> Any:
+    """``model`` in evaluation mode with random weights large enough to matter."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         # The stock initialisation is so small that logits, gradients and biases hardly differ from zero.
@@ -45,7 +50,7 @@ def tiny_model(model_type: str, *, dtype: torch.dtype = torch.float32, seed: int
             if parameter.ndim >= 2:
                 parameter.normal_(0, 1.0 / parameter.shape[-1] ** 0.5, generator=generator)
             else:
-                parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=dtype) * 0.05)
+                parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype) * 0.05)
     return model.eval()
 
 

@@ -14,9 +14,10 @@ import transformers
 from transformers import CONFIG_MAPPING, PretrainedConfig
 from transformers.models.auto import modeling_auto
 
+from tests.tiny import VOCAB, redrawn
+
 CAUSAL, MASKED, SEQ2SEQ = "causal", "masked", "seq2seq"
 
-VOCAB = 211
 HIDDEN = 32
 HEADS = 4
 
@@ -243,15 +244,7 @@ def tiny(model_type: str, family: str = CAUSAL, seed: int = 0) -> Any:
         )
     else:
         model = auto.from_config(config, dtype=torch.float32, attn_implementation="eager")
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        # The stock initialisation is so small that logits, gradients and biases hardly differ from zero.
-        for parameter in model.parameters():
-            if parameter.ndim >= 2:
-                parameter.normal_(0, 1.0 / parameter.shape[-1] ** 0.5, generator=generator)
-            else:
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
-    return model.eval()
+    return redrawn(model, seed)
 
 
 def run(model: Any, family: str, ids: torch.Tensor) -> torch.Tensor:

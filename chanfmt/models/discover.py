@@ -119,9 +119,6 @@ def assemble(model: Any, found: Sequence[Found], causal: Callable[[], bool]) -> 
 
     Args:
         causal: Says whether ``model`` is causal, where that is asked.
-
-    Raises:
-        ModelError: One lies in no list of layers.
     """
     parameters = dict(model.named_parameters())
     groups: dict[str, list[Found]] = defaultdict(list)

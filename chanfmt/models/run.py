@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 TEST_TOKENS = 32
 """Tokens of the input that FFNs are found and verified with."""
+_CAUSAL_TOKENS = 8
 
 
 def run_text(model: Any, ids: torch.Tensor, *, decoder_ids: torch.Tensor | None = None) -> Any:
@@ -54,12 +55,21 @@ def is_causal(model: Any) -> bool:
 
     Asked of the instance: two dozen encoder types pass for causal language models by their class.
     """
-    if model.config.is_encoder_decoder or not hasattr(run_text(model, test_tokens(model)[:, :2]), "logits"):
+    return not model.config.is_encoder_decoder and shows_causal(run_text(model, causal_rows(model)))
+
+
+def causal_rows(model: Any) -> torch.Tensor:
+    """Token ids of two sequences that differ in their last token only, for `shows_causal`."""
+    rows = test_tokens(model)[:, :_CAUSAL_TOKENS].repeat(2, 1)
+    rows[1, -1] = (rows[1, -1] + 1) % vocabulary(model)
+    return rows
+
+
+def shows_causal(output: Any) -> bool:
+    """Whether a model's output for `causal_rows` predicts tokens, and differs at the last one only."""
+    if not hasattr(output, "logits"):
         return False
-    ids = test_tokens(model)[:, :8]
-    other = ids.clone()
-    other[0, -1] = (other[0, -1] + 1) % vocabulary(model)
-    first, second = (run_text(model, tokens).logits[0, :-1].float() for tokens in (ids, other))
+    first, second = output.logits[:, :-1].float()
     return float((first - second).abs().max()) <= 1e-3 * float(first.abs().max())
 
 

@@ -14,7 +14,7 @@ from chanfmt.models.discover import Found, assemble, check_complete, examined
 from chanfmt.models.load import auto_class, check_finite, load_config, pick_device, pick_dtype
 from chanfmt.models.parameters import StoredParameters, return_freed_memory, stored_dtype, weightless
 from chanfmt.models.probe import probe
-from chanfmt.models.run import eager_experts, run_text, test_tokens
+from chanfmt.models.run import causal_rows, eager_experts, run_text, shows_causal, test_tokens
 from chanfmt.models.trace import Tracer
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from chanfmt.models.checkpoint import CheckpointIndex
     from chanfmt.models.ffn import FFN
     from chanfmt.models.resolve import ResolvedModel
-
-_CAUSAL_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -81,9 +79,7 @@ class _Opening:
         self.tracer = Tracer(self.model)
         self.reached = self.start = 0
         self.found: list[Found] = []
-        rows = self.ids[:, :_CAUSAL_TOKENS].repeat(2, 1)
-        rows[1, -1] = (rows[1, -1] + 1) % self.model.get_input_embeddings().weight.shape[0]
-        self.rows = rows
+        self.rows = causal_rows(self.model)
         try:
             self.hidden, self.calls = chain.learn(lambda: run_text(self.model, self.ids))
             self.rows_hidden, self.rows_calls = chain.calls(lambda: run_text(self.model, self.rows))
@@ -109,7 +105,7 @@ class _Opening:
             if not _close(_result(run_text(self.model, self.ids)), _result(output)):
                 raise self.chain.refused("makes its output of more than what its last block returns")
         with self.chain.ending(self.rows_hidden):
-            causal = _is_causal(run_text(self.model, self.rows))
+            causal = shows_causal(run_text(self.model, self.rows))
         ffns = assemble(self.model, self.found, lambda: causal)
         check_complete(self.model, ffns, self.tracer.calls)
         outside = next((ffn for ffn in ffns if self.chain.number_of(ffn.container) is None), None)
@@ -148,14 +144,6 @@ class _Opening:
 
 def _result(output: Any) -> Any:
     return output.logits if hasattr(output, "logits") else output[0]
-
-
-def _is_causal(output: Any) -> bool:
-    """Whether the outputs of two rows that differ in the last token differ there only."""
-    if not hasattr(output, "logits"):
-        return False
-    first, second = output.logits[:, :-1].float()
-    return float((first - second).abs().max()) <= 1e-3 * float(first.abs().max())
 
 
 def _close(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -119,24 +119,24 @@ class _Layout:
         parameters = {name: self.model.get_parameter(name) for name in names}
         found: dict[str, list[_Stored]] = {}
         for name, parameter in parameters.items():
-            plain = self._plain_name(name, parameter)
+            plain = self._plain(name, parameter)
             if plain is not None:
-                coordinates = tuple(_coordinate(parameter.shape, axis) for axis in range(parameter.ndim))
-                found[name] = [_Stored(plain, coordinates, (0,) * parameter.ndim)]
+                found[name] = [plain]
         converted = [name for name in names if name not in found]
         if converted:
             found |= self._reverted(converted, parameters)
         return found
 
-    def _plain_name(self, name: str, parameter: torch.Tensor) -> str | None:
-        """Name of the tensor that is the parameter itself. One saved from the base model lacks its prefix, or has one more."""
+    def _plain(self, name: str, parameter: torch.Tensor) -> _Stored | None:
+        """The tensor that is the parameter itself. One saved from the base model lacks its prefix, or has one more."""
         prefix = f"{self.model.base_model_prefix}."
         for candidate in dict.fromkeys((name, name.removeprefix(prefix), prefix + name)):
             entry = self.index.tensors.get(candidate)
             if entry is not None and entry.shape == tuple(parameter.shape):
-                rows = tuple(_coordinate(parameter.shape, axis) for axis in range(parameter.ndim))
-                if self._same(_Stored(candidate, rows, (0,) * parameter.ndim), parameter.detach()):
-                    return candidate
+                coordinates = tuple(_coordinate(parameter.shape, axis) for axis in range(parameter.ndim))
+                stored = _Stored(candidate, coordinates, (0,) * parameter.ndim)
+                if self._same(stored, parameter.detach()):
+                    return stored
         return None
 
     def _reverted(self, names: list[str], parameters: dict[str, torch.Tensor]) -> dict[str, list[_Stored]]:

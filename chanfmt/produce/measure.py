@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from chanfmt import schema
@@ -111,9 +113,8 @@ def measure(
     group = group or Group()
     device = next(model.parameters()).device
     ids = torch.from_numpy(tokens.ids).long()
-    split_of = torch.from_numpy(tokens.split_of).long()
     loss = loss or NextTokenLoss(model, ids[:1].to(device))
-    size = batch_size or max(1, BATCH_TOKENS.get(device.type, 4096) // ids.shape[1])
+    size = batch_size or usual_batch(device, ids.shape[1])
     if start is not None:
         size = start.batch_size
     size, done = group.exchange((size, 0 if start is None else start.sequences))[0]
@@ -129,7 +130,7 @@ def measure(
         capture = Capture(model, ffns, statistics)
         try:
             with capture.running():
-                for sequences in _batches(measurement, capture, loss, ffns, ids, split_of, rho, group):
+                for sequences in _batches(measurement, capture, loss, ffns, ids, tokens.split_of, rho, group):
                     measurement.sequences += sequences
                     progress(sequences * ids.shape[1])
                     after_batch(measurement)
@@ -148,9 +149,20 @@ def measure(
         start, done = None, 0
 
 
+def usual_batch(device: torch.device, seq_len: int) -> int:
+    """Sequences in a batch that is not asked for otherwise."""
+    return max(1, BATCH_TOKENS.get(device.type, 4096) // seq_len)
+
+
+def split_ranges(split_of: np.ndarray) -> list[tuple[int, int]]:
+    """First sequence of every split, and the one after its last."""
+    ends = np.bincount(split_of, minlength=schema.SPLITS).cumsum().tolist()
+    return list(itertools.pairwise([0, *ends]))
+
+
 def _batches(
     measurement: Measurement, capture: Capture, loss: Loss, ffns: list[FFN], ids: torch.Tensor,
-    split_of: torch.Tensor, rho: float, group: Group,
+    split_of: np.ndarray, rho: float, group: Group,
 ) -> Iterator[int]:
     """Measure batch by batch from where ``measurement`` stands; yields the sequences of each.
 
@@ -159,8 +171,7 @@ def _batches(
     first sequences, whatever their number.
     """
     size, done = measurement.batch_size * group.size, measurement.sequences
-    ends = torch.bincount(split_of, minlength=schema.SPLITS).cumsum(0).tolist()
-    for split, (first, last) in enumerate(zip([0, *ends], ends, strict=False)):
+    for split, (first, last) in enumerate(split_ranges(split_of)):
         if split == 1:
             measurement.collect(group)
             _choose_cores(measurement, rho, group)

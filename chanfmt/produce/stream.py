@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
-from chanfmt import schema
 from chanfmt.errors import ChanfmtError, ModelError
 from chanfmt.files import atomic_file
 from chanfmt.models.chain import Call
@@ -26,13 +24,15 @@ from chanfmt.produce.capture import Capture
 from chanfmt.produce.checkpoint import PassState, StreamState
 from chanfmt.produce.derive import reduce
 from chanfmt.produce.loss import explained
-from chanfmt.produce.measure import BATCH_TOKENS, Measurement
+from chanfmt.produce.measure import Measurement, split_ranges, usual_batch
 from chanfmt.produce.spool import bytes_of
 from chanfmt.produce.statistics import FFNStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    import numpy as np
 
     from chanfmt.models.chain import Chain
     from chanfmt.models.ffn import FFN
@@ -105,7 +105,7 @@ def measure_streamed(
         ChanfmtError: Memory or the spool's disk runs out, or ``gradient`` is not what was written.
     """
     ids = torch.from_numpy(tokens.ids).long()
-    size = batch_size or max(1, BATCH_TOKENS.get(streamed.chain.device.type, 4096) // ids.shape[1])
+    size = batch_size or usual_batch(streamed.chain.device, ids.shape[1])
     if start is not None:
         size = start.batch_size
     while True:
@@ -146,9 +146,8 @@ class _Batch:
 
 def _batches(split_of: np.ndarray, size: int) -> list[_Batch]:
     """The batches of `measure`: those of a split, then those of the next."""
-    ends = np.bincount(split_of, minlength=schema.SPLITS).cumsum().tolist()
     return [_Batch(start, min(start + size, last), split)
-            for split, (first, last) in enumerate(zip([0, *ends], ends, strict=False)) for start in range(first, last, size)]
+            for split, (first, last) in enumerate(split_ranges(split_of)) for start in range(first, last, size)]
 
 
 class _Pass:
