@@ -1,13 +1,14 @@
 """What a cut will do, as data: which channels every FFN keeps. No torch, no model.
 
 A plan file is one safetensors file. Its ``__metadata__`` holds ``format`` and ``plan``, the plan
-as JSON; its tensors are the kept channel ids, ascending I32, each named by its FFN's module.
+as JSON; its tensors are the kept channel ids, ascending I32, one tensor per FFN.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ from surgery.protect import ProtectList, protect_list
 from surgery.width import check_sparsity, kept_width
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from chanfmt.atlas import Atlas
 
 PLAN_FORMAT = "pruning-plan/1"
@@ -78,16 +81,20 @@ class BlockPlan:
     """What one FFN keeps.
 
     Attributes:
-        layer_index, place, module, n_channels, tensors: As in `chanfmt.records.Block`.
-        kept: Ascending ids of the channels that stay, int32 (kept,).
+        name: What the plan file calls it: its module, with a number where another FFN has the same one.
+        layer_index, place, module, stack, n_channels, n_experts, tensors: As in `chanfmt.records.Block`.
+        kept: Ids of the channels that stay, ascending, int32: (kept,), or (expert, kept) where it has experts.
         supernodes, supernodes_kept: Supernodes before and after.
         lp_kept: Share of the FFN's LP that its kept channels hold; None where LP is unknown or 0.
     """
 
+    name: str
     layer_index: int
     place: str
     module: str
+    stack: str
     n_channels: int
+    n_experts: int
     tensors: tuple[TensorSlice, ...]
     kept: np.ndarray
     supernodes: int
@@ -95,10 +102,23 @@ class BlockPlan:
     lp_kept: float | None
 
     @property
-    def removed(self) -> np.ndarray:
-        """Ascending ids of the channels that go, int32."""
+    def n_kept(self) -> int:
+        """Channels that stay, of each expert where it has experts."""
+        return int(self.kept.shape[-1])
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether any channel goes."""
+        return self.n_kept < self.n_channels
+
+    def kept_of(self, expert: int) -> np.ndarray:
+        """Ascending ids of the channels that stay in expert number ``expert`` (0 where it is dense), int32."""
+        return self.kept[expert] if self.n_experts else self.kept
+
+    def removed_of(self, expert: int) -> np.ndarray:
+        """Ascending ids of the channels that go from expert number ``expert`` (0 where it is dense), int32."""
         mask = np.ones(self.n_channels, dtype=bool)
-        mask[self.kept] = False
+        mask[self.kept_of(expert)] = False
         return np.flatnonzero(mask).astype(np.int32)
 
 
@@ -133,22 +153,17 @@ class PruningPlan:
     @property
     def channels(self) -> int:
         """Channels of all FFNs before the cut."""
-        return sum(block.n_channels for block in self.blocks)
+        return sum(block.n_channels * max(1, block.n_experts) for block in self.blocks)
 
     @property
     def channels_kept(self) -> int:
         """Channels of all FFNs after it."""
-        return sum(len(block.kept) for block in self.blocks)
+        return sum(block.kept.size for block in self.blocks)
 
     @property
     def sparsity_reached(self) -> float:
         """Share of all channels that the plan removes."""
         return 1 - self.channels_kept / self.channels
-
-    @property
-    def widths(self) -> dict[int, int]:
-        """Every FFN width of the model to the width that is left of it."""
-        return {block.n_channels: len(block.kept) for block in self.blocks}
 
 
 def make_plan(atlas: Atlas, options: PlanOptions) -> PruningPlan:
@@ -166,8 +181,6 @@ def make_plan(atlas: Atlas, options: PlanOptions) -> PruningPlan:
         raise AtlasError(f"{atlas.path} is unfinished", hint="finish it with: atlas build ... --resume")
     if not atlas.blocks:
         raise AtlasError(f"{atlas.path} lists no FFN")
-    if len({block.module for block in atlas.blocks}) < len(atlas.blocks):
-        raise AtlasError(f"{atlas.path} lists two FFNs of one module, and a plan names FFNs by their module")
     selectors = tuple(dict.fromkeys((*find_method(options.method).always_protects, *options.protect)))
     protected = protect_list(selectors, atlas)
     widths = {block.index: kept_width(block.n_channels, options.sparsity, options.multiple_of)
@@ -182,7 +195,8 @@ def make_plan(atlas: Atlas, options: PlanOptions) -> PruningPlan:
         options.seed, options.sparsity, options.multiple_of, protected.count, atlas.content_sha256,
         _describe_calibration(atlas),
         () if tokens is None or not len(tokens) else tuple(int(token) for token in tokens[0, :CHECK_TOKENS]),
-        tuple(_plan_block(atlas, block, options, protected.of(block), widths[block.index]) for block in atlas.blocks),
+        tuple(_plan_block(atlas, block, name, options, protected.of(block), widths[block.index])
+              for block, name in zip(atlas.blocks, _names(atlas.blocks), strict=True)),
         protected.warnings,
     )
 
@@ -212,7 +226,7 @@ def write_plan(plan: PruningPlan, path: Path) -> None:
         ],
     }
     metadata = {"format": PLAN_FORMAT, "plan": json.dumps(value, separators=(",", ":"), allow_nan=False)}
-    path.write_bytes(save({block.module: block.kept.astype("<i4") for block in plan.blocks}, metadata))
+    path.write_bytes(save({block.name: block.kept.astype("<i4") for block in plan.blocks}, metadata))
 
 
 def load_plan(path: Path) -> PruningPlan:
@@ -228,9 +242,10 @@ def load_plan(path: Path) -> PruningPlan:
         value = json.loads(metadata["plan"])
         kept = {}
         for name, entry in entries.items():
-            if entry.dtype != "I32" or len(entry.shape) != 1:
-                raise ValueError(f"{name!r} is not a list of channel ids")
-            kept[name] = np.fromfile(path, dtype="<i4", count=entry.elements, offset=entry.start).astype(np.int32)
+            if entry.dtype != "I32" or len(entry.shape) not in (1, 2):
+                raise ValueError(f"{name!r} is not a list of channel ids, nor one per expert")
+            ids = np.fromfile(path, dtype="<i4", count=entry.elements, offset=entry.start)
+            kept[name] = ids.reshape(entry.shape).astype(np.int32)
         return _parse(value, kept)
     except ChanfmtError as error:
         raise UsageError(f"{path} is not a pruning plan: {error.message}", hint=error.hint) from None
@@ -243,8 +258,8 @@ _SCALARS: dict[str, Any] = {
     "calibration": str,
 }
 _BLOCK_FIELDS: dict[str, Any] = {
-    "layer_index": int, "place": str, "module": str, "n_channels": int, "supernodes": int, "supernodes_kept": int,
-    "lp_kept": float | None,
+    "name": str, "layer_index": int, "place": str, "module": str, "stack": str, "n_channels": int, "n_experts": int,
+    "supernodes": int, "supernodes_kept": int, "lp_kept": float | None,
 }
 _MODEL_TEXTS = ("id", "revision", "source", "model_type", "fingerprint")
 
@@ -252,7 +267,7 @@ _MODEL_TEXTS = ("id", "revision", "source", "model_type", "fingerprint")
 def _parse(value: Any, kept: dict[str, np.ndarray]) -> PruningPlan:
     """A plan from its JSON and its tensors. Raises ValueError, KeyError, TypeError or `ChanfmtError`."""
     blocks = tuple(_parse_block(item, kept) for item in _typed(value["blocks"], list, "blocks"))
-    if not blocks or {block.module for block in blocks} != kept.keys() or len(blocks) != len(kept):
+    if not blocks or {block.name for block in blocks} != kept.keys() or len(blocks) != len(kept):
         raise ValueError("its FFNs and its tensors do not match")
     model = value["model"]
     return PruningPlan(
@@ -269,9 +284,11 @@ def _parse(value: Any, kept: dict[str, np.ndarray]) -> PruningPlan:
 
 def _parse_block(item: Any, kept: dict[str, np.ndarray]) -> BlockPlan:
     values = {name: _typed(item[name], kind, name) for name, kind in _BLOCK_FIELDS.items()}
-    width, ids = values["n_channels"], kept[values["module"]]
-    if not len(ids) or ids[0] < 0 or ids[-1] >= width or (np.diff(ids) <= 0).any():
-        raise ValueError(f"the kept channels of {values['module']!r} are not ascending ids below {width}")
+    width, experts, ids = values["n_channels"], values["n_experts"], kept[values["name"]]
+    if ids.shape[:-1] != ((experts,) if experts else ()):
+        raise ValueError(f"the kept channels of {values['name']!r} are not those of {experts or 'no'} experts")
+    if not ids.size or ids.min() < 0 or ids.max() >= width or (np.diff(ids) <= 0).any():
+        raise ValueError(f"the kept channels of {values['name']!r} are not ascending ids below {width}")
     return BlockPlan(**values, kept=ids, tensors=Block.tensors_from_json(json.dumps(item["tensors"])))
 
 
@@ -312,7 +329,15 @@ def _check_room(atlas: Atlas, protected: ProtectList, widths: dict[int, int]) ->
     )
 
 
-def _plan_block(atlas: Atlas, block: Block, options: PlanOptions, protected: np.ndarray, width: int) -> BlockPlan:
+def _names(blocks: Sequence[Block]) -> list[str]:
+    """A name for every block: its module, and its number where another block has the same module."""
+    modules = Counter(block.module for block in blocks)
+    return [block.module if modules[block.module] == 1 else f"{block.module}#{block.index}" for block in blocks]
+
+
+def _plan_block(
+    atlas: Atlas, block: Block, name: str, options: PlanOptions, protected: np.ndarray, width: int
+) -> BlockPlan:
     values = score(options.method, atlas, block, options.seed)
     values[protected] = np.inf
     kept = top_indices(values, width).astype(np.int32)
@@ -321,6 +346,7 @@ def _plan_block(atlas: Atlas, block: Block, options: PlanOptions, protected: np.
     lp = stack.row("lp", block.row).astype(np.float64)
     total = float(lp.sum())
     return BlockPlan(
-        block.layer_index, block.place, block.module, block.n_channels, tuple(block.tensors), kept, len(core),
+        name, block.layer_index, block.place, block.module, block.stack, block.n_channels, block.n_experts,
+        tuple(block.tensors), kept, len(core),
         int(np.isin(core, kept).sum()), float(lp[kept].sum()) / total if total > 0 else None,
     )
