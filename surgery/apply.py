@@ -15,12 +15,10 @@ from chanfmt.files import atomic_directory, check_space, check_target
 from chanfmt.models.checkpoint import PICKLED_SUFFIXES, CheckpointIndex, fingerprint
 from surgery.card import model_card
 from surgery.check import LogitCheck, check_logits, check_shapes, memory_shortage
-from surgery.checkpoint.cuts import plan_cuts
 from surgery.checkpoint.writer import output_bytes, write_checkpoint
-from surgery.config_width import narrow_config, wanted_shapes
-from surgery.plan import PruningPlan, write_plan
+from surgery.config_width import find_layout
+from surgery.plan import Applied, PruningPlan, write_plan
 from surgery.report import Report
-from surgery.stock import meta_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -45,6 +43,8 @@ def apply_plan(
     *,
     overwrite: bool = False,
     verify: bool = True,
+    fine_tune: bool = False,
+    shard_bytes: int | None = None,
     command: str = "",
     progress: bool = False,
     note: Callable[[str], object] = lambda text: None,
@@ -54,6 +54,8 @@ def apply_plan(
     Args:
         overwrite: Replace ``output`` where it is an earlier result.
         verify: Also compare logits with the masked dense model's.
+        fine_tune: Take a model of other weights, whose FFNs have the tensors that the plan names.
+        shard_bytes: Largest size of a shard; None for shards that correspond to the source's.
         command: Command line to record.
         progress: Draw a progress bar on stderr where that is a terminal.
         note: Receives a sentence for people.
@@ -66,38 +68,46 @@ def apply_plan(
     """
     check_output(output, overwrite=overwrite, source=directory)
     index = CheckpointIndex.open(directory)
-    if fingerprint(index) != plan.model.fingerprint:
-        raise ModelError(
-            f"{directory} is not the model of the atlas: its weights differ from those of {plan.model.id!r}",
-            hint="pass the model that the atlas was built from, or build an atlas of this one",
-        )
-    config = _read_config(directory)
-    cuts = plan_cuts(plan, index)
-    before = meta_shapes(config)
-    wanted = wanted_shapes(plan, index, cuts, before)
-    narrowed, fields = narrow_config(config, before, wanted, plan.widths)
-    carried = list(_carried_files(directory, note))
+    config = read_config(directory)
+    found = fingerprint(index)
+    _check_model(plan, directory, config, found, fine_tune)
+    layout = find_layout(plan, config, index)
+    cuts = layout.cuts
+    carried = list(carried_files(directory, note))
     total = output_bytes(index, cuts)
     check_space(output.absolute().parent, total + sum(path.stat().st_size for path in carried) + (16 << 20))
     with atomic_directory(output) as temporary:
-        _write_weights(plan, index, cuts, temporary, total, progress)
-        (temporary / "config.json").write_text(
-            json.dumps(narrowed, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        with progress_bar(total, "B", "writing", quiet=not progress) as bar:
+            write_checkpoint(index, cuts, temporary, bar.update, shard_bytes)
+        applied = Applied(layout.widths, layout.fields, found)
+        write_plan(plan, temporary / KEPT_FILE, applied)
+        write_config(layout.config, temporary)
         for path in carried:
             shutil.copyfile(path, temporary / path.name)
-        shapes = check_shapes(index, cuts, wanted, temporary)
+        shapes = check_shapes(index, cuts, layout.allowed, temporary)
         logits, skipped = _verify(plan, index, temporary, verify, note)
         written = CheckpointIndex.open(temporary)
         report = Report(
-            plan, index.parameters, written.parameters, index.nbytes, written.nbytes, fields, shapes, logits, skipped,
-            _versions(), command,
+            plan, applied, index.parameters, written.parameters, index.nbytes, written.nbytes, shapes, logits, skipped,
+            versions(), command,
         )
         (temporary / REPORT_FILE).write_text(
             json.dumps(report.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
         )
         (temporary / "README.md").write_text(model_card(report, output.absolute().name), encoding="utf-8")
     return report
+
+
+def _check_model(plan: PruningPlan, directory: Path, config: dict[str, Any], found: str, fine_tune: bool) -> None:
+    if not fine_tune and found != plan.model.fingerprint:
+        raise ModelError(
+            f"{directory} is not the model of the atlas: its weights differ from those of {plan.model.id!r}",
+            hint="pass the model (and the revision) that the atlas was built from; where this is a fine-tune of it, "
+            "add --fine-tune",
+        )
+    if fine_tune and config.get("model_type") != plan.model.model_type:
+        raise ModelError(f"{directory} is a {config.get('model_type')!r} model, and the plan is for a "
+                         f"{plan.model.model_type!r} model: no fine-tune of it")
 
 
 def check_output(output: Path, *, overwrite: bool, source: Path | None = None) -> None:
@@ -118,14 +128,6 @@ def check_output(output: Path, *, overwrite: bool, source: Path | None = None) -
         )
 
 
-def _write_weights(
-    plan: PruningPlan, index: CheckpointIndex, cuts: Any, directory: Path, total: int, progress: bool
-) -> None:
-    with progress_bar(total, "B", "writing", quiet=not progress) as bar:
-        write_checkpoint(index, cuts, directory, bar.update)
-    write_plan(plan, directory / KEPT_FILE)
-
-
 def _verify(
     plan: PruningPlan, index: CheckpointIndex, output: Path, verify: bool, note: Callable[[str], object]
 ) -> tuple[LogitCheck | None, str]:
@@ -136,7 +138,8 @@ def _verify(
     return None, skipped
 
 
-def _read_config(directory: Path) -> dict[str, Any]:
+def read_config(directory: Path) -> dict[str, Any]:
+    """Content of the model's ``config.json``. Raises `ModelError` where it is none, or quantised."""
     path = directory / "config.json"
     try:
         if path.stat().st_size > _MAX_CONFIG:
@@ -153,7 +156,12 @@ def _read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def _carried_files(directory: Path, note: Callable[[str], object]) -> Iterator[Path]:
+def write_config(config: dict[str, Any], directory: Path) -> None:
+    """Write ``config.json``."""
+    (directory / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def carried_files(directory: Path, note: Callable[[str], object]) -> Iterator[Path]:
     """Tokenizer, generation, template and licence files: whatever is small, visible and no weights or code."""
     home = directory.resolve()
     # The Hub cache keeps a snapshot's files as links into the repository's blobs.
@@ -170,6 +178,7 @@ def _carried_files(directory: Path, note: Callable[[str], object]) -> Iterator[P
             yield path
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of what made the result."""
     packages = ("torch", "transformers", "safetensors", "numpy")
     return {"chanfmt": __version__, "python": platform.python_version()} | {name: version(name) for name in packages}

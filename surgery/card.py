@@ -28,7 +28,8 @@ def model_card(report: Report, name: str) -> str:
              "library_name: transformers", "tags:", *(f"- {tag}" for tag in TAGS)]
     method = METHODS.get(plan.method)
     formula = f" ({method.description}; {method.source})" if method else ""
-    fields = ", ".join(f"`{_inline(field)}` is {value}" for field, value in report.config_fields.items())
+    fields = ", ".join(f"`{_inline(field)}` is {_inline(str(change.after))}"
+                       for field, change in report.applied.config.items())
     return "\n".join([
         "---", *front, "---", "",
         f"# {_inline(name)}", "",

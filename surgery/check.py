@@ -5,20 +5,22 @@ from __future__ import annotations
 import gc
 import json
 import os
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.errors import CheckError
 from chanfmt.models.checkpoint import CheckpointIndex
-from chanfmt.models.load import quiet_transformers
+from chanfmt.models.load import auto_class, quiet_transformers
 from surgery.plan import CHECK_TOKENS, PruningPlan
-from surgery.stock import Shapes, meta_shapes, model_class
+from surgery.stock import meta_shapes, parse_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from surgery.checkpoint.cuts import Cut
+    from surgery.config_width import Allowed
 
 LOGIT_TOLERANCE = 1e-4
 """Largest accepted max|difference| / max|masked dense logits|."""
@@ -51,12 +53,12 @@ class LogitCheck:
     dtype: str
 
 
-def check_shapes(index: CheckpointIndex, cuts: Mapping[str, Cut], wanted: Shapes, output: Path) -> ShapeCheck:
+def check_shapes(index: CheckpointIndex, cuts: Mapping[str, Cut], allowed: Allowed, output: Path) -> ShapeCheck:
     """Compare the checkpoint in ``output`` with the cut that was asked for, on disk and as stock code sees it.
 
     Args:
         index: The uncut checkpoint.
-        wanted: Shapes of the stock model after the cut, by parameter name.
+        allowed: Shapes that the stock model may have after the cut, by parameter name.
 
     Raises:
         CheckError: A tensor or a parameter is missing, is surplus, or has another shape or dtype.
@@ -64,41 +66,54 @@ def check_shapes(index: CheckpointIndex, cuts: Mapping[str, Cut], wanted: Shapes
     written = CheckpointIndex.open(output)
     expected = {name: (entry.dtype, cuts[name].shape if name in cuts else entry.shape)
                 for name, entry in index.tensors.items()}
-    _compare({name: (entry.dtype, entry.shape) for name, entry in written.tensors.items()}, expected, "checkpoint")
+    for name in sorted(written.tensors.keys() | expected.keys()):
+        entry = written.tensors.get(name)
+        found = (entry.dtype, entry.shape) if entry else None
+        if found != expected.get(name):
+            raise _wrong("checkpoint", name, found, expected.get(name))
     shapes = meta_shapes(json.loads((output / "config.json").read_text(encoding="utf-8")))
-    _compare(shapes, wanted, "stock model")
-    return ShapeCheck(len(expected), len(wanted))
+    for name in sorted(shapes.keys() | allowed.keys()):
+        if shapes.get(name) not in allowed.get(name, ()):
+            raise _wrong("stock model", name, shapes.get(name), " or ".join(map(str, allowed.get(name, ()))))
+    return ShapeCheck(len(expected), len(allowed))
 
 
-def check_logits(plan: PruningPlan, source: Path, output: Path) -> LogitCheck:
+def check_logits(plan: PruningPlan, source: Path, output: Path, *, mask: bool = True) -> LogitCheck:
     """Compare the logits of ``output`` with those of ``source`` whose removed channels are masked.
 
-    Both are loaded by stock ``from_pretrained`` in float32, one after the other. A cut that leaves a
-    model in ruins also leaves one that magnifies rounding, which differs between the two because
-    their sums have different lengths; so what fails in float32 is decided in float64, if it fits.
+    The channels are masked where the model, traced, shows its FFNs, and not where the plan says that
+    they lie: a wrong tensor map fails here. Both models are loaded by stock ``from_pretrained`` in
+    float32, one after the other. A cut that leaves a model in ruins also leaves one that magnifies
+    rounding, which differs between the two because their sums have different lengths; so what fails in
+    float32 is decided in float64, if it fits.
+
+    Args:
+        mask: Off where ``output`` should compute what ``source`` does as it is.
 
     Raises:
         CheckError: They differ by more than `LOGIT_TOLERANCE`, keys are missing or surplus, or
             tied parameters came apart.
     """
-    check = _compare_logits(plan, source, output, "float32")
+    check = _compare_logits(plan, source, output, "float32", mask)
     # Not "error > tolerance": a NaN must fail.
     if not check.relative_error <= LOGIT_TOLERANCE and memory_shortage(CheckpointIndex.open(source).parameters, 8) is None:
-        check = _compare_logits(plan, source, output, "float64")
+        check = _compare_logits(plan, source, output, "float64", mask)
     if not check.relative_error <= LOGIT_TOLERANCE:
+        what = "the masked dense model's" if mask else "the pruned model's"
         raise CheckError(
-            f"the result's logits differ from the masked dense model's by {check.relative_error:.2g} of their largest "
+            f"the result's logits differ from {what} by {check.relative_error:.2g} of their largest "
             f"value in {check.dtype}, and {LOGIT_TOLERANCE:g} is allowed; nothing was written"
         )
     return check
 
 
-def _compare_logits(plan: PruningPlan, source: Path, output: Path, dtype: str) -> LogitCheck:
+def _compare_logits(plan: PruningPlan, source: Path, output: Path, dtype: str, mask: bool) -> LogitCheck:
     import torch
 
     dense, report = _load(source, dtype)
     ids, text = _token_ids(plan, dense)
-    _mask(dense, plan)
+    if mask:
+        _mask(dense, plan)
     expected = _logits(dense, ids)
     ties = _ties(dense)
     del dense
@@ -143,13 +158,10 @@ def _available_memory() -> int:
     return available if limit == "max" else min(available, int(limit) - int(used))
 
 
-def _compare(found: Mapping[str, Any], expected: Mapping[str, Any], what: str) -> None:
-    for name in sorted(found.keys() | expected.keys()):
-        if found.get(name) != expected.get(name):
-            raise CheckError(
-                f"the {what} has {found.get(name, 'nothing')} for {name!r} and should have "
-                f"{expected.get(name, 'nothing')}; nothing was written"
-            )
+def _wrong(what: str, name: str, found: object, expected: object) -> CheckError:
+    return CheckError(
+        f"the {what} has {found or 'nothing'} for {name!r} and should have {expected or 'nothing'}; nothing was written"
+    )
 
 
 def _load(directory: Path, dtype: str) -> tuple[Any, dict[str, set[str]]]:
@@ -158,7 +170,7 @@ def _load(directory: Path, dtype: str) -> tuple[Any, dict[str, set[str]]]:
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     try:
         with quiet_transformers():
-            model, info = model_class(config).from_pretrained(
+            model, info = auto_class(parse_config(config)).from_pretrained(
                 directory, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True, output_loading_info=True
             )
     except Exception as error:
@@ -183,24 +195,40 @@ def _token_ids(plan: PruningPlan, model: Any) -> tuple[Any, str]:
 
 
 def _mask(model: Any, plan: PruningPlan) -> None:
+    """Zero the write vectors of the channels that ``plan`` removes from ``model``."""
     import torch
 
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    from chanfmt.models.discover import find_ffns
+    from chanfmt.models.weights import matrix_of
+
+    ffns: dict[tuple[str, int, int], list[Any]] = defaultdict(list)
+    for ffn in find_ffns(model):
+        ffns[ffn.container, ffn.width, ffn.experts].append(ffn)
     for block in plan.blocks:
-        for item in block.tensors:
-            if item.role == "write" and item.axis is not None:
-                removed = torch.from_numpy(item.indices(block.removed))
-                parameters[item.parameter].data.index_fill_(item.axis, removed, 0.0)
+        if not block.is_cut:
+            continue
+        found = ffns[block.module, block.n_channels, block.n_experts]
+        if not found:
+            raise CheckError(f"the model has no FFN {block.module} of {block.n_channels} channels, which the plan cuts")
+        ffn = found.pop(0)
+        if ffn.mixed:
+            raise CheckError(
+                f"{block.module} computes numbers from all its channels (a norm, a threshold) between its projections, so "
+                "those that stay would compute something else than in the dense model with the others masked",
+                hint="to cut it nonetheless, add --no-verify, and evaluate the result",
+            )
+        for expert, member in enumerate(ffn.members):
+            removed = torch.from_numpy(block.removed_of(expert)).long()
+            matrix_of(model, member.write.matrix).data.index_fill_(1, removed, 0.0)
 
 
 def _logits(model: Any, ids: Any) -> Any:
     import torch
 
-    inputs = {"input_ids": ids}
-    if model.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = ids
+    from chanfmt.models.run import run_text
+
     with torch.inference_mode(), quiet_transformers():
-        return model(**inputs)[0]
+        return run_text(model, ids)[0]
 
 
 def _ties(model: Any) -> set[frozenset[str]]:

@@ -67,9 +67,35 @@ class ApplyOptions:
     output: str | None = field(default=None, metadata={
         "help": "output directory (default: MODEL-METHOD-PERCENT here)", "short": "-o", "metavar": "DIR",
     })
+    shard_size: str | None = field(default=None, metadata={
+        "help": "largest size of a weights file, such as 5GB (default: files that correspond to the model's)",
+        "metavar": "SIZE",
+    })
     no_verify: bool = field(default=False, metadata={
         "help": "do not compare logits with those of the masked dense model",
     })
+    overwrite: bool = field(default=False, metadata={"help": "replace the output where it is an earlier result"})
+
+
+@dataclass(frozen=True)
+class FineTuneOptions:
+    """Which weights a plan is for."""
+
+    fine_tune: bool = field(default=False, metadata={
+        "help": "MODEL is a fine-tune of the plan's model: other weights in the same tensors",
+    })
+
+
+@dataclass(frozen=True)
+class RestoreOptions:
+    """What is restored, and where it goes."""
+
+    directory: str = field(metadata={"help": "result of surgery prune or apply, trained since or not", "positional": "DIR"})
+    output: str = field(metadata={"help": "output directory", "short": "-o", "metavar": "DIR"})
+    shard_size: str | None = field(default=None, metadata={
+        "help": "largest size of a weights file, such as 5GB (default: files that correspond to DIR's)", "metavar": "SIZE",
+    })
+    no_verify: bool = field(default=False, metadata={"help": "do not compare logits with those of DIR"})
     overwrite: bool = field(default=False, metadata={"help": "replace the output where it is an earlier result"})
 
 
@@ -91,7 +117,7 @@ class TalkOptions:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code."""
     parser, commands = make_parser("surgery", "Remove the FFN channels that an importance atlas says matter least.")
-    for add in (add_prune, add_plan, add_apply, add_eval):
+    for add in (add_prune, add_plan, add_apply, add_restore, add_eval):
         add(commands)
     return run_command(parser, arguments)
 
@@ -111,7 +137,13 @@ def add_plan(commands: Commands) -> None:
 
 def add_apply(commands: Commands) -> None:
     """``surgery apply``: plan to smaller model."""
-    _add(commands, "apply", "cut a model as a plan says", _apply, PlanFileOptions, ApplyOptions, TalkOptions)
+    _add(commands, "apply", "cut a model as a plan says", _apply, PlanFileOptions, ApplyOptions, FineTuneOptions, TalkOptions)
+
+
+def add_restore(commands: Commands) -> None:
+    """``surgery restore``: smaller model back to full width."""
+    _add(commands, "restore", "put a cut model back into its full width, with zeros where channels were removed", _restore,
+         RestoreOptions, TalkOptions)
 
 
 def add_eval(commands: Commands) -> None:
@@ -160,7 +192,25 @@ def _apply(arguments: argparse.Namespace) -> None:
     from surgery.plan import load_plan
 
     plan = load_plan(Path(parse_options(arguments, PlanFileOptions).plan))
-    _cut(plan, parse_options(arguments, ApplyOptions), parse_options(arguments, TalkOptions))
+    fine_tune = parse_options(arguments, FineTuneOptions).fine_tune
+    _cut(plan, parse_options(arguments, ApplyOptions), parse_options(arguments, TalkOptions), fine_tune=fine_tune)
+
+
+def _restore(arguments: argparse.Namespace) -> None:
+    from chanfmt.models.resolve import resolve_model
+    from surgery.restore import restore
+
+    options = parse_options(arguments, RestoreOptions)
+    talk = parse_options(arguments, TalkOptions)
+    output = Path(options.output)
+    shard_bytes = parse_size(options.shard_size)
+    restored = restore(
+        resolve_model(options.directory).directory, output, overwrite=options.overwrite, verify=not options.no_verify,
+        shard_bytes=shard_bytes, progress=not talk.quiet, note=lambda text: say(text, quiet=talk.quiet),
+    )
+    say(f"wrote {output}", quiet=talk.quiet)
+    if talk.json:
+        print_json(restored | {"output": str(output)})
 
 
 def _eval(arguments: argparse.Namespace) -> None:
@@ -188,12 +238,13 @@ def _make_plan(path: str, options: PlanOptions, talk: TalkOptions) -> PruningPla
     return plan
 
 
-def _cut(plan: PruningPlan, options: ApplyOptions, talk: TalkOptions) -> None:
+def _cut(plan: PruningPlan, options: ApplyOptions, talk: TalkOptions, *, fine_tune: bool = False) -> None:
     from chanfmt.models.resolve import resolve_model
     from surgery.apply import apply_plan, check_output
     from surgery.report import summary_rows
 
     output = Path(options.output or default_name(plan))
+    shard_bytes = parse_size(options.shard_size)
     model, revision = options.model, None
     if model is None:
         model, revision = _model_of(plan.model)
@@ -202,7 +253,8 @@ def _cut(plan: PruningPlan, options: ApplyOptions, talk: TalkOptions) -> None:
     say(f"cutting {model}", quiet=talk.quiet)
     report = apply_plan(
         plan, resolve_model(model, revision=revision).directory, output, overwrite=options.overwrite,
-        verify=not options.no_verify, command=shlex.join(["surgery", *sys.argv[1:]]), progress=not talk.quiet,
+        verify=not options.no_verify, fine_tune=fine_tune, shard_bytes=shard_bytes,
+        command=shlex.join(["surgery", *sys.argv[1:]]), progress=not talk.quiet,
         note=lambda text: say(text, quiet=talk.quiet),
     )
     say(f"wrote {output}", quiet=talk.quiet)
@@ -210,6 +262,17 @@ def _cut(plan: PruningPlan, options: ApplyOptions, talk: TalkOptions) -> None:
         print_json(report.to_json() | {"output": str(output)})
     else:
         _print_pairs([*summary_rows(plan, report), ["output", str(output)]])
+
+
+def parse_size(text: str | None) -> int | None:
+    """Bytes of a size as transformers writes it: ``5GB`` (decimal), ``500MB``, ``1GiB``. Raises `UsageError`."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"([0-9]+(?:[.][0-9]+)?) ?([KMGT]?)(i?)B", text, re.IGNORECASE)
+    size = int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " ")) if found else 0
+    if size < 1:
+        raise UsageError(f"--shard-size {text!r} is not a size", hint="write it like 5GB, 500MB or 1GiB")
+    return size
 
 
 def _model_of(model: PlannedModel) -> tuple[str, str | None]:

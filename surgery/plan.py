@@ -166,6 +166,29 @@ class PruningPlan:
         return 1 - self.channels_kept / self.channels
 
 
+@dataclass(frozen=True)
+class Change:
+    """A config field's value before and after; None where it was unset."""
+
+    before: Any
+    after: Any
+
+
+@dataclass(frozen=True)
+class Applied:
+    """How a plan's result was laid out, so that it can be undone.
+
+    Attributes:
+        widths: Name of every FFN to its width in the result: what it keeps, and zero channels up to that.
+        config: Config fields that changed, dotted where nested.
+        fingerprint: Of the checkpoint that was cut.
+    """
+
+    widths: dict[str, int]
+    config: dict[str, Change]
+    fingerprint: str
+
+
 def make_plan(atlas: Atlas, options: PlanOptions) -> PruningPlan:
     """Decide what ``atlas``'s model keeps.
 
@@ -211,8 +234,12 @@ def save_plan(plan: PruningPlan, path: Path) -> None:
         write_plan(plan, temporary)
 
 
-def write_plan(plan: PruningPlan, path: Path) -> None:
-    """Write ``plan`` to ``path`` as it is, for a caller that publishes a whole directory."""
+def write_plan(plan: PruningPlan, path: Path, applied: Applied | None = None) -> None:
+    """Write ``plan`` to ``path`` as it is, for a caller that publishes a whole directory.
+
+    Args:
+        applied: How its result was laid out, where this copy travels with one.
+    """
     from safetensors.numpy import save
 
     value = {
@@ -226,6 +253,8 @@ def write_plan(plan: PruningPlan, path: Path) -> None:
         ],
     }
     metadata = {"format": PLAN_FORMAT, "plan": json.dumps(value, separators=(",", ":"), allow_nan=False)}
+    if applied is not None:
+        metadata["applied"] = json.dumps(asdict(applied), separators=(",", ":"), allow_nan=False)
     path.write_bytes(save({block.name: block.kept.astype("<i4") for block in plan.blocks}, metadata))
 
 
@@ -235,6 +264,22 @@ def load_plan(path: Path) -> PruningPlan:
     Raises:
         UsageError: The file is missing, damaged, or no plan.
     """
+    return _load(path)[0]
+
+
+def load_applied(path: Path) -> tuple[PruningPlan, Applied]:
+    """Read the copy of a plan that travels with its result. Nothing in it is trusted.
+
+    Raises:
+        UsageError: The file is missing, damaged, no plan, or does not say how it was applied.
+    """
+    plan, applied = _load(path)
+    if applied is None:
+        raise UsageError(f"{path} is a plan that was not applied")
+    return plan, applied
+
+
+def _load(path: Path) -> tuple[PruningPlan, Applied | None]:
     try:
         entries, metadata = read_header(path)
         if metadata.get("format") != PLAN_FORMAT:
@@ -246,7 +291,8 @@ def load_plan(path: Path) -> PruningPlan:
                 raise ValueError(f"{name!r} is not a list of channel ids, nor one per expert")
             ids = np.fromfile(path, dtype="<i4", count=entry.elements, offset=entry.start)
             kept[name] = ids.reshape(entry.shape).astype(np.int32)
-        return _parse(value, kept)
+        plan = _parse(value, kept)
+        return plan, _parse_applied(json.loads(metadata["applied"]), plan) if "applied" in metadata else None
     except ChanfmtError as error:
         raise UsageError(f"{path} is not a pruning plan: {error.message}", hint=error.hint) from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -290,6 +336,15 @@ def _parse_block(item: Any, kept: dict[str, np.ndarray]) -> BlockPlan:
     if not ids.size or ids.min() < 0 or ids.max() >= width or (np.diff(ids) <= 0).any():
         raise ValueError(f"the kept channels of {values['name']!r} are not ascending ids below {width}")
     return BlockPlan(**values, kept=ids, tensors=Block.tensors_from_json(json.dumps(item["tensors"])))
+
+
+def _parse_applied(value: Any, plan: PruningPlan) -> Applied:
+    widths = {block.name: _typed(value["widths"][block.name], int, "widths") for block in plan.blocks}
+    if any(not block.n_kept <= widths[block.name] <= block.n_channels for block in plan.blocks):
+        raise ValueError("a width lies outside what its FFN keeps and had")
+    config = {str(name): Change(item["before"], item["after"])
+              for name, item in _typed(value["config"], dict, "config").items()}
+    return Applied(widths, config, _typed(value["fingerprint"], str, "fingerprint"))
 
 
 def _typed(value: Any, kind: Any, name: str) -> Any:

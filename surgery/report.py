@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from surgery.check import LogitCheck, ShapeCheck
-    from surgery.plan import PruningPlan
+    from surgery.plan import Applied, BlockPlan, PruningPlan
 
 REPORT_FORMAT = "surgery/1"
 
@@ -21,25 +21,30 @@ class Report:
 
     Attributes:
         plan: What was cut.
+        applied: How the result is laid out.
         parameters_before, parameters_after: Elements of the checkpoints.
         bytes_before, bytes_after: Bytes of their tensors.
-        config_fields: Config fields that changed, with their new values.
         shapes, logits: The checks; ``logits`` is None where it was not run, for the reason ``logits_skipped``.
         versions: Package to version.
         command: The command line.
     """
 
     plan: PruningPlan
+    applied: Applied
     parameters_before: int
     parameters_after: int
     bytes_before: int
     bytes_after: int
-    config_fields: Mapping[str, int]
     shapes: ShapeCheck
     logits: LogitCheck | None
     logits_skipped: str
     versions: Mapping[str, str]
     command: str
+
+    @property
+    def padded(self) -> list[BlockPlan]:
+        """FFNs that are filled up with zero channels."""
+        return [block for block in self.plan.blocks if self.applied.widths[block.name] > block.n_kept]
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``surgery.json``."""
@@ -48,7 +53,9 @@ class Report:
             **plan_json(self.plan),
             "parameters": {"before": self.parameters_before, "after": self.parameters_after},
             "bytes": {"before": self.bytes_before, "after": self.bytes_after},
-            "config_fields": dict(self.config_fields),
+            "fingerprint": self.applied.fingerprint,
+            "config_fields": {name: asdict(change) for name, change in self.applied.config.items()},
+            "padded_to": {block.name: self.applied.widths[block.name] for block in self.padded},
             "checks": {
                 "shapes": asdict(self.shapes),
                 "logits": asdict(self.logits) if self.logits else {"skipped": self.logits_skipped},
@@ -73,7 +80,7 @@ def plan_json(plan: PruningPlan) -> dict[str, Any]:
         "layers": [
             {
                 "layer": block.layer_index, "module": block.module, "channels": block.n_channels,
-                "kept": len(block.kept), "supernodes": block.supernodes,
+                "kept": block.n_kept, "supernodes": block.supernodes,
                 "supernodes_removed": block.supernodes - block.supernodes_kept, "lp_kept": block.lp_kept,
             }
             for block in plan.blocks
@@ -85,7 +92,7 @@ def layer_rows(plan: PruningPlan) -> tuple[list[str], list[list[str]]]:
     """Headings and one row per FFN."""
     headings = ["layer", "module", "channels", "kept", "supernodes", "removed", "LP kept"]
     rows = [
-        [str(block.layer_index), block.module, f"{block.n_channels:,}", f"{len(block.kept):,}", str(block.supernodes),
+        [str(block.layer_index), block.module, f"{block.n_channels:,}", f"{block.n_kept:,}", str(block.supernodes),
          str(block.supernodes - block.supernodes_kept), _percent(block.lp_kept)]
         for block in plan.blocks
     ]
@@ -98,7 +105,7 @@ def summary_rows(plan: PruningPlan, report: Report | None = None) -> list[list[s
     kept = sum(block.supernodes_kept for block in plan.blocks)
     widths = ", ".join(
         f"{before:,} to {after:,} in {sum(block.n_channels == before for block in plan.blocks)} FFNs"
-        for before, after in plan.widths.items()
+        for before, after in {block.n_channels: block.n_kept for block in plan.blocks}.items()
     )
     rows = [
         ["model", " @ ".join(text for text in (plan.model.id, plan.model.revision) if text)],
@@ -114,10 +121,20 @@ def summary_rows(plan: PruningPlan, report: Report | None = None) -> list[list[s
         rows += [
             ["parameters", f"{report.parameters_before:,} to {report.parameters_after:,} ({share:.1%} removed)"],
             ["size", f"{report.bytes_before / 1e6:,.1f} MB to {report.bytes_after / 1e6:,.1f} MB"],
+            *([["zero channels", _padding_text(report)]] if report.padded else []),
             ["check: shapes", f"{report.shapes.tensors:,} tensors, as stock transformers expects them"],
             ["check: logits", _logit_text(report)],
         ]
     return rows
+
+
+def _padding_text(report: Report) -> str:
+    """Which FFNs are wider in the file than what they keep, and why."""
+    padded = report.padded
+    if all(report.applied.widths[block.name] == block.n_channels for block in padded):
+        return (f"{len(padded)} FFNs keep their width, with zeros for what was removed: "
+                "no config field gives stock code another one there")
+    return f"{len(padded)} FFNs are filled up to the width of the widest: stock code knows one width for all of them"
 
 
 def _logit_text(report: Report) -> str:

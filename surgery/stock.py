@@ -3,35 +3,15 @@
 from __future__ import annotations
 
 import copy
+import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from chanfmt.errors import ModelError
-from chanfmt.models.load import quiet_transformers
+from chanfmt.models.load import auto_class, quiet_transformers
 
 Shapes = dict[str, tuple[int, ...]]
-
-
-def model_class(config: dict[str, Any]) -> Any:
-    """What loads a checkpoint with this ``config.json``: `AutoModelForCausalLM`, else its first known architecture.
-
-    Encoder-decoders and types without a causal language model are loaded by their architecture.
-
-    Raises:
-        ModelError: transformers knows neither for it.
-    """
-    import transformers
-
-    parsed = parse_config(config)
-    if type(parsed) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING and not parsed.is_encoder_decoder:
-        return transformers.AutoModelForCausalLM
-    for name in config.get("architectures") or ():
-        # The name comes from a file: only a model class will do.
-        found = getattr(transformers, name, None) if isinstance(name, str) else None
-        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
-            return found
-    raise ModelError(
-        f"transformers {transformers.__version__} has no language model of type {config.get('model_type')!r}"
-    )
 
 
 def parse_config(config: dict[str, Any]) -> Any:
@@ -49,25 +29,37 @@ def parse_config(config: dict[str, Any]) -> Any:
             hint="update it with: pip install -U transformers",
         )
     try:
-        # from_dict edits its argument.
-        return transformers.CONFIG_MAPPING[model_type].from_dict(copy.deepcopy(config))
+        # Only the way through a file restores what JSON has no numbers for, such as an infinite limit.
+        with tempfile.TemporaryDirectory() as directory, quiet_transformers():
+            file = Path(directory) / "config.json"
+            file.write_text(json.dumps(config), encoding="utf-8")
+            return transformers.CONFIG_MAPPING[model_type].from_pretrained(directory)
     except Exception as error:
         raise ModelError(f"config.json is not a valid {model_type} config: {error}") from None
+
+
+def meta_model(config: dict[str, Any]) -> Any:
+    """The stock model of ``config`` on the meta device: names and shapes without numbers.
+
+    Raises:
+        ModelError: The stock class cannot be built from ``config``.
+    """
+    import torch
+
+    parsed = parse_config(config)
+    found = auto_class(parsed)
+    build = getattr(found, "from_config", found)
+    try:
+        with quiet_transformers(), torch.device("meta"):
+            return build(copy.deepcopy(parsed))
+    except Exception as error:
+        raise ModelError(f"{found.__name__} cannot be built from its config: {error}") from None
 
 
 def meta_shapes(config: dict[str, Any]) -> Shapes:
     """Name to shape of every parameter and stored buffer of the stock model, which is never filled.
 
     Raises:
-        ModelError: The stock class cannot be built from ``config``.
+        ModelError: As `meta_model`.
     """
-    import torch
-    import transformers
-
-    parsed, found = parse_config(config), model_class(config)
-    try:
-        with quiet_transformers(), torch.device("meta"):
-            model = found.from_config(parsed) if found is transformers.AutoModelForCausalLM else found(parsed)
-    except Exception as error:
-        raise ModelError(f"{found.__name__} cannot be built from its config: {error}") from None
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return {name: tuple(tensor.shape) for name, tensor in meta_model(config).state_dict().items()}

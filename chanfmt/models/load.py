@@ -108,7 +108,7 @@ def auto_class(config: Any) -> Any:
     import transformers
     from transformers.models.auto import modeling_auto
 
-    saved = (config.architectures or [""])[0]
+    saved = str((config.architectures or [""])[0])
     for names, loader in (
         (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, transformers.AutoModelForCausalLM),
         (modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, transformers.AutoModelForSeq2SeqLM),

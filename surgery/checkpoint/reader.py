@@ -2,45 +2,106 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from chanfmt.models.stored import view
+from chanfmt.errors import ModelError
+from chanfmt.models.checkpoint import DTYPE_BITS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from chanfmt.models.checkpoint import TensorEntry
+    from surgery.checkpoint.cuts import Cut
 
 CHUNK_BYTES = 8 << 20
+"""Bytes that one part reads, where the tensor's layout allows that."""
+
+_CONTAINERS = {8: "u1", 16: "<u2", 32: "<u4", 64: "<u8"}
 
 
-def gather(entry: TensorEntry, axis: int, positions: np.ndarray) -> Iterator[np.ndarray]:
-    """The tensor at ``positions`` of ``axis``, as consecutive parts in the order of its bytes.
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A run of a tensor's new bytes, and how they come from a run of its old ones.
 
-    Args:
-        entry: The tensor.
-        axis: Axis to gather along.
-        positions: Ascending positions on it, int64.
-
-    Yields:
-        Contiguous unsigned integers, each about `CHUNK_BYTES`, of shape (outer, positions, inner)
-        where outer and inner are the axes before and behind ``axis``; a part covers some of the
-        outer positions, or some of ``positions`` where there is only one.
+    Attributes:
+        source: Byte range in the source file.
+        offset: Where the new bytes begin, counted from the new tensor's first.
+        shape: The old run as (outer, length, inner) elements; None where bytes are copied as they are.
+        positions: Positions on the middle axis to take, int64, -1 for zeros; None where all stay.
+        dtype: Unsigned integer of the tensor's element size.
     """
-    outer = int(np.prod(entry.shape[:axis], dtype=np.int64))
-    inner = int(np.prod(entry.shape[axis + 1:], dtype=np.int64))
-    array = view(entry).reshape(outer, entry.shape[axis], inner)
-    if outer == 1:
-        for part in _parts(len(positions), inner * array.itemsize):
-            yield np.take(array, positions[part], axis=1)
-    else:
-        for part in _parts(outer, entry.shape[axis] * inner * array.itemsize):
-            yield np.take(array[part], positions, axis=1)
+
+    source: tuple[int, int]
+    offset: int
+    shape: tuple[int, int, int] | None = None
+    positions: np.ndarray | None = None
+    dtype: str = "u1"
+
+    def read(self, descriptor: int) -> memoryview:
+        """The new bytes. Raises `ModelError` where the file is shorter than its header says."""
+        start, stop = self.source
+        buffer = np.empty(stop - start, dtype=np.uint8)
+        view = buffer.data
+        filled = 0
+        while filled < len(view):
+            count = os.preadv(descriptor, [view[filled:]], start + filled)
+            if not count:
+                raise ModelError("a shard of the checkpoint became shorter while it was read")
+            filled += count
+        if self.shape is None or self.positions is None:
+            return view
+        array = buffer.view(self.dtype).reshape(self.shape)
+        zeros = self.positions < 0
+        if not zeros.any():
+            return np.take(array, self.positions, axis=1).reshape(-1).view(np.uint8).data
+        taken = np.zeros((self.shape[0], len(self.positions), self.shape[2]), dtype=self.dtype)
+        taken[:, ~zeros] = array[:, self.positions[~zeros]]
+        return taken.reshape(-1).view(np.uint8).data
 
 
-def _parts(length: int, item_bytes: int) -> Iterator[slice]:
+def copy_parts(entry: TensorEntry) -> Iterator[Part]:
+    """The tensor as it is, part by part."""
+    for start in range(entry.start, entry.stop, CHUNK_BYTES):
+        yield Part((start, min(start + CHUNK_BYTES, entry.stop)), start - entry.start)
+
+
+def cut_parts(entry: TensorEntry, cut: Cut) -> Iterator[Part]:
+    """The tensor after ``cut``, part by part."""
+    size = DTYPE_BITS[entry.dtype] // 8
+    dtype = _CONTAINERS[DTYPE_BITS[entry.dtype]]
+    first = 1 if cut.by_expert else 0
+    outer = int(np.prod(entry.shape[first:cut.axis], dtype=np.int64))
+    length = entry.shape[cut.axis]
+    item = size * int(np.prod(entry.shape[cut.axis + 1:], dtype=np.int64))
+    inner, new = item // size, cut.positions.shape[1]
+    for expert, positions in enumerate(cut.positions):
+        source = entry.start + expert * outer * length * item
+        target = expert * outer * new * item
+        if outer == 1:
+            for part in _runs(positions, length, item):
+                wanted = positions[part]
+                there = wanted[wanted >= 0]
+                low, high = (int(there[0]), int(there[-1]) + 1) if len(there) else (0, 0)
+                yield Part((source + low * item, source + high * item), target + part.start * item,
+                           (1, high - low, inner), np.where(wanted < 0, -1, wanted - low), dtype)
+        else:
+            for part in _slices(outer, length * item):
+                rows = part.stop - part.start
+                yield Part((source + part.start * length * item, source + part.stop * length * item),
+                           target + part.start * new * item, (rows, length, inner), positions, dtype)
+
+
+def _runs(positions: np.ndarray, length: int, item_bytes: int) -> Iterator[slice]:
+    """Slices of ``positions`` that read about `CHUNK_BYTES` each."""
+    density = max(1.0, length / max(1, len(positions)))
+    return _slices(len(positions), max(1, round(item_bytes * density)))
+
+
+def _slices(length: int, item_bytes: int) -> Iterator[slice]:
     step = max(1, CHUNK_BYTES // max(1, item_bytes))
     for start in range(0, length, step):
         yield slice(start, min(start + step, length))

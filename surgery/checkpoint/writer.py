@@ -1,53 +1,93 @@
-"""Write the cut checkpoint shard by shard, tensor by tensor."""
+"""Write the cut checkpoint shard by shard; parts of tensors are read, cut and written side by side."""
 
 from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING, BinaryIO
+import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from chanfmt.errors import ModelError
 from chanfmt.models.checkpoint import DTYPE_BITS, INDEX_FILE, SINGLE_FILE, CheckpointIndex, TensorEntry
-from surgery.checkpoint.reader import CHUNK_BYTES, gather
+from surgery.checkpoint.reader import Part, copy_parts, cut_parts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from concurrent.futures import Future
     from pathlib import Path
 
     from surgery.checkpoint.cuts import Cut
 
+THREADS = min(4, os.cpu_count() or 1)
+"""More than this did not help: what limits is the memory's and the disk's speed."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of the result: its name and its tensors, in their order."""
+
+    name: str
+    tensors: Sequence[str]
+
 
 def output_bytes(index: CheckpointIndex, cuts: Mapping[str, Cut]) -> int:
     """Bytes of all tensors after ``cuts``."""
-    return sum(_shape_bytes(entry, _shape(name, entry, cuts)) for name, entry in index.tensors.items())
+    return sum(_bytes(name, entry, cuts) for name, entry in index.tensors.items())
+
+
+def plan_shards(index: CheckpointIndex, cuts: Mapping[str, Cut], shard_bytes: int | None = None) -> list[Shard]:
+    """Which file every tensor goes to, named as the Hub expects.
+
+    Args:
+        shard_bytes: Largest size of a file (a larger tensor has one of its own); None for shards that
+            correspond to the source's.
+    """
+    groups: list[list[str]] = []
+    by_file: dict[Path, list[str]] = {file: [] for file in index.files}
+    for name, entry in index.tensors.items():
+        by_file[entry.file].append(name)
+    if shard_bytes is None:
+        groups = list(by_file.values())
+    else:
+        filled = 0
+        for name in (name for names in by_file.values() for name in names):
+            size = _bytes(name, index.tensors[name], cuts)
+            if not groups or filled + size > shard_bytes:
+                groups.append([])
+                filled = 0
+            groups[-1].append(name)
+            filled += size
+    if len(groups) == 1:
+        return [Shard(SINGLE_FILE, groups[0])]
+    return [Shard(f"model-{number:05d}-of-{len(groups):05d}.safetensors", names) for number, names in enumerate(groups, start=1)]
 
 
 def write_checkpoint(
-    index: CheckpointIndex, cuts: Mapping[str, Cut], directory: Path, advance: Callable[[int], object]
+    index: CheckpointIndex, cuts: Mapping[str, Cut], directory: Path, advance: Callable[[int], object],
+    shard_bytes: int | None = None,
 ) -> None:
     """Write the checkpoint ``index`` with ``cuts`` made into ``directory``.
 
-    Shards correspond to the source's, one to one, and are named as the Hub expects. Headers come
-    first, all shapes being known, and then tensors in their order; untouched ones are copied.
+    Headers come first, all shapes being known, and then tensors in their order; untouched ones are
+    copied as bytes. A file's space is reserved before anything is written to it.
 
     Args:
         advance: Called with the number of bytes just written.
+        shard_bytes: See `plan_shards`.
 
     Raises:
         ModelError: The source cannot be read to its end.
         OSError: The destination cannot be written.
     """
-    count = len(index.files)
-    weight_map: dict[str, str] = {}
+    shards = plan_shards(index, cuts, shard_bytes)
     metadata = {"format": "pt", **index.metadata}
-    for number, source in enumerate(index.files, start=1):
-        name = SINGLE_FILE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
-        entries = {tensor: entry for tensor, entry in index.tensors.items() if entry.file == source}
-        weight_map |= dict.fromkeys(entries, name)
-        with (directory / name).open("xb") as output:
-            _write_shard(output, source, entries, cuts, metadata, advance)
-    if count > 1:
+    for shard in shards:
+        _write_shard(directory / shard.name, index, shard, cuts, metadata, advance)
+    if len(shards) > 1:
         parameters = sum(math.prod(_shape(name, entry, cuts)) for name, entry in index.tensors.items())
+        weight_map = {name: shard.name for shard in shards for name in shard.tensors}
         document = {
             "metadata": {"total_parameters": parameters, "total_size": output_bytes(index, cuts)},
             "weight_map": dict(sorted(weight_map.items())),
@@ -56,47 +96,82 @@ def write_checkpoint(
 
 
 def _write_shard(
-    output: BinaryIO,
-    source: Path,
-    entries: Mapping[str, TensorEntry],
-    cuts: Mapping[str, Cut],
-    metadata: Mapping[str, str],
+    path: Path, index: CheckpointIndex, shard: Shard, cuts: Mapping[str, Cut], metadata: Mapping[str, str],
     advance: Callable[[int], object],
 ) -> None:
     header: dict[str, object] = {"__metadata__": metadata}
     position = 0
-    for name, entry in entries.items():
-        shape = _shape(name, entry, cuts)
-        stop = position + _shape_bytes(entry, shape)
-        header[name] = {"dtype": entry.dtype, "shape": list(shape), "data_offsets": [position, stop]}
+    offsets = {}
+    for name in shard.tensors:
+        entry = index.tensors[name]
+        offsets[name], stop = position, position + _bytes(name, entry, cuts)
+        header[name] = {"dtype": entry.dtype, "shape": list(_shape(name, entry, cuts)), "data_offsets": [position, stop]}
         position = stop
     raw = json.dumps(header, separators=(",", ":")).encode()
     # safetensors readers may map tensors in place, so the data starts on a multiple of 8.
     raw += b" " * (-len(raw) % 8)
-    output.write(len(raw).to_bytes(8, "little") + raw)
-    with source.open("rb", buffering=0) as stream:
-        for name, entry in entries.items():
-            if name in cuts:
-                for part in gather(entry, cuts[name].axis, cuts[name].positions):
-                    advance(output.write(part.data))
-            else:
-                _copy(stream, entry, output, advance)
+    data = 8 + len(raw)
+    sources = {file: os.open(file, os.O_RDONLY) for file in {index.tensors[name].file for name in shard.tensors}}
+    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        _reserve(target, data + position)
+        _write_all(target, len(raw).to_bytes(8, "little") + raw, 0)
+
+        def parts() -> Iterator[tuple[int, Part, int]]:
+            for name in shard.tensors:
+                entry = index.tensors[name]
+                for part in cut_parts(entry, cuts[name]) if name in cuts else copy_parts(entry):
+                    yield sources[entry.file], part, data + offsets[name] + part.offset
+
+        def work(source: int, part: Part, offset: int) -> int:
+            return _write_all(target, part.read(source), offset)
+
+        _in_threads(work, parts(), advance)
+    finally:
+        for descriptor in (target, *sources.values()):
+            os.close(descriptor)
 
 
-def _copy(stream: BinaryIO, entry: TensorEntry, output: BinaryIO, advance: Callable[[int], object]) -> None:
-    stream.seek(entry.start)
-    remaining = entry.nbytes
-    while remaining:
-        part = stream.read(min(CHUNK_BYTES, remaining))
-        if not part:
-            raise ModelError(f"{entry.file} became shorter while it was read")
-        remaining -= len(part)
-        advance(output.write(part))
+def _in_threads(
+    work: Callable[[int, Part, int], int], parts: Iterator[tuple[int, Part, int]], advance: Callable[[int], object]
+) -> None:
+    """Do ``parts`` a few at a time, so that only those few are in memory."""
+    running: deque[Future[int]] = deque()
+    with ThreadPoolExecutor(THREADS) as pool:
+        try:
+            for part in parts:
+                running.append(pool.submit(work, *part))
+                if len(running) > THREADS:
+                    advance(running.popleft().result())
+            while running:
+                advance(running.popleft().result())
+        finally:
+            for future in running:
+                future.cancel()
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    # A full disk shows here, before minutes of writing; not every file system can do it.
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except (AttributeError, OSError) as error:
+        import errno
+
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+
+
+def _write_all(descriptor: int, data: memoryview | bytes, offset: int) -> int:
+    view = memoryview(data)
+    written = 0
+    while written < len(view):
+        written += os.pwrite(descriptor, view[written:], offset + written)
+    return written
 
 
 def _shape(name: str, entry: TensorEntry, cuts: Mapping[str, Cut]) -> tuple[int, ...]:
     return cuts[name].shape if name in cuts else entry.shape
 
 
-def _shape_bytes(entry: TensorEntry, shape: tuple[int, ...]) -> int:
-    return math.prod(shape) * DTYPE_BITS[entry.dtype] // 8
+def _bytes(name: str, entry: TensorEntry, cuts: Mapping[str, Cut]) -> int:
+    return math.prod(_shape(name, entry, cuts)) * DTYPE_BITS[entry.dtype] // 8

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from chanfmt.errors import ModelError
-from chanfmt.models.checkpoint import CheckpointIndex, fingerprint
+from chanfmt.models.checkpoint import CheckpointIndex, TensorEntry, fingerprint
 from chanfmt.records import TensorSlice
 from surgery.checkpoint import reader
-from surgery.checkpoint.cuts import plan_cuts
-from surgery.checkpoint.reader import gather, view
+from surgery.checkpoint.cuts import Cut, plan_cuts
+from surgery.checkpoint.reader import cut_parts
 from surgery.checkpoint.writer import output_bytes, write_checkpoint
 from surgery.plan import BlockPlan, PlannedModel, PruningPlan
 
@@ -31,10 +31,15 @@ def plan_of(*blocks: tuple[TensorSlice, ...], kept: np.ndarray = KEPT, width: in
     """A plan that keeps ``kept`` in every block."""
     model = PlannedModel("tests/plan", "", "local", "llama", (), "0" * 64)
     planned = tuple(
-        BlockPlan(layer, "decoder", f"layer.{layer}", width, tensors, kept, 0, 0, None)
+        BlockPlan(f"layer.{layer}", layer, "decoder", f"layer.{layer}", "decoder", width, 0, tensors, kept, 0, 0, None)
         for layer, tensors in enumerate(blocks)
     )
     return PruningPlan(model, "random", (), 0, 0.5, None, 0, "", "", (), planned)
+
+
+def exact(plan: PruningPlan) -> dict[str, int]:
+    """Widths without zero channels."""
+    return {block.name: block.n_kept for block in plan.blocks}
 
 
 def piece(tensor: str, axis: int | None, start: int = 0, step: int = 1, role: str = "up") -> TensorSlice:
@@ -45,7 +50,7 @@ def piece(tensor: str, axis: int | None, start: int = 0, step: int = 1, role: st
 def cut_once(directory: Path, output: Path, plan: PruningPlan) -> dict[str, torch.Tensor]:
     """Apply ``plan`` to the checkpoint in ``directory`` and read the result with safetensors itself."""
     index = CheckpointIndex.open(directory)
-    cuts = plan_cuts(plan, index)
+    cuts = plan_cuts(plan, exact(plan), index)
     output.mkdir()
     done: list[int] = []
     write_checkpoint(index, cuts, output, done.append)
@@ -77,11 +82,25 @@ def test_gather_any_dtype_along_any_axis(
     tensor = tensor.to(dtype)
     save_file({"before": torch.zeros(3), "x": tensor}, tmp_path / "model.safetensors")
     entry = CheckpointIndex.open(tmp_path).tensors["x"]
-    positions = np.array([0, 2, 4])
-    expected = tensor.index_select(axis, torch.from_numpy(positions))
-    found = b"".join(part.tobytes() for part in gather(entry, axis, positions))
-    assert found == bits(expected).tobytes()
-    assert view(entry).shape == (7, 11, 5)
+    positions = np.array([0, 2, -1, 4, -1])
+    expected = tensor.index_select(axis, torch.from_numpy(positions.clip(0)))
+    for place in (2, 4):
+        expected.select(axis, place).copy_(torch.zeros(()))
+    cut = Cut(axis, positions[None], tuple(expected.shape))
+    assert assembled(entry, cut) == bits(expected).tobytes()
+
+
+def assembled(entry: TensorEntry, cut: Cut) -> bytes:
+    """What the parts of a cut tensor give when each is put where it says."""
+    result = bytearray(b"\xaa" * 4096)
+    end = 0
+    with entry.file.open("rb") as file:
+        for part in cut_parts(entry, cut):
+            data = part.read(file.fileno())
+            result[part.offset:part.offset + len(data)] = data
+            assert part.offset == end
+            end += len(data)
+    return bytes(result[:end])
 
 
 def test_cuts_rows_columns_biases_and_nothing_else(tmp_path: Path) -> None:
@@ -181,13 +200,14 @@ def test_plans_that_do_not_fit_the_checkpoint(
 ) -> None:
     save_file({"w": torch.zeros(26, 7)}, tmp_path / "model.safetensors")
     with pytest.raises(ModelError, match=message):
-        plan_cuts(plan_of(slices), CheckpointIndex.open(tmp_path))
+        plan_cuts(plan_of(slices), {"layer.0": len(KEPT)}, CheckpointIndex.open(tmp_path))
 
 
 def test_tensors_shared_by_two_ffns(tmp_path: Path) -> None:
     save_file({"w": torch.zeros(26, 7)}, tmp_path / "model.safetensors")
+    plan = plan_of((piece("w", 0),), (piece("w", 0),))
     with pytest.raises(ModelError, match="shared by several FFNs"):
-        plan_cuts(plan_of((piece("w", 0),), (piece("w", 0),)), CheckpointIndex.open(tmp_path))
+        plan_cuts(plan, exact(plan), CheckpointIndex.open(tmp_path))
 
 
 def raw_file(path: Path, header: Any, data: bytes = b"", length: int | None = None) -> None:
@@ -287,7 +307,7 @@ def test_packed_dtypes_are_copied_and_never_cut(tmp_path: Path) -> None:
     raw_file(tmp_path / "model.safetensors", {"a": tensor(0, 13, [WIDTH, 2], "F4")}, b"0123456789012")
     index = CheckpointIndex.open(tmp_path)
     with pytest.raises(ModelError, match="packed as F4"):
-        plan_cuts(plan_of((piece("a", 0),)), index)
+        plan_cuts(plan_of((piece("a", 0),)), {"layer.0": len(KEPT)}, index)
     (tmp_path / "out").mkdir()
     write_checkpoint(index, {}, tmp_path / "out", lambda count: None)
     assert (tmp_path / "out" / "model.safetensors").read_bytes().endswith(b"0123456789012")

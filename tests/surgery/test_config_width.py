@@ -11,8 +11,7 @@ import transformers
 
 from chanfmt.errors import ModelError
 from chanfmt.models.checkpoint import CheckpointIndex
-from surgery.checkpoint.cuts import plan_cuts
-from surgery.config_width import narrow_config, wanted_shapes
+from surgery.config_width import find_layout, narrow_config
 from surgery.plan import BlockPlan, PruningPlan
 from surgery.stock import meta_shapes
 from tests.surgery.models import FAMILIES, save_model
@@ -37,13 +36,13 @@ def test_the_field_is_found_and_moves_what_it_should(name: str, tmp_path: Path) 
     config = json.loads((tmp_path / "config.json").read_text())
     plan = planned(name, 19)
     before = meta_shapes(config)
-    cuts = plan_cuts(plan, index)
-    wanted = wanted_shapes(plan, index, cuts, before)
-    edited, fields = narrow_config(config, before, wanted, plan.widths)
-    assert fields == {family.field: 19}
-    assert meta_shapes(edited) == wanted
-    assert sum(before[key] != wanted[key] for key in before) == len(cuts)
-    assert {key for key in edited if edited[key] != config.get(key)} == {family.field}
+    layout = find_layout(plan, config, index)
+    assert {field: change.after for field, change in layout.fields.items()} == {family.field: 19}
+    assert layout.fields[family.field].before == config[family.field]
+    after = meta_shapes(layout.config)
+    assert layout.allowed == {key: {shape} for key, shape in after.items()}
+    assert sum(before[key] != after[key] for key in before) == len(layout.cuts)
+    assert {key for key in layout.config if layout.config[key] != config.get(key)} == {family.field}
 
 
 def narrow(model: Any, old: int, new: int, suffixes: tuple[str, ...]) -> dict[str, int]:
@@ -55,7 +54,11 @@ def narrow(model: Any, old: int, new: int, suffixes: tuple[str, ...]) -> dict[st
         for name, shape in before.items()
     }
     assert wanted != before
-    return narrow_config(config, before, wanted, {old: new})[1]
+    plan = plan_of((), kept=np.arange(new, dtype=np.int32), width=old)
+    allowed = {name: frozenset({shape}) for name, shape in wanted.items()}
+    fields = narrow_config(config, before, allowed, plan, {"layer.0": new})[1]
+    assert all(change.before in (old, None) for change in fields.values())
+    return {name: change.after for name, change in fields.items()}
 
 
 def test_a_hard_coded_width_is_refused() -> None:
@@ -114,5 +117,7 @@ def test_architectures_are_names_of_models_only() -> None:
     config = transformers.LlamaConfig(vocab_size=53, hidden_size=24, num_hidden_layers=1, num_attention_heads=4,
                                       num_key_value_heads=2, intermediate_size=37).to_dict()
     expected = meta_shapes(config | {"architectures": ["LlamaForCausalLM"]})
-    for names in (["logging"], [3], ["AutoTokenizer"], None, ["PreTrainedConfig"]):
-        assert meta_shapes(config | {"architectures": names}) == expected
+    assert meta_shapes(config | {"architectures": None}) == expected
+    base = {name.removeprefix("model."): shape for name, shape in expected.items() if name != "lm_head.weight"}
+    for names in (["logging"], [3], ["AutoTokenizer"], ["PreTrainedConfig"]):
+        assert meta_shapes(config | {"architectures": names}) == base

@@ -43,7 +43,7 @@ def test_lowest_scores_go_and_supernodes_stay(atlas: Atlas, method: str, sparsit
     plan = make_plan(atlas, PlanOptions(sparsity, method, protect=("supernodes",), seed=2))
     assert plan.protect == ("supernodes",)
     for block, planned in zip(atlas.blocks, plan.blocks, strict=True):
-        kept, removed = planned.kept, planned.removed
+        kept, removed = planned.kept, planned.removed_of(0)
         assert kept.dtype == np.int32
         assert (np.diff(kept) > 0).all()
         assert sorted([*kept, *removed]) == list(range(137))
