@@ -9,6 +9,7 @@ numbers, what the trace concluded.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections import Counter, defaultdict
@@ -118,8 +119,9 @@ def assemble(model: Any, found: Sequence[Found], causal: Callable[[], bool]) -> 
     Nothing is verified yet; only names and shapes of ``model`` are read.
 
     Args:
-        causal: Says whether ``model`` is causal, where that is asked.
+        causal: Says whether ``model`` is causal, where that is asked: it runs the model, so once for all FFNs.
     """
+    causal = functools.cache(causal)
     parameters = dict(model.named_parameters())
     groups: dict[str, list[Found]] = defaultdict(list)
     for item in found:

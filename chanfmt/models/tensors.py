@@ -3,12 +3,16 @@
 transformers may convert a checkpoint as it loads it: rename, join experts' matrices into one parameter,
 concatenate gate and up, transpose. It can also revert that, which is how it saves. Here it reverts the
 parameters' *coordinates* instead of their values; what comes out says of each stored tensor which
-elements of which parameter it holds.
+elements of which parameter it holds. A coordinate is the same along all axes but one, and stays one line
+of numbers whatever the size of the parameter.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +20,12 @@ import numpy as np
 import torch
 
 from chanfmt.errors import ModelError
+from chanfmt.models.repeated import Unwritten
 from chanfmt.records import TensorSlice
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from chanfmt.models.checkpoint import CheckpointIndex
     from chanfmt.models.ffn import FFN, Bias, Matrix
@@ -33,7 +39,8 @@ def tensor_slices(model: Any, ffn: FFN, index: CheckpointIndex) -> tuple[TensorS
     Raises:
         ModelError: A parameter is stored in a form that cannot be followed.
     """
-    return tuple(_Layout(model, index, ffn).slices())
+    with contextlib.ExitStack() as files:
+        return tuple(_Layout(model, index, ffn, files).slices())
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,33 +49,53 @@ class _Stored:
 
     Attributes:
         tensor: Its name in the files.
-        coordinates: For every axis of the parameter, each element's position on it, -1 where an element
-            belongs to another parameter; shape of the tensor.
+        coordinates: For every axis of the parameter, each element's position on it; shape of the tensor.
         origin: Index of the first element that belongs to the parameter.
+        mine: Which elements belong to the parameter, shape of the tensor; None where all do.
     """
 
     tensor: str
-    coordinates: tuple[torch.Tensor, ...]
+    coordinates: tuple[np.ndarray, ...]
     origin: tuple[int, ...]
+    mine: np.ndarray | None = None
 
     @functools.cached_property
     def varying(self) -> tuple[int | None, ...]:
-        """For every axis of the parameter the stored axis along which the position on it varies; None where it is one."""
-        return tuple(_axis_of(coordinate, list(self.origin)) for coordinate in self.coordinates)
+        """For every axis of the parameter the first stored axis along which the position on it varies; None where it is one."""
+        return tuple(next((along for along in range(len(self.origin)) if self._varies(axis, along)), None)
+                     for axis in range(len(self.coordinates)))
 
-    def position(self, axis: int) -> int:
-        """Where on the parameter's ``axis`` its first element lies."""
-        return int(self.coordinates[axis][self.origin])
+    @functools.cached_property
+    def first(self) -> int | None:
+        """Where on the parameter's first axis all of it lies; None where it lies in several places."""
+        return None if self.varying[0] is not None else int(self.coordinates[0][self.origin])
+
+    def line(self, axis: int, along: int, origin: tuple[int, ...]) -> np.ndarray:
+        """Positions on the parameter's ``axis``, along a stored axis through ``origin``; -1 where an element is another's."""
+        index: tuple[Any, ...] = (*origin[:along], slice(None), *origin[along + 1:])
+        positions = self.coordinates[axis][index]
+        return positions if self.mine is None else np.where(self.mine[index], positions, -1)
+
+    def _varies(self, axis: int, along: int) -> bool:
+        line = self.line(axis, along, self.origin)
+        line = line[line >= 0]
+        return bool((line != line[0]).any())
 
 
 class _Layout:
-    def __init__(self, model: Any, index: CheckpointIndex, ffn: FFN) -> None:
+    def __init__(self, model: Any, index: CheckpointIndex, ffn: FFN, files: contextlib.ExitStack) -> None:
         self.model = model
         self.index = index
         self.ffn = ffn
+        self.files = files
+        self.opened: dict[Path, Any] = {}
         names = {projection.matrix.parameter for member in ffn.members for projection in _projections(member)}
         names |= {projection.bias.parameter for member in ffn.members for projection in _projections(member) if projection.bias}
-        self.stored = self._stored_form(sorted(names))
+        # By where they lie on the parameter's first axis: one parameter may be stored as hundreds of experts' tensors.
+        self.stored: dict[str, dict[int | None, list[_Stored]]] = {name: defaultdict(list) for name in names}
+        for name, found in self._stored_form(sorted(names)).items():
+            for stored in found:
+                self.stored[name][stored.first].append(stored)
 
     def slices(self) -> Iterator[TensorSlice]:
         width = self.ffn.width
@@ -89,26 +116,26 @@ class _Layout:
                 yield self._of_bias("write_bias", bias, None)
 
     def _of_matrix(self, role: str, matrix: Matrix, axis: int, positions: range) -> TensorSlice:
-        fixed: dict[int, int] = {}
+        first = None
         if matrix.index is not None:
-            fixed[0] = matrix.index
+            first = matrix.index
             axis += 1
         elif axis == 0:
             positions = range(matrix.row + positions.start, matrix.row + positions.stop, positions.step)
         elif matrix.row:
-            fixed[0] = matrix.row
-        return self._slice(role, matrix.parameter, axis, positions, fixed)
+            first = matrix.row
+        return self._slice(role, matrix.parameter, axis, positions, first)
 
     def _of_bias(self, role: str, bias: Bias, positions: range | None) -> TensorSlice:
-        fixed = {} if bias.index is None else {0: bias.index}
-        return self._slice(role, bias.parameter, None if positions is None else len(fixed), positions or range(1), fixed)
+        axis = None if positions is None else 0 if bias.index is None else 1
+        return self._slice(role, bias.parameter, axis, positions or range(1), bias.index)
 
-    def _slice(self, role: str, parameter: str, axis: int | None, positions: range, fixed: dict[int, int]) -> TensorSlice:
-        """The slice whose element i is at ``positions[i]`` of the parameter's ``axis`` and at ``fixed`` of others."""
-        for stored in self.stored[parameter]:
-            if any(stored.varying[where] is None and stored.position(where) != wanted for where, wanted in fixed.items()):
-                continue
-            found = _find(stored, axis, positions, fixed)
+    def _slice(self, role: str, parameter: str, axis: int | None, positions: range, first: int | None) -> TensorSlice:
+        """The slice whose element i is at ``positions[i]`` of the parameter's ``axis``, and at ``first`` of its first."""
+        places = self.stored[parameter]
+        here = (*places.get(first, ()), *places.get(None, ())) if first is not None else itertools.chain(*places.values())
+        for stored in here:
+            found = _find(stored, axis, positions, first)
             if found is not None:
                 stored_axis, start, step, expert = found
                 stop = start + (len(positions) - 1) * step + 1 if axis is not None else 0
@@ -133,7 +160,7 @@ class _Layout:
         for candidate in dict.fromkeys((name, name.removeprefix(prefix), prefix + name)):
             entry = self.index.tensors.get(candidate)
             if entry is not None and entry.shape == tuple(parameter.shape):
-                coordinates = tuple(_coordinate(parameter.shape, axis) for axis in range(parameter.ndim))
+                coordinates = tuple(_coordinate(parameter.shape, axis).numpy() for axis in range(parameter.ndim))
                 stored = _Stored(candidate, coordinates, (0,) * parameter.ndim)
                 if self._same(stored, parameter.detach()):
                     return stored
@@ -145,9 +172,10 @@ class _Layout:
         rank = max(parameter.ndim for parameter in parameters.values())
         numbered = {name: number for number, name in enumerate(names)}
 
-        def reverted(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        def reverted(values: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
             try:
-                return dict(revert_weight_conversion(self.model, values))
+                with Unwritten():
+                    return {name: value.numpy() for name, value in revert_weight_conversion(self.model, values).items()}
             except Exception:
                 raise _unfollowed(names[0]) from None
 
@@ -159,21 +187,21 @@ class _Layout:
         for tensor, owner in which.items():
             candidates = (tensor, tensor.removeprefix(prefix), prefix + tensor)
             stored = next((candidate for candidate in candidates if candidate in self.index.tensors
-                           and self.index.tensors[candidate].shape == tuple(owner.shape)), None)
-            first = int(owner.flatten()[0])
-            alone = bool((owner == first).all())
-            for number in (first,) if alone else owner.unique().tolist():
+                           and self.index.tensors[candidate].shape == owner.shape), None)
+            core = _core(owner)
+            numbers = np.unique(core).tolist()
+            for number in numbers:
                 name = names[number]
                 parameter = parameters[name]
                 if stored is None:
                     raise _unfollowed(name)
                 coordinates = tuple(axes[axis][tensor] for axis in range(parameter.ndim))
-                origin = (0,) * owner.ndim
-                if not alone:
-                    mine = owner == number
-                    coordinates = tuple(axis.masked_fill(~mine, -1) for axis in coordinates)
-                    origin = tuple(int(place) for place in np.unravel_index(int(mine.int().argmax()), tuple(mine.shape)))
-                item = _Stored(stored, coordinates, origin)
+                if len(numbers) == 1:
+                    item = _Stored(stored, coordinates, (0,) * owner.ndim)
+                else:
+                    mine = core == number
+                    origin = tuple(int(place) for place in np.unravel_index(int(mine.argmax()), mine.shape))
+                    item = _Stored(stored, coordinates, origin, np.broadcast_to(mine, owner.shape))
                 if not self._same(item, parameter.detach()):
                     raise _unfollowed(name)
                 result[name].append(item)
@@ -183,15 +211,24 @@ class _Layout:
         """Whether the parameter's first row in the stored tensor holds its values; of one without values its form decides."""
         if parameter.is_meta:
             return True
+        row = slice(stored.origin[0], stored.origin[0] + 1)
+        values = self._open(self.index.tensors[stored.tensor].file).get_slice(stored.tensor)[row]
+        places = tuple(torch.from_numpy(_core(axis[row])).long() for axis in stored.coordinates)
+        if stored.mine is None:
+            expected = parameter[places].cpu().expand(values.shape)
+        else:
+            mine = torch.from_numpy(stored.mine[row].copy())
+            values = values[mine]
+            expected = parameter[tuple(place.expand(mine.shape)[mine] for place in places)].cpu()
+        return torch.equal(values.to(expected.dtype), expected)
+
+    def _open(self, file: Path) -> Any:
+        """Opened once: that parses the header, which names the tensors of all experts of all layers."""
         from safetensors import safe_open
 
-        row = slice(stored.origin[0], stored.origin[0] + 1)
-        with safe_open(self.index.tensors[stored.tensor].file, framework="pt") as file:
-            values = file.get_slice(stored.tensor)[row]
-        places = tuple(axis[row].long() for axis in stored.coordinates)
-        mine = places[0] >= 0
-        expected = parameter[tuple(place[mine] for place in places)].cpu()
-        return torch.equal(values.to(expected.dtype)[mine], expected)
+        if file not in self.opened:
+            self.opened[file] = self.files.enter_context(safe_open(file, framework="pt"))
+        return self.opened[file]
 
 
 def _projections(member: Any) -> tuple[Any, ...]:
@@ -204,51 +241,41 @@ def _coordinate(shape: torch.Size, axis: int) -> torch.Tensor:
     return position.reshape([-1 if other == axis else 1 for other in range(len(shape))]).expand(shape)
 
 
+def _core(array: np.ndarray) -> np.ndarray:
+    """``array`` without the repetition along axes of stride 0: one element on each of them, for broadcasting."""
+    return array[tuple(slice(1) if stride == 0 else slice(None) for stride in array.strides)]
+
+
 def _find(
-    stored: _Stored, axis: int | None, positions: range, fixed: dict[int, int]
+    stored: _Stored, axis: int | None, positions: range, first: int | None
 ) -> tuple[int | None, int, int, int | None] | None:
     """Stored axis, start, step and expert index of what is wanted; None where ``stored`` does not hold it."""
-    origin = list(stored.origin)
+    origin = stored.origin
     along = None if axis is None else stored.varying[axis]
     expert = None
-    for where, wanted in fixed.items():
-        if stored.varying[where] == 0 and along != 0:
-            matches = torch.nonzero(_line(stored.coordinates[where], 0, origin) == wanted).flatten().tolist()
-            if len(matches) != 1:
-                return None
-            expert = origin[0] = matches[0]
+    if first is not None and stored.varying[0] == 0 and along != 0:
+        matches = np.flatnonzero(stored.line(0, 0, origin) == first).tolist()
+        if len(matches) != 1:
+            return None
+        expert = matches[0]
+        origin = (expert, *origin[1:])
     if axis is None:
         return None, 0, 1, expert
     if along is None:
         return None
-    line = _line(stored.coordinates[axis], along, origin)
-    # Experts one after the other along the channels' own axis: the positions of this one.
-    mine = torch.ones_like(line, dtype=torch.bool)
-    for where, wanted in fixed.items():
-        mine &= _line(stored.coordinates[where], along, origin) == wanted
-    places = {value: place for place, (value, here) in enumerate(zip(line.tolist(), mine.tolist(), strict=True)) if here}
-    if not all(position in places for position in (positions[0], positions[-1])):
+    line = stored.line(axis, along, origin)
+    wanted = (line >= positions[0]) & (line <= positions[-1]) & ((line - positions[0]) % positions.step == 0)
+    if first is not None:
+        # Experts one after the other along the channels' own axis: the positions of this one.
+        wanted &= stored.line(0, along, origin) == first
+    places = np.flatnonzero(wanted)
+    if not np.array_equal(line[places], np.arange(positions.start, positions.stop, positions.step)):
         return None
-    start = places[positions[0]]
-    step = places[positions[1]] - start if len(positions) > 1 else 1
-    if step < 1 or any(places.get(position) != start + number * step for number, position in enumerate(positions)):
+    start = int(places[0])
+    step = int(places[1]) - start if len(places) > 1 else 1
+    if not np.array_equal(places, start + step * np.arange(len(places))):
         return None
     return along, start, step, expert
-
-
-def _axis_of(coordinate: torch.Tensor, origin: list[int]) -> int | None:
-    """The first stored axis along which a parameter's coordinate varies; None where it is one number."""
-    for axis in range(coordinate.ndim):
-        line = _line(coordinate, axis, origin)
-        if len(line[line >= 0].unique()) > 1:
-            return axis
-    return None
-
-
-def _line(coordinate: torch.Tensor, axis: int, origin: list[int]) -> torch.Tensor:
-    index: list[Any] = list(origin)
-    index[axis] = slice(None)
-    return coordinate[tuple(index)]
 
 
 def _unfollowed(parameter: str) -> ModelError:

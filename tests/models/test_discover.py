@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from chanfmt.errors import ModelError
+from chanfmt.models import discover
 from chanfmt.models.checkpoint import CheckpointIndex
 from chanfmt.models.discover import find_ffns
 from chanfmt.models.tensors import tensor_slices
@@ -56,6 +57,14 @@ def test_names_and_roles():
 @pytest.mark.parametrize("model_type", ["llama", "phi3", "opt"])
 def test_any_dtype(model_type, dtype):
     assert len(find_ffns(tiny_model(model_type, dtype=dtype))) == 3
+
+
+def test_whether_a_model_is_causal_is_asked_once(monkeypatch):
+    asked = []
+    monkeypatch.setattr(discover, "is_causal", lambda model: asked.append(model) or True)
+    model = tiny_model("llama")
+    assert [ffn.place for ffn in find_ffns(model)] == ["decoder"] * 3
+    assert asked == [model]
 
 
 class InterleavedMLP(nn.Module):
