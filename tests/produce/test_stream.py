@@ -288,7 +288,7 @@ def test_spool_keeps_within_its_limit_and_reuses_its_file(tmp_path):
         assert not list(tmp_path.iterdir())
         for key, tensor in tensors.items():
             assert torch.equal(spool.get(key), tensor)
-        spool.drop(lambda key: key[1] == 2)
+        spool.drop((0, 2))
         spool.put((1, 0), tensors[0, 2])
         assert spool.on_disk == 420
         assert torch.equal(spool.get((1, 0)), tensors[0, 2])
