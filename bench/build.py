@@ -10,8 +10,7 @@ Llama-3.1-8B's shape:
 * paper: gradients of all parameters, one sequence at a time, logits at once, and everything again for
   redundancy: arXiv 2604.23475's procedure, written anew.
 
-Peak memory is that of a process (on Linux), or of the GPU, that does nothing else, once it has loaded its model:
-what loading takes at its height, of a GGUF more than any contender, is left out.
+Peak memory is that of a process (on Linux), or of the GPU, that does nothing else, once it has loaded its model.
 """
 
 from __future__ import annotations
@@ -178,7 +177,7 @@ def peak_memory(arguments: argparse.Namespace) -> int:
     if bench.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
-        # Resets VmHWM, which getrusage would not go by.
+        # Loading is not to count. Resets VmHWM; the peak of getrusage stays, and begins with that of the process that forked.
         Path("/proc/self/clear_refs").write_text("5")
     for _ in range(2):
         bench.contenders[arguments.memory_of](bench.ids[: bench.batch])
