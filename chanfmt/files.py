@@ -70,6 +70,17 @@ def check_space(directory: Path, needed: int) -> None:
         )
 
 
+def reserve(path: Path, size: int) -> None:
+    """Make the file ``path`` at least ``size`` bytes long, and take the room for them. Raises `OSError` where there is none."""
+    with path.open("r+b", buffering=0) as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+            return
+        position = file.seek(0, os.SEEK_END)
+        while position < size:
+            position += file.write(bytes(min(1 << 20, size - position)))
+
+
 def temporary_name(name: str) -> str:
     """A hidden sibling name for ``name`` that no other process uses."""
     return f".{name}.{uuid.uuid4().hex[:12]}.tmp"

@@ -14,7 +14,7 @@ import numpy as np
 from chanfmt.errors import AtlasError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 
 @dataclass(frozen=True)
@@ -218,6 +218,23 @@ class ProducerRecord:
     history: tuple[Mapping[str, Any], ...] = ()
 
 
+class Stacked:
+    """The arrays ``name`` of ``rows``, stacked along ``axis``; read one by one, so that they need not be in memory together."""
+
+    def __init__(self, rows: Sequence[Mapping[str, np.ndarray]], name: str, axis: int) -> None:
+        self._rows = rows
+        self._name = name
+        self.axis = axis
+        one = np.shape(rows[0][name])
+        self.shape = (*one[:axis], len(rows), *one[axis:])
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (row[self._name] for row in self._rows)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.stack(list(self), axis=self.axis).astype(dtype)
+
+
 @dataclass(frozen=True)
 class StackData:
     """FFNs of one kind, place and width.
@@ -226,7 +243,7 @@ class StackData:
         name: Group name below ``/stacks``.
         kind: ``dense``, ``experts`` or ``shared``.
         layers: Layer index of every row, int32 (layer,).
-        variables: Name to array, dimensions per `chanfmt.schema.STACK_VARIABLES`.
+        variables: Name to array or `Stacked`, dimensions per `chanfmt.schema.STACK_VARIABLES`.
         supports: Write support sizes that ``connectivity_at`` holds, ascending.
     """
 
@@ -238,7 +255,7 @@ class StackData:
     n_channels: int
     n_experts: int
     splits: int
-    variables: Mapping[str, np.ndarray]
+    variables: Mapping[str, Any]
     supports: tuple[int, ...] = ()
 
 

@@ -1,10 +1,15 @@
-"""Write an atlas: build the HDF5 image in memory, check it, publish it whole (spec section "Writing")."""
+"""Write an atlas whole or not at all, and check it (spec section "Writing").
+
+A small one is built in memory. One that is not is built in the file, stack row by stack row.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
 import json
+import math
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,15 +21,20 @@ from h5py import h5f, h5g, h5p
 from chanfmt import __version__, schema
 from chanfmt.atlas import Atlas
 from chanfmt.container import MAX_ATTRIBUTES, NUMPY, Container, read_text
-from chanfmt.digest import SEAL, SEAL_BYTES, content_sha256, sealed
+from chanfmt.digest import SEAL, SEAL_BYTES, content_sha256, file_sha256, sealed
 from chanfmt.errors import CheckError
-from chanfmt.files import atomic_file, check_space
+from chanfmt.files import atomic_file, check_space, reserve
+from chanfmt.records import Stacked
 
 if TYPE_CHECKING:
     from chanfmt.records import AtlasContent, ExtensionGroup, StackData
 
 IMAGE_STEP = 1 << 20
 """Bytes by which an image in memory grows."""
+IN_MEMORY = 16 << 20
+"""Bytes up to which an atlas is built in memory: that takes several times as much."""
+MARGIN = 1 << 20
+"""Bytes allowed for what surrounds the arrays in a file."""
 
 
 def write_atlas(content: AtlasContent, path: str | Path) -> str:
@@ -35,10 +45,14 @@ def write_atlas(content: AtlasContent, path: str | Path) -> str:
         ChanfmtError: The disk is full or the place cannot be written.
     """
     path = Path(path)
-    image, digest = atlas_image(content)
-    check_space(path.absolute().parent, len(image))
+    size = _size(content)
+    check_space(path.absolute().parent, size)
+    image, digest = atlas_image(content) if size <= IN_MEMORY else (None, "")
     with atomic_file(path) as temporary:
-        temporary.write_bytes(image)
+        if image is None:
+            digest = _write_file(content, temporary, size)
+        else:
+            temporary.write_bytes(image)
         with Atlas.open(temporary, verify=True) as atlas:
             if atlas.content_sha256 != digest:
                 raise CheckError("the written atlas does not read back with its own digest")
@@ -46,30 +60,61 @@ def write_atlas(content: AtlasContent, path: str | Path) -> str:
 
 
 def atlas_image(content: AtlasContent) -> tuple[bytes, str]:
-    """The bytes of ``content`` as an atlas file, and its content digest.
-
-    h5py never writes to the disk itself: on a full one it can crash at close (FORMAT rules).
-    """
-    file = _new_file()
-    try:
-        _write_root(file, content)
-        _write_model(file, content)
-        _write_calibration(file, content)
-        _write_labels(file, content)
-        _write_blocks(file, content)
-        stacks = _new_group(file, "stacks")
-        for stack in content.stacks:
-            _write_stack(stacks, stack)
-        _write_producer(file, content)
-        for extension in content.extensions:
-            _write_extension(file, extension)
-        file.flush()
-        digest = content_sha256(Container(file, None, sys.maxsize))
-        file.attrs["content_sha256"] = digest
+    """The bytes of ``content`` as an atlas file, and its content digest."""
+    with _new_file() as file:
+        digest = _fill(file, content)
         file.flush()
         return sealed(file.id.get_file_image(), file[SEAL].id.get_offset()), digest
-    finally:
-        file.close()
+
+
+def _write_file(content: AtlasContent, path: Path, size: int) -> str:
+    """Write ``content``, of about ``size`` bytes, into the empty file ``path``. Returns the content digest.
+
+    On a full disk HDF5 can crash as it closes a file, so the space is taken before it opens one.
+    """
+    with _new_file() as file:
+        file.flush()
+        path.write_bytes(file.id.get_file_image())
+    reserve(path, size)
+    access = h5p.create(h5p.FILE_ACCESS)
+    # `atomic_file` holds a lock of its own.
+    access.set_file_locking(False, True)
+    with h5py.File(h5f.open(bytes(path), h5f.ACC_RDWR, access)) as file:
+        # Not flushed before it is closed: that would give back what is reserved and not yet used.
+        digest = _fill(file, content)
+        offset = file[SEAL].id.get_offset()
+    with path.open("r+b", buffering=0) as raw:
+        os.pwrite(raw.fileno(), file_sha256(raw.fileno(), offset), offset)
+    return digest
+
+
+def _fill(file: h5py.File, content: AtlasContent) -> str:
+    """Write all of ``content`` but the seal. Returns the content digest."""
+    _write_root(file, content)
+    _write_model(file, content)
+    _write_calibration(file, content)
+    _write_labels(file, content)
+    _write_blocks(file, content)
+    stacks = _new_group(file, "stacks")
+    for stack in content.stacks:
+        _write_stack(stacks, stack)
+    _write_producer(file, content)
+    for extension in content.extensions:
+        _write_extension(file, extension)
+    digest = content_sha256(Container(file, None, sys.maxsize))
+    file.attrs["content_sha256"] = digest
+    return digest
+
+
+def _size(content: AtlasContent) -> int:
+    """About how many bytes ``content`` takes in a file, rather more than less."""
+    arrays: list[tuple[Any, Any]] = [(values, NUMPY[schema.STACK_VARIABLE_BY_NAME[name].dtype]) for stack in content.stacks
+              for name, values in stack.variables.items()]
+    arrays += [(item.values, np.float64) for group in content.extensions for item in group.variables]
+    arrays.append((content.calibration.token_ids, np.int32))
+    numbers = sum(np.dtype(kind).itemsize * math.prod(np.shape(values)) for values, kind in arrays)
+    texts = sum(len(block.tensors_json()) for block in content.blocks) + len(content.model.config)
+    return numbers + 2 * texts + 1024 * (len(content.blocks) + content.calibration.sequences) + MARGIN
 
 
 def _new_file() -> h5py.File:
@@ -245,7 +290,17 @@ def _create(group: h5py.Group, variable: schema.Variable, values: Any) -> h5py.D
         return group.create_dataset(
             variable.name, data=texts, dtype=h5py.string_dtype("utf-8"), track_order=True
         )
-    array = np.ascontiguousarray(values, dtype=NUMPY[variable.dtype])
+    if isinstance(values, Stacked):
+        dataset = group.create_dataset(variable.name, values.shape, NUMPY[variable.dtype], track_order=True)
+        for number, row in enumerate(values):
+            dataset[(*[slice(None)] * values.axis, number)] = _checked(group, variable, row)
+        return dataset
+    return group.create_dataset(variable.name, data=_checked(group, variable, values), track_order=True)
+
+
+def _checked(group: h5py.Group, variable: schema.Variable, values: Any) -> np.ndarray:
+    """``values`` in the type of ``variable``."""
+    array: np.ndarray = np.asarray(values, dtype=NUMPY[variable.dtype], order="C")
     if array.dtype.kind == "f" and np.isinf(array).any():
         raise CheckError(f"{group.name}/{variable.name} would hold an infinite value")
-    return group.create_dataset(variable.name, data=array, track_order=True)
+    return array

@@ -18,8 +18,9 @@ import chanfmt
 from chanfmt import schema, writer
 from chanfmt.errors import AtlasError, CheckError
 from chanfmt.records import Block, ExtensionGroup, ExtensionVariable
+from chanfmt.validate import validate
 from chanfmt.writer import atlas_image, write_atlas
-from tests.factory import random_atlas, random_content
+from tests.factory import moe_content, random_atlas, random_content
 
 
 @pytest.fixture
@@ -301,3 +302,20 @@ def test_reading_costs_little_memory_before_a_metric_is_asked_for(tmp_path):
     unit = 1 if sys.platform == "darwin" else 1024
     assert grown * unit < path.stat().st_size / 2
 
+
+
+@pytest.mark.parametrize("make", [random_content, moe_content])
+def test_an_atlas_built_in_its_file_says_the_same_as_one_built_in_memory(tmp_path, monkeypatch, make):
+    def write_root(file, content):
+        original(file, content)
+        file.attrs["created"] = "2026-01-01T00:00:00+00:00"
+
+    content, original = make(), writer._write_root
+    monkeypatch.setattr(writer, "_write_root", write_root)
+    digest = write_atlas(content, tmp_path / "memory.h5")
+    monkeypatch.setattr(writer, "IN_MEMORY", 0)
+    assert write_atlas(content, tmp_path / "file.h5") == digest
+    assert not validate(tmp_path / "file.h5")
+    # What is reserved is enough, and what is left of it is given back.
+    assert (tmp_path / "file.h5").stat().st_size <= writer._size(content)
+    assert (tmp_path / "file.h5").stat().st_size < 1.1 * (tmp_path / "memory.h5").stat().st_size

@@ -29,7 +29,7 @@ _DTYPES = {
 }
 
 _M_MMAP_THRESHOLD = -3
-_LARGE = 4 << 20
+_LARGE = 1 << 20
 """Bytes from which on memory is taken from the system and given back piece by piece."""
 
 

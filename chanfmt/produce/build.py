@@ -299,7 +299,7 @@ def assemble(
     plan: BuildPlan, measurement: Measurement, settings: LabelSettings, options: BuildOptions, session: Session
 ) -> AtlasContent:
     """Label what was measured and put it into the shape of a file."""
-    layers: list[dict[str, np.ndarray]] = []
+    layers: list[Mapping[str, np.ndarray]] = []
     supports: dict[str, np.ndarray] = {}
     for place, group in itertools.groupby(
         zip(plan.ffns, measurement.statistics, strict=True), lambda item: (item[0].place, block_of(item[0].container))
@@ -310,7 +310,7 @@ def assemble(
             for ffn, statistics in group:
                 weights = (ffn_weights(plan.model, member) for member in ffn.members)
                 variables, mass = layer_variables(statistics, weights, settings, supports.get(place[0]))
-                layers.append(variables)
+                layers.append(measurement.laid_aside(len(layers), variables))
                 masses.append(mass)
         supports[place[0]] = labels.top_indices(np.sum(masses, axis=0), settings.support_size)
     return _content(plan, measurement, settings, options, session, layers)
@@ -341,7 +341,8 @@ def assemble_partial(
         done = slice(len(plan.ffns) - len(measurement.statistics), None)
         plan = dataclasses.replace(plan, ffns=plan.ffns[done], slices=plan.slices[done])
     state = measurement.state()
-    layers = [checkpoint.partial_variables(item, settings) for item in state.ffns]
+    layers = [measurement.laid_aside(number, checkpoint.partial_variables(item, settings))
+              for number, item in enumerate(state.ffns)]
     content = _content(plan, measurement, settings, options, session, layers)
     extensions = checkpoint.extensions(state, content.blocks, content.stacks, asked, environment)
     return dataclasses.replace(content, status="partial", extensions=extensions)
@@ -349,7 +350,7 @@ def assemble_partial(
 
 def _content(
     plan: BuildPlan, measurement: Measurement, settings: LabelSettings, options: BuildOptions, session: Session,
-    layers: list[dict[str, np.ndarray]],
+    layers: list[Mapping[str, np.ndarray]],
 ) -> AtlasContent:
     stacks, positions = stack_layers(plan.ffns, layers, _activation(plan.config), settings.support_size)
     blocks = tuple(

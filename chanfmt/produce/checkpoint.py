@@ -122,7 +122,7 @@ class PassState:
     sequences: int
     batch_size: int
     loss: float
-    ffns: list[dict[str, np.ndarray]]
+    ffns: list[Mapping[str, np.ndarray]]
     stream: StreamState | None = None
 
 
@@ -208,7 +208,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         attributes = groups[RESUME].attributes
         if content.status != "partial" or attributes["layout"] != LAYOUT:
             raise AtlasError(f"{path} was written by another version of chanfmt")
-        ffns = [_ffn_state(content, groups, block) for block in content.blocks]
+        ffns: list[Mapping[str, np.ndarray]] = [_ffn_state(content, groups, block) for block in content.blocks]
         stream = StreamState(int(attributes["block"]), str(attributes["gradient_sha256"])) if "block" in attributes else None
         return Checkpoint(
             {name: attributes[name] for name in ASKED}, {name: attributes[name] for name in ENVIRONMENT},

@@ -9,10 +9,10 @@ import numpy as np
 
 from chanfmt import labels, metrics, schema
 from chanfmt.models.weights import FFNWeights, norms, wanda_group
-from chanfmt.records import LabelSettings, StackData
+from chanfmt.records import LabelSettings, StackData, Stacked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from chanfmt.models.ffn import FFN
     from chanfmt.produce.statistics import ChannelStatistics, FFNStatistics
@@ -109,9 +109,9 @@ def _unreached(n_channels: int, sizes: int) -> dict[str, np.ndarray]:
 
 
 def stack_layers(
-    ffns: Sequence[FFN], layers: Sequence[dict[str, np.ndarray]], activation: str, support_size: int
+    ffns: Sequence[FFN], layers: Sequence[Mapping[str, np.ndarray]], activation: str, support_size: int
 ) -> tuple[list[StackData], list[tuple[str, int]]]:
-    """Stack FFNs of equal place, kind, width and gating; arrays gain the layer dimension.
+    """Stack FFNs of equal place, kind, width and gating; arrays gain the layer dimension, as `Stacked`.
 
     Returns:
         The stacks, and per FFN its stack's name and its row there.
@@ -154,10 +154,9 @@ def _stack_name(key: tuple[Any, ...], keys: Sequence[tuple[Any, ...]]) -> str:
     return f"{name}.{slot + 1}" if slot else name
 
 
-def _stacked(rows: list[dict[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
+def _stacked(rows: list[Mapping[str, np.ndarray]]) -> Iterator[tuple[str, Stacked]]:
     for name in rows[0]:
-        axis = schema.STACK_VARIABLE_BY_NAME[name].dimensions.index("layer")
-        yield name, np.stack([row[name] for row in rows], axis=axis)
+        yield name, Stacked(rows, name, schema.STACK_VARIABLE_BY_NAME[name].dimensions.index("layer"))
 
 
 def _redundancy(

@@ -21,7 +21,7 @@ from chanfmt.produce.loss import Loss, NextTokenLoss
 from chanfmt.produce.statistics import FFNStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from chanfmt.models.ffn import FFN
     from chanfmt.produce.tokens import CalibrationTokens
@@ -44,7 +44,7 @@ class Measurement:
         loss: Their summed loss, nats.
     """
 
-    statistics: list[FFNStatistics]
+    statistics: Sequence[FFNStatistics]
     terms: int
     batch_size: int
     sequences: int = 0
@@ -71,6 +71,10 @@ class Measurement:
             item.collect(group)
         losses = group.exchange(self.loss)
         self.loss = 0.0 if group.rank else sum(losses)
+
+    def laid_aside(self, number: int, variables: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """``variables`` of FFN ``number`` on the way to a file, kept where the statistics are."""
+        return variables
 
     def state(self) -> PassState:
         """What `measure` needs to start from here; on a CPU valid until the next batch only."""

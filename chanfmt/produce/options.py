@@ -52,7 +52,7 @@ class BuildOptions:
     )
     spool_limit: float = field(
         default=4.0,
-        metadata={"help": "memory for block inputs of --stream; what is more lies in a file beside the output", "metavar": "GIB"},
+        metadata={"help": "memory for what --stream lays aside; what is more lies in a file beside the output", "metavar": "GIB"},
     )
     no_store_tokens: bool = field(default=False, metadata={"help": "keep only the hashes of the calibration tokens"})
     trust_remote_code: bool = field(default=False, metadata={"help": "run the model repository's own code"})

@@ -1,21 +1,21 @@
-"""Tensors by two numbers: in memory up to a limit, beyond it in a file that has no name and so cannot outlive the process."""
+"""Tensors by key: in memory up to a limit, beyond it in a file that has no name and so cannot outlive the process."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import IO, TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from chanfmt.errors import ChanfmtError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Hashable, Iterator
     from pathlib import Path
-
-    Key = tuple[int, int]
 
 
 class Spool:
@@ -31,8 +31,8 @@ class Spool:
     def __init__(self, limit: int, directory: Path) -> None:
         self._limit = limit
         self._directory = directory
-        self._held: dict[Key, torch.Tensor] = {}
-        self._placed: dict[Key, tuple[int, torch.dtype, torch.Size]] = {}
+        self._held: dict[Hashable, torch.Tensor] = {}
+        self._placed: dict[Hashable, tuple[int, torch.dtype, torch.Size]] = {}
         self._free: dict[int, list[int]] = defaultdict(list)
         self._file: IO[bytes] | None = None
         self._end = 0
@@ -52,13 +52,13 @@ class Spool:
         """Bytes that the file has grown to."""
         return self._end
 
-    def put(self, key: Key, tensor: torch.Tensor) -> None:
+    def put(self, key: Hashable, tensor: torch.Tensor) -> None:
         """Keep the values of ``tensor`` under ``key``, in place of what was there.
 
         Raises:
             ChanfmtError: The disk is full or cannot be written.
         """
-        self._forget(key)
+        self.drop(key)
         size = tensor.nbytes
         if self.in_memory + size <= self._limit:
             self._held[key] = tensor.detach().to("cpu", copy=True)
@@ -73,13 +73,13 @@ class Spool:
                 position += os.pwrite(self._file.fileno(), view[position:], slot + position)
         except OSError as error:
             raise ChanfmtError(
-                f"cannot keep block inputs in {self._directory}: {error.strerror}",
+                f"cannot keep what --stream lays aside in {self._directory}: {error.strerror}",
                 hint="free space there, use fewer --sequences, or raise --spool-limit",
             ) from None
         self._end = max(self._end, slot + size)
         self._placed[key] = (slot, tensor.dtype, tensor.shape)
 
-    def get(self, key: Key) -> torch.Tensor:
+    def get(self, key: Hashable) -> torch.Tensor:
         """A copy of what was kept under ``key``, on the CPU. Raises `ChanfmtError` where it cannot be read back."""
         if key in self._held:
             return self._held[key].clone()
@@ -90,16 +90,12 @@ class Spool:
         while position < len(view):
             count = os.preadv(self._file.fileno(), [view[position:]], slot + position)
             if not count:
-                raise ChanfmtError("block inputs kept on disk cannot be read back")
+                raise ChanfmtError("what was laid aside on disk cannot be read back")
             position += count
         return tensor
 
-    def drop(self, unwanted: Callable[[Key], bool]) -> None:
-        """Forget the keys that ``unwanted`` is true of."""
-        for key in [key for key in (*self._held, *self._placed) if unwanted(key)]:
-            self._forget(key)
-
-    def _forget(self, key: Key) -> None:
+    def drop(self, key: Hashable) -> None:
+        """Forget what was kept under ``key``, if anything."""
         if key in self._held:
             self.in_memory -= self._held.pop(key).nbytes
         elif key in self._placed:
@@ -108,7 +104,34 @@ class Spool:
 
     def clear(self) -> None:
         """Forget everything."""
-        self.drop(lambda key: True)
+        for key in (*self._held, *self._placed):
+            self.drop(key)
+
+
+class Spooled(Mapping[str, np.ndarray]):
+    """Arrays by name that lie in ``spool`` under ``key`` and each name, and are read as they are asked for."""
+
+    def __init__(self, spool: Spool, key: Hashable, arrays: Mapping[str, np.ndarray]) -> None:
+        self._spool = spool
+        self._key = key
+        self._names = tuple(arrays)
+        self.nbytes = 0
+        for name, values in arrays.items():
+            tensor = torch.from_numpy(np.array(values))
+            spool.put((key, name), tensor)
+            self.nbytes += tensor.nbytes
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._names:
+            raise KeyError(name)
+        values: np.ndarray = self._spool.get((self._key, name)).numpy()
+        return values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -25,11 +26,11 @@ from chanfmt.produce.checkpoint import PassState, StreamState
 from chanfmt.produce.derive import reduce
 from chanfmt.produce.loss import explained
 from chanfmt.produce.measure import Measurement, split_ranges, usual_batch
-from chanfmt.produce.spool import bytes_of
+from chanfmt.produce.spool import Spooled, bytes_of
 from chanfmt.produce.statistics import FFNStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     import numpy as np
@@ -41,6 +42,31 @@ if TYPE_CHECKING:
     from chanfmt.produce.spool import Spool
     from chanfmt.produce.tokens import CalibrationTokens
     from chanfmt.records import LabelSettings
+
+
+class Shelf(Sequence[FFNStatistics]):
+    """The statistics of finished FFNs, in a spool: each is made anew, on the CPU, whenever it is asked for.
+
+    All of them in memory would grow with the number of blocks, which is what streaming is to avoid.
+    """
+
+    def __init__(self, spool: Spool) -> None:
+        self.spool = spool
+        self.states: list[Spooled] = []
+        self._ffns: list[FFN] = []
+
+    def put_first(self, ffn: FFN, state: Mapping[str, np.ndarray]) -> None:
+        """Put `FFNStatistics.state` of ``ffn`` before those that are here."""
+        self.states.insert(0, Spooled(self.spool, ("statistics", len(self)), state))
+        self._ffns.insert(0, ffn)
+
+    def __len__(self) -> int:
+        return len(self._ffns)
+
+    def __getitem__(self, index: int) -> FFNStatistics:  # type: ignore[override]
+        statistics = FFNStatistics(self._ffns[index], torch.device("cpu"))
+        statistics.restore(dict(self.states[index]))
+        return statistics
 
 
 @dataclass
@@ -55,14 +81,21 @@ class StreamedMeasurement(Measurement):
         gradient_sha256: Of the file that `save_gradient` wrote last.
     """
 
+    statistics: Shelf
     block: int = 0
     fresh: bool = False
     gradient: Callable[[], Iterator[torch.Tensor]] = lambda: iter(())
     gradient_sha256: str = ""
 
+    @property
+    def nbytes(self) -> int:
+        return sum(state.nbytes for state in self.statistics.states)
+
+    def laid_aside(self, number: int, variables: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        return Spooled(self.statistics.spool, ("variables", number), variables)
+
     def state(self) -> PassState:
-        state = super().state()
-        return PassState(state.sequences, state.batch_size, state.loss, state.ffns,
+        return PassState(self.sequences, self.batch_size, self.loss, list(self.statistics.states),
                          StreamState(self.block, self.gradient_sha256))
 
     def save_gradient(self, path: Path) -> None:
@@ -92,7 +125,7 @@ def measure_streamed(
     """Accumulate the statistics of all FFNs over ``tokens``, as `chanfmt.produce.measure.measure` does.
 
     Args:
-        spool: Keeps block inputs; empty.
+        spool: Keeps block inputs and the statistics of finished blocks; empty, and open as long as the result is used.
         settings: Of the labels; redundancy is reduced to the core as soon as a block is finished.
         batch_size: Sequences in a batch; None picks one and halves it when memory runs out.
         progress: Called with the number of sequences that passed through a block, in either direction, see `steps`.
@@ -176,7 +209,7 @@ class _Pass:
 
     def result(self, size: int, start: PassState | None, gradient: Path | None) -> StreamedMeasurement:
         count = len(self.chain)
-        found = StreamedMeasurement([], self.loss.terms(self.ids.shape[1]), size, len(self.ids), block=count)
+        found = StreamedMeasurement(Shelf(self.spool), self.loss.terms(self.ids.shape[1]), size, len(self.ids), block=count)
         found.gradient = lambda: (self.spool.get((found.block, place)) for place in range(len(self.batches)))
         self.found = found
         if start is None:
@@ -188,7 +221,7 @@ class _Pass:
             assert start.stream is not None
             assert gradient is not None
             found.block, found.loss, found.gradient_sha256 = start.stream.block, start.loss, start.stream.gradient_sha256
-            found.statistics = self._restored(found.block, start)
+            self._restore(found.block, start)
             if found.block > self.lowest:
                 calls = self._begin()
                 for number in range(found.block - 1):
@@ -196,9 +229,11 @@ class _Pass:
                 self._read_gradient(gradient, start.stream)
             self._advance((2 * count - found.block) * len(self.ids) - self.done)
         for number in reversed(range(self.lowest, found.block)):
-            found.statistics = self._backward(number, calls) + found.statistics
+            for ffn, statistics in reversed(self._backward(number, calls)):
+                found.statistics.put_first(ffn, statistics.state())
             found.block, found.fresh = number, True
-            self.spool.drop(partial(_lies_past, number))
+            for place in range(len(self.batches)):
+                self.spool.drop((number + 1, place))
             self.after_batch(found)
         self._advance(self.lowest * len(self.ids))
         return found
@@ -240,7 +275,7 @@ class _Pass:
             self.spool.put((count, place), hidden.grad)
             self.after_batch(self.found)
 
-    def _backward(self, number: int, calls: list[list[Call]]) -> list[FFNStatistics]:
+    def _backward(self, number: int, calls: list[list[Call]]) -> list[tuple[FFN, FFNStatistics]]:
         """Run block ``number`` again from what it read, and back; its inputs make room for the gradients by them."""
         ffns = self.ffns[number]
         statistics = [FFNStatistics(ffn, self.chain.device) for ffn in ffns]
@@ -260,7 +295,7 @@ class _Pass:
         self._choose_cores(statistics)
         for item in statistics:
             reduce(item, self.settings)
-        return statistics
+        return list(zip(ffns, statistics, strict=True))
 
     def _back(self, number: int, place: int, batch: _Batch, call: Call) -> torch.Tensor | None:
         hidden = self._get(number, place).requires_grad_(number > self.lowest)
@@ -276,12 +311,10 @@ class _Pass:
                 if member.core is None:
                     member.choose_core(self.settings.rho)
 
-    def _restored(self, block: int, start: PassState) -> list[FFNStatistics]:
-        ffns = [ffn for below in self.ffns[block:] for ffn in below]
-        statistics = [FFNStatistics(ffn, torch.device("cpu")) for ffn in ffns]
-        for item, state in zip(statistics, start.ffns, strict=True):
-            item.restore(state)
-        return statistics
+    def _restore(self, block: int, start: PassState) -> None:
+        """Move the states in ``start`` into the spool; none of them stays in memory."""
+        for ffn in reversed([ffn for ffns in self.ffns[block:] for ffn in ffns]):
+            self.found.statistics.put_first(ffn, start.ffns.pop())
 
     def _read_gradient(self, path: Path, state: StreamState) -> None:
         digest = hashlib.sha256()
@@ -307,10 +340,6 @@ class _Pass:
     def _advance(self, sequences: int) -> None:
         self.done += sequences
         self.progress(sequences)
-
-
-def _lies_past(block: int, key: tuple[int, int]) -> bool:
-    return key[0] > block
 
 
 def _check_finite(ffns: list[FFN], statistics: list[FFNStatistics], batch: _Batch) -> None:

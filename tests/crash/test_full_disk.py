@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from chanfmt.writer import IN_MEMORY
+
 SCRIPT = """
 import dataclasses, json, os, sys
 from pathlib import Path
@@ -21,7 +23,7 @@ from chanfmt.records import LabelSettings
 from tests.crash.harness import content, same
 from tests.factory import random_content
 
-place, model = Path(sys.argv[1]), sys.argv[2]
+place, model, writer.IN_MEMORY = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 said = {}
 
 
@@ -84,17 +86,18 @@ print(json.dumps(said))
 """
 
 
-def test_a_full_file_system(tiny_checkpoint, tmp_path):
+@pytest.mark.parametrize("in_memory", [IN_MEMORY, 0])
+def test_a_full_file_system(tiny_checkpoint, tmp_path, in_memory):
     if shutil.which("unshare") is None:
         pytest.skip("needs unshare")
-    mount = "mount -t tmpfs -o size=2m tmpfs \"$1\""
+    mount = "mount -t tmpfs -o size=4m tmpfs \"$1\""
     # In a mount namespace of its own the file system goes away with the process.
     inside = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
     if subprocess.run([*inside, mount, "sh", str(tmp_path)], capture_output=True, check=False).returncode:
         pytest.skip("may not mount a file system here")
     done = subprocess.run(
-        [*inside, f"{mount} && exec \"$2\" -c \"$3\" \"$1\" \"$4\"", "sh", str(tmp_path), sys.executable, SCRIPT,
-         str(tiny_checkpoint("llama"))],
+        [*inside, f"{mount} && exec \"$2\" -c \"$3\" \"$1\" \"$4\" \"$5\"", "sh", str(tmp_path), sys.executable, SCRIPT,
+         str(tiny_checkpoint("llama")), str(in_memory)],
         capture_output=True, text=True, check=False,
     )
     assert done.returncode == 0, done.stderr

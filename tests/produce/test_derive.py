@@ -104,7 +104,7 @@ def test_layers_of_several_widths_become_several_stacks():
         ("decoder-87", 87, [0, 2]), ("decoder-51", 51, [1])]
     assert positions == [("decoder-87", 0), ("decoder-51", 0), ("decoder-87", 1)]
     assert stacks[0].variables["sum_q2_split"].shape == (schema.SPLITS, 2, 87)
-    np.testing.assert_array_equal(stacks[0].variables["lp"][1], layers[2]["lp"])
+    np.testing.assert_array_equal(np.asarray(stacks[0].variables["lp"])[1], layers[2]["lp"])
 
 
 def test_supernodes_and_labels_with_so_few_channels_that_rho_m_is_below_one():

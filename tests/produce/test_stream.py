@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 
@@ -19,10 +20,11 @@ from chanfmt.models.resolve import resolve_model
 from chanfmt.models.streamed import open_streamed
 from chanfmt.models.tensors import tensor_slices
 from chanfmt.produce import build as building
-from chanfmt.produce import stream
+from chanfmt.produce import checkpoint, stream
 from chanfmt.produce.build import build
 from chanfmt.produce.options import BuildOptions
-from chanfmt.produce.spool import Spool
+from chanfmt.produce.spool import Spool, Spooled
+from chanfmt.produce.statistics import FFNStatistics
 from chanfmt.records import LabelSettings
 from chanfmt.validate import validate
 from tests import zoo
@@ -122,6 +124,25 @@ def test_weights_and_places_are_those_of_the_loaded_model(tmp_path, model):
     assert seen == state.keys()
     for name, buffer in loaded.named_buffers():
         assert torch.equal(buffer, chain.model.get_buffer(name))
+
+
+def test_finished_layers_are_not_in_memory_when_the_atlas_is_written(tmp_path, text, monkeypatch):
+    save_tiny(tmp_path / "model", "llama", num_hidden_layers=6)
+    original, written = building.write_atlas, []
+
+    def write(content, path):
+        written.append(path.name)
+        gc.collect()
+        # That of the block under way, and of the one before it until this one is finished.
+        assert sum(type(item) is FFNStatistics for item in gc.get_objects()) <= 2
+        for stack in content.stacks:
+            assert all(isinstance(row, Spooled) for values in stack.variables.values() for row in values._rows)
+        return original(content, path)
+
+    monkeypatch.setattr(building, "write_atlas", write)
+    monkeypatch.setattr(checkpoint, "write_atlas", write)
+    build(options(tmp_path, text, "out.h5", stream=True, spool_limit=0.0, checkpoint_every=0.0), SETTINGS)
+    assert written == ["out.h5.partial"] * 6 + ["out.h5"]
 
 
 def stopping_after(blocks):
@@ -288,7 +309,7 @@ def test_spool_keeps_within_its_limit_and_reuses_its_file(tmp_path):
         assert not list(tmp_path.iterdir())
         for key, tensor in tensors.items():
             assert torch.equal(spool.get(key), tensor)
-        spool.drop(lambda key: key[1] == 2)
+        spool.drop((0, 2))
         spool.put((1, 0), tensors[0, 2])
         assert spool.on_disk == 420
         assert torch.equal(spool.get((1, 0)), tensors[0, 2])
