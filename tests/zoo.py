@@ -17,6 +17,7 @@ from transformers.models.auto import modeling_auto
 from tests.tiny import VOCAB, redrawn
 
 CAUSAL, MASKED, SEQ2SEQ = "causal", "masked", "seq2seq"
+IMAGE, SPEECH = "image", "speech"
 
 HIDDEN = 32
 HEADS = 4
@@ -34,6 +35,8 @@ _FAMILIES: dict[str, tuple[dict[str, Any], Any]] = {
     CAUSAL: (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, transformers.AutoModelForCausalLM),
     MASKED: (modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, transformers.AutoModelForMaskedLM),
     SEQ2SEQ: (modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, transformers.AutoModelForSeq2SeqLM),
+    IMAGE: (modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, transformers.AutoModelForImageClassification),
+    SPEECH: (modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES, transformers.AutoModelForSpeechSeq2Seq),
 }
 
 _SIZES: tuple[tuple[str, int], ...] = (
