@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 from chanfmt.errors import ModelError
@@ -17,7 +18,7 @@ def model_class(config: dict[str, Any]) -> Any:
     Encoder-decoders and types without a causal language model are loaded by their architecture.
 
     Raises:
-        ModelError: transformers knows neither for it.
+        ModelError: transformers knows neither for it, or it reads no tokens.
     """
     import transformers
 
@@ -28,6 +29,9 @@ def model_class(config: dict[str, Any]) -> Any:
         # The name comes from a file: only a model class will do.
         found = getattr(transformers, name, None) if isinstance(name, str) else None
         if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+            if "input_ids" not in inspect.signature(found.forward).parameters:
+                raise ModelError(f"{name} reads {found.main_input_name}; what is cut is checked on tokens, "
+                                 "so only models that read tokens are cut so far")
             return found
     raise ModelError(
         f"transformers {transformers.__version__} has no language model of type {config.get('model_type')!r}"

@@ -76,7 +76,7 @@ def choose_given_loss(model: Any, example: Samples, name: str, labels: np.ndarra
         shape = "none" if logits is None else f"of shape {tuple(logits.shape[1:])}"
         raise UsageError(f"{kind} has not one row of logits for each label: a sample has labels of shape {labels.shape[1:]}, "
                          f"logits {shape}", hint=hint)
-    if IDS in example.arrays and labels.ndim > 1 and not model.config.is_encoder_decoder:
+    if IDS in example.arrays and labels.ndim > 1 and not _has_decoder(model):
         raise UsageError(f"{kind} predicts the tokens that it reads: labels per token are no part of its inputs",
                          hint=f"give {IDS} alone")
     if labels.max() >= logits.shape[-1]:
@@ -127,8 +127,13 @@ class GivenEmbeddingLoss:
 
 def _taken(model: Any, arrays: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What goes into the forward pass: labels only where a decoder reads them, one place later."""
-    read = model.config.is_encoder_decoder and _DECODER_IDS not in arrays
+    read = _has_decoder(model) and _DECODER_IDS not in arrays
     return {name: values for name, values in arrays.items() if name != LABELS or read}
+
+
+def _has_decoder(model: Any) -> bool:
+    """Whether ``model`` has a decoder that runs; a classifier of an encoder-decoder's encoder has none."""
+    return bool(model.config.is_encoder_decoder) and _DECODER_IDS in array_names(model)
 
 
 def _check_names(model: Any, file: InputFile) -> None:
@@ -141,7 +146,7 @@ def _check_names(model: Any, file: InputFile) -> None:
     if model.main_input_name not in file.arrays:
         raise UsageError(f"{file.name} has no {model.main_input_name}, which {kind} reads",
                          hint="make the file with the model's own processor or tokenizer")
-    if model.config.is_encoder_decoder and not {LABELS, _DECODER_IDS} & file.arrays.keys():
+    if _has_decoder(model) and not {LABELS, _DECODER_IDS} & file.arrays.keys():
         raise UsageError(f"{file.name} has neither {LABELS} nor {_DECODER_IDS}, and the decoder of {kind} reads one of them",
                          hint=f"add {LABELS}: the token ids that each sample should give")
 
