@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from typing import Any
+from typing import Any, cast
 
 from chanfmt.errors import ModelError
 from chanfmt.models.load import quiet_transformers
@@ -29,6 +29,7 @@ def model_class(config: dict[str, Any]) -> Any:
         # The name comes from a file: only a model class will do.
         found = getattr(transformers, name, None) if isinstance(name, str) else None
         if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+            found = cast("Any", found)
             if "input_ids" not in inspect.signature(found.forward).parameters:
                 raise ModelError(f"{name} reads {found.main_input_name}; what is cut is checked on tokens, "
                                  "so only models that read tokens are cut so far")
