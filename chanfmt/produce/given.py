@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from chanfmt.produce.sources import Source
 
 _DECODER_IDS = "decoder_input_ids"
+_REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError)
+"""What models raise over inputs that are not theirs."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ def choose_given_loss(model: Any, example: Samples, name: str, labels: np.ndarra
     if name == "labels" and labels is None:
         raise UsageError("--loss labels needs an array of labels beside the inputs", hint="add it, or use --loss embedding")
     if labels is None or name == "embedding":
+        if _has_decoder(model) and _DECODER_IDS not in example.arrays:
+            raise UsageError(f"the embedding of {kind} needs {_DECODER_IDS}, which its decoder reads", hint="add them")
         return GivenEmbeddingLoss(model, example)
     with torch.no_grad(), explained("a sample"):
         logits = getattr(run_arrays(model, _taken(model, example.arrays)), "logits", None)
@@ -110,8 +114,15 @@ class GivenEmbeddingLoss:
 
     def __init__(self, model: Any, example: Samples) -> None:
         self.model = model
-        with torch.no_grad(), explained("a sample"):
-            self.positions = self._hidden(example).shape[1]
+        try:
+            with torch.no_grad():
+                self.positions = self._hidden(example).shape[1]
+        except ModelError as error:
+            error.hint = "give labels for it"
+            raise
+        except _REFUSALS as error:
+            raise ModelError(f"{type(model).__name__} cannot run a sample without its head: {first_line(error)}",
+                             hint="give labels for it") from error
 
     def terms(self, seq_len: int) -> int:
         return int(self.positions)
@@ -156,8 +167,7 @@ def _check_runs(model: Any, one: Mapping[str, torch.Tensor], file: InputFile) ->
     try:
         with torch.no_grad():
             first, second = (run_arrays(model, one) for _ in range(2))
-    # What a model raises over inputs that are not its own is its own choice.
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
+    except _REFUSALS as error:
         shapes = ", ".join(f"{name} {tuple(values.shape[1:])}" for name, values in one.items())
         raise ModelError(f"{type(model).__name__} cannot run a sample of {file.name} ({shapes}): {first_line(error)}",
                          hint="make the file with the model's own processor") from error

@@ -227,6 +227,16 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path, vit, capsys, change, messag
     assert not (tmp_path / "a.h5").exists()
 
 
+def test_a_model_without_rows_of_states_needs_labels(tmp_path, capsys):
+    config = transformers.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, num_labels=7, image_size=16)
+    saved(tmp_path / "convnext", config, transformers.ConvNextForImageClassification)
+    assert built(tmp_path, "convnext", {"pixel_values": images()["pixel_values"]}) != 0
+    said = capsys.readouterr().err
+    assert "gives no hidden state per token" in said
+    assert "give labels for it" in said
+    assert built(tmp_path, "convnext", images()) == 0
+
+
 def test_padding_is_refused(tmp_path, whisper, capsys):
     mask = np.ones((SAMPLES, 40), int)
     mask[3, 30:] = 0
@@ -237,6 +247,8 @@ def test_padding_is_refused(tmp_path, whisper, capsys):
 def test_a_decoder_needs_something_to_read(tmp_path, whisper, capsys):
     assert built(tmp_path, "whisper", {"input_features": spectra()["input_features"]}) != 0
     assert "neither labels nor decoder_input_ids" in capsys.readouterr().err
+    assert built(tmp_path, "whisper", spectra(), "--loss", "embedding") == 2
+    assert "needs decoder_input_ids, which its decoder reads" in capsys.readouterr().err
     given = {"input_features": spectra()["input_features"], "decoder_input_ids": spectra()["labels"]}
     assert built(tmp_path, "whisper", given) == 0
     with chanfmt.open(tmp_path / "a.h5") as atlas:
