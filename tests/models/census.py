@@ -96,7 +96,7 @@ def examine(model_type: str, family: str) -> Verdict:
         model.save_pretrained(directory)
         calib = "pydoc"
         if family in zoo.GIVEN_ARRAYS and model_type != "imagegpt" and model.main_input_name == "input_ids":
-            verdict.built = "reads tokens: measured on text"
+            verdict.built = "reads tokens, and so is calibrated on text"
             return verdict
         if family in zoo.GIVEN_ARRAYS:
             calib = f"{directory}/samples.npz"
