@@ -125,7 +125,8 @@ def make_checkpoint(directory: Path, gigabytes: float) -> int:
     generator = torch.Generator().manual_seed(0)
     for number, tensors in enumerate(shards.values(), start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file({name: torch.empty(names[name], dtype=torch.bfloat16).normal_(0, 0.02, generator=generator) for name in tensors},
+        save_file({name: torch.empty(names[name], dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
+                   for name in tensors},
                   directory / file, {"format": "pt"})
         weight_map |= dict.fromkeys(tensors, file)
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))

@@ -369,10 +369,11 @@ def _read_calibration(container: Container) -> CalibrationRecord:
     values = _attributes(container, "calibration", "/calibration")
     columns = _read_table(container, "calibration", schema.CALIBRATION_VARIABLES)
     fields = ("id", "source", "revision", "range", "sequences", "tokens", "producer")
+    inputs = columns.get("contribution_inputs", [""] * len(columns["contribution"]))
     contributions = tuple(
-        Contribution(row_id, source, revision, drawn, int(sequences), int(tokens), producer)
-        for row_id, source, revision, drawn, sequences, tokens, producer in zip(
-            *(columns[f"contribution_{name}"] for name in fields), strict=True
+        Contribution(row_id, source, revision, drawn, int(sequences), int(tokens), producer, of_file)
+        for row_id, source, revision, drawn, sequences, tokens, producer, of_file in zip(
+            *(columns[f"contribution_{name}"] for name in fields), inputs, strict=True
         )
     )
     return CalibrationRecord(

@@ -71,6 +71,7 @@ class Contribution:
     sequences: int
     tokens: int
     producer: str
+    inputs: str = ""
 
 
 @dataclass(frozen=True)

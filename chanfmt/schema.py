@@ -17,6 +17,7 @@ LOSSES = {
     "masked-token": "sum of the NLL of the 15% of tokens hidden by the mask token, nats",
     "reconstruction": "sum of the NLL of the decoder that gives back the encoder's tokens, nats",
     "embedding": "NLL of a sample of the last hidden state under a unit Gaussian around it, nats",
+    "labels": "sum of the NLL of the labels given with the inputs, nats",
 }
 """Losses by their names on the command line, and what an atlas says of them."""
 SPLITS = 8
@@ -178,6 +179,10 @@ CALIBRATION_VARIABLES: tuple[Variable, ...] = (
     Variable("contribution_sequences", "i8", ("contribution",), "sequences contributed", "1", "sum"),
     Variable("contribution_tokens", "i8", ("contribution",), "tokens contributed", "1", "sum"),
     Variable("contribution_producer", "str", ("contribution",), "program that measured them", "", "sum"),
+    Variable(
+        "contribution_inputs", "str", ("contribution",),
+        "of a file of inputs its arrays, JSON object of name to type and shape of a sample", "", "sum", required=False,
+    ),
 )
 
 BLOCK_VARIABLES: tuple[Variable, ...] = (
@@ -235,8 +240,8 @@ ATTRIBUTES: dict[str, tuple[Attribute, ...]] = {
     "/calibration": (
         Attribute("loss", "str", "the loss differentiated"),
         Attribute("metric_definition", "str", "version of the metric definitions"),
-        Attribute("tokenizer", "str", "tokenizer used"),
-        Attribute("seq_len", "int", "tokens in every sequence"),
+        Attribute("tokenizer", "str", "tokenizer used; empty where the model was given other arrays than tokens"),
+        Attribute("seq_len", "int", "tokens in every sequence, or rows that a sample is to an FFN"),
         Attribute("seed", "int", "seed of the sample, of the first contribution where there are several"),
         Attribute("mean_loss", "float", "mean of the loss over the predicted calibration tokens, nats"),
     ),

@@ -177,6 +177,8 @@ def _write_calibration(file: h5py.File, content: AtlasContent) -> None:
         **{f"contribution_{name}": [getattr(row, name) for row in rows]
            for name in ("id", "source", "revision", "range", "sequences", "tokens", "producer")},
     }
+    if any(row.inputs for row in rows):
+        arrays["contribution_inputs"] = [row.inputs for row in rows]
     if record.token_ids is not None:
         arrays["position"] = np.arange(record.seq_len)
         arrays["token_ids"] = record.token_ids

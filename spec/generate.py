@@ -19,7 +19,7 @@ SPEC = Path(__file__).with_name(f"atlas-{schema.FORMAT_VERSION}.md")
 
 
 LOSS_OF = {"next-token": "causal", "masked-token": "encoder with a language-model head", "reconstruction": "encoder-decoder",
-           "embedding": "any, such as an encoder without a head"}
+           "embedding": "any, such as an encoder without a head", "labels": "given labels with its inputs"}
 """Loss to the kind of model it is for."""
 
 

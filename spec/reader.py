@@ -378,17 +378,23 @@ def check_json(atlas: Atlas) -> None:
             and "axis" in item and (item["axis"] is None or type(item["axis"]) is int)
             and (item.get("index") is None or type(item["index"]) is int) for item in value)
 
+    def arrays(value: object) -> bool:
+        return isinstance(value, dict) and all(
+            isinstance(item, list) and len(item) == 2 and isinstance(item[0], str) and isinstance(item[1], list)
+            and all(type(length) is int and length >= 1 for length in item[1]) for item in value.values())
+
     names, versions = parsed(atlas.attribute("/model@architectures")), parsed(atlas.attribute("/producer@versions"))
     history = [parsed(line) for line in atlas.attribute("/producer@history").split("\n") if line]
     atlas.report(not isinstance(names, list) or not texts(names), "E110", "/model@architectures", "no list of texts")
     atlas.report(not isinstance(parsed(atlas.attribute("/model@config")), dict), "E110", "/model@config", "no object")
     atlas.report(not isinstance(versions, dict) or not texts(versions.values()), "E110", "/producer@versions", "no object")
     atlas.report(not all(isinstance(line, dict) for line in history), "E110", "/producer@history", "a line is no object")
-    for name, column, right in (("place", atlas.values("/block/place"), lambda text: text in TABLES["place"]),
-                                ("tensors", atlas.values("/block/tensors"), lambda text: slices(parsed(text)))):
+    for path, code, right in (("/block/place", "E109", lambda text: text in TABLES["place"]),
+                              ("/block/tensors", "E110", lambda text: slices(parsed(text))),
+                              ("/calibration/contribution_inputs", "E110", lambda text: not text or arrays(parsed(text)))):
+        column = atlas.values(path)
         if column is not None and column.dtype == object:
-            wrong = not all(right(text) for text in column)
-            atlas.report(wrong, "E109" if name == "place" else "E110", f"/block/{name}", "a row does not hold what it may")
+            atlas.report(not all(right(text) for text in column), code, path, "a row does not hold what it may")
 
 
 # --- Level 2: references [4, 5, 6] -----------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from chanfmt.errors import CheckError
 from chanfmt.models.checkpoint import CheckpointIndex
 from chanfmt.models.load import auto_class, quiet_transformers
-from surgery.plan import CHECK_TOKENS, PruningPlan
+from surgery.inputs import Inputs, check_inputs
 from surgery.stock import meta_shapes, parse_config
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from surgery.checkpoint.cuts import Cut
     from surgery.config_width import Allowed
+    from surgery.plan import PruningPlan
 
 LOGIT_TOLERANCE = 1e-4
 """Largest accepted max|difference| / max|masked dense logits|."""
@@ -41,14 +42,14 @@ class LogitCheck:
     Attributes:
         relative_error: max|difference| / max|masked dense logits|.
         tolerance: Largest accepted value of it.
-        tokens: Tokens compared.
-        text: ``calibration`` or ``random``: where the tokens are from.
+        count: Tokens (of other inputs: samples) compared.
+        text: What they are: ``calibration tokens``, ``random tokens``, ``random pixel_values``, ...
         dtype: ``float32``, or ``float64`` where rounding alone exceeded the tolerance in float32.
     """
 
     relative_error: float
     tolerance: float
-    tokens: int
+    count: int
     text: str
     dtype: str
 
@@ -108,13 +109,11 @@ def check_logits(plan: PruningPlan, source: Path, output: Path, *, mask: bool = 
 
 
 def _compare_logits(plan: PruningPlan, source: Path, output: Path, dtype: str, mask: bool) -> LogitCheck:
-    import torch
-
     dense, report = _load(source, dtype)
-    ids, text = _token_ids(plan, dense)
+    inputs = check_inputs(dense, plan.check_tokens, plan.seed)
     if mask:
-        _mask(dense, plan)
-    expected = _logits(dense, ids)
+        _mask(dense, plan, inputs)
+    expected = _logits(dense, inputs)
     ties = _ties(dense)
     del dense
     gc.collect()
@@ -126,10 +125,10 @@ def _compare_logits(plan: PruningPlan, source: Path, output: Path, dtype: str, m
             raise CheckError(f"the result loads with {kind.replace('_', ' ')}: {', '.join(sorted(new)[:3])}")
     if _ties(pruned) != ties:
         raise CheckError("parameters that the source ties are not tied in the result")
-    found = _logits(pruned, ids)
+    found = _logits(pruned, inputs)
     scale = expected.abs().max()
     error = float((found - expected).abs().max() / scale) if scale > 0 else float(found.abs().max())
-    return LogitCheck(error, LOGIT_TOLERANCE, int(torch.numel(ids)), text, dtype)
+    return LogitCheck(error, LOGIT_TOLERANCE, inputs.count, inputs.text, dtype)
 
 
 def memory_shortage(parameters: int, bytes_each: int = 4) -> str | None:
@@ -179,30 +178,14 @@ def _load(directory: Path, dtype: str) -> tuple[Any, dict[str, set[str]]]:
     return model.eval(), {kind: {str(key) for key in info[kind]} for kind in kinds}
 
 
-def _token_ids(plan: PruningPlan, model: Any) -> tuple[Any, str]:
-    import torch
-
-    from chanfmt.models.run import vocabulary
-
-    known = vocabulary(model)
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    count = min(CHECK_TOKENS, positions or CHECK_TOKENS)
-    stored = plan.check_tokens[:count]
-    if stored and min(stored) >= 0 and max(stored) < known:
-        return torch.tensor([stored]), "calibration"
-    generator = torch.Generator().manual_seed(plan.seed)
-    return torch.randint(known, (1, count), generator=generator), "random"
-
-
-def _mask(model: Any, plan: PruningPlan) -> None:
+def _mask(model: Any, plan: PruningPlan, inputs: Inputs) -> None:
     """Zero the write vectors of the channels that ``plan`` removes from ``model``."""
     import torch
 
-    from chanfmt.models.discover import find_ffns
     from chanfmt.models.weights import matrix_of
 
     ffns: dict[tuple[str, int, int], list[Any]] = defaultdict(list)
-    for ffn in find_ffns(model):
+    for ffn in inputs.find_ffns(model):
         ffns[ffn.container, ffn.width, ffn.experts].append(ffn)
     for block in plan.blocks:
         if not block.is_cut:
@@ -222,13 +205,11 @@ def _mask(model: Any, plan: PruningPlan) -> None:
             matrix_of(model, member.write.matrix).data.index_fill_(1, removed, 0.0)
 
 
-def _logits(model: Any, ids: Any) -> Any:
+def _logits(model: Any, inputs: Inputs) -> Any:
     import torch
 
-    from chanfmt.models.run import run_text
-
     with torch.inference_mode(), quiet_transformers():
-        return run_text(model, ids)[0]
+        return inputs.run(model)[0]
 
 
 def _ties(model: Any) -> set[frozenset[str]]:

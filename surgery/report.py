@@ -142,7 +142,7 @@ def _logit_text(report: Report) -> str:
         return f"not run: {report.logits_skipped}"
     check = report.logits
     return (f"{check.relative_error:.2g} relative to the masked dense model, {check.tolerance:g} allowed "
-            f"({check.tokens} {check.text} tokens, {check.dtype})")
+            f"({check.count} {check.text}, {check.dtype})")
 
 
 def _lp_summary(plan: PruningPlan) -> str:

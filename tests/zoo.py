@@ -17,12 +17,15 @@ from transformers.models.auto import modeling_auto
 from tests.tiny import VOCAB, redrawn
 
 CAUSAL, MASKED, SEQ2SEQ = "causal", "masked", "seq2seq"
+IMAGE, SPEECH, AUDIO = "image", "speech", "audio"
 
 HIDDEN = 32
 HEADS = 4
 
 UNBUILDABLE: dict[str, str] = {
+    "dinat": "it needs natten",
     "gemma3n": "its vision tower is a TimmWrapperModel, which needs timm and pillow",
+    "timm_wrapper": "it needs timm and pillow",
     "gemma4_assistant": "its config demands that every layer shares its keys, which Gemma4TextConfig.kv_sharing_modes refuses",
 }
 """The types that cannot be built here, of any family, and why."""
@@ -34,6 +37,9 @@ _FAMILIES: dict[str, tuple[dict[str, Any], Any]] = {
     CAUSAL: (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, transformers.AutoModelForCausalLM),
     MASKED: (modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, transformers.AutoModelForMaskedLM),
     SEQ2SEQ: (modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, transformers.AutoModelForSeq2SeqLM),
+    IMAGE: (modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, transformers.AutoModelForImageClassification),
+    SPEECH: (modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES, transformers.AutoModelForSpeechSeq2Seq),
+    AUDIO: (modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES, transformers.AutoModelForAudioClassification),
 }
 
 _SIZES: tuple[tuple[str, int], ...] = (
@@ -85,16 +91,21 @@ _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 _GIVEN: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1], "mamba_d_head": "auto"},
+    "cohere_asr": {"pad_token_id": 0, "decoder_start_token_id": 1},
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
+    "cvt": {"depth": [1, 2, 3], "num_heads": [1, 2, 4]},
     "dbrx.attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0},
     "deepseek_v2": {"first_k_dense_replace": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 28},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 28, "n_shared_experts": 2,
               "first_k_dense_replace": 1},
     "dots3_note_text": {"swa_num_attention_heads": HEADS, "swa_num_key_value_heads": HEADS, "swa_q_lora_rank": 20,
                         "swa_kv_lora_rank": 12, "swa_head_dim": 20, "swa_qk_nope_head_dim": 12, "swa_v_head_dim": 12},
+    "donut-swin": {"num_heads": [2, 4, 4, 4], "image_size": 224},
+    "efficientnet": {"hidden_dim": 2560},
     "encoder-decoder.decoder": {"is_decoder": True, "add_cross_attention": True},
     "esm": {"vocab_size": VOCAB, "pad_token_id": 0, "mask_token_id": 3},
     "esmc": {"vocab_size": VOCAB, "num_key_value_heads": HEADS},
+    "fun_asr_nano.adaptor_config": {"intermediate_size": HIDDEN // 4},
     "falcon_h1": {"mamba_d_ssm": 2 * HIDDEN, "mamba_d_head": "auto"},
     "flint": {"mlp_only_layers": [0]},
     "gemma4.text_config": {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 28},
@@ -110,9 +121,13 @@ _GIVEN: dict[str, dict[str, Any]] = {
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "kyutai_speech_to_text": {"audio_pad_token_id": 0},
     "llama4_text": {"interleave_moe_layer_step": 2},
     "minimax_m3_vl_text": {"mlp_layer_types": ["dense", "sparse"]},
     "ministral": {"head_dim": 24},
+    "mobilevitv2": {"image_size": 64},
+    "moonshine": {"pad_token_id": 0, "encoder_num_key_value_heads": HEADS, "decoder_num_key_value_heads": HEADS},
+    "moonshine_streaming": {"num_key_value_heads": HEADS, "pad_token_id": 0, "decoder_start_token_id": 1},
     "musicgen_decoder": {"num_codebooks": 1},
     "musicgen_melody_decoder": {"num_codebooks": 1},
     "neomme": {"head_dim": 16},
@@ -127,7 +142,12 @@ _GIVEN: dict[str, dict[str, Any]] = {
     "reformer": {"axial_pos_embds": False, "attn_layers": ["local", "lsh"], "num_buckets": 4, "hash_seed": 0,
                  "local_attn_chunk_length": 8, "lsh_attn_chunk_length": 8, "hidden_dropout_prob": 0.0,
                  "local_attention_probs_dropout_prob": 0.0},
+    "speech-encoder-decoder.decoder": {"is_decoder": True, "add_cross_attention": True},
+    "speech-encoder-decoder": {"pad_token_id": 0, "decoder_start_token_id": 1},
+    "swin": {"num_heads": [2, 4, 4, 4], "image_size": 224},
+    "swinv2": {"num_heads": [2, 4, 4, 4], "image_size": 224},
     "vibevoice_acoustic_tokenizer_encoder": {"downsampling_ratios": [2, 2], "depths": [1, 1, 1]},
+    "whisper": {"decoder_start_token_id": 1},
     "xlstm": {"hidden_size": 64, "embedding_dim": 64, "qk_dim_factor": 1.0, "ffn_round_up_to_multiple_of": 4},
     "xmod": {"default_language": "en_XX"},
     "zamba": {"layers_block_type": ["linear_attention", "hybrid", "hybrid"], "num_hidden_layers": 3,
@@ -138,16 +158,17 @@ _GIVEN: dict[str, dict[str, Any]] = {
 """What the stock configuration of a type leaves out, or what the names of its fields do not say."""
 
 
+FAMILIES = tuple(_FAMILIES)
+GIVEN_ARRAYS = (IMAGE, SPEECH, AUDIO)
+"""The families that are measured on arrays rather than text."""
+
+
+def types_of(family: str) -> list[str]:
+    return sorted(_FAMILIES[family][0])
+
+
 def causal_types() -> list[str]:
-    return sorted(_FAMILIES[CAUSAL][0])
-
-
-def masked_types() -> list[str]:
-    return sorted(_FAMILIES[MASKED][0])
-
-
-def seq2seq_types() -> list[str]:
-    return sorted(_FAMILIES[SEQ2SEQ][0])
+    return types_of(CAUSAL)
 
 
 def _is_size(value: object) -> bool:
@@ -235,7 +256,9 @@ def tiny_config(model_type: str, family: str = CAUSAL) -> Any:
 def tiny(model_type: str, family: str = CAUSAL, seed: int = 0) -> Any:
     """A random model of ``model_type`` in evaluation mode, float32, with weights large enough to matter."""
     config = tiny_config(model_type, family)
-    auto = _FAMILIES[family][1]
+    names, auto = _FAMILIES[family]
+    if isinstance(names[model_type], tuple):  # Several classes: that of the checkpoint is loaded.
+        config.architectures = [names[model_type][0]]
     torch.manual_seed(seed)
     if model_type in ("musicgen", "musicgen_melody"):
         # AutoModelForCausalLM hands the whole configuration to a class that takes that of the decoder.

@@ -20,7 +20,7 @@ def add(commands: Any) -> None:
     from chanfmt.records import LabelSettings
 
     parser = commands.add_parser("build", help="measure a model and write its atlas", description=(
-        "Measure every FFN channel of MODEL in one pass over calibration text and write the result to FILE."))
+        "Measure every FFN channel of MODEL in one pass over calibration text, or given inputs, and write the result to FILE."))
     console.add_options(parser, BuildOptions)
     console.add_options(parser, LabelSettings)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

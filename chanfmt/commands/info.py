@@ -35,7 +35,9 @@ def _run(arguments: argparse.Namespace) -> int:
             ("model", f"{model['id']}{revision} ({model['model_type']}, {model['parameters']:,} parameters, "
                       f"measured in {model['dtype']})"),
             ("calibration", f"{calibration['sequences']} x {calibration['seq_len']} tokens of "
-                            f"{', '.join(calibration['sources'])}; mean loss {calibration['mean_loss']:.3f} nats"),
+                            f"{', '.join(calibration['sources'])}"),
+            *(("inputs", text) for text in dict.fromkeys(calibration["inputs"]) if text),
+            ("loss", f"{calibration['loss']}; mean {calibration['mean_loss']:.3f}"),
             ("labels", f"supernodes: top {labels['rho']:.2%} by {labels['score']}; halo: next {labels['eta']:.0%} by "
                        f"connectivity to {labels['support_size']} dimensions"),
             ("file", f"{data['format']} {data['format_version']}, {data['status']}, {data['producer']}, {data['created']}"),
@@ -62,6 +64,7 @@ def info_data(atlas: Atlas) -> dict[str, Any]:
             "seq_len": calibration.seq_len,
             "tokens": calibration.tokens,
             "tokens_stored": calibration.token_ids is not None,
+            "inputs": [row.inputs for row in calibration.contributions],
             "loss": calibration.loss,
             "mean_loss": calibration.mean_loss,
             "metric_definition": calibration.metric_definition,

@@ -14,18 +14,20 @@ import itertools
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from chanfmt.errors import ModelError, first_line
 from chanfmt.models.ffn import FFN, Matrix, Member, Projection, Read
+from chanfmt.models.intercept import Interceptor
 from chanfmt.models.probe import probe
-from chanfmt.models.run import is_causal, run_text, test_tokens
+from chanfmt.models.run import TEST_TOKENS, is_causal, run_arrays, run_text, test_tokens
 from chanfmt.models.trace import Call, decode, trace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 _EXPERT = re.compile(r"(.*experts?[._])([0-9]+)([.].*)", re.IGNORECASE)
 """A parameter of one expert in a list or a table of modules: ``experts.3.``, ``experts.expert_3.``."""
@@ -50,13 +52,50 @@ def find_ffns(model: Any) -> list[FFN]:
     """
     ids = test_tokens(model)
     try:
-        calls = trace(model, ids, lambda: run_text(model, ids))
+        calls = trace(model, [ids], lambda: run_text(model, ids))
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
         raise ModelError(f"{type(model).__name__} cannot run {ids.shape[1]} tokens of text: {first_line(error)}") from error
     ffns = assemble(model, examined(calls), lambda: is_causal(model))
     check_complete(model, ffns, calls)
-    probe(model, ids, ffns)
+    probe(model, ffns, lambda: run_text(model, ids))
     return ffns
+
+
+def find_ffns_given(model: Any, samples: Mapping[str, torch.Tensor]) -> tuple[list[FFN], list[int]]:
+    """Every FFN that ``samples`` reach in a model that is given arrays, and the rows that one sample is to each.
+
+    Args:
+        samples: What the model's forward takes, several samples of each; as many are run as the proof needs.
+
+    Raises:
+        ModelError: As `find_ffns`. What the model raises over the samples passes through.
+    """
+    one = {name: values[:1] for name, values in samples.items()}
+    calls = trace(model, one.values(), lambda: run_arrays(model, one))
+    ffns = assemble(model, examined(calls), lambda: False)
+    check_complete(model, ffns, calls)
+    rows = _rows(model, ffns, lambda: run_arrays(model, one))
+    # Which channels are changed differs from row to row: a sample of few rows alone would prove little.
+    count = -(-TEST_TOKENS // max(1, min(rows)))
+    some = {name: values[:count] for name, values in samples.items()}
+    probe(model, ffns, lambda: run_arrays(model, some))
+    return ffns, rows
+
+
+def _rows(model: Any, ffns: Sequence[FFN], run: Callable[[], object]) -> list[int]:
+    """Rows that each of ``ffns`` (of experts, the busiest one) sees in one call of ``run``, the most where it is used again."""
+    most = [0] * len(ffns)
+
+    def count(number: int, u: torch.Tensor) -> None:
+        most[number] = max(most[number], u.shape[:-1].numel())
+
+    interceptor = Interceptor(model)
+    for number, ffn in enumerate(ffns):
+        for member in ffn.members:
+            interceptor.on(member.write.matrix, before=partial(count, number))
+    with torch.no_grad(), interceptor:
+        run()
+    return most
 
 
 def examined(calls: Sequence[Call], since: int = 0) -> list[Found]:

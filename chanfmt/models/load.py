@@ -114,6 +114,10 @@ def auto_class(config: Any) -> Any:
         (modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, transformers.AutoModelForSeq2SeqLM),
         (modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, transformers.AutoModelForMaskedLM),
         (modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, transformers.AutoModelForImageTextToText),
+        (modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, transformers.AutoModelForImageClassification),
+        (modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES, transformers.AutoModelForAudioClassification),
+        (modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES, transformers.AutoModelForSpeechSeq2Seq),
+        (modeling_auto.MODEL_FOR_CTC_MAPPING_NAMES, transformers.AutoModelForCTC),
     ):
         if _names(names.get(config.model_type)) & {saved}:
             return loader
@@ -143,7 +147,8 @@ def load_tokenizer(resolved: ResolvedModel, *, trust_remote_code: bool = False) 
         except Exception as error:
             raise ModelError(
                 f"{resolved.id} has no tokenizer that transformers can load: {first_line(error)}",
-                hint="save the tokenizer into the same directory",
+                hint="save the tokenizer into the same directory; models of images or sound are measured on a file of their "
+                "inputs, --calib FILE.npz",
             ) from None
 
 

@@ -19,7 +19,6 @@ import torch
 
 from chanfmt.errors import ModelError
 from chanfmt.models.intercept import Interceptor
-from chanfmt.models.run import run_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -29,16 +28,16 @@ if TYPE_CHECKING:
     Records = defaultdict[int, list[torch.Tensor]]
 
 
-def probe(model: Any, ids: torch.Tensor, ffns: Sequence[FFN], run: Callable[[], object] | None = None) -> None:
+def probe(model: Any, ffns: Sequence[FFN], run: Callable[[], object]) -> None:
     """Verify that each channel of each of ``ffns`` depends on its own reads and on no other channel's.
 
     Args:
-        run: Runs what holds ``ffns``; all of ``model`` on ``ids`` unless given.
+        run: Runs what holds ``ffns``, always on the same input.
 
     Raises:
         ModelError: One does not; the message names the module.
     """
-    probe = _Probe(model, ffns, run or (lambda: run_text(model, ids)))
+    probe = _Probe(model, ffns, run)
     roles = {read.role for ffn in ffns for read in ffn.members[0].reads}
     probe.compare(None)
     if len(roles) > 1:

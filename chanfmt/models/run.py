@@ -1,4 +1,4 @@
-"""Run a model on text, whatever its kind."""
+"""Run a model on text or on given arrays, whatever its kind."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 TEST_TOKENS = 32
 """Tokens of the input that FFNs are found and verified with."""
@@ -30,6 +30,27 @@ def run_text(model: Any, ids: torch.Tensor, *, decoder_ids: torch.Tensor | None 
         extra["use_cache"] = False
     with eager_experts(model):
         return model(input_ids=ids, **extra)
+
+
+def run_arrays(model: Any, arrays: Mapping[str, torch.Tensor]) -> Any:
+    """One forward pass over ``arrays``, by the names that the model's forward has for them, nothing cached."""
+    extra = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    with eager_experts(model):
+        return model(**arrays, **extra)
+
+
+def array_names(model: Any) -> tuple[str, ...]:
+    """Arrays that the model's forward takes, its main one first."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    names = [item.name for item in parameters if item.kind is item.POSITIONAL_OR_KEYWORD and not _is_switch(item)]
+    return tuple(sorted(names, key=lambda name: name != model.main_input_name))
+
+
+def _is_switch(parameter: inspect.Parameter) -> bool:
+    """Whether a parameter of forward says how to run, or what earlier runs left, rather than on what."""
+    name = parameter.name
+    return "bool" in str(parameter.annotation) or name.startswith(("output_", "return_", "use_", "past_")) \
+        or name in ("cache_position", "encoder_outputs", "logits_to_keep")
 
 
 def test_tokens(model: Any) -> torch.Tensor:

@@ -136,7 +136,7 @@ class _Opening:
                 found = examined(self.tracer.calls, done)
                 if found:
                     ffns = assemble(self.model, found, lambda: True)
-                    probe(self.model, self.ids, ffns, lambda: self.chain.run(number, call, before))
+                    probe(self.model, ffns, lambda: self.chain.run(number, call, before))
                 self.found += found
             self.tracer.rewind(self.start, self.hidden)
             return output

@@ -149,7 +149,7 @@ class Tracer(TorchDispatchMode):
             self._parameters = before
 
     def begin(self, tensor: torch.Tensor) -> None:
-        """Mark the model's input."""
+        """Mark an input of the model."""
         self._set(tensor, Label(opaque=True))
 
     def mark(self) -> int:
@@ -420,11 +420,12 @@ def _paused() -> Iterator[None]:
         yield
 
 
-def trace(model: nn.Module, ids: torch.Tensor, forward: Callable[[], object]) -> list[Call]:
-    """The matrix products of ``forward()``, which runs ``model`` on ``ids``, in the order they ran."""
+def trace(model: nn.Module, inputs: Iterable[torch.Tensor], forward: Callable[[], object]) -> list[Call]:
+    """The matrix products of ``forward()``, which runs ``model`` on ``inputs``, in the order they ran."""
     tracer = Tracer(model)
     with torch.no_grad(), tracer:
-        tracer.begin(ids)
+        for tensor in inputs:
+            tracer.begin(tensor)
         forward()
     tracer.end()
     return tracer.calls

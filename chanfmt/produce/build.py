@@ -36,6 +36,8 @@ from chanfmt.models.weights import ffn_weights
 from chanfmt.produce import checkpoint
 from chanfmt.produce.derive import layer_variables, stack_layers
 from chanfmt.produce.distributed import Group, LostProcessError, joined, processes
+from chanfmt.produce.given import plan_given
+from chanfmt.produce.inputs import CalibrationInputs, InputFile, draw_tokens, read_inputs
 from chanfmt.produce.loss import Loss, choose_loss
 from chanfmt.produce.measure import Measurement, measure
 from chanfmt.produce.sampled import sample_sequences
@@ -75,7 +77,7 @@ class BuildPlan:
     fingerprint: str
     loss: Loss
     sources: tuple[Source, ...]
-    tokens: CalibrationTokens
+    tokens: CalibrationTokens | CalibrationInputs
     unsampled: int
     """Sequences that a dry run leaves to be sampled from the model."""
     streamed: StreamedModel | None = None
@@ -118,13 +120,13 @@ class BuildPlan:
             "reads": list(dict.fromkeys(read.projection.matrix.parameter for read in self.ffns[0].members[0].reads)),
             "loss": self.loss.definition,
             "calibration": [source.name for source in self.sources],
-            "sequences": len(self.tokens.ids) + self.unsampled,
-            "tokens": (len(self.tokens.ids) + self.unsampled) * self.tokens.ids.shape[1],
+            "sequences": len(self.tokens) + self.unsampled,
+            "tokens": (len(self.tokens) + self.unsampled) * self.tokens.seq_len,
         }
 
 
 def plan_build(options: BuildOptions, settings: LabelSettings) -> BuildPlan:
-    """Check the request, load the model and the text, find the FFNs. Nothing is measured or written.
+    """Check the request, load the model and what it is calibrated on, find the FFNs. Nothing is measured or written.
 
     Raises:
         UsageError, ModelError: What is wrong with the request or the model.
@@ -136,21 +138,25 @@ def plan_build(options: BuildOptions, settings: LabelSettings) -> BuildPlan:
     resolved = resolve_model(options.model, revision=options.revision)
     config = load_config(resolved, trust_remote_code=options.trust_remote_code)
     index = CheckpointIndex.open(resolved.directory)
+    file = None if options.inputs is None else read_inputs(options.inputs)
+    if file is not None and not file.holds_tokens:
+        return _plan_given(options, file, resolved, config, index)
     tokenizer = load_tokenizer(resolved, trust_remote_code=options.trust_remote_code)
-    check_context(config, options.seq_len, resolved.id)
     shares = options.shares
-    drawn = [draw_text(source, sequences, options.seq_len, options.seed, config=config, tokenizer=tokenizer,
-                       model=resolved.id, quiet=options.quiet) for source, sequences in shares.items() if source != SELF]
+    if file is not None:
+        drawn = [draw_tokens(file, options.sequences, options.seq_len, options.seed, config=config, model=resolved.id,
+                             quiet=options.quiet)]
+    else:
+        check_context(config, options.seq_len, resolved.id)
+        drawn = [draw_text(source, sequences, options.seq_len, options.seed, config=config, tokenizer=tokenizer,
+                           model=resolved.id, quiet=options.quiet) for source, sequences in shares.items() if source != SELF]
     streamed = None
     if options.stream:
         streamed = open_streamed(resolved, index, dtype=options.dtype, device=options.device,
                                  trust_remote_code=options.trust_remote_code)
         model, ffns = streamed.chain.model, streamed.ffns
     else:
-        model = load_model(
-            resolved, dtype=options.dtype, device=options.device, device_map=options.device_map,
-            trust_remote_code=options.trust_remote_code,
-        )
+        model = _loaded(options, resolved)
         ffns = find_ffns(model)
     loss = choose_loss(model, tokenizer, test_tokens(model), options.loss, causal=streamed.causal if streamed else None)
     slices = [tensor_slices(model, ffn, index) for ffn in ffns]
@@ -159,6 +165,25 @@ def plan_build(options: BuildOptions, settings: LabelSettings) -> BuildPlan:
     sources, tokens = together(drawn, quiet=options.quiet)
     return BuildPlan(resolved, config, model, ffns, slices, fingerprint(index), loss, sources, tokens,
                      shares.get(SELF, 0) if options.dry_run else 0, streamed)
+
+
+def _plan_given(
+    options: BuildOptions, file: InputFile, resolved: ResolvedModel, config: Any, index: CheckpointIndex
+) -> BuildPlan:
+    """`plan_build` on a file of inputs that are not token sequences."""
+    if options.stream:
+        raise UsageError(f"--stream runs token sequences, and {file.name} holds {', '.join(sorted(file.arrays))}",
+                         hint="leave out --stream, or use --dtype bfloat16 or --device-map auto for a large model")
+    model = _loaded(options, resolved)
+    given = plan_given(model, file, options.loss, options.sequences, options.seed, quiet=options.quiet)
+    slices = [tensor_slices(model, ffn, index) for ffn in given.ffns]
+    return BuildPlan(resolved, config, model, given.ffns, slices, fingerprint(index), given.loss, (given.source,),
+                     given.inputs, unsampled=0)
+
+
+def _loaded(options: BuildOptions, resolved: ResolvedModel) -> Any:
+    return load_model(resolved, dtype=options.dtype, device=options.device, device_map=options.device_map,
+                      trust_remote_code=options.trust_remote_code)
 
 
 def _sampled(model: Any, tokenizer: Any, sequences: int, options: BuildOptions, name: str) -> Source:
@@ -225,7 +250,7 @@ def _build(options: BuildOptions, settings: LabelSettings, group: Group) -> Path
     _check_alike(asked, group)
     before = group.together(lambda: _resume(plan, options, asked, environment) if group.rank == 0 else None)
     say(f"{plan.resolved.id}: {len(plan.ffns)} FFNs, {plan.channels:,} channels; "
-        f"{len(plan.tokens.ids)} x {plan.tokens.ids.shape[1]} tokens of "
+        f"{len(plan.tokens)} x {plan.tokens.seq_len} tokens of "
         f"{', '.join(source.name for source in plan.sources)}", quiet=options.quiet)
     mixed = sorted({ffn.layer_index for ffn in plan.ffns if ffn.mixed})
     if mixed:
@@ -300,7 +325,7 @@ def assemble(
 ) -> AtlasContent:
     """Label what was measured and put it into the shape of a file."""
     layers: list[Mapping[str, np.ndarray]] = []
-    supports: dict[str, np.ndarray] = {}
+    supports: dict[str, tuple[int, np.ndarray]] = {}
     for place, group in itertools.groupby(
         zip(plan.ffns, measurement.statistics, strict=True), lambda item: (item[0].place, block_of(item[0].container))
     ):
@@ -309,10 +334,14 @@ def assemble(
         with _weights(plan, place[1]):
             for ffn, statistics in group:
                 weights = (ffn_weights(plan.model, member) for member in ffn.members)
-                variables, mass = layer_variables(statistics, weights, settings, supports.get(place[0]))
+                dimensions, support = supports.get(place[0], (0, None))
+                # Between two stages of a hierarchy the dimensions become others.
+                variables, mass = layer_variables(
+                    statistics, weights, settings, support if dimensions == ffn.read_inputs else None)
                 layers.append(measurement.laid_aside(len(layers), variables))
                 masses.append(mass)
-        supports[place[0]] = labels.top_indices(np.sum(masses, axis=0), settings.support_size)
+        supports[place[0]] = len(masses[-1]), labels.top_indices(
+            np.sum([mass for mass in masses if len(mass) == len(masses[-1])], axis=0), settings.support_size)
     return _content(plan, measurement, settings, options, session, layers)
 
 
@@ -374,13 +403,14 @@ def _measure(
     after_batch: Callable[[Measurement], object], group: Group, spool: Spool,
 ) -> Measurement:
     if plan.streamed is not None:
-        with progress_bar(steps(plan.streamed, len(plan.tokens.ids)), "seq", "measuring", quiet=options.quiet) as bar:
+        assert isinstance(plan.tokens, CalibrationTokens)
+        with progress_bar(steps(plan.streamed, len(plan.tokens)), "seq", "measuring", quiet=options.quiet) as bar:
             return measure_streamed(
                 plan.streamed, plan.tokens, spool, settings=settings, loss=plan.loss, batch_size=options.batch,
                 progress=bar.update, start=start, after_batch=after_batch,
                 gradient=_gradient_path(options.checkpoint, start.stream.block) if start and start.stream else None,
             )
-    with progress_bar(int(plan.tokens.ids.size), "tok", "measuring", quiet=options.quiet) as bar:
+    with progress_bar(len(plan.tokens) * plan.tokens.seq_len, "tok", "measuring", quiet=options.quiet) as bar:
         return measure(plan.model, plan.ffns, plan.tokens, rho=settings.rho, loss=plan.loss, batch_size=options.batch,
                        progress=bar.update, start=start, after_batch=after_batch, group=group)
 
@@ -454,8 +484,8 @@ def _asked(plan: BuildPlan, settings: LabelSettings, options: BuildOptions) -> d
         "stream": "yes" if plan.streamed else "no",
         "metric_definition": schema.METRIC_DEFINITION, "loss_definition": plan.loss.definition,
         "source": names[0] if len(names) == 1 else " + ".join(f"{n} of {name}" for n, name in zip(counts, names, strict=True)),
-        "revision": " ".join(source.revision for source in plan.sources), "seq_len": options.seq_len,
-        "sequences": len(plan.tokens.ids), "seed": options.seed,
+        "revision": " ".join(source.revision for source in plan.sources), "seq_len": plan.tokens.seq_len,
+        "sequences": len(plan.tokens), "seed": options.seed,
         "sequences_sha256": checkpoint.sequences_digest(plan.tokens.sha256), **dataclasses.asdict(settings),
     }
 
@@ -473,15 +503,15 @@ def _calibration_record(plan: BuildPlan, measurement: Measurement, options: Buil
     return CalibrationRecord(
         loss=plan.loss.definition,
         metric_definition=schema.METRIC_DEFINITION,
-        tokenizer=plan.resolved.id,
-        seq_len=options.seq_len,
+        tokenizer=plan.resolved.id if isinstance(tokens, CalibrationTokens) else "",
+        seq_len=tokens.seq_len,
         seed=options.seed,
         mean_loss=measurement.mean_loss,
         sequence_sha256=tokens.sha256[:count],
         source_of=source_of,
         split_of=tokens.split_of[:count],
         contributions=rows,
-        token_ids=None if options.no_store_tokens else tokens.ids[:count],
+        token_ids=tokens.ids[:count] if isinstance(tokens, CalibrationTokens) and not options.no_store_tokens else None,
     )
 
 

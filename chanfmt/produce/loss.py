@@ -15,7 +15,7 @@ from chanfmt.errors import ModelError, UsageError, first_line
 from chanfmt.models.run import is_causal, run_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 LOGIT_BYTES = 128 << 20
 """Logits held at a time. A vocabulary of 128k over 2k tokens would be a gigabyte, thrice."""
@@ -34,8 +34,10 @@ class Loss(Protocol):
     model: Any
     definition: str
 
-    def backward(self, ids: torch.Tensor) -> float:
-        """Run ``ids`` (sequence, position) forward and backward. Returns the summed loss in nats.
+    def backward(self, batch: Any, /) -> float:
+        """Run ``batch`` forward and backward: token ids (sequence, position), or the samples that the loss is made for.
+
+        Returns the summed loss in nats.
 
         Raises:
             ModelError: The model cannot run sequences of this length.
@@ -64,7 +66,7 @@ def choose_loss(
     kind = type(model).__name__
     if name in ("auto", "reconstruction") and model.config.is_encoder_decoder:
         return ReconstructionLoss(model)
-    with explained(example):
+    with explained(tokens_at_once(example)):
         predicts = hasattr(run_text(model, example), "logits")
         causal = predicts and (is_causal(model) if causal is None else causal)
     if not predicts:
@@ -101,18 +103,18 @@ class NextTokenLoss:
         return seq_len - 1
 
     def backward(self, ids: torch.Tensor) -> float:
-        with explained(ids):
+        with explained(tokens_at_once(ids)):
             return self._backward(ids)
 
     @torch.no_grad()
     def value(self, ids: torch.Tensor) -> float:
         """Summed loss of ``ids`` (sequence, position) in nats, forward only. Raises as `backward`."""
-        with explained(ids):
+        with explained(tokens_at_once(ids)):
             return self._value(ids)
 
     def _backward(self, ids: torch.Tensor) -> float:
         if not self.chunked:
-            return _differentiated(_nll(run_text(self.model, ids).logits[:, :-1], ids[:, 1:]))
+            return differentiated(nll(run_text(self.model, ids).logits[:, :-1], ids[:, 1:]))
         hidden = self._decoder(ids)
         rows = hidden[:, :-1].reshape(-1, hidden.shape[-1])
         targets = ids[:, 1:].reshape(-1)
@@ -120,7 +122,7 @@ class NextTokenLoss:
         total = 0.0
         for start, stop in self._chunks(len(targets)):
             part = rows[start:stop].detach().requires_grad_(True)
-            loss = _nll(self.head(part), targets[start:stop])
+            loss = nll(self.head(part), targets[start:stop])
             loss.backward()
             assert part.grad is not None
             gradient[start:stop] = part.grad
@@ -130,10 +132,10 @@ class NextTokenLoss:
 
     def _value(self, ids: torch.Tensor) -> float:
         if not self.chunked:
-            return float(_nll(run_text(self.model, ids).logits[:, :-1], ids[:, 1:]))
+            return float(nll(run_text(self.model, ids).logits[:, :-1], ids[:, 1:]))
         hidden = self._decoder(ids)
         rows, targets = hidden[:, :-1].reshape(-1, hidden.shape[-1]), ids[:, 1:].reshape(-1)
-        return sum(float(_nll(self.head(rows[start:stop]), targets[start:stop]))
+        return sum(float(nll(self.head(rows[start:stop]), targets[start:stop]))
                    for start, stop in self._chunks(len(targets)))
 
     def _decoder(self, ids: torch.Tensor) -> torch.Tensor:
@@ -174,9 +176,9 @@ class MaskedTokenLoss:
 
     def backward(self, ids: torch.Tensor) -> float:
         hidden = torch.stack([self._hidden(row) for row in ids.cpu()]).to(ids.device)
-        with explained(ids):
+        with explained(tokens_at_once(ids)):
             logits = run_text(self.model, ids.masked_fill(hidden, self.mask_token)).logits
-            return _differentiated(_nll(logits[hidden], ids[hidden]))
+            return differentiated(nll(logits[hidden], ids[hidden]))
 
     def _hidden(self, row: torch.Tensor) -> torch.Tensor:
         chosen = _generator(row).permutation(len(row))[: self.terms(len(row))]
@@ -201,8 +203,8 @@ class ReconstructionLoss:
 
     def backward(self, ids: torch.Tensor) -> float:
         shifted = torch.cat([torch.full_like(ids[:, :1], self.start), ids[:, :-1]], dim=1)
-        with explained(ids):
-            return _differentiated(_nll(run_text(self.model, ids, decoder_ids=shifted).logits, ids))
+        with explained(tokens_at_once(ids)):
+            return differentiated(nll(run_text(self.model, ids, decoder_ids=shifted).logits, ids))
 
 
 class EmbeddingLoss:
@@ -222,35 +224,44 @@ class EmbeddingLoss:
         return seq_len
 
     def backward(self, ids: torch.Tensor) -> float:
-        with explained(ids):
-            state = self._state(ids)
-            noise = torch.stack([
-                torch.from_numpy(_generator(row).standard_normal(state.shape[1:])) for row in ids.cpu()
-            ]).to(state)
-            state.backward(-noise)
-        return 0.5 * float(noise.double().square().sum())
+        with explained(tokens_at_once(ids)):
+            state = hidden_state(self.model, run_text(self.model.base_model, ids), len(ids))
+            return sampled(state, [_generator(row) for row in ids.cpu()])
 
-    def _state(self, ids: torch.Tensor) -> torch.Tensor:
-        output = run_text(self.model.base_model, ids)
-        state = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
-        if not isinstance(state, torch.Tensor) or state.ndim != 3 or len(state) != len(ids):
-            raise ModelError(f"{type(self.model).__name__} gives no hidden state per token")
-        return state
+
+def hidden_state(model: Any, output: Any, sequences: int) -> torch.Tensor:
+    """The last hidden state (sequence, token, dimension) in the output of ``model`` without its head. Raises `ModelError`."""
+    state = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
+    if not isinstance(state, torch.Tensor) or state.ndim != 3 or len(state) != sequences:
+        raise ModelError(f"{type(model).__name__} gives no hidden state per token")
+    return state
+
+
+def sampled(state: torch.Tensor, generators: Iterable[np.random.Generator]) -> float:
+    """Draw an observation of ``state``, a generator for each sequence, and go backward from it. Returns its NLL in nats."""
+    noise = torch.stack([torch.from_numpy(each.standard_normal(state.shape[1:])) for each in generators]).to(state)
+    state.backward(-noise)
+    return 0.5 * float(noise.double().square().sum())
 
 
 def _generator(row: torch.Tensor) -> np.random.Generator:
+    return generator_of(hashlib.sha256(row.numpy().astype("<i4").tobytes()).digest())
+
+
+def generator_of(sha256: bytes) -> np.random.Generator:
     """Random numbers that belong to a sequence, whatever batch it is in."""
-    return np.random.default_rng(list(hashlib.sha256(row.numpy().astype("<i4").tobytes()).digest()))
+    return np.random.default_rng(list(sha256))
 
 
-def _differentiated(loss: torch.Tensor) -> float:
+def differentiated(loss: torch.Tensor) -> float:
+    """The value of ``loss``, after its backward pass."""
     loss.backward()
     return float(loss.detach())
 
 
 @contextlib.contextmanager
-def explained(ids: torch.Tensor) -> Iterator[None]:
-    """Raise what `Loss.backward` does for whatever goes wrong when the model runs ``ids``."""
+def explained(what: str) -> Iterator[None]:
+    """Raise what `Loss.backward` does for whatever goes wrong when the model runs ``what``."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -259,10 +270,16 @@ def explained(ids: torch.Tensor) -> Iterator[None]:
         # Only accelerators have an exception of their own for it.
         if "allocate memory" in str(error):
             raise torch.OutOfMemoryError(str(error)) from None
-        raise ModelError(f"the model cannot run {ids.shape[1]} tokens at a time: {first_line(error)}") from error
+        raise ModelError(f"the model cannot run {what}: {first_line(error)}") from error
 
 
-def _nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def tokens_at_once(ids: torch.Tensor) -> str:
+    """What `explained` says of token ids (sequence, position)."""
+    return f"{ids.shape[1]} tokens at a time"
+
+
+def nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Sum of the negative log-likelihoods of ``targets`` (...) under ``logits`` (..., class), in float32 at least."""
     logits = logits.reshape(-1, logits.shape[-1])
     if logits.dtype != torch.float64:
         logits = logits.float()

@@ -19,12 +19,13 @@ from chanfmt.produce.checkpoint import PassState
 from chanfmt.produce.distributed import Group
 from chanfmt.produce.loss import Loss, NextTokenLoss
 from chanfmt.produce.statistics import FFNStatistics
+from chanfmt.produce.tokens import CalibrationTokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from chanfmt.models.ffn import FFN
-    from chanfmt.produce.tokens import CalibrationTokens
+    from chanfmt.produce.inputs import CalibrationInputs
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Tokens in a batch that is not asked for otherwise: enough to fill the device, no more."""
@@ -84,7 +85,7 @@ class Measurement:
 def measure(
     model: Any,
     ffns: list[FFN],
-    tokens: CalibrationTokens,
+    tokens: CalibrationTokens | CalibrationInputs,
     *,
     rho: float,
     loss: Loss | None = None,
@@ -116,27 +117,28 @@ def measure(
     """
     group = group or Group()
     device = next(model.parameters()).device
-    ids = torch.from_numpy(tokens.ids).long()
-    loss = loss or NextTokenLoss(model, ids[:1].to(device))
-    size = batch_size or usual_batch(device, ids.shape[1])
+    if loss is None:
+        assert isinstance(tokens, CalibrationTokens)
+        loss = NextTokenLoss(model, tokens.batch(0, 1, model))
+    size = batch_size or usual_batch(device, tokens.rows)
     if start is not None:
         size = start.batch_size
     size, done = group.exchange((size, 0 if start is None else start.sequences))[0]
     # How much memory a batch takes is not known beforehand: where one does not fit, start over with half.
     while True:
         statistics = [FFNStatistics(ffn, model.get_parameter(ffn.write).device) for ffn in ffns]
-        measurement = Measurement(statistics, loss.terms(ids.shape[1]), size, done)
+        measurement = Measurement(statistics, loss.terms(tokens.seq_len), size, done)
         if start is not None:
             for item, state in zip(statistics, start.ffns, strict=True):
                 item.restore(state)
             measurement.loss = start.loss
-            progress(done * ids.shape[1])
+            progress(done * tokens.seq_len)
         capture = Capture(model, ffns, statistics)
         try:
             with capture.running():
-                for sequences in _batches(measurement, capture, loss, ffns, ids, tokens.split_of, rho, group):
+                for sequences in _batches(measurement, capture, loss, ffns, tokens, rho, group):
                     measurement.sequences += sequences
-                    progress(sequences * ids.shape[1])
+                    progress(sequences * tokens.seq_len)
                     after_batch(measurement)
             measurement.collect(group)
             return measurement
@@ -148,14 +150,14 @@ def measure(
                 ) from None
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        progress(-measurement.sequences * ids.shape[1])
+        progress(-measurement.sequences * tokens.seq_len)
         size //= 2
         start, done = None, 0
 
 
-def usual_batch(device: torch.device, seq_len: int) -> int:
-    """Sequences in a batch that is not asked for otherwise."""
-    return max(1, BATCH_TOKENS.get(device.type, 4096) // seq_len)
+def usual_batch(device: torch.device, rows: int) -> int:
+    """Sequences of ``rows`` tokens in a batch that is not asked for otherwise."""
+    return max(1, BATCH_TOKENS.get(device.type, 4096) // rows)
 
 
 def split_ranges(split_of: np.ndarray) -> list[tuple[int, int]]:
@@ -165,8 +167,8 @@ def split_ranges(split_of: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _batches(
-    measurement: Measurement, capture: Capture, loss: Loss, ffns: list[FFN], ids: torch.Tensor,
-    split_of: np.ndarray, rho: float, group: Group,
+    measurement: Measurement, capture: Capture, loss: Loss, ffns: list[FFN], tokens: CalibrationTokens | CalibrationInputs,
+    rho: float, group: Group,
 ) -> Iterator[int]:
     """Measure batch by batch from where ``measurement`` stands; yields the sequences of each.
 
@@ -175,24 +177,25 @@ def _batches(
     first sequences, whatever their number.
     """
     size, done = measurement.batch_size * group.size, measurement.sequences
-    for split, (first, last) in enumerate(split_ranges(split_of)):
+    for split, (first, last) in enumerate(split_ranges(tokens.split_of)):
         if split == 1:
             measurement.collect(group)
             _choose_cores(measurement, rho, group)
         for start in range(max(first, done), last, size):
             stop = min(start + size, last)
-            measurement.loss += group.together(partial(_batch, capture, loss, ffns, ids, *group.share(start, stop), split))
+            measurement.loss += group.together(partial(_batch, capture, loss, ffns, tokens, *group.share(start, stop), split))
             yield stop - start
 
 
 def _batch(
-    capture: Capture, loss: Loss, ffns: list[FFN], ids: torch.Tensor, start: int, stop: int, split: int
+    capture: Capture, loss: Loss, ffns: list[FFN], tokens: CalibrationTokens | CalibrationInputs, start: int, stop: int,
+    split: int,
 ) -> float:
     """Measure sequences ``start`` to ``stop``. Returns their summed loss in nats."""
     if start == stop:
         return 0.0
     capture.begin(stop - start, split)
-    nats = loss.backward(ids[start:stop].to(next(loss.model.parameters()).device))
+    nats = loss.backward(tokens.batch(start, stop, loss.model))
     if not math.isfinite(nats):
         check_finite(loss.model)
         raise ModelError(

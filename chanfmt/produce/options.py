@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from chanfmt import schema
 from chanfmt.errors import UsageError
 from chanfmt.produce.shares import divide, read_weights
-from chanfmt.produce.text import SELF
+from chanfmt.produce.text import ARRAYS, SELF
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class BuildOptions:
         metadata={
             "help": "calibration text: wikitext2, c4, pydoc (ships with Python), self (sampled from the model), "
             "a .txt, .jsonl or .parquet file, or any data set as NAME[:CONFIG][@SPLIT]; repeat for several, which "
-            "share the sequences equally or by their weights",
+            "share the sequences equally or by their weights. For images, sound and anything else a .npz or .safetensors "
+            "file of the arrays that the model's forward takes, by its names, first axis samples",
             "metavar": "SOURCE[=WEIGHT]", "repeat": True,
         },
     )
@@ -32,11 +33,12 @@ class BuildOptions:
         default="auto",
         metadata={
             "help": "what is differentiated: next-token (causal models), masked-token (encoders with a language-model "
-            "head), reconstruction (encoder-decoders), embedding (any), or auto, the one the model was made for",
+            "head), reconstruction (encoder-decoders), embedding (any), labels (given with the inputs in a .npz or .safetensors "
+            "file), or auto, the one the model was made for",
             "choices": ("auto", *schema.LOSSES),
         },
     )
-    sequences: int = field(default=64, metadata={"help": "calibration sequences"})
+    sequences: int = field(default=64, metadata={"help": "calibration sequences, or samples of a file of inputs"})
     seq_len: int = field(default=512, metadata={"help": "tokens in a sequence"})
     seed: int = field(default=0, metadata={"help": "seed of the sample"})
     batch_size: str = field(default="auto", metadata={"help": "sequences in a batch, or auto"})
@@ -86,6 +88,8 @@ class BuildOptions:
         if self.stream and SELF in self.shares:
             raise UsageError(f"--calib {SELF} and --stream do not go together: sampling runs the whole model for every token",
                              hint="measure a smaller model on text of its own, or use another --calib")
+        if len(self.shares) > 1 and any(PurePath(source).suffix in ARRAYS for source in self.shares):
+            raise UsageError("--calib takes one file of inputs alone", hint="build several atlases, and merge them")
         if self.device_map and self.device != "auto":
             raise UsageError("--device-map chooses the devices itself", hint="leave out --device")
         if self.device_map and self.stream:
@@ -97,6 +101,12 @@ class BuildOptions:
     def shares(self) -> dict[str, int]:
         """Sequences of every calibration source."""
         return divide(read_weights((self.calib,) if isinstance(self.calib, str) else self.calib), self.sequences)
+
+    @property
+    def inputs(self) -> Path | None:
+        """The file of inputs that the model is calibrated on in place of text."""
+        source = next(iter(self.shares))
+        return Path(os.path.expanduser(source)) if PurePath(source).suffix in ARRAYS else None
 
     @property
     def batch(self) -> int | None:

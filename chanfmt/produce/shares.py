@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from chanfmt.errors import UsageError
-from chanfmt.produce.text import FILES
+from chanfmt.produce.text import ARRAYS, FILES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ def read_weights(calib: Sequence[str]) -> dict[str, float]:
     for text in calib:
         source, mark, weight = text.rpartition("=")
         # A file may have the mark in its own name.
-        if not mark or PurePath(text).suffix in FILES:
+        if not mark or PurePath(text).suffix in (*FILES, *ARRAYS):
             source, weight = text, "1"
         if not source:
             raise UsageError(f"--calib {text!r} names no source")

@@ -17,6 +17,7 @@ from chanfmt.records import Contribution
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from chanfmt.produce.inputs import CalibrationInputs
     from chanfmt.records import ModelRecord
 
 
@@ -26,15 +27,17 @@ class Source:
 
     Attributes:
         name: As recorded in the atlas.
-        revision: SHA-256 of its text, or of its token ids where it has no text.
+        revision: SHA-256 of its text or file, or of its token ids where it has neither.
         blocks: Blocks that there were to draw from.
-        ids: Token ids of the blocks drawn, int32 (sequence, position).
+        ids: Token ids of the blocks drawn, int32 (sequence, position); none where the model is given other arrays.
+        inputs: Of a file of inputs its arrays, `chanfmt.produce.inputs.InputFile.layout`.
     """
 
     name: str
     revision: str
     blocks: int
     ids: np.ndarray
+    inputs: str = ""
 
 
 def draw_text(
@@ -81,7 +84,7 @@ def together(sources: Sequence[Source], *, quiet: bool = False) -> tuple[tuple[S
 
 
 def contributions(
-    sources: Sequence[Source], tokens: CalibrationTokens, count: int, model: ModelRecord
+    sources: Sequence[Source], tokens: CalibrationTokens | CalibrationInputs, count: int, model: ModelRecord
 ) -> tuple[tuple[Contribution, ...], np.ndarray]:
     """The contributions to the first ``count`` sequences, by id, and the row of each sequence, int32 (sequence,)."""
     source_of = tokens.source_of[:count]
@@ -98,8 +101,9 @@ def contributions(
             revision=source.revision,
             range=f"0:{source.blocks}",
             sequences=len(sha256),
-            tokens=len(sha256) * tokens.ids.shape[1],
+            tokens=len(sha256) * tokens.seq_len,
             producer=f"chanfmt {__version__}",
+            inputs=source.inputs,
         )))
     rows.sort(key=lambda row: row[1].id)
     position = np.zeros(len(sources), dtype=np.int32)

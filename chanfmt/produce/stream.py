@@ -24,7 +24,7 @@ from chanfmt.models.run import eager_experts
 from chanfmt.produce.capture import Capture
 from chanfmt.produce.checkpoint import PassState, StreamState
 from chanfmt.produce.derive import reduce
-from chanfmt.produce.loss import explained
+from chanfmt.produce.loss import explained, tokens_at_once
 from chanfmt.produce.measure import Measurement, split_ranges, usual_batch
 from chanfmt.produce.spool import Spooled, bytes_of
 from chanfmt.produce.statistics import FFNStatistics
@@ -252,7 +252,7 @@ class _Pass:
     def _forward(self, number: int, calls: list[list[Call]]) -> None:
         with self.chain.loaded(number):
             for place, batch in enumerate(self.batches):
-                with explained(self._ids(batch)):
+                with explained(tokens_at_once(self._ids(batch))):
                     hidden = self.chain.run(number, calls[place][number], self._get(number, place))
                 self.spool.put((number + 1, place), hidden)
                 self._advance(batch.sequences)
@@ -299,7 +299,7 @@ class _Pass:
 
     def _back(self, number: int, place: int, batch: _Batch, call: Call) -> torch.Tensor | None:
         hidden = self._get(number, place).requires_grad_(number > self.lowest)
-        with explained(self._ids(batch)), torch.enable_grad():
+        with explained(tokens_at_once(self._ids(batch))), torch.enable_grad():
             # A block may add to what it reads in place, which autograd allows on a copy only.
             output = self.chain.run(number, call, hidden.clone())
             output.backward(self._get(number + 1, place))

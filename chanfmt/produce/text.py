@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 FILES = (".txt", ".jsonl", ".parquet")
 """Suffixes of the files that can be read."""
 
+ARRAYS = (".npz", ".safetensors")
+"""Suffixes of files that are no text, but arrays for the model's forward (`chanfmt.produce.inputs`)."""
+
 MAX_CHARACTERS = 16_000_000
 """Text taken from one source at most: all of WikiText-2, and not all of C4."""
 
@@ -85,6 +88,8 @@ def read_text(source: str, purpose: Purpose, *, quiet: bool = False) -> Text:
     if source == SELF:
         raise UsageError("self is sampled from the model at hand: every model would be measured on another text",
                          hint="use wikitext2, pydoc, a file or a data set; self is for atlas build --calib")
+    if path.suffix in ARRAYS:
+        raise UsageError(f"{source} holds inputs of one model, and no text", hint="it is for atlas build --calib")
     if source == "pydoc":
         name, rows = f"pydoc/{purpose}", _pydoc_rows(purpose)
     elif path.suffix in FILES:

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from chanfmt import schema
 from chanfmt.errors import ModelError, UsageError, first_line
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from chanfmt.produce.text import Text
 
 
@@ -33,6 +36,23 @@ class CalibrationTokens:
     sha256: tuple[str, ...]
     split_of: np.ndarray
     source_of: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens in a sequence."""
+        return int(self.ids.shape[1])
+
+    @property
+    def rows(self) -> int:
+        """Rows that a sequence is to the FFN that sees most."""
+        return self.seq_len
+
+    def batch(self, start: int, stop: int, model: Any) -> torch.Tensor:
+        """Sequences ``start`` to ``stop`` (excluded) as ``model`` and its loss take them."""
+        return torch.from_numpy(self.ids[start:stop]).long().to(next(model.parameters()).device)
 
 
 def tokenize(tokenizer: Any, text: Text) -> np.ndarray:
@@ -96,14 +116,19 @@ def canonical(blocks: np.ndarray, source_of: np.ndarray | None = None) -> Calibr
             blocks the first one's counts.
     """
     blocks = np.ascontiguousarray(blocks, dtype="<i4")
-    digests: dict[str, int] = {}
-    for index, row in enumerate(blocks):
-        digests.setdefault(hashlib.sha256(row.tobytes()).hexdigest(), index)
-    ordered = sorted(digests)
-    chosen = np.array([digests[digest] for digest in ordered], dtype=np.intp)
-    split_of = (np.arange(len(ordered)) * schema.SPLITS // max(1, len(ordered))).astype(np.uint8)
+    chosen, ordered, split_of = canonical_order([hashlib.sha256(row.tobytes()).hexdigest() for row in blocks])
     source_of = np.zeros(len(blocks)) if source_of is None else source_of
-    return CalibrationTokens(blocks[chosen], tuple(ordered), split_of, source_of[chosen].astype(np.int32))
+    return CalibrationTokens(blocks[chosen], ordered, split_of, source_of[chosen].astype(np.int32))
+
+
+def canonical_order(digests: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...], np.ndarray]:
+    """The canonical order of sequences by their digests, each digest's first: indices, digests, and splits."""
+    first: dict[str, int] = {}
+    for index, digest in enumerate(digests):
+        first.setdefault(digest, index)
+    ordered = sorted(first)
+    split_of = (np.arange(len(ordered)) * schema.SPLITS // max(1, len(ordered))).astype(np.uint8)
+    return np.array([first[digest] for digest in ordered], dtype=np.intp), tuple(ordered), split_of
 
 
 def sample(token_ids: np.ndarray, sequences: int, seq_len: int, seed: int, source: str) -> CalibrationTokens:

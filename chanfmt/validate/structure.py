@@ -212,6 +212,14 @@ def _texts(container: Container, report: Report) -> None:
             "/block/tensors",
             f"row {row} is not a JSON list of slices",
         )
+    if "calibration/contribution_inputs" in container:
+        for row, text in enumerate(container.read("calibration/contribution_inputs")):
+            report.check(
+                not text or _are_arrays(parse_json(text)),
+                "E110",
+                "/calibration/contribution_inputs",
+                f"row {row} is not a JSON object of names to types and shapes",
+            )
     for row, place in enumerate(container.read("block/place")):
         report.check(
             place in schema.PLACES, "E109", "/block/place", f"row {row} is {place!r}, none of {', '.join(schema.PLACES)}"
@@ -226,6 +234,15 @@ def _is_slice(item: Any) -> bool:
         and all(type(item.get(name)) is int for name in ("start", "stop", "step"))
         and "axis" in item
         and (item["axis"] is None or type(item["axis"]) is int)
+    )
+
+
+def _are_arrays(value: Any) -> bool:
+    """Whether ``value`` gives every name a type and a shape."""
+    return isinstance(value, dict) and all(
+        isinstance(item, list) and len(item) == 2 and isinstance(item[0], str) and isinstance(item[1], list)
+        and all(type(length) is int and length > 0 for length in item[1])
+        for item in value.values()
     )
 
 

@@ -54,18 +54,19 @@ MOE = (
 
 
 def content(*kinds: Kind, settings: LabelSettings = SETTINGS, core_rho: float | None = None, without: tuple[str, ...] = (),
-            dropped: tuple[str, ...] = (), tokens_stored: bool = True, contributions: int = 1, edit: object = None,
-            title: str = "conformance", status: str = "complete") -> AtlasContent:
+            dropped: tuple[str, ...] = (), tokens_stored: bool = True, contributions: int = 1, inputs: str = "",
+            edit: object = None, title: str = "conformance", status: str = "complete") -> AtlasContent:
     """A small atlas that follows all the rules.
 
     Args:
         without: Variables that are not there.
         dropped: Variables that are not there, and that ``dropped`` names.
+        inputs: Arrays that the model was given in place of text.
         edit: Function of u and s, (token, channel), of an FFN, that changes them in place.
     """
     kinds = kinds or (DENSE,)
     random = np.random.default_rng(len(kinds))
-    calibration = _calibration(random, tokens_stored, contributions)
+    calibration = _calibration(random, tokens_stored, contributions, inputs)
     split_of = np.repeat(calibration.split_of, SEQ_LEN)
     stacks, blocks = [], []
     for kind in kinds:
@@ -101,7 +102,7 @@ def content(*kinds: Kind, settings: LabelSettings = SETTINGS, core_rho: float | 
     )
 
 
-def _calibration(random: np.random.Generator, stored: bool, contributions: int) -> CalibrationRecord:
+def _calibration(random: np.random.Generator, stored: bool, contributions: int, inputs: str) -> CalibrationRecord:
     tokens = random.integers(0, 100, (SEQUENCES, SEQ_LEN)).astype("<i4")
     digests = [hashlib.sha256(row.tobytes()).hexdigest() for row in tokens]
     order = np.argsort(digests)
@@ -110,10 +111,10 @@ def _calibration(random: np.random.Generator, stored: bool, contributions: int) 
     split = (np.arange(SEQUENCES) * SPLITS // SEQUENCES).astype(np.uint8)
     count = SEQUENCES // contributions
     return CalibrationRecord(
-        schema.LOSSES["next-token"],
-        schema.METRIC_DEFINITION, "none", SEQ_LEN, 0, 4.25, tuple(digests[row] for row in order), source, split,
+        schema.LOSSES["labels" if inputs else "next-token"],
+        schema.METRIC_DEFINITION, "" if inputs else "none", SEQ_LEN, 0, 4.25, tuple(digests[row] for row in order), source, split,
         tuple(Contribution(str(index) * 32, "random", "", f"{index * count}:{(index + 1) * count}", count, count * SEQ_LEN,
-                           "generate.py") for index in range(contributions)),
+                           "generate.py", inputs) for index in range(contributions)),
         tokens[order] if stored else None,
     )
 

@@ -39,6 +39,7 @@ FIXED = {"created": "2026-01-01T00:00:00+00:00", "producer": "generate.py"}
 _IMAGES: dict[tuple[int, bool], bytes] = {}
 DROPPABLE = tuple(item.name for item in schema.STACK_VARIABLES
                   if item.required and item.name not in ("tokens", "tokens_split", "label", "protection"))
+ARRAYS = '{"labels": ["i8", []], "pixel_values": ["f4", [3, 8, 8]]}'
 OPTIONAL = tuple(item.name for item in schema.STACK_VARIABLES if not item.required)
 
 
@@ -460,6 +461,7 @@ VALID: dict[str, tuple] = {  # name: codes, content[, edit]
     "stacked-experts": ([], only("write_norm", kinds=EXPERT_PAIR[1:]), stacked),
     "used-twice": ([], only(), both(*(put(f"{STACK}/{name}", slice(None), lambda old: 2 * old)
                                       for name in ("tokens", "tokens_split")))),
+    "inputs": ([], only(inputs=ARRAYS, tokens_stored=False, kinds=(contents.Kind("encoder", (0,), place="encoder"),))),
     "names-no-tokens-stored": ([], only(tokens_stored=False), renamed),
 }
 
@@ -593,6 +595,8 @@ INVALID: dict[str, tuple] = {  # name: codes, content, edit[, after]
     "E110-nested": (["E110"], BARE, config(DEEP)),
     "E110-tensors": (["E110"], BARE, put("/block/tensors", 0, "[")),
     "E110-slice": (["E110"], BARE, json_column(lambda slices: slices[0].pop("step") and None)),
+    "E110-inputs": (["E110"], only(inputs=ARRAYS, tokens_stored=False),
+                    put("/calibration/contribution_inputs", 0, '{"labels": ["i8", 1]}')),
     "E111-missing": (["E111"], EXTENDED, attribute("/x_demo/decoder/added", "merge", None)),
     "E111-texts": (["E111"], EXTENDED, texts_added),
     "E201-stack": (["E201", "E202"], BARE, put("/block/stack", 0, "nowhere")),

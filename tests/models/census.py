@@ -22,6 +22,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from tests import zoo
+
 SEQUENCES, SEQ_LEN = 16, 32
 
 
@@ -39,17 +43,14 @@ class Verdict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("types", nargs="*")
-    parser.add_argument("--family", default="causal", choices=("causal", "masked", "seq2seq"))
+    parser.add_argument("--family", default="causal", choices=zoo.FAMILIES)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(asdict(examine(arguments.types[0], arguments.family))))
         return
-    from tests import zoo
-
-    types = arguments.types or {"causal": zoo.causal_types, "masked": zoo.masked_types, "seq2seq": zoo.seq2seq_types}[
-        arguments.family]()
+    types = arguments.types or zoo.types_of(arguments.family)
     verdicts = []
     for model_type in types:
         verdict = in_process(model_type, arguments.family)
@@ -81,7 +82,7 @@ def examine(model_type: str, family: str) -> Verdict:
     import transformers
 
     from chanfmt.errors import ChanfmtError
-    from tests import zoo
+    from tests.models.samples import samples
     from tests.tiny import tiny_tokenizer
 
     warnings.filterwarnings("ignore")
@@ -93,12 +94,20 @@ def examine(model_type: str, family: str) -> Verdict:
     with tempfile.TemporaryDirectory() as directory:
         model = zoo.tiny(model_type, family)
         model.save_pretrained(directory)
-        tokenizer = tiny_tokenizer()
-        tokenizer.add_special_tokens({"mask_token": "<mask>"})
-        tokenizer.save_pretrained(directory)
+        calib = "pydoc"
+        if family in zoo.GIVEN_ARRAYS and model_type != "imagegpt" and model.main_input_name == "input_ids":
+            verdict.built = "reads tokens, and so is calibrated on text"
+            return verdict
+        if family in zoo.GIVEN_ARRAYS:
+            calib = f"{directory}/samples.npz"
+            np.savez(calib, **samples(model, SEQUENCES))
+        else:
+            tokenizer = tiny_tokenizer()
+            tokenizer.add_special_tokens({"mask_token": "<mask>"})
+            tokenizer.save_pretrained(directory)
         atlas = Path(directory) / "atlas.h5"
         try:
-            plan = build_atlas(Path(directory), atlas)
+            plan = build_atlas(Path(directory), atlas, calib)
         except ChanfmtError as error:
             verdict.built = error.message.replace(directory, "DIR")
             return verdict
@@ -109,15 +118,15 @@ def examine(model_type: str, family: str) -> Verdict:
     return verdict
 
 
-def build_atlas(directory: Path, atlas: Path) -> Any:
-    """What `atlas build` of the checkpoint in ``directory`` does. Returns its plan."""
+def build_atlas(directory: Path, atlas: Path, calib: str = "pydoc") -> Any:
+    """What `atlas build` of the checkpoint in ``directory`` does on ``calib``. Returns its plan."""
     from chanfmt.produce import build as module
     from chanfmt.produce.measure import measure
     from chanfmt.produce.options import BuildOptions
     from chanfmt.records import LabelSettings
     from chanfmt.writer import write_atlas
 
-    options = BuildOptions(str(directory), str(atlas), calib="pydoc", sequences=SEQUENCES, seq_len=SEQ_LEN, quiet=True)
+    options = BuildOptions(str(directory), str(atlas), calib=calib, sequences=SEQUENCES, seq_len=SEQ_LEN, quiet=True)
     settings = LabelSettings(rho=0.05)
     plan = module.plan_build(options, settings)
     measured = measure(plan.model, plan.ffns, plan.tokens, rho=settings.rho, loss=plan.loss)
@@ -158,7 +167,7 @@ def check_identity(plan: Any) -> str:
     capture = Capture(model, ffns, found)
     capture.begin(2, 0)
     with capture.running():
-        plan.loss.backward(torch.from_numpy(plan.tokens.ids[:2]).long())
+        plan.loss.backward(plan.tokens.batch(0, 2, model))
     worst = 0.0
     for ffn, statistics in zip(ffns, found, strict=True):
         for member, channels in zip(ffn.members, statistics.members, strict=True):

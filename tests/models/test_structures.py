@@ -5,11 +5,13 @@ The census (`python -m tests.models.census`) does the same for every type, in ab
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import transformers
 
 from tests import zoo
-from tests.models.census import build_atlas, check_identity, describe, findings
+from tests.models.census import SEQUENCES, build_atlas, check_identity, describe, findings
+from tests.models.samples import samples
 from tests.tiny import tiny_tokenizer
 
 STRUCTURES = {
@@ -26,6 +28,16 @@ STRUCTURES = {
 }
 
 
+GIVEN = {
+    ("vit", zoo.IMAGE): "2 encoder 44",
+    ("beit", zoo.IMAGE): "2 encoder 44",  # relative positions, scales per channel
+    ("convnext", zoo.IMAGE): "4 encoder 128",  # channels last between convolutions
+    ("hiera", zoo.IMAGE): "1 encoder 128; 1 encoder 256; 1 encoder 512; 1 encoder 1024",  # stages of their own width
+    ("whisper", zoo.SPEECH): "2 encoder 52; 2 decoder 44",  # the loss reaches the encoder through the decoder
+    ("wav2vec2", zoo.AUDIO): "2 encoder 44",  # raw waves
+}
+
+
 @pytest.mark.parametrize("model_type", STRUCTURES)
 def test_every_structure(tmp_path, model_type):
     transformers.logging.set_verbosity_error()
@@ -36,3 +48,15 @@ def test_every_structure(tmp_path, model_type):
     assert findings(tmp_path / "a.h5") == ""
     assert check_identity(plan) == "yes"
 
+
+
+@pytest.mark.parametrize(("model_type", "family"), GIVEN)
+def test_every_structure_of_given_arrays(tmp_path, model_type, family):
+    transformers.logging.set_verbosity_error()
+    model = zoo.tiny(model_type, family)
+    model.save_pretrained(tmp_path / "model")
+    np.savez(tmp_path / "in.npz", **samples(model, SEQUENCES))
+    plan = build_atlas(tmp_path / "model", tmp_path / "a.h5", str(tmp_path / "in.npz"))
+    assert describe(plan.ffns) == GIVEN[model_type, family]
+    assert findings(tmp_path / "a.h5") == ""
+    assert check_identity(plan) == "yes"

@@ -61,7 +61,7 @@ def test_safetensors_alone_reads_it(cut: Path) -> None:
 def test_accelerate_places_it(cut: Path) -> None:
     pytest.importorskip("accelerate")
     placed = transformers.AutoModelForCausalLM.from_pretrained(cut, device_map="auto")
-    assert placed.hf_device_map
+    assert next(placed.parameters()).device.type != "meta"
     plain = transformers.AutoModelForCausalLM.from_pretrained(cut)
     assert torch.equal(logits(placed).cpu(), logits(plain))
 

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 
 from chanfmt.errors import CheckError, ModelError, UsageError
 from chanfmt.models.checkpoint import CheckpointIndex, fingerprint
-from chanfmt.models.discover import find_ffns
 from chanfmt.models.load import load_model
 from chanfmt.models.resolve import resolve_model
 from chanfmt.models.tensors import tensor_slices
 from surgery.apply import KEPT_FILE, apply_plan
+from surgery.inputs import check_inputs
 from surgery.plan import BlockPlan, PlannedModel, PruningPlan, load_applied, load_plan, save_plan
 from surgery.report import summary_rows
 from surgery.restore import restore
@@ -34,7 +34,7 @@ CAUSAL = (
     "mixtral", "qwen3_moe", "qwen2_moe", "gpt_oss", "granitemoe", "dbrx", "deepseek_v3", "llama4_text", "bamba", "jamba",
     "openai-gpt", "xglm",
 )
-OTHER = (("bert", "masked"), ("albert", "masked"), ("modernbert", "masked"), ("t5", "seq2seq"), ("bart", "seq2seq"))
+OTHER = (("vit", "image"), ("whisper", "speech"), ("wav2vec2", "audio"), ("bert", "masked"), ("albert", "masked"), ("modernbert", "masked"), ("t5", "seq2seq"), ("bart", "seq2seq"))
 TYPES = [(name, "causal") for name in CAUSAL] + list(OTHER)
 FIXED_WIDTH = ("bloom", "openai-gpt", "mpt")
 """Types whose FFN width no config field sets."""
@@ -48,7 +48,7 @@ def planned(directory: Path, keep: Callable[[int, Any], int], seed: int = 0) -> 
     index = CheckpointIndex.open(directory)
     blocks = []
     stacks: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
-    for number, ffn in enumerate(find_ffns(model)):
+    for number, ffn in enumerate(check_inputs(model, (), 0).find_ffns(model)):
         count = keep(number, ffn)
         lines = [np.sort(random.permutation(ffn.width)[:count]).astype(np.int32) for _ in ffn.members]
         kept = np.stack(lines) if ffn.experts else lines[0]
