@@ -34,7 +34,10 @@ CAUSAL = (
     "mixtral", "qwen3_moe", "qwen2_moe", "gpt_oss", "granitemoe", "dbrx", "deepseek_v3", "llama4_text", "bamba", "jamba",
     "openai-gpt", "xglm",
 )
-OTHER = (("vit", "image"), ("whisper", "speech"), ("wav2vec2", "audio"), ("bert", "masked"), ("albert", "masked"), ("modernbert", "masked"), ("t5", "seq2seq"), ("bart", "seq2seq"))
+OTHER = (
+    ("vit", "image"), ("whisper", "speech"), ("wav2vec2", "audio"), ("bert", "masked"), ("albert", "masked"), ("modernbert", "masked"), ("t5", "seq2seq"),
+    ("bart", "seq2seq"),
+)
 TYPES = [(name, "causal") for name in CAUSAL] + list(OTHER)
 FIXED_WIDTH = ("bloom", "openai-gpt", "mpt")
 """Types whose FFN width no config field sets."""
