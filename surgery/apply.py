@@ -14,7 +14,8 @@ from chanfmt.errors import ModelError, UsageError
 from chanfmt.files import atomic_directory, check_space, check_target
 from chanfmt.models.checkpoint import PICKLED_SUFFIXES, CheckpointIndex, fingerprint
 from surgery.card import model_card
-from surgery.check import LogitCheck, check_logits, check_shapes, memory_shortage
+from surgery.check import LogitCheck, available_memory, check_logits, check_shapes, memory_shortage
+from surgery.checkpoint.reader import read_ahead
 from surgery.checkpoint.writer import output_bytes, write_checkpoint
 from surgery.config_width import find_layout
 from surgery.plan import Applied, PruningPlan, write_plan
@@ -68,6 +69,7 @@ def apply_plan(
     """
     check_output(output, overwrite=overwrite, source=directory)
     index = CheckpointIndex.open(directory)
+    read_ahead(index.files, available_memory() // 4)
     config = read_config(directory)
     found = fingerprint(index)
     _check_model(plan, directory, config, found, fine_tune)

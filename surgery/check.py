@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from chanfmt.errors import CheckError
 from chanfmt.models.checkpoint import CheckpointIndex
 from chanfmt.models.load import auto_class, quiet_transformers
-from surgery.inputs import Inputs, check_inputs
 from surgery.stock import meta_shapes, parse_config
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
     from surgery.checkpoint.cuts import Cut
     from surgery.config_width import Allowed
+    from surgery.inputs import Inputs
     from surgery.plan import PruningPlan
 
 LOGIT_TOLERANCE = 1e-4
@@ -109,6 +109,8 @@ def check_logits(plan: PruningPlan, source: Path, output: Path, *, mask: bool = 
 
 
 def _compare_logits(plan: PruningPlan, source: Path, output: Path, dtype: str, mask: bool) -> LogitCheck:
+    from surgery.inputs import check_inputs
+
     dense, report = _load(source, dtype)
     inputs = check_inputs(dense, plan.check_tokens, plan.seed)
     if mask:
@@ -135,13 +137,13 @@ def memory_shortage(parameters: int, bytes_each: int = 4) -> str | None:
     """Why `check_logits` does not fit in memory for a model of ``parameters``, or None where it does."""
     # The weights, and a quarter for the pages read and the activations.
     needed = parameters * bytes_each * 5 // 4 + (512 << 20)
-    available = _available_memory()
+    available = available_memory()
     if needed <= available:
         return None
     return f"the dense model needs {needed / 1e9:.1f} GB in float{8 * bytes_each} and {available / 1e9:.1f} GB are available"
 
 
-def _available_memory() -> int:
+def available_memory() -> int:
     """Bytes that this process may still use: free memory, or less where its control group says so."""
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():

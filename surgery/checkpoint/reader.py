@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,8 @@ from chanfmt.errors import ModelError
 from chanfmt.models.checkpoint import DTYPE_BITS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
     from chanfmt.models.checkpoint import TensorEntry
     from surgery.checkpoint.cuts import Cut
@@ -61,6 +64,25 @@ class Part:
         taken = np.zeros((self.shape[0], len(self.positions), self.shape[2]), dtype=self.dtype)
         taken[:, ~zeros] = array[:, self.positions[~zeros]]
         return taken.reshape(-1).view(np.uint8).data
+
+
+def read_ahead(files: Iterable[Path], limit: int) -> None:
+    """Have the first ``limit`` bytes of ``files`` read into the page cache, in the background.
+
+    The disk is idle otherwise while Python imports what the checks need.
+    """
+    def advise() -> None:
+        left = limit
+        for file in files:
+            # It is a hint: a file that cannot be opened is a matter for whoever reads it.
+            with contextlib.suppress(OSError), file.open("rb", buffering=0) as stream:
+                size = min(left, os.fstat(stream.fileno()).st_size)
+                left -= size
+                for start in range(0, size, CHUNK_BYTES):
+                    os.posix_fadvise(stream.fileno(), start, min(CHUNK_BYTES, size - start), os.POSIX_FADV_WILLNEED)
+
+    if hasattr(os, "posix_fadvise"):
+        threading.Thread(target=advise, daemon=True).start()
 
 
 def copy_parts(entry: TensorEntry) -> Iterator[Part]:

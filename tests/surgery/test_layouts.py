@@ -35,8 +35,8 @@ CAUSAL = (
     "openai-gpt", "xglm",
 )
 OTHER = (
-    ("vit", "image"), ("whisper", "speech"), ("wav2vec2", "audio"), ("bert", "masked"), ("albert", "masked"), ("modernbert", "masked"), ("t5", "seq2seq"),
-    ("bart", "seq2seq"),
+    ("bert", "masked"), ("albert", "masked"), ("modernbert", "masked"), ("t5", "seq2seq"), ("bart", "seq2seq"),
+    ("vit", "image"), ("whisper", "speech"), ("wav2vec2", "audio"),
 )
 TYPES = [(name, "causal") for name in CAUSAL] + list(OTHER)
 FIXED_WIDTH = ("bloom", "openai-gpt", "mpt")
