@@ -36,8 +36,8 @@ def model_card(report: Report, name: str) -> str:
         f"channels are gone, not zeroed: {fields} in `config.json`, and stock transformers code loads the result. No "
         "weight that stayed was changed, and nothing was trained.", "",
         "## What was removed", "",
-        f"In every FFN the channels with the lowest score were removed, by the method `{plan.method}`{formula}. The "
-        f"scores come from an importance atlas measured on: {_inline(plan.calibration)}.", "",
+        f"The channels with the {'highest' if plan.invert else 'lowest'} score were removed, by the method "
+        f"`{plan.method}`{formula}. The scores come from an importance atlas measured on: {_inline(plan.calibration)}.", "",
         _table(["", ""], summary_rows(plan, report)), "",
         "LP is the loss proxy 1/2 E[(u dL/du)^2]; supernodes are the channels that lead each layer by it. LP mass kept "
         "is a proxy for the loss, not a perplexity: evaluate the model on your own data before you use it.", "",
