@@ -148,7 +148,7 @@ def _protection_rows(plan: PruningPlan) -> list[list[str]]:
     rows = [["protected", total + (", before the inversion" if plan.invert and plan.protected else "")]]
     rows += [[f"- {effect.selector}", _effect(plan, effect)] for effect in plan.protection if effect.selector != "none"]
     if plan.unprotect:
-        rows.append(["unprotected", f"{', '.join(plan.unprotect)} ({plan.released:,} channels that would be protected)"])
+        rows.append(["unprotected", f"{', '.join(plan.unprotect)} ({plan.released:,} channels lose their protection)"])
     return rows
 
 
@@ -164,7 +164,7 @@ def _effect(plan: PruningPlan, effect: SelectorEffect) -> str:
 
 def _kept_anyway(plan: PruningPlan, effect: SelectorEffect) -> str:
     if not effect.new:
-        return "it protects none that is not protected, or unprotected, already"
+        return "all of them are protected or unprotected already"
     return f"{plan.method} keeps all of them without it"
 
 
