@@ -49,7 +49,7 @@ class PlanOptions:
         "metavar": "WHAT", "repeat": True,
     })
     unprotect: tuple[str, ...] = field(default=(), metadata={
-        "help": "channels that --protect and the method leave unprotected after all, written likewise; repeat for more",
+        "help": "channels to take out of what --protect and the method protect, written likewise; repeat for more",
         "metavar": "WHAT", "repeat": True,
     })
     allocation: str = field(default="uniform", metadata={

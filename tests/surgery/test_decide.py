@@ -150,8 +150,8 @@ def test_global_moves_all_experts_of_a_layer_at_once(experts: Atlas, method: str
     last = max(ladder[count - 1] for ladder, count in zip(ladders, sure, strict=True) if count > 0)
     for ladder, count, planned in zip(ladders, removed, plan.blocks, strict=True):
         assert ladder[count] >= last or count == int(0.7 * planned.n_channels)
-    assert len(set(removed[1:])) > 1
     uniform = make_plan(experts, PlanOptions(0.4, method, multiple_of=1))
+    assert method == "flap" or [block.n_kept for block in plan.blocks] != [block.n_kept for block in uniform.blocks]
     assert abs(plan.channels_kept - uniform.channels_kept) < 4
 
 
