@@ -85,12 +85,13 @@ def decide(atlas: Atlas, options: PlanOptions) -> Decision:
     kept = bare = chooser.kept(union)
     effects = []
     for selection in protected.selections:
-        before = kept
-        union = {index: mask | selection.new[index] for index, mask in union.items()}
-        kept = chooser.kept(union)
+        before, new = kept, count(selection.new)
+        if new:
+            union = {index: mask | selection.new[index] for index, mask in union.items()}
+            kept = chooser.kept(union)
         safe = {index: mask & bare[index] for index, mask in selection.new.items()}
         gone = {index: mask & ~kept[index] for index, mask in before.items()}
-        effects.append(SelectorEffect(selection.name, selection.selected, count(selection.new), count(safe), count(gone)))
+        effects.append(SelectorEffect(selection.name, selection.selected, new, count(safe), count(gone)))
     if options.invert:
         kept = _inverted(kept, blocks)
     return Decision(

@@ -144,22 +144,22 @@ def _allocation(plan: PruningPlan) -> str:
 def _protection_rows(plan: PruningPlan) -> list[list[str]]:
     """What is protected, and what each selector did."""
     names = [effect.selector for effect in plan.protection if effect.selector != "none"]
-    total = f"{', '.join(names) or 'nothing'} ({plan.protected:,} channels)"
+    total = f"{', '.join(names) or 'nothing'} ({_number_of(plan.protected, 'channel')})"
     rows = [["protected", total + (", before the inversion" if plan.invert and plan.protected else "")]]
     rows += [[f"- {effect.selector}", _effect(plan, effect)] for effect in plan.protection if effect.selector != "none"]
     if plan.unprotect:
-        rows.append(["unprotected", f"{', '.join(plan.unprotect)} ({plan.released:,} channels lose their protection)"])
+        rows.append(["unprotected", f"{', '.join(plan.unprotect)} (takes protection from {_number_of(plan.released, 'channel')})"])
     return rows
 
 
 def _effect(plan: PruningPlan, effect: SelectorEffect) -> str:
-    text = f"{effect.selected:,} channels"
+    text = _number_of(effect.selected, "channel")
     if effect.new < effect.selected:
         text += f", {effect.new:,} of them new"
     if not effect.cost:
         return text + f"; it changes nothing: {_kept_anyway(plan, effect)}"
     share = effect.cost / plan.channels_kept
-    return text + (f", {effect.safe:,} of these safe anyway; {effect.cost:,} others go for it ({share:.2%} of those kept)")
+    return text + (f", {effect.safe:,} of these safe anyway; {_number_of(effect.cost, 'other')} go for it ({share:.2%} of those kept)")
 
 
 def _kept_anyway(plan: PruningPlan, effect: SelectorEffect) -> str:
@@ -190,15 +190,15 @@ def _widths(plan: PruningPlan) -> str:
         if cut:
             low, high = min(cut), max(cut)
             after = f"{low:,}" if low == high else f"between {low:,} and {high:,}"
-            parts.append(f"{before:,} to {after} in {_ffns(len(cut))}")
+            parts.append(f"{before:,} to {after} in {_number_of(len(cut), 'FFN')}")
         if whole:
-            parts.append(f"{before:,} as before in {_ffns(whole)}")
+            parts.append(f"{before:,} as before in {_number_of(whole, 'FFN')}")
         texts.append(", ".join(parts) + (f" (each of its {experts} experts keeps the same number)" if experts and cut else ""))
     return "; ".join(texts)
 
 
-def _ffns(count: int) -> str:
-    return f"{count} FFN{'s' if count > 1 else ''}"
+def _number_of(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _logit_text(report: Report) -> str:

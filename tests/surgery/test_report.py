@@ -56,9 +56,9 @@ def test_a_protection_that_changes_nothing_is_said_so(atlas: Atlas) -> None:
     assert rows["protected"].startswith("supernodes, supernodes@0, 1:0-9 (")
     assert rows["- supernodes"] == "3 channels; it changes nothing: scar-prot keeps all of them without it"
     assert rows["- supernodes@0"] == \
-        "1 channels, 0 of them new; it changes nothing: all of them are protected or unprotected already"
+        "1 channel, 0 of them new; it changes nothing: all of them are protected or unprotected already"
     assert "others go for it" in rows["- 1:0-9"]
-    assert rows["unprotected"] == "1:3 (1 channels lose their protection)"
+    assert rows["unprotected"] == "1:3 (takes protection from 1 channel)"
     assert summary(atlas, 0.5, "random")["protected"] == "nothing (0 channels)"
 
 
