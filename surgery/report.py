@@ -148,7 +148,8 @@ def _protection_rows(plan: PruningPlan) -> list[list[str]]:
     rows = [["protected", total + (", before the inversion" if plan.invert and plan.protected else "")]]
     rows += [[f"- {effect.selector}", _effect(plan, effect)] for effect in plan.protection if effect.selector != "none"]
     if plan.unprotect:
-        rows.append(["unprotected", f"{', '.join(plan.unprotect)} (takes protection from {_number_of(plan.released, 'channel')})"])
+        released = _number_of(plan.released, "channel")
+        rows.append(["unprotected", f"{', '.join(plan.unprotect)} (takes protection from {released})"])
     return rows
 
 
@@ -158,8 +159,8 @@ def _effect(plan: PruningPlan, effect: SelectorEffect) -> str:
         text += f", {effect.new:,} of them new"
     if not effect.cost:
         return text + f"; it changes nothing: {_kept_anyway(plan, effect)}"
-    share = effect.cost / plan.channels_kept
-    return text + (f", {effect.safe:,} of these safe anyway; {_number_of(effect.cost, 'other')} go for it ({share:.2%} of those kept)")
+    cost = f"{_number_of(effect.cost, 'other')} go for it ({effect.cost / plan.channels_kept:.2%} of those kept)"
+    return f"{text}, {effect.safe:,} of these safe anyway; {cost}"
 
 
 def _kept_anyway(plan: PruningPlan, effect: SelectorEffect) -> str:
