@@ -20,7 +20,8 @@ class Candidate:
     Attributes:
         width: Its channels, of each expert where it has experts.
         units: Its experts, or 1: so many channels go at once.
-        ladder: Score of its first removal, of its second, ...; ascending, and only as long as it may be cut.
+        ladder: Score of its first removal, of its second, ...; ascending, and only as long as it may be cut,
+            which is shorter than its width.
     """
 
     width: int
@@ -97,7 +98,7 @@ def _targets(candidates: Sequence[Candidate], keep: int) -> list[int]:
 
 def _choices(item: Candidate, multiple: int) -> list[int]:
     """Widths that ``item`` may have, ascending: multiples, and all of it."""
-    first = -(-max(item.fewest, 1) // multiple) * multiple
+    first = -(-item.fewest // multiple) * multiple
     return [*range(first, item.width, multiple), item.width]
 
 

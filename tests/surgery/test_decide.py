@@ -120,6 +120,16 @@ def test_the_cap_holds_and_can_be_moved(tmp_path: Path) -> None:
             make_plan(atlas, PlanOptions(0.3, allocation="global", multiple_of=10, max_layer_sparsity=0.2))
 
 
+@pytest.mark.parametrize(("cap", "fewest"), [(0.29, 71), (1.0, 1)])
+def test_the_cap_counts_whole_channels(tmp_path: Path, cap: float, fewest: int) -> None:
+    content = random_content(layers=5, channels=100)
+    taylor = content.stacks[0].variables["taylor"] * np.array([[1e-9], [1], [1], [1], [1]])
+    with edited(tmp_path / "a.h5", content, taylor=taylor) as atlas:
+        plan = make_plan(atlas, PlanOptions(0.28, "taylor", allocation="global", multiple_of=1, max_layer_sparsity=cap))
+        assert plan.blocks[0].n_kept == fewest
+        assert plan.channels_kept == 5 * 72
+
+
 def test_global_never_takes_protected_channels(atlas: Atlas) -> None:
     chosen = tuple(f"{layer}:0-90" for layer in range(2))
     plan = make_plan(atlas, PlanOptions(0.5, "taylor", protect=chosen, allocation="global", multiple_of=1))
