@@ -148,7 +148,11 @@ def make_plan(model: Path, layers: int) -> PruningPlan:
         kept = np.sort(random.permutation(WIDTH)[: WIDTH // 2]).astype(np.int32)
         blocks.append(BlockPlan(module, layer, "decoder", module, "decoder", WIDTH, 0, tensors, kept, 0, 0, None))
     record = PlannedModel("bench/apply", "", "local", "llama", ("LlamaForCausalLM",), fingerprint(CheckpointIndex.open(model)))
-    return PruningPlan(record, "random", (), 0, 0.5, None, 0, "", "", (), tuple(blocks))
+    return PruningPlan(
+        model=record, method="random", protection=(), unprotect=(), protected=0, released=0, seed=0, sparsity=0.5,
+        multiple_of=None, allocation="uniform", max_layer_sparsity=None, layers=None, stack=(), invert=False,
+        scope_channels=0, atlas_sha256="", calibration="", check_tokens=(), blocks=tuple(blocks),
+    )
 
 
 def timed(command: list[str], directory: Path) -> tuple[float, int]:

@@ -177,6 +177,11 @@ class Block:
     n_experts: int
     tensors: Sequence[TensorSlice]
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one value per channel: (channels,), or (expert, channels) where it has experts."""
+        return (self.n_experts, self.n_channels) if self.n_experts else (self.n_channels,)
+
     def tensors_json(self) -> str:
         rows = [dataclasses.asdict(tensor) for tensor in self.tensors]
         for row in rows:

@@ -28,17 +28,15 @@ def model_card(report: Report, name: str) -> str:
              "library_name: transformers", "tags:", *(f"- {tag}" for tag in TAGS)]
     method = METHODS.get(plan.method)
     formula = f" ({method.description}; {method.source})" if method else ""
-    fields = ", ".join(f"`{_inline(field)}` is {_inline(str(change.after))}"
-                       for field, change in report.applied.config.items())
     return "\n".join([
         "---", *front, "---", "",
         f"# {_inline(name)}", "",
-        f"`{_inline(plan.model.id)}` with {plan.sparsity_reached:.1%} of its feed-forward (FFN) channels removed. The "
-        f"channels are gone, not zeroed: {fields} in `config.json`, and stock transformers code loads the result. No "
-        "weight that stayed was changed, and nothing was trained.", "",
+        f"`{_inline(plan.model.id)}` with {plan.sparsity_reached:.1%} of its feed-forward (FFN) channels removed. "
+        f"{_form(report)} Stock transformers code loads the result. No weight that stayed was changed, and nothing was "
+        "trained.", "",
         "## What was removed", "",
-        f"In every FFN the channels with the lowest score were removed, by the method `{plan.method}`{formula}. The "
-        f"scores come from an importance atlas measured on: {_inline(plan.calibration)}.", "",
+        f"The channels with the {'highest' if plan.invert else 'lowest'} score were removed, by the method "
+        f"`{plan.method}`{formula}. The scores come from an importance atlas measured on: {_inline(plan.calibration)}.", "",
         _table(["", ""], summary_rows(plan, report)), "",
         "LP is the loss proxy 1/2 E[(u dL/du)^2]; supernodes are the channels that lead each layer by it. LP mass kept "
         "is a proxy for the loss, not a perplexity: evaluate the model on your own data before you use it.", "",
@@ -51,6 +49,15 @@ def model_card(report: Report, name: str) -> str:
         f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(_inline(name))})",
         "```", "",
     ])
+
+
+def _form(report: Report) -> str:
+    """How the removal shows in the files."""
+    fields = ", ".join(f"`{_inline(field)}` is {_inline(str(change.after))}" for field, change in report.applied.config.items())
+    if not report.padded:
+        return f"The channels are gone, not zeroed: {fields} in `config.json`."
+    zeros = f"Stock code knows no width of their own for {len(report.padded)} FFNs, which are filled up with zero channels."
+    return f"{zeros} {fields[:1].upper()}{fields[1:]} in `config.json`." if fields else zeros
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

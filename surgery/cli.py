@@ -286,9 +286,11 @@ def _model_of(model: PlannedModel) -> tuple[str, str | None]:
 
 
 def default_name(plan: PruningPlan) -> str:
-    """``MODEL-METHOD-PERCENT``: a directory name, whatever the atlas says the model is called."""
+    """``MODEL-METHOD-PERCENT`` and what else was asked: a directory name, whatever the atlas says the model is called."""
     base = re.sub(r"[^A-Za-z0-9._-]+", "_", plan.model.id.rstrip("/").rsplit("/", 1)[-1]).lstrip("._-")
-    return f"{base or 'model'}-{plan.method}-{100 * plan.sparsity:g}"
+    extra = [*(["global"] if plan.allocation == "global" else []),
+             *(["partial"] if plan.layers is not None or plan.stack else []), *(["inverted"] if plan.invert else [])]
+    return "-".join([base or "model", plan.method, f"{100 * plan.sparsity:g}", *extra])
 
 
 def _print_plan(plan: PruningPlan, talk: TalkOptions) -> None:

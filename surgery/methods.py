@@ -1,5 +1,7 @@
 """Score every channel of an FFN from its atlas alone: higher means keep. Pure numpy, float64.
 
+An FFN with experts has a row of scores per expert, each from the expert's own tokens.
+
 `METHODS` is the one table of methods; the command line, the plan and the browser follow it.
 """
 
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from chanfmt import schema
 from chanfmt.errors import AtlasError, UsageError
 
 if TYPE_CHECKING:
@@ -36,12 +39,13 @@ class Channels:
     seed: int
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """The variable ``name``, float64: (channels,), or () for one value per FFN.
+        """The variable ``name``, float64: (channels,), or (1,) for one value per FFN; experts come before.
 
         Raises:
             AtlasError: The atlas lacks it.
         """
-        return np.asarray(self.stack.row(name, self.row), dtype=np.float64)
+        values = np.asarray(self.stack.row(name, self.row), dtype=np.float64)
+        return values if "channel" in schema.STACK_VARIABLE_BY_NAME[name].dimensions else values[..., None]
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,10 @@ class Method:
         name: As written after ``--method``.
         description: One line for people.
         source: Where the formula comes from.
-        score: Channels to scores, (channels,) float64.
+        score: Channels to scores, float64: (channels,), or (expert, channels).
         always_protects: Selectors of `surgery.protect` that belong to the method's definition.
+        needs_tokens: Whether its scores are undefined where no calibration token came.
+        standardised: Whether scores of different FFNs compare only after each FFN's are standardised.
     """
 
     name: str
@@ -61,32 +67,49 @@ class Method:
     source: str
     score: Callable[[Channels], np.ndarray]
     always_protects: tuple[str, ...] = ()
+    needs_tokens: bool = True
+    standardised: bool = False
 
 
 def score(method: str, atlas: Atlas, block: Block, seed: int = 0) -> np.ndarray:
-    """Scores of ``block``'s channels, (channels,) float64, finite; the lowest is pruned first.
+    """Scores of ``block``'s channels, float64, finite; the lowest is pruned first.
+
+    Returns:
+        (channels,), or (expert, channels) where it has experts. The row of an expert that
+        `ranked_by_magnitude` is in other units than the rest.
 
     Raises:
         UsageError: There is no such method.
         AtlasError: The atlas lacks what the method needs, or has no value for some channel.
     """
     chosen = find_method(method)
-    if block.n_experts:
-        raise AtlasError(
-            f"the FFN {block.module} has {block.n_experts} experts, and only dense FFNs are scored so far"
-        )
     stack = atlas.stacks[block.stack]
-    values = chosen.score(Channels(stack, block.row, block, seed))
+    channels = Channels(stack, block.row, block, seed)
+    values = chosen.score(channels)
+    if block.n_experts:
+        unseen = ranked_by_magnitude(method, atlas, block)
+        if unseen.any():
+            values = np.where(unseen[:, None], _magnitude(channels), values)
     undefined = int(np.count_nonzero(~np.isfinite(values)))
     if undefined:
-        unseen = not stack.row("tokens", block.row)
-        reason = "no calibration token reached it" if unseen else "the atlas has no value there"
+        reached = np.any(stack.row("tokens", block.row))
+        reason = "the atlas has no value there" if reached else "no calibration token reached it"
         raise AtlasError(
-            f"{method} is undefined for {undefined} of {block.n_channels} channels of layer {block.layer_index} "
+            f"{method} is undefined for {undefined} of {values.size} channels of layer {block.layer_index} "
             f"({block.module}): {reason}",
             hint="build the atlas on more text, or choose a method that needs weights only: magnitude",
         )
     return values
+
+
+def ranked_by_magnitude(method: str, atlas: Atlas, block: Block) -> np.ndarray:
+    """Which experts no calibration token reached, so that only their weights can rank their channels, bool (expert,).
+
+    None (and an empty array for a dense FFN) where ``method`` needs no tokens.
+    """
+    if not block.n_experts or not find_method(method).needs_tokens:
+        return np.zeros(block.n_experts, dtype=bool)
+    return np.asarray(atlas.stacks[block.stack].row("tokens", block.row)) == 0
 
 
 def find_method(name: str) -> Method:
@@ -140,7 +163,7 @@ def _magnitude(channels: Channels) -> np.ndarray:
 
 def _random(channels: Channels) -> np.ndarray:
     # Seeded by the FFN's own index, so that no score depends on which FFNs were scored before.
-    return np.random.default_rng([channels.seed, channels.block.index]).random(channels.block.n_channels)
+    return np.random.default_rng([channels.seed, channels.block.index]).random(channels.block.shape)
 
 
 _PAPER = "arXiv 2604.23475"
@@ -158,7 +181,7 @@ METHODS: dict[str, Method] = {method.name: method for method in (
         "wanda-group", "|W| x RMS input, summed over gate, up and write weights", f"{_PAPER}, Wanda-channel",
         _wanda_group,
     ),
-    Method("flap", "Var[u] x squared L2 norm of the write vector", "arXiv 2312.11983", _flap),
-    Method("magnitude", "sum of the L2 norms of write, up and gate", "weights alone", _magnitude),
-    Method("random", "uniform random numbers", "control", _random),
+    Method("flap", "Var[u] x squared L2 norm of the write vector", "arXiv 2312.11983", _flap, standardised=True),
+    Method("magnitude", "sum of the L2 norms of write, up and gate", "weights alone", _magnitude, needs_tokens=False),
+    Method("random", "uniform random numbers", "control", _random, needs_tokens=False),
 )}

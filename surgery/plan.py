@@ -1,7 +1,7 @@
 """What a cut will do, as data: which channels every FFN keeps. No torch, no model.
 
-A plan file is one safetensors file. Its ``__metadata__`` holds ``format`` and ``plan``, the plan
-as JSON; its tensors are the kept channel ids, ascending I32, one tensor per FFN.
+A plan file (spec/plan-1.md) is one safetensors file. Its ``__metadata__`` holds ``format`` and ``plan``,
+the plan as JSON; its tensors are the kept channel ids, ascending I32, one tensor per FFN.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,17 +17,18 @@ import numpy as np
 from chanfmt import schema
 from chanfmt.errors import AtlasError, ChanfmtError, UsageError
 from chanfmt.files import atomic_file
-from chanfmt.labels import top_indices
 from chanfmt.models.checkpoint import read_header
 from chanfmt.records import Block, TensorSlice
-from surgery.methods import METHODS, find_method, score
-from surgery.protect import ProtectList, protect_list
-from surgery.width import check_sparsity, kept_width
+from surgery.decide import ALLOCATIONS, MAX_LAYER_SPARSITY, SelectorEffect, decide
+from surgery.methods import METHODS, find_method
+from surgery.selectors import SYNTAX, file_name
+from surgery.width import check_sparsity
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
-    from chanfmt.atlas import Atlas
+    from chanfmt.atlas import Atlas, Stack
 
 PLAN_FORMAT = "pruning-plan/1"
 CHECK_TOKENS = 128
@@ -39,14 +39,34 @@ CHECK_TOKENS = 128
 class PlanOptions:
     """What to cut."""
 
-    sparsity: float = field(metadata={"help": "share of every FFN's channels to remove, such as 0.5", "metavar": "S"})
+    sparsity: float = field(metadata={"help": "share of the FFN channels to remove, such as 0.5", "metavar": "S"})
     method: str = field(
         default="scar-prot",
         metadata={"help": f"score that ranks channels: {', '.join(METHODS)}", "metavar": "METHOD"},
     )
     protect: tuple[str, ...] = field(default=(), metadata={
-        "help": "channels that are never removed: supernodes, none, or a protect file; repeat for their union",
+        "help": f"channels that are never removed; repeat for their union: {SYNTAX.replace('%', '%%')}",
         "metavar": "WHAT", "repeat": True,
+    })
+    unprotect: tuple[str, ...] = field(default=(), metadata={
+        "help": "channels to take out of what --protect and the method protect, written likewise; repeat for more",
+        "metavar": "WHAT", "repeat": True,
+    })
+    allocation: str = field(default="uniform", metadata={
+        "help": "uniform: the same share of every FFN; global: the lowest scores of all FFNs together",
+        "choices": ALLOCATIONS,
+    })
+    max_layer_sparsity: float | None = field(default=None, metadata={
+        "help": f"share of an FFN that --allocation global removes at most (default: {MAX_LAYER_SPARSITY})", "metavar": "S",
+    })
+    layers: str | None = field(default=None, metadata={
+        "help": "cut these layers only, such as 0-7,12; the others keep every channel", "metavar": "LAYERS",
+    })
+    stack: tuple[str, ...] = field(default=(), metadata={
+        "help": "cut the FFNs of this stack only; repeat for more", "metavar": "NAME", "repeat": True,
+    })
+    invert: bool = field(default=False, metadata={
+        "help": "keep exactly what would be removed, and remove what would be kept",
     })
     multiple_of: int | None = field(default=None, metadata={
         "help": "round kept widths to a multiple of N (default: up to 256, where that moves them by less than 2%%)",
@@ -62,6 +82,15 @@ class PlanOptions:
             raise UsageError(f"--seed must not be negative, not {self.seed}")
         if self.multiple_of is not None and self.multiple_of < 1:
             raise UsageError(f"--multiple-of must be at least 1, not {self.multiple_of}")
+        if self.allocation not in ALLOCATIONS:
+            raise UsageError(f"there is no allocation {self.allocation!r}", hint=f"allocations: {', '.join(ALLOCATIONS)}")
+        if self.max_layer_sparsity is None:
+            return
+        if self.allocation == "uniform":
+            raise UsageError("--max-layer-sparsity means nothing where all FFNs lose the same share",
+                             hint="add --allocation global")
+        if not 0 < self.max_layer_sparsity <= 1:
+            raise UsageError(f"--max-layer-sparsity must lie above 0 and at most 1, not {self.max_layer_sparsity:g}")
 
 
 @dataclass(frozen=True)
@@ -128,8 +157,12 @@ class PruningPlan:
 
     Attributes:
         model: The model it is for; its fingerprint decides whether a checkpoint is that model.
-        method, protect, seed, sparsity, multiple_of: What was asked; None is the default multiple.
-        protected: Channels that were protected, in all FFNs.
+        method, seed, sparsity, multiple_of, allocation, max_layer_sparsity, layers, stack, invert: What was asked, as
+            in `PlanOptions`; ``layers`` None and ``stack`` empty are all.
+        protection: What each selector of ``--protect`` and of the method did, before any inversion.
+        unprotect: The selectors that were taken out of protection.
+        protected, released: Channels that were protected, in all FFNs, and that ``unprotect`` kept from it.
+        scope_channels: Channels of the FFNs that could be cut.
         atlas_sha256: ``content_sha256`` of the atlas.
         calibration: What the atlas was measured on, for people.
         check_tokens: Token ids to compare logits on; empty where the atlas stores none.
@@ -139,16 +172,29 @@ class PruningPlan:
 
     model: PlannedModel
     method: str
-    protect: tuple[str, ...]
+    protection: tuple[SelectorEffect, ...]
+    unprotect: tuple[str, ...]
+    protected: int
+    released: int
     seed: int
     sparsity: float
     multiple_of: int | None
-    protected: int
+    allocation: str
+    max_layer_sparsity: float | None
+    layers: str | None
+    stack: tuple[str, ...]
+    invert: bool
+    scope_channels: int
     atlas_sha256: str
     calibration: str
     check_tokens: tuple[int, ...]
     blocks: tuple[BlockPlan, ...]
     warnings: tuple[str, ...] = ()
+
+    @property
+    def protect(self) -> tuple[str, ...]:
+        """The selectors whose channels were protected."""
+        return tuple(effect.selector for effect in self.protection)
 
     @property
     def channels(self) -> int:
@@ -164,6 +210,11 @@ class PruningPlan:
     def sparsity_reached(self) -> float:
         """Share of all channels that the plan removes."""
         return 1 - self.channels_kept / self.channels
+
+    @property
+    def scope_sparsity_reached(self) -> float:
+        """Share that it removes of the channels of the FFNs that could be cut."""
+        return (self.channels - self.channels_kept) / self.scope_channels
 
 
 @dataclass(frozen=True)
@@ -192,8 +243,7 @@ class Applied:
 def make_plan(atlas: Atlas, options: PlanOptions) -> PruningPlan:
     """Decide what ``atlas``'s model keeps.
 
-    In every FFN the lowest scores go first, of equal ones the highest index; protected channels
-    never go.
+    The lowest scores go first, of equal ones the highest index; protected channels never go.
 
     Raises:
         UsageError: An option cannot mean anything, or the protected channels do not fit.
@@ -204,23 +254,33 @@ def make_plan(atlas: Atlas, options: PlanOptions) -> PruningPlan:
         raise AtlasError(f"{atlas.path} is unfinished", hint="finish it with: atlas build ... --resume")
     if not atlas.blocks:
         raise AtlasError(f"{atlas.path} lists no FFN")
-    selectors = tuple(dict.fromkeys((*find_method(options.method).always_protects, *options.protect)))
-    protected = protect_list(selectors, atlas)
-    widths = {block.index: kept_width(block.n_channels, options.sparsity, options.multiple_of)
-              for block in atlas.blocks}
-    _check_room(atlas, protected, widths)
+    decision = decide(atlas, options)
     model, calibration = atlas.model, atlas.calibration
     tokens = calibration.token_ids
     return PruningPlan(
-        PlannedModel(model.id, model.revision, model.source, model.model_type, model.architectures, model.fingerprint),
-        options.method,
-        tuple(_file_name(selector) for selector in selectors),
-        options.seed, options.sparsity, options.multiple_of, protected.count, atlas.content_sha256,
-        _describe_calibration(atlas),
-        () if tokens is None or not len(tokens) else tuple(int(token) for token in tokens[0, :CHECK_TOKENS]),
-        tuple(_plan_block(atlas, block, name, options, protected.of(block), widths[block.index])
-              for block, name in zip(atlas.blocks, _names(atlas.blocks), strict=True)),
-        protected.warnings,
+        model=PlannedModel(
+            model.id, model.revision, model.source, model.model_type, model.architectures, model.fingerprint
+        ),
+        method=options.method,
+        protection=decision.protection,
+        unprotect=tuple(file_name(selector) for selector in options.unprotect),
+        protected=decision.protected,
+        released=decision.released,
+        seed=options.seed,
+        sparsity=options.sparsity,
+        multiple_of=options.multiple_of,
+        allocation=options.allocation,
+        max_layer_sparsity=options.max_layer_sparsity,
+        layers=options.layers,
+        stack=options.stack,
+        invert=options.invert,
+        scope_channels=sum(math.prod(block.shape) for block in atlas.blocks if block.index in decision.scope),
+        atlas_sha256=atlas.content_sha256,
+        calibration=_describe_calibration(atlas),
+        check_tokens=() if tokens is None or not len(tokens) else tuple(int(token) for token in tokens[0, :CHECK_TOKENS]),
+        blocks=tuple(_plan_block(atlas, block, name, decision.kept[block.index])
+                     for block, name in zip(atlas.blocks, _names(atlas.blocks), strict=True)),
+        warnings=decision.warnings,
     )
 
 
@@ -244,8 +304,8 @@ def write_plan(plan: PruningPlan, path: Path, applied: Applied | None = None) ->
 
     value = {
         "model": asdict(plan.model),
-        **{name: getattr(plan, name) for name in _SCALARS},
-        "protect": plan.protect, "check_tokens": plan.check_tokens,
+        **{name: getattr(plan, name) for name in (*_SCALARS, *_LISTS)},
+        "protection": [asdict(effect) for effect in plan.protection],
         "blocks": [
             {name: getattr(block, name) for name in _BLOCK_FIELDS}
             | {"tensors": [asdict(tensor) for tensor in block.tensors]}
@@ -300,9 +360,12 @@ def _load(path: Path) -> tuple[PruningPlan, Applied | None]:
 
 
 _SCALARS: dict[str, Any] = {
-    "method": str, "seed": int, "sparsity": float, "multiple_of": int | None, "protected": int, "atlas_sha256": str,
-    "calibration": str,
+    "method": str, "protected": int, "released": int, "seed": int, "sparsity": float, "multiple_of": int | None,
+    "allocation": str, "max_layer_sparsity": float | None, "layers": str | None, "invert": bool, "scope_channels": int,
+    "atlas_sha256": str, "calibration": str,
 }
+_LISTS: dict[str, type] = {"unprotect": str, "stack": str, "check_tokens": int}
+_EFFECT_FIELDS: dict[str, Any] = {"selector": str, "selected": int, "new": int, "safe": int, "cost": int}
 _BLOCK_FIELDS: dict[str, Any] = {
     "name": str, "layer_index": int, "place": str, "module": str, "stack": str, "n_channels": int, "n_experts": int,
     "supernodes": int, "supernodes_kept": int, "lp_kept": float | None,
@@ -316,14 +379,20 @@ def _parse(value: Any, kept: dict[str, np.ndarray]) -> PruningPlan:
     if not blocks or {block.name for block in blocks} != kept.keys() or len(blocks) != len(kept):
         raise ValueError("its FFNs and its tensors do not match")
     model = value["model"]
+    if _typed(value["scope_channels"], int, "scope_channels") < 1:
+        raise ValueError("scope_channels is not a number of channels")
+    lists: dict[str, Any] = {name: _list_of(value[name], kind, name) for name, kind in _LISTS.items()}
     return PruningPlan(
         model=PlannedModel(
             **{name: _typed(model[name], str, name) for name in _MODEL_TEXTS},
             architectures=_list_of(model["architectures"], str, "architectures"),
         ),
         **{name: _typed(value[name], kind, name) for name, kind in _SCALARS.items()},
-        protect=_list_of(value["protect"], str, "protect"),
-        check_tokens=_list_of(value["check_tokens"], int, "check_tokens")[:CHECK_TOKENS],
+        protection=tuple(
+            SelectorEffect(**{name: _typed(item[name], kind, name) for name, kind in _EFFECT_FIELDS.items()})
+            for item in _typed(value["protection"], list, "protection")
+        ),
+        **lists | {"check_tokens": lists["check_tokens"][:CHECK_TOKENS]},
         blocks=blocks,
     )
 
@@ -348,7 +417,8 @@ def _parse_applied(value: Any, plan: PruningPlan) -> Applied:
 
 
 def _typed(value: Any, kind: Any, name: str) -> Any:
-    if isinstance(value, bool) or not isinstance(value, kind):
+    # True is an int to Python.
+    if isinstance(value, bool) != (kind is bool) or not isinstance(value, kind):
         raise ValueError(f"{name} is not valid")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name} is not a number")
@@ -359,29 +429,10 @@ def _list_of(value: Any, kind: type, name: str) -> tuple[Any, ...]:
     return tuple(_typed(item, kind, name) for item in _typed(value, list, name))
 
 
-def _file_name(selector: str) -> str:
-    # A plan travels with the model; directories of this machine should not.
-    return Path(selector).name
-
-
 def _describe_calibration(atlas: Atlas) -> str:
     record = atlas.calibration
     sources = sorted({contribution.source for contribution in record.contributions})
     return f"{', '.join(sources)}, {record.sequences} x {record.seq_len} tokens"
-
-
-def _check_room(atlas: Atlas, protected: ProtectList, widths: dict[int, int]) -> None:
-    excess = {block.index: len(protected.of(block)) - widths[block.index] for block in atlas.blocks}
-    short = [block for block in atlas.blocks if excess[block.index] > 0]
-    if not short:
-        return
-    worst = max(short, key=lambda block: excess[block.index])
-    others = f", and in {len(short) - 1} more" if len(short) > 1 else ""
-    raise UsageError(
-        f"the protected channels do not fit: layer {worst.layer_index} protects {len(protected.of(worst))} channels "
-        f"and would keep {widths[worst.index]}, {excess[worst.index]} too few{others}",
-        hint="lower --sparsity, or protect less",
-    )
 
 
 def _names(blocks: Sequence[Block]) -> list[str]:
@@ -390,18 +441,22 @@ def _names(blocks: Sequence[Block]) -> list[str]:
     return [block.module if modules[block.module] == 1 else f"{block.module}#{block.index}" for block in blocks]
 
 
-def _plan_block(
-    atlas: Atlas, block: Block, name: str, options: PlanOptions, protected: np.ndarray, width: int
-) -> BlockPlan:
-    values = score(options.method, atlas, block, options.seed)
-    values[protected] = np.inf
-    kept = top_indices(values, width).astype(np.int32)
+def _plan_block(atlas: Atlas, block: Block, name: str, kept: np.ndarray) -> BlockPlan:
     stack = atlas.stacks[block.stack]
-    core = np.flatnonzero(stack.row("label", block.row) == schema.LABEL_SUPERNODE)
-    lp = stack.row("lp", block.row).astype(np.float64)
-    total = float(lp.sum())
+    core = stack.row("label", block.row) == schema.LABEL_SUPERNODE
     return BlockPlan(
         name, block.layer_index, block.place, block.module, block.stack, block.n_channels, block.n_experts,
-        tuple(block.tensors), kept, len(core),
-        int(np.isin(core, kept).sum()), float(lp[kept].sum()) / total if total > 0 else None,
+        tuple(block.tensors), np.nonzero(kept)[-1].reshape(*kept.shape[:-1], -1).astype(np.int32),
+        int(core.sum()), int((core & kept).sum()), _lp_kept(stack, block, kept),
     )
+
+
+def _lp_kept(stack: Stack, block: Block, kept: np.ndarray) -> float | None:
+    """Share of the FFN's LP in its kept channels, each expert's weighted by its tokens; None where it is unknown or 0."""
+    lp = stack.row("lp", block.row).astype(np.float64)
+    if block.n_experts:
+        tokens = np.asarray(stack.row("tokens", block.row))
+        # What no token reached holds none of the loss.
+        lp = np.where(tokens[:, None] > 0, lp * tokens[:, None], 0.0)
+    total = float(lp.sum())
+    return float(lp[kept].sum()) / total if total > 0 else None

@@ -6,10 +6,13 @@ import statistics
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from surgery.decide import MAX_LAYER_SPARSITY
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from surgery.check import LogitCheck, ShapeCheck
+    from surgery.decide import SelectorEffect
     from surgery.plan import Applied, BlockPlan, PruningPlan
 
 REPORT_FORMAT = "surgery/1"
@@ -73,14 +76,25 @@ def plan_json(plan: PruningPlan) -> dict[str, Any]:
         "calibration": plan.calibration,
         "method": plan.method,
         "protect": list(plan.protect),
+        "unprotect": list(plan.unprotect),
         "protected": plan.protected,
+        "released": plan.released,
+        "protection": [
+            asdict(effect) | {"cost_share": effect.cost / plan.channels_kept} for effect in plan.protection
+        ],
         "seed": plan.seed,
-        "sparsity": {"asked": plan.sparsity, "reached": plan.sparsity_reached},
+        "sparsity": {
+            "asked": plan.sparsity, "reached": plan.sparsity_reached, "reached_in_scope": plan.scope_sparsity_reached,
+        },
+        "allocation": plan.allocation,
+        "max_layer_sparsity": plan.max_layer_sparsity,
+        "scope": {"layers": plan.layers, "stack": list(plan.stack), "channels": plan.scope_channels},
+        "invert": plan.invert,
         "multiple_of": plan.multiple_of,
         "layers": [
             {
                 "layer": block.layer_index, "module": block.module, "channels": block.n_channels,
-                "kept": block.n_kept, "supernodes": block.supernodes,
+                "experts": block.n_experts, "kept": block.n_kept, "supernodes": block.supernodes,
                 "supernodes_removed": block.supernodes - block.supernodes_kept, "lp_kept": block.lp_kept,
             }
             for block in plan.blocks
@@ -89,13 +103,15 @@ def plan_json(plan: PruningPlan) -> dict[str, Any]:
 
 
 def layer_rows(plan: PruningPlan) -> tuple[list[str], list[list[str]]]:
-    """Headings and one row per FFN."""
-    headings = ["layer", "module", "channels", "kept", "supernodes", "removed", "LP kept"]
-    rows = [
-        [str(block.layer_index), block.module, f"{block.n_channels:,}", f"{block.n_kept:,}", str(block.supernodes),
-         str(block.supernodes - block.supernodes_kept), _percent(block.lp_kept)]
-        for block in plan.blocks
-    ]
+    """Headings and one row per FFN; where it has experts, widths are those of each."""
+    headings = ["layer", "module", "channels", "kept", "supernodes removed", "LP kept"]
+    rows = []
+    for block in plan.blocks:
+        experts = f"{block.n_experts} x " if block.n_experts else ""
+        rows.append([
+            str(block.layer_index), block.module, f"{experts}{block.n_channels:,}", f"{experts}{block.n_kept:,}",
+            f"{block.supernodes - block.supernodes_kept:,} of {block.supernodes:,}", _percent(block.lp_kept),
+        ])
     return headings, rows
 
 
@@ -103,16 +119,13 @@ def summary_rows(plan: PruningPlan, report: Report | None = None) -> list[list[s
     """What was asked and reached, as pairs of a quantity and its value."""
     supernodes = sum(block.supernodes for block in plan.blocks)
     kept = sum(block.supernodes_kept for block in plan.blocks)
-    widths = ", ".join(
-        f"{before:,} to {after:,} in {sum(block.n_channels == before for block in plan.blocks)} FFNs"
-        for before, after in {block.n_channels: block.n_kept for block in plan.blocks}.items()
-    )
     rows = [
         ["model", " @ ".join(text for text in (plan.model.id, plan.model.revision) if text)],
         ["method", plan.method],
-        ["protected", f"{', '.join(plan.protect) or 'nothing'} ({plan.protected:,} channels)"],
-        ["sparsity", f"{plan.sparsity:.4g} asked, {plan.sparsity_reached:.4g} reached"],
-        ["width", widths],
+        ["allocation", _allocation(plan)],
+        *_protection_rows(plan),
+        ["sparsity", _sparsity(plan)],
+        ["width", _widths(plan)],
         ["supernodes removed", f"{supernodes - kept:,} of {supernodes:,}"],
         ["LP mass kept", _lp_summary(plan)],
     ]
@@ -126,6 +139,75 @@ def summary_rows(plan: PruningPlan, report: Report | None = None) -> list[list[s
             ["check: logits", _logit_text(report)],
         ]
     return rows
+
+
+def _allocation(plan: PruningPlan) -> str:
+    text = "uniform: the same share of every FFN"
+    if plan.allocation == "global":
+        cap = MAX_LAYER_SPARSITY if plan.max_layer_sparsity is None else plan.max_layer_sparsity
+        text = f"global: the lowest scores of all FFNs, at most {cap:.4g} of each"
+    return text + (", inverted: what it would remove stays, and what it would keep goes" if plan.invert else "")
+
+
+def _protection_rows(plan: PruningPlan) -> list[list[str]]:
+    """What is protected, and what each selector did."""
+    names = [effect.selector for effect in plan.protection if effect.selector != "none"]
+    total = f"{', '.join(names) or 'nothing'} ({_number_of(plan.protected, 'channel')})"
+    rows = [["protected", total + (", before the inversion" if plan.invert and plan.protected else "")]]
+    rows += [[f"- {effect.selector}", _effect(plan, effect)] for effect in plan.protection if effect.selector != "none"]
+    if plan.unprotect:
+        released = _number_of(plan.released, "channel")
+        rows.append(["unprotected", f"{', '.join(plan.unprotect)} (takes protection from {released})"])
+    return rows
+
+
+def _effect(plan: PruningPlan, effect: SelectorEffect) -> str:
+    text = _number_of(effect.selected, "channel")
+    if effect.new < effect.selected:
+        text += f", {effect.new:,} of them new"
+    if not effect.cost:
+        return text + f"; it changes nothing: {_kept_anyway(plan, effect)}"
+    cost = f"{_number_of(effect.cost, 'other')} go for it ({effect.cost / plan.channels_kept:.2%} of those kept)"
+    return f"{text}, {effect.safe:,} of these safe anyway; {cost}"
+
+
+def _kept_anyway(plan: PruningPlan, effect: SelectorEffect) -> str:
+    if not effect.new:
+        return "all of them are protected or unprotected already"
+    return f"{plan.method} keeps all of them without it"
+
+
+def _sparsity(plan: PruningPlan) -> str:
+    asked = f"{plan.sparsity:.4g} asked"
+    if plan.layers is None and not plan.stack:
+        return f"{asked}, {plan.sparsity_reached:.4g} reached"
+    layers = [] if plan.layers is None else [f"layers {plan.layers}"]
+    scope = " of ".join([*layers, *([", ".join(plan.stack)] if plan.stack else [])])
+    return f"{asked}, {plan.scope_sparsity_reached:.4g} reached in {scope}; {plan.sparsity_reached:.4g} of the whole model"
+
+
+def _widths(plan: PruningPlan) -> str:
+    """Old widths with the range of what is kept."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for block in plan.blocks:
+        groups.setdefault((block.n_channels, block.n_experts), []).append(block.n_kept)
+    texts = []
+    for (before, experts), kept in groups.items():
+        cut = [width for width in kept if width < before]
+        whole = len(kept) - len(cut)
+        parts = []
+        if cut:
+            low, high = min(cut), max(cut)
+            after = f"{low:,}" if low == high else f"between {low:,} and {high:,}"
+            parts.append(f"{before:,} to {after} in {_number_of(len(cut), 'FFN')}")
+        if whole:
+            parts.append(f"{before:,} as before in {_number_of(whole, 'FFN')}")
+        texts.append(", ".join(parts) + (f" (each of its {experts} experts keeps the same number)" if experts and cut else ""))
+    return "; ".join(texts)
+
+
+def _number_of(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _padding_text(report: Report) -> str:

@@ -28,13 +28,23 @@ def kept_width(width: int, sparsity: float, multiple_of: int | None = None) -> i
     if target == width:
         raise UsageError(f"a sparsity of {sparsity:g} removes none of {width} channels", hint="ask for more")
     if multiple_of is None:
-        multiple_of = next(multiple for multiple in PREFERRED_MULTIPLES if _suits(multiple, width, target))
+        multiple_of = preferred_multiple(width, target)
     if multiple_of < 1:
         raise UsageError(f"--multiple-of must be at least 1, not {multiple_of}")
     if multiple_of >= width:
         raise UsageError(f"no multiple of {multiple_of} is a width below {width}", hint="lower --multiple-of")
     largest = (width - 1) // multiple_of * multiple_of
-    return min(max(_nearest(target, multiple_of), multiple_of), largest)
+    return min(max(nearest_multiple(target, multiple_of), multiple_of), largest)
+
+
+def preferred_multiple(width: int, target: int) -> int:
+    """The largest of `PREFERRED_MULTIPLES` that divides ``width`` and moves ``target`` by less than `MAX_SHIFT`."""
+    return next(multiple for multiple in PREFERRED_MULTIPLES if _suits(multiple, width, target))
+
+
+def nearest_multiple(target: int, multiple: int) -> int:
+    """The multiple nearest to ``target``, half way: up."""
+    return (2 * target + multiple) // (2 * multiple) * multiple
 
 
 def check_sparsity(sparsity: float) -> None:
@@ -51,9 +61,6 @@ def check_sparsity(sparsity: float) -> None:
 
 
 def _suits(multiple: int, width: int, target: int) -> bool:
-    rounded = _nearest(target, multiple)
-    return width % multiple == 0 and 0 < rounded < width and abs(rounded - target) < MAX_SHIFT * target
-
-
-def _nearest(target: int, multiple: int) -> int:
-    return (2 * target + multiple) // (2 * multiple) * multiple
+    rounded = nearest_multiple(target, multiple)
+    # Rounding never makes a cut none.
+    return width % multiple == 0 and (rounded < width or target == width) and abs(rounded - target) < MAX_SHIFT * target

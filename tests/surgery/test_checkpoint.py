@@ -34,7 +34,11 @@ def plan_of(*blocks: tuple[TensorSlice, ...], kept: np.ndarray = KEPT, width: in
         BlockPlan(f"layer.{layer}", layer, "decoder", f"layer.{layer}", "decoder", width, 0, tensors, kept, 0, 0, None)
         for layer, tensors in enumerate(blocks)
     )
-    return PruningPlan(model, "random", (), 0, 0.5, None, 0, "", "", (), planned)
+    return PruningPlan(
+        model=model, method="random", protection=(), unprotect=(), protected=0, released=0, seed=0, sparsity=0.5,
+        multiple_of=None, allocation="uniform", max_layer_sparsity=None, layers=None, stack=(), invert=False,
+        scope_channels=0, atlas_sha256="", calibration="", check_tokens=(), blocks=planned,
+    )
 
 
 def exact(plan: PruningPlan) -> dict[str, int]:

@@ -11,8 +11,8 @@ import pytest
 from chanfmt.atlas import Atlas
 from chanfmt.errors import AtlasError, UsageError
 from chanfmt.writer import write_atlas
-from surgery.methods import METHODS, score
-from tests.factory import random_atlas, random_content
+from surgery.methods import METHODS, ranked_by_magnitude, score
+from tests.factory import moe_atlas, moe_content, random_atlas, random_content
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -128,3 +128,53 @@ def test_a_single_missing_value_is_refused(tmp_path: Path) -> None:
     atlas = edited(tmp_path / "a.h5", content, protection=protection)
     with pytest.raises(AtlasError, match="1 of 11 channels"):
         score("scar-prot", atlas, atlas.blocks[0])
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> Atlas:
+    return Atlas.open(moe_atlas(tmp_path_factory.mktemp("atlas") / "e.h5"))
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_every_expert_is_scored_like_a_dense_ffn(experts: Atlas, method: str) -> None:
+    block = experts.blocks[2]
+    found = score(method, experts, block, seed=7)
+    assert found.shape == (4, 24)
+    stack = experts.stacks["decoder.experts"]
+    v = {name: stack[name][1].astype(np.float64) for name in stack.variables if stack[name].shape[:1] == (3,)}
+    conn, protection = v["connectivity"], v["protection"]
+    for expert in range(4):
+        tokens = v["tokens"][expert]
+        expected = {
+            "scar-lp": v["lp"], "scar-prot": v["lp"] * protection,
+            "scar-conn": v["lp"] * ((1 - conn) + conn * protection), "taylor": v["taylor"],
+            "activation": v["activation_power"], "wanda": np.sqrt(v["activation_power"]) * v["write_norm_l1"],
+            "wanda-group": v["wanda_group"],
+            "flap": (v["sum_u2"] / tokens - (v["sum_u"] / tokens) ** 2) * v["write_norm"] ** 2,
+            "magnitude": v["write_norm"] + v["up_norm"] + v["gate_norm"],
+            "random": np.random.default_rng([7, 2]).random((4, 24)),
+        }[method]
+        np.testing.assert_allclose(found[expert], expected[expert], rtol=1e-12, err_msg=method)
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_an_expert_without_tokens_is_ranked_by_magnitude(experts: Atlas, method: str) -> None:
+    block = experts.blocks[1]
+    needs = method not in ("magnitude", "random")
+    np.testing.assert_array_equal(ranked_by_magnitude(method, experts, block), [False, needs, False, False])
+    values = score(method, experts, block)
+    assert np.isfinite(values).all()
+    assert np.array_equal(values[1], score("magnitude", experts, block)[1]) == (method != "random")
+    assert not np.array_equal(values[0], score("magnitude", experts, block)[0]) or method == "magnitude"
+    assert not ranked_by_magnitude(method, experts, experts.blocks[0]).size
+
+
+def test_a_missing_value_of_an_expert_with_tokens_is_refused(tmp_path: Path) -> None:
+    content = moe_content()
+    stack = content.stacks[1]
+    taylor = stack.variables["taylor"].copy()
+    taylor[0, 2, 5] = np.nan
+    changed = dataclasses.replace(stack, variables={**stack.variables, "taylor": taylor})
+    write_atlas(dataclasses.replace(content, stacks=(content.stacks[0], changed)), tmp_path / "a.h5")
+    with Atlas.open(tmp_path / "a.h5") as atlas, pytest.raises(AtlasError, match=r"1 of 96 channels .*no value there"):
+        score("taylor", atlas, atlas.blocks[1])

@@ -18,7 +18,6 @@ from chanfmt.errors import AtlasError, UsageError
 from chanfmt.writer import write_atlas
 from surgery.methods import METHODS, score
 from surgery.plan import PLAN_FORMAT, PlanOptions, PruningPlan, load_plan, make_plan, save_plan
-from surgery.protect import protect_list
 from tests.factory import moe_atlas, random_atlas, random_content
 from tests.surgery.test_methods import edited
 
@@ -29,12 +28,6 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module")
 def atlas(tmp_path_factory: pytest.TempPathFactory) -> Atlas:
     return Atlas.open(random_atlas(tmp_path_factory.mktemp("atlas") / "a.h5", layers=3, channels=137))
-
-
-def protect_file(path: Path, atlas: Atlas, layers: dict[str, Any], **extra: Any) -> str:
-    value = {"format": "protect/1", "atlas_sha256": atlas.content_sha256, "layers": layers} | extra
-    path.write_text(json.dumps(value))
-    return str(path)
 
 
 @pytest.mark.parametrize("method", list(METHODS))
@@ -75,66 +68,20 @@ def test_ties_keep_the_lowest_index(tmp_path: Path) -> None:
     assert list(plan.blocks[0].kept) == sorted(expected)
 
 
-def test_protect_file_joins_the_union(atlas: Atlas, tmp_path: Path) -> None:
-    name = protect_file(tmp_path / "p.json", atlas, {"1": [136, 0, 7], "2": []})
-    plan = make_plan(atlas, PlanOptions(0.9, "magnitude", protect=("supernodes", name)))
-    assert {0, 7, 136} <= set(plan.blocks[1].kept)
-    assert plan.protect == ("supernodes", "p.json")
-    assert plan.warnings == ()
-    core = sum(block.supernodes for block in plan.blocks)
-    assert core < plan.protected <= core + 3
-
-
-def test_protect_file_of_another_atlas_warns(atlas: Atlas, tmp_path: Path) -> None:
-    name = protect_file(tmp_path / "p.json", atlas, {"1": [3]}, atlas_sha256="0" * 64)
-    found = protect_list([name], atlas)
-    assert list(found.channels[1]) == [3]
-    assert "another atlas" in found.warnings[0]
-
-
-@pytest.mark.parametrize(("layers", "message"), [
-    ({"1": [137]}, "no channel 137"), ({"1": [-1]}, "no channel -1"), ({"1": [4, 4]}, "channel 4 twice"),
-    ({"3": [1]}, "no layer 3"), ({"x": [1]}, "'x' is not a layer"), ({"01": [1]}, "'01' is not a layer"),
-    ({"²": [1]}, "not a layer"), ({"9" * 5000: [1]}, "not a layer"), ({"1": [1.0]}, "not a list"),
-    ({"1": [True]}, "not a list"), ({"1": "12"}, "not a list"), ({"1": [10**40]}, "no channel"), ([], "not a protect"),
-])
-def test_protect_files_that_cannot_be(atlas: Atlas, tmp_path: Path, layers: Any, message: str) -> None:
-    name = protect_file(tmp_path / "p.json", atlas, layers)
-    with pytest.raises(UsageError, match=message):
-        protect_list([name], atlas)
-
-
-@pytest.mark.parametrize("text", ["", "[", "[]", "{}", '{"format": "protect/2", "layers": {}}', "[" * 100_000,
-                                  '{"format": "protect/1", "layers": {"1": [1], "1": [2]}}'])
-def test_protect_files_that_are_none(atlas: Atlas, tmp_path: Path, text: str) -> None:
-    path = tmp_path / "p.json"
-    path.write_text(text)
-    with pytest.raises(UsageError, match=r"p\.json"):
-        protect_list([str(path)], atlas)
-
-
-def test_unknown_selectors_and_missing_files(atlas: Atlas, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no --protect 'superodes'") as caught:
-        protect_list(["superodes"], atlas)
-    assert "supernodes, none" in str(caught.value.hint)
-    with pytest.raises(UsageError, match="cannot read"):
-        protect_list([str(tmp_path / "missing.json")], atlas)
-    binary = tmp_path / "b.json"
-    binary.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UsageError, match="not valid JSON"):
-        protect_list([str(binary)], atlas)
-
-
-def test_protected_channels_that_do_not_fit(atlas: Atlas, tmp_path: Path) -> None:
-    name = protect_file(tmp_path / "p.json", atlas, {"0": list(range(80)), "2": list(range(100))})
+def test_protected_channels_that_do_not_fit(atlas: Atlas) -> None:
     message = r"layer 2 protects \d+ channels and would keep 69, \d+ too few, and in 1 more"
     with pytest.raises(UsageError, match=message):
-        make_plan(atlas, PlanOptions(0.5, protect=(name,)))
+        make_plan(atlas, PlanOptions(0.5, protect=("0:0-79", "2:0-99")))
 
 
 @pytest.mark.parametrize("options", [
     PlanOptions(0.0), PlanOptions(1.0), PlanOptions(0.5, "nope"), PlanOptions(0.5, seed=-1),
-    PlanOptions(0.5, multiple_of=0), PlanOptions(0.5, multiple_of=999), PlanOptions(0.5, protect=("halo",)),
+    PlanOptions(0.5, multiple_of=0), PlanOptions(0.5, multiple_of=999), PlanOptions(0.5, protect=("haloes",)),
+    PlanOptions(0.5, allocation="other"), PlanOptions(0.5, max_layer_sparsity=0.7),
+    PlanOptions(0.5, allocation="global", max_layer_sparsity=0.0),
+    PlanOptions(0.5, allocation="global", max_layer_sparsity=1.1),
+    PlanOptions(0.5, allocation="global", max_layer_sparsity=float("nan")),
+    PlanOptions(0.5, layers="3"), PlanOptions(0.5, layers=""), PlanOptions(0.5, stack=("encoder",)),
 ])
 def test_options_that_mean_nothing(atlas: Atlas, options: PlanOptions) -> None:
     with pytest.raises(UsageError):
@@ -146,15 +93,17 @@ def test_atlases_that_cannot_be_planned(tmp_path: Path) -> None:
     write_atlas(dataclasses.replace(content, status="partial"), tmp_path / "p.h5")
     with pytest.raises(AtlasError, match="unfinished"):
         make_plan(Atlas.open(tmp_path / "p.h5"), PlanOptions(0.5))
-    same = dataclasses.replace(content, blocks=(content.blocks[0], content.blocks[0]))
+
+
+def test_ffns_of_one_module_have_names_of_their_own(tmp_path: Path) -> None:
+    content = random_content(layers=2, channels=11)
+    module = content.blocks[0].module
+    same = dataclasses.replace(content, blocks=(content.blocks[0], dataclasses.replace(content.blocks[1], module=module)))
     write_atlas(same, tmp_path / "s.h5")
-    with pytest.raises(AtlasError, match="two FFNs"):
-        make_plan(Atlas.open(tmp_path / "s.h5"), PlanOptions(0.5))
-
-
-def test_experts_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(AtlasError, match="4 experts"):
-        make_plan(Atlas.open(moe_atlas(tmp_path / "e.h5")), PlanOptions(0.5))
+    plan = make_plan(Atlas.open(tmp_path / "s.h5"), PlanOptions(0.5))
+    assert [block.name for block in plan.blocks] == [f"{module}#0", f"{module}#1"]
+    save_plan(plan, tmp_path / "plan")
+    assert_same_plan(load_plan(tmp_path / "plan"), plan)
 
 
 def test_missing_scores_are_refused(tmp_path: Path) -> None:
@@ -182,15 +131,38 @@ def assert_same_plan(one: PruningPlan, two: PruningPlan) -> None:
             np.testing.assert_array_equal(getattr(mine, field.name), getattr(yours, field.name))
 
 
-def test_plan_file_round_trip(atlas: Atlas, tmp_path: Path) -> None:
-    plan = make_plan(atlas, PlanOptions(0.5, multiple_of=8))
+ASKED = {
+    "plain": PlanOptions(0.5, multiple_of=8),
+    "much": PlanOptions(
+        0.3, "wanda", protect=("halo", "1:3-5"), unprotect=("1:4",), allocation="global", max_layer_sparsity=0.6,
+        layers="1-2", stack=("decoder",), seed=3,
+    ),
+    "inverted": PlanOptions(0.5, "random", invert=True),
+}
+
+
+@pytest.mark.parametrize("options", ASKED.values(), ids=ASKED)
+def test_plan_file_round_trip(atlas: Atlas, tmp_path: Path, options: PlanOptions) -> None:
+    plan = make_plan(atlas, options)
     save_plan(plan, tmp_path / "plan")
     assert_same_plan(load_plan(tmp_path / "plan"), plan)
     tensors = load_file(tmp_path / "plan")
     assert tensors.keys() == {block.module for block in atlas.blocks}
     assert all(tensor.dtype == np.int32 for tensor in tensors.values())
     assert plan.check_tokens == tuple(atlas.calibration.token_ids[0][:128])
+    for name in ("method", "seed", "sparsity", "multiple_of", "allocation", "max_layer_sparsity", "layers", "stack", "invert",
+                 "unprotect"):
+        assert getattr(plan, name) == getattr(options, name), name
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_plan_file_with_experts_round_trip(tmp_path: Path) -> None:
+    with Atlas.open(moe_atlas(tmp_path / "e.h5")) as atlas:
+        plan = make_plan(atlas, PlanOptions(0.5, "wanda", protect=("halo",)))
+    save_plan(plan, tmp_path / "plan")
+    assert_same_plan(load_plan(tmp_path / "plan"), plan)
+    assert [block.kept.shape for block in plan.blocks] == [(48,), (4, 12), (4, 12), (4, 12)]
+    assert len(np.unique(plan.blocks[1].kept, axis=0)) == 4
 
 
 def test_plan_without_stored_tokens(tmp_path: Path) -> None:
@@ -215,8 +187,11 @@ def hostile(path: Path, source: Path, **changes: Any) -> Path:
 
 @pytest.mark.parametrize("changes", [
     {"format": "other"}, {"method": 3}, {"sparsity": None}, {"sparsity": float("nan")}, {"seed": True},
-    {"blocks": []}, {"blocks": [3]}, {"blocks": {}}, {"model": None}, {"model": {}}, {"protect": "none"},
-    {"check_tokens": ["x"]}, {"block": {"module": "elsewhere"}}, {"block": {"n_channels": 5}},
+    {"blocks": []}, {"blocks": [3]}, {"blocks": {}}, {"model": None}, {"model": {}}, {"protection": "none"},
+    {"protection": [3]}, {"protection": [{"selector": "halo", "selected": "9", "new": 1, "safe": 1, "cost": 1}]},
+    {"invert": 0}, {"invert": None}, {"scope_channels": 0}, {"scope_channels": 2.5}, {"layers": 3}, {"stack": "decoder"},
+    {"max_layer_sparsity": "1"}, {"allocation": None}, {"unprotect": [1]}, {"released": True},
+    {"check_tokens": ["x"]}, {"block": {"name": "elsewhere"}}, {"block": {"n_channels": 5}},
     {"block": {"n_channels": -1}}, {"block": {"tensors": [{}]}}, {"block": {"tensors": None}},
     {"block": {"lp_kept": "x"}}, {"block": {"layer_index": 1.5}},
 ])
@@ -232,6 +207,20 @@ def test_hostile_plan_channels(atlas: Atlas, tmp_path: Path, ids: list[int]) -> 
     tensors = load_file(tmp_path / "plan")
     tensors[atlas.blocks[0].module] = np.array(ids, dtype=np.int32)
     with pytest.raises(UsageError, match="not ascending ids"):
+        load_plan(hostile(tmp_path / "bad", tmp_path / "plan", tensors=tensors))
+
+
+@pytest.mark.parametrize(("ids", "message"), [
+    (np.arange(12), "not those of 4 experts"), (np.tile(np.arange(12), (3, 1)), "not those of 4 experts"),
+    (np.tile(np.arange(13, 25), (4, 1)), "not ascending ids"),
+    (np.array([[0, 1], [0, 1], [1, 0], [0, 1]]), "not ascending ids"), (np.zeros((4, 0)), "not ascending ids"),
+])
+def test_hostile_expert_channels(tmp_path: Path, ids: np.ndarray, message: str) -> None:
+    with Atlas.open(moe_atlas(tmp_path / "e.h5")) as atlas:
+        save_plan(make_plan(atlas, PlanOptions(0.5)), tmp_path / "plan")
+    tensors = load_file(tmp_path / "plan")
+    tensors["model.layers.1.mlp.experts"] = ids.astype(np.int32)
+    with pytest.raises(UsageError, match=message):
         load_plan(hostile(tmp_path / "bad", tmp_path / "plan", tensors=tensors))
 
 
