@@ -177,7 +177,7 @@ def test_what_the_output_holds(llama: Case, tmp_path: Path) -> None:
     assert record["sparsity"] == dict.fromkeys(("reached", "reached_in_scope"), pytest.approx(18 / 37)) | {"asked": 0.5}
     assert [layer["kept"] for layer in record["layers"]] == [19, 19, 19]
     assert record["checks"]["logits"]["tolerance"] == 1e-4
-    assert record["checks"]["logits"]["text"] == "calibration"
+    assert record["checks"]["logits"]["text"] == "calibration tokens"
     assert {"torch", "transformers", "chanfmt", "safetensors", "python"} <= record["versions"].keys()
     kept = load_plan(tmp_path / "out" / "kept_channels.safetensors")
     up = load_file(llama.model / "model.safetensors")["model.layers.2.mlp.up_proj.weight"]
