@@ -18,12 +18,17 @@ from surgery.check import LogitCheck, available_memory, check_logits, check_shap
 from surgery.checkpoint.reader import read_ahead
 from surgery.checkpoint.writer import output_bytes, write_checkpoint
 from surgery.config_width import find_layout
-from surgery.plan import Applied, PruningPlan, write_plan
+from surgery.plan import Applied, BlockPlan, PruningPlan, write_plan
+from surgery.recovery import Recovery, RecoveryReport
 from surgery.report import Report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    import torch
+
+    from surgery.checkpoint.cuts import Cut
 
 REPORT_FILE = "surgery.json"
 KEPT_FILE = "kept_channels.safetensors"
@@ -46,6 +51,7 @@ def apply_plan(
     verify: bool = True,
     fine_tune: bool = False,
     shard_bytes: int | None = None,
+    recovery: Recovery | None = None,
     command: str = "",
     progress: bool = False,
     note: Callable[[str], object] = lambda text: None,
@@ -57,6 +63,7 @@ def apply_plan(
         verify: Also compare logits with the masked dense model's.
         fine_tune: Take a model of other weights, whose FFNs have the tensors that the plan names.
         shard_bytes: Largest size of a shard; None for shards that correspond to the source's.
+        recovery: How to refit what was kept; None not to.
         command: Command line to record.
         progress: Draw a progress bar on stderr where that is a terminal.
         note: Receives a sentence for people.
@@ -89,9 +96,10 @@ def apply_plan(
         shapes = check_shapes(index, cuts, layout.allowed, temporary)
         logits, skipped = _verify(plan, index, temporary, verify, note)
         written = CheckpointIndex.open(temporary)
+        recovered = None if recovery is None else _recover(plan, recovery, index, written, cuts, progress)
         report = Report(
             plan, applied, index.parameters, written.parameters, index.nbytes, written.nbytes, shapes, logits, skipped,
-            versions(), command,
+            versions(), command, recovered,
         )
         (temporary / REPORT_FILE).write_text(
             json.dumps(report.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
@@ -110,6 +118,25 @@ def _check_model(plan: PruningPlan, directory: Path, config: dict[str, Any], fou
     if fine_tune and config.get("model_type") != plan.model.model_type:
         raise ModelError(f"{directory} is a {config.get('model_type')!r} model, and the plan is for a "
                          f"{plan.model.model_type!r} model: no fine-tune of it")
+
+
+def _recover(
+    plan: PruningPlan, recovery: Recovery, index: CheckpointIndex, written: CheckpointIndex, cuts: dict[str, Cut], progress: bool
+) -> RecoveryReport:
+    """Refit the checkpoint that was just written, in its files, and check what stock code makes of it."""
+    from surgery.check import check_fitted
+    from surgery.checkpoint.patch import write_kept
+    from surgery.refit import recover
+
+    def keep(block: BlockPlan, weight: torch.Tensor) -> torch.Tensor:
+        item = next(item for item in block.tensors if item.role == "write")
+        return write_kept(written.tensors[item.tensor], cuts[item.tensor], item.indices(block.kept), weight)
+
+    with progress_bar(0, "seq", "refitting", quiet=not progress) as bar:
+        fitted = recover(plan, index, recovery, keep, spool_directory=written.directory.parent, begin=bar.reset,
+                         progress=bar.update)
+    error = check_fitted(written.directory, fitted)
+    return RecoveryReport(recovery.method, recovery.tokens.size, fitted.layers, error)
 
 
 def check_output(output: Path, *, overwrite: bool, source: Path | None = None) -> None:

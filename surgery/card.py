@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from chanfmt.console import printable
 from surgery.methods import METHODS
+from surgery.recovery import RECOVERIES
 from surgery.report import layer_rows, summary_rows
 
 if TYPE_CHECKING:
@@ -32,8 +33,7 @@ def model_card(report: Report, name: str) -> str:
         "---", *front, "---", "",
         f"# {_inline(name)}", "",
         f"`{_inline(plan.model.id)}` with {plan.sparsity_reached:.1%} of its feed-forward (FFN) channels removed. "
-        f"{_form(report)} Stock transformers code loads the result. No weight that stayed was changed, and nothing was "
-        "trained.", "",
+        f"{_form(report)} Stock transformers code loads the result. {_weights(report)}", "",
         "## What was removed", "",
         f"The channels with the {'highest' if plan.invert else 'lowest'} score were removed, by the method "
         f"`{plan.method}`{formula}. The scores come from an importance atlas measured on: {_inline(plan.calibration)}.", "",
@@ -58,6 +58,13 @@ def _form(report: Report) -> str:
         return f"The channels are gone, not zeroed: {fields} in `config.json`."
     zeros = f"Stock code knows no width of their own for {len(report.padded)} FFNs, which are filled up with zero channels."
     return f"{zeros} {fields[:1].upper()}{fields[1:]} in `config.json`." if fields else zeros
+
+
+def _weights(report: Report) -> str:
+    if report.recovery is None:
+        return "No weight that stayed was changed, and nothing was trained."
+    return (f"The write projections of what stayed were refitted by {RECOVERIES[report.recovery.method].partition(' by ')[2]}; "
+            "no gradient was taken.")
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

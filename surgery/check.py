@@ -22,9 +22,13 @@ if TYPE_CHECKING:
     from surgery.config_width import Allowed
     from surgery.inputs import Inputs
     from surgery.plan import PruningPlan
+    from surgery.refit import Recovered
 
 LOGIT_TOLERANCE = 1e-4
 """Largest accepted max|difference| / max|masked dense logits|."""
+
+FITTED_TOLERANCE = 2e-2
+"""The same for a refitted model, whose refit may have run in bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,26 @@ def _compare_logits(plan: PruningPlan, source: Path, output: Path, dtype: str, m
     scale = expected.abs().max()
     error = float((found - expected).abs().max() / scale) if scale > 0 else float(found.abs().max())
     return LogitCheck(error, LOGIT_TOLERANCE, inputs.count, inputs.text, dtype)
+
+
+def check_fitted(output: Path, fitted: Recovered) -> float:
+    """Compare the logits of the refitted model in ``output`` with those that the refit ended in, relative to the largest.
+
+    Raises:
+        CheckError: They differ by more than `FITTED_TOLERANCE`, or stock transformers cannot load it.
+    """
+    import torch
+
+    from chanfmt.models.run import run_text
+
+    model, _ = _load(output, "float32")
+    with torch.inference_mode(), quiet_transformers():
+        found = run_text(model, fitted.ids)[0][0].float()
+    error = float((found - fitted.logits).abs().max() / fitted.logits.abs().max())
+    if not error <= FITTED_TOLERANCE:
+        raise CheckError(f"the refitted model's logits differ from those that were fitted by {error:.2g} of their largest "
+                         f"value, and {FITTED_TOLERANCE:g} is allowed; nothing was written")
+    return error
 
 
 def memory_shortage(parameters: int, bytes_each: int = 4) -> str | None:

@@ -21,6 +21,7 @@ from chanfmt.console import (
 )
 from chanfmt.errors import UsageError
 from surgery.plan import PlanOptions
+from surgery.recovery import RecoveryOptions
 
 if TYPE_CHECKING:
     import argparse
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from chanfmt.console import Parser
     from surgery.plan import PlannedModel, PruningPlan
+    from surgery.recovery import Recovery
 
     Commands = argparse._SubParsersAction[Parser]
 
@@ -124,7 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def add_prune(commands: Commands) -> None:
     """``surgery prune``: atlas to smaller model."""
-    _add(commands, "prune", "cut a model", _prune, AtlasOptions, PlanOptions, ApplyOptions, DryRunOptions, TalkOptions)
+    _add(commands, "prune", "cut a model", _prune, AtlasOptions, PlanOptions, ApplyOptions, RecoveryOptions, DryRunOptions,
+         TalkOptions)
 
 
 def add_plan(commands: Commands) -> None:
@@ -161,16 +164,24 @@ def _add(commands: Commands, name: str, summary: str, run: object, *options: typ
 
 
 def _prune(arguments: argparse.Namespace) -> None:
+    import chanfmt
+    from surgery.recovery import plan_recovery
+
     options = parse_options(arguments, ApplyOptions)
     talk = parse_options(arguments, TalkOptions)
     dry_run = parse_options(arguments, DryRunOptions).dry_run
     plan_options = parse_options(arguments, PlanOptions)
+    recovery_options = parse_options(arguments, RecoveryOptions)
     plan_options.check()
-    plan = _make_plan(parse_options(arguments, AtlasOptions).atlas, plan_options, talk)
+    recovery_options.check()
+    path = parse_options(arguments, AtlasOptions).atlas
+    plan = _make_plan(path, plan_options, talk)
     if dry_run:
         _print_plan(plan, talk)
         return
-    _cut(plan, options, talk)
+    with chanfmt.open(path) as atlas:
+        recovery = plan_recovery(recovery_options, atlas, plan)
+    _cut(plan, options, talk, recovery=recovery)
 
 
 def _plan(arguments: argparse.Namespace) -> None:
@@ -238,7 +249,9 @@ def _make_plan(path: str, options: PlanOptions, talk: TalkOptions) -> PruningPla
     return plan
 
 
-def _cut(plan: PruningPlan, options: ApplyOptions, talk: TalkOptions, *, fine_tune: bool = False) -> None:
+def _cut(
+    plan: PruningPlan, options: ApplyOptions, talk: TalkOptions, *, fine_tune: bool = False, recovery: Recovery | None = None,
+) -> None:
     from chanfmt.models.resolve import resolve_model
     from surgery.apply import apply_plan, check_output
     from surgery.report import summary_rows
@@ -253,7 +266,7 @@ def _cut(plan: PruningPlan, options: ApplyOptions, talk: TalkOptions, *, fine_tu
     say(f"cutting {model}", quiet=talk.quiet)
     report = apply_plan(
         plan, resolve_model(model, revision=revision).directory, output, overwrite=options.overwrite,
-        verify=not options.no_verify, fine_tune=fine_tune, shard_bytes=shard_bytes,
+        verify=not options.no_verify, fine_tune=fine_tune, shard_bytes=shard_bytes, recovery=recovery,
         command=shlex.join(["surgery", *sys.argv[1:]]), progress=not talk.quiet,
         note=lambda text: say(text, quiet=talk.quiet),
     )

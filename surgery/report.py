@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from surgery.check import LogitCheck, ShapeCheck
     from surgery.decide import SelectorEffect
     from surgery.plan import Applied, BlockPlan, PruningPlan
+    from surgery.recovery import RecoveryReport
 
 REPORT_FORMAT = "surgery/1"
 
@@ -30,6 +31,7 @@ class Report:
         shapes, logits: The checks; ``logits`` is None where it was not run, for the reason ``logits_skipped``.
         versions: Package to version.
         command: The command line.
+        recovery: How what was kept was refitted; None where it stayed as it was.
     """
 
     plan: PruningPlan
@@ -43,6 +45,7 @@ class Report:
     logits_skipped: str
     versions: Mapping[str, str]
     command: str
+    recovery: RecoveryReport | None = None
 
     @property
     def padded(self) -> list[BlockPlan]:
@@ -63,6 +66,7 @@ class Report:
                 "shapes": asdict(self.shapes),
                 "logits": asdict(self.logits) if self.logits else {"skipped": self.logits_skipped},
             },
+            "recovery": self.recovery.to_json() if self.recovery else None,
             "versions": dict(self.versions),
             "command": self.command,
         }
@@ -137,6 +141,7 @@ def summary_rows(plan: PruningPlan, report: Report | None = None) -> list[list[s
             *([["zero channels", _padding_text(report)]] if report.padded else []),
             ["check: shapes", f"{report.shapes.tensors:,} tensors, as stock transformers expects them"],
             ["check: logits", _logit_text(report)],
+            *([["recovery", report.recovery.summary()]] if report.recovery else []),
         ]
     return rows
 

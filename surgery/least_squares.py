@@ -1,0 +1,106 @@
+"""The linear map that comes closest to wanted outputs, from second moments. float64.
+
+The normal equations of W = argmin sum_t a_t |y_t - W u_t|^2 + damping |W - P|^2, where P is the map
+that is there already: at that penalty the fit is never worse on its own data than P is.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from scipy.linalg import lapack
+
+_RETRIES = 12
+_PART = 8192
+"""Rows whose products are taken in their own precision; sums over parts are float64."""
+
+
+class Moments:
+    """Second moments of inputs u (k) and targets y (d), added up over tokens.
+
+    Attributes:
+        inputs: Sum of a u u^T, float64 (k, k).
+        cross: Sum of a u y^T, float64 (k, d).
+        targets: Sum of a |y|^2.
+    """
+
+    def __init__(self, inputs: int, outputs: int, device: torch.device) -> None:
+        self.inputs = torch.zeros(inputs, inputs, dtype=torch.float64, device=device)
+        self.cross = torch.zeros(inputs, outputs, dtype=torch.float64, device=device)
+        self.targets = 0.0
+
+    def add(self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
+        """Add tokens.
+
+        Args:
+            inputs: (tokens, k).
+            targets: (tokens, d).
+            weights: What each token counts, (tokens,).
+        """
+        for u, y, a in zip(inputs.split(_PART), targets.split(_PART), weights.split(_PART), strict=True):
+            root = a.sqrt()[:, None].to(u.dtype)
+            scaled, wanted = u * root, y * root
+            self.inputs += (scaled.T @ scaled).double()
+            self.cross += (scaled.T @ wanted).double()
+            self.targets += float(wanted.double().square().sum())
+
+    def error(self, weight: torch.Tensor) -> float:
+        """sum a |y - W u|^2 / sum a |y|^2 of ``weight`` (d, k); 0 where there is no target."""
+        if not self.targets:
+            return 0.0
+        weight = weight.double()
+        left = self.targets - 2 * float((weight.T * self.cross).sum()) + float(((weight @ self.inputs) * weight).sum())
+        return max(0.0, left) / self.targets
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A fitted map.
+
+    Attributes:
+        weight: (d, k), float64.
+        damping: What was added to the diagonal, relative to its mean.
+        condition: Estimated condition number (1-norm) of the damped moments.
+        before, after: `Moments.error` of the map that was there and of this one.
+    """
+
+    weight: torch.Tensor
+    damping: float
+    condition: float
+    before: float
+    after: float
+
+
+def fit(moments: Moments, prior: torch.Tensor, damping: float) -> Fit:
+    """The map that fits ``moments`` best, drawn towards ``prior``.
+
+    Args:
+        prior: The map that is there, (d, k).
+        damping: Penalty on leaving ``prior``, as a share of the mean squared input; ten times more is tried
+            where the moments are not positive definite with it.
+    """
+    prior = prior.double()
+    before = moments.error(prior)
+    scale = float(moments.inputs.diagonal().mean())
+    if not scale > 0 or not moments.targets:
+        return Fit(prior, damping, math.inf if not scale > 0 else 1.0, before, before)
+    for _ in range(_RETRIES):
+        damped = moments.inputs.clone()
+        damped.diagonal().add_(damping * scale)
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            weight = torch.cholesky_solve(moments.cross + damping * scale * prior.T, factor).T
+            after = moments.error(weight)
+            # Rounding alone could make it worse, where there is nothing to gain.
+            if math.isfinite(after) and after <= before:
+                return Fit(weight, damping, _condition(damped, factor), before, after)
+        damping = max(damping, 1e-12) * 10
+    return Fit(prior, damping, math.inf, before, before)
+
+
+def _condition(matrix: torch.Tensor, factor: torch.Tensor) -> float:
+    norm = float(matrix.abs().sum(0).max())
+    reciprocal, _ = lapack.dpocon(factor.cpu().numpy(), norm, uplo="L")
+    return math.inf if reciprocal == 0 else 1 / float(reciprocal)
