@@ -133,7 +133,7 @@ def evaluate(options: EvaluateOptions, *, progress: bool = True) -> list[Evaluat
     if options.task_names:
         from surgery.tasks import Tasks
 
-        tasks = Tasks(options.task_names, directory=options.tasks_from, limit=options.task_limit)
+        tasks = Tasks(options.task_names, directory=options.tasks_from, limit=options.task_limit, progress=progress)
 
     from chanfmt.models.resolve import resolve_model
     from chanfmt.produce.text import read_text

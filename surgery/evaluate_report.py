@@ -85,12 +85,12 @@ def _names(evaluations: list[Evaluation]) -> list[str]:
 
 def _model_table(evaluations: list[Evaluation], names: list[str]) -> Table:
     memory = "peak VRAM" if any(item.memory == "cuda" for item in evaluations) else "peak RSS"
-    headings = ["model", "params", "perplexity", "nats/token", "+-", "bits/byte", "tokens/s", memory]
+    headings = ["model", "params", "perplexity", "nats/token", "std err", "bits/byte", "tokens/s", memory]
     rows = []
     for item, name in zip(evaluations, names, strict=True):
         bits, peak = item.bits_per_byte, item.peak_memory_bytes
         rows.append([
-            name, _millions(item.parameters), _perplexity(item.losses.perplexity), f"{item.losses.mean:.4f}",
+            name, _count(item.parameters), _perplexity(item.losses.perplexity), f"{item.losses.mean:.4f}",
             _number(item.losses.standard_error), "-" if bits is None else f"{bits:.4f}", f"{item.tokens_per_second:,.0f}",
             "-" if peak is None else f"{peak / (1 << 20):,.0f} MiB",
         ])
@@ -117,7 +117,7 @@ def _cut_table(evaluations: list[Evaluation], names: list[str]) -> Table:
 
 
 def _task_table(evaluations: list[Evaluation], names: list[str]) -> Table:
-    headings = ["task", "metric", "model", "value", "+-", "items", "shots"]
+    headings = ["task", "metric", "model", "value", "std err", "items", "shots"]
     rows = []
     # One metric's models below each other.
     for key in dict.fromkeys((result.task, result.metric, result.filter) for item in evaluations for result in item.tasks):
@@ -137,7 +137,9 @@ def _supernodes(cut: dict[str, Any]) -> str:
     return f"{lost:,} of {total:,} ({lost / total:.1%})" if total else "-"
 
 
-def _millions(count: int) -> str:
+def _count(count: int) -> str:
+    if count < 1e6:
+        return f"{count:,}"
     return f"{count / 1e9:,.2f}B" if count >= 1e9 else f"{count / 1e6:,.1f}M"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import logging
 import sys
 from dataclasses import dataclass
@@ -47,17 +48,20 @@ class Tasks:
         names: lm-eval's names of tasks, groups and tags; ``*`` stands for anything.
         directory: Directory of further task files; None for lm-eval's own only.
         limit: Items of each task to evaluate, 0 for all.
+        progress: Whether lm-eval may show its bars, where stderr is a terminal.
 
     Raises:
         MissingPackageError: lm-eval is not installed.
         UsageError: There is no such task, or its data cannot be had.
     """
 
-    def __init__(self, names: tuple[str, ...], *, directory: str | None = None, limit: int = 0) -> None:
+    def __init__(self, names: tuple[str, ...], *, directory: str | None = None, limit: int = 0, progress: bool = True) -> None:
         for package in ("lm_eval", "accelerate"):
             if importlib.util.find_spec(package) is None:
                 raise MissingPackageError(package.replace("_", "-"), "eval", "--tasks")
-        with _quiet():
+        self.limit = limit
+        self.progress = progress and sys.stderr.isatty()
+        with _quiet(self.progress):
             from lm_eval.tasks import TaskManager, get_task_dict
 
             self.manager = TaskManager(include_path=directory)
@@ -76,7 +80,6 @@ class Tasks:
                     f"the tasks {', '.join(self.names)} cannot be loaded ({type(error).__name__}: {first_line(error)})",
                     hint="their data sets come from the Hub unless their files say otherwise",
                 ) from None
-        self.limit = limit
 
     def run(self, model: Any, tokenizer: Any) -> tuple[TaskResult, ...]:
         """Results of ``model``, a loaded causal language model, in the order of tasks and metrics.
@@ -86,7 +89,7 @@ class Tasks:
         """
         import torch
 
-        with _quiet():
+        with _quiet(self.progress):
             import lm_eval
             from lm_eval.models.huggingface import HFLM
 
@@ -120,13 +123,14 @@ def _results(found: dict[str, Any]) -> Iterator[TaskResult]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep lm-eval's narration to its warnings, and all of it off stdout, which carries results."""
+def _quiet(progress: bool) -> Iterator[None]:
+    """Keep lm-eval's narration away but for bars, and all of it off stdout, which carries results; what goes wrong raises."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        target = sys.stderr if progress else io.StringIO()
+        with contextlib.redirect_stdout(target), contextlib.redirect_stderr(target):
             yield
     finally:
         logger.setLevel(level)
