@@ -97,6 +97,7 @@ def test_a_loss_that_is_not_finite_names_its_block():
     assert "--dtype float32" in caught.value.hint
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="address space is limited on Linux only")
 def test_memory_that_runs_out_names_the_block():
     # In a process of its own, whose address space ends a gigabyte beyond what it has: eager attention over 40,000
     # tokens wants 38.
@@ -112,8 +113,6 @@ def test_memory_that_runs_out_names_the_block():
         "resource.setrlimit(resource.RLIMIT_AS, (size + (1 << 30),) * 2)\n"
         "block_losses(model, ids, 40_000)\n"
     )
-    if sys.platform != "linux":
-        pytest.skip("address space is limited on Linux only")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert "ChanfmtError: out of memory with a block of 40000 tokens" in done.stderr
     assert "use --dtype bfloat16, or a smaller --seq-len" in done.stderr
