@@ -150,10 +150,10 @@ def add_restore(commands: Commands) -> None:
 
 
 def add_eval(commands: Commands) -> None:
-    """``surgery eval``: perplexities side by side."""
+    """``surgery eval``: losses, speed and memory side by side."""
     from surgery.evaluate import EvaluateOptions
 
-    _add(commands, "eval", "perplexity of several models on the same text", _eval, EvaluateOptions, TalkOptions)
+    _add(commands, "eval", "perplexity, speed and memory of several models on the same text", _eval, EvaluateOptions, TalkOptions)
 
 
 def _add(commands: Commands, name: str, summary: str, run: object, *options: type) -> None:
@@ -225,17 +225,24 @@ def _restore(arguments: argparse.Namespace) -> None:
 
 
 def _eval(arguments: argparse.Namespace) -> None:
-    from surgery.evaluate import EvaluateOptions, evaluate, report_data, report_table
+    from surgery.evaluate import EvaluateOptions, evaluate
+    from surgery.evaluate_report import coverage, report_data, tables
 
     options = parse_options(arguments, EvaluateOptions)
     talk = parse_options(arguments, TalkOptions)
     evaluations = evaluate(options, progress=not talk.quiet)
-    if len({item.tokens_sha256 for item in evaluations}) > 1:
-        say("warning: the models' tokenizers differ, so their perplexities do not compare")
+    if len({item.tokens.sha256 for item in evaluations}) > 1:
+        # Beyond the same number of tokens two tokenizers read different parts of the text.
+        others = "" if options.max_tokens else "; bits per byte do"
+        say(f"warning: the models' tokenizers differ, so their losses per token do not compare{others}")
     if talk.json:
         print_json(report_data(options, evaluations))
-    else:
-        print_table(*report_table(evaluations))
+        return
+    for line in coverage(options, evaluations):
+        print(printable(line))
+    for table in tables(evaluations):
+        print()
+        print_table(*table)
 
 
 def _make_plan(path: str, options: PlanOptions, talk: TalkOptions) -> PruningPlan:

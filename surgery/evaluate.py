@@ -1,20 +1,25 @@
-"""Perplexity by the paper's protocol, several models side by side.
-
-The text's non-empty rows are joined by a blank line and tokenised once; blocks do not overlap, the
-last partial one counts, and the first token of a block is context only (paper, section 4).
-"""
+"""Perplexity of several models on the same tokens, and lm-eval's tasks where they are asked for."""
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chanfmt.console import progress_bar
-from chanfmt.errors import ChanfmtError, ModelError, UsageError
+from chanfmt.errors import UsageError
+from surgery.protocol import PROTOCOLS, EvaluationTokens, evaluation_tokens
+
+if TYPE_CHECKING:
+
+    from chanfmt.models.resolve import ResolvedModel
+    from chanfmt.produce.text import Text
+    from surgery.perplexity import BlockLosses, Comparison
+    from surgery.tasks import TaskResult, Tasks
 
 
 @dataclass(frozen=True)
@@ -22,14 +27,27 @@ class EvaluateOptions:
     """What to evaluate, and on what."""
 
     models: tuple[str, ...] = field(
-        metadata={"help": "Hub ids, directories or .gguf files", "positional": "MODEL", "nargs": "+"}
+        metadata={"help": "Hub ids, directories or .gguf files; the others are compared with the first", "positional": "MODEL",
+                  "nargs": "+"}
     )
     data: str = field(default="wikitext2", metadata={
         "help": "text: wikitext2, pydoc (its held-out part), a .txt, .jsonl or .parquet file, or any data set",
         "metavar": "SOURCE",
     })
+    protocol: str = field(default="paper", metadata={
+        "help": "paper: non-empty rows, tokenised with the tokenizer's special tokens, the partial last block counts; "
+                "common: all rows, no special tokens (no BOS), whole blocks only; in both a blank line joins rows, blocks do "
+                "not overlap, and a block's first token is not predicted",
+        "choices": tuple(PROTOCOLS),
+    })
     seq_len: int = field(default=2048, metadata={"help": "tokens in a block"})
     max_tokens: int = field(default=0, metadata={"help": "stop after this many tokens, 0 for all"})
+    seed: int = field(default=0, metadata={"help": "seed of the bootstrap"})
+    tasks: str | None = field(default=None, metadata={
+        "help": "run these tasks of lm-eval too, such as arc_easy,piqa (pip install 'chanfmt[eval]')", "metavar": "A,B,C",
+    })
+    tasks_from: str | None = field(default=None, metadata={"help": "directory of further task files", "metavar": "DIR"})
+    task_limit: int = field(default=0, metadata={"help": "items of each task, 0 for all"})
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:1, ..."})
     dtype: str = field(default="auto", metadata={"help": "auto, float32, bfloat16, float16 or float64"})
     revision: str | None = field(default=None, metadata={"help": "branch, tag or commit on the Hub"})
@@ -38,8 +56,22 @@ class EvaluateOptions:
         """Raise `UsageError` for a value that cannot be."""
         if self.seq_len < 2:
             raise UsageError(f"--seq-len must be at least 2, not {self.seq_len}")
-        if self.max_tokens < 0:
-            raise UsageError(f"--max-tokens must be 0 or more, not {self.max_tokens}")
+        for name, value in (("max-tokens", self.max_tokens), ("seed", self.seed), ("task-limit", self.task_limit)):
+            if value < 0:
+                raise UsageError(f"--{name} must be 0 or more, not {value}")
+        if self.protocol not in PROTOCOLS:
+            raise UsageError(f"--protocol {self.protocol!r} is not one of {', '.join(PROTOCOLS)}")
+        if self.tasks is not None and not self.task_names:
+            raise UsageError("--tasks names no task", hint="write them as arc_easy,piqa")
+        if self.tasks is None and (self.tasks_from is not None or self.task_limit):
+            raise UsageError("--tasks-from and --task-limit are for --tasks")
+        if self.tasks_from is not None and not Path(self.tasks_from).is_dir():
+            raise UsageError(f"--tasks-from {self.tasks_from} is not a directory")
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """What ``tasks`` lists."""
+        return tuple(name.strip() for name in (self.tasks or "").split(",") if name.strip())
 
 
 @dataclass(frozen=True)
@@ -49,94 +81,122 @@ class Evaluation:
     Attributes:
         model: As given.
         parameters: Number of parameters, tied ones once.
-        tokens, predicted: Tokens read, and those of them that were predicted.
-        blocks: Blocks evaluated, the partial one included.
-        nll: Mean next-token NLL over the predicted tokens, nats.
-        perplexity: exp(nll).
+        tokens: What it was evaluated on.
+        losses: Its loss in every block.
+        comparison: With the first model; None for that one, and where the tokens are others.
         seconds: Time in forward passes.
+        tokens_per_second: Speed after the first block, in which a device warms up; over all where there is no other.
+        peak_memory_bytes: Largest memory use while the blocks ran, the weights included; None where the system keeps
+            no such number.
+        memory: What that is of: ``rss`` of the process, or ``cuda`` for what torch allocated on the GPU.
         cut: What ``surgery.json`` beside the model says of its channels; None for another model.
-        tokens_sha256: Digest of the token ids; perplexities with different ones do not compare.
+        tasks: Results of lm-eval.
     """
 
     model: str
     parameters: int
-    tokens: int
-    predicted: int
-    blocks: int
-    nll: float
-    perplexity: float
+    tokens: EvaluationTokens
+    losses: BlockLosses
+    comparison: Comparison | None
     seconds: float
+    tokens_per_second: float
+    peak_memory_bytes: int | None
+    memory: str
     cut: dict[str, Any] | None
-    tokens_sha256: str
+    tasks: tuple[TaskResult, ...] = ()
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Summed NLL of the predicted tokens in bits, over the bytes that they stand for; None where these are not known."""
+        size = self.tokens.predicted_bytes
+        return float(self.losses.nll.sum()) / (math.log(2) * size) if size else None
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A model before its weights are read."""
+
+    name: str
+    resolved: ResolvedModel
+    tokenizer: Any
+    tokens: EvaluationTokens
 
 
 def evaluate(options: EvaluateOptions, *, progress: bool = True) -> list[Evaluation]:
-    """Perplexity of every model of ``options`` on the same text.
+    """Every model of ``options`` on the same text, one in memory at a time.
 
     Raises:
-        ChanfmtError: A model or the text cannot be had, or a model's context is too short.
+        ChanfmtError: A model, the text or a task cannot be had, or a model's context is too short.
     """
+    options.check()
+    tasks = None
+    if options.task_names:
+        from surgery.tasks import Tasks
+
+        tasks = Tasks(options.task_names, directory=options.tasks_from, limit=options.task_limit, progress=progress)
+
+    from chanfmt.models.resolve import resolve_model
     from chanfmt.produce.text import read_text
 
-    options.check()
-    from chanfmt.models.resolve import resolve_model
-
     resolved = [resolve_model(model, revision=options.revision) for model in options.models]
-    text = read_text(options.data, "evaluate", quiet=not progress)
-    return [_evaluate_one(name, model, text, options, progress)
-            for name, model in zip(options.models, resolved, strict=True)]
+    text = read_text(options.data, "evaluate", empty_rows=PROTOCOLS[options.protocol].empty_rows, quiet=not progress)
+    # All of them before the first is run: what is wrong with the last should not take an hour to show.
+    prepared = [_prepare(name, model, text, options) for name, model in zip(options.models, resolved, strict=True)]
+    evaluations: list[Evaluation] = []
+    for model in prepared:
+        evaluations.append(_evaluate_one(model, options, tasks, evaluations[0] if evaluations else None, progress))
+        # Models hold cycles; the next one's memory should not include this one's.
+        gc.collect()
+    return evaluations
 
 
-def _evaluate_one(name: str, resolved: Any, text: Any, options: EvaluateOptions, progress: bool) -> Evaluation:
-    import hashlib
-
-    import torch
-
-    from chanfmt.models.load import check_causal, load_config, load_model, load_tokenizer
-    from chanfmt.produce.loss import NextTokenLoss
-    from chanfmt.produce.tokens import check_context, check_vocabulary, tokenize
+def _prepare(name: str, resolved: ResolvedModel, text: Text, options: EvaluateOptions) -> _Prepared:
+    from chanfmt.models.load import load_config, load_tokenizer
+    from chanfmt.produce.tokens import check_context, check_vocabulary
 
     config, tokenizer = load_config(resolved), load_tokenizer(resolved)
     check_context(config, options.seq_len, name)
-    token_ids = tokenize(tokenizer, text)
-    check_vocabulary(config, tokenizer, token_ids, name)
-    if options.max_tokens:
-        token_ids = token_ids[: options.max_tokens]
-    if len(token_ids) < 2:
-        raise UsageError(f"{options.data} has fewer than two tokens")
-    model = load_model(resolved, dtype=options.dtype, device=options.device)
+    tokens = evaluation_tokens(tokenizer, text, PROTOCOLS[options.protocol], options.seq_len, options.max_tokens)
+    check_vocabulary(config, tokenizer, tokens.ids, name)
+    return _Prepared(name, resolved, tokenizer, tokens)
+
+
+def _evaluate_one(
+    prepared: _Prepared, options: EvaluateOptions, tasks: Tasks | None, first: Evaluation | None, progress: bool
+) -> Evaluation:
+    from chanfmt.models.load import check_causal, load_model
+    from surgery.memory import PeakMemory
+    from surgery.perplexity import block_losses, paired_bootstrap
+
+    tokens = prepared.tokens
+    model = load_model(prepared.resolved, dtype=options.dtype, device=options.device)
     check_causal(model)
-    ids = torch.from_numpy(token_ids).long().to(next(model.parameters()).device)
-    loss = NextTokenLoss(model, ids[None, :16])
-    total, predicted, blocks = 0.0, 0, 0
-    started = time.monotonic()
-    with progress_bar(len(ids), "tok", Path(name).name, quiet=not progress) as bar:
-        for block in ids.split(options.seq_len):
-            # A last block of one token predicts nothing.
-            if len(block) > 1:
-                try:
-                    total += loss.value(block[None])
-                except torch.OutOfMemoryError:
-                    raise ChanfmtError(
-                        f"out of memory with a block of {len(block)} tokens", hint="use --dtype bfloat16, or a smaller --seq-len"
-                    ) from None
-                predicted += len(block) - 1
-                blocks += 1
-            bar.update(len(block))
-    nll = total / predicted
-    if not math.isfinite(nll):
-        raise ModelError(f"the loss of {name} is not finite; an activation overflowed", hint="use --dtype float32")
+    memory = PeakMemory(next(model.parameters()).device)
+    with progress_bar(len(tokens.ids), "tok", Path(prepared.name).name, quiet=not progress) as bar:
+        times = [(0, time.monotonic())]
+
+        def step(count: int) -> None:
+            times.append((times[-1][0] + count, time.monotonic()))
+            bar.update(count)
+
+        losses = block_losses(model, tokens.ids, options.seq_len, progress=step, name=prepared.name)
+    peak = memory.bytes()
+    comparison = None
+    if first and first.tokens.sha256 == tokens.sha256:
+        comparison = paired_bootstrap(first.losses, losses, seed=options.seed)
+    (skipped, since), (total, until) = times[1 if len(times) > 2 else 0], times[-1]
     return Evaluation(
-        model=name,
+        model=prepared.name,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        tokens=len(ids),
-        predicted=predicted,
-        blocks=blocks,
-        nll=nll,
-        perplexity=math.exp(nll) if nll < 700 else math.inf,
-        seconds=time.monotonic() - started,
-        cut=_cut(resolved.directory),
-        tokens_sha256=hashlib.sha256(token_ids.astype("<i4").tobytes()).hexdigest(),
+        tokens=tokens,
+        losses=losses,
+        comparison=comparison,
+        seconds=until - times[0][1],
+        tokens_per_second=(total - skipped) / max(until - since, 1e-9),
+        peak_memory_bytes=peak,
+        memory=memory.kind,
+        cut=_cut(prepared.resolved.directory),
+        tasks=tasks.run(model, prepared.tokenizer) if tasks else (),
     )
 
 
@@ -149,28 +209,3 @@ def _cut(directory: Path) -> dict[str, Any] | None:
                 "supernodes_removed": sum(layer["supernodes_removed"] for layer in layers)}
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def report_data(options: EvaluateOptions, evaluations: list[Evaluation]) -> dict[str, Any]:
-    """What ``--json`` prints."""
-    return {
-        "data": options.data, "seq_len": options.seq_len,
-        "protocol": "non-empty rows joined by a blank line, tokenised once, non-overlapping blocks, last partial one "
-                    "included, first token of a block not predicted",
-        "models": [asdict(evaluation) for evaluation in evaluations],
-    }
-
-
-def report_table(evaluations: list[Evaluation]) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows for people."""
-    headings = ["model", "parameters", "perplexity", "nats/token", "supernodes removed", "tokens", "tokens/s"]
-    rows = []
-    for item in evaluations:
-        removed = "-"
-        if item.cut and item.cut["supernodes"]:
-            lost = item.cut["supernodes_removed"]
-            removed = f"{lost} of {item.cut['supernodes']} ({lost / item.cut['supernodes']:.1%})"
-        perplexity = f"{item.perplexity:,.2f}" if item.perplexity < 1e6 else f"{item.perplexity:.2e}"
-        rows.append([item.model, f"{item.parameters / 1e6:,.1f}M", perplexity, f"{item.nll:.4f}", removed,
-                     f"{item.predicted:,}", f"{item.tokens / max(item.seconds, 1e-9):,.0f}"])
-    return headings, rows

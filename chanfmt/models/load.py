@@ -201,9 +201,18 @@ def check_finite(model: nn.Module, under: str = "") -> None:
 
 def check_causal(model: PreTrainedModel) -> None:
     """Raise `ModelError` where a later token reaches an earlier logit: there is no next-token loss then."""
-    from chanfmt.models.run import is_causal
+    import torch
+
+    from chanfmt.models.run import causal_rows, is_causal, run_text
 
     if not is_causal(model):
+        with torch.no_grad():
+            logits = getattr(run_text(model, causal_rows(model)), "logits", None)
+        # Two NaNs are never equal, whatever a token sees.
+        if logits is not None and bool(logits.isnan().any()):
+            raise ModelError(
+                f"the logits of {type(model).__name__} are NaN: an activation overflowed", hint="use --dtype float32"
+            )
         raise ModelError(
             f"{type(model).__name__} is an encoder as configured: its tokens see later ones, so no next-token loss exists",
             hint="perplexity is for causal language models, and for encoders with is_decoder=true",

@@ -57,7 +57,7 @@ class Text:
     Attributes:
         source: Name of the source as recorded in the atlas.
         revision: SHA-256 of ``text``; with the source's name it says what was read.
-        text: Non-empty rows joined by a blank line.
+        text: Rows joined by a blank line, without the empty ones unless these were asked for.
         documents: The rows, where each is a document of its own; empty where they are parts of one text.
         cut: Whether the source went on after `MAX_CHARACTERS`.
     """
@@ -69,7 +69,7 @@ class Text:
     cut: bool = False
 
 
-def read_text(source: str, purpose: Purpose, *, quiet: bool = False) -> Text:
+def read_text(source: str, purpose: Purpose, *, empty_rows: bool = False, quiet: bool = False) -> Text:
     """The text of ``source``.
 
     Args:
@@ -77,6 +77,7 @@ def read_text(source: str, purpose: Purpose, *, quiet: bool = False) -> Text:
             ``.txt`` is one row; the others have a ``text`` column), or ``NAME[:CONFIG][@SPLIT]``
             of any data set on the Hub with a ``text`` column.
         purpose: Which split, where the source has several.
+        empty_rows: Join the rows that hold nothing too.
         quiet: Do not say when the source is cut.
 
     Raises:
@@ -99,8 +100,8 @@ def read_text(source: str, purpose: Purpose, *, quiet: bool = False) -> Text:
     else:
         name, rows, documents = _dataset_rows(source, purpose)
     # Half a surrogate pair, as JSON can spell it, is no text to a tokenizer.
-    kept, cut = _bounded(row.encode("utf-8", "replace").decode("utf-8") for row in rows if row.strip())
-    if not kept:
+    kept, cut = _bounded(row.encode("utf-8", "replace").decode("utf-8") for row in rows if empty_rows or row.strip())
+    if not any(row.strip() for row in kept):
         raise UsageError(f"the text source {source} is empty", hint="choose another file or data set")
     if cut:
         say(f"note: of {name} the first {MAX_CHARACTERS:,} characters are used", quiet=quiet)
