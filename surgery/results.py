@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from surgery.perplexity import BlockLosses
 
 JSON_FILE, CSV_FILE = "results.json", "results.csv"
+LOSS_COLUMNS = ("perplexity", "nll", "standard_error", "tokens", "seconds", "block_nll", "block_predicted")
 
 
 class Results:
@@ -72,6 +73,11 @@ class Results:
         """The finished row of ``key``, if those channels were removed for it."""
         return next((row for row in self.rows if self._same(row, key) and row["channels_sha256"] == channels_sha256), None)
 
+    def losses(self, channels_sha256: str) -> dict[str, Any] | None:
+        """The `loss_columns` of a row that removed the same channels, whatever it is called."""
+        row = next((row for row in self.rows if row["channels_sha256"] == channels_sha256), None)
+        return None if row is None else {name: row[name] for name in LOSS_COLUMNS}
+
     def add(self, row: dict[str, Any]) -> None:
         """Put ``row`` at the end, in place of an earlier one with its key, and write both files.
 
@@ -105,7 +111,7 @@ class Results:
             if value["format"] != self._kind:
                 raise UsageError(f"{path} holds {str(value['format'])[:40]!r} and not {self._kind!r}", hint=hint)
             identity, rows = value["identity"], value["rows"]
-            needed = {*self._key, *self._columns, "channels_sha256", "block_nll", "block_predicted"}
+            needed = {*self._key, *self._columns, *LOSS_COLUMNS, "channels_sha256"}
             if not all(needed <= row.keys() for row in rows):
                 raise ValueError("a row lacks columns")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -132,16 +138,10 @@ def channels_sha256(removed: Mapping[int, np.ndarray], means: Mapping[int, np.nd
 
 
 def loss_columns(losses: BlockLosses, seconds: float) -> dict[str, Any]:
-    """What every row says of its losses; numbers that are not finite become None."""
-    return {
-        "perplexity": finite(losses.perplexity),
-        "nll": losses.mean,
-        "standard_error": finite(losses.standard_error),
-        "tokens": int(losses.predicted.sum()),
-        "seconds": round(seconds, 3),
-        "block_nll": losses.nll.tolist(),
-        "block_predicted": losses.predicted.tolist(),
-    }
+    """`LOSS_COLUMNS` of a row; numbers that are not finite become None."""
+    values = (finite(losses.perplexity), losses.mean, finite(losses.standard_error), int(losses.predicted.sum()),
+              round(seconds, 3), losses.nll.tolist(), losses.predicted.tolist())
+    return dict(zip(LOSS_COLUMNS, values, strict=True))
 
 
 def losses_of(row: Mapping[str, Any]) -> BlockLosses:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from chanfmt.errors import AtlasError, ModelError, UsageError
 from surgery.matching import match_ffns
+from surgery.results import loss_columns
 from surgery.source import check_fingerprint, model_of
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from chanfmt.atlas import Atlas
     from chanfmt.models.ffn import FFN
-    from surgery.perplexity import BlockLosses
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,6 @@ class SubjectOptions:
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
-    """Losses of the model with some channels removed, and the time they took."""
-
-    losses: BlockLosses
-    seconds: float
-
-
-@dataclass(frozen=True, eq=False)
 class Subject:
     """See the module.
 
@@ -78,15 +70,15 @@ class Subject:
     def measure(
         self, removed: Mapping[int, np.ndarray], means: Mapping[int, np.ndarray] | None = None,
         progress: Callable[[int], object] | None = None,
-    ) -> Measured:
-        """Losses with the channels of ``removed`` gone (see `surgery.masking.masked`); none gone is the dense model."""
+    ) -> dict[str, Any]:
+        """The `surgery.results.loss_columns` with ``removed`` gone (see `surgery.masking.masked`); with none it is dense."""
         from surgery.masking import masked
         from surgery.perplexity import block_losses
 
         started = time.monotonic()
         with masked(self.model, self.ffns, removed, means) if removed else contextlib.nullcontext():
             losses = block_losses(self.model, self.token_ids, self.seq_len, progress=progress)
-        return Measured(losses, time.monotonic() - started)
+        return loss_columns(losses, time.monotonic() - started)
 
 
 def open_subject(atlas: Atlas, options: SubjectOptions, *, quiet: bool = False) -> Subject:

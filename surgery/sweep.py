@@ -13,7 +13,7 @@ from chanfmt.console import progress_bar
 from chanfmt.errors import UsageError
 from surgery.grids import parse_names, parse_seeds, parse_shares
 from surgery.plan import PlanOptions, make_plan
-from surgery.results import Results, channels_sha256, finite, loss_columns
+from surgery.results import Results, channels_sha256, finite
 from surgery.selectors import file_name
 
 if TYPE_CHECKING:
@@ -151,9 +151,13 @@ def sweep(
             for run in pending:
                 bar.set_description(_describe(run.key))
                 plan = None if run.options is None else make_plan(atlas, run.options)
-                measured = subject.measure({} if plan is None else removed_of(atlas, plan), progress=bar.update)
-                results.add(run.key | _plan_columns(plan) | loss_columns(measured.losses, measured.seconds)
-                            | {"channels_sha256": run.channels_sha256})
+                # Protection often changes nothing, and then another row's cut is this one.
+                losses = results.losses(run.channels_sha256)
+                if losses is None:
+                    losses = subject.measure({} if plan is None else removed_of(atlas, plan), progress=bar.update)
+                else:
+                    bar.update(len(subject.token_ids))
+                results.add(run.key | _plan_columns(plan) | losses | {"channels_sha256": run.channels_sha256})
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{len(results.rows)} finished rows are in {directory}; the same command continues") from None
     return results

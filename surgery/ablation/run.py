@@ -9,7 +9,7 @@ import numpy as np
 
 from chanfmt.console import progress_bar
 from surgery.ablation.experiment import masses, supernodes, total
-from surgery.results import Results, channels_sha256, finite, loss_columns, losses_of
+from surgery.results import Results, channels_sha256, finite, losses_of
 from surgery.sweep import perplexity_text
 
 if TYPE_CHECKING:
@@ -58,9 +58,12 @@ def run(
     try:
         with progress_bar(len(subject.token_ids) * len(pending), "tok", experiment.name, quiet=quiet) as bar:
             for condition in pending:
-                measured = subject.measure(condition.removed, experiment.means, bar.update)
-                row: dict[str, Any] = {**condition.key, **condition.extra, **loss_columns(measured.losses, measured.seconds)}
-                row |= {
+                losses = results.losses(digests[id(condition)])
+                if losses is None:
+                    losses = subject.measure(condition.removed, experiment.means, bar.update)
+                else:
+                    bar.update(len(subject.token_ids))
+                row: dict[str, Any] = {**condition.key, **condition.extra, **losses} | {
                     "channels": int(total(condition.removed)),
                     "supernodes_removed": int(total({index: mask & core[index] for index, mask in condition.removed.items()})),
                     "lp_removed": total(condition.removed, mass),
