@@ -44,8 +44,8 @@ def make_tiny(directory: Path, model_type: str) -> Tiny:
     tiny(model_type).save_pretrained(model)
     tiny_tokenizer().save_pretrained(model)
     text = directory / "text.txt"
-    text.write_text("\n".join(f"The quick brown fox no. {number} jumps over {number * number} lazy dogs!" for number in range(60)),
-                    encoding="utf-8")
+    lines = [f"The quick brown fox no. {number} jumps over {number * number} lazy dogs!" for number in range(60)]
+    text.write_text("\n".join(lines), encoding="utf-8")
     options = BuildOptions(str(model), str(directory / "atlas.h5"), calib="pydoc", sequences=16, seq_len=64, quiet=True)
     return Tiny(model, build(options, LabelSettings(rho=0.1, eta=0.2, support_size=8)), text)
 

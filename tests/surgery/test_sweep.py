@@ -144,7 +144,7 @@ def test_ctrl_c_keeps_finished_rows(llama: Tiny, tmp_path: Path) -> None:
     whole = swept(atlas, subject, tmp_path / "whole", **options)
     atlas, subject = llama.subject()
     Forwards(subject, stop_at=forwards.count // 5 * 3 + 2)
-    with pytest.raises(KeyboardInterrupt, match="3 finished rows are in .*; the same command continues"):
+    with pytest.raises(KeyboardInterrupt, match=r"3 finished rows are in .*; the same command continues"):
         swept(atlas, subject, tmp_path / "out", **options)
     kept = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     assert timeless(kept) == timeless(whole.rows[:3])
@@ -264,7 +264,8 @@ def test_without_matplotlib_there_is_a_table(llama: Tiny, tmp_path: Path, capsys
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
-    arguments = [item for item in llama.arguments(tmp_path / "out", "--methods", "wanda", "--sparsity", "0.5") if item != "--quiet"]
+    arguments = llama.arguments(tmp_path / "out", "--methods", "wanda", "--sparsity", "0.5")
+    arguments.remove("--quiet")
     assert main(["sweep", *arguments]) == 0
     captured = capsys.readouterr()
     lines = [line for line in captured.err.splitlines() if "no figure" in line]
