@@ -151,7 +151,7 @@ def make_plan(model: Path, layers: int) -> PruningPlan:
     return PruningPlan(
         model=record, method="random", protection=(), unprotect=(), protected=0, released=0, seed=0, sparsity=0.5,
         multiple_of=None, allocation="uniform", max_layer_sparsity=None, layers=None, stack=(), invert=False,
-        scope_channels=0, atlas_sha256="", calibration="", check_tokens=(), blocks=tuple(blocks),
+        scope_channels=layers * WIDTH, atlas_sha256="", calibration="", check_tokens=(), blocks=tuple(blocks),
     )
 
 

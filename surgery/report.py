@@ -213,10 +213,13 @@ def _number_of(count: int, what: str) -> str:
 def _padding_text(report: Report) -> str:
     """Which FFNs are wider in the file than what they keep, and why."""
     padded = report.padded
-    if all(report.applied.widths[block.name] == block.n_channels for block in padded):
-        return (f"{len(padded)} FFNs keep their width, with zeros for what was removed: "
-                "no config field gives stock code another one there")
-    return f"{len(padded)} FFNs are filled up to the width of the widest: stock code knows one width for all of them"
+    fixed = [block for block in padded if report.applied.widths[block.name] == block.n_channels]
+    whole = {block.n_channels for block in report.plan.blocks if not block.is_cut}
+    if fixed and not {block.n_channels for block in fixed} <= whole:
+        return (f"{_number_of(len(padded), 'FFN')} as wide as before, with zeros for what was removed: "
+                "no config field gives stock code another width there")
+    return (f"{_number_of(len(padded), 'FFN')} filled up to the width of the widest: "
+            "stock code knows one width for all of them")
 
 
 def _logit_text(report: Report) -> str:

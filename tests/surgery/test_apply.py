@@ -174,10 +174,10 @@ def test_what_the_output_holds(llama: Case, tmp_path: Path) -> None:
     assert record["seed"] == 3
     assert record["command"] == "surgery prune x"
     assert record["source"]["fingerprint"] == llama.plan().model.fingerprint
-    assert record["sparsity"] == {"asked": 0.5, "reached": pytest.approx(18 / 37)}
+    assert record["sparsity"] == dict.fromkeys(("reached", "reached_in_scope"), pytest.approx(18 / 37)) | {"asked": 0.5}
     assert [layer["kept"] for layer in record["layers"]] == [19, 19, 19]
     assert record["checks"]["logits"]["tolerance"] == 1e-4
-    assert record["checks"]["logits"]["text"] == "calibration"
+    assert record["checks"]["logits"]["text"] == "calibration tokens"
     assert {"torch", "transformers", "chanfmt", "safetensors", "python"} <= record["versions"].keys()
     kept = load_plan(tmp_path / "out" / "kept_channels.safetensors")
     up = load_file(llama.model / "model.safetensors")["model.layers.2.mlp.up_proj.weight"]
@@ -334,7 +334,7 @@ def test_no_memory_for_the_dense_model_is_said(
 
     assert check.memory_shortage(10**13) is not None
     assert check.memory_shortage(1000) is None
-    monkeypatch.setattr(check, "_available_memory", lambda: 0)
+    monkeypatch.setattr(check, "available_memory", lambda: 0)
     said: list[str] = []
     report = apply_plan(llama.plan(), llama.model, tmp_path / "out", note=said.append)
     assert report.logits is None
@@ -347,7 +347,7 @@ def test_random_tokens_where_the_atlas_stores_none(llama: Case, tmp_path: Path) 
         plan = dataclasses.replace(llama.plan(), check_tokens=tokens)
         report = apply_plan(plan, llama.model, tmp_path / "out", overwrite=True)
         assert report.logits is not None
-        assert (report.logits.text, report.logits.tokens) == ("random", 64)
+        assert (report.logits.text, report.logits.count) == ("random tokens", 64)
 
 
 def test_command_line_end_to_end(llama: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -384,7 +384,7 @@ def test_command_line_end_to_end(llama: Case, tmp_path: Path, monkeypatch: pytes
     (["prune", "atlas.h5", "--sparsity", "half"], "invalid float"),
     (["prune", "atlas.h5"], "--sparsity"),
     (["prune", "none.h5", "--sparsity", "0.5"], "none.h5"),
-    (["plan", "atlas.h5", "--sparsity", "0.5", "--protect", "nodes"], "no --protect 'nodes'"),
+    (["plan", "atlas.h5", "--sparsity", "0.5", "--protect", "nodes"], "nothing to protect is called 'nodes'"),
     (["plan", "atlas.h5", "--sparsity", "0.5", "-o", "atlas.h5"], "exists"),
     (["apply", "atlas.h5", "--model", "model"], "is not a pruning plan"),
     (["apply"], "PLAN"),

@@ -37,7 +37,7 @@ def plan_of(*blocks: tuple[TensorSlice, ...], kept: np.ndarray = KEPT, width: in
     return PruningPlan(
         model=model, method="random", protection=(), unprotect=(), protected=0, released=0, seed=0, sparsity=0.5,
         multiple_of=None, allocation="uniform", max_layer_sparsity=None, layers=None, stack=(), invert=False,
-        scope_channels=0, atlas_sha256="", calibration="", check_tokens=(), blocks=planned,
+        scope_channels=width * len(planned), atlas_sha256="", calibration="", check_tokens=(), blocks=planned,
     )
 
 

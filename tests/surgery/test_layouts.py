@@ -21,7 +21,7 @@ from chanfmt.models.tensors import tensor_slices
 from surgery.apply import KEPT_FILE, apply_plan
 from surgery.inputs import check_inputs
 from surgery.plan import BlockPlan, PlannedModel, PruningPlan, load_applied, load_plan, save_plan
-from surgery.report import summary_rows
+from surgery.report import Report, summary_rows
 from surgery.restore import restore
 from tests import zoo
 
@@ -63,7 +63,8 @@ def planned(directory: Path, keep: Callable[[int, Any], int], seed: int = 0) -> 
     config = json.loads((directory / "config.json").read_text())
     record = PlannedModel("tests/layout", "", "local", config["model_type"], tuple(config.get("architectures") or ()),
                           fingerprint(index))
-    return dataclasses.replace(empty_plan(), model=record, blocks=tuple(blocks))
+    channels = sum(block.n_channels * max(1, block.n_experts) for block in blocks)
+    return dataclasses.replace(empty_plan(), model=record, blocks=tuple(blocks), scope_channels=channels)
 
 
 def empty_plan() -> PruningPlan:
@@ -106,6 +107,10 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
+def zeros(report: Report) -> str:
+    return next(value for name, value in summary_rows(report.plan, report) if name == "zero channels")
+
+
 @pytest.mark.parametrize(("model_type", "family"), TYPES)
 def test_every_layout_is_cut_and_restored(model_type: str, family: str, tmp_path: Path) -> None:
     """Cut: passes both checks, and is smaller. Restored: bit for bit the masked dense checkpoint."""
@@ -116,6 +121,7 @@ def test_every_layout_is_cut_and_restored(model_type: str, family: str, tmp_path
     assert report.logits.relative_error <= 1e-4
     if model_type in FIXED_WIDTH:
         assert len(report.padded) == len(plan.blocks), "its width is in no field, so that zeros must do"
+        assert "no config field" in zeros(report)
     else:
         assert not report.padded
         assert report.bytes_after < report.bytes_before
@@ -171,7 +177,7 @@ def test_one_layer_alone_keeps_the_files_size(tmp_path: Path) -> None:
     report = apply_plan(plan, model, tmp_path / "out")
     assert report.bytes_after == report.bytes_before
     assert [block.layer_index for block in report.padded] == [1]
-    assert "keep their width" in next(value for name, value in summary_rows(plan, report) if name == "zero channels")
+    assert zeros(report) == "1 FFN filled up to the width of the widest: stock code knows one width for all of them"
 
 
 @pytest.mark.parametrize("seed", range(4))
