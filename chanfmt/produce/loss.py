@@ -132,10 +132,10 @@ class NextTokenLoss:
 
     def _value(self, ids: torch.Tensor) -> float:
         if not self.chunked:
-            return float(nll(run_text(self.model, ids).logits[:, :-1], ids[:, 1:]))
+            return summed_nll(run_text(self.model, ids).logits[:, :-1], ids[:, 1:])
         hidden = self._decoder(ids)
         rows, targets = hidden[:, :-1].reshape(-1, hidden.shape[-1]), ids[:, 1:].reshape(-1)
-        return sum(float(nll(self.head(rows[start:stop]), targets[start:stop]))
+        return sum(summed_nll(self.head(rows[start:stop]), targets[start:stop])
                    for start, stop in self._chunks(len(targets)))
 
     def _decoder(self, ids: torch.Tensor) -> torch.Tensor:
@@ -280,8 +280,18 @@ def tokens_at_once(ids: torch.Tensor) -> str:
 
 def nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Sum of the negative log-likelihoods of ``targets`` (...) under ``logits`` (..., class), in float32 at least."""
+    return _nll(logits, targets, "sum")
+
+
+def summed_nll(logits: torch.Tensor, targets: torch.Tensor) -> float:
+    """As `nll`, the terms added up in float64; it has no gradient."""
+    # On the CPU: not every accelerator has float64.
+    return float(_nll(logits, targets, "none").cpu().double().sum())
+
+
+def _nll(logits: torch.Tensor, targets: torch.Tensor, reduction: str) -> torch.Tensor:
     logits = logits.reshape(-1, logits.shape[-1])
     if logits.dtype != torch.float64:
         logits = logits.float()
     # Of a model on several devices the logits need not be where the tokens are.
-    return functional.cross_entropy(logits, targets.reshape(-1).to(logits.device), reduction="sum")
+    return functional.cross_entropy(logits, targets.reshape(-1).to(logits.device), reduction=reduction)
