@@ -238,13 +238,13 @@ def test_lines_of_a_figure() -> None:
             row("wanda", 0.5, 3.0, 0.1), row("wanda", 0.5, 2.5, 0.0, "supernodes"), row("wanda", 0.7, None)]
     lines = lines_of(rows)
     start = (0.0, np.exp(2.0), 0.0, np.exp(2.0), np.exp(2.0))
-    assert list(lines) == ["random", "wanda", "wanda, supernodes protected"]
-    assert lines["random"] == [
+    assert list(lines) == [("random", "none"), ("wanda", "none"), ("wanda", "supernodes")]
+    assert lines["random", "none"] == [
         pytest.approx(start), pytest.approx((0.3, np.exp(3), 0, np.exp(3), np.exp(3))),
         pytest.approx((0.5, np.exp(5), 0.3, np.exp(4), np.exp(6))),
     ]
-    assert [point[0] for point in lines["wanda"]] == [0.0, 0.5]
-    assert lines["wanda, supernodes protected"][1] == pytest.approx((0.5, np.exp(2.5), 0, np.exp(2.5), np.exp(2.5)))
+    assert [point[0] for point in lines["wanda", "none"]] == [0.0, 0.5]
+    assert lines["wanda", "supernodes"][1] == pytest.approx((0.5, np.exp(2.5), 0, np.exp(2.5), np.exp(2.5)))
 
 
 def test_the_figure_is_drawn(llama: Tiny, tmp_path: Path) -> None:
