@@ -272,6 +272,7 @@ def _eval(arguments: argparse.Namespace) -> None:
 
 def _sweep(arguments: argparse.Namespace) -> None:
     import chanfmt
+    from surgery.results import check_directory
     from surgery.subject import SubjectOptions, check_atlas, open_subject
     from surgery.sweep import SweepOptions, plan_runs, sweep, table
     from surgery.sweep_plot import draw
@@ -279,6 +280,8 @@ def _sweep(arguments: argparse.Namespace) -> None:
     options, output = parse_options(arguments, SweepOptions), parse_options(arguments, ResultsOptions)
     talk = parse_options(arguments, TalkOptions)
     directory = Path(output.output)
+    # A download may follow: complain about the output before it.
+    check_directory(directory)
     with chanfmt.open(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
         check_atlas(atlas)
         runs, warnings = plan_runs(atlas, options)
@@ -305,10 +308,12 @@ def _ablate(arguments: argparse.Namespace) -> None:
     import chanfmt
     from surgery.ablation.experiments import plan_experiment
     from surgery.ablation.run import run, summary_table, table
+    from surgery.results import check_directory
     from surgery.subject import SubjectOptions, check_atlas, open_subject
 
     output, talk = parse_options(arguments, ResultsOptions), parse_options(arguments, TalkOptions)
-    options = parse_options(arguments, arguments.kind)
+    options, directory = parse_options(arguments, arguments.kind), Path(output.output)
+    check_directory(directory)
     with chanfmt.open(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
         check_atlas(atlas)
         experiment = plan_experiment(arguments.experiment, atlas, options)
@@ -316,7 +321,7 @@ def _ablate(arguments: argparse.Namespace) -> None:
             say(f"warning: {warning}")
         subject = open_subject(atlas, parse_options(arguments, SubjectOptions), quiet=talk.quiet)
         _warn_mixed(subject)
-        results, rows, summary = run(atlas, subject, experiment, Path(output.output), overwrite=output.overwrite,
+        results, rows, summary = run(atlas, subject, experiment, directory, overwrite=output.overwrite,
                                      quiet=talk.quiet, note=lambda text: say(text, quiet=talk.quiet))
     say(f"wrote {', '.join(str(path) for path in results.files)}", quiet=talk.quiet)
     if talk.json:
@@ -329,7 +334,7 @@ def _ablate(arguments: argparse.Namespace) -> None:
 
 def _warn_mixed(subject: Subject) -> None:
     if subject.mixed:
-        say(f"warning: {subject.mixed[0]} and {len(subject.mixed) - 1} more FFNs compute numbers from all their channels "
+        say(f"warning: {len(subject.mixed)} FFNs, {subject.mixed[0]} among them, compute numbers from all their channels "
             "between their projections, removed ones too; a model that is cut there would compute something else")
 
 

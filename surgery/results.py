@@ -52,13 +52,9 @@ class Results:
         self.rows: list[dict[str, Any]] = []
         self.identity = dict(identity)
         self._kind, self._columns, self._key = kind, tuple(columns), tuple(key)
+        check_directory(directory)
         try:
             directory.mkdir(exist_ok=True)
-        except FileNotFoundError:
-            raise UsageError(f"the directory {directory.absolute().parent} does not exist",
-                             hint=f"create it with: mkdir -p {directory.absolute().parent}") from None
-        except FileExistsError:
-            raise UsageError(f"{directory} is a file", hint="choose another -o") from None
         except OSError as error:
             raise UsageError(f"cannot write {directory}: {error.strerror}", hint="choose another -o") from None
         if (directory / JSON_FILE).exists() and not overwrite:
@@ -124,6 +120,15 @@ class Results:
 
 def _dumps(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def check_directory(directory: Path) -> None:
+    """Raise `UsageError` where no results can go into ``directory``, which need not exist yet."""
+    parent = directory.absolute().parent
+    if not parent.is_dir():
+        raise UsageError(f"the directory {parent} does not exist", hint=f"create it with: mkdir -p {parent}")
+    if directory.exists() and not directory.is_dir():
+        raise UsageError(f"{directory} is a file", hint="choose another -o")
 
 
 def channels_sha256(removed: Mapping[int, np.ndarray], means: Mapping[int, np.ndarray] | None = None) -> str:
