@@ -137,4 +137,6 @@ def summary_table(summary: Sequence[Mapping[str, Any]]) -> tuple[list[str], list
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
