@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -59,14 +60,18 @@ def plan_channels(atlas: Atlas, options: ChannelOptions) -> Experiment:
             extra = {"rank": int(rank) + 1, "lp": float(rows[expert, channel])}
             conditions.append(Condition(dict(zip(KEY, key, strict=True)), {block.index: removed}, extra=extra))
     return Experiment(
-        "channels", KEY, KEY, tuple(conditions), extra=("rank", "lp"), concluded=("ratio",), conclude=_ratio,
+        "channels", KEY, KEY, tuple(conditions), extra=("rank", "lp"), concluded=("ratio", "chance"), conclude=_against_lp,
         summarise=_summarise,
     )
 
 
-def _ratio(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Measured over expected: 1 where LP is what removing the channel costs."""
-    return {"ratio": row["delta_nll"] / row["lp"] if row["lp"] else None}
+def _against_lp(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Measured over expected, 1 where LP is what removing the channel costs; and what it costs or gives by chance.
+
+    To first order a token's loss changes by -q, whose mean square is 2 LP: over a text these average out to
+    sqrt(2 LP / tokens), which hides an LP below 2 / tokens.
+    """
+    return {"ratio": row["delta_nll"] / row["lp"] if row["lp"] else None, "chance": math.sqrt(2 * row["lp"] / row["tokens"])}
 
 
 def _summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -83,12 +88,12 @@ def _agreement(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     from scipy.stats import spearmanr
 
     lp, delta = (np.array([row[name] for row in rows], dtype=np.float64) for name in ("lp", "delta_nll"))
-    # Below the median of LP a single channel's cost is mostly rounding, and the ratio noise.
-    upper = (lp >= np.median(lp)) & (lp > 0)
+    resolved = lp > np.array([row["chance"] for row in rows], dtype=np.float64)
     return {
         "spearman": _known(spearmanr(lp, delta).statistic),
         "spearman_of_size": _known(spearmanr(lp, np.abs(delta)).statistic),
-        "median_ratio_of_upper_half": float(np.median(delta[upper] / lp[upper])) if upper.any() else None,
+        "resolved": int(resolved.sum()),
+        "median_ratio_of_resolved": float(np.median(delta[resolved] / lp[resolved])) if resolved.any() else None,
         "ratio_of_sums": float(delta.sum() / lp.sum()) if lp.sum() > 0 else None,
     }
 

@@ -367,15 +367,30 @@ def test_single_channels_against_lp(llama: Tiny, tmp_path: Path) -> None:
         weight[:, row["channel"]] = 0.0
     assert row["delta_nll"] == pytest.approx(nll_by_hand(subject) - rows[0]["nll"], abs=1e-9)
     assert row["ratio"] == pytest.approx(row["delta_nll"] / row["lp"])
+    assert row["chance"] == pytest.approx(np.sqrt(2 * row["lp"] / (TOKENS - 5)))
     assert [line["module"] for line in summary] == ["model.layers.0.mlp", "model.layers.1.mlp", "all"]
     lp, delta = (np.array([row[name] for row in rows[1:]]) for name in ("lp", "delta_nll"))
     assert summary[2]["spearman"] == pytest.approx(spearmanr(lp, delta).statistic)
     assert summary[2]["spearman_of_size"] == pytest.approx(spearmanr(lp, np.abs(delta)).statistic)
-    upper = lp >= np.median(lp)
-    assert summary[2]["median_ratio_of_upper_half"] == pytest.approx(np.median(delta[upper] / lp[upper]))
     assert summary[2]["ratio_of_sums"] == pytest.approx(delta.sum() / lp.sum())
     # Nothing that a channel costs goes without its size in LP, even of random weights.
     assert summary[2]["spearman_of_size"] > 0.5
+
+
+def test_channels_below_chance_say_nothing_of_the_ratio(dense: Atlas) -> None:
+    experiment = plan_channels(dense, ChannelOptions(4, "0"))
+    rows = []
+    for lp, delta in ((0.5, 1.0), (0.2, 0.6), (0.01, 0.001), (0.0, -0.1)):
+        row = {"module": "m", "lp": lp, "delta_nll": delta, "tokens": 100}
+        rows.append(row | experiment.conclude(row))
+    assert [row["ratio"] for row in rows] == [pytest.approx(2), pytest.approx(3), pytest.approx(0.1), None]
+    assert rows[1]["chance"] == pytest.approx(np.sqrt(2 * 0.2 / 100))
+    assert experiment.summarise is not None
+    (line,) = experiment.summarise(rows)
+    assert (line["channels"], line["resolved"], line["spearman"]) == (4, 2, pytest.approx(1))
+    assert line["spearman_of_size"] == pytest.approx(0.8)
+    assert line["median_ratio_of_resolved"] == pytest.approx(2.5)
+    assert line["ratio_of_sums"] == pytest.approx(1.501 / 0.71)
 
 
 @pytest.mark.parametrize(("name", "more", "rows"), [
