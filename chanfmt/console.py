@@ -67,7 +67,8 @@ def add_options(parser: argparse.ArgumentParser, options: type[Any]) -> None:
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         repeat = bool(field.metadata.get("repeat"))
         if default is not None and not (repeat and default == ()):
-            extra["help"] = f"{extra['help']} (default: {default})"
+            shown = ", ".join(default) if isinstance(default, tuple) else default
+            extra["help"] = f"{extra['help']} (default: {shown})"
         if repeat:
             # argparse would append to the default; `parse_options` fills it in.
             extra |= {"action": "append"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from chanfmt.errors import CheckError
 from chanfmt.models.checkpoint import CheckpointIndex
 from chanfmt.models.load import auto_class, quiet_transformers
+from surgery.matching import match_ffns
 from surgery.stock import meta_shapes, parse_config
 
 if TYPE_CHECKING:
@@ -210,16 +210,11 @@ def _mask(model: Any, plan: PruningPlan, inputs: Inputs) -> None:
 
     from chanfmt.models.weights import matrix_of
 
-    ffns: dict[tuple[str, int, int], list[Any]] = defaultdict(list)
-    for ffn in inputs.find_ffns(model):
-        ffns[ffn.container, ffn.width, ffn.experts].append(ffn)
-    for block in plan.blocks:
+    for block, ffn in zip(plan.blocks, match_ffns(plan.blocks, inputs.find_ffns(model)), strict=True):
         if not block.is_cut:
             continue
-        found = ffns[block.module, block.n_channels, block.n_experts]
-        if not found:
+        if ffn is None:
             raise CheckError(f"the model has no FFN {block.module} of {block.n_channels} channels, which the plan cuts")
-        ffn = found.pop(0)
         if ffn.mixed:
             raise CheckError(
                 f"{block.module} computes numbers from all its channels (a norm, a threshold) between its projections, so "

@@ -19,7 +19,7 @@ from chanfmt.console import (
     run_command,
     say,
 )
-from chanfmt.errors import UsageError
+from chanfmt.errors import MissingPackageError, UsageError
 from surgery.plan import PlanOptions
 from surgery.recovery import RecoveryOptions
 
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from chanfmt.console import Parser
-    from surgery.plan import PlannedModel, PruningPlan
+    from surgery.plan import PruningPlan
     from surgery.recovery import Recovery
+    from surgery.subject import Subject
 
     Commands = argparse._SubParsersAction[Parser]
 
@@ -109,6 +110,17 @@ class DryRunOptions:
 
 
 @dataclass(frozen=True)
+class ResultsOptions:
+    """Where an experiment's rows go."""
+
+    output: str = field(metadata={
+        "help": "directory for results.csv and results.json; rows that are there are not measured again", "short": "-o",
+        "metavar": "DIR",
+    })
+    overwrite: bool = field(default=False, metadata={"help": "drop the rows that are there"})
+
+
+@dataclass(frozen=True)
 class TalkOptions:
     """What is printed."""
 
@@ -119,7 +131,7 @@ class TalkOptions:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code."""
     parser, commands = make_parser("surgery", "Remove the FFN channels that an importance atlas says matter least.")
-    for add in (add_prune, add_plan, add_apply, add_restore, add_eval):
+    for add in (add_prune, add_plan, add_apply, add_restore, add_eval, add_sweep, add_ablate):
         add(commands)
     return run_command(parser, arguments)
 
@@ -154,6 +166,37 @@ def add_eval(commands: Commands) -> None:
     from surgery.evaluate import EvaluateOptions
 
     _add(commands, "eval", "perplexity, speed and memory of several models on the same text", _eval, EvaluateOptions, TalkOptions)
+
+
+def add_sweep(commands: Commands) -> None:
+    """``surgery sweep``: perplexity of many cuts, without writing any."""
+    from surgery.subject import SubjectOptions
+    from surgery.sweep import SweepOptions
+
+    _add(commands, "sweep", "perplexity of many cuts of one loaded model, as a table and a figure", _sweep,
+         AtlasOptions, SweepOptions, SubjectOptions, ResultsOptions, TalkOptions)
+
+
+def add_ablate(commands: Commands) -> None:
+    """``surgery ablate``: what removing chosen channels costs, an experiment each."""
+    from surgery.ablation.channels import ChannelOptions
+    from surgery.ablation.dose import DoseOptions
+    from surgery.ablation.halo import HaloOptions
+    from surgery.ablation.removal import RemovalOptions
+    from surgery.subject import SubjectOptions
+
+    summary = "what removing chosen channels of a loaded model costs, with controls"
+    parser = commands.add_parser("ablate", help=summary, description=summary[0].upper() + summary[1:] + ".")
+    experiments = parser.add_subparsers(metavar="EXPERIMENT", required=True)
+    for name, text, kind in (
+        ("remove", "remove chosen channels", RemovalOptions),
+        ("mean-replace", "put the mean of each chosen channel in its place", RemovalOptions),
+        ("halo", "remove the halo with supernodes kept and removed, against channels alike in LP", HaloOptions),
+        ("dose", "at one sparsity, remove a growing share of the supernodes in place of other channels", DoseOptions),
+        ("channels", "remove single channels across the range of LP, and compare what they cost with it", ChannelOptions),
+    ):
+        _add(experiments, name, text, _ablate, AtlasOptions, kind, SubjectOptions, ResultsOptions, TalkOptions)
+        experiments.choices[name].set_defaults(experiment=name, kind=kind)
 
 
 def _add(commands: Commands, name: str, summary: str, run: object, *options: type) -> None:
@@ -245,6 +288,74 @@ def _eval(arguments: argparse.Namespace) -> None:
         print_table(*table)
 
 
+def _sweep(arguments: argparse.Namespace) -> None:
+    import chanfmt
+    from surgery.results import check_directory
+    from surgery.subject import SubjectOptions, check_atlas, open_subject
+    from surgery.sweep import SweepOptions, plan_runs, sweep, table
+    from surgery.sweep_plot import draw
+
+    options, output = parse_options(arguments, SweepOptions), parse_options(arguments, ResultsOptions)
+    talk = parse_options(arguments, TalkOptions)
+    directory = Path(output.output)
+    # A download may follow: complain about the output before it.
+    check_directory(directory)
+    with chanfmt.open(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
+        check_atlas(atlas)
+        runs, warnings = plan_runs(atlas, options)
+        for warning in warnings:
+            say(f"warning: {warning}")
+        subject = open_subject(atlas, parse_options(arguments, SubjectOptions), quiet=talk.quiet)
+        _warn_mixed(subject)
+        results = sweep(atlas, subject, runs, options.shared(), directory, overwrite=output.overwrite, quiet=talk.quiet,
+                        note=lambda text: say(text, quiet=talk.quiet))
+        title = f"{atlas.model.id}, {subject.identity['data']}, {subject.identity['tokens']:,} tokens"
+    try:
+        files = draw(results.rows, directory / "sweep", title)
+    except MissingPackageError as error:
+        files = ()
+        say(f"no figure: {error.message}; {error.hint}", quiet=talk.quiet)
+    say(f"wrote {', '.join(str(path) for path in (*results.files, *files))}", quiet=talk.quiet)
+    if talk.json:
+        print_json({"identity": results.identity, "rows": results.rows})
+    else:
+        print_table(*table(results.rows))
+
+
+def _ablate(arguments: argparse.Namespace) -> None:
+    import chanfmt
+    from surgery.ablation.experiments import plan_experiment
+    from surgery.ablation.run import run, summary_table, table
+    from surgery.results import check_directory
+    from surgery.subject import SubjectOptions, check_atlas, open_subject
+
+    output, talk = parse_options(arguments, ResultsOptions), parse_options(arguments, TalkOptions)
+    options, directory = parse_options(arguments, arguments.kind), Path(output.output)
+    check_directory(directory)
+    with chanfmt.open(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
+        check_atlas(atlas)
+        experiment = plan_experiment(arguments.experiment, atlas, options)
+        for warning in experiment.warnings:
+            say(f"warning: {warning}")
+        subject = open_subject(atlas, parse_options(arguments, SubjectOptions), quiet=talk.quiet)
+        _warn_mixed(subject)
+        results, rows, summary = run(atlas, subject, experiment, directory, overwrite=output.overwrite,
+                                     quiet=talk.quiet, note=lambda text: say(text, quiet=talk.quiet))
+    say(f"wrote {', '.join(str(path) for path in results.files)}", quiet=talk.quiet)
+    if talk.json:
+        print_json({"identity": results.identity, "summary": summary, "rows": rows})
+        return
+    print_table(*table(experiment, rows))
+    print()
+    print_table(*summary_table(summary))
+
+
+def _warn_mixed(subject: Subject) -> None:
+    if subject.mixed:
+        say(f"warning: {len(subject.mixed)} FFNs, {subject.mixed[0]} among them, compute numbers from all their channels "
+            "between their projections, removed ones too; a model that is cut there would compute something else")
+
+
 def _make_plan(path: str, options: PlanOptions, talk: TalkOptions) -> PruningPlan:
     import chanfmt
     from surgery.plan import make_plan
@@ -262,12 +373,13 @@ def _cut(
     from chanfmt.models.resolve import resolve_model
     from surgery.apply import apply_plan, check_output
     from surgery.report import summary_rows
+    from surgery.source import model_of
 
     output = Path(options.output or default_name(plan))
     shard_bytes = parse_size(options.shard_size)
     model, revision = options.model, None
     if model is None:
-        model, revision = _model_of(plan.model)
+        model, revision = model_of(plan.model)
     # A download may follow: complain about the output before it.
     check_output(output, overwrite=options.overwrite)
     say(f"cutting {model}", quiet=talk.quiet)
@@ -293,16 +405,6 @@ def parse_size(text: str | None) -> int | None:
     if size < 1:
         raise UsageError(f"--shard-size {text!r} is not a size", hint="write it like 5GB, 500MB or 1GiB")
     return size
-
-
-def _model_of(model: PlannedModel) -> tuple[str, str | None]:
-    """Where the atlas says its model is. Raises `UsageError` where that is on some machine only."""
-    if model.source != "hub":
-        raise UsageError(
-            f"the atlas was built from a local model named {model.id!r}, and does not say where it is",
-            hint="add --model DIRECTORY_OR_GGUF_FILE",
-        )
-    return model.id, model.revision or None
 
 
 def default_name(plan: PruningPlan) -> str:

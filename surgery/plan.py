@@ -20,6 +20,7 @@ from chanfmt.files import atomic_file
 from chanfmt.models.checkpoint import read_header
 from chanfmt.records import Block, TensorSlice
 from surgery.decide import ALLOCATIONS, MAX_LAYER_SPARSITY, SelectorEffect, decide
+from surgery.mass import lp_mass
 from surgery.methods import METHODS, find_method
 from surgery.selectors import SYNTAX, file_name
 from surgery.width import check_sparsity
@@ -453,10 +454,6 @@ def _plan_block(atlas: Atlas, block: Block, name: str, kept: np.ndarray) -> Bloc
 
 def _lp_kept(stack: Stack, block: Block, kept: np.ndarray) -> float | None:
     """Share of the FFN's LP in its kept channels, each expert's weighted by its tokens; None where it is unknown or 0."""
-    lp = stack.row("lp", block.row).astype(np.float64)
-    if block.n_experts:
-        tokens = np.asarray(stack.row("tokens", block.row))
-        # What no token reached holds none of the loss.
-        lp = np.where(tokens[:, None] > 0, lp * tokens[:, None], 0.0)
-    total = float(lp.sum())
-    return float(lp[kept].sum()) / total if total > 0 else None
+    mass = lp_mass(stack, block)
+    total = float(mass.sum())
+    return float(mass[kept].sum()) / total if total > 0 else None

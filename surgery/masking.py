@@ -1,0 +1,54 @@
+"""Remove channels of a loaded model without touching a weight: their activations are replaced on the way to the write."""
+
+from __future__ import annotations
+
+import contextlib
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from chanfmt.models.intercept import Interceptor
+from chanfmt.models.run import eager_experts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import nn
+
+    from chanfmt.models.ffn import FFN
+
+
+@contextlib.contextmanager
+def masked(
+    model: nn.Module, ffns: Mapping[int, FFN], removed: Mapping[int, np.ndarray], means: Mapping[int, np.ndarray] | None = None
+) -> Iterator[None]:
+    """While entered, ``model`` computes as if channels were removed; its parameters are only read.
+
+    Args:
+        ffns: Block index to the FFN of ``model``.
+        removed: Block index to a mask of the channels that go, bool (channel,), or (expert, channel); blocks may be
+            left out.
+        means: Block index to what stands in for a removed channel's activation, likewise; None is 0.
+    """
+    interceptor = Interceptor(model)
+    for index, mask in removed.items():
+        if not mask.any():
+            continue
+        gone = torch.from_numpy(np.atleast_2d(mask))
+        values = torch.zeros(gone.shape) if means is None else torch.from_numpy(np.atleast_2d(means[index]))
+        members = ffns[index].members
+        if members[0].write.matrix.batched:
+            # One product for all experts: their rows come along the first axis.
+            interceptor.on(members[0].write.matrix, before=partial(_replaced, gone[:, None], values[:, None]))
+            continue
+        for expert, member in enumerate(members):
+            interceptor.on(member.write.matrix, before=partial(_replaced, gone[expert], values[expert]))
+    # Fused kernels of experts would pass the interceptor by.
+    with eager_experts(model), interceptor:
+        yield
+
+
+def _replaced(gone: torch.Tensor, values: torch.Tensor, activations: torch.Tensor) -> torch.Tensor:
+    return torch.where(gone.to(activations.device), values.to(activations), activations)

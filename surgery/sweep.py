@@ -1,0 +1,213 @@
+"""Perplexity of every combination of method, protection and sparsity, on one loaded model."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from chanfmt.console import progress_bar
+from chanfmt.errors import UsageError
+from surgery.grids import parse_names, parse_seeds, parse_shares
+from surgery.plan import PlanOptions, make_plan
+from surgery.results import Results, channels_sha256, finite
+from surgery.selectors import file_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from chanfmt.atlas import Atlas
+    from surgery.plan import PruningPlan
+    from surgery.subject import Subject
+
+SWEEP_FORMAT = "sweep/1"
+DENSE = "dense"
+SEEDED = "random"
+"""The method that seeds mean something to."""
+KEY = ("method", "protect", "sparsity_asked", "seed")
+COLUMNS = (
+    "method", "protect", "sparsity_asked", "sparsity_reached", "seed", "perplexity", "nll", "standard_error",
+    "supernodes_removed", "hit_rate", "lp_kept", "tokens", "seconds",
+)
+_PLAN = {item.name: item.metadata for item in dataclasses.fields(PlanOptions)}
+_SHARED = ("allocation", "max_layer_sparsity", "layers", "stack", "multiple_of")
+"""Options of a plan that all runs of a sweep have in common."""
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """Which cuts to compare."""
+
+    methods: str = field(default="scar-prot,wanda,activation,magnitude,random", metadata={
+        "help": "scores to compare, between commas", "metavar": "METHODS",
+    })
+    sparsity: str = field(default="0.1:0.7:0.1", metadata={
+        "help": "shares to remove: FIRST:LAST:STEP, or numbers between commas", "metavar": "GRID",
+    })
+    protect: tuple[str, ...] = field(default=("none",), metadata={
+        "help": "protection to run every method under, as in surgery plan; repeat for alternatives", "metavar": "WHAT",
+        "repeat": True,
+    })
+    seeds: str = field(default="0", metadata={"help": "seeds of the method random, such as 0,1,2 or 0-4", "metavar": "SEEDS"})
+    allocation: str = field(default="uniform", metadata=_PLAN["allocation"])
+    max_layer_sparsity: float | None = field(default=None, metadata=_PLAN["max_layer_sparsity"])
+    layers: str | None = field(default=None, metadata=_PLAN["layers"])
+    stack: tuple[str, ...] = field(default=(), metadata=_PLAN["stack"])
+    multiple_of: int | None = field(default=None, metadata=_PLAN["multiple_of"])
+
+    def shared(self) -> dict[str, Any]:
+        """What all plans have in common, by the names of `PlanOptions`."""
+        return {name: getattr(self, name) for name in _SHARED}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cut of a sweep.
+
+    Attributes:
+        key: What identifies its row.
+        options: Its plan's; None is the dense model.
+        channels_sha256: Of what it removes, see `surgery.results.channels_sha256`; empty until it is planned.
+    """
+
+    key: dict[str, Any]
+    options: PlanOptions | None
+    channels_sha256: str = ""
+
+
+def runs_of(options: SweepOptions) -> tuple[Run, ...]:
+    """The cuts of a sweep, in their order, none of them planned.
+
+    Raises:
+        UsageError: An option cannot mean anything.
+    """
+    methods, seeds = parse_names(options.methods), parse_seeds(options.seeds)
+    shares = parse_shares(options.sparsity, "--sparsity")
+    if not methods:
+        raise UsageError("--methods names none", hint="write them as in scar-prot,wanda")
+    runs = []
+    for method in methods:
+        for protect in dict.fromkeys(options.protect):
+            for sparsity in shares:
+                for seed in seeds if method == SEEDED else (None,):
+                    plan = PlanOptions(sparsity, method, protect=(protect,), seed=seed or 0, **options.shared())
+                    plan.check()
+                    # A path of this machine is no name for what was protected.
+                    key = dict(zip(KEY, (method, file_name(protect), sparsity, seed), strict=True))
+                    runs.append(Run(key, plan))
+    if len({tuple(run.key.values()) for run in runs}) < len(runs):
+        raise UsageError("two files of --protect have the same name, so their rows could not be told apart")
+    return tuple(runs)
+
+
+def plan_runs(atlas: Atlas, options: SweepOptions) -> tuple[tuple[Run, ...], tuple[str, ...]]:
+    """The runs of a sweep, the dense model first; each is planned once, so that none fails after hours. And warnings.
+
+    Raises:
+        UsageError: An option cannot mean anything, or a plan is not possible; the message names the cut.
+        AtlasError: The atlas lacks what a method needs.
+    """
+    planned = [Run(dict(zip(KEY, (DENSE, "none", 0.0, None), strict=True)), None, channels_sha256({}))]
+    warnings: dict[str, None] = {}
+    for run in runs_of(options):
+        assert run.options is not None
+        try:
+            plan = make_plan(atlas, run.options)
+        except UsageError as error:
+            what = f"{run.key['method']} at {run.key['sparsity_asked']:g} with {run.key['protect']} protected"
+            raise UsageError(f"{what}: {error.message}", hint=error.hint) from None
+        warnings |= dict.fromkeys(f"{run.key['method']}: {warning}" for warning in plan.warnings)
+        # What a name such as top:lp=1% or a file stands for may have changed since a row was made.
+        planned.append(dataclasses.replace(run, channels_sha256=channels_sha256(removed_of(atlas, plan))))
+    return tuple(planned), tuple(warnings)
+
+
+def sweep(
+    atlas: Atlas, subject: Subject, runs: Sequence[Run], shared: dict[str, Any], directory: Path, *, overwrite: bool = False,
+    quiet: bool = False, note: Callable[[str], None] = lambda text: None,
+) -> Results:
+    """Measure every one of ``runs`` that ``directory`` has no row for.
+
+    Args:
+        runs: From `plan_runs`.
+        shared: What the plans have in common, from `SweepOptions.shared`.
+        note: Receives a sentence for people.
+
+    Raises:
+        UsageError: The rows in ``directory`` are of something else.
+        KeyboardInterrupt: Ctrl-C; its text says that finished rows stay.
+    """
+    options = {name: list(value) if isinstance(value, tuple) else value for name, value in shared.items()}
+    results = Results(directory, SWEEP_FORMAT, subject.identity | options, COLUMNS, KEY, overwrite=overwrite)
+    pending = [run for run in runs if results.find(run.key, run.channels_sha256) is None]
+    if len(pending) < len(runs):
+        note(f"{len(runs) - len(pending)} of {len(runs)} rows are in {directory} already")
+    try:
+        with progress_bar(len(subject.token_ids) * len(pending), "tok", DENSE, quiet=quiet) as bar:
+            for run in pending:
+                bar.set_description(_describe(run.key))
+                plan = None if run.options is None else make_plan(atlas, run.options)
+                # Protection often changes nothing, and then another row's cut is this one.
+                losses = results.losses(run.channels_sha256)
+                if losses is None:
+                    losses = subject.measure({} if plan is None else removed_of(atlas, plan), progress=bar.update)
+                else:
+                    bar.update(len(subject.token_ids))
+                results.add(run.key | _plan_columns(plan) | losses | {"channels_sha256": run.channels_sha256})
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{len(results.rows)} finished rows are in {directory}; the same command continues") from None
+    return results
+
+
+def removed_of(atlas: Atlas, plan: PruningPlan) -> dict[int, np.ndarray]:
+    """Block index to a mask of what ``plan`` removes, bool of `Block.shape`, for the FFNs that it cuts."""
+    removed = {}
+    for block, planned in zip(atlas.blocks, plan.blocks, strict=True):
+        if planned.is_cut:
+            mask = np.ones(block.shape, dtype=bool)
+            np.put_along_axis(mask, planned.kept.astype(np.int64), False, axis=-1)
+            removed[block.index] = mask
+    return removed
+
+
+def _plan_columns(plan: PruningPlan | None) -> dict[str, Any]:
+    if plan is None:
+        return {"sparsity_reached": 0.0, "supernodes_removed": 0, "hit_rate": 0.0, "lp_kept": 1.0}
+    supernodes = sum(block.supernodes for block in plan.blocks)
+    removed = supernodes - sum(block.supernodes_kept for block in plan.blocks)
+    shares = [block.lp_kept for block in plan.blocks if block.lp_kept is not None]
+    return {
+        "sparsity_reached": plan.sparsity_reached,
+        "supernodes_removed": removed,
+        "hit_rate": removed / supernodes if supernodes else None,
+        "lp_kept": finite(statistics.median(shares)) if shares else None,
+    }
+
+
+def _describe(key: dict[str, Any]) -> str:
+    parts = [key["method"], f"{key['sparsity_asked']:g}", *([] if key["protect"] == "none" else [key["protect"]])]
+    return " ".join([*parts, *([] if key["seed"] is None else [f"seed {key['seed']}"])])
+
+
+def table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows for people."""
+    headings = ["method", "protect", "sparsity", "seed", "perplexity", "nats/token", "+-", "supernodes removed", "LP kept"]
+    return headings, [
+        [row["method"], row["protect"], f"{row['sparsity_reached']:.4g}", "-" if row["seed"] is None else str(row["seed"]),
+         perplexity_text(row["perplexity"]), f"{row['nll']:.4f}",
+         "-" if row["standard_error"] is None else f"{row['standard_error']:.4f}",
+         "-" if row["hit_rate"] is None else f"{row['supernodes_removed']:,} ({row['hit_rate']:.1%})",
+         "-" if row["lp_kept"] is None else f"{row['lp_kept']:.1%}"]
+        for row in rows
+    ]
+
+
+def perplexity_text(perplexity: float | None) -> str:
+    """A perplexity for a table's cell; None is one beyond all numbers."""
+    if perplexity is None:
+        return "inf"
+    return f"{perplexity:,.2f}" if perplexity < 1e6 else f"{perplexity:.2e}"
