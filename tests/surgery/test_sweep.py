@@ -60,7 +60,8 @@ def test_a_row_is_what_the_cut_checkpoint_gives(name: str, request: pytest.Fixtu
     cut = tmp_path / "cut"
     assert main(["prune", str(case.atlas), "--model", str(case.model), "--method", "magnitude", "--sparsity", "0.5",
                  "--protect", "supernodes", "-o", str(cut), "--quiet"]) == 0
-    found = evaluate(EvaluateOptions((str(case.model), str(cut)), str(case.text), SEQ_LEN, TOKENS), progress=False)
+    options = EvaluateOptions((str(case.model), str(cut)), str(case.text), seq_len=SEQ_LEN, max_tokens=TOKENS)
+    found = evaluate(options, progress=False)
     for evaluation, row in zip(found, (rows["dense", "none", 0.0], rows["magnitude", "supernodes", 0.5]), strict=True):
         assert row["nll"] == pytest.approx(evaluation.nll, rel=1e-6)
         assert row["perplexity"] == pytest.approx(evaluation.perplexity, rel=1e-5)
