@@ -86,7 +86,7 @@ def _tokens(model: Any, tokens: Sequence[int], generator: torch.Generator) -> In
 def _shape(model: Any, name: str) -> tuple[int, ...] | None:
     """Shape of one sample of the input ``name``; None where that is unknown."""
     config = getattr(model.config, "vision_config", model.config)
-    if name == "pixel_values":
+    if name == "pixel_values" and hasattr(config, "image_size"):
         size = config.image_size
         height, width = size if isinstance(size, list | tuple) else (size, size)
         return (getattr(config, "num_channels", 3), height, width)
