@@ -115,7 +115,7 @@ def random_content(layers: int, experts: int, channels: int) -> AtlasContent:
         title="importance atlas of noise",
         model=ModelRecord("bench/noise", "", "local", "llama", ("LlamaForCausalLM",), "{}", "0" * 64, "float32", 1, "f" * 64),
         calibration=CalibrationRecord(
-            schema.LOSS, schema.METRIC_DEFINITION, "none", seq_len, 0, 1.0,
+            schema.LOSSES["next-token"], schema.METRIC_DEFINITION, "none", seq_len, 0, 1.0,
             tuple(f"{index:064x}" for index in range(sequences)), np.zeros(sequences, dtype=np.int32),
             np.arange(sequences, dtype=np.uint8) * schema.SPLITS // sequences,
             (Contribution("c" * 32, "noise", "", f"0:{sequences}", sequences, sequences * seq_len, "bench"),),
