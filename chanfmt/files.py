@@ -81,6 +81,25 @@ def reserve(path: Path, size: int) -> None:
             position += file.write(bytes(min(1 << 20, size - position)))
 
 
+def read_at(descriptor: int, buffer: memoryview, offset: int) -> int:
+    """Fill ``buffer`` from ``offset`` on. Returns how many bytes there were: fewer than it holds at the file's end."""
+    done = 0
+    while done < len(buffer):
+        count = os.preadv(descriptor, [buffer[done:]], offset + done)
+        if not count:
+            break
+        done += count
+    return done
+
+
+def write_at(descriptor: int, data: memoryview | bytes, offset: int) -> int:
+    """Write all of ``data`` at ``offset``. Returns how many bytes that were."""
+    view, done = memoryview(data), 0
+    while done < len(view):
+        done += os.pwrite(descriptor, view[done:], offset + done)
+    return done
+
+
 def temporary_name(name: str) -> str:
     """A hidden sibling name for ``name`` that no other process uses."""
     return f".{name}.{uuid.uuid4().hex[:12]}.tmp"

@@ -31,6 +31,8 @@ DTYPE_BITS: dict[str, int] = {
     "U64": 64, "I64": 64, "F64": 64, "C64": 64,
 }
 """Bits per element of every safetensors dtype."""
+CONTAINERS = {8: "u1", 16: "<u2", 32: "<u4", 64: "<u8"}
+"""Unsigned integer that holds an element's bits, by their number; none where a byte holds several."""
 
 _MAX_HEADER = 100_000_000
 _MAX_INDEX = 100_000_000

@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
     from chanfmt.models.checkpoint import CheckpointIndex, TensorEntry
 
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
 }
+"""Safetensors dtypes that torch has, and that weights come in."""
 
 _M_MMAP_THRESHOLD = -3
 _LARGE = 1 << 20
@@ -78,7 +79,7 @@ def stored_dtype(config: Any, index: CheckpointIndex) -> torch.dtype:
     """What ``dtype="auto"`` means to transformers: what the config says, else that of the first floating tensor."""
     if isinstance(config.dtype, torch.dtype):
         return config.dtype
-    kinds = (_DTYPES.get(entry.dtype) for entry in index.tensors.values())
+    kinds = (DTYPES.get(entry.dtype) for entry in index.tensors.values())
     return next((dtype for dtype in kinds if dtype is not None and dtype.is_floating_point), torch.float32)
 
 
@@ -171,7 +172,7 @@ class _Reader:
 
     def __getitem__(self, index: Any) -> torch.Tensor:
         entry = self._entry
-        if entry.dtype not in _DTYPES:
+        if entry.dtype not in DTYPES:
             raise ModelError(f"{entry.file} stores a weight as {entry.dtype}, which cannot be measured")
         data = torch.empty(entry.nbytes, dtype=torch.uint8)
         view, position = data.numpy().data, 0
@@ -184,7 +185,7 @@ class _Reader:
                     position += count
         except OSError as error:
             raise ModelError(f"cannot read {entry.file}: {error.strerror}") from None
-        return data.view(_DTYPES[entry.dtype]).reshape(entry.shape)
+        return data.view(DTYPES[entry.dtype]).reshape(entry.shape)
 
 
 @contextlib.contextmanager

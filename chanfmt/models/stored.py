@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from chanfmt.errors import ModelError
-from chanfmt.models.checkpoint import DTYPE_BITS, CheckpointIndex, TensorEntry, fingerprint
+from chanfmt.models.checkpoint import CONTAINERS, DTYPE_BITS, CheckpointIndex, TensorEntry, fingerprint
 from chanfmt.models.resolve import resolve_model
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from chanfmt.records import Block, ModelRecord, TensorSlice
 
-_CONTAINERS = {8: "u1", 16: "<u2", 32: "<u4", 64: "<u8"}
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Dtypes that are read here, and what a model in that dtype is called in an atlas."""
 _WEIGHTS = ("write", "up", "gate")
@@ -111,12 +110,12 @@ def view(entry: TensorEntry) -> np.ndarray:
         ModelError: The dtype packs several values in a byte, or the file cannot be mapped.
     """
     bits = DTYPE_BITS[entry.dtype]
-    if bits not in _CONTAINERS:
+    if bits not in CONTAINERS:
         raise ModelError(f"{entry.dtype} packs several values in a byte")
     if not entry.elements:
-        return np.empty(entry.shape, dtype=_CONTAINERS[bits])
+        return np.empty(entry.shape, dtype=CONTAINERS[bits])
     try:
-        return np.memmap(entry.file, dtype=_CONTAINERS[bits], mode="r", offset=entry.start, shape=entry.shape)
+        return np.memmap(entry.file, dtype=CONTAINERS[bits], mode="r", offset=entry.start, shape=entry.shape)
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot read {entry.file}: {error}") from None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from chanfmt.errors import ChanfmtError
+from chanfmt.files import read_at, write_at
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
@@ -68,12 +68,10 @@ class Spool:
         try:
             if self._file is None:
                 self._file = tempfile.TemporaryFile(dir=self._directory, buffering=0)  # noqa: SIM115
-            view, position = bytes_of(tensor), 0
-            while position < size:
-                position += os.pwrite(self._file.fileno(), view[position:], slot + position)
+            write_at(self._file.fileno(), bytes_of(tensor), slot)
         except OSError as error:
             raise ChanfmtError(
-                f"cannot keep what --stream lays aside in {self._directory}: {error.strerror}",
+                f"cannot lay hidden states and statistics aside in {self._directory}: {error.strerror}",
                 hint="free space there, use fewer --sequences, or raise --spool-limit",
             ) from None
         self._end = max(self._end, slot + size)
@@ -85,13 +83,9 @@ class Spool:
             return self._held[key].clone()
         slot, dtype, shape = self._placed[key]
         tensor = torch.empty(shape, dtype=dtype)
-        view, position = bytes_of(tensor), 0
         assert self._file is not None
-        while position < len(view):
-            count = os.preadv(self._file.fileno(), [view[position:]], slot + position)
-            if not count:
-                raise ChanfmtError("what was laid aside on disk cannot be read back")
-            position += count
+        if read_at(self._file.fileno(), bytes_of(tensor), slot) < tensor.nbytes:
+            raise ChanfmtError("what was laid aside on disk cannot be read back")
         return tensor
 
     def drop(self, key: Hashable) -> None:

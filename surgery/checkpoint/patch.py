@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 from chanfmt.errors import ModelError
+from chanfmt.files import read_at, write_at
+from chanfmt.models.checkpoint import CONTAINERS, DTYPE_BITS
+from chanfmt.models.parameters import DTYPES
 
 if TYPE_CHECKING:
     from chanfmt.models.checkpoint import TensorEntry
     from surgery.checkpoint.cuts import Cut
-
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def write_kept(entry: TensorEntry, cut: Cut, positions: np.ndarray, values: torch.Tensor) -> torch.Tensor:
@@ -32,24 +33,23 @@ def write_kept(entry: TensorEntry, cut: Cut, positions: np.ndarray, values: torc
     Raises:
         ModelError: Its dtype is not one of floats of 16 bits or more, or a value is too large for it.
     """
-    if entry.dtype not in _DTYPES:
+    dtype = DTYPES.get(entry.dtype)
+    if dtype is None or not dtype.is_floating_point:
         raise ModelError(f"a matrix stored as {entry.dtype} cannot be refitted", hint="save the model in bfloat16 first")
-    rounded = values.cpu().to(_DTYPES[entry.dtype])
+    rounded = values.cpu().to(dtype)
     if not bool(rounded.isfinite().all()):
         raise ModelError(f"a refitted weight does not fit into {entry.dtype}")
-    size = entry.nbytes // max(1, entry.elements)
-    bits = rounded.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[size]).numpy()
+    bits = rounded.contiguous().view(torch.uint8).numpy().view(CONTAINERS[DTYPE_BITS[entry.dtype]])
     places = np.searchsorted(np.where(cut.positions[0] < 0, np.iinfo(np.int64).max, cut.positions[0]), positions)
     descriptor = os.open(entry.file, os.O_RDWR)
     try:
-        data = np.frombuffer(os.pread(descriptor, entry.nbytes, entry.start), dtype=bits.dtype).reshape(entry.shape).copy()
+        data = np.empty(entry.shape, dtype=bits.dtype)
+        read_at(descriptor, data.reshape(-1).view(np.uint8).data, entry.start)
         if cut.axis == 0:
             data[places] = bits.T
         else:
             data[:, places] = bits
-        view, position = data.reshape(-1).view(np.uint8).data, 0
-        while position < len(view):
-            position += os.pwrite(descriptor, view[position:], entry.start + position)
+        write_at(descriptor, data.reshape(-1).view(np.uint8).data, entry.start)
     finally:
         os.close(descriptor)
     return rounded

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from chanfmt.errors import ModelError
-from chanfmt.models.checkpoint import DTYPE_BITS
+from chanfmt.files import read_at
+from chanfmt.models.checkpoint import CONTAINERS, DTYPE_BITS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 8 << 20
 """Bytes that one part reads, where the tensor's layout allows that."""
-
-_CONTAINERS = {8: "u1", 16: "<u2", 32: "<u4", 64: "<u8"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,15 +47,10 @@ class Part:
         """The new bytes. Raises `ModelError` where the file is shorter than its header says."""
         start, stop = self.source
         buffer = np.empty(stop - start, dtype=np.uint8)
-        view = buffer.data
-        filled = 0
-        while filled < len(view):
-            count = os.preadv(descriptor, [view[filled:]], start + filled)
-            if not count:
-                raise ModelError("a shard of the checkpoint became shorter while it was read")
-            filled += count
+        if read_at(descriptor, buffer.data, start) < stop - start:
+            raise ModelError("a shard of the checkpoint became shorter while it was read")
         if self.shape is None or self.positions is None:
-            return view
+            return buffer.data
         array = buffer.view(self.dtype).reshape(self.shape)
         zeros = self.positions < 0
         if not zeros.any():
@@ -94,7 +88,7 @@ def copy_parts(entry: TensorEntry) -> Iterator[Part]:
 def cut_parts(entry: TensorEntry, cut: Cut) -> Iterator[Part]:
     """The tensor after ``cut``, part by part."""
     size = DTYPE_BITS[entry.dtype] // 8
-    dtype = _CONTAINERS[DTYPE_BITS[entry.dtype]]
+    dtype = CONTAINERS[DTYPE_BITS[entry.dtype]]
     first = 1 if cut.by_expert else 0
     outer = int(np.prod(entry.shape[first:cut.axis], dtype=np.int64))
     length = entry.shape[cut.axis]

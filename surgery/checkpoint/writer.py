@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from chanfmt.files import reserve, write_at
 from chanfmt.models.checkpoint import DTYPE_BITS, INDEX_FILE, SINGLE_FILE, CheckpointIndex, TensorEntry
 from surgery.checkpoint.reader import Part, copy_parts, cut_parts
 
@@ -114,8 +115,8 @@ def _write_shard(
     sources = {file: os.open(file, os.O_RDONLY) for file in {index.tensors[name].file for name in shard.tensors}}
     target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        _reserve(target, data + position)
-        _write_all(target, len(raw).to_bytes(8, "little") + raw, 0)
+        reserve(path, data + position)
+        write_at(target, len(raw).to_bytes(8, "little") + raw, 0)
 
         def parts() -> Iterator[tuple[int, Part, int]]:
             for name in shard.tensors:
@@ -124,7 +125,7 @@ def _write_shard(
                     yield sources[entry.file], part, data + offsets[name] + part.offset
 
         def work(source: int, part: Part, offset: int) -> int:
-            return _write_all(target, part.read(source), offset)
+            return write_at(target, part.read(source), offset)
 
         _in_threads(work, parts(), advance)
     finally:
@@ -148,25 +149,6 @@ def _in_threads(
         finally:
             for future in running:
                 future.cancel()
-
-
-def _reserve(descriptor: int, size: int) -> None:
-    # A full disk shows here, before minutes of writing; not every file system can do it.
-    try:
-        os.posix_fallocate(descriptor, 0, size)
-    except (AttributeError, OSError) as error:
-        import errno
-
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-
-
-def _write_all(descriptor: int, data: memoryview | bytes, offset: int) -> int:
-    view = memoryview(data)
-    written = 0
-    while written < len(view):
-        written += os.pwrite(descriptor, view[written:], offset + written)
-    return written
 
 
 def _shape(name: str, entry: TensorEntry, cuts: Mapping[str, Cut]) -> tuple[int, ...]:
