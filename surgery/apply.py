@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import shutil
@@ -21,9 +22,10 @@ from surgery.config_width import find_layout
 from surgery.plan import Applied, BlockPlan, PruningPlan, write_plan
 from surgery.recovery import Recovery, RecoveryReport
 from surgery.report import Report
+from surgery.source import check_fingerprint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     import torch
@@ -79,43 +81,29 @@ def apply_plan(
     read_ahead(index.files, available_memory() // 4)
     config = read_config(directory)
     found = fingerprint(index)
-    _check_model(plan, directory, config, found, fine_tune)
+    if fine_tune:
+        _check_kind(plan, directory, config)
+    else:
+        check_fingerprint(plan.model, directory, found, "; where this is a fine-tune of it, add --fine-tune")
     layout = find_layout(plan, config, index)
-    cuts = layout.cuts
-    carried = list(carried_files(directory, note))
-    total = output_bytes(index, cuts)
-    check_space(output.absolute().parent, total + sum(path.stat().st_size for path in carried) + (16 << 20))
-    with atomic_directory(output) as temporary:
-        with progress_bar(total, "B", "writing", quiet=not progress) as bar:
-            write_checkpoint(index, cuts, temporary, bar.update, shard_bytes)
-        applied = Applied(layout.widths, layout.fields, found)
+    applied = Applied(layout.widths, layout.fields, found)
+    with published(output, index, layout.cuts, layout.config, shard_bytes, progress, note) as temporary:
         write_plan(plan, temporary / KEPT_FILE, applied)
-        write_config(layout.config, temporary)
-        for path in carried:
-            shutil.copyfile(path, temporary / path.name)
-        shapes = check_shapes(index, cuts, layout.allowed, temporary)
+        shapes = check_shapes(index, layout.cuts, layout.allowed, temporary)
         logits, skipped = _verify(plan, index, temporary, verify, note)
         written = CheckpointIndex.open(temporary)
-        recovered = None if recovery is None else _recover(plan, recovery, index, written, cuts, progress)
+        recovered = None if recovery is None else _recover(plan, recovery, index, written, layout.cuts, progress)
         report = Report(
             plan, applied, index.parameters, written.parameters, index.nbytes, written.nbytes, shapes, logits, skipped,
             versions(), command, recovered,
         )
-        (temporary / REPORT_FILE).write_text(
-            json.dumps(report.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-        )
+        write_json(report.to_json(), temporary / REPORT_FILE)
         (temporary / "README.md").write_text(model_card(report, output.absolute().name), encoding="utf-8")
     return report
 
 
-def _check_model(plan: PruningPlan, directory: Path, config: dict[str, Any], found: str, fine_tune: bool) -> None:
-    if not fine_tune and found != plan.model.fingerprint:
-        raise ModelError(
-            f"{directory} is not the model of the atlas: its weights differ from those of {plan.model.id!r}",
-            hint="pass the model (and the revision) that the atlas was built from; where this is a fine-tune of it, "
-            "add --fine-tune",
-        )
-    if fine_tune and config.get("model_type") != plan.model.model_type:
+def _check_kind(plan: PruningPlan, directory: Path, config: dict[str, Any]) -> None:
+    if config.get("model_type") != plan.model.model_type:
         raise ModelError(f"{directory} is a {config.get('model_type')!r} model, and the plan is for a "
                          f"{plan.model.model_type!r} model: no fine-tune of it")
 
@@ -185,12 +173,35 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def write_config(config: dict[str, Any], directory: Path) -> None:
-    """Write ``config.json``."""
-    (directory / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+@contextlib.contextmanager
+def published(
+    output: Path, index: CheckpointIndex, cuts: Mapping[str, Cut], config: dict[str, Any], shard_bytes: int | None,
+    progress: bool, note: Callable[[str], object],
+) -> Iterator[Path]:
+    """A directory with ``index`` after ``cuts``, ``config`` and what is carried over; ``output`` when the context ends well.
+
+    Raises:
+        ChanfmtError: The disk is full or fails.
+    """
+    carried = list(_carried_files(index.directory, note))
+    total = output_bytes(index, cuts)
+    check_space(output.absolute().parent, total + sum(path.stat().st_size for path in carried) + (16 << 20))
+    with atomic_directory(output) as temporary:
+        with progress_bar(total, "B", "writing", quiet=not progress) as bar:
+            write_checkpoint(index, cuts, temporary, bar.update, shard_bytes)
+        # transformers' own configs may hold numbers that JSON has no name for.
+        write_json(config, temporary / "config.json", allow_nan=True)
+        for path in carried:
+            shutil.copyfile(path, temporary / path.name)
+        yield temporary
 
 
-def carried_files(directory: Path, note: Callable[[str], object]) -> Iterator[Path]:
+def write_json(value: dict[str, Any], path: Path, *, allow_nan: bool = False) -> None:
+    """Write ``value`` for people to read."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=allow_nan) + "\n", encoding="utf-8")
+
+
+def _carried_files(directory: Path, note: Callable[[str], object]) -> Iterator[Path]:
     """Tokenizer, generation, template and licence files: whatever is small, visible and no weights or code."""
     home = directory.resolve()
     # The Hub cache keeps a snapshot's files as links into the repository's blobs.

@@ -164,7 +164,8 @@ def narrow_config(
     """
     missing = {name for name in before if before[name] not in allowed[name]}
     edits: dict[FieldPath, Any] = {}
-    for path, new in _candidates(config, plan, widths) if missing else ():
+    fields = dict(_fields(parse_config(config).to_dict()))
+    for path, new in _candidates(fields, plan, widths) if missing else ():
         if path in edits:
             continue
         moved = _moved(edit_config(config, edits | {path: new}), before)
@@ -183,7 +184,6 @@ def narrow_config(
             f"could not load the result (it would have to move {example} from {list(before[example])} to "
             f"{' or '.join(str(list(shape)) for shape in sorted(allowed[example]))} and nothing else)",
         )
-    fields = dict(_fields(parse_config(config).to_dict()))
     return edited, {".".join(path): Change(fields[path], value) for path, value in edits.items()}
 
 
@@ -198,9 +198,8 @@ def _moved(config: dict[str, Any], before: Shapes) -> Shapes:
     return {name: shape for name, shape in after.items() if shape != before[name]}
 
 
-def _candidates(config: dict[str, Any], plan: PruningPlan, widths: Widths) -> Iterator[tuple[FieldPath, Any]]:
-    """Fields and values to try, likely ones first."""
-    fields = dict(_fields(parse_config(config).to_dict()))
+def _candidates(fields: Mapping[FieldPath, Any], plan: PruningPlan, widths: Widths) -> Iterator[tuple[FieldPath, Any]]:
+    """Fields of a config and values to try, likely ones first."""
     moves: dict[int, set[int]] = defaultdict(set)
     for block in plan.blocks:
         moves[block.n_channels].add(widths[block.name])

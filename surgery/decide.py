@@ -11,7 +11,7 @@ import numpy as np
 from chanfmt.errors import UsageError
 from surgery.allocation import Candidate, allocate, ladder
 from surgery.methods import find_method, ranked_by_magnitude, score
-from surgery.places import parse_layers
+from surgery.places import chosen_layers
 from surgery.protect import count, protect_list
 from surgery.protect_file import no_channels
 from surgery.width import kept_width
@@ -201,14 +201,9 @@ def _in_scope(atlas: Atlas, options: PlanOptions) -> tuple[Block, ...]:
     for name in options.stack:
         if name not in atlas.stacks:
             raise UsageError(f"there is no stack {name!r}", hint=f"stacks: {', '.join(atlas.stacks)}")
-    try:
-        layers = None if options.layers is None else parse_layers(options.layers, atlas)
-    except UsageError as error:
-        raise UsageError(f"--layers: {error.message}", hint=error.hint) from None
-    blocks = tuple(
-        block for block in atlas.blocks
-        if (layers is None or block.layer_index in layers) and (not options.stack or block.stack in options.stack)
-    )
+    layers = chosen_layers(options.layers, atlas)
+    blocks = tuple(block for block in atlas.blocks
+                   if block.layer_index in layers and (not options.stack or block.stack in options.stack))
     if not blocks:
         raise UsageError(f"none of the layers {options.layers} is in {', '.join(options.stack)}",
                          hint="leave --layers or --stack out")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from chanfmt.console import progress_bar
 from chanfmt.errors import UsageError
-from surgery.protocol import PROTOCOLS, EvaluationTokens, evaluation_tokens
+from surgery.protocol import PROTOCOLS, EvaluationTokens, prepare_text
 
 if TYPE_CHECKING:
 
@@ -151,13 +151,7 @@ def evaluate(options: EvaluateOptions, *, progress: bool = True) -> list[Evaluat
 
 
 def _prepare(name: str, resolved: ResolvedModel, text: Text, options: EvaluateOptions) -> _Prepared:
-    from chanfmt.models.load import load_config, load_tokenizer
-    from chanfmt.produce.tokens import check_context, check_vocabulary
-
-    config, tokenizer = load_config(resolved), load_tokenizer(resolved)
-    check_context(config, options.seq_len, name)
-    tokens = evaluation_tokens(tokenizer, text, PROTOCOLS[options.protocol], options.seq_len, options.max_tokens)
-    check_vocabulary(config, tokenizer, tokens.ids, name)
+    tokenizer, tokens = prepare_text(name, resolved, text, PROTOCOLS[options.protocol], options.seq_len, options.max_tokens)
     return _Prepared(name, resolved, tokenizer, tokens)
 
 

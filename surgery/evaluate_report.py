@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from surgery.perplexity import perplexity_text
 from surgery.protocol import PROTOCOLS
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def _model_table(evaluations: list[Evaluation], names: list[str]) -> Table:
     for item, name in zip(evaluations, names, strict=True):
         bits, peak = item.bits_per_byte, item.peak_memory_bytes
         rows.append([
-            name, _count(item.parameters), _perplexity(item.losses.perplexity), f"{item.losses.mean:.4f}",
+            name, _count(item.parameters), perplexity_text(item.losses.perplexity), f"{item.losses.mean:.4f}",
             _number(item.losses.standard_error), "-" if bits is None else f"{bits:.4f}", f"{item.tokens_per_second:,.0f}",
             "-" if peak is None else f"{peak / (1 << 20):,.0f} MiB",
         ])
@@ -141,10 +142,6 @@ def _count(count: int) -> str:
     if count < 1e6:
         return f"{count:,}"
     return f"{count / 1e9:,.2f}B" if count >= 1e9 else f"{count / 1e6:,.1f}M"
-
-
-def _perplexity(value: float) -> str:
-    return f"{value:,.2f}" if value < 1e6 else f"{value:.2e}"
 
 
 def _ratio(value: float) -> str:

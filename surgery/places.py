@@ -61,6 +61,16 @@ def parse_layers(text: str, atlas: Atlas) -> frozenset[int]:
     return frozenset(chosen)
 
 
+def chosen_layers(text: str | None, atlas: Atlas) -> frozenset[int]:
+    """The layers that ``--layers`` names; all of them where it is not given. Raises `UsageError` as `parse_layers`."""
+    if text is None:
+        return frozenset(block.layer_index for block in atlas.blocks)
+    try:
+        return parse_layers(text, atlas)
+    except UsageError as error:
+        raise UsageError(f"--layers: {error.message}", hint=error.hint) from None
+
+
 def channel_ids(text: str, channels: int) -> Iterator[int]:
     """The channels that ``313,1392-1400`` names, as they come, of ``channels``.
 

@@ -11,6 +11,7 @@ from chanfmt.errors import UsageError
 if TYPE_CHECKING:
     import numpy as np
 
+    from chanfmt.models.resolve import ResolvedModel
     from chanfmt.produce.text import Text
 
 
@@ -97,3 +98,22 @@ def evaluation_tokens(tokenizer: Any, text: Text, protocol: Protocol, seq_len: i
         predicted_bytes = sum(int(ends[min(start + seq_len, len(ids)) - 1] - ends[start])
                               for start in range(0, len(ids) - 1, seq_len))
     return EvaluationTokens(ids, text_tokens, predicted_bytes, hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest())
+
+
+def prepare_text(
+    name: str, resolved: ResolvedModel, text: Text, protocol: Protocol, seq_len: int, max_tokens: int
+) -> tuple[Any, EvaluationTokens]:
+    """The tokenizer of a model, and `evaluation_tokens` of ``text`` that are checked against its config. No weight is read.
+
+    Raises:
+        UsageError: Nothing would be predicted.
+        ModelError: The model has no tokenizer, its context is too short, or its embedding lacks tokens.
+    """
+    from chanfmt.models.load import load_config, load_tokenizer
+    from chanfmt.produce.tokens import check_context, check_vocabulary
+
+    config, tokenizer = load_config(resolved), load_tokenizer(resolved)
+    check_context(config, seq_len, name)
+    tokens = evaluation_tokens(tokenizer, text, protocol, seq_len, max_tokens)
+    check_vocabulary(config, tokenizer, tokens.ids, name)
+    return tokenizer, tokens

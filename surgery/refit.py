@@ -26,6 +26,7 @@ from chanfmt.models.weights import matrix_of
 from chanfmt.produce.measure import usual_batch
 from chanfmt.produce.spool import Spool
 from surgery.least_squares import Moments, fit
+from surgery.matching import match_ffns
 from surgery.plan import BlockPlan
 from surgery.recovery import LayerRecovery, Recovery
 
@@ -195,14 +196,12 @@ class _Recovery:
 
 def _cut_of_each_block(plan: PruningPlan, streamed: StreamedModel) -> Mapping[int, tuple[BlockPlan, FFN]]:
     """Number of a block in the chain to the FFN in it that is cut."""
-    ffns: dict[tuple[str, int], FFN] = {(ffn.container, ffn.width): ffn for ffn in streamed.ffns if not ffn.experts}
     found: dict[int, tuple[BlockPlan, Any]] = {}
-    for block in plan.blocks:
+    for block, ffn in zip(plan.blocks, match_ffns(plan.blocks, streamed.ffns), strict=True):
         if not block.is_cut:
             continue
-        ffn = ffns.get((block.module, block.n_channels))
-        number = None if ffn is None else streamed.chain.number_of(block.module)
-        if ffn is None or number is None:
+        number = streamed.chain.number_of(block.module)
+        if ffn is None or ffn.experts or number is None:
             raise ModelError(f"{block.module} is not among the FFNs of the model's list of blocks")
         if number in found:
             raise ModelError(f"{block.module} and {found[number][0].module} are in one block, and --recover fits one FFN in each")

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from typing import TYPE_CHECKING, Any
 
-from chanfmt.console import progress_bar
-from chanfmt.files import atomic_directory, check_space
 from chanfmt.models.checkpoint import CheckpointIndex
-from surgery.apply import KEPT_FILE, REPORT_FILE, carried_files, check_output, read_config, versions, write_config
+from surgery.apply import KEPT_FILE, REPORT_FILE, check_output, published, read_config, versions, write_json
 from surgery.check import check_logits, check_shapes, memory_shortage
 from surgery.checkpoint.cuts import plan_restoration
-from surgery.checkpoint.writer import output_bytes, write_checkpoint
 from surgery.config_width import edit_config
 from surgery.plan import load_applied
 from surgery.stock import meta_shapes
@@ -58,15 +53,7 @@ def restore(
     before = {tuple(name.split(".")): change.before for name, change in applied.config.items()}
     config = edit_config(read_config(directory), before)
     allowed = {name: frozenset({shape}) for name, shape in meta_shapes(config).items()}
-    carried = list(carried_files(directory, note))
-    total = output_bytes(index, cuts)
-    check_space(output.absolute().parent, total + sum(path.stat().st_size for path in carried) + (16 << 20))
-    with atomic_directory(output) as temporary:
-        with progress_bar(total, "B", "writing", quiet=not progress) as bar:
-            write_checkpoint(index, cuts, temporary, bar.update, shard_bytes)
-        write_config(config, temporary)
-        for path in carried:
-            shutil.copyfile(path, temporary / path.name)
+    with published(output, index, cuts, config, shard_bytes, progress, note) as temporary:
         shapes = check_shapes(index, cuts, allowed, temporary)
         skipped = "--no-verify" if not verify else memory_shortage(CheckpointIndex.open(temporary).parameters)
         logits = check_logits(plan, directory, temporary, mask=False) if skipped is None else None
@@ -76,5 +63,5 @@ def restore(
             "format": RESTORE_FORMAT, "model": plan.model.id, "atlas_sha256": plan.atlas_sha256,
             "tensors": shapes.tensors, "relative_error": logits.relative_error if logits else None, "versions": versions(),
         }
-        (temporary / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_json(report, temporary / REPORT_FILE)
     return report

@@ -48,7 +48,7 @@ def select(selector: str, atlas: Atlas) -> tuple[dict[int, np.ndarray], tuple[st
     text, layers = _split_layers(selector, atlas)
     warnings: tuple[str, ...] = ()
     if text in _LABELS:
-        masks = _by_label(_LABELS[text], atlas)
+        masks = by_label(atlas, *_LABELS[text])
     elif match := _BY_METRIC.fullmatch(text):
         masks = _by_metric(match[1], match[2], match[3], selector, atlas, layers)
     elif _is_file(text):
@@ -88,7 +88,8 @@ def _split_layers(selector: str, atlas: Atlas) -> tuple[str, frozenset[int] | No
         raise UsageError(f"{selector}: {error.message}", hint=error.hint) from None
 
 
-def _by_label(labels: tuple[int, ...], atlas: Atlas) -> dict[int, np.ndarray]:
+def by_label(atlas: Atlas, *labels: int) -> dict[int, np.ndarray]:
+    """Block index to a mask of the channels that have one of ``labels``, bool of `Block.shape`."""
     return {block.index: np.isin(stack.row("label", block.row), labels) for block, stack in atlas.rows()}
 
 

@@ -33,12 +33,14 @@ def model_of(model: Named) -> tuple[str, str | None]:
     return model.id, model.revision or None
 
 
-def check_fingerprint(model: Named, directory: Path) -> None:
-    """Raise `ModelError` where ``directory`` holds other weights than the atlas was built from."""
-    from chanfmt.models.checkpoint import CheckpointIndex, fingerprint
+def check_fingerprint(model: Named, directory: Path, found: str, way_out: str = "") -> None:
+    """Raise `ModelError` where ``directory``, of fingerprint ``found``, holds other weights than the atlas was built from.
 
-    if fingerprint(CheckpointIndex.open(directory)) != model.fingerprint:
+    Args:
+        way_out: What the hint says besides.
+    """
+    if found != model.fingerprint:
         raise ModelError(
             f"{directory} is not the model of the atlas: its weights differ from those of {model.id!r}",
-            hint="pass the model (and the revision) that the atlas was built from",
+            hint=f"pass the model (and the revision) that the atlas was built from{way_out}",
         )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.errors import AtlasError, ModelError, UsageError
+from chanfmt.models.checkpoint import CheckpointIndex, fingerprint
 from surgery.matching import match_ffns
+from surgery.protocol import PROTOCOLS, prepare_text
 from surgery.results import loss_columns
 from surgery.source import check_fingerprint, model_of
 
@@ -92,22 +93,15 @@ def open_subject(atlas: Atlas, options: SubjectOptions, *, quiet: bool = False) 
     options.check()
     check_atlas(atlas)
     from chanfmt.models.discover import find_ffns
-    from chanfmt.models.load import check_causal, load_config, load_model, load_tokenizer
+    from chanfmt.models.load import check_causal, load_model
     from chanfmt.models.resolve import resolve_model
     from chanfmt.produce.text import read_text
-    from chanfmt.produce.tokens import check_context, check_vocabulary, tokenize
 
     name, revision = (options.model, None) if options.model is not None else model_of(atlas.model)
     resolved = resolve_model(name, revision=revision)
-    check_fingerprint(atlas.model, resolved.directory)
-    config, tokenizer = load_config(resolved), load_tokenizer(resolved)
-    check_context(config, options.seq_len, name)
+    check_fingerprint(atlas.model, resolved.directory, fingerprint(CheckpointIndex.open(resolved.directory)))
     text = read_text(options.data, "evaluate", quiet=quiet)
-    token_ids = tokenize(tokenizer, text)
-    check_vocabulary(config, tokenizer, token_ids, name)
-    token_ids = token_ids[: options.max_tokens or None]
-    if len(token_ids) < 2:
-        raise UsageError(f"{options.data} has fewer than two tokens")
+    _, tokens = prepare_text(name, resolved, text, PROTOCOLS["paper"], options.seq_len, options.max_tokens)
     model = load_model(resolved, dtype=options.dtype, device=options.device)
     check_causal(model)
     ffns = {}
@@ -120,13 +114,13 @@ def open_subject(atlas: Atlas, options: SubjectOptions, *, quiet: bool = False) 
         "model": atlas.model.id,
         "fingerprint": atlas.model.fingerprint,
         "data": text.source,
-        "tokens_sha256": hashlib.sha256(token_ids.astype("<i4").tobytes()).hexdigest(),
-        "tokens": len(token_ids),
+        "tokens_sha256": tokens.sha256,
+        "tokens": len(tokens.ids),
         "seq_len": options.seq_len,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
     }
     mixed = tuple(ffn.container for ffn in ffns.values() if ffn.mixed)
-    return Subject(model, ffns, token_ids, options.seq_len, identity, mixed)
+    return Subject(model, ffns, tokens.ids, options.seq_len, identity, mixed)
 
 
 def check_atlas(atlas: Atlas) -> None:

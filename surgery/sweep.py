@@ -12,6 +12,7 @@ import numpy as np
 from chanfmt.console import progress_bar
 from chanfmt.errors import UsageError
 from surgery.grids import parse_names, parse_seeds, parse_shares
+from surgery.perplexity import perplexity_text
 from surgery.plan import PlanOptions, make_plan
 from surgery.results import Results, channels_sha256, finite
 from surgery.selectors import file_name
@@ -204,10 +205,3 @@ def table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
          "-" if row["lp_kept"] is None else f"{row['lp_kept']:.1%}"]
         for row in rows
     ]
-
-
-def perplexity_text(perplexity: float | None) -> str:
-    """A perplexity for a table's cell; None is one beyond all numbers."""
-    if perplexity is None:
-        return "inf"
-    return f"{perplexity:,.2f}" if perplexity < 1e6 else f"{perplexity:.2e}"

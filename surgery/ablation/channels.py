@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chanfmt.errors import UsageError
-from surgery.ablation.experiment import Condition, Experiment, chosen_layers, masses
+from surgery.ablation.experiment import Condition, Experiment, masses
+from surgery.places import chosen_layers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,7 +41,7 @@ def plan_channels(atlas: Atlas, options: ChannelOptions) -> Experiment:
     """
     if options.channels < 2:
         raise UsageError(f"--channels must be at least 2, not {options.channels}", hint="a correlation takes several")
-    layers = chosen_layers(atlas, options.layers)
+    layers = chosen_layers(options.layers, atlas)
     if options.layers is None:
         ordered = sorted(layers)
         layers = frozenset({ordered[0], ordered[len(ordered) // 2], ordered[-1]})

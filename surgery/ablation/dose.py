@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from chanfmt import schema
 from chanfmt.errors import UsageError
-from surgery.ablation.experiment import Condition, Experiment, Scope, chosen_layers, supernodes
+from surgery.ablation.experiment import Condition, Experiment, Scope
 from surgery.grids import parse_seeds, parse_shares
 from surgery.methods import METHODS, score
+from surgery.places import chosen_layers
+from surgery.selectors import by_label
 from surgery.width import check_sparsity, kept_width
 
 if TYPE_CHECKING:
@@ -50,8 +53,8 @@ def plan_dose(atlas: Atlas, options: DoseOptions) -> Experiment:
     """
     check_sparsity(options.sparsity)
     doses, seeds = parse_shares(options.doses, "--doses"), parse_seeds(options.seeds)
-    layers = chosen_layers(atlas, options.layers)
-    cores = Scope("", layers).of(supernodes(atlas), atlas)
+    layers = chosen_layers(options.layers, atlas)
+    cores = Scope("", layers).of(by_label(atlas, schema.LABEL_SUPERNODE), atlas)
     conditions = []
     for seed in seeds:
         orders = {}

@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from chanfmt import schema
 from chanfmt.errors import UsageError
 from surgery.mass import lp_mass
-from surgery.places import parse_layers
+from surgery.places import chosen_layers
 from surgery.selectors import file_name, select
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    import numpy as np
 
     from chanfmt.atlas import Atlas
 
@@ -88,19 +87,9 @@ class Scope:
         return {block.index: masks[block.index] for block in atlas.blocks if block.layer_index in self.layers}
 
 
-def chosen_layers(atlas: Atlas, layers: str | None) -> frozenset[int]:
-    """The layers that ``--layers`` names, or all. Raises `UsageError`."""
-    if layers is None:
-        return frozenset(block.layer_index for block in atlas.blocks)
-    try:
-        return parse_layers(layers, atlas)
-    except UsageError as error:
-        raise UsageError(f"--layers: {error.message}", hint=error.hint) from None
-
-
 def scopes(atlas: Atlas, layers: str | None, one_at_a_time: bool) -> tuple[Scope, ...]:
     """What to remove channels of: the chosen layers at once, or one after the other. Raises `UsageError`."""
-    chosen = chosen_layers(atlas, layers)
+    chosen = chosen_layers(layers, atlas)
     if one_at_a_time:
         return tuple(Scope(str(layer), frozenset({layer})) for layer in sorted(chosen))
     return (Scope(layers or "all", chosen),)
@@ -118,16 +107,6 @@ def selected(selector: str, atlas: Atlas, layers: frozenset[int]) -> tuple[str, 
     if not any(masks[block.index].any() for block in atlas.blocks if block.layer_index in layers):
         raise UsageError(f"{name} names no channel of the layers that are ablated", hint="select others, or change --layers")
     return name, masks, warnings
-
-
-def labelled(atlas: Atlas, label: int) -> dict[int, np.ndarray]:
-    """Block index to a mask of the channels with ``label``."""
-    return {block.index: np.asarray(stack.row("label", block.row)) == label for block, stack in atlas.rows()}
-
-
-def supernodes(atlas: Atlas) -> dict[int, np.ndarray]:
-    """Block index to a mask of its supernodes."""
-    return labelled(atlas, schema.LABEL_SUPERNODE)
 
 
 def masses(atlas: Atlas) -> dict[int, np.ndarray]:

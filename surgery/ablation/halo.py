@@ -9,8 +9,9 @@ import numpy as np
 
 from chanfmt import schema
 from surgery.ablation.controls import matched_control, random_control
-from surgery.ablation.experiment import Condition, Experiment, labelled, masses, mismatch, scopes, selected, supernodes
+from surgery.ablation.experiment import Condition, Experiment, masses, mismatch, scopes, selected
 from surgery.grids import parse_seeds
+from surgery.selectors import by_label
 
 if TYPE_CHECKING:
     from chanfmt.atlas import Atlas
@@ -38,7 +39,7 @@ def plan_halo(atlas: Atlas, options: HaloOptions) -> Experiment:
         UsageError: An option cannot mean anything for this atlas, or it has no halo there.
     """
     areas, seeds = scopes(atlas, options.layers, options.one_layer_at_a_time), parse_seeds(options.seeds)
-    core, mass, halo = supernodes(atlas), masses(atlas), labelled(atlas, schema.LABEL_HALO)
+    core, mass, halo = by_label(atlas, schema.LABEL_SUPERNODE), masses(atlas), by_label(atlas, schema.LABEL_HALO)
     selected("halo", atlas, frozenset().union(*(area.layers for area in areas)))
     conditions: list[Condition] = []
     warnings: list[str] = []

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from chanfmt import schema
 from chanfmt.errors import UsageError
 from surgery.ablation.controls import matched_control, random_control
-from surgery.ablation.experiment import Condition, Experiment, masses, mismatch, scopes, selected, supernodes
+from surgery.ablation.experiment import Condition, Experiment, masses, mismatch, scopes, selected
 from surgery.grids import parse_names, parse_seeds
-from surgery.selectors import SYNTAX
+from surgery.selectors import SYNTAX, by_label
 
 if TYPE_CHECKING:
     from chanfmt.atlas import Atlas
@@ -50,7 +51,7 @@ def plan_removal(atlas: Atlas, options: RemovalOptions, *, mean: bool) -> Experi
         if name not in CONTROLS:
             raise UsageError(f"there is no control {name!r}", hint=f"controls: {', '.join(CONTROLS)}, none")
     seeds, areas = parse_seeds(options.seeds), scopes(atlas, options.layers, options.one_layer_at_a_time)
-    core, mass = supernodes(atlas), masses(atlas)
+    core, mass = by_label(atlas, schema.LABEL_SUPERNODE), masses(atlas)
     conditions: list[Condition] = []
     warnings: list[str] = []
     for selector in dict.fromkeys(options.select):

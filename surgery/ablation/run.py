@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from chanfmt import schema
 from chanfmt.console import progress_bar
-from surgery.ablation.experiment import masses, supernodes, total
+from surgery.ablation.experiment import masses, total
+from surgery.perplexity import perplexity_text
 from surgery.results import Results, channels_sha256, finite, losses_of
-from surgery.sweep import perplexity_text
+from surgery.selectors import by_label
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -44,7 +46,7 @@ def run(
     columns = (*experiment.key, *experiment.extra, *MEASURED, *experiment.concluded, *LOSSES)
     identity = subject.identity | {"experiment": experiment.name} | dict(experiment.identity)
     results = Results(directory, ABLATION_FORMAT, identity, columns, experiment.key, overwrite=overwrite)
-    core, mass = supernodes(atlas), masses(atlas)
+    core, mass = by_label(atlas, schema.LABEL_SUPERNODE), masses(atlas)
     dense = experiment.dense
     digests = {id(item): channels_sha256(item.removed, experiment.means) for item in (dense, *experiment.conditions)}
 
