@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import platform
 import shutil
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from chanfmt import __version__
+from chanfmt.atlas import Atlas
+from chanfmt.command_line import names_directory
 from chanfmt.console import progress_bar
 from chanfmt.errors import ModelError, UsageError
 from chanfmt.files import atomic_directory, check_space, check_target
 from chanfmt.models.checkpoint import PICKLED_SUFFIXES, CheckpointIndex, fingerprint
+from chanfmt.models.load import auto_class
+from chanfmt.models.resolve import TEMPLATE_DIRECTORY
+from surgery.base import NOTICE_FILE, Base, read_base
 from surgery.card import model_card
 from surgery.check import LogitCheck, available_memory, check_logits, check_shapes, memory_shortage
 from surgery.checkpoint.reader import read_ahead
 from surgery.checkpoint.writer import output_bytes, write_checkpoint
 from surgery.config_width import find_layout
+from surgery.manifest import hash_files, list_files
+from surgery.names import ATLAS_FILE, CARD_FILE, EVALUATION_FILE, KEPT_FILE, PICTURE_FILE, REPORT_FILE
+from surgery.picture import layer_picture
 from surgery.plan import Applied, BlockPlan, PruningPlan, write_plan
 from surgery.recovery import Recovery, RecoveryReport
 from surgery.report import Report
-from surgery.source import check_fingerprint
+from surgery.source import check_fingerprint, tells_directories
+from surgery.stock import parse_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -30,10 +40,8 @@ if TYPE_CHECKING:
 
     import torch
 
+    from chanfmt.models.resolve import ResolvedModel
     from surgery.checkpoint.cuts import Cut
-
-REPORT_FILE = "surgery.json"
-KEPT_FILE = "kept_channels.safetensors"
 
 _MAX_CONFIG = 16 << 20
 _MAX_CARRIED = 128 << 20
@@ -41,7 +49,8 @@ _NOT_CARRIED_SUFFIXES = (
     *PICKLED_SUFFIXES, ".safetensors", ".gguf", ".ggml", ".onnx", ".onnx_data", ".h5", ".hdf5", ".msgpack", ".ot",
     ".tflite", ".mlmodel", ".pb", ".npz", ".npy", ".index.json", ".py",
 )
-_NOT_CARRIED = ("config.json", "README.md", "adapter_config.json", REPORT_FILE)
+_NOT_CARRIED = ("config.json", CARD_FILE, "adapter_config.json", REPORT_FILE, PICTURE_FILE, EVALUATION_FILE)
+_PATH_FIELDS = ("_name_or_path", "name_or_path")
 
 
 def apply_plan(
@@ -51,9 +60,10 @@ def apply_plan(
     *,
     overwrite: bool = False,
     verify: bool = True,
-    fine_tune: bool = False,
+    fine_tune: ResolvedModel | None = None,
     shard_bytes: int | None = None,
     recovery: Recovery | None = None,
+    atlas: Path | None = None,
     command: str = "",
     progress: bool = False,
     note: Callable[[str], object] = lambda text: None,
@@ -63,9 +73,11 @@ def apply_plan(
     Args:
         overwrite: Replace ``output`` where it is an earlier result.
         verify: Also compare logits with the masked dense model's.
-        fine_tune: Take a model of other weights, whose FFNs have the tensors that the plan names.
+        fine_tune: What ``directory`` is, where its weights are others than the plan's model's and its FFNs have the
+            tensors that the plan names.
         shard_bytes: Largest size of a shard; None for shards that correspond to the source's.
         recovery: How to refit what was kept; None not to.
+        atlas: The plan's atlas, of which the result gets a copy.
         command: Command line to record.
         progress: Draw a progress bar on stderr where that is a terminal.
         note: Receives a sentence for people.
@@ -81,10 +93,11 @@ def apply_plan(
     read_ahead(index.files, available_memory() // 4)
     config = read_config(directory)
     found = fingerprint(index)
-    if fine_tune:
+    if fine_tune is not None:
         _check_kind(plan, directory, config)
     else:
         check_fingerprint(plan.model, directory, found, "; where this is a fine-tune of it, add --fine-tune")
+    base = read_base(fine_tune or plan.model, directory)
     layout = find_layout(plan, config, index)
     applied = Applied(layout.widths, layout.fields, found)
     with published(output, index, layout.cuts, layout.config, shard_bytes, progress, note) as temporary:
@@ -93,12 +106,17 @@ def apply_plan(
         logits, skipped = _verify(plan, index, temporary, verify, note)
         written = CheckpointIndex.open(temporary)
         recovered = None if recovery is None else _recover(plan, recovery, index, written, layout.cuts, progress)
+        (temporary / PICTURE_FILE).write_text(layer_picture(plan), encoding="utf-8")
+        _write_notice(base, temporary)
+        if atlas is not None:
+            _carry_atlas(atlas, temporary / ATLAS_FILE, note)
         report = Report(
-            plan, applied, index.parameters, written.parameters, index.nbytes, written.nbytes, shapes, logits, skipped,
-            versions(), command, recovered,
+            plan, base, applied, index.parameters, written.parameters, index.nbytes, written.nbytes, shapes, logits, skipped,
+            versions(), command, auto_class(parse_config(layout.config)).__name__,
+            hash_files(temporary, list_files(temporary)), recovered,
         )
         write_json(report.to_json(), temporary / REPORT_FILE)
-        (temporary / "README.md").write_text(model_card(report, output.absolute().name), encoding="utf-8")
+        (temporary / CARD_FILE).write_text(model_card(report, output.absolute().name), encoding="utf-8")
     return report
 
 
@@ -190,10 +208,42 @@ def published(
         with progress_bar(total, "B", "writing", quiet=not progress) as bar:
             write_checkpoint(index, cuts, temporary, bar.update, shard_bytes)
         # transformers' own configs may hold numbers that JSON has no name for.
-        write_json(config, temporary / "config.json", allow_nan=True)
+        write_json(_without_paths(config), temporary / "config.json", allow_nan=True)
         for path in carried:
-            shutil.copyfile(path, temporary / path.name)
+            target = temporary / path.relative_to(index.directory)
+            target.parent.mkdir(exist_ok=True)
+            _carry(path, target)
         yield temporary
+
+
+def _carry(path: Path, target: Path) -> None:
+    """Copy a file, but for the directory of a machine that a tokenizer's table may say it was loaded from."""
+    if path.name.endswith("_config.json"):
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            value = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(value, dict) and (clean := _without_paths(value)) != value:
+                write_json(clean, target, allow_nan=True)
+                return
+    shutil.copyfile(path, target)
+
+
+def _without_paths(value: dict[str, Any]) -> dict[str, Any]:
+    return {name: item for name, item in value.items()
+            if not (name in _PATH_FIELDS and isinstance(item, str) and names_directory(item))}
+
+
+def _write_notice(base: Base, output: Path) -> None:
+    """The notice that the base's licence asks for, where the base has brought none."""
+    if base.terms and not any(name.upper().startswith(NOTICE_FILE) for name in os.listdir(output)):
+        (output / NOTICE_FILE).write_text(base.terms.notice + "\n", encoding="utf-8")
+
+
+def _carry_atlas(atlas: Path, target: Path, note: Callable[[str], object]) -> None:
+    with Atlas.open(atlas) as opened:
+        if tells_directories(opened):
+            note(f"the result gets no copy of {atlas}: its record of how it was built names directories of a machine")
+            return
+    shutil.copyfile(atlas, target)
 
 
 def write_json(value: dict[str, Any], path: Path, *, allow_nan: bool = False) -> None:
@@ -204,11 +254,12 @@ def write_json(value: dict[str, Any], path: Path, *, allow_nan: bool = False) ->
 def _carried_files(directory: Path, note: Callable[[str], object]) -> Iterator[Path]:
     """Tokenizer, generation, template and licence files: whatever is small, visible and no weights or code."""
     home = directory.resolve()
+    templates = directory / TEMPLATE_DIRECTORY
     # The Hub cache keeps a snapshot's files as links into the repository's blobs.
-    allowed = (home, home.parent.parent / "blobs")
-    for path in sorted(directory.iterdir()):
-        name = path.name
-        if not path.is_file() or name.startswith(".") or name in _NOT_CARRIED or name.endswith(_NOT_CARRIED_SUFFIXES):
+    allowed = (home, home / TEMPLATE_DIRECTORY, home.parent.parent / "blobs")
+    for path in sorted([*directory.iterdir(), *(templates.glob("*.jinja") if templates.is_dir() else ())]):
+        name = path.relative_to(directory).as_posix()
+        if not path.is_file() or path.name.startswith(".") or name in _NOT_CARRIED or name.endswith(_NOT_CARRIED_SUFFIXES):
             continue
         if path.resolve().parent not in allowed:
             note(f"{name} is not carried over: it is a link out of the model's directory")

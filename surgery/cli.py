@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -224,7 +223,7 @@ def _prune(arguments: argparse.Namespace) -> None:
         return
     with chanfmt.open(path) as atlas:
         recovery = plan_recovery(recovery_options, atlas, plan)
-    _cut(plan, options, talk, recovery=recovery)
+    _cut(plan, options, talk, recovery=recovery, atlas=Path(path))
 
 
 def _plan(arguments: argparse.Namespace) -> None:
@@ -369,9 +368,12 @@ def _make_plan(path: str, options: PlanOptions, talk: TalkOptions) -> PruningPla
 
 def _cut(
     plan: PruningPlan, options: ApplyOptions, talk: TalkOptions, *, fine_tune: bool = False, recovery: Recovery | None = None,
+    atlas: Path | None = None,
 ) -> None:
+    from chanfmt.command_line import recorded_command
     from chanfmt.models.resolve import resolve_model
     from surgery.apply import apply_plan, check_output
+    from surgery.names import default_name
     from surgery.report import summary_rows
     from surgery.source import model_of
 
@@ -383,10 +385,11 @@ def _cut(
     # A download may follow: complain about the output before it.
     check_output(output, overwrite=options.overwrite)
     say(f"cutting {model}", quiet=talk.quiet)
+    resolved = resolve_model(model, revision=revision)
     report = apply_plan(
-        plan, resolve_model(model, revision=revision).directory, output, overwrite=options.overwrite,
-        verify=not options.no_verify, fine_tune=fine_tune, shard_bytes=shard_bytes, recovery=recovery,
-        command=shlex.join(["surgery", *sys.argv[1:]]), progress=not talk.quiet,
+        plan, resolved.directory, output, overwrite=options.overwrite, verify=not options.no_verify,
+        fine_tune=resolved if fine_tune else None, shard_bytes=shard_bytes, recovery=recovery, atlas=atlas,
+        command=recorded_command("surgery"), progress=not talk.quiet,
         note=lambda text: say(text, quiet=talk.quiet),
     )
     say(f"wrote {output}", quiet=talk.quiet)
@@ -405,14 +408,6 @@ def parse_size(text: str | None) -> int | None:
     if size < 1:
         raise UsageError(f"--shard-size {text!r} is not a size", hint="write it like 5GB, 500MB or 1GiB")
     return size
-
-
-def default_name(plan: PruningPlan) -> str:
-    """``MODEL-METHOD-PERCENT`` and what else was asked: a directory name, whatever the atlas says the model is called."""
-    base = re.sub(r"[^A-Za-z0-9._-]+", "_", plan.model.id.rstrip("/").rsplit("/", 1)[-1]).lstrip("._-")
-    extra = [*(["global"] if plan.allocation == "global" else []),
-             *(["partial"] if plan.layers is not None or plan.stack else []), *(["inverted"] if plan.invert else [])]
-    return "-".join([base or "model", plan.method, f"{100 * plan.sparsity:g}", *extra])
 
 
 def _print_plan(plan: PruningPlan, talk: TalkOptions) -> None:

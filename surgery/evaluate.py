@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from chanfmt.console import progress_bar
 from chanfmt.errors import UsageError
+from surgery.names import REPORT_FILE
 from surgery.protocol import PROTOCOLS, EvaluationTokens, prepare_text
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class Evaluation:
 
     Attributes:
         model: As given.
+        fingerprint: Of its checkpoint (`chanfmt.models.checkpoint.fingerprint`).
         parameters: Number of parameters, tied ones once.
         tokens: What it was evaluated on.
         losses: Its loss in every block.
@@ -94,6 +96,7 @@ class Evaluation:
     """
 
     model: str
+    fingerprint: str
     parameters: int
     tokens: EvaluationTokens
     losses: BlockLosses
@@ -158,6 +161,7 @@ def _prepare(name: str, resolved: ResolvedModel, text: Text, options: EvaluateOp
 def _evaluate_one(
     prepared: _Prepared, options: EvaluateOptions, tasks: Tasks | None, first: Evaluation | None, progress: bool
 ) -> Evaluation:
+    from chanfmt.models.checkpoint import CheckpointIndex, fingerprint
     from chanfmt.models.load import check_causal, load_model
     from surgery.memory import PeakMemory
     from surgery.perplexity import block_losses, paired_bootstrap
@@ -181,6 +185,7 @@ def _evaluate_one(
     (skipped, since), (total, until) = times[1 if len(times) > 2 else 0], times[-1]
     return Evaluation(
         model=prepared.name,
+        fingerprint=fingerprint(CheckpointIndex.open(prepared.resolved.directory)),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         tokens=tokens,
         losses=losses,
@@ -196,7 +201,7 @@ def _evaluate_one(
 
 def _cut(directory: Path) -> dict[str, Any] | None:
     try:
-        report = json.loads((directory / "surgery.json").read_text(encoding="utf-8"))
+        report = json.loads((directory / REPORT_FILE).read_text(encoding="utf-8"))
         layers = report["layers"]
         return {"method": report["method"], "protect": report["protect"],
                 "supernodes": sum(layer["supernodes"] for layer in layers),

@@ -30,6 +30,7 @@ def _model_data(item: Evaluation, options: EvaluateOptions) -> dict[str, Any]:
     tokens, losses = item.tokens, item.losses
     return {
         "model": item.model,
+        "fingerprint": item.fingerprint,
         "parameters": item.parameters,
         "text_tokens": tokens.text_tokens, "tokens": len(tokens.ids), "tokens_sha256": tokens.sha256,
         "predicted": int(losses.predicted.sum()), "predicted_bytes": tokens.predicted_bytes, "blocks": len(losses.nll),

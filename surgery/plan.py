@@ -23,6 +23,7 @@ from surgery.decide import ALLOCATIONS, MAX_LAYER_SPARSITY, SelectorEffect, deci
 from surgery.mass import lp_mass
 from surgery.methods import METHODS, find_method
 from surgery.selectors import SYNTAX, file_name
+from surgery.typed import list_of, typed
 from surgery.width import check_sparsity
 
 if TYPE_CHECKING:
@@ -376,22 +377,22 @@ _MODEL_TEXTS = ("id", "revision", "source", "model_type", "fingerprint")
 
 def _parse(value: Any, kept: dict[str, np.ndarray]) -> PruningPlan:
     """A plan from its JSON and its tensors. Raises ValueError, KeyError, TypeError or `ChanfmtError`."""
-    blocks = tuple(_parse_block(item, kept) for item in _typed(value["blocks"], list, "blocks"))
+    blocks = tuple(_parse_block(item, kept) for item in typed(value["blocks"], list, "blocks"))
     if not blocks or {block.name for block in blocks} != kept.keys() or len(blocks) != len(kept):
         raise ValueError("its FFNs and its tensors do not match")
     model = value["model"]
-    if _typed(value["scope_channels"], int, "scope_channels") < 1:
+    if typed(value["scope_channels"], int, "scope_channels") < 1:
         raise ValueError("scope_channels is not a number of channels")
-    lists: dict[str, Any] = {name: _list_of(value[name], kind, name) for name, kind in _LISTS.items()}
+    lists: dict[str, Any] = {name: list_of(value[name], kind, name) for name, kind in _LISTS.items()}
     return PruningPlan(
         model=PlannedModel(
-            **{name: _typed(model[name], str, name) for name in _MODEL_TEXTS},
-            architectures=_list_of(model["architectures"], str, "architectures"),
+            **{name: typed(model[name], str, name) for name in _MODEL_TEXTS},
+            architectures=list_of(model["architectures"], str, "architectures"),
         ),
-        **{name: _typed(value[name], kind, name) for name, kind in _SCALARS.items()},
+        **{name: typed(value[name], kind, name) for name, kind in _SCALARS.items()},
         protection=tuple(
-            SelectorEffect(**{name: _typed(item[name], kind, name) for name, kind in _EFFECT_FIELDS.items()})
-            for item in _typed(value["protection"], list, "protection")
+            SelectorEffect(**{name: typed(item[name], kind, name) for name, kind in _EFFECT_FIELDS.items()})
+            for item in typed(value["protection"], list, "protection")
         ),
         **lists | {"check_tokens": lists["check_tokens"][:CHECK_TOKENS]},
         blocks=blocks,
@@ -399,7 +400,7 @@ def _parse(value: Any, kept: dict[str, np.ndarray]) -> PruningPlan:
 
 
 def _parse_block(item: Any, kept: dict[str, np.ndarray]) -> BlockPlan:
-    values = {name: _typed(item[name], kind, name) for name, kind in _BLOCK_FIELDS.items()}
+    values = {name: typed(item[name], kind, name) for name, kind in _BLOCK_FIELDS.items()}
     width, experts, ids = values["n_channels"], values["n_experts"], kept[values["name"]]
     if ids.shape[:-1] != ((experts,) if experts else ()):
         raise ValueError(f"the kept channels of {values['name']!r} are not those of {experts or 'no'} experts")
@@ -409,25 +410,12 @@ def _parse_block(item: Any, kept: dict[str, np.ndarray]) -> BlockPlan:
 
 
 def _parse_applied(value: Any, plan: PruningPlan) -> Applied:
-    widths = {block.name: _typed(value["widths"][block.name], int, "widths") for block in plan.blocks}
+    widths = {block.name: typed(value["widths"][block.name], int, "widths") for block in plan.blocks}
     if any(not block.n_kept <= widths[block.name] <= block.n_channels for block in plan.blocks):
         raise ValueError("a width lies outside what its FFN keeps and had")
     config = {str(name): Change(item["before"], item["after"])
-              for name, item in _typed(value["config"], dict, "config").items()}
-    return Applied(widths, config, _typed(value["fingerprint"], str, "fingerprint"))
-
-
-def _typed(value: Any, kind: Any, name: str) -> Any:
-    # True is an int to Python.
-    if isinstance(value, bool) != (kind is bool) or not isinstance(value, kind):
-        raise ValueError(f"{name} is not valid")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{name} is not a number")
-    return value
-
-
-def _list_of(value: Any, kind: type, name: str) -> tuple[Any, ...]:
-    return tuple(_typed(item, kind, name) for item in _typed(value, list, name))
+              for name, item in typed(value["config"], dict, "config").items()}
+    return Applied(widths, config, typed(value["fingerprint"], str, "fingerprint"))
 
 
 def _describe_calibration(atlas: Atlas) -> str:

@@ -11,8 +11,10 @@ from surgery.decide import MAX_LAYER_SPARSITY
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from surgery.base import Base
     from surgery.check import LogitCheck, ShapeCheck
     from surgery.decide import SelectorEffect
+    from surgery.manifest import Manifest
     from surgery.plan import Applied, BlockPlan, PruningPlan
     from surgery.recovery import RecoveryReport
 
@@ -25,16 +27,20 @@ class Report:
 
     Attributes:
         plan: What was cut.
+        base: The model it was cut from: the plan's, or a fine-tune of it.
         applied: How the result is laid out.
         parameters_before, parameters_after: Elements of the checkpoints.
         bytes_before, bytes_after: Bytes of their tensors.
         shapes, logits: The checks; ``logits`` is None where it was not run, for the reason ``logits_skipped``.
         versions: Package to version.
-        command: The command line.
+        command: The command line, without directories.
+        loader: Class of transformers that loads the result.
+        files: What the result consists of, but for ``surgery.json``, which holds this, and the card, which may change.
         recovery: How what was kept was refitted; None where it stayed as it was.
     """
 
     plan: PruningPlan
+    base: Base
     applied: Applied
     parameters_before: int
     parameters_after: int
@@ -45,6 +51,8 @@ class Report:
     logits_skipped: str
     versions: Mapping[str, str]
     command: str
+    loader: str
+    files: Manifest
     recovery: RecoveryReport | None = None
 
     @property
@@ -57,6 +65,7 @@ class Report:
         return {
             "format": REPORT_FORMAT,
             **plan_json(self.plan),
+            "base": asdict(self.base),
             "parameters": {"before": self.parameters_before, "after": self.parameters_after},
             "bytes": {"before": self.bytes_before, "after": self.bytes_after},
             "fingerprint": self.applied.fingerprint,
@@ -69,6 +78,8 @@ class Report:
             "recovery": self.recovery.to_json() if self.recovery else None,
             "versions": dict(self.versions),
             "command": self.command,
+            "loader": self.loader,
+            "files": {name: asdict(record) for name, record in self.files.items()},
         }
 
 
@@ -123,8 +134,9 @@ def summary_rows(plan: PruningPlan, report: Report | None = None) -> list[list[s
     """What was asked and reached, as pairs of a quantity and its value."""
     supernodes = sum(block.supernodes for block in plan.blocks)
     kept = sum(block.supernodes_kept for block in plan.blocks)
+    model = report.base if report else plan.model
     rows = [
-        ["model", " @ ".join(text for text in (plan.model.id, plan.model.revision) if text)],
+        ["model", " @ ".join(text for text in (model.id, model.revision) if text)],
         ["method", plan.method],
         ["allocation", _allocation(plan)],
         *_protection_rows(plan),

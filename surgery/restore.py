@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.models.checkpoint import CheckpointIndex
-from surgery.apply import KEPT_FILE, REPORT_FILE, check_output, published, read_config, versions, write_json
+from surgery.apply import check_output, published, read_config, versions, write_json
 from surgery.check import check_logits, check_shapes, memory_shortage
 from surgery.checkpoint.cuts import plan_restoration
 from surgery.config_width import edit_config
+from surgery.names import KEPT_FILE, REPORT_FILE
 from surgery.plan import load_applied
 from surgery.stock import meta_shapes
 

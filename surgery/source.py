@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Protocol
 
+from chanfmt.command_line import names_directory
 from chanfmt.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from chanfmt.atlas import Atlas
 
 
 class Named(Protocol):
@@ -44,3 +48,10 @@ def check_fingerprint(model: Named, directory: Path, found: str, way_out: str = 
             f"{directory} is not the model of the atlas: its weights differ from those of {model.id!r}",
             hint=f"pass the model (and the revision) that the atlas was built from{way_out}",
         )
+
+
+def tells_directories(atlas: Atlas) -> bool:
+    """Whether the commands that ``atlas`` records name directories of a machine, as builds once wrote them."""
+    commands = [atlas.producer.command, *(str(line.get("command", "")) for line in atlas.producer.history)]
+    return any(names_directory(word.partition("=")[2] if word.startswith("--") else word)
+               for command in commands for word in shlex.split(command))

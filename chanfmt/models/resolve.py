@@ -9,8 +9,11 @@ from pathlib import Path
 from chanfmt.errors import ModelError, UsageError
 
 _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.py", "*.md", "LICENSE*"]
-# Some repositories carry the same weights again, in their makers' own layout.
-_UNWANTED = ["consolidated*", "*/*"]
+TEMPLATE_DIRECTORY = "additional_chat_templates"
+"""The one directory below a model's that belongs to it: transformers keeps a tokenizer's named chat templates there."""
+# Some repositories carry the same weights again, in their makers' own layout, below or beside. Patterns cannot say
+# "every directory but one"; these say it letter by letter.
+_UNWANTED = ["consolidated*", *(f"{TEMPLATE_DIRECTORY[:at]}[!{letter}]*/*" for at, letter in enumerate(TEMPLATE_DIRECTORY))]
 
 
 @dataclass(frozen=True)

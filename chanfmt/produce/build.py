@@ -12,7 +12,6 @@ import itertools
 import os
 import platform
 import resource
-import shlex
 import sys
 import time
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 
 from chanfmt import __version__, labels, schema
+from chanfmt.command_line import recorded_command
 from chanfmt.console import progress_bar, say
 from chanfmt.errors import AtlasError, ChanfmtError, UsageError
 from chanfmt.files import check_target, remove_stale
@@ -470,7 +470,7 @@ def _session(before: checkpoint.Checkpoint | None) -> Session:
     if before is None:
         return Session(time.monotonic())
     line = {
-        "command": _command(), "resumed_at_sequence": before.state.sequences,
+        "command": recorded_command("atlas"), "resumed_at_sequence": before.state.sequences,
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     return Session(time.monotonic(), before.producer, (*before.producer.history, line))
@@ -519,7 +519,7 @@ def _producer_record(plan: BuildPlan, session: Session) -> ProducerRecord:
     seconds = time.monotonic() - session.started
     # Kilobytes on Linux, bytes on macOS.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    command = _command()
+    command = recorded_command("atlas")
     if session.before is not None:
         seconds += session.before.seconds
         peak = max(peak, session.before.peak_memory_bytes)
@@ -535,10 +535,6 @@ def _versions() -> dict[str, str]:
         "chanfmt": __version__, "python": platform.python_version(), "torch": str(torch.__version__),
         "transformers": transformers.__version__, "h5py": h5py.__version__, "numpy": np.__version__,
     }
-
-
-def _command() -> str:
-    return shlex.join(["atlas", *sys.argv[1:]]).encode("utf-8", "replace").decode("utf-8")
 
 
 def _hardware(plan: BuildPlan) -> str:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from chanfmt.atlas import Atlas
-from surgery.cli import default_name, main
+from surgery.cli import main
+from surgery.names import default_name
 from surgery.plan import PlanOptions, make_plan
 from surgery.report import layer_rows, plan_json, summary_rows
 from tests.factory import moe_atlas, random_atlas
