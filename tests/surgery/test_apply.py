@@ -161,12 +161,18 @@ def test_what_the_output_holds(llama: Case, tmp_path: Path) -> None:
     (tmp_path / "private").write_text("private")
     (llama.model / "notes.txt").symlink_to(tmp_path / "private")
     (llama.model / "original").mkdir()
+    (llama.model / "original" / "tokenizer.jinja").write_text("not ours")
+    (llama.model / "additional_chat_templates").mkdir()
+    for name in ("tools.jinja", "tools.py"):
+        (llama.model / "additional_chat_templates" / name).write_text(name)
     said: list[str] = []
     apply_plan(llama.plan(seed=3), llama.model, tmp_path / "out", command="surgery prune x", note=said.append)
     assert entries(tmp_path / "out") == [
-        "LICENSE", "README.md", "chat_template.jinja", "config.json", "generation_config.json",
-        "kept_channels.safetensors", "model.safetensors", "special_tokens_map.json", "surgery.json", "tokenizer.json",
+        "LICENSE", "README.md", "additional_chat_templates", "chat_template.jinja", "config.json", "generation_config.json",
+        "kept_channels.safetensors", "layers.svg", "model.safetensors", "special_tokens_map.json", "surgery.json",
+        "tokenizer.json",
     ]
+    assert entries(tmp_path / "out" / "additional_chat_templates") == ["tools.jinja"]
     assert said == ["notes.txt is not carried over: it is a link out of the model's directory"]
     record = json.loads((tmp_path / "out" / "surgery.json").read_text())
     with Atlas.open(llama.atlas) as atlas:
@@ -196,20 +202,6 @@ def test_links_of_the_hub_cache_are_followed(llama: Case, tmp_path: Path) -> Non
     apply_plan(llama.plan(), cache / "snapshots" / "abc", tmp_path / "out")
     assert (tmp_path / "out" / "tokenizer.json").read_text() == "{}"
     assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
-
-
-def test_the_card(tmp_path: Path) -> None:
-    model = save_model("llama", tmp_path / "model")
-    atlas = save_atlas("llama", model, tmp_path / "atlas.h5", source="hub", revision="c0ffee")
-    case = Case("llama", model, atlas)
-    apply_plan(case.plan(), model, tmp_path / "small")
-    card = (tmp_path / "small" / "README.md").read_text()
-    front = card.split("---\n")[1]
-    assert front.startswith('base_model: "tiny/llama"\nlibrary_name: transformers\ntags:\n- pruned\n')
-    assert "tiny/llama @ c0ffee" in card
-    assert "`intermediate_size` is 19" in card
-    assert 'from_pretrained("small")' in card
-    assert "0.0001 allowed" in card
 
 
 def test_hostile_names_open_no_markup(llama: Case, tmp_path: Path) -> None:
