@@ -24,15 +24,15 @@ def environment(hub: Hub, home: Path, token: str | None = None, **changes: str) 
     return values | ({"HF_TOKEN": token} if token else {}) | changes
 
 
-def start(module: str, *arguments: object, env: dict[str, str]) -> subprocess.Popen[str]:
-    """Start ``python -m module`` and return at once."""
-    return subprocess.Popen([sys.executable, "-m", module, *map(str, arguments)], env=env, text=True,
-                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def start(*arguments: object, env: dict[str, str]) -> subprocess.Popen[str]:
+    """Start Python with ``arguments`` and return at once."""
+    return subprocess.Popen([sys.executable, *map(str, arguments)], env=env, text=True, stdin=subprocess.DEVNULL,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def run(module: str, *arguments: object, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """``python -m module`` to its end, for two minutes at most."""
-    process = start(module, *arguments, env=env)
+    process = start("-m", module, *arguments, env=env)
     try:
         out, err = process.communicate(timeout=120)
     finally:

@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from tests.hub.store import File, Refused, Repo, Store, User, stored
 
@@ -507,6 +507,14 @@ def _discussion(call: _Call) -> Answer:
         "filesWithConflicts": []})
 
 
+def _settings(call: _Call) -> Answer:
+    repo = call.repo()
+    call.hub.store.check_write(call.user, repo)
+    if "visibility" in call.json:
+        repo.private = call.json["visibility"] == "private"
+    return as_json({"private": repo.private})
+
+
 def _auth_check(call: _Call) -> Answer:
     repo = call.repo()
     if call.groups.get("write"):
@@ -571,6 +579,7 @@ _ROUTES: tuple[tuple[str, str, Callable[[_Call], Answer]], ...] = (
     ("GET", rf"{_API}/commits/(?P<revision>[^/]+)", _commits),
     ("POST", rf"{_API}/discussions", _open_discussion),
     ("GET", rf"{_API}/discussions/(?P<number>\d+)", _discussion),
+    ("PUT", rf"{_API}/settings", _settings),
     ("GET", rf"{_API}/auth-check(?P<write>/write)?", _auth_check),
     ("POST", rf"{_PAGE}\.git/info/lfs/objects/batch", _lfs_batch),
     ("GET HEAD", rf"{_PAGE}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", _resolve),
