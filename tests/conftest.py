@@ -49,6 +49,15 @@ def tiny_atlas(tiny_checkpoint, tmp_path_factory):
     return get
 
 
+@pytest.fixture
+def hub():
+    """A running test Hub; see `tests.hub.client` for commands that talk to it."""
+    from tests.hub.server import Hub
+
+    with Hub() as server:
+        yield server
+
+
 @pytest.fixture(scope="session")
 def smollm2():
     """Path of SmolLM2-135M-Instruct as GGUF; `make test` fetches it and names it."""

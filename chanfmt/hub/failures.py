@@ -1,0 +1,247 @@
+"""What can go wrong with the Hub, each as one line and the way out. The one place where the client's errors are read."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import re
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from chanfmt.errors import ChanfmtError, UsageError, first_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+Result = TypeVar("Result")
+
+ATTEMPTS = 4
+LONGEST_WAIT = 60.0
+"""Seconds that the Hub may ask us to wait before we leave that to the user."""
+_AGAIN = "run the same command again; what was uploaded stays there"
+# What the client tries again itself: uploads, and what leads up to them.
+_TRIED_BY_CLIENT = re.compile(r"/preupload/|/lfs/objects/batch|/tree/")
+
+
+class HubError(ChanfmtError):
+    """The Hub, or the way to it, did not do what was asked."""
+
+
+@contextlib.contextmanager
+def hub_errors(repo: str, *, kind: str = "model", writing: bool = False) -> Iterator[None]:
+    """Turn whatever the client raises inside into a `ChanfmtError`.
+
+    Args:
+        repo: The repository in question, for the message.
+        kind: ``model`` or ``dataset``.
+        writing: Something was to be changed there.
+    """
+    try:
+        yield
+    except ChanfmtError:
+        raise
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise translated(error, repo, kind, writing=writing) from None
+    except Exception as error:
+        raise translated(error, repo, kind, writing=writing) from None
+
+
+def translated(error: BaseException, repo: str, kind: str, *, writing: bool) -> ChanfmtError:
+    """What to tell the user about ``error``, which the client raised."""
+    from huggingface_hub import errors
+
+    error = _cause(error)
+    page = f"{_endpoint()}/{'datasets/' if kind == 'dataset' else ''}{repo}"
+    what = "data set" if kind == "dataset" else "model"
+    if isinstance(error, errors.HFValidationError):
+        return UsageError(f"{repo!r} cannot be the name of a repository", hint="write USER/NAME")
+    if isinstance(error, errors.LocalTokenNotFoundError):
+        return no_token()
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        if writing:
+            return HubError("HF_HUB_OFFLINE is set", hint="unset it, and run the same command again")
+        return HubError(f"HF_HUB_OFFLINE is set, and {repo} is not in the cache",
+                        hint=f"unset it and run the same command, or: {_download(repo, kind)}")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return HubError(f"{repo} has no such branch, tag or commit", hint=f"see: {page}/commits/main")
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return HubError(f"{repo} is not in the cache, or only in part", hint=f"get it with: {_download(repo, kind)}")
+    if isinstance(error, errors.EntryNotFoundError):
+        return HubError(f"{repo} has no such file", hint=f"see: {page}/tree/main")
+    if isinstance(error, errors.HfHubHTTPError):
+        return _by_status(error, repo, what, page, writing=writing)
+    if is_unreachable(error):
+        if type(error).__name__ == "LocalProtocolError":  # The token cannot even be sent.
+            return bad_token()
+        hint = _AGAIN if writing else f"check the network; or, where there is one, get it with: {_download(repo, kind)}"
+        return HubError(f"the Hub cannot be reached at {_endpoint()} ({type(error).__name__})", hint=hint)
+    if isinstance(error, UnicodeError):
+        return bad_token()
+    return HubError(f"the Hub client failed on {repo}: {without_secrets(first_line(error))}", hint=_AGAIN if writing else None)
+
+
+def _by_status(error: Any, repo: str, what: str, page: str, *, writing: bool) -> ChanfmtError:
+    from huggingface_hub import errors
+
+    status = error.response.status_code
+    if isinstance(error, errors.GatedRepoError):
+        login = ", then: hf auth login" if status == 401 else ""
+        return HubError(f"{repo} is gated", hint=f"request access at {page}{login}")
+    if isinstance(error, errors.DisabledRepoError):
+        return HubError(f"the Hub has disabled {repo}", hint=f"see: {page}")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        if status == 401:
+            return HubError(f"there is no {what} {repo} to be seen without a token", hint="check the name, or run: hf auth login")
+        return HubError(f"there is no {what} {repo} that you may see", hint="check the name, or ask its owner for access")
+    if status == 401:
+        return bad_token()
+    if status == 402:
+        return HubError(f"the Hub wants payment to store more in {repo}", hint="free private storage, or add --public")
+    if status == 403:
+        if writing:
+            return HubError(f"you may not write to {repo}", hint="use a token with write access (hf auth login), ask its "
+                            "organisation for the right, name a repository of yours, or propose the change with --pr")
+        return HubError(f"you may not read {repo}", hint=f"request access at {page}")
+    if status == 404:
+        return HubError(f"the Hub has nothing at {repo}", hint="check the name")
+    if status in (409, 412):
+        return HubError(f"{repo} is being changed by someone else", hint="run the same command again")
+    if status == 429:
+        wait = _asked_wait(error)
+        when = f"in {wait:.0f} s " if wait else ""
+        return HubError("the Hub asks to slow down", hint=f"run the same command again {when}".rstrip()
+                        + ("; what was uploaded stays there" if writing else ""))
+    if status >= 500:
+        return HubError(f"the Hub failed with status {status}", hint=_AGAIN if writing else "run the same command again later")
+    said = f": {without_secrets(error.server_message.splitlines()[0])}" if error.server_message else ""
+    return HubError(f"the Hub refused {repo} with status {status}{said}")
+
+
+def no_token() -> HubError:
+    """Nobody is logged in."""
+    return HubError("the Hub needs to know who you are", hint="log in with: hf auth login")
+
+
+def bad_token() -> HubError:
+    """The token is not one."""
+    import os
+
+    where = "the one in HF_TOKEN" if os.environ.get("HF_TOKEN") else "the stored one"
+    return HubError(f"the Hub does not accept your token ({where})", hint="log in with: hf auth login"
+                    + (", and unset HF_TOKEN" if os.environ.get("HF_TOKEN") else ""))
+
+
+def without_secrets(text: str) -> str:
+    """``text`` without the user's token, and without anything that looks like one."""
+    from huggingface_hub import get_token
+
+    token = get_token()
+    if token:
+        text = text.replace(token, "***")
+    return re.sub(r"hf_[A-Za-z0-9_]{6,}", "***", text)
+
+
+def retried(call: Callable[[], Result], *, note: Callable[[str], None], safe: bool = True) -> Result:
+    """``call()``, again where the Hub or the way to it failed for the moment and the client does not try again itself.
+
+    Args:
+        note: Told about each wait.
+        safe: The call may be made twice.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            return call()
+        except Exception as error:
+            wait = _wait(error, attempt)
+            if wait is None or not safe or attempt == ATTEMPTS - 1:
+                raise
+            note(f"the Hub is not ready; trying again in {wait:.0f} s")
+        time.sleep(wait)
+    raise AssertionError
+
+
+def _wait(error: BaseException, attempt: int) -> float | None:
+    """Seconds until ``error`` may have passed; None where it does not pass, or the client has waited already."""
+    from huggingface_hub import errors
+
+    request = None
+    if isinstance(error, errors.HfHubHTTPError):
+        if error.response.status_code not in (408, 409, 429) and error.response.status_code < 500:
+            return None
+    elif not is_unreachable(error) or type(error).__name__ in ("ConnectError", "OfflineModeIsEnabled", "LocalProtocolError"):
+        return None
+    with contextlib.suppress(RuntimeError, AttributeError):  # An error of the connection need not know what was asked.
+        request = error.request  # type: ignore[attr-defined]
+    if request is not None and (request.method == "PUT" or _TRIED_BY_CLIENT.search(str(request.url))):
+        return None
+    asked = _asked_wait(error)
+    if asked is not None:
+        return asked if asked <= LONGEST_WAIT else None
+    return float(2 ** attempt)
+
+
+def _asked_wait(error: BaseException) -> float | None:
+    """Seconds in the answer's ``Retry-After``."""
+    response = getattr(error, "response", None)
+    text = response.headers.get("Retry-After", "") if response is not None else ""
+    return float(text) if text.isdigit() else None
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Whether ``error`` is of the connection, or that there is to be none."""
+    from huggingface_hub import errors
+
+    kinds = errors.HTTPError | ConnectionError | TimeoutError
+    return isinstance(error, kinds) and not isinstance(error, errors.HfHubHTTPError)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The error behind those that only say in which step it happened."""
+    from huggingface_hub import errors
+
+    while error.__cause__ is not None and (type(error) is RuntimeError or isinstance(error, errors.LocalEntryNotFoundError)):
+        error = error.__cause__
+    return error
+
+
+def _download(repo: str, kind: str) -> str:
+    return f"hf download {repo}" + (" --repo-type dataset" if kind == "dataset" else "")
+
+
+def _endpoint() -> str:
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT
+
+
+@contextlib.contextmanager
+def quiet_client(note: Callable[[str], None], *, progress: bool) -> Iterator[None]:
+    """Let the client's own log lines through as notes without addresses, which may be signed, and its bars where wanted."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    logger = logging.getLogger("huggingface_hub")
+    handlers, propagate = logger.handlers, logger.propagate
+    logger.handlers, logger.propagate = [_Notes(note)], False
+    disabled = are_progress_bars_disabled()
+    if not progress:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        logger.handlers, logger.propagate = handlers, propagate
+        if not progress and not disabled:
+            enable_progress_bars()
+
+
+class _Notes(logging.Handler):
+    def __init__(self, note: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._note = note
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text.startswith(("Retrying", "Rate limited")):
+            self._note(f"the Hub is not ready: {text[:1].lower()}{text[1:]}")

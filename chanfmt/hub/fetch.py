@@ -1,0 +1,86 @@
+"""Fetch one file from the Hub into its cache, checked against what the Hub says of it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chanfmt.errors import CheckError, UsageError
+from chanfmt.hub.digests import is_named
+from chanfmt.hub.failures import hub_errors, is_unreachable, quiet_client, retried
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chanfmt.hub.names import HubFile
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A file in the cache.
+
+    Attributes:
+        path: Where it lies.
+        source: Which file of which commit it is.
+    """
+
+    path: Path
+    source: HubFile
+
+
+def fetch(wanted: HubFile, *, suffix: str, note: Callable[[str], None], progress: bool = False) -> Fetched:
+    """The file ``wanted``, from the cache where it is there and the Hub has no other, or cannot be asked.
+
+    Args:
+        suffix: What the file's name ends with, where ``wanted`` names none and the repository has one.
+        note: Told about waits.
+        progress: Show the client's progress bars.
+
+    Raises:
+        UsageError: ``wanted`` names no file, and the repository has none or several.
+        HubError: It cannot be had.
+        CheckError: What arrived is not what the Hub says of it.
+    """
+    from huggingface_hub import hf_hub_download
+
+    with quiet_client(note, progress=progress), hub_errors(wanted.repo, kind=wanted.kind):
+        file = wanted.file or _only_file(wanted, suffix, note)
+        path = Path(retried(
+            lambda: hf_hub_download(wanted.repo, file, repo_type=wanted.kind, revision=wanted.revision), note=note))
+    # snapshots/<commit>/<file> is the cache's documented layout.
+    commit = path.parents[file.count("/")].name
+    _check(path, wanted.repo, file)
+    return Fetched(path, replace(wanted, revision=commit, file=file))
+
+
+def _only_file(wanted: HubFile, suffix: str, note: Callable[[str], None]) -> str:
+    from huggingface_hub import HfApi, snapshot_download
+
+    place = {"repo_type": wanted.kind, "revision": wanted.revision}
+    try:
+        files = retried(lambda: HfApi().list_repo_files(wanted.repo, **place), note=note)
+        names = [name for name in files if name.endswith(suffix)]
+    except Exception as error:
+        if not is_unreachable(error):
+            raise
+        folder = Path(snapshot_download(  # type: ignore[call-overload]
+            wanted.repo, **place, allow_patterns=f"*{suffix}", local_files_only=True))
+        names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob(f"*{suffix}"))]
+    if len(names) != 1:
+        found = f"{len(names)} {suffix} files: {', '.join(names)}" if names else f"no {suffix} file"
+        raise UsageError(f"{wanted.repo} holds {found}", hint=f"name the file: {replace(wanted, file='FILE')}")
+    return names[0]
+
+
+def _check(path: Path, repo: str, file: str) -> None:
+    """Compare a file of the cache with its digest, which is the name of the blob that it links to."""
+    blob = path.resolve()
+    if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name):
+        return  # No links on this file system.
+    if not is_named(blob, blob.name):
+        path.unlink()
+        blob.unlink()
+        raise CheckError(f"{file} of {repo} arrived damaged: its digest is not the one that the Hub gives",
+                         hint="run the same command again; the damaged copy was removed from the cache")

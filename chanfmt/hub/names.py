@@ -1,0 +1,69 @@
+"""Names on the Hub, as users write them. No network."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import quote, unquote
+
+from chanfmt.errors import UsageError
+
+SCHEME = "hf://"
+KINDS = {"datasets": "dataset", "models": "model"}
+_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
+_REVISION = r"refs/(?:pr|convert)/[^/@]+|[^/@]+"
+_ADDRESS = re.compile(rf"(?:(?P<kind>datasets|models)/)?(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>{_REVISION}))?(?:/(?P<file>.+))?")
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file on the Hub.
+
+    Attributes:
+        repo: ``USER/NAME``.
+        kind: ``dataset`` or ``model``.
+        revision: Branch, tag, pull request or commit; None is the main branch.
+        file: Path in the repository; None where it is for the repository to say.
+    """
+
+    repo: str
+    kind: str = "dataset"
+    revision: str | None = None
+    file: str | None = None
+
+    def __str__(self) -> str:
+        revision = f"@{quote(self.revision, safe='')}" if self.revision else ""
+        return f"{SCHEME}{self.kind}s/{self.repo}{revision}" + (f"/{self.file}" if self.file else "")
+
+
+def is_address(name: str) -> bool:
+    """Whether ``name`` is of a file on the Hub rather than of one here."""
+    return name.startswith(SCHEME)
+
+
+def parse_address(address: str) -> HubFile:
+    """``hf://[datasets/|models/]USER/NAME[@REVISION][/FILE]``; a data set where it does not say.
+
+    Raises:
+        UsageError: It is not of that form.
+    """
+    match = _ADDRESS.fullmatch(address.removeprefix(SCHEME))
+    if match is None:
+        raise UsageError(f"{address!r} names nothing on the Hub", hint="write hf://datasets/USER/NAME/FILE or hf://USER/NAME/FILE")
+    check_repo(match["repo"])
+    file = match["file"]
+    if file is not None and any(part in ("", ".", "..") for part in file.split("/")):
+        raise UsageError(f"{file!r} is no path in a repository")
+    revision = None if match["revision"] is None else unquote(match["revision"])
+    return HubFile(match["repo"], KINDS[match["kind"] or "datasets"], revision, file)
+
+
+def check_repo(repo: str) -> None:
+    """Raise `UsageError` where ``repo`` cannot be the name of a repository, ``USER/NAME`` or ``NAME``."""
+    parts = repo.split("/")
+    fits = len(parts) <= 2 and len(repo) <= 96 and all(re.fullmatch(_NAME, part) for part in parts)
+    if not fits or ".." in repo or "--" in repo or repo.endswith(".git"):
+        raise UsageError(
+            f"{repo!r} cannot be the name of a repository",
+            hint="write USER/NAME: letters, digits, '-', '_', '.', at most 96, without '--' and '..', no '-' or '.' at an end",
+        )

@@ -1,0 +1,160 @@
+"""Publish a folder as a repository on the Hub: create, upload, read back, and only then show it to others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from chanfmt.errors import CheckError, UsageError
+from chanfmt.hub.digests import is_content
+from chanfmt.hub.failures import hub_errors, no_token, quiet_client, retried
+from chanfmt.hub.names import check_repo
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+KEPT = (".gitattributes",)
+"""Files that the Hub itself puts into a repository."""
+
+
+@dataclass(frozen=True)
+class PublishOptions:
+    """How a folder is published.
+
+    Attributes:
+        public: Others may see the repository.
+        create_pr: Open a pull request in an existing repository in place of a commit.
+        overwrite: Take the place of other content; it stays in the repository's history.
+    """
+
+    public: bool = False
+    create_pr: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Published:
+    """What was published.
+
+    Attributes:
+        repo: ``USER/NAME``.
+        url: Page of the repository, or of the pull request.
+        commit: Commit that holds the folder.
+    """
+
+    repo: str
+    url: str
+    commit: str
+
+
+def publish_folder(
+    folder: Path, repo: str, *, kind: str, message: str, options: PublishOptions, note: Callable[[str], None],
+    progress: bool = False,
+) -> Published:
+    """Make a repository hold what ``folder`` holds, check that it does, and say where.
+
+    What an earlier call uploaded is not uploaded again. A new repository is private until the check has passed.
+
+    Args:
+        repo: ``USER/NAME``, or ``NAME`` of the logged-in user's.
+        kind: ``model`` or ``dataset``.
+        message: Of the commit, or title of the pull request.
+        note: Told what happens.
+        progress: Show the client's progress bars.
+
+    Raises:
+        UsageError: The name is none, or the repository cannot be used as asked.
+        HubError: The Hub refused or could not be reached. What is in ``folder`` is untouched.
+        CheckError: The Hub holds something else than ``folder`` afterwards.
+    """
+    from huggingface_hub import HfApi, get_token
+
+    check_repo(repo)
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    with quiet_client(note, progress=progress), hub_errors(repo, kind=kind, writing=True):
+        api = HfApi()
+        if get_token() is None:
+            raise no_token()
+        repo = full_name(repo, note=note)
+    with quiet_client(note, progress=progress), hub_errors(repo, kind=kind, writing=True):
+        target = _Target(api, repo, kind, note)
+        hidden = target.prepare(files, options)
+        commit, url = target.upload(folder, files, message, options)
+        target.check(files, commit, alone=not options.create_pr)
+        if options.public and hidden:
+            retried(lambda: api.update_repo_settings(repo, private=False, repo_type=kind), note=note)
+    return Published(repo, url, commit)
+
+
+def full_name(repo: str, *, note: Callable[[str], None]) -> str:
+    """``repo`` with the logged-in user's name before it where it has none. Raises `HubError`."""
+    if "/" in repo:
+        return repo
+    from huggingface_hub import HfApi
+
+    with hub_errors(repo, writing=True):
+        return f"{retried(HfApi().whoami, note=note)['name']}/{repo}"
+
+
+class _Target:
+    """The repository that is published to."""
+
+    def __init__(self, api: Any, repo: str, kind: str, note: Callable[[str], None]) -> None:
+        self._api, self._repo, self._kind, self._note = api, repo, kind, note
+
+    def prepare(self, files: Mapping[str, Path], options: PublishOptions) -> bool:
+        """Create the repository, or see that the one there can take ``files``. Returns whether it is private."""
+        from huggingface_hub.errors import RepositoryNotFoundError
+
+        try:
+            info = self._tried(lambda: self._api.repo_info(self._repo, repo_type=self._kind))
+        except RepositoryNotFoundError:
+            if options.create_pr:
+                raise UsageError(f"there is no {self._repo} to open a pull request in",
+                                 hint="leave out --pr to create it") from None
+            # A repeated call that finds its own repository is no conflict.
+            self._tried(lambda: self._api.create_repo(self._repo, repo_type=self._kind, private=True, exist_ok=True))
+            self._note(f"created {self._repo}, private")
+            return True
+        if not info.private and not options.public:
+            raise UsageError(f"{self._repo} is public", hint="add --public to publish there, or name another repository")
+        if not options.create_pr and not options.overwrite:
+            other = [entry.path for entry in self._entries(info.sha)
+                     if entry.path not in files or not is_content(files[entry.path], entry)]
+            if other:
+                raise UsageError(f"{self._repo} holds other content ({_some(other)})",
+                                 hint="name another repository, or add --overwrite: its history keeps what is there")
+        return bool(info.private)
+
+    def upload(self, folder: Path, files: Mapping[str, Path], message: str, options: PublishOptions) -> tuple[str, str]:
+        """Upload what is missing and commit it. Returns the commit, and the page where it shows."""
+        replace = options.overwrite and not options.create_pr
+        done = self._tried(lambda: self._api.upload_folder(
+            repo_id=self._repo, repo_type=self._kind, folder_path=folder, commit_message=message,
+            create_pr=options.create_pr, allow_patterns=list(files), delete_patterns="*" if replace else None,
+        ), safe=not options.create_pr)
+        page = f"{self._api.endpoint}/{'datasets/' if self._kind == 'dataset' else ''}{self._repo}"
+        return done.oid, done.pr_url or page
+
+    def check(self, files: Mapping[str, Path], commit: str, *, alone: bool) -> None:
+        """Read the commit's file list back. Raises `CheckError` where it is not ``files``."""
+        there = {entry.path: entry for entry in self._entries(commit)}
+        wrong = [name for name, path in files.items() if name not in there or not is_content(path, there[name])]
+        more = sorted(there.keys() - files.keys()) if alone else []
+        if wrong or more:
+            raise CheckError(f"{self._repo} does not hold what was uploaded ({_some(wrong or more)} differs)",
+                             hint="run the same command again with --overwrite; nothing was made public")
+
+    def _entries(self, revision: str) -> list[Any]:
+        return self._tried(lambda: [
+            entry for entry in self._api.list_repo_tree(self._repo, repo_type=self._kind, revision=revision, recursive=True)
+            if hasattr(entry, "blob_id") and entry.path not in KEPT
+        ])
+
+    def _tried(self, call: Callable[[], Any], *, safe: bool = True) -> Any:
+        return retried(call, note=self._note, safe=safe)
+
+
+def _some(names: list[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")

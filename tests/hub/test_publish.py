@@ -1,0 +1,190 @@
+"""Publishing a folder: what the Hub holds afterwards, or the one line that says what to do."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.hub.client import environment, script, start
+from tests.hub.faults import Fault
+
+TOKEN = "hf_SecretTokenOfAnn123"
+
+PUBLISH = """
+import json, sys
+from pathlib import Path
+from chanfmt.errors import ChanfmtError
+from chanfmt.hub.publish import PublishOptions, publish_folder
+folder, repo, options = Path(sys.argv[1]), sys.argv[2], PublishOptions(**{name: True for name in sys.argv[3:]})
+notes = []
+try:
+    done = publish_folder(folder, repo, kind="model", message="numbers", options=options, note=notes.append)
+    print(json.dumps({"url": done.url, "commit": done.commit, "repo": done.repo, "notes": notes}))
+except ChanfmtError as error:
+    print(json.dumps({"error": error.message, "hint": error.hint, "kind": type(error).__name__, "notes": notes}))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "README.md").write_text("---\ntags:\n- a\n---\n\ntext\n")
+    (path / "config.json").write_text("{}")
+    for index in range(3):
+        (path / f"model-{index}.safetensors").write_bytes(bytes([index]) * 20_000)
+    return path
+
+
+@pytest.fixture
+def ann(hub, tmp_path):
+    hub.add_user(TOKEN, "ann", orgs={"lab": "read"})
+    return environment(hub, tmp_path / "home", TOKEN)
+
+
+def content(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def publish(folder, repo, *options, env):
+    text = script(PUBLISH, folder, repo, *options, env=env)
+    assert TOKEN not in text
+    return json.loads(text)
+
+
+def test_new_repository_is_private_and_read_back(hub, ann, folder):
+    done = publish(folder, "thing", env=ann)
+    assert done["repo"] == "ann/thing"
+    assert done["url"] == f"{hub.url}/ann/thing"
+    repo = hub.repo("ann/thing")
+    assert repo.private
+    assert repo.head.id == done["commit"]
+    assert repo.head.title == "numbers"
+    assert hub.files("ann/thing") == content(folder)
+    assert hub.requests("GET", rf"/tree/{done['commit']}")
+    # Again: nothing moves, nothing changes.
+    assert publish(folder, "ann/thing", env=ann)["commit"] == done["commit"]
+    assert set(hub.store.uploaded.values()) == {1}
+
+
+def test_public_only_after_the_check(hub, ann, folder):
+    hub.faults.append(Fault("GET", "/tree/", alter=lambda body: body.replace(b'"oid": "', b'"oid": "0'), times=99))
+    done = publish(folder, "ann/thing", "public", env=ann)
+    assert done["kind"] == "CheckError"
+    assert hub.repo("ann/thing").private
+    hub.faults.clear()
+    assert "url" in publish(folder, "ann/thing", "public", env=ann)
+    assert not hub.repo("ann/thing").private
+
+
+def test_other_content_is_refused(hub, ann, folder):
+    hub.add_repo("ann/thing", {"mine.txt": b"mine", "config.json": b"{1}"}, private=True)
+    before = hub.repo("ann/thing").head.id
+    done = publish(folder, "ann/thing", env=ann)
+    assert "holds other content" in done["error"]
+    assert "--overwrite" in done["hint"]
+    assert hub.repo("ann/thing").head.id == before
+    assert "url" in publish(folder, "ann/thing", "overwrite", env=ann)
+    assert hub.files("ann/thing") == content(folder)
+    assert before in hub.repo("ann/thing").commits
+
+
+def test_public_repository_needs_public(hub, ann, folder):
+    hub.add_repo("ann/thing", {})
+    done = publish(folder, "ann/thing", env=ann)
+    assert "is public" in done["error"]
+    assert "--public" in done["hint"]
+    assert not hub.files("ann/thing")
+
+
+def test_pull_request(hub, ann, folder):
+    hub.add_user("hf_bob", "bob")
+    hub.add_repo("bob/thing", {"theirs.txt": b"theirs"})
+    done = publish(folder, "bob/thing", "create_pr", "public", env=ann)
+    assert done["url"] == f"{hub.url}/bob/thing/discussions/1"
+    assert hub.files("bob/thing") == {"theirs.txt": b"theirs"}
+    assert hub.files("bob/thing", revision="refs/pr/1") == {"theirs.txt": b"theirs", **content(folder)}
+    done = publish(folder, "ann/none", "create_pr", env=ann)
+    assert "no ann/none to open a pull request in" in done["error"]
+
+
+PASSING = {
+    "500 at the second upload": ("PUT", "/lfs/whole", {"first": 2, "status": 500}),
+    "cut in an upload": ("PUT", "/lfs/whole", {"cut": 5000}),
+    "trickle": ("PUT", "/lfs/whole", {"pace": 0.02}),
+    "429 on an upload": ("PUT", "/lfs/whole", {"status": 429, "headers": {"Retry-After": "0"}}),
+    "429 on a question": ("GET", "/api/models/ann/thing", {"status": 429, "headers": {"Retry-After": "1"}}),
+    "409 on creation": ("POST", "/api/repos/create", {"status": 409, "message":
+                        "Cannot create repo: another conflicting operation is in progress"}),
+    "409 on the commit": ("POST", "/commit/main", {"status": 409}),
+    "500 on the commit": ("POST", "/commit/main", {"status": 500}),
+    "cut in the commit": ("POST", "/commit/main", {"cut": 10}),
+}
+
+
+@pytest.mark.parametrize("name", PASSING)
+def test_what_passes_is_waited_for(hub, ann, folder, name):
+    method, path, how = PASSING[name]
+    fault = Fault(method, path, **how)
+    hub.faults.append(fault)
+    done = publish(folder, "ann/thing", env=ann)
+    assert fault.met.is_set()
+    assert "url" in done, done
+    assert hub.files("ann/thing") == content(folder)
+    assert set(hub.store.uploaded.values()) == {1}
+
+
+STAYING = {
+    "401": ("GET", "/api/models/", {"status": 401, "message": "Invalid credentials in Authorization header"}, "hf auth login"),
+    "403 on creation": ("POST", "/api/repos/create", {"status": 403}, "token with write access"),
+    "403 on the commit": ("POST", "/commit/", {"status": 403}, "--pr"),
+    "404": ("POST", "/preupload/", {"status": 404, "code": "RepoNotFound"}, "check the name"),
+    "429 for long": ("GET", "/api/models/", {"status": 429, "headers": {"Retry-After": "3000"}}, "in 3000 s"),
+    "402": ("PUT", "/lfs/whole", {"status": 402}, "--public"),
+    "409 for good": ("POST", "/commit/", {"status": 409}, "run the same command again"),
+}
+
+
+@pytest.mark.parametrize("name", STAYING)
+def test_what_stays_is_one_line_with_the_way_out(hub, ann, folder, name):
+    method, path, how, way_out = STAYING[name]
+    before = content(folder)
+    hub.faults.append(Fault(method, path, times=99, **how))
+    done = publish(folder, "ann/thing", env=ann)
+    assert way_out in done["hint"], done
+    assert "\n" not in done["error"] + done["hint"]
+    assert content(folder) == before
+    assert ("model", "ann/thing") not in hub.store.repos or not hub.files("ann/thing")
+
+
+def test_organisation_without_rights_and_bad_names(hub, ann, folder):
+    assert "write access" in publish(folder, "lab/thing", env=ann)["hint"]
+    for name in ("ann/th ing", "ann/a--b", "a/b/c", "../x", "ann/.hidden"):
+        done = publish(folder, name, env=ann)
+        assert done["kind"] == "UsageError"
+        assert "USER/NAME" in done["hint"]
+    assert not hub.store.repos
+
+
+@pytest.mark.parametrize("token", [None, "hf_wrong", "hf_SecretTokenOfAnn123\x7f"])
+def test_token_that_is_none(hub, ann, folder, tmp_path, token):
+    done = publish(folder, "ann/thing", env=environment(hub, tmp_path / "home", token))
+    assert "hf auth login" in done["hint"]
+    assert not hub.store.repos
+
+
+def test_killed_and_run_again(hub, ann, folder):
+    fault = Fault("PUT", "/lfs/whole", first=3, pace=0.5)
+    hub.faults.append(fault)
+    process = start("-c", PUBLISH, folder, "ann/thing", env=ann)
+    assert fault.met.wait(60)
+    while sum(hub.store.uploaded.values()) < 2:
+        assert process.poll() is None
+    process.kill()
+    process.communicate()
+    hub.faults.clear()
+    assert not hub.files("ann/thing")
+    assert "url" in publish(folder, "ann/thing", env=ann)
+    assert hub.files("ann/thing") == content(folder)
+    assert set(hub.store.uploaded.values()) == {1}
