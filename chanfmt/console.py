@@ -43,7 +43,8 @@ def add_options(parser: argparse.ArgumentParser, options: type[Any]) -> None:
 
     Field metadata: ``help``; ``flag`` where it is not ``--field-name``; ``positional`` with a
     metavar; ``choices``; ``metavar``; ``repeat`` for a tuple filled by repeating the flag, in place of
-    the default; ``nargs`` for one filled by several arguments. Fields without ``help`` are not options.
+    the default; ``nargs`` ``+`` for one filled by several arguments, ``?`` for an argument or none, which a flag
+    then turns into an empty text. Fields without ``help`` are not options.
     """
     hints = typing.get_type_hints(options)
     for field in dataclasses.fields(options):
@@ -55,6 +56,8 @@ def add_options(parser: argparse.ArgumentParser, options: type[Any]) -> None:
                 extra[name] = field.metadata[name]
         if "positional" in field.metadata:
             kind = _scalar_type(hints[field.name])
+            if extra.get("nargs") == "?":
+                extra["default"] = field.default
             parser.add_argument(field.name, metavar=field.metadata["positional"], type=kind, **extra)
             continue
         flags = [field.metadata.get("flag", "--" + field.name.replace("_", "-"))]
@@ -63,6 +66,8 @@ def add_options(parser: argparse.ArgumentParser, options: type[Any]) -> None:
         if hints[field.name] is bool:
             parser.add_argument(*flags, dest=field.name, action="store_true", **extra)
             continue
+        if extra.get("nargs") == "?":
+            extra["const"] = ""
         default = None if field.default is dataclasses.MISSING else field.default
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         repeat = bool(field.metadata.get("repeat"))
@@ -85,7 +90,7 @@ def parse_options(arguments: argparse.Namespace, options: type[Options]) -> Opti
         if not hasattr(arguments, field.name):
             continue
         value = getattr(arguments, field.name)
-        if "repeat" in field.metadata or "nargs" in field.metadata:
+        if "repeat" in field.metadata or field.metadata.get("nargs") == "+":
             value = tuple(value) if value else () if field.default is dataclasses.MISSING else field.default
         values[field.name] = value
     return options(**values)

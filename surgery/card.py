@@ -41,6 +41,9 @@ PIPELINES = {
 }
 """Class that loads a model to the Hub's name of its task. It has none for text to text in general."""
 
+UNVERIFIED = "Not verified"
+"""How a card of a result whose logits were not compared says so."""
+
 _SEAL = "<!-- written by surgery; sha256 of the lines above: "
 
 
@@ -60,7 +63,7 @@ def model_card(report: Report, name: str, evaluated: Evaluated | None = None) ->
         f"# {_inline(title)}", "",
         f"`{_inline(base.id)}` with {plan.sparsity_reached:.1%} of its feed-forward (FFN) channels removed. "
         f"{_form(report)} Stock transformers code loads the result. {_weights(report)}", "",
-        *([f"**Not verified:** logits were not compared with those of the masked dense model ({report.logits_skipped}).", ""]
+        *([f"**{UNVERIFIED}:** logits were not compared with those of the masked dense model ({report.logits_skipped}).", ""]
           if report.logits is None else []),
         f"![Share of channels, supernodes and LP that every FFN keeps]({PICTURE_FILE})", "",
         "## What was removed", "", *_removal(report), "",

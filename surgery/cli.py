@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from chanfmt.console import (
 )
 from chanfmt.errors import MissingPackageError, UsageError
 from surgery.plan import PlanOptions
+from surgery.push import PushOptions, VisibilityOptions
 from surgery.recovery import RecoveryOptions
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from chanfmt.console import Parser
+    from chanfmt.hub.publish import Published
     from surgery.plan import PruningPlan
     from surgery.recovery import Recovery
     from surgery.subject import Subject
@@ -102,6 +104,45 @@ class RestoreOptions:
 
 
 @dataclass(frozen=True)
+class PublishingOptions(VisibilityOptions):
+    """Whether and how a result is pushed as soon as it is made."""
+
+    push: str | None = field(default=None, metadata={
+        "help": "then push the result: to USER/NAME, to NAME of yours, or to a name as the directory's default",
+        "metavar": "REPO", "nargs": "?",
+    })
+
+    def check(self, *, login: bool) -> None:
+        """Raise `ChanfmtError` for what would stop the push and can be told before the cut.
+
+        Args:
+            login: Ask for a token too.
+        """
+        from chanfmt.hub.failures import no_token
+        from chanfmt.hub.names import check_repo
+
+        if self.push is None and (self.public or self.pr):
+            raise UsageError("--public and --pr are for --push")
+        if self.push:
+            check_repo(self.push)
+        if self.push is not None and login:
+            from huggingface_hub import get_token
+
+            if get_token() is None:
+                raise no_token()
+
+
+@dataclass(frozen=True)
+class PushedOptions:
+    """What is pushed, and where to."""
+
+    directory: str = field(metadata={"help": "result of surgery prune or apply", "positional": "DIR"})
+    repo: str | None = field(default=None, metadata={
+        "help": "USER/NAME, or NAME of yours (default: MODEL-METHOD-PERCENT)", "positional": "REPO", "nargs": "?",
+    })
+
+
+@dataclass(frozen=True)
 class DryRunOptions:
     """Stop early."""
 
@@ -130,15 +171,15 @@ class TalkOptions:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code."""
     parser, commands = make_parser("surgery", "Remove the FFN channels that an importance atlas says matter least.")
-    for add in (add_prune, add_plan, add_apply, add_restore, add_eval, add_sweep, add_ablate):
+    for add in (add_prune, add_plan, add_apply, add_push, add_restore, add_eval, add_sweep, add_ablate):
         add(commands)
     return run_command(parser, arguments)
 
 
 def add_prune(commands: Commands) -> None:
     """``surgery prune``: atlas to smaller model."""
-    _add(commands, "prune", "cut a model", _prune, AtlasOptions, PlanOptions, ApplyOptions, RecoveryOptions, DryRunOptions,
-         TalkOptions)
+    _add(commands, "prune", "cut a model", _prune, AtlasOptions, PlanOptions, ApplyOptions, RecoveryOptions, PublishingOptions,
+         DryRunOptions, TalkOptions)
 
 
 def add_plan(commands: Commands) -> None:
@@ -152,6 +193,11 @@ def add_plan(commands: Commands) -> None:
 def add_apply(commands: Commands) -> None:
     """``surgery apply``: plan to smaller model."""
     _add(commands, "apply", "cut a model as a plan says", _apply, PlanFileOptions, ApplyOptions, FineTuneOptions, TalkOptions)
+
+
+def add_push(commands: Commands) -> None:
+    """``surgery push``: a result to the Hub."""
+    _add(commands, "push", "put a result on the Hub", _push, PushedOptions, PushOptions, TalkOptions)
 
 
 def add_restore(commands: Commands) -> None:
@@ -216,6 +262,8 @@ def _prune(arguments: argparse.Namespace) -> None:
     recovery_options = parse_options(arguments, RecoveryOptions)
     plan_options.check()
     recovery_options.check()
+    publishing = parse_options(arguments, PublishingOptions)
+    publishing.check(login=not dry_run)
     path = parse_options(arguments, AtlasOptions).atlas
     plan = _make_plan(path, plan_options, talk)
     if dry_run:
@@ -223,7 +271,7 @@ def _prune(arguments: argparse.Namespace) -> None:
         return
     with chanfmt.open(path) as atlas:
         recovery = plan_recovery(recovery_options, atlas, plan)
-    _cut(plan, options, talk, recovery=recovery, atlas=Path(path))
+    _cut(plan, options, talk, recovery=recovery, atlas=Path(path), publishing=publishing)
 
 
 def _plan(arguments: argparse.Namespace) -> None:
@@ -247,6 +295,15 @@ def _apply(arguments: argparse.Namespace) -> None:
     plan = load_plan(Path(parse_options(arguments, PlanFileOptions).plan))
     fine_tune = parse_options(arguments, FineTuneOptions).fine_tune
     _cut(plan, parse_options(arguments, ApplyOptions), parse_options(arguments, TalkOptions), fine_tune=fine_tune)
+
+
+def _push(arguments: argparse.Namespace) -> None:
+    pushed, talk = parse_options(arguments, PushedOptions), parse_options(arguments, TalkOptions)
+    done = _push_result(Path(pushed.directory), pushed.repo, parse_options(arguments, PushOptions), talk)
+    if talk.json:
+        print_json(asdict(done))
+    else:
+        print(printable(done.url))
 
 
 def _restore(arguments: argparse.Namespace) -> None:
@@ -368,7 +425,7 @@ def _make_plan(path: str, options: PlanOptions, talk: TalkOptions) -> PruningPla
 
 def _cut(
     plan: PruningPlan, options: ApplyOptions, talk: TalkOptions, *, fine_tune: bool = False, recovery: Recovery | None = None,
-    atlas: Path | None = None,
+    atlas: Path | None = None, publishing: PublishingOptions | None = None,
 ) -> None:
     from chanfmt.command_line import recorded_command
     from chanfmt.models.resolve import resolve_model
@@ -393,10 +450,23 @@ def _cut(
         note=lambda text: say(text, quiet=talk.quiet),
     )
     say(f"wrote {output}", quiet=talk.quiet)
-    if talk.json:
-        print_json(report.to_json() | {"output": str(output)})
-    else:
+    if not talk.json:
         _print_pairs([*summary_rows(plan, report), ["output", str(output)]])
+    where = {"output": str(output)}
+    if publishing and publishing.push is not None:
+        push_options = PushOptions(public=publishing.public, pr=publishing.pr, no_verify=options.no_verify)
+        where["url"] = _push_result(output, publishing.push or None, push_options, talk).url
+    if talk.json:
+        print_json(report.to_json() | where)
+    elif "url" in where:
+        print(printable(where["url"]))
+
+
+def _push_result(directory: Path, repo: str | None, options: PushOptions, talk: TalkOptions) -> Published:
+    from surgery.push import push, push_command, resumable
+
+    with resumable(directory, push_command(directory, repo, options), say):
+        return push(directory, repo, options, note=lambda text: say(text, quiet=talk.quiet), progress=not talk.quiet)
 
 
 def parse_size(text: str | None) -> int | None:

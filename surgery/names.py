@@ -22,3 +22,10 @@ def default_name(plan: PruningPlan) -> str:
     extra = [*(["global"] if plan.allocation == "global" else []),
              *(["partial"] if plan.layers is not None or plan.stack else []), *(["inverted"] if plan.invert else [])]
     return "-".join([base or "model", plan.method, f"{100 * plan.sparsity:g}", *extra])
+
+
+def default_repository(plan: PruningPlan) -> str:
+    """`default_name` as the Hub takes it, for the logged-in user's namespace."""
+    name = re.sub(r"-{2,}", "-", re.sub(r"[.]{2,}", ".", default_name(plan)))
+    # The namespace, at most 42 characters, counts too.
+    return name[:53].strip("-.")

@@ -11,7 +11,7 @@ from chanfmt.hub.failures import hub_errors, no_token, quiet_client, retried
 from chanfmt.hub.names import check_repo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
 KEPT = (".gitattributes",)
@@ -50,7 +50,7 @@ class Published:
 
 def publish_folder(
     folder: Path, repo: str, *, kind: str, message: str, options: PublishOptions, note: Callable[[str], None],
-    progress: bool = False,
+    progress: bool = False, names: Iterable[str] | None = None,
 ) -> Published:
     """Make a repository hold what ``folder`` holds, check that it does, and say where.
 
@@ -62,6 +62,7 @@ def publish_folder(
         message: Of the commit, or title of the pull request.
         note: Told what happens.
         progress: Show the client's progress bars.
+        names: Paths below ``folder`` of the files that are meant; None for all.
 
     Raises:
         UsageError: The name is none, or the repository cannot be used as asked.
@@ -71,7 +72,9 @@ def publish_folder(
     from huggingface_hub import HfApi, get_token
 
     check_repo(repo)
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    if names is None:
+        names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    files = {name: folder / name for name in sorted(names)}
     with quiet_client(note, progress=progress), hub_errors(repo, kind=kind, writing=True):
         api = HfApi()
         if get_token() is None:
@@ -80,7 +83,7 @@ def publish_folder(
     with quiet_client(note, progress=progress), hub_errors(repo, kind=kind, writing=True):
         target = _Target(api, repo, kind, note)
         hidden = target.prepare(files, options)
-        commit, url = target.upload(folder, files, message, options)
+        commit, url = target.upload(files, message, options)
         target.check(files, commit, alone=not options.create_pr)
         if options.public and hidden:
             retried(lambda: api.update_repo_settings(repo, private=False, repo_type=kind), note=note)
@@ -127,12 +130,18 @@ class _Target:
                                  hint="name another repository, or add --overwrite: its history keeps what is there")
         return bool(info.private)
 
-    def upload(self, folder: Path, files: Mapping[str, Path], message: str, options: PublishOptions) -> tuple[str, str]:
+    def upload(self, files: Mapping[str, Path], message: str, options: PublishOptions) -> tuple[str, str]:
         """Upload what is missing and commit it. Returns the commit, and the page where it shows."""
-        replace = options.overwrite and not options.create_pr
-        done = self._tried(lambda: self._api.upload_folder(
-            repo_id=self._repo, repo_type=self._kind, folder_path=folder, commit_message=message,
-            create_pr=options.create_pr, allow_patterns=list(files), delete_patterns="*" if replace else None,
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        # What `upload_folder` does without Xet. With Xet it may commit in parts, and divides a commit that fails: between
+        # two of them the repository would hold half of a model, or new weights among those they take the place of.
+        # One commit is all or nothing, and what was uploaded for it need not be uploaded again.
+        operations: list[Any] = [CommitOperationAdd(name, path) for name, path in files.items()]
+        if options.overwrite and not options.create_pr:
+            operations += [CommitOperationDelete(entry.path) for entry in self._entries("main") if entry.path not in files]
+        done = self._tried(lambda: self._api.create_commit(
+            self._repo, operations, repo_type=self._kind, commit_message=message, create_pr=options.create_pr,
         ), safe=not options.create_pr)
         page = f"{self._api.endpoint}/{'datasets/' if self._kind == 'dataset' else ''}{self._repo}"
         return done.oid, done.pr_url or page

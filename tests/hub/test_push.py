@@ -1,0 +1,344 @@
+"""``surgery push`` and ``prune --push``: what the Hub holds afterwards, what stays here, and what is said."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from chanfmt.atlas import Atlas
+from chanfmt.hub.names import check_repo
+from chanfmt.models.checkpoint import CheckpointIndex, fingerprint
+from surgery.apply import apply_plan
+from surgery.names import default_repository
+from surgery.plan import PlanOptions, make_plan
+from surgery.push import PushOptions, push_command
+from surgery.result import open_result
+from tests.factory import random_atlas
+from tests.hub.client import environment, run, script, start
+from tests.hub.faults import Fault
+from tests.surgery.models import save_atlas, save_model
+
+if TYPE_CHECKING:
+    import subprocess
+
+    from tests.hub.server import Hub
+
+TOKEN = "hf_SecretTokenOfAnn123"
+NAME = "ann/llama-scar-prot-50"
+Environment = dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of the Hub in several shards, its atlas, and results that were verified and that were not."""
+    home = tmp_path_factory.mktemp("made")
+    model = save_model("llama", home / "model", max_shard_size="20KB")
+    (model / "README.md").write_text("---\nlicense: llama3.1\n---\n")
+    atlas = save_atlas("llama", model, home / "atlas.h5", source="hub", revision="c0ffee")
+    with Atlas.open(atlas) as opened:
+        plan = make_plan(opened, PlanOptions(0.5))
+    for name, verify in (("out", True), ("unverified", False)):
+        apply_plan(plan, model, home / name, atlas=atlas, verify=verify)
+    return home
+
+
+@pytest.fixture
+def out(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made / "out", tmp_path / "out"))
+
+
+@pytest.fixture
+def ann(hub: Hub, tmp_path: Path) -> Environment:
+    hub.add_user(TOKEN, "ann", orgs={"lab": "read"})
+    return environment(hub, tmp_path / "home", TOKEN)
+
+
+def content(directory: Path) -> dict[str, bytes]:
+    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def push(*arguments: object, env: Environment) -> subprocess.CompletedProcess[str]:
+    done = run("surgery.cli", "push", *arguments, env=env)
+    assert TOKEN not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def check_untold(hub: Hub, *places: Path) -> None:
+    """The token is in no file below ``places`` and in nothing that the Hub was given."""
+    secret = TOKEN.encode()
+    for place in places:
+        assert not [name for name, data in content(place).items() if secret in data]
+    for repo in hub.store.repos.values():
+        for commit in repo.commits.values():
+            assert TOKEN not in commit.title
+            assert not [path for path, file in commit.files.items() if secret in file.content]
+
+
+def test_a_result_on_the_hub(hub: Hub, ann: Environment, out: Path, tmp_path: Path) -> None:
+    (out / "secrets.txt").write_text("mine")
+    weights = (out / "model-00001-of-00004.safetensors").read_bytes()
+    done = push(out, env=ann)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{hub.url}/{NAME}\n"
+    assert "secrets.txt is not part of the result, and is not pushed" in done.stderr
+    assert "asks for names that begin with 'Llama'" not in done.stderr
+    (out / "secrets.txt").unlink()
+    repo = hub.repo(NAME)
+    assert repo.private
+    assert hub.files(NAME) == content(out)
+    assert hub.files(NAME)["model-00001-of-00004.safetensors"] == weights
+    assert {"atlas.h5", "kept_channels.safetensors", "layers.svg", "surgery.json", "NOTICE"} <= hub.files(NAME).keys()
+    assert [commit.title for commit in repo.commits.values()] == [
+        "initial commit", "scar-prot: 48.6% of the FFN channels removed, 24.5% of the parameters; 3 of 3 supernodes kept"]
+    assert f'from_pretrained("{NAME}")' in (out / "README.md").read_text()
+    card = ModelCard.load(out / "README.md")
+    assert card.data.to_dict() == {
+        "base_model": "tiny/llama", "base_model_relation": "finetune", "library_name": "transformers", "license": "llama3.1",
+        "pipeline_tag": "text-generation", "tags": ["pruned", "structured-pruning", "ffn-pruning", "chanfmt"]}
+    check_untold(hub, out, tmp_path / "home")
+    width = script("import sys, transformers\nmodel = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
+                   "print(model.model.layers[0].mlp.down_proj.in_features)", NAME, env=ann)
+    assert width == f"{open_result(out).report.plan.blocks[0].n_kept}\n"
+
+
+def test_a_cut_that_is_pushed(hub: Hub, ann: Environment, made: Path, tmp_path: Path) -> None:
+    done = run("surgery.cli", "prune", made / "atlas.h5", "--model", made / "model", "--sparsity", "0.5", "--protect",
+               "supernodes", "-o", tmp_path / "cut", "--push", "--public", "--json", "--quiet", env=ann)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["url"] == f"{hub.url}/{NAME}"
+    assert not hub.repo(NAME).private
+    assert hub.files(NAME) == content(tmp_path / "cut")
+    command = "surgery prune atlas.h5 --model model --sparsity 0.5 --protect supernodes -o cut --push --public --json --quiet"
+    assert command in (tmp_path / "cut" / "README.md").read_text()
+    for name, data in hub.files(NAME).items():
+        assert str(tmp_path).encode() not in data, name
+        assert str(made).encode() not in data, name
+
+
+def test_a_cut_that_cannot_be_pushed_is_not_begun(hub: Hub, ann: Environment, made: Path, tmp_path: Path) -> None:
+    arguments = ["prune", made / "atlas.h5", "--model", made / "model", "--sparsity", "0.5", "-o", tmp_path / "cut"]
+    for more, code, text in ((["--push", "a--b"], 2, "cannot be the name"), (["--public"], 2, "are for --push")):
+        done = run("surgery.cli", *arguments, *more, env=ann)
+        assert (done.returncode, text in done.stderr) == (code, True), done.stderr
+    done = run("surgery.cli", *arguments, "--push", env=environment(hub, tmp_path / "nobody"))
+    assert done.returncode == 1
+    assert "hf auth login" in done.stderr
+    assert not (tmp_path / "cut").exists()
+
+
+def test_a_cut_whose_push_fails_stays(hub: Hub, ann: Environment, made: Path, tmp_path: Path) -> None:
+    hub.faults.append(Fault("POST", "/commit/", status=403, times=99))
+    done = run("surgery.cli", "prune", made / "atlas.h5", "--model", made / "model", "--sparsity", "0.5", "-o",
+               tmp_path / "cut", "--push", "ann/mine", "--pr", env=ann)
+    assert done.returncode == 2
+    assert "there is no ann/mine to open a pull request in" in done.stderr
+    assert f"to go on: surgery push {tmp_path / 'cut'} ann/mine --pr" in done.stderr
+    assert "LP mass kept" in done.stdout
+    assert open_result(tmp_path / "cut").names
+
+
+PASSING = {
+    "500 at the second upload": ("PUT", "/lfs/whole", {"first": 2, "status": 500}),
+    "connection cut in an upload": ("PUT", "/lfs/whole", {"cut": 5000}),
+    "slow trickle": ("PUT", "/lfs/whole", {"pace": 0.02}),
+    "429 that asks to wait": ("POST", "/api/repos/create", {"status": 429, "headers": {"Retry-After": "1"}}),
+    "409 on the commit": ("POST", "/commit/main", {"status": 409}),
+    "connection cut in the commit": ("POST", "/commit/main", {"cut": 10}),
+}
+
+
+@pytest.mark.parametrize("name", PASSING)
+def test_what_passes_is_waited_for(hub: Hub, ann: Environment, out: Path, name: str) -> None:
+    method, path, how = PASSING[name]
+    fault = Fault(method, path, **how)
+    hub.faults.append(fault)
+    done = push(out, env=ann)
+    assert done.returncode == 0, done.stderr
+    assert fault.met.is_set()
+    assert hub.files(NAME) == content(out)
+    assert set(hub.store.uploaded.values()) == {1}
+
+
+STAYING = {
+    "401": ("GET", "/api/whoami", {"status": 401}, 1, "hf auth login"),
+    "403": ("POST", "/commit/", {"status": 403}, 1, "token with write access"),
+    "404": ("POST", "/preupload/", {"status": 404, "code": "RepoNotFound"}, 1, "check the name"),
+    "409": ("POST", "/commit/", {"status": 409}, 1, "run the same command again"),
+    "429 for long": ("POST", "/preupload/", {"status": 429, "headers": {"Retry-After": "3000"}}, 1, "in 3000 s"),
+    "500": ("POST", "/commit/", {"status": 500}, 1, "run the same command again"),
+    "a hash that does not match": ("GET", "/tree/", {
+        "alter": lambda body: body.replace(b'"lfs": {"oid": "', b'"lfs": {"oid": "0'), "first": 1}, 1, "nothing was made public"),
+}
+
+
+@pytest.mark.parametrize("name", STAYING)
+def test_what_stays_is_one_line_with_the_way_out(hub: Hub, ann: Environment, out: Path, name: str) -> None:
+    method, path, how, code, way_out = STAYING[name]
+    before = {file: data for file, data in content(out).items() if file != "README.md"}
+    hub.faults.append(Fault(method, path, times=99, **how))
+    done = push(out, "--public", env=ann)
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert lines[-3] == f"{out} is whole, and stays; to go on: surgery push {out} --public"
+    assert lines[-2].startswith("surgery: error: ")
+    assert way_out in lines[-1]
+    assert {file: data for file, data in content(out).items() if file != "README.md"} == before
+    assert all(repo.private for repo in hub.store.repos.values())
+    # One commit or none: no part of a model is ever to be seen.
+    for repo in hub.store.repos.values():
+        for commit in repo.commits.values():
+            assert set(commit.files) in ({".gitattributes"}, {".gitattributes", *content(out)})
+    hub.faults.clear()
+    assert push(out, "--public", env=ann).returncode == 0
+    assert hub.files(NAME) == content(out)
+    assert not hub.repo(NAME).private
+    assert set(hub.store.uploaded.values()) == {1}
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_stopped_and_run_again(hub: Hub, ann: Environment, out: Path, tmp_path: Path, end: signal.Signals) -> None:
+    # One file at a time, so that some have arrived and some have not.
+    fault = Fault("PUT", "/lfs/whole", first=3, times=99, pace=0.5)
+    hub.faults.append(fault)
+    process = start("-m", "surgery.cli", "push", out, env=ann)
+    assert fault.met.wait(60)
+    while sum(hub.store.uploaded.values()) < 2:
+        assert process.poll() is None
+    arrived = set(hub.store.uploaded)
+    seen = b"".join(Path(f"/proc/{process.pid}/{name}").read_bytes() for name in ("cmdline", "comm"))
+    assert b"surgery" in seen
+    assert TOKEN.encode() not in seen
+    process.send_signal(end)
+    _, err = process.communicate(timeout=60)
+    if end == signal.SIGINT:
+        assert process.returncode == 130
+        assert f"interrupted; {out} is whole, and stays; to go on: surgery push {out}" in err
+    assert TOKEN not in err
+    hub.faults.clear()
+    assert not hub.files(NAME)
+    done = push(out, env=ann)
+    assert done.returncode == 0, done.stderr
+    assert hub.files(NAME) == content(out)
+    assert arrived < set(hub.store.uploaded)
+    assert set(hub.store.uploaded.values()) == {1}
+    check_untold(hub, out, tmp_path / "home")
+
+
+def test_names_and_rights(hub: Hub, ann: Environment, out: Path) -> None:
+    for name in ("ann/th ing", "ann/a--b", "a/b/c", "../x"):
+        done = push(out, name, env=ann)
+        assert (done.returncode, "USER/NAME" in done.stderr) == (2, True)
+    done = push(out, "lab/thing", env=ann)
+    assert (done.returncode, "write access" in done.stderr) == (1, True)
+    assert not hub.store.repos
+
+
+def test_other_content_and_overwriting(hub: Hub, ann: Environment, out: Path) -> None:
+    theirs = {"mine.txt": b"mine", "config.json": b"{1}", "model-00001-of-00004.safetensors": b"old"}
+    hub.add_repo("ann/thing", theirs, private=True)
+    done = push(out, "thing", env=ann)
+    assert done.returncode == 2
+    assert "holds other content" in done.stderr
+    assert "--overwrite" in done.stderr
+    assert "the licence of tiny/llama asks for names that begin with 'Llama'" in done.stderr
+    assert hub.files("ann/thing") == theirs
+    assert push(out, "thing", "--overwrite", env=ann).returncode == 0
+    assert hub.files("ann/thing") == content(out)
+    for commit in hub.repo("ann/thing").commits.values():
+        assert not {"mine.txt", "surgery.json"} <= commit.files.keys()
+
+
+def test_a_pull_request(hub: Hub, ann: Environment, out: Path) -> None:
+    hub.add_repo("bob/thing", {"theirs.txt": b"theirs"})
+    done = push(out, "bob/thing", "--pr", "--public", "--json", env=ann)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["url"] == f"{hub.url}/bob/thing/discussions/1"
+    assert hub.files("bob/thing") == {"theirs.txt": b"theirs"}
+    assert hub.files("bob/thing", revision="refs/pr/1") == {"theirs.txt": b"theirs", **content(out)}
+
+
+def test_what_was_not_verified(hub: Hub, ann: Environment, made: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(made / "unverified", tmp_path / "out"))
+    done = push(out, env=ann)
+    assert done.returncode == 2
+    assert "add --no-verify" in done.stderr
+    assert not hub.store.repos
+    (out / "README.md").write_text("# Mine\n")
+    done = push(out, "--no-verify", env=ann)
+    assert (done.returncode, "no longer says" in done.stderr) == (2, True)
+    (out / "README.md").unlink()
+    assert push(out, "--no-verify", env=ann).returncode == 0
+    assert b"**Not verified:** logits were not compared" in hub.files(NAME)["README.md"]
+
+
+@pytest.mark.parametrize("name", ["model-00002-of-00004.safetensors", "config.json", "surgery.json"])
+def test_what_changed_is_not_pushed(hub: Hub, ann: Environment, out: Path, name: str) -> None:
+    (out / name).write_bytes((out / name).read_bytes()[:-1] + b"\x00")
+    done = push(out, env=ann)
+    assert done.returncode in (1, 2)
+    assert f"{out / name} " in done.stderr
+    assert not hub.store.repos
+
+
+def evaluation(made: Path, out: Path) -> dict[str, Any]:
+    """What ``surgery eval MODEL DIR --json`` prints."""
+    def model(path: Path, perplexity: float) -> dict[str, Any]:
+        return {"model": str(path), "fingerprint": fingerprint(CheckpointIndex.open(path)), "tokens": 100, "predicted": 96,
+                "blocks": 4, "tokens_sha256": "0" * 64, "nll": 3.0, "nll_standard_error": 0.1, "perplexity": perplexity,
+                "bits_per_byte": 1.2, "tasks": []}
+
+    return {"data": str(made / "text.txt"), "seq_len": 25, "protocol": {"name": "paper", "statement": "as the paper does"},
+            "models": [model(made / "model", 20.5), model(out, 33.25)]}
+
+
+def test_numbers_travel(hub: Hub, ann: Environment, made: Path, out: Path, tmp_path: Path) -> None:
+    numbers = tmp_path / "numbers.json"
+    numbers.write_text(json.dumps(evaluation(made, out)))
+    assert push(out, "--eval", numbers, env=ann).returncode == 0
+    assert hub.files(NAME) == content(out)
+    card = hub.files(NAME)["README.md"].decode()
+    assert "| dense | 20.50 |" in card
+    assert "| pruned | 33.25 |" in card
+    assert hub.repo(NAME).head.title.endswith("; perplexity 20.50 to 33.25 (text.txt, paper)")
+    assert not [name for name, data in hub.files(NAME).items() if str(made).encode() in data]
+    # They stay with the result: a push without them is the same push.
+    head = hub.repo(NAME).head.id
+    assert push(out, env=ann).returncode == 0
+    assert hub.repo(NAME).head.id == head
+
+
+def test_numbers_of_another_model_and_edited_cards(hub: Hub, ann: Environment, made: Path, out: Path, tmp_path: Path) -> None:
+    numbers = tmp_path / "numbers.json"
+    value = evaluation(made, out)
+    numbers.write_text(json.dumps(value | {"models": value["models"][:1]}))
+    done = push(out, "--eval", numbers, env=ann)
+    assert (done.returncode, "holds no evaluation of this result" in done.stderr) == (2, True)
+    numbers.write_text(json.dumps(value))
+    (out / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
+    done = push(out, "--eval", numbers, env=ann)
+    assert (done.returncode, "was edited" in done.stderr) == (2, True)
+    assert not hub.store.repos
+    assert not (out / "evaluation.json").exists()
+    assert push(out, env=ann).returncode == 0
+    assert hub.files(NAME)["README.md"] == b"---\nlicense: mit\n---\n# Mine\n"
+
+
+def test_the_default_name_is_one(tmp_path: Path) -> None:
+    with Atlas.open(random_atlas(tmp_path / "a.h5", layers=1, channels=100)) as atlas:
+        plan = make_plan(atlas, PlanOptions(0.125, layers="0", allocation="global", invert=True))
+    for name in ("x/Odd--name..of", "x/" + "y" * 200, "x/-", "ünï/cödé"):
+        check_repo("a" * 42 + "/" + default_repository(dataclasses.replace(plan, model=dataclasses.replace(plan.model, id=name))))
+
+
+def test_the_command_that_goes_on() -> None:
+    options = PushOptions(public=True, no_verify=True, eval="my numbers.json")
+    assert push_command(Path("out"), "ann/x", options) == "surgery push out ann/x --public --no-verify --eval 'my numbers.json'"
