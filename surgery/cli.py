@@ -463,10 +463,9 @@ def _cut(
 
 
 def _push_result(directory: Path, repo: str | None, options: PushOptions, talk: TalkOptions) -> Published:
-    from surgery.push import push, push_command, resumable
+    from surgery.push import push
 
-    with resumable(directory, push_command(directory, repo, options), say):
-        return push(directory, repo, options, note=lambda text: say(text, quiet=talk.quiet), progress=not talk.quiet)
+    return push(directory, repo, options, note=lambda text: say(text, quiet=talk.quiet), progress=not talk.quiet)
 
 
 def parse_size(text: str | None) -> int | None:

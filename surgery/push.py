@@ -76,18 +76,19 @@ def push(
         )
     check_unchanged(result, progress=progress)
     evaluated = _evaluation(result, options.eval) if options.eval else result.evaluated
-    name = full_name(name, note=note)
-    _write_card(result, name, evaluated, new=options.eval is not None, note=note)
-    result = open_result(directory)
-    for stranger in result.strangers:
-        note(f"{stranger} is not part of the result, and is not pushed")
-    terms = result.report.base.terms
-    if terms and not terms.allows(name.rsplit("/", 1)[-1]):
-        note(f"note: the licence of {result.report.base.id} asks for names that begin with {terms.prefix!r}")
-    return publish_folder(
-        directory, name, kind="model", message=commit_message(result.report, evaluated), note=note, progress=progress,
-        options=PublishOptions(public=options.public, create_pr=options.pr, overwrite=options.overwrite), names=result.names,
-    )
+    with _resumable(directory, push_command(directory, repo, options)):
+        name = full_name(name, note=note)
+        _write_card(result, name, evaluated, new=options.eval is not None, note=note)
+        result = open_result(directory)
+        for stranger in result.strangers:
+            note(f"{stranger} is not part of the result, and is not pushed")
+        terms = result.report.base.terms
+        if terms and not terms.allows(name.rsplit("/", 1)[-1]):
+            note(f"note: the licence of {result.report.base.id} asks for names that begin with {terms.prefix!r}")
+        return publish_folder(
+            directory, name, kind="model", message=commit_message(result.report, evaluated), note=note, progress=progress,
+            options=PublishOptions(public=options.public, create_pr=options.pr, overwrite=options.overwrite), names=result.names,
+        )
 
 
 def commit_message(report: Report, evaluated: Evaluated | None) -> str:
@@ -111,15 +112,15 @@ def push_command(directory: Path, repo: str | None, options: PushOptions) -> str
 
 
 @contextlib.contextmanager
-def resumable(directory: Path, command: str, say: Callable[[str], None]) -> Iterator[None]:
-    """Say, whatever ends the push inside, that the result is still there, and how to go on."""
-    text = f"{directory} is whole, and stays; to go on: {command}"
+def _resumable(directory: Path, command: str) -> Iterator[None]:
+    """Let whatever ends the push inside say that the result is still there, and how to go on."""
+    text = f"{directory} is whole; to go on: {command}"
     try:
         yield
     except KeyboardInterrupt:
         raise KeyboardInterrupt(text) from None
-    except ChanfmtError:
-        say(text)
+    except ChanfmtError as error:
+        error.hint = f"{error.hint}\n  {text}" if error.hint else text
         raise
 
 
