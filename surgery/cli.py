@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 class AtlasOptions:
     """Where the scores come from."""
 
-    atlas: str = field(metadata={"help": "importance atlas of the model", "positional": "ATLAS"})
+    atlas: str = field(metadata={"help": "importance atlas of the model, a file or hf://REPO/FILE", "positional": "ATLAS"})
 
 
 @dataclass(frozen=True)
