@@ -13,7 +13,6 @@ from chanfmt.errors import AtlasError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from chanfmt.atlas import Atlas
     from chanfmt.records import AtlasContent, LabelSettings, StackData
 
 CORE_VARIABLES = ("connectivity", "connectivity_at", "read_connectivity", "redundancy", "redundancy_null")
@@ -59,16 +58,17 @@ def dropped_names(candidates: Iterable[str], stacks: Iterable[StackData]) -> tup
     return tuple(variable.name for variable in schema.STACK_VARIABLES if variable.name in missing)
 
 
-def noted(content: AtlasContent, command: str, inputs: Sequence[Atlas], **more: Any) -> AtlasContent:
+def noted(content: AtlasContent, command: str, inputs: Sequence[str], sources: Sequence[str] = (), **more: Any) -> AtlasContent:
     """``content`` with one more line of history.
 
     Args:
         command: ``merge``, ``label``, ...
-        inputs: The files read: the line says their ``content_sha256``, and where those from the Hub are.
+        inputs: ``content_sha256`` of the files read.
+        sources: Where each of them was on the Hub, empty where it was not; the line says it where one was.
         more: What else the line says.
     """
-    line = {"command": command, "version": __version__, "inputs": [atlas.content_sha256 for atlas in inputs], **more}
-    if any(atlas.hub_source for atlas in inputs):
-        line["sources"] = [atlas.hub_source for atlas in inputs]
+    line = {"command": command, "version": __version__, "inputs": list(inputs), **more}
+    if any(sources):
+        line["sources"] = list(sources)
     producer = dataclasses.replace(content.producer, history=(*content.producer.history, line))
     return dataclasses.replace(content, producer=producer)

@@ -56,7 +56,7 @@ def _run(arguments: argparse.Namespace) -> int:
     check_target(output, overwrite=arguments.overwrite)
     # A damaged file must not come out with a fresh digest.
     with Atlas.open(arguments.file, verify=True, contained=True) as atlas:
-        before = atlas.content()
+        before, digest, source = atlas.content(), atlas.content_sha256, atlas.hub_source
     settings = dataclasses.replace(before.labels, **given)
     details: dict[str, Any] = {"labels": {name: getattr(settings, name) for name in _settings(arguments)}}
     if arguments.model is None:
@@ -75,7 +75,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if after.core_rho != settings.rho:
         console.say(f"note: connectivity and redundancy still refer to the top {after.core_rho:.4g} of channels; "
                     "--model computes connectivity anew")
-    written = write_atlas(noted(after, "label", [atlas], **details), output)
+    written = write_atlas(noted(after, "label", [digest], [source], **details), output)
     rows = _changes(before, after)
     console.say(f"wrote {output}; {sum(row['moved'] for row in rows):,} labels changed")
     if arguments.json:
