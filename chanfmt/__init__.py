@@ -16,12 +16,13 @@ def open(path: str | os.PathLike[str], *, verify: bool = False, contained: bool 
     """Open an importance atlas for reading.
 
     Args:
-        path: The file.
+        path: The file, or ``hf://datasets/USER/NAME[@REVISION]/FILE``.
         verify: Recompute the digests and refuse a file that was changed.
         contained: Try it in a process of its own first: for files nobody vouches for.
 
     Raises:
         chanfmt.errors.AtlasError: Missing, not an atlas, damaged or unsafe.
+        chanfmt.hub.failures.HubError: It cannot be had from the Hub.
     """
     from chanfmt.atlas import Atlas
 

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from chanfmt.contained import Crashed, run_contained
 from chanfmt.container import open_container, read_text
 from chanfmt.digest import SEAL, SEAL_BYTES, content_sha256, file_sha256
 from chanfmt.errors import AtlasError, UsageError, first_line
+from chanfmt.hub.locate import locate
 from chanfmt.records import (
     AtlasContent,
     Block,
@@ -32,6 +32,7 @@ from chanfmt.records import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Set
+    from pathlib import Path
     from types import TracebackType
 
     from chanfmt.container import Container
@@ -128,6 +129,7 @@ class Atlas:
 
     Attributes:
         path: The file.
+        hub_source: Which file of which commit on the Hub it is, where it was opened by such an address; empty elsewhere.
         status: ``complete`` or ``partial``.
         dropped: Variables left out because they could not be merged or recomputed.
         core_rho: Share of channels in the core that connectivity and redundancy refer to.
@@ -141,6 +143,7 @@ class Atlas:
     def __init__(self, container: Container, path: Path) -> None:
         self._container = container
         self.path = path
+        self.hub_source = ""
         root = _attributes(container, "", "/")
         self.format_version: str = root["format_version"]
         self.status: str = root["status"]
@@ -182,19 +185,22 @@ class Atlas:
         """Open ``path`` for reading.
 
         Args:
+            path: The file, or a text ``hf://datasets/USER/NAME[@REVISION]/FILE``: it is fetched to the Hub cache.
             verify: Recompute its digests (0.1 s per 40 MB).
             contained: Read its structure and tables in a process of its own first, so that a file on which
                 the HDF5 library crashes or hangs is an error like any other. For files nobody vouches for.
 
         Raises:
             AtlasError: Missing, not an atlas, newer major version, damaged or unsafe.
+            HubError: It cannot be had from the Hub.
         """
-        path = Path(path)
+        path, source = locate(path)
         if contained:
             _try_contained(path)
         container = open_container(path)
         try:
             atlas = cls(container, path)
+            atlas.hub_source = source
             if verify:
                 atlas.verify()
         except AtlasError as error:

@@ -93,7 +93,7 @@ def merge(atlases: Sequence[Atlas], *, narrate: Callable[[str], None] | None = N
     if narrate is not None:
         _narrate(ordered, extensions, narrate)
     return noted(dataclasses.replace(content, stacks=tuple(stacks), dropped=dropped), "merge",
-                 [atlas.content_sha256 for atlas in ordered])
+                 [atlas.content_sha256 for atlas in ordered], [atlas.hub_source for atlas in ordered])
 
 
 def _check_mergeable(atlas: Atlas) -> None:

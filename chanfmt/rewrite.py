@@ -58,14 +58,17 @@ def dropped_names(candidates: Iterable[str], stacks: Iterable[StackData]) -> tup
     return tuple(variable.name for variable in schema.STACK_VARIABLES if variable.name in missing)
 
 
-def noted(content: AtlasContent, command: str, inputs: Sequence[str], **more: Any) -> AtlasContent:
+def noted(content: AtlasContent, command: str, inputs: Sequence[str], sources: Sequence[str] = (), **more: Any) -> AtlasContent:
     """``content`` with one more line of history.
 
     Args:
         command: ``merge``, ``label``, ...
         inputs: ``content_sha256`` of the files read.
+        sources: Where each of them was on the Hub, empty where it was not; the line says it where one was.
         more: What else the line says.
     """
     line = {"command": command, "version": __version__, "inputs": list(inputs), **more}
+    if any(sources):
+        line["sources"] = list(sources)
     producer = dataclasses.replace(content.producer, history=(*content.producer.history, line))
     return dataclasses.replace(content, producer=producer)

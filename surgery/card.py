@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from chanfmt.console import printable
+from chanfmt.markdown import inline, table
 from chanfmt.models.resolve import TEMPLATE_DIRECTORY
 from chanfmt.produce.text import ALIASES
 from surgery.base import NOTICE_FILE
@@ -17,8 +17,6 @@ from surgery.recovery import RECOVERIES
 from surgery.report import layer_rows, summary_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from surgery.evaluated import Evaluated, Measured
     from surgery.report import Report
 
@@ -60,8 +58,8 @@ def model_card(report: Report, name: str, evaluated: Evaluated | None = None) ->
     title = name.rsplit("/", 1)[-1]
     text = "\n".join([
         "---", _front_matter(report, title, evaluated), "---", "",
-        f"# {_inline(title)}", "",
-        f"`{_inline(base.id)}` with {plan.sparsity_reached:.1%} of its feed-forward (FFN) channels removed. "
+        f"# {inline(title)}", "",
+        f"`{inline(base.id)}` with {plan.sparsity_reached:.1%} of its feed-forward (FFN) channels removed. "
         f"{_form(report)} Stock transformers code loads the result. {_weights(report)}", "",
         *([f"**{UNVERIFIED}:** logits were not compared with those of the masked dense model ({report.logits_skipped}).", ""]
           if report.logits is None else []),
@@ -125,12 +123,12 @@ def _removal(report: Report) -> list[str]:
     retention = f" {kept:,} of {supernodes:,} supernodes are kept ({kept / supernodes:.1%})." if supernodes else ""
     return [
         f"The channels with the {'highest' if plan.invert else 'lowest'} score were removed, by the method "
-        f"`{plan.method}`{formula}. The scores come from an importance atlas measured on: {_inline(plan.calibration)}."
+        f"`{plan.method}`{formula}. The scores come from an importance atlas measured on: {inline(plan.calibration)}."
         f"{retention}", "",
-        _table(["", ""], summary_rows(plan, report)), "",
+        table(["", ""], summary_rows(plan, report)), "",
         "LP is the loss proxy 1/2 E[(u dL/du)^2]; supernodes are the channels that lead each layer by it. LP mass kept "
         "is a proxy for the loss, not a perplexity: evaluate the model on your own data before you use it.", "",
-        "<details><summary>Every layer</summary>", "", _table(*layer_rows(plan)), "", "</details>",
+        "<details><summary>Every layer</summary>", "", table(*layer_rows(plan)), "", "</details>",
     ]
 
 
@@ -140,15 +138,15 @@ def _evaluation(report: Report, evaluated: Evaluated | None) -> list[str]:
     rows = [*([("dense", evaluated.dense)] if evaluated.dense else []), ("pruned", evaluated.result)]
     numbers = evaluated.result
     lines = [
-        _table(["", "perplexity", "nats/token", "std err", "bits/byte"], [[name, *_numbers(item)] for name, item in rows]), "",
-        f"On `{_inline(evaluated.data)}`, protocol `{_inline(evaluated.protocol)}`: {numbers.tokens:,} tokens in "
-        f"{numbers.blocks:,} blocks of {evaluated.seq_len:,}, {numbers.predicted:,} predicted; {_inline(evaluated.statement)}. "
+        table(["", "perplexity", "nats/token", "std err", "bits/byte"], [[name, *_numbers(item)] for name, item in rows]), "",
+        f"On `{inline(evaluated.data)}`, protocol `{inline(evaluated.protocol)}`: {numbers.tokens:,} tokens in "
+        f"{numbers.blocks:,} blocks of {evaluated.seq_len:,}, {numbers.predicted:,} predicted; {inline(evaluated.statement)}. "
         f"`{EVALUATION_FILE}` has the numbers in full.",
     ]
     scores = [{(task["task"], task["metric"], task["filter"]): f"{task['value']:.4f}" for task in item.tasks} for _, item in rows]
     keys = list(dict.fromkeys(key for found in scores for key in found))
     if keys:
-        lines += ["", _table(["task", "metric", "filter", *(name for name, _ in rows)],
+        lines += ["", table(["task", "metric", "filter", *(name for name, _ in rows)],
                              [[*key, *(found.get(key, "-") for found in scores)] for key in keys])]
     return lines
 
@@ -159,12 +157,12 @@ def _numbers(item: Measured) -> list[str]:
 
 
 def _loading(report: Report, name: str) -> list[str]:
-    place = json.dumps(_inline(name))
+    place = json.dumps(inline(name))
     names = {file for file in report.files if not file.startswith(TEMPLATE_DIRECTORY)}
     reader = ("AutoProcessor", "processor") if names & {"preprocessor_config.json", "processor_config.json"} else None
     if reader is None and any(file.startswith(("tokenizer", "vocab", "spiece", "sentencepiece")) for file in names):
         reader = ("AutoTokenizer", "tokenizer")
-    loader = _inline(report.loader)
+    loader = inline(report.loader)
     return [
         "```python", f"from transformers import {', '.join([loader, *([reader[0]] if reader else [])])}", "",
         f"model = {loader}.from_pretrained({place})",
@@ -177,10 +175,10 @@ def _making(report: Report) -> list[str]:
     atlas = f"`{ATLAS_FILE}` here is the atlas, " if ATLAS_FILE in report.files else "The atlas is not here; it has "
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     return [
-        *(["```sh", _inline(report.command), "```", ""] if report.command else []),
-        f"{atlas}content SHA-256 `{_inline(plan.atlas_sha256)}`. `{KEPT_FILE}` lists the channels that stayed and is a plan: "
+        *(["```sh", inline(report.command), "```", ""] if report.command else []),
+        f"{atlas}content SHA-256 `{inline(plan.atlas_sha256)}`. `{KEPT_FILE}` lists the channels that stayed and is a plan: "
         f"`surgery apply {KEPT_FILE} --model MODEL -o DIR` cuts the same ones. `{REPORT_FILE}` has everything else, SHA-256 of "
-        f"the files included. Made with {_inline(versions)}.",
+        f"the files included. Made with {inline(versions)}.",
     ]
 
 
@@ -188,9 +186,9 @@ def _licence(report: Report) -> list[str]:
     base = report.base
     name = base.license_name or base.license
     if not name:
-        return [f"The card of `{_inline(base.id)}` names no licence."]
-    where = f" ({_inline(base.license_link)})" if base.license_link else ""
-    lines = [f"That of `{_inline(base.id)}`: {_inline(name)}{where}."]
+        return [f"The card of `{inline(base.id)}` names no licence."]
+    where = f" ({inline(base.license_link)})" if base.license_link else ""
+    lines = [f"That of `{inline(base.id)}`: {inline(name)}{where}."]
     if base.terms:
         lines += ["", f"{base.terms.statement + '. ' if base.terms.statement else ''}{base.terms.notice.removesuffix('.')}. "
                   f"The weights were modified as described above. See `{NOTICE_FILE}`."]
@@ -199,7 +197,7 @@ def _licence(report: Report) -> list[str]:
 
 def _form(report: Report) -> str:
     """How the removal shows in the files."""
-    fields = ", ".join(f"`{_inline(field)}` is {_inline(str(change.after))}" for field, change in report.applied.config.items())
+    fields = ", ".join(f"`{inline(field)}` is {inline(str(change.after))}" for field, change in report.applied.config.items())
     if not report.padded:
         return f"The channels are gone, not zeroed: {fields} in `config.json`."
     zeros = f"Stock code knows no width of their own for {len(report.padded)} FFNs, which are filled up with zero channels."
@@ -211,14 +209,3 @@ def _weights(report: Report) -> str:
         return "No weight that stayed was changed, and nothing was trained."
     return (f"The write projections of what stayed were refitted by {RECOVERIES[report.recovery.method].partition(' by ')[2]}; "
             "no gradient was taken.")
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join("| " + " | ".join(_inline(cell) for cell in line) + " |" for line in lines)
-
-
-def _inline(text: str) -> str:
-    # Names come from files: they may not open markup of their own.
-    flat = " ".join(printable(text).split())
-    return flat.replace("|", "/").replace("`", "'").replace("<", "(").replace(">", ")")

@@ -19,8 +19,11 @@ from chanfmt.console import (
     say,
 )
 from chanfmt.errors import MissingPackageError, UsageError
+from chanfmt.hub.failures import no_token
+from chanfmt.hub.names import check_repo
+from chanfmt.hub.publish import VisibilityOptions
 from surgery.plan import PlanOptions
-from surgery.push import PushOptions, VisibilityOptions
+from surgery.push import PushOptions
 from surgery.recovery import RecoveryOptions
 
 if TYPE_CHECKING:
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
 class AtlasOptions:
     """Where the scores come from."""
 
-    atlas: str = field(metadata={"help": "importance atlas of the model", "positional": "ATLAS"})
+    atlas: str = field(metadata={"help": "importance atlas of the model, a file or hf://REPO/FILE", "positional": "ATLAS"})
 
 
 @dataclass(frozen=True)
@@ -118,10 +121,7 @@ class PublishingOptions(VisibilityOptions):
         Args:
             login: Ask for a token too.
         """
-        from chanfmt.hub.failures import no_token
-        from chanfmt.hub.names import check_repo
-
-        if self.push is None and (self.public or self.pr):
+        if self.push is None and (self.public or self.create_pr):
             raise UsageError("--public and --pr are for --push")
         if self.push:
             check_repo(self.push)
@@ -270,8 +270,8 @@ def _prune(arguments: argparse.Namespace) -> None:
         _print_plan(plan, talk)
         return
     with chanfmt.open(path) as atlas:
-        recovery = plan_recovery(recovery_options, atlas, plan)
-    _cut(plan, options, talk, recovery=recovery, atlas=Path(path), publishing=publishing)
+        recovery, atlas_file = plan_recovery(recovery_options, atlas, plan), atlas.path
+    _cut(plan, options, talk, recovery=recovery, atlas=atlas_file, publishing=publishing)
 
 
 def _plan(arguments: argparse.Namespace) -> None:
@@ -454,7 +454,7 @@ def _cut(
         _print_pairs([*summary_rows(plan, report), ["output", str(output)]])
     where = {"output": str(output)}
     if publishing and publishing.push is not None:
-        push_options = PushOptions(public=publishing.public, pr=publishing.pr, no_verify=options.no_verify)
+        push_options = PushOptions(public=publishing.public, create_pr=publishing.create_pr, no_verify=options.no_verify)
         where["url"] = _push_result(output, publishing.push or None, push_options, talk).url
     if talk.json:
         print_json(report.to_json() | where)

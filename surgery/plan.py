@@ -166,6 +166,7 @@ class PruningPlan:
         protected, released: Channels that were protected, in all FFNs, and that ``unprotect`` kept from it.
         scope_channels: Channels of the FFNs that could be cut.
         atlas_sha256: ``content_sha256`` of the atlas.
+        atlas_source: Which file of which commit on the Hub the atlas was; empty for a local file.
         calibration: What the atlas was measured on, for people.
         check_tokens: Token ids to compare logits on; empty where the atlas stores none.
         blocks: One `BlockPlan` per FFN, in model order.
@@ -191,6 +192,7 @@ class PruningPlan:
     calibration: str
     check_tokens: tuple[int, ...]
     blocks: tuple[BlockPlan, ...]
+    atlas_source: str = ""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -282,6 +284,7 @@ def make_plan(atlas: Atlas, options: PlanOptions) -> PruningPlan:
         check_tokens=() if tokens is None or not len(tokens) else tuple(int(token) for token in tokens[0, :CHECK_TOKENS]),
         blocks=tuple(_plan_block(atlas, block, name, decision.kept[block.index])
                      for block, name in zip(atlas.blocks, _names(atlas.blocks), strict=True)),
+        atlas_source=atlas.hub_source,
         warnings=decision.warnings,
     )
 
@@ -364,7 +367,7 @@ def _load(path: Path) -> tuple[PruningPlan, Applied | None]:
 _SCALARS: dict[str, Any] = {
     "method": str, "protected": int, "released": int, "seed": int, "sparsity": float, "multiple_of": int | None,
     "allocation": str, "max_layer_sparsity": float | None, "layers": str | None, "invert": bool, "scope_channels": int,
-    "atlas_sha256": str, "calibration": str,
+    "atlas_sha256": str, "atlas_source": str, "calibration": str,
 }
 _LISTS: dict[str, type] = {"unprotect": str, "stack": str, "check_tokens": int}
 _EFFECT_FIELDS: dict[str, Any] = {"selector": str, "selected": int, "new": int, "safe": int, "cost": int}

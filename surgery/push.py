@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chanfmt.errors import ChanfmtError, CheckError, UsageError
 from chanfmt.files import atomic_file
+from chanfmt.hub.names import check_repo
+from chanfmt.hub.publish import PublishOptions, full_name, publish_folder
 from surgery.card import UNVERIFIED, is_edited, model_card
 from surgery.names import CARD_FILE, EVALUATION_FILE, default_repository
 from surgery.perplexity import perplexity_text
@@ -26,20 +28,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class VisibilityOptions:
-    """Who sees what is pushed, and whether its owner is asked first."""
+class PushOptions(PublishOptions):
+    """How a result is published."""
 
-    public: bool = field(default=False, metadata={"help": "let everybody see the repository (default: private)"})
-    pr: bool = field(default=False, metadata={"help": "open a pull request in an existing repository instead"})
-
-
-@dataclass(frozen=True)
-class PushOptions(VisibilityOptions):
-    """What else a push is told."""
-
-    overwrite: bool = field(default=False, metadata={
-        "help": "take the place of what the repository holds; its history keeps that",
-    })
     eval: str | None = field(default=None, metadata={
         "help": "put the numbers of this output of surgery eval --json into the card", "metavar": "FILE",
     })
@@ -63,9 +54,6 @@ def push(
         CheckError: The result has changed since it was checked, or the Hub holds something else afterwards.
         HubError: The Hub refused or could not be reached.
     """
-    from chanfmt.hub.names import check_repo
-    from chanfmt.hub.publish import PublishOptions, full_name, publish_folder
-
     result = open_result(directory)
     name = repo or default_repository(result.report.plan)
     check_repo(name)
@@ -86,8 +74,8 @@ def push(
         if terms and not terms.allows(name.rsplit("/", 1)[-1]):
             note(f"note: the licence of {result.report.base.id} asks for names that begin with {terms.prefix!r}")
         return publish_folder(
-            directory, name, kind="model", message=commit_message(result.report, evaluated), note=note, progress=progress,
-            options=PublishOptions(public=options.public, create_pr=options.pr, overwrite=options.overwrite), names=result.names,
+            directory, name, kind="model", message=commit_message(result.report, evaluated), options=options, note=note,
+            progress=progress, names=result.names,
         )
 
 
@@ -106,7 +94,8 @@ def commit_message(report: Report, evaluated: Evaluated | None) -> str:
 
 def push_command(directory: Path, repo: str | None, options: PushOptions) -> str:
     """The command line that does what `push` does."""
-    flags = [f"--{name.replace('_', '-')}" for name in ("public", "pr", "overwrite", "no_verify") if getattr(options, name)]
+    flags = [field.metadata.get("flag", f"--{field.name.replace('_', '-')}") for field in fields(options)
+             if getattr(options, field.name) is True]
     more = ["--eval", options.eval] if options.eval else []
     return shlex.join(["surgery", "push", str(directory), *([repo] if repo else []), *flags, *more])
 

@@ -88,6 +88,7 @@ def plan_json(plan: PruningPlan) -> dict[str, Any]:
     return {
         "source": asdict(plan.model),
         "atlas_sha256": plan.atlas_sha256,
+        "atlas_source": plan.atlas_source,
         "calibration": plan.calibration,
         "method": plan.method,
         "protect": list(plan.protect),
@@ -137,6 +138,7 @@ def summary_rows(plan: PruningPlan, report: Report | None = None) -> list[list[s
     model = report.base if report else plan.model
     rows = [
         ["model", " @ ".join(text for text in (model.id, model.revision) if text)],
+        *([["atlas", plan.atlas_source]] if plan.atlas_source else []),
         ["method", plan.method],
         ["allocation", _allocation(plan)],
         *_protection_rows(plan),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = Parser(prog="atlas-tui", description="Browse an importance atlas in the terminal.")
-    parser.add_argument("file", metavar="FILE", help="the atlas")
+    parser.add_argument("file", metavar="FILE", help="the atlas, a file or hf://REPO/FILE")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.set_defaults(run=_run)
     return run_command(parser, arguments)
@@ -25,9 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     # Late, so that --help and a wrong option answer at once.
+    from chanfmt.hub.locate import locate
     from tui.load import read_snapshot
 
-    snapshot = read_snapshot(options.file, contained=True)
+    snapshot = read_snapshot(locate(options.file).path, contained=True)
     if not (all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))):
         raise UsageError(
             "atlas-tui needs a terminal",

@@ -53,7 +53,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _summary(atlas: Atlas) -> dict[str, Any]:
     calibration, labels = atlas.calibration, atlas.labels
     return {
-        "file": str(atlas.path), "status": atlas.status, "content_sha256": atlas.content_sha256,
+        "file": atlas.hub_source or str(atlas.path), "status": atlas.status, "content_sha256": atlas.content_sha256,
         "model": {"id": atlas.model.id, "revision": atlas.model.revision, "fingerprint": atlas.model.fingerprint,
                   "dtype": atlas.model.dtype},
         "calibration": {"sources": [row.source for row in calibration.contributions], "sequences": calibration.sequences,

@@ -42,6 +42,7 @@ def _run(arguments: argparse.Namespace) -> int:
                        f"connectivity to {labels['support_size']} dimensions"),
             ("file", f"{data['format']} {data['format_version']}, {data['status']}, {data['producer']}, {data['created']}"),
             ("digest", data["content_sha256"]),
+            *([("source", atlas.hub_source)] if atlas.hub_source else []),
         ]
         for name, text in lines:
             print(f"{name:<12} {console.printable(text)}")
@@ -56,7 +57,7 @@ def info_data(atlas: Atlas) -> dict[str, Any]:
 
     calibration = atlas.calibration
     return {
-        "file": str(atlas.path),
+        "file": atlas.hub_source or str(atlas.path),
         **atlas.identity(),
         "calibration": {
             "sources": [row.source for row in calibration.contributions],
@@ -109,17 +110,22 @@ def layer_rows(atlas: Atlas) -> list[dict[str, Any]]:
 
 def print_layers(atlas: Atlas, rows: list[dict[str, Any]]) -> None:
     """`layer_rows` as a table on stdout."""
+    console.print_table(*layer_table(atlas, rows))
+
+
+def layer_table(atlas: Atlas, rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of `layer_rows`."""
     several = len(atlas.stacks) > 1
     headings = ["layer", *(["stack"] if several else []), "channels", "LP mass",
                 f"top {atlas.labels.rho * 100:.3g}%", "n_eff", "max/mean", "super", "halo", "halo red", "null"]
-    console.print_table(headings, [
+    return headings, [
         [str(row["layer"]), *([row["stack"]] if several else []), f"{row['channels']:,}",
          console.significant(row["lp_mass"], 3), f"{row['top_share']:.1%}",
          console.significant(row["effective_channels"], 4), console.significant(row["max_over_mean"], 4),
          str(row["supernodes"]), str(row["halo"]),
          console.significant(row["halo_redundancy"], 2), console.significant(row["halo_redundancy_null"], 2)]
         for row in rows
-    ])
+    ]
 
 
 def _median(values: np.ndarray) -> float:

@@ -41,6 +41,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from chanfmt.atlas import Atlas
     from chanfmt.errors import UsageError
     from chanfmt.files import check_target
+    from chanfmt.hub.names import is_address
     from chanfmt.relabel import relabelled, relabelled_with_weights
     from chanfmt.rewrite import noted
     from chanfmt.writer import write_atlas
@@ -49,11 +50,13 @@ def _run(arguments: argparse.Namespace) -> int:
     if not given and arguments.model is None:
         raise UsageError("no setting to change was given",
                          hint="give one of --rho --eta --support --alpha --gamma, or the weights with --model")
+    if arguments.output is None and is_address(arguments.file):
+        raise UsageError(f"{arguments.file} is on the Hub", hint="say where the result goes: add -o FILE")
     output = Path(arguments.output or arguments.file)
     check_target(output, overwrite=arguments.overwrite)
     # A damaged file must not come out with a fresh digest.
     with Atlas.open(arguments.file, verify=True, contained=True) as atlas:
-        before, digest = atlas.content(), atlas.content_sha256
+        before, digest, source = atlas.content(), atlas.content_sha256, atlas.hub_source
     settings = dataclasses.replace(before.labels, **given)
     details: dict[str, Any] = {"labels": {name: getattr(settings, name) for name in _settings(arguments)}}
     if arguments.model is None:
@@ -72,7 +75,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if after.core_rho != settings.rho:
         console.say(f"note: connectivity and redundancy still refer to the top {after.core_rho:.4g} of channels; "
                     "--model computes connectivity anew")
-    written = write_atlas(noted(after, "label", [digest], **details), output)
+    written = write_atlas(noted(after, "label", [digest], [source], **details), output)
     rows = _changes(before, after)
     console.say(f"wrote {output}; {sum(row['moved'] for row in rows):,} labels changed")
     if arguments.json:

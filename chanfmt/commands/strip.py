@@ -35,7 +35,8 @@ def _run(arguments: argparse.Namespace) -> int:
     # A damaged file must not come out with a fresh digest.
     with Atlas.open(arguments.file, verify=True, contained=True) as atlas:
         size = atlas.path.stat().st_size
-        content = noted(stripped(atlas.content(), keep_tokens=arguments.keep_tokens), "strip", [atlas.content_sha256])
+        content = noted(stripped(atlas.content(), keep_tokens=arguments.keep_tokens), "strip", [atlas.content_sha256],
+                        [atlas.hub_source])
     write_atlas(content, output)
     without = [*content.dropped, *(["the token ids"] if content.calibration.token_ids is None else [])]
     console.say(f"wrote {output}: {output.stat().st_size / 1e6:,.1f} of {size / 1e6:,.1f} MB; without {', '.join(without)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chanfmt import console
@@ -24,10 +23,11 @@ def add(commands: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from chanfmt import schema
+    from chanfmt.hub.locate import locate
     from chanfmt.validate.contained import validate_contained
     from chanfmt.validate.findings import ERROR
 
-    results = {name: validate_contained(Path(name).expanduser()) for name in arguments.files}
+    results = {name: validate_contained(locate(name).path.expanduser()) for name in arguments.files}
     valid = {name: not any(finding.rule.severity == ERROR for finding in findings) for name, findings in results.items()}
     if arguments.json:
         console.print_json({"specification": schema.FORMAT_VERSION, "files": [

@@ -60,8 +60,9 @@ def _only_file(wanted: HubFile, suffix: str, note: Callable[[str], None]) -> str
 
     place = {"repo_type": wanted.kind, "revision": wanted.revision}
     try:
-        files = retried(lambda: HfApi().list_repo_files(wanted.repo, **place), note=note)
-        names = [name for name in files if name.endswith(suffix)]
+        # Listing files would wait long where there is no network.
+        info = retried(lambda: HfApi().repo_info(wanted.repo, **place), note=note)  # type: ignore[arg-type]
+        names = [item.rfilename for item in getattr(info, "siblings", None) or () if item.rfilename.endswith(suffix)]
     except Exception as error:
         if not is_unreachable(error):
             raise

@@ -53,7 +53,7 @@ def parse_address(address: str) -> HubFile:
     check_repo(match["repo"])
     file = match["file"]
     if file is not None and any(part in ("", ".", "..") for part in file.split("/")):
-        raise UsageError(f"{file!r} is no path in a repository")
+        raise UsageError(f"{file!r} is no path in a repository", hint="write it from the repository's root, without '..'")
     revision = None if match["revision"] is None else unquote(match["revision"])
     return HubFile(match["repo"], KINDS[match["kind"] or "datasets"], revision, file)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.errors import CheckError, UsageError
@@ -19,18 +19,22 @@ KEPT = (".gitattributes",)
 
 
 @dataclass(frozen=True)
-class PublishOptions:
-    """How a folder is published.
+class VisibilityOptions:
+    """Who sees what is published, and whether the repository's owner is asked first."""
 
-    Attributes:
-        public: Others may see the repository.
-        create_pr: Open a pull request in an existing repository in place of a commit.
-        overwrite: Take the place of other content; it stays in the repository's history.
-    """
+    public: bool = field(default=False, metadata={"help": "let others see the repository"})
+    create_pr: bool = field(default=False, metadata={
+        "help": "open a pull request in a repository that exists, in place of a commit", "flag": "--pr",
+    })
 
-    public: bool = False
-    create_pr: bool = False
-    overwrite: bool = False
+
+@dataclass(frozen=True)
+class PublishOptions(VisibilityOptions):
+    """How a folder is published."""
+
+    overwrite: bool = field(default=False, metadata={
+        "help": "take the place of what the repository holds; its history keeps that",
+    })
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import pytest
 
 from tests.hub.client import environment, script, start
 from tests.hub.faults import Fault
+from tests.hub.server import Hub
 
 TOKEN = "hf_SecretTokenOfAnn123"
 
@@ -26,15 +27,18 @@ except ChanfmtError as error:
 """
 
 
-@pytest.fixture
-def folder(tmp_path):
-    path = tmp_path / "folder"
+def make_folder(path):
     path.mkdir()
     (path / "README.md").write_text("---\ntags:\n- a\n---\n\ntext\n")
     (path / "config.json").write_text("{}")
     for index in range(3):
         (path / f"model-{index}.safetensors").write_bytes(bytes([index]) * 20_000)
     return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_folder(tmp_path / "folder")
 
 
 @pytest.fixture
@@ -69,13 +73,15 @@ def test_new_repository_is_private_and_read_back(hub, ann, folder):
 
 
 def test_public_only_after_the_check(hub, ann, folder):
-    hub.faults.append(Fault("GET", "/tree/", alter=lambda body: body.replace(b'"oid": "', b'"oid": "0'), times=99))
-    done = publish(folder, "ann/thing", "public", env=ann)
-    assert done["kind"] == "CheckError"
+    hub.faults.append(Fault("PUT", "/settings", status=403, times=99))
+    assert "error" in publish(folder, "ann/thing", "public", env=ann)
     assert hub.repo("ann/thing").private
     hub.faults.clear()
     assert "url" in publish(folder, "ann/thing", "public", env=ann)
     assert not hub.repo("ann/thing").private
+    order = [item.path for item in hub.log if item.status == 200 and ("/tree/" in item.path or "/settings" in item.path)]
+    assert "/settings" in order[-1]
+    assert hub.repo("ann/thing").head.id in order[-2]
 
 
 def test_other_content_is_refused(hub, ann, folder):
@@ -109,53 +115,65 @@ def test_pull_request(hub, ann, folder):
     assert "no ann/none to open a pull request in" in done["error"]
 
 
+# Each meets a publication of its own, to the repository whose name it is given.
 PASSING = {
-    "500 at the second upload": ("PUT", "/lfs/whole", {"first": 2, "status": 500}),
-    "cut in an upload": ("PUT", "/lfs/whole", {"cut": 5000}),
-    "trickle": ("PUT", "/lfs/whole", {"pace": 0.02}),
-    "429 on an upload": ("PUT", "/lfs/whole", {"status": 429, "headers": {"Retry-After": "0"}}),
-    "429 on a question": ("GET", "/api/models/ann/thing", {"status": 429, "headers": {"Retry-After": "1"}}),
-    "409 on creation": ("POST", "/api/repos/create", {"status": 409, "message":
-                        "Cannot create repo: another conflicting operation is in progress"}),
-    "409 on the commit": ("POST", "/commit/main", {"status": 409}),
-    "500 on the commit": ("POST", "/commit/main", {"status": 500}),
-    "cut in the commit": ("POST", "/commit/main", {"cut": 10}),
+    "500-at-the-second-upload": ("PUT", "/lfs/whole/.*{}", {"first": 2, "status": 500}),
+    "upload-cut": ("PUT", "/lfs/whole/.*{}", {"cut": 5000}),
+    "upload-in-a-trickle": ("PUT", "/lfs/whole/.*{}", {"pace": 0.02}),
+    "upload-429": ("PUT", "/lfs/whole/.*{}", {"status": 429, "headers": {"Retry-After": "0"}}),
+    "question-429": ("GET", "/api/models/.*{}", {"status": 429, "headers": {"Retry-After": "1"}}),
+    "commit-409": ("POST", "{}/commit/main", {"status": 409}),
+    "commit-500": ("POST", "{}/commit/main", {"status": 500}),
+    "commit-cut": ("POST", "{}/commit/main", {"cut": 10}),
 }
+STAYING = {
+    "question-401": ("GET", "/api/models/.*{}", {"status": 401, "message": "Invalid credentials in Authorization header"},
+                     "hf auth login"),
+    "commit-403": ("POST", "{}/commit/", {"status": 403}, "--pr"),
+    "preupload-404": ("POST", "{}/preupload/", {"status": 404, "code": "RepoNotFound"}, "check the name"),
+    "question-429-for-long": ("GET", "/api/models/.*{}", {"status": 429, "headers": {"Retry-After": "3000"}}, "in 3000 s"),
+    "upload-402": ("PUT", "/lfs/whole/.*{}", {"status": 402}, "--public"),
+    "commit-409-for-good": ("POST", "{}/commit/", {"status": 409}, "run the same command again"),
+    "lists-of-other-hashes": ("GET", "{}/tree/", {"alter": lambda body: body.replace(b'"oid": "', b'"oid": "0')}, "--overwrite"),
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """Name of a fault to what became of the publication that met it, and the Hub. All run at once: they mostly wait."""
+    home = tmp_path_factory.mktemp("outcomes")
+    folder = make_folder(home / "folder")
+    with Hub() as hub:
+        hub.add_user(TOKEN, "ann")
+        env = environment(hub, home, TOKEN)
+        for table, times in ((PASSING, 1), (STAYING, 99)):
+            hub.faults += [Fault(method, path.format(f"ann/{name}\\b"), **{"times": times, **how})
+                           for name, (method, path, how, *_) in table.items()]
+        started = {name: start("-c", PUBLISH, folder, f"ann/{name}", env=env) for name in PASSING | STAYING}
+        answers = {name: process.communicate(timeout=120) for name, process in started.items()}
+        assert all(fault.met.is_set() for fault in hub.faults)
+        assert not [name for name, texts in answers.items() if TOKEN in "".join(texts)]
+        yield hub, content(folder), {name: json.loads(out) for name, (out, _) in answers.items()}
+        assert content(folder) == content(make_folder(home / "again"))
 
 
 @pytest.mark.parametrize("name", PASSING)
-def test_what_passes_is_waited_for(hub, ann, folder, name):
-    method, path, how = PASSING[name]
-    fault = Fault(method, path, **how)
-    hub.faults.append(fault)
-    done = publish(folder, "ann/thing", env=ann)
-    assert fault.met.is_set()
-    assert "url" in done, done
-    assert hub.files("ann/thing") == content(folder)
-    assert set(hub.store.uploaded.values()) == {1}
-
-
-STAYING = {
-    "401": ("GET", "/api/models/", {"status": 401, "message": "Invalid credentials in Authorization header"}, "hf auth login"),
-    "403 on creation": ("POST", "/api/repos/create", {"status": 403}, "token with write access"),
-    "403 on the commit": ("POST", "/commit/", {"status": 403}, "--pr"),
-    "404": ("POST", "/preupload/", {"status": 404, "code": "RepoNotFound"}, "check the name"),
-    "429 for long": ("GET", "/api/models/", {"status": 429, "headers": {"Retry-After": "3000"}}, "in 3000 s"),
-    "402": ("PUT", "/lfs/whole", {"status": 402}, "--public"),
-    "409 for good": ("POST", "/commit/", {"status": 409}, "run the same command again"),
-}
+def test_what_passes_is_waited_for(outcomes, name):
+    hub, files, done = outcomes
+    assert "url" in done[name], done[name]
+    assert hub.files(f"ann/{name}") == files
+    uploads = [item for item in hub.requests("PUT", f"/ann/{name}/") if item.status == 200]
+    assert len(uploads) == len({item.path for item in uploads}) == 3
 
 
 @pytest.mark.parametrize("name", STAYING)
-def test_what_stays_is_one_line_with_the_way_out(hub, ann, folder, name):
-    method, path, how, way_out = STAYING[name]
-    before = content(folder)
-    hub.faults.append(Fault(method, path, times=99, **how))
-    done = publish(folder, "ann/thing", env=ann)
-    assert way_out in done["hint"], done
-    assert "\n" not in done["error"] + done["hint"]
-    assert content(folder) == before
-    assert ("model", "ann/thing") not in hub.store.repos or not hub.files("ann/thing")
+def test_what_stays_is_one_line_with_the_way_out(outcomes, name):
+    hub, files, done = outcomes
+    assert STAYING[name][3] in done[name]["hint"], done[name]
+    assert "\n" not in done[name]["error"] + done[name]["hint"]
+    repo = hub.store.repos.get(("model", f"ann/{name}"))
+    # Nothing of it shows, or all of it where nobody else sees it.
+    assert repo is None or not hub.files(repo.id) or (repo.private and hub.files(repo.id) == files)
 
 
 def test_organisation_without_rights_and_bad_names(hub, ann, folder):

@@ -1,0 +1,109 @@
+"""Atlases as data sets on the Hub: what is published, and its card."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chanfmt.errors import AtlasError
+from chanfmt.hub.locate import SUFFIX
+from chanfmt.hub.names import HubFile
+from chanfmt.hub.publish import full_name, publish_folder
+from chanfmt.markdown import inline, table
+from chanfmt.validate.contained import validate_contained
+from chanfmt.validate.findings import ERROR
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from chanfmt.atlas import Atlas
+    from chanfmt.hub.publish import Published, PublishOptions
+
+TAGS = ("chanfmt", "channel-importance-atlas", "interpretability", "pruning")
+
+
+def check_valid(path: Path, name: str) -> None:
+    """Raise `AtlasError` where the file ``path``, called ``name``, breaks a rule of the specification."""
+    broken = [finding for finding in validate_contained(path) if finding.rule.severity == ERROR]
+    if broken:
+        raise AtlasError(f"{name} is not a valid atlas: {broken[0].code} {broken[0].path} {broken[0].message}",
+                         hint=f"see: atlas validate {name}", code=broken[0].code, where=broken[0].path)
+
+
+def publish_atlas(
+    atlas: Atlas, repo: str, layers: tuple[Sequence[str], Sequence[Sequence[str]]], options: PublishOptions, *,
+    note: Callable[[str], None], progress: bool = False,
+) -> tuple[Published, HubFile]:
+    """Publish ``atlas``, which is valid, with a card as a data set.
+
+    Args:
+        repo: ``USER/NAME``, or ``NAME`` of the logged-in user's.
+        layers: Headings and rows of its layers, for the card.
+        note, progress: As in `chanfmt.hub.publish.publish_folder`.
+
+    Returns:
+        What was published, and the address of the file at that commit.
+
+    Raises:
+        AtlasError: It is unfinished.
+        UsageError, HubError, CheckError: As `chanfmt.hub.publish.publish_folder`.
+    """
+    if atlas.status != "complete":
+        raise AtlasError(f"{atlas.path} is unfinished", hint="finish it with: atlas build ... --resume")
+    repo = full_name(repo, note=note)
+    name = atlas.path.name if atlas.path.suffix == SUFFIX else atlas.path.name + SUFFIX
+    calibration = atlas.calibration
+    message = f"Atlas of {atlas.model.id}: {len(atlas.blocks)} FFNs, {calibration.tokens:,} tokens, {atlas.content_sha256[:12]}"
+    with tempfile.TemporaryDirectory(prefix="atlas-push-") as text:
+        folder = Path(text)
+        (folder / name).symlink_to(atlas.path.resolve())
+        (folder / "README.md").write_text(atlas_card(atlas, HubFile(repo, file=name), layers), encoding="utf-8")
+        done = publish_folder(folder, repo, kind="dataset", message=message, options=options, note=note, progress=progress)
+    return done, HubFile(repo, "dataset", done.commit, name)
+
+
+def atlas_card(atlas: Atlas, place: HubFile, layers: tuple[Sequence[str], Sequence[Sequence[str]]]) -> str:
+    """Markdown with front matter: which model, measured on what, how concentrated, from where, how to use it.
+
+    Args:
+        place: Where the file will be.
+        layers: As in `publish_atlas`.
+    """
+    from huggingface_hub import DatasetCardData
+
+    model, calibration, labels, producer = atlas.model, atlas.calibration, atlas.labels, atlas.producer
+    front = DatasetCardData(pretty_name=inline(f"Channel importance atlas of {model.id}"), tags=list(TAGS), viewer=False)
+    link = f"[{inline(model.id)}](https://huggingface.co/{inline(model.id)})" if model.source == "hub" else inline(model.id)
+    model_rows = [
+        ["id", model.id], ["commit", model.revision or "none: a local model"],
+        ["type", f"{model.model_type}, {model.parameters:,} parameters, measured in {model.dtype}"],
+        ["fingerprint", model.fingerprint],
+    ]
+    text_rows = [[row.source, row.revision, f"{row.sequences:,}", f"{row.tokens:,}"] for row in calibration.contributions]
+    stored = "The token ids of this text are in the file." if calibration.token_ids is not None else \
+        "The file holds digests of this text, not the text."
+    origin_rows = [
+        ["content_sha256", atlas.content_sha256], ["format", f"channel-importance-atlas {atlas.format_version}"],
+        ["made by", ", ".join(f"{name} {version}" for name, version in producer.versions.items())],
+        ["on", f"{producer.hardware}, {producer.seconds:,.0f} s"], ["command", producer.command],
+        *([f"then {line.get('command', '')}", json.dumps(dict(line), sort_keys=True)] for line in producer.history),
+    ]
+    return "\n".join([
+        "---", front.to_yaml(), "---", "",
+        f"# {inline(place.repo)}", "",
+        f"How much each FFN channel of {link} matters: sufficient statistics, metrics and labels per channel, in one HDF5 file, "
+        f"`{inline(place.file or '')}`, for [chanfmt](https://pypi.org/project/chanfmt/).", "",
+        "## Model", "", table(["", ""], model_rows), "",
+        "## Calibration", "", table(["text", "revision", "sequences", "tokens"], text_rows), "",
+        f"Sequences of {calibration.seq_len:,} tokens. Loss: {inline(calibration.loss)}; its mean was "
+        f"{calibration.mean_loss:.3f}. {stored}", "",
+        "## Concentration per layer", "", table(*layers), "",
+        f"LP is the loss proxy 1/2 E[(u dL/du)^2]. Supernodes: top {labels.rho:.2%} of a layer by {inline(labels.score)}; halo: "
+        f"next {labels.eta:.0%} by connectivity to {labels.support_size} dimensions.", "",
+        "## Provenance", "", table(["", ""], origin_rows), "",
+        "## Use", "",
+        "```sh", f"atlas info {place}", f"atlas pull {place.repo} -o {inline(place.file or '')}",
+        f"surgery prune {place} --sparsity 0.5", "```", "",
+    ])

@@ -1,0 +1,155 @@
+"""Atlases that travel: `atlas push`, `atlas pull`, and hf:// wherever an atlas is read."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+import chanfmt
+from surgery.plan import load_plan
+from tests.factory import random_atlas
+from tests.hub.client import environment, run
+from tests.hub.faults import Fault
+
+TOKEN = "hf_SecretTokenOfAnn123"
+
+
+@pytest.fixture
+def ann(hub, tmp_path):
+    hub.add_user(TOKEN, "ann")
+    return environment(hub, tmp_path / "home", TOKEN)
+
+
+@pytest.fixture
+def anyone(hub, tmp_path):
+    """Someone who is not logged in, with an empty cache."""
+    return environment(hub, tmp_path / "other")
+
+
+@pytest.fixture
+def path(tmp_path):
+    return random_atlas(tmp_path / "a.h5")
+
+
+def atlas(*arguments, env, code=0):
+    done = run("chanfmt", *arguments, env=env)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert TOKEN not in done.stdout + done.stderr
+    return done
+
+
+def refusal(*arguments, env, code):
+    """Error text of a command that must not work: one line and a way out."""
+    done = atlas(*arguments, env=env, code=code)
+    first, hint = done.stderr.splitlines()[-2:]
+    assert first.startswith("atlas: error: ")
+    assert hint.startswith("  ")
+    assert done.stdout == ""
+    return done.stderr
+
+
+def test_push_and_pull(hub, ann, path, tmp_path):
+    done = json.loads(atlas("push", path, "tiny-atlas", "--json", env=ann).stdout)
+    commit = hub.repo("ann/tiny-atlas", "dataset").head.id
+    assert done == {"repo": "ann/tiny-atlas", "url": f"{hub.url}/datasets/ann/tiny-atlas", "commit": commit,
+                    "address": f"hf://datasets/ann/tiny-atlas@{commit}/a.h5"}
+    files = hub.files("ann/tiny-atlas", "dataset")
+    assert files["a.h5"] == path.read_bytes()
+    assert hub.repo("ann/tiny-atlas", "dataset").private
+    _, front, card = files["README.md"].decode().split("---\n", 2)
+    assert "chanfmt" in yaml.safe_load(front)["tags"]
+    with chanfmt.open(path) as opened:
+        for text in (opened.content_sha256, opened.model.id, opened.model.fingerprint, "n_eff", opened.calibration.loss):
+            assert text in card
+        assert len([line for line in card.splitlines() if line.startswith(tuple(f"| {n} |" for n in range(4)))]) == 4
+    assert TOKEN not in files["README.md"].decode()
+    # A pinned pull gives that commit's file, whatever came after it.
+    hub.change(hub.repo("ann/tiny-atlas", "dataset"), {"a.h5": random_atlas(tmp_path / "b.h5", seed=1).read_bytes()})
+    atlas("pull", f"ann/tiny-atlas@{commit}", "-o", tmp_path / "c.h5", env=ann)
+    assert (tmp_path / "c.h5").read_bytes() == path.read_bytes()
+    pulled = json.loads(atlas("pull", "ann/tiny-atlas", "a.h5", "-o", tmp_path / "d.h5", "--json", env=ann).stdout)
+    assert (tmp_path / "d.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+    assert pulled["source"] == f"hf://datasets/ann/tiny-atlas@{hub.repo('ann/tiny-atlas', 'dataset').head.id}/a.h5"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_push_refuses_what_is_no_atlas(hub, ann, path, tmp_path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert "is not a valid atlas" in refusal("push", path, "ann/x", env=ann, code=2)
+    assert "cannot be the name" in refusal("push", path, "ann/x y", env=ann, code=2)
+    assert not hub.store.repos
+    assert not hub.requests("POST", "")
+
+
+def test_pull_refuses_what_is_no_atlas(hub, anyone, path, tmp_path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    hub.add_repo("ann/bad", {"a.h5": bytes(data)}, kind="dataset")
+    hub.add_repo("ann/two", {"a.h5": b"1", "sub/b.h5": b"2"}, kind="dataset")
+    assert "is not a valid atlas" in refusal("pull", "ann/bad", "-o", tmp_path / "o.h5", env=anyone, code=2)
+    assert "a.h5, sub/b.h5" in refusal("pull", "ann/two", "-o", tmp_path / "o.h5", env=anyone, code=2)
+    assert not (tmp_path / "o.h5").exists()
+
+
+def test_what_was_damaged_on_the_way(hub, anyone, path, tmp_path):
+    hub.add_repo("ann/x", {"a.h5": path.read_bytes()}, kind="dataset")
+    hub.faults.append(Fault("GET", "/cdn/", alter=lambda body: bytes([body[0] ^ 1]) + body[1:]))
+    error = refusal("pull", "ann/x", "-o", tmp_path / "o.h5", env=anyone, code=1)
+    assert "arrived damaged" in error
+    assert "run the same command again" in error
+    assert not (tmp_path / "o.h5").exists()
+    atlas("pull", "ann/x", "-o", tmp_path / "o.h5", env=anyone)
+    assert (tmp_path / "o.h5").read_bytes() == path.read_bytes()
+
+
+def test_addresses_wherever_an_atlas_is_read(hub, anyone, path, tmp_path):
+    repo = hub.add_repo("ann/x", {"sub/a.h5": path.read_bytes()}, kind="dataset")
+    hub.add_repo("ann/model", {"a.h5": path.read_bytes()})
+    address, pinned = "hf://ann/x/sub/a.h5", f"hf://datasets/ann/x@{repo.head.id}/sub/a.h5"
+    info = json.loads(atlas("info", address, "--json", env=anyone).stdout)
+    assert info["file"] == pinned
+    assert json.loads(atlas("info", "hf://models/ann/model/a.h5", "--json", env=anyone).stdout)["layers"] == info["layers"]
+    assert atlas("validate", pinned, env=anyone).stdout.startswith(f"{pinned}: valid")
+    assert "both files hold the same atlas" in atlas("compare", address, path, env=anyone).stderr
+    assert "add -o FILE" in refusal("label", address, "--rho", "0.05", env=anyone, code=2)
+    atlas("label", address, "--rho", "0.05", "-o", tmp_path / "l.h5", env=anyone)
+    with chanfmt.open(tmp_path / "l.h5") as labelled:
+        assert labelled.producer.history[-1]["sources"] == [pinned]
+    done = run("surgery.cli", "plan", address, "--sparsity", "0.5", "-o", tmp_path / "p.safetensors", "--json", env=anyone)
+    assert json.loads(done.stdout)["atlas_source"] == pinned
+    assert load_plan(tmp_path / "p.safetensors").atlas_source == pinned
+    done = run("tui", "hf://ann/x", env=anyone)
+    assert "atlas-tui needs a terminal" in done.stderr
+
+
+@pytest.mark.parametrize("offline", ["HF_HUB_OFFLINE", "no network"])
+def test_offline(hub, anyone, path, offline):
+    repo = hub.add_repo("ann/x", {"a.h5": path.read_bytes()}, kind="dataset")
+    first = atlas("info", "hf://ann/x/a.h5", env=anyone).stdout
+    changes = {"HF_HUB_OFFLINE": "1"} if offline == "HF_HUB_OFFLINE" else {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    for address in ("hf://ann/x/a.h5", "hf://ann/x", f"hf://datasets/ann/x@{repo.head.id}/a.h5"):
+        assert atlas("info", address, env=anyone | changes).stdout == first
+    if offline == "HF_HUB_OFFLINE":
+        error = refusal("info", "hf://ann/y/a.h5", env=anyone | changes, code=1)
+        assert "HF_HUB_OFFLINE is set" in error
+        assert "hf download ann/y --repo-type dataset" in error
+
+
+@pytest.mark.parametrize(("address", "text", "code"), [
+    ("hf://ann/none/a.h5", "hf auth login", 1),
+    ("hf://ann/gated/a.h5", "request access at", 1),
+    ("hf://ann/x/b.h5", "has no such file", 1),
+    ("hf://ann/x@v9/a.h5", "has no such branch, tag or commit", 1),
+    ("hf://ann", "names nothing on the Hub", 2),
+    ("hf://ann/x/../a.h5", "is no path in a repository", 2),
+    ("hf://ann/x y/a.h5", "cannot be the name of a repository", 2),
+])
+def test_addresses_that_lead_nowhere(hub, anyone, address, text, code):
+    hub.add_repo("ann/x", {"a.h5": b"1"}, kind="dataset")
+    hub.add_repo("ann/gated", {"a.h5": b"1"}, kind="dataset", gated=True)
+    assert text in refusal("info", address, env=anyone, code=code)
