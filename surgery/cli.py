@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 import sys
@@ -66,6 +67,9 @@ class ApplyOptions:
     model: str | None = field(default=None, metadata={
         "help": "Hub id, directory or .gguf file of the model (default: the one the atlas names, from the Hub)",
         "metavar": "MODEL",
+    })
+    revision: str | None = field(default=None, metadata={
+        "help": "branch, tag or commit of the model on the Hub (default: the commit that the atlas was measured at)",
     })
     output: str | None = field(default=None, metadata={
         "help": "output directory (default: MODEL-METHOD-PERCENT here)", "short": "-o", "metavar": "DIR",
@@ -370,21 +374,20 @@ def _make_plan(path: str, options: PlanOptions, talk: TalkOptions) -> PruningPla
 def _cut(
     plan: PruningPlan, options: ApplyOptions, talk: TalkOptions, *, fine_tune: bool = False, recovery: Recovery | None = None,
 ) -> None:
-    from chanfmt.models.resolve import resolve_model
     from surgery.apply import apply_plan, check_output
     from surgery.report import summary_rows
-    from surgery.source import model_of
+    from surgery.source import find_model
 
     output = Path(options.output or default_name(plan))
     shard_bytes = parse_size(options.shard_size)
-    model, revision = options.model, None
-    if model is None:
-        model, revision = model_of(plan.model)
     # A download may follow: complain about the output before it.
     check_output(output, overwrite=options.overwrite)
-    say(f"cutting {model}", quiet=talk.quiet)
+    say(f"cutting {options.model or plan.model.id}", quiet=talk.quiet)
+    model = find_model(plan.model, options.model, lambda text: say(text, quiet=talk.quiet), options.revision)
+    if model.revision and model.id == plan.model.id:
+        plan = dataclasses.replace(plan, model=dataclasses.replace(plan.model, revision=model.revision))
     report = apply_plan(
-        plan, resolve_model(model, revision=revision).directory, output, overwrite=options.overwrite,
+        plan, model.directory, output, overwrite=options.overwrite,
         verify=not options.no_verify, fine_tune=fine_tune, shard_bytes=shard_bytes, recovery=recovery,
         command=shlex.join(["surgery", *sys.argv[1:]]), progress=not talk.quiet,
         note=lambda text: say(text, quiet=talk.quiet),
