@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from tests.hub.client import environment, script
@@ -75,6 +76,21 @@ def test_folder_goes_up_and_comes_back(hub, tmp_path, folder, kind, create_pr):
     if not create_pr:
         assert json.loads(script(UPLOAD, "ann/thing", folder, kind, "", env=env))["oid"] == done["oid"]
         assert set(hub.store.uploaded.values()) == {1}
+
+
+@pytest.mark.parametrize("create_pr", ["", "pr"])
+def test_folder_goes_up_through_xet(hub, tmp_path, folder, create_pr):
+    pytest.importorskip("hf_xet")
+    hub.add_user(TOKEN, "ann")
+    numbers = np.random.default_rng(0)
+    for name, values in (("noise", numbers.bytes(300_000)), ("floats", numbers.normal(0, 1, 50_000).astype("<f4").tobytes()),
+                         ("runs", b"abc" * 90_000 + bytes(100_000))):
+        (folder / f"{name}.safetensors").write_bytes(values)
+    env = environment(hub, tmp_path / "home", TOKEN, HF_HUB_DISABLE_XET="0")
+    done = json.loads(script(UPLOAD, "ann/thing", folder, "model", create_pr, env=env))
+    assert hub.files("ann/thing", revision=done["revision"]) == content(folder)
+    assert hub.requests("POST", "/cas/v1/shards")
+    assert not hub.requests("PUT", "/lfs")
 
 
 def test_download_resumes_by_range(hub, tmp_path):
