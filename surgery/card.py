@@ -6,6 +6,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
+from chanfmt.console import printable
 from chanfmt.markdown import inline, table
 from chanfmt.models.resolve import TEMPLATE_DIRECTORY
 from chanfmt.produce.text import ALIASES
@@ -175,11 +176,16 @@ def _making(report: Report) -> list[str]:
     atlas = f"`{ATLAS_FILE}` here is the atlas, " if ATLAS_FILE in report.files else "The atlas is not here; it has "
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     return [
-        *(["```sh", inline(report.command), "```", ""] if report.command else []),
+        *(["```sh", _code(report.command), "```", ""] if report.command else []),
         f"{atlas}content SHA-256 `{inline(plan.atlas_sha256)}`. `{KEPT_FILE}` lists the channels that stayed and is a plan: "
         f"`surgery apply {KEPT_FILE} --model MODEL -o DIR` cuts the same ones. `{REPORT_FILE}` has everything else, SHA-256 of "
         f"the files included. Made with {inline(versions)}.",
     ]
+
+
+def _code(text: str) -> str:
+    # Inside a fence only its end means anything.
+    return " ".join(printable(text).split("\n")).replace("```", "'''")
 
 
 def _licence(report: Report) -> list[str]:

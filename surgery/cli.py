@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from dataclasses import asdict, dataclass, field
@@ -70,6 +71,9 @@ class ApplyOptions:
     model: str | None = field(default=None, metadata={
         "help": "Hub id, directory or .gguf file of the model (default: the one the atlas names, from the Hub)",
         "metavar": "MODEL",
+    })
+    revision: str | None = field(default=None, metadata={
+        "help": "branch, tag or commit of the model on the Hub (default: the commit that the atlas was measured at)",
     })
     output: str | None = field(default=None, metadata={
         "help": "output directory (default: MODEL-METHOD-PERCENT here)", "short": "-o", "metavar": "DIR",
@@ -428,24 +432,22 @@ def _cut(
     atlas: Path | None = None, publishing: PublishingOptions | None = None,
 ) -> None:
     from chanfmt.command_line import recorded_command
-    from chanfmt.models.resolve import resolve_model
     from surgery.apply import apply_plan, check_output
     from surgery.names import default_name
     from surgery.report import summary_rows
-    from surgery.source import model_of
+    from surgery.source import find_model
 
     output = Path(options.output or default_name(plan))
     shard_bytes = parse_size(options.shard_size)
-    model, revision = options.model, None
-    if model is None:
-        model, revision = model_of(plan.model)
     # A download may follow: complain about the output before it.
     check_output(output, overwrite=options.overwrite)
-    say(f"cutting {model}", quiet=talk.quiet)
-    resolved = resolve_model(model, revision=revision)
+    say(f"cutting {options.model or plan.model.id}", quiet=talk.quiet)
+    model = find_model(plan.model, options.model, lambda text: say(text, quiet=talk.quiet), options.revision)
+    if model.revision and model.id == plan.model.id:
+        plan = dataclasses.replace(plan, model=dataclasses.replace(plan.model, revision=model.revision))
     report = apply_plan(
-        plan, resolved.directory, output, overwrite=options.overwrite, verify=not options.no_verify,
-        fine_tune=resolved if fine_tune else None, shard_bytes=shard_bytes, recovery=recovery, atlas=atlas,
+        plan, model.directory, output, overwrite=options.overwrite, verify=not options.no_verify,
+        fine_tune=model if fine_tune else None, shard_bytes=shard_bytes, recovery=recovery, atlas=atlas,
         command=recorded_command("surgery"), progress=not talk.quiet,
         note=lambda text: say(text, quiet=talk.quiet),
     )

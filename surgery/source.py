@@ -3,38 +3,52 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from chanfmt.command_line import names_directory
 from chanfmt.errors import ModelError, UsageError
+from chanfmt.models.resolve import main_commit, own_revision, resolve_model
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from chanfmt.atlas import Atlas
+    from chanfmt.models.resolve import Named, ResolvedModel
 
 
-class Named(Protocol):
-    """What `chanfmt.records.ModelRecord` and `surgery.plan.PlannedModel` say alike of a model."""
+def find_model(model: Named, given: str | None, note: Callable[[str], object], revision: str | None = None) -> ResolvedModel:
+    """The model of an atlas or a plan, at the commit that was measured, or what the user names in its place.
 
-    @property
-    def id(self) -> str: ...
-    @property
-    def revision(self) -> str: ...
-    @property
-    def source(self) -> str: ...
-    @property
-    def fingerprint(self) -> str: ...
+    Args:
+        given: What the user names.
+        note: Told where the Hub has other weights by now, and where those of another commit are used.
+        revision: Branch, tag or commit in place of the measured one.
+
+    Raises:
+        UsageError: The model is on some machine only.
+        ModelError: It cannot be had.
+    """
+    name = _name_of(model) if given is None else given
+    found = resolve_model(name, revision=revision or own_revision(name, model))
+    if found.source != "hub" or found.id != model.id or model.source != "hub":
+        return found
+    if model.revision and found.revision != model.revision:
+        note(f"using {found.id} at {found.revision[:12]}; the atlas was measured at {model.revision[:12]}")
+    main = main_commit(found)
+    if main and main != found.revision:
+        note(f"{found.id} has moved on: its main branch is at {main[:12]}, and this uses {found.revision[:12]}")
+    return found
 
 
-def model_of(model: Named) -> tuple[str, str | None]:
+def _name_of(model: Named) -> str:
     """Where the atlas says its model is. Raises `UsageError` where that is on some machine only."""
     if model.source != "hub":
         raise UsageError(
             f"the atlas was built from a local model named {model.id!r}, and does not say where it is",
             hint="add --model DIRECTORY_OR_GGUF_FILE",
         )
-    return model.id, model.revision or None
+    return model.id
 
 
 def check_fingerprint(model: Named, directory: Path, found: str, way_out: str = "") -> None:

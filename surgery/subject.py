@@ -7,12 +7,13 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from chanfmt.console import say
 from chanfmt.errors import AtlasError, ModelError, UsageError
 from chanfmt.models.checkpoint import CheckpointIndex, fingerprint
 from surgery.matching import match_ffns
 from surgery.protocol import PROTOCOLS, prepare_text
 from surgery.results import loss_columns
-from surgery.source import check_fingerprint, model_of
+from surgery.source import check_fingerprint, find_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -94,11 +95,10 @@ def open_subject(atlas: Atlas, options: SubjectOptions, *, quiet: bool = False) 
     check_atlas(atlas)
     from chanfmt.models.discover import find_ffns
     from chanfmt.models.load import check_causal, load_model
-    from chanfmt.models.resolve import resolve_model
     from chanfmt.produce.text import read_text
 
-    name, revision = (options.model, None) if options.model is not None else model_of(atlas.model)
-    resolved = resolve_model(name, revision=revision)
+    resolved = find_model(atlas.model, options.model, lambda text: say(text, quiet=quiet))
+    name = options.model or resolved.id
     check_fingerprint(atlas.model, resolved.directory, fingerprint(CheckpointIndex.open(resolved.directory)))
     text = read_text(options.data, "evaluate", quiet=quiet)
     _, tokens = prepare_text(name, resolved, text, PROTOCOLS["paper"], options.seq_len, options.max_tokens)

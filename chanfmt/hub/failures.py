@@ -29,27 +29,26 @@ class HubError(ChanfmtError):
 
 
 @contextlib.contextmanager
-def hub_errors(repo: str, *, kind: str = "model", writing: bool = False) -> Iterator[None]:
+def hub_errors(repo: str, *, kind: str = "model", revision: str | None = None, writing: bool = False) -> Iterator[None]:
     """Turn whatever the client raises inside into a `ChanfmtError`.
 
     Args:
         repo: The repository in question, for the message.
         kind: ``model`` or ``dataset``.
+        revision: What of it was asked for; None is the main branch.
         writing: Something was to be changed there.
     """
     try:
         yield
     except ChanfmtError:
         raise
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise
-        raise translated(error, repo, kind, writing=writing) from None
     except Exception as error:
-        raise translated(error, repo, kind, writing=writing) from None
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
+        raise _translated(error, repo, kind, revision, writing=writing) from None
 
 
-def translated(error: BaseException, repo: str, kind: str, *, writing: bool) -> ChanfmtError:
+def _translated(error: BaseException, repo: str, kind: str, revision: str | None, *, writing: bool) -> ChanfmtError:
     """What to tell the user about ``error``, which the client raised."""
     from huggingface_hub import errors
 
@@ -64,11 +63,11 @@ def translated(error: BaseException, repo: str, kind: str, *, writing: bool) -> 
         if writing:
             return HubError("HF_HUB_OFFLINE is set", hint="unset it, and run the same command again")
         return HubError(f"HF_HUB_OFFLINE is set, and {repo} is not in the cache",
-                        hint=f"unset it and run the same command, or: {_download(repo, kind)}")
+                        hint=f"unset it and run the same command, or: {_download(repo, kind, revision)}")
     if isinstance(error, errors.RevisionNotFoundError):
-        return HubError(f"{repo} has no such branch, tag or commit", hint=f"see: {page}/commits/main")
+        return HubError(f"{repo} has no branch, tag or commit {revision!r}", hint=f"see: {page}/commits/main")
     if isinstance(error, errors.LocalEntryNotFoundError):
-        return HubError(f"{repo} is not in the cache, or only in part", hint=f"get it with: {_download(repo, kind)}")
+        return HubError(f"{repo} is not in the cache, or only in part", hint=f"get it with: {_download(repo, kind, revision)}")
     if isinstance(error, errors.EntryNotFoundError):
         return HubError(f"{repo} has no such file", hint=f"see: {page}/tree/main")
     if isinstance(error, errors.HfHubHTTPError):
@@ -76,7 +75,7 @@ def translated(error: BaseException, repo: str, kind: str, *, writing: bool) -> 
     if is_unreachable(error):
         if type(error).__name__ == "LocalProtocolError":  # The token cannot even be sent.
             return bad_token()
-        hint = _AGAIN if writing else f"check the network; or, where there is one, get it with: {_download(repo, kind)}"
+        hint = _AGAIN if writing else f"check the network; or, where there is one, get it with: {_download(repo, kind, revision)}"
         return HubError(f"the Hub cannot be reached at {_endpoint()} ({type(error).__name__})", hint=hint)
     if isinstance(error, UnicodeError):
         return bad_token()
@@ -207,8 +206,9 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
-def _download(repo: str, kind: str) -> str:
-    return f"hf download {repo}" + (" --repo-type dataset" if kind == "dataset" else "")
+def _download(repo: str, kind: str, revision: str | None) -> str:
+    return f"hf download {repo}" + (" --repo-type dataset" if kind == "dataset" else "") \
+        + (f" --revision {revision}" if revision else "")
 
 
 def _endpoint() -> str:

@@ -45,7 +45,7 @@ def fetch(wanted: HubFile, *, suffix: str, note: Callable[[str], None], progress
     """
     from huggingface_hub import hf_hub_download
 
-    with quiet_client(note, progress=progress), hub_errors(wanted.repo, kind=wanted.kind):
+    with quiet_client(note, progress=progress), hub_errors(wanted.repo, kind=wanted.kind, revision=wanted.revision):
         file = wanted.file or _only_file(wanted, suffix, note)
         path = Path(retried(
             lambda: hf_hub_download(wanted.repo, file, repo_type=wanted.kind, revision=wanted.revision), note=note))

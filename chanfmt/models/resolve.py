@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from chanfmt.errors import ModelError, UsageError
+from chanfmt.console import say
+from chanfmt.errors import ChanfmtError, ModelError, UsageError
+from chanfmt.hub.failures import hub_errors, quiet_client, retried
 
 _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.py", "*.md", "LICENSE*"]
 TEMPLATE_DIRECTORY = "additional_chat_templates"
@@ -14,6 +18,23 @@ TEMPLATE_DIRECTORY = "additional_chat_templates"
 # Some repositories carry the same weights again, in their makers' own layout, below or beside. Patterns cannot say
 # "every directory but one"; these say it letter by letter.
 _UNWANTED = ["consolidated*", *(f"{TEMPLATE_DIRECTORY[:at]}[!{letter}]*/*" for at, letter in enumerate(TEMPLATE_DIRECTORY))]
+
+
+_PATIENCE = 5.0
+"""Seconds to wait for an answer that is good to have and not needed."""
+
+
+class Named(Protocol):
+    """What atlases and plans say alike of a model: `chanfmt.records.ModelRecord`, `surgery.plan.PlannedModel`."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def revision(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -65,32 +86,32 @@ def _exists(path: Path) -> bool:
         raise ModelError(f"{path} cannot be opened: {error.strerror}") from None
 
 
-def _from_hub(model: str, revision: str | None) -> ResolvedModel:
+def own_revision(model: str, record: Named) -> str | None:
+    """The commit that ``record`` was measured at, where ``model`` is what the record calls its model on the Hub."""
+    same = record.source == "hub" and model == record.id and not Path(model).exists()
+    return (record.revision or None) if same else None
+
+
+def main_commit(model: ResolvedModel) -> str:
+    """Commit that the main branch of a model from the Hub is at; empty where the Hub does not say so at once."""
+    if model.source != "hub":
+        return ""
     import huggingface_hub
-    from huggingface_hub import errors
 
     try:
-        directory = Path(huggingface_hub.snapshot_download(
-            model, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
-        ))
-    except errors.HFValidationError:
-        raise ModelError(f"{model!r} is neither a directory nor a Hub id") from None
-    except errors.GatedRepoError:
-        raise ModelError(
-            f"{model} is gated", hint=f"accept its terms at https://huggingface.co/{model} and run: hf auth login"
-        ) from None
-    except errors.RepositoryNotFoundError:
-        raise ModelError(
-            f"there is no directory {model!r} and no model of that name on the Hub",
-            hint="check the spelling; for a private model run: hf auth login",
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise ModelError(f"{model} has no revision {revision!r}") from None
-    # Offline, no network, a bad endpoint, a full disk: the client and its transport raise many kinds.
-    except Exception as error:
-        raise ModelError(
-            f"there is no directory {model!r}, and the Hub could not be asked for it ({type(error).__name__})",
-            hint="check the path, or the network; a cached model works offline",
-        ) from None
+        return str(huggingface_hub.HfApi().model_info(model.id, timeout=_PATIENCE).sha)
+    except Exception:  # Offline, gone, not to be seen: whatever it is, the model is here already.
+        return ""
+
+
+def _from_hub(model: str, revision: str | None) -> ResolvedModel:
+    import huggingface_hub
+
+    try:
+        with quiet_client(say, progress=sys.stderr.isatty()), hub_errors(model, revision=revision):
+            directory = Path(retried(lambda: huggingface_hub.snapshot_download(
+                model, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED), note=say))
+    except ChanfmtError as error:
+        raise ModelError(f"there is no directory {model!r}, and {error.message}", hint=error.hint) from None
     # snapshots/<commit>/ is the Hub cache's documented layout.
     return ResolvedModel(directory, model, directory.name, "hub")

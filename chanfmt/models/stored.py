@@ -7,14 +7,13 @@ checkpoint before it is read.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from chanfmt.errors import ModelError
 from chanfmt.models.checkpoint import CONTAINERS, DTYPE_BITS, CheckpointIndex, TensorEntry, fingerprint
-from chanfmt.models.resolve import resolve_model
+from chanfmt.models.resolve import own_revision, resolve_model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,8 +61,7 @@ class StoredWeights:
         Raises:
             ModelError: There is no such model, or its fingerprint is another.
         """
-        same = record.source == "hub" and model == record.id and not Path(model).exists()
-        resolved = resolve_model(model, revision=(record.revision or None) if same else None)
+        resolved = resolve_model(model, revision=own_revision(model, record))
         index = CheckpointIndex.open(resolved.directory)
         found = fingerprint(index)
         if found != record.fingerprint:

@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from tests.hub import xet
 from tests.hub.store import File, Refused, Repo, Store, User, stored
 
 if TYPE_CHECKING:
@@ -421,6 +422,36 @@ def _lfs_verify(call: _Call) -> Answer:
     return as_json({"success": True})
 
 
+def _xet_token(call: _Call) -> Answer:
+    """A token for the Xet storage, good for one repository."""
+    repo = call.repo()
+    if not call.flag("create_pr"):
+        call.hub.store.check_write(call.user, repo)
+    if call.user is None:
+        raise Refused(401, "Invalid username or password.")
+    token = call.hub.store.grant(call.user, repo)
+    place, expires = f"{call.hub.storage}/cas", int(time.time()) + 3600
+    return as_json({"casUrl": place, "accessToken": token, "exp": expires}, ("X-Xet-Cas-Url", place),
+                   ("X-Xet-Access-Token", token), ("X-Xet-Token-Expiration", str(expires)))
+
+
+def _xet_xorb(call: _Call) -> Answer:
+    new = call.groups["hash"] not in call.hub.store.xorbs
+    call.hub.store.xorbs[call.groups["hash"]] = call.body
+    call.hub.store.uploaded[call.groups["hash"]] += 1
+    return as_json({"was_inserted": new})
+
+
+def _xet_shard(call: _Call) -> Answer:
+    repo = call.hub.store.granted(call.headers.get("Authorization") or "")
+    try:
+        for oid, content in xet.files(call.body, call.hub.store.xorbs):
+            repo.objects[oid] = content
+    except (KeyError, ValueError) as error:
+        raise Refused(400, f"the shard does not fit: {error}") from None
+    return as_json({"result": 1})
+
+
 def _commit(call: _Call) -> Answer:
     repo = call.repo()
     store, revision, create_pr = call.hub.store, call.groups["revision"], call.flag("create_pr")
@@ -569,6 +600,9 @@ _ROUTES: tuple[tuple[str, str, Callable[[_Call], Answer]], ...] = (
     ("POST", rf"/lfs/complete/{_OBJECT}", _lfs_complete),
     ("POST", rf"/lfs/verify/{_OBJECT}", _lfs_verify),
     ("GET HEAD", rf"/cdn/{_OBJECT}", _cdn),
+    ("GET", rf"{_API}/xet-write-token/(?P<revision>[^/]+)", _xet_token),
+    ("POST", r"/cas/v1/xorbs/default/(?P<hash>[0-9a-f]{64})", _xet_xorb),
+    ("POST", r"/cas/v1/shards", _xet_shard),
     ("GET", _API, _info),
     ("GET", rf"{_API}/revision/(?P<revision>[^/]+)", _info),
     ("GET", rf"{_API}/tree/(?P<revision>[^/]+)(?:/(?P<path>.+))?", _tree),

@@ -141,7 +141,7 @@ class Store:
     """All users and repositories.
 
     Attributes:
-        uploaded: Digest of a large file to how often its content arrived whole.
+        uploaded: Digest of a large file, or of a xorb, to how often its content arrived whole.
         received: Digest of a large file to the bytes that arrived for it, those of broken uploads among them.
     """
 
@@ -151,7 +151,9 @@ class Store:
         self.repos: dict[tuple[str, str], Repo] = {}
         self.uploaded: Counter[str] = Counter()
         self.received: Counter[str] = Counter()
+        self.xorbs: dict[str, bytes] = {}
         self._parts: dict[str, dict[int, bytes]] = {}
+        self._grants: dict[str, Repo] = {}
 
     def user(self, authorization: str | None) -> User | None:
         """Who sends this header; nobody without one."""
@@ -200,6 +202,20 @@ class Store:
         if not user.may_write(repo.namespace):
             raise Refused(403, "Forbidden: pass `create_pr=1` as a query parameter to create a Pull Request")
         return user
+
+    def grant(self, user: User, repo: Repo) -> str:
+        """A token with which ``user`` may store content for ``repo``."""
+        token = f"xet-{len(self._grants)}"
+        self.users[token] = user
+        self._grants[token] = repo
+        return token
+
+    def granted(self, authorization: str) -> Repo:
+        """The repository that a token of `grant` is for."""
+        repo = self._grants.get(authorization.removeprefix("Bearer "))
+        if repo is None:
+            raise Refused(401, "Invalid credentials in Authorization header")
+        return repo
 
     def add_part(self, key: str, number: int, content: bytes) -> None:
         self._parts.setdefault(key, {})[number] = content

@@ -144,7 +144,7 @@ def test_offline(hub, anyone, path, offline):
     ("hf://ann/none/a.h5", "hf auth login", 1),
     ("hf://ann/gated/a.h5", "request access at", 1),
     ("hf://ann/x/b.h5", "has no such file", 1),
-    ("hf://ann/x@v9/a.h5", "has no such branch, tag or commit", 1),
+    ("hf://ann/x@v9/a.h5", "has no branch, tag or commit 'v9'", 1),
     ("hf://ann", "names nothing on the Hub", 2),
     ("hf://ann/x/../a.h5", "is no path in a repository", 2),
     ("hf://ann/x y/a.h5", "cannot be the name of a repository", 2),

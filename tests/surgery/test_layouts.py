@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from chanfmt.errors import CheckError, ModelError, UsageError
 from chanfmt.models.checkpoint import CheckpointIndex, fingerprint
 from chanfmt.models.load import load_model
-from chanfmt.models.resolve import resolve_model
+from chanfmt.models.resolve import ResolvedModel, resolve_model
 from chanfmt.models.tensors import tensor_slices
 from surgery.apply import KEPT_FILE, apply_plan
 from surgery.inputs import check_inputs
@@ -213,14 +213,16 @@ def test_a_fine_tune_is_cut_alike(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="not the model of the atlas") as caught:
         apply_plan(plan, tmp_path / "tuned", tmp_path / "out")
     assert "--fine-tune" in str(caught.value.hint)
-    report = apply_plan(plan, tmp_path / "tuned", tmp_path / "out", fine_tune=True)
+    report = apply_plan(plan, tmp_path / "tuned", tmp_path / "out",
+                        fine_tune=ResolvedModel(tmp_path / "tuned", "me/tuned", "c0ffee", "hub"))
     assert report.applied.fingerprint != plan.model.fingerprint
     assert report.logits is not None
+    assert "base_model: me/tuned\n" in (tmp_path / "out" / "README.md").read_text()
     restore(tmp_path / "out", tmp_path / "back")
     assert same(read(tmp_path / "back"), masked(tmp_path / "tuned", plan))
     saved("gpt2", "causal", tmp_path / "other")
     with pytest.raises(ModelError, match="no fine-tune of it"):
-        apply_plan(plan, tmp_path / "other", tmp_path / "out2", fine_tune=True)
+        apply_plan(plan, tmp_path / "other", tmp_path / "out2", fine_tune=ResolvedModel(tmp_path / "other", "other", "", "local"))
 
 
 def test_training_a_cut_model_and_restoring_it(tmp_path: Path) -> None:

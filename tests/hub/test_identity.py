@@ -1,0 +1,112 @@
+"""Which commit of a model was measured, cut, and is there to be had."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import chanfmt
+from tests.hub.client import environment, run, script
+from tests.hub.server import Hub
+from tests.tiny import save_tiny, tiny_tokenizer
+
+TOKEN = "hf_SecretTokenOfAnn123"
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A Hub with a private tiny model, an environment that may see it, and its atlas, built by id."""
+    home = tmp_path_factory.mktemp("identity")
+    save_tiny(home / "tiny", "llama")
+    tiny_tokenizer().save_pretrained(home / "tiny")
+    with Hub() as hub:
+        hub.add_user(TOKEN, "ann")
+        repo = hub.add_repo("ann/tiny", home / "tiny", private=True)
+        commit = repo.head.id
+        env = environment(hub, home / "home", TOKEN)
+        done = run("chanfmt", "build", "ann/tiny", "-o", home / "a.h5", "--calib", "pydoc", "--sequences", "4", "--seq-len", "16",
+                   env=env)
+        assert done.returncode == 0, done.stderr
+        # The Hub moves on: other words first, then other weights.
+        hub.change(repo, {"README.md": b"words"})
+        other = home / "other"
+        save_tiny(other, "llama", seed=1)
+        hub.change(repo, other)
+        yield hub, env, home / "a.h5", commit
+
+
+FIND = """
+import sys
+import chanfmt
+from chanfmt.errors import ChanfmtError
+from surgery.source import find_model
+with chanfmt.open(sys.argv[1]) as atlas:
+    try:
+        print(find_model(atlas.model, sys.argv[2] or None, print, *sys.argv[3:]).revision)
+    except ChanfmtError as error:
+        print(error)
+"""
+"""How every command that needs an atlas's model finds it, without the torch that `prune` loads for the rest."""
+
+
+def prune(atlas, output, *arguments, env):
+    return run("surgery.cli", "prune", atlas, "--sparsity", "0.5", "-o", output, "--no-verify", *arguments, env=env)
+
+
+def test_the_commit_is_recorded(measured):
+    hub, _, path, commit = measured
+    with chanfmt.open(path) as atlas:
+        assert (atlas.model.id, atlas.model.revision, atlas.model.source) == ("ann/tiny", commit, "hub")
+    assert hub.repo("ann/tiny").head.id != commit
+
+
+def test_prune_takes_that_commit_and_says_that_there_is_another(measured, tmp_path):
+    hub, env, path, commit = measured
+    done = prune(path, tmp_path / "out", "--model", "ann/tiny", env=env)
+    assert done.returncode == 0, done.stderr
+    main = hub.repo("ann/tiny").head.id
+    assert f"ann/tiny has moved on: its main branch is at {main[:12]}, and this uses {commit[:12]}" in done.stderr
+    assert TOKEN not in done.stdout + done.stderr
+    record = json.loads((tmp_path / "out" / "surgery.json").read_text())
+    assert record["source"]["revision"] == commit
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
+
+
+def test_another_commit_has_to_be_asked_for_and_to_hold_the_same_weights(measured, tmp_path):
+    hub, env, path, commit = measured
+    words = hub.repo("ann/tiny").head.parent
+    lines = script(FIND, path, "", words, env=env).splitlines()
+    assert lines[0] == f"using ann/tiny at {words[:12]}; the atlas was measured at {commit[:12]}"
+    assert lines[-1] == words
+    done = prune(path, tmp_path / "weights", "--revision", "main", env=env)
+    assert done.returncode == 2
+    assert "its weights differ" in done.stderr
+    assert not (tmp_path / "weights").exists()
+
+
+@pytest.mark.parametrize("changes", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
+@pytest.mark.parametrize("named", ["", "ann/tiny"])
+def test_what_is_cached_needs_no_network(measured, changes, named):
+    _, env, path, commit = measured
+    assert script(FIND, path, named, env=env | changes).splitlines() == [commit]
+
+
+def test_what_is_not_cached_says_how_to_get_it(measured, tmp_path):
+    _, env, path, commit = measured
+    text = script(FIND, path, "", env=env | {"HF_HOME": str(tmp_path / "empty"), "HF_HUB_OFFLINE": "1"})
+    assert "HF_HUB_OFFLINE is set" in text
+    assert f"hf download ann/tiny --revision {commit}" in text
+    text = script(FIND, path, "ann/other", env=env | {"HF_ENDPOINT": "http://127.0.0.1:9"})
+    assert "cannot be reached" in text
+    assert "hf download ann/other" in text
+
+
+def test_a_model_that_is_not_to_be_seen(measured, tmp_path):
+    hub, _, path, _ = measured
+    nobody = environment(hub, tmp_path / "home")
+    hub.add_repo("bob/gated", {"config.json": b"{}"}, gated=True)
+    assert "run: hf auth login" in script(FIND, path, "", env=nobody)
+    text = script(FIND, path, "bob/gated", env=nobody)
+    assert "bob/gated is gated" in text
+    assert f"request access at {hub.url}/bob/gated" in text
