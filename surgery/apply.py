@@ -19,8 +19,7 @@ from surgery.check import LogitCheck, available_memory, check_logits, check_shap
 from surgery.checkpoint.reader import read_ahead
 from surgery.checkpoint.writer import output_bytes, write_checkpoint
 from surgery.config_width import find_layout
-from surgery.plan import Applied, BlockPlan, PruningPlan, write_plan
-from surgery.recovery import Recovery, RecoveryReport
+from surgery.plan import Applied, PruningPlan, write_plan
 from surgery.report import Report
 from surgery.source import check_fingerprint
 
@@ -28,9 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    import torch
-
     from surgery.checkpoint.cuts import Cut
+    from surgery.recovery.options import BiasRecovery, Refit
 
 REPORT_FILE = "surgery.json"
 KEPT_FILE = "kept_channels.safetensors"
@@ -53,7 +51,7 @@ def apply_plan(
     verify: bool = True,
     fine_tune: bool = False,
     shard_bytes: int | None = None,
-    recovery: Recovery | None = None,
+    recovery: Refit | BiasRecovery | None = None,
     command: str = "",
     progress: bool = False,
     note: Callable[[str], object] = lambda text: None,
@@ -87,15 +85,25 @@ def apply_plan(
         check_fingerprint(plan.model, directory, found, "; where this is a fine-tune of it, add --fine-tune")
     layout = find_layout(plan, config, index)
     applied = Applied(layout.widths, layout.fields, found)
-    with published(output, index, layout.cuts, layout.config, shard_bytes, progress, note) as temporary:
+    source = index
+    with contextlib.ExitStack() as stack:
+        recovered = None
+        if recovery is not None:
+            from surgery.recovery.run import prepared
+
+            recovered = stack.enter_context(
+                prepared(recovery, plan, layout, index, output.absolute().parent, progress=progress))
+            plan, layout, index = recovered.plan, recovered.layout, recovered.index
+        temporary = stack.enter_context(
+            published(output, index, layout.cuts, layout.config, shard_bytes, progress, note))
         write_plan(plan, temporary / KEPT_FILE, applied)
         shapes = check_shapes(index, layout.cuts, layout.allowed, temporary)
         logits, skipped = _verify(plan, index, temporary, verify, note)
         written = CheckpointIndex.open(temporary)
-        recovered = None if recovery is None else _recover(plan, recovery, index, written, layout.cuts, progress)
         report = Report(
-            plan, applied, index.parameters, written.parameters, index.nbytes, written.nbytes, shapes, logits, skipped,
-            versions(), command, recovered,
+            plan, applied, source.parameters, written.parameters, source.nbytes, written.nbytes, shapes, logits, skipped,
+            versions(), command, recovered.put_in(written, verify=logits is not None) if recovered is not None else None,
+            layout.switched,
         )
         write_json(report.to_json(), temporary / REPORT_FILE)
         (temporary / "README.md").write_text(model_card(report, output.absolute().name), encoding="utf-8")
@@ -106,25 +114,6 @@ def _check_kind(plan: PruningPlan, directory: Path, config: dict[str, Any]) -> N
     if config.get("model_type") != plan.model.model_type:
         raise ModelError(f"{directory} is a {config.get('model_type')!r} model, and the plan is for a "
                          f"{plan.model.model_type!r} model: no fine-tune of it")
-
-
-def _recover(
-    plan: PruningPlan, recovery: Recovery, index: CheckpointIndex, written: CheckpointIndex, cuts: dict[str, Cut], progress: bool
-) -> RecoveryReport:
-    """Refit the checkpoint that was just written, in its files, and check what stock code makes of it."""
-    from surgery.check import check_fitted
-    from surgery.checkpoint.patch import write_kept
-    from surgery.refit import recover
-
-    def keep(block: BlockPlan, weight: torch.Tensor) -> torch.Tensor:
-        item = next(item for item in block.tensors if item.role == "write")
-        return write_kept(written.tensors[item.tensor], cuts[item.tensor], item.indices(block.kept), weight)
-
-    with progress_bar(0, "seq", "refitting", quiet=not progress) as bar:
-        fitted = recover(plan, index, recovery, keep, spool_directory=written.directory.parent, begin=bar.reset,
-                         progress=bar.update)
-    error = check_fitted(written.directory, fitted)
-    return RecoveryReport(recovery.method, recovery.tokens.size, fitted.layers, error)
 
 
 def check_output(output: Path, *, overwrite: bool, source: Path | None = None) -> None:

@@ -21,7 +21,7 @@ from chanfmt.console import (
 )
 from chanfmt.errors import MissingPackageError, UsageError
 from surgery.plan import PlanOptions
-from surgery.recovery import RecoveryOptions
+from surgery.recovery.options import RecoveryOptions
 
 if TYPE_CHECKING:
     import argparse
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from chanfmt.console import Parser
     from surgery.plan import PruningPlan
-    from surgery.recovery import Recovery
+    from surgery.recovery.options import BiasRecovery, Refit
     from surgery.subject import Subject
 
     Commands = argparse._SubParsersAction[Parser]
@@ -208,7 +208,7 @@ def _add(commands: Commands, name: str, summary: str, run: object, *options: typ
 
 def _prune(arguments: argparse.Namespace) -> None:
     import chanfmt
-    from surgery.recovery import plan_recovery
+    from surgery.recovery.options import plan_recovery
 
     options = parse_options(arguments, ApplyOptions)
     talk = parse_options(arguments, TalkOptions)
@@ -368,7 +368,8 @@ def _make_plan(path: str, options: PlanOptions, talk: TalkOptions) -> PruningPla
 
 
 def _cut(
-    plan: PruningPlan, options: ApplyOptions, talk: TalkOptions, *, fine_tune: bool = False, recovery: Recovery | None = None,
+    plan: PruningPlan, options: ApplyOptions, talk: TalkOptions, *, fine_tune: bool = False,
+    recovery: Refit | BiasRecovery | None = None,
 ) -> None:
     from chanfmt.models.resolve import resolve_model
     from surgery.apply import apply_plan, check_output
