@@ -3,7 +3,8 @@
     python bench/apply.py [--gigabytes 4.5] [--rounds 3] [--directory DIR]
 
 Makes a random Llama-shaped bfloat16 checkpoint in shards and a plan that removes half of every FFN, and
-runs in turn, each in a process of its own and with the files dropped from the page cache:
+runs in turn, each in a process of its own, with the files dropped from the page cache, and until the result
+is on the disk (the file system is synced at the end, within the time):
 
 - ``surgery apply --no-verify``, as a user runs it: imports, checks of shapes and fsync included;
 - ``cp -r`` of the checkpoint;
@@ -15,6 +16,7 @@ Prints seconds, peak resident memory, and their ratios.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import multiprocessing
 import os
@@ -37,6 +39,7 @@ from surgery.plan import BlockPlan, PlannedModel, PruningPlan, save_plan
 HIDDEN, WIDTH, HEADS, VOCABULARY = 4096, 14336, 32, 32000
 KEY_VALUE_HEADS = 8
 SHARD_LAYERS = 4
+LIBC = ctypes.CDLL(None)
 
 WITH_TRANSFORMERS = """
 import sys, torch, transformers
@@ -156,13 +159,19 @@ def make_plan(model: Path, layers: int) -> PruningPlan:
 
 
 def timed(command: list[str], directory: Path) -> tuple[float, int]:
-    """Seconds and peak resident bytes of ``command``, with nothing of ``directory`` in the page cache; its output is removed."""
+    """Seconds until the output of ``command`` is on the disk, and its peak resident bytes; the output is removed.
+
+    Nothing of ``directory`` is in the page cache at first.
+    """
     drop_cache(directory)
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None
     said = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
+    descriptor = os.open(directory, os.O_RDONLY)
+    LIBC.syncfs(descriptor)
+    os.close(descriptor)
     seconds = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:

@@ -28,8 +28,7 @@ from surgery.config_width import find_layout
 from surgery.manifest import hash_files, list_files
 from surgery.names import ATLAS_FILE, CARD_FILE, EVALUATION_FILE, KEPT_FILE, PICTURE_FILE, REPORT_FILE
 from surgery.picture import layer_picture
-from surgery.plan import Applied, BlockPlan, PruningPlan, write_plan
-from surgery.recovery import Recovery, RecoveryReport
+from surgery.plan import Applied, PruningPlan, write_plan
 from surgery.report import Report
 from surgery.source import check_fingerprint, tells_directories
 from surgery.stock import parse_config
@@ -38,10 +37,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    import torch
-
     from chanfmt.models.resolve import ResolvedModel
     from surgery.checkpoint.cuts import Cut
+    from surgery.recovery.options import BiasRecovery, Refit
 
 _MAX_CONFIG = 16 << 20
 _MAX_CARRIED = 128 << 20
@@ -62,7 +60,7 @@ def apply_plan(
     verify: bool = True,
     fine_tune: ResolvedModel | None = None,
     shard_bytes: int | None = None,
-    recovery: Recovery | None = None,
+    recovery: Refit | BiasRecovery | None = None,
     atlas: Path | None = None,
     command: str = "",
     progress: bool = False,
@@ -100,20 +98,30 @@ def apply_plan(
     base = read_base(fine_tune or plan.model, directory)
     layout = find_layout(plan, config, index)
     applied = Applied(layout.widths, layout.fields, found)
-    with published(output, index, layout.cuts, layout.config, shard_bytes, progress, note) as temporary:
+    source = index
+    with contextlib.ExitStack() as stack:
+        recovered = None
+        if recovery is not None:
+            from surgery.recovery.run import prepared
+
+            recovered = stack.enter_context(
+                prepared(recovery, plan, layout, index, output.absolute().parent, progress=progress))
+            plan, layout, index = recovered.plan, recovered.layout, recovered.index
+        temporary = stack.enter_context(
+            published(output, index, layout.cuts, layout.config, shard_bytes, progress, note))
         write_plan(plan, temporary / KEPT_FILE, applied)
         shapes = check_shapes(index, layout.cuts, layout.allowed, temporary)
         logits, skipped = _verify(plan, index, temporary, verify, note)
         written = CheckpointIndex.open(temporary)
-        recovered = None if recovery is None else _recover(plan, recovery, index, written, layout.cuts, progress)
+        refitted = recovered.put_in(written, verify=logits is not None) if recovered is not None else None
         (temporary / PICTURE_FILE).write_text(layer_picture(plan), encoding="utf-8")
         _write_notice(base, temporary)
         if atlas is not None:
             _carry_atlas(atlas, temporary / ATLAS_FILE, note)
         report = Report(
-            plan, base, applied, index.parameters, written.parameters, index.nbytes, written.nbytes, shapes, logits, skipped,
+            plan, base, applied, source.parameters, written.parameters, source.nbytes, written.nbytes, shapes, logits, skipped,
             versions(), command, auto_class(parse_config(layout.config)).__name__,
-            hash_files(temporary, list_files(temporary)), recovered,
+            hash_files(temporary, list_files(temporary)), refitted, layout.switched,
         )
         write_json(report.to_json(), temporary / REPORT_FILE)
         (temporary / CARD_FILE).write_text(model_card(report, output.absolute().name), encoding="utf-8")
@@ -124,25 +132,6 @@ def _check_kind(plan: PruningPlan, directory: Path, config: dict[str, Any]) -> N
     if config.get("model_type") != plan.model.model_type:
         raise ModelError(f"{directory} is a {config.get('model_type')!r} model, and the plan is for a "
                          f"{plan.model.model_type!r} model: no fine-tune of it")
-
-
-def _recover(
-    plan: PruningPlan, recovery: Recovery, index: CheckpointIndex, written: CheckpointIndex, cuts: dict[str, Cut], progress: bool
-) -> RecoveryReport:
-    """Refit the checkpoint that was just written, in its files, and check what stock code makes of it."""
-    from surgery.check import check_fitted
-    from surgery.checkpoint.patch import write_kept
-    from surgery.refit import recover
-
-    def keep(block: BlockPlan, weight: torch.Tensor) -> torch.Tensor:
-        item = next(item for item in block.tensors if item.role == "write")
-        return write_kept(written.tensors[item.tensor], cuts[item.tensor], item.indices(block.kept), weight)
-
-    with progress_bar(0, "seq", "refitting", quiet=not progress) as bar:
-        fitted = recover(plan, index, recovery, keep, spool_directory=written.directory.parent, begin=bar.reset,
-                         progress=bar.update)
-    error = check_fitted(written.directory, fitted)
-    return RecoveryReport(recovery.method, recovery.tokens.size, fitted.layers, error)
 
 
 def check_output(output: Path, *, overwrite: bool, source: Path | None = None) -> None:

@@ -14,7 +14,7 @@ from surgery.base import NOTICE_FILE
 from surgery.methods import METHODS
 from surgery.names import ATLAS_FILE, EVALUATION_FILE, KEPT_FILE, PICTURE_FILE, REPORT_FILE
 from surgery.perplexity import perplexity_text
-from surgery.recovery import RECOVERIES
+from surgery.recovery.options import RECOVERIES
 from surgery.report import layer_rows, summary_rows
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def _licence(report: Report) -> list[str]:
 
 def _form(report: Report) -> str:
     """How the removal shows in the files."""
-    fields = ", ".join(f"`{inline(field)}` is {inline(str(change.after))}" for field, change in report.applied.config.items())
+    fields = ", ".join(f"`{inline(field)}` is {inline(str(change.after))}" for field, change in report.config_fields.items())
     if not report.padded:
         return f"The channels are gone, not zeroed: {fields} in `config.json`."
     zeros = f"Stock code knows no width of their own for {len(report.padded)} FFNs, which are filled up with zero channels."
@@ -213,5 +213,5 @@ def _form(report: Report) -> str:
 def _weights(report: Report) -> str:
     if report.recovery is None:
         return "No weight that stayed was changed, and nothing was trained."
-    return (f"The write projections of what stayed were refitted by {RECOVERIES[report.recovery.method].partition(' by ')[2]}; "
-            "no gradient was taken.")
+    what = RECOVERIES[report.recovery.method]
+    return f"{what[:1].upper()}{what[1:]}; no gradient was taken."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -18,11 +19,14 @@ from surgery.stock import meta_shapes, parse_config
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import numpy as np
+
+    from chanfmt.models.intercept import Interceptor
     from surgery.checkpoint.cuts import Cut
     from surgery.config_width import Allowed
     from surgery.inputs import Inputs
     from surgery.plan import PruningPlan
-    from surgery.refit import Recovered
+    from surgery.recovery.refit import Refitted
 
 LOGIT_TOLERANCE = 1e-4
 """Largest accepted max|difference| / max|masked dense logits|."""
@@ -83,7 +87,9 @@ def check_shapes(index: CheckpointIndex, cuts: Mapping[str, Cut], allowed: Allow
     return ShapeCheck(len(expected), len(allowed))
 
 
-def check_logits(plan: PruningPlan, source: Path, output: Path, *, mask: bool = True) -> LogitCheck:
+def check_logits(
+    plan: PruningPlan, source: Path, output: Path, *, mask: bool = True, added: Mapping[str, np.ndarray] | None = None
+) -> LogitCheck:
     """Compare the logits of ``output`` with those of ``source`` whose removed channels are masked.
 
     The channels are masked where the model, traced, shows its FFNs, and not where the plan says that
@@ -94,15 +100,16 @@ def check_logits(plan: PruningPlan, source: Path, output: Path, *, mask: bool = 
 
     Args:
         mask: Off where ``output`` should compute what ``source`` does as it is.
+        added: Name of an FFN to what the result adds to its output besides, (outputs,).
 
     Raises:
         CheckError: They differ by more than `LOGIT_TOLERANCE`, keys are missing or surplus, or
             tied parameters came apart.
     """
-    check = _compare_logits(plan, source, output, "float32", mask)
+    check = _compare_logits(plan, source, output, "float32", mask, added or {})
     # Not "error > tolerance": a NaN must fail.
     if not check.relative_error <= LOGIT_TOLERANCE and memory_shortage(CheckpointIndex.open(source).parameters, 8) is None:
-        check = _compare_logits(plan, source, output, "float64", mask)
+        check = _compare_logits(plan, source, output, "float64", mask, added or {})
     if not check.relative_error <= LOGIT_TOLERANCE:
         what = "the masked dense model's" if mask else "the pruned model's"
         raise CheckError(
@@ -112,14 +119,15 @@ def check_logits(plan: PruningPlan, source: Path, output: Path, *, mask: bool = 
     return check
 
 
-def _compare_logits(plan: PruningPlan, source: Path, output: Path, dtype: str, mask: bool) -> LogitCheck:
+def _compare_logits(
+    plan: PruningPlan, source: Path, output: Path, dtype: str, mask: bool, added: Mapping[str, np.ndarray]
+) -> LogitCheck:
     from surgery.inputs import check_inputs
 
     dense, report = _load(source, dtype)
     inputs = check_inputs(dense, plan.check_tokens, plan.seed)
-    if mask:
-        _mask(dense, plan, inputs)
-    expected = _logits(dense, inputs)
+    with _masked(dense, plan, inputs, added) if mask else contextlib.nullcontext():
+        expected = _logits(dense, inputs)
     ties = _ties(dense)
     del dense
     gc.collect()
@@ -137,7 +145,7 @@ def _compare_logits(plan: PruningPlan, source: Path, output: Path, dtype: str, m
     return LogitCheck(error, LOGIT_TOLERANCE, inputs.count, inputs.text, dtype)
 
 
-def check_fitted(output: Path, fitted: Recovered) -> float:
+def check_fitted(output: Path, fitted: Refitted) -> float:
     """Compare the logits of the refitted model in ``output`` with those that the refit ended in, relative to the largest.
 
     Raises:
@@ -204,11 +212,14 @@ def _load(directory: Path, dtype: str) -> tuple[Any, dict[str, set[str]]]:
     return model.eval(), {kind: {str(key) for key in info[kind]} for kind in kinds}
 
 
-def _mask(model: Any, plan: PruningPlan, inputs: Inputs) -> None:
-    """Zero the write vectors of the channels that ``plan`` removes from ``model``."""
+def _masked(model: Any, plan: PruningPlan, inputs: Inputs, added: Mapping[str, np.ndarray]) -> Interceptor:
+    """Zero the write vectors of the channels that ``plan`` removes from ``model``. Returns what adds ``added``, to be entered."""
     import torch
 
+    from chanfmt.models.intercept import Interceptor
     from chanfmt.models.weights import matrix_of
+
+    interceptor = Interceptor(model)
 
     for block, ffn in zip(plan.blocks, match_ffns(plan.blocks, inputs.find_ffns(model)), strict=True):
         if not block.is_cut:
@@ -224,6 +235,10 @@ def _mask(model: Any, plan: PruningPlan, inputs: Inputs) -> None:
         for expert, member in enumerate(ffn.members):
             removed = torch.from_numpy(block.removed_of(expert)).long()
             matrix_of(model, member.write.matrix).data.index_fill_(1, removed, 0.0)
+            if block.name in added:
+                bias = torch.from_numpy(added[block.name]).to(model.dtype)
+                interceptor.on(member.write.matrix, after=bias.add)
+    return interceptor
 
 
 def _logits(model: Any, inputs: Inputs) -> Any:

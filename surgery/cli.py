@@ -25,7 +25,7 @@ from chanfmt.hub.names import check_repo
 from chanfmt.hub.publish import VisibilityOptions
 from surgery.plan import PlanOptions
 from surgery.push import PushOptions
-from surgery.recovery import RecoveryOptions
+from surgery.recovery.options import RecoveryOptions
 
 if TYPE_CHECKING:
     import argparse
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from chanfmt.console import Parser
     from chanfmt.hub.publish import Published
     from surgery.plan import PruningPlan
-    from surgery.recovery import Recovery
+    from surgery.recovery.options import BiasRecovery, Refit
     from surgery.subject import Subject
 
     Commands = argparse._SubParsersAction[Parser]
@@ -257,7 +257,7 @@ def _add(commands: Commands, name: str, summary: str, run: object, *options: typ
 
 def _prune(arguments: argparse.Namespace) -> None:
     import chanfmt
-    from surgery.recovery import plan_recovery
+    from surgery.recovery.options import plan_recovery
 
     options = parse_options(arguments, ApplyOptions)
     talk = parse_options(arguments, TalkOptions)
@@ -428,7 +428,8 @@ def _make_plan(path: str, options: PlanOptions, talk: TalkOptions) -> PruningPla
 
 
 def _cut(
-    plan: PruningPlan, options: ApplyOptions, talk: TalkOptions, *, fine_tune: bool = False, recovery: Recovery | None = None,
+    plan: PruningPlan, options: ApplyOptions, talk: TalkOptions, *, fine_tune: bool = False,
+    recovery: Refit | BiasRecovery | None = None,
     atlas: Path | None = None, publishing: PublishingOptions | None = None,
 ) -> None:
     from chanfmt.command_line import recorded_command

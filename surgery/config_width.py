@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.errors import ModelError
@@ -39,8 +39,9 @@ class Layout:
         widths: Width of every FFN in the result.
         cuts: What that makes of the checkpoint's tensors.
         config: The edited config.
-        fields: What was edited, dotted where nested.
+        fields: Width fields that were edited, dotted where nested.
         allowed: Shapes that the stock model of the edited config may have.
+        switched: Other fields that were edited, which stay so when the cut is undone.
     """
 
     widths: Widths
@@ -48,6 +49,7 @@ class Layout:
     config: dict[str, Any]
     fields: dict[str, Change]
     allowed: Allowed
+    switched: dict[str, Change] = field(default_factory=dict)
 
 
 def find_layout(plan: PruningPlan, config: dict[str, Any], index: CheckpointIndex) -> Layout:
@@ -120,7 +122,7 @@ def allowed_shapes(
                 roles[item.parameter].add(item.role)
                 tensors[item.parameter].add(item.tensor)
         for parameter, names in tensors.items():
-            name = _in_model(parameter, before)
+            name = in_model(parameter, before)
             tensor = next(iter(names))
             if len(names) == 1 and index.tensors[tensor].shape == before[name]:
                 allowed[name] = frozenset({cuts[tensor].shape})
@@ -137,7 +139,7 @@ def _narrowed(shape: tuple[int, ...], removed: set[int]) -> Iterator[tuple[int, 
                 yield (*shape[:axis], length - count, *shape[axis + 1:])
 
 
-def _in_model(parameter: str, shapes: Shapes) -> str:
+def in_model(parameter: str, shapes: Shapes) -> str:
     """What the stock model calls ``parameter``: another head changes the names' beginning."""
     if parameter in shapes:
         return parameter
@@ -164,7 +166,7 @@ def narrow_config(
     """
     missing = {name for name in before if before[name] not in allowed[name]}
     edits: dict[FieldPath, Any] = {}
-    fields = dict(_fields(parse_config(config).to_dict()))
+    fields = dict(config_fields(parse_config(config).to_dict()))
     for path, new in _candidates(fields, plan, widths) if missing else ():
         if path in edits:
             continue
@@ -249,10 +251,11 @@ def _lists(plan: PruningPlan, widths: Widths, values: list[int]) -> Iterator[lis
             yield new
 
 
-def _fields(config: Mapping[str, Any], prefix: FieldPath = ()) -> Iterator[tuple[FieldPath, Any]]:
+def config_fields(config: Mapping[str, Any], prefix: FieldPath = ()) -> Iterator[tuple[FieldPath, Any]]:
+    """Every field of ``config`` that is no table, with its value."""
     for name, value in config.items():
         if isinstance(value, dict):
-            yield from _fields(value, (*prefix, name))
+            yield from config_fields(value, (*prefix, name))
         else:
             yield (*prefix, name), value
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from surgery.decide import MAX_LAYER_SPARSITY
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from surgery.check import LogitCheck, ShapeCheck
     from surgery.decide import SelectorEffect
     from surgery.manifest import Manifest
-    from surgery.plan import Applied, BlockPlan, PruningPlan
-    from surgery.recovery import RecoveryReport
+    from surgery.plan import Applied, BlockPlan, Change, PruningPlan
+    from surgery.recovery.options import RecoveryReport
 
 REPORT_FORMAT = "surgery/1"
 
@@ -37,6 +37,7 @@ class Report:
         loader: Class of transformers that loads the result.
         files: What the result consists of, but for ``surgery.json``, which holds this, and the card, which may change.
         recovery: How what was kept was refitted; None where it stayed as it was.
+        switched: Config fields that were changed for that, dotted where nested.
     """
 
     plan: PruningPlan
@@ -54,6 +55,12 @@ class Report:
     loader: str
     files: Manifest
     recovery: RecoveryReport | None = None
+    switched: Mapping[str, Change] = field(default_factory=dict)
+
+    @property
+    def config_fields(self) -> dict[str, Change]:
+        """Config fields that changed, dotted where nested."""
+        return {**self.applied.config, **self.switched}
 
     @property
     def padded(self) -> list[BlockPlan]:
@@ -69,7 +76,7 @@ class Report:
             "parameters": {"before": self.parameters_before, "after": self.parameters_after},
             "bytes": {"before": self.bytes_before, "after": self.bytes_after},
             "fingerprint": self.applied.fingerprint,
-            "config_fields": {name: asdict(change) for name, change in self.applied.config.items()},
+            "config_fields": {name: asdict(change) for name, change in self.config_fields.items()},
             "padded_to": {block.name: self.applied.widths[block.name] for block in self.padded},
             "checks": {
                 "shapes": asdict(self.shapes),

@@ -13,8 +13,8 @@ from surgery.check import LogitCheck, ShapeCheck
 from surgery.evaluated import Evaluated, load_evaluated
 from surgery.manifest import FileRecord, hash_files, list_files
 from surgery.names import CARD_FILE, EVALUATION_FILE, KEPT_FILE, REPORT_FILE
-from surgery.plan import load_applied
-from surgery.recovery import LayerRecovery, RecoveryReport
+from surgery.plan import Change, load_applied
+from surgery.recovery.options import LayerRecovery, RecoveryReport
 from surgery.report import REPORT_FORMAT, Report
 from surgery.typed import typed
 
@@ -124,6 +124,8 @@ def _parse(value: dict[str, Any], directory: Path) -> Report:
             typed(recovery["method"], str, "method"), typed(recovery["tokens"], int, "tokens"),
             [LayerRecovery(**layer) for layer in recovery["layers"]], recovery["logit_error"],
         ),
+        switched={name: Change(item["before"], item["after"])
+                  for name, item in value["config_fields"].items() if name not in applied.config},
     )
 
 

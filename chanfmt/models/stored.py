@@ -7,7 +7,7 @@ checkpoint before it is read.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -16,13 +16,26 @@ from chanfmt.models.checkpoint import CONTAINERS, DTYPE_BITS, CheckpointIndex, T
 from chanfmt.models.resolve import own_revision, resolve_model
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from chanfmt.records import Block, ModelRecord, TensorSlice
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Dtypes that are read here, and what a model in that dtype is called in an atlas."""
 _WEIGHTS = ("write", "up", "gate")
+
+
+class HasTensors(Protocol):
+    """What `chanfmt.records.Block` and `surgery.plan.BlockPlan` say alike of where an FFN's weights lie."""
+
+    @property
+    def module(self) -> str: ...
+    @property
+    def n_channels(self) -> int: ...
+    @property
+    def n_experts(self) -> int: ...
+    @property
+    def tensors(self) -> Sequence[TensorSlice]: ...
 
 
 @dataclass(frozen=True)
@@ -79,26 +92,34 @@ class StoredWeights:
             ModelError: The FFN table does not fit the checkpoint, or a dtype cannot be read.
         """
         items = _items(block, expert)
-        write = self._matrix(block, items["write"], channel_axis=1)
+        write = self.write(block, expert)
         reads = [self._matrix(block, items[role], channel_axis=0) for role in ("gate", "up") if role in items]
         return StoredFFN(write, reads)
 
-    def _matrix(self, block: Block, item: TensorSlice, *, channel_axis: int) -> np.ndarray:
+    def write(self, block: HasTensors, expert: int = 0) -> np.ndarray:
+        """Write vectors of ``block``, of its expert number ``expert`` where it has experts, as columns (d, m).
+
+        Raises:
+            ModelError: As `ffn`.
+        """
+        return self._matrix(block, _items(block, expert)["write"], channel_axis=1)
+
+    def _matrix(self, block: HasTensors, item: TensorSlice, *, channel_axis: int) -> np.ndarray:
         entry = self.index.tensors.get(item.tensor)
         if entry is None:
             raise ModelError(f"the checkpoint has no tensor {item.tensor!r}, which the atlas names for {block.module}")
-        shape, axis, values = entry.shape, item.axis, None
+        shape, axis, bits = entry.shape, item.axis, None
         if item.index is not None and axis is not None and shape and item.index < shape[0]:
-            shape, axis, values = shape[1:], axis - 1, view(entry)[item.index]
+            shape, axis, bits = shape[1:], axis - 1, view(entry)[item.index]
         last = item.start + (block.n_channels - 1) * item.step
         if len(shape) != 2 or axis not in (0, 1) or last >= shape[axis]:
             raise ModelError(f"{block.module}: channels {item.start} to {last} of axis {item.axis} are not in the tensor "
                              f"{item.tensor!r}, whose shape is {list(entry.shape)}")
-        bits = view(entry) if values is None else values
+        bits = view(entry) if bits is None else bits
         part = slice(item.start, last + 1, item.step)
         bits = bits[part] if axis == 0 else bits[:, part]
-        numbers = _rounded(_values(bits, entry.dtype, item.tensor), _DTYPES[entry.dtype], self.dtype)
-        return numbers if axis == channel_axis else numbers.T
+        values = _rounded(_values(bits, entry.dtype, item.tensor), _DTYPES[entry.dtype], self.dtype)
+        return values if axis == channel_axis else values.T
 
 
 def view(entry: TensorEntry) -> np.ndarray:
@@ -118,7 +139,16 @@ def view(entry: TensorEntry) -> np.ndarray:
         raise ModelError(f"cannot read {entry.file}: {error}") from None
 
 
-def _items(block: Block, expert: int) -> Mapping[str, TensorSlice]:
+def numbers(entry: TensorEntry) -> np.ndarray:
+    """The numbers of a tensor, float32 (float64 where it is stored so).
+
+    Raises:
+        ModelError: It is stored as no kind of float that is known here, or cannot be read.
+    """
+    return _values(view(entry), entry.dtype, entry.file.name)
+
+
+def _items(block: HasTensors, expert: int) -> Mapping[str, TensorSlice]:
     """Role to slice of one expert's weights; the table lists each role once per expert, in their order."""
     found: dict[str, TensorSlice] = {}
     for role in _WEIGHTS:

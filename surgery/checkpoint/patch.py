@@ -18,28 +18,31 @@ if TYPE_CHECKING:
     from surgery.checkpoint.cuts import Cut
 
 
-def write_kept(entry: TensorEntry, cut: Cut, positions: np.ndarray, values: torch.Tensor) -> torch.Tensor:
+def as_stored(values: torch.Tensor, dtype: str) -> torch.Tensor:
+    """``values`` on the CPU, rounded to the safetensors dtype that a checkpoint holds them in.
+
+    Raises:
+        ModelError: That is not one of floats of 16 bits or more, or a value is too large for it.
+    """
+    kind = DTYPES.get(dtype)
+    if kind is None or not kind.is_floating_point:
+        raise ModelError(f"weights stored as {dtype} cannot be refitted", hint="save the model in bfloat16 first")
+    rounded = values.cpu().to(kind)
+    if not bool(rounded.isfinite().all()):
+        raise ModelError(f"a refitted weight does not fit into {dtype}")
+    return rounded
+
+
+def write_kept(entry: TensorEntry, cut: Cut, positions: np.ndarray, values: torch.Tensor) -> None:
     """Replace the kept channels of a matrix in its file.
 
     Args:
         entry: The matrix after the cut, two axes.
         cut: How it came to be.
         positions: Where its kept channels were on the axis that was cut, before.
-        values: New values, (other axis, kept).
-
-    Returns:
-        ``values`` as the file holds them, rounded to its dtype.
-
-    Raises:
-        ModelError: Its dtype is not one of floats of 16 bits or more, or a value is too large for it.
+        values: New values, (other axis, kept), from `as_stored`.
     """
-    dtype = DTYPES.get(entry.dtype)
-    if dtype is None or not dtype.is_floating_point:
-        raise ModelError(f"a matrix stored as {entry.dtype} cannot be refitted", hint="save the model in bfloat16 first")
-    rounded = values.cpu().to(dtype)
-    if not bool(rounded.isfinite().all()):
-        raise ModelError(f"a refitted weight does not fit into {entry.dtype}")
-    bits = rounded.contiguous().view(torch.uint8).numpy().view(CONTAINERS[DTYPE_BITS[entry.dtype]])
+    bits = _bits(values, entry)
     places = np.searchsorted(np.where(cut.positions[0] < 0, np.iinfo(np.int64).max, cut.positions[0]), positions)
     descriptor = os.open(entry.file, os.O_RDWR)
     try:
@@ -52,4 +55,17 @@ def write_kept(entry: TensorEntry, cut: Cut, positions: np.ndarray, values: torc
         write_at(descriptor, data.reshape(-1).view(np.uint8).data, entry.start)
     finally:
         os.close(descriptor)
-    return rounded
+
+
+def write_vector(entry: TensorEntry, index: int | None, values: torch.Tensor) -> None:
+    """Replace a vector, or row ``index`` of a matrix, in its file by ``values`` from `as_stored`."""
+    bits = _bits(values, entry)
+    descriptor = os.open(entry.file, os.O_RDWR)
+    try:
+        write_at(descriptor, bits.view(np.uint8).data, entry.start + (index or 0) * bits.nbytes)
+    finally:
+        os.close(descriptor)
+
+
+def _bits(values: torch.Tensor, entry: TensorEntry) -> np.ndarray:
+    return values.contiguous().view(torch.uint8).numpy().view(CONTAINERS[DTYPE_BITS[entry.dtype]])

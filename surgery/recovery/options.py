@@ -6,19 +6,21 @@ import statistics
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from chanfmt.errors import AtlasError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy as np
+    from collections.abc import Mapping, Sequence
 
     from chanfmt.atlas import Atlas
+    from chanfmt.records import Block
     from surgery.plan import PruningPlan
 
 RECOVERIES = {
     "none": "what was kept stays as it was",
-    "lstsq": "write projections refitted by least squares, block by block, on the atlas's calibration tokens",
+    "bias": "what the removed channels wrote on average becomes a bias, as in FLAP",
+    "lstsq": "write projections are refitted by least squares, block by block, on the atlas's calibration tokens",
 }
 
 
@@ -45,17 +47,28 @@ class RecoveryOptions:
 
 
 @dataclass(frozen=True, eq=False)
-class Recovery:
-    """A refit to be done.
+class BiasRecovery:
+    """Means to be added.
 
     Attributes:
-        method: One of `RECOVERIES`, not ``none``.
+        means: Name of every FFN of the plan to the mean activations of its channels, float64.
+        tokens: Calibration tokens they were taken over.
+    """
+
+    means: Mapping[str, np.ndarray]
+    tokens: int
+
+
+@dataclass(frozen=True, eq=False)
+class Refit:
+    """A refit by least squares to be done.
+
+    Attributes:
         tokens: Calibration text, int32 (sequence, position).
         device: Where it runs.
         spool_bytes: Bytes of hidden states kept in memory.
     """
 
-    method: str
     tokens: np.ndarray
     device: str
     spool_bytes: int
@@ -63,7 +76,7 @@ class Recovery:
 
 @dataclass(frozen=True)
 class LayerRecovery:
-    """What the fit did to one FFN.
+    """What a refit did to one FFN.
 
     Attributes:
         layer_index, module: Which.
@@ -88,14 +101,15 @@ class RecoveryReport:
     Attributes:
         method: One of `RECOVERIES`.
         tokens: Calibration tokens it was fitted on.
-        layers: One per FFN that was cut, in model order.
-        logit_error: Difference between the written model's logits and those of the refit, relative to the largest.
+        layers: One per FFN that was refitted, in model order; none for ``bias``.
+        logit_error: Difference between the written model's logits and those of the refit, relative to the largest; None for
+            ``bias``, which is part of the check of all logits.
     """
 
     method: str
     tokens: int
-    layers: Sequence[LayerRecovery]
-    logit_error: float
+    layers: Sequence[LayerRecovery] = ()
+    logit_error: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What ``surgery.json`` says of it."""
@@ -103,18 +117,20 @@ class RecoveryReport:
 
     def summary(self) -> str:
         """One line for people."""
+        if not self.layers:
+            return f"{self.method}: {RECOVERIES[self.method]}, over {self.tokens:,} tokens"
         before = statistics.median(layer.error_before for layer in self.layers)
         after = statistics.median(layer.error_after for layer in self.layers)
         return (f"{self.method} on {self.tokens:,} tokens: output error {before:.3g} to {after:.3g} "
                 f"(median of {len(self.layers)} FFNs)")
 
 
-def plan_recovery(options: RecoveryOptions, atlas: Atlas, plan: PruningPlan) -> Recovery | None:
-    """The refit that ``options`` ask for, on the tokens of ``atlas``; None for none.
+def plan_recovery(options: RecoveryOptions, atlas: Atlas, plan: PruningPlan) -> Refit | BiasRecovery | None:
+    """The recovery that ``options`` ask for, on what ``atlas`` knows of its calibration tokens; None for none.
 
     Raises:
         UsageError: There is no such method, or ``plan`` cuts what cannot be refitted.
-        AtlasError: ``atlas`` holds no tokens.
+        AtlasError: ``atlas`` holds no tokens, or no sums.
     """
     options.check()
     if options.recover == "none":
@@ -123,8 +139,19 @@ def plan_recovery(options: RecoveryOptions, atlas: Atlas, plan: PruningPlan) -> 
     if experts is not None:
         raise UsageError(f"--recover refits dense FFNs, and {experts.module} has {experts.n_experts} routed experts",
                          hint="cut without --recover, or only the dense FFNs: --stack NAME")
+    if options.recover == "bias":
+        return BiasRecovery({planned.name: _means(atlas, block) for block, planned in zip(atlas.blocks, plan.blocks, strict=True)
+                             if planned.is_cut}, atlas.calibration.tokens)
     tokens = atlas.calibration.token_ids
     if tokens is None or not len(tokens):
         raise AtlasError(f"{atlas.path} holds no calibration tokens, which --recover fits on",
                          hint="use the atlas as it was built, not one that was stripped or made on arrays")
-    return Recovery(options.recover, tokens, options.recover_device, int(options.spool_limit * 2**30))
+    return Refit(tokens, options.recover_device, int(options.spool_limit * 2**30))
+
+
+def _means(atlas: Atlas, block: Block) -> np.ndarray:
+    stack = atlas.stacks[block.stack]
+    tokens = float(stack.row("tokens", block.row))
+    if not tokens:
+        raise AtlasError(f"no calibration token reached {block.module}", hint="build the atlas on more text")
+    return np.asarray(stack.row("sum_u", block.row), dtype=np.float64) / tokens
