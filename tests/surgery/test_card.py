@@ -207,6 +207,15 @@ def test_a_result_reads_back_as_it_was_written(cut: Path) -> None:
     assert result.strangers == []
 
 
+@pytest.mark.parametrize("how", ["lstsq", "bias"])
+def test_a_recovered_result_reads_back_too(tiny: Tiny, tmp_path: Path, how: str) -> None:
+    surgery("prune", tiny.atlas, "--model", tiny.model, "--sparsity", "0.5", "--recover", how, "-o", tmp_path / "out", "--quiet")
+    result = open_result(tmp_path / "out")
+    check_unchanged(result)
+    assert json.loads(json.dumps(result.report.to_json())) == json.loads((tmp_path / "out" / "surgery.json").read_text())
+    assert model_card(result.report, "out") == (tmp_path / "out" / "README.md").read_text()
+
+
 def broken(cut: Path, copy: Path) -> Path:
     shutil.copytree(cut, copy)
     return copy
