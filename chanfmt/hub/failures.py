@@ -7,7 +7,7 @@ import errno
 import logging
 import re
 import time
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from chanfmt.errors import ChanfmtError, UsageError, first_line
 
@@ -70,8 +70,8 @@ def _translated(error: BaseException, repo: str, kind: str, revision: str | None
         return HubError(f"{repo} is not in the cache, or only in part", hint=f"get it with: {_download(repo, kind, revision)}")
     if isinstance(error, errors.EntryNotFoundError):
         return HubError(f"{repo} has no such file", hint=f"see: {page}/tree/main")
-    if isinstance(error, errors.HfHubHTTPError):
-        return _by_status(error, repo, what, page, writing=writing)
+    if status := _status(error):
+        return _by_status(error, status, repo, what, page, writing=writing)
     if is_unreachable(error):
         if type(error).__name__ == "LocalProtocolError":  # The token cannot even be sent.
             return bad_token()
@@ -82,10 +82,9 @@ def _translated(error: BaseException, repo: str, kind: str, revision: str | None
     return HubError(f"the Hub client failed on {repo}: {without_secrets(first_line(error))}", hint=_AGAIN if writing else None)
 
 
-def _by_status(error: Any, repo: str, what: str, page: str, *, writing: bool) -> ChanfmtError:
+def _by_status(error: BaseException, status: int, repo: str, what: str, page: str, *, writing: bool) -> ChanfmtError:
     from huggingface_hub import errors
 
-    status = error.response.status_code
     if isinstance(error, errors.GatedRepoError):
         login = ", then: hf auth login" if status == 401 else ""
         return HubError(f"{repo} is gated", hint=f"request access at {page}{login}")
@@ -115,8 +114,8 @@ def _by_status(error: Any, repo: str, what: str, page: str, *, writing: bool) ->
                         + ("; what was uploaded stays there" if writing else ""))
     if status >= 500:
         return HubError(f"the Hub failed with status {status}", hint=_AGAIN if writing else "run the same command again later")
-    said = f": {without_secrets(error.server_message.splitlines()[0])}" if error.server_message else ""
-    return HubError(f"the Hub refused {repo} with status {status}{said}")
+    said = getattr(error, "server_message", None) or str(error)
+    return HubError(f"the Hub refused {repo} with status {status}: {without_secrets(said.splitlines()[0])}")
 
 
 def no_token() -> HubError:
@@ -170,10 +169,11 @@ def _wait(error: BaseException, attempt: int) -> float | None:
     if isinstance(error, errors.HfHubHTTPError):
         if error.response.status_code not in (408, 409, 429) and error.response.status_code < 500:
             return None
-    elif not is_unreachable(error) or type(error).__name__ in ("ConnectError", "OfflineModeIsEnabled", "LocalProtocolError"):
+    # An error that is not of the HTTP library is of Xet's, which has tried again itself.
+    elif not isinstance(error, errors.HTTPError) or type(error).__name__ in ("ConnectError", "LocalProtocolError"):
         return None
     with contextlib.suppress(RuntimeError, AttributeError):  # An error of the connection need not know what was asked.
-        request = error.request  # type: ignore[attr-defined]
+        request = error.request
     if request is not None and (request.method == "PUT" or _TRIED_BY_CLIENT.search(str(request.url))):
         return None
     asked = _asked_wait(error)
@@ -187,6 +187,17 @@ def _asked_wait(error: BaseException) -> float | None:
     response = getattr(error, "response", None)
     text = response.headers.get("Retry-After", "") if response is not None else ""
     return float(text) if text.isdigit() else None
+
+
+def _status(error: BaseException) -> int:
+    """HTTP status of the answer that ``error`` is about; 0 where it is about none."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.HfHubHTTPError):
+        return int(error.response.status_code)
+    # Xet's client says it in words only.
+    match = re.search(r"HTTP status \w+ error \((\d{3})", str(error))
+    return int(match[1]) if match else 0
 
 
 def is_unreachable(error: BaseException) -> bool:
