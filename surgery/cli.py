@@ -226,7 +226,8 @@ def _prune(arguments: argparse.Namespace) -> None:
     if dry_run:
         _print_plan(plan, talk)
         return
-    with chanfmt.open(path) as atlas:
+    # An address without a commit may name another file by now.
+    with chanfmt.open(plan.atlas_source or path) as atlas:
         recovery = plan_recovery(recovery_options, atlas, plan)
     _cut(plan, options, talk, recovery=recovery)
 
