@@ -383,8 +383,8 @@ def _cut(
     shard_bytes = parse_size(options.shard_size)
     # A download may follow: complain about the output before it.
     check_output(output, overwrite=options.overwrite)
-    say(f"cutting {options.model or plan.model.id}", quiet=talk.quiet)
     model = find_model(plan.model, options.model, lambda text: say(text, quiet=talk.quiet), options.revision)
+    say(f"cutting {model.id}", quiet=talk.quiet)
     if model.revision and model.id == plan.model.id:
         plan = dataclasses.replace(plan, model=dataclasses.replace(plan.model, revision=model.revision))
     report = apply_plan(

@@ -70,11 +70,9 @@ def publish_folder(
 
     check_repo(repo)
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    with quiet_client(note, progress=progress), hub_errors(repo, kind=kind, writing=True):
-        api = HfApi()
-        if get_token() is None:
-            raise no_token()
-        repo = full_name(repo, note=note)
+    if get_token() is None:
+        raise no_token()
+    api, repo = HfApi(), full_name(repo, note=note)
     with quiet_client(note, progress=progress), hub_errors(repo, kind=kind, writing=True):
         target = _Target(api, repo, kind, note)
         hidden = target.prepare(files, options)
@@ -142,7 +140,7 @@ class _Target:
         more = sorted(there.keys() - files.keys()) if alone else []
         if wrong or more:
             raise CheckError(f"{self._repo} does not hold what was uploaded ({_some(wrong or more)} differs)",
-                             hint="run the same command again with --overwrite; nothing was made public")
+                             hint="run the same command again with --overwrite, or name another repository")
 
     def _entries(self, revision: str) -> list[Any]:
         return self._tried(lambda: [

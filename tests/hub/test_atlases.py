@@ -175,7 +175,7 @@ def test_the_token_is_nowhere(hub, path, tmp_path):
     home.mkdir()
     (home / "token").write_text(TOKEN)
     env = environment(hub, home, HF_DEBUG="1")
-    fault = Fault("PUT", "/lfs/whole", pace=0.02)
+    fault = Fault("PUT", "/lfs/whole", pace=0.004)
     hub.faults.append(fault)
     process = start("-m", "chanfmt", "push", path, "ann/x", env=env)
     assert fault.met.wait(60)

@@ -133,7 +133,7 @@ STAYING = {
                      "hf auth login"),
     "commit-403": ("POST", "{}/commit/", {"status": 403}, "--pr"),
     "preupload-404": ("POST", "{}/preupload/", {"status": 404, "code": "RepoNotFound"}, "check the name"),
-    "question-429-for-long": ("GET", "/api/models/.*{}", {"status": 429, "headers": {"Retry-After": "3000"}}, "in 3000 s"),
+    "question-429-for-long": ("GET", "/api/models/.*{}", {"status": 429, "headers": {"RateLimit": '"api";r=0;t=3000'}}, "in 3000 s"),
     "upload-402": ("PUT", "/lfs/whole/.*{}", {"status": 402}, "--public"),
     "commit-409-for-good": ("POST", "{}/commit/", {"status": 409}, "run the same command again"),
     "xet-token-401": ("GET", "{}/xet-write-token/", {"status": 401}, "hf auth login"),
