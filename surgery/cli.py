@@ -273,7 +273,8 @@ def _prune(arguments: argparse.Namespace) -> None:
     if dry_run:
         _print_plan(plan, talk)
         return
-    with chanfmt.open(path) as atlas:
+    # An address without a commit may name another file by now.
+    with chanfmt.open(plan.atlas_source or path) as atlas:
         recovery, atlas_file = plan_recovery(recovery_options, atlas, plan), atlas.path
     _cut(plan, options, talk, recovery=recovery, atlas=atlas_file, publishing=publishing)
 
@@ -442,8 +443,8 @@ def _cut(
     shard_bytes = parse_size(options.shard_size)
     # A download may follow: complain about the output before it.
     check_output(output, overwrite=options.overwrite)
-    say(f"cutting {options.model or plan.model.id}", quiet=talk.quiet)
     model = find_model(plan.model, options.model, lambda text: say(text, quiet=talk.quiet), options.revision)
+    say(f"cutting {model.id}", quiet=talk.quiet)
     if model.revision and model.id == plan.model.id:
         plan = dataclasses.replace(plan, model=dataclasses.replace(plan.model, revision=model.revision))
     report = apply_plan(

@@ -94,7 +94,7 @@ def atlas_card(atlas: Atlas, place: HubFile, layers: tuple[Sequence[str], Sequen
         "---", front.to_yaml(), "---", "",
         f"# {inline(place.repo)}", "",
         f"How much each FFN channel of {link} matters: sufficient statistics, metrics and labels per channel, in one HDF5 file, "
-        f"`{inline(place.file or '')}`, for [chanfmt](https://pypi.org/project/chanfmt/).", "",
+        f"`{inline(place.file or '')}`, for chanfmt.", "",
         "## Model", "", table(["", ""], model_rows), "",
         "## Calibration", "", table(["text", "revision", "sequences", "tokens"], text_rows), "",
         f"Sequences of {calibration.seq_len:,} tokens. Loss: {inline(calibration.loss)}; its mean was "

@@ -7,7 +7,7 @@ import errno
 import logging
 import re
 import time
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from chanfmt.errors import ChanfmtError, UsageError, first_line
 
@@ -43,17 +43,15 @@ def hub_errors(repo: str, *, kind: str = "model", revision: str | None = None, w
     except ChanfmtError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise
         raise _translated(error, repo, kind, revision, writing=writing) from None
 
 
 def _translated(error: BaseException, repo: str, kind: str, revision: str | None, *, writing: bool) -> ChanfmtError:
     """What to tell the user about ``error``, which the client raised."""
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     error = _cause(error)
-    page = f"{_endpoint()}/{'datasets/' if kind == 'dataset' else ''}{repo}"
+    page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repo}"
     what = "data set" if kind == "dataset" else "model"
     if isinstance(error, errors.HFValidationError):
         return UsageError(f"{repo!r} cannot be the name of a repository", hint="write USER/NAME")
@@ -70,22 +68,24 @@ def _translated(error: BaseException, repo: str, kind: str, revision: str | None
         return HubError(f"{repo} is not in the cache, or only in part", hint=f"get it with: {_download(repo, kind, revision)}")
     if isinstance(error, errors.EntryNotFoundError):
         return HubError(f"{repo} has no such file", hint=f"see: {page}/tree/main")
-    if isinstance(error, errors.HfHubHTTPError):
-        return _by_status(error, repo, what, page, writing=writing)
-    if is_unreachable(error):
-        if type(error).__name__ == "LocalProtocolError":  # The token cannot even be sent.
-            return bad_token()
-        hint = _AGAIN if writing else f"check the network; or, where there is one, get it with: {_download(repo, kind, revision)}"
-        return HubError(f"the Hub cannot be reached at {_endpoint()} ({type(error).__name__})", hint=hint)
-    if isinstance(error, UnicodeError):
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return HubError(f"no space is left in {constants.HF_HOME}, where the Hub cache is",
+                        hint="free some, or name another directory in HF_HOME")
+    if status := _status(error):
+        return _by_status(error, status, repo, what, page, writing=writing)
+    # The token cannot even be sent.
+    if isinstance(error, UnicodeError) or type(error).__name__ == "LocalProtocolError":
         return bad_token()
-    return HubError(f"the Hub client failed on {repo}: {without_secrets(first_line(error))}", hint=_AGAIN if writing else None)
+    if is_unreachable(error):
+        hint = _AGAIN if writing else f"check the network; or, where there is one, get it with: {_download(repo, kind, revision)}"
+        return HubError(f"the Hub cannot be reached at {constants.ENDPOINT} ({type(error).__name__})", hint=hint)
+    return HubError(f"the Hub client failed on {repo}: {without_secrets(first_line(error))}",
+                    hint=_AGAIN if writing else "run the same command again")
 
 
-def _by_status(error: Any, repo: str, what: str, page: str, *, writing: bool) -> ChanfmtError:
+def _by_status(error: BaseException, status: int, repo: str, what: str, page: str, *, writing: bool) -> ChanfmtError:
     from huggingface_hub import errors
 
-    status = error.response.status_code
     if isinstance(error, errors.GatedRepoError):
         login = ", then: hf auth login" if status == 401 else ""
         return HubError(f"{repo} is gated", hint=f"request access at {page}{login}")
@@ -115,8 +115,8 @@ def _by_status(error: Any, repo: str, what: str, page: str, *, writing: bool) ->
                         + ("; what was uploaded stays there" if writing else ""))
     if status >= 500:
         return HubError(f"the Hub failed with status {status}", hint=_AGAIN if writing else "run the same command again later")
-    said = f": {without_secrets(error.server_message.splitlines()[0])}" if error.server_message else ""
-    return HubError(f"the Hub refused {repo} with status {status}{said}")
+    said = getattr(error, "server_message", None) or str(error)
+    return HubError(f"the Hub refused {repo} with status {status}: {without_secrets(said.splitlines()[0])}")
 
 
 def no_token() -> HubError:
@@ -170,10 +170,11 @@ def _wait(error: BaseException, attempt: int) -> float | None:
     if isinstance(error, errors.HfHubHTTPError):
         if error.response.status_code not in (408, 409, 429) and error.response.status_code < 500:
             return None
-    elif not is_unreachable(error) or type(error).__name__ in ("ConnectError", "OfflineModeIsEnabled", "LocalProtocolError"):
+    # An error that is not of the HTTP library is of Xet's, which has tried again itself.
+    elif not isinstance(error, errors.HTTPError) or type(error).__name__ in ("ConnectError", "LocalProtocolError"):
         return None
     with contextlib.suppress(RuntimeError, AttributeError):  # An error of the connection need not know what was asked.
-        request = error.request  # type: ignore[attr-defined]
+        request = error.request
     if request is not None and (request.method == "PUT" or _TRIED_BY_CLIENT.search(str(request.url))):
         return None
     asked = _asked_wait(error)
@@ -183,10 +184,24 @@ def _wait(error: BaseException, attempt: int) -> float | None:
 
 
 def _asked_wait(error: BaseException) -> float | None:
-    """Seconds in the answer's ``Retry-After``."""
+    """Seconds that the answer asks to wait, in ``Retry-After`` or in the Hub's ``RateLimit``."""
     response = getattr(error, "response", None)
-    text = response.headers.get("Retry-After", "") if response is not None else ""
+    if response is None:
+        return None
+    stated = re.search(r"\bt=(\d+)", response.headers.get("RateLimit", ""))
+    text = response.headers.get("Retry-After", "") or (stated[1] if stated else "")
     return float(text) if text.isdigit() else None
+
+
+def _status(error: BaseException) -> int:
+    """HTTP status of the answer that ``error`` is about; 0 where it is about none."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.HfHubHTTPError):
+        return int(error.response.status_code)
+    # Xet's client says it in words only.
+    match = re.search(r"HTTP status \w+ error \((\d{3})", str(error))
+    return int(match[1]) if match else 0
 
 
 def is_unreachable(error: BaseException) -> bool:
@@ -209,12 +224,6 @@ def _cause(error: BaseException) -> BaseException:
 def _download(repo: str, kind: str, revision: str | None) -> str:
     return f"hf download {repo}" + (" --repo-type dataset" if kind == "dataset" else "") \
         + (f" --revision {revision}" if revision else "")
-
-
-def _endpoint() -> str:
-    from huggingface_hub import constants
-
-    return constants.ENDPOINT
 
 
 @contextlib.contextmanager

@@ -56,23 +56,32 @@ def fetch(wanted: HubFile, *, suffix: str, note: Callable[[str], None], progress
 
 
 def _only_file(wanted: HubFile, suffix: str, note: Callable[[str], None]) -> str:
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    place = {"repo_type": wanted.kind, "revision": wanted.revision}
     try:
         # Listing files would wait long where there is no network.
-        info = retried(lambda: HfApi().repo_info(wanted.repo, **place), note=note)  # type: ignore[arg-type]
-        names = [item.rfilename for item in getattr(info, "siblings", None) or () if item.rfilename.endswith(suffix)]
+        info = retried(lambda: HfApi().repo_info(wanted.repo, repo_type=wanted.kind, revision=wanted.revision), note=note)
+        names = [item.rfilename for item in getattr(info, "siblings", None) or ()]
     except Exception as error:
         if not is_unreachable(error):
             raise
-        folder = Path(snapshot_download(  # type: ignore[call-overload]
-            wanted.repo, **place, allow_patterns=f"*{suffix}", local_files_only=True))
-        names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob(f"*{suffix}"))]
+        try:
+            names = _cached_files(wanted)
+        except LocalEntryNotFoundError:
+            raise error from None
+    names = [name for name in names if name.endswith(suffix)]
     if len(names) != 1:
         found = f"{len(names)} {suffix} files: {', '.join(names)}" if names else f"no {suffix} file"
         raise UsageError(f"{wanted.repo} holds {found}", hint=f"name the file: {replace(wanted, file='FILE')}")
     return names[0]
+
+
+def _cached_files(wanted: HubFile) -> list[str]:
+    from huggingface_hub import snapshot_download
+
+    folder = Path(snapshot_download(wanted.repo, repo_type=wanted.kind, revision=wanted.revision, local_files_only=True))
+    return [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
 def _check(path: Path, repo: str, file: str) -> None:

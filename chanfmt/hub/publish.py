@@ -79,11 +79,9 @@ def publish_folder(
     if names is None:
         names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     files = {name: folder / name for name in sorted(names)}
-    with quiet_client(note, progress=progress), hub_errors(repo, kind=kind, writing=True):
-        api = HfApi()
-        if get_token() is None:
-            raise no_token()
-        repo = full_name(repo, note=note)
+    if get_token() is None:
+        raise no_token()
+    api, repo = HfApi(), full_name(repo, note=note)
     with quiet_client(note, progress=progress), hub_errors(repo, kind=kind, writing=True):
         target = _Target(api, repo, kind, note)
         hidden = target.prepare(files, options)
@@ -157,7 +155,7 @@ class _Target:
         more = sorted(there.keys() - files.keys()) if alone else []
         if wrong or more:
             raise CheckError(f"{self._repo} does not hold what was uploaded ({_some(wrong or more)} differs)",
-                             hint="run the same command again with --overwrite; nothing was made public")
+                             hint="run the same command again with --overwrite, or name another repository")
 
     def _entries(self, revision: str) -> list[Any]:
         return self._tried(lambda: [

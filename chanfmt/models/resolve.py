@@ -18,8 +18,6 @@ TEMPLATE_DIRECTORY = "additional_chat_templates"
 # Some repositories carry the same weights again, in their makers' own layout, below or beside. Patterns cannot say
 # "every directory but one"; these say it letter by letter.
 _UNWANTED = ["consolidated*", *(f"{TEMPLATE_DIRECTORY[:at]}[!{letter}]*/*" for at, letter in enumerate(TEMPLATE_DIRECTORY))]
-
-
 _PATIENCE = 5.0
 """Seconds to wait for an answer that is good to have and not needed."""
 
@@ -99,7 +97,7 @@ def main_commit(model: ResolvedModel) -> str:
     import huggingface_hub
 
     try:
-        return str(huggingface_hub.HfApi().model_info(model.id, timeout=_PATIENCE).sha)
+        return huggingface_hub.HfApi().model_info(model.id, timeout=_PATIENCE).sha or ""
     except Exception:  # Offline, gone, not to be seen: whatever it is, the model is here already.
         return ""
 
@@ -112,6 +110,6 @@ def _from_hub(model: str, revision: str | None) -> ResolvedModel:
             directory = Path(retried(lambda: huggingface_hub.snapshot_download(
                 model, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED), note=say))
     except ChanfmtError as error:
-        raise ModelError(f"there is no directory {model!r}, and {error.message}", hint=error.hint) from None
+        raise ModelError(f"there is no directory {model!r}; {error.message}", hint=error.hint) from None
     # snapshots/<commit>/ is the Hub cache's documented layout.
     return ResolvedModel(directory, model, directory.name, "hub")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from tests.hub.server import Hub
@@ -46,3 +48,22 @@ def script(text: str, *arguments: object, env: dict[str, str]) -> Any:
                           check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+_SESSION = """
+import contextlib, importlib, io, json, sys
+done = []
+for module, *arguments in json.loads(sys.argv[1]):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = importlib.import_module(module).main(arguments)
+    done.append([code, out.getvalue(), err.getvalue()])
+print(json.dumps(done))
+"""
+
+
+def session(*commands: Sequence[object], env: dict[str, str]) -> list[subprocess.CompletedProcess[str]]:
+    """Command lines, each its module and its arguments, one after the other in one process: what each came to."""
+    lines = [[*map(str, command)] for command in commands]
+    results = json.loads(script(_SESSION, json.dumps(lines), env=env))
+    return [subprocess.CompletedProcess(line, *result) for line, result in zip(lines, results, strict=True)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -10,7 +12,7 @@ import yaml
 import chanfmt
 from surgery.plan import load_plan
 from tests.factory import random_atlas
-from tests.hub.client import environment, run
+from tests.hub.client import environment, run, session, start
 from tests.hub.faults import Fault
 
 TOKEN = "hf_SecretTokenOfAnn123"
@@ -111,20 +113,26 @@ def test_addresses_wherever_an_atlas_is_read(hub, anyone, path, tmp_path):
     repo = hub.add_repo("ann/x", {"sub/a.h5": path.read_bytes()}, kind="dataset")
     hub.add_repo("ann/model", {"a.h5": path.read_bytes()})
     address, pinned = "hf://ann/x/sub/a.h5", f"hf://datasets/ann/x@{repo.head.id}/sub/a.h5"
-    info = json.loads(atlas("info", address, "--json", env=anyone).stdout)
-    assert info["file"] == pinned
-    assert json.loads(atlas("info", "hf://models/ann/model/a.h5", "--json", env=anyone).stdout)["layers"] == info["layers"]
-    assert atlas("validate", pinned, env=anyone).stdout.startswith(f"{pinned}: valid")
-    assert "both files hold the same atlas" in atlas("compare", address, path, env=anyone).stderr
-    assert "add -o FILE" in refusal("label", address, "--rho", "0.05", env=anyone, code=2)
-    atlas("label", address, "--rho", "0.05", "-o", tmp_path / "l.h5", env=anyone)
+    info, model, valid, compared, refused, _, planned, shown = session(
+        ("chanfmt.cli", "info", address, "--json"),
+        ("chanfmt.cli", "info", "hf://models/ann/model/a.h5", "--json"),
+        ("chanfmt.cli", "validate", pinned),
+        ("chanfmt.cli", "compare", address, path),
+        ("chanfmt.cli", "label", address, "--rho", "0.05"),
+        ("chanfmt.cli", "label", address, "--rho", "0.05", "-o", tmp_path / "l.h5"),
+        ("surgery.cli", "plan", address, "--sparsity", "0.5", "-o", tmp_path / "p.safetensors", "--json"),
+        ("tui.cli", "hf://ann/x"), env=anyone)
+    assert json.loads(info.stdout)["file"] == pinned
+    assert json.loads(model.stdout)["layers"] == json.loads(info.stdout)["layers"]
+    assert valid.stdout.startswith(f"{pinned}: valid")
+    assert "both files hold the same atlas" in compared.stderr
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "add -o FILE" in refused.stderr
     with chanfmt.open(tmp_path / "l.h5") as labelled:
         assert labelled.producer.history[-1]["sources"] == [pinned]
-    done = run("surgery.cli", "plan", address, "--sparsity", "0.5", "-o", tmp_path / "p.safetensors", "--json", env=anyone)
-    assert json.loads(done.stdout)["atlas_source"] == pinned
+    assert json.loads(planned.stdout)["atlas_source"] == pinned
     assert load_plan(tmp_path / "p.safetensors").atlas_source == pinned
-    done = run("tui", "hf://ann/x", env=anyone)
-    assert "atlas-tui needs a terminal" in done.stderr
+    assert "atlas-tui needs a terminal" in shown.stderr
 
 
 @pytest.mark.parametrize("offline", ["HF_HUB_OFFLINE", "no network"])
@@ -132,24 +140,57 @@ def test_offline(hub, anyone, path, offline):
     repo = hub.add_repo("ann/x", {"a.h5": path.read_bytes()}, kind="dataset")
     first = atlas("info", "hf://ann/x/a.h5", env=anyone).stdout
     changes = {"HF_HUB_OFFLINE": "1"} if offline == "HF_HUB_OFFLINE" else {"HF_ENDPOINT": "http://127.0.0.1:9"}
-    for address in ("hf://ann/x/a.h5", "hf://ann/x", f"hf://datasets/ann/x@{repo.head.id}/a.h5"):
-        assert atlas("info", address, env=anyone | changes).stdout == first
-    if offline == "HF_HUB_OFFLINE":
-        error = refusal("info", "hf://ann/y/a.h5", env=anyone | changes, code=1)
-        assert "HF_HUB_OFFLINE is set" in error
-        assert "hf download ann/y --repo-type dataset" in error
+    *cached, missing = session(*(("chanfmt.cli", "info", address) for address in (
+        "hf://ann/x/a.h5", "hf://ann/x", f"hf://datasets/ann/x@{repo.head.id}/a.h5", "hf://ann/y")), env=anyone | changes)
+    assert [done.stdout for done in cached] == [first] * 3
+    assert missing.returncode == 1
+    assert ("HF_HUB_OFFLINE is set" if offline == "HF_HUB_OFFLINE" else "cannot be reached") in missing.stderr
+    assert "hf download ann/y --repo-type dataset" in missing.stderr
 
 
-@pytest.mark.parametrize(("address", "text", "code"), [
-    ("hf://ann/none/a.h5", "hf auth login", 1),
-    ("hf://ann/gated/a.h5", "request access at", 1),
-    ("hf://ann/x/b.h5", "has no such file", 1),
-    ("hf://ann/x@v9/a.h5", "has no branch, tag or commit 'v9'", 1),
-    ("hf://ann", "names nothing on the Hub", 2),
-    ("hf://ann/x/../a.h5", "is no path in a repository", 2),
-    ("hf://ann/x y/a.h5", "cannot be the name of a repository", 2),
-])
-def test_addresses_that_lead_nowhere(hub, anyone, address, text, code):
+def test_addresses_that_lead_nowhere(hub, anyone):
     hub.add_repo("ann/x", {"a.h5": b"1"}, kind="dataset")
     hub.add_repo("ann/gated", {"a.h5": b"1"}, kind="dataset", gated=True)
-    assert text in refusal("info", address, env=anyone, code=code)
+    wanted = {
+        "hf://ann/none/a.h5": ("hf auth login", 1),
+        "hf://ann/gated/a.h5": ("request access at", 1),
+        "hf://ann/x/b.h5": ("has no such file", 1),
+        "hf://ann/x@v9/a.h5": ("has no branch, tag or commit 'v9'", 1),
+        "hf://ann": ("names nothing on the Hub", 2),
+        "hf://ann/x/../a.h5": ("is no path in a repository", 2),
+        "hf://ann/x y/a.h5": ("cannot be the name of a repository", 2),
+    }
+    for (text, code), done in zip(wanted.values(), session(*(("chanfmt.cli", "info", address) for address in wanted), env=anyone),
+                                  strict=True):
+        assert text in done.stderr
+        assert done.returncode == code
+        first, hint = done.stderr.splitlines()
+        assert first.startswith("atlas: error: ")
+        assert hint.startswith("  ")
+
+
+def test_the_token_is_nowhere(hub, path, tmp_path):
+    hub.add_user(TOKEN, "ann")
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "token").write_text(TOKEN)
+    env = environment(hub, home, HF_DEBUG="1")
+    fault = Fault("PUT", "/lfs/whole", pace=0.004)
+    hub.faults.append(fault)
+    process = start("-m", "chanfmt", "push", path, "ann/x", env=env)
+    assert fault.met.wait(60)
+    seen = Path(f"/proc/{process.pid}/cmdline").read_bytes() if sys.platform == "linux" else b""
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    atlas("pull", "ann/x", "-o", tmp_path / "o.h5", env=env)
+    hub.faults.append(Fault("POST", "/commit/", status=403, message=f"the token {TOKEN} may not", times=9))
+    hub.faults.append(Fault("GET", "/api/datasets/ann/z", status=418, message=f"the token {TOKEN} is a teapot", times=9))
+    failed = [run("chanfmt", "push", path, "ann/y", env=env), run("chanfmt", "push", path, "ann/z", env=env)]
+    assert [done.returncode for done in failed] == [1, 1]
+    assert "is a teapot" in failed[1].stderr
+    texts = [out, err, seen.decode(), *(done.stdout + done.stderr for done in failed)]
+    assert not [text for text in texts if TOKEN in text]
+    files = [item.read_bytes() for item in tmp_path.rglob("*") if item.is_file() and item != home / "token"]
+    files += [file.content for repo in hub.store.repos.values() for file in repo.head.files.values()]
+    assert len(files) > 3
+    assert not [content for content in files if TOKEN.encode() in content]

@@ -81,7 +81,9 @@ def check_untold(hub: Hub, *places: Path) -> None:
             assert not [path for path, file in commit.files.items() if secret in file.content]
 
 
-def test_a_result_on_the_hub(hub: Hub, ann: Environment, out: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("disable_xet", ["1", "0"])
+def test_a_result_on_the_hub(hub: Hub, ann: Environment, out: Path, tmp_path: Path, disable_xet: str) -> None:
+    ann["HF_HUB_DISABLE_XET"] = disable_xet
     (out / "secrets.txt").write_text("mine")
     weights = (out / "model-00001-of-00004.safetensors").read_bytes()
     done = push(out, env=ann)
