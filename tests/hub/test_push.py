@@ -169,7 +169,7 @@ STAYING = {
     "429 for long": ("GET", "/api/whoami", {"status": 429, "headers": {"Retry-After": "3000"}}, "in 3000 s"),
     "500": ("POST", "/commit/", {"status": 500}, "run the same command again"),
     "a hash that does not match": ("GET", "/tree/", {
-        "alter": lambda body: body.replace(b'"lfs": {"oid": "', b'"lfs": {"oid": "0')}, "nothing was made public"),
+        "alter": lambda body: body.replace(b'"lfs": {"oid": "', b'"lfs": {"oid": "0')}, "again with --overwrite"),
 }
 
 
