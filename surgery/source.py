@@ -68,4 +68,11 @@ def tells_directories(atlas: Atlas) -> bool:
     """Whether the commands that ``atlas`` records name directories of a machine, as builds once wrote them."""
     commands = [atlas.producer.command, *(str(line.get("command", "")) for line in atlas.producer.history)]
     return any(names_directory(word.partition("=")[2] if word.startswith("--") else word)
-               for command in commands for word in shlex.split(command))
+               for command in commands for word in _words(command))
+
+
+def _words(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError:  # Another program's idea of a command.
+        return command.split()

@@ -20,6 +20,7 @@ from huggingface_hub import ModelCard
 from chanfmt.atlas import Atlas
 from chanfmt.command_line import recorded_command
 from chanfmt.errors import CheckError, UsageError
+from chanfmt.writer import write_atlas
 from surgery.apply import apply_plan
 from surgery.base import Base, read_base
 from surgery.card import is_edited, model_card
@@ -28,7 +29,7 @@ from surgery.evaluated import Evaluated, load_evaluated, take_evaluation
 from surgery.plan import PlannedModel, PlanOptions, make_plan
 from surgery.result import check_unchanged, open_result
 from tests.surgery.measured import Tiny, make_tiny
-from tests.surgery.models import save_atlas, save_model
+from tests.surgery.models import content_for, save_atlas, save_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -150,6 +151,23 @@ def test_no_directory_of_this_machine_travels(tiny: Tiny, cut: Path) -> None:
         if file.is_file():
             content = file.read_bytes()
             assert not [text for text in private if text.encode() in content], file
+
+
+@pytest.mark.parametrize(("command", "carried"), [
+    ("atlas build me/model -o a.h5", True), ("atlas build /home/me/model -o a.h5", False),
+    ("atlas build me/model --calib=~/mine.txt", False), ("it's /home/me/no shell's", False),
+])
+def test_an_atlas_that_tells_directories_stays_here(tmp_path: Path, command: str, carried: bool) -> None:
+    directory = save_model("llama", tmp_path / "model")
+    content = content_for("llama", directory)
+    atlas = tmp_path / "atlas.h5"
+    write_atlas(dataclasses.replace(content, producer=dataclasses.replace(content.producer, command=command)), atlas)
+    with Atlas.open(atlas) as opened:
+        plan = make_plan(opened, PlanOptions(0.5))
+    said: list[str] = []
+    apply_plan(plan, directory, tmp_path / "out", verify=False, atlas=atlas, note=said.append)
+    assert (tmp_path / "out" / "atlas.h5").is_file() is carried
+    assert any("names directories" in text for text in said) is not carried
 
 
 def test_evaluated_numbers(cut: Path, evaluation: Path, tmp_path: Path) -> None:
