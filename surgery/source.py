@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
+import re
 from typing import TYPE_CHECKING
 
 from chanfmt.command_line import names_directory
@@ -67,12 +67,5 @@ def check_fingerprint(model: Named, directory: Path, found: str, way_out: str = 
 def tells_directories(atlas: Atlas) -> bool:
     """Whether the commands that ``atlas`` records name directories of a machine, as builds once wrote them."""
     commands = [atlas.producer.command, *(str(line.get("command", "")) for line in atlas.producer.history)]
-    return any(names_directory(word.partition("=")[2] if word.startswith("--") else word)
-               for command in commands for word in _words(command))
-
-
-def _words(command: str) -> list[str]:
-    try:
-        return shlex.split(command)
-    except ValueError:  # Another program's idea of a command.
-        return command.split()
+    # No shell's rules: whatever is quoted, joined by "=" or neither, a path begins after one of these.
+    return any(names_directory(word) for command in commands for word in re.split(r"[\s'\"=]+", command))
