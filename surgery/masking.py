@@ -1,4 +1,7 @@
-"""Remove channels of a loaded model without touching a weight: their activations are replaced on the way to the write."""
+"""Remove channels of a loaded model, and refit others, for a while.
+
+What is removed stays in its weights: activations are replaced on the way to the write.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import torch
 
 from chanfmt.models.intercept import Interceptor
 from chanfmt.models.run import eager_experts
+from chanfmt.models.weights import matrix_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -48,6 +52,29 @@ def masked(
     # Fused kernels of experts would pass the interceptor by.
     with eager_experts(model), interceptor:
         yield
+
+
+@contextlib.contextmanager
+def refitted_writes(
+    model: nn.Module, ffns: Mapping[int, FFN], weights: Mapping[int, tuple[np.ndarray, torch.Tensor]]
+) -> Iterator[None]:
+    """While entered, ``model`` has other write vectors; afterwards its own, bit by bit.
+
+    Args:
+        ffns: Block index to the FFN of ``model``.
+        weights: Block index of a dense FFN to ids of its channels (kept,) and their write vectors, (outputs, kept).
+    """
+    before = []
+    try:
+        for index, (kept, values) in weights.items():
+            matrix = matrix_of(model, ffns[index].members[0].write.matrix)
+            ids = torch.from_numpy(kept).long().to(matrix.device)
+            before.append((matrix, ids, matrix[:, ids]))
+            matrix[:, ids] = values.to(matrix)
+        yield
+    finally:
+        for matrix, ids, values in reversed(before):
+            matrix[:, ids] = values
 
 
 def _replaced(gone: torch.Tensor, values: torch.Tensor, activations: torch.Tensor) -> torch.Tensor:
