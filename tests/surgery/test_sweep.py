@@ -258,8 +258,8 @@ def test_removed_masks_are_the_plans(mixtral: Tiny) -> None:
 
 def row(method: str, sparsity: float, nll: float | None, hit: float | None = 0.0, protect: str = "none",
         recover: str = "none") -> dict[str, Any]:
-    return {"method": method, "protect": protect, "recover": recover, "sparsity_reached": sparsity, "nll": 999.0 if nll is None else nll,
-            "perplexity": None if nll is None else float(np.exp(nll)), "hit_rate": hit}
+    return {"method": method, "protect": protect, "recover": recover, "sparsity_reached": sparsity,
+            "nll": 999.0 if nll is None else nll, "perplexity": None if nll is None else float(np.exp(nll)), "hit_rate": hit}
 
 
 def test_lines_of_a_figure() -> None:
