@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from chanfmt.models.ffn import FFN
+    from surgery.recovery.refit import FittedWrite
 
 
 @contextlib.contextmanager
@@ -56,25 +57,29 @@ def masked(
 
 @contextlib.contextmanager
 def refitted_writes(
-    model: nn.Module, ffns: Mapping[int, FFN], weights: Mapping[int, tuple[np.ndarray, torch.Tensor]]
+    model: nn.Module, ffns: Mapping[int, FFN], weights: Mapping[int, tuple[np.ndarray, FittedWrite]]
 ) -> Iterator[None]:
     """While entered, ``model`` has other write vectors; afterwards its own, bit by bit.
 
     Args:
         ffns: Block index to the FFN of ``model``.
-        weights: Block index of a dense FFN to ids of its channels (kept,) and their write vectors, (outputs, kept).
+        weights: Block index of a dense FFN to ids of its channels (kept,), and their write vectors.
     """
-    before = []
+    before: list[tuple[torch.Tensor, torch.Tensor]] = []
     try:
-        for index, (kept, values) in weights.items():
-            matrix = matrix_of(model, ffns[index].members[0].write.matrix)
-            ids = torch.from_numpy(kept).long().to(matrix.device)
-            before.append((matrix, ids, matrix[:, ids]))
-            matrix[:, ids] = values.to(matrix)
+        for index, (kept, fitted) in weights.items():
+            write = ffns[index].members[0].write
+            matrix = matrix_of(model, write.matrix)
+            before.append((matrix, matrix.clone()))
+            matrix[:, torch.from_numpy(kept).long().to(matrix.device)] = fitted.weight.to(matrix)
+            if write.bias is not None and fitted.bias is not None:
+                bias = model.get_parameter(write.bias.parameter).detach()
+                before.append((bias, bias.clone()))
+                bias.copy_(fitted.bias)
         yield
     finally:
-        for matrix, ids, values in reversed(before):
-            matrix[:, ids] = values
+        for tensor, values in before:
+            tensor.copy_(values)
 
 
 def _replaced(gone: torch.Tensor, values: torch.Tensor, activations: torch.Tensor) -> torch.Tensor:

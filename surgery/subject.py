@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
-    import torch
 
     from chanfmt.atlas import Atlas
     from chanfmt.models.ffn import FFN
+    from surgery.recovery.refit import FittedWrite
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Subject:
 
     def measure(
         self, removed: Mapping[int, np.ndarray], means: Mapping[int, np.ndarray] | None = None,
-        progress: Callable[[int], object] | None = None, weights: Mapping[int, tuple[np.ndarray, torch.Tensor]] | None = None,
+        progress: Callable[[int], object] | None = None, weights: Mapping[int, tuple[np.ndarray, FittedWrite]] | None = None,
     ) -> dict[str, Any]:
         """The `surgery.results.loss_columns` with ``removed`` gone; with none it is dense.
 

@@ -193,7 +193,7 @@ def _measure(
     from surgery.recovery.refit import refitted
 
     with refitted(plan, CheckpointIndex.open(subject.directory), recovery, spool_directory=directory) as fitted:
-        weights = {block.index: (planned.kept, fitted.weight(planned.name))
+        weights = {block.index: (planned.kept, fitted.fitted(planned.name))
                    for block, planned in zip(atlas.blocks, plan.blocks, strict=True) if planned.is_cut}
     return subject.measure(removed, progress=progress, weights=weights)
 

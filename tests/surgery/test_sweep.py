@@ -78,9 +78,16 @@ def test_a_row_is_what_the_cut_checkpoint_gives(name: str, request: pytest.Fixtu
     assert len({row["nll"] for row in rows.values()}) > 5
 
 
-def test_a_recovered_row_is_what_the_recovered_checkpoint_gives(llama: Tiny, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return make_tiny(tmp_path_factory.mktemp("gpt2"), "gpt2")
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_recovered_row_is_that_of_the_recovered_checkpoint(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """And the loaded model has its own weights again, bit by bit."""
-    atlas, subject = llama.subject(dtype="float32")
+    case: Tiny = request.getfixturevalue(name)
+    atlas, subject = case.subject(dtype="float32")
     before = {name: value.clone() for name, value in subject.model.state_dict().items()}
     results = swept(atlas, subject, tmp_path / "out", methods="scar-lp", sparsity="0.5", recover="none,bias,lstsq")
     rows = {row["recover"]: row["nll"] for row in results.rows if row["method"] != "dense"}
@@ -89,9 +96,9 @@ def test_a_recovered_row_is_what_the_recovered_checkpoint_gives(llama: Tiny, tmp
     found = {}
     for recover in rows:
         cut = tmp_path / recover
-        assert main(["prune", str(llama.atlas), "--model", str(llama.model), "--method", "scar-lp", "--sparsity", "0.5",
+        assert main(["prune", str(case.atlas), "--model", str(case.model), "--method", "scar-lp", "--sparsity", "0.5",
                      "--recover", recover, "-o", str(cut), "--quiet"]) == 0
-        options = EvaluateOptions((str(cut),), str(llama.text), seq_len=SEQ_LEN, max_tokens=TOKENS)
+        options = EvaluateOptions((str(cut),), str(case.text), seq_len=SEQ_LEN, max_tokens=TOKENS)
         found[recover] = evaluate(options, progress=False)[0].losses.mean
     assert found == pytest.approx(rows, rel=1e-5)
     assert len({round(value, 4) for value in rows.values()}) == 3
