@@ -1,11 +1,11 @@
 """What is left of a model at half its FFN channels: every method, and what recovery gives back.
 
-    python bench/half.py MODEL ATLAS TEXT [--held-out pydoc] [--max-tokens 32768] -o DIR
+    python bench/half.py MODEL ATLAS TEXT [--methods M,M,...] [--refitted M,M,...] [--held-out pydoc] -o DIR
 
 ATLAS is of MODEL, on text of the kind of TEXT. Runs ``surgery sweep`` at sparsity 0.5 on TEXT for every method
-without recovery, for ``flap`` with its bias, and for the three best scores with least squares; those three
-with and without on the held-out text too, from which nothing was calibrated. Rows that are in DIR are not
-measured again. Prints a page in Markdown.
+without recovery, for ``flap`` with its bias, and for some with least squares; these with and without on the
+held-out text too, from which nothing was calibrated. Rows that are in DIR are not measured again. Prints a
+page in Markdown.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from typing import Any
 import chanfmt
 from surgery.methods import METHODS
 
-BEST = "scar-lp,wanda,activation"
 SPARSITY = "0.5"
 
 
@@ -30,6 +29,8 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("atlas")
     parser.add_argument("text")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--refitted", default="scar-lp,wanda,activation")
     parser.add_argument("--held-out", default="pydoc")
     parser.add_argument("--max-tokens", type=int, default=32768)
     parser.add_argument("--held-out-tokens", type=int, default=8192)
@@ -39,8 +40,9 @@ def main() -> None:
     today = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
     print(f"# Half the channels\n\n`python bench/half.py`, {today}. {origin(arguments.atlas)}")
     for text, tokens, runs in (
-        (arguments.text, arguments.max_tokens, ((",".join(METHODS), "none"), ("flap", "bias"), (BEST, "lstsq"))),
-        (arguments.held_out, arguments.held_out_tokens, ((BEST, "none"), (BEST, "lstsq"))),
+        (arguments.text, arguments.max_tokens, (
+            (arguments.methods, "none"), ("flap", "bias"), (arguments.refitted, "lstsq"))),
+        (arguments.held_out, arguments.held_out_tokens, ((arguments.refitted, "none"), (arguments.refitted, "lstsq"))),
     ):
         name = Path(text).stem
         for methods, recover in runs:
