@@ -1,4 +1,7 @@
-"""Remove channels of a loaded model without touching a weight: their activations are replaced on the way to the write."""
+"""Remove channels of a loaded model, and refit others, for a while.
+
+What is removed stays in its weights: activations are replaced on the way to the write.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import torch
 
 from chanfmt.models.intercept import Interceptor
 from chanfmt.models.run import eager_experts
+from chanfmt.models.weights import matrix_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from chanfmt.models.ffn import FFN
+    from surgery.recovery.refit import FittedWrite
 
 
 @contextlib.contextmanager
@@ -48,6 +53,33 @@ def masked(
     # Fused kernels of experts would pass the interceptor by.
     with eager_experts(model), interceptor:
         yield
+
+
+@contextlib.contextmanager
+def refitted_writes(
+    model: nn.Module, ffns: Mapping[int, FFN], weights: Mapping[int, tuple[np.ndarray, FittedWrite]]
+) -> Iterator[None]:
+    """While entered, ``model`` has other write vectors; afterwards its own, bit by bit.
+
+    Args:
+        ffns: Block index to the FFN of ``model``.
+        weights: Block index of a dense FFN to ids of its channels (kept,), and their write vectors.
+    """
+    before: list[tuple[torch.Tensor, torch.Tensor]] = []
+    try:
+        for index, (kept, fitted) in weights.items():
+            write = ffns[index].members[0].write
+            matrix = matrix_of(model, write.matrix)
+            before.append((matrix, matrix.clone()))
+            matrix[:, torch.from_numpy(kept).long().to(matrix.device)] = fitted.weight.to(matrix)
+            if write.bias is not None and fitted.bias is not None:
+                bias = model.get_parameter(write.bias.parameter).detach()
+                before.append((bias, bias.clone()))
+                bias.copy_(fitted.bias)
+        yield
+    finally:
+        for tensor, values in before:
+            tensor.copy_(values)
 
 
 def _replaced(gone: torch.Tensor, values: torch.Tensor, activations: torch.Tensor) -> torch.Tensor:

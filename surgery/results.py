@@ -131,9 +131,9 @@ def check_directory(directory: Path) -> None:
         raise UsageError(f"{directory} is a file", hint="choose another -o")
 
 
-def channels_sha256(removed: Mapping[int, np.ndarray], means: Mapping[int, np.ndarray] | None = None) -> str:
-    """SHA-256 of which channels are removed and of what stands in for them."""
-    digest = hashlib.sha256()
+def channels_sha256(removed: Mapping[int, np.ndarray], means: Mapping[int, np.ndarray] | None = None, refit: str = "") -> str:
+    """SHA-256 of which channels are removed, of what stands in for them, and of how the others were refitted."""
+    digest = hashlib.sha256(refit.encode())
     for index in sorted(removed):
         if removed[index].any():
             digest.update(f"{index}{removed[index].shape}".encode() + np.packbits(removed[index]).tobytes())

@@ -17,11 +17,13 @@ from surgery.source import check_fingerprint, find_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     import numpy as np
 
     from chanfmt.atlas import Atlas
     from chanfmt.models.ffn import FFN
+    from surgery.recovery.refit import FittedWrite
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Subject:
     Attributes:
         model: In evaluation mode; nothing here changes it.
         ffns: Block index to the model's FFN.
+        directory: The model's checkpoint.
         token_ids: The text, int32 (token,).
         seq_len: Tokens in a block.
         identity: What numbers must have in common to be compared, as JSON-ready data.
@@ -64,6 +67,7 @@ class Subject:
 
     model: Any
     ffns: Mapping[int, FFN]
+    directory: Path
     token_ids: np.ndarray
     seq_len: int
     identity: dict[str, Any]
@@ -71,14 +75,23 @@ class Subject:
 
     def measure(
         self, removed: Mapping[int, np.ndarray], means: Mapping[int, np.ndarray] | None = None,
-        progress: Callable[[int], object] | None = None,
+        progress: Callable[[int], object] | None = None, weights: Mapping[int, tuple[np.ndarray, FittedWrite]] | None = None,
     ) -> dict[str, Any]:
-        """The `surgery.results.loss_columns` with ``removed`` gone (see `surgery.masking.masked`); with none it is dense."""
-        from surgery.masking import masked
+        """The `surgery.results.loss_columns` with ``removed`` gone; with none it is dense.
+
+        Args:
+            removed, means: As for `surgery.masking.masked`.
+            weights: As for `surgery.masking.refitted_writes`.
+        """
+        from surgery.masking import masked, refitted_writes
         from surgery.perplexity import block_losses
 
         started = time.monotonic()
-        with masked(self.model, self.ffns, removed, means) if removed else contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            if weights:
+                stack.enter_context(refitted_writes(self.model, self.ffns, weights))
+            if removed:
+                stack.enter_context(masked(self.model, self.ffns, removed, means))
             losses = block_losses(self.model, self.token_ids, self.seq_len, progress=progress)
         return loss_columns(losses, time.monotonic() - started)
 
@@ -120,7 +133,7 @@ def open_subject(atlas: Atlas, options: SubjectOptions, *, quiet: bool = False) 
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
     }
     mixed = tuple(ffn.container for ffn in ffns.values() if ffn.mixed)
-    return Subject(model, ffns, tokens.ids, options.seq_len, identity, mixed)
+    return Subject(model, ffns, resolved.directory, tokens.ids, options.seq_len, identity, mixed)
 
 
 def check_atlas(atlas: Atlas) -> None:

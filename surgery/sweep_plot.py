@@ -1,4 +1,4 @@
-"""Log perplexity against sparsity, a line per method and protection, with the share of supernodes that each cut removes."""
+"""Log perplexity against sparsity, a line per method, protection and recovery, with the share of supernodes that goes."""
 
 from __future__ import annotations
 
@@ -35,14 +35,16 @@ def draw(rows: Sequence[dict[str, Any]], stem: Path, title: str) -> tuple[Path, 
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     lines = lines_of(rows)
-    methods, protections = (list(dict.fromkeys(names)) for names in zip(*lines, strict=True)) if lines else ([], [])
-    for (method, protect), points in lines.items():
+    names = list(dict.fromkeys(method for method, _, _ in lines))
+    kinds = list(dict.fromkeys((protect, recover) for _, protect, recover in lines))
+    for (method, protect, recover), points in lines.items():
         x, y, hits, low, high = (np.array(values, dtype=np.float64) for values in zip(*points, strict=True))
-        number, kind = methods.index(method), protections.index(protect)
+        number, kind = names.index(method), kinds.index((protect, recover))
         color = f"C{number % 10}"
         axes.plot(x, y, color=color, marker=_MARKERS[number % len(_MARKERS)], markersize=4, linewidth=1.4,
                   linestyle=_STYLES[kind % len(_STYLES)],
-                  label=method if protect == "none" else f"{method}, {protect} protected")
+                  label=", ".join([method, *([] if protect == "none" else [f"{protect} protected"]),
+                                   *([] if recover == "none" else [recover])]))
         axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
         for place, height, hit in zip(x, y, hits, strict=True):
             if hit > 0:
@@ -64,19 +66,19 @@ def draw(rows: Sequence[dict[str, Any]], stem: Path, title: str) -> tuple[Path, 
     return tuple(files)
 
 
-def lines_of(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[tuple[float, float, float, float, float]]]:
-    """Method and protection to their points: sparsity, perplexity, share of supernodes removed, lowest and highest perplexity.
+def lines_of(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str, str], list[tuple[float, float, float, float, float]]]:
+    """Method, protection and recovery to points: sparsity, perplexity, share of supernodes removed, extremes of perplexity.
 
     Seeds are one point: their geometric mean, the mean of what they remove, and their range. Every line starts at the
     dense model.
     """
     dense = next((row for row in rows if row["method"] == DENSE), None)
     start = [] if dense is None else [(0.0, dense["perplexity"], 0.0, dense["perplexity"], dense["perplexity"])]
-    groups: dict[tuple[str, str], dict[float, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    groups: dict[tuple[str, str, str], dict[float, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         # A perplexity beyond all numbers has no place on the axis.
         if row["method"] != DENSE and row["perplexity"] is not None:
-            groups[row["method"], row["protect"]][row["sparsity_reached"]].append(row)
+            groups[row["method"], row["protect"], row["recover"]][row["sparsity_reached"]].append(row)
     return {
         line: [*start, *(
             (sparsity, float(np.exp(np.mean([row["nll"] for row in alike]))), _mean([row["hit_rate"] for row in alike]),

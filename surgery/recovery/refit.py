@@ -30,7 +30,7 @@ from surgery.checkpoint.patch import as_stored
 from surgery.matching import match_ffns
 from surgery.recovery.least_squares import Moments, fit
 from surgery.recovery.options import LayerRecovery, Refit
-from surgery.recovery.survivors import Survivors
+from surgery.recovery.survivors import Survivors, Write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from chanfmt.models.ffn import FFN
     from surgery.plan import BlockPlan, PruningPlan
 
-DAMPING = 1e-2
+DAMPING = 3e-2
 """Penalty on leaving the weights that are there, as a share of the mean squared activation."""
 CHECK_TOKENS = 128
 _FEW = 32
@@ -58,13 +58,26 @@ class Refitted:
         layers: What was done, in model order.
         logits: What it makes of the first tokens of the first sequence, (token, vocabulary).
         ids: Those tokens.
-        weight: Name of an FFN of the plan to its fitted write projection (outputs, kept), in the checkpoint's dtype.
+        fitted: Name of an FFN of the plan to its write projection.
     """
 
     layers: tuple[LayerRecovery, ...]
     logits: torch.Tensor
     ids: torch.Tensor
-    weight: Callable[[str], torch.Tensor]
+    fitted: Callable[[str], FittedWrite]
+
+
+@dataclass(frozen=True, eq=False)
+class FittedWrite:
+    """A fitted write projection, in the dtypes of the checkpoint.
+
+    Attributes:
+        weight: (outputs, kept).
+        bias: (outputs,); None where it has none.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
 
 
 @contextlib.contextmanager
@@ -101,7 +114,7 @@ def refitted(
 
 class _Pass:
     """The spool holds, of batch b, the hidden states under ("dense", b) and ("cut", b), what the dense model's FFN writes
-    under ("written", b), and activations under ("u", b); and the fitted weights under ("weight", name).
+    under ("written", b), and activations under ("u", b); and what was fitted under ("weight", name) and ("bias", name).
     """
 
     def __init__(
@@ -116,6 +129,7 @@ class _Pass:
         self.ids = tokens[:1, :CHECK_TOKENS]
         self.few = tokens[:1, :_FEW]
         self.blocks = _cut_of_each_block(plan, streamed)
+        self.with_bias: set[str] = set()
 
     def result(self) -> Refitted:
         calls = []
@@ -139,8 +153,10 @@ class _Pass:
         for place in range(len(self.batches)):
             self.spool.drop(("dense", place))
             self.spool.drop(("cut", place))
-        return Refitted(tuple(layers), logits[0, : self.ids.shape[1]].float().cpu(), self.ids,
-                        lambda name: self.spool.get(("weight", name)))
+        return Refitted(tuple(layers), logits[0, : self.ids.shape[1]].float().cpu(), self.ids, self._fitted)
+
+    def _fitted(self, name: str) -> FittedWrite:
+        return FittedWrite(self.spool.get(("weight", name)), self.spool.get(("bias", name)) if name in self.with_bias else None)
 
     def _pass(self, number: int, stream: str, calls: list[Call]) -> None:
         for place, ids in enumerate(self.batches):
@@ -156,35 +172,47 @@ class _Pass:
         else:
             self._pass_written(number, ffn, calls)
         survivors.narrow(trial, few)
-        moments = Moments(survivors.weight.shape[1], ffn.outputs, self.chain.device)
+        inputs = _Inputs(survivors)
+        moments = Moments(inputs.count, ffn.outputs, self.chain.device)
         for place, ids in enumerate(self.batches):
             activations, without = survivors.run(calls[place], self._get("cut", place))
             if adds:
                 wanted = self._get("dense", place).reshape(-1, ffn.outputs).float()
-                moments.add(activations, wanted - without.reshape(wanted.shape).float(), _inverse_square(wanted))
+                moments.add(inputs.of(activations), wanted - without.reshape(wanted.shape).float(), _inverse_square(wanted))
                 self.spool.put(("cut", place), without)
                 self.spool.put(("u", place), activations)
             else:
+                # The bias that is there stays; what the fit adds to it is its own.
                 wanted = self._get("written", place)
-                moments.add(activations, wanted, _inverse_square(wanted))
+                wanted = wanted if survivors.bias is None else wanted - survivors.bias
+                moments.add(inputs.of(activations), wanted, _inverse_square(wanted))
             self.progress(len(ids))
-        fitted = fit(moments, survivors.weight, DAMPING)
-        self._finish(block, survivors, fitted.weight, calls, adds)
+        fitted = fit(moments, inputs.prior, DAMPING)
+        self._finish(block, survivors, *inputs.parts(fitted.weight), calls, adds)
         condition = fitted.condition if math.isfinite(fitted.condition) else None
         return LayerRecovery(block.layer_index, block.module, fitted.before, fitted.after, condition, fitted.damping)
 
-    def _finish(self, block: BlockPlan, survivors: Survivors, weight: torch.Tensor, calls: list[Call], adds: bool) -> None:
-        """Keep the fitted ``weight``, and have the cut model's hidden states pass it."""
-        item = next(item for item in block.tensors if item.role == "write")
-        stored = as_stored(weight, self.index.tensors[item.tensor].dtype)
+    def _finish(
+        self, block: BlockPlan, survivors: Survivors, weight: torch.Tensor, shift: torch.Tensor | None, calls: list[Call],
+        adds: bool,
+    ) -> None:
+        """Keep what was fitted, and have the cut model's hidden states pass it as the checkpoint will hold it."""
+        dtypes = {item.role: self.index.tensors[item.tensor].dtype for item in block.tensors}
+        device = self.chain.device
+        stored = as_stored(weight, dtypes["write"])
         self.spool.put(("weight", block.name), stored)
-        rounded = stored.to(self.chain.device, torch.float32)
+        if shift is not None and survivors.bias is not None:
+            bias = as_stored(survivors.bias.cpu() + shift.cpu(), dtypes["write_bias"])
+            self.spool.put(("bias", block.name), bias)
+            self.with_bias.add(block.name)
+            shift = bias.to(device, torch.float32) - survivors.bias
+        write = Write(stored.to(device, torch.float32), shift)
         for place in range(len(self.batches)):
             before = self._get("cut", place)
             if adds:
-                after = before + (self._get("u", place) @ rounded.T).to(before.dtype).reshape(before.shape)
+                after = before + write.of(self._get("u", place)).to(before.dtype).reshape(before.shape)
             else:
-                _, after = survivors.run(calls[place], before, rounded)
+                _, after = survivors.run(calls[place], before, write)
             self.spool.put(("cut", place), after)
             self.spool.drop(("u", place))
             self.spool.drop(("written", place))
@@ -202,6 +230,34 @@ class _Pass:
 
     def _get(self, stream: str, place: int) -> torch.Tensor:
         return self.spool.get((stream, place)).to(self.chain.device)
+
+
+class _Inputs:
+    """What is fitted to: the activations of channels, and a constant as large where the write projection has a bias.
+
+    Attributes:
+        count: How many.
+        prior: The map that is there, (outputs, count).
+    """
+
+    def __init__(self, survivors: Survivors) -> None:
+        self._biased = survivors.bias is not None
+        self._constant = 0.0
+        weight = survivors.weight
+        self.prior = torch.cat([weight, weight.new_zeros(len(weight), 1)], 1) if self._biased else weight
+        self.count = self.prior.shape[1]
+
+    def of(self, activations: torch.Tensor) -> torch.Tensor:
+        """(token, count)."""
+        if not self._biased:
+            return activations
+        # The penalty on it is then like those on the others.
+        self._constant = self._constant or float(activations.square().mean().sqrt())
+        return torch.cat([activations, activations.new_full((len(activations), 1), self._constant)], 1)
+
+    def parts(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Write vectors (outputs, kept), and what the bias gains, (outputs,), of a fitted map."""
+        return (weight[:, :-1], weight[:, -1] * self._constant) if self._biased else (weight, None)
 
 
 def _inverse_square(vectors: torch.Tensor) -> torch.Tensor:

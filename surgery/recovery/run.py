@@ -88,9 +88,11 @@ class _Fitted:
     def put_in(self, written: CheckpointIndex, *, verify: bool) -> RecoveryReport:
         for block in self.plan.blocks:
             if block.is_cut:
-                item = next(item for item in block.tensors if item.role == "write")
-                write_kept(written.tensors[item.tensor], self.layout.cuts[item.tensor], item.indices(block.kept),
-                           self.fitted.weight(block.name))
+                items = {item.role: item for item in block.tensors}
+                item, write = items["write"], self.fitted.fitted(block.name)
+                write_kept(written.tensors[item.tensor], self.layout.cuts[item.tensor], item.indices(block.kept), write.weight)
+                if write.bias is not None:
+                    write_vector(written.tensors[items["write_bias"].tensor], items["write_bias"].index, write.bias)
         return RecoveryReport("lstsq", self.tokens, self.fitted.layers, check_fitted(written.directory, self.fitted))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +20,24 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 _HALF_TOLERANCE = 5e-2
 
 
+@dataclass(frozen=True, eq=False)
+class Write:
+    """What is made of the channels that stay, besides the bias that was there.
+
+    Attributes:
+        weight: Write vectors as columns, (outputs, kept) float32.
+        shift: What the bias gains, (outputs,) float32; None for nothing.
+    """
+
+    weight: torch.Tensor
+    shift: torch.Tensor | None = None
+
+    def of(self, activations: torch.Tensor) -> torch.Tensor:
+        """What ``activations`` (token, kept) write, (token, outputs)."""
+        written = activations @ self.weight.T
+        return written if self.shift is None else written + self.shift
+
+
 class Survivors:
     """The channels of a loaded block's FFN that stay.
 
@@ -32,6 +51,7 @@ class Survivors:
 
     Attributes:
         weight: Their write vectors as columns, (outputs, kept) float32.
+        bias: What the write projection adds, (outputs,) float32; None where it has no bias.
     """
 
     def __init__(self, chain: Chain, number: int, ffn: FFN, kept: torch.Tensor) -> None:
@@ -42,16 +62,18 @@ class Survivors:
         self._kept: torch.Tensor | None = kept
         self._parameter = chain.model.get_parameter(self._matrix.parameter)
         self.weight = matrix_of(chain.model, self._matrix)[:, kept].float()
-        self._put_in: torch.Tensor | None = None
+        bias = ffn.members[0].write.bias
+        self.bias = None if bias is None else chain.model.get_parameter(bias.parameter).detach().float()
+        self._put_in: Write | None = None
         self._seen: list[torch.Tensor] = []
         self._interceptor = Interceptor(chain.model)
         self._interceptor.on(self._matrix, before=self._before, after=self._after)
 
-    def run(self, call: Call, hidden: torch.Tensor, weight: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def run(self, call: Call, hidden: torch.Tensor, write: Write | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """What the channels give for ``hidden`` and what the block does.
 
         Args:
-            weight: Their write vectors, (outputs, kept) float32; None for none: the FFN then writes its bias only.
+            write: What is made of them; None for nothing: the FFN then writes its bias only.
 
         Returns:
             Activations (token, kept), float32; the block's output (sequence, position, feature).
@@ -59,7 +81,7 @@ class Survivors:
         Raises:
             ModelError: The block does not run the FFN exactly once.
         """
-        self._put_in = weight
+        self._put_in = write
         whole = self._parameter.data
         if self._alone(whole):
             # A product over no channels costs nothing.
@@ -76,9 +98,10 @@ class Survivors:
 
     def adds(self, call: Call, hidden: torch.Tensor) -> bool:
         """Whether the block's output is what it is without the FFN, plus what that writes: no norm follows, for one."""
+        write = Write(self.weight)
         activations, without = self.run(call, hidden)
-        _, output = self.run(call, hidden, self.weight)
-        update = (activations @ self.weight.T).reshape(output.shape)
+        _, output = self.run(call, hidden, write)
+        update = write.of(activations).reshape(output.shape)
         return _close(output.float() - without.float(), update, output)
 
     def narrow(self, call: Call, hidden: torch.Tensor) -> None:
@@ -111,7 +134,7 @@ class Survivors:
     def _after(self, output: torch.Tensor) -> torch.Tensor | None:
         if self._put_in is None:
             return None
-        return output + (self._seen[-1] @ self._put_in.T).to(output.dtype).reshape(output.shape)
+        return output + self._put_in.of(self._seen[-1]).to(output.dtype).reshape(output.shape)
 
     def _alone(self, parameter: torch.Tensor) -> bool:
         """Whether the write projection has its parameter to itself."""

@@ -124,12 +124,25 @@ def test_a_refitted_model_is_closer_to_the_dense_one(model_type: str, tmp_path: 
     assert report.recovery.logit_error < 1e-5
     assert distance(tmp_path / "model", tmp_path / "fitted", given.tokens) < distance(
         tmp_path / "model", tmp_path / "plain", given.tokens)
-    writes = {item.tensor for block in plan.blocks for item in block.tensors if item.role == "write"}
+    writes = {item.tensor for block in plan.blocks for item in block.tensors if item.role in ("write", "write_bias")}
     plain, fitted = read(tmp_path / "plain"), read(tmp_path / "fitted")
     assert {name for name in plain if not torch.equal(plain[name], fitted[name])} == writes
     apply_plan(plan, tmp_path / "model", tmp_path / "again", recovery=recovery(spool_bytes=0))
     again = read(tmp_path / "again")
     assert all(torch.equal(fitted[name], again[name]) for name in fitted)
+
+
+def first_block(directory: Path, layer: str, write: str, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Activations, what the FFN writes, and the block's output, (token, feature) each."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory).eval()
+    seen: dict[str, torch.Tensor] = {}
+    model.get_submodule(write).register_forward_hook(lambda module, inputs, output: seen.update(u=inputs[0], y=output))
+    model.get_submodule(layer).register_forward_hook(
+        lambda module, inputs, output: seen.update(h=output[0] if isinstance(output, tuple) else output))
+    with torch.inference_mode():
+        model(torch.from_numpy(ids).long())
+    u, y, h = (seen[name].reshape(-1, seen[name].shape[-1]).double().numpy() for name in "uyh")
+    return u, y, h
 
 
 def test_the_first_block_is_the_least_squares_solution(tmp_path: Path) -> None:
@@ -138,19 +151,27 @@ def test_the_first_block_is_the_least_squares_solution(tmp_path: Path) -> None:
     plan = planned(tmp_path / "model", lambda number, ffn: ffn.width // 2)
     given = recovery()
     apply_plan(plan, tmp_path / "model", tmp_path / "out", recovery=given)
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
-    layer = model.model.layers[0]
-    seen: dict[str, torch.Tensor] = {}
-    layer.mlp.down_proj.register_forward_hook(lambda module, inputs, output: seen.update(u=inputs[0], y=output))
-    layer.register_forward_hook(lambda module, inputs, output: seen.update(h=output))
-    with torch.inference_mode():
-        model(torch.from_numpy(given.tokens).long())
-    u, y, h = (seen[name].reshape(-1, seen[name].shape[-1]).double().numpy() for name in "uyh")
+    u, y, h = first_block(tmp_path / "model", "model.layers.0", "model.layers.0.mlp.down_proj", given.tokens)
     kept = plan.blocks[0].kept
-    prior = layer.mlp.down_proj.weight.detach().double().numpy()[:, kept]
+    prior = read(tmp_path / "model")["model.layers.0.mlp.down_proj.weight"].double().numpy()[:, kept]
     expected = exact(u[:, kept], y, 1 / (h**2).mean(1), prior, refit.DAMPING)
     found = read(tmp_path / "out")["model.layers.0.mlp.down_proj.weight"].double().numpy()
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_a_bias_is_fitted_too(tmp_path: Path) -> None:
+    """What is left over in the first block has, weighted, no mean worth speaking of."""
+    zoo.tiny("gpt2", "causal").save_pretrained(tmp_path / "model")
+    plan = planned(tmp_path / "model", lambda number, ffn: ffn.width // 2)
+    given = recovery()
+    apply_plan(plan, tmp_path / "model", tmp_path / "out", recovery=given)
+    names = ("transformer.h.0", "transformer.h.0.mlp.c_proj")
+    _, wanted, h = first_block(tmp_path / "model", *names, given.tokens)
+    u, found, _ = first_block(tmp_path / "out", *names, given.tokens)
+    weights = 1 / (h**2).mean(1)
+    left, scale = (weights[:, None] * (found - wanted)).mean(0), (weights[:, None] * np.abs(found - wanted)).mean(0)
+    assert np.abs(left).max() < 0.05 * scale.max()
+    assert u.shape[1] == plan.blocks[0].n_kept
 
 
 def test_only_what_is_cut_is_refitted(tmp_path: Path) -> None:

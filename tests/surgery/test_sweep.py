@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 
+from chanfmt.atlas import Atlas
 from chanfmt.errors import UsageError
 from surgery.cli import main
 from surgery.evaluate import EvaluateOptions, evaluate
@@ -25,7 +27,6 @@ from tests.surgery.measured import SEQ_LEN, TOKENS, Forwards, Tiny, make_tiny
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from chanfmt.atlas import Atlas
     from surgery.results import Results
     from surgery.subject import Subject
 
@@ -75,6 +76,39 @@ def test_a_row_is_what_the_cut_checkpoint_gives(name: str, request: pytest.Fixtu
     assert bare["supernodes_removed"] > 0
     assert bare["hit_rate"] == bare["supernodes_removed"] / sum(layer["supernodes"] for layer in report["layers"])
     assert len({row["nll"] for row in rows.values()}) > 5
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return make_tiny(tmp_path_factory.mktemp("gpt2"), "gpt2")
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_recovered_row_is_that_of_the_recovered_checkpoint(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """And the loaded model has its own weights again, bit by bit."""
+    case: Tiny = request.getfixturevalue(name)
+    atlas, subject = case.subject(dtype="float32")
+    before = {name: value.clone() for name, value in subject.model.state_dict().items()}
+    results = swept(atlas, subject, tmp_path / "out", methods="scar-lp", sparsity="0.5", recover="none,bias,lstsq")
+    rows = {row["recover"]: row["nll"] for row in results.rows if row["method"] != "dense"}
+    assert [row["recover"] for row in results.rows] == ["none", "none", "bias", "lstsq"]
+    assert all(torch.equal(value, before[name]) for name, value in subject.model.state_dict().items())
+    found = {}
+    for recover in rows:
+        cut = tmp_path / recover
+        assert main(["prune", str(case.atlas), "--model", str(case.model), "--method", "scar-lp", "--sparsity", "0.5",
+                     "--recover", recover, "-o", str(cut), "--quiet"]) == 0
+        options = EvaluateOptions((str(cut),), str(case.text), seq_len=SEQ_LEN, max_tokens=TOKENS)
+        found[recover] = evaluate(options, progress=False)[0].losses.mean
+    assert found == pytest.approx(rows, rel=1e-5)
+    assert len({round(value, 4) for value in rows.values()}) == 3
+
+
+def test_a_recovery_that_is_not_possible_is_refused_before_anything_runs(mixtral: Tiny) -> None:
+    with pytest.raises(UsageError, match=r"scar-lp at 0.5 .* refits dense FFNs"):
+        plan_runs(Atlas.open(mixtral.atlas), SweepOptions(methods="scar-lp", sparsity="0.5", recover="lstsq"))
+    with pytest.raises(UsageError, match="no --recover 'magic'"):
+        plan_runs(Atlas.open(mixtral.atlas), SweepOptions(methods="scar-lp", sparsity="0.5", recover="magic"))
 
 
 def test_files_say_the_same(llama: Tiny, tmp_path: Path) -> None:
@@ -229,23 +263,26 @@ def test_removed_masks_are_the_plans(mixtral: Tiny) -> None:
         assert np.flatnonzero(removed[1][expert]).tolist() == plan.blocks[1].removed_of(expert).tolist()
 
 
-def row(method: str, sparsity: float, nll: float | None, hit: float | None = 0.0, protect: str = "none") -> dict[str, Any]:
-    return {"method": method, "protect": protect, "sparsity_reached": sparsity, "nll": 999.0 if nll is None else nll,
-            "perplexity": None if nll is None else float(np.exp(nll)), "hit_rate": hit}
+def row(method: str, sparsity: float, nll: float | None, hit: float | None = 0.0, protect: str = "none",
+        recover: str = "none") -> dict[str, Any]:
+    return {"method": method, "protect": protect, "recover": recover, "sparsity_reached": sparsity,
+            "nll": 999.0 if nll is None else nll, "perplexity": None if nll is None else float(np.exp(nll)), "hit_rate": hit}
 
 
 def test_lines_of_a_figure() -> None:
     rows = [row("dense", 0, 2.0), row("random", 0.5, 4.0, 0.2), row("random", 0.5, 6.0, 0.4), row("random", 0.3, 3.0, None),
-            row("wanda", 0.5, 3.0, 0.1), row("wanda", 0.5, 2.5, 0.0, "supernodes"), row("wanda", 0.7, None)]
+            row("wanda", 0.5, 3.0, 0.1), row("wanda", 0.5, 2.5, 0.0, "supernodes"), row("wanda", 0.7, None),
+            row("wanda", 0.5, 2.2, recover="lstsq")]
     lines = lines_of(rows)
     start = (0.0, np.exp(2.0), 0.0, np.exp(2.0), np.exp(2.0))
-    assert list(lines) == [("random", "none"), ("wanda", "none"), ("wanda", "supernodes")]
-    assert lines["random", "none"] == [
+    assert list(lines) == [(*line, "none") for line in (("random", "none"), ("wanda", "none"), ("wanda", "supernodes"))] + [
+        ("wanda", "none", "lstsq")]
+    assert lines["random", "none", "none"] == [
         pytest.approx(start), pytest.approx((0.3, np.exp(3), 0, np.exp(3), np.exp(3))),
         pytest.approx((0.5, np.exp(5), 0.3, np.exp(4), np.exp(6))),
     ]
-    assert [point[0] for point in lines["wanda", "none"]] == [0.0, 0.5]
-    assert lines["wanda", "supernodes"][1] == pytest.approx((0.5, np.exp(2.5), 0, np.exp(2.5), np.exp(2.5)))
+    assert [point[0] for point in lines["wanda", "none", "none"]] == [0.0, 0.5]
+    assert lines["wanda", "supernodes", "none"][1] == pytest.approx((0.5, np.exp(2.5), 0, np.exp(2.5), np.exp(2.5)))
 
 
 def test_the_figure_is_drawn(llama: Tiny, tmp_path: Path) -> None:
