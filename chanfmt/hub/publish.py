@@ -69,18 +69,26 @@ def publish_folder(
     from huggingface_hub import HfApi, get_token
 
     check_repo(repo)
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = _files(folder)
     if get_token() is None:
         raise no_token()
     api, repo = HfApi(), full_name(repo, note=note)
     with quiet_client(note, progress=progress), hub_errors(repo, kind=kind, writing=True):
         target = _Target(api, repo, kind, note)
         hidden = target.prepare(files, options)
-        commit, url = target.upload(folder, files, message, options)
+        commit, url = target.upload(folder, message, options)
         target.check(files, commit, alone=not options.create_pr)
         if options.public and hidden:
             retried(lambda: api.update_repo_settings(repo, private=False, repo_type=kind), note=note)
     return Published(repo, url, commit)
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Path in the repository to file, of all that `upload_folder` takes."""
+    from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects
+
+    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: found[name] for name in filter_repo_objects(found, ignore_patterns=DEFAULT_IGNORE_PATTERNS)}
 
 
 def full_name(repo: str, *, note: Callable[[str], None]) -> str:
@@ -123,12 +131,12 @@ class _Target:
                                  hint="name another repository, or add --overwrite: its history keeps what is there")
         return bool(info.private)
 
-    def upload(self, folder: Path, files: Mapping[str, Path], message: str, options: PublishOptions) -> tuple[str, str]:
+    def upload(self, folder: Path, message: str, options: PublishOptions) -> tuple[str, str]:
         """Upload what is missing and commit it. Returns the commit, and the page where it shows."""
         replace = options.overwrite and not options.create_pr
         done = self._tried(lambda: self._api.upload_folder(
             repo_id=self._repo, repo_type=self._kind, folder_path=folder, commit_message=message,
-            create_pr=options.create_pr, allow_patterns=list(files), delete_patterns="*" if replace else None,
+            create_pr=options.create_pr, delete_patterns="*" if replace else None,
         ), safe=not options.create_pr)
         page = f"{self._api.endpoint}/{'datasets/' if self._kind == 'dataset' else ''}{self._repo}"
         return done.oid, done.pr_url or page
