@@ -80,6 +80,7 @@ def publish_folder(
         target.check(files, commit, alone=not options.create_pr)
         if options.public and hidden:
             retried(lambda: api.update_repo_settings(repo, private=False, repo_type=kind), note=note)
+            note(f"{repo} is public now")
     return Published(repo, url, commit)
 
 
