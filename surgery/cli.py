@@ -445,7 +445,7 @@ def _cut(
     check_output(output, overwrite=options.overwrite)
     model = find_model(plan.model, options.model, lambda text: say(text, quiet=talk.quiet), options.revision)
     say(f"cutting {model.id}", quiet=talk.quiet)
-    if model.revision and model.id == plan.model.id:
+    if model.revision and (model.source, model.id) == (plan.model.source, plan.model.id):
         plan = dataclasses.replace(plan, model=dataclasses.replace(plan.model, revision=model.revision))
     report = apply_plan(
         plan, model.directory, output, overwrite=options.overwrite, verify=not options.no_verify,

@@ -1,8 +1,9 @@
-"""Fetch one file from the Hub into its cache, checked against what the Hub says of it."""
+"""Fetch a file, or a repository, from the Hub into its cache, checked against what the Hub says of it."""
 
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from chanfmt.hub.digests import is_named
 from chanfmt.hub.failures import hub_errors, is_unreachable, quiet_client, retried
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from chanfmt.hub.names import HubFile
 
@@ -53,6 +54,36 @@ def fetch(wanted: HubFile, *, suffix: str, note: Callable[[str], None], progress
     commit = path.parents[file.count("/")].name
     _check(path, wanted.repo, file)
     return Fetched(path, replace(wanted, revision=commit, file=file))
+
+
+def fetch_snapshot(
+    repo: str, revision: str | None, *, wanted: Sequence[str], unwanted: Sequence[str], note: Callable[[str], None],
+    progress: bool = False,
+) -> Path:
+    """The files of a model at a commit, in a directory named after that; from the cache where they are there.
+
+    Args:
+        revision: Branch, tag or commit; None is the main branch.
+        wanted, unwanted: Patterns of file names.
+        note, progress: As in `fetch`.
+
+    Raises:
+        UsageError: ``repo`` cannot be a name.
+        HubError: They cannot be had.
+        CheckError: What arrived is not what the Hub says of it.
+    """
+    from huggingface_hub import snapshot_download
+
+    # A file's time may be a little behind the clock.
+    started = time.time() - 1
+    with quiet_client(note, progress=progress), hub_errors(repo, revision=revision):
+        folder = Path(retried(lambda: snapshot_download(
+            repo, revision=revision, allow_patterns=[*wanted], ignore_patterns=[*unwanted]), note=note))
+    for path in sorted(folder.rglob("*")):
+        # What was there before was checked before; a large model takes minutes to read.
+        if path.is_file() and path.stat().st_mtime >= started:
+            _check(path, repo, path.relative_to(folder).as_posix())
+    return folder
 
 
 def _only_file(wanted: HubFile, suffix: str, note: Callable[[str], None]) -> str:

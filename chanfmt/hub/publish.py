@@ -76,9 +76,7 @@ def publish_folder(
     from huggingface_hub import HfApi, get_token
 
     check_repo(repo)
-    if names is None:
-        names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    files = {name: folder / name for name in sorted(names)}
+    files = _files(folder) if names is None else {name: folder / name for name in sorted(names)}
     if get_token() is None:
         raise no_token()
     api, repo = HfApi(), full_name(repo, note=note)
@@ -89,7 +87,16 @@ def publish_folder(
         target.check(files, commit, alone=not options.create_pr)
         if options.public and hidden:
             retried(lambda: api.update_repo_settings(repo, private=False, repo_type=kind), note=note)
+            note(f"{repo} is public now")
     return Published(repo, url, commit)
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Path in the repository to file, of all but what git and the Hub's client keep in a folder for themselves."""
+    from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects
+
+    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: found[name] for name in filter_repo_objects(found, ignore_patterns=DEFAULT_IGNORE_PATTERNS)}
 
 
 def full_name(repo: str, *, note: Callable[[str], None]) -> str:

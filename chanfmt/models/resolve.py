@@ -10,7 +10,7 @@ from typing import Protocol
 
 from chanfmt.console import say
 from chanfmt.errors import ChanfmtError, ModelError, UsageError
-from chanfmt.hub.failures import hub_errors, quiet_client, retried
+from chanfmt.hub.fetch import fetch_snapshot
 
 _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.py", "*.md", "LICENSE*"]
 TEMPLATE_DIRECTORY = "additional_chat_templates"
@@ -103,12 +103,8 @@ def main_commit(model: ResolvedModel) -> str:
 
 
 def _from_hub(model: str, revision: str | None) -> ResolvedModel:
-    import huggingface_hub
-
     try:
-        with quiet_client(say, progress=sys.stderr.isatty()), hub_errors(model, revision=revision):
-            directory = Path(retried(lambda: huggingface_hub.snapshot_download(
-                model, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED), note=say))
+        directory = fetch_snapshot(model, revision, wanted=_WANTED, unwanted=_UNWANTED, note=say, progress=sys.stderr.isatty())
     except ChanfmtError as error:
         raise ModelError(f"there is no directory {model!r}; {error.message}", hint=error.hint) from None
     # snapshots/<commit>/ is the Hub cache's documented layout.

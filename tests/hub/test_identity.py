@@ -8,6 +8,7 @@ import pytest
 
 import chanfmt
 from tests.hub.client import environment, run, script
+from tests.hub.faults import Fault
 from tests.hub.server import Hub
 from tests.tiny import save_tiny, tiny_tokenizer
 
@@ -110,3 +111,13 @@ def test_a_model_that_is_not_to_be_seen(measured, tmp_path):
     text = script(FIND, path, "bob/gated", env=nobody)
     assert "bob/gated is gated" in text
     assert f"request access at {hub.url}/bob/gated" in text
+
+
+def test_a_model_that_was_damaged_on_the_way(measured, tmp_path):
+    hub, env, path, commit = measured
+    fresh = env | {"HF_HOME": str(tmp_path / "home")}
+    hub.faults.append(Fault("GET", "/cdn/", alter=lambda body: body[:-1] + bytes([body[-1] ^ 1])))
+    text = script(FIND, path, "", env=fresh)
+    assert "arrived damaged" in text
+    assert "run the same command again" in text
+    assert script(FIND, path, "", env=fresh).splitlines()[-1] == commit
