@@ -22,6 +22,7 @@ from surgery.push import PushOptions, push_command
 from tests.factory import random_atlas
 from tests.hub.client import environment, run, script, start
 from tests.hub.faults import Fault
+from tests.hub.test_publish import PUBLISH
 from tests.surgery.models import save_atlas, save_model
 
 if TYPE_CHECKING:
@@ -337,3 +338,15 @@ def test_the_command_that_goes_on() -> None:
     options = PushOptions(public=True, create_pr=True, no_verify=True, eval="my numbers.json")
     assert push_command(Path("out"), "ann/x", options) == \
         "surgery push out ann/x --public --pr --no-verify --eval 'my numbers.json'"
+
+
+def test_however_many_files_are_one_commit(hub: Hub, ann: Environment, tmp_path: Path) -> None:
+    """The client's `upload_folder` commits 250 files at a time, through Xet; a model of which a part is seen is none."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(300):
+        (folder / f"{number}.txt").write_text(str(number))
+    (folder / "model.safetensors").write_bytes(b"weights")
+    done = json.loads(script(PUBLISH, folder, "ann/many", env=ann | {"HF_HUB_DISABLE_XET": "0"}))
+    assert "error" not in done
+    assert [len(commit.files) for commit in hub.repo("ann/many").commits.values()] == [1, 302]
