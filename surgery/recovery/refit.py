@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from chanfmt.models.ffn import FFN
     from surgery.plan import BlockPlan, PruningPlan
 
-DAMPING = 3e-2
+DAMPING = 1e-1
 """Penalty on leaving the weights that are there, as a share of the mean squared activation."""
 CHECK_TOKENS = 128
 _FEW = 32
