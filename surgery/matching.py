@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from chanfmt.models.ffn import FFN
-
-
-class Described(Protocol):
-    """What `chanfmt.records.Block` and `surgery.plan.BlockPlan` say alike of an FFN."""
-
-    @property
-    def module(self) -> str: ...
-    @property
-    def n_channels(self) -> int: ...
-    @property
-    def n_experts(self) -> int: ...
+    from chanfmt.models.stored import Described
 
 
 def match_ffns(blocks: Sequence[Described], ffns: Sequence[FFN]) -> list[FFN | None]:

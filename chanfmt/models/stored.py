@@ -25,8 +25,8 @@ _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat
 _WEIGHTS = ("write", "up", "gate")
 
 
-class HasTensors(Protocol):
-    """What `chanfmt.records.Block` and `surgery.plan.BlockPlan` say alike of where an FFN's weights lie."""
+class Described(Protocol):
+    """What `chanfmt.records.Block` and `surgery.plan.BlockPlan` say alike of an FFN."""
 
     @property
     def module(self) -> str: ...
@@ -34,6 +34,11 @@ class HasTensors(Protocol):
     def n_channels(self) -> int: ...
     @property
     def n_experts(self) -> int: ...
+
+
+class HasTensors(Described, Protocol):
+    """And of where its weights lie."""
+
     @property
     def tensors(self) -> Sequence[TensorSlice]: ...
 

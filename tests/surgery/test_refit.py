@@ -160,18 +160,23 @@ def test_the_first_block_is_the_least_squares_solution(tmp_path: Path) -> None:
 
 
 def test_a_bias_is_fitted_too(tmp_path: Path) -> None:
-    """What is left over in the first block has, weighted, no mean worth speaking of."""
+    """By hand, as one more channel that always gives as much as the others give on average."""
     zoo.tiny("gpt2", "causal").save_pretrained(tmp_path / "model")
     plan = planned(tmp_path / "model", lambda number, ffn: ffn.width // 2)
     given = recovery()
     apply_plan(plan, tmp_path / "model", tmp_path / "out", recovery=given)
-    names = ("transformer.h.0", "transformer.h.0.mlp.c_proj")
-    _, wanted, h = first_block(tmp_path / "model", *names, given.tokens)
-    u, found, _ = first_block(tmp_path / "out", *names, given.tokens)
-    weights = 1 / (h**2).mean(1)
-    left, scale = (weights[:, None] * (found - wanted)).mean(0), (weights[:, None] * np.abs(found - wanted)).mean(0)
-    assert np.abs(left).max() < 0.05 * scale.max()
-    assert u.shape[1] == plan.blocks[0].n_kept
+    name = "transformer.h.0.mlp.c_proj"
+    u, y, h = first_block(tmp_path / "model", "transformer.h.0", name, given.tokens)
+    before, after = ({key: value.double().numpy() for key, value in read(tmp_path / directory).items()}
+                     for directory in ("model", "out"))
+    kept, bias = plan.blocks[0].kept, before[f"{name}.bias"]
+    constant = np.sqrt((u[:, kept] ** 2).mean())
+    inputs = np.concatenate([u[:, kept], np.full((len(u), 1), constant)], axis=1)
+    prior = np.concatenate([before[f"{name}.weight"][kept].T, np.zeros((len(bias), 1))], axis=1)
+    expected = exact(inputs, y - bias, 1 / (h**2).mean(1), prior, refit.DAMPING)
+    assert np.abs(after[f"{name}.weight"].T - expected[:, :-1]).max() <= 1e-4 * np.abs(expected).max()
+    shift = expected[:, -1] * constant
+    assert np.abs(after[f"{name}.bias"] - bias - shift).max() <= 1e-4 * np.abs(shift).max()
 
 
 def test_only_what_is_cut_is_refitted(tmp_path: Path) -> None:
