@@ -29,7 +29,8 @@ def without(*names):
 
 @pytest.mark.parametrize("model_type", [*CONFIGS, "mamba"])
 def test_the_cache_changes_nothing(model_type, monkeypatch):
-    model = tiny_model(model_type, **(MAMBA if model_type == "mamba" else {}))
+    # In float32 another kernel's rounding may, once in some thousand tokens, fall on the other side of a boundary.
+    model = tiny_model(model_type, **(MAMBA if model_type == "mamba" else {})).double()
     assert sampled._cache_works(model, torch.device("cpu")) == (model_type != "mamba")
     found = sequences_of(model)
     assert (found.shape, found.dtype) == ((6, 24), np.int32)
