@@ -1,0 +1,154 @@
+"""What atlas-tui costs in a terminal: CPU time and bytes a key, beside their budgets.
+
+    python bench/tui.py [ATLAS ...]
+
+Without files, atlases of the sizes of an 8B, a 70B and a mixture-of-experts model are made in a temporary directory.
+The program runs on a pseudo-terminal. CPU time is that of all its threads until it is quiet; a key is pressed
+several times, and the median counts. Bytes are what it writes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import select
+import signal
+import statistics
+import struct
+import sys
+import tempfile
+import termios
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from synthetic import synthetic_content
+
+from chanfmt.writer import write_atlas
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+QUIET = 0.35
+"""Seconds without output after which a key has had its effect."""
+SMALL, LARGE = (80, 24), (160, 50)
+SIZES = {"8B": (32, 0, 14336), "70B": (80, 0, 28672), "MoE": (48, 128, 768)}
+ON_SCREEN = {"8B": 1.0, "70B": 1.5, "MoE": 1.5}
+"""Seconds until the overview is there."""
+MEMORY = {"8B": 100, "70B": 160, "MoE": 160}
+"""MB at the end of a run."""
+PAGE_DOWN = "\x1b[6~"
+
+
+class Program:
+    """``atlas-tui FILE`` on a pseudo-terminal."""
+
+    def __init__(self, path: Path, size: tuple[int, int]) -> None:
+        self.began = time.monotonic()
+        self.pid, self.descriptor = pty.fork()
+        if self.pid == 0:
+            environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "TMUX")}
+            environment |= {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
+            os.execve(sys.executable, [sys.executable, "-m", "tui", str(path)], environment)
+        fcntl.ioctl(self.descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", size[1], size[0], 0, 0))
+
+    def read_until(self, text: bytes) -> float:
+        """Seconds since the start at which ``text`` had come."""
+        output = b""
+        while text not in output:
+            if time.monotonic() > self.began + 60:
+                raise SystemExit(f"{text!r} did not come: {output[-500:]!r}")
+            output += self._read(1.0)
+        return time.monotonic() - self.began
+
+    def settle(self, quiet: float = QUIET) -> int:
+        """Bytes written until ``quiet`` seconds without any."""
+        total = 0
+        while data := self._read(quiet):
+            total += len(data)
+        return total
+
+    def _read(self, seconds: float) -> bytes:
+        if not select.select([self.descriptor], [], [], seconds)[0]:
+            return b""
+        return os.read(self.descriptor, 1 << 20)
+
+    def press(self, keys: str) -> tuple[float, int]:
+        """CPU milliseconds and bytes that ``keys`` cost."""
+        before = self.cpu()
+        os.write(self.descriptor, keys.encode())
+        size = self.settle()
+        return self.cpu() - before, size
+
+    def cpu(self) -> float:
+        """CPU milliseconds used so far, by all threads."""
+        tasks = Path(f"/proc/{self.pid}/task").iterdir()
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e6
+
+    def memory(self) -> float:
+        """Resident memory in MB that is not of a file."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.split("RssAnon:")[1].split()[0]) * 1024 / 1e6
+
+
+@contextmanager
+def running(path: Path, size: tuple[int, int]) -> Iterator[tuple[Program, float]]:
+    """The program with its overview on screen, and the seconds that took."""
+    program = Program(path, size)
+    try:
+        seconds = program.read_until(b"help")
+        program.settle(1.0)
+        yield program, seconds
+    finally:
+        os.kill(program.pid, signal.SIGTERM)
+        os.waitpid(program.pid, 0)
+        os.close(program.descriptor)
+
+
+def row(name: str, value: float, budget: float, unit: str) -> None:
+    print(f"  {name:<44} {value:>9.2f} {unit:<3} {budget:>7g}   {value / budget:5.2f}", flush=True)
+
+
+def keys(program: Program, name: str, key: str, cpu: float, size: float | None, times: int = 7) -> None:
+    program.press(key)
+    costs = [program.press(key) for _ in range(times)]
+    row(f"{name}, CPU", statistics.median(cost for cost, _ in costs), cpu, "ms")
+    if size is not None:
+        row(f"{name}, bytes", statistics.median(written for _, written in costs) / 1000, size, "kB")
+
+
+def measure(name: str, path: Path) -> None:
+    print(f"{name}: {path.stat().st_size / 1e6:.0f} MB{'':<37} measured      budget   ratio")
+    with running(path, SMALL) as (program, seconds):
+        row("overview on screen", seconds, ON_SCREEN.get(name, 1.0), "s")
+        keys(program, "overview, cursor", "j", 5, 2)
+        keys(program, "overview, page", PAGE_DOWN, 15, 8, times=2)
+        program.press("g")
+        program.press("\r")
+        if name == "MoE":
+            program.press("\r")
+        keys(program, "channels, cursor", "j", 5, 2)
+        keys(program, "channels, page", PAGE_DOWN, 15, 8)
+        keys(program, "channels, sort", "s", 5, None)
+        print(f"  {'idle for 5 s, bytes':<44} {program.settle(5.0):>9} {'':<3} {0:>7}", flush=True)
+        row("memory", program.memory(), MEMORY.get(name, 100), "MB")
+    with running(path, LARGE) as (program, _):
+        keys(program, "strips at 160x50", "i", 100, 60)
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        for text in sys.argv[1:]:
+            measure(Path(text).name, Path(text))
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        for name, size in SIZES.items():
+            path = Path(directory) / f"{name}.h5"
+            write_atlas(synthetic_content(*size), path)
+            measure(name, path)
+
+
+if __name__ == "__main__":
+    main()
