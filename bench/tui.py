@@ -2,7 +2,7 @@
 
     python bench/tui.py [ATLAS ...]
 
-Without files, atlases of the sizes of an 8B, a 70B and a mixture-of-experts model are made in a temporary directory.
+Without files, atlases of the sizes of an 8B and a 70B model are made in a temporary directory.
 The program runs on a pseudo-terminal. CPU time is that of all its threads until it is quiet; a key is pressed
 several times, and the median counts. Bytes are what it writes.
 """
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 QUIET = 0.35
 """Seconds without output after which a key has had its effect."""
 SMALL, LARGE = (80, 24), (160, 50)
-SIZES = {"8B": (32, 0, 14336), "70B": (80, 0, 28672), "MoE": (48, 128, 768)}
-ON_SCREEN = {"8B": 1.0, "70B": 1.5, "MoE": 1.5}
+SIZES = {"8B": (32, 0, 14336), "70B": (80, 0, 28672)}
+ON_SCREEN = {"8B": 1.0, "70B": 1.5}
 """Seconds until the overview is there."""
-MEMORY = {"8B": 100, "70B": 160, "MoE": 160}
+MEMORY = {"8B": 100, "70B": 160}
 """MB at the end of a run."""
 PAGE_DOWN = "\x1b[6~"
 
@@ -127,8 +127,6 @@ def measure(name: str, path: Path) -> None:
         keys(program, "overview, page", PAGE_DOWN, 15, 8, times=2)
         program.press("g")
         program.press("\r")
-        if name == "MoE":
-            program.press("\r")
         keys(program, "channels, cursor", "j", 5, 2)
         keys(program, "channels, page", PAGE_DOWN, 15, 8)
         keys(program, "channels, sort", "s", 5, None)
