@@ -33,10 +33,10 @@ def synthetic_content(layers: int, experts: int, channels: int) -> AtlasContent:
     variables = {}
     for variable in schema.STACK_VARIABLES:
         shape = tuple(lengths[name] for name in schema.stack_dimensions(variable, kind))
-        values = np.exp(2 * random.standard_normal(shape, dtype=np.float32))
-        if not variable.dtype.startswith("f"):
-            values = random.integers(0, 3, shape).astype(variable.dtype)
-        variables[variable.name] = values
+        if variable.dtype.startswith("f"):
+            variables[variable.name] = np.exp(2 * random.standard_normal(shape, dtype=np.float32))
+        else:
+            variables[variable.name] = random.integers(0, 3, shape).astype(variable.dtype)
     blocks = []
     for layer in range(layers):
         owners = [f"model.layers.{layer}.mlp" + (f".experts.{expert}" if experts else "") for expert in range(max(experts, 1))]
