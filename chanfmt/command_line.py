@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 
@@ -25,6 +26,12 @@ def names_directory(text: str) -> bool:
     # A Hub id has a separator too. An output may not exist yet, but the directory it goes to does.
     inside = os.sep in path and (os.path.exists(path) or os.path.isdir(os.path.dirname(path)))
     return os.path.isabs(path) or text.startswith(("~", f".{os.sep}", f"..{os.sep}")) or inside
+
+
+def tells_directories(command: str) -> bool:
+    """Whether a recorded ``command`` names a directory of a machine, as `recorded_command` does not."""
+    # No shell's rules: whatever is quoted, joined by "=" or neither, a path begins after one of these.
+    return any(names_directory(word) for word in re.split(r"[\s'\"=]+", command))
 
 
 def _without_directory(argument: str) -> str:

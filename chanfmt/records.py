@@ -223,6 +223,10 @@ class ProducerRecord:
     peak_memory_bytes: int
     history: tuple[Mapping[str, Any], ...] = ()
 
+    def commands(self) -> tuple[str, ...]:
+        """The command lines that made the file, the first one first."""
+        return (self.command, *(str(line.get("command", "")) for line in self.history))
+
 
 class Stacked:
     """The arrays ``name`` of ``rows``, stacked along ``axis``; read one by one, so that they need not be in memory together."""

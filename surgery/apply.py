@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from chanfmt import __version__
 from chanfmt.atlas import Atlas
-from chanfmt.command_line import names_directory
+from chanfmt.command_line import names_directory, tells_directories
 from chanfmt.console import progress_bar
 from chanfmt.errors import ModelError, UsageError
 from chanfmt.files import atomic_directory, check_space, check_target
@@ -30,7 +30,7 @@ from surgery.names import ATLAS_FILE, CARD_FILE, EVALUATION_FILE, KEPT_FILE, PIC
 from surgery.picture import layer_picture
 from surgery.plan import Applied, PruningPlan, write_plan
 from surgery.report import Report
-from surgery.source import check_fingerprint, tells_directories
+from surgery.source import check_fingerprint
 from surgery.stock import parse_config
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ def _write_notice(base: Base, output: Path) -> None:
 
 def _carry_atlas(atlas: Path, target: Path, note: Callable[[str], object]) -> None:
     with Atlas.open(atlas) as opened:
-        if tells_directories(opened):
+        if any(map(tells_directories, opened.producer.commands())):
             note(f"the result gets no copy of {atlas}: its record of how it was built names directories of a machine")
             return
     shutil.copyfile(atlas, target)

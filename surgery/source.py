@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
-from chanfmt.command_line import names_directory
 from chanfmt.errors import ModelError, UsageError
 from chanfmt.models.resolve import main_commit, own_revision, resolve_model
 
@@ -13,7 +11,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from chanfmt.atlas import Atlas
     from chanfmt.models.resolve import Named, ResolvedModel
 
 
@@ -62,10 +59,3 @@ def check_fingerprint(model: Named, directory: Path, found: str, way_out: str = 
             f"{directory} is not the model of the atlas: its weights differ from those of {model.id!r}",
             hint=f"pass the model (and the revision) that the atlas was built from{way_out}",
         )
-
-
-def tells_directories(atlas: Atlas) -> bool:
-    """Whether the commands that ``atlas`` records name directories of a machine, as builds once wrote them."""
-    commands = [atlas.producer.command, *(str(line.get("command", "")) for line in atlas.producer.history)]
-    # No shell's rules: whatever is quoted, joined by "=" or neither, a path begins after one of these.
-    return any(names_directory(word) for command in commands for word in re.split(r"[\s'\"=]+", command))

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chanfmt.command_line import tells_directories
 from chanfmt.errors import AtlasError
 from chanfmt.hub.locate import SUFFIX
 from chanfmt.hub.names import HubFile
@@ -54,6 +55,8 @@ def publish_atlas(
         raise AtlasError(f"{atlas.path} is unfinished", hint="finish it with: atlas build ... --resume")
     repo = full_name(repo, note=note)
     name = atlas.path.name if atlas.path.suffix == SUFFIX else atlas.path.name + SUFFIX
+    if any(map(tells_directories, atlas.producer.commands())):
+        note(f"note: {name} records commands that name directories of a machine; the card leaves them out, the file does not")
     calibration = atlas.calibration
     message = f"Atlas of {atlas.model.id}: {len(atlas.blocks)} FFNs, {calibration.tokens:,} tokens, {atlas.content_sha256[:12]}"
     with tempfile.TemporaryDirectory(prefix="atlas-push-") as text:
@@ -87,8 +90,8 @@ def atlas_card(atlas: Atlas, place: HubFile, layers: tuple[Sequence[str], Sequen
     origin_rows = [
         ["content_sha256", atlas.content_sha256], ["format", f"channel-importance-atlas {atlas.format_version}"],
         ["made by", ", ".join(f"{name} {version}" for name, version in producer.versions.items())],
-        ["on", f"{producer.hardware}, {producer.seconds:,.0f} s"], ["command", producer.command],
-        *([f"then {line.get('command', '')}", json.dumps(dict(line), sort_keys=True)] for line in producer.history),
+        ["on", f"{producer.hardware}, {producer.seconds:,.0f} s"], ["command", _public(producer.command)],
+        *(["then", _public(json.dumps(dict(line), sort_keys=True))] for line in producer.history),
     ]
     return "\n".join([
         "---", front.to_yaml(), "---", "",
@@ -107,3 +110,7 @@ def atlas_card(atlas: Atlas, place: HubFile, layers: tuple[Sequence[str], Sequen
         "```sh", f"atlas info {place}", f"atlas pull {place.repo} -o {inline(place.file or '')}",
         f"surgery prune {place} --sparsity 0.5", "```", "",
     ])
+
+
+def _public(text: str) -> str:
+    return "names directories of a machine; the file has it" if tells_directories(text) else text

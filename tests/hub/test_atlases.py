@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -10,8 +11,12 @@ import pytest
 import yaml
 
 import chanfmt
+from chanfmt.commands.info import layer_rows, layer_table
+from chanfmt.hub.atlases import atlas_card
+from chanfmt.hub.names import HubFile
+from chanfmt.writer import write_atlas
 from surgery.plan import load_plan
-from tests.factory import random_atlas
+from tests.factory import random_atlas, random_content
 from tests.hub.client import environment, run, session, start
 from tests.hub.faults import Fault
 
@@ -76,6 +81,20 @@ def test_push_and_pull(hub, ann, path, tmp_path):
     assert (tmp_path / "d.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
     assert pulled["source"] == f"hf://datasets/ann/tiny-atlas@{hub.repo('ann/tiny-atlas', 'dataset').head.id}/a.h5"
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(("command", "told"), [
+    ("atlas build me/model -o a.h5", False), ("atlas build /home/me/model -o a.h5", True),
+])
+def test_the_card_tells_no_directories(command, told, tmp_path):
+    content = random_content()
+    history = ({"command": command, "sources": ["a.h5"]},)
+    producer = dataclasses.replace(content.producer, command=command, history=history)
+    write_atlas(dataclasses.replace(content, producer=producer), tmp_path / "a.h5")
+    with chanfmt.open(tmp_path / "a.h5") as opened:
+        card = atlas_card(opened, HubFile("ann/a", file="a.h5"), layer_table(opened, layer_rows(opened)))
+    assert ("/home/me" in card, card.count(command)) == (False, 0 if told else 2)
+    assert card.count("names directories of a machine") == (2 if told else 0)
 
 
 def test_push_refuses_what_is_no_atlas(hub, ann, path, tmp_path):
