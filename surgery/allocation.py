@@ -47,53 +47,63 @@ def ladder(scores: np.ndarray, protected: np.ndarray, most: int) -> np.ndarray:
     return np.sort(np.where(protected, np.inf, scores), axis=-1)[:, :most].mean(axis=0)
 
 
-def allocate(candidates: Sequence[Candidate], keep: int, multiple_of: int | None = None) -> list[int]:
-    """Kept widths of ``candidates``, so that ``keep`` channels stay in all, or as near to it as multiples allow.
+class Pool:
+    """FFNs that share one number of kept channels. What does not depend on that number is computed once.
 
     Removals are taken from the pool in the order of their scores; of equal ones, those of the last FFN first.
-    Each width is then rounded like a uniform one is, and the roundings that moved a width least for
-    what they give are turned until the total is right.
-
-    Raises:
-        ValueError: More than ``keep`` must stay.
     """
-    if sum(item.units * item.fewest for item in candidates) > keep:
-        raise ValueError("more must stay than may")
-    targets = _targets(candidates, keep)
-    steps = [multiple_of or preferred_multiple(item.width, target) for item, target in zip(candidates, targets, strict=True)]
-    choices = [_choices(item, step) for item, step in zip(candidates, steps, strict=True)]
-    places = [_nearest(widths, nearest_multiple(target, step))
-              for widths, target, step in zip(choices, targets, steps, strict=True)]
-    units = [item.units for item in candidates]
-    excess = sum(count * widths[place] for count, widths, place in zip(units, choices, places, strict=True)) - keep
-    while excess:
-        turn = -1 if excess > 0 else 1
-        best: tuple[float, int, int] | None = None
-        for index, (widths, place) in enumerate(zip(choices, places, strict=True)):
-            if not 0 <= place + turn < len(widths):
-                continue
-            moved = widths[place + turn] - widths[place]
-            left = excess + units[index] * moved
-            farther = abs(widths[place + turn] - targets[index]) - abs(widths[place] - targets[index])
-            if abs(left) < abs(excess) and (best is None or (farther / abs(moved), index) < best[:2]):
-                best = farther / abs(moved), index, left
-        if best is None:
-            break
-        places[best[1]] += turn
-        excess = best[2]
-    return [widths[place] for widths, place in zip(choices, places, strict=True)]
 
+    def __init__(self, candidates: Sequence[Candidate]) -> None:
+        self._candidates = candidates
+        self._units = np.array([item.units for item in candidates])
+        owner = np.concatenate([np.full(len(item.ladder), index) for index, item in enumerate(candidates)])
+        rank = np.concatenate([np.arange(len(item.ladder)) for item in candidates])
+        order = np.lexsort((rank, -owner, np.concatenate([item.ladder for item in candidates])))
+        self._owner = owner[order]
+        self._taken = np.cumsum(self._units[self._owner])
 
-def _targets(candidates: Sequence[Candidate], keep: int) -> list[int]:
-    """Widths before rounding."""
-    owner = np.concatenate([np.full(len(item.ladder), index) for index, item in enumerate(candidates)])
-    rank = np.concatenate([np.arange(len(item.ladder)) for item in candidates])
-    order = np.lexsort((rank, -owner, np.concatenate([item.ladder for item in candidates])))
-    units = np.array([item.units for item in candidates])
-    budget = sum(item.units * item.width for item in candidates) - keep
-    taken = np.searchsorted(np.cumsum(units[owner[order]]), budget, side="right")
-    removed = np.bincount(owner[order[:taken]], minlength=len(candidates))
-    return [item.width - int(count) for item, count in zip(candidates, removed, strict=True)]
+    def widths(self, keep: int, multiple_of: int | None = None) -> list[int]:
+        """Kept widths, so that ``keep`` channels stay in all, or as near to it as multiples allow.
+
+        Each width is rounded like a uniform one is, and the roundings that moved a width least for what they
+        give are turned until the total is right.
+
+        Raises:
+            ValueError: More than ``keep`` must stay.
+        """
+        candidates = self._candidates
+        if sum(item.units * item.fewest for item in candidates) > keep:
+            raise ValueError("more must stay than may")
+        targets = self._targets(keep)
+        steps = [multiple_of or preferred_multiple(item.width, target) for item, target in zip(candidates, targets, strict=True)]
+        choices = [_choices(item, step) for item, step in zip(candidates, steps, strict=True)]
+        places = [_nearest(widths, nearest_multiple(target, step))
+                  for widths, target, step in zip(choices, targets, steps, strict=True)]
+        units = [item.units for item in candidates]
+        excess = sum(count * widths[place] for count, widths, place in zip(units, choices, places, strict=True)) - keep
+        while excess:
+            turn = -1 if excess > 0 else 1
+            best: tuple[float, int, int] | None = None
+            for index, (widths, place) in enumerate(zip(choices, places, strict=True)):
+                if not 0 <= place + turn < len(widths):
+                    continue
+                moved = widths[place + turn] - widths[place]
+                left = excess + units[index] * moved
+                farther = abs(widths[place + turn] - targets[index]) - abs(widths[place] - targets[index])
+                if abs(left) < abs(excess) and (best is None or (farther / abs(moved), index) < best[:2]):
+                    best = farther / abs(moved), index, left
+            if best is None:
+                break
+            places[best[1]] += turn
+            excess = best[2]
+        return [widths[place] for widths, place in zip(choices, places, strict=True)]
+
+    def _targets(self, keep: int) -> list[int]:
+        """Widths before rounding."""
+        budget = sum(item.units * item.width for item in self._candidates) - keep
+        taken = np.searchsorted(self._taken, budget, side="right")
+        removed = np.bincount(self._owner[:taken], minlength=len(self._candidates))
+        return [item.width - int(count) for item, count in zip(self._candidates, removed, strict=True)]
 
 
 def _choices(item: Candidate, multiple: int) -> list[int]:

@@ -19,7 +19,8 @@ from chanfmt.errors import AtlasError, ChanfmtError, UsageError
 from chanfmt.files import atomic_file
 from chanfmt.models.checkpoint import read_header
 from chanfmt.records import Block, TensorSlice
-from surgery.decide import ALLOCATIONS, MAX_LAYER_SPARSITY, SelectorEffect, decide
+from surgery.choice import MAX_LAYER_SPARSITY
+from surgery.decide import ALLOCATIONS, SelectorEffect, decide
 from surgery.mass import lp_mass
 from surgery.methods import METHODS, find_method
 from surgery.selectors import SYNTAX, file_name

@@ -6,7 +6,7 @@ import statistics
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from surgery.decide import MAX_LAYER_SPARSITY
+from surgery.choice import MAX_LAYER_SPARSITY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surgery.allocation import Candidate, allocate, ladder
+from surgery.allocation import Candidate, Pool, ladder
 
 
 @st.composite
@@ -27,7 +27,7 @@ def pools(draw: st.DrawFn) -> tuple[list[Candidate], int]:
 @given(pools())
 def test_without_rounding_the_lowest_scores_go(pool: tuple[list[Candidate], int]) -> None:
     candidates, keep = pool
-    widths = allocate(candidates, keep, 1)
+    widths = Pool(candidates).widths(keep, 1)
     for item, width in zip(candidates, widths, strict=True):
         assert max(1, item.fewest) <= width <= item.width
     total = sum(item.units * width for item, width in zip(candidates, widths, strict=True))
@@ -46,7 +46,7 @@ def test_without_rounding_the_lowest_scores_go(pool: tuple[list[Candidate], int]
 @given(pools(), st.sampled_from([2, 8]))
 def test_rounding_keeps_bounds_multiples_and_the_total(pool: tuple[list[Candidate], int], multiple: int) -> None:
     candidates, keep = pool
-    widths = allocate(candidates, keep, multiple)
+    widths = Pool(candidates).widths(keep, multiple)
     excess = sum(item.units * width for item, width in zip(candidates, widths, strict=True)) - keep
     for item, width in zip(candidates, widths, strict=True):
         assert max(1, item.fewest) <= width <= item.width
@@ -63,7 +63,7 @@ def test_rounding_keeps_bounds_multiples_and_the_total(pool: tuple[list[Candidat
 @given(pools())
 def test_default_multiples_keep_bounds(pool: tuple[list[Candidate], int]) -> None:
     candidates, keep = pool
-    for item, width in zip(candidates, allocate(candidates, keep), strict=True):
+    for item, width in zip(candidates, Pool(candidates).widths(keep), strict=True):
         assert max(1, item.fewest) <= width <= item.width
 
 
@@ -71,10 +71,10 @@ def test_rounding_gives_the_total_back() -> None:
     random = np.random.default_rng(0)
     for _ in range(20):
         candidates = [Candidate(1536, 1, np.sort(random.lognormal(0, 1 + layer / 4, 1075))) for layer in range(12)]
-        widths = allocate(candidates, 12 * 768, 64)
+        widths = Pool(candidates).widths(12 * 768, 64)
         assert sum(widths) == 12 * 768
         assert all(width % 64 == 0 for width in widths)
-        exact = allocate(candidates, 12 * 768, 1)
+        exact = Pool(candidates).widths(12 * 768, 1)
         assert max(abs(width - other) for width, other in zip(widths, exact, strict=True)) <= 64
         assert len(set(widths)) > 1
 
@@ -82,7 +82,7 @@ def test_rounding_gives_the_total_back() -> None:
 def test_default_multiples_move_no_width_far() -> None:
     random = np.random.default_rng(1)
     candidates = [Candidate(1536, 1, np.sort(random.lognormal(layer / 2, 1, 1075))) for layer in range(12)]
-    widths, exact = allocate(candidates, 12 * 768), allocate(candidates, 12 * 768, 1)
+    widths, exact = Pool(candidates).widths(12 * 768), Pool(candidates).widths(12 * 768, 1)
     assert min(exact) == 461
     assert widths != exact
     assert abs(sum(widths) - 12 * 768) <= 16
@@ -93,9 +93,9 @@ def test_default_multiples_move_no_width_far() -> None:
 
 def test_more_must_stay_than_may() -> None:
     candidates = [Candidate(10, 1, np.zeros(3)), Candidate(10, 2, np.zeros(5))]
-    assert allocate(candidates, 17, 1) == [7, 5]
+    assert Pool(candidates).widths(17, 1) == [7, 5]
     with pytest.raises(ValueError, match="more must stay"):
-        allocate(candidates, 16, 1)
+        Pool(candidates).widths(16, 1)
 
 
 @pytest.mark.parametrize("experts", [1, 3])
