@@ -64,6 +64,8 @@ def push(
         )
     check_unchanged(result, progress=progress)
     evaluated = _evaluation(result, options.eval) if options.eval else result.evaluated
+    if evaluated and evaluated.dense is None:
+        note("note: no perplexity of the dense model on the same tokens is at hand; the card gives the result's alone")
     with _resumable(directory, push_command(directory, repo, options)):
         name = full_name(name, note=note)
         _write_card(result, name, evaluated, new=options.eval is not None, note=note)

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import re
+import sys
 import time
 from typing import TYPE_CHECKING, TypeVar
 
@@ -228,13 +229,14 @@ def _download(repo: str, kind: str, revision: str | None) -> str:
 
 @contextlib.contextmanager
 def quiet_client(note: Callable[[str], None], *, progress: bool) -> Iterator[None]:
-    """Let the client's own log lines through as notes without addresses, which may be signed, and its bars where wanted."""
+    """Let the client's own log lines through as notes without addresses, which may be signed; its bars on a terminal."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     logger = logging.getLogger("huggingface_hub")
     handlers, propagate = logger.handlers, logger.propagate
     logger.handlers, logger.propagate = [_Notes(note)], False
     disabled = are_progress_bars_disabled()
+    progress = progress and sys.stderr.isatty()
     if not progress:
         disable_progress_bars()
     try:

@@ -311,6 +311,20 @@ def test_numbers_travel(hub: Hub, ann: Environment, made: Path, out: Path, tmp_p
     assert hub.repo(NAME).head.id == head
 
 
+def test_numbers_on_other_tokens_are_told(hub: Hub, ann: Environment, made: Path, out: Path, tmp_path: Path) -> None:
+    value = evaluation(made, out)
+    value["models"][0]["tokens_sha256"] = "1" * 64
+    numbers = tmp_path / "numbers.json"
+    numbers.write_text(json.dumps(value))
+    done = push(out, "--eval", numbers, env=ann)
+    assert "no perplexity of the dense model on the same tokens" in done.stderr
+    # A pipe sees no progress bar.
+    assert "%|" not in done.stderr
+    card = hub.files(NAME)["README.md"].decode()
+    assert "| pruned | 33.25 |" in card
+    assert "| dense |" not in card
+
+
 def test_numbers_of_another_model_and_edited_cards(hub: Hub, ann: Environment, made: Path, out: Path, tmp_path: Path) -> None:
     numbers = tmp_path / "numbers.json"
     value = evaluation(made, out)
@@ -332,6 +346,8 @@ def test_the_default_name_is_one(tmp_path: Path) -> None:
         plan = make_plan(atlas, PlanOptions(0.125, layers="0", allocation="global", invert=True))
     for name in ("x/Odd--name..of", "x/" + "y" * 200, "x/-", "ünï/cödé"):
         check_repo("a" * 42 + "/" + default_repository(dataclasses.replace(plan, model=dataclasses.replace(plan.model, id=name))))
+    local = dataclasses.replace(plan, model=dataclasses.replace(plan.model, id="SmolLM2.Q4_1.gguf"))
+    assert default_repository(local).startswith("SmolLM2.Q4_1-scar-prot-12.5")
 
 
 def test_the_command_that_goes_on() -> None:
