@@ -15,29 +15,49 @@ from textual.binding import Binding, BindingType
 from textual.widgets import Input
 
 from chanfmt.console import printable
-from chanfmt.errors import AtlasError
+from chanfmt.errors import AtlasError, ChanfmtError
 from chanfmt.schema import METRIC_BY_NAME
 from tui.keys import key_rows
 from tui.load import Snapshot, file_signature, read_snapshot
+from tui.marks import Marks
 from tui.model import Browser
+from tui.protect import NO_FILE, default_protect_file, read_marks, signature_of, write_marks
 from tui.screens.base import BrowserScreen
 from tui.screens.choice import ChoiceScreen
 from tui.screens.help import HelpScreen
+from tui.screens.layer import LayerScreen
 from tui.screens.overview import OverviewScreen
+from tui.screens.protect import ProtectScreen
+from tui.screens.what_if import WhatIfScreen
 from tui.themes import COLOURLESS_THEME, DARK_RAMP, LIGHT_RAMP, no_color
 from tui.watch import Watcher
 from tui.widgets.layer_table import LayerTable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
+    import numpy as np
     from textual.screen import Screen
+
+    from tui.load import Signature
 
 POLL_SECONDS = 2.0
 
 
 class AtlasApp(App[None], inherit_bindings=False):
-    """Browses one atlas. ``browser`` is what the screens show."""
+    """Browses one atlas.
+
+    Attributes:
+        browser: What the screens show.
+        marks: Channels marked for protection.
+        atlas_name: The atlas as the user named it, for command lines.
+        protect_file: Where the marks go.
+
+    Args:
+        marks: FFN to those that ``protect_file`` holds, bool (channel,).
+        protect_signature: The file's, from when they were read.
+    """
 
     TITLE = "atlas-tui"
     ALLOW_SELECT = False
@@ -51,7 +71,10 @@ class AtlasApp(App[None], inherit_bindings=False):
         Binding("question_mark", "help", "help", tooltip="this help"),
     ]
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(
+        self, snapshot: Snapshot, *, atlas_name: str = "", protect_file: Path | None = None,
+        marks: dict[int, np.ndarray] | None = None, protect_signature: Signature = NO_FILE,
+    ) -> None:
         self.colourless = no_color()
         if not self.colourless:
             os.environ.pop("NO_COLOR", None)  # Set but empty means nothing; Textual would obey it.
@@ -62,6 +85,10 @@ class AtlasApp(App[None], inherit_bindings=False):
         self.browser = Browser(snapshot)
         self._watcher = Watcher(snapshot.signature)
         self._generation = 0
+        self.atlas_name = atlas_name or str(snapshot.path)
+        self.protect_file = protect_file or default_protect_file(snapshot.path)
+        self.marks = Marks([ffn.n_channels for ffn in snapshot.ffns], marks)
+        self._protect_signature = protect_signature
 
     @property
     def ramp(self) -> tuple[str, ...]:
@@ -103,11 +130,43 @@ class AtlasApp(App[None], inherit_bindings=False):
         [screen] = [screen for screen in self.screen_stack if isinstance(screen, BrowserScreen)][-1:]
         screen.say(notice)
 
-    def leave_layer(self, ffn: int) -> None:
-        """Go back to the overview, the cursor on ``ffn``."""
+    def leave(self, ffn: int) -> None:
+        """Go back by one screen, its cursor on ``ffn``."""
         self.pop_screen()
-        if isinstance(self.screen, OverviewScreen):
+        if isinstance(self.screen, BrowserScreen):
             self.screen.show_ffn(ffn)
+
+    def open_layer(self, ffn: int) -> None:
+        """Show the channels of ``ffn``."""
+        self.push_screen(LayerScreen(self.browser, ffn))
+
+    def action_visit(self, name: str) -> None:
+        """Go to the one screen ``name``: back to it where it is open below, in place of the other one, or on top."""
+        kind = {"protect": ProtectScreen, "what_if": WhatIfScreen}[name]
+        here = self.screen
+        if isinstance(here, kind) or not isinstance(here, BrowserScreen):
+            return
+        ffn = here.ffn
+        if any(isinstance(screen, kind) for screen in self.screen_stack):
+            while not isinstance(self.screen, kind):
+                self.pop_screen()
+        elif isinstance(here, ProtectScreen | WhatIfScreen):
+            self.switch_screen(kind(ffn))
+        else:
+            self.push_screen(kind(ffn))
+
+    def action_leave_program(self) -> None:
+        if not sum(self.marks.unsaved):
+            self.exit()
+            return
+        choices = [("stay", "stay"), ("write", f"write {self.protect_file.name} and quit"), ("quit", "quit without it")]
+        self.push_screen(ChoiceScreen("marks are not written", choices, "stay"), self._leaving)
+
+    def _leaving(self, choice: str | None) -> None:
+        if choice == "write":
+            self._write(then_quit=True)
+        elif choice == "quit":
+            self.exit()
 
     def choose_metric(self) -> None:
         """Let the user choose the metric."""
@@ -134,6 +193,77 @@ class AtlasApp(App[None], inherit_bindings=False):
         # The palette's input, too, would write twice a second.
         if isinstance(self.focused, Input):
             self.focused.cursor_blink = False
+
+    # Marks.
+
+    def mark(self, channels: Mapping[int, np.ndarray], sentence: str, *, on: bool) -> None:
+        """Mark, or unmark, FFN to channel ids, and say so."""
+        changed = self.marks.mark(channels, sentence, on=on)
+        self._marks_changed(f"{'marked' if on else 'unmarked'} {changed:,}" if changed else "nothing changed")
+
+    def action_undo(self) -> None:
+        change = self.marks.undo()
+        self._marks_changed(f"undone: {change.sentence}" if change else "nothing to undo")
+
+    def action_redo(self) -> None:
+        change = self.marks.redo()
+        self._marks_changed(f"redone: {change.sentence}" if change else "nothing to redo")
+
+    def restore_marks(self) -> None:
+        """Take back, as one change each way, what is not on disk."""
+        for on, channels in zip((False, True), self.marks.differences(), strict=True):
+            if channels:
+                self.marks.mark(channels, "as written", on=on)
+        self._marks_changed("as written")
+
+    def _marks_changed(self, notice: str) -> None:
+        for screen in self.screen_stack:
+            if isinstance(screen, BrowserScreen):
+                screen.show_marks()
+        self.say(notice)
+
+    def action_write_marks(self) -> None:
+        if signature_of(self.protect_file) == self._protect_signature:
+            self._write()
+            return
+        choices = [("stay", "leave it"), ("load", "read it, and forget what is not written"), ("write", "write over it")]
+        self.push_screen(ChoiceScreen(f"{self.protect_file.name} has changed on disk", choices, "stay"), self._conflict)
+
+    def _conflict(self, choice: str | None) -> None:
+        if choice == "write":
+            self._write()
+        elif choice == "load":
+            self.action_load_marks()
+
+    @work(thread=True, exclusive=True, group="marks")
+    def _write(self, *, then_quit: bool = False) -> None:
+        try:
+            signature = write_marks(self.protect_file, self.browser.snapshot.path, self.marks.masks)
+        except ChanfmtError as error:
+            self.call_from_thread(self.say, printable(error.message))
+        else:
+            self.call_from_thread(self._written, signature, then_quit)
+
+    def _written(self, signature: Signature, then_quit: bool) -> None:
+        self._protect_signature = signature
+        self.marks.saved()
+        self._marks_changed(f"wrote {self.protect_file.name}")
+        if then_quit:
+            self.exit()
+
+    @work(thread=True, exclusive=True, group="marks")
+    def action_load_marks(self) -> None:
+        try:
+            masks, warnings, signature = read_marks(self.protect_file, self.browser.snapshot.path)
+        except ChanfmtError as error:
+            self.call_from_thread(self.say, printable(error.message))
+        else:
+            self.call_from_thread(self._loaded, masks, warnings, signature)
+
+    def _loaded(self, masks: dict[int, np.ndarray], warnings: tuple[str, ...], signature: Signature) -> None:
+        self.marks = Marks(self.marks.widths, masks)
+        self._protect_signature = signature
+        self._marks_changed(printable(warnings[0]) if warnings else f"read {self.protect_file.name}")
 
     # The clipboard.
 
@@ -182,6 +312,9 @@ class AtlasApp(App[None], inherit_bindings=False):
             return
         self._watcher = Watcher(snapshot.signature)
         browser = Browser(snapshot, self.browser.metric, log_axis=self.browser.log_axis)
+        widths = tuple(ffn.n_channels for ffn in snapshot.ffns)
+        if widths != self.marks.widths:
+            self.marks = Marks(widths)
         self.show(browser, f"read again {snapshot.read_at:%H:%M:%S}")
 
     def _refused(self, generation: int, reason: str) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chanfmt import __version__
-from chanfmt.console import Parser, run_command
+from chanfmt.console import Parser, printable, run_command
 from chanfmt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = Parser(prog="atlas-tui", description="Browse an importance atlas in the terminal.")
     parser.add_argument("file", metavar="FILE", help="the atlas, a file or hf://REPO/FILE")
+    parser.add_argument("--protect", metavar="FILE", help=(
+        "protect file (.json) that marks are read from and written to (default: FILE.protect.json beside the atlas)"))
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.set_defaults(run=_run)
     return run_command(parser, arguments)
@@ -27,8 +30,12 @@ def _run(options: argparse.Namespace) -> int:
     # Late, so that --help and a wrong option answer at once.
     from chanfmt.hub.locate import locate
     from tui.load import read_snapshot
+    from tui.protect import check_name, read_marks
 
     snapshot = read_snapshot(locate(options.file).path, contained=True)
+    protect_file = _protect_file(options, snapshot.path)
+    check_name(protect_file)
+    marks, warnings, signature = read_marks(protect_file, snapshot.path)
     if not (all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))):
         raise UsageError(
             "atlas-tui needs a terminal",
@@ -36,6 +43,17 @@ def _run(options: argparse.Namespace) -> int:
         )
     from tui.app import AtlasApp
 
-    app = AtlasApp(snapshot)
+    app = AtlasApp(snapshot, atlas_name=options.file, protect_file=protect_file, marks=marks, protect_signature=signature)
+    if warnings:
+        app.call_later(app.say, printable(warnings[0]))
     app.run()
     return app.return_code or 0
+
+
+def _protect_file(options: argparse.Namespace, atlas: Path) -> Path:
+    from tui.protect import default_protect_file
+
+    if options.protect is not None:
+        return Path(options.protect)
+    # What the Hub's cache holds is not the user's to write beside.
+    return Path(default_protect_file(atlas).name) if options.file.startswith("hf://") else default_protect_file(atlas)

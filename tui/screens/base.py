@@ -1,4 +1,4 @@
-"""What both screens are: title, table and panel, legend, status, find line, keys."""
+"""What all screens are: title, table and panel, legend, status, a line to type in, keys."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from tui.text import spread
 from tui.widgets.lines import Line, Lines
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     from textual import events
     from textual.app import ComposeResult
@@ -25,14 +27,23 @@ if TYPE_CHECKING:
 
 
 COMMON_BINDINGS: list[BindingType] = [
-    Binding("i", "axis", "rank/idx", tooltip="x axis: log rank or index"),
-    Binding("m", "metric", "metric", tooltip="choose the metric"),
     Binding("slash", "find", "find", tooltip="find"),
     Binding("n", "find_next(1)", "next", show=False, tooltip="find the next"),
     Binding("N", "find_next(-1)", "previous", show=False, tooltip="find the previous"),
-    Binding("y", "copy", "copy", tooltip="copy the row"),
+    Binding("y", "copy", "copy", tooltip="copy what is under the cursor"),
+    Binding("p", "app.visit('protect')", "protect", tooltip="marked channels, and the file they go to"),
+    Binding("w", "app.visit('what_if')", "what-if", tooltip="what a cut would leave"),
+    Binding("u", "app.undo", "undo", show=False, tooltip="undo a mark"),
+    Binding("R", "app.redo", "redo", show=False, tooltip="redo a mark"),
+    Binding("W", "app.write_marks", "write", show=False, tooltip="write the protect file"),
 ]
 """Keys of every screen, for subclasses to put among their own."""
+METRIC_BINDINGS: list[BindingType] = [
+    Binding("i", "axis", "rank/idx", tooltip="x axis: log rank or index"),
+    Binding("m", "metric", "metric", tooltip="choose the metric"),
+]
+"""Keys of the screens that show one metric."""
+BACK_BINDING = Binding("q,escape", "back", "back", tooltip="back")
 
 
 class BrowserScreen(Screen[None]):
@@ -47,6 +58,7 @@ class BrowserScreen(Screen[None]):
         self.table = table
         self.query_text = ""
         self._notice = ""
+        self._answer: Callable[[str], None] = self._find
 
     @property
     def atlas_app(self) -> AtlasApp:
@@ -57,6 +69,20 @@ class BrowserScreen(Screen[None]):
         return self.atlas_app.browser
 
     # What subclasses say.
+
+    @property
+    def ffn(self) -> int:
+        """The FFN that the cursor is on or in."""
+        raise NotImplementedError
+
+    def show_ffn(self, ffn: int) -> None:
+        """Put the cursor on ``ffn``, where it is one of the rows."""
+        raise NotImplementedError
+
+    def show_marks(self) -> None:
+        """Show that other channels are marked."""
+        self.table.refresh()
+        self.paint()
 
     def show_browser(self) -> None:
         """Show the app's new browser, keeping the cursor where it can stay."""
@@ -93,10 +119,10 @@ class BrowserScreen(Screen[None]):
             yield Lines(id="panel")
         yield Lines(id="legend")
         yield Lines(id="status")
-        find = Input(placeholder=self.FIND_HINT, id="find", compact=True, select_on_focus=False)
+        find = Input(id="find", compact=True, select_on_focus=False)
         find.cursor_blink = False
         with Horizontal(id="find-line"):
-            yield Label("/")
+            yield Label(id="prompt")
             yield find
         yield Lines(id="keys")
 
@@ -119,7 +145,9 @@ class BrowserScreen(Screen[None]):
 
     def paint_status(self) -> None:
         count = f"count {self.table.count}_" if self.table.count else ""
-        text = spread(f" {self.status_text()}", f"{count or self._notice} ", self.size.width)
+        unsaved = sum(self.atlas_app.marks.unsaved)
+        right = count or self._notice or (f"{unsaved} unsaved" if unsaved else "")
+        text = spread(f" {self.status_text()}", f"{right} ", self.size.width)
         self._lines("status").show([(text, "")])
 
     def _lines(self, name: str) -> Lines:
@@ -162,19 +190,36 @@ class BrowserScreen(Screen[None]):
         self.atlas_app.copy(self.copy_text())
         self.say("copied")
 
-    def action_find(self) -> None:
+    def ask(self, prompt: str, hint: str, answer: Callable[[str], None], value: str = "") -> None:
+        """Let the user type a line, and give it to ``answer``.
+
+        Args:
+            hint: What may be typed.
+            value: What is there to begin with.
+        """
+        self._answer = answer
+        self.query_one("#prompt", Label).update(prompt)
         find = self.query_one("#find", Input)
-        find.value = ""
+        find.placeholder = hint
+        find.value = value
+        find.cursor_position = len(value)
         self.add_class("-finding")
         find.focus()
 
     def close_find(self) -> None:
+        """Close the line that is typed in."""
         self.remove_class("-finding")
         self.table.focus()
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        self.query_text = event.value.strip() or self.query_text
         self.close_find()
+        self._answer(event.value.strip())
+
+    def action_find(self) -> None:
+        self.ask("/", self.FIND_HINT, self._find)
+
+    def _find(self, text: str) -> None:
+        self.query_text = text or self.query_text
         self.action_find_next(1)
 
     def action_find_next(self, step: int) -> None:
@@ -189,5 +234,17 @@ class BrowserScreen(Screen[None]):
             self.table.go_to(row)
 
     def action_escape(self) -> None:
-        """Close the find line."""
+        """Close the line that is typed in."""
         self.close_find()
+
+    def action_back(self) -> None:
+        if self.has_class("-finding"):
+            self.close_find()
+        else:
+            self.atlas_app.leave(self.ffn)
+
+    def action_open(self) -> None:
+        self.atlas_app.open_layer(self.ffn)
+
+    def on_line_table_opened(self) -> None:
+        self.action_open()

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 from textual.binding import Binding, BindingType
 
 from chanfmt import schema
+from chanfmt.console import printable
+from chanfmt.errors import UsageError
 from tui import panel, view
-from tui.screens.base import COMMON_BINDINGS, BrowserScreen
+from tui.filter import HINT, filtered
+from tui.screens.base import BACK_BINDING, COMMON_BINDINGS, METRIC_BINDINGS, BrowserScreen
 from tui.text import percent
 from tui.widgets.channel_table import ChannelTable
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from tui.model import Browser
     from tui.widgets.lines import Line
 
@@ -26,32 +28,72 @@ class LayerScreen(BrowserScreen):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("left_square_bracket", "neighbour(-1)", "layer", key_display="[", tooltip="previous layer"),
         Binding("right_square_bracket", "neighbour(1)", "layer", key_display="]", tooltip="next layer"),
-        *COMMON_BINDINGS,
-        Binding("q,escape", "back", "back", tooltip="back to the overview"),
+        Binding("space", "mark", "mark", key_display="␣", tooltip="mark the channel, or the range, or unmark it"),
+        Binding("V", "range", "range", show=False, tooltip="begin a range; space marks it"),
+        Binding("f", "filter", "filter", tooltip="show some channels only"),
+        Binding("a", "mark_all(True)", "all", show=False, tooltip="mark all channels shown"),
+        Binding("A", "mark_all(False)", "none", show=False, tooltip="unmark all channels shown"),
+        *METRIC_BINDINGS, *COMMON_BINDINGS, BACK_BINDING,
     ]
     table: ChannelTable
 
     def __init__(self, browser: Browser, ffn: int) -> None:
         super().__init__(ChannelTable(browser, ffn))
+        self.filter_text = ""
+        self._range_start: int | None = None
+
+    @property
+    def ffn(self) -> int:
+        return self.table.ffn
+
+    def show_ffn(self, ffn: int) -> None:
+        """Show the channels of ``ffn``."""
+        self._show(ffn, None)
+
+    def show_marks(self) -> None:
+        if "marked" in self.filter_text:
+            self.show_browser()
+        super().show_marks()
 
     def show_browser(self) -> None:
         table = self.table
         ffn = min(table.ffn, len(self.browser.snapshot.ffns) - 1)
-        table.show(self.browser, ffn, channel=table.channel if table.row_count else None, row=table.cursor)
+        self._show(ffn, table.channel if table.row_count else None)
+
+    def _show(self, ffn: int, channel: int | None) -> None:
+        table, self._range_start = self.table, None
+        marks = self.atlas_app.marks.of(ffn)
+        table.show(self.browser, ffn, marks=marks, channel=channel, row=table.cursor)
+        if not self.filter_text:
+            return
+        try:
+            keep = filtered(self.filter_text, table.columns_by_name(), self.browser.snapshot.labels_of(ffn), marks)
+        except UsageError as error:
+            self.filter_text = ""
+            self.say(printable(f"{error.message}; {error.hint}"))
+            return
+        if not keep.any():
+            self.say(f"no channel here fits {self.filter_text}")
+            self.filter_text = ""
+            return
+        table.show(self.browser, ffn, marks=marks, keep=keep, channel=channel, row=table.cursor)
 
     def title_texts(self) -> tuple[str, str]:
         table, snapshot = self.table, self.browser.snapshot
         column = next(column for column in table.columns if column.key == table.sort_key)
         arrow = "▾" if table.descending else "▴"
         name = snapshot.ffns[table.ffn].name(with_stack=snapshot.several_stacks)
-        left = f"{self.atlas_app.file_name} ▸ {name}   {table.row_count:,} ch   sort {column.heading} {arrow}"
+        channels = f"{table.row_count:,} ch"
+        if self.filter_text:
+            channels = f"{table.row_count:,} of {snapshot.ffns[table.ffn].n_channels:,} ch: {self.filter_text}"
+        left = f"{self.atlas_app.file_name} ▸ {name}   {channels}   sort {column.heading} {arrow}"
         return left, f"{self.browser.heading}  layer"
 
     def status_text(self) -> str:
         table = self.table
         label = int(self.browser.snapshot.labels_of(table.ffn)[table.channel])
         return (
-            f"row {table.cursor + 1:,}/{table.row_count:,}  ch {table.channel:,}  "
+            f"{self._range_text()}row {table.cursor + 1:,}/{table.row_count:,}  ch {table.channel:,}  "
             f"{schema.LABELS.get(label, str(label))}  rank {table.ranking.rank[table.channel]:,}  "
             f"cum {percent(float(table.ranking.cumulative[table.channel]))} of layer {self.browser.heading}"
         )
@@ -82,10 +124,48 @@ class LayerScreen(BrowserScreen):
         last = len(self.browser.snapshot.ffns) - 1
         ffn = max(0, min(self.table.ffn + step * (self.table.take_count() or 1), last))
         if ffn != self.table.ffn:
-            self.table.show(self.browser, ffn, row=self.table.cursor)
+            self._show(ffn, None)
+
+    # Marks.
+
+    def _range_text(self) -> str:
+        if self._range_start is None:
+            return ""
+        return f"range of {abs(self.table.cursor - self._range_start) + 1:,}  "
+
+    def action_range(self) -> None:
+        self._range_start = None if self._range_start is not None else self.table.cursor
+        self.paint_status()
+
+    def action_mark(self) -> None:
+        table = self.table
+        start = table.cursor if self._range_start is None else self._range_start
+        first, last = sorted((start, table.cursor))
+        self._range_start = None
+        channels = np.sort(table.order[first : last + 1])
+        self._mark(channels, on=not bool(table.marked_channels[table.channel]))
+
+    def action_mark_all(self, on: bool) -> None:
+        self._mark(np.sort(self.table.order), on=on)
+
+    def _mark(self, channels: np.ndarray, *, on: bool) -> None:
+        name = self.browser.snapshot.ffns[self.ffn].name(with_stack=self.browser.snapshot.several_stacks)
+        what = f"ch {channels[0]:,}" if len(channels) == 1 else f"{len(channels):,} channels"
+        self.atlas_app.mark({self.ffn: channels}, f"{what} in {name}", on=on)
+
+    def action_filter(self) -> None:
+        self.ask("f", HINT, self._filter, self.filter_text)
+
+    def _filter(self, text: str) -> None:
+        self.filter_text = text
+        self._show(self.ffn, self.table.channel)
 
     def action_back(self) -> None:
         if self.has_class("-finding"):
             self.close_find()
+        elif self._range_start is not None:
+            self.action_range()
+        elif self.filter_text:
+            self._filter("")
         else:
-            self.atlas_app.leave_layer(self.table.ffn)
+            super().action_back()

@@ -8,8 +8,7 @@ import numpy as np
 from textual.binding import Binding, BindingType
 
 from tui import panel, view
-from tui.screens.base import COMMON_BINDINGS, BrowserScreen
-from tui.screens.layer import LayerScreen
+from tui.screens.base import COMMON_BINDINGS, METRIC_BINDINGS, BrowserScreen
 from tui.text import count, number, percent
 from tui.themes import GLYPH_RAMP
 
@@ -26,11 +25,15 @@ class OverviewScreen(BrowserScreen):
     FIND_HINT = "layer number, or part of a stack or module name"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "layer", tooltip="open the layer"),
-        *COMMON_BINDINGS,
-        Binding("q", "app.quit", "quit", tooltip="quit"),
+        *METRIC_BINDINGS, *COMMON_BINDINGS,
+        Binding("q", "app.leave_program", "quit", show=False, tooltip="quit"),
         Binding("escape", "escape", "close", show=False, tooltip="close or clear"),
     ]
     table: LayerTable
+
+    @property
+    def ffn(self) -> int:
+        return self.table.ffn
 
     def on_mount(self) -> None:
         super().on_mount()
@@ -67,7 +70,8 @@ class OverviewScreen(BrowserScreen):
         return (
             f"L{ffn.layer_index}{stack}  mass {number(measured.mass)}  "
             f"{self.browser.top_heading} {percent(measured.top_share)}  n_eff {count(measured.effective_channels)}  "
-            f"super {summary.supernodes:,}  halo {summary.halo:,}"
+            f"super {summary.supernodes:,}  halo {summary.halo:,}  "
+            f"protected {self.atlas_app.marks.counts[self.table.ffn]:,}"
         )
 
     def panel_lines(self, width: int, height: int) -> list[Line]:
@@ -107,9 +111,3 @@ class OverviewScreen(BrowserScreen):
 
     def matches(self, query: str) -> np.ndarray:
         return view.match_ffns(self.browser.snapshot, query)[self.table.order]
-
-    def on_line_table_opened(self) -> None:
-        self.action_open()
-
-    def action_open(self) -> None:
-        self.app.push_screen(LayerScreen(self.browser, self.table.ffn))

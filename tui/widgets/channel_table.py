@@ -17,10 +17,16 @@ if TYPE_CHECKING:
     from tui.model import Browser
 
 LABEL_STYLES = {schema.LABEL_HALO: "halo", schema.LABEL_SUPERNODE: "super"}
+MARK = "●"
 
 
 class ChannelTable(LineTable):
-    """Channels of one FFN in the order asked for; ``order`` maps rows to channels."""
+    """Channels of one FFN in the order asked for; ``order`` maps rows to channels.
+
+    Attributes:
+        keep: Channels that are shown, bool (channel,), at least one; None for all.
+        marked_channels: Channels with a mark, bool (channel,).
+    """
 
     def __init__(self, browser: Browser, ffn: int) -> None:
         super().__init__(sort_key=browser.metric, descending=True, marked=browser.metric)
@@ -31,14 +37,20 @@ class ChannelTable(LineTable):
         self._arrays: Mapping[str, np.ndarray] = {}
         self._labels = browser.snapshot.labels_of(ffn)
         self._digits = 3
+        self.keep: np.ndarray | None = None
+        self.marked_channels = np.zeros(len(self._labels), dtype=bool)
 
     @property
     def channel(self) -> int:
         """The channel under the cursor."""
         return int(self.order[self.cursor])
 
-    def show(self, browser: Browser, ffn: int, *, channel: int | None = None, row: int = 0) -> None:
+    def show(
+        self, browser: Browser, ffn: int, *, marks: np.ndarray, keep: np.ndarray | None = None, channel: int | None = None,
+        row: int = 0,
+    ) -> None:
         """Show FFN ``ffn`` of ``browser``, sorted as before, the cursor on ``channel`` or else on ``row``."""
+        self.keep, self.marked_channels = keep, marks
         if self.sort_key == self.browser.metric:
             self.sort_key = browser.metric
         if self.marked == self.browser.metric:
@@ -52,7 +64,8 @@ class ChannelTable(LineTable):
 
     def sort(self, *, channel: int | None = None, row: int = 0) -> None:
         """Put the rows in order and the cursor on ``channel``, or else on ``row``."""
-        self.order = view.order_by(self._sort_values(), descending=self.descending)
+        order = view.order_by(self._sort_values(), descending=self.descending)
+        self.order = order if self.keep is None else order[self.keep[order]]
         place = None if channel is None else np.flatnonzero(self.order == channel)
         self.set_rows(len(self.order), row if place is None or not len(place) else int(place[0]))
 
@@ -67,7 +80,7 @@ class ChannelTable(LineTable):
         columns = (
             Column("rank", "rank", ids),
             Column("channel", "ch", ids),
-            Column("label", "label", 6),
+            Column("label", "label", 7),
             self._metric_column(metric, width),
             Column("share", "share", 6),
             Column("cumulative", "cum", 6),
@@ -92,12 +105,19 @@ class ChannelTable(LineTable):
         return [
             (str(ranking.rank[channel]), ""),
             (str(channel), ""),
-            (view.LABEL_TEXT.get(label, str(label)), LABEL_STYLES.get(label, "")),
+            ((MARK if self.marked_channels[channel] else "") + view.LABEL_TEXT.get(label, str(label)),
+             LABEL_STYLES.get(label, "")),
             metrics[0],
             (percent(float(ranking.share[channel]), decimals), ""),
             (percent(float(ranking.cumulative[channel]), decimals), ""),
             *metrics[1:],
         ]
+
+    def columns_by_name(self) -> dict[str, np.ndarray]:
+        """What a filter may compare: name to values, (channel,)."""
+        ranking = self.ranking
+        return {"rank": ranking.rank, "channel": np.arange(len(self._labels)), "share": ranking.share,
+                "cumulative": ranking.cumulative, **self._arrays}
 
     def _sort_values(self) -> np.ndarray:
         if self.sort_key == "rank":

@@ -1,0 +1,106 @@
+"""Channels marked for protection, with undo. Pure numpy; the file is written elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """One operation: ``channels`` (FFN to ascending ids) became marked, or ceased to be."""
+
+    sentence: str
+    channels: Mapping[int, np.ndarray]
+    on: bool
+
+    @property
+    def count(self) -> int:
+        """Channels that changed."""
+        return sum(map(len, self.channels.values()))
+
+
+class Marks:
+    """Marks of every FFN.
+
+    Args:
+        widths: Channels of every FFN, in the order of `tui.load.Snapshot.ffns`.
+        masks: Marks that are on disk, FFN to bool (channel,).
+    """
+
+    def __init__(self, widths: Sequence[int], masks: Mapping[int, np.ndarray] | None = None) -> None:
+        self.widths = tuple(widths)
+        self._masks = [np.zeros(width, dtype=bool) for width in widths]
+        for ffn, mask in (masks or {}).items():
+            self._masks[ffn] |= mask
+        self.done: list[Change] = []
+        self._undone: list[Change] = []
+        self.saved()
+
+    def of(self, ffn: int) -> np.ndarray:
+        """Marks of FFN ``ffn``, bool (channel,); not to be written to."""
+        return self._masks[ffn]
+
+    @property
+    def counts(self) -> list[int]:
+        """Marked channels of every FFN."""
+        return [int(np.count_nonzero(mask)) for mask in self._masks]
+
+    @property
+    def masks(self) -> dict[int, np.ndarray]:
+        """A copy of all marks, FFN to bool (channel,)."""
+        return {ffn: mask.copy() for ffn, mask in enumerate(self._masks)}
+
+    @property
+    def unsaved(self) -> tuple[int, int]:
+        """Channels that are marked and not on disk, and the other way round."""
+        added, removed = self.differences()
+        return sum(map(len, added.values())), sum(map(len, removed.values()))
+
+    def differences(self) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
+        """FFN to the ids that are marked and not on disk, and the other way round."""
+        pairs = [(ffn, now, disk) for ffn, (now, disk) in enumerate(zip(self._masks, self._on_disk, strict=True))
+                 if not np.array_equal(now, disk)]
+        return ({ffn: np.flatnonzero(now & ~disk) for ffn, now, disk in pairs},
+                {ffn: np.flatnonzero(disk & ~now) for ffn, now, disk in pairs})
+
+    def saved(self) -> None:
+        """Say that what is marked is on disk."""
+        self._on_disk = [mask.copy() for mask in self._masks]
+
+    def mark(self, channels: Mapping[int, np.ndarray], sentence: str, *, on: bool) -> int:
+        """Mark, or unmark, FFN to channel ids. Returns how many changed."""
+        changed = {ffn: ids[self._masks[ffn][ids] != on] for ffn, ids in channels.items()}
+        change = Change(sentence, {ffn: ids for ffn, ids in changed.items() if len(ids)}, on)
+        if change.count:
+            self._put(change, on=on)
+            self.done.append(change)
+            self._undone.clear()
+        return change.count
+
+    def undo(self) -> Change | None:
+        """Take the last change back and return it; None where there is none."""
+        if not self.done:
+            return None
+        change = self.done.pop()
+        self._put(change, on=not change.on)
+        self._undone.append(change)
+        return change
+
+    def redo(self) -> Change | None:
+        """Make the change that was taken back last again; None where there is none."""
+        if not self._undone:
+            return None
+        change = self._undone.pop()
+        self._put(change, on=change.on)
+        self.done.append(change)
+        return change
+
+    def _put(self, change: Change, *, on: bool) -> None:
+        for ffn, ids in change.channels.items():
+            self._masks[ffn][ids] = on

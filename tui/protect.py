@@ -1,0 +1,76 @@
+"""The protect file of the marks: the one that ``surgery prune --protect`` reads (spec/protect-1.md)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import chanfmt
+from chanfmt.errors import UsageError
+from surgery.protect_file import read_protect_file, write_protect_file
+from surgery.selectors import select
+from tui.load import Signature, file_signature
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+NO_FILE: Signature = (0, 0, 0)
+
+
+def check_name(path: Path) -> None:
+    """Raise `UsageError` where the marks could not be written to ``path``."""
+    if path.suffix != ".json":
+        raise UsageError(f"the marks are written as JSON, and {path.name} does not end in .json",
+                         hint="name another file; surgery prune --protect reads .csv and .txt as well")
+
+
+def default_protect_file(atlas: Path) -> Path:
+    """Where the marks of ``atlas`` go where nobody says."""
+    return atlas.with_name(f"{atlas.stem}.protect.json")
+
+
+def signature_of(path: Path) -> Signature:
+    """`file_signature`, `NO_FILE` where there is none."""
+    try:
+        return file_signature(path)
+    except OSError:
+        return NO_FILE
+
+
+def read_marks(path: Path, atlas: Path) -> tuple[dict[int, np.ndarray], tuple[str, ...], Signature]:
+    """FFN to marks, bool (channel,), of the protect file ``path``, if there is one; warnings; and its signature.
+
+    Raises:
+        UsageError: It is not a protect file for ``atlas``.
+    """
+    signature = signature_of(path)
+    if signature == NO_FILE:
+        return {}, (), signature
+    with chanfmt.open(atlas) as opened:
+        masks, warnings = read_protect_file(path, opened)
+    return masks, warnings, signature
+
+
+def write_marks(path: Path, atlas: Path, masks: Mapping[int, np.ndarray]) -> Signature:
+    """Write ``masks``, FFN to bool (channel,), whole or not at all. Returns the file's signature.
+
+    Raises:
+        ChanfmtError: The place cannot be written.
+    """
+    with chanfmt.open(atlas) as opened:
+        write_protect_file(path, opened, masks)
+    return signature_of(path)
+
+
+def selected(selector: str, atlas: Path) -> dict[int, np.ndarray]:
+    """FFN to the ids that ``selector`` names, as after ``surgery prune --protect``.
+
+    Raises:
+        UsageError: It means nothing for ``atlas``.
+        AtlasError: The atlas lacks a metric that it needs.
+    """
+    with chanfmt.open(atlas) as opened:
+        masks, _ = select(selector, opened)
+    return {ffn: np.flatnonzero(mask) for ffn, mask in masks.items()}

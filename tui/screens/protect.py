@@ -1,0 +1,120 @@
+"""The marked channels of every FFN, and the protect file they go to."""
+
+from __future__ import annotations
+
+import shlex
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from textual import work
+from textual.binding import Binding, BindingType
+
+from chanfmt.console import printable
+from chanfmt.errors import ChanfmtError
+from surgery.selectors import SYNTAX
+from tui import view
+from tui.protect import selected
+from tui.screens.base import BACK_BINDING, COMMON_BINDINGS, BrowserScreen
+from tui.widgets.protect_table import ProtectTable
+
+if TYPE_CHECKING:
+    from tui.widgets.lines import Line
+
+
+class ProtectScreen(BrowserScreen):
+    """What ``surgery prune --protect`` would be told."""
+
+    FIND_HINT = "layer number, or part of a stack or module name"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "open", "layer", tooltip="open the layer"),
+        Binding("x", "remove", "remove", tooltip="unmark all channels of the layer"),
+        Binding("plus", "add", "add", key_display="+", tooltip="mark by rule, as after surgery prune --protect"),
+        Binding("minus", "take", "take", show=False, key_display="-", tooltip="unmark by rule"),
+        *COMMON_BINDINGS,
+        Binding("U", "discard", "discard", show=False, tooltip="undo everything that was not written"),
+        Binding("o", "app.load_marks", "load", show=False, tooltip="read the protect file again"),
+        BACK_BINDING,
+    ]
+    table: ProtectTable
+
+    def __init__(self, ffn: int) -> None:
+        super().__init__(ProtectTable())
+        self._first = ffn
+
+    @property
+    def ffn(self) -> int:
+        return self.table.ffn
+
+    def show_ffn(self, ffn: int) -> None:
+        self.table.go_to(int(np.flatnonzero(self.table.order == ffn)[0]))
+
+    def show_browser(self) -> None:
+        ffn = self.table.ffn if self.table.row_count else self._first
+        snapshot = self.browser.snapshot
+        self.table.show(snapshot, self.atlas_app.marks, min(ffn, len(snapshot.ffns) - 1))
+
+    def show_marks(self) -> None:
+        self.show_browser()
+        self.paint()
+
+    def title_texts(self) -> tuple[str, str]:
+        counts = self.atlas_app.marks.counts
+        layers = sum(1 for count in counts if count)
+        return (f"{self.atlas_app.file_name} ▸ protect list   {sum(counts):,} channels in {layers} of {len(counts)} FFNs",
+                "protect")
+
+    def status_text(self) -> str:
+        ffn = self.browser.snapshot.ffns[self.ffn]
+        return f"{ffn.name(with_stack=self.browser.snapshot.several_stacks)}: {self.atlas_app.marks.counts[self.ffn]:,} channels"
+
+    def legend_line(self, width: int) -> Line:
+        added, removed = self.atlas_app.marks.unsaved
+        state = f"+{added:,} -{removed:,} not written" if added or removed else "as written"
+        return [(f" {printable(self.atlas_app.protect_file.name)}: {state}", "dim")]
+
+    def panel_lines(self, width: int, height: int) -> list[Line]:
+        marks = self.atlas_app.marks
+        lines: list[Line] = [[("changes, the last first", "strong")]]
+        lines += [[(f" {'+' if change.on else '-'} {change.sentence} ({change.count:,})", "")] for change in reversed(marks.done)]
+        if not marks.done:
+            lines.append([(" none: mark channels with ␣ in a layer, or with +", "dim")])
+        return [*lines[: height - 3], [], [("y copies", "dim")], [(self._command(), "")]]
+
+    def _command(self) -> str:
+        path = self.atlas_app.protect_file
+        return shlex.join(["surgery", "prune", self.atlas_app.atlas_name, "--protect", str(path), "--sparsity", "0.5"])
+
+    def copy_text(self) -> str:
+        return self._command() + "\n"
+
+    def matches(self, query: str) -> np.ndarray:
+        return view.match_ffns(self.browser.snapshot, query)[self.table.order]
+
+    def action_remove(self) -> None:
+        snapshot = self.browser.snapshot
+        name = snapshot.ffns[self.ffn].name(with_stack=snapshot.several_stacks)
+        self.atlas_app.mark({self.ffn: np.flatnonzero(self.atlas_app.marks.of(self.ffn))}, f"all of {name}", on=False)
+
+    def action_discard(self) -> None:
+        self.atlas_app.restore_marks()
+
+    def action_add(self) -> None:
+        self.ask("+", SYNTAX, partial(self._rule, on=True))
+
+    def action_take(self) -> None:
+        self.ask("-", SYNTAX, partial(self._rule, on=False))
+
+    def _rule(self, selector: str, *, on: bool) -> None:
+        if selector:
+            self._select(selector, on=on)
+
+    @work(thread=True, exclusive=True, group="select")
+    def _select(self, selector: str, *, on: bool) -> None:
+        app = self.atlas_app
+        try:
+            channels = selected(selector, app.browser.snapshot.path)
+        except ChanfmtError as error:
+            app.call_from_thread(self.say, printable(error.message))
+        else:
+            app.call_from_thread(app.mark, channels, printable(selector), on=on)

@@ -1,0 +1,201 @@
+"""What a cut would leave of every FFN, for any method, protection, allocation and sparsity."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from textual import work
+from textual.binding import Binding, BindingType
+
+import chanfmt
+from chanfmt.console import printable
+from chanfmt.errors import ChanfmtError
+from surgery.methods import METHODS
+from surgery.what_if import WhatIf, total
+from tui import plots, view
+from tui.scenario import HIGHEST, Scenario
+from tui.screens.base import BACK_BINDING, COMMON_BINDINGS, BrowserScreen
+from tui.text import percent
+from tui.widgets.what_if_table import WhatIfTable
+
+if TYPE_CHECKING:
+    from surgery.what_if import Left
+    from tui.widgets.lines import Line
+
+
+class WhatIfScreen(BrowserScreen):
+    """The numbers of ``surgery plan``, a key each."""
+
+    FIND_HINT = "layer number, or part of a stack or module name"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("h,left", "step(-1)", "±1%", key_display="h l", tooltip="one percent less"),
+        Binding("l,right", "step(1)", "±1%", show=False, tooltip="one percent more"),
+        Binding("H", "step(-5)", "-5%", show=False, tooltip="five percent less"),
+        Binding("L", "step(5)", "+5%", show=False, tooltip="five percent more"),
+        Binding("x", "method(1)", "method", tooltip="the next method"),
+        Binding("X", "method(-1)", "method back", show=False, tooltip="the method before"),
+        Binding("o", "allocation", "alloc", tooltip="allocation: uniform or global"),
+        Binding("P", "protection", "protection", tooltip="what is protected"),
+        Binding("enter", "open", "layer", show=False, tooltip="open the layer"),
+        *COMMON_BINDINGS, BACK_BINDING,
+    ]
+    table: WhatIfTable
+
+    def __init__(self, ffn: int) -> None:
+        super().__init__(WhatIfTable())
+        self._first = ffn
+        self._scenario = Scenario()
+        self._what_if: WhatIf | None = None
+        self._rows: tuple[Left, ...] = ()
+        self._curve: np.ndarray | None = None
+        self._refusal = "reading the atlas"
+        self._generation = 0
+
+    @property
+    def ffn(self) -> int:
+        return self.table.ffn if self.table.row_count else self._first
+
+    def show_ffn(self, ffn: int) -> None:
+        if self.table.row_count:
+            self.table.go_to(int(np.flatnonzero(self.table.order == ffn)[0]))
+
+    def show_browser(self) -> None:
+        self._prepare()
+
+    def show_marks(self) -> None:
+        if self._scenario.marked:
+            self._prepare()
+        super().show_marks()
+
+    # Numbers.
+
+    def _prepare(self) -> None:
+        """Score and sort what the scenario asks for, in a thread."""
+        self._generation += 1
+        self._read(self._generation, self._scenario, self.atlas_app.marks.masks)
+
+    @work(thread=True, exclusive=True, group="what-if")
+    def _read(self, generation: int, scenario: Scenario, marks: dict[int, np.ndarray]) -> None:
+        app = self.atlas_app
+        try:
+            with chanfmt.open(app.browser.snapshot.path) as atlas:
+                # Here, an expert's channels are rows of their FFN's mask.
+                masks = {block.index: marks[block.index].reshape(block.shape) for block in atlas.blocks}
+                what_if = WhatIf(atlas, scenario.options, masks if scenario.marked else None)
+        except ChanfmtError as error:
+            app.call_from_thread(self._have, generation, None, error.message)
+        else:
+            app.call_from_thread(self._have, generation, what_if, "")
+
+    def _have(self, generation: int, what_if: WhatIf | None, refusal: str) -> None:
+        if generation != self._generation:
+            return
+        self._what_if, self._refusal = what_if, refusal
+        self._curve = None if what_if is None else _curve(what_if)
+        self._ask()
+
+    def _ask(self) -> None:
+        """Show what stays at the scenario's sparsity."""
+        if self._what_if is not None:
+            try:
+                rows = self._what_if.at(self._scenario.percent / 100)
+            except ChanfmtError as error:
+                self._refusal = error.message
+            else:
+                self._refusal, self._rows = "", rows
+                self.table.show(self.browser.snapshot, rows, min(self.ffn, len(rows) - 1))
+        self.paint()
+
+    # Lines.
+
+    def title_texts(self) -> tuple[str, str]:
+        asked = self._scenario
+        return (f"{self.atlas_app.file_name} ▸ what-if   {asked.method}   {asked.allocation}   "
+                f"protected: {asked.protection_text()}", f"{asked.percent}% cut  what-if")
+
+    def status_text(self) -> str:
+        if self._refusal:
+            return printable(self._refusal)
+        whole = total(self._rows)
+        return (f"model: {whole.channels_kept:,} of {whole.channels:,} ch  super {whole.supernodes_kept:,}/{whole.supernodes:,}  "
+                f"LP mass kept {percent(whole.lp_share if whole.lp_share is not None else float('nan'))}")
+
+    def legend_line(self, width: int) -> Line:
+        cells = max(10, width - 62)
+        done = round(cells * self._scenario.percent / HIGHEST)
+        slider = "━" * max(0, done - 1) + "●" + "─" * (cells - max(1, done))
+        return [(f" 0% {slider} {HIGHEST}%  ", ""), ("LP mass is a proxy for loss, not a perplexity", "dim")]
+
+    def panel_lines(self, width: int, height: int) -> list[Line]:
+        method = METHODS[self._scenario.method]
+        lines: list[Line] = [
+            [(method.name, "strong"), (f"  {method.description}", "")],
+            [(f" {method.source}", "dim")],
+        ]
+        if self._what_if is not None:
+            lines.append([(f" {self._what_if.protected:,} channels protected", "")])
+            lines += [[(f" {printable(text)}", "")] for text in self._what_if.warnings]
+        if self._curve is not None and width > 20 and height > 14:
+            cells, rows = width - 8, min(14, height - len(lines) - 6)
+            at = np.clip(np.round(np.linspace(1, HIGHEST, 2 * cells)).astype(int), 1, HIGHEST) - 1
+            drawn = plots.braille_curve(np.nan_to_num(self._curve[at]), rows)
+            names = {0: "100%", rows // 2: "50%", rows - 1: "0%"}
+            here = round((self._scenario.percent - 1) / (HIGHEST - 1) * (cells - 1))
+            lines += [
+                [], [("LP mass kept by sparsity", "dim")],
+                *([(f"{names.get(row, ''):>5}┤", "dim"), (text, "")] for row, text in enumerate(drawn)),
+                [("     └" + "─" * here + "▲" + "─" * (cells - here - 1), "dim")],
+                [(f"      1%{f'{HIGHEST}%':>{cells - 2}}", "dim")],
+            ]
+        return lines
+
+    def copy_text(self) -> str:
+        return self._scenario.command(self.atlas_app.atlas_name, str(self.atlas_app.protect_file)) + "\n"
+
+    def action_copy(self) -> None:
+        super().action_copy()
+        if self._scenario.marked and any(self.atlas_app.marks.unsaved):
+            self.say("copied; W writes the marks that it names")
+
+    def matches(self, query: str) -> np.ndarray:
+        return view.match_ffns(self.browser.snapshot, query)[self.table.order]
+
+    # Keys.
+
+    def action_step(self, step: int) -> None:
+        count = self.table.take_count()
+        if count is not None:
+            # A number before h or l is the sparsity itself.
+            self._scenario = self._scenario.with_percent(count)
+        else:
+            self._scenario = self._scenario.with_percent(self._scenario.percent + step)
+        self._ask()
+
+    def action_method(self, step: int) -> None:
+        self._scenario = self._scenario.next_method(step)
+        self._prepare()
+
+    def action_allocation(self) -> None:
+        self._scenario = self._scenario.next_allocation()
+        self._prepare()
+
+    def action_protection(self) -> None:
+        self._scenario = self._scenario.next_protection(marks=any(self.atlas_app.marks.counts))
+        self._prepare()
+
+    def action_open(self) -> None:
+        if self.table.row_count:
+            super().action_open()
+
+
+def _curve(what_if: WhatIf) -> np.ndarray:
+    """Share of the model's LP that stays at 1% to `HIGHEST`%, (HIGHEST,); NaN where the cut is refused."""
+    shares = np.full(HIGHEST, np.nan)
+    for percent_cut in range(1, HIGHEST + 1):
+        try:
+            share = total(what_if.at(percent_cut / 100)).lp_share
+        except ChanfmtError:
+            continue
+        shares[percent_cut - 1] = np.nan if share is None else share
+    return shares
