@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 KEY_NAMES = {
     "enter": "⏎", "escape": "esc", "up": "↑", "down": "↓", "left": "←", "right": "→", "slash": "/",
     "question_mark": "?", "comma": ",", "full_stop": ".", "left_square_bracket": "[", "right_square_bracket": "]",
-    "colon": ":", "pageup": "pgup", "pagedown": "pgdn",
+    "colon": ":", "space": "␣", "plus": "+", "minus": "-", "pageup": "pgup", "pagedown": "pgdn",
 }
 Piece = tuple[str, str]
 

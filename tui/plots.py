@@ -10,15 +10,20 @@ _DOTS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])
 
 
 def braille_curve(samples: np.ndarray, height: int) -> list[str]:
-    """A joined line through ``samples`` (2 * width,) in [0, 1]: ``height`` lines of ``width`` cells."""
+    """A joined line through ``samples`` (2 * width,) in [0, 1], NaN for none: ``height`` lines of ``width`` cells."""
     rows = 4 * height
+    known = np.isfinite(samples)
+    if not known.all():
+        # What is unknown takes part in no join: as the last that is known, or else the first.
+        last = np.maximum.accumulate(np.where(known, np.arange(len(samples)), -1))
+        samples = np.where(last >= 0, samples[last], samples[np.argmax(known)]) if known.any() else np.zeros(len(samples))
     places = np.clip(np.round((1.0 - samples) * (rows - 1)), 0, rows - 1).astype(np.int64)
     before = np.concatenate((places[:1], places[:-1]))
     # A step is drawn in its right column, from next to the previous dot on.
     low = np.where(before < places, np.minimum(before + 1, places), places)
     high = np.where(before > places, np.maximum(before - 1, places), places)
     grid = np.arange(rows)[:, None]
-    lit = (grid >= low) & (grid <= high)
+    lit = (grid >= low) & (grid <= high) & known
     cells = lit.reshape(height, 4, -1, 2) * _DOTS[None, :, None, :]
     return ["".join(map(chr, 0x2800 + line)) for line in cells.sum(axis=(1, 3))]
 

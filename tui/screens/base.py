@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, cast
 
-from textual.binding import Binding, BindingType
+from textual.binding import Binding
 from textual.containers import Horizontal
 from textual.screen import Screen
 from textual.widgets import Input, Label
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
     from tui.widgets.line_table import LineTable
 
 
-COMMON_BINDINGS: list[BindingType] = [
+COMMON_BINDINGS: list[Binding] = [
     Binding("slash", "find", "find", tooltip="find"),
     Binding("n", "find_next(1)", "next", show=False, tooltip="find the next"),
     Binding("N", "find_next(-1)", "previous", show=False, tooltip="find the previous"),
-    Binding("y", "copy", "copy", tooltip="copy what is under the cursor"),
-    Binding("p", "app.visit('protect')", "protect", tooltip="marked channels, and the file they go to"),
-    Binding("w", "app.visit('what_if')", "what-if", tooltip="what a cut would leave"),
+    Binding("y", "copy", "copy", tooltip="copy row or command"),
+    Binding("p", "app.visit('protect')", "protect", tooltip="protect list"),
+    Binding("w", "app.visit('what_if')", "what-if", tooltip="what would a cut leave"),
     Binding("u", "app.undo", "undo", show=False, tooltip="undo a mark"),
     Binding("R", "app.redo", "redo", show=False, tooltip="redo a mark"),
     Binding("W", "app.write_marks", "write", show=False, tooltip="write the protect file"),
 ]
 """Keys of every screen, for subclasses to put among their own."""
-METRIC_BINDINGS: list[BindingType] = [
+METRIC_BINDINGS: list[Binding] = [
     Binding("i", "axis", "rank/idx", tooltip="x axis: log rank or index"),
     Binding("m", "metric", "metric", tooltip="choose the metric"),
 ]
@@ -146,7 +146,7 @@ class BrowserScreen(Screen[None]):
     def paint_status(self) -> None:
         count = f"count {self.table.count}_" if self.table.count else ""
         unsaved = sum(self.atlas_app.marks.unsaved)
-        right = count or self._notice or (f"{unsaved} unsaved" if unsaved else "")
+        right = count or self._notice or (f"{unsaved:,} unsaved" if unsaved else "")
         text = spread(f" {self.status_text()}", f"{right} ", self.size.width)
         self._lines("status").show([(text, "")])
 

@@ -26,9 +26,9 @@ class LayerScreen(BrowserScreen):
 
     FIND_HINT = "channel id, or a label: super, halo, none"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left_square_bracket", "neighbour(-1)", "layer", key_display="[", tooltip="previous layer"),
-        Binding("right_square_bracket", "neighbour(1)", "layer", key_display="]", tooltip="next layer"),
-        Binding("space", "mark", "mark", key_display="␣", tooltip="mark the channel, or the range, or unmark it"),
+        Binding("left_square_bracket", "neighbour(-1)", "layer", tooltip="previous layer"),
+        Binding("right_square_bracket", "neighbour(1)", "layer", tooltip="next layer"),
+        Binding("space", "mark", "mark", tooltip="mark the channel, or the range, or unmark it"),
         Binding("V", "range", "range", show=False, tooltip="begin a range; space marks it"),
         Binding("f", "filter", "filter", tooltip="show some channels only"),
         Binding("a", "mark_all(True)", "all", show=False, tooltip="mark all channels shown"),

@@ -29,9 +29,9 @@ class ProtectScreen(BrowserScreen):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "layer", tooltip="open the layer"),
         Binding("x", "remove", "remove", tooltip="unmark all channels of the layer"),
-        Binding("plus", "add", "add", key_display="+", tooltip="mark by rule, as after surgery prune --protect"),
-        Binding("minus", "take", "take", show=False, key_display="-", tooltip="unmark by rule"),
-        *COMMON_BINDINGS,
+        Binding("plus", "add", "add", tooltip="mark by rule, as after surgery prune --protect"),
+        Binding("minus", "take", "take", show=False, tooltip="unmark by rule"),
+        *(item for item in COMMON_BINDINGS if item.key != "p"),
         Binding("U", "discard", "discard", show=False, tooltip="undo everything that was not written"),
         Binding("o", "app.load_marks", "load", show=False, tooltip="read the protect file again"),
         BACK_BINDING,

@@ -29,16 +29,12 @@ class WhatIfScreen(BrowserScreen):
 
     FIND_HINT = "layer number, or part of a stack or module name"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("h,left", "step(-1)", "±1%", key_display="h l", tooltip="one percent less"),
-        Binding("l,right", "step(1)", "±1%", show=False, tooltip="one percent more"),
-        Binding("H", "step(-5)", "-5%", show=False, tooltip="five percent less"),
-        Binding("L", "step(5)", "+5%", show=False, tooltip="five percent more"),
         Binding("x", "method(1)", "method", tooltip="the next method"),
         Binding("X", "method(-1)", "method back", show=False, tooltip="the method before"),
         Binding("o", "allocation", "alloc", tooltip="allocation: uniform or global"),
         Binding("P", "protection", "protection", tooltip="what is protected"),
         Binding("enter", "open", "layer", show=False, tooltip="open the layer"),
-        *COMMON_BINDINGS, BACK_BINDING,
+        *(item for item in COMMON_BINDINGS if item.key != "w"), BACK_BINDING,
     ]
     table: WhatIfTable
 
@@ -97,14 +93,18 @@ class WhatIfScreen(BrowserScreen):
 
     def _ask(self) -> None:
         """Show what stays at the scenario's sparsity."""
+        rows: tuple[Left, ...] = ()
         if self._what_if is not None:
             try:
                 rows = self._what_if.at(self._scenario.percent / 100)
             except ChanfmtError as error:
                 self._refusal = error.message
             else:
-                self._refusal, self._rows = "", rows
-                self.table.show(self.browser.snapshot, rows, min(self.ffn, len(rows) - 1))
+                self._refusal = ""
+        if self.table.row_count:
+            self._first = self.table.ffn
+        self._rows = rows
+        self.table.show(self.browser.snapshot, rows, min(self._first, len(self.browser.snapshot.ffns) - 1))
         self.paint()
 
     # Lines.
@@ -139,7 +139,7 @@ class WhatIfScreen(BrowserScreen):
         if self._curve is not None and width > 20 and height > 14:
             cells, rows = width - 8, min(14, height - len(lines) - 6)
             at = np.clip(np.round(np.linspace(1, HIGHEST, 2 * cells)).astype(int), 1, HIGHEST) - 1
-            drawn = plots.braille_curve(np.nan_to_num(self._curve[at]), rows)
+            drawn = plots.braille_curve(self._curve[at], rows)
             names = {0: "100%", rows // 2: "50%", rows - 1: "0%"}
             here = round((self._scenario.percent - 1) / (HIGHEST - 1) * (cells - 1))
             lines += [

@@ -67,6 +67,8 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
         Binding("S", "sort(False)", "sort up", show=False, tooltip="sort, smallest first"),
         Binding("comma", "mark(-1)", "mark left", show=False, tooltip="mark the column left"),
         Binding("full_stop", "mark(1)", "mark right", show=False, tooltip="mark the column right"),
+        *(Binding(digit, f"digit('{digit}')", show=False) for digit in "0123456789"),
+        Binding("escape", "clear_count", show=False),
     ]
 
     cursor: reactive[int] = reactive(0, init=False, repaint=False)
@@ -251,15 +253,17 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
         if top != self.scroll_offset.y:
             self.scroll_to(y=top, animate=False)
 
-    def on_key(self, event: events.Key) -> None:
-        if event.character and event.character in "0123456789" and (self.count or event.character != "0"):
-            self.count = (self.count + event.character)[:MAX_COUNT_DIGITS]
-            event.stop()
-            event.prevent_default()
-        elif event.key == "escape" and self.count:
-            self.count = ""
-            event.stop()
-            event.prevent_default()
+    # Keys of a burst are handled one by one only as bindings: a digit taken in `on_key` would overtake the key before it.
+    def action_digit(self, digit: str) -> None:
+        if self.count or digit != "0":
+            self.count = (self.count + digit)[:MAX_COUNT_DIGITS]
+
+    def action_clear_count(self) -> None:
+        self.count = ""
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Leave escape to the screen where there is no count."""
+        return bool(self.count) if action == "clear_count" else True
 
     def action_move(self, step: int) -> None:
         self.go_to(self.cursor + step * (self.take_count() or 1))

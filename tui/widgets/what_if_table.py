@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+from textual.binding import Binding, BindingType
 
 from tui import view
 from tui.text import bar, percent
@@ -16,7 +17,14 @@ if TYPE_CHECKING:
 
 
 class WhatIfTable(LineTable):
-    """FFNs in the order asked for; ``order`` maps rows to FFNs."""
+    """FFNs in the order asked for; ``order`` maps rows to FFNs. The keys that scroll columns elsewhere set the sparsity."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("h,left", "screen.step(-1)", "±1%", tooltip="one percent less (35h: 35%)"),
+        Binding("l,right", "screen.step(1)", "±1%", tooltip="one percent more (35l: 35%)"),
+        Binding("H", "screen.step(-5)", "-5%", show=False, tooltip="five percent less"),
+        Binding("L", "screen.step(5)", "+5%", show=False, tooltip="five percent more"),
+    ]
 
     def __init__(self) -> None:
         super().__init__(sort_key="layer", descending=False, marked="lost")
@@ -30,7 +38,7 @@ class WhatIfTable(LineTable):
         return int(self.order[self.cursor])
 
     def show(self, snapshot: Snapshot, rows: tuple[Left, ...], ffn: int) -> None:
-        """Show what stays, sorted as before, the cursor on ``ffn``."""
+        """Show what stays (nothing: no row), sorted as before, the cursor on ``ffn``."""
         self.snapshot, self.rows = snapshot, rows
         self.layout_columns()
         self.sort(ffn)
@@ -38,7 +46,8 @@ class WhatIfTable(LineTable):
     def sort(self, ffn: int | None = None) -> None:
         """Put the rows in order and the cursor on ``ffn``, or else on top."""
         self.order = view.order_by(self._sort_values(), descending=self.descending)
-        self.set_rows(len(self.order), 0 if ffn is None else int(np.flatnonzero(self.order == ffn)[0]))
+        place = np.flatnonzero(self.order == ffn)
+        self.set_rows(len(self.order), int(place[0]) if len(place) else 0)
 
     def layout_columns(self) -> None:
         """Choose columns for the width."""
@@ -71,6 +80,8 @@ class WhatIfTable(LineTable):
 
     def _sort_values(self) -> np.ndarray:
         assert self.snapshot is not None
+        if not self.rows:
+            return np.zeros(0)
         if self.sort_key == "layer":
             return np.array([ffn.layer_index for ffn in self.snapshot.ffns])
         if self.sort_key == "stack":

@@ -1,0 +1,269 @@
+"""Marks, filters and the protect file: keys, undo, conflicts, and what surgery makes of it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chanfmt.atlas import Atlas
+from chanfmt.errors import UsageError
+from surgery.plan import PlanOptions, make_plan
+from surgery.protect_file import read_protect_file
+from tests.tui.conftest import browser_screen, open_app, press, text_of, wait_until
+from tui.app import AtlasApp
+from tui.cli import main
+from tui.filter import filtered
+from tui.load import read_snapshot
+from tui.marks import Marks
+from tui.protect import read_marks
+from tui.screens.choice import ChoiceScreen
+from tui.screens.layer import LayerScreen
+from tui.screens.overview import OverviewScreen
+from tui.screens.protect import ProtectScreen
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from textual.pilot import Pilot
+
+SIZES = [(80, 24), (160, 50)]
+sizes = pytest.mark.parametrize("size", SIZES)
+
+
+async def in_layer(pilot: Pilot[None], app: AtlasApp) -> LayerScreen:
+    await press(pilot, "enter")
+    await wait_until(lambda: isinstance(app.screen, LayerScreen))
+    await pilot.pause()
+    screen = app.screen
+    assert isinstance(screen, LayerScreen)
+    return screen
+
+
+async def typed(pilot: Pilot[None], key: str, text: str) -> None:
+    """Open the line with ``key``, clear it, type ``text`` and submit."""
+    await press(pilot, key)
+    await pilot.pause()
+    await press(pilot, "end", *["backspace"] * 40, *text, "enter")
+    await pilot.pause()
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.sets(st.integers(0, 9)), st.booleans()), max_size=12), st.integers(0, 12))
+def test_undo_and_redo_are_inverse(changes: list[tuple[int, set[int], bool]], back: int) -> None:
+    marks = Marks([10, 10, 10], {1: np.arange(10) < 3})
+    states = [marks.masks]
+    for ffn, channels, on in changes:
+        if marks.mark({ffn: np.array(sorted(channels), dtype=int)}, "x", on=on):
+            states.append(marks.masks)
+    steps = min(back, len(states) - 1)
+    for _ in range(steps):
+        assert marks.undo()
+    expected = states[len(states) - 1 - steps]
+    assert all(np.array_equal(marks.masks[ffn], expected[ffn]) for ffn in range(3))
+    for _ in range(steps):
+        assert marks.redo()
+    assert all(np.array_equal(marks.masks[ffn], states[-1][ffn]) for ffn in range(3))
+    assert marks.redo() is None
+    added, removed = marks.unsaved
+    assert sum(marks.counts) == 3 + added - removed
+
+
+def test_filters() -> None:
+    lp = np.array([1.0, 0.5, np.nan, 0.01])
+    labels = np.array([2, 1, 0, 0], dtype=np.uint8)
+    marked = np.array([False, True, False, True])
+    def wanted(text: str) -> list[int]:
+        return np.flatnonzero(filtered(text, {"lp": lp, "rank": np.arange(1, 5)}, labels, marked)).tolist()
+    assert wanted("lp>0.1") == [0, 1]
+    assert wanted("lp > 1e-3 & super") == [0]
+    assert wanted("rank<2 | marked") == [0, 1, 3]
+    assert wanted("!marked & lp<=50%") == []
+    assert wanted("label==halo") == [1]
+    assert wanted("label!=halo & none") == [2, 3]
+    assert wanted("lp!=1") == [1, 3]
+    for text, reason in [("lp>", "no condition"), ("lp>x", "no number"), ("zz>1", "no column"), ("quux", "no label"), ("", "no co")]:
+        with pytest.raises(UsageError, match=reason):
+            wanted(text)
+
+
+@sizes
+async def test_marks_ranges_filters_undo(small: Path, size: tuple[int, int]) -> None:
+    app = open_app(small)
+    async with app.run_test(size=size) as pilot:
+        screen = await in_layer(pilot, app)
+        first = screen.table.channel
+        await press(pilot, "space")
+        assert np.flatnonzero(app.marks.of(0)).tolist() == [first]
+        await pilot.pause()
+        assert "●" in text_of(app)
+        assert "1 unsaved" in text_of(app) or "marked 1" in text_of(app)
+        await press(pilot, "j", "V", "3", "j")
+        await pilot.pause()
+        assert "range of 4" in text_of(app)
+        await press(pilot, "space")
+        assert sorted(screen.table.order[:5]) == np.flatnonzero(app.marks.of(0)).tolist()
+        await press(pilot, "u", "u")
+        assert not app.marks.of(0).any()
+        await press(pilot, "R")
+        assert app.marks.counts == [1, 0, 0, 0]
+        await press(pilot, "g", "V", "escape", "space")
+        assert app.marks.counts == [0, 0, 0, 0]
+        await typed(pilot, "f", "rank<=7 & !super")
+        labels = app.browser.snapshot.labels_of(0)
+        kept = [channel for channel in app.browser.ranking(0).order[:7] if labels[channel] != 2]
+        assert screen.table.order.tolist() == kept
+        assert f"{len(kept)} of 96 ch" in text_of(app)
+        await press(pilot, "a")
+        assert np.flatnonzero(app.marks.of(0)).tolist() == sorted(kept)
+        await press(pilot, "right_square_bracket")
+        assert screen.ffn == 1
+        assert len(screen.table.order) < 8
+        await press(pilot, "left_square_bracket", "A")
+        assert app.marks.counts == [0, 0, 0, 0]
+        await press(pilot, "escape")
+        assert screen.table.row_count == 96
+        await typed(pilot, "f", "lp>1e30")
+        assert "no channel here fits" in text_of(app)
+        await typed(pilot, "f", "nonsense>1")
+        assert "no column" in text_of(app)
+        assert screen.table.row_count == 96
+
+
+@sizes
+async def test_the_protect_screen(small: Path, size: tuple[int, int]) -> None:
+    app = open_app(small)
+    async with app.run_test(size=size) as pilot:
+        await press(pilot, "2", "j", "p")
+        await wait_until(lambda: isinstance(app.screen, ProtectScreen))
+        await pilot.pause()
+        screen = browser_screen(app)
+        assert screen.ffn == 2
+        await typed(pilot, "plus", "supernodes")
+        await wait_until(lambda: any(app.marks.counts))
+        core = [int((app.browser.snapshot.labels_of(ffn) == 2).sum()) for ffn in range(4)]
+        assert app.marks.counts == core
+        await pilot.pause()
+        assert f"{sum(core)} channels in 4 of 4 FFNs" in text_of(app)
+        await press(pilot, "x")
+        assert app.marks.counts[2] == 0
+        await typed(pilot, "minus", "0:0-95")
+        await wait_until(lambda: app.marks.counts[0] == 0)
+        await typed(pilot, "plus", "top:nonsense=3")
+        await wait_until(lambda: "nonsense" in text_of(app))
+        await press(pilot, "U")
+        assert app.marks.counts == [0, 0, 0, 0]
+        await press(pilot, "u")
+        assert any(app.marks.counts)
+        await press(pilot, "y")
+        assert app.clipboard == f"surgery prune {small} --protect {small.parent / 'a.protect.json'} --sparsity 0.5\n"
+        await press(pilot, "enter")
+        await wait_until(lambda: isinstance(app.screen, LayerScreen))
+        await press(pilot, "p")
+        await wait_until(lambda: isinstance(app.screen, ProtectScreen))
+        await press(pilot, "q")
+        await wait_until(lambda: isinstance(app.screen, OverviewScreen))
+        assert browser_screen(app).ffn == 2
+
+
+async def test_what_is_written_is_what_surgery_protects(small: Path) -> None:
+    app = open_app(small)
+    path = small.parent / "a.protect.json"
+    async with app.run_test(size=(80, 24)) as pilot:
+        await press(pilot, "j")
+        await in_layer(pilot, app)
+        await press(pilot, "G", "V", "4", "k", "space", "W")
+        await wait_until(path.exists)
+        await wait_until(lambda: not any(app.marks.unsaved))
+        marked = np.flatnonzero(app.marks.of(1))
+    assert len(marked) == 5
+    assert json.loads(path.read_text())["layers"] == {"1": marked.tolist()}
+    with Atlas.open(small) as atlas:
+        masks, warnings = read_protect_file(path, atlas)
+        plan = make_plan(atlas, PlanOptions(0.5, "scar-lp", protect=(str(path),)))
+    assert not warnings
+    assert np.flatnonzero(masks[1]).tolist() == marked.tolist()
+    assert set(marked) <= set(plan.blocks[1].kept.tolist())
+    marks, _, signature = read_marks(path, small)
+    again = AtlasApp(read_snapshot(small), marks=marks, protect_signature=signature)
+    assert again.marks.counts == [0, 5, 0, 0]
+    assert not any(again.marks.unsaved)
+
+
+@pytest.mark.parametrize("choice", ["stay", "load", "write"])
+async def test_a_file_that_changed_is_not_written_over(small: Path, choice: str) -> None:
+    app = open_app(small)
+    path = small.parent / "a.protect.json"
+    other = '{"format": "protect/1", "layers": {"3": [1, 2]}}'
+    async with app.run_test(size=(80, 24)) as pilot:
+        await in_layer(pilot, app)
+        await press(pilot, "space")
+        path.write_text(other)
+        await press(pilot, "W")
+        await wait_until(lambda: isinstance(app.screen, ChoiceScreen))
+        await press(pilot, *{"stay": ["escape"], "load": ["j", "enter"], "write": ["j", "j", "enter"]}[choice])
+        await wait_until(lambda: isinstance(app.screen, LayerScreen))
+        if choice == "load":
+            await wait_until(lambda: app.marks.counts == [0, 0, 0, 2])
+            assert not any(app.marks.unsaved)
+        elif choice == "write":
+            await wait_until(lambda: not any(app.marks.unsaved))
+            assert list(json.loads(path.read_text())["layers"]) == ["0"]
+        if choice != "write":
+            assert path.read_text() == other
+
+
+@pytest.mark.parametrize("choice", ["stay", "write", "quit"])
+async def test_unsaved_marks_are_asked_about_once(small: Path, choice: str) -> None:
+    app = open_app(small)
+    path = small.parent / "a.protect.json"
+    async with app.run_test(size=(80, 24)) as pilot:
+        await in_layer(pilot, app)
+        await press(pilot, "space", "q")
+        await wait_until(lambda: isinstance(app.screen, OverviewScreen))
+        await press(pilot, "q")
+        await wait_until(lambda: isinstance(app.screen, ChoiceScreen))
+        await press(pilot, *{"stay": ["enter"], "write": ["j", "enter"], "quit": ["j", "j", "enter"]}[choice])
+        await pilot.pause()
+        if choice == "stay":
+            assert isinstance(app.screen, OverviewScreen)
+            assert app.is_running
+        else:
+            await wait_until(lambda: not app.is_running)
+    assert path.exists() == (choice == "write")
+
+
+async def test_a_place_that_cannot_be_written(small: Path) -> None:
+    app = AtlasApp(read_snapshot(small), protect_file=small.parent / "none" / "p.json")
+    async with app.run_test(size=(120, 24)) as pilot:
+        await in_layer(pilot, app)
+        await press(pilot, "space", "W")
+        await wait_until(lambda: "none" in text_of(app))
+        assert app.marks.unsaved == (1, 0)
+
+
+@pytest.mark.parametrize(("name", "text", "reason"), [
+    ("p.csv", "", "does not end in .json"), ("p.json", "{", "not valid JSON"),
+    ("p.json", '{"format": "protect/1", "layers": {"9": [1]}}', "no layer 9"),
+])
+def test_bad_protect_files(
+    small: Path, name: str, text: str, reason: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = small.parent / name
+    path.write_text(text)
+    assert main([str(small), "--protect", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert reason in error
+    assert "Traceback" not in error
+
+
+def test_the_browser_imports_no_torch(small: Path) -> None:
+    import subprocess
+
+    code = "import sys, tui.app; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    done: Any = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False False\n"

@@ -1,0 +1,124 @@
+"""The what-if screen: every key, and the numbers of the plan."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from chanfmt.atlas import Atlas
+from surgery.cli import main
+from surgery.decide import ALLOCATIONS
+from surgery.methods import METHODS
+from surgery.plan import PlanOptions, make_plan
+from tests.tui.conftest import open_app, press, text_of, wait_until
+from tui.scenario import Scenario
+from tui.screens.layer import LayerScreen
+from tui.screens.protect import ProtectScreen
+from tui.screens.what_if import WhatIfScreen
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from textual.pilot import Pilot
+
+    from tui.app import AtlasApp
+
+SIZES = [(80, 24), (160, 50)]
+
+
+async def asked(pilot: Pilot[None], app: AtlasApp) -> WhatIfScreen:
+    await press(pilot, "w")
+    await wait_until(lambda: isinstance(app.screen, WhatIfScreen) and app.screen.table.row_count > 0)
+    await pilot.pause()
+    screen = app.screen
+    assert isinstance(screen, WhatIfScreen)
+    return screen
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_every_key(atlas: Path, size: tuple[int, int]) -> None:
+    app = open_app(atlas)
+    async with app.run_test(size=size) as pilot:
+        screen = await asked(pilot, app)
+        for keys, shown in [
+            ("l", "51% cut"), ("h h", "49% cut"), ("L", "54% cut"), ("H H", "44% cut"), ("3 5 l", "35% cut"),
+            ("7 h", "7% cut"), ("H H", "1% cut"), ("9 9 l", "95% cut"), ("5 0 l", "50% cut"), ("x", "random"), ("x", "scar-lp"),
+            ("X X", "magnitude"),
+            ("o", "global"), ("o", "uniform"), ("P", "protected: sup"), ("P", "protected: sup"), ("P", "protected: none"),
+        ]:
+            await press(pilot, *keys.split())
+            await wait_until(lambda shown=shown: shown in text_of(app).splitlines()[0])
+        await press(pilot, "full_stop", "s", "3", "j", "enter")
+        await wait_until(lambda: isinstance(app.screen, LayerScreen))
+        layer = app.screen
+        assert isinstance(layer, LayerScreen)
+        ffn = layer.ffn
+        await press(pilot, "q")
+        await wait_until(lambda: app.screen is screen)
+        assert screen.ffn == ffn
+        await press(pilot, "p")
+        await wait_until(lambda: isinstance(app.screen, ProtectScreen))
+        assert len(app.screen_stack) == 2
+
+
+async def test_the_numbers_are_the_plan_s(atlas: Path) -> None:
+    app = open_app(atlas)
+    async with app.run_test(size=(160, 50)) as pilot:
+        screen = await asked(pilot, app)
+        await press(pilot, "P", "6", "3", "l")
+        await wait_until(lambda: screen.table.rows[0].supernodes_kept == screen.table.rows[0].supernodes)
+        with Atlas.open(atlas) as opened:
+            plan = make_plan(opened, PlanOptions(0.63, "magnitude", protect=("supernodes",)))
+        for row, block in zip(screen.table.rows, plan.blocks, strict=True):
+            assert (row.channels_kept, row.supernodes_kept) == (block.n_kept, block.supernodes_kept)
+            assert row.lp_share == pytest.approx(block.lp_kept)
+        assert f"{plan.channels_kept:,} of {plan.channels:,} ch" in text_of(app)
+
+
+async def test_marks_count_and_the_command_runs(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    app = open_app(small)
+    async with app.run_test(size=(160, 50)) as pilot:
+        app.mark({0: np.arange(90)}, "many", on=True)
+        screen = await asked(pilot, app)
+        await press(pilot, "P", "P", "P")
+        await wait_until(lambda: "protected: marks" in text_of(app))
+        await wait_until(lambda: "do not fit" in text_of(app))
+        assert screen.table.row_count == 0
+        await press(pilot, "5", "l")
+        await wait_until(lambda: bool(screen.table.rows) and screen.table.rows[0].channels_kept == 92)
+        await press(pilot, "y")
+        await pilot.pause()
+        assert "W writes the marks" in text_of(app)
+        await press(pilot, "W")
+        await wait_until(lambda: not any(app.marks.unsaved))
+        command = shlex.split(app.clipboard)
+        assert command[:2] == ["surgery", "prune"]
+        kept = [row.channels_kept for row in screen.table.rows]
+        await press(pilot, "u")
+        await wait_until(lambda: app.screen is screen)
+    assert main([*command[1:], "--dry-run", "--json"]) == 0
+    out = capsys.readouterr().out
+    assert '"kept"' in out or '"n_kept"' in out or str(kept[0]) in out
+
+
+async def test_what_cannot_be_asked_is_said(small: Path) -> None:
+    app = open_app(small)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await asked(pilot, app)
+        await press(pilot, "o", "9", "0", "l")
+        await wait_until(lambda: "--max-layer-sparsity" in text_of(app))
+
+
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+def test_commands(allocation: str) -> None:
+    for method in METHODS:
+        scenario = Scenario(method, ("supernodes",), True, allocation, 35)
+        command = scenario.command("a b.h5", "p.json")
+        start = f"surgery prune 'a b.h5' --method {method} --sparsity 0.35 --protect supernodes --protect p.json"
+        assert command.startswith(start)
+        assert command.endswith(" --allocation global") == (allocation == "global")
+    names = {Scenario().next_method(step).method for step in range(len(METHODS))}
+    assert names == set(METHODS)
