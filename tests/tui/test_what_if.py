@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from typing import TYPE_CHECKING
 
@@ -96,12 +97,12 @@ async def test_marks_count_and_the_command_runs(small: Path, capsys: pytest.Capt
         await wait_until(lambda: not any(app.marks.unsaved))
         command = shlex.split(app.clipboard)
         assert command[:2] == ["surgery", "prune"]
-        kept = [row.channels_kept for row in screen.table.rows]
-        await press(pilot, "u")
-        await wait_until(lambda: app.screen is screen)
+        rows = screen.table.rows
     assert main([*command[1:], "--dry-run", "--json"]) == 0
-    out = capsys.readouterr().out
-    assert '"kept"' in out or '"n_kept"' in out or str(kept[0]) in out
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["protected"] == 90
+    assert [layer["kept"] for layer in planned["layers"]] == [row.channels_kept for row in rows]
+    assert [layer["lp_kept"] for layer in planned["layers"]] == pytest.approx([row.lp_share for row in rows])
 
 
 async def test_what_cannot_be_asked_is_said(small: Path) -> None:
