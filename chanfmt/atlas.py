@@ -6,13 +6,13 @@ import contextlib
 import dataclasses
 import functools
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from chanfmt import schema
 from chanfmt.contained import Crashed, run_contained
-from chanfmt.container import open_container, read_text
+from chanfmt.container import NUMPY, open_container, read_text
 from chanfmt.digest import SEAL, SEAL_BYTES, content_sha256, file_sha256
 from chanfmt.errors import AtlasError, UsageError, first_line
 from chanfmt.hub.locate import locate
@@ -41,6 +41,14 @@ TRIAL_SECONDS = 10
 """Processor time in which any file's structure can be read."""
 READ_WHOLE_BYTES = 32 << 20
 """An array up to this size is read at once: each read costs more than a megabyte of contiguous data."""
+
+
+class Location(NamedTuple):
+    """Where an array lies in its file: contiguous, from byte ``offset`` on."""
+
+    offset: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
 
 
 class Stack:
@@ -87,7 +95,7 @@ class Stack:
         self.supports: tuple[int, ...] = tuple(container.read(f"{self._path}/support").tolist()) if "support" in lengths else ()
 
     def __contains__(self, name: str) -> bool:
-        return name in self._held
+        return name in self._held or name in self._extension_places
 
     def __getitem__(self, name: str) -> np.ndarray:
         """The array ``name``, dimensions per `chanfmt.schema`. Raises `AtlasError` where it is absent."""
@@ -100,6 +108,41 @@ class Stack:
         if name in self._cache or self._container.nodes[self._place(name)].nbytes <= READ_WHOLE_BYTES:
             return self[name][row]
         return self._container.rows(self._place(name), row, row + 1)[0]
+
+    def location(self, name: str) -> Location:
+        """Where the array ``name`` lies in the file. Raises `AtlasError` where it is absent."""
+        node = self._container.nodes[self._place(name)]
+        return Location(node.offset, np.dtype(NUMPY[node.code]), node.shape)
+
+    @property
+    def extension_metrics(self) -> list[schema.Variable]:
+        """Numbers per channel that other programs put here, each named ``x_owner/name`` (spec section "Extensions")."""
+        found = []
+        for name, path in self._extension_places.items():
+            long_name, units, merge = (
+                read_text(self._container.attribute(path, key) or "", f"/{path}@{key}") for key in ("long_name", "units", "merge")
+            )
+            heading = name.rpartition("/")[2][:10]
+            found.append(schema.Variable(name, self._container.nodes[path].code, ("layer", "channel"), long_name, units, merge,
+                                         required=False, heading=heading))
+        return found
+
+    @functools.cached_property
+    def _extension_places(self) -> dict[str, str]:
+        dimensions = ("layer", "expert", "channel") if self.kind == "experts" else ("layer", "channel")
+        lengths = {"layer": len(self.layers), "expert": self.n_experts, "channel": self.n_channels}
+        places = {}
+        for owner in self._container.children(""):
+            if not owner.startswith(schema.EXTENSION_PREFIX) or owner == schema.RESUME_EXTENSION:
+                continue
+            group = f"{owner}/{self.name}"
+            for name in self._container.children(group):
+                path = f"{group}/{name}"
+                node = self._container.nodes[path]
+                fits = node.code not in ("", "str") and node.shape == tuple(lengths[item] for item in dimensions)
+                if fits and self._container.dimensions(path) == dimensions:
+                    places[f"{owner}/{name}"] = path
+        return places
 
     @property
     def variables(self) -> list[str]:
@@ -119,6 +162,8 @@ class Stack:
         )
 
     def _place(self, name: str) -> str:
+        if name in self._extension_places:
+            return self._extension_places[name]
         if name not in self._held:
             raise AtlasError(f"the atlas holds no {name!r} for {self.name}", hint="build it again with this chanfmt")
         return f"{self._path}/{name}"

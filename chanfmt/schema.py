@@ -39,6 +39,8 @@ MERGE_RULES: dict[str, str] = {
 }
 EXTENSION_MERGE_RULES = ("sum", "max", "equal", "drop")
 EXTENSION_PREFIX = "x_"
+RESUME_EXTENSION = "x_chanfmt"
+"""What an unfinished build keeps for itself; no metrics."""
 
 STATUSES = ("complete", "partial")
 STACK_KINDS = ("dense", "experts", "shared")

@@ -16,7 +16,6 @@ from textual.widgets import Input
 
 from chanfmt.console import printable
 from chanfmt.errors import AtlasError, ChanfmtError
-from chanfmt.schema import METRIC_BY_NAME
 from tui.keys import key_rows
 from tui.load import Snapshot, file_signature, read_snapshot
 from tui.marks import Marks
@@ -26,7 +25,7 @@ from tui.screens.base import BrowserScreen
 from tui.screens.choice import ChoiceScreen
 from tui.screens.help import HelpScreen
 from tui.screens.layer import LayerScreen
-from tui.screens.overview import OverviewScreen
+from tui.screens.overview import ExpertsScreen, OverviewScreen
 from tui.screens.protect import ProtectScreen
 from tui.screens.what_if import WhatIfScreen
 from tui.themes import COLOURLESS_THEME, DARK_RAMP, LIGHT_RAMP, no_color
@@ -102,7 +101,7 @@ class AtlasApp(App[None], inherit_bindings=False):
         return printable(self.browser.snapshot.path.name)
 
     def get_default_screen(self) -> Screen[None]:
-        return OverviewScreen(LayerTable(self.browser, self.ramp))
+        return OverviewScreen(LayerTable(self.browser, self.browser.snapshot.blocks, self.ramp))
 
     def on_mount(self) -> None:
         self.set_interval(POLL_SECONDS, self.poll)
@@ -133,12 +132,19 @@ class AtlasApp(App[None], inherit_bindings=False):
     def leave(self, ffn: int) -> None:
         """Go back by one screen, its cursor on ``ffn``."""
         self.pop_screen()
+        snapshot = self.browser.snapshot
+        if isinstance(self.screen, ExpertsScreen) and len(snapshot.blocks[snapshot.block_of(ffn)]) == 1:
+            # From an expert one can walk to a layer that has none.
+            self.pop_screen()
         if isinstance(self.screen, BrowserScreen):
             self.screen.show_ffn(ffn)
 
-    def open_layer(self, ffn: int) -> None:
-        """Show the channels of ``ffn``."""
-        self.push_screen(LayerScreen(self.browser, ffn))
+    def open_span(self, span: range) -> None:
+        """Show the channels of the one FFN in ``span``, or its experts."""
+        if len(span) == 1:
+            self.push_screen(LayerScreen(self.browser, span[0]))
+        else:
+            self.push_screen(ExpertsScreen(self.browser, span[0], self.ramp))
 
     def action_visit(self, name: str) -> None:
         """Go to the one screen ``name``: back to it where it is open below, in place of the other one, or on top."""
@@ -151,9 +157,9 @@ class AtlasApp(App[None], inherit_bindings=False):
             while not isinstance(self.screen, kind):
                 self.pop_screen()
         elif isinstance(here, ProtectScreen | WhatIfScreen):
-            self.switch_screen(kind(ffn))
+            self.switch_screen(kind(self.browser, ffn))
         else:
-            self.push_screen(kind(ffn))
+            self.push_screen(kind(self.browser, ffn))
 
     def action_leave_program(self) -> None:
         if not sum(self.marks.unsaved):
@@ -170,9 +176,13 @@ class AtlasApp(App[None], inherit_bindings=False):
 
     def choose_metric(self) -> None:
         """Let the user choose the metric."""
-        metrics = [(name, f"{METRIC_BY_NAME[name].heading:<10} {METRIC_BY_NAME[name].long_name}")
-                   for name in self.browser.snapshot.metrics]
-        self.push_screen(ChoiceScreen("metric", metrics, self.browser.metric), self._metric_chosen)
+        self.push_screen(ChoiceScreen("metric", self.metric_choices(), self.browser.metric), self._metric_chosen)
+
+    def metric_choices(self) -> list[tuple[str, str]]:
+        """Id and text of every metric, for a `ChoiceScreen`."""
+        metrics = self.browser.snapshot.metrics
+        return [(name, printable(f"{metric.heading:<10} {f'{name}: ' if '/' in name else ''}{metric.long_name}"))
+                for name, metric in metrics.items()]
 
     def _metric_chosen(self, metric: str | None) -> None:
         if metric is not None:
@@ -312,9 +322,10 @@ class AtlasApp(App[None], inherit_bindings=False):
             return
         self._watcher = Watcher(snapshot.signature)
         browser = Browser(snapshot, self.browser.metric, log_axis=self.browser.log_axis)
-        widths = tuple(ffn.n_channels for ffn in snapshot.ffns)
-        if widths != self.marks.widths:
-            self.marks = Marks(widths)
+        if snapshot.ffns != self.browser.snapshot.ffns:
+            # A build that goes backwards adds FFNs in front.
+            widths = [ffn.n_channels for ffn in snapshot.ffns]
+            self.marks = self.marks.moved(_names(self.browser.snapshot), _names(snapshot), widths)
         self.show(browser, f"read again {snapshot.read_at:%H:%M:%S}")
 
     def _refused(self, generation: int, reason: str) -> None:
@@ -325,3 +336,7 @@ class AtlasApp(App[None], inherit_bindings=False):
         snapshot = self.browser.snapshot
         brief = reason.replace(str(snapshot.path), snapshot.path.name)
         self.say(f"kept what was read {snapshot.read_at:%H:%M:%S}: {printable(brief)}")
+
+
+def _names(snapshot: Snapshot) -> list[tuple[str, int | None]]:
+    return [(ffn.module, ffn.expert) for ffn in snapshot.ffns]

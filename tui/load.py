@@ -1,4 +1,4 @@
-"""An atlas as arrays in memory: read once, the file closed again, never changed."""
+"""An atlas as the screens need it: structure, LP and labels in memory, other metrics where they lie in the file."""
 
 from __future__ import annotations
 
@@ -14,27 +14,34 @@ import chanfmt
 from chanfmt import schema
 from chanfmt.console import printable
 from chanfmt.errors import AtlasError
+from tui.stored import StoredArrays
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from chanfmt.atlas import Atlas
+    from chanfmt.atlas import Atlas, Location
+    from chanfmt.schema import Variable
 
 Signature = tuple[int, int, int]
+PARTIAL_SUFFIX = ".partial"
+"""What ``atlas build`` adds to the name of its output while it is not finished."""
+TRIES = 20
 
 
 @dataclass(frozen=True)
 class Ffn:
-    """One FFN of the model, a row of the overview."""
+    """Channels that are ranked together: a dense FFN, or one expert of one with experts."""
 
     layer_index: int
     stack: str
     module: str
     row: int
     n_channels: int
+    expert: int | None = None
 
     def name(self, *, with_stack: bool) -> str:
-        return f"layer {self.layer_index} {self.stack}" if with_stack else f"layer {self.layer_index}"
+        stack = f" {self.stack}" if with_stack else ""
+        return f"layer {self.layer_index}{stack}" + ("" if self.expert is None else f" expert {self.expert}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,12 +50,16 @@ class Snapshot:
 
     Attributes:
         path: The file.
-        signature: `file_signature` from before it was read.
+        signature: `file_signature` of what was read.
         read_at: When it was read.
-        metrics: Metrics at least one stack holds, in the schema's order.
-        ffns: Every FFN in model order.
-        arrays: Stack and metric to float32 (layer, channel).
-        labels: Stack to uint8 (layer, channel).
+        metrics: Name to metric, those at least one stack holds: the schema's, in its order, then other programs'.
+        ffns: Every dense FFN and every expert, in model order.
+        blocks: The model's FFNs as ranges of ``ffns``: several experts, or one.
+        lp: Stack to float32 (layer[, expert], channel).
+        labels: Stack to uint8 (layer[, expert], channel).
+        tokens: Stack to the tokens that reached each FFN, int64 (layer[, expert]); stacks that do not say are left out.
+        calibration_tokens: Tokens of the calibration text.
+        places: Stack and metric to where its values lie.
     """
 
     path: Path
@@ -56,27 +67,66 @@ class Snapshot:
     read_at: datetime
     model_id: str
     status: str
-    tokens: int
+    calibration_tokens: int
     rho: float
-    metrics: tuple[str, ...]
+    metrics: Mapping[str, Variable]
     ffns: tuple[Ffn, ...]
-    arrays: Mapping[tuple[str, str], np.ndarray]
+    blocks: tuple[range, ...]
+    lp: Mapping[str, np.ndarray]
     labels: Mapping[str, np.ndarray]
+    tokens: Mapping[str, np.ndarray]
+    places: Mapping[tuple[str, str], Location]
+    stored: StoredArrays
 
     @property
     def several_stacks(self) -> bool:
         return len(self.labels) > 1
 
+    @property
+    def has_experts(self) -> bool:
+        return any(len(block) > 1 for block in self.blocks)
+
+    def block_of(self, ffn: int) -> int:
+        """Which of ``blocks`` FFN ``ffn`` is in."""
+        return next(number for number, block in enumerate(self.blocks) if ffn in block)
+
     def values(self, ffn: int, metric: str) -> np.ndarray:
-        """``metric`` of FFN ``ffn``, (channel,); NaN where its stack has no such metric."""
-        row = self.ffns[ffn]
-        array = self.arrays.get((row.stack, metric))
-        return np.full(row.n_channels, np.nan, dtype=np.float32) if array is None else array[row.row]
+        """``metric`` of FFN ``ffn``, floating point (channel,); NaN where its stack has no such metric."""
+        place = self.ffns[ffn]
+        return _one(self._row(place, metric), place)
+
+    def span_values(self, span: range, metric: str) -> np.ndarray:
+        """``metric`` of all of ``span``, one FFN or all of a block, (channels,)."""
+        place = self.ffns[span[0]]
+        return self.values(span[0], metric) if len(span) == 1 else self._row(place, metric).ravel()
 
     def labels_of(self, ffn: int) -> np.ndarray:
         """Labels of FFN ``ffn``, uint8 (channel,)."""
-        row = self.ffns[ffn]
-        return self.labels[row.stack][row.row]
+        place = self.ffns[ffn]
+        return _one(self.labels[place.stack][place.row], place)
+
+    def span_labels(self, span: range) -> np.ndarray:
+        """Labels of all of ``span``, one FFN or all of a block, uint8 (channels,)."""
+        place = self.ffns[span[0]]
+        return self.labels_of(span[0]) if len(span) == 1 else self.labels[place.stack][place.row].ravel()
+
+    def tokens_of(self, ffn: int) -> int | None:
+        """Tokens that reached FFN ``ffn``, None where the file does not say."""
+        place = self.ffns[ffn]
+        tokens = self.tokens.get(place.stack)
+        return None if tokens is None else int(tokens[place.row] if place.expert is None else tokens[place.row, place.expert])
+
+    def _row(self, place: Ffn, metric: str) -> np.ndarray:
+        if metric == "lp":
+            return self.lp[place.stack][place.row]
+        location = self.places.get((place.stack, metric))
+        if location is None:
+            return np.full(self.lp[place.stack].shape[1:], np.nan, dtype=np.float32)
+        return self.stored.row(location, place.row)
+
+
+def _one(row: np.ndarray, place: Ffn) -> np.ndarray:
+    return row if place.expert is None else row[place.expert]
 
 
 def file_signature(path: Path) -> Signature:
@@ -85,53 +135,70 @@ def file_signature(path: Path) -> Signature:
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
+def present_file(path: Path) -> Path:
+    """``path``, or what a build that will write it has measured so far, or what such a build has since written."""
+    if path.exists():
+        return path
+    finished = path.with_name(path.name.removesuffix(PARTIAL_SUFFIX))
+    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    other = finished if path.name.endswith(PARTIAL_SUFFIX) else partial
+    return other if other.is_file() else path
+
+
 def read_snapshot(path: str | Path, *, contained: bool = False) -> Snapshot:
-    """Read ``path`` whole and close it; ``contained`` as in `chanfmt.open`.
+    """Read ``path``, or what `present_file` finds in its place; ``contained`` as in `chanfmt.open`.
 
     Raises:
         AtlasError: Not a readable atlas, or nothing in it that can be shown.
     """
-    path = Path(path)
-    try:
-        signature = file_signature(path)
-    except OSError:
-        signature = (0, 0, 0)  # chanfmt.open says what is wrong.
-    with chanfmt.open(path, contained=contained) as atlas:
-        try:
-            return _read(atlas, path, signature)
-        except (OSError, RuntimeError) as error:
-            raise AtlasError(f"{path} could not be read: {error}", hint="copy it again, or rebuild it") from None
+    path = present_file(Path(path))
+    for _ in range(TRIES):
+        with chanfmt.open(path, contained=contained) as atlas:
+            try:
+                stored = StoredArrays(path)
+                snapshot = _read(atlas, path, stored)
+                # Otherwise a writer put another file there since it was opened.
+                if file_signature(path) == stored.signature:
+                    return snapshot
+            except (OSError, RuntimeError) as error:
+                raise AtlasError(f"{path} could not be read: {error}", hint="copy it again, or rebuild it") from None
+    raise AtlasError(f"{path} changes faster than it can be read", hint="wait until it is written")
 
 
-def _read(atlas: Atlas, path: Path, signature: Signature) -> Snapshot:
-    for stack in atlas.stacks.values():
-        if stack.kind == "experts":
-            raise AtlasError(
-                f"{path}: the stack {stack.name!r} holds experts, which atlas-tui does not show yet",
-                hint=f"see: atlas info {path}",
-            )
+def _read(atlas: Atlas, path: Path, stored: StoredArrays) -> Snapshot:
     if not atlas.blocks:
         raise AtlasError(f"{path} holds no FFN", hint=f"see: atlas info {path}")
-    arrays = {
-        (printable(name), metric): stack[metric]
-        for name, stack in atlas.stacks.items()
-        for metric in dict.fromkeys(("lp", *stack.metrics))
-    }
-    if all(np.isnan(array).all() for (_, metric), array in arrays.items() if metric == "lp"):
+    lp = {printable(name): stack["lp"] for name, stack in atlas.stacks.items()}
+    if all(np.isnan(array).all() for array in lp.values()):
         raise AtlasError(f"{path} holds no measured LP: every value is NaN", hint="build it again")
+    metrics: dict[str, Variable] = {}
+    places: dict[tuple[str, str], Location] = {}
+    for name, stack in atlas.stacks.items():
+        held = [*(schema.METRIC_BY_NAME[metric] for metric in stack.metrics), *stack.extension_metrics]
+        metrics |= {printable(metric.name): metric for metric in held}
+        places |= {(printable(name), printable(metric.name)): stack.location(metric.name) for metric in held}
+    order = list(schema.METRIC_BY_NAME)
+    ffns: list[Ffn] = []
+    blocks: list[range] = []
+    for block in atlas.blocks:
+        experts = range(block.n_experts) if block.n_experts else (None,)
+        blocks.append(range(len(ffns), len(ffns) + len(experts)))
+        ffns += [Ffn(block.layer_index, printable(block.stack), printable(block.module), block.row, block.n_channels, expert)
+                 for expert in experts]
     return Snapshot(
         path=path,
-        signature=signature,
+        signature=stored.signature,
         read_at=datetime.now(),
         model_id=printable(atlas.model.id),
         status=printable(atlas.status),
-        tokens=atlas.calibration.tokens,
+        calibration_tokens=atlas.calibration.tokens,
         rho=atlas.labels.rho,
-        metrics=tuple(item.name for item in schema.METRICS if any(item.name == metric for _, metric in arrays)),
-        ffns=tuple(
-            Ffn(block.layer_index, printable(block.stack), printable(block.module), block.row, block.n_channels)
-            for block in atlas.blocks
-        ),
-        arrays=arrays,
+        metrics=dict(sorted(metrics.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))),
+        ffns=tuple(ffns),
+        blocks=tuple(blocks),
+        lp=lp,
         labels={printable(name): stack["label"] for name, stack in atlas.stacks.items()},
+        tokens={printable(name): stack["tokens"] for name, stack in atlas.stacks.items() if "tokens" in stack},
+        places=places,
+        stored=stored,
     )

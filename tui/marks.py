@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Hashable, Mapping, Sequence
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +68,16 @@ class Marks:
                  if not np.array_equal(now, disk)]
         return ({ffn: np.flatnonzero(now & ~disk) for ffn, now, disk in pairs},
                 {ffn: np.flatnonzero(disk & ~now) for ffn, now, disk in pairs})
+
+    def moved(self, old: Sequence[Hashable], new: Sequence[Hashable], widths: Sequence[int]) -> Marks:
+        """The marks of the FFNs named ``old`` where they are called the same in ``new`` and as wide; no changes to undo."""
+        places = {name: ffn for ffn, name in enumerate(old)}
+        kept = {ffn: places[name] for ffn, name in enumerate(new)
+                if name in places and self.widths[places[name]] == widths[ffn]}
+        marks = Marks(widths, {ffn: self._on_disk[place] for ffn, place in kept.items()})
+        for ffn, place in kept.items():
+            marks._masks[ffn] = self._masks[place].copy()
+        return marks
 
     def saved(self) -> None:
         """Say that what is marked is on disk."""

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from chanfmt.schema import METRIC_BY_NAME
 from tui import view
 
 if TYPE_CHECKING:
@@ -16,6 +15,8 @@ if TYPE_CHECKING:
 
 class Browser:
     """State shared by the screens. A new snapshot or metric makes a new `Browser`; the axis may change.
+
+    A ``span`` is a range of the snapshot's FFNs: one of them, or all of a block.
 
     Attributes:
         snapshot: The atlas as read.
@@ -27,21 +28,27 @@ class Browser:
         self.snapshot = snapshot
         self.metric = metric if metric in snapshot.metrics else "lp"
         self.log_axis = log_axis
-        self._rankings: dict[int, view.Ranking] = {}
+        self._summaries: dict[range, view.Summary] = {}
+        self._rankings: dict[range, view.Ranking] = {}
 
     @property
     def heading(self) -> str:
         """The metric's column heading."""
-        return METRIC_BY_NAME[self.metric].heading
+        return self.snapshot.metrics[self.metric].heading
 
-    @cached_property
+    def summary(self, span: range) -> view.Summary:
+        """Mass, concentration and labels of ``span``."""
+        if span not in self._summaries:
+            snapshot = self.snapshot
+            self._summaries[span] = view.summarize(
+                snapshot.span_values(span, self.metric), snapshot.span_labels(span), snapshot.rho
+            )
+        return self._summaries[span]
+
+    @property
     def summaries(self) -> tuple[view.Summary, ...]:
-        """One per FFN."""
-        snapshot = self.snapshot
-        return tuple(
-            view.summarize(snapshot.values(ffn, self.metric), snapshot.labels_of(ffn), snapshot.rho)
-            for ffn in range(len(snapshot.ffns))
-        )
+        """One per block."""
+        return tuple(map(self.summary, self.snapshot.blocks))
 
     @cached_property
     def mass(self) -> float:
@@ -52,15 +59,15 @@ class Browser:
     def top_heading(self) -> str:
         return f"top{100 * self.snapshot.rho:g}%"
 
-    def ranking(self, ffn: int) -> view.Ranking:
-        """The FFN's channels by the metric; the last few are kept."""
-        if ffn not in self._rankings:
+    def ranking(self, span: range) -> view.Ranking:
+        """The span's channels by the metric; the last few are kept."""
+        if span not in self._rankings:
             if len(self._rankings) >= 8:
                 self._rankings.pop(next(iter(self._rankings)))
-            self._rankings[ffn] = view.ranking(self.snapshot.values(ffn, self.metric))
-        return self._rankings[ffn]
+            self._rankings[span] = view.ranking(self.snapshot.span_values(span, self.metric))
+        return self._rankings[span]
 
-    def strip(self, ffn: int, samples: int, steps: int) -> np.ndarray:
-        """Levels 0..``steps`` of the FFN's heat strip, (samples,)."""
-        values = self.snapshot.values(ffn, self.metric)
+    def strip(self, span: range, samples: int, steps: int) -> np.ndarray:
+        """Levels 0..``steps`` of the span's heat strip, (samples,)."""
+        values = self.snapshot.span_values(span, self.metric)
         return view.strip_levels(view.strip_shares(values, samples, log=self.log_axis), len(values), steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,29 +21,33 @@ MIN_PLOT = 3
 """Fewest lines a plot is worth drawing in."""
 
 
-def overview_panel(browser: Browser, ffn: int, width: int, height: int) -> list[Line]:
-    """What is known of FFN ``ffn`` as at most ``height`` lines of ``width`` cells."""
-    row, summary = browser.snapshot.ffns[ffn], browser.summaries[ffn]
+def overview_panel(browser: Browser, span: range, width: int, height: int) -> list[Line]:
+    """What is known of the FFNs ``span`` as at most ``height`` lines of ``width`` cells."""
+    row, summary = browser.snapshot.ffns[span[0]], browser.summary(span)
+    channels = len(span) * row.n_channels
+    name = (row if len(span) == 1 else replace(row, expert=None)).name(with_stack=True)
     measured = summary.concentration
     of_model = percent(measured.mass / browser.mass) if browser.mass > 0 else "-"
     lines: list[Line] = [
-        [(row.name(with_stack=True), "strong"), (f"  {row.module}", "dim")],
+        [(name, "strong"), (f"  {row.module}", "dim")],
         _field(f"{browser.heading} mass", f"{number(measured.mass, 4)}  {of_model} of model"),
         _field(f"top {100 * browser.snapshot.rho:g}% share", percent(measured.top_share)),
-        _field("n_eff", f"{count(measured.effective_channels)} of {row.n_channels:,}"),
+        _field("n_eff", f"{count(measured.effective_channels)} of {channels:,}"),
         _field("max / mean", number(measured.max_over_mean, 4)),
         _field("gini", number(measured.gini, 4)),
         _field("labels", f"super {summary.supernodes:,}  halo {summary.halo:,}"),
     ]
-    if summary.known < row.n_channels:
-        lines.append(_field("unknown", f"{row.n_channels - summary.known:,} channels"))
-    return lines + _plots(browser, ffn, width, height - len(lines))
+    if len(span) > 1:
+        lines.append(_field("experts", f"{len(span):,} of {row.n_channels:,} channels"))
+    if summary.known < channels:
+        lines.append(_field("unknown", f"{channels - summary.known:,} channels"))
+    return lines + _plots(browser, span, width, height - len(lines))
 
 
 def layer_panel(browser: Browser, ffn: int, channel: int, width: int, height: int) -> list[Line]:
     """Every metric of ``channel`` with its rank in FFN ``ffn``, then plots of the FFN."""
-    snapshot = browser.snapshot
-    ranking = browser.ranking(ffn)
+    snapshot, span = browser.snapshot, range(ffn, ffn + 1)
+    ranking = browser.ranking(span)
     label = int(snapshot.labels_of(ffn)[channel])
     lines: list[Line] = [
         [(f"channel {channel:,}", "strong"), (f"  {schema.LABELS.get(label, str(label))}", "")],
@@ -54,12 +59,12 @@ def layer_panel(browser: Browser, ffn: int, channel: int, width: int, height: in
         value = float(values[channel])
         rank = "-" if np.isnan(value) else f"{int((values > value).sum()) + 1:,}"
         lines.append([(f" {name:<17}{number(value, 4):>10}{rank:>9}", "strong" if name == browser.metric else "")])
-    return lines + _plots(browser, ffn, width, height - len(lines))
+    return lines + _plots(browser, span, width, height - len(lines))
 
 
 def layer_line(browser: Browser, ffn: int) -> Line:
     """FFN ``ffn``'s summary in one line."""
-    summary = browser.summaries[ffn]
+    summary = browser.summary(range(ffn, ffn + 1))
     measured = summary.concentration
     return [(
         f" layer: mass {number(measured.mass, 4)}  {browser.top_heading} {percent(measured.top_share)}  "
@@ -72,8 +77,9 @@ def mini_plots(browser: Browser, ffn: int, width: int) -> Line:
     cells = min(30, (width - 20) // 2)
     if cells < 8:
         return []
-    curve = view.curve_samples(browser.ranking(ffn).curve, 2 * cells, log=browser.log_axis)
-    counts, _, _ = plots.log_counts(browser.ranking(ffn).values, cells)
+    ranking = browser.ranking(range(ffn, ffn + 1))
+    curve = view.curve_samples(ranking.curve, 2 * cells, log=browser.log_axis)
+    counts, _, _ = plots.log_counts(ranking.values, cells)
     return [
         (" Lorenz ", "dim"), (plots.braille_curve(curve, 1)[0], ""),
         ("  log hist ", "dim"), (plots.histogram(counts, 1)[0], ""),
@@ -84,21 +90,21 @@ def _field(name: str, value: str) -> Line:
     return [(f" {name:<15}", "dim"), (value, "")]
 
 
-def _plots(browser: Browser, ffn: int, width: int, height: int) -> list[Line]:
+def _plots(browser: Browser, span: range, width: int, height: int) -> list[Line]:
     # Each plot has an empty line and a title above, its axis below.
     room = height - 4 - 3
     cells = width - AXIS - 1
     curve_height = min(12, room if room < 2 * MIN_PLOT else (room * 3) // 5)
     if curve_height < MIN_PLOT or cells < 20:
         return []
-    lines = _lorenz(browser, ffn, cells, curve_height)
+    lines = _lorenz(browser, span, cells, curve_height)
     if room >= 2 * MIN_PLOT:
-        lines += _histogram(browser, ffn, cells, min(10, room - curve_height))
+        lines += _histogram(browser, span, cells, min(10, room - curve_height))
     return lines
 
 
-def _lorenz(browser: Browser, ffn: int, cells: int, height: int) -> list[Line]:
-    curve = browser.ranking(ffn).curve
+def _lorenz(browser: Browser, span: range, cells: int, height: int) -> list[Line]:
+    curve = browser.ranking(span).curve
     samples = view.curve_samples(curve, 2 * cells, log=browser.log_axis)
     drawn = plots.braille_curve(samples, height)
     labels = {0: "100%", height // 2: "50%", height - 1: "0%"}
@@ -113,8 +119,8 @@ def _lorenz(browser: Browser, ffn: int, cells: int, height: int) -> list[Line]:
     ]
 
 
-def _histogram(browser: Browser, ffn: int, cells: int, height: int) -> list[Line]:
-    counts, low, high = plots.log_counts(browser.ranking(ffn).values, cells)
+def _histogram(browser: Browser, span: range, cells: int, height: int) -> list[Line]:
+    counts, low, high = plots.log_counts(browser.ranking(span).values, cells)
     if low == high:
         return []
     indent = " " * AXIS

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from chanfmt.atlas import Atlas
+
 NO_FILE: Signature = (0, 0, 0)
 
 
@@ -40,7 +42,7 @@ def signature_of(path: Path) -> Signature:
 
 
 def read_marks(path: Path, atlas: Path) -> tuple[dict[int, np.ndarray], tuple[str, ...], Signature]:
-    """FFN to marks, bool (channel,), of the protect file ``path``, if there is one; warnings; and its signature.
+    """FFN of a snapshot to marks, bool (channel,), of the protect file ``path``, if there is one; warnings; its signature.
 
     Raises:
         UsageError: It is not a protect file for ``atlas``.
@@ -50,7 +52,7 @@ def read_marks(path: Path, atlas: Path) -> tuple[dict[int, np.ndarray], tuple[st
         return {}, (), signature
     with chanfmt.open(atlas) as opened:
         masks, warnings = read_protect_file(path, opened)
-    return masks, warnings, signature
+        return to_ffns(masks, opened), warnings, signature
 
 
 def write_marks(path: Path, atlas: Path, masks: Mapping[int, np.ndarray]) -> Signature:
@@ -60,7 +62,7 @@ def write_marks(path: Path, atlas: Path, masks: Mapping[int, np.ndarray]) -> Sig
         ChanfmtError: The place cannot be written.
     """
     with chanfmt.open(atlas) as opened:
-        write_protect_file(path, opened, masks)
+        write_protect_file(path, opened, to_blocks(masks, opened))
     return signature_of(path)
 
 
@@ -73,4 +75,22 @@ def selected(selector: str, atlas: Path) -> dict[int, np.ndarray]:
     """
     with chanfmt.open(atlas) as opened:
         masks, _ = select(selector, opened)
-    return {ffn: np.flatnonzero(mask) for ffn, mask in masks.items()}
+        return {ffn: np.flatnonzero(mask) for ffn, mask in to_ffns(masks, opened).items()}
+
+
+def to_ffns(masks: Mapping[int, np.ndarray], atlas: Atlas) -> dict[int, np.ndarray]:
+    """FFN of a snapshot to bool (channel,), from block to bool of `Block.shape`."""
+    rows: list[np.ndarray] = []
+    for block in atlas.blocks:
+        rows += list(np.atleast_2d(masks.get(block.index, np.zeros(block.shape, dtype=bool))))
+    return dict(enumerate(rows))
+
+
+def to_blocks(masks: Mapping[int, np.ndarray], atlas: Atlas) -> dict[int, np.ndarray]:
+    """Block to bool of `Block.shape`, from FFN of a snapshot to bool (channel,)."""
+    blocks, start = {}, 0
+    for block in atlas.blocks:
+        stop = start + (block.n_experts or 1)
+        blocks[block.index] = np.stack([masks[ffn] for ffn in range(start, stop)]).reshape(block.shape)
+        start = stop
+    return blocks

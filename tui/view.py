@@ -11,6 +11,8 @@ from chanfmt import schema
 from chanfmt.analysis.concentration import Concentration, concentration
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tui.load import Snapshot
 
 LABEL_TEXT = {schema.LABEL_NONE: "·", schema.LABEL_HALO: "halo", schema.LABEL_SUPERNODE: "SUPER"}
@@ -118,13 +120,17 @@ def strip_levels(shares: np.ndarray, channels: int, steps: int) -> np.ndarray:
     return np.clip(np.ceil(scaled * steps), 0, steps).astype(np.int64)
 
 
-def match_ffns(snapshot: Snapshot, query: str) -> np.ndarray:
-    """FFNs that ``query`` names, bool (ffn,): a layer index (``11`` or ``L11``), or part of a stack or module."""
+def match_spans(snapshot: Snapshot, spans: Sequence[range], query: str, *, of_experts: bool = False) -> np.ndarray:
+    """Spans of FFNs that ``query`` names, bool (span,).
+
+    ``query`` is a layer index (``11`` or ``L11``), or part of a stack or module; of experts it is their index.
+    """
+    ffns = [snapshot.ffns[span[0]] for span in spans]
     number = query.lower().removeprefix("layer").removeprefix("l").strip()
     if number.isdecimal():
-        return np.array([ffn.layer_index == int(number) for ffn in snapshot.ffns])
+        return np.array([ffn.expert if of_experts else ffn.layer_index for ffn in ffns]) == int(number)
     lowered = query.lower()
-    return np.array([lowered in f"{ffn.stack} {ffn.module}".lower() for ffn in snapshot.ffns])
+    return np.array([lowered in f"{ffn.stack} {ffn.module}".lower() for ffn in ffns])
 
 
 def match_channels(labels: np.ndarray, query: str) -> np.ndarray:

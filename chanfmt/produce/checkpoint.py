@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from chanfmt.produce.measure import Measurement
     from chanfmt.records import AtlasContent, Block, LabelSettings, ProducerRecord, StackData
 
-OWNER = "x_chanfmt"
+OWNER = schema.RESUME_EXTENSION
 RESUME = f"{OWNER}/resume"
 LAYOUT = 2
 """Version of what the extension groups hold."""

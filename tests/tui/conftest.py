@@ -68,6 +68,17 @@ async def press(pilot: Pilot[None], *keys: str) -> None:
     await pilot.pause()
 
 
+async def typed(pilot: Pilot[None], key: str, text: str) -> None:
+    """Open the line with ``key``, clear it, type ``text`` and submit."""
+    await press(pilot, key)
+    await pilot.pause()
+    # The input takes characters at once and other keys as bindings, later.
+    await press(pilot, "end", *["backspace"] * 40)
+    await press(pilot, *text)
+    await press(pilot, "enter")
+    await pilot.pause()
+
+
 async def wait_until(predicate: Callable[[], bool], seconds: float = 10.0) -> None:
     """Let the app run until ``predicate`` holds."""
     end = time.monotonic() + seconds

@@ -3,35 +3,65 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
+import chanfmt
 from chanfmt.errors import AtlasError
 from chanfmt.schema import METRICS
-from tests.factory import moe_atlas, random_content
+from tests.factory import moe_atlas, moe_content, random_atlas, random_content
 from tests.tui import atlases
 from tests.tui.conftest import browser_screen, open_app, press, text_of, wait_until
-from tui import view
+from tui import stored, view
 from tui.load import read_snapshot
 from tui.model import Browser
 from tui.screens.layer import LayerScreen
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 SIZES = [(80, 24), (160, 50)]
+VALID = Path(__file__).parents[2] / "spec" / "conformance" / "valid"
 
 
 def test_snapshot_holds_what_was_written_and_the_file_is_closed(small: Path) -> None:
     content = random_content()
     snapshot = read_snapshot(small)
-    assert snapshot.metrics == tuple(metric.name for metric in METRICS)
+    assert tuple(snapshot.metrics) == tuple(metric.name for metric in METRICS)
     assert [ffn.layer_index for ffn in snapshot.ffns] == [0, 1, 2, 3]
     np.testing.assert_allclose(snapshot.values(2, "lp"), content.stacks[0].variables["lp"][2], rtol=1e-6)
     np.testing.assert_array_equal(snapshot.labels_of(3), content.stacks[0].variables["label"][3])
-    assert not [link for link in os.listdir("/proc/self/fd") if _target(link).endswith("a.h5")]
+    np.testing.assert_allclose(snapshot.values(2, "taylor"), content.stacks[0].variables["taylor"][2], rtol=1e-6)
+
+
+def test_others_may_write_to_the_file_and_replace_it(small: Path) -> None:
+    snapshot = read_snapshot(small)
+    before = random_content().stacks[0].variables["taylor"]
+    with h5py.File(small, "r+") as file:
+        file["stacks/decoder/taylor"][1] = 7.0
+    assert (snapshot.values(1, "taylor") == 7.0).all()
+    os.replace(random_atlas(small.with_name("next.h5"), seed=1), small)
+    np.testing.assert_allclose(snapshot.values(3, "taylor"), before[3], rtol=1e-6)
+    np.testing.assert_allclose(read_snapshot(small).values(1, "taylor"),
+                               random_content(seed=1).stacks[0].variables["taylor"][1], rtol=1e-6)
+
+
+def test_what_is_cut_off_the_file_is_unknown(small: Path) -> None:
+    snapshot = read_snapshot(small)
+    os.truncate(small, 100)
+    assert np.isnan(snapshot.values(1, "taylor")).all()
+    assert np.isfinite(snapshot.values(1, "lp")).all()
+
+
+def test_descriptors_are_closed_with_the_snapshot(small: Path) -> None:
+    def held() -> int:
+        return sum(_target(link).endswith("a.h5") for link in os.listdir("/proc/self/fd"))
+
+    before = held()
+    snapshot = read_snapshot(small)
+    assert held() == before + 1
+    del snapshot
+    assert held() == before
 
 
 def _target(link: str) -> str:
@@ -39,6 +69,44 @@ def _target(link: str) -> str:
         return os.readlink(f"/proc/self/fd/{link}")
     except OSError:
         return ""
+
+
+def test_only_the_last_rows_are_kept(small: Path) -> None:
+    snapshot = read_snapshot(small)
+    first = snapshot.values(0, "taylor")
+    assert snapshot.values(0, "taylor") is first
+    stored.KEPT_BYTES = 0
+    try:
+        snapshot.values(1, "taylor")
+    finally:
+        stored.KEPT_BYTES = 8 << 20
+    assert snapshot.values(0, "taylor") is not first
+
+
+def test_metrics_of_other_programs_are_listed_after_our_own() -> None:
+    snapshot = read_snapshot(VALID / "extension.h5")
+    assert list(snapshot.metrics)[-4:] == ["x_demo/added", "x_demo/peak", "x_demo/count", "x_demo/flag"]
+    assert snapshot.metrics["x_demo/peak"].heading == "peak"
+    with chanfmt.open(VALID / "extension.h5") as atlas:
+        [group] = [group for group in atlas.extensions() if group.path == "x_demo/decoder"]
+        for item in group.variables:
+            if item.merge:
+                np.testing.assert_array_equal(snapshot.values(0, f"x_demo/{item.name}"), item.values[0])
+
+
+def test_experts_are_ffns_of_their_block(tmp_path: Path) -> None:
+    content = moe_content()
+    snapshot = read_snapshot(moe_atlas(tmp_path / "a.h5"))
+    assert snapshot.blocks == (range(1), range(1, 5), range(5, 9), range(9, 13))
+    assert [ffn.expert for ffn in snapshot.ffns[:6]] == [None, 0, 1, 2, 3, 0]
+    experts = content.stacks[1].variables
+    for metric in ("lp", "taylor"):
+        np.testing.assert_allclose(snapshot.values(6, metric), experts[metric][1, 1], rtol=1e-6)
+        np.testing.assert_allclose(snapshot.span_values(range(5, 9), metric), experts[metric][1].ravel(), rtol=1e-6)
+    np.testing.assert_array_equal(snapshot.labels_of(8), experts["label"][1, 3])
+    assert [snapshot.tokens_of(ffn) for ffn in range(1, 5)] == experts["tokens"][0].tolist()
+    assert snapshot.tokens_of(0) == content.stacks[0].variables["tokens"][0]
+    assert [snapshot.block_of(ffn) for ffn in (0, 1, 4, 12)] == [0, 1, 1, 3]
 
 
 def test_a_stack_without_a_metric_gives_nan(tmp_path: Path) -> None:
@@ -53,11 +121,6 @@ def test_names_from_the_file_lose_their_control_characters(tmp_path: Path) -> No
     assert "\x1b" not in snapshot.model_id + snapshot.ffns[0].module
 
 
-def test_experts_are_refused_in_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(AtlasError, match="holds experts"):
-        read_snapshot(moe_atlas(tmp_path / "a.h5"))
-
-
 def test_an_atlas_without_any_lp_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AtlasError, match="every value is NaN"):
         read_snapshot(atlases.with_lp(tmp_path / "a.h5", np.full((4, 96), np.nan)))
@@ -69,7 +132,7 @@ def test_find_ffns(tmp_path: Path) -> None:
     snapshot = read_snapshot(atlases.two_stacks(tmp_path / "a.h5"))
     answers = [("3", [3]), ("L3", [3]), ("layer 3", [3]), ("-64", [3, 4]), ("layers.1", [1, 4]), ("x", [])]
     for query, expected in answers:
-        assert np.flatnonzero(view.match_ffns(snapshot, query)).tolist() == expected, query
+        assert np.flatnonzero(view.match_spans(snapshot, snapshot.blocks, query)).tolist() == expected, query
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -15,7 +15,7 @@ from chanfmt.atlas import Atlas
 from chanfmt.errors import UsageError
 from surgery.plan import PlanOptions, make_plan
 from surgery.protect_file import read_protect_file
-from tests.tui.conftest import browser_screen, open_app, press, text_of, wait_until
+from tests.tui.conftest import browser_screen, open_app, press, text_of, typed, wait_until
 from tui.app import AtlasApp
 from tui.cli import main
 from tui.filter import filtered
@@ -43,17 +43,6 @@ async def in_layer(pilot: Pilot[None], app: AtlasApp) -> LayerScreen:
     screen = app.screen
     assert isinstance(screen, LayerScreen)
     return screen
-
-
-async def typed(pilot: Pilot[None], key: str, text: str) -> None:
-    """Open the line with ``key``, clear it, type ``text`` and submit."""
-    await press(pilot, key)
-    await pilot.pause()
-    # The input takes characters at once and other keys as bindings, later.
-    await press(pilot, "end", *["backspace"] * 40)
-    await press(pilot, *text)
-    await press(pilot, "enter")
-    await pilot.pause()
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.sets(st.integers(0, 9)), st.booleans()), max_size=12), st.integers(0, 12))
@@ -120,7 +109,7 @@ async def test_marks_ranges_filters_undo(small: Path, size: tuple[int, int]) -> 
         assert app.marks.counts == [0, 0, 0, 0]
         await typed(pilot, "f", "rank<=7 & !super")
         labels = app.browser.snapshot.labels_of(0)
-        kept = [channel for channel in app.browser.ranking(0).order[:7] if labels[channel] != 2]
+        kept = [channel for channel in app.browser.ranking(range(1)).order[:7] if labels[channel] != 2]
         assert screen.table.order.tolist() == kept
         assert f"{len(kept)} of 96 ch" in text_of(app)
         await press(pilot, "a")

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 from chanfmt import __version__
-from tests.factory import moe_atlas, random_atlas
+from tests.factory import random_atlas
 from tests.tui import atlases
 from tests.tui.conftest import open_app, press, text_of
 from tui.cli import main
@@ -95,7 +95,6 @@ def _bad_files(folder: Path) -> Iterator[tuple[Path, str]]:
     yield folder / "newer.h5", "this chanfmt reads 1.x"
     yield atlases.with_lp(folder / "nan.h5", np.full((4, 96), np.nan)), "every value is NaN"
     yield atlases.without(folder / "lacking.h5", "lp"), "'lp'"
-    yield moe_atlas(folder / "experts.h5"), "holds experts"
 
 
 def test_bad_files_are_refused_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -244,7 +244,8 @@ class BrowserScreen(Screen[None]):
             self.atlas_app.leave(self.ffn)
 
     def action_open(self) -> None:
-        self.atlas_app.open_layer(self.ffn)
+        """Open what is under the cursor."""
+        raise NotImplementedError
 
     def on_line_table_opened(self) -> None:
         self.action_open()

@@ -1,4 +1,4 @@
-"""The first screen: every FFN of the model."""
+"""The first screen, every FFN of the model; and what one with experts opens to, every expert of it."""
 
 from __future__ import annotations
 
@@ -7,33 +7,30 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from textual.binding import Binding, BindingType
 
-from tui import panel, view
-from tui.screens.base import COMMON_BINDINGS, METRIC_BINDINGS, BrowserScreen
+from tui import panel
+from tui.screens.base import BACK_BINDING, COMMON_BINDINGS, METRIC_BINDINGS
+from tui.screens.ffns import FfnScreen
 from tui.text import count, number, percent
 from tui.themes import GLYPH_RAMP
+from tui.widgets.layer_table import LayerTable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from textual.theme import Theme
 
-    from tui.widgets.layer_table import LayerTable
+    from tui.model import Browser
     from tui.widgets.lines import Line
 
 
-class OverviewScreen(BrowserScreen):
-    """FFNs with their mass, concentration and heat strip."""
+class LayerTableScreen(FfnScreen):
+    """FFNs with their mass, concentration and heat strip. Subclasses say which."""
 
-    FIND_HINT = "layer number, or part of a stack or module name"
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "open", "layer", tooltip="open the layer"),
-        *METRIC_BINDINGS, *COMMON_BINDINGS,
-        Binding("q", "app.leave_program", "quit", show=False, tooltip="quit"),
-        Binding("escape", "escape", "close", show=False, tooltip="close or clear"),
-    ]
     table: LayerTable
 
-    @property
-    def ffn(self) -> int:
-        return self.table.ffn
+    def spans(self) -> Sequence[range]:
+        """The rows, in model order."""
+        raise NotImplementedError
 
     def on_mount(self) -> None:
         super().on_mount()
@@ -44,48 +41,35 @@ class OverviewScreen(BrowserScreen):
         self.paint()
 
     def show_browser(self) -> None:
-        ffn = self.table.ffn if self.table.row_count else 0
-        self.table.show(self.browser, min(ffn, len(self.browser.snapshot.ffns) - 1))
-
-    def show_ffn(self, ffn: int) -> None:
-        """Put the cursor on ``ffn``."""
-        self.table.go_to(int(np.flatnonzero(self.table.order == ffn)[0]))
-
-    def title_texts(self) -> tuple[str, str]:
-        snapshot = self.browser.snapshot
-        widths = sorted({ffn.n_channels for ffn in snapshot.ffns})
-        channels = f"{widths[0]:,}" if len(widths) == 1 else f"{widths[0]:,}–{widths[-1]:,}"
-        rows = "FFNs" if snapshot.several_stacks else "layers"
-        size = f"{len(snapshot.ffns)} {rows} × {channels} ch"
-        partial = "" if snapshot.status == "complete" else f"   {snapshot.status}"
-        name = self.atlas_app.file_name
-        left = f"{name}   {snapshot.model_id}   {size}   {snapshot.tokens:,} tokens{partial}"
-        return left, f"{self.browser.heading}  overview"
+        self.table.show(self.browser, self.spans(), self.ffn)
 
     def status_text(self) -> str:
-        ffn = self.browser.snapshot.ffns[self.table.ffn]
-        summary = self.browser.summaries[self.table.ffn]
+        span = self.table.span
+        ffn, summary = self.browser.snapshot.ffns[span[0]], self.browser.summary(span)
         measured = summary.concentration
         stack = f" {ffn.stack}" if self.browser.snapshot.several_stacks else ""
+        expert = f" expert {ffn.expert}" if self.table.of_experts else ""
+        counts = self.atlas_app.marks.counts
         return (
-            f"L{ffn.layer_index}{stack}  mass {number(measured.mass)}  "
+            f"L{ffn.layer_index}{stack}{expert}  mass {number(measured.mass)}  "
             f"{self.browser.top_heading} {percent(measured.top_share)}  n_eff {count(measured.effective_channels)}  "
             f"super {summary.supernodes:,}  halo {summary.halo:,}  "
-            f"protected {self.atlas_app.marks.counts[self.table.ffn]:,}"
+            f"protected {sum(counts[number] for number in span):,}"
         )
 
     def panel_lines(self, width: int, height: int) -> list[Line]:
-        return panel.overview_panel(self.browser, self.table.ffn, width, height)
+        return panel.overview_panel(self.browser, self.table.span, width, height)
 
     def legend_line(self, width: int) -> Line:
         below = self.table.row_count - self.table.page_rows
         more = f" ⋮ {below} more" if below > 0 else ""
-        totals = f"  total mass {number(self.browser.mass, 4)}"
+        summaries = [self.browser.summary(span) for span in self.table.spans]
+        mass = float(np.nansum([item.concentration.mass for item in summaries]))
+        totals = f"  total mass {number(mass, 4)}"
         if width >= 110:
-            summaries = self.browser.summaries
             totals += f"  super {sum(item.supernodes for item in summaries):,}"
             totals += f"  halo {sum(item.halo for item in summaries):,}"
-        label = f"share of layer {self.browser.heading}  low "
+        label = f"share of {'expert' if self.table.of_experts else 'layer'} {self.browser.heading}  low "
         ramp = self.table.heat.segments(self._ramp_levels(), self.table.style(""))
         used = len(more) + len(totals) + len(label) + sum(len(text) for text, _, _ in ramp) + 6
         gap = " " * max(2, width - used)
@@ -99,15 +83,91 @@ class OverviewScreen(BrowserScreen):
         return np.repeat(np.arange(1, heat.steps + 1), 2)
 
     def copy_text(self) -> str:
-        ffn = self.browser.snapshot.ffns[self.table.ffn]
-        summary = self.browser.summaries[self.table.ffn]
+        span = self.table.span
+        ffn, summary = self.browser.snapshot.ffns[span[0]], self.browser.summary(span)
         measured = summary.concentration
         fields: dict[str, object] = {
-            "layer": ffn.layer_index, "stack": ffn.stack, "channels": ffn.n_channels, "metric": self.browser.metric,
+            "layer": ffn.layer_index, "stack": ffn.stack, **({"expert": ffn.expert} if self.table.of_experts else {}),
+            "channels": len(span) * ffn.n_channels, "metric": self.browser.metric,
             "mass": measured.mass, "top_share": measured.top_share, "effective_channels": measured.effective_channels,
             "supernodes": summary.supernodes, "halo": summary.halo,
         }
         return "\t".join(fields) + "\n" + "\t".join(str(value) for value in fields.values()) + "\n"
 
-    def matches(self, query: str) -> np.ndarray:
-        return view.match_ffns(self.browser.snapshot, query)[self.table.order]
+
+class OverviewScreen(LayerTableScreen):
+    """The model's FFNs."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "open", "layer", tooltip="open the layer"),
+        *METRIC_BINDINGS, *COMMON_BINDINGS,
+        Binding("q", "app.leave_program", "quit", show=False, tooltip="quit"),
+        Binding("escape", "escape", "close", show=False, tooltip="close or clear"),
+    ]
+
+    def spans(self) -> Sequence[range]:
+        return self.browser.snapshot.blocks
+
+    def title_texts(self) -> tuple[str, str]:
+        snapshot = self.browser.snapshot
+        rows = "FFNs" if snapshot.several_stacks else "layers"
+        experts = _extent([len(block) for block in snapshot.blocks]) + " experts × " if snapshot.has_experts else ""
+        size = f"{len(snapshot.blocks)} {rows} × {experts}{_extent([ffn.n_channels for ffn in snapshot.ffns])} ch"
+        partial = "" if snapshot.status == "complete" else f"{snapshot.status.upper()}: "
+        left = f"{self.atlas_app.file_name}   {partial}{snapshot.model_id}   {size}   {snapshot.calibration_tokens:,} tokens"
+        return left, f"{self.browser.heading}  overview"
+
+
+class ExpertsScreen(LayerTableScreen):
+    """The experts of one FFN."""
+
+    FIND_HINT = "expert number"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "open", "expert", tooltip="open the expert"),
+        Binding("left_square_bracket", "neighbour(-1)", "layer", tooltip="previous layer with experts"),
+        Binding("right_square_bracket", "neighbour(1)", "layer", tooltip="next layer with experts"),
+        *METRIC_BINDINGS, *COMMON_BINDINGS, BACK_BINDING,
+    ]
+
+    def __init__(self, browser: Browser, ffn: int, ramp: tuple[str, ...]) -> None:
+        super().__init__(LayerTable(browser, (), ramp, of_experts=True), ffn)
+
+    def spans(self) -> Sequence[range]:
+        return [range(ffn, ffn + 1) for ffn in self._block()]
+
+    def _block(self) -> range:
+        snapshot = self.browser.snapshot
+        return snapshot.blocks[snapshot.block_of(self.ffn)]
+
+    def show_ffn(self, ffn: int) -> None:
+        """Put the cursor on ``ffn``, and the experts of its layer around it."""
+        if ffn not in self._block():
+            self._to(ffn)
+        super().show_ffn(ffn)
+
+    def _to(self, ffn: int) -> None:
+        snapshot = self.browser.snapshot
+        block = snapshot.blocks[snapshot.block_of(ffn)]
+        self.table.show(self.browser, [range(expert, expert + 1) for expert in block], ffn)
+        self.paint()
+
+    def title_texts(self) -> tuple[str, str]:
+        snapshot, block = self.browser.snapshot, self._block()
+        ffn = snapshot.ffns[block[0]]
+        stack = f" {ffn.stack}" if snapshot.several_stacks else ""
+        left = f"{self.atlas_app.file_name} ▸ layer {ffn.layer_index}{stack}   {len(block)} experts × {ffn.n_channels:,} ch"
+        return left, f"{self.browser.heading}  experts"
+
+    def action_neighbour(self, step: int) -> None:
+        blocks = self.browser.snapshot.blocks
+        count = self.table.take_count() or 1
+        here = self.browser.snapshot.block_of(self.ffn)
+        others = [number for number in range(len(blocks)) if len(blocks[number]) > 1 and (number - here) * step > 0]
+        if others:
+            block = blocks[sorted(others, reverse=step < 0)[min(count, len(others)) - 1]]
+            self._to(block[min(self.table.place, len(block) - 1)])
+
+
+def _extent(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low:,}" if low == high else f"{low:,}–{high:,}"

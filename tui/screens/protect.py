@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,19 +14,19 @@ from textual.binding import Binding, BindingType
 from chanfmt.console import printable
 from chanfmt.errors import ChanfmtError
 from surgery.selectors import SYNTAX
-from tui import view
 from tui.protect import selected
-from tui.screens.base import BACK_BINDING, COMMON_BINDINGS, BrowserScreen
+from tui.screens.base import BACK_BINDING, COMMON_BINDINGS
+from tui.screens.ffns import FfnScreen
 from tui.widgets.protect_table import ProtectTable
 
 if TYPE_CHECKING:
+    from tui.model import Browser
     from tui.widgets.lines import Line
 
 
-class ProtectScreen(BrowserScreen):
+class ProtectScreen(FfnScreen):
     """What ``surgery prune --protect`` would be told."""
 
-    FIND_HINT = "layer number, or part of a stack or module name"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "layer", tooltip="open the layer"),
         Binding("x", "remove", "remove", tooltip="unmark all channels of the layer"),
@@ -38,35 +39,33 @@ class ProtectScreen(BrowserScreen):
     ]
     table: ProtectTable
 
-    def __init__(self, ffn: int) -> None:
-        super().__init__(ProtectTable())
-        self._first = ffn
-
-    @property
-    def ffn(self) -> int:
-        return self.table.ffn
-
-    def show_ffn(self, ffn: int) -> None:
-        self.table.go_to(int(np.flatnonzero(self.table.order == ffn)[0]))
+    def __init__(self, browser: Browser, ffn: int) -> None:
+        super().__init__(ProtectTable(browser.snapshot), ffn)
 
     def show_browser(self) -> None:
-        ffn = self.table.ffn if self.table.row_count else self._first
-        snapshot = self.browser.snapshot
-        self.table.show(snapshot, self.atlas_app.marks, min(ffn, len(snapshot.ffns) - 1))
+        self.table.show(self.browser.snapshot, self.atlas_app.marks, self.ffn)
 
     def show_marks(self) -> None:
         self.show_browser()
         self.paint()
 
     def title_texts(self) -> tuple[str, str]:
-        counts = self.atlas_app.marks.counts
+        counts = self._counts()
         layers = sum(1 for count in counts if count)
         return (f"{self.atlas_app.file_name} ▸ protect list   {sum(counts):,} channels in {layers} of {len(counts)} FFNs",
                 "protect")
 
     def status_text(self) -> str:
-        ffn = self.browser.snapshot.ffns[self.ffn]
-        return f"{ffn.name(with_stack=self.browser.snapshot.several_stacks)}: {self.atlas_app.marks.counts[self.ffn]:,} channels"
+        return f"{self._place_name()}: {self._counts()[self.table.place]:,} channels"
+
+    def _counts(self) -> list[int]:
+        """Marked channels of every block."""
+        counts = self.atlas_app.marks.counts
+        return [sum(counts[ffn] for ffn in block) for block in self.browser.snapshot.blocks]
+
+    def _place_name(self) -> str:
+        snapshot = self.browser.snapshot
+        return replace(snapshot.ffns[self.ffn], expert=None).name(with_stack=snapshot.several_stacks)
 
     def legend_line(self, width: int) -> Line:
         added, removed = self.atlas_app.marks.unsaved
@@ -88,13 +87,10 @@ class ProtectScreen(BrowserScreen):
     def copy_text(self) -> str:
         return self._command() + "\n"
 
-    def matches(self, query: str) -> np.ndarray:
-        return view.match_ffns(self.browser.snapshot, query)[self.table.order]
-
     def action_remove(self) -> None:
-        snapshot = self.browser.snapshot
-        name = snapshot.ffns[self.ffn].name(with_stack=snapshot.several_stacks)
-        self.atlas_app.mark({self.ffn: np.flatnonzero(self.atlas_app.marks.of(self.ffn))}, f"all of {name}", on=False)
+        marks = self.atlas_app.marks
+        marked = {ffn: np.flatnonzero(marks.of(ffn)) for ffn in self.table.span}
+        self.atlas_app.mark(marked, f"all of {self._place_name()}", on=False)
 
     def action_discard(self) -> None:
         self.atlas_app.restore_marks()

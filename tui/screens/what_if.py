@@ -13,21 +13,23 @@ from chanfmt.console import printable
 from chanfmt.errors import ChanfmtError
 from surgery.methods import METHODS
 from surgery.what_if import WhatIf, total
-from tui import plots, view
+from tui import plots
+from tui.protect import to_blocks
 from tui.scenario import HIGHEST, Scenario
-from tui.screens.base import BACK_BINDING, COMMON_BINDINGS, BrowserScreen
+from tui.screens.base import BACK_BINDING, COMMON_BINDINGS
+from tui.screens.ffns import FfnScreen
 from tui.text import percent
 from tui.widgets.what_if_table import WhatIfTable
 
 if TYPE_CHECKING:
     from surgery.what_if import Left
+    from tui.model import Browser
     from tui.widgets.lines import Line
 
 
-class WhatIfScreen(BrowserScreen):
+class WhatIfScreen(FfnScreen):
     """The numbers of ``surgery plan``, a key each."""
 
-    FIND_HINT = "layer number, or part of a stack or module name"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("x", "method(1)", "method", tooltip="the next method"),
         Binding("X", "method(-1)", "method back", show=False, tooltip="the method before"),
@@ -38,23 +40,14 @@ class WhatIfScreen(BrowserScreen):
     ]
     table: WhatIfTable
 
-    def __init__(self, ffn: int) -> None:
-        super().__init__(WhatIfTable())
-        self._first = ffn
+    def __init__(self, browser: Browser, ffn: int) -> None:
+        super().__init__(WhatIfTable(browser.snapshot), ffn)
         self._scenario = Scenario()
         self._what_if: WhatIf | None = None
         self._rows: tuple[Left, ...] = ()
         self._curve: np.ndarray | None = None
         self._refusal = "reading the atlas"
         self._generation = 0
-
-    @property
-    def ffn(self) -> int:
-        return self.table.ffn if self.table.row_count else self._first
-
-    def show_ffn(self, ffn: int) -> None:
-        if self.table.row_count:
-            self.table.go_to(int(np.flatnonzero(self.table.order == ffn)[0]))
 
     def show_browser(self) -> None:
         self._prepare()
@@ -76,9 +69,7 @@ class WhatIfScreen(BrowserScreen):
         app = self.atlas_app
         try:
             with chanfmt.open(app.browser.snapshot.path) as atlas:
-                # Here, an expert's channels are rows of their FFN's mask.
-                masks = {block.index: marks[block.index].reshape(block.shape) for block in atlas.blocks}
-                what_if = WhatIf(atlas, scenario.options, masks if scenario.marked else None)
+                what_if = WhatIf(atlas, scenario.options, to_blocks(marks, atlas) if scenario.marked else None)
         except ChanfmtError as error:
             app.call_from_thread(self._have, generation, None, error.message)
         else:
@@ -101,10 +92,8 @@ class WhatIfScreen(BrowserScreen):
                 self._refusal = error.message
             else:
                 self._refusal = ""
-        if self.table.row_count:
-            self._first = self.table.ffn
-        self._rows = rows
-        self.table.show(self.browser.snapshot, rows, min(self._first, len(self.browser.snapshot.ffns) - 1))
+        ffn, self._rows = self.ffn, rows
+        self.table.show(self.browser.snapshot, rows, ffn)
         self.paint()
 
     # Lines.
@@ -158,9 +147,6 @@ class WhatIfScreen(BrowserScreen):
         if self._scenario.marked and any(self.atlas_app.marks.unsaved):
             self.say("copied; W writes the marks that it names")
 
-    def matches(self, query: str) -> np.ndarray:
-        return view.match_ffns(self.browser.snapshot, query)[self.table.order]
-
     # Keys.
 
     def action_step(self, step: int) -> None:
@@ -183,10 +169,6 @@ class WhatIfScreen(BrowserScreen):
     def action_protection(self) -> None:
         self._scenario = self._scenario.next_protection(marks=any(self.atlas_app.marks.counts))
         self._prepare()
-
-    def action_open(self) -> None:
-        if self.table.row_count:
-            super().action_open()
 
 
 def _curve(what_if: WhatIf) -> np.ndarray:

@@ -33,7 +33,7 @@ class ChannelTable(LineTable):
         self.browser = browser
         self.ffn = ffn
         self.order = np.zeros(0, dtype=np.int64)
-        self.ranking = browser.ranking(ffn)
+        self.ranking = browser.ranking(range(ffn, ffn + 1))
         self._arrays: Mapping[str, np.ndarray] = {}
         self._labels = browser.snapshot.labels_of(ffn)
         self._digits = 3
@@ -57,7 +57,7 @@ class ChannelTable(LineTable):
             self.marked = browser.metric
         self.browser = browser
         self.ffn = ffn
-        self.ranking = browser.ranking(ffn)
+        self.ranking = browser.ranking(range(ffn, ffn + 1))
         self._labels = browser.snapshot.labels_of(ffn)
         self.layout_columns()
         self.sort(channel=channel, row=row)
@@ -89,7 +89,7 @@ class ChannelTable(LineTable):
         self.set_columns(columns, 4)
 
     def _metric_column(self, name: str, width: int) -> Column:
-        heading = schema.METRIC_BY_NAME[name].heading
+        heading = self.browser.snapshot.metrics[name].heading
         return Column(name, heading, max(width, len(heading) + 1))
 
     def on_resize(self) -> None:

@@ -1,4 +1,4 @@
-"""The overview's table: one row per FFN, with a heat strip."""
+"""The table of FFNs, or of the experts of one, with a heat strip."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.segment import Segment
 
-from tui import view
 from tui.text import bar, count, number, percent
+from tui.widgets.ffn_table import FfnTable
 from tui.widgets.heat_strip import HeatStrip
-from tui.widgets.line_table import Column, LineTable
+from tui.widgets.line_table import Column
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.style import Style
 
     from tui.model import Browser
@@ -22,32 +24,21 @@ GAP = 2
 """Cells left of the strip; one more is free right of it."""
 
 
-class LayerTable(LineTable):
-    """FFNs in the order asked for; ``order`` maps rows to FFNs."""
+class LayerTable(FfnTable):
+    """A row per span of FFNs; in the overview these are the model's FFNs, in one with experts its experts."""
 
-    def __init__(self, browser: Browser, ramp: tuple[str, ...]) -> None:
-        super().__init__(sort_key="layer", descending=False, marked="mass")
+    def __init__(self, browser: Browser, spans: Sequence[range], ramp: tuple[str, ...], *, of_experts: bool = False) -> None:
+        super().__init__(browser.snapshot, spans, marked="mass", of_experts=of_experts)
         self.browser = browser
         self.heat = HeatStrip(ramp)
-        self.order = np.arange(len(browser.snapshot.ffns))
-        self._strips: dict[tuple[int, int, bool], np.ndarray] = {}
+        self._strips: dict[tuple[range, int, bool], np.ndarray] = {}
 
-    @property
-    def ffn(self) -> int:
-        """The FFN under the cursor."""
-        return int(self.order[self.cursor])
-
-    def show(self, browser: Browser, ffn: int) -> None:
-        """Show ``browser``, sorted as before, with the cursor on ``ffn``."""
-        self.browser = browser
+    def show(self, browser: Browser, spans: Sequence[range], ffn: int) -> None:
+        """Show ``spans`` of ``browser``, sorted as before, with the cursor on ``ffn``."""
+        self.browser, self.snapshot, self.spans = browser, browser.snapshot, tuple(spans)
         self._strips.clear()
         self.layout_columns()
         self.sort(ffn)
-
-    def sort(self, ffn: int | None = None) -> None:
-        """Put the rows in order and the cursor on ``ffn``, or else on top."""
-        self.order = view.order_by(self._sort_values(), descending=self.descending)
-        self.set_rows(len(self.order), 0 if ffn is None else int(np.flatnonzero(self.order == ffn)[0]))
 
     def set_ramp(self, ramp: tuple[str, ...]) -> None:
         """Paint the strips in other colours."""
@@ -56,12 +47,11 @@ class LayerTable(LineTable):
         self.refresh()
 
     def layout_columns(self) -> None:
-        """Choose columns for the width."""
         wide = self.row_width >= 90
-        stacks = self.browser.snapshot.labels
-        columns = [
-            Column("layer", "layer", 6),
-            *([Column("stack", "stack", max(6, *map(len, stacks)))] if len(stacks) > 1 else []),
+        columns = self.name_columns()
+        if self.of_experts:
+            columns.append(Column("tokens", "tokens", 9))
+        columns += [
             Column("mass", "mass", 8),
             Column("top", self.browser.top_heading, 14 if not wide else 20),
             Column("effective", "n_eff", 6 if not wide else 8),
@@ -70,17 +60,13 @@ class LayerTable(LineTable):
             columns += [Column("super", "super", 6), Column("halo", "halo", 6)]
         self.set_columns(tuple(columns), 1)
 
-    def on_resize(self) -> None:
-        self.layout_columns()
-        super().on_resize()
-
     def cells(self, row: int) -> list[tuple[str, str]]:
-        ffn = int(self.order[row])
-        summary = self.browser.summaries[ffn]
+        place = int(self.order[row])
+        summary = self.browser.summary(self.spans[place])
         measured = summary.concentration
-        texts = {
-            "layer": str(self.browser.snapshot.ffns[ffn].layer_index),
-            "stack": self.browser.snapshot.ffns[ffn].stack,
+        tokens = self.snapshot.tokens_of(self.spans[place][0])
+        texts = self.name_texts(place) | {
+            "tokens": "-" if tokens is None else f"{tokens:,}",
             "mass": number(measured.mass),
             "effective": count(measured.effective_channels),
             "super": f"{summary.supernodes:,}",
@@ -95,18 +81,18 @@ class LayerTable(LineTable):
         cells = width - GAP - 1
         if cells < MIN_STRIP:
             return []
-        ffn = int(self.order[row])
-        key = (ffn, cells, self.browser.log_axis)
+        span = self.spans[int(self.order[row])]
+        key = (span, cells, self.browser.log_axis)
         if key not in self._strips:
             samples = cells * self.heat.samples_per_cell
-            self._strips[key] = self.browser.strip(ffn, samples, self.heat.steps)
+            self._strips[key] = self.browser.strip(span, samples, self.heat.steps)
         return [Segment(" " * GAP, base), *self.heat.segments(self._strips[key], self.style(""))]
 
     def tail_heading(self, width: int) -> str:
         cells = width - GAP - 1
         if cells < MIN_STRIP:
             return ""
-        widths = {ffn.n_channels for ffn in self.browser.snapshot.ffns}
+        widths = {sum(self.snapshot.ffns[ffn].n_channels for ffn in span) for span in self.spans}
         last = f"{max(widths):,}" if len(widths) == 1 else "all"
         log = self.browser.log_axis
         first = "1" if log else "0"
@@ -119,14 +105,11 @@ class LayerTable(LineTable):
         name = next((f" {name} " for name in names if len(name) + 4 <= room), "")
         return f"{'':{GAP}}{first} {name:─^{max(0, room)}} {last}"
 
-    def _sort_values(self) -> np.ndarray:
-        snapshot, summaries = self.browser.snapshot, self.browser.summaries
-        if self.sort_key == "layer":
-            return np.array([ffn.layer_index for ffn in snapshot.ffns])
-        if self.sort_key == "stack":
-            names = sorted(snapshot.labels)
-            return np.array([names.index(ffn.stack) for ffn in snapshot.ffns])
-        if self.sort_key in ("super", "halo"):
-            return np.array([item.supernodes if self.sort_key == "super" else item.halo for item in summaries])
-        field = {"mass": "mass", "top": "top_share", "effective": "effective_channels"}[self.sort_key]
+    def place_values(self, key: str) -> np.ndarray:
+        summaries = [self.browser.summary(span) for span in self.spans]
+        if key == "tokens":
+            return np.array([self.snapshot.tokens_of(span[0]) or 0 for span in self.spans])
+        if key in ("super", "halo"):
+            return np.array([item.supernodes if key == "super" else item.halo for item in summaries])
+        field = {"mass": "mass", "top": "top_share", "effective": "effective_channels"}[key]
         return np.array([getattr(item.concentration, field) for item in summaries])
