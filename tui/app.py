@@ -16,6 +16,8 @@ from textual.widgets import Input
 
 from chanfmt.console import printable
 from chanfmt.errors import AtlasError, ChanfmtError
+from chanfmt.hub.locate import locate
+from tui.comparison import check_comparable
 from tui.keys import key_rows
 from tui.load import Snapshot, file_signature, read_snapshot
 from tui.marks import Marks
@@ -23,6 +25,7 @@ from tui.model import Browser
 from tui.protect import NO_FILE, default_protect_file, read_marks, signature_of, write_marks
 from tui.screens.base import BrowserScreen
 from tui.screens.choice import ChoiceScreen
+from tui.screens.compare import CompareScreen
 from tui.screens.help import HelpScreen
 from tui.screens.layer import LayerScreen
 from tui.screens.overview import ExpertsScreen, OverviewScreen
@@ -52,6 +55,7 @@ class AtlasApp(App[None], inherit_bindings=False):
         marks: Channels marked for protection.
         atlas_name: The atlas as the user named it, for command lines.
         protect_file: Where the marks go.
+        other: The atlas that it is compared with.
 
     Args:
         marks: FFN to those that ``protect_file`` holds, bool (channel,).
@@ -72,7 +76,7 @@ class AtlasApp(App[None], inherit_bindings=False):
 
     def __init__(
         self, snapshot: Snapshot, *, atlas_name: str = "", protect_file: Path | None = None,
-        marks: dict[int, np.ndarray] | None = None, protect_signature: Signature = NO_FILE,
+        marks: dict[int, np.ndarray] | None = None, protect_signature: Signature = NO_FILE, other: Snapshot | None = None,
     ) -> None:
         self.colourless = no_color()
         if not self.colourless:
@@ -82,6 +86,7 @@ class AtlasApp(App[None], inherit_bindings=False):
         if self.colourless:
             self.theme = COLOURLESS_THEME
         self.browser = Browser(snapshot)
+        self.other = other
         self._watcher = Watcher(snapshot.signature)
         self._generation = 0
         self.atlas_name = atlas_name or str(snapshot.path)
@@ -105,6 +110,8 @@ class AtlasApp(App[None], inherit_bindings=False):
 
     def on_mount(self) -> None:
         self.set_interval(POLL_SECONDS, self.poll)
+        if self.other is not None:
+            self.push_screen(CompareScreen(self.browser, 0))
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, partial(self.exit, return_code=128 + number))
 
@@ -148,7 +155,7 @@ class AtlasApp(App[None], inherit_bindings=False):
 
     def action_visit(self, name: str) -> None:
         """Go to the one screen ``name``: back to it where it is open below, in place of the other one, or on top."""
-        kind = {"protect": ProtectScreen, "what_if": WhatIfScreen}[name]
+        kind = {"protect": ProtectScreen, "what_if": WhatIfScreen, "compare": CompareScreen}[name]
         here = self.screen
         if isinstance(here, kind) or not isinstance(here, BrowserScreen):
             return
@@ -156,10 +163,28 @@ class AtlasApp(App[None], inherit_bindings=False):
         if any(isinstance(screen, kind) for screen in self.screen_stack):
             while not isinstance(self.screen, kind):
                 self.pop_screen()
-        elif isinstance(here, ProtectScreen | WhatIfScreen):
+        elif isinstance(here, ProtectScreen | WhatIfScreen | CompareScreen):
             self.switch_screen(kind(self.browser, ffn))
         else:
             self.push_screen(kind(self.browser, ffn))
+
+    @work(thread=True, exclusive=True, group="other")
+    def compare_with(self, name: str) -> None:
+        """Open the atlas ``name`` and compare with it."""
+        if not name:
+            return
+        try:
+            path = locate(name).path
+            other = read_snapshot(path, contained=True)
+            check_comparable(self.browser.snapshot.path, path)
+        except ChanfmtError as error:
+            self.call_from_thread(self.say, printable(error.message))
+        else:
+            self.call_from_thread(self._have_other, other)
+
+    def _have_other(self, other: Snapshot) -> None:
+        self.other = other
+        self.action_visit("compare")
 
     def action_leave_program(self) -> None:
         if not sum(self.marks.unsaved):

@@ -19,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = Parser(prog="atlas-tui", description="Browse an importance atlas in the terminal.")
     parser.add_argument("file", metavar="FILE", help="the atlas, a file or hf://REPO/FILE")
+    parser.add_argument("other", nargs="?", metavar="FILE", help="another of the same architecture, to compare it with")
     parser.add_argument("--protect", metavar="FILE", help=(
         "protect file (.json) that marks are read from and written to (default: FILE.protect.json beside the atlas)"))
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -29,10 +30,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     # Late, so that --help and a wrong option answer at once.
     from chanfmt.hub.locate import locate
+    from tui.comparison import check_comparable
     from tui.load import read_snapshot
     from tui.protect import check_name, read_marks
 
     snapshot = read_snapshot(locate(options.file).path, contained=True)
+    other = None
+    if options.other is not None:
+        other = read_snapshot(locate(options.other).path, contained=True)
+        check_comparable(snapshot.path, other.path)
     protect_file = _protect_file(options, snapshot.path)
     check_name(protect_file)
     marks, warnings, signature = read_marks(protect_file, snapshot.path)
@@ -43,7 +49,8 @@ def _run(options: argparse.Namespace) -> int:
         )
     from tui.app import AtlasApp
 
-    app = AtlasApp(snapshot, atlas_name=options.file, protect_file=protect_file, marks=marks, protect_signature=signature)
+    app = AtlasApp(snapshot, atlas_name=options.file, protect_file=protect_file, marks=marks, protect_signature=signature,
+                   other=other)
     if warnings:
         app.call_later(app.say, printable(warnings[0]))
     app.run()

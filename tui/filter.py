@@ -15,47 +15,51 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 HINT = "lp>1e-3 & super, rank<=200 | halo, share>1%, !marked"
-_TERM = re.compile(r"(!?)\s*([A-Za-z_][\w.-]*)\s*(?:(<=|>=|==|!=|<|>|=)\s*(\S+))?")
+_TERM = re.compile(r"(!?)\s*([A-Za-z_][\w./-]*)\s*(?:(<=|>=|==|!=|<|>|=)\s*(\S+))?")
 _OPERATORS = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "=": operator.eq, "==": operator.eq,
     "!=": operator.ne,
 }
 
 
-def filtered(text: str, columns: Mapping[str, np.ndarray], labels: np.ndarray, marked: np.ndarray) -> np.ndarray:
+def filtered(
+    text: str, columns: Mapping[str, np.ndarray], labels: np.ndarray, words: Mapping[str, np.ndarray]
+) -> np.ndarray:
     """Channels that ``text`` describes, bool (channel,): terms joined by ``&``, and these by ``|``; ``!`` is not.
 
     Args:
         columns: Name to values, (channel,); a value that is unknown fulfils no comparison.
         labels: uint8 (channel,).
-        marked: bool (channel,), the word ``marked``.
+        words: What else a term may be, name to bool (channel,).
 
     Raises:
         UsageError: A term means nothing.
     """
-    masks = [np.logical_and.reduce([_term(term.strip(), columns, labels, marked) for term in part.split("&")])
+    masks = [np.logical_and.reduce([_term(term.strip(), columns, labels, words) for term in part.split("&")])
              for part in text.split("|")]
     return np.asarray(np.logical_or.reduce(masks))
 
 
-def _term(text: str, columns: Mapping[str, np.ndarray], labels: np.ndarray, marked: np.ndarray) -> np.ndarray:
+def _term(
+    text: str, columns: Mapping[str, np.ndarray], labels: np.ndarray, words: Mapping[str, np.ndarray]
+) -> np.ndarray:
     match = _TERM.fullmatch(text)
     if match is None:
         raise UsageError(f"{text!r} is no condition", hint=HINT)
     negated, name, comparison, value = match.groups()
     if comparison is None:
-        mask = marked if name == "marked" else _label(name, labels)
+        mask = words[name] if name in words else _label(name, labels, words)
     elif name == "label":
-        mask = _OPERATORS[comparison](_label(value, labels), True)
+        mask = _OPERATORS[comparison](_label(value, labels, words), True)
     else:
         mask = _compared(name, comparison, value, columns)
     return ~mask if negated else mask
 
 
-def _label(name: str, labels: np.ndarray) -> np.ndarray:
+def _label(name: str, labels: np.ndarray, words: Mapping[str, np.ndarray]) -> np.ndarray:
     wanted = [value for value, label in schema.LABELS.items() if label.startswith(name.lower())]
     if not wanted:
-        raise UsageError(f"{name!r} is no label", hint=f"labels: {', '.join(schema.LABELS.values())}; or: marked")
+        raise UsageError(f"{name!r} is no label", hint=f"labels: {', '.join(schema.LABELS.values())}; or: {', '.join(words)}")
     return np.isin(labels, wanted)
 
 

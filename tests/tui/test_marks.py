@@ -70,7 +70,7 @@ def test_filters() -> None:
     labels = np.array([2, 1, 0, 0], dtype=np.uint8)
     marked = np.array([False, True, False, True])
     def wanted(text: str) -> list[int]:
-        return np.flatnonzero(filtered(text, {"lp": lp, "rank": np.arange(1, 5)}, labels, marked)).tolist()
+        return np.flatnonzero(filtered(text, {"lp": lp, "rank": np.arange(1, 5)}, labels, {"marked": marked})).tolist()
     assert wanted("lp>0.1") == [0, 1]
     assert wanted("lp > 1e-3 & super") == [0]
     assert wanted("rank<2 | marked") == [0, 1, 3]

@@ -33,6 +33,7 @@ COMMON_BINDINGS: list[Binding] = [
     Binding("y", "copy", "copy", tooltip="copy row or command"),
     Binding("p", "app.visit('protect')", "protect", tooltip="protect list"),
     Binding("w", "app.visit('what_if')", "what-if", tooltip="what would a cut leave"),
+    Binding("c", "compare", "compare", tooltip="compare with another atlas"),
     Binding("u", "app.undo", "undo", show=False, tooltip="undo a mark"),
     Binding("R", "app.redo", "redo", show=False, tooltip="redo a mark"),
     Binding("W", "app.write_marks", "write", show=False, tooltip="write the protect file"),
@@ -58,7 +59,7 @@ class BrowserScreen(Screen[None]):
         self.table = table
         self.query_text = ""
         self._notice = ""
-        self._answer: Callable[[str], None] = self._find
+        self._answer: Callable[[str], object] = self._find
 
     @property
     def atlas_app(self) -> AtlasApp:
@@ -190,7 +191,7 @@ class BrowserScreen(Screen[None]):
         self.atlas_app.copy(self.copy_text())
         self.say("copied")
 
-    def ask(self, prompt: str, hint: str, answer: Callable[[str], None], value: str = "") -> None:
+    def ask(self, prompt: str, hint: str, answer: Callable[[str], object], value: str = "") -> None:
         """Let the user type a line, and give it to ``answer``.
 
         Args:
@@ -242,6 +243,12 @@ class BrowserScreen(Screen[None]):
             self.close_find()
         else:
             self.atlas_app.leave(self.ffn)
+
+    def action_compare(self) -> None:
+        if self.atlas_app.other is None:
+            self.ask("c", "file of another atlas of this architecture, or hf://REPO/FILE", self.atlas_app.compare_with)
+        else:
+            self.atlas_app.action_visit("compare")
 
     def action_open(self) -> None:
         """Open what is under the cursor."""

@@ -67,7 +67,7 @@ class LayerScreen(BrowserScreen):
         if not self.filter_text:
             return
         try:
-            keep = filtered(self.filter_text, table.columns_by_name(), self.browser.snapshot.labels_of(ffn), marks)
+            keep = filtered(self.filter_text, table.columns_by_name(), self.browser.snapshot.labels_of(ffn), {"marked": marks})
         except UsageError as error:
             self.filter_text = ""
             self.say(printable(f"{error.message}; {error.hint}"))

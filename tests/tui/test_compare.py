@@ -1,0 +1,202 @@
+"""Two atlases: every key of the compare and join screens, and the numbers of `atlas compare`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from chanfmt.cli import main as atlas_main
+from tests.factory import moe_atlas, random_atlas
+from tests.tui.conftest import browser_screen, open_app, press, text_of, typed, wait_until
+from tui.app import AtlasApp
+from tui.cli import main
+from tui.load import read_snapshot
+from tui.screens.choice import ChoiceScreen
+from tui.screens.compare import CompareScreen, JoinScreen
+from tui.screens.overview import OverviewScreen
+from tui.screens.protect import ProtectScreen
+from tui.widgets.lines import Lines
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from textual.pilot import Pilot
+
+sizes = pytest.mark.parametrize("size", [(80, 24), (160, 50)])
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Six layers of 400 channels, measured on different sequences."""
+    folder = tmp_path_factory.mktemp("pair")
+    first, second = (random_atlas(folder / f"{name}.h5", layers=6, channels=400, calibration_seed=seed)
+                     for seed, name in enumerate(("one", "two")))
+    return first, second
+
+
+def app_of(pair: tuple[Path, Path]) -> AtlasApp:
+    return AtlasApp(read_snapshot(pair[0]), other=read_snapshot(pair[1]))
+
+
+async def compared(app: AtlasApp) -> CompareScreen:
+    await wait_until(lambda: isinstance(app.screen, CompareScreen) and app.screen.table.row_count > 0)
+    screen = app.screen
+    assert isinstance(screen, CompareScreen)
+    return screen
+
+
+async def joined(pilot: Pilot[None], app: AtlasApp) -> JoinScreen:
+    await press(pilot, "enter")
+    await wait_until(lambda: isinstance(app.screen, JoinScreen))
+    await pilot.pause()
+    screen = app.screen
+    assert isinstance(screen, JoinScreen)
+    return screen
+
+
+@sizes
+async def test_the_numbers_are_those_of_atlas_compare(
+    pair: tuple[Path, Path], size: tuple[int, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert atlas_main(["compare", *map(str, pair), "--json"]) == 0
+    layers = json.loads(capsys.readouterr().out)["layers"]
+    app = app_of(pair)
+    async with app.run_test(size=size) as pilot:
+        screen = await compared(app)
+        await pilot.pause()
+        rows = text_of(app).splitlines()[2:8]
+        for row, expected in zip(rows, layers, strict=True):
+            cells = row.replace("▶", " ").replace("◀", " ").replace("│", " ").split()
+            assert cells[0] == str(expected["layer"])
+            assert cells[4] == f"{expected['correlation']:.2f}"
+            assert [int(cell) for cell in cells[5:8]] == [
+                expected["supernodes_shared"], expected["supernodes_first"] - expected["supernodes_shared"],
+                expected["supernodes_second"] - expected["supernodes_shared"]]
+        first = app.browser.summaries[0].concentration.top_share
+        assert rows[0].replace("▶", " ").split()[1] == f"{100 * first:.1f}%"
+        for column in screen.table.columns:
+            screen.table.marked = column.key
+            await press(pilot, "s")
+            values = screen.table._sort_values()[screen.table.order]
+            known = values[~np.isnan(values.astype(float))]
+            assert known.tolist() == sorted(known, reverse=True), column
+
+
+@sizes
+async def test_every_key_of_the_compare_screen(pair: tuple[Path, Path], size: tuple[int, int]) -> None:
+    app = app_of(pair)
+    async with app.run_test(size=size) as pilot:
+        screen = await compared(app)
+        await pilot.pause()
+        rows = {row.layer: row for row in screen.table.comparison.rows}  # type: ignore[union-attr]
+        assert "B-A" in text_of(app)
+        await press(pilot, "d")
+        await pilot.pause()
+        assert "B/A" in text_of(app)
+        await press(pilot, "d", "y")
+        assert app.clipboard == f"atlas compare {pair[0]} {pair[1]}\n"
+        await press(pilot, "x")
+        await wait_until(lambda: screen.table.row_count > 0)
+        await pilot.pause()
+        assert "A two.h5   B one.h5" in text_of(app)
+        swapped = screen.table.comparison.rows[2]  # type: ignore[union-attr]
+        assert (swapped.supernodes_first, swapped.supernode_jaccard) == (rows[2].supernodes_second, rows[2].supernode_jaccard)
+        await press(pilot, "x")
+        await wait_until(lambda: "A one.h5" in text_of(app) and screen.table.row_count > 0)
+        await press(pilot, "m")
+        await wait_until(lambda: isinstance(app.screen, ChoiceScreen))
+        await press(pilot, "j", "j", "enter")
+        await wait_until(lambda: screen.table.comparison.first.metric == "activation_power")  # type: ignore[union-attr]
+        await typed(pilot, "slash", "4")
+        assert screen.table.cursor == 4
+        await press(pilot, "p")
+        await wait_until(lambda: isinstance(app.screen, ProtectScreen))
+        await press(pilot, "c")
+        await wait_until(lambda: isinstance(app.screen, CompareScreen))
+        await press(pilot, "q")
+        await wait_until(lambda: isinstance(app.screen, OverviewScreen))
+        await press(pilot, "c")
+        await compared(app)
+
+
+@sizes
+async def test_every_key_of_the_join_screen(pair: tuple[Path, Path], size: tuple[int, int]) -> None:
+    first, second = (read_snapshot(path) for path in pair)
+    app = app_of(pair)
+    async with app.run_test(size=size) as pilot:
+        await compared(app)
+        await press(pilot, "2", "j")
+        screen = await joined(pilot, app)
+        table = screen.table
+        assert table.order.tolist() == np.argsort(-first.values(2, "lp"), kind="stable").tolist()
+        lost = (first.labels_of(2) == 2) & (second.labels_of(2) != 2)
+        assert lost.any()
+        await typed(pilot, "f", "only-A")
+        assert sorted(table.order) == np.flatnonzero(lost).tolist()
+        assert "only-A" in screen.query_one("#title", Lines).text
+        await press(pilot, "escape")
+        await pilot.pause()
+        assert table.row_count == 400
+        await typed(pilot, "f", "ratio<0.5 & rank_a<=200")
+        ratio = second.values(2, "lp").astype(float) / first.values(2, "lp")
+        rank = np.argsort(np.argsort(-first.values(2, "lp"), kind="stable"))
+        assert sorted(table.order) == np.flatnonzero((ratio < 0.5) & (rank < 200)).tolist()
+        await typed(pilot, "f", "both & only-A")
+        assert table.row_count == 400
+        assert "no channel here fits" in screen.query_one("#status", Lines).text
+        await typed(pilot, "f", "nothing>1")
+        assert "there is no column 'nothing'" in screen.query_one("#status", Lines).text
+        for column in table.columns:
+            table.marked = column.key
+            await press(pilot, "s", "S")
+            assert sorted(table.order.tolist()) == list(range(400))
+        await typed(pilot, "slash", "217")
+        assert table.channel == 217
+        await press(pilot, "y")
+        names, values = app.clipboard.rstrip("\n").split("\n")
+        row = dict(zip(names.split("\t"), values.split("\t"), strict=True))
+        assert (row["channel"], np.float32(row["b"])) == ("217", second.values(2, "lp")[217])
+        await press(pilot, "2", "right_square_bracket")
+        await pilot.pause()
+        assert "layer 4" in screen.query_one("#title", Lines).text
+        await press(pilot, "9", "left_square_bracket", "enter", "q")
+        await wait_until(lambda: isinstance(app.screen, CompareScreen))
+        assert browser_screen(app).table.cursor == 0
+
+
+async def test_experts_are_joined_as_one(tmp_path: Path) -> None:
+    paths = [moe_atlas(tmp_path / f"{seed}.h5", calibration_seed=seed) for seed in (1, 2)]
+    app = AtlasApp(read_snapshot(paths[0]), other=read_snapshot(paths[1]))
+    async with app.run_test(size=(160, 50)) as pilot:
+        await compared(app)
+        await press(pilot, "1", "j")
+        screen = await joined(pilot, app)
+        assert screen.table.row_count == 4 * 24
+        assert ":" in screen.table.cells(0)[0][0]
+
+
+async def test_c_asks_for_a_file_and_refuses_another_architecture(small: Path, tmp_path: Path) -> None:
+    other = random_atlas(tmp_path / "other.h5", calibration_seed=3)
+    wide = random_atlas(tmp_path / "wide.h5", channels=128)
+    app = open_app(small)
+    async with app.run_test(size=(160, 24)) as pilot:
+        await press(pilot, "c", "escape")
+        await pilot.pause()
+        await typed(pilot, "c", "")
+        await typed(pilot, "c", str(tmp_path / "none.h5"))
+        await wait_until(lambda: "does not exist" in text_of(app))
+        await typed(pilot, "c", str(wide))
+        await wait_until(lambda: "has 96 channels" in text_of(app))
+        assert app.other is None
+        await typed(pilot, "c", str(other))
+        await compared(app)
+
+
+def test_another_architecture_is_refused_in_a_line(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(small), str(random_atlas(tmp_path / "wide.h5", channels=128))]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("atlas-tui: error: ")
+    assert "has 96 channels" in error
