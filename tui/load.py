@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 Signature = tuple[int, int, int]
 PARTIAL_SUFFIX = ".partial"
 """What ``atlas build`` adds to the name of its output while it is not finished."""
+SERIES = ("sum_q2_split", "tokens_split", "connectivity_at")
+"""Variables with an axis of their own in front of the layer."""
 TRIES = 20
 
 
@@ -59,7 +61,8 @@ class Snapshot:
         labels: Stack to uint8 (layer[, expert], channel).
         tokens: Stack to the tokens that reached each FFN, int64 (layer[, expert]); stacks that do not say are left out.
         calibration_tokens: Tokens of the calibration text.
-        places: Stack and metric to where its values lie.
+        supports: Stack to the sizes of the write support that ``connectivity_at`` is about.
+        places: Stack and metric, or one of `SERIES`, to where its values lie.
     """
 
     path: Path
@@ -75,6 +78,7 @@ class Snapshot:
     lp: Mapping[str, np.ndarray]
     labels: Mapping[str, np.ndarray]
     tokens: Mapping[str, np.ndarray]
+    supports: Mapping[str, tuple[int, ...]]
     places: Mapping[tuple[str, str], Location]
     stored: StoredArrays
 
@@ -116,13 +120,22 @@ class Snapshot:
         tokens = self.tokens.get(place.stack)
         return None if tokens is None else int(tokens[place.row] if place.expert is None else tokens[place.row, place.expert])
 
+    def series(self, ffn: int, name: str) -> np.ndarray | None:
+        """One of `SERIES` for FFN ``ffn``, (split,) or (split or support, channel); None where it is not held."""
+        place = self.ffns[ffn]
+        location = self.places.get((place.stack, name))
+        if location is None:
+            return None
+        index = (place.row,) if place.expert is None else (place.row, place.expert)
+        return np.stack([self.stored.at(location, step, *index) for step in range(location.shape[0])])
+
     def _row(self, place: Ffn, metric: str) -> np.ndarray:
         if metric == "lp":
             return self.lp[place.stack][place.row]
         location = self.places.get((place.stack, metric))
         if location is None:
             return np.full(self.lp[place.stack].shape[1:], np.nan, dtype=np.float32)
-        return self.stored.row(location, place.row)
+        return self.stored.at(location, place.row)
 
 
 def _one(row: np.ndarray, place: Ffn) -> np.ndarray:
@@ -177,6 +190,7 @@ def _read(atlas: Atlas, path: Path, stored: StoredArrays) -> Snapshot:
         held = [*(schema.METRIC_BY_NAME[metric] for metric in stack.metrics), *stack.extension_metrics]
         metrics |= {printable(metric.name): metric for metric in held}
         places |= {(printable(name), printable(metric.name)): stack.location(metric.name) for metric in held}
+        places |= {(printable(name), series): stack.location(series) for series in SERIES if series in stack}
     order = list(schema.METRIC_BY_NAME)
     ffns: list[Ffn] = []
     blocks: list[range] = []
@@ -199,6 +213,7 @@ def _read(atlas: Atlas, path: Path, stored: StoredArrays) -> Snapshot:
         lp=lp,
         labels={printable(name): stack["label"] for name, stack in atlas.stacks.items()},
         tokens={printable(name): stack["tokens"] for name, stack in atlas.stacks.items() if "tokens" in stack},
+        supports={printable(name): stack.supports for name, stack in atlas.stacks.items()},
         places=places,
         stored=stored,
     )

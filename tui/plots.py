@@ -28,6 +28,19 @@ def braille_curve(samples: np.ndarray, height: int) -> list[str]:
     return ["".join(map(chr, 0x2800 + line)) for line in cells.sum(axis=(1, 3))]
 
 
+def braille_scatter(
+    x: np.ndarray, y: np.ndarray, labels: np.ndarray, width: int, height: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Points at ``x``, ``y`` in [0, 1], (points,) each, as (height, width): dots of U+2800, and the highest label in a cell."""
+    columns = np.minimum((x * 2 * width).astype(np.int64), 2 * width - 1)
+    rows = np.minimum(((1.0 - y) * 4 * height).astype(np.int64), 4 * height - 1)
+    dots, top = np.zeros((height, width), dtype=np.int64), np.zeros((height, width), dtype=np.int64)
+    cells = (rows // 4, columns // 2)
+    np.bitwise_or.at(dots, cells, _DOTS[rows % 4, columns % 2])
+    np.maximum.at(top, cells, labels)
+    return dots, top
+
+
 def histogram(counts: np.ndarray, height: int) -> list[str]:
     """Bars for ``counts`` (width,), heights by square root, tallest full: ``height`` lines of ``width`` cells."""
     top = counts.max(initial=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import weakref
 from collections import OrderedDict
@@ -32,26 +33,27 @@ class StoredArrays:
         weakref.finalize(self, os.close, self._descriptor)
         status = os.fstat(self._descriptor)
         self.signature = status.st_mtime_ns, status.st_size, status.st_ino
-        self._kept: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, ...], np.ndarray] = OrderedDict()
         self._bytes = 0
 
-    def row(self, location: Location, row: int) -> np.ndarray:
-        """Values ``row`` along the first axis of the array at ``location``, floating point."""
-        key = (location.offset, row)
+    def at(self, location: Location, *index: int) -> np.ndarray:
+        """The part of the array at ``location`` with this ``index`` along its first axes, floating point."""
+        key = (location.offset, *index)
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
-        values = self._read(location, row)
+        values = self._read(location, index)
         self._kept[key] = values
         self._bytes += values.nbytes
         while self._bytes > KEPT_BYTES and len(self._kept) > 1:
             self._bytes -= self._kept.popitem(last=False)[1].nbytes
         return values
 
-    def _read(self, location: Location, row: int) -> np.ndarray:
-        shape = location.shape[1:]
-        size = int(np.prod(shape)) * location.dtype.itemsize
-        data = os.pread(self._descriptor, size, location.offset + row * size)
+    def _read(self, location: Location, index: tuple[int, ...]) -> np.ndarray:
+        shape = location.shape[len(index):]
+        size = math.prod(shape) * location.dtype.itemsize
+        place = int(np.ravel_multi_index(index, location.shape[: len(index)]))
+        data = os.pread(self._descriptor, size, location.offset + place * size)
         if len(data) < size:
             return np.full(shape, np.nan, dtype=np.float32)
         values = np.frombuffer(data, location.dtype).reshape(shape)

@@ -13,6 +13,8 @@ from chanfmt.errors import UsageError
 from tui import panel, view
 from tui.filter import HINT, filtered
 from tui.screens.base import BACK_BINDING, COMMON_BINDINGS, METRIC_BINDINGS, BrowserScreen
+from tui.screens.card import CardScreen
+from tui.screens.scatter import ScatterScreen
 from tui.text import percent
 from tui.widgets.channel_table import ChannelTable
 
@@ -26,6 +28,8 @@ class LayerScreen(BrowserScreen):
 
     FIND_HINT = "channel id, or a label: super, halo, none"
     BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "open", "card", tooltip="all that is known of the channel"),
+        Binding("x", "scatter", "scatter", tooltip="metric against metric"),
         Binding("left_square_bracket", "neighbour(-1)", "layer", tooltip="previous layer"),
         Binding("right_square_bracket", "neighbour(1)", "layer", tooltip="next layer"),
         Binding("space", "mark", "mark", tooltip="mark the channel, or the range, or unmark it"),
@@ -152,6 +156,12 @@ class LayerScreen(BrowserScreen):
         name = self.browser.snapshot.ffns[self.ffn].name(with_stack=self.browser.snapshot.several_stacks)
         what = f"ch {channels[0]:,}" if len(channels) == 1 else f"{len(channels):,} channels"
         self.atlas_app.mark({self.ffn: channels}, f"{what} in {name}", on=on)
+
+    def action_open(self) -> None:
+        self.app.push_screen(CardScreen(self))
+
+    def action_scatter(self) -> None:
+        self.app.push_screen(ScatterScreen(self))
 
     def action_filter(self) -> None:
         self.ask("f", HINT, self._filter, self.filter_text)

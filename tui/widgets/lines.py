@@ -12,18 +12,20 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 Line = Sequence[tuple[str, str | Style]]
-"""Pieces of text, each with ``""``, ``strong``, ``dim`` or a style of its own."""
+"""Pieces of text, each with ``""``, ``strong``, ``dim``, ``super``, ``halo`` or a style of its own."""
 
 
 class Lines(Widget):
     """Shows `Line`s from the top; what does not fit is cut."""
 
-    COMPONENT_CLASSES: ClassVar[set[str]] = {"lines--strong", "lines--dim"}
+    COMPONENT_CLASSES: ClassVar[set[str]] = {"lines--strong", "lines--dim", "lines--super", "lines--halo"}
     DEFAULT_CSS = """
     Lines {
         height: 1;
         & > .lines--strong { color: $text-accent; text-style: bold; }
         & > .lines--dim { color: $text-muted; }
+        & > .lines--super { color: $text-accent; }
+        & > .lines--halo { color: $text-warning; }
     }
     """
 

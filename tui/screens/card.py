@@ -1,0 +1,131 @@
+"""One channel: every metric with its rank, how it fares over the splits, where it writes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
+from textual.screen import Screen
+
+from tui.card import labelled, make_card
+from tui.keys import key_line, key_rows
+from tui.text import bar, number, percent, spread
+from tui.widgets.lines import Line, Lines
+
+if TYPE_CHECKING:
+    from textual.app import ComposeResult
+
+    from tui.app import AtlasApp
+    from tui.card import Card
+    from tui.screens.layer import LayerScreen
+
+
+class CardScreen(Screen[None]):
+    """The channel under the cursor of ``layer``, which moves along."""
+
+    AUTO_FOCUS = "#card-box"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("left_square_bracket,h,left", "neighbour(-1)", "channel", tooltip="previous channel of the table"),
+        Binding("right_square_bracket,l,right", "neighbour(1)", "channel", tooltip="next channel of the table"),
+        Binding("space", "mark", "mark", tooltip="mark the channel, or unmark it"),
+        Binding("u", "app.undo", "undo", show=False, tooltip="undo a mark"),
+        Binding("y", "copy", "copy", tooltip="copy the card"),
+        Binding("j,down", "scroll(1)", "down", show=False, tooltip="down"),
+        Binding("k,up", "scroll(-1)", "up", show=False, tooltip="up"),
+        Binding("q,escape", "back", "back", tooltip="back"),
+    ]
+
+    def __init__(self, layer: LayerScreen) -> None:
+        super().__init__()
+        self.layer_screen = layer
+
+    def compose(self) -> ComposeResult:
+        yield Lines(id="title")
+        with VerticalScroll(id="card-box", can_focus=True):
+            yield Lines(id="card")
+        yield Lines(id="keys")
+
+    def on_mount(self) -> None:
+        self.paint()
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self.paint)
+
+    @property
+    def channel(self) -> int:
+        return self.layer_screen.table.channel
+
+    def paint(self) -> None:
+        """Show the channel anew."""
+        app = cast("AtlasApp", self.app)
+        snapshot, ffn = app.browser.snapshot, self.layer_screen.ffn
+        name = snapshot.ffns[ffn].name(with_stack=snapshot.several_stacks)
+        width = self.app.size.width
+        title = spread(f" {app.file_name} ▸ {name} ▸ channel {self.channel:,}", "card ", width)
+        self.query_one("#title", Lines).show([(title, "")])
+        marked = "   ● protected" if app.marks.of(ffn)[self.channel] else ""
+        label = labelled(int(snapshot.labels_of(ffn)[self.channel]))
+        card = make_card(snapshot, ffn, self.channel)
+        lines = [[(f" channel {self.channel:,}", "strong"), (f"   {label}{marked}", "")], *card_lines(card, width)]
+        body = self.query_one("#card", Lines)
+        body.styles.height = len(lines)
+        body.show(*lines)
+        self.query_one("#keys", Lines).show(key_line(key_rows(self), width))
+
+    def action_neighbour(self, step: int) -> None:
+        self.layer_screen.table.action_move(step)
+        self.paint()
+
+    def action_mark(self) -> None:
+        self.layer_screen.action_mark()
+        self.paint()
+
+    def action_copy(self) -> None:
+        app = cast("AtlasApp", self.app)
+        app.copy(self.query_one("#card", Lines).text + "\n")
+
+    def action_scroll(self, lines: int) -> None:
+        self.query_one("#card-box").scroll_relative(y=lines, animate=False)
+
+    def action_back(self) -> None:
+        self.app.pop_screen()
+
+
+def card_lines(card: Card, width: int) -> list[Line]:
+    """A card as lines of ``width`` cells."""
+    bars = max(0, min(30, width - 68))
+    lines: list[Line] = [[(f" {'metric':<20}{'value':>10}{'rank':>8} {'of':>7}{'above':>9}{'x median':>10}", "dim")]]
+    for item in card.metrics:
+        rank = f"{item.rank:,}" if item.rank else "-"
+        share = item.below if item.below == item.below else 0.0
+        lines.append([(f" {item.name:<20.20}{number(item.value, 4):>10}{rank:>8} {item.known:>7,}{percent(item.below, 2):>9}"
+                       f"{number(item.times_median):>10}  {bar(share, bars)}", "")])
+    lines += [[], *_split_lines(card, width), *_support_lines(card, width)]
+    return lines
+
+
+def _split_lines(card: Card, width: int) -> list[Line]:
+    if not card.splits:
+        return [[(" no sums by split in this atlas: nothing is known of stability", "dim")], []]
+    core = sum(split.supernode for split in card.splits)
+    cells = min(12, (width - 12) // len(card.splits))
+    return [
+        [(f" {'split':<10}" + "".join(f"{number_:>{cells}}" for number_ in range(len(card.splits))), "dim")],
+        [(f" {'LP':<10}" + "".join(f"{number(split.lp, 2):>{cells}}" for split in card.splits), "")],
+        [(f" {'rank':<10}" + "".join(f"{split.rank or '-':>{cells}}" for split in card.splits), "")],
+        [(f" a supernode in {core} of {len(card.splits)} splits; LP varies by {percent(card.variation)} of its mean", "")],
+        [],
+    ]
+
+
+def _support_lines(card: Card, width: int) -> list[Line]:
+    if not card.supports:
+        return [[(" connectivity by size of the write support is not in this atlas", "dim")]]
+    cells = 8
+    shown = card.supports[: max(1, (width - 20) // cells)]
+    return [
+        [(f" {'write support':<18}" + "".join(f"{size:>{cells},}" for size, _, _ in shown), "dim")],
+        [(f" {'share of the write':<18}" + "".join(f"{percent(share):>{cells}}" for _, share, _ in shown), "")],
+        [(f" {'median channel':<18}" + "".join(f"{percent(median):>{cells}}" for _, _, median in shown), "")],
+    ]
