@@ -24,6 +24,7 @@ from tui.marks import Marks
 from tui.model import Browser
 from tui.protect import NO_FILE, default_protect_file, read_marks, signature_of, write_marks
 from tui.screens.base import BrowserScreen
+from tui.screens.card import CardScreen
 from tui.screens.choice import ChoiceScreen
 from tui.screens.compare import CompareScreen
 from tui.screens.help import HelpScreen
@@ -253,7 +254,7 @@ class AtlasApp(App[None], inherit_bindings=False):
 
     def _marks_changed(self, notice: str) -> None:
         for screen in self.screen_stack:
-            if isinstance(screen, BrowserScreen):
+            if isinstance(screen, BrowserScreen | CardScreen):
                 screen.show_marks()
         self.say(notice)
 

@@ -73,7 +73,7 @@ def make_card(snapshot: Snapshot, ffn: int, channel: int) -> Card:
     shares = snapshot.series(ffn, "connectivity_at")
     sizes = snapshot.supports[snapshot.ffns[ffn].stack]
     supports = () if shares is None else tuple(
-        (size, float(values[channel]), float(np.nanmedian(values))) for size, values in zip(sizes, shares, strict=True)
+        (size, float(values[channel]), _median(values)) for size, values in zip(sizes, shares, strict=True)
     )
     return Card(metrics, splits, supports)
 
@@ -81,6 +81,10 @@ def make_card(snapshot: Snapshot, ffn: int, channel: int) -> Card:
 def labelled(label: int) -> str:
     """A label in words."""
     return schema.LABELS.get(label, str(label))
+
+
+def _median(values: np.ndarray) -> float:
+    return float(np.nanmedian(values)) if np.isfinite(values).any() else float("nan")
 
 
 def _standing(name: str, values: np.ndarray, channel: int) -> Standing:

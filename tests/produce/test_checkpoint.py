@@ -138,8 +138,8 @@ def test_a_checkpoint_is_an_atlas_of_what_was_measured(options, monkeypatch, cap
     assert set(np.unique(variables["label"])) == {schema.LABEL_NONE, schema.LABEL_SUPERNODE}
     assert all(variable.merge in ("", "drop") for group in content.extensions for variable in group.variables)
     snapshot = read_snapshot(options.checkpoint)
-    assert (snapshot.status, snapshot.tokens) == ("partial", done * 32)
-    assert snapshot.metrics == ("lp", "lp_factored", "activation_power", "curvature", "taylor")
+    assert (snapshot.status, snapshot.calibration_tokens) == ("partial", done * 32)
+    assert tuple(snapshot.metrics) == ("lp", "lp_factored", "activation_power", "curvature", "taylor")
     assert main(["info", str(options.checkpoint)]) == 0
     assert "partial" in capsys.readouterr().out
 

@@ -56,6 +56,10 @@ class CardScreen(Screen[None]):
     def channel(self) -> int:
         return self.layer_screen.table.channel
 
+    def show_marks(self) -> None:
+        """Show marks that have changed."""
+        self.paint()
+
     def paint(self) -> None:
         """Show the channel anew."""
         app = cast("AtlasApp", self.app)
@@ -79,7 +83,6 @@ class CardScreen(Screen[None]):
 
     def action_mark(self) -> None:
         self.layer_screen.action_mark()
-        self.paint()
 
     def action_copy(self) -> None:
         app = cast("AtlasApp", self.app)

@@ -1,0 +1,189 @@
+"""The channel's card and the scatter: their numbers against independent ones, and every key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tests.factory import moe_atlas, random_content
+from tests.tui.conftest import open_app, press, text_of, wait_until
+from tui import plots
+from tui.card import make_card
+from tui.load import read_snapshot
+from tui.scatter import make_scatter
+from tui.screens.card import CardScreen
+from tui.screens.choice import ChoiceScreen
+from tui.screens.layer import LayerScreen
+from tui.screens.scatter import ScatterScreen
+
+VALID = Path(__file__).parents[2] / "spec" / "conformance" / "valid"
+sizes = pytest.mark.parametrize("size", [(80, 24), (160, 50)])
+
+
+def test_a_card_says_what_the_arrays_say(small: Path) -> None:
+    variables = random_content().stacks[0].variables
+    snapshot = read_snapshot(small)
+    for channel in (0, 17, int(variables["lp"][2].argmax())):
+        card = make_card(snapshot, 2, channel)
+        for item in card.metrics:
+            values = variables[item.name][2].astype(np.float32)
+            assert item.value == pytest.approx(float(values[channel]), rel=1e-6)
+            assert item.rank == stats.rankdata(-values, "min")[channel]
+            assert item.below == pytest.approx(stats.percentileofscore(values, values[channel], "strict") / 100)
+        split_lp = 0.5 * variables["sum_q2_split"][:, 2] / variables["tokens_split"][:, 2, None]
+        assert [split.lp for split in card.splits] == pytest.approx(split_lp[:, channel].tolist())
+        assert [split.rank for split in card.splits] == [stats.rankdata(-row, "min")[channel] for row in split_lp]
+        assert [split.supernode for split in card.splits] == [row.argmax() == channel for row in split_lp]
+        assert card.variation == pytest.approx(stats.variation(split_lp[:, channel], ddof=1))
+        assert [size for size, _, _ in card.supports] == list(random_content().stacks[0].supports)
+        assert [share for _, share, _ in card.supports] == pytest.approx(variables["connectivity_at"][:, 2, channel].tolist())
+
+
+def test_a_card_of_an_expert_and_of_one_that_no_token_reached(tmp_path: Path) -> None:
+    snapshot = read_snapshot(moe_atlas(tmp_path / "a.h5"))
+    assert len(make_card(snapshot, 5, 3).splits) == 8
+    idle = next(ffn for ffn in range(1, 13) if not snapshot.tokens_of(ffn))
+    card = make_card(snapshot, idle, 3)
+    assert card.metrics[0].rank == 0
+    assert all(split.rank == 0 for split in card.splits)
+    assert np.isnan(card.variation)
+
+
+def test_scatter_against_scipy() -> None:
+    random = np.random.default_rng(0)
+    x = np.exp(random.normal(size=500)).astype(np.float32)
+    y = (x * np.exp(random.normal(size=500))).astype(np.float32)
+    x[:3], y[5] = (0.0, -1.0, np.nan), 0.0
+    scatter = make_scatter(x, y, 0.02, log=True)
+    known = np.isfinite(x)
+    assert scatter.correlation == pytest.approx(stats.spearmanr(x[known], y[known]).statistic)
+    tops = [set(np.argsort(-np.nan_to_num(values, nan=-9))[:10]) for values in (x, y)]
+    assert (scatter.top, scatter.shared) == (10, len(tops[0] & tops[1]))
+    assert scatter.jaccard == pytest.approx(len(tops[0] & tops[1]) / len(tops[0] | tops[1]))
+    assert scatter.left_out == 4
+    assert scatter.ranges[0] == pytest.approx((np.log10(x[scatter.channels].min()), np.log10(x[scatter.channels].max())))
+    ranks = make_scatter(x, y, 0.02, log=False)
+    assert ranks.left_out == 1
+    assert np.argmax(ranks.x) == np.argmax(x[ranks.channels])
+
+
+def test_points_become_dots() -> None:
+    dots, top = plots.braille_scatter(np.array([0.0, 1.0, 1.0]), np.array([1.0, 0.0, 0.01]), np.array([1, 0, 2]), 2, 2)
+    assert chr(0x2800 + dots[0, 0]) == "⠁"
+    assert chr(0x2800 + dots[1, 1]) == "⢀"
+    assert top.tolist() == [[1, 0], [0, 2]]
+    assert not dots[0, 1]
+
+
+@sizes
+async def test_every_key_of_the_card(small: Path, size: tuple[int, int]) -> None:
+    app = open_app(small)
+    async with app.run_test(size=size) as pilot:
+        await press(pilot, "j", "enter")
+        await wait_until(lambda: isinstance(app.screen, LayerScreen))
+        layer = app.screen
+        assert isinstance(layer, LayerScreen)
+        await press(pilot, "enter")
+        await wait_until(lambda: isinstance(app.screen, CardScreen))
+        await pilot.pause()
+        assert f"channel {layer.table.channel}   supernode" in text_of(app)
+        keys = [("right_square_bracket", 1), ("l", 2), ("right", 3), ("h", 2), ("left", 1), ("left_square_bracket", 0)]
+        for key, cursor in keys:
+            await press(pilot, key)
+            await pilot.pause()
+            assert layer.table.cursor == cursor
+            assert f"channel {layer.table.channel} " in text_of(app)
+        await press(pilot, "space")
+        await pilot.pause()
+        assert "● protected" in text_of(app)
+        await press(pilot, "u")
+        await pilot.pause()
+        assert app.marks.counts == [0, 0, 0, 0]
+        assert "● protected" not in text_of(app)
+        await press(pilot, "y")
+        assert "lp_factored" in app.clipboard
+        assert "splits; LP varies by" in app.clipboard
+        await press(pilot, "j", "k", "down", "up", "question_mark", "q")
+        await wait_until(lambda: isinstance(app.screen, CardScreen))
+        for width, height in [(20, 5), (300, 80), (80, 24)]:
+            await pilot.resize_terminal(width, height)
+            assert [len(row) for row in text_of(app).splitlines()] == [width] * height
+        await press(pilot, "q")
+        await wait_until(lambda: app.screen is layer)
+
+
+@sizes
+async def test_every_key_of_the_scatter(small: Path, size: tuple[int, int]) -> None:
+    app = open_app(small)
+    async with app.run_test(size=size) as pilot:
+        await press(pilot, "j", "enter")
+        await wait_until(lambda: isinstance(app.screen, LayerScreen))
+        await press(pilot, "x")
+        await wait_until(lambda: isinstance(app.screen, ScatterScreen))
+        await wait_until(lambda: "Spearman" in text_of(app))
+        screen = app.screen
+        assert isinstance(screen, ScatterScreen)
+        variables = random_content().stacks[0].variables
+        expected = stats.spearmanr(variables["lp"][1], variables["activation_power"][1]).statistic
+        assert f"{expected:.3g}" in text_of(app)
+        assert any("⠀" < char <= "⣿" for char in text_of(app))
+        await press(pilot, "s")
+        await pilot.pause()
+        assert "activation_power against lp" in text_of(app)
+        await press(pilot, "x")
+        await wait_until(lambda: isinstance(app.screen, ChoiceScreen))
+        await press(pilot, "G", "enter")
+        await wait_until(lambda: app.screen is screen)
+        await wait_until(lambda: "against read_connectivity" in text_of(app))
+        await press(pilot, "m")
+        await wait_until(lambda: isinstance(app.screen, ChoiceScreen))
+        await press(pilot, "g", "j", "enter")
+        await wait_until(lambda: "lp_factored against" in text_of(app))
+        await press(pilot, "i")
+        await pilot.pause()
+        assert "96┤" in text_of(app)
+        await press(pilot, "right_square_bracket", "l")
+        await pilot.pause()
+        assert "layer 3" in text_of(app)
+        await press(pilot, "h", "left_square_bracket", "left", "right", "y")
+        await pilot.pause()
+        assert "layer 1" in text_of(app)
+        assert app.clipboard.startswith("Spearman")
+        await press(pilot, "question_mark", "escape")
+        await wait_until(lambda: app.screen is screen)
+        for width, height in [(20, 5), (300, 80), (80, 24)]:
+            await pilot.resize_terminal(width, height)
+            await pilot.pause()
+            assert [len(row) for row in text_of(app).splitlines()] == [width] * height
+        await press(pilot, "q")
+        await wait_until(lambda: isinstance(app.screen, LayerScreen))
+
+
+async def test_without_colour_the_scatter_says_labels_in_letters(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    app = open_app(small)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await press(pilot, "enter", "x")
+        await wait_until(lambda: isinstance(app.screen, ScatterScreen))
+        await wait_until(lambda: "S supernode in the cell" in text_of(app))
+        plot = [row for row in text_of(app).splitlines() if "┤" in row]
+        assert any("S" in row.partition("┤")[2] for row in plot)
+
+
+@pytest.mark.parametrize("name", ["no-redundancy", "stripped", "float-edges", "ungated-bias", "merged", "extension", "minimal"])
+async def test_cards_and_scatters_of_the_conformance_files(name: str) -> None:
+    app = open_app(VALID / f"{name}.h5")
+    async with app.run_test(size=(110, 30)) as pilot:
+        await press(pilot, "enter")
+        await wait_until(lambda: isinstance(app.screen, LayerScreen))
+        await press(pilot, "G", "enter")
+        await wait_until(lambda: isinstance(app.screen, CardScreen))
+        await pilot.pause()
+        await press(pilot, "q", "x")
+        await wait_until(lambda: isinstance(app.screen, ScatterScreen))
+        await press(pilot, "i", "s")
+        await pilot.pause()
+        assert "Spearman" in text_of(app)
