@@ -6,9 +6,11 @@ import asyncio
 import os
 import signal
 import subprocess
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 from textual import work
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
@@ -19,9 +21,10 @@ from chanfmt.errors import AtlasError, ChanfmtError
 from chanfmt.hub.locate import locate
 from tui.comparison import check_comparable
 from tui.keys import key_rows
-from tui.load import Snapshot, file_signature, read_snapshot
+from tui.load import Snapshot, file_signature, present_file, read_snapshot
 from tui.marks import Marks
 from tui.model import Browser
+from tui.place import OF_TWO, Place, command, python
 from tui.protect import NO_FILE, default_protect_file, read_marks, signature_of, write_marks
 from tui.screens.base import BrowserScreen
 from tui.screens.card import CardScreen
@@ -31,16 +34,16 @@ from tui.screens.help import HelpScreen
 from tui.screens.layer import LayerScreen
 from tui.screens.overview import ExpertsScreen, OverviewScreen
 from tui.screens.protect import ProtectScreen
+from tui.screens.scatter import ScatterScreen
 from tui.screens.what_if import WhatIfScreen
 from tui.themes import COLOURLESS_THEME, DARK_RAMP, LIGHT_RAMP, no_color
 from tui.watch import Watcher
 from tui.widgets.layer_table import LayerTable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
-    import numpy as np
     from textual.screen import Screen
 
     from tui.load import Signature
@@ -48,7 +51,7 @@ if TYPE_CHECKING:
 POLL_SECONDS = 2.0
 
 
-class AtlasApp(App[None], inherit_bindings=False):
+class AtlasApp(App[str], inherit_bindings=False):
     """Browses one atlas.
 
     Attributes:
@@ -69,6 +72,7 @@ class AtlasApp(App[None], inherit_bindings=False):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("r", "reload", "reload", tooltip="read the file again"),
         Binding("t", "theme", "theme", tooltip="choose a theme"),
+        Binding("D", "dump", "dump", show=False, tooltip="quit, print as code"),
         Binding("colon", "command_palette", "command", show=False, tooltip="every action by name"),
         Binding("ctrl+p", "command_palette", "command", show=False, priority=True, tooltip="every action by name"),
         Binding("ctrl+c", "quit", "quit", show=False, priority=True, tooltip="quit at once"),
@@ -78,6 +82,7 @@ class AtlasApp(App[None], inherit_bindings=False):
     def __init__(
         self, snapshot: Snapshot, *, atlas_name: str = "", protect_file: Path | None = None,
         marks: dict[int, np.ndarray] | None = None, protect_signature: Signature = NO_FILE, other: Snapshot | None = None,
+        place: Place | None = None,
     ) -> None:
         self.colourless = no_color()
         if not self.colourless:
@@ -86,10 +91,13 @@ class AtlasApp(App[None], inherit_bindings=False):
         self.animation_level = "none"
         if self.colourless:
             self.theme = COLOURLESS_THEME
-        self.browser = Browser(snapshot)
+        self._place = place or Place(OF_TWO[0] if other else "overview")
+        self._first = self._place.find(snapshot)
+        self.browser = Browser(snapshot, self._place.metric, log_axis=not self._place.by_index)
         self.other = other
         self._watcher = Watcher(snapshot.signature)
         self._generation = 0
+        self._last_words: str | None = None
         self.atlas_name = atlas_name or str(snapshot.path)
         self.protect_file = protect_file or default_protect_file(snapshot.path)
         self.marks = Marks([ffn.n_channels for ffn in snapshot.ffns], marks)
@@ -107,14 +115,31 @@ class AtlasApp(App[None], inherit_bindings=False):
         return printable(self.browser.snapshot.path.name)
 
     def get_default_screen(self) -> Screen[None]:
-        return OverviewScreen(LayerTable(self.browser, self.browser.snapshot.blocks, self.ramp))
+        return OverviewScreen(LayerTable(self.browser, self.browser.snapshot.blocks, self.ramp), self._first)
 
-    def on_mount(self) -> None:
+    async def on_mount(self) -> None:
         self.set_interval(POLL_SECONDS, self.poll)
-        if self.other is not None:
-            self.push_screen(CompareScreen(self.browser, 0))
+        for screen in self._screens(self._place):
+            await self.push_screen(screen)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, partial(self.exit, return_code=128 + number))
+
+    def _screens(self, place: Place) -> Iterator[Screen[Any]]:
+        """What lies on the overview where ``place`` is shown, each made when the one before is there."""
+        browser, ffn = self.browser, self._first
+        if place.screen == "experts":
+            yield ExpertsScreen(browser, ffn, self.ramp)
+        elif place.screen in ("layer", "card", "scatter"):
+            layer = LayerScreen(browser, ffn, channel=place.channel, sort=place.sort, filter_text=place.filter)
+            yield layer
+            if place.screen != "layer":
+                yield CardScreen(layer) if place.screen == "card" else ScatterScreen(layer)
+        elif place.screen in OF_TWO:
+            yield CompareScreen(browser, ffn, then_join=place.screen == "join")
+        elif place.screen == "protect":
+            yield ProtectScreen(browser, ffn)
+        elif place.screen == "what-if":
+            yield WhatIfScreen(browser, ffn)
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         for row in key_rows(screen):
@@ -187,9 +212,27 @@ class AtlasApp(App[None], inherit_bindings=False):
         self.other = other
         self.action_visit("compare")
 
-    def action_leave_program(self) -> None:
+    def action_dump(self) -> None:
+        self.action_leave_program(self._rebuilt())
+
+    def _rebuilt(self) -> str:
+        """The command line and the Python that rebuild what is shown."""
+        [screen] = [screen for screen in self.screen_stack if isinstance(screen, BrowserScreen)][-1:]
+        place = screen.place
+        if isinstance(self.screen, CardScreen | ScatterScreen):
+            place = replace(place, screen="card" if isinstance(self.screen, CardScreen) else "scatter")
+        other = str(self.other.path) if self.other is not None else None
+        lines = [f"# {command(place, self.atlas_name, other)}"]
+        if isinstance(screen, WhatIfScreen):
+            lines.append(f"# {screen.copy_text().strip()}")
+        marked = np.flatnonzero(self.marks.of(screen.ffn)).tolist() if place.filter else []
+        return "\n".join([*lines, python(place, str(self.browser.snapshot.path), other, marked)])
+
+    def action_leave_program(self, last_words: str | None = None) -> None:
+        """Quit, and leave ``last_words`` in the terminal; ask once where marks are not written."""
+        self._last_words = last_words
         if not sum(self.marks.unsaved):
-            self.exit()
+            self.exit(last_words)
             return
         choices = [("stay", "stay"), ("write", f"write {self.protect_file.name} and quit"), ("quit", "quit without it")]
         self.push_screen(ChoiceScreen("marks are not written", choices, "stay"), self._leaving)
@@ -198,7 +241,7 @@ class AtlasApp(App[None], inherit_bindings=False):
         if choice == "write":
             self._write(then_quit=True)
         elif choice == "quit":
-            self.exit()
+            self.exit(self._last_words)
 
     def choose_metric(self) -> None:
         """Let the user choose the metric."""
@@ -285,7 +328,7 @@ class AtlasApp(App[None], inherit_bindings=False):
         self.marks.saved()
         self._marks_changed(f"wrote {self.protect_file.name}")
         if then_quit:
-            self.exit()
+            self.exit(self._last_words)
 
     @work(thread=True, exclusive=True, group="marks")
     def action_load_marks(self) -> None:
@@ -327,7 +370,7 @@ class AtlasApp(App[None], inherit_bindings=False):
     def poll(self) -> None:
         """Look at the file once; read it when a change has settled."""
         try:
-            signature = file_signature(self.browser.snapshot.path)
+            signature = file_signature(present_file(self.browser.snapshot.path))
         except OSError as error:
             self._keep(str(error.strerror))
             return

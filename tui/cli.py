@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from chanfmt import __version__
 from chanfmt.console import Parser, printable, run_command
 from chanfmt.errors import UsageError
+from tui.place import ASCENDING, OF_TWO, SCREENS, Place
 
 if TYPE_CHECKING:
     import argparse
@@ -22,6 +23,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("other", nargs="?", metavar="FILE", help="another of the same architecture, to compare it with")
     parser.add_argument("--protect", metavar="FILE", help=(
         "protect file (.json) that marks are read from and written to (default: FILE.protect.json beside the atlas)"))
+    where = parser.add_argument_group("where to begin")
+    where.add_argument("--screen", choices=SCREENS, help="screen (default: overview, of two atlases compare)")
+    where.add_argument("--layer", type=int, metavar="L", help="layer index in the model")
+    where.add_argument("--stack", metavar="NAME", help="which FFN, where a layer has several")
+    where.add_argument("--expert", type=int, metavar="E", help="expert of the layer")
+    where.add_argument("--channel", type=int, metavar="C", help="channel under the cursor")
+    where.add_argument("--metric", default="lp", metavar="METRIC", help="metric shown (default: lp)")
+    where.add_argument("--by-index", action="store_true", help="x axes by index instead of log rank")
+    where.add_argument("--sort", default="", metavar="COLUMN",
+                       help=f"order of the channels: a metric, channel, label; COLUMN{ASCENDING} is smallest first")
+    where.add_argument("--filter", default="", metavar="CONDITION", help="channels to show, as after the key f")
+    where.add_argument("--theme", metavar="NAME", help="colours: any theme of Textual, for example textual-light")
+    picture = parser.add_argument_group("pictures, without a terminal")
+    picture.add_argument("--screenshot", choices=SCREENS, metavar="SCREEN",
+                         help="draw this screen as an SVG (ATLAS-SCREEN.svg), and quit")
+    picture.add_argument("--export-svg", metavar="FILE", help="draw the first screen, or --screenshot's, into FILE, and quit")
+    picture.add_argument("--size", metavar="COLSxROWS", help="of the picture (default: 120x36)")
+    picture.add_argument("--overwrite", action="store_true", help="replace the picture")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.set_defaults(run=_run)
     return run_command(parser, arguments)
@@ -41,20 +60,53 @@ def _run(options: argparse.Namespace) -> int:
         check_comparable(snapshot.path, other.path)
     protect_file = _protect_file(options, snapshot.path)
     check_name(protect_file)
+    place = _place(options, compared=other is not None)
+    place.find(snapshot)
+    drawn = _picture(options, snapshot.path, place)
     marks, warnings, signature = read_marks(protect_file, snapshot.path)
-    if not (all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))):
+    if drawn is None and not (all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))):
         raise UsageError(
             "atlas-tui needs a terminal",
-            hint=f"for a pipe or a file: atlas info {options.file}, atlas show {options.file} --layer 0",
+            hint=f"for a pipe or a file: atlas info {options.file}, atlas show {options.file} --layer 0; "
+                 "for a picture: --screenshot SCREEN",
         )
     from tui.app import AtlasApp
 
     app = AtlasApp(snapshot, atlas_name=options.file, protect_file=protect_file, marks=marks, protect_signature=signature,
-                   other=other)
+                   other=other, place=place)
+    if options.theme is not None:
+        if options.theme not in app.available_themes:
+            raise UsageError(f"there is no theme {options.theme!r}", hint=f"there are: {', '.join(sorted(app.available_themes))}")
+        app.theme = options.theme
+    if drawn is not None:
+        from tui.picture import SIZE, draw, parse_size
+
+        draw(app, drawn, parse_size(options.size) if options.size else SIZE, overwrite=options.overwrite)
+        print(drawn)
+        return 0
     if warnings:
         app.call_later(app.say, printable(warnings[0]))
-    app.run()
+    last_words = app.run()
+    if last_words:
+        print(last_words)
     return app.return_code or 0
+
+
+def _place(options: argparse.Namespace, *, compared: bool) -> Place:
+    screen = options.screenshot or options.screen or (OF_TWO[0] if compared else SCREENS[0])
+    if screen in OF_TWO and not compared:
+        raise UsageError(f"the screen {screen} needs a second atlas", hint="atlas-tui FILE FILE")
+    return Place(
+        screen, options.layer, options.stack, options.expert, options.channel, options.metric, options.by_index, options.sort,
+        options.filter,
+    )
+
+
+def _picture(options: argparse.Namespace, atlas: Path, place: Place) -> Path | None:
+    """The picture that is asked for, if one is."""
+    if options.export_svg is not None:
+        return Path(options.export_svg)
+    return Path(f"{atlas.name.partition('.')[0]}-{place.screen}.svg") if options.screenshot else None
 
 
 def _protect_file(options: argparse.Namespace, atlas: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,11 +11,10 @@ import chanfmt
 from chanfmt.errors import UsageError
 from surgery.protect_file import read_protect_file, write_protect_file
 from surgery.selectors import select
-from tui.load import Signature, file_signature
+from tui.load import PARTIAL_SUFFIX, Signature, file_signature
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from chanfmt.atlas import Atlas
 
@@ -30,7 +30,8 @@ def check_name(path: Path) -> None:
 
 def default_protect_file(atlas: Path) -> Path:
     """Where the marks of ``atlas`` go where nobody says."""
-    return atlas.with_name(f"{atlas.stem}.protect.json")
+    finished = Path(str(atlas).removesuffix(PARTIAL_SUFFIX))
+    return finished.with_name(f"{finished.stem}.protect.json")
 
 
 def signature_of(path: Path) -> Signature:

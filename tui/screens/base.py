@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
 
+from textual import work
 from textual.binding import Binding
 from textual.containers import Horizontal
 from textual.screen import Screen
 from textual.widgets import Input, Label
 
+from chanfmt.console import printable
+from chanfmt.errors import ChanfmtError
 from tui import view
+from tui.export import FORMATS, write_table
 from tui.keys import key_line, key_rows
+from tui.place import Place
 from tui.text import spread
 from tui.widgets.lines import Line, Lines
 
@@ -26,6 +32,8 @@ if TYPE_CHECKING:
     from tui.widgets.line_table import LineTable
 
 
+WHOLE = ("overview", "compare", "protect", "what-if")
+"""Screens that are not about one layer."""
 COMMON_BINDINGS: list[Binding] = [
     Binding("slash", "find", "find", tooltip="find"),
     Binding("n", "find_next(1)", "next", show=False, tooltip="find the next"),
@@ -36,6 +44,7 @@ COMMON_BINDINGS: list[Binding] = [
     Binding("c", "compare", "compare", tooltip="compare with another atlas"),
     Binding("u", "app.undo", "undo", show=False, tooltip="undo a mark"),
     Binding("R", "app.redo", "redo", show=False, tooltip="redo a mark"),
+    Binding("e", "export", "export", show=False, tooltip="export to a file"),
     Binding("W", "app.write_marks", "write", show=False, tooltip="write the protect file"),
 ]
 """Keys of every screen, for subclasses to put among their own."""
@@ -51,9 +60,12 @@ class BrowserScreen(Screen[None]):
     """A table of the atlas. Subclasses say what the lines around it hold and what a find matches."""
 
     AUTO_FOCUS = "#table"
+    SCREEN: ClassVar[str]
+    """Its name among `tui.place.SCREENS`."""
     FIND_HINT: ClassVar[str]
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012
     VERTICAL_BREAKPOINTS = [(0, "-short"), (14, "-tall")]  # noqa: RUF012
+
     def __init__(self, table: LineTable) -> None:
         super().__init__()
         self.table = table
@@ -68,6 +80,16 @@ class BrowserScreen(Screen[None]):
     @property
     def browser(self) -> Browser:
         return self.atlas_app.browser
+
+    @property
+    def place(self) -> Place:
+        """What is being looked at."""
+        snapshot = self.browser.snapshot
+        ffn = snapshot.ffns[self.ffn]
+        return Place(
+            self.SCREEN, ffn.layer_index, ffn.stack if snapshot.several_stacks else None,
+            metric=self.browser.metric, by_index=not self.browser.log_axis,
+        )
 
     # What subclasses say.
 
@@ -190,6 +212,24 @@ class BrowserScreen(Screen[None]):
     def action_copy(self) -> None:
         self.atlas_app.copy(self.copy_text())
         self.say("copied")
+
+    def action_export(self) -> None:
+        if self.table.row_count:
+            place = self.place
+            of_one = "" if place.screen in WHOLE else f"-L{place.layer}" + ("" if place.expert is None else f"e{place.expert}")
+            stem = self.browser.snapshot.path.name.partition(".")[0]
+            self.ask("e", f"a file that ends in {', '.join(FORMATS)}", self._export, f"{stem}-{place.screen}{of_one}.csv")
+
+    @work(thread=True, exclusive=True, group="export")
+    def _export(self, name: str) -> None:
+        if not name:
+            return
+        try:
+            rows = write_table(Path(name).expanduser(), self.table.shown())
+        except ChanfmtError as error:
+            self.atlas_app.call_from_thread(self.say, printable(error.message))
+        else:
+            self.atlas_app.call_from_thread(self.say, printable(f"wrote {rows:,} rows to {name}"))
 
     def ask(self, prompt: str, hint: str, answer: Callable[[str], object], value: str = "") -> None:
         """Let the user type a line, and give it to ``answer``.

@@ -34,6 +34,7 @@ HINT = "only-A, only-B, both, super, rank_b>500, ratio<0.1, moved>100"
 class CompareScreen(FfnScreen):
     """The numbers of ``atlas compare``."""
 
+    SCREEN = "compare"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "join", tooltip="join the channels of the layer"),
         Binding("d", "ratio", "diff/ratio", tooltip="difference or ratio"),
@@ -42,8 +43,9 @@ class CompareScreen(FfnScreen):
     ]
     table: CompareTable
 
-    def __init__(self, browser: Browser, ffn: int) -> None:
+    def __init__(self, browser: Browser, ffn: int, *, then_join: bool = False) -> None:
         super().__init__(CompareTable(browser.snapshot), ffn)
+        self._then_join = then_join
         self._refusal = "comparing"
         self._swapped = False
         self._generation = 0
@@ -73,6 +75,9 @@ class CompareScreen(FfnScreen):
         ffn, self._refusal = self.ffn, refusal
         self.table.show(comparison.first.snapshot if comparison else self.browser.snapshot, comparison, ffn)
         self.paint()
+        if self._then_join:
+            self._then_join = False
+            self.action_open()
 
     @property
     def names(self) -> tuple[str, str]:
@@ -143,6 +148,7 @@ class CompareScreen(FfnScreen):
 class JoinScreen(BrowserScreen):
     """Channels of one FFN in both atlases."""
 
+    SCREEN = "join"
     FIND_HINT = "channel id"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("left_square_bracket", "neighbour(-1)", "layer", tooltip="previous layer"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -12,6 +13,7 @@ from chanfmt.console import printable
 from chanfmt.errors import UsageError
 from tui import panel, view
 from tui.filter import HINT, filtered
+from tui.place import ASCENDING
 from tui.screens.base import BACK_BINDING, COMMON_BINDINGS, METRIC_BINDINGS, BrowserScreen
 from tui.screens.card import CardScreen
 from tui.screens.scatter import ScatterScreen
@@ -20,12 +22,14 @@ from tui.widgets.channel_table import ChannelTable
 
 if TYPE_CHECKING:
     from tui.model import Browser
+    from tui.place import Place
     from tui.widgets.lines import Line
 
 
 class LayerScreen(BrowserScreen):
     """Channels with their rank, label and metrics."""
 
+    SCREEN = "layer"
     FIND_HINT = "channel id, or a label: super, halo, none"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "card", tooltip="all that is known of the channel"),
@@ -41,14 +45,27 @@ class LayerScreen(BrowserScreen):
     ]
     table: ChannelTable
 
-    def __init__(self, browser: Browser, ffn: int) -> None:
+    def __init__(self, browser: Browser, ffn: int, *, channel: int | None = None, sort: str = "", filter_text: str = "") -> None:
         super().__init__(ChannelTable(browser, ffn))
-        self.filter_text = ""
+        self.filter_text = filter_text
+        self._first_channel = channel
+        if sort:
+            self.table.sort_key = self.table.marked = sort.removesuffix(ASCENDING)
+            self.table.descending = not sort.endswith(ASCENDING)
         self._range_start: int | None = None
 
     @property
     def ffn(self) -> int:
         return self.table.ffn
+
+    @property
+    def place(self) -> Place:
+        table = self.table
+        by_default = table.sort_key == self.browser.metric and table.descending
+        return replace(
+            super().place, expert=self.browser.snapshot.ffns[self.ffn].expert, channel=table.channel, filter=self.filter_text,
+            sort="" if by_default else table.sort_key + ("" if table.descending else ASCENDING),
+        )
 
     def show_ffn(self, ffn: int) -> None:
         """Show the channels of ``ffn``."""
@@ -62,7 +79,7 @@ class LayerScreen(BrowserScreen):
     def show_browser(self) -> None:
         table = self.table
         ffn = min(table.ffn, len(self.browser.snapshot.ffns) - 1)
-        self._show(ffn, table.channel if table.row_count else None)
+        self._show(ffn, table.channel if table.row_count else self._first_channel)
 
     def _show(self, ffn: int, channel: int | None) -> None:
         table, self._range_start = self.table, None

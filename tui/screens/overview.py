@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from textual.theme import Theme
 
     from tui.model import Browser
+    from tui.place import Place
     from tui.widgets.lines import Line
 
 
@@ -98,6 +100,7 @@ class LayerTableScreen(FfnScreen):
 class OverviewScreen(LayerTableScreen):
     """The model's FFNs."""
 
+    SCREEN = "overview"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "layer", tooltip="open the layer"),
         *METRIC_BINDINGS, *COMMON_BINDINGS,
@@ -121,6 +124,7 @@ class OverviewScreen(LayerTableScreen):
 class ExpertsScreen(LayerTableScreen):
     """The experts of one FFN."""
 
+    SCREEN = "experts"
     FIND_HINT = "expert number"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "expert", tooltip="open the expert"),
@@ -134,6 +138,10 @@ class ExpertsScreen(LayerTableScreen):
 
     def spans(self) -> Sequence[range]:
         return [range(ffn, ffn + 1) for ffn in self._block()]
+
+    @property
+    def place(self) -> Place:
+        return replace(super().place, expert=self.browser.snapshot.ffns[self.ffn].expert)
 
     def _block(self) -> range:
         snapshot = self.browser.snapshot

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 class ProtectScreen(FfnScreen):
     """What ``surgery prune --protect`` would be told."""
 
+    SCREEN = "protect"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "layer", tooltip="open the layer"),
         Binding("x", "remove", "remove", tooltip="unmark all channels of the layer"),

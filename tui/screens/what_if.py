@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 class WhatIfScreen(FfnScreen):
     """The numbers of ``surgery plan``, a key each."""
 
+    SCREEN = "what-if"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("x", "method(1)", "method", tooltip="the next method"),
         Binding("X", "method(-1)", "method back", show=False, tooltip="the method before"),

@@ -113,6 +113,11 @@ class ChannelTable(LineTable):
             *metrics[1:],
         ]
 
+    def shown(self) -> dict[str, np.ndarray]:
+        labels = np.array([schema.LABELS.get(label, str(label)) for label in self._labels.tolist()])
+        columns = {"channel": np.arange(len(labels)), "label": labels, "marked": self.marked_channels, **self.columns_by_name()}
+        return {name: values[self.order] for name, values in columns.items()}
+
     def columns_by_name(self) -> dict[str, np.ndarray]:
         """What a filter may compare: name to values, (channel,)."""
         ranking = self.ranking

@@ -65,6 +65,14 @@ class FfnTable(LineTable):
         self.order = view.order_by(self._sort_values(), descending=self.descending)
         self.set_rows(len(self.order), 0 if ffn is None else self._row_of(ffn) or 0)
 
+    def shown(self) -> dict[str, np.ndarray]:
+        ffns = [self.snapshot.ffns[span[0]] for span in self.spans]
+        names = {"layer": np.array([ffn.layer_index for ffn in ffns]), "stack": np.array([ffn.stack for ffn in ffns])}
+        if self.of_experts:
+            names["expert"] = np.array([ffn.expert for ffn in ffns])
+        values = {column.key: self.place_values(column.key) for column in self.columns if column.key not in ("layer", "stack")}
+        return {name: column[self.order] for name, column in (names | values).items()}
+
     def on_resize(self) -> None:
         self.layout_columns()
         super().on_resize()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from chanfmt import schema
 from tui import view
 from tui.text import number
 from tui.widgets.channel_table import LABEL_STYLES
@@ -76,6 +77,15 @@ class JoinTable(LineTable):
     def channel_name(self, channel: int) -> str:
         """How ``channel`` is told."""
         return f"{channel // self.width}:{channel % self.width}" if self.width else str(channel)
+
+    def shown(self) -> dict[str, np.ndarray]:
+        assert self.joined is not None
+        labels = {key: np.array([schema.LABELS.get(label, str(label)) for label in values.tolist()])
+                  for key, values in zip(("label_a", "label_b"), self.joined.labels, strict=True)}
+        columns = self._columns | labels
+        if self.width:
+            columns["channel"] = np.array([self.channel_name(channel) for channel in self._columns["channel"].tolist()])
+        return {name: values[self.order] for name, values in columns.items()}
 
     def columns_by_name(self) -> dict[str, np.ndarray]:
         """What a filter may compare: name to values, (channel,)."""

@@ -105,6 +105,10 @@ class LayerTable(FfnTable):
         name = next((f" {name} " for name in names if len(name) + 4 <= room), "")
         return f"{'':{GAP}}{first} {name:─^{max(0, room)}} {last}"
 
+    def shown(self) -> dict[str, np.ndarray]:
+        # A narrow table has no room for them.
+        return super().shown() | {key: self.place_values(key)[self.order] for key in ("super", "halo")}
+
     def place_values(self, key: str) -> np.ndarray:
         summaries = [self.browser.summary(span) for span in self.spans]
         if key == "tokens":

@@ -14,6 +14,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 if TYPE_CHECKING:
+    import numpy as np
     from rich.style import Style
     from textual import events
 
@@ -101,6 +102,10 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
 
     def cells(self, row: int) -> list[tuple[str, str]]:
         """Text and style (``""``, ``super`` or ``halo``) of every column of ``row``."""
+        raise NotImplementedError
+
+    def shown(self) -> dict[str, np.ndarray]:
+        """Every column's values in the order of the rows, (row,), and what else the rows are known by."""
         raise NotImplementedError
 
     def sort(self) -> None:

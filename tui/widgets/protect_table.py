@@ -59,6 +59,10 @@ class ProtectTable(FfnTable):
         width = self.snapshot.ffns[self.spans[place][0]].n_channels
         return " ".join(f"{channel // width}:{channel % width}" for channel in channels.tolist())
 
+    def shown(self) -> dict[str, np.ndarray]:
+        ids = np.array([self._ids(place, self._rows[place][4]) for place in self.order.tolist()])
+        return super().shown() | {"channels": ids}
+
     def place_values(self, key: str) -> np.ndarray:
         field = {"protected": 0, "super": 1, "share": 3, "channels": 0}[key]
         return np.array([row[field] for row in self._rows])
