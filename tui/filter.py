@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from chanfmt import schema
+from chanfmt.console import printable
 from chanfmt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,6 +39,18 @@ def filtered(
     masks = [np.logical_and.reduce([_term(term.strip(), columns, labels, words) for term in part.split("&")])
              for part in text.split("|")]
     return np.asarray(np.logical_or.reduce(masks))
+
+
+def counted(
+    text: str, columns: Mapping[str, np.ndarray], labels: np.ndarray, words: Mapping[str, np.ndarray]
+) -> str:
+    """How many channels `filtered` would show, or why it would not, in words."""
+    if not text:
+        return "all"
+    try:
+        return f"{int(filtered(text, columns, labels, words).sum()):,} of {len(labels):,}"
+    except UsageError as error:
+        return printable(error.message)
 
 
 def _term(

@@ -27,7 +27,10 @@ from chanfmt.records import LabelSettings
 from chanfmt.writer import write_atlas
 from tests.factory import random_atlas, random_content
 from tests.tiny import tiny_model
+from tests.tui.conftest import press, wait_until
+from tui.app import AtlasApp
 from tui.load import read_snapshot
+from tui.widgets.lines import Lines
 
 SETTINGS = LabelSettings(rho=0.03, support_size=8)
 SEQUENCES = 20
@@ -142,6 +145,39 @@ def test_a_checkpoint_is_an_atlas_of_what_was_measured(options, monkeypatch, cap
     assert tuple(snapshot.metrics) == ("lp", "lp_factored", "activation_power", "curvature", "taylor")
     assert main(["info", str(options.checkpoint)]) == 0
     assert "partial" in capsys.readouterr().out
+
+
+async def test_the_browser_follows_a_build_to_its_end(options, monkeypatch):
+    stop_after(options, 2, monkeypatch)
+    app = AtlasApp(read_snapshot(options.path))
+    options = dataclasses.replace(options, resume=True)
+
+    def title():
+        return app.screen.query_one("#title", Lines).text
+
+    async def polled(text):
+        app.poll()
+        app.poll()
+        await wait_until(lambda: text in title())
+
+    async with app.run_test(size=(100, 24)) as pilot:
+        await pilot.pause()
+        assert f"{options.checkpoint.name}   PARTIAL: " in title()
+        assert f" {3 * 32:,} tokens" in title()
+        await press(pilot, "enter", "j", "space")
+        await pilot.pause()
+        stop_after(options, 3, monkeypatch)
+        app.poll()
+        app.poll()
+        await wait_until(lambda: app.browser.snapshot.calibration_tokens > 3 * 32)
+        assert app.marks.counts == [1, 0, 0]
+        build(options, SETTINGS)
+        await press(pilot, "q")
+        await polled(f" {options.path.name}   ")
+        assert "PARTIAL" not in title()
+        assert app.browser.snapshot.status == "complete"
+        assert app.marks.counts == [1, 0, 0]
+        assert app.protect_file == options.path.with_name(f"{options.path.stem}.protect.json")
 
 
 def test_without_tokens(options, uninterrupted, monkeypatch):

@@ -18,7 +18,7 @@ from surgery.protect_file import read_protect_file
 from tests.tui.conftest import browser_screen, open_app, press, text_of, typed, wait_until
 from tui.app import AtlasApp
 from tui.cli import main
-from tui.filter import filtered
+from tui.filter import counted, filtered
 from tui.load import read_snapshot
 from tui.marks import Marks
 from tui.protect import read_marks
@@ -83,6 +83,26 @@ def test_filters() -> None:
     ]:
         with pytest.raises(UsageError, match=reason):
             wanted(text)
+    columns = {"lp": lp}
+    assert counted("lp>0.1", columns, labels, {}) == "2 of 4"
+    assert counted("", columns, labels, {}) == "all"
+    assert "no column" in counted("zz>1", columns, labels, {})
+
+
+@sizes
+async def test_the_count_follows_what_is_typed(small: Path, size: tuple[int, int]) -> None:
+    app = open_app(small)
+    async with app.run_test(size=size) as pilot:
+        await in_layer(pilot, app)
+        await press(pilot, "f")
+        await pilot.pause()
+        for text, shown in [("rank<9", "8 of 96"), ("5", "94 of 96"), ("&zz", "'zz' is no label")]:
+            await press(pilot, *text)
+            await pilot.pause()
+            assert shown in text_of(app)
+        await press(pilot, "escape")
+        await pilot.pause()
+        assert "96 ch" in text_of(app)
 
 
 @sizes

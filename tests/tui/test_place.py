@@ -208,3 +208,18 @@ def test_sizes() -> None:
     for text in ("80", "80x24x1", "x", "-80x24", "19x24", "80x4"):
         with pytest.raises(UsageError):
             parse_size(text)
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+async def test_every_screen_holds_at_every_size(screen: str, tmp_path: Path) -> None:
+    path, other = moe_atlas(tmp_path / "moe.h5"), read_snapshot(moe_atlas(tmp_path / "b.h5"))
+    app = AtlasApp(read_snapshot(path), place=Place(screen, 1), other=other)
+    async with app.run_test(size=(20, 5)) as pilot:
+        await wait_until(lambda: isinstance(app.screen, KINDS[screen]))
+        await app.workers.wait_for_complete()
+        for width, height in [(20, 5), (300, 80), (109, 13), (110, 14), (80, 24)]:
+            await pilot.resize_terminal(width, height)
+            await pilot.pause()
+            await press(pilot, "j", "l", "k", "y")
+            await pilot.pause()
+            assert [len(row) for row in text_of(app).splitlines()] == [width] * height

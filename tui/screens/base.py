@@ -72,6 +72,7 @@ class BrowserScreen(Screen[None]):
         self.query_text = ""
         self._notice = ""
         self._answer: Callable[[str], object] = self._find
+        self._preview: Callable[[str], str] | None = None
 
     @property
     def atlas_app(self) -> AtlasApp:
@@ -147,6 +148,7 @@ class BrowserScreen(Screen[None]):
         with Horizontal(id="find-line"):
             yield Label(id="prompt")
             yield find
+            yield Label(id="preview", markup=False)
         yield Lines(id="keys")
 
     def say(self, notice: str) -> None:
@@ -231,19 +233,24 @@ class BrowserScreen(Screen[None]):
         else:
             self.atlas_app.call_from_thread(self.say, printable(f"wrote {rows:,} rows to {name}"))
 
-    def ask(self, prompt: str, hint: str, answer: Callable[[str], object], value: str = "") -> None:
+    def ask(
+        self, prompt: str, hint: str, answer: Callable[[str], object], value: str = "", *,
+        preview: Callable[[str], str] | None = None,
+    ) -> None:
         """Let the user type a line, and give it to ``answer``.
 
         Args:
             hint: What may be typed.
             value: What is there to begin with.
+            preview: What to say of the line while it is typed.
         """
-        self._answer = answer
+        self._answer, self._preview = answer, preview
         self.query_one("#prompt", Label).update(prompt)
         find = self.query_one("#find", Input)
         find.placeholder = hint
         find.value = value
         find.cursor_position = len(value)
+        self._show_preview(value)
         self.add_class("-finding")
         find.focus()
 
@@ -251,6 +258,12 @@ class BrowserScreen(Screen[None]):
         """Close the line that is typed in."""
         self.remove_class("-finding")
         self.table.focus()
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        self._show_preview(event.value)
+
+    def _show_preview(self, text: str) -> None:
+        self.query_one("#preview", Label).update(self._preview(text.strip()) if self._preview else "")
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         self.close_find()

@@ -13,7 +13,7 @@ from chanfmt.console import printable
 from chanfmt.errors import ChanfmtError, UsageError
 from tui import view
 from tui.comparison import Joined, join, make_comparison
-from tui.filter import filtered
+from tui.filter import counted, filtered
 from tui.model import Browser
 from tui.screens.base import BACK_BINDING, COMMON_BINDINGS, METRIC_BINDINGS, BrowserScreen
 from tui.screens.ffns import FfnScreen
@@ -239,7 +239,10 @@ class JoinScreen(BrowserScreen):
         self._show()
 
     def action_filter(self) -> None:
-        self.ask("f", HINT, self._filter, self.filter_text)
+        self.ask("f", HINT, self._filter, self.filter_text, preview=self._count)
+
+    def _count(self, text: str) -> str:
+        return counted(text, self.table.columns_by_name(), self._joined.labels[0], self._joined.words)
 
     def _filter(self, text: str) -> None:
         self.filter_text = text

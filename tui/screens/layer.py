@@ -12,7 +12,7 @@ from chanfmt import schema
 from chanfmt.console import printable
 from chanfmt.errors import UsageError
 from tui import panel, view
-from tui.filter import HINT, filtered
+from tui.filter import HINT, counted, filtered
 from tui.place import ASCENDING
 from tui.screens.base import BACK_BINDING, COMMON_BINDINGS, METRIC_BINDINGS, BrowserScreen
 from tui.screens.card import CardScreen
@@ -88,7 +88,7 @@ class LayerScreen(BrowserScreen):
         if not self.filter_text:
             return
         try:
-            keep = filtered(self.filter_text, table.columns_by_name(), self.browser.snapshot.labels_of(ffn), {"marked": marks})
+            keep = filtered(self.filter_text, table.columns_by_name(), *self._known)
         except UsageError as error:
             self.filter_text = ""
             self.say(printable(f"{error.message}; {error.hint}"))
@@ -181,7 +181,15 @@ class LayerScreen(BrowserScreen):
         self.app.push_screen(ScatterScreen(self))
 
     def action_filter(self) -> None:
-        self.ask("f", HINT, self._filter, self.filter_text)
+        self.ask("f", HINT, self._filter, self.filter_text, preview=self._count)
+
+    def _count(self, text: str) -> str:
+        return counted(text, self.table.columns_by_name(), *self._known)
+
+    @property
+    def _known(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Labels and words that a filter may name."""
+        return self.browser.snapshot.labels_of(self.ffn), {"marked": self.atlas_app.marks.of(self.ffn)}
 
     def _filter(self, text: str) -> None:
         self.filter_text = text
