@@ -9,6 +9,11 @@ BLOCKS = np.array(list(" ▁▂▃▄▅▆▇█"))
 _DOTS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])
 
 
+def braille(dots: int) -> str:
+    """The character with ``dots`` of U+2800; a space for none, which every font has."""
+    return chr(0x2800 + dots) if dots else " "
+
+
 def braille_curve(samples: np.ndarray, height: int) -> list[str]:
     """A joined line through ``samples`` (2 * width,) in [0, 1], NaN for none: ``height`` lines of ``width`` cells."""
     rows = 4 * height
@@ -25,7 +30,7 @@ def braille_curve(samples: np.ndarray, height: int) -> list[str]:
     grid = np.arange(rows)[:, None]
     lit = (grid >= low) & (grid <= high) & known
     cells = lit.reshape(height, 4, -1, 2) * _DOTS[None, :, None, :]
-    return ["".join(map(chr, 0x2800 + line)) for line in cells.sum(axis=(1, 3))]
+    return ["".join(map(braille, line)) for line in cells.sum(axis=(1, 3)).tolist()]
 
 
 def braille_scatter(

@@ -103,7 +103,7 @@ class ScatterScreen(Screen[None]):
             pieces = [(f"{edges.get(row, ''):>{AXIS}}┤", "dim")]
             for label, run in groupby(zip(top[row].tolist(), dots[row].tolist(), strict=True), key=lambda cell: cell[0]):
                 letter = LETTERS.get(label) if self.atlas_app.colourless else None
-                text = "".join(letter or chr(0x2800 + bits) for _, bits in run)
+                text = "".join(letter or plots.braille(bits) for _, bits in run)
                 pieces.append((text, LABEL_STYLES.get(label, "")))
             lines.append(pieces)
         between = plots.decade_ticks(x_low, x_high, cells)[1:-1] if self.log_axes and x_high > x_low else []

@@ -50,7 +50,7 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
         & > .line-table--marked { color: $text-accent; text-style: bold underline; }
         & > .line-table--cursor { background: $primary 40%; color: $text; text-style: bold; }
         & > .line-table--super { color: $text-accent; }
-        & > .line-table--halo { color: $text-warning; }
+        & > .line-table--halo { color: $text-primary; }
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [

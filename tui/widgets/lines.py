@@ -25,7 +25,7 @@ class Lines(Widget):
         & > .lines--strong { color: $text-accent; text-style: bold; }
         & > .lines--dim { color: $text-muted; }
         & > .lines--super { color: $text-accent; }
-        & > .lines--halo { color: $text-warning; }
+        & > .lines--halo { color: $text-primary; }
     }
     """
 
