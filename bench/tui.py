@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 QUIET = 0.35
 """Seconds without output after which a key has had its effect."""
 SMALL, LARGE = (80, 24), (160, 50)
-SIZES = {"8B": (32, 0, 14336), "70B": (80, 0, 28672)}
+SIZES = {"8B": (32, 0, 14336), "70B": (80, 0, 28672), "MoE": (48, 128, 768)}
 ON_SCREEN = {"8B": 1.0, "70B": 1.5}
 """Seconds until the overview is there."""
 MEMORY = {"8B": 100, "70B": 160}
@@ -125,12 +125,21 @@ def keys(program: Program, name: str, pair: tuple[str, str], cpu: float | None, 
 
 
 def measure(name: str, path: Path) -> None:
-    print(f"{name}: {path.stat().st_size / 1e6:.0f} MB{'':<37} measured      budget   ratio")
+    print(f"\n{name}: {path.stat().st_size / 1e6:.0f} MB{'':<37} measured      budget   ratio")
     with running(path, SMALL) as (program, seconds):
         row("overview on screen", seconds, ON_SCREEN.get(name, 1.0), "s")
         keys(program, "overview, cursor", ("j", "k"), 5, 2)
         keys(program, "overview, page", PAGES, 15, 8)
+        keys(program, "what-if, open and back", ("w", "q"), None, 8)
+        program.press("w")
+        program.settle(3.0)
+        keys(program, "what-if, one percent", ("l", "h"), 15, 4)
+        program.press("q")
         program.press("\r")
+        if name == "MoE":
+            keys(program, "experts, cursor", ("j", "k"), 5, 2)
+            keys(program, "experts, page", PAGES, 15, 8)
+            program.press("\r")
         keys(program, "channels, cursor", ("j", "k"), 5, 2)
         keys(program, "channels, page", PAGES, 15, 8)
         keys(program, "channels, sort", ("S", "s"), 5, None)
