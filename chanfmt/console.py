@@ -145,9 +145,14 @@ def say(text: str, *, quiet: bool = False) -> None:
 
 def print_json(value: Any) -> None:
     """``value`` as one JSON document on stdout; numbers that are not finite become null."""
+    print(json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """``value`` as one JSON document that a terminal can show; numbers that are not finite become null."""
     text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
     # JSON lets DEL and the C1 controls through; a terminal would obey them.
-    print(re.sub("[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", text))
+    return re.sub("[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

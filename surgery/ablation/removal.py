@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from chanfmt import schema
+from chanfmt.analysis.controls import matched_control, random_control
 from chanfmt.errors import UsageError
-from surgery.ablation.controls import matched_control, random_control
 from surgery.ablation.experiment import Condition, Experiment, masses, mismatch, scopes, selected
 from surgery.grids import parse_names, parse_seeds
 from surgery.selectors import SYNTAX, by_label

@@ -13,11 +13,11 @@ from scipy.stats import spearmanr
 from torch.nn import functional
 
 from chanfmt import schema
+from chanfmt.analysis.controls import matched_control, random_control
 from chanfmt.atlas import Atlas
 from chanfmt.errors import UsageError
 from chanfmt.models.run import run_text
 from surgery.ablation.channels import ChannelOptions, plan_channels
-from surgery.ablation.controls import matched_control, random_control
 from surgery.ablation.dose import DoseOptions, plan_dose
 from surgery.ablation.experiment import masses
 from surgery.ablation.halo import HaloOptions, plan_halo

@@ -1,0 +1,48 @@
+"""How far two metrics of one FFN's channels agree: ranks, and the sets at the top. Pure numpy."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+from chanfmt.compare import expected_jaccard
+from chanfmt.labels import supernode_count, top_indices
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """The top sets of two metrics, of equal size.
+
+    Attributes:
+        size: Channels in each.
+        shared: Channels in both.
+        jaccard: Shared over those in either.
+        chance: Expectation of ``jaccard`` for sets drawn at random.
+    """
+
+    size: int
+    shared: int
+    jaccard: float
+    chance: float
+
+
+def top_overlap(first: np.ndarray, second: np.ndarray, rho: float) -> Overlap:
+    """`Overlap` of the top ``rho`` of two metrics (channel,), over the channels whose values both are known.
+
+    NaN and sets of no channel where none is known.
+    """
+    known = np.isfinite(first) & np.isfinite(second)
+    channels = int(known.sum())
+    if not channels:
+        return Overlap(0, 0, float("nan"), float("nan"))
+    size = supernode_count(channels, rho)
+    shared = len(np.intersect1d(top_indices(first[known], size), top_indices(second[known], size), assume_unique=True))
+    return Overlap(size, shared, shared / (2 * size - shared), chance_jaccard(channels, size))
+
+
+@functools.lru_cache(maxsize=1024)
+def chance_jaccard(channels: int, size: int) -> float:
+    """Expected Jaccard index of two sets of ``size`` channels drawn at random."""
+    return expected_jaccard(channels, [size], [size])

@@ -1,0 +1,51 @@
+"""Whether the halo is redundant with the supernodes beyond what channels as important, and chance, would be. Pure numpy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from chanfmt import schema
+from chanfmt.analysis.controls import matched_control
+
+
+@dataclass(frozen=True)
+class HaloRedundancy:
+    """Mean redundancy to the supernodes over kinds of channels of one FFN, and its null of the same channels.
+
+    Attributes:
+        channels: Halo channels, and as many controls.
+        halo, halo_null: The halo.
+        matched, matched_null: Channels outside halo and supernodes, each the nearest in LP to one of the halo.
+        others, others_null: All channels outside halo and supernodes.
+    """
+
+    channels: int
+    halo: float
+    halo_null: float
+    matched: float
+    matched_null: float
+    others: float
+    others_null: float
+
+
+def halo_redundancy(
+    lp: np.ndarray, labels: np.ndarray, redundancy: np.ndarray, null: np.ndarray | None
+) -> HaloRedundancy | None:
+    """`HaloRedundancy` of one FFN, arrays (channel,); None without a halo, or with fewer others than that.
+
+    Channels whose redundancy is unknown are left out.
+    """
+    known = np.isfinite(redundancy) & np.isfinite(lp)
+    halo = (labels == schema.LABEL_HALO) & known
+    others = (labels == schema.LABEL_NONE) & known
+    if not halo.any() or others.sum() < halo.sum():
+        return None
+    matched = matched_control(halo, others, lp)
+    means = {}
+    for name, values in (("", redundancy), ("_null", null)):
+        for kind, mask in (("halo", halo), ("matched", matched), ("others", others)):
+            chosen = np.array([]) if values is None else values[mask & np.isfinite(values)]
+            means[kind + name] = float(chosen.mean(dtype=np.float64)) if len(chosen) else float("nan")
+    return HaloRedundancy(channels=int(halo.sum()), **means)

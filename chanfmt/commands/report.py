@@ -1,0 +1,62 @@
+"""`atlas report`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from chanfmt import console
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("report", help="what an atlas shows, with figures, beside what the paper found", description=(
+        "Write a directory with report.html (one self-contained page), report.md, report.json, figures/ (PNG and SVG) and "
+        "data/ (CSV): concentration, its factors, controls, the halo's redundancy, read connectivity, stability."))
+    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("-o", dest="output", metavar="DIR", required=True, help="directory to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier report there")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON as well")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from chanfmt.atlas import Atlas
+    from chanfmt.errors import UsageError
+    from chanfmt.files import check_target
+    from chanfmt.report.make import make_report
+    from chanfmt.report.pages import write_report
+
+    output = Path(arguments.output)
+    check_target(output, overwrite=arguments.overwrite, directory=True)
+    if output.is_dir() and any(output.iterdir()) and not (output / "report.json").is_file():
+        raise UsageError(f"{output} holds something else than a report", hint="choose another -o")
+    bars: list[Any] = []
+
+    def progress(steps: int) -> Callable[[], object]:
+        bars.append(console.progress_bar(steps, "step", "report"))
+        return bars[0].update
+
+    try:
+        with Atlas.open(arguments.file, contained=True) as atlas:
+            report = make_report(atlas, progress)
+    finally:
+        for bar in bars:
+            bar.close()
+    files = write_report(report, output)
+    if arguments.json:
+        console.print_json(report.as_json())
+        return 0
+    for note in report.notes:
+        console.say(f"note: {note}")
+    for section in report.sections:
+        for claim in section.claims:
+            print(f"{claim.verdict:<14}  {claim.statement}: {claim.measured} (the paper: {claim.paper})")
+        for text in section.missing:
+            console.say(f"missing from {section.title.lower()}: {text}")
+    console.say(f"wrote {output / 'report.html'} and {len(files) - 1} other files")
+    return 0

@@ -1,0 +1,93 @@
+"""Whether a layer's important channels read what the supernodes of the layer before write."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from chanfmt import schema
+from chanfmt.analysis.resample import middle
+from chanfmt.compare import rank_correlation
+from chanfmt.console import significant
+from chanfmt.labels import supernode_count, top_indices
+from chanfmt.report import drawing, paper
+from chanfmt.report.section import Plot, Section, Table
+from chanfmt.report.units import name_columns
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from chanfmt.report.units import Unit
+
+HEADINGS = {"supernodes": "supernodes", "halo": "write halo", "others": "others"}
+
+
+def make(units: Sequence[Unit]) -> Section:
+    title = "Reading from the write support"
+    rows, kept = [], []
+    for unit in units:
+        if not (unit.holds("read_connectivity") and unit.holds("label")):
+            continue
+        row = _row(unit)
+        if row is not None:
+            rows.append(row)
+            kept.append(unit)
+    if not rows:
+        return Section("reading", title, missing=(
+            "no read connectivity in this atlas: it is known where a layer before has supernodes and the weights were read",))
+    columns = name_columns(kept)
+    numbers = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    found = {name: middle(values) for name, values in numbers.items()}
+    return Section(
+        key="reading",
+        title=title,
+        text=(
+            f"Of a layer's supernodes a median of {found['supernodes_in_read_halo'].median:.1%} are in its read halo, the "
+            f"{paper.READ_HALO:.0%} of its channels that read most from where the supernodes of the layer before write; by "
+            f"chance it were {paper.READ_HALO:.0%}. The read halo holds {found['lp_in_read_halo'].median:.1%} of the LP mass, and "
+            f"read connectivity and LP correlate with {significant(found['spearman'].median, 3)} (Spearman).",
+        ),
+        numbers={f"{name}_median": item.median for name, item in found.items()},
+        plots=(Plot(
+            "reading",
+            "Left: mean share of the read rows' L1 norm on the write support of the layer before, for three kinds of channels. "
+            "Right: share of the supernodes, and of the LP mass, in the read halo; grey what chance gives.",
+            ("reading",), lambda figure: _draw(figure, columns["ffn"], numbers),
+        ),),
+        tables=(Table("reading", columns | numbers),),
+    )
+
+
+def _row(unit: Unit) -> dict[str, float] | None:
+    reads, lp, labels = unit.values("read_connectivity"), unit.values("lp"), unit.values("label")
+    known = np.isfinite(reads) & np.isfinite(lp)
+    if not known.any():
+        return None
+    reads, lp, labels = reads[known], lp[known].astype(np.float64), labels[known]
+    core = labels == schema.LABEL_SUPERNODE
+    read_halo = np.zeros(len(reads), dtype=bool)
+    read_halo[top_indices(reads, supernode_count(len(reads), paper.READ_HALO))] = True
+    mass = lp.sum()
+    kinds = {"supernodes": core, "halo": labels == schema.LABEL_HALO, "others": labels == schema.LABEL_NONE}
+    return {
+        **{name: float(reads[mask].mean(dtype=np.float64)) if mask.any() else float("nan") for name, mask in kinds.items()},
+        "supernodes_in_read_halo": float(read_halo[core].mean()) if core.any() else float("nan"),
+        "lp_in_read_halo": float(lp[read_halo].sum() / mass) if mass > 0 else float("nan"),
+        "spearman": rank_correlation(reads, lp),
+    }
+
+
+def _draw(figure: Any, depth: np.ndarray, numbers: dict[str, np.ndarray]) -> None:
+    left, right = figure.subplots(1, 2)
+    for number, (name, label) in enumerate(HEADINGS.items()):
+        drawing.by_depth(left, depth, numbers[name], number, label)
+    drawing.by_depth(right, depth, numbers["supernodes_in_read_halo"], 0, "supernodes")
+    drawing.by_depth(right, depth, numbers["lp_in_read_halo"], 1, "LP mass")
+    right.axhline(paper.READ_HALO, color=drawing.GREY, linestyle=":", label="by chance")
+    left.set_title("read connectivity")
+    right.set_title("in the read halo")
+    for axes in (left, right):
+        drawing.share_axis(axes)
+        axes.set_xlabel("FFN, in model order")
+        drawing.legend(axes)
