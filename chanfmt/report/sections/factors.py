@@ -55,8 +55,8 @@ def make(units: Sequence[Unit]) -> Section:
         tables=(Table("factors", columns | {f"{name}_top_share": values for name, values in shares.items()}),),
         claims=(Claim(
             "LP is more concentrated than its factored form, that than activation power, that than curvature",
-            " > ".join(f"{name} {paper.FACTORS[name]:.1%}" for name in theirs) + f" ({paper.MODEL})",
-            " > ".join(f"{name} {known[name]:.1%}" for name in ours),
+            ", ".join(f"{name} {paper.FACTORS[name]:.1%}" for name in theirs) + f" ({paper.MODEL})",
+            ", ".join(f"{name} {known[name]:.1%}" for name in ours),
             None if len(known) < len(NAMES) else ours == theirs, "the medians over FFNs come in the same order",
         ),),
         missing=tuple(f"no {name} in this atlas" for name in NAMES if name not in known),

@@ -45,8 +45,8 @@ def make(units: Sequence[Unit]) -> Section:
         text=(
             f"Of a layer's supernodes a median of {found['supernodes_in_read_halo'].median:.1%} are in its read halo, the "
             f"{paper.READ_HALO:.0%} of its channels that read most from where the supernodes of the layer before write; by "
-            f"chance it were {paper.READ_HALO:.0%}. The read halo holds {found['lp_in_read_halo'].median:.1%} of the LP mass, and "
-            f"read connectivity and LP correlate with {significant(found['spearman'].median, 3)} (Spearman).",
+            f"chance it would be {paper.READ_HALO:.0%}. The read halo holds {found['lp_in_read_halo'].median:.1%} of the LP "
+            f"mass, and read connectivity and LP correlate with {significant(found['spearman'].median, 3)} (Spearman).",
         ),
         numbers={f"{name}_median": item.median for name, item in found.items()},
         plots=(Plot(

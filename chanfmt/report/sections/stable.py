@@ -97,6 +97,8 @@ def _draw(figure: Any, depth: np.ndarray, numbers: dict[str, np.ndarray], curve:
     right.errorbar(tokens, medians, yerr=errors, marker="o", color=drawing.COLOURS[0], capsize=2)
     right.axhline(chance, color=drawing.GREY, linestyle=":", label="by chance")
     right.set_xscale("log")
+    right.set_xticks(tokens, [f"{place:,.0f}" for place in tokens])
+    right.minorticks_off()
     right.set_ylim(0, 1)
     right.set_xlabel("tokens in each part")
     right.set_title("Jaccard of disjoint parts")
