@@ -49,7 +49,10 @@ class Marks:
     @property
     def counts(self) -> list[int]:
         """Marked channels of every FFN."""
-        return [int(np.count_nonzero(mask)) for mask in self._masks]
+        # Asked at every key, and an atlas may have thousands of experts.
+        if self._counts is None:
+            self._counts = [int(np.count_nonzero(mask)) for mask in self._masks]
+        return self._counts
 
     @property
     def masks(self) -> dict[int, np.ndarray]:
@@ -59,8 +62,10 @@ class Marks:
     @property
     def unsaved(self) -> tuple[int, int]:
         """Channels that are marked and not on disk, and the other way round."""
-        added, removed = self.differences()
-        return sum(map(len, added.values())), sum(map(len, removed.values()))
+        if self._unsaved is None:
+            added, removed = self.differences()
+            self._unsaved = sum(map(len, added.values())), sum(map(len, removed.values()))
+        return self._unsaved
 
     def differences(self) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
         """FFN to the ids that are marked and not on disk, and the other way round."""
@@ -77,11 +82,17 @@ class Marks:
         marks = Marks(widths, {ffn: self._on_disk[place] for ffn, place in kept.items()})
         for ffn, place in kept.items():
             marks._masks[ffn] = self._masks[place].copy()
+        marks._changed()
         return marks
 
     def saved(self) -> None:
         """Say that what is marked is on disk."""
         self._on_disk = [mask.copy() for mask in self._masks]
+        self._changed()
+
+    def _changed(self) -> None:
+        self._counts: list[int] | None = None
+        self._unsaved: tuple[int, int] | None = None
 
     def mark(self, channels: Mapping[int, np.ndarray], sentence: str, *, on: bool) -> int:
         """Mark, or unmark, FFN to channel ids. Returns how many changed."""
@@ -114,3 +125,4 @@ class Marks:
     def _put(self, change: Change, *, on: bool) -> None:
         for ffn, ids in change.channels.items():
             self._masks[ffn][ids] = on
+        self._changed()
