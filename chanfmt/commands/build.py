@@ -10,6 +10,7 @@ from chanfmt.errors import ChanfmtError
 
 if TYPE_CHECKING:
     import argparse
+    from pathlib import Path
 
     from chanfmt.produce.options import BuildOptions
     from chanfmt.records import LabelSettings
@@ -48,13 +49,26 @@ def _run(arguments: argparse.Namespace) -> int:
         else:
             console.print_table(("", ""), [(key, _cell(value)) for key, value in summary.items()])
         return 0
+    paths: list[Path] = []
     try:
-        path = build(options, settings)
+        if options.revisions is None:
+            path = build(options, settings)
+        else:
+            from chanfmt.produce.series import build_series
+
+            paths = build_series(options, settings)
     except ChanfmtError:
         if distributed.processes() > 1:
             # What ended the others makes torchrun end this one, while it reports.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise
+    if options.revisions is not None:
+        if arguments.json:
+            console.print_json([str(path) for path in paths])
+        else:
+            names = " ".join(map(str, paths))
+            console.say(f"draw them with: atlas trajectory {names} -o {options.path}-trajectory", quiet=options.quiet)
+        return 0
     console.say(f"wrote {path}; browse it with: atlas-tui {path}", quiet=options.quiet)
     with Atlas.open(path) as atlas:
         if arguments.json:
@@ -70,8 +84,9 @@ def _follow(options: BuildOptions, settings: LabelSettings) -> int:
         return 0
     try:
         from chanfmt.produce.build import build
+        from chanfmt.produce.series import build_series
 
-        build(options, settings)
+        (build if options.revisions is None else build_series)(options, settings)
     except ChanfmtError as error:
         return error.exit_code
     except KeyboardInterrupt:

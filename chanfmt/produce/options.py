@@ -19,6 +19,10 @@ class BuildOptions:
     model: str = field(metadata={"help": "Hub id, local directory, or .gguf file", "positional": "MODEL"})
     output: str = field(metadata={"help": "atlas file to write", "flag": "--output", "short": "-o", "metavar": "FILE"})
     revision: str | None = field(default=None, metadata={"help": "branch, tag or commit on the Hub"})
+    revisions: str | None = field(default=None, metadata={
+        "help": "an atlas of each of these, one after the other, into the directory that -o names: branches, tags or commits of "
+        "a model on the Hub, directories (checkpoint-100) in a local one. The same command goes on after a break; what it "
+        "downloaded is removed from the cache before the next", "metavar": "R1,R2,..."})
     calib: str | tuple[str, ...] = field(
         default="wikitext2",
         metadata={
@@ -95,7 +99,18 @@ class BuildOptions:
         if self.device_map and self.stream:
             raise UsageError("--device-map keeps all weights on devices, --stream those of one block",
                              hint="leave out one of them")
+        if self.revisions is not None:
+            for name in ("revision", "resume", "dry_run"):
+                if getattr(self, name):
+                    raise UsageError(f"--revisions and --{name.replace('_', '-')} do not go together")
+            if not self.revision_names:
+                raise UsageError("--revisions names none", hint="for example: --revisions step1000,step2000")
         _ = self.batch
+
+    @property
+    def revision_names(self) -> list[str]:
+        """Revisions of a series, in the order given, each once."""
+        return list(dict.fromkeys(name.strip() for name in (self.revisions or "").split(",") if name.strip()))
 
     @property
     def shares(self) -> dict[str, int]:
