@@ -6,12 +6,12 @@ import sys
 from typing import TYPE_CHECKING
 
 from chanfmt import console
-from chanfmt.commands import build, compare, export, info, label, merge, pull, push, report, show, strip, validate
+from chanfmt.commands import build, compare, export, info, label, merge, pull, push, report, show, strip, trajectory, validate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMMANDS = (build, info, show, validate, label, merge, strip, compare, report, export, push, pull)
+COMMANDS = (build, info, show, validate, label, merge, strip, compare, report, trajectory, export, push, pull)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 
 from chanfmt import schema
 from chanfmt.errors import AtlasError
+from chanfmt.labels import supernode_count, top_indices
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +35,8 @@ class FFNComparison:
         supernode_chance: Its expectation were the second's drawn at random, as many per expert as they are.
         halo_jaccard, halo_chance: The same for the halos.
         captured: What the second's supernodes hold of the first's metric mass, over what the first's own hold.
+        top_jaccard, top_chance: As for the supernodes, for the largest by the metric itself, as many in every expert as the
+            first atlas's rho asks for.
     """
 
     layer: int
@@ -49,6 +52,8 @@ class FFNComparison:
     halo_jaccard: float
     halo_chance: float
     captured: float
+    top_jaccard: float
+    top_chance: float
 
 
 def compare(first: Atlas, second: Atlas, metric: str = "lp") -> list[FFNComparison]:
@@ -139,6 +144,7 @@ def _compare_ffn(first: Atlas, block: Block, second: Atlas, other: Block, metric
     labels = [np.atleast_2d(stack.row("label", row)) for stack, row in zip(stacks, rows, strict=True)]
     core = [label == schema.LABEL_SUPERNODE for label in labels]
     halo = [label == schema.LABEL_HALO for label in labels]
+    tops = [_top(row.reshape(label.shape), first.labels.rho) for row, label in zip(values, labels, strict=True)]
     own, captured = (float(np.nansum(values[0][members.ravel()])) for members in core)
     return FFNComparison(
         layer=block.layer_index,
@@ -154,7 +160,18 @@ def _compare_ffn(first: Atlas, block: Block, second: Atlas, other: Block, metric
         halo_jaccard=_jaccard(*halo),
         halo_chance=_chance(*halo),
         captured=captured / own if own > 0 else float("nan"),
+        top_jaccard=_jaccard(*tops),
+        top_chance=_chance(*tops),
     )
+
+
+def _top(values: np.ndarray, rho: float) -> np.ndarray:
+    """The ``rho`` largest of each expert's ``values``, bool (expert, channel); none where one is unknown."""
+    mask = np.zeros(values.shape, dtype=bool)
+    for row, chosen in zip(values, mask, strict=True):
+        if not np.isnan(row).any():
+            chosen[top_indices(row, supernode_count(len(row), rho))] = True
+    return mask
 
 
 def _check_holds(atlas: Atlas, metric: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -42,6 +43,12 @@ def test_every_number_against_its_definition(pair, metric):
             assert row.supernode_jaccard == len(p & q) / len(p | q)
             assert row.halo_jaccard == len(h & k) / len(h | k)
             assert row.captured == pytest.approx(x[list(q)].sum() / x[list(p)].sum(), rel=1e-12)
+            if np.isfinite(x).all():
+                u, v = ({*np.argsort(-values, kind="stable")[:1]} for values in (x, y))
+                assert row.top_jaccard == len(u & v) / len(u | v)
+                assert row.top_chance == pytest.approx(1 / 96)
+            else:
+                assert np.isnan(row.top_jaccard)
             assert (row.channels, row.stack, row.module) == (96, "decoder", f"model.layers.{row.layer}.mlp")
 
 
@@ -131,7 +138,7 @@ def test_medians_leave_out_what_is_undefined(pair):
     assert medians(rows)["correlation"] == np.median([row.correlation for row in rows[1:]])
     assert np.isnan(medians(rows[:1])["correlation"])
     assert {*medians(rows)} == {"correlation", "supernode_jaccard", "supernode_chance", "halo_jaccard", "halo_chance",
-                                "captured"}
+                                "captured", "top_jaccard", "top_chance"}
 
 
 def other_width(content):
@@ -200,7 +207,7 @@ def test_one_file_twice_is_said(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["A"], "required: B"), ([], "required: A, B"), (["A", "A", "--metric", "beauty"], "invalid choice"),
+    (["A"], "two atlases or more"), ([], "required: FILE"), (["A", "A", "--metric", "beauty"], "invalid choice"),
     (["A", "NOWHERE"], "does not exist"),
 ])
 def test_wrong_usage(tmp_path, capsys, arguments, message):
@@ -210,6 +217,22 @@ def test_wrong_usage(tmp_path, capsys, arguments, message):
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.out == ""
+
+
+def test_several_atlases_are_a_matrix(pair, tmp_path, capsys):
+    third = random_atlas(tmp_path / "c.h5", seed=2)
+    assert main(["compare", *map(str, (*pair, third)), "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert [Path(atlas["file"]).name for atlas in data["atlases"]] == ["a.h5", "b.h5", "c.h5"]
+    assert [(item["first"], item["second"]) for item in data["pairs"]] == [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)]
+    with chanfmt.open(third) as a, chanfmt.open(pair[0]) as b:
+        expected = medians(compare(a, b))
+    assert data["pairs"][4]["median"] == pytest.approx(expected)
+    assert main(["compare", *map(str, (*pair, third)), "--metric", "taylor"]) == 0
+    out = capsys.readouterr().out
+    matrix = out.partition("Jaccard index of the largest by taylor")[2].splitlines()[1:5]
+    assert [line.split()[0] for line in matrix] == ["A", "A", "B", "C"]
+    assert all(line.split()[place] == "1" for place, line in enumerate(matrix[1:], start=1))
 
 
 def test_nothing_heavy_is_imported(pair):

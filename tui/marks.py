@@ -38,6 +38,8 @@ class Marks:
         self._masks = [np.zeros(width, dtype=bool) for width in widths]
         for ffn, mask in (masks or {}).items():
             self._masks[ffn] |= mask
+        self._counts: list[int] | None = None
+        self._unsaved: tuple[int, int] | None = None
         self.done: list[Change] = []
         self._undone: list[Change] = []
         self.saved()
@@ -91,8 +93,7 @@ class Marks:
         self._changed()
 
     def _changed(self) -> None:
-        self._counts: list[int] | None = None
-        self._unsaved: tuple[int, int] | None = None
+        self._counts, self._unsaved = None, None
 
     def mark(self, channels: Mapping[int, np.ndarray], sentence: str, *, on: bool) -> int:
         """Mark, or unmark, FFN to channel ids. Returns how many changed."""

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 def add(commands: Any) -> None:
     from chanfmt import schema
 
-    parser = commands.add_parser("compare", help="whether two atlases rank and label the same channels")
-    parser.add_argument("first", metavar="A")
-    parser.add_argument("second", metavar="B")
+    parser = commands.add_parser("compare", help="whether atlases rank and label the same channels", description=(
+        "Compare two atlases of one architecture FFN by FFN, or each of several with each: other text, another checkpoint, "
+        "other settings."))
+    parser.add_argument("files", metavar="FILE", nargs="+", help="two or more atlases")
     parser.add_argument("--metric", default="lp", choices=list(schema.METRIC_BY_NAME), metavar="METRIC",
                         help="metric whose ranks and mass are compared (default: lp)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -27,27 +28,89 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    import dataclasses
+    import contextlib
 
     from chanfmt.atlas import Atlas
+    from chanfmt.errors import UsageError
+
+    if len(arguments.files) < 2:
+        raise UsageError("a comparison needs two atlases or more", hint=f"atlas compare {arguments.files[0]} ANOTHER")
+    with contextlib.ExitStack() as stack:
+        atlases = [stack.enter_context(Atlas.open(file, contained=True)) for file in arguments.files]
+        run = _run_two if len(atlases) == 2 else _run_matrix
+        run(atlases, arguments.metric, as_json=arguments.json)
+    return 0
+
+
+def _run_two(atlases: Sequence[Atlas], metric: str, *, as_json: bool) -> None:
+    import dataclasses
+
     from chanfmt.compare import compare, medians
 
-    with Atlas.open(arguments.first, contained=True) as first, Atlas.open(arguments.second, contained=True) as second:
-        rows = compare(first, second, arguments.metric)
-        shared = len({*first.calibration.sequence_sha256} & {*second.calibration.sequence_sha256})
-        for note in _notes(first, second, shared):
-            console.say(f"note: {note}")
-        if arguments.json:
-            console.print_json({
-                "metric": arguments.metric, "first": _summary(first), "second": _summary(second),
-                "shared_sequences": shared, "layers": [dataclasses.asdict(row) for row in rows], "median": medians(rows),
-            })
-            return 0
-        for name, atlas in (("A", first), ("B", second)):
-            print(f"{name}  {console.printable(_line(atlas))}")
-        print()
-        _print_rows(rows, arguments.metric)
-    return 0
+    first, second = atlases
+    rows = compare(first, second, metric)
+    shared = _shared(first, second)
+    for note in _notes(first, second, shared):
+        console.say(f"note: {note}")
+    if as_json:
+        console.print_json({
+            "metric": metric, "first": _summary(first), "second": _summary(second),
+            "shared_sequences": shared, "layers": [dataclasses.asdict(row) for row in rows], "median": medians(rows),
+        })
+        return
+    for name, atlas in (("A", first), ("B", second)):
+        print(f"{name}  {console.printable(_line(atlas))}")
+    print()
+    _print_rows(rows, metric)
+
+
+MATRICES = {
+    "correlation": "{metric}, Spearman's rank correlation over an FFN's channels",
+    "top_jaccard": "Jaccard index of the largest by {metric} (by chance {chance})",
+    "supernode_jaccard": "Jaccard index of the supernodes",
+    "halo_jaccard": "Jaccard index of the halos",
+    "captured": "share of the row's {metric} in its supernodes that the column's hold",
+}
+"""Numbers of `FFNComparison` that are printed for each pair, medians over FFNs."""
+
+
+def _run_matrix(atlases: Sequence[Atlas], metric: str, *, as_json: bool) -> None:
+    import itertools
+
+    from chanfmt.compare import compare, medians
+
+    pairs = list(itertools.permutations(range(len(atlases)), 2))
+    found = {}
+    with console.progress_bar(len(pairs), "pair", "compare") as bar:
+        for first, second in pairs:
+            found[first, second] = medians(compare(atlases[first], atlases[second], metric))
+            bar.update()
+    notes = {(first, second): list(_notes(atlases[first], atlases[second], _shared(atlases[first], atlases[second])))
+             for first, second in itertools.combinations(range(len(atlases)), 2)}
+    names = [chr(ord("A") + place) if len(atlases) <= 26 else str(place + 1) for place in range(len(atlases))]
+    for (first, second), texts in notes.items():
+        for text in texts:
+            console.say(f"note: {names[first]}, {names[second]}: {text}")
+    if as_json:
+        console.print_json({"metric": metric, "atlases": [_summary(atlas) for atlas in atlases], "pairs": [
+            {"first": first, "second": second, "shared_sequences": _shared(atlases[first], atlases[second]), "median": values}
+            for (first, second), values in found.items()]})
+        return
+    for name, atlas in zip(names, atlases, strict=True):
+        print(f"{name}  {console.printable(_line(atlas))}")
+    chance = console.significant(next(iter(found.values()))["top_chance"], 2)
+    for key, title in MATRICES.items():
+        print(f"\n{title.format(metric=metric, chance=chance)}; median over FFNs")
+        console.print_table(("", *names), [
+            (names[row], *("1" if row == column else console.significant(found[row, column][key], 3)
+                           for column in range(len(atlases))))
+            for row in range(len(atlases))
+        ])
+
+
+def _shared(first: Atlas, second: Atlas) -> int:
+    """Calibration sequences that are in both."""
+    return len({*first.calibration.sequence_sha256} & {*second.calibration.sequence_sha256})
 
 
 def _summary(atlas: Atlas) -> dict[str, Any]:

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
+    from chanfmt.report.make import Report
+
+    Progress = Callable[[int], Callable[[], object]]
+
 
 def add(commands: Any) -> None:
     parser = commands.add_parser("report", help="what an atlas shows, with figures, beside what the paper found", description=(
@@ -23,12 +27,22 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from chanfmt.atlas import Atlas
+    from chanfmt.report.make import make_report
+
+    def make(progress: Progress) -> Report:
+        with Atlas.open(arguments.file, contained=True) as atlas:
+            return make_report(atlas, progress)
+
+    return publish(arguments, make)
+
+
+def publish(arguments: argparse.Namespace, make: Callable[[Progress], Report]) -> int:
+    """Write what ``make`` gives to ``arguments.output`` and say what it shows; the exit code of the command."""
     from pathlib import Path
 
-    from chanfmt.atlas import Atlas
     from chanfmt.errors import UsageError
     from chanfmt.files import check_target
-    from chanfmt.report.make import make_report
     from chanfmt.report.pages import write_report
 
     output = Path(arguments.output)
@@ -42,21 +56,20 @@ def _run(arguments: argparse.Namespace) -> int:
         return bars[0].update
 
     try:
-        with Atlas.open(arguments.file, contained=True) as atlas:
-            report = make_report(atlas, progress)
+        report = make(progress)
     finally:
         for bar in bars:
             bar.close()
     files = write_report(report, output)
-    if arguments.json:
-        console.print_json(report.as_json())
-        return 0
     for note in report.notes:
         console.say(f"note: {note}")
-    for section in report.sections:
-        for claim in section.claims:
-            print(f"{claim.verdict:<14}  {claim.statement}: {claim.measured} (the paper: {claim.paper})")
-        for text in section.missing:
-            console.say(f"missing from {section.title.lower()}: {text}")
+    if arguments.json:
+        console.print_json(report.as_json())
+    else:
+        for section in report.sections:
+            for claim in section.claims:
+                print(f"{claim.verdict:<14}  {claim.statement}: {claim.measured} (the paper: {claim.paper})")
+            for text in section.missing:
+                console.say(f"missing from {section.title.lower()}: {text}")
     console.say(f"wrote {output / 'report.html'} and {len(files) - 1} other files")
     return 0

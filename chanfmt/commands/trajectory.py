@@ -1,0 +1,36 @@
+"""`atlas trajectory`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from chanfmt.commands.report import publish
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("trajectory", help="how importance moves over checkpoints of one model", description=(
+        "Compare atlases of one model's checkpoints, given in order of training, and write a directory as atlas report does: "
+        "concentration over training, and when the supernodes become what they are. Steps in the names (step1000, "
+        "checkpoint-20) make the axis."))
+    parser.add_argument("files", metavar="FILE", nargs="+", help="two or more atlases")
+    parser.add_argument("-o", dest="output", metavar="DIR", required=True, help="directory to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier report there")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON as well")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    import contextlib
+
+    from chanfmt.atlas import Atlas
+    from chanfmt.report.trajectory import make_trajectory
+
+    with contextlib.ExitStack() as stack:
+        def make(progress: Any) -> Any:
+            atlases = [stack.enter_context(Atlas.open(file, contained=True)) for file in arguments.files]
+            return make_trajectory(atlases, [atlas.path.stem for atlas in atlases], progress)
+
+        return publish(arguments, make)

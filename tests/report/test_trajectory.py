@@ -1,0 +1,81 @@
+"""Trajectories: their numbers against a loop, the axis from names, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+import chanfmt
+from chanfmt.cli import main
+from chanfmt.compare import compare
+from chanfmt.report.trajectory import make_trajectory, steps_of
+from tests.factory import moe_atlas, random_atlas
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def series(tmp_path: Path) -> list[Path]:
+    return [random_atlas(tmp_path / f"checkpoint-{step}.h5", channels=200, seed=step) for step in (8, 64, 512)]
+
+
+def test_numbers_against_a_loop(series: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trajectory", *map(str, series), "-o", str(tmp_path / "t"), "--json"]) == 0
+    numbers = json.loads(capsys.readouterr().out)["sections"]
+    with ExitStack() as stack:
+        atlases = [stack.enter_context(chanfmt.open(path)) for path in series]
+        lp = [atlas.stacks["decoder"]["lp"].astype(float) for atlas in atlases]
+        shares = [np.median([np.sort(row)[-2:].sum() / row.sum() for row in rows]) for rows in lp]
+        overlaps = [np.median([row.supernode_jaccard for row in compare(atlas, atlases[-1])]) for atlas in atlases]
+    found = numbers["concentration"]["numbers"]
+    ends = [found["first_top_share_median"], found["last_top_share_median"]]
+    assert ends == pytest.approx([shares[0], shares[-1]])
+    assert numbers["overlap"]["numbers"]["first_with_last_jaccard_median"] == pytest.approx(overlaps[0])
+    assert numbers["concentration"]["claims"][0]["agrees"] == bool(shares[-1] > shares[0])
+    with (tmp_path / "t" / "data" / "concentration.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["step"] for row in rows] == ["8", "64", "512"]
+    assert [float(row["top_share_median"]) for row in rows] == pytest.approx(shares)
+    with (tmp_path / "t" / "data" / "overlap.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [float(row["last_supernode_jaccard_median"]) for row in rows] == pytest.approx(overlaps)
+    assert float(rows[-1]["last_correlation_median"]) == pytest.approx(1)
+    for name in ("concentration", "overlap"):
+        assert (tmp_path / "t" / "figures" / f"{name}.svg").is_file()
+
+
+def test_the_axis_comes_from_names_that_ascend(series: list[Path], tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        atlases = [stack.enter_context(chanfmt.open(path)) for path in series]
+        assert steps_of(atlases) == [8, 64, 512]
+        assert steps_of(atlases[::-1]) is None
+        assert steps_of([*atlases, stack.enter_context(chanfmt.open(random_atlas(tmp_path / "final.h5")))]) is None
+        backwards = make_trajectory(atlases[::-1], "cba")
+    assert backwards.sections[0].tables[0].columns["step"].tolist() == [1, 2, 3]
+
+
+def test_what_differs_is_said(series: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trajectory", str(series[0]), *map(str, series), "-o", str(tmp_path / "t")]) == 0
+    said = capsys.readouterr().err
+    assert "not measured on the same tokens" in said
+    assert "the same weights" in said
+
+
+def test_experts(tmp_path: Path) -> None:
+    paths = [moe_atlas(tmp_path / f"step{step}.h5", seed=step) for step in (1, 2)]
+    assert main(["trajectory", *map(str, paths), "-o", str(tmp_path / "t")]) == 0
+
+
+@pytest.mark.parametrize("case", ["one", "other", "missing"])
+def test_refusals(case: str, series: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = {"one": [], "other": [random_atlas(tmp_path / "o.h5", channels=64)], "missing": [tmp_path / "no.h5"]}[case]
+    reason = {"one": "two atlases or more", "other": "has 200 channels", "missing": "does not exist"}[case]
+    assert main(["trajectory", str(series[0]), *map(str, other), "-o", str(tmp_path / "t")]) == 2
+    assert reason in capsys.readouterr().err
+    assert not (tmp_path / "t").exists()
