@@ -1,0 +1,78 @@
+"""Redundancy of channels to supernodes with an exact correlation, and with one whose denominator has 1e-8 added.
+
+    python examples/redundancy_epsilon.py MODEL TEXT [LAYER ...]
+
+Nothing of chanfmt measures here, so this is a check of it too. Each estimate stands beside its null: the same channels
+against the supernodes shifted by a sequence, which only chance connects.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from chanfmt.models.load import load_tokenizer
+from chanfmt.models.resolve import resolve_model
+
+SEQUENCES, LENGTH, NEAREST, RHO = 16, 512, 5, 0.01
+
+
+def products(model: Any, tokens: torch.Tensor, layer: int) -> torch.Tensor:
+    """q = u dL/du of a layer's channels over all tokens, float64 (token, channel)."""
+    found: list[torch.Tensor] = []
+
+    def keep(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        u = inputs[0]
+        values = u.detach()
+        u.register_hook(lambda gradient: found.append((values * gradient).double().flatten(0, 1)))
+        return inputs
+
+    handle = model.model.layers[layer].mlp.down_proj.register_forward_pre_hook(keep)
+    for row in tokens:
+        logits = model(input_ids=row[None]).logits[0, :-1]
+        torch.nn.functional.cross_entropy(logits.float(), row[1:], reduction="sum").backward()
+    handle.remove()
+    return torch.cat(found)
+
+
+def redundancy(q: torch.Tensor, core: torch.Tensor, others: torch.Tensor, epsilon: float, shift: int) -> float:
+    """Median over ``others`` of the mean of the largest -1/2 log(1 - max(r, 0)^2) to ``core``."""
+    centred = q - q.mean(dim=0)
+    a, b = centred[:, others], torch.roll(centred[:, core], shift, dims=0)
+    covariance = a.T @ b / len(q)
+    variances = a.square().mean(dim=0)[:, None] * b.square().mean(dim=0)[None]
+    correlation = (covariance / torch.sqrt(variances + epsilon)).clamp(0, 1 - 1e-15)
+    found = -0.5 * torch.log1p(-correlation.square())
+    return float(found.topk(min(NEAREST, len(core)), dim=1).values.mean(dim=1).median())
+
+
+def main() -> None:
+    if len(sys.argv) < 3:
+        raise SystemExit(f"usage: {sys.argv[0]} MODEL TEXT [LAYER ...]")
+    resolved = resolve_model(sys.argv[1])
+    text = Path(sys.argv[2]).read_text(encoding="utf-8")
+    tokens = torch.tensor(load_tokenizer(resolved)(text)["input_ids"][: SEQUENCES * LENGTH]).reshape(-1, LENGTH)
+    model = AutoModelForCausalLM.from_pretrained(resolved.directory, dtype=torch.float32).eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    model.get_input_embeddings().weight.requires_grad_(True)  # So that the graph begins somewhere.
+    layers = [int(name) for name in sys.argv[3:]] or [0, model.config.num_hidden_layers // 2, model.config.num_hidden_layers - 1]
+    print(f"{len(tokens)} x {LENGTH} tokens")
+    print("| layer | median variance of q | exact | its null | with 1e-8 | its null |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for layer in layers:
+        q = products(model, tokens, layer)
+        order = q.square().mean(dim=0).argsort(descending=True)
+        size = max(1, int(RHO * q.shape[1]))
+        core, others = order[:size], order[size:]
+        cells = [redundancy(q, core, others, epsilon, shift) for epsilon in (0.0, 1e-8) for shift in (0, LENGTH)]
+        numbers = [f"{cell:.1e}" for cell in (float(q.var(dim=0).median()), *cells)]
+        print(f"| {layer} | {' | '.join(numbers)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Three questions about how the paper measured, asked of a model of your own: docs/remeasured.md has SmolLM2's answers.
+# Usage: examples/remeasure.sh MODEL CALIBRATION.txt EVALUATION.txt [DIR]
+set -euo pipefail
+
+model=$1
+calibration=$2
+evaluation=$3
+work=${4:-.demo/remeasure}
+examples=$(dirname "$0")
+mkdir -p "$work"
+
+show() {
+  printf '\n$ %s\n' "$*"
+  "$@"
+}
+
+echo "1. Does keeping the supernodes matter?"
+[ -f "$work/packed.h5" ] || show atlas build "$model" -o "$work/packed.h5" --calib "$calibration" --quiet
+show surgery sweep "$work/packed.h5" --model "$model" -o "$work/protection" --data "$evaluation" --max-tokens 8192 \
+  --methods scar-lp,wanda,magnitude --protect none --protect supernodes --sparsity 0.5
+
+echo
+echo "2. What does an absolute epsilon do to the redundancy?"
+show python "$examples/redundancy_epsilon.py" "$model" "$calibration"
+
+echo
+echo "3. What does padding do to scores?"
+show python "$examples/padded_rows.py" "$model" "$calibration" 64 512 "$work/padded.npz"
+[ -f "$work/padded.h5" ] || show atlas build "$model" -o "$work/padded.h5" --calib "$work/padded.npz" --quiet
+for metric in lp activation_power; do
+  show atlas compare "$work/packed.h5" "$work/padded.h5" --metric "$metric" | tail -n 1
+done
+show surgery sweep "$work/packed.h5" --model "$model" -o "$work/packed" --data "$evaluation" --max-tokens 8192 \
+  --methods scar-lp,wanda,activation --sparsity 0.5
+show surgery sweep "$work/padded.h5" --model "$model" -o "$work/from-padded" --data "$evaluation" --max-tokens 8192 \
+  --methods scar-lp,wanda,activation --sparsity 0.5
