@@ -31,7 +31,7 @@ from chanfmt.records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Set
+    from collections.abc import Iterator, Sequence, Set
     from pathlib import Path
     from types import TracebackType
 
@@ -153,6 +153,18 @@ class Stack:
     def metrics(self) -> list[str]:
         """Names of the per-channel metrics this stack holds, in the schema's order."""
         return [metric.name for metric in schema.METRICS if metric.name in self._held]
+
+    def to_xarray(self) -> Any:
+        """Everything this stack holds as an `xarray.Dataset` with named dimensions, coordinates, long names and units.
+
+        Extension metrics are among its variables. The arrays are those of the stack, not copies.
+
+        Raises:
+            MissingPackageError: xarray is not installed (extra ``notebook``).
+        """
+        from chanfmt.frames import stack_dataset
+
+        return stack_dataset(self)
 
     def data(self) -> StackData:
         """Everything this stack holds, in memory."""
@@ -323,6 +335,23 @@ class Atlas:
         """Every FFN with the stack that holds its arrays, in model order."""
         for block in self.blocks:
             yield block, self.stacks[block.stack]
+
+    def to_pandas(self, metrics: Sequence[str] | None = None) -> Any:
+        """A `pandas.DataFrame` with a row per channel of every FFN and expert, in model order.
+
+        Columns: block, layer, stack, expert where there are any (-1 in dense FFNs), channel, label, and each metric, NaN where
+        a stack has none.
+
+        Args:
+            metrics: Names of metrics; None for all that the atlas holds, other programs' among them.
+
+        Raises:
+            AtlasError: The atlas holds no such metric.
+            MissingPackageError: pandas is not installed (extra ``notebook``).
+        """
+        from chanfmt.frames import channel_frame
+
+        return channel_frame(self, metrics)
 
     def close(self) -> None:
         """Close the file; arrays already read stay readable."""

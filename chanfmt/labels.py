@@ -28,7 +28,11 @@ def top_indices(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def supernode_count(n_channels: int, rho: float) -> int:
-    """max(1, floor(rho m)): the paper's tables use 143 of 14,336, not the text's ceiling."""
+    """max(1, floor(rho m)): the paper's tables use 143 of 14,336, not the text's ceiling.
+
+    >>> supernode_count(14336, 0.01), supernode_count(8, 0.01)
+    (143, 1)
+    """
     # The small relative slack keeps 0.29 * 100 from flooring to 28.
     return min(n_channels, max(1, int(np.floor(rho * n_channels * (1 + 1e-12)))))
 

@@ -32,6 +32,9 @@ def top_overlap(first: np.ndarray, second: np.ndarray, rho: float) -> Overlap:
     """`Overlap` of the top ``rho`` of two metrics (channel,), over the channels whose values both are known.
 
     NaN and sets of no channel where none is known.
+
+    >>> top_overlap(np.array([4.0, 3.0, 2.0, 1.0]), np.array([4.0, 1.0, 2.0, 3.0]), rho=0.5).shared
+    1
     """
     known = np.isfinite(first) & np.isfinite(second)
     channels = int(known.sum())

@@ -29,7 +29,12 @@ class Concentration:
 
 
 def concentration(values: np.ndarray, rho: float = 0.01) -> Concentration:
-    """`Concentration` of ``values`` (channel,); a layer without mass gives zeros, NaN and infinity give NaN."""
+    """`Concentration` of ``values`` (channel,); a layer without mass gives zeros, NaN and infinity give NaN.
+
+    >>> found = concentration(np.array([6.0, 1.0, 1.0, 0.0]), rho=0.25)
+    >>> found.mass, found.top_share, found.max_over_mean
+    (8.0, 0.75, 3.0)
+    """
     # A file may hold anything: a signalling NaN complains where it is converted.
     with np.errstate(invalid="ignore", over="ignore"):
         ordered = np.sort(np.asarray(values, dtype=np.float64))[::-1]

@@ -20,7 +20,11 @@ class Middle:
 
 
 def middle(values: np.ndarray, *, replicates: int = 2000, seed: int = 0) -> Middle:
-    """`Middle` of ``values`` (n,), the unknown left out; NaN where none is known, no interval for a single one."""
+    """`Middle` of ``values`` (n,), the unknown left out; NaN where none is known, no interval for a single one.
+
+    >>> middle(np.array([3.0, 1.0, 2.0, np.nan])).median
+    2.0
+    """
     known = np.asarray(values, dtype=np.float64)
     known = known[np.isfinite(known)]
     if not len(known):

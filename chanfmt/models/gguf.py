@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import os
+import sys
 from pathlib import Path
 
 from chanfmt.console import say
@@ -46,7 +49,9 @@ def _convert(path: Path, target: Path) -> None:
     if hasattr(transformers, "GgufConfig"):
         extra["quantization_config"] = transformers.GgufConfig(dequantize=True)
     try:
-        with quiet_transformers():
+        # transformers draws this bar into files, too.
+        quiet = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
+        with quiet_transformers(), quiet:
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 path.parent, gguf_file=path.name, dtype=torch.float32, **extra
             )

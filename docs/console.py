@@ -1,0 +1,99 @@
+"""Runs the commands of a page and compares, or writes, what they print.
+
+    python docs/console.py MODEL.gguf docs/commands.md            # compare
+    python docs/console.py MODEL.gguf docs/commands.md --write    # replace what the page shows
+
+A block ```console holds ``$ command`` lines, each followed by its output, stdout and stderr. All blocks of a page run in
+one fresh directory that holds the model as SmolLM2.gguf. Numbers may differ by a tenth, as machines round differently;
+times and digests by anything.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+TOLERANCE = 0.1
+_VARIES = re.compile(r"\b[0-9a-f]{12,64}\b|\d{4}-\d\d-\d\dT[\d:+]+|\b\d[\d.,]* (?:MB|GB|s|tok/s)\b")
+_NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
+
+
+def commands(block: str) -> list[tuple[str, list[str]]]:
+    """Commands of a block with the lines that follow each."""
+    found: list[tuple[str, list[str]]] = []
+    continued = False
+    for line in block.splitlines():
+        if line.startswith("$ "):
+            found.append((line[2:], []))
+        elif continued:
+            found[-1] = (f"{found[-1][0]}\n{line}", [])
+        else:
+            found[-1][1].append(line)
+        continued = line.endswith("\\") and (line.startswith("$ ") or continued)
+    return found
+
+
+def run(command: str, directory: Path) -> list[str]:
+    """What ``command`` prints in ``directory``. Raises `SystemExit` where it fails."""
+    environment = {name: value for name, value in os.environ.items() if name != "TMUX"}
+    environment |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "HF_HUB_OFFLINE": "1",
+                    "COLUMNS": "100", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=directory, env=environment, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    if done.returncode:
+        raise SystemExit(f"$ {command}\n{done.stdout}\nended with {done.returncode}")
+    return [line.rstrip() for line in done.stdout.rstrip("\n").splitlines()]
+
+
+def alike(shown: str, printed: str) -> bool:
+    """Whether two lines say the same, but for what may vary."""
+    sides = []
+    for line in (shown, printed):
+        text = _VARIES.sub("VARIES", line)
+        sides.append((" ".join(_NUMBER.sub("#", text).split()), [float(item.replace(",", "")) for item in _NUMBER.findall(text)]))
+    (words, numbers), (other_words, others) = sides
+    if words != other_words or len(numbers) != len(others):
+        return False
+    return all(abs(a - b) <= TOLERANCE * max(abs(a), abs(b)) for a, b in zip(numbers, others, strict=True))
+
+
+def check(page: Path, model: Path, *, write: bool = False) -> list[str]:
+    """Run a page. Returns what differs, or rewrites the page."""
+    problems: list[str] = []
+    text = page.read_text(encoding="utf-8")
+    with tempfile.TemporaryDirectory() as directory:
+        (Path(directory) / "SmolLM2.gguf").symlink_to(model.resolve())
+
+        def renewed(match: re.Match[str]) -> str:
+            lines = []
+            for command, shown in commands(match[1]):
+                printed = run(command, Path(directory))
+                if len(shown) != len(printed) or not all(map(alike, shown, printed)):
+                    problems.append(f"$ {command}\nthe page shows:\n" + "\n".join(shown) + "\nit prints:\n" + "\n".join(printed))
+                lines += [f"$ {command}", *printed]
+            return "```console\n" + "\n".join(lines) + "\n```"
+
+        new = BLOCK.sub(renewed, text)
+    if write:
+        page.write_text(new, encoding="utf-8")
+        return []
+    return problems
+
+
+def main() -> None:
+    arguments = [argument for argument in sys.argv[1:] if argument != "--write"]
+    if len(arguments) < 2:
+        raise SystemExit(f"usage: {sys.argv[0]} MODEL.gguf PAGE... [--write]")
+    write = "--write" in sys.argv
+    problems = [problem for page in arguments[1:] for problem in check(Path(page), Path(arguments[0]), write=write)]
+    if problems:
+        raise SystemExit("\n\n".join(problems))
+
+
+if __name__ == "__main__":
+    main()
