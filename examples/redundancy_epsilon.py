@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
 from chanfmt.models.load import load_tokenizer
 from chanfmt.models.resolve import resolve_model
@@ -21,22 +22,24 @@ from chanfmt.models.resolve import resolve_model
 SEQUENCES, LENGTH, NEAREST, RHO = 16, 512, 5, 0.01
 
 
-def products(model: Any, tokens: torch.Tensor, layer: int) -> torch.Tensor:
-    """q = u dL/du of a layer's channels over all tokens, float64 (token, channel)."""
-    found: list[torch.Tensor] = []
+def products(model: Any, tokens: torch.Tensor, layers: list[int]) -> dict[int, torch.Tensor]:
+    """q = u dL/du of the channels of each layer over all tokens, float64 (token, channel); L is a sequence's mean."""
+    found: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
 
-    def keep(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        u = inputs[0]
-        values = u.detach()
-        u.register_hook(lambda gradient: found.append((values * gradient).double().flatten(0, 1)))
-        return inputs
+    def keep(layer: int, inputs: tuple[torch.Tensor, ...]) -> None:
+        values = inputs[0].detach()
+        inputs[0].register_hook(lambda gradient: found[layer].append((values * gradient).double().flatten(0, 1)))
 
-    handle = model.model.layers[layer].mlp.down_proj.register_forward_pre_hook(keep)
+    handles = [model.model.layers[layer].mlp.down_proj.register_forward_pre_hook(
+        lambda module, inputs, layer=layer: keep(layer, inputs)) for layer in layers]
     for row in tokens:
-        logits = model(input_ids=row[None]).logits[0, :-1]
-        torch.nn.functional.cross_entropy(logits.float(), row[1:], reduction="sum").backward()
-    handle.remove()
-    return torch.cat(found)
+        # The graph begins at the embeddings, whose gradient nobody needs.
+        start = model.get_input_embeddings()(row[None]).detach().requires_grad_(True)
+        logits = model(inputs_embeds=start).logits[0, :-1]
+        torch.nn.functional.cross_entropy(logits.float(), row[1:]).backward()
+    for handle in handles:
+        handle.remove()
+    return {layer: torch.cat(rows) for layer, rows in found.items()}
 
 
 def redundancy(q: torch.Tensor, core: torch.Tensor, others: torch.Tensor, epsilon: float, shift: int) -> float:
@@ -54,18 +57,17 @@ def main() -> None:
     if len(sys.argv) < 3:
         raise SystemExit(f"usage: {sys.argv[0]} MODEL TEXT [LAYER ...]")
     resolved = resolve_model(sys.argv[1])
+    logging.disable_progress_bar()
     text = Path(sys.argv[2]).read_text(encoding="utf-8")
     tokens = torch.tensor(load_tokenizer(resolved)(text)["input_ids"][: SEQUENCES * LENGTH]).reshape(-1, LENGTH)
     model = AutoModelForCausalLM.from_pretrained(resolved.directory, dtype=torch.float32).eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    model.get_input_embeddings().weight.requires_grad_(True)  # So that the graph begins somewhere.
     layers = [int(name) for name in sys.argv[3:]] or [0, model.config.num_hidden_layers // 2, model.config.num_hidden_layers - 1]
     print(f"{len(tokens)} x {LENGTH} tokens")
     print("| layer | median variance of q | exact | its null | with 1e-8 | its null |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for layer in layers:
-        q = products(model, tokens, layer)
+    for layer, q in products(model, tokens, layers).items():
         order = q.square().mean(dim=0).argsort(descending=True)
         size = max(1, int(RHO * q.shape[1]))
         core, others = order[:size], order[size:]

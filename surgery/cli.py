@@ -175,7 +175,7 @@ class TalkOptions:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code."""
     parser, commands = make_parser("surgery", "Remove the FFN channels that an importance atlas says matter least.")
-    for add in (add_prune, add_plan, add_apply, add_push, add_restore, add_eval, add_sweep, add_ablate):
+    for add in COMMANDS:
         add(commands)
     return run_command(parser, arguments)
 
@@ -498,6 +498,9 @@ def _print_pairs(rows: Sequence[Sequence[str]]) -> None:
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(printable(f"{name.ljust(width)}  {value}"))
+
+
+COMMANDS = (add_prune, add_plan, add_apply, add_push, add_restore, add_eval, add_sweep, add_ablate)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
+    return run_command(make_parser(), arguments)
+
+
+def make_parser() -> Parser:
+    """The command line."""
     parser = Parser(prog="atlas-tui", description="Browse an importance atlas in the terminal.")
     parser.add_argument("file", metavar="FILE", help="the atlas, a file or hf://REPO/FILE")
     parser.add_argument("other", nargs="?", metavar="FILE", help="another of the same architecture, to compare it with")
@@ -43,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     picture.add_argument("--overwrite", action="store_true", help="replace the picture")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.set_defaults(run=_run)
-    return run_command(parser, arguments)
+    return parser
 
 
 def _run(options: argparse.Namespace) -> int:
