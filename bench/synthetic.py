@@ -29,7 +29,8 @@ def synthetic_content(layers: int, experts: int, channels: int) -> AtlasContent:
     sequences, seq_len = 64, 512
     settings = LabelSettings()
     supports = support_sizes(HIDDEN, settings.support_size)
-    lengths = {"layer": layers, "expert": experts, "channel": channels, "split": schema.SPLITS, "support": len(supports)}
+    lengths = {"layer": layers, "expert": experts, "channel": channels, "split": schema.SPLITS, "support": len(supports),
+               "nearest": schema.NEAREST}
     variables = {}
     for variable in schema.STACK_VARIABLES:
         shape = tuple(lengths[name] for name in schema.stack_dimensions(variable, kind))

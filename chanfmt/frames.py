@@ -29,7 +29,8 @@ def stack_dataset(stack: Stack) -> Any:
         variables[variable.name] = (schema.stack_dimensions(variable, stack.kind), stack[variable.name], attributes)
     coordinates: dict[str, Any] = {"layer": stack.layers, "channel": np.arange(stack.n_channels)}
     held = {name for dimensions, _, _ in variables.values() for name in dimensions}
-    for name, values in (("expert", np.arange(stack.n_experts)), ("split", np.arange(stack.splits)), ("support", stack.supports)):
+    for name, values in (("expert", np.arange(stack.n_experts)), ("split", np.arange(stack.splits)), ("support", stack.supports),
+                         ("nearest", np.arange(schema.NEAREST))):
         if name in held:
             coordinates[name] = np.asarray(values)
     return xarray.Dataset(variables, coordinates, {"stack": stack.name, "kind": stack.kind, "activation": stack.activation})

@@ -173,6 +173,47 @@ def redundancy_to_core(correlation: np.ndarray, core: np.ndarray, top_k: int) ->
     return np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
 
 
+def nearest_in_core(correlation: np.ndarray, core: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The ``count`` members of the core that each channel is most redundant with, the largest pair redundancy first.
+
+    Args:
+        correlation, core: As for `redundancy_to_core`.
+
+    Returns:
+        Channel ids, int32 (count, m), and pair redundancies, float32 (count, m); -1 and NaN where the core has no more
+        members of positive redundancy.
+    """
+    pairs = pair_redundancy(correlation)
+    pairs[core, np.arange(len(core))] = -1.0
+    return _largest(pairs.T, core, count)
+
+
+def written_dimensions(write: np.ndarray, support: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The ``count`` dimensions of the write ``support`` that each channel writes to most.
+
+    Args:
+        write: Write vectors as columns, (d, m).
+
+    Returns:
+        Dimensions, int32 (count, m), and their share of the write vector's L1 norm, float32 (count, m); -1 and NaN where
+        the channel writes to no more of them.
+    """
+    total = np.abs(write).sum(axis=0, dtype=np.float64)
+    shares = np.divide(np.abs(write[support]), total, out=np.zeros((len(support), write.shape[1])), where=total > 0)
+    return _largest(shares, support, count)
+
+
+def _largest(values: np.ndarray, names: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The ``count`` largest positive of ``values`` (n, m) in each column, and which of ``names`` (n,) they are of."""
+    order = np.argsort(-values, axis=0, kind="stable")[:count]
+    found = np.take_along_axis(values, order, axis=0)
+    ids = np.full((count, values.shape[1]), -1, dtype=np.int32)
+    best = np.full(ids.shape, np.nan, dtype=np.float32)
+    ids[: len(order)] = np.where(found > 0, names[order], -1)
+    best[: len(order)] = np.where(found > 0, found, np.nan)
+    return ids, best
+
+
 def protection(redundancy: np.ndarray, halo_channels: np.ndarray, alpha: float, gamma: float) -> np.ndarray:
     """Equation 10: alpha + (1 - alpha)(1 - r^gamma) in the halo, 1 outside it, (m,).
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from chanfmt import labels
+from chanfmt import labels, schema
 from chanfmt.errors import AtlasError, ModelError, UsageError
-from chanfmt.rewrite import REDUNDANCY_VARIABLES, check_complete, core_rho, dropped_names, label_variables
+from chanfmt.rewrite import REDUNDANCY_VARIABLES, WRITE_VARIABLES, check_complete, core_rho, dropped_names, label_variables
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -34,7 +34,8 @@ def relabelled(content: AtlasContent, settings: LabelSettings) -> AtlasContent:
     for stack in content.stacks:
         variables = dict(stack.variables)
         if settings.support_size != content.labels.support_size:
-            variables.pop("read_connectivity", None)
+            for name in ("read_connectivity", *WRITE_VARIABLES):
+                variables.pop(name, None)
             if "connectivity" in variables:
                 variables["connectivity"] = _connectivity_at(stack, settings.support_size)
         variables |= label_variables(variables, settings)
@@ -77,6 +78,9 @@ def relabelled_with_weights(content: AtlasContent, settings: LabelSettings, weig
                 if not np.isnan(score).all():
                     core = labels.supernodes(score, settings.rho)
                     stack.at[(slice(None), *at)] = labels.connectivity(ffn.write, core, sizes)
+                    own = labels.write_support(ffn.write, core, settings.support_size)
+                    stack.dimension[(slice(None), *at)], stack.share[(slice(None), *at)] = labels.written_dimensions(
+                        ffn.write, own, schema.NEAREST)
                     written = labels.write_mass(ffn.write, core)
                     mass = written if mass is None else mass + written
         support = None if mass is None else labels.top_indices(mass, min(settings.support_size, len(mass)))
@@ -99,6 +103,8 @@ class _Connectivities:
         self.shape = (len(data.layers), *((data.n_experts,) if data.n_experts else ()), data.n_channels)
         self.read = np.full(self.shape, np.nan, dtype=np.float32)
         self.sizes: tuple[int, ...] = ()
+        self.dimension = np.full((schema.NEAREST, *self.shape), -1, dtype=np.int32)
+        self.share = np.full(self.dimension.shape, np.nan, dtype=np.float32)
         self.at = np.empty((0, *self.shape), dtype=np.float32)
 
     def expect(self, sizes: tuple[int, ...]) -> None:
@@ -113,7 +119,7 @@ class _Connectivities:
         """The stack's variables with those from the weights in place of the old ones."""
         return {
             **self.data.variables, "read_connectivity": self.read, "connectivity_at": self.at,
-            "connectivity": self.at[self.sizes.index(size)],
+            "connectivity": self.at[self.sizes.index(size)], "write_dimension": self.dimension, "write_share": self.share,
         }
 
 

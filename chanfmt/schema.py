@@ -20,6 +20,8 @@ LOSSES = {
     "labels": "sum of the NLL of the labels given with the inputs, nats",
 }
 """Losses by their names on the command line, and what an atlas says of them."""
+NEAREST = 3
+"""Partners, and dimensions, that are kept of a channel."""
 SPLITS = 8
 """Number of splits the calibration sequences fall into."""
 KNOWN_FEATURES: frozenset[str] = frozenset()
@@ -143,6 +145,24 @@ STACK_VARIABLES: tuple[Variable, ...] = (
         "connectivity to write supports of other sizes", "1", "weights", required=False,
     ),
     Variable(
+        "redundancy_partner", "i4", ("nearest", "layer", "channel"),
+        "supernode of the largest pair redundancy with the channel, the next, ...; -1 where there are no more", "1", "drop",
+        required=False,
+    ),
+    Variable(
+        "redundancy_pair", "f4", ("nearest", "layer", "channel"), "pair redundancy with that supernode", "nats", "drop",
+        required=False,
+    ),
+    Variable(
+        "write_dimension", "i4", ("nearest", "layer", "channel"),
+        "dimension of the write support that the channel writes to most, the next, ...; -1 where there are no more", "1", "drop",
+        required=False,
+    ),
+    Variable(
+        "write_share", "f4", ("nearest", "layer", "channel"), "share of the write vector's L1 norm on that dimension", "1",
+        "drop", required=False,
+    ),
+    Variable(
         "wanda_group", "f4", _CHANNEL,
         "sum over gate, up and write weights of |W| times the RMS of that weight's input", "1", "drop",
         required=False,
@@ -163,6 +183,7 @@ INDEX_VARIABLES: tuple[Variable, ...] = (
     Variable("channel", "i4", ("channel",), "channel index in the FFN", "1", "index"),
     Variable("expert", "i4", ("expert",), "expert index in the FFN", "1", "index", required=False),
     Variable("split", "i4", ("split",), "calibration split", "1", "index"),
+    Variable("nearest", "i4", ("nearest",), "place in the order, 0 is first", "1", "index", required=False),
     Variable("support", "i4", ("support",), "residual dimensions in the write support", "1", "index", required=False),
 )
 

@@ -213,6 +213,8 @@ def _write_stack(parent: h5py.Group, stack: StackData) -> None:
         arrays["expert"] = np.arange(stack.n_experts)
     if stack.supports:
         arrays["support"] = stack.supports
+    if any("nearest" in schema.STACK_VARIABLE_BY_NAME[name].dimensions for name in stack.variables):
+        arrays["nearest"] = np.arange(schema.NEAREST)
     arrays |= stack.variables
     _write_variables(group, (*schema.INDEX_VARIABLES, *schema.STACK_VARIABLES), arrays, stack.kind)
     if "label" in group:

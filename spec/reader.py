@@ -39,7 +39,8 @@ METRICS = {  # [7] of the sums and n, in float64
     "curvature": lambda s, n: s["sum_s2"] / n,
     "taylor": lambda s, n: s["sum_abs_q"] / n,
 }
-SHARES = ("connectivity", "connectivity_at", "read_connectivity", "core_covered")
+SHARES = ("connectivity", "connectivity_at", "read_connectivity", "core_covered", "write_share")
+NEAREST = {"redundancy_partner": "redundancy_pair", "write_dimension": "write_share"}
 MAX_REDUNDANCY = 18.03
 # What h5py, and numpy on what h5py gave it, raise on damaged files.
 H5_ERRORS = (OSError, LookupError, RuntimeError, ValueError, TypeError, MemoryError, ArithmeticError)
@@ -536,9 +537,14 @@ def check_stack(atlas: Atlas, path: str, settings: dict, known_metrics: bool, ju
             report(wrong_nan(name, values, reached), "E302", name, "NaN where it is known, or known where it is NaN")
         if name in SHARES:
             report((values < 0) | (values > 1), "E311", name, "outside [0, 1]")
-        elif name not in ("sum_u", "sum_q", "layer", "protection"):
+        elif name not in ("sum_u", "sum_q", "layer", "protection", *NEAREST):
             report(values < 0, "E303", name, "negative")
-        if name in ("redundancy", "redundancy_null"):
+        if name in NEAREST:
+            beyond = values >= values.shape[-1] if name == "redundancy_partner" else False
+            report((values < -1) | beyond, "E311", name, "neither -1 nor a channel or dimension")
+            other = data.get(NEAREST[name])
+            report(other is not None and (np.isnan(other) != (values < 0)), "E302", NEAREST[name], "NaN elsewhere than -1 is")
+        if name in ("redundancy", "redundancy_null", "redundancy_pair"):
             report(values > MAX_REDUNDANCY, "E311", name, "more than correlation can give")
         if name in (*SUMS, "max_abs_u", "label"):
             report(np.where(reached, 0, values) != 0, "E307", name, "not 0 where no token arrived")
@@ -579,7 +585,7 @@ def wrong_nan(name: str, values: np.ndarray, reached: np.ndarray) -> np.ndarray 
         return nan.any(axis=-1) & ~nan.all(axis=-1)
     if name == "core_covered":
         reached = reached[..., 0]
-    if name in ("redundancy", "redundancy_null"):
+    if name in ("redundancy", "redundancy_null", *NEAREST.values()):
         return ~reached & ~nan
     return nan == reached
 

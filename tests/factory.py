@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+_NEAREST = ("redundancy_partner", "write_dimension", "redundancy_pair", "write_share")
 _FROM_WEIGHTS = ("label", "connectivity", "redundancy", "redundancy_null", "protection", "read_connectivity",
                  "write_norm", "write_norm_l1", "gate_norm", "up_norm", "wanda_group")
 
@@ -66,6 +67,8 @@ def random_content(
     variables |= {name: np.zeros(shape) for name in _FROM_WEIGHTS}
     sizes = labels.support_sizes(hidden, settings.support_size)
     variables["connectivity_at"] = np.zeros((len(sizes), *shape))
+    variables |= {name: np.zeros((schema.NEAREST, *shape), dtype=np.int32 if name in _NEAREST[:2] else np.float32)
+                  for name in _NEAREST}
     support = None
     for row in range(layers):
         found, support, _ = _label(random, variables["lp"][row], settings, hidden, support)
@@ -155,6 +158,8 @@ def moe_content(
     variables |= {name: np.zeros(shape) for name in _FROM_WEIGHTS}
     sizes = labels.support_sizes(hidden, settings.support_size)
     variables["connectivity_at"] = np.zeros((len(sizes), *shape))
+    variables |= {name: np.zeros((schema.NEAREST, *shape), dtype=np.int32 if name in _NEAREST[:2] else np.float32)
+                  for name in _NEAREST}
     # A layer of several FFNs writes where all their supernodes together write most.
     support = None
     for row in range(layers):
@@ -224,6 +229,8 @@ def _label(
         found["connectivity_at"] = np.full((len(labels.support_sizes(hidden, settings.support_size)), channels), np.nan)
         found |= dict.fromkeys(("connectivity", "redundancy", "redundancy_null", "wanda_group"), nothing)
         found |= {"label": np.zeros(channels), "protection": np.ones(channels)}
+        for place, name in enumerate(_NEAREST):
+            found[name] = np.full((schema.NEAREST, channels), -1 if place < 2 else np.nan)
         return found, None, write[:, :0]
     core = labels.supernodes(lp, settings.rho)
     sizes = labels.support_sizes(hidden, settings.support_size)
@@ -236,4 +243,7 @@ def _label(
         "label": label, "protection": factor, "wanda_group": wanda,
     }
     support = labels.write_support(write, core, settings.support_size)
+    found["write_dimension"], found["write_share"] = labels.written_dimensions(write, support, schema.NEAREST)
+    found["redundancy_partner"], found["redundancy_pair"] = labels.nearest_in_core(
+        random.uniform(-0.2, 0.4, (channels, len(core))), core, schema.NEAREST)
     return found, support, write[:, core]

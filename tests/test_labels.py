@@ -179,3 +179,32 @@ def test_concentration_known_values():
     assert even.effective_channels == pytest.approx(200)
     assert even.gini == pytest.approx(0)
     assert concentration(np.zeros(5)).mass == 0
+
+
+def test_the_nearest_against_sorting():
+    generator = np.random.default_rng(3)
+    correlation = generator.uniform(-1, 1, (40, 5))
+    core = np.array([2, 7, 11, 30, 39])
+    ids, values = labels.nearest_in_core(correlation, core, 3)
+    write, support = generator.normal(size=(20, 40)), np.array([1, 4, 5, 9])
+    write[:, 6] = 0
+    dimensions, shares = labels.written_dimensions(write, support, 3)
+    for channel in range(40):
+        pairs = sorted(((-0.5 * np.log(1 - r**2), -other) for r, other in zip(correlation[channel], core, strict=True)
+                        if r > 0 and other != channel), reverse=True)[:3]
+        assert ids[:, channel].tolist() == [-other for _, other in pairs] + [-1] * (3 - len(pairs))
+        np.testing.assert_allclose(values[: len(pairs), channel], [value for value, _ in pairs], rtol=1e-6)
+        assert np.isnan(values[len(pairs):, channel]).all()
+        if channel == 6:
+            assert dimensions[:, 6].tolist() == [-1, -1, -1]
+            continue
+        column = np.abs(write[:, channel])
+        best = sorted(support, key=lambda place: -column[place])[:3]
+        assert dimensions[:, channel].tolist() == best
+        np.testing.assert_allclose(shares[:, channel], column[best] / column.sum(), rtol=1e-6)
+
+
+def test_a_core_of_one_has_one_partner():
+    ids, values = labels.nearest_in_core(np.array([[0.5], [1.0]]), np.array([1]), 3)
+    assert ids.tolist() == [[1, -1], [-1, -1], [-1, -1]]
+    assert np.isnan(values).tolist() == [[False, True], [True, True], [True, True]]

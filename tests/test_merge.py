@@ -28,8 +28,9 @@ from tests.hygiene import heavy_imports
 
 MAKERS = {"dense": random_content, "experts": moe_content}
 SUMMED = [variable.name for variable in schema.STACK_VARIABLES if variable.merge == "sum"]
-DROPPED = ("connectivity", "redundancy", "redundancy_null", "read_connectivity", "connectivity_at", "wanda_group",
-           "redundancy_tokens", "core_covered")
+DROPPED = ("connectivity", "redundancy", "redundancy_null", "read_connectivity", "connectivity_at",
+           "redundancy_partner", "redundancy_pair", "write_dimension", "write_share", "wanda_group", "redundancy_tokens",
+           "core_covered")
 
 
 @pytest.fixture(scope="module")
@@ -530,7 +531,8 @@ def test_with_the_weights_it_is_the_build_of_both(halves, tiny_checkpoint, tmp_p
     assert found.stacks[0].supports == whole.stacks[0].supports
     assert (found.stacks[0].variables["label"] == schema.LABEL_HALO).any()
     assert (found.stacks[0].variables["protection"] == 1).all()
-    assert set(found.dropped) == {"redundancy", "redundancy_null", "wanda_group", "redundancy_tokens", "core_covered"}
+    assert set(found.dropped) == {"redundancy", "redundancy_null", "redundancy_partner", "redundancy_pair", "wanda_group",
+                                  "redundancy_tokens", "core_covered"}
 
 
 def test_the_command_refuses_another_models_weights(halves, tiny_checkpoint, tmp_path, capsys):

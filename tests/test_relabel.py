@@ -22,6 +22,7 @@ from chanfmt.writer import write_atlas
 from tests.factory import moe_content, random_content
 from tests.hygiene import heavy_imports
 
+OF_SUPPORT = ("read_connectivity", "write_dimension", "write_share")
 MAKERS = {"dense": random_content, "experts": moe_content}
 
 
@@ -98,15 +99,15 @@ def test_other_settings_follow_the_rules(content, changes):
 
 def test_another_support_takes_connectivity_from_the_file(content):
     found = relabelled(content, with_settings(content, support_size=16))
-    assert found.dropped == ("read_connectivity",)
+    assert found.dropped == OF_SUPPORT
     for stack, other in zip(found.stacks, content.stacks, strict=True):
         wanted = other.variables["connectivity_at"][other.supports.index(16)]
         assert stack.variables["connectivity"].tobytes() == wanted.tobytes()
         assert stack.variables["connectivity_at"] is other.variables["connectivity_at"]
         assert "read_connectivity" not in stack.variables
     back = relabelled(found, content.labels)
-    assert back.dropped == ("read_connectivity",)
-    assert_same_arrays(back, content, apart_from=("read_connectivity",))
+    assert back.dropped == OF_SUPPORT
+    assert_same_arrays(back, content, apart_from=OF_SUPPORT)
 
 
 def test_a_support_that_is_not_at_hand(content):
@@ -175,7 +176,8 @@ def test_with_weights_another_core_drops_redundancy(tiny_atlas, tiny_checkpoint)
     content = read(tiny_atlas("llama"))
     weights = StoredWeights.open(str(tiny_checkpoint("llama")), content.model)
     found = relabelled_with_weights(content, with_settings(content, rho=0.1, support_size=11), weights)
-    assert found.dropped == ("redundancy", "redundancy_null", "redundancy_tokens", "core_covered")
+    assert found.dropped == ("redundancy", "redundancy_null", "redundancy_partner", "redundancy_pair", "redundancy_tokens",
+                             "core_covered")
     (stack,) = found.stacks
     assert 11 in stack.supports
     assert (found.core_rho, found.labels.rho) == (0.1, 0.1)
@@ -289,7 +291,7 @@ def test_command_json(path, tmp_path, capsys):
     assert main(["validate", str(tmp_path / "b.h5")]) == 0
     assert "dropped read_connectivity" in printed.err
     old, new = read(path), read(tmp_path / "b.h5")
-    assert (data["labels"]["support_size"], data["dropped"], data["core_rho"]) == (16, ["read_connectivity"], 0.01)
+    assert (data["labels"]["support_size"], data["dropped"], data["core_rho"]) == (16, [*OF_SUPPORT], 0.01)
     assert len(data["layers"]) == len(new.blocks)
     moved = sum(int((mine.variables["label"] != theirs.variables["label"]).sum())
                 for mine, theirs in zip(old.stacks, new.stacks, strict=True))

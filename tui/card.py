@@ -48,6 +48,8 @@ class Card:
     Attributes:
         metrics: Every metric the atlas holds.
         splits: Empty where the atlas holds no sums by split.
+        partners: Supernodes that it is most redundant with, their pair redundancy in nats, and their rank by LP.
+        dimensions: Dimensions of the write support that it writes to most, and their share of its write vector.
         supports: Size of the write support, share of the channel's write vector on it, and the FFN's median share;
             empty where the atlas does not hold them.
     """
@@ -55,6 +57,8 @@ class Card:
     metrics: tuple[Standing, ...]
     splits: tuple[Split, ...]
     supports: tuple[tuple[int, float, float], ...]
+    partners: tuple[tuple[int, float, int], ...]
+    dimensions: tuple[tuple[int, float], ...]
 
     @property
     def variation(self) -> float:
@@ -75,7 +79,20 @@ def make_card(snapshot: Snapshot, ffn: int, channel: int) -> Card:
     supports = () if shares is None else tuple(
         (size, float(values[channel]), _median(values)) for size, values in zip(sizes, shares, strict=True)
     )
-    return Card(metrics, splits, supports)
+    lp = snapshot.values(ffn, "lp")
+    partners = tuple(
+        (other, value, int((lp > lp[other]).sum()) + 1)
+        for other, value in _nearest(snapshot, ffn, channel, "redundancy_partner", "redundancy_pair")
+    )
+    return Card(metrics, splits, supports, partners, tuple(_nearest(snapshot, ffn, channel, "write_dimension", "write_share")))
+
+
+def _nearest(snapshot: Snapshot, ffn: int, channel: int, ids: str, values: str) -> list[tuple[int, float]]:
+    found, of = snapshot.series(ffn, ids), snapshot.series(ffn, values)
+    if found is None or of is None:
+        return []
+    pairs = zip(found[:, channel].tolist(), of[:, channel].tolist(), strict=True)
+    return [(int(name), value) for name, value in pairs if name >= 0]
 
 
 def labelled(label: int) -> str:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 Signature = tuple[int, int, int]
 PARTIAL_SUFFIX = ".partial"
 """What ``atlas build`` adds to the name of its output while it is not finished."""
-SERIES = ("sum_q2_split", "tokens_split", "connectivity_at")
+SERIES = ("sum_q2_split", "tokens_split", "connectivity_at", "redundancy_partner", "redundancy_pair", "write_dimension",
+          "write_share")
 """Variables with an axis of their own in front of the layer."""
 TRIES = 20
 

@@ -75,6 +75,9 @@ def member_variables(
     core = labels.supernodes(variables[settings.score], settings.rho)
     variables["connectivity_at"] = labels.connectivity(weights.write, core, sizes).astype(np.float32)
     variables["connectivity"] = variables["connectivity_at"][sizes.index(settings.support_size)]
+    variables["write_dimension"], variables["write_share"] = labels.written_dimensions(
+        weights.write, labels.write_support(weights.write, core, settings.support_size), schema.NEAREST
+    )
     variables |= _redundancy(statistics, core, settings)
     variables["label"], variables["protection"] = labels.label_ffn(
         variables[settings.score], variables["connectivity"], variables["redundancy"], settings
@@ -95,12 +98,19 @@ def _sums(statistics: ChannelStatistics) -> dict[str, np.ndarray]:
 def _unreached_redundancy(n_channels: int) -> dict[str, np.ndarray]:
     undefined = np.full(n_channels, np.nan)
     return {"redundancy": undefined, "redundancy_null": undefined,
-            "redundancy_tokens": np.asarray(0), "core_covered": np.asarray(np.nan)}
+            "redundancy_tokens": np.asarray(0), "core_covered": np.asarray(np.nan),
+            **dict(zip(("redundancy_partner", "redundancy_pair"), _none_nearest(n_channels), strict=True))}
+
+
+def _none_nearest(n_channels: int) -> tuple[np.ndarray, np.ndarray]:
+    shape = (schema.NEAREST, n_channels)
+    return np.full(shape, -1, dtype=np.int32), np.full(shape, np.nan, dtype=np.float32)
 
 
 def _unreached(n_channels: int, sizes: int) -> dict[str, np.ndarray]:
     """What rests on the tokens of an expert that got none (spec section "Stacks")."""
     return _unreached_redundancy(n_channels) | {
+        **dict(zip(("write_dimension", "write_share"), _none_nearest(n_channels), strict=True)),
         **dict.fromkeys(("wanda_group", "connectivity"), np.full(n_channels, np.nan)),
         "connectivity_at": np.full((sizes, n_channels), np.nan),
         "label": np.zeros(n_channels, dtype=np.uint8),
@@ -167,9 +177,7 @@ def _redundancy(
         return statistics.reduced
     correlation = statistics.core
     if correlation is None or correlation.real.count < 2:
-        undefined = np.full(statistics.n_channels, np.nan)
-        return {"redundancy": undefined, "redundancy_null": undefined,
-                "redundancy_tokens": np.asarray(0), "core_covered": np.asarray(0.0)}
+        return _unreached_redundancy(statistics.n_channels) | {"core_covered": np.asarray(0.0)}
     candidates = correlation.candidates.cpu().numpy()
     columns = np.flatnonzero(np.isin(candidates, core))
     covered = candidates[columns]
@@ -178,9 +186,13 @@ def _redundancy(
         labels.redundancy_to_core(correlation.null.correlation(columns), covered, top_k)
         if correlation.null.count >= 2 else np.full(statistics.n_channels, np.nan)
     )
+    real = correlation.real.correlation(columns)
+    partner, pair = labels.nearest_in_core(real, covered, schema.NEAREST)
     return {
+        "redundancy_partner": partner,
+        "redundancy_pair": pair,
         # Ranks, like those of every metric, are taken on what is stored.
-        "redundancy": labels.redundancy_to_core(correlation.real.correlation(columns), covered, top_k).astype(np.float32),
+        "redundancy": labels.redundancy_to_core(real, covered, top_k).astype(np.float32),
         "redundancy_null": null,
         "redundancy_tokens": np.asarray(correlation.real.count),
         "core_covered": np.asarray(len(covered) / len(core)),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from chanfmt.container import Container
     from chanfmt.validate.findings import Report
 
-COUNTED = ("channel", "expert", "split", "block", "sequence", "position", "contribution", "byte")
+COUNTED = ("channel", "expert", "split", "nearest", "block", "sequence", "position", "contribution", "byte")
 
 
 def check_references(container: Container, report: Report) -> None:

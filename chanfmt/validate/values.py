@@ -23,14 +23,18 @@ RANGES: dict[str, tuple[float, float]] = {
     "read_connectivity": (0, 1),
     "core_covered": (0, 1),
     "protection": (0, 1),
+    "write_share": (0, 1),
 }
-MOST: dict[str, float] = dict.fromkeys(("redundancy", "redundancy_null"), labels.MAX_REDUNDANCY)
-NEVER_NEGATIVE = frozenset(variable.name for variable in schema.STACK_VARIABLES) - {"sum_u", "sum_q", "label", *RANGES}
+IDS = ("redundancy_partner", "write_dimension")
+"""Whole numbers from -1, which is none, on."""
+MOST: dict[str, float] = dict.fromkeys(("redundancy", "redundancy_null", "redundancy_pair"), labels.MAX_REDUNDANCY)
+NEVER_NEGATIVE = frozenset(variable.name for variable in schema.STACK_VARIABLES) - {
+    "sum_u", "sum_q", "label", *IDS, *RANGES}
 ALWAYS_KNOWN = frozenset(
     variable.name for variable in schema.STACK_VARIABLES if variable.merge in ("sum", "max", "equal")
 ) | {"protection"}
 """Never NaN, tokens or not: what is summed, and what is known of the weights."""
-MAY_BE_UNKNOWN = frozenset({"redundancy", "redundancy_null", "read_connectivity"})
+MAY_BE_UNKNOWN = frozenset({"redundancy", "redundancy_null", "read_connectivity", "redundancy_pair", "write_share"})
 RELATIVE_SLACK = 1e-6
 """Rounding of a share to float32."""
 
@@ -116,6 +120,13 @@ class _Stack:
             if name in RANGES:
                 low, high = RANGES[name]
                 self.check(~((values < low) | (values > high * (1 + RELATIVE_SLACK))), "E311", name, f"is not in {low} to {high}")
+            if name in IDS:
+                # Residual dimensions are not counted in an atlas.
+                most = values.shape[-1] - 1 if name == "redundancy_partner" else np.iinfo(np.int32).max
+                self.check((values >= -1) & (values <= most), "E311", name, f"is not in -1 to {most}")
+                known = {"redundancy_partner": "redundancy_pair", "write_dimension": "write_share"}[name]
+                if known in self:
+                    self.check((values >= 0) == ~np.isnan(self[known]), "E302", known, f"is not known just where {name} is")
             if name in MOST:
                 self.check(~(values > MOST[name] * (1 + RELATIVE_SLACK)), "E311", name, f"is more than {MOST[name]:.4g}")
         if "label" in self:

@@ -24,8 +24,9 @@ from chanfmt.records import (
 
 SEQUENCES, SEQ_LEN, SPLITS = 4, 4, 2
 SETTINGS = LabelSettings(rho=0.25, eta=0.5, support_size=4, redundancy_top_k=1)
-OF_REDUNDANCY = ("redundancy", "redundancy_null", "redundancy_tokens", "core_covered")
-OF_WEIGHTS = ("connectivity", "connectivity_at", "read_connectivity")
+NEAREST = {"redundancy_partner": "redundancy_pair", "write_dimension": "write_share"}
+OF_REDUNDANCY = ("redundancy", "redundancy_null", "redundancy_tokens", "core_covered", "redundancy_partner", "redundancy_pair")
+OF_WEIGHTS = ("connectivity", "connectivity_at", "read_connectivity", "write_dimension", "write_share")
 UNMERGEABLE = (*OF_REDUNDANCY, *OF_WEIGHTS, "wanda_group")
 
 
@@ -75,8 +76,8 @@ def content(*kinds: Kind, settings: LabelSettings = SETTINGS, core_rho: float | 
         leading = (len(kind.layers), *([kind.experts] if kind.kind == "experts" else []))
         arrays = {}
         for name, first in ffns[0].items():
-            # FFNs come before the channels, and after the splits or support sizes where there are any.
-            tail = np.ndim(first) - (name in ("tokens_split", "sum_q2_split", "connectivity_at"))
+            # FFNs come before the channels, and after splits, support sizes or places where there are any.
+            tail = np.ndim(first) - (name in ("tokens_split", "sum_q2_split", "connectivity_at", *NEAREST, *NEAREST.values()))
             stacked = np.stack([ffn[name] for ffn in ffns], axis=-1 - tail)
             shape = stacked.shape
             axis = stacked.ndim - 1 - tail
@@ -145,6 +146,12 @@ def _ffn(random: np.random.Generator, kind: Kind, split_of: np.ndarray, settings
         "connectivity": shares[(2, 4).index(settings.support_size)], "connectivity_at": shares, "redundancy": redundancy,
         "redundancy_null": null, "wanda_group": random.gamma(2, 1, kind.channels), "core_covered": np.float32(1),
     }
+    nearest, own = {}, np.random.default_rng(kind.channels)  # The other numbers are as they were before these came.
+    for (name, value), most in zip(NEAREST.items(), (kind.channels, 8), strict=True):
+        ids = np.array([own.permutation(most)[:3] for _ in range(kind.channels)], dtype=np.int32).T
+        ids[2, ::2] = -1
+        nearest[name] = np.full_like(ids, -1) if idle else ids
+        on_tokens[value] = np.where(ids < 0, np.nan, np.sort(own.random(ids.shape) / 8, axis=0)[::-1])
     if idle:
         on_tokens = {name: np.full(np.shape(values), np.nan) for name, values in on_tokens.items()}
     for name in ("write_norm", "up_norm", *(["gate_norm"] if kind.gated else [])):
@@ -152,7 +159,7 @@ def _ffn(random: np.random.Generator, kind: Kind, split_of: np.ndarray, settings
     found["write_norm_l1"] = 2 * found["write_norm"]
     found["redundancy_tokens"] = np.int64((splits > 0).sum())
     found["read_connectivity"] = random.random(kind.channels)
-    return found | {name: np.asarray(values, dtype=np.float32) for name, values in on_tokens.items()}
+    return found | nearest | {name: np.asarray(values, dtype=np.float32) for name, values in on_tokens.items()}
 
 
 def _label(arrays: dict[str, np.ndarray], settings: LabelSettings, leading: tuple[int, ...], channels: int) -> None:

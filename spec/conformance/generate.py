@@ -426,7 +426,8 @@ def renamed(file: h5py.File) -> None:
     file["model"].attrs["id"] = "组织/模型"
 
 
-SLIM = ("connectivity_at", "wanda_group", "redundancy_null")
+NEAREST = (*contents.NEAREST, *contents.NEAREST.values())
+SLIM = ("connectivity_at", "wanda_group", "redundancy_null", *NEAREST)
 RELABELLED = dataclasses.replace(contents.SETTINGS, rho=0.5)
 WITHOUT_SUMS = (*(item.name for item in schema.SUMS), "sum_q2_split", "max_abs_u")
 RAGGED = (contents.Kind(layers=(0, 2)), contents.Kind("decoder.wide", (1,), 12))
@@ -451,7 +452,7 @@ VALID: dict[str, tuple] = {  # name: codes, content[, edit]
     "no-redundancy": ([], content(without=(*contents.OF_REDUNDANCY, *SLIM))),
     "relabelled": ([], content(contents.Kind(layers=(0,)), settings=RELABELLED, core_rho=0.25, without=SLIM)),
     "partial": (["W503"], only(status="partial"), remove(*(f"{STACK}/{name}" for name in ("lp", "label", "protection")))),
-    "float-edges": ([], content(contents.Kind(layers=(0,)), edit=edges, without=SLIM[:1]), edge_values),
+    "float-edges": ([], content(contents.Kind(layers=(0,)), edit=edges, without=(*SLIM[:1], *NEAREST)), edge_values),
     "tie": ([], only("connectivity", edit=tie)),
     "newer-minor": (["W501", "W502"], only(), future),
     "other-definition": (["W505"], only("lp", "label"), another_definition),

@@ -55,7 +55,8 @@ def test_netcdf4_reads_every_variable(content, stacks, path):
             group = file["stacks"][stack.name]
             assert {name: len(dimension) for name, dimension in group.dimensions.items()} == {
                 "layer": len(stack.layers), "channel": stack.n_channels, "split": stack.splits,
-                "support": len(stack.supports), **({"expert": stack.n_experts} if stack.n_experts else {}),
+                "support": len(stack.supports), "nearest": schema.NEAREST,
+                **({"expert": stack.n_experts} if stack.n_experts else {}),
             }
             for name in stack.variables:
                 assert group[name].dimensions == dimensions(stack, name)

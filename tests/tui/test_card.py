@@ -42,6 +42,20 @@ def test_a_card_says_what_the_arrays_say(small: Path) -> None:
         assert [share for _, share, _ in card.supports] == pytest.approx(variables["connectivity_at"][:, 2, channel].tolist())
 
 
+def test_a_card_names_partners_and_dimensions(small: Path) -> None:
+    variables = random_content().stacks[0].variables
+    snapshot = read_snapshot(small)
+    for channel in (3, 40):
+        card = make_card(snapshot, 1, channel)
+        ids = [value for value in variables["redundancy_partner"][:, 1, channel].tolist() if value >= 0]
+        assert [name for name, _, _ in card.partners] == ids
+        lp = variables["lp"][1]
+        assert [rank for _, _, rank in card.partners] == [stats.rankdata(-lp, "min")[name] for name in ids]
+        assert [name for name, _ in card.dimensions] == variables["write_dimension"][:, 1, channel].tolist()
+        assert [share for _, share in card.dimensions] == pytest.approx(variables["write_share"][:, 1, channel].tolist())
+    assert make_card(read_snapshot(VALID / "no-redundancy.h5"), 0, 1).partners == ()
+
+
 def test_a_card_of_an_expert_and_of_one_that_no_token_reached(tmp_path: Path) -> None:
     snapshot = read_snapshot(moe_atlas(tmp_path / "a.h5"))
     assert len(make_card(snapshot, 5, 3).splits) == 8

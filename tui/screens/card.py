@@ -104,7 +104,7 @@ def card_lines(card: Card, width: int) -> list[Line]:
         share = item.below if item.below == item.below else 0.0
         lines.append([(f" {item.name:<20.20}{number(item.value, 4):>10}{rank:>8} {item.known:>7,}{percent(item.below, 2):>9}"
                        f"{number(item.times_median):>10}  {bar(share, bars)}", "")])
-    lines += [[], *_split_lines(card, width), *_support_lines(card, width)]
+    lines += [[], *_split_lines(card, width), *_support_lines(card, width), *_nearest_lines(card)]
     return lines
 
 
@@ -119,6 +119,18 @@ def _split_lines(card: Card, width: int) -> list[Line]:
         [(f" {'rank':<10}" + "".join(f"{split.rank or '-':>{cells}}" for split in card.splits), "")],
         [(f" a supernode in {core} of {len(card.splits)} splits; LP varies by {percent(card.variation)} of its mean", "")],
         [],
+    ]
+
+
+def _nearest_lines(card: Card) -> list[Line]:
+    if not (card.partners or card.dimensions):
+        return []
+    return [
+        [],
+        [(f" {'redundant with':<18}", "dim"), ("   ".join(
+            f"ch {other:,} (LP rank {rank:,}): {number(value)} nats" for other, value, rank in card.partners) or "none", "")],
+        [(f" {'writes most to':<18}", "dim"), ("   ".join(
+            f"dim {name:,}: {percent(share)}" for name, share in card.dimensions) or "none", "")],
     ]
 
 
