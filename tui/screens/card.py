@@ -127,10 +127,10 @@ def _nearest_lines(card: Card) -> list[Line]:
         return []
     return [
         [],
-        [(f" {'redundant with':<18}", "dim"), ("   ".join(
-            f"ch {other:,} (LP rank {rank:,}): {number(value)} nats" for other, value, rank in card.partners) or "none", "")],
-        [(f" {'writes most to':<18}", "dim"), ("   ".join(
-            f"dim {name:,}: {percent(share)}" for name, share in card.dimensions) or "none", "")],
+        [(f" {'redundant with ch':<18}", "dim"), ("  ".join(
+            f"{other} (rank {rank:,}) {number(value, 2)}" for other, value, rank in card.partners) or "none", "")],
+        [(f" {'writes most to dim':<18}", "dim"), ("  ".join(
+            f"{name} ({percent(share)})" for name, share in card.dimensions) or "none", "")],
     ]
 
 
