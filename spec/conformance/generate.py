@@ -565,6 +565,7 @@ ROUTED = only("write_norm", "connectivity", "sum_s2", kinds=EXPERT_PAIR[1:])
 SUMS = only(*(item.name for item in schema.SUMS), "max_abs_u", "taylor", "lp_factored", "activation_power", "curvature")
 SPLIT = only("sum_q2", "sum_q2_split")
 HALO = only("connectivity", "redundancy", "core_covered")
+NEAR = only(*NEAREST)
 SIZED = only("connectivity", "connectivity_at")
 LINKED = only("connectivity", "read_connectivity")
 TIED = only(edit=tie)
@@ -648,6 +649,10 @@ INVALID: dict[str, tuple] = {  # name: codes, content, edit[, after]
     "E310-outside": (["E310"], BARE, put(f"{STACK}/protection", (0, 0), 0.5)),
     "E310-halo": (["E310"], HALO, on_label("protection", 1, lambda old: old * 0.9)),
     "E311-redundancy": (["E311"], HALO, put(f"{STACK}/redundancy", (0, 3), 18.5)),
+    "E302-partner": (["E302"], NEAR, put(f"{STACK}/redundancy_pair", (0, 0, 1), np.nan)),
+    "E302-dimension": (["E302"], NEAR, put(f"{STACK}/write_dimension", (0, 0, 1), -1)),
+    "E311-partner": (["E311"], NEAR, put(f"{STACK}/redundancy_partner", (0, 0, 1), 8)),
+    "E311-share": (["E311"], NEAR, put(f"{STACK}/write_share", (0, 0, 1), 1.5)),
     "E311-label": (["E309", "E311"], BARE, put(f"{STACK}/label", (0, 0), 3)),
     "E311-connectivity": (["E311"], HALO, on_label("connectivity", 2, 1.5)),
     "E401-title": (["E401"], BARE, None, stale),

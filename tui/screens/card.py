@@ -127,9 +127,9 @@ def _nearest_lines(card: Card) -> list[Line]:
         return []
     return [
         [],
-        [(f" {'redundant with ch':<18}", "dim"), ("  ".join(
+        [(f" {'redundant with ch':<19}", "dim"), ("  ".join(
             f"{other} (rank {rank:,}) {number(value, 2)}" for other, value, rank in card.partners) or "none", "")],
-        [(f" {'writes most to dim':<18}", "dim"), ("  ".join(
+        [(f" {'writes most to dim':<19}", "dim"), ("  ".join(
             f"{name} ({percent(share)})" for name, share in card.dimensions) or "none", "")],
     ]
 
