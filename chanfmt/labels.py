@@ -205,12 +205,16 @@ def written_dimensions(write: np.ndarray, support: np.ndarray, count: int) -> tu
 
 def _largest(values: np.ndarray, names: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The ``count`` largest positive of ``values`` (n, m) in each column, and which of ``names`` (n,) they are of."""
-    order = np.argsort(-values, axis=0, kind="stable")[:count]
-    found = np.take_along_axis(values, order, axis=0)
+    left, columns = values.copy(), np.arange(values.shape[1])
     ids = np.full((count, values.shape[1]), -1, dtype=np.int32)
     best = np.full(ids.shape, np.nan, dtype=np.float32)
-    ids[: len(order)] = np.where(found > 0, names[order], -1)
-    best[: len(order)] = np.where(found > 0, found, np.nan)
+    # A few maxima are found faster than all are sorted, and the first of equals is taken.
+    for place in range(min(count, len(values))):
+        rows = left.argmax(axis=0)
+        found = left[rows, columns]
+        ids[place] = np.where(found > 0, names[rows], -1)
+        best[place] = np.where(found > 0, found, np.nan)
+        left[rows, columns] = -1.0
     return ids, best
 
 
