@@ -245,5 +245,5 @@ def _label(
     support = labels.write_support(write, core, settings.support_size)
     found["write_dimension"], found["write_share"] = labels.written_dimensions(write, support, schema.NEAREST)
     found["redundancy_partner"], found["redundancy_pair"] = labels.nearest_in_core(
-        random.uniform(-0.2, 0.4, (channels, len(core))), core, schema.NEAREST)
+        random.uniform(0.01, 0.4, (channels, len(core))), core, schema.NEAREST)
     return found, support, write[:, core]

@@ -12,6 +12,7 @@ import numpy as np
 
 import chanfmt
 from chanfmt import schema
+from chanfmt.analysis.channel import SERIES
 from chanfmt.console import printable
 from chanfmt.errors import AtlasError
 from tui.stored import StoredArrays
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 Signature = tuple[int, int, int]
 PARTIAL_SUFFIX = ".partial"
 """What ``atlas build`` adds to the name of its output while it is not finished."""
-SERIES = ("sum_q2_split", "tokens_split", "connectivity_at", "redundancy_partner", "redundancy_pair", "write_dimension",
-          "write_share")
-"""Variables with an axis of their own in front of the layer."""
 TRIES = 20
 
 
@@ -63,7 +61,7 @@ class Snapshot:
         tokens: Stack to the tokens that reached each FFN, int64 (layer[, expert]); stacks that do not say are left out.
         calibration_tokens: Tokens of the calibration text.
         supports: Stack to the sizes of the write support that ``connectivity_at`` is about.
-        places: Stack and metric, or one of `SERIES`, to where its values lie.
+        places: Stack and metric, or one of `chanfmt.analysis.channel.SERIES`, to where its values lie.
     """
 
     path: Path
@@ -122,7 +120,7 @@ class Snapshot:
         return None if tokens is None else int(tokens[place.row] if place.expert is None else tokens[place.row, place.expert])
 
     def series(self, ffn: int, name: str) -> np.ndarray | None:
-        """One of `SERIES` for FFN ``ffn``, (split,) or (split or support, channel); None where it is not held."""
+        """One of `chanfmt.analysis.channel.SERIES` for FFN ``ffn``, (n,) or (n, channel); None where it is not held."""
         place = self.ffns[ffn]
         location = self.places.get((place.stack, name))
         if location is None:

@@ -219,7 +219,7 @@ def test_not_an_atlas(tmp_path, capsys, command):
 def test_show_refuses_what_is_not_there(tmp_path, capsys):
     path = random_atlas(tmp_path / "a.h5")
     assert "layers: 0 to 3" in refusal(capsys, "show", path, "--layer", "9")[1]
-    assert "invalid choice" in refusal(capsys, "show", path, "--layer", "0", "--sort", "beauty")[1]
+    assert "has no beauty" in refusal(capsys, "show", path, "--layer", "0", "--sort", "beauty")[1]
     assert "--top" in refusal(capsys, "show", path, "--layer", "0", "--top", "-1")[1]
 
 

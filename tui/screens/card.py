@@ -16,8 +16,8 @@ from tui.widgets.lines import Line, Lines
 if TYPE_CHECKING:
     from textual.app import ComposeResult
 
+    from chanfmt.analysis.channel import Card
     from tui.app import AtlasApp
-    from tui.card import Card
     from tui.screens.layer import LayerScreen
 
 
