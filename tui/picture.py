@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from chanfmt.errors import UsageError
+from chanfmt.errors import ChanfmtError, UsageError
 from chanfmt.files import atomic_file, check_target
 
 if TYPE_CHECKING:
@@ -48,5 +48,7 @@ def draw(app: AtlasApp, path: Path, size: tuple[int, int], *, overwrite: bool) -
         app.exit()
 
     app.run(headless=True, size=size, auto_pilot=look)
+    if not svg:
+        raise ChanfmtError(f"the screen could not be drawn at {size[0]}x{size[1]}", hint="please report this")
     with atomic_file(path) as temporary:
         temporary.write_text(svg[0], encoding="utf-8")
