@@ -62,6 +62,9 @@ def test_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert len(page.sources) == len(figures)
     assert all(source.startswith("data:image/svg+xml;base64,") for source in page.sources)
     markdown = (target / "report.md").read_text()
+    captions = [line for line in markdown.splitlines() if line.startswith("_") and line.endswith("_")]
+    assert len(captions) == len(figures)
+    assert all(("Beside the paper: " in line or "no number to compare" in line) and "Data: data/" in line for line in captions)
     for name in figures:
         assert f"](figures/{name}.png)" in markdown
     for path in (target / "data").glob("*.csv"):
