@@ -90,8 +90,9 @@ def make_card(
         for size, values in zip(sizes, series["connectivity_at"], strict=True)
     )
     lp = metrics["lp"]
+    # A file may name channels that are not there.
     partners = tuple((other, value, int((lp > lp[other]).sum()) + 1)
-                     for other, value in _nearest(series, channel, "redundancy_partner", "redundancy_pair"))
+                     for other, value in _nearest(series, channel, "redundancy_partner", "redundancy_pair") if other < len(lp))
     return Card(
         tuple(_standing(name, values, channel) for name, values in metrics.items()), splits, supports, partners,
         tuple(_nearest(series, channel, "write_dimension", "write_share")),

@@ -54,6 +54,8 @@ def test_a_card_names_partners_and_dimensions(small: Path) -> None:
         assert [name for name, _ in card.dimensions] == variables["write_dimension"][:, 1, channel].tolist()
         assert [share for _, share in card.dimensions] == pytest.approx(variables["write_share"][:, 1, channel].tolist())
     assert make_card(read_snapshot(VALID / "no-redundancy.h5"), 0, 1).partners == ()
+    invalid = VALID.parent / "invalid" / "E311-partner.h5"  # It names channel 8 of 8.
+    assert 8 not in [name for name, _, _ in make_card(read_snapshot(invalid), 0, 1).partners]
 
 
 def test_a_card_of_an_expert_and_of_one_that_no_token_reached(tmp_path: Path) -> None:
