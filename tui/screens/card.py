@@ -123,15 +123,18 @@ def _split_lines(card: Card, width: int) -> list[Line]:
 
 
 def _nearest_lines(card: Card) -> list[Line]:
-    if not (card.partners or card.dimensions):
-        return []
-    return [
-        [],
-        [(f" {'redundant with ch':<19}", "dim"), ("  ".join(
-            f"{other} (rank {rank:,}) {number(value, 2)}" for other, value, rank in card.partners) or "none", "")],
-        [(f" {'writes most to dim':<19}", "dim"), ("  ".join(
-            f"{name} ({percent(share)})" for name, share in card.dimensions) or "none", "")],
-    ]
+    lines: list[Line] = []
+    for rows in (
+        (("redundant with ch", [str(other) for other, _, _ in card.partners]),
+         ("its rank by LP", [f"{rank:,}" for _, _, rank in card.partners]),
+         ("nats", [number(value, 2) for _, value, _ in card.partners])),
+        (("writes most to dim", [str(name) for name, _ in card.dimensions]),
+         ("share of the write", [percent(share) for _, share in card.dimensions])),
+    ):
+        if rows[0][1]:
+            lines += [[], *([(f" {name:<18}" + "".join(f"{cell:>9}" for cell in cells), "dim" if place == 0 else "")]
+                            for place, (name, cells) in enumerate(rows))]
+    return lines
 
 
 def _support_lines(card: Card, width: int) -> list[Line]:
