@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chanfmt.compare import expected_jaccard, rank_correlation
+from chanfmt.analysis.association import chance_jaccard
+from chanfmt.compare import rank_correlation
 from chanfmt.labels import supernode_count, top_indices
 
 
@@ -50,7 +51,7 @@ def make_scatter(x: np.ndarray, y: np.ndarray, rho: float, *, log: bool) -> Scat
               for item, (low, high) in zip(places, ranges, strict=True)]
     return Scatter(
         rank_correlation(x.astype(np.float64), y.astype(np.float64)), top, shared, shared / (2 * top - shared),
-        expected_jaccard(len(x), [top], [top]), len(x) - len(channels), scaled[0], scaled[1], channels, (ranges[0], ranges[1]),
+        chance_jaccard(len(x), top), len(x) - len(channels), scaled[0], scaled[1], channels, (ranges[0], ranges[1]),
     )
 
 

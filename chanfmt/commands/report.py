@@ -20,10 +20,15 @@ def add(commands: Any) -> None:
         "Write a directory with report.html (one self-contained page), report.md, report.json, figures/ (PNG and SVG) and "
         "data/ (CSV): concentration, its factors, controls, the halo's redundancy, read connectivity, stability."))
     parser.add_argument("file", metavar="FILE")
+    add_output(parser)
+    parser.set_defaults(run=_run)
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Add what `publish` reads."""
     parser.add_argument("-o", dest="output", metavar="DIR", required=True, help="directory to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier report there")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON as well")
-    parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from chanfmt.commands.report import publish
+from chanfmt.commands.report import add_output, publish
 
 if TYPE_CHECKING:
     import argparse
@@ -16,9 +16,7 @@ def add(commands: Any) -> None:
         "concentration over training, and when the supernodes become what they are. Steps in the names (step1000, "
         "checkpoint-20) make the axis."))
     parser.add_argument("files", metavar="FILE", nargs="+", help="two or more atlases")
-    parser.add_argument("-o", dest="output", metavar="DIR", required=True, help="directory to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier report there")
-    parser.add_argument("--json", action="store_true", help="print the numbers as JSON as well")
+    add_output(parser)
     parser.set_defaults(run=_run)
 
 

@@ -66,10 +66,7 @@ def make_trajectory(
     tables = []
     for atlas, name, place in zip(atlases, names, x, strict=True):
         units, _ = find_units(atlas)
-        found = []
-        for unit in units:
-            values = unit.values("lp")
-            found.append(concentration(values[np.isfinite(values)], RHO))
+        found = [concentration(unit.known("lp"), RHO) for unit in units]
         numbers = {key: np.array([getattr(item, key) for item in found])
                    for key in ("mass", "top_share", "max_over_mean", "effective_channels", "gini")}
         against = {kind: compare(atlas, other) for kind, other in (("last", atlases[-1]), ("first", atlases[0]))}

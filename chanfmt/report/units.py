@@ -39,6 +39,11 @@ class Unit:
         row = self.stack.row(name, self.row)
         return row if self.expert < 0 else row[self.expert]
 
+    def known(self, name: str) -> np.ndarray:
+        """The finite values of ``name``, (n,); none where the stack does not hold it."""
+        values = self.values(name) if self.holds(name) else np.array([])
+        return values[np.isfinite(values)]
+
     def by_split(self, name: str) -> np.ndarray:
         """A variable with an axis of splits in front, (split,) or (split, channel)."""
         rows = self.stack[name][:, self.row]

@@ -26,6 +26,7 @@ from chanfmt.produce.tokens import canonical
 from chanfmt.records import LabelSettings
 from chanfmt.writer import write_atlas
 from tests.factory import random_atlas, random_content
+from tests.produce.interrupted import killed_after
 from tests.tiny import tiny_model
 from tests.tui.conftest import press, wait_until
 from tui.app import AtlasApp
@@ -34,10 +35,6 @@ from tui.widgets.lines import Lines
 
 SETTINGS = LabelSettings(rho=0.03, support_size=8)
 SEQUENCES = 20
-
-
-class Killed(BaseException):
-    """Stands in for a signal that nobody handles."""
 
 
 def request(model, output, **changes):
@@ -52,19 +49,8 @@ def options(tiny_checkpoint, tmp_path):
 
 def stop_after(options, batches, monkeypatch, settings=SETTINGS):
     """Build until ``batches`` batches are done and their checkpoint is written."""
-    left = [batches]
-    save = checkpoint.Keeper.save
-
-    def save_and_stop(keeper, measurement):
-        save(keeper, measurement)
-        left[0] -= 1
-        if not left[0]:
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.Keeper, "save", save_and_stop)
-        with pytest.raises(Killed):
-            build(options, settings)
+    with killed_after(batches, monkeypatch):
+        build(options, settings)
 
 
 def assert_equal(path, expected):

@@ -12,11 +12,11 @@ import pytest
 import chanfmt
 from chanfmt.cli import main
 from chanfmt.errors import UsageError
-from chanfmt.produce import checkpoint
 from chanfmt.produce.options import BuildOptions
 from chanfmt.produce.series import members
 from tests.hub.client import environment, run, script
 from tests.hub.server import Hub
+from tests.produce.interrupted import killed_after
 from tests.tiny import save_tiny, tiny_tokenizer
 
 CALIBRATION = ("--calib", "pydoc", "--sequences", "4", "--seq-len", "16")
@@ -59,20 +59,12 @@ def test_checkpoints_of_a_directory(run_directory: Path, tmp_path: Path, capsys:
 
 
 def test_a_break_loses_little(run_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target, save, left = tmp_path / "series", checkpoint.Keeper.save, [6]
+    target = tmp_path / "series"
     command = ["build", str(run_directory), "--revisions", "checkpoint-10,checkpoint-20", "-o", str(target), *CALIBRATION,
                "--checkpoint-every", "0", "--batch-size", "1"]
 
-    def save_and_stop(keeper, measurement):  # type: ignore[no-untyped-def]
-        save(keeper, measurement)
-        left[0] -= 1
-        if not left[0]:
-            raise SystemExit
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.Keeper, "save", save_and_stop)
-        with pytest.raises(SystemExit):
-            main(command)
+    with killed_after(6, monkeypatch):
+        main(command)
     assert sorted(path.name for path in target.iterdir()) == ["checkpoint-10.h5", "checkpoint-20.h5.partial"]
     assert main(command) == 0
     assert sorted(path.name for path in target.iterdir()) == ["checkpoint-10.h5", "checkpoint-20.h5"]

@@ -25,8 +25,8 @@ RHO = 0.01
 
 
 def make(units: Sequence[Unit], rho: float) -> Section:
-    measured = [concentration(_known(unit.values("lp")), RHO) for unit in units]
-    own = [concentration(_known(unit.values("lp")), rho).top_share for unit in units]
+    measured = [concentration(unit.known("lp"), RHO) for unit in units]
+    own = [concentration(unit.known("lp"), rho).top_share for unit in units]
     columns = name_columns(units)
     numbers = {name: np.array([getattr(item, name) for item in measured])
                for name in ("mass", "top_share", "max_over_mean", "effective_channels", "gini")}
@@ -78,16 +78,12 @@ def make(units: Sequence[Unit], rho: float) -> Section:
     )
 
 
-def _known(values: np.ndarray) -> np.ndarray:
-    return values[np.isfinite(values)]
-
-
 def _curves(units: Sequence[Unit]) -> tuple[np.ndarray, np.ndarray]:
     """Share of the mass in the top fraction of the channels, (unit, point), and the fractions, evenly on a log axis."""
     fractions = np.geomspace(1 / max(len(unit.values("lp")) for unit in units), 1.0, POINTS)
     curves = np.full((len(units), POINTS), np.nan)
     for row, unit in enumerate(units):
-        values = np.sort(_known(unit.values("lp")).astype(np.float64))[::-1]
+        values = np.sort(unit.known("lp").astype(np.float64))[::-1]
         total = values.sum()
         if total > 0:
             sums = np.concatenate([[0.0], np.cumsum(values)]) / total

@@ -27,9 +27,8 @@ def make(units: Sequence[Unit]) -> Section:
     for name in NAMES:
         row = []
         for unit in units:
-            values = unit.values(name) if unit.holds(name) else np.array([np.nan])
-            known = values[np.isfinite(values)]
-            row.append(concentration(known, RHO).top_share if len(known) else np.nan)
+            measured = unit.known(name)
+            row.append(concentration(measured, RHO).top_share if len(measured) else np.nan)
         shares[name] = np.array(row)
     medians = {name: middle(values).median for name, values in shares.items()}
     columns = name_columns(units)
