@@ -127,6 +127,11 @@ class Stack:
                                          required=False, heading=heading))
         return found
 
+    @property
+    def all_metrics(self) -> list[schema.Variable]:
+        """The metrics this stack holds, in the schema's order, then other programs'."""
+        return [*(schema.METRIC_BY_NAME[name] for name in self.metrics), *self.extension_metrics]
+
     @functools.cached_property
     def _extension_places(self) -> dict[str, str]:
         dimensions = ("layer", "expert", "channel") if self.kind == "experts" else ("layer", "channel")

@@ -42,8 +42,7 @@ def channel_frame(atlas: Atlas, metrics: Sequence[str] | None = None) -> Any:
         import pandas as pd
     except ImportError:
         raise MissingPackageError("pandas", "notebook", "atlases as pandas frames") from None
-    held = {name: None for stack in atlas.stacks.values()
-            for name in (*stack.metrics, *(metric.name for metric in stack.extension_metrics))}
+    held = {metric.name: None for stack in atlas.stacks.values() for metric in stack.all_metrics}
     for name in metrics or ():
         if name not in held:
             raise AtlasError(f"{atlas.path} holds no {name!r}", hint=f"metrics it holds: {', '.join(held)}")

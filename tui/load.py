@@ -186,7 +186,7 @@ def _read(atlas: Atlas, path: Path, stored: StoredArrays) -> Snapshot:
     metrics: dict[str, Variable] = {}
     places: dict[tuple[str, str], Location] = {}
     for name, stack in atlas.stacks.items():
-        held = [*(schema.METRIC_BY_NAME[metric] for metric in stack.metrics), *stack.extension_metrics]
+        held = stack.all_metrics
         metrics |= {printable(metric.name): metric for metric in held}
         places |= {(printable(name), printable(metric.name)): stack.location(metric.name) for metric in held}
         places |= {(printable(name), series): stack.location(series) for series in SERIES if series in stack}

@@ -72,8 +72,7 @@ def _show_channels(stack: Stack, block: Block, arguments: argparse.Namespace) ->
 
     from chanfmt import schema
 
-    held = {metric.name: metric.heading for metric in (*(schema.METRIC_BY_NAME[name] for name in stack.metrics),
-                                                       *stack.extension_metrics)}
+    held = {metric.name: metric.heading for metric in stack.all_metrics}
     values = {name: _values(stack, block, arguments.expert, name) for name in held}
     names = [name for name in held if not np.isnan(values[name]).all()]
     if arguments.sort not in ("channel", *names):
@@ -137,7 +136,7 @@ def _show_channel(atlas: Atlas, stack: Stack, block: Block, arguments: argparse.
     channel, expert = arguments.channel, arguments.expert
     if not 0 <= channel < block.n_channels:
         raise UsageError(f"layer {block.layer_index} has no channel {channel}", hint=f"channels: 0 to {block.n_channels - 1}")
-    names = [*stack.metrics, *(metric.name for metric in stack.extension_metrics)]
+    names = [metric.name for metric in stack.all_metrics]
     if "lp" not in names:
         raise AtlasError(f"layer {block.layer_index} has no lp", hint="see: atlas info")
     series = {}

@@ -14,6 +14,7 @@ from tests.factory import random_atlas
 from tui.app import AtlasApp
 from tui.load import read_snapshot
 from tui.screens.base import BrowserScreen
+from tui.screens.layer import LayerScreen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,6 +67,16 @@ async def press(pilot: Pilot[None], *keys: str) -> None:
     for key in keys:
         pilot.app.post_message(events.Key(key, key if len(key) == 1 else None))
     await pilot.pause()
+
+
+async def in_layer(pilot: Pilot[None], app: AtlasApp, *keys: str) -> LayerScreen:
+    """Type ``keys`` on the overview and open the layer under its cursor."""
+    await press(pilot, *keys, "enter")
+    await wait_until(lambda: isinstance(app.screen, LayerScreen))
+    await pilot.pause()
+    screen = app.screen
+    assert isinstance(screen, LayerScreen)
+    return screen
 
 
 async def typed(pilot: Pilot[None], key: str, text: str) -> None:

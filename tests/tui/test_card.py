@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from tests.factory import moe_atlas, random_content
-from tests.tui.conftest import open_app, press, text_of, wait_until
+from tests.tui.conftest import in_layer, open_app, press, text_of, wait_until
 from tui import plots
 from tui.card import make_card
 from tui.load import read_snapshot
@@ -98,10 +98,7 @@ def test_points_become_dots() -> None:
 async def test_every_key_of_the_card(small: Path, size: tuple[int, int]) -> None:
     app = open_app(small)
     async with app.run_test(size=size) as pilot:
-        await press(pilot, "j", "enter")
-        await wait_until(lambda: isinstance(app.screen, LayerScreen))
-        layer = app.screen
-        assert isinstance(layer, LayerScreen)
+        layer = await in_layer(pilot, app, "j")
         await press(pilot, "enter")
         await wait_until(lambda: isinstance(app.screen, CardScreen))
         await pilot.pause()
@@ -135,8 +132,7 @@ async def test_every_key_of_the_card(small: Path, size: tuple[int, int]) -> None
 async def test_every_key_of_the_scatter(small: Path, size: tuple[int, int]) -> None:
     app = open_app(small)
     async with app.run_test(size=size) as pilot:
-        await press(pilot, "j", "enter")
-        await wait_until(lambda: isinstance(app.screen, LayerScreen))
+        await in_layer(pilot, app, "j")
         await press(pilot, "x")
         await wait_until(lambda: isinstance(app.screen, ScatterScreen))
         await wait_until(lambda: "Spearman" in text_of(app))

@@ -15,7 +15,7 @@ from chanfmt.atlas import Atlas
 from chanfmt.errors import UsageError
 from surgery.plan import PlanOptions, make_plan
 from surgery.protect_file import read_protect_file
-from tests.tui.conftest import browser_screen, open_app, press, text_of, typed, wait_until
+from tests.tui.conftest import browser_screen, in_layer, open_app, press, text_of, typed, wait_until
 from tui.app import AtlasApp
 from tui.cli import main
 from tui.filter import counted, filtered
@@ -30,19 +30,9 @@ from tui.screens.protect import ProtectScreen
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from textual.pilot import Pilot
 
 SIZES = [(80, 24), (160, 50)]
 sizes = pytest.mark.parametrize("size", SIZES)
-
-
-async def in_layer(pilot: Pilot[None], app: AtlasApp) -> LayerScreen:
-    await press(pilot, "enter")
-    await wait_until(lambda: isinstance(app.screen, LayerScreen))
-    await pilot.pause()
-    screen = app.screen
-    assert isinstance(screen, LayerScreen)
-    return screen
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.sets(st.integers(0, 9)), st.booleans()), max_size=12), st.integers(0, 12))
