@@ -5,7 +5,8 @@
 
 A block ```console holds ``$ command`` lines, each followed by its output, stdout and stderr. All blocks of a page run in
 one fresh directory that holds the model as SmolLM2.gguf. Numbers may differ by a tenth, as machines round differently;
-times, digests and what is but rounding (1e-5 and less) by anything.
+times, digests and what is but rounding (1e-5 and less) by anything. The line that says that a model is converted is left
+out: it is printed where no earlier command on this machine did so.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TOLERANCE = 0.1
 _VARIES = re.compile(r"\b\d\.\d+e-0[5-9]\b|\b[0-9a-f]{12,64}\b|\d{4}-\d\d-\d\dT[\d:+]+|\b\d[\d.,]* (?:MB|GB|s|tok/s)\b")
+_ONCE = re.compile(r"^dequantising .* \(once\)$")
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
@@ -47,7 +49,7 @@ def run(command: str, directory: Path) -> list[str]:
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
     if done.returncode:
         raise SystemExit(f"$ {command}\n{done.stdout}\nended with {done.returncode}")
-    return [line.rstrip() for line in done.stdout.rstrip("\n").splitlines()]
+    return [line.rstrip() for line in done.stdout.rstrip("\n").splitlines() if not _ONCE.match(line)]
 
 
 def alike(shown: str, printed: str) -> bool:

@@ -38,6 +38,10 @@ def test_what_counts_as_the_same(shown: str, printed: str, same: bool) -> None:
     assert console.alike(shown, printed) == same
 
 
+def test_a_conversion_of_the_model_is_not_shown(tmp_path: Path) -> None:
+    assert console.run("echo 'dequantising m.gguf to /a (once)'; echo one", tmp_path) == ["one"]
+
+
 def test_a_page_is_compared_and_rewritten(tmp_path: Path) -> None:
     page, model = tmp_path / "page.md", tmp_path / "m.gguf"
     model.touch()
