@@ -6,7 +6,8 @@
 A block ```console holds ``$ command`` lines, each followed by its output, stdout and stderr. All blocks of a page run in
 one fresh directory that holds the model as SmolLM2.gguf. Numbers may differ by a tenth, as machines round differently;
 times, digests and what is but rounding (1e-5 and less) by anything. The line that says that a model is converted is left
-out: it is printed where no earlier command on this machine did so.
+out: it is printed where no earlier command on this machine did so. The Hub is the one that the tests run, with ann's token
+in the environment; its address is shown as the real one's.
 """
 
 from __future__ import annotations
@@ -18,8 +19,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.hub.server import Hub
+
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TOLERANCE = 0.1
+TOKEN = "hf_TokenOfAnn"
 _VARIES = re.compile(r"\b\d\.\d+e-0[5-9]\b|\b[0-9a-f]{12,64}\b|\d{4}-\d\d-\d\dT[\d:+]+|\b\d[\d.,]* (?:MB|GB|s|tok/s)\b")
 _ONCE = re.compile(r"^dequantising .* \(once\)$")
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
@@ -40,16 +45,22 @@ def commands(block: str) -> list[tuple[str, list[str]]]:
     return found
 
 
-def run(command: str, directory: Path) -> list[str]:
+def environment(hub: Hub, directory: Path) -> dict[str, str]:
+    """Environment of the commands, whose Hub is ``hub`` and whose directory is ``directory``."""
+    return {name: value for name, value in os.environ.items() if name != "TMUX"} | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "100", "PYTHONWARNINGS": "ignore",
+        "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(directory / ".hf"), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*",
+    }
+
+
+def run(command: str, directory: Path, hub: Hub) -> list[str]:
     """What ``command`` prints in ``directory``. Raises `SystemExit` where it fails."""
-    environment = {name: value for name, value in os.environ.items() if name != "TMUX"}
-    environment |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "HF_HUB_OFFLINE": "1",
-                    "COLUMNS": "100", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=directory, env=environment, text=True,
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=directory, env=environment(hub, directory), text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
     if done.returncode:
         raise SystemExit(f"$ {command}\n{done.stdout}\nended with {done.returncode}")
-    return [line.rstrip() for line in done.stdout.rstrip("\n").splitlines() if not _ONCE.match(line)]
+    printed = done.stdout.replace(hub.url, "https://huggingface.co")
+    return [line.rstrip() for line in printed.rstrip("\n").splitlines() if not _ONCE.match(line)]
 
 
 def alike(shown: str, printed: str) -> bool:
@@ -68,13 +79,14 @@ def check(page: Path, model: Path, *, write: bool = False) -> list[str]:
     """Run a page. Returns what differs, or rewrites the page."""
     problems: list[str] = []
     text = page.read_text(encoding="utf-8")
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory() as directory, Hub() as hub:
+        hub.add_user(TOKEN, "ann")
         (Path(directory) / "SmolLM2.gguf").symlink_to(model.resolve())
 
         def renewed(match: re.Match[str]) -> str:
             lines = []
             for command, shown in commands(match[1]):
-                printed = run(command, Path(directory))
+                printed = run(command, Path(directory), hub)
                 if len(shown) != len(printed) or not all(map(alike, shown, printed)):
                     problems.append(f"$ {command}\nthe page shows:\n" + "\n".join(shown) + "\nit prints:\n" + "\n".join(printed))
                 lines += [f"$ {command}", *printed]

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -95,7 +96,7 @@ class AtlasApp(App[str], inherit_bindings=False):
         self._first = self._place.find(snapshot)
         self.browser = Browser(snapshot, self._place.metric, log_axis=not self._place.by_index)
         self.other = other
-        self._watcher = Watcher(snapshot.signature)
+        self._watchers = [Watcher(snapshot.signature) for snapshot in self._shown]
         self._generation = 0
         self._last_words: str | None = None
         self.atlas_name = atlas_name or str(snapshot.path)
@@ -210,6 +211,8 @@ class AtlasApp(App[str], inherit_bindings=False):
 
     def _have_other(self, other: Snapshot) -> None:
         self.other = other
+        self._watchers = [self._watchers[0], Watcher(other.signature)]
+        self._generation += 1
         self.action_visit("compare")
 
     def action_dump(self) -> None:
@@ -363,46 +366,57 @@ class AtlasApp(App[str], inherit_bindings=False):
 
     # Reading the file again.
 
+    @property
+    def _shown(self) -> list[Snapshot]:
+        return [self.browser.snapshot, *([] if self.other is None else [self.other])]
+
     def action_reload(self) -> None:
         self._generation += 1
-        self._read_again(self._generation)
+        self._read_again(self._generation, self._shown)
 
     def poll(self) -> None:
-        """Look at the file once; read it when a change has settled."""
-        try:
-            signature = file_signature(present_file(self.browser.snapshot.path))
-        except OSError as error:
-            self._keep(str(error.strerror))
-            return
-        if self._watcher.changed(signature):
+        """Look at the files once; read them when a change has settled."""
+        changed = False
+        for snapshot, watcher in zip(self._shown, self._watchers, strict=True):
+            try:
+                changed |= watcher.changed(file_signature(present_file(snapshot.path)))
+            except OSError as error:
+                self._keep(snapshot, str(error.strerror))
+        if changed:
             self.action_reload()
 
     @work(thread=True, exclusive=True, group="reload")
-    def _read_again(self, generation: int) -> None:
-        try:
-            snapshot = read_snapshot(self.browser.snapshot.path)
-        except AtlasError as error:
-            self.call_from_thread(self._refused, generation, error.message)
-        else:
-            self.call_from_thread(self._accepted, generation, snapshot)
+    def _read_again(self, generation: int, shown: list[Snapshot]) -> None:
+        read: list[Snapshot | str] = []
+        for place, snapshot in enumerate(shown):
+            try:
+                read.append(read_snapshot(snapshot.path, contained=place > 0))
+            except AtlasError as error:
+                read.append(error.message)
+        self.call_from_thread(self._accept, generation, shown, read)
 
-    def _accepted(self, generation: int, snapshot: Snapshot) -> None:
+    def _accept(self, generation: int, shown: list[Snapshot], read: list[Snapshot | str]) -> None:
+        """Show what could be ``read`` in place of ``shown``."""
         if generation != self._generation:
             return
-        self._watcher = Watcher(snapshot.signature)
-        browser = Browser(snapshot, self.browser.metric, log_axis=self.browser.log_axis)
-        if snapshot.ffns != self.browser.snapshot.ffns:
+        before = self.browser.snapshot
+        snapshot, *others = [old if isinstance(new, str) else new for old, new in zip(shown, read, strict=True)]
+        if others:
+            [self.other] = others
+        if snapshot.ffns != before.ffns:
             # A build that goes backwards adds FFNs in front.
             widths = [ffn.n_channels for ffn in snapshot.ffns]
-            self.marks = self.marks.moved(_names(self.browser.snapshot), _names(snapshot), widths)
-        self.show(browser, f"read again {snapshot.read_at:%H:%M:%S}")
+            self.marks = self.marks.moved(_names(before), _names(snapshot), widths)
+        if any(isinstance(new, Snapshot) for new in read):
+            browser = Browser(snapshot, self.browser.metric, log_axis=self.browser.log_axis)
+            self.show(browser, f"read again {datetime.now():%H:%M:%S}")
+        for place, new in enumerate(read):
+            if isinstance(new, str):
+                self._keep(shown[place], new)
+            else:
+                self._watchers[place] = Watcher(new.signature)
 
-    def _refused(self, generation: int, reason: str) -> None:
-        if generation == self._generation:
-            self._keep(reason)
-
-    def _keep(self, reason: str) -> None:
-        snapshot = self.browser.snapshot
+    def _keep(self, snapshot: Snapshot, reason: str) -> None:
         brief = reason.replace(str(snapshot.path), snapshot.path.name)
         self.say(f"kept what was read {snapshot.read_at:%H:%M:%S}: {printable(brief)}")
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.hub.server import Hub
+
 ROOT = Path(__file__).parents[2]
 MODEL = os.environ.get("SMOLLM2_GGUF", "")
 
@@ -39,7 +41,8 @@ def test_what_counts_as_the_same(shown: str, printed: str, same: bool) -> None:
 
 
 def test_a_conversion_of_the_model_is_not_shown(tmp_path: Path) -> None:
-    assert console.run("echo 'dequantising m.gguf to /a (once)'; echo one", tmp_path) == ["one"]
+    with Hub() as hub:
+        assert console.run("echo 'dequantising m.gguf to /a (once)'; echo one", tmp_path, hub) == ["one"]
 
 
 def test_a_page_is_compared_and_rewritten(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -175,7 +176,37 @@ async def test_experts_are_joined_as_one(tmp_path: Path) -> None:
         await press(pilot, "1", "j")
         screen = await joined(pilot, app)
         assert screen.table.row_count == 4 * 24
-        assert ":" in screen.table.cells(0)[0][0]
+        assert ":" in screen.table.cells(0, screen.table.columns)[0][0]
+
+
+async def test_the_second_file_is_read_again_where_it_changes(small: Path, tmp_path: Path) -> None:
+    other = random_atlas(tmp_path / "other.h5", layers=4, channels=96, calibration_seed=3)
+    app = app_of((small, other))
+    async with app.run_test(size=(160, 24)) as pilot:
+        compare = await compared(app)
+        await press(pilot, "2", "j")
+        screen = await joined(pilot, app)
+        os.replace(random_atlas(tmp_path / "new.h5", layers=4, channels=96, calibration_seed=4), other)
+        new = read_snapshot(other)
+        app.poll()
+        app.poll()
+        await wait_until(lambda: np.array_equal(screen._joined.second.values, new.values(2, "lp")))
+        assert compare.table.comparison is screen._comparison
+        assert "layer 2" in screen.query_one("#title", Lines).text
+        other.write_bytes(b"not an atlas")
+        app.poll()
+        app.poll()
+        await wait_until(lambda: "kept what was read" in screen.query_one("#status", Lines).text)
+        os.replace(random_atlas(tmp_path / "wide.h5", layers=4, channels=128), other)
+        await press(pilot, "r")
+        await wait_until(lambda: "128" in screen.query_one("#status", Lines).text)
+        assert np.array_equal(screen._joined.second.values, new.values(2, "lp"))
+        await press(pilot, "q")
+        await wait_until(lambda: app.screen is compare)
+        assert compare.table.row_count == 0
+        os.replace(random_atlas(tmp_path / "again.h5", layers=4, channels=96, calibration_seed=4), other)
+        await press(pilot, "r")
+        await wait_until(lambda: compare.table.row_count == 4)
 
 
 async def test_c_asks_for_a_file_and_refuses_another_architecture(small: Path, tmp_path: Path) -> None:

@@ -161,12 +161,16 @@ class BrowserScreen(Screen[None]):
         width = self.size.width
         left, right = self.title_texts()
         self._lines("title").show([(spread(f" {left}", f"{right} ", width), "")])
-        self.paint_status()
-        panel = self._lines("panel")
-        panel.show(*(self.panel_lines(panel.size.width, panel.size.height) if panel.display else ()))
+        self.paint_cursor()
         legend = self._lines("legend")
         legend.show(*([self.legend_line(width)] if legend.display else ()))
         self._lines("keys").show(key_line(key_rows(self), width))
+
+    def paint_cursor(self) -> None:
+        """Bring the lines about what is under the cursor up to date."""
+        self.paint_status()
+        panel = self._lines("panel")
+        panel.show(*(self.panel_lines(panel.size.width, panel.size.height) if panel.display else ()))
 
     def paint_status(self) -> None:
         count = f"count {self.table.count}_" if self.table.count else ""
@@ -180,6 +184,8 @@ class BrowserScreen(Screen[None]):
 
     def on_mount(self) -> None:
         self.show_browser()
+        # A message would come too late for the frame that shows the cursor, and cost another one.
+        self.watch(self.table, "cursor", self.paint_cursor, init=False)
 
     def on_resize(self) -> None:
         # After the children know their new sizes.
@@ -192,7 +198,7 @@ class BrowserScreen(Screen[None]):
         if self._notice:
             self.say("")
 
-    def on_line_table_cursor_moved(self) -> None:
+    def on_line_table_rows_replaced(self) -> None:
         self.paint()
 
     def on_line_table_column_marked(self) -> None:

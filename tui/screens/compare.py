@@ -75,6 +75,9 @@ class CompareScreen(FfnScreen):
         ffn, self._refusal = self.ffn, refusal
         self.table.show(comparison.first.snapshot if comparison else self.browser.snapshot, comparison, ffn)
         self.paint()
+        for screen in self.atlas_app.screen_stack:
+            if isinstance(screen, JoinScreen):
+                screen.show_comparison(comparison, refusal)
         if self._then_join:
             self._then_join = False
             self.action_open()
@@ -174,6 +177,17 @@ class JoinScreen(BrowserScreen):
         """Stay: what lies above shows the first atlas only."""
 
     def show_browser(self) -> None:
+        """Wait for what the screen below makes of it."""
+        self._show()
+
+    def show_comparison(self, comparison: Comparison | None, refusal: str) -> None:
+        """Show the same layer of ``comparison``, or what there was and why."""
+        module = self._comparison.rows[self._place].module
+        place = next((place for place, row in enumerate(comparison.rows) if row.module == module), None) if comparison else None
+        if comparison is None or place is None:
+            self.say(printable(refusal or f"no {module} any more"))
+            return
+        self._comparison, self._place = comparison, place
         self._show()
 
     def _show(self) -> None:

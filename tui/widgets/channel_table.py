@@ -12,7 +12,7 @@ from tui.text import number, percent
 from tui.widgets.line_table import Column, LineTable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from tui.model import Browser
 
@@ -96,22 +96,21 @@ class ChannelTable(LineTable):
         self.layout_columns()
         super().on_resize()
 
-    def cells(self, row: int) -> list[tuple[str, str]]:
+    def cells(self, row: int, columns: Sequence[Column]) -> list[tuple[str, str]]:
         channel = int(self.order[row])
-        ranking, digits = self.ranking, self._digits
-        label = int(self._labels[channel])
-        decimals = 2 if digits == 4 else 1
-        metrics = [(number(float(array[channel]), digits), "") for array in self._arrays.values()]
-        return [
-            (str(ranking.rank[channel]), ""),
-            (str(channel), ""),
-            ((MARK if self.marked_channels[channel] else "") + view.LABEL_TEXT.get(label, str(label)),
-             LABEL_STYLES.get(label, "")),
-            metrics[0],
-            (percent(float(ranking.share[channel]), decimals), ""),
-            (percent(float(ranking.cumulative[channel]), decimals), ""),
-            *metrics[1:],
-        ]
+        return [self._cell(column.key, channel) for column in columns]
+
+    def _cell(self, key: str, channel: int) -> tuple[str, str]:
+        if key in self._arrays:
+            return number(float(self._arrays[key][channel]), self._digits), ""
+        if key == "label":
+            label = int(self._labels[channel])
+            mark = MARK if self.marked_channels[channel] else ""
+            return mark + view.LABEL_TEXT.get(label, str(label)), LABEL_STYLES.get(label, "")
+        if key in ("share", "cumulative"):
+            shares = self.ranking.share if key == "share" else self.ranking.cumulative
+            return percent(float(shares[channel]), 2 if self._digits == 4 else 1), ""
+        return str(channel if key == "channel" else self.ranking.rank[channel]), ""
 
     def shown(self) -> dict[str, np.ndarray]:
         labels = np.array([schema.LABELS.get(label, str(label)) for label in self._labels.tolist()])

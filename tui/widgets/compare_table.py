@@ -11,6 +11,8 @@ from tui.widgets.ffn_table import FfnTable
 from tui.widgets.line_table import Column
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tui.comparison import Comparison
     from tui.load import Snapshot
 
@@ -47,7 +49,7 @@ class CompareTable(FfnTable):
             Column("chance", "chance", 7), Column("captured", "captured", 8), Column("halo", "halo Jacc", 9),
         ), 1)
 
-    def cells(self, row: int) -> list[tuple[str, str]]:
+    def cells(self, row: int, columns: Sequence[Column]) -> list[tuple[str, str]]:
         assert self.comparison is not None
         place = int(self.order[row])
         item = self.comparison.rows[place]
@@ -61,7 +63,7 @@ class CompareTable(FfnTable):
             "chance": number(item.supernode_chance, 2), "captured": percent(item.captured),
             "halo": _fraction(item.halo_jaccard),
         }
-        return [(texts[column.key], "super" if column.key == "only_first" and only_first else "") for column in self.columns]
+        return [(texts[column.key], "super" if column.key == "only_first" and only_first else "") for column in columns]
 
     def place_values(self, key: str) -> np.ndarray:
         if self.comparison is None:

@@ -13,7 +13,11 @@ from tui.widgets.channel_table import LABEL_STYLES
 from tui.widgets.line_table import Column, LineTable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tui.comparison import Joined
+
+LABEL_KEYS = ("label_a", "label_b")
 
 
 class JoinTable(LineTable):
@@ -53,8 +57,8 @@ class JoinTable(LineTable):
     def sort(self, *, row: int = 0) -> None:
         if self.joined is None:
             return
-        if self.sort_key in ("label_a", "label_b"):
-            values = self.joined.labels[int(self.sort_key == "label_b")]
+        if self.sort_key in LABEL_KEYS:
+            values = self.joined.labels[LABEL_KEYS.index(self.sort_key)]
         else:
             values = self._columns[self.sort_key]
         order = view.order_by(values, descending=self.descending)
@@ -81,7 +85,7 @@ class JoinTable(LineTable):
     def shown(self) -> dict[str, np.ndarray]:
         assert self.joined is not None
         labels = {key: np.array([schema.LABELS.get(label, str(label)) for label in values.tolist()])
-                  for key, values in zip(("label_a", "label_b"), self.joined.labels, strict=True)}
+                  for key, values in zip(LABEL_KEYS, self.joined.labels, strict=True)}
         columns = self._columns | labels
         if self.width:
             columns["channel"] = np.array([self.channel_name(channel) for channel in self._columns["channel"].tolist()])
@@ -91,15 +95,18 @@ class JoinTable(LineTable):
         """What a filter may compare: name to values, (channel,)."""
         return self._columns
 
-    def cells(self, row: int) -> list[tuple[str, str]]:
-        assert self.joined is not None
+    def cells(self, row: int, columns: Sequence[Column]) -> list[tuple[str, str]]:
         channel = int(self.order[row])
-        columns = self._columns
-        labels = [int(labels[channel]) for labels in self.joined.labels]
-        return [
-            (self.channel_name(channel), ""),
-            *((view.LABEL_TEXT.get(label, str(label)), LABEL_STYLES.get(label, "")) for label in labels),
-            *((str(columns[key][channel]), "") for key in ("rank_a", "rank_b")),
-            (f"{columns['moved'][channel]:+d}", ""),
-            *((number(float(columns[key][channel])), "") for key in ("a", "b", "ratio")),
-        ]
+        return [self._cell(column.key, channel) for column in columns]
+
+    def _cell(self, key: str, channel: int) -> tuple[str, str]:
+        assert self.joined is not None
+        if key == "channel":
+            return self.channel_name(channel), ""
+        if key in LABEL_KEYS:
+            label = int(self.joined.labels[LABEL_KEYS.index(key)][channel])
+            return view.LABEL_TEXT.get(label, str(label)), LABEL_STYLES.get(label, "")
+        value = self._columns[key][channel]
+        if key == "moved":
+            return f"{value:+d}", ""
+        return str(value) if key in ("rank_a", "rank_b") else number(float(value)), ""

@@ -60,7 +60,7 @@ class LayerTable(FfnTable):
             columns += [Column("super", "super", 6), Column("halo", "halo", 6)]
         self.set_columns(tuple(columns), 1)
 
-    def cells(self, row: int) -> list[tuple[str, str]]:
+    def cells(self, row: int, columns: Sequence[Column]) -> list[tuple[str, str]]:
         place = int(self.order[row])
         summary = self.browser.summary(self.spans[place])
         measured = summary.concentration
@@ -72,7 +72,7 @@ class LayerTable(FfnTable):
             "super": f"{summary.supernodes:,}",
             "halo": f"{summary.halo:,}",
         }
-        return [(texts.get(column.key) or self._top(column, measured.top_share), "") for column in self.columns]
+        return [(texts.get(column.key) or self._top(column, measured.top_share), "") for column in columns]
 
     def _top(self, column: Column, share: float) -> str:
         return f"{percent(share):>6} {bar(share, column.width - 7)}"

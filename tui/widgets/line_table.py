@@ -14,6 +14,8 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from rich.style import Style
     from textual import events
@@ -75,8 +77,8 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
     cursor: reactive[int] = reactive(0, init=False, repaint=False)
     count: reactive[str] = reactive("", init=False, repaint=False)
 
-    class CursorMoved(Message):
-        """The cursor is on another row, or the row holds something else."""
+    class RowsReplaced(Message):
+        """The rows are others, the one under the cursor, too."""
 
     class Opened(Message):
         """The row under the cursor was chosen with the mouse."""
@@ -100,8 +102,8 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
 
     # What subclasses say.
 
-    def cells(self, row: int) -> list[tuple[str, str]]:
-        """Text and style (``""``, ``super`` or ``halo``) of every column of ``row``."""
+    def cells(self, row: int, columns: Sequence[Column]) -> list[tuple[str, str]]:
+        """Text and style (``""``, ``super`` or ``halo``) of ``columns`` of ``row``."""
         raise NotImplementedError
 
     def shown(self) -> dict[str, np.ndarray]:
@@ -141,7 +143,7 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
         self.set_reactive(LineTable.cursor, max(0, min(cursor, count - 1)))
         self._show_cursor()
         self.refresh()
-        self.post_message(self.CursorMoved())
+        self.post_message(self.RowsReplaced())
 
     def take_count(self) -> int | None:
         """The count typed before a key, used up."""
@@ -210,20 +212,18 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
     def _row(self, row: int) -> list[Segment]:
         on_cursor = row == self.cursor
         base = self.style("cursor" if on_cursor else "")
-        texts = dict(zip((column.key for column in self.columns), self.cells(row), strict=True))
+        columns = self.shown_columns
         text = "▶" if on_cursor else " "
-        used = 1
         segments = []
-        for column in self.shown_columns:
-            cell, style = texts[column.key]
+        for column, (cell, style) in zip(columns, self.cells(row, columns), strict=True):
             padded = f" {cell:>{column.width}}"
             if style and not on_cursor:
                 segments += [Segment(text, base), Segment(padded, self.style(style))]
                 text = ""
             else:
                 text += padded
-            used += column.width + 1
         segments.append(Segment(text, base))
+        used = 1 + sum(column.width + 1 for column in columns)
         return segments + self.tail(row, self.row_width - used, base)
 
     # Movement.
@@ -234,7 +234,6 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
         self.refresh_lines(old + 1)
         self.refresh_lines(new + 1)
         self._show_cursor()
-        self.post_message(self.CursorMoved())
 
     def watch_count(self) -> None:
         self.post_message(self.CountTyped())

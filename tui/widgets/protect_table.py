@@ -12,6 +12,8 @@ from tui.widgets.ffn_table import FfnTable
 from tui.widgets.line_table import Column
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tui.load import Snapshot
     from tui.marks import Marks
 
@@ -38,7 +40,7 @@ class ProtectTable(FfnTable):
             Column("share", "LP share", 8), Column("channels", "channels", max(10, self.row_width - used - 1)),
         ), 1)
 
-    def cells(self, row: int) -> list[tuple[str, str]]:
+    def cells(self, row: int, columns: Sequence[Column]) -> list[tuple[str, str]]:
         place = int(self.order[row])
         protected, core, supernodes, share, channels = self._rows[place]
         width = self.columns[-1].width
@@ -51,7 +53,7 @@ class ProtectTable(FfnTable):
             # More ids than fit are cut, so no more of them are made into text.
             "channels": (self._ids(place, channels[: width // 2])[:width].ljust(width), ""),
         }
-        return [cells[column.key] for column in self.columns]
+        return [cells[column.key] for column in columns]
 
     def _ids(self, place: int, channels: np.ndarray) -> str:
         if len(self.spans[place]) == 1:

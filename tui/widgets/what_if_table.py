@@ -12,6 +12,8 @@ from tui.widgets.ffn_table import FfnTable
 from tui.widgets.line_table import Column
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from surgery.what_if import Left
     from tui.load import Snapshot
 
@@ -44,7 +46,7 @@ class WhatIfTable(FfnTable):
             Column("lost", "super lost", 11), Column("lp", "LP mass kept", 13 + bars),
         ), 1)
 
-    def cells(self, row: int) -> list[tuple[str, str]]:
+    def cells(self, row: int, columns: Sequence[Column]) -> list[tuple[str, str]]:
         place = int(self.order[row])
         left = self.rows[place]
         lost = left.supernodes - left.supernodes_kept
@@ -55,7 +57,7 @@ class WhatIfTable(FfnTable):
             "super": (f"{left.supernodes_kept:,}/{left.supernodes:,}", ""),
             "lost": (f"{lost:,} lost" if lost else "-", "super" if lost else ""),
         }
-        return [texts.get(column.key) or (f"{percent(share):>6} {bar(share, column.width - 7)}", "") for column in self.columns]
+        return [texts.get(column.key) or (f"{percent(share):>6} {bar(share, column.width - 7)}", "") for column in columns]
 
     def place_values(self, key: str) -> np.ndarray:
         value = {
