@@ -35,9 +35,10 @@ QUIET = 0.35
 """Seconds without output after which a key has had its effect."""
 SMALL, LARGE = (80, 24), (160, 50)
 SIZES = {"8B": (32, 0, 14336), "70B": (80, 0, 28672), "MoE": (48, 128, 768)}
-ON_SCREEN = {"8B": 1.0, "70B": 1.5}
+# The MoE's atlas has twice the channels of the 70B's, and its budgets.
+ON_SCREEN = {"8B": 1.0, "70B": 1.5, "MoE": 1.5}
 """Seconds until the overview is there."""
-MEMORY = {"8B": 100, "70B": 160}
+MEMORY = {"8B": 100, "70B": 160, "MoE": 160}
 """MB at the end of a run."""
 PAGES = ("\x1b[6~", "\x1b[5~")
 
@@ -137,13 +138,14 @@ def measure(name: str, path: Path) -> None:
             program.press("\r")
         keys(program, "channels, cursor", ("j", "k"), 5, 2)
         keys(program, "channels, page", PAGES, 15, 8)
-        keys(program, "channels, sort", ("S", "s"), 5, None)
+        # Five milliseconds for the order, and a page's, since every row changes.
+        keys(program, "channels, sort", ("S", "s"), 5 + 15, None)
         print(f"  {'idle for 5 s, bytes':<44} {program.settle(5.0):>9} {'':<3} {0:>7}", flush=True)
         row("memory", program.memory(), MEMORY.get(name, 100), "MB")
         program.press("w")
         program.settle(3.0)
-        # A page's budget: every row changes.
-        keys(program, "what-if, one percent", ("l", "h"), 15, 8)
+        # The same.
+        keys(program, "what-if, one percent", ("l", "h"), 5 + 15, 8)
     with running(path, LARGE) as (program, _):
         keys(program, "strips at 160x50", ("i", "i"), None, 60)
 

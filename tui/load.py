@@ -196,8 +196,8 @@ def _read(atlas: Atlas, path: Path, stored: StoredArrays) -> Snapshot:
     for block in atlas.blocks:
         experts = range(block.n_experts) if block.n_experts else (None,)
         blocks.append(range(len(ffns), len(ffns) + len(experts)))
-        ffns += [Ffn(block.layer_index, printable(block.stack), printable(block.module), block.row, block.n_channels, expert)
-                 for expert in experts]
+        of, module = printable(block.stack), printable(block.module)
+        ffns += [Ffn(block.layer_index, of, module, block.row, block.n_channels, expert) for expert in experts]
     return Snapshot(
         path=path,
         signature=stored.signature,

@@ -35,7 +35,9 @@ class Marks:
 
     def __init__(self, widths: Sequence[int], masks: Mapping[int, np.ndarray] | None = None) -> None:
         self.widths = tuple(widths)
-        self._masks = [np.zeros(width, dtype=bool) for width in widths]
+        # One array: pages of it that nothing is marked in take no memory.
+        ends = np.cumsum((0, *self.widths))
+        self._masks = np.split(np.zeros(ends[-1], dtype=bool), ends[1:-1])
         for ffn, mask in (masks or {}).items():
             self._masks[ffn] |= mask
         self._counts: list[int] | None = None
@@ -72,7 +74,7 @@ class Marks:
     def differences(self) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
         """FFN to the ids that are marked and not on disk, and the other way round."""
         pairs = [(ffn, now, disk) for ffn, (now, disk) in enumerate(zip(self._masks, self._on_disk, strict=True))
-                 if not np.array_equal(now, disk)]
+                 if now is not disk and not np.array_equal(now, disk)]
         return ({ffn: np.flatnonzero(now & ~disk) for ffn, now, disk in pairs},
                 {ffn: np.flatnonzero(disk & ~now) for ffn, now, disk in pairs})
 
@@ -89,7 +91,8 @@ class Marks:
 
     def saved(self) -> None:
         """Say that what is marked is on disk."""
-        self._on_disk = [mask.copy() for mask in self._masks]
+        # A mask is copied once it changes.
+        self._on_disk = list(self._masks)
         self._changed()
 
     def _changed(self) -> None:
@@ -125,5 +128,7 @@ class Marks:
 
     def _put(self, change: Change, *, on: bool) -> None:
         for ffn, ids in change.channels.items():
+            if self._on_disk[ffn] is self._masks[ffn]:
+                self._on_disk[ffn] = self._masks[ffn].copy()
             self._masks[ffn][ids] = on
         self._changed()

@@ -37,7 +37,8 @@ def concentration(values: np.ndarray, rho: float = 0.01) -> Concentration:
     """
     # A file may hold anything: a signalling NaN complains where it is converted.
     with np.errstate(invalid="ignore", over="ignore"):
-        ordered = np.sort(np.asarray(values, dtype=np.float64))[::-1]
+        # Sorted as they are: half the time of sorting them as float64.
+        ordered = np.sort(values)[::-1].astype(np.float64)
         mass = float(ordered.sum())
     if not np.isfinite(mass):
         return Concentration(np.nan, np.nan, np.nan, np.nan, np.nan)

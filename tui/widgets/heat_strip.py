@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 from rich.color import Color
@@ -26,7 +25,7 @@ class HeatStrip:
 
     def __init__(self, ramp: Sequence[str]) -> None:
         self._colors = [Color.parse(color) for color in ramp]
-        self._styles: dict[tuple[int, int, Style], Style] = {}
+        self._styles: dict[tuple[int | None, int, Style], Style] = {}
 
     @property
     def steps(self) -> int:
@@ -41,19 +40,25 @@ class HeatStrip:
         """``levels`` (cells * `samples_per_cell`,) over ``base``, where level 0 shows through."""
         if not self._colors:
             return [Segment("".join(GLYPH_RAMP[level] for level in levels.tolist()), base)]
-        pairs = zip(levels[::2].tolist(), levels[1::2].tolist(), strict=True)
-        return [
-            Segment((" " if left == right else "▌") * len(list(run)), self._style(left, right, base))
-            for (left, right), run in groupby(pairs)
-        ]
+        segments: list[Segment] = []
+        text, fore, ground = "", None, -1
+        for left, right in zip(levels[::2].tolist(), levels[1::2].tolist(), strict=True):
+            needed = None if left == right else left
+            # A blank shows no foreground, so it needs no style of its own beside a half cell on the same ground.
+            if right != ground or (None not in (needed, fore) and needed != fore):
+                if text:
+                    segments.append(Segment(text, self._style(fore, ground, base)))
+                text, fore, ground = "", None, right
+            text += " " if needed is None else "▌"
+            fore = fore if needed is None else needed
+        return [*segments, Segment(text, self._style(fore, ground, base))]
 
-    def _style(self, left: int, right: int, base: Style) -> Style:
-        key = (left, right, base)
+    def _style(self, fore: int | None, ground: int, base: Style) -> Style:
+        key = (fore, ground, base)
         if key not in self._styles:
-            ground = base.bgcolor
-            # A blank shows no foreground, and naming one costs 17 bytes a run.
-            self._styles[key] = Style(
-                color=None if left == right else self._colors[left - 1] if left else ground,
-                bgcolor=self._colors[right - 1] if right else ground,
-            )
+            # Naming a foreground that no cell shows would cost 17 bytes a run.
+            self._styles[key] = Style(color=None if fore is None else self._color(fore, base), bgcolor=self._color(ground, base))
         return self._styles[key]
+
+    def _color(self, level: int, base: Style) -> Color | None:
+        return self._colors[level - 1] if level else base.bgcolor

@@ -84,8 +84,10 @@ class LayerTable(FfnTable):
         span = self.spans[int(self.order[row])]
         key = (span, cells, self.browser.log_axis)
         if key not in self._strips:
-            samples = cells * self.heat.samples_per_cell
-            self._strips[key] = self.browser.strip(span, samples, self.heat.steps)
+            samples = self.heat.samples_per_cell
+            levels = self.browser.strip(span, cells * samples, self.heat.steps)
+            # The cell after it is part of it, so that it needs no style of its own.
+            self._strips[key] = np.pad(levels, (0, samples))
         return [Segment(" " * GAP, base), *self.heat.segments(self._strips[key], self.style(""))]
 
     def tail_heading(self, width: int) -> str:

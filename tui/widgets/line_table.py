@@ -153,7 +153,10 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
     @property
     def shown_columns(self) -> list[Column]:
         """Columns that fit, in order."""
-        room = self.row_width - 1
+        return self._columns_in(self.row_width)
+
+    def _columns_in(self, width: int) -> list[Column]:
+        room = width - 1
         shown: list[Column] = []
         for column in (*self.columns[: self.frozen], *self.columns[self.frozen + self._offset :]):
             room -= column.width + 1
@@ -184,20 +187,20 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
         super().notify_style_update()
 
     def render_line(self, y: int) -> Strip:
-        row = y - 1 + self.scroll_offset.y
+        row, width = y - 1 + self.scroll_offset.y, self.row_width
         if y == 0:
-            segments, base = self._heading(), self.style("heading")
+            segments, base = self._heading(width), self.style("heading")
         elif row < self.row_count:
-            segments, base = self._row(row), self.style("cursor" if row == self.cursor else "")
+            segments, base = self._row(row, width), self.style("cursor" if row == self.cursor else "")
         else:
             segments, base = [], self.style("")
-        return Strip(segments).adjust_cell_length(self.row_width, base).simplify()
+        return Strip(segments).adjust_cell_length(width, base).simplify()
 
-    def _heading(self) -> list[Segment]:
+    def _heading(self, width: int) -> list[Segment]:
         heading = self.style("heading")
         segments = [Segment(" ", heading)]
         used = 1
-        for column in self.shown_columns:
+        for column in self._columns_in(width):
             arrow = ("▾" if self.descending else "▴") if column.key == self.sort_key else ""
             text = f"{column.heading}{arrow}"
             if column.key == self.marked:
@@ -206,13 +209,13 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
             else:
                 segments.append(Segment(f" {text:>{column.width}}", heading))
             used += column.width + 1
-        segments.append(Segment(self.tail_heading(self.row_width - used), heading))
+        segments.append(Segment(self.tail_heading(width - used), heading))
         return segments
 
-    def _row(self, row: int) -> list[Segment]:
+    def _row(self, row: int, width: int) -> list[Segment]:
         on_cursor = row == self.cursor
         base = self.style("cursor" if on_cursor else "")
-        columns = self.shown_columns
+        columns = self._columns_in(width)
         text = "▶" if on_cursor else " "
         segments = []
         for column, (cell, style) in zip(columns, self.cells(row, columns), strict=True):
@@ -224,7 +227,7 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
                 text += padded
         segments.append(Segment(text, base))
         used = 1 + sum(column.width + 1 for column in columns)
-        return segments + self.tail(row, self.row_width - used, base)
+        return segments + self.tail(row, width - used, base)
 
     # Movement.
 
