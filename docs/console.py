@@ -20,6 +20,7 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.hub.client import environment
 from tests.hub.server import Hub
 
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -45,17 +46,11 @@ def commands(block: str) -> list[tuple[str, list[str]]]:
     return found
 
 
-def environment(hub: Hub, directory: Path) -> dict[str, str]:
-    """Environment of the commands, whose Hub is ``hub`` and whose directory is ``directory``."""
-    return {name: value for name, value in os.environ.items() if name != "TMUX"} | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "100", "PYTHONWARNINGS": "ignore",
-        "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(directory / ".hf"), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*",
-    }
-
-
 def run(command: str, directory: Path, hub: Hub) -> list[str]:
     """What ``command`` prints in ``directory``. Raises `SystemExit` where it fails."""
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=directory, env=environment(hub, directory), text=True,
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    settings = environment(hub, directory / ".hf", TOKEN, PATH=path, COLUMNS="100", PYTHONWARNINGS="ignore", TMUX="")
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=directory, env=settings, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
     if done.returncode:
         raise SystemExit(f"$ {command}\n{done.stdout}\nended with {done.returncode}")

@@ -181,8 +181,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _read_body(self, fault: Fault | None, path: str) -> bytes:
         """The request's body. What arrives of a large file is counted as it arrives."""
         store, oid = self.server.hub.store, path.rpartition("/")[2] if self.command == "PUT" else ""
-        body = b""
-        for piece in self._pieces():
+        body = bytearray()
+        # Small pieces, so that what goes wrong can do so anywhere.
+        for piece in self._pieces(1 << 10 if fault else 1 << 16):
             if fault:
                 time.sleep(fault.pace)
                 if fault.cut is not None and len(body) + len(piece) > fault.cut:
@@ -190,14 +191,14 @@ class _Handler(BaseHTTPRequestHandler):
             body += piece
             if oid:
                 store.received[oid] += len(piece)
-        return body
+        return bytes(body)
 
-    def _pieces(self) -> Any:
+    def _pieces(self, size: int) -> Any:
         if self.headers.get("Transfer-Encoding") == "chunked":
             while length := int(self.rfile.readline().split(b";")[0], 16):
                 left = length
                 while left:
-                    piece = self._piece(min(left, 1 << 10))
+                    piece = self._piece(min(left, size))
                     left -= len(piece)
                     yield piece
                 self.rfile.readline()
@@ -205,7 +206,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         left = int(self.headers.get("Content-Length", 0))
         while left:
-            piece = self._piece(min(left, 1 << 10))
+            piece = self._piece(min(left, size))
             left -= len(piece)
             yield piece
 
