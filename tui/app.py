@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from tui.load import Signature
 
 POLL_SECONDS = 2.0
+FORGET = "read it, and forget what is not written"
 
 
 class AtlasApp(App[str], inherit_bindings=False):
@@ -242,7 +243,7 @@ class AtlasApp(App[str], inherit_bindings=False):
 
     def _leaving(self, choice: str | None) -> None:
         if choice == "write":
-            self._write(then_quit=True)
+            self._write_or_ask(then_quit=True)
         elif choice == "quit":
             self.exit(self._last_words)
 
@@ -305,36 +306,52 @@ class AtlasApp(App[str], inherit_bindings=False):
         self.say(notice)
 
     def action_write_marks(self) -> None:
-        if signature_of(self.protect_file) == self._protect_signature:
-            self._write()
-            return
-        choices = [("stay", "leave it"), ("load", "read it, and forget what is not written"), ("write", "write over it")]
-        self.push_screen(ChoiceScreen(f"{self.protect_file.name} has changed on disk", choices, "stay"), self._conflict)
+        self._write_or_ask(then_quit=False)
 
-    def _conflict(self, choice: str | None) -> None:
+    def _write_or_ask(self, *, then_quit: bool) -> None:
+        if signature_of(self.protect_file) == self._protect_signature:
+            self._write(self.marks, self.marks.masks, then_quit)
+            return
+        choices = [("stay", "leave it"), ("load", FORGET), ("write", f"write over it{' and quit' if then_quit else ''}")]
+        title = f"{printable(self.protect_file.name)} has changed on disk"
+        self.push_screen(ChoiceScreen(title, choices, "stay"), partial(self._conflict, then_quit=then_quit))
+
+    def _conflict(self, choice: str | None, *, then_quit: bool) -> None:
         if choice == "write":
-            self._write()
+            self._write(self.marks, self.marks.masks, then_quit)
         elif choice == "load":
-            self.action_load_marks()
+            self._load()
 
     @work(thread=True, exclusive=True, group="marks")
-    def _write(self, *, then_quit: bool = False) -> None:
+    def _write(self, marks: Marks, masks: dict[int, np.ndarray], then_quit: bool) -> None:
         try:
-            signature = write_marks(self.protect_file, self.browser.snapshot.path, self.marks.masks)
+            signature = write_marks(self.protect_file, self.browser.snapshot.path, masks)
         except ChanfmtError as error:
             self.call_from_thread(self.say, printable(error.message))
         else:
-            self.call_from_thread(self._written, signature, then_quit)
+            self.call_from_thread(self._written, marks, masks, signature, then_quit)
 
-    def _written(self, signature: Signature, then_quit: bool) -> None:
+    def _written(self, marks: Marks, masks: dict[int, np.ndarray], signature: Signature, then_quit: bool) -> None:
         self._protect_signature = signature
-        self.marks.saved()
-        self._marks_changed(f"wrote {self.protect_file.name}")
+        # Channels may have been marked while it was written, and FFNs moved.
+        if marks is self.marks:
+            marks.saved(masks)
+        self._marks_changed(f"wrote {printable(self.protect_file.name)}")
         if then_quit:
-            self.exit(self._last_words)
+            self.action_leave_program(self._last_words)
+
+    def action_load_marks(self) -> None:
+        if not sum(self.marks.unsaved) or signature_of(self.protect_file) == NO_FILE:
+            self._load()
+            return
+        self.push_screen(ChoiceScreen("marks are not written", [("stay", "stay"), ("load", FORGET)], "stay"), self._loading)
+
+    def _loading(self, choice: str | None) -> None:
+        if choice == "load":
+            self._load()
 
     @work(thread=True, exclusive=True, group="marks")
-    def action_load_marks(self) -> None:
+    def _load(self) -> None:
         try:
             masks, warnings, signature = read_marks(self.protect_file, self.browser.snapshot.path)
         except ChanfmtError as error:
@@ -343,9 +360,13 @@ class AtlasApp(App[str], inherit_bindings=False):
             self.call_from_thread(self._loaded, masks, warnings, signature)
 
     def _loaded(self, masks: dict[int, np.ndarray], warnings: tuple[str, ...], signature: Signature) -> None:
+        name = printable(self.protect_file.name)
+        if signature == NO_FILE:
+            self.say(f"there is no {name}")
+            return
         self.marks = Marks(self.marks.widths, masks)
         self._protect_signature = signature
-        self._marks_changed(printable(warnings[0]) if warnings else f"read {self.protect_file.name}")
+        self._marks_changed(printable(warnings[0]) if warnings else f"read {name}")
 
     # The clipboard.
 

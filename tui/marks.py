@@ -44,7 +44,8 @@ class Marks:
         self._unsaved: tuple[int, int] | None = None
         self.done: list[Change] = []
         self._undone: list[Change] = []
-        self.saved()
+        # A mask is copied once it changes.
+        self._on_disk = list(self._masks)
 
     def of(self, ffn: int) -> np.ndarray:
         """Marks of FFN ``ffn``, bool (channel,); not to be written to."""
@@ -89,10 +90,9 @@ class Marks:
         marks._changed()
         return marks
 
-    def saved(self) -> None:
-        """Say that what is marked is on disk."""
-        # A mask is copied once it changes.
-        self._on_disk = list(self._masks)
+    def saved(self, masks: Mapping[int, np.ndarray]) -> None:
+        """Say that ``masks``, of every FFN, are on disk."""
+        self._on_disk = [now if np.array_equal(now, masks[ffn]) else masks[ffn] for ffn, now in enumerate(self._masks)]
         self._changed()
 
     def _changed(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from tui.cli import main
 from tui.filter import counted, filtered
 from tui.load import read_snapshot
 from tui.marks import Marks
-from tui.protect import read_marks
+from tui.protect import read_marks, write_marks
 from tui.screens.choice import ChoiceScreen
 from tui.screens.layer import LayerScreen
 from tui.screens.overview import OverviewScreen
@@ -219,6 +220,98 @@ async def test_a_file_that_changed_is_not_written_over(small: Path, choice: str)
             assert list(json.loads(path.read_text())["layers"]) == ["0"]
         if choice != "write":
             assert path.read_text() == other
+
+
+async def test_what_was_forgotten_is_not_shown(small: Path) -> None:
+    app = open_app(small)
+    path = small.parent / "a.protect.json"
+    async with app.run_test(size=(80, 24)) as pilot:
+        screen = await in_layer(pilot, app)
+        await press(pilot, "space")
+        path.write_text('{"format": "protect/1", "layers": {"3": [1, 2]}}')
+        await press(pilot, "W")
+        await wait_until(lambda: isinstance(app.screen, ChoiceScreen))
+        await press(pilot, "j", "enter")
+        await wait_until(lambda: app.marks.counts == [0, 0, 0, 2])
+        await pilot.pause()
+        assert "●" not in text_of(app)
+        assert screen.table.marked_channels is app.marks.of(0)
+
+
+async def test_the_title_of_a_conflict_is_no_markup(small: Path) -> None:
+    path = small.parent / "[red]x[b] [.protect.json"
+    app = AtlasApp(read_snapshot(small), protect_file=path)
+    async with app.run_test(size=(120, 24)) as pilot:
+        await in_layer(pilot, app)
+        await press(pilot, "space")
+        path.write_text("{}")
+        await press(pilot, "W")
+        await wait_until(lambda: isinstance(app.screen, ChoiceScreen))
+        await pilot.pause()
+        assert f"{path.name} has changed on disk" in text_of(app)
+
+
+async def test_marks_made_while_it_is_written_are_not_written(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> Any:
+        begun.set()
+        assert go_on.wait(10)
+        return write_marks(*arguments)
+
+    monkeypatch.setattr("tui.app.write_marks", slow)
+    app = open_app(small)
+    async with app.run_test(size=(80, 24)) as pilot:
+        screen = await in_layer(pilot, app)
+        await press(pilot, "space", "W")
+        await wait_until(begun.is_set)
+        first = screen.table.channel
+        await press(pilot, "j", "space")
+        go_on.set()
+        await wait_until(lambda: "wrote" in text_of(app))
+        assert app.marks.unsaved == (1, 0)
+        assert json.loads(app.protect_file.read_text())["layers"] == {"0": [first]}
+        await press(pilot, "W")
+        await wait_until(lambda: not any(app.marks.unsaved))
+
+
+@pytest.mark.parametrize("choice", ["stay", "load"])
+async def test_loading_asks_where_marks_are_not_written(small: Path, choice: str) -> None:
+    app = open_app(small)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await press(pilot, "p")
+        await wait_until(lambda: isinstance(app.screen, ProtectScreen))
+        app.mark({0: np.arange(3)}, "three", on=True)
+        await press(pilot, "o")
+        await wait_until(lambda: "there is no a.protect.json" in text_of(app))
+        assert app.marks.counts[0] == 3
+        await press(pilot, "W")
+        await wait_until(lambda: not any(app.marks.unsaved))
+        await press(pilot, "x", "o")
+        await wait_until(lambda: isinstance(app.screen, ChoiceScreen))
+        await press(pilot, *{"stay": ["enter"], "load": ["j", "enter"]}[choice])
+        await wait_until(lambda: isinstance(app.screen, ProtectScreen))
+        if choice == "load":
+            await wait_until(lambda: app.marks.counts[0] == 3)
+        else:
+            assert app.marks.counts[0] == 0
+
+
+@pytest.mark.parametrize("choice", ["stay", "write"])
+async def test_quitting_asks_before_it_writes_over_what_changed(small: Path, choice: str) -> None:
+    app = open_app(small)
+    other = '{"format": "protect/1", "layers": {"3": [1, 2]}}'
+    async with app.run_test(size=(80, 24)) as pilot:
+        app.mark({0: np.arange(3)}, "three", on=True)
+        app.protect_file.write_text(other)
+        await press(pilot, "q")
+        await wait_until(lambda: "marks are not written" in text_of(app))
+        await press(pilot, "j", "enter")
+        await wait_until(lambda: "has changed on disk" in text_of(app))
+        assert app.protect_file.read_text() == other
+        await press(pilot, *{"stay": ["enter"], "write": ["G", "enter"]}[choice])
+        await wait_until(lambda: isinstance(app.screen, OverviewScreen) if choice == "stay" else not app.is_running)
+    assert (app.protect_file.read_text() == other) == (choice == "stay")
 
 
 @pytest.mark.parametrize("choice", ["stay", "write", "quit"])

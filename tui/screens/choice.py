@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from textual.binding import Binding, BindingType
+from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
@@ -46,7 +47,7 @@ class ChoiceScreen(ModalScreen[str | None]):
             Option(f"{'●' if key == self.current else ' '} {text}", id=key) for key, text in self.choices
         ]
         choice = ChoiceList(*options, id="choices", markup=False)
-        choice.border_title = self.choice_title
+        choice.border_title = Content(self.choice_title)  # A file's name may look like markup.
         choice.highlighted = next((place for place, (key, _) in enumerate(self.choices) if key == self.current), 0)
         yield choice
 

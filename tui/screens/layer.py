@@ -72,6 +72,7 @@ class LayerScreen(BrowserScreen):
         self._show(ffn, None)
 
     def show_marks(self) -> None:
+        self.table.marked_channels = self.atlas_app.marks.of(self.ffn)
         if "marked" in self.filter_text:
             self.show_browser()
         super().show_marks()
