@@ -378,8 +378,11 @@ def _try_contained(path: Path) -> None:
             _ = atlas.calibration, atlas.producer
         return ""
 
+    size = 0
+    with contextlib.suppress(OSError):
+        size = path.stat().st_size
     try:
-        run_contained(work, size=path.stat().st_size if path.is_file() else 0, cpu_seconds=TRIAL_SECONDS)
+        run_contained(work, size=size, cpu_seconds=TRIAL_SECONDS)
     except Crashed as crash:
         raise AtlasError(f"{path} cannot be read: {crash}", hint="copy it again, or rebuild it", code="E017") from None
 

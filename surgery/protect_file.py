@@ -69,9 +69,8 @@ def write_protect_file(path: Path, atlas: Atlas, channels: Mapping[int, np.ndarr
         for number, row in enumerate(rows):
             if row.any():
                 layers[unit_key(atlas, block, number if block.n_experts else None)] = np.flatnonzero(row).tolist()
-    value = {"format": PROTECT_FORMAT, "atlas_sha256": atlas.content_sha256, "layers": layers}
     with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(value, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(_as_json(atlas.content_sha256, layers), encoding="utf-8")
 
 
 def mark(masks: Mapping[int, np.ndarray], block: Block, expert: int | None, channels: Iterable[int]) -> None:
@@ -101,6 +100,15 @@ def _read_text(path: Path) -> str:
         raise UsageError(f"cannot read the protect file {path}: {error.strerror}") from None
     except ValueError as error:
         raise UsageError(f"the protect file {path} is not text: {error}") from None
+
+
+def _as_json(atlas_sha256: str, layers: Mapping[str, list[int]]) -> str:
+    """A protect file with a line per layer, so that ``git diff`` shows which of them changed."""
+    outer = json.dumps({"format": PROTECT_FORMAT, "atlas_sha256": atlas_sha256, "layers": {}}, indent=1)
+    if not layers:
+        return outer + "\n"
+    lines = ",\n".join(f"  {json.dumps(key, ensure_ascii=False)}: {json.dumps(ids)}" for key, ids in layers.items())
+    return outer.removesuffix("{}\n}") + f"{{\n{lines}\n }}\n}}\n"
 
 
 def _from_json(path: Path, text: str, atlas: Atlas) -> tuple[dict[int, np.ndarray], tuple[str, ...]]:

@@ -202,7 +202,7 @@ class AtlasApp(App[str], inherit_bindings=False):
         if not name:
             return
         try:
-            path = locate(name).path
+            path = locate(os.path.expanduser(name)).path
             other = read_snapshot(path, contained=True)
             check_comparable(self.browser.snapshot.path, path)
         except ChanfmtError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,10 @@ from tui.place import ASCENDING, OF_TWO, SCREENS, Place
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
+
+    import numpy as np
+
+    from tui.load import Snapshot
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,7 +73,11 @@ def _run(options: argparse.Namespace) -> int:
     place = _place(options, compared=other is not None)
     place.find(snapshot)
     drawn = _picture(options, snapshot.path, place)
+    if drawn is not None:
+        named = [Path(name) for name in (options.file, options.other) if name is not None]
+        _check_picture(drawn, [*named, *(read.path for read in (snapshot, other) if read is not None), protect_file])
     marks, warnings, signature = read_marks(protect_file, snapshot.path)
+    _check_filter(place, snapshot, marks)
     if drawn is None and not (all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))):
         raise UsageError(
             "atlas-tui needs a terminal",
@@ -112,6 +121,26 @@ def _picture(options: argparse.Namespace, atlas: Path, place: Place) -> Path | N
     if options.export_svg is not None:
         return Path(options.export_svg)
     return Path(f"{atlas.name.partition('.')[0]}-{place.screen}.svg") if options.screenshot else None
+
+
+def _check_picture(picture: Path, files: Sequence[Path]) -> None:
+    for path in files:
+        if os.path.realpath(picture) == os.path.realpath(path):
+            raise UsageError(f"the picture would replace {path}", hint="name another file after --export-svg")
+
+
+def _check_filter(place: Place, snapshot: Snapshot, marks: dict[int, np.ndarray]) -> None:
+    """Raise `UsageError` where the filter means nothing, or no channel fits it."""
+    from tui.filter import filtered
+    from tui.model import Browser
+
+    if not place.filter or place.screen in OF_TWO:
+        return
+    ffn = place.find(snapshot)
+    labels = snapshot.labels_of(ffn)
+    words = {"marked": marks.get(ffn, labels != labels)}
+    if not filtered(place.filter, Browser(snapshot, place.metric).columns(ffn), labels, words).any():
+        raise UsageError(f"no channel of {snapshot.ffns[ffn].name(with_stack=snapshot.several_stacks)} fits {place.filter!r}")
 
 
 def _protect_file(options: argparse.Namespace, atlas: Path) -> Path:

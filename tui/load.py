@@ -149,12 +149,13 @@ def file_signature(path: Path) -> Signature:
 
 def present_file(path: Path) -> Path:
     """``path``, or what a build that will write it has measured so far, or what such a build has since written."""
-    if path.exists():
+    # Unlike a path's own methods, these two say no where one cannot look; why shows when the file is opened.
+    if os.path.exists(path):
         return path
     finished = path.with_name(path.name.removesuffix(PARTIAL_SUFFIX))
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
     other = finished if path.name.endswith(PARTIAL_SUFFIX) else partial
-    return other if other.is_file() else path
+    return other if os.path.isfile(other) else path
 
 
 def read_snapshot(path: str | Path, *, contained: bool = False) -> Snapshot:

@@ -67,6 +67,13 @@ class Browser:
             self._rankings[span] = view.ranking(self.snapshot.span_values(span, self.metric))
         return self._rankings[span]
 
+    def columns(self, ffn: int) -> dict[str, np.ndarray]:
+        """What a filter may compare of FFN ``ffn``: name to values, (channel,)."""
+        ranking = self.ranking(range(ffn, ffn + 1))
+        metrics = {name: self.snapshot.values(ffn, name) for name in self.snapshot.metrics}
+        return {"rank": ranking.rank, "channel": np.arange(len(ranking.rank)), "share": ranking.share,
+                "cumulative": ranking.cumulative, **metrics}
+
     def strip(self, span: range, samples: int, steps: int) -> np.ndarray:
         """Levels 0..``steps`` of the span's heat strip, (samples,)."""
         values = self.snapshot.span_values(span, self.metric)

@@ -15,6 +15,8 @@ SCREENS = ("overview", "experts", "layer", "card", "scatter", "compare", "join",
 OF_TWO = ("compare", "join")
 """Screens that need a second atlas."""
 ASCENDING = ":up"
+COLUMNS = ("rank", "channel", "label", "share", "cumulative")
+"""Columns of the layer screen besides the metrics."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,13 @@ class Place:
         """The FFN of ``snapshot``, the first where none is named.
 
         Raises:
-            UsageError: There is none, or there are several, or there is no such metric or channel.
+            UsageError: There is none, or there are several, or there is no such metric, column or channel.
         """
         if self.metric not in snapshot.metrics:
             raise UsageError(f"there is no metric {self.metric!r}", hint=f"there are: {', '.join(snapshot.metrics)}")
+        column, columns = self.sort.removesuffix(ASCENDING), (*COLUMNS, *snapshot.metrics)
+        if column and column not in columns:
+            raise UsageError(f"there is no column {column!r} to sort by", hint=f"there are: {', '.join(columns)}")
         wanted = {"layer_index": self.layer, "stack": self.stack, "expert": self.expert}
         found = [number for number, ffn in enumerate(snapshot.ffns)
                  if all(value in (None, getattr(ffn, name)) for name, value in wanted.items())]

@@ -114,6 +114,21 @@ def test_what_is_written_is_read_back(name: str, tmp_path: Path, request: pytest
     assert [path.name for path in tmp_path.iterdir()] == ["p.json"]
 
 
+def test_a_layer_is_a_line(experts: Atlas, tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    masks = {block.index: np.zeros(block.shape, dtype=bool) for block in experts.blocks}
+    write_protect_file(path, experts, masks)
+    assert json.loads(path.read_text())["layers"] == {}
+    masks[0][[3, 70]] = masks[2][1, 5] = True
+    write_protect_file(path, experts, masks)
+    before = path.read_text().splitlines()
+    assert [line.strip() for line in before[4:6]] == ['"0": [3, 70],', '"2/1": [5]']
+    masks[0][4] = True
+    write_protect_file(path, experts, masks)
+    assert [pair for pair in zip(before, path.read_text().splitlines(), strict=True) if pair[0] != pair[1]] == [
+        ('  "0": [3, 70],', '  "0": [3, 4, 70],')]
+
+
 def test_ffns_that_share_a_layer_need_their_stack(tmp_path: Path) -> None:
     content = moe_content()
     shared = dataclasses.replace(content.stacks[0], name="decoder.shared", kind="shared")

@@ -194,6 +194,10 @@ def test_pictures_without_a_terminal(small: Path, tmp_path: Path) -> None:
     (["--screenshot", "layer", "--size", "10x3"], "not COLUMNSxROWS"),
     (["--screenshot", "layer", "--theme", "mauve"], "there is no theme 'mauve'"),
     (["--screenshot", "attic"], "invalid choice"),
+    (["--sort", "fame:up"], "there is no column 'fame' to sort by"),
+    (["--screenshot", "layer", "--filter", "lpp>1"], "there is no column 'lpp'"),
+    (["--screenshot", "layer", "--filter", "lp>1e30"], "no channel of layer 0 fits"),
+    (["x" * 300 + ".h5"], "File name too long"),
     ([], "needs a terminal"),
 ])
 def test_refusals(arguments: list[str], reason: str, small: Path) -> None:
@@ -201,6 +205,39 @@ def test_refusals(arguments: list[str], reason: str, small: Path) -> None:
     assert done.returncode == 2
     assert reason in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["a.h5", "b.h5", "p.json", "../link/a.h5"])
+def test_a_picture_replaces_nothing_that_is_drawn(name: str, small: Path, tmp_path: Path) -> None:
+    other = random_atlas(tmp_path / "b.h5", seed=1)
+    (tmp_path / "p.json").write_text('{"format": "protect/1", "layers": {}}')
+    link = tmp_path.parent / "link"
+    link.unlink(missing_ok=True)
+    link.symlink_to(tmp_path)
+    target = tmp_path / name
+    before = target.read_bytes()
+    done = run(small, other, "--protect", tmp_path / "p.json", "--export-svg", target, "--overwrite")
+    assert done.returncode == 2
+    assert "the picture would replace" in done.stderr
+    assert target.read_bytes() == before
+
+
+async def test_names_of_files_that_cannot_be(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    random_atlas(tmp_path / "b.h5", seed=1)
+    app = open_app(small)
+    async with app.run_test(size=(400, 50)) as pilot:
+        await typed(pilot, "e", "~nosuchuser/x.csv")
+        await wait_until(lambda: "nosuchuser does not exist" in text_of(app))
+        for key, name in (("e", "x" * 300 + ".csv"), ("c", "x" * 300)):
+            await typed(pilot, key, name)
+            await wait_until(lambda: "File name too long" in text_of(app))
+            await press(pilot, "j")
+            await pilot.pause()
+        await typed(pilot, "c", "~nosuchuser/x.h5")
+        await wait_until(lambda: "~nosuchuser/x.h5 does not exist" in text_of(app))
+        await typed(pilot, "c", "~/b.h5")
+        await wait_until(lambda: isinstance(app.screen, CompareScreen))
 
 
 def test_sizes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
 
@@ -233,7 +234,7 @@ class BrowserScreen(Screen[None]):
         if not name:
             return
         try:
-            rows = write_table(Path(name).expanduser(), self.table.shown())
+            rows = write_table(Path(os.path.expanduser(name)), self.table.shown())
         except ChanfmtError as error:
             self.atlas_app.call_from_thread(self.say, printable(error.message))
         else:

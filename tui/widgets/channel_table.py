@@ -119,9 +119,7 @@ class ChannelTable(LineTable):
 
     def columns_by_name(self) -> dict[str, np.ndarray]:
         """What a filter may compare: name to values, (channel,)."""
-        ranking = self.ranking
-        return {"rank": ranking.rank, "channel": np.arange(len(self._labels)), "share": ranking.share,
-                "cumulative": ranking.cumulative, **self._arrays}
+        return self.browser.columns(self.ffn)
 
     def _sort_values(self) -> np.ndarray:
         if self.sort_key == "rank":
