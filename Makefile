@@ -25,7 +25,7 @@ demo: $(VENV)/installed $(SMOLLM2)
 
 # One thread each: torch in two processes with two threads each takes ten times as long on two cores.
 test: $(VENV)/installed-dev $(SMOLLM2)
-	OMP_NUM_THREADS=1 SMOLLM2_GGUF=$(abspath $(SMOLLM2)) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 SMOLLM2_GGUF=$(abspath $(SMOLLM2)) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -82,3 +82,10 @@ def legend(axes: Any, **arguments: Any) -> None:
     """A legend, where anything was drawn."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(**arguments)
+
+
+def legend_below(figure: Any) -> None:
+    """One legend for all axes, out of the way of their lines, where anything was drawn."""
+    entries = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if entries:
+        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(4, len(entries)))

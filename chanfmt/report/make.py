@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ class Report:
             "title": self.title, "facts": self.facts, "notes": self.notes,
             "sections": {section.key: {
                 "title": section.title, "numbers": dict(section.numbers), "missing": section.missing,
-                "claims": [{**vars(claim), "verdict": claim.verdict} for claim in section.claims],
+                "claims": [vars(claim) for claim in section.claims],
             } for section in self.sections},
         }
 
@@ -59,7 +60,7 @@ def make_report(atlas: Atlas, progress: Callable[[int], Callable[[], object]] | 
     rho = atlas.labels.rho
     steps = (
         lambda: concentrated.make(units, rho), lambda: factors.make(units), lambda: controls.make(units),
-        lambda: halo.make(units), lambda: reading.make(units),
+        lambda: halo.make(units, atlas.calibration.tokens), lambda: reading.make(units, _even_spread(atlas)),
     )
     advance = progress(len(steps) + len(units)) if progress else lambda: None
     sections = []
@@ -70,10 +71,14 @@ def make_report(atlas: Atlas, progress: Callable[[int], Callable[[], object]] | 
     notes = []
     if atlas.status != "complete":
         notes.append(f"This atlas is {printable(atlas.status)}: a build has not finished it, and its numbers will change.")
+    if atlas.core_rho != rho:
+        notes.append(f"Labels are of the top {rho:.4g} of the channels, connectivity and redundancy still refer to the top "
+                     f"{atlas.core_rho:.4g}: what is said of the halo here is of two different cores.")
     if without:
-        notes.append(f"{without:,} FFNs or experts have no LP, as no calibration token reached them, and are left out.")
+        notes.append(f"Left out, as no calibration token reached them: FFNs or experts without LP, {without:,}.")
     if any(unit.expert >= 0 for unit in units):
-        notes.append("An FFN with experts counts as many FFNs as it has experts that tokens reached.")
+        notes.append("An FFN with experts counts as many FFNs as it has experts that tokens reached; intervals draw the FFNs "
+                     "with all of their experts.")
     calibration = atlas.calibration
     return Report(
         title=f"Importance atlas of {printable(atlas.model.id)}",
@@ -89,3 +94,10 @@ def make_report(atlas: Atlas, progress: Callable[[int], Callable[[], object]] | 
         notes=tuple(notes),
         sections=tuple(sections),
     )
+
+
+def _even_spread(atlas: Atlas) -> float | None:
+    """Share of the residual dimensions that are in a write support; None where the model's configuration does not say."""
+    configuration = json.loads(atlas.model.config or "{}")
+    width = configuration.get("hidden_size") if isinstance(configuration, dict) else None
+    return min(1.0, atlas.labels.support_size / width) if isinstance(width, int) and width > 0 else None

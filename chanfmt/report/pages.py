@@ -90,7 +90,7 @@ def markdown_page(report: Report) -> str:
         parts += [f"> Missing: {markdown.inline(text)}." for text in section.missing]
         for plot in section.plots:
             parts.append(f"![{markdown.inline(plot.caption).replace(']', ')').replace('[', '(')}](figures/{plot.name}.png)\n\n"
-                         f"*{markdown.inline(_caption(section, plot))}*".replace("*", "_"))
+                         f"*{markdown.inline(_caption(plot))}*".replace("*", "_"))
         if section.numbers:
             parts.append(markdown.table(("number", "value"), [(name, _number(value)) for name, value in section.numbers.items()]))
     return "\n\n".join(parts) + "\n"
@@ -109,14 +109,15 @@ def html_page(report: Report, figures: dict[str, bytes]) -> str:
     for section in report.sections:
         parts += [f'<h2 id="{section.key}">{escape(section.title)}</h2>', *(f"<p>{escape(text)}</p>" for text in section.text)]
         parts += [f'<p class="missing">Missing: {escape(text)}.</p>' for text in section.missing]
-        parts += [_html_figure(section, plot, figures[plot.name]) for plot in section.plots]
+        parts += [_html_figure(plot, figures[plot.name]) for plot in section.plots]
         parts.append(_html_numbers(section))
     return "\n".join(part for part in parts if part) + "\n</body>\n</html>\n"
 
 
-_CLAIM_HEADINGS = ("the paper says", "its numbers", "here", "", "agrees means")
-_CLAIM_NOTE = ("The paper is \"Supernodes and Halos\", arXiv 2604.23475. Its numbers are of other models and another calibration "
-               "text: a difference says that the claim does not carry over to this atlas, not that either is wrong.")
+_CLAIM_HEADINGS = ("the paper says", "its numbers", "here", "", "agrees where")
+_CLAIM_NOTE = ("The paper is \"Supernodes and Halos\", arXiv 2604.23475; its numbers are of the models named and of WikiText-2. "
+               "\"Differs\" says that a claim does not carry over to this model on this text, \"undecided\" that the interval "
+               "holds both. Intervals are of medians over FFNs, 95%, by bootstrap.")
 
 
 def _claims(report: Report) -> Iterator[tuple[str, str, str, str, str]]:
@@ -125,11 +126,11 @@ def _claims(report: Report) -> Iterator[tuple[str, str, str, str, str]]:
             yield claim.statement, claim.paper, claim.measured, claim.verdict, claim.criterion
 
 
-def _caption(section: Section, plot: Plot) -> str:
+def _caption(plot: Plot) -> str:
     """What it shows, whether the paper shows the same, and the data behind it."""
     found = "; ".join(f"{claim.statement}: {claim.verdict} ({claim.measured}; the paper {claim.paper})"
-                      for claim in section.claims)
-    beside = f"Beside the paper: {found}." if found else "The paper's text gives no number to compare this with."
+                      for claim in plot.claims)
+    beside = f"Beside the paper: {found}." if found else "We know of no number of the paper's to compare this with."
     return f"{plot.caption} {beside} Data: {', '.join(f'data/{name}.csv' for name in plot.data)}."
 
 
@@ -151,7 +152,7 @@ def _html_numbers(section: Section) -> str:
     return f"<table>\n{rows}\n</table>"
 
 
-def _html_figure(section: Section, plot: Plot, svg: bytes) -> str:
+def _html_figure(plot: Plot, svg: bytes) -> str:
     source: Any = base64.b64encode(svg).decode()
     return (f'<figure>\n<img alt="{escape(plot.caption)}" src="data:image/svg+xml;base64,{source}">\n'
-            f"<figcaption>{escape(_caption(section, plot))}</figcaption>\n</figure>")
+            f"<figcaption>{escape(_caption(plot))}</figcaption>\n</figure>")

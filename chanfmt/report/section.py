@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+import numpy as np
 
-    import numpy as np
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from chanfmt.analysis.resample import Middle
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +31,7 @@ class Plot:
         data: Names of the tables that it is drawn from.
         draw: Draws into a new matplotlib figure.
         size: Width and height in inches.
+        claims: Those of the section that it shows.
     """
 
     name: str
@@ -36,6 +39,10 @@ class Plot:
     data: tuple[str, ...]
     draw: Callable[[Any], None]
     size: tuple[float, float] = (7.0, 3.2)
+    claims: tuple[Claim, ...] = ()
+
+
+AGREES, DIFFERS, UNDECIDED, NOT_COMPARABLE = "agrees", "differs", "undecided", "not comparable"
 
 
 @dataclass(frozen=True)
@@ -46,19 +53,33 @@ class Claim:
         statement: What is claimed.
         paper: The paper's number, with the model.
         measured: This atlas's number.
-        agrees: Whether this atlas shows the same; None where that cannot be said.
-        criterion: What ``agrees`` means.
+        verdict: Whether this atlas shows the same: ``AGREES``, ``DIFFERS``, ``UNDECIDED`` where the interval of its number
+            holds both, ``NOT_COMPARABLE`` where there is no such number or interval.
+        criterion: When it agrees.
     """
 
     statement: str
     paper: str
     measured: str
-    agrees: bool | None
+    verdict: str
     criterion: str
 
-    @property
-    def verdict(self) -> str:
-        return "not comparable" if self.agrees is None else "agrees" if self.agrees else "differs"
+
+def above(found: Middle, limit: float) -> str:
+    """Verdict on a median being above ``limit``, by its interval."""
+    if not (np.isfinite(found.low) and np.isfinite(found.high)):
+        return NOT_COMPARABLE
+    return AGREES if found.low > limit else DIFFERS if found.high < limit else UNDECIDED
+
+
+def below(found: Middle, limit: float) -> str:
+    """Verdict on a median being below ``limit``, by its interval."""
+    return {AGREES: DIFFERS, DIFFERS: AGREES}.get(verdict := above(found, limit), verdict)
+
+
+def worst(verdicts: Iterable[str]) -> str:
+    """Verdict on all of several: what speaks most against it."""
+    return max(verdicts, key=(AGREES, UNDECIDED, NOT_COMPARABLE, DIFFERS).index, default=NOT_COMPARABLE)
 
 
 @dataclass(frozen=True, eq=False)

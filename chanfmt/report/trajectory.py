@@ -14,8 +14,9 @@ from chanfmt.console import printable, significant
 from chanfmt.errors import UsageError
 from chanfmt.report import drawing
 from chanfmt.report.make import Report
-from chanfmt.report.section import Claim, Plot, Section, Table
+from chanfmt.report.section import NOT_COMPARABLE, Claim, Plot, Section, Table, above
 from chanfmt.report.units import find_units, name_columns
+from chanfmt.report.words import percent, times
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,23 +24,23 @@ if TYPE_CHECKING:
     from chanfmt.atlas import Atlas
 
 RHO = 0.01
+LINES = 64
+"""FFNs that are drawn one by one."""
 _STEP = re.compile(r"(?:step|checkpoint|iter)\D{0,2}(\d+)", re.IGNORECASE)
 PAPER = "1B 18.6%; 9B 26%; 84B 60%; 416B 65%; 3.8T 63%; at the end 71.7% (OLMo-2-7B, tokens of pretraining)"
 
 
 def steps_of(atlases: Sequence[Atlas]) -> list[int] | None:
-    """Training steps as the revisions or the files' names tell them (``step1000``, ``checkpoint-20``); None where one does not.
+    """Training steps as all revisions, or all models' or files' names, tell them (``step1000``, ``checkpoint-20``).
 
-    Names must ascend as the files do.
+    None where none of the three has a step for every atlas, ascending as the files do.
     """
-    found = []
-    for atlas in atlases:
-        names = (atlas.model.revision, atlas.model.id, atlas.path.stem)
-        match = next((match for match in map(_STEP.search, names) if match), None)
-        if match is None:
-            return None
-        found.append(int(match[1]))
-    return found if found == sorted(set(found)) else None
+    for names in ([atlas.model.revision for atlas in atlases], [atlas.model.id.rpartition("/")[2] for atlas in atlases],
+                  [atlas.path.stem for atlas in atlases]):
+        found = [int(match[1]) for match in map(_STEP.search, names) if match]
+        if len(found) == len(atlases) and found == sorted(set(found)):
+            return found
+    return None
 
 
 def make_trajectory(
@@ -69,15 +70,18 @@ def make_trajectory(
         found = [concentration(unit.known("lp"), RHO) for unit in units]
         numbers = {key: np.array([getattr(item, key) for item in found])
                    for key in ("mass", "top_share", "max_over_mean", "effective_channels", "gini")}
+        depth = np.array([unit.depth for unit in units])
         against = {kind: compare(atlas, other) for kind, other in (("last", atlases[-1]), ("first", atlases[0]))}
         rows.append({
             "checkpoint": name, "step": int(place), "mean_loss": atlas.calibration.mean_loss,
-            **{key: middle(values) for key, values in numbers.items()},
+            **{key: middle(values, depth) for key, values in numbers.items()},
             **{f"{kind}_{key}": middle(np.array([getattr(item, key) for item in items]))
                for kind, items in against.items() for key in ("supernode_jaccard", "correlation", "supernode_chance")},
         })
         tables.append({"step": np.full(len(units), place), **name_columns(units), **numbers})
         advance()
+    same = len({atlases[place].model.fingerprint for place in (0, -1)}) == 1
+    rise = middle(*_rise(tables[0], tables[-1]))
     per_ffn = Table("by-ffn", {key: np.concatenate([table[key] for table in tables]) for key in tables[0]})
     return Report(
         title=f"Trajectory of {printable(atlases[-1].model.id)}",
@@ -88,7 +92,8 @@ def make_trajectory(
             "calibration": f"{atlases[-1].calibration.sequences:,} x {atlases[-1].calibration.seq_len:,} tokens",
         },
         notes=tuple(_notes(atlases)),
-        sections=(_concentration(x, rows, per_ffn, named=bool(steps)), _overlap(x, rows, named=bool(steps))),
+        sections=(_concentration(x, rows, per_ffn, None if same else rise, named=bool(steps)),
+                  _overlap(x, rows, named=bool(steps))),
     )
 
 
@@ -117,33 +122,55 @@ def _table(name: str, x: np.ndarray, rows: Sequence[dict[str, Any]], keys: Seque
     return Table(name, columns)
 
 
-def _concentration(x: np.ndarray, rows: Sequence[dict[str, Any]], per_ffn: Table, *, named: bool) -> Section:
+def _rise(first: dict[str, np.ndarray], last: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """How much the top 1% share of each FFN that both have rose, (n,), and which FFN that is."""
+    places, shares = [], []
+    for table in (first, last):
+        experts = table.get("expert", np.full(len(table["ffn"]), -1))
+        places.append(list(zip(table["ffn"].tolist(), experts.tolist(), strict=True)))
+        shares.append(dict(zip(places[-1], table["top_share"].tolist(), strict=True)))
+    both = [place for place in places[0] if place in shares[1]]
+    return np.array([shares[1][place] - shares[0][place] for place in both]), np.array([ffn for ffn, _ in both])
+
+
+def _concentration(
+    x: np.ndarray, rows: Sequence[dict[str, Any]], per_ffn: Table, rise: Middle | None, *, named: bool
+) -> Section:
+    """``rise``: of the top 1% share within an FFN, first to last; None where these have the same weights."""
     shares: list[Middle] = [row["top_share"] for row in rows]
     first, last = shares[0], shares[-1]
-    grows = bool(last.median > first.median)
-    peaks = [significant(row["max_over_mean"].median, 3) for row in rows]
+    peaks = [times(row["max_over_mean"].median) for row in rows]
     changes = np.sign(np.diff([share.median for share in shares]))
+    ways = f"rises {int((changes > 0).sum())} times and falls {int((changes < 0).sum())} times"
+    within = ""
+    if rise is not None and np.isfinite(rise.low):
+        within = f" (within an FFN {100 * rise.median:+.1f} points, interval {100 * rise.low:+.1f} to {100 * rise.high:+.1f})"
+    claims = (Claim(
+        "LP concentrates during training", PAPER, f"{percent(first.median)} at first, {percent(last.median)} at last{within}",
+        NOT_COMPARABLE if rise is None else above(rise, 0.0),
+        "the top 1% share within an FFN rises from the first checkpoint to the last, in the median and its interval"),)
     return Section(
         key="concentration",
         title="Concentration over training",
         text=(
-            f"The median FFN's top 1% hold {first.median:.1%} of its LP at the first checkpoint and {last.median:.1%} at the "
-            f"last; the largest channel has {peaks[0]} and {peaks[-1]} times the mean. From one checkpoint to the next the share "
-            f"rises {int((changes > 0).sum())} times and falls {int((changes < 0).sum())} times.",
+            f"The median FFN's top 1% hold {percent(first.median)} of its LP at the first checkpoint and {percent(last.median)} "
+            f"at the last{within}; the largest channel has {peaks[0]} and {peaks[-1]} times the mean. From one checkpoint to the "
+            f"next the median share {ways}.",
         ),
         numbers={"first_top_share_median": first.median, "last_top_share_median": last.median,
+                 **({} if rise is None else {"rise_median": rise.median, "rise_low": rise.low, "rise_high": rise.high}),
                  "first_max_over_mean_median": rows[0]["max_over_mean"].median,
                  "last_max_over_mean_median": rows[-1]["max_over_mean"].median,
                  "first_mean_loss": rows[0]["mean_loss"], "last_mean_loss": rows[-1]["mean_loss"]},
         plots=(Plot(
             "concentration",
             "Left: share of the LP mass in the top 1% of the channels, median FFN with its bootstrap interval, thin lines the "
-            f"FFNs. Right: the largest channel over the mean. The paper: {PAPER}.",
+            f"FFNs (of many, {LINES} spread over the depth). Right: the largest channel over the mean.",
             ("concentration", "by-ffn"), lambda figure: _draw_concentration(figure, x, rows, per_ffn, named=named),
+            claims=claims,
         ),),
         tables=(_table("concentration", x, rows, ("top_share", "max_over_mean", "effective_channels", "gini")), per_ffn),
-        claims=(Claim("LP concentrates during training", PAPER, f"{first.median:.1%} at first, {last.median:.1%} at last", grows,
-                      "the median top 1% share is larger at the last checkpoint than at the first"),),
+        claims=claims,
     )
 
 
@@ -181,7 +208,8 @@ def _draw_concentration(figure: Any, x: np.ndarray, rows: Sequence[dict[str, Any
     for number, (axes, key) in enumerate(zip(figure.subplots(1, 2), ("top_share", "max_over_mean"), strict=True)):
         columns = per_ffn.columns
         units = np.stack([columns["ffn"], columns.get("expert", np.zeros(len(columns["ffn"])))], axis=1)
-        for unit in np.unique(units, axis=0)[:64]:
+        found_units = np.unique(units, axis=0)
+        for unit in found_units[np.unique(np.linspace(0, len(found_units) - 1, LINES).astype(int))]:
             mine = (units == unit).all(axis=1)
             axes.plot(columns["step"][mine], columns[key][mine], color=drawing.GREY, linewidth=0.4, alpha=0.6)
         found: list[Middle] = [row[key] for row in rows]

@@ -44,6 +44,13 @@ class Unit:
         values = self.values(name) if self.holds(name) else np.array([])
         return values[np.isfinite(values)]
 
+    def number(self, name: str) -> float:
+        """A variable of one number an FFN, or an expert; NaN where the stack does not hold it."""
+        if not self.holds(name):
+            return float("nan")
+        row = self.stack[name][self.row]
+        return float(row if self.expert < 0 else row[self.expert])
+
     def by_split(self, name: str) -> np.ndarray:
         """A variable with an axis of splits in front, (split,) or (split, channel)."""
         rows = self.stack[name][:, self.row]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -64,7 +65,7 @@ def test_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     markdown = (target / "report.md").read_text()
     captions = [line for line in markdown.splitlines() if line.startswith("_") and line.endswith("_")]
     assert len(captions) == len(figures)
-    assert all(("Beside the paper: " in line or "no number to compare" in line) and "Data: data/" in line for line in captions)
+    assert all(("Beside the paper: " in line or "We know of no number" in line) and "Data: data/" in line for line in captions)
     for name in figures:
         assert f"](figures/{name}.png)" in markdown
     for path in (target / "data").glob("*.csv"):
@@ -103,6 +104,8 @@ def test_every_conformance_file_has_a_report_or_a_reason(path: Path, tmp_path: P
     for section in numbers["sections"].values():
         assert section["numbers"] or section["missing"]
     assert Page((tmp_path / "r" / "report.html").read_text()).open == []
+    # What is not known is not put into sentences.
+    assert not re.search(r"\bnan\b|: ;|: \.", (tmp_path / "r" / "report.md").read_text() + written.out)
 
 
 @pytest.mark.parametrize(("name", "section", "word"), [
@@ -114,6 +117,25 @@ def test_what_is_missing_is_said(name: str, section: str, word: str, tmp_path: P
     [missing] = json.loads((tmp_path / "r" / "report.json").read_text())["sections"][section]["missing"]
     assert word in missing
     assert missing in (tmp_path / "r" / "report.md").read_text()
+
+
+def test_narrow_ffns_are_not_judged_by_percents_they_do_not_have(tmp_path: Path) -> None:
+    with chanfmt.open(random_atlas(tmp_path / "a.h5", layers=6, channels=24)) as atlas:
+        lp = atlas.stacks["decoder"]["lp"].astype(np.float64)
+        section = make_report(atlas).sections[0]
+    times = np.median(lp.max(axis=1) / lp.mean(axis=1))
+    assert section.numbers["top_over_even_median"] == pytest.approx(times)
+    verdicts = [claim.verdict for claim in section.claims]
+    assert (verdicts[0], verdicts[2]) == ("not comparable", "not comparable")
+    assert "top 4.2% of the channels" in section.text[0]
+
+
+def test_labels_and_redundancy_of_different_cores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, wide = random_atlas(tmp_path / "a.h5", layers=4, channels=200), tmp_path / "wide.h5"
+    assert main(["label", str(source), "--rho", "0.05", "-o", str(wide)]) == 0
+    capsys.readouterr()
+    assert main(["report", str(wide), "-o", str(tmp_path / "r")]) == 0
+    assert "still refer to the top 0.01" in capsys.readouterr().err
 
 
 def test_experts_and_those_that_no_token_reached(tmp_path: Path) -> None:

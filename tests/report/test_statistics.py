@@ -13,9 +13,10 @@ from chanfmt import schema
 from chanfmt.analysis.association import top_overlap
 from chanfmt.analysis.concentration import concentration
 from chanfmt.analysis.halo import halo_redundancy
-from chanfmt.analysis.resample import middle
+from chanfmt.analysis.resample import Middle, middle
 from chanfmt.analysis.stability import stability
 from chanfmt.compare import rank_correlation
+from chanfmt.report.section import above, below, worst
 from chanfmt.report.sections import concentrated, controls, factors, halo, reading, stable
 from chanfmt.report.units import find_units
 from tests.factory import random_atlas, random_content
@@ -65,6 +66,37 @@ def test_median_interval_against_scipy() -> None:
     assert found.high == pytest.approx(theirs.high, abs=0.1 * spread)
     assert middle(np.array([np.nan])).count == 0
     assert np.isnan(middle(np.array([1.0])).low)
+
+
+def test_the_interval_draws_whole_clusters() -> None:
+    clusters = np.repeat(np.arange(9), RNG.integers(1, 6, 9))
+    values = RNG.normal(size=len(clusters)) + 5 * RNG.normal(size=9)[clusters]
+    values[3] = np.nan
+    found = middle(values, clusters)
+    members = [values[(clusters == cluster) & np.isfinite(values)] for cluster in range(9)]
+    members = [row for row in members if len(row)]
+    medians = [np.median(np.concatenate([members[one] for one in RNG.integers(0, len(members), len(members))]))
+               for _ in range(4000)]
+    low, high = np.quantile(medians, [0.025, 0.975])
+    assert found.low == pytest.approx(low, abs=0.1 * (high - low))
+    assert found.high == pytest.approx(high, abs=0.1 * (high - low))
+    assert found.median == np.nanmedian(values)
+    assert np.isnan(middle(np.array([1.0, 2.0]), np.array([4, 4])).low)
+
+
+@pytest.mark.parametrize(("low", "high", "over", "under"), [
+    (1.5, 2.0, "agrees", "differs"), (0.2, 0.9, "differs", "agrees"), (0.5, 1.5, "undecided", "undecided"),
+    (np.nan, np.nan, "not comparable", "not comparable"),
+])
+def test_verdicts_by_intervals(low: float, high: float, over: str, under: str) -> None:
+    found = Middle(5, 1.0, low, high, 0.0, 2.0)
+    assert (above(found, 1.0), below(found, 1.0)) == (over, under)
+
+
+def test_several_are_judged_by_the_worst() -> None:
+    assert worst(["agrees", "undecided"]) == "undecided"
+    assert worst(["undecided", "differs", "agrees"]) == "differs"
+    assert worst([]) == "not comparable"
 
 
 def test_stability_against_loops_and_scipy() -> None:
@@ -148,14 +180,14 @@ def test_the_sections_hold_the_medians_over_ffns(tmp_path: Path) -> None:
             assert found[f"spearman_{name}_median"] == pytest.approx(expected)
             expected = np.median([jaccard(top(a, 2), top(b, 2)) for a, b in zip(lp, variables[name], strict=True)])
             assert found[f"jaccard_{name}_at_1_percent"] == pytest.approx(expected)
-        section = halo.make(units)
+        section = halo.make(units, 512)
         table, labels = section.tables[0].columns, variables["label"]
         redundancy = variables["redundancy"].astype(np.float64)
         means = [np.nanmean(row[kind == 1]) for row, kind in zip(redundancy, labels, strict=True)]
         np.testing.assert_allclose(table["halo"], means)
         np.testing.assert_allclose(table["over_null"], table["halo"] / table["halo_null"])
         assert section.numbers["halo_over_others_median"] == pytest.approx(np.median(table["halo"] / table["others"]))
-        found = reading.make(units)
+        found = reading.make(units, None)
         reads = variables["read_connectivity"]
         rows = [row for row in range(5) if np.isfinite(reads[row]).any()]
         inside = [len(top(reads[row], 20) & set(np.flatnonzero(labels[row] == 2))) / (labels[row] == 2).sum() for row in rows]

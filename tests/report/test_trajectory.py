@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -14,7 +15,8 @@ import chanfmt
 from chanfmt.cli import main
 from chanfmt.compare import compare
 from chanfmt.report.trajectory import make_trajectory, steps_of
-from tests.factory import moe_atlas, random_atlas
+from chanfmt.writer import write_atlas
+from tests.factory import moe_atlas, random_atlas, random_content
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +24,12 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def series(tmp_path: Path) -> list[Path]:
-    return [random_atlas(tmp_path / f"checkpoint-{step}.h5", channels=200, seed=step) for step in (8, 64, 512)]
+    paths = []
+    for step in (8, 64, 512):
+        content = random_content(channels=200, seed=step)
+        paths.append(tmp_path / f"checkpoint-{step}.h5")
+        write_atlas(dataclasses.replace(content, model=dataclasses.replace(content.model, fingerprint=f"{step:064x}")), paths[-1])
+    return paths
 
 
 def test_numbers_against_a_loop(series: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,7 +44,12 @@ def test_numbers_against_a_loop(series: list[Path], tmp_path: Path, capsys: pyte
     ends = [found["first_top_share_median"], found["last_top_share_median"]]
     assert ends == pytest.approx([shares[0], shares[-1]])
     assert numbers["overlap"]["numbers"]["first_with_last_jaccard_median"] == pytest.approx(overlaps[0])
-    assert numbers["concentration"]["claims"][0]["agrees"] == bool(shares[-1] > shares[0])
+    rises = [np.sort(last)[-2:].sum() / last.sum() - np.sort(first)[-2:].sum() / first.sum()
+             for first, last in zip(lp[0], lp[-1], strict=True)]
+    assert found["rise_median"] == pytest.approx(np.median(rises))
+    [claim] = numbers["concentration"]["claims"]
+    sign = np.sign([found["rise_low"], found["rise_high"]]).sum()
+    assert claim["verdict"] == {2: "agrees", -2: "differs", 0: "undecided"}[sign]
     with (tmp_path / "t" / "data" / "concentration.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert [row["step"] for row in rows] == ["8", "64", "512"]
@@ -62,9 +74,31 @@ def test_the_axis_comes_from_names_that_ascend(series: list[Path], tmp_path: Pat
 
 def test_what_differs_is_said(series: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trajectory", str(series[0]), *map(str, series), "-o", str(tmp_path / "t")]) == 0
-    said = capsys.readouterr().err
-    assert "not measured on the same tokens" in said
-    assert "the same weights" in said
+    said = capsys.readouterr()
+    assert "not measured on the same tokens" in said.err
+    assert "the same weights" in said.err
+    assert not said.out.startswith("not comparable")
+
+
+def test_the_same_weights_are_no_trajectory(series: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trajectory", str(series[0]), str(series[0]), "-o", str(tmp_path / "t")]) == 0
+    assert capsys.readouterr().out.startswith("not comparable")
+
+
+def test_steps_are_of_one_kind_of_name(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        def atlas(name: str, model: str, revision: str) -> chanfmt.Atlas:
+            content = random_content()
+            write_atlas(dataclasses.replace(content, model=dataclasses.replace(content.model, id=model, revision=revision)),
+                        tmp_path / name)
+            return stack.enter_context(chanfmt.open(tmp_path / name))
+
+        series = [atlas(f"step{step}.h5", "my/Step-3-mini", "main") for step in (2, 4)]
+        assert steps_of(series) == [2, 4]
+        series = [atlas(f"{place}.h5", f"out/checkpoint-{step}", "") for place, step in enumerate((5, 6))]
+        assert steps_of(series) == [5, 6]
+        series = [atlas(f"step{place}.h5", "a/b", revision) for place, revision in enumerate(("stage1-step9", "stage2-step3"))]
+        assert steps_of(series) == [0, 1]
 
 
 def test_experts(tmp_path: Path) -> None:

@@ -8,10 +8,11 @@ import numpy as np
 
 from chanfmt.analysis.concentration import concentration
 from chanfmt.analysis.resample import middle
-from chanfmt.console import significant
+from chanfmt.labels import supernode_count
 from chanfmt.report import drawing, paper
-from chanfmt.report.section import Claim, Plot, Section, Table
+from chanfmt.report.section import NOT_COMPARABLE, Claim, Plot, Section, Table, above
 from chanfmt.report.units import name_columns
+from chanfmt.report.words import bracketed, percent, times, with_interval
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,51 +31,60 @@ def make(units: Sequence[Unit], rho: float) -> Section:
     columns = name_columns(units)
     numbers = {name: np.array([getattr(item, name) for item in measured])
                for name in ("mass", "top_share", "max_over_mean", "effective_channels", "gini")}
-    channels = np.array([len(unit.values("lp")) for unit in units])
+    channels = np.array([len(unit.known("lp")) for unit in units])
+    # Of a narrow FFN one channel is more than 1%.
+    size = np.array([supernode_count(count, RHO) for count in channels.tolist()]) / channels
+    numbers["top_channels"], numbers["top_over_even"] = size, numbers["top_share"] / size
     table = Table("concentration", columns | {"channels": channels, **numbers})
     curves, fractions = _curves(units)
     curve_table = Table("cumulative", {
         **{name: np.repeat(values, POINTS) for name, values in columns.items()},
         "fraction": np.tile(fractions, len(units)), "share": curves.ravel(),
     })
-    top, peak = middle(numbers["top_share"]), middle(numbers["max_over_mean"])
+    found = {name: middle(values, columns["ffn"]) for name, values in numbers.items()}
+    top, peak, even = found["top_share"], found["max_over_mean"], found["top_over_even"]
+    narrow = found["top_channels"].median > 2 * RHO
+    name = f"top {percent(found['top_channels'].median)} of the channels (of few)" if narrow else "top 1% of the channels"
+    claims = (
+        Claim("The top 1% of the channels carry most of a layer's LP",
+              f"median {paper.TOP_SHARE:.1%}, layers {paper.TOP_SHARE_RANGE[0]:.1%} to {paper.TOP_SHARE_RANGE[1]:.1%} "
+              f"({paper.MODEL})", f"median {with_interval(top, percent)}", NOT_COMPARABLE if narrow else above(top, 0.5),
+              "the median FFN's top 1% hold over half; FFNs of 50 channels or more"),
+        Claim("The top 1% hold many times their share", f"{paper.TOP_SHARE / RHO:.0f} times",
+              f"{with_interval(even, times)} times", above(even, 10), "over ten times their share of the channels"),
+        Claim("The largest channel is far above the mean", f"about {paper.MAX_OVER_MEAN:,.0f} times ({paper.MODEL})",
+              f"{with_interval(peak, times)} times",
+              above(peak, 100) if np.median(channels) >= 1000 else NOT_COMPARABLE,
+              "over a hundred times in the median FFN; FFNs of 1,000 channels or more"),
+    )
     return Section(
         key="concentration",
         title="Concentration of the loss proxy",
         text=(
-            f"In the median FFN the top 1% of the channels hold {top.median:.1%} of the LP mass (bootstrap over FFNs "
-            f"{top.low:.1%} to {top.high:.1%}; FFNs from {top.smallest:.1%} to {top.largest:.1%}), and the largest channel is "
-            f"{significant(peak.median, 3)} times the mean.",
+            f"In the median FFN the {name} hold {percent(top.median)} of the LP mass{bracketed(top, percent)}, "
+            f"{times(even.median)} times what they would of a mass spread evenly; FFNs from {percent(top.smallest)} to "
+            f"{percent(top.largest)}. The largest channel has {times(peak.median)} times the mean; "
+            f"{times(found['effective_channels'].median)} channels would carry as much if they were alike (n_eff), and the Gini "
+            f"coefficient is {times(found['gini'].median)}.",
         ),
         numbers={
             "ffns": len(units), "top_share_median": top.median, "top_share_low": top.low, "top_share_high": top.high,
-            "top_share_smallest": top.smallest, "top_share_largest": top.largest, "max_over_mean_median": peak.median,
-            "effective_channels_median": middle(numbers["effective_channels"]).median,
-            "gini_median": middle(numbers["gini"]).median, "top_rho_share_median": middle(np.array(own)).median,
+            "top_share_smallest": top.smallest, "top_share_largest": top.largest, "top_over_even_median": even.median,
+            "max_over_mean_median": peak.median, "effective_channels_median": found["effective_channels"].median,
+            "gini_median": found["gini"].median, "top_rho_share_median": middle(np.array(own)).median,
         },
         plots=(
             Plot("concentration",
-                 "Left: share of an FFN's LP mass in its top 1% of channels, by depth. Right: its largest channel over its mean. "
-                 f"Of an FFN with experts: their median and range. The paper's {paper.MODEL} has a median of "
-                 f"{paper.TOP_SHARE:.1%} ({paper.TOP_SHARE_RANGE[0]:.1%} to {paper.TOP_SHARE_RANGE[1]:.1%}) and about "
-                 f"{paper.MAX_OVER_MEAN:,.0f}; here {top.median:.1%} and {significant(peak.median, 3)}.",
-                 ("concentration",), lambda figure: _draw_depth(figure, columns["ffn"], numbers)),
+                 f"Left: share of an FFN's LP mass in its {name}, by depth. Right: its largest channel over its mean. "
+                 "Of an FFN with experts: their median and range.",
+                 ("concentration",), lambda figure: _draw_depth(figure, columns["ffn"], numbers), claims=claims),
             Plot("cumulative",
                  "Share of the LP mass in an FFN's largest channels. Grey: every FFN (of many, fifty). Black: the median, "
                  "shaded the middle half. Dashed: a mass spread evenly.",
-                 ("cumulative",), lambda figure: _draw_curves(figure, fractions, curves), (5.0, 3.6)),
+                 ("cumulative",), lambda figure: _draw_curves(figure, fractions, curves), (5.0, 3.6), claims[:1]),
         ),
         tables=(table, curve_table),
-        claims=(
-            Claim("The top 1% of the channels carry most of a layer's LP",
-                  f"median {paper.TOP_SHARE:.1%}, layers {paper.TOP_SHARE_RANGE[0]:.1%} to {paper.TOP_SHARE_RANGE[1]:.1%} "
-                  f"({paper.MODEL})", f"median {top.median:.1%}", bool(top.median > 0.5),
-                  "the median FFN's top 1% hold over half"),
-            Claim("The top 1% hold many times their share", f"{paper.TOP_SHARE / RHO:.0f} times", f"{top.median / RHO:.0f} times",
-                  bool(top.median > 10 * RHO), "over ten times their share of the channels"),
-            Claim("The largest channel is far above the mean", f"about {paper.MAX_OVER_MEAN:,.0f} times ({paper.MODEL})",
-                  f"{significant(peak.median, 3)} times", bool(peak.median > 100), "over a hundred times in the median FFN"),
-        ),
+        claims=claims,
     )
 
 

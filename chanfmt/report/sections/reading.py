@@ -9,11 +9,11 @@ import numpy as np
 from chanfmt import schema
 from chanfmt.analysis.resample import middle
 from chanfmt.compare import rank_correlation
-from chanfmt.console import significant
 from chanfmt.labels import supernode_count, top_indices
 from chanfmt.report import drawing, paper
 from chanfmt.report.section import Plot, Section, Table
 from chanfmt.report.units import name_columns
+from chanfmt.report.words import bracketed, percent, times
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 HEADINGS = {"supernodes": "supernodes", "halo": "write halo", "others": "others"}
 
 
-def make(units: Sequence[Unit]) -> Section:
+def make(units: Sequence[Unit], even: float | None) -> Section:
+    """``even``: read connectivity of a row that reads from all residual dimensions alike; None where it is not known."""
     title = "Reading from the write support"
     rows, kept = [], []
     for unit in units:
@@ -38,22 +39,29 @@ def make(units: Sequence[Unit]) -> Section:
             "no read connectivity in this atlas: it is known where a layer before has supernodes and the weights were read",))
     columns = name_columns(kept)
     numbers = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-    found = {name: middle(values) for name, values in numbers.items()}
+    found = {name: middle(values, columns["ffn"]) for name, values in numbers.items()}
+    core, mass = found["supernodes_in_read_halo"], found["lp_in_read_halo"]
+    spread = "" if even is None else f"; a row that reads from all dimensions alike would have {percent(even)}"
     return Section(
         key="reading",
         title=title,
         text=(
-            f"Of a layer's supernodes a median of {found['supernodes_in_read_halo'].median:.1%} are in its read halo, the "
-            f"{paper.READ_HALO:.0%} of its channels that read most from where the supernodes of the layer before write; by "
-            f"chance it would be {paper.READ_HALO:.0%}. The read halo holds {found['lp_in_read_halo'].median:.1%} of the LP "
-            f"mass, and read connectivity and LP correlate with {significant(found['spearman'].median, 3)} (Spearman).",
+            f"Of the L1 norm of their read rows, supernodes have a median of {percent(found['supernodes'].median)} on the "
+            f"dimensions that the supernodes of the layer before write, the halo {percent(found['halo'].median)}, others "
+            f"{percent(found['others'].median)}{spread}. The read halo is the {paper.READ_HALO:.0%} of a layer's channels that "
+            f"read most there: a median of {percent(core.median)} of the supernodes are in it{bracketed(core, percent)}, by "
+            f"chance {percent(found['chance'].median)}. It holds {percent(mass.median)} of the LP mass"
+            f"{bracketed(mass, percent)}, and read connectivity and LP have a Spearman correlation of "
+            f"{times(found['spearman'].median)}.",
         ),
-        numbers={f"{name}_median": item.median for name, item in found.items()},
+        numbers={f"{name}_median": item.median for name, item in found.items() if item.count}
+        | ({} if even is None else {"even_spread": even}),
         plots=(Plot(
             "reading",
-            "Left: mean share of the read rows' L1 norm on the write support of the layer before, for three kinds of channels. "
+            "Left: mean share of the read rows' L1 norm on the write support of the layer before, for three kinds of channels"
+            f"{'' if even is None else '; grey that of a row that reads from all dimensions alike'}. "
             "Right: share of the supernodes, and of the LP mass, in the read halo; grey what chance gives.",
-            ("reading",), lambda figure: _draw(figure, columns["ffn"], numbers),
+            ("reading",), lambda figure: _draw(figure, columns["ffn"], numbers, even),
         ),),
         tables=(Table("reading", columns | numbers),),
     )
@@ -67,7 +75,8 @@ def _row(unit: Unit) -> dict[str, float] | None:
     reads, lp, labels = reads[known], lp[known].astype(np.float64), labels[known]
     core = labels == schema.LABEL_SUPERNODE
     read_halo = np.zeros(len(reads), dtype=bool)
-    read_halo[top_indices(reads, supernode_count(len(reads), paper.READ_HALO))] = True
+    size = supernode_count(len(reads), paper.READ_HALO)
+    read_halo[top_indices(reads, size)] = True
     mass = lp.sum()
     kinds = {"supernodes": core, "halo": labels == schema.LABEL_HALO, "others": labels == schema.LABEL_NONE}
     return {
@@ -75,16 +84,19 @@ def _row(unit: Unit) -> dict[str, float] | None:
         "supernodes_in_read_halo": float(read_halo[core].mean()) if core.any() else float("nan"),
         "lp_in_read_halo": float(lp[read_halo].sum() / mass) if mass > 0 else float("nan"),
         "spearman": rank_correlation(reads, lp),
+        "chance": size / len(reads),
     }
 
 
-def _draw(figure: Any, depth: np.ndarray, numbers: dict[str, np.ndarray]) -> None:
+def _draw(figure: Any, depth: np.ndarray, numbers: dict[str, np.ndarray], even: float | None) -> None:
     left, right = figure.subplots(1, 2)
     for number, (name, label) in enumerate(HEADINGS.items()):
         drawing.by_depth(left, depth, numbers[name], number, label)
     drawing.by_depth(right, depth, numbers["supernodes_in_read_halo"], 0, "supernodes")
     drawing.by_depth(right, depth, numbers["lp_in_read_halo"], 1, "LP mass")
-    right.axhline(paper.READ_HALO, color=drawing.GREY, linestyle=":", label="by chance")
+    if even is not None:
+        left.axhline(even, color=drawing.GREY, linestyle=":", label="spread evenly")
+    right.axhline(float(np.median(numbers["chance"])), color=drawing.GREY, linestyle=":", label="by chance")
     left.set_title("read connectivity")
     right.set_title("in the read halo")
     for axes in (left, right):

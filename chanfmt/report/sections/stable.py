@@ -8,7 +8,7 @@ import numpy as np
 
 from chanfmt.analysis.resample import middle
 from chanfmt.analysis.stability import stability
-from chanfmt.report import drawing
+from chanfmt.report import drawing, paper
 from chanfmt.report.section import Plot, Section, Table
 from chanfmt.report.units import name_columns
 
@@ -39,8 +39,9 @@ def make(units: Sequence[Unit], rho: float, advance: Callable[[], object]) -> Se
     numbers = {name: np.array([getattr(item, name) for item in found]) for name in NAMES}
     sizes = sorted({place for item in found for place in range(len(item.by_tokens))})
     by_tokens = [[item.by_tokens[place] for item in found if len(item.by_tokens) > place] for place in sizes]
-    curve = [(float(np.median([row.tokens for row in rows])), middle(np.array([row.jaccard for row in rows])))
-             for rows in by_tokens]
+    curve = [(float(np.median([row.tokens for row in rows])),
+              middle(np.array([row.jaccard for row in rows]), columns["ffn"][[len(item.by_tokens) > place for item in found]]))
+             for place, rows in zip(sizes, by_tokens, strict=True)]
     chance = middle(numbers["chance"]).median
     steady = middle(np.array([item.core / item.supernodes for item in found])).median
     persistence, left_out = middle(numbers["persistence"]).median, middle(numbers["leave_one_out"]).median
@@ -53,16 +54,17 @@ def make(units: Sequence[Unit], rho: float, advance: Callable[[], object]) -> Se
             f"of {most[1].median:.1%} in the median FFN (by chance {chance:.1%}). A supernode remains one in a mean of "
             f"{persistence:.1%} of the bootstrap samples of the splits, and {steady:.1%} of them in at least 95%. Without one "
             f"of the splits the sets agree to {left_out:.1%}.",
-            "Splits are parts of one calibration text: text of another kind may change more. See atlas compare.",
+            f"Splits are parts of one calibration text: text of another kind may change more. {paper.DOMAINS} Compare atlases "
+            "of several texts with atlas compare.",
         ),
         numbers={"persistence_median": persistence, "leave_one_out_median": left_out, "steady_share_median": steady,
                  "halves_tokens": most[0], "halves_jaccard_median": most[1].median, "halves_jaccard_low": most[1].low,
                  "halves_jaccard_high": most[1].high, "jaccard_chance": chance},
         plots=(Plot(
             "stability",
-            "Left: share of LP in the supernodes by depth, bars the bootstrap interval over splits. Right: Jaccard index of "
-            "the supernodes of two disjoint parts of the text against their tokens, median FFN with its bootstrap interval; grey "
-            "by chance.",
+            f"Left: share of LP in the supernodes by depth, {_bars(columns['ffn'])}. Right: Jaccard index of the supernodes of "
+            "two disjoint parts of the text against their tokens, median FFN with its bootstrap interval; grey by chance. "
+            f"{paper.DOMAINS}",
             ("stability", "stability-by-tokens"), lambda figure: _draw(figure, columns["ffn"], numbers, curve, chance),
         ),),
         tables=(
@@ -77,6 +79,10 @@ def make(units: Sequence[Unit], rho: float, advance: Callable[[], object]) -> Se
             }),
         ),
     )
+
+
+def _bars(depth: np.ndarray) -> str:
+    return "bars the bootstrap interval over splits" if len(np.unique(depth)) == len(depth) else "median and range of the experts"
 
 
 def _draw(figure: Any, depth: np.ndarray, numbers: dict[str, np.ndarray], curve: list[Any], chance: float) -> None:
