@@ -65,13 +65,13 @@ def _run_two(atlases: Sequence[Atlas], metric: str, *, as_json: bool) -> None:
 
 
 MATRICES = {
-    "correlation": "{metric}, Spearman's rank correlation over an FFN's channels",
-    "top_jaccard": "Jaccard index of the largest by {metric} (by chance {chance})",
-    "supernode_jaccard": "Jaccard index of the supernodes",
-    "halo_jaccard": "Jaccard index of the halos",
-    "captured": "share of the row's {metric} in its supernodes that the column's hold",
+    "correlation": ("{metric}, Spearman's rank correlation over an FFN's channels", None),
+    "top_jaccard": ("Jaccard index of the largest by {metric}", "top_chance"),
+    "supernode_jaccard": ("Jaccard index of the supernodes", "supernode_chance"),
+    "halo_jaccard": ("Jaccard index of the halos", "halo_chance"),
+    "captured": ("{metric} of the row's atlas in the column's supernodes, over that in its own", None),
 }
-"""Numbers of `FFNComparison` that are printed for each pair, medians over FFNs."""
+"""Numbers of `FFNComparison` that are printed for each pair, medians over FFNs: their titles, and which number chance gives."""
 
 
 def _run_matrix(atlases: Sequence[Atlas], metric: str, *, as_json: bool) -> None:
@@ -98,14 +98,20 @@ def _run_matrix(atlases: Sequence[Atlas], metric: str, *, as_json: bool) -> None
         return
     for name, atlas in zip(names, atlases, strict=True):
         print(f"{name}  {console.printable(_line(atlas))}")
-    chance = console.significant(next(iter(found.values()))["top_chance"], 2)
-    for key, title in MATRICES.items():
-        print(f"\n{title.format(metric=metric, chance=chance)}; median over FFNs")
+    for key, (title, chance) in MATRICES.items():
+        by_chance = "" if chance is None else f" (by chance {_range([values[chance] for values in found.values()])})"
+        print(f"\n{title.format(metric=metric)}{by_chance}; median over FFNs")
         console.print_table(("", *names), [
             (names[row], *("1" if row == column else console.significant(found[row, column][key], 3)
                            for column in range(len(atlases))))
             for row in range(len(atlases))
         ])
+
+
+def _range(values: list[float]) -> str:
+    """Lowest and highest, or the one there is."""
+    low, high = (console.significant(value, 2) for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
 
 
 def _shared(first: Atlas, second: Atlas) -> int:

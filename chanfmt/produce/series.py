@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 from pathlib import Path
@@ -12,12 +13,15 @@ from chanfmt.atlas import Atlas
 from chanfmt.console import say
 from chanfmt.errors import AtlasError, UsageError
 from chanfmt.produce.build import build
+from chanfmt.produce.text import ARRAYS, SELF, read_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from chanfmt.produce.options import BuildOptions
     from chanfmt.records import LabelSettings
+
+HINT = "choose another -o, or add --overwrite"
 
 
 def members(options: BuildOptions) -> list[tuple[str, BuildOptions]]:
@@ -58,10 +62,11 @@ def build_series(options: BuildOptions, settings: LabelSettings) -> list[Path]:
         raise UsageError(f"{options.path} is a file", hint="with --revisions, -o names a directory")
     options.path.mkdir(parents=True, exist_ok=True)
     paths = []
+    text_of = functools.cache(_text)
     for place, (revision, member) in enumerate(chosen):
         paths.append(member.path)
         if member.path.exists() and not options.overwrite:
-            _check_same(member)
+            _check_same(member, settings, text_of)
             say(f"{revision}: {member.path} is there", quiet=options.quiet)
             continue
         say(f"{revision} ({place + 1} of {len(chosen)})", quiet=options.quiet)
@@ -71,17 +76,43 @@ def build_series(options: BuildOptions, settings: LabelSettings) -> list[Path]:
     return paths
 
 
-def _check_same(member: BuildOptions) -> None:
+def _check_same(
+    member: BuildOptions, settings: LabelSettings, text_of: Callable[[str], tuple[str, str] | None]
+) -> None:
     """Refuse to go on beside an atlas that this command would not have written."""
     with Atlas.open(member.path, contained=True) as atlas:
         model, calibration = atlas.model, atlas.calibration
         local = Path(os.path.expanduser(member.model)).is_dir()
-        hint = "choose another -o, or add --overwrite"
-        if model.id != (Path(member.model).resolve().name if local else member.model):
-            raise AtlasError(f"{member.path} is of {model.id}, not of {member.model}", hint=hint)
-        if (calibration.sequences, calibration.seq_len) != (member.sequences, member.seq_len):
-            raise AtlasError(f"{member.path} was measured on {calibration.sequences} x {calibration.seq_len} tokens, not on "
-                             f"{member.sequences} x {member.seq_len}", hint=hint)
+        name = Path(member.model).resolve().name if local else member.model
+        # What a file or data set holds may have changed under its name.
+        asked = {source: text_of(source) for source in member.shares}
+        # Of a text with fewer sequences than asked for, all that differ were taken.
+        blocks = sum(int(row.range.rpartition(":")[2]) for row in calibration.contributions)
+        measured = {(row.source, row.revision) for row in calibration.contributions}
+        for what, found, wanted in (
+            ("model", model.id, name),
+            ("calibration", f"{calibration.sequences} x {calibration.seq_len} tokens",
+             f"{member.sequences if blocks >= member.sequences else calibration.sequences} x {member.seq_len} tokens"),
+            ("seed", calibration.seed, member.seed),
+            ("labelling", _told(atlas.labels), _told(settings)),
+        ):
+            if found != wanted:
+                raise AtlasError(f"{member.path} was made with another {what}: {found}, not {wanted}", hint=HINT)
+        if None not in asked.values() and measured != set(asked.values()):
+            raise AtlasError(f"{member.path} was measured on other text: {', '.join(sorted(source for source, _ in measured))}, "
+                             f"not {', '.join(asked)} as it is now", hint=HINT)
+
+
+def _told(settings: LabelSettings) -> str:
+    return f"rho {settings.rho:g}, eta {settings.eta:g}, support {settings.support_size}, score {settings.score}"
+
+
+def _text(source: str) -> tuple[str, str] | None:
+    """Name and SHA-256 of a source of text; None of what is no text."""
+    if source == SELF or Path(source).suffix in ARRAYS:
+        return None
+    text = read_text(source, "calibrate", quiet=True)
+    return text.source, text.revision
 
 
 def _cached(model: str) -> Iterator[str]:

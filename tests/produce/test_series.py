@@ -91,9 +91,22 @@ def test_files_of_other_models_and_texts_stay(run_directory: Path, tmp_path: Pat
     assert main(command) == 0
     shutil.copy(target / "checkpoint-10.h5", target / "checkpoint-20.h5")
     assert main([*command[:3], "checkpoint-20", *command[4:]]) == 2
-    assert "is of checkpoint-10" in capsys.readouterr().err
+    assert "made with another model: checkpoint-10" in capsys.readouterr().err
     assert main([*command[:-1], "32"]) == 2
-    assert "not on 4 x 32" in capsys.readouterr().err
+    assert "not 4 x 32" in capsys.readouterr().err
+    text = tmp_path / "other.txt"
+    text.write_text("one two three four five six seven eight nine ten " * 200)
+    for more, reason in ((("--seed", "5"), "another seed: 0, not 5"), (("--rho", "0.05"), "another labelling: rho 0.01"),
+                         (("--calib", str(text)), "measured on other text: pydoc/calibrate")):
+        assert main([*command, *more]) == 2
+        assert reason in capsys.readouterr().err
+    few = [*command[:4], "-o", str(tmp_path / "few"), "--calib", str(text), "--sequences", "4000", "--seq-len", "16"]
+    assert main(few) == 0
+    assert main(few) == 0
+    assert "is there" in capsys.readouterr().err
+    text.write_text("other words " * 2000)
+    assert main(few) == 2
+    assert "measured on other text" in capsys.readouterr().err
     (tmp_path / "file").touch()
     assert main([*command[:4], "-o", str(tmp_path / "file"), *CALIBRATION]) == 2
     assert "-o names a directory" in capsys.readouterr().err

@@ -85,6 +85,16 @@ def test_the_same_weights_are_no_trajectory(series: list[Path], tmp_path: Path, 
     assert capsys.readouterr().out.startswith("not comparable")
 
 
+def test_files_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
+    paths = []
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        paths.append(random_atlas(tmp_path / place / "model.h5", seed=len(paths)))
+    assert main(["trajectory", *map(str, paths), "-o", str(tmp_path / "t")]) == 0
+    with (tmp_path / "t" / "data" / "concentration.csv").open() as stream:
+        assert [row["checkpoint"] for row in csv.DictReader(stream)] == ["a/model", "b/model"]
+
+
 def test_steps_are_of_one_kind_of_name(tmp_path: Path) -> None:
     with ExitStack() as stack:
         def atlas(name: str, model: str, revision: str) -> chanfmt.Atlas:
