@@ -3,7 +3,7 @@
     python examples/redundancy_epsilon.py MODEL TEXT [LAYER ...]
 
 Nothing of chanfmt measures here, so this is a check of it too. Each estimate stands beside its null: the same channels
-against the supernodes shifted by a sequence, which only chance connects.
+against what the supernodes did a sequence earlier.
 """
 
 from __future__ import annotations

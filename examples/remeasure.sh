@@ -26,12 +26,16 @@ show python "$examples/redundancy_epsilon.py" "$model" "$calibration"
 
 echo
 echo "3. What does padding do to scores?"
+# The same lines without padding, too: they are fewer tokens, and other ones, than the packed text.
+grep '[^[:space:]]' "$calibration" | head -n 64 > "$work/lines.txt"
 show python "$examples/padded_rows.py" "$model" "$calibration" 64 512 "$work/padded.npz"
+[ -f "$work/lines.h5" ] || show atlas build "$model" -o "$work/lines.h5" --calib "$work/lines.txt" --quiet
 [ -f "$work/padded.h5" ] || show atlas build "$model" -o "$work/padded.h5" --calib "$work/padded.npz" --quiet
 for metric in lp activation_power; do
-  show atlas compare "$work/packed.h5" "$work/padded.h5" --metric "$metric" | tail -n 1
+  show atlas compare "$work/packed.h5" "$work/lines.h5" "$work/padded.h5" --metric "$metric"
 done
-show surgery sweep "$work/packed.h5" --model "$model" -o "$work/packed" --data "$evaluation" --max-tokens 8192 \
-  --methods scar-lp,wanda,activation --sparsity 0.5
-show surgery sweep "$work/padded.h5" --model "$model" -o "$work/from-padded" --data "$evaluation" --max-tokens 8192 \
-  --methods scar-lp,wanda,activation --sparsity 0.5
+for name in packed lines padded; do
+  show atlas report "$work/$name.h5" -o "$work/report-$name" --overwrite --json | grep -E '^\$|"(lp|activation_power)_top_share'
+  show surgery sweep "$work/$name.h5" --model "$model" -o "$work/from-$name" --data "$evaluation" --max-tokens 8192 \
+    --methods scar-lp,wanda,activation --sparsity 0.5
+done
