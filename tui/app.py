@@ -36,6 +36,7 @@ from tui.screens.layer import LayerScreen
 from tui.screens.overview import ExpertsScreen, OverviewScreen
 from tui.screens.protect import ProtectScreen
 from tui.screens.scatter import ScatterScreen
+from tui.screens.status import StatusScreen
 from tui.screens.what_if import WhatIfScreen
 from tui.themes import COLOURLESS_THEME, DARK_RAMP, LIGHT_RAMP, no_color
 from tui.watch import Watcher
@@ -137,7 +138,7 @@ class AtlasApp(App[str], inherit_bindings=False):
             if place.screen != "layer":
                 yield CardScreen(layer) if place.screen == "card" else ScatterScreen(layer)
         elif place.screen in OF_TWO:
-            yield CompareScreen(browser, ffn, then_join=place.screen == "join")
+            yield CompareScreen(browser, ffn, then_join=place.filter if place.screen == "join" else None)
         elif place.screen == "protect":
             yield ProtectScreen(browser, ffn)
         elif place.screen == "what-if":
@@ -154,25 +155,25 @@ class AtlasApp(App[str], inherit_bindings=False):
         """Make ``browser`` what every screen shows."""
         self.browser = browser
         for screen in self.screen_stack:
-            if isinstance(screen, BrowserScreen):
+            if isinstance(screen, StatusScreen):
                 screen.show_browser()
         if notice:
             self.say(notice)
 
     def say(self, notice: str) -> None:
         """Show ``notice`` in the status line of the screen in use."""
-        [screen] = [screen for screen in self.screen_stack if isinstance(screen, BrowserScreen)][-1:]
+        [screen] = [screen for screen in self.screen_stack if isinstance(screen, StatusScreen)][-1:]
         screen.say(notice)
 
-    def leave(self, ffn: int) -> None:
-        """Go back by one screen, its cursor on ``ffn``."""
+    def leave(self, span: range) -> None:
+        """Go back by one screen, its cursor in ``span``, one FFN or all of a block."""
         self.pop_screen()
         snapshot = self.browser.snapshot
-        if isinstance(self.screen, ExpertsScreen) and len(snapshot.blocks[snapshot.block_of(ffn)]) == 1:
+        if isinstance(self.screen, ExpertsScreen) and len(snapshot.blocks[snapshot.block_of(span[0])]) == 1:
             # From an expert one can walk to a layer that has none.
             self.pop_screen()
-        if isinstance(self.screen, BrowserScreen):
-            self.screen.show_ffn(ffn)
+        if isinstance(self.screen, BrowserScreen) and self.screen.ffn not in span:
+            self.screen.show_ffn(span[0])
 
     def open_span(self, span: range) -> None:
         """Show the channels of the one FFN in ``span``, or its experts."""
@@ -225,12 +226,15 @@ class AtlasApp(App[str], inherit_bindings=False):
         place = screen.place
         if isinstance(self.screen, CardScreen | ScatterScreen):
             place = replace(place, screen="card" if isinstance(self.screen, CardScreen) else "scatter")
-        other = str(self.other.path) if self.other is not None else None
-        lines = [f"# {command(place, self.atlas_name, other)}"]
+        named, paths = [self.atlas_name], [str(snapshot.path) for snapshot in self._shown]
+        named += paths[1:]
+        if any(isinstance(below, CompareScreen) and below.swapped for below in self.screen_stack) and place.screen in OF_TWO:
+            named, paths = named[::-1], paths[::-1]
+        lines = [f"# {command(place, *named)}"]
         if isinstance(screen, WhatIfScreen):
             lines.append(f"# {screen.copy_text().strip()}")
         marked = np.flatnonzero(self.marks.of(screen.ffn)).tolist() if place.filter else []
-        return "\n".join([*lines, python(place, str(self.browser.snapshot.path), other, marked)])
+        return "\n".join([*lines, python(place, *paths, marked=marked)])
 
     def action_leave_program(self, last_words: str | None = None) -> None:
         """Quit, and leave ``last_words`` in the terminal; ask once where marks are not written."""
@@ -301,7 +305,7 @@ class AtlasApp(App[str], inherit_bindings=False):
 
     def _marks_changed(self, notice: str) -> None:
         for screen in self.screen_stack:
-            if isinstance(screen, BrowserScreen | CardScreen):
+            if isinstance(screen, StatusScreen):
                 screen.show_marks()
         self.say(notice)
 
@@ -424,23 +428,23 @@ class AtlasApp(App[str], inherit_bindings=False):
         snapshot, *others = [old if isinstance(new, str) else new for old, new in zip(shown, read, strict=True)]
         if others:
             [self.other] = others
+        if snapshot.path != before.path:
+            # What was being built is finished.
+            self.atlas_name = str(snapshot.path)
         if snapshot.ffns != before.ffns:
             # A build that goes backwards adds FFNs in front.
             widths = [ffn.n_channels for ffn in snapshot.ffns]
-            self.marks = self.marks.moved(_names(before), _names(snapshot), widths)
+            old, new = ([ffn.identity for ffn in each.ffns] for each in (before, snapshot))
+            self.marks = self.marks.moved(old, new, widths)
         if any(isinstance(new, Snapshot) for new in read):
             browser = Browser(snapshot, self.browser.metric, log_axis=self.browser.log_axis)
             self.show(browser, f"read again {datetime.now():%H:%M:%S}")
-        for place, new in enumerate(read):
-            if isinstance(new, str):
-                self._keep(shown[place], new)
+        for place, found in enumerate(read):
+            if isinstance(found, str):
+                self._keep(shown[place], found)
             else:
-                self._watchers[place] = Watcher(new.signature)
+                self._watchers[place] = Watcher(found.signature)
 
     def _keep(self, snapshot: Snapshot, reason: str) -> None:
         brief = reason.replace(str(snapshot.path), snapshot.path.name)
         self.say(f"kept what was read {snapshot.read_at:%H:%M:%S}: {printable(brief)}")
-
-
-def _names(snapshot: Snapshot) -> list[tuple[str, int | None]]:
-    return [(ffn.module, ffn.expert) for ffn in snapshot.ffns]

@@ -77,7 +77,7 @@ def _run(options: argparse.Namespace) -> int:
         named = [Path(name) for name in (options.file, options.other) if name is not None]
         _check_picture(drawn, [*named, *(read.path for read in (snapshot, other) if read is not None), protect_file])
     marks, warnings, signature = read_marks(protect_file, snapshot.path)
-    _check_filter(place, snapshot, marks)
+    _check_filter(place, snapshot, other, marks)
     if drawn is None and not (all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))):
         raise UsageError(
             "atlas-tui needs a terminal",
@@ -129,17 +129,24 @@ def _check_picture(picture: Path, files: Sequence[Path]) -> None:
             raise UsageError(f"the picture would replace {path}", hint="name another file after --export-svg")
 
 
-def _check_filter(place: Place, snapshot: Snapshot, marks: dict[int, np.ndarray]) -> None:
+def _check_filter(place: Place, snapshot: Snapshot, other: Snapshot | None, marks: dict[int, np.ndarray]) -> None:
     """Raise `UsageError` where the filter means nothing, or no channel fits it."""
+    import numpy as np
+
+    from tui.comparison import counterparts, joined
     from tui.filter import filtered
     from tui.model import Browser
 
-    if not place.filter or place.screen in OF_TWO:
+    if not place.filter:
         return
-    ffn = place.find(snapshot)
-    labels = snapshot.labels_of(ffn)
-    words = {"marked": marks.get(ffn, labels != labels)}
-    if not filtered(place.filter, Browser(snapshot, place.metric).columns(ffn), labels, words).any():
+    browser, ffn = Browser(snapshot, place.metric), place.find(snapshot)
+    if other is not None and place.screen == "join":
+        both = joined(browser, Browser(other, place.metric), counterparts(snapshot, other), snapshot.block_of(ffn))
+        columns, labels, words = both.columns, both.labels[0], both.words
+    else:
+        columns, labels = browser.columns(ffn), snapshot.labels_of(ffn)
+        words = {"marked": marks.get(ffn, np.zeros(len(labels), dtype=bool))}
+    if not filtered(place.filter, columns, labels, words).any():
         raise UsageError(f"no channel of {snapshot.ffns[ffn].name(with_stack=snapshot.several_stacks)} fits {place.filter!r}")
 
 

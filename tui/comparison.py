@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 import chanfmt
 from chanfmt import schema
 from chanfmt.compare import check_same_ffns, compare
+from chanfmt.console import printable
+from tui.model import Browser
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
+    from chanfmt.atlas import Atlas
     from chanfmt.compare import FFNComparison
     from tui import view
-    from tui.model import Browser
+    from tui.load import Snapshot
+
+
+class Note(NamedTuple):
+    """A warning in a few words, and in a sentence."""
+
+    short: str
+    sentence: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,12 +38,14 @@ class Comparison:
         first, second: What is compared, by one metric.
         rows: One per block of ``first``.
         counterparts: The block of ``second`` for each of ``first``.
+        notes: What a reader of the numbers must know.
     """
 
     first: Browser
     second: Browser
     rows: tuple[FFNComparison, ...]
     counterparts: tuple[range, ...]
+    notes: tuple[Note, ...]
 
     def top_shares(self, place: int) -> tuple[float, float]:
         """Share of the top channels in both, of block ``place``."""
@@ -56,6 +69,16 @@ class Joined:
         return np.divide(b, a, out=np.full(len(a), np.nan), where=a > 0)
 
     @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """What a filter may compare: name to values, (channel,)."""
+        first, second = self.first, self.second
+        return {
+            "channel": np.arange(len(first.rank)), "rank_a": first.rank, "rank_b": second.rank,
+            "moved": second.rank - first.rank, "a": first.values, "b": second.values, "share_a": first.share,
+            "share_b": second.share, "ratio": self.ratio,
+        }
+
+    @property
     def words(self) -> dict[str, np.ndarray]:
         """What a filter may ask about supernodes, bool (channel,)."""
         first, second = (labels == schema.LABEL_SUPERNODE for labels in self.labels)
@@ -68,18 +91,43 @@ def check_comparable(first: Path, second: Path) -> None:
         check_same_ffns(one, other)
 
 
-def make_comparison(first: Browser, second: Browser) -> Comparison:
-    """Compare by the metric of ``first``. Raises `AtlasError` where the two cannot be."""
-    with chanfmt.open(first.snapshot.path) as one, chanfmt.open(second.snapshot.path) as other:
-        rows = tuple(compare(one, other, first.metric))
-    spans = {second.snapshot.ffns[span[0]].module: span for span in second.snapshot.blocks}
-    counterparts = tuple(spans[first.snapshot.ffns[span[0]].module] for span in first.snapshot.blocks)
-    return Comparison(first, second, rows, counterparts)
+def make_comparison(first: Snapshot, second: Snapshot, metric: str) -> Comparison:
+    """Compare by ``metric``. Raises `AtlasError` where one does not hold it, or the two cannot be compared."""
+    with chanfmt.open(first.path) as one, chanfmt.open(second.path) as other:
+        rows = tuple(compare(one, other, metric))
+        notes = tuple(_notes(one, other))
+    # The share of as many channels in both: otherwise the difference would be one of the settings.
+    pair = Browser(first, metric), Browser(replace(second, rho=first.rho), metric)
+    return Comparison(*pair, rows, counterparts(first, second), notes)
+
+
+def counterparts(first: Snapshot, second: Snapshot) -> tuple[range, ...]:
+    """The block of ``second`` for each of ``first``."""
+    spans = {second.ffns[span[0]].module: span for span in second.blocks}
+    return tuple(spans[first.ffns[span[0]].module] for span in first.blocks)
 
 
 def join(comparison: Comparison, place: int) -> Joined:
     """The channels of block ``place``."""
-    first, second = comparison.first, comparison.second
-    spans = first.snapshot.blocks[place], comparison.counterparts[place]
+    return joined(comparison.first, comparison.second, comparison.counterparts, place)
+
+
+def joined(first: Browser, second: Browser, others: tuple[range, ...], place: int) -> Joined:
+    """The channels of block ``place`` of ``first`` and of its counterpart among ``others``."""
+    spans = first.snapshot.blocks[place], others[place]
     return Joined(first.ranking(spans[0]), second.ranking(spans[1]),
                   (first.snapshot.span_labels(spans[0]), second.snapshot.span_labels(spans[1])))
+
+
+def _notes(first: Atlas, second: Atlas) -> Iterator[Note]:
+    shared = len({*first.calibration.sequence_sha256} & {*second.calibration.sequence_sha256})
+    if shared:
+        smaller = min(first.calibration.sequences, second.calibration.sequences)
+        yield Note(f"{shared:,} of {smaller:,} sequences in both",
+                   f"{shared:,} of {smaller:,} calibration sequences are in both: the two are not independent")
+    ours, theirs = asdict(first.labels), asdict(second.labels)
+    differing = [name for name in ours if ours[name] != theirs[name]]
+    if differing:
+        settings = ", ".join(f"{name} {ours[name]} and {theirs[name]}" for name in differing)
+        yield Note(f"labels by other settings: {', '.join(differing)}",
+                   printable(f"the labels were made with different settings: {settings}"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,11 @@ class Ffn:
     row: int
     n_channels: int
     expert: int | None = None
+
+    @property
+    def identity(self) -> tuple[int, str, int | None]:
+        """What it is called in any atlas of the model."""
+        return self.layer_index, self.module, self.expert
 
     def name(self, *, with_stack: bool) -> str:
         stack = f" {self.stack}" if with_stack else ""
@@ -88,6 +94,17 @@ class Snapshot:
     @property
     def has_experts(self) -> bool:
         return any(len(block) > 1 for block in self.blocks)
+
+    def nearest(self, ffn: Ffn) -> int:
+        """The FFN called like ``ffn`` of another atlas of the model; where there is none, the last of no later layer."""
+        place = self._places_of_ffns.get(ffn.identity)
+        if place is None:
+            place = max((place for place, own in enumerate(self.ffns) if own.layer_index <= ffn.layer_index), default=0)
+        return place
+
+    @cached_property
+    def _places_of_ffns(self) -> dict[tuple[int, str, int | None], int]:
+        return {ffn.identity: place for place, ffn in enumerate(self.ffns)}
 
     def block_of(self, ffn: int) -> int:
         """Which of ``blocks`` FFN ``ffn`` is in."""

@@ -26,7 +26,7 @@ class Place:
     Attributes:
         screen: One of `SCREENS`.
         sort: A column of the layer screen, largest first, or with `ASCENDING` after it.
-        filter: Of the layer screen.
+        filter: Of the layer screen, or of the join.
     """
 
     screen: str = "overview"
@@ -84,7 +84,7 @@ def command(place: Place, atlas: str, other: str | None = None) -> str:
     return shlex.join(["atlas-tui", atlas, *([other] if other else []), *place.options])
 
 
-def python(place: Place, atlas: str, other: str | None, marked: list[int]) -> str:
+def python(place: Place, atlas: str, other: str | None = None, *, marked: list[int]) -> str:
     """Python that computes what ``place`` shows.
 
     Args:

@@ -45,6 +45,21 @@ def without(path: Path, *names: str) -> Path:
     return path
 
 
+def last_layers(path: Path, first: int) -> Path:
+    """The layers from ``first`` on of four, as a build that goes backwards has measured them."""
+    content = random_content()
+    blocks = tuple(dataclasses.replace(block, index=index) for index, block in enumerate(content.blocks[first:]))
+    write_atlas(dataclasses.replace(content, blocks=blocks), path)
+    return path
+
+
+def with_rho(path: Path, rho: float) -> Path:
+    """Four layers that are labelled by this share of the channels."""
+    content = random_content()
+    write_atlas(dataclasses.replace(content, labels=dataclasses.replace(content.labels, rho=rho)), path)
+    return path
+
+
 def with_names(path: Path, name: str) -> Path:
     """An atlas whose model and modules are called ``name``."""
     content = random_content()

@@ -102,6 +102,20 @@ async def test_columns_are_marked_sorted_and_scrolled(atlas: Path, size: tuple[i
 
 
 @sizes
+async def test_the_rows_below_are_counted(atlas: Path, size: tuple[int, int]) -> None:
+    app = open_app(atlas)
+    async with app.run_test(size=size) as pilot:
+        await pilot.pause()
+        table = browser_screen(app).table
+        for key in ("", "G", "g", "pagedown", "2", "k"):
+            await press(pilot, *([key] if key else []))
+            await pilot.pause()
+            below = table.row_count - table.scroll_offset.y - table.page_rows
+            assert (below > 0) == (size == (80, 24) and key != "G")
+            assert line(app, "legend").startswith(f" ⋮ {below} more  " if below > 0 else "  total")
+
+
+@sizes
 async def test_layer_screen_opens_walks_and_goes_back(atlas: Path, size: tuple[int, int]) -> None:
     app = open_app(atlas)
     async with app.run_test(size=size) as pilot:

@@ -94,6 +94,20 @@ def test_points_become_dots() -> None:
     assert not dots[0, 1]
 
 
+async def test_a_copied_card_says_what_it_is_about(tmp_path: Path) -> None:
+    app = open_app(moe_atlas(tmp_path / "a.h5"))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await press(pilot, "2", "j", "enter", "j", "enter")
+        await wait_until(lambda: isinstance(app.screen, LayerScreen))
+        await press(pilot, "enter")
+        await wait_until(lambda: isinstance(app.screen, CardScreen))
+        await pilot.pause()
+        await press(pilot, "y")
+        await pilot.pause()
+        assert app.clipboard.startswith("a.h5 ▸ layer 2 decoder.experts expert 1 ▸ channel ")
+        assert "copied" in text_of(app)
+
+
 @sizes
 async def test_every_key_of_the_card(small: Path, size: tuple[int, int]) -> None:
     app = open_app(small)
@@ -163,7 +177,8 @@ async def test_every_key_of_the_scatter(small: Path, size: tuple[int, int]) -> N
         await press(pilot, "h", "left_square_bracket", "left", "right", "y")
         await pilot.pause()
         assert "layer 1" in text_of(app)
-        assert app.clipboard.startswith("Spearman")
+        assert app.clipboard.startswith("a.h5 ▸ layer 1   lp_factored against read_connectivity   Spearman")
+        assert "copied" in text_of(app)
         await press(pilot, "question_mark", "escape")
         await wait_until(lambda: app.screen is screen)
         for width, height in [(20, 5), (300, 80), (80, 24)]:

@@ -11,10 +11,12 @@ import pytest
 
 from chanfmt.cli import main as atlas_main
 from tests.factory import moe_atlas, random_atlas
+from tests.tui import atlases
 from tests.tui.conftest import browser_screen, open_app, press, text_of, typed, wait_until
 from tui.app import AtlasApp
 from tui.cli import main
 from tui.load import read_snapshot
+from tui.place import Place
 from tui.screens.choice import ChoiceScreen
 from tui.screens.compare import CompareScreen, JoinScreen
 from tui.screens.overview import OverviewScreen
@@ -177,6 +179,90 @@ async def test_experts_are_joined_as_one(tmp_path: Path) -> None:
         screen = await joined(pilot, app)
         assert screen.table.row_count == 4 * 24
         assert ":" in screen.table.cells(0, screen.table.columns)[0][0]
+        await typed(pilot, "slash", "2:7")
+        assert screen.table.channel == 2 * 24 + 7
+        assert screen.table.cells(screen.table.cursor, screen.table.columns)[0][0] == "2:7"
+        await typed(pilot, "slash", "1:24")
+        await pilot.pause()
+        assert "not found: 1:24" in text_of(app)
+        assert screen.table.channel == 2 * 24 + 7
+
+
+async def test_a_filter_keeps_the_channel(pair: tuple[Path, Path]) -> None:
+    app = app_of(pair)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await compared(app)
+        screen = await joined(pilot, app)
+        await press(pilot, "5", "0", "j")
+        channel = screen.table.channel
+        await typed(pilot, "f", "rank_a>20")
+        assert (screen.table.channel, screen.table.cursor) == (channel, 30)
+        await press(pilot, "escape")
+        await pilot.pause()
+        assert (screen.table.channel, screen.table.cursor) == (channel, 50)
+
+
+async def test_what_is_printed_is_swapped_and_filtered(pair: tuple[Path, Path]) -> None:
+    app = app_of(pair)
+    async with app.run_test(size=(80, 24)) as pilot:
+        screen = await compared(app)
+        await press(pilot, "3", "j", "x")
+        await wait_until(lambda: screen.table.row_count > 0)
+        await pilot.pause()
+        assert (screen.table.cursor, screen.ffn) == (3, 3)
+        join = await joined(pilot, app)
+        await typed(pilot, "f", "only-A")
+        shown = join.table.order.tolist()
+        await press(pilot, "D")
+    assert app.return_value is not None
+    command, *code = app.return_value.splitlines()
+    assert command == f"# atlas-tui {pair[1]} {pair[0]} --screen join --layer 3 --filter only-A"
+    assert f"with chanfmt.open({str(pair[1])!r}) as first, chanfmt.open({str(pair[0])!r}) as second:" in code
+    app = AtlasApp(read_snapshot(pair[1]), other=read_snapshot(pair[0]), place=Place("join", 3, filter="only-A"))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until(lambda: isinstance(app.screen, JoinScreen))
+        await pilot.pause()
+        assert browser_screen(app).table.order.tolist() == shown  # type: ignore[attr-defined]
+
+
+def test_a_filter_of_the_join_is_checked(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = random_atlas(tmp_path / "other.h5", calibration_seed=3)
+    refusals = {"only-C": "'only-C' is no", "rank_c>1": "there is no column 'rank_c'", "ratio<0": "no channel of layer"}
+    for text, reason in refusals.items():
+        assert main([str(small), str(other), "--screenshot", "join", "--filter", text]) == 2
+        assert reason in capsys.readouterr().err
+
+
+async def test_a_metric_that_one_lacks_is_refused_both_ways(small: Path, tmp_path: Path) -> None:
+    other = read_snapshot(atlases.without(tmp_path / "b.h5", "redundancy"))
+    app = AtlasApp(read_snapshot(small), other=other, place=Place("compare", metric="redundancy"))
+    async with app.run_test(size=(400, 24)) as pilot:
+        for _ in range(2):
+            await app.workers.wait_for_complete()
+            await pilot.pause()
+            assert "b.h5 holds no 'redundancy'" in text_of(app)
+            assert browser_screen(app).table.row_count == 0
+            await press(pilot, "x")
+
+
+@sizes
+async def test_shares_are_of_as_many_channels_and_notes_are_shown(small: Path, tmp_path: Path, size: tuple[int, int]) -> None:
+    other = atlases.with_rho(tmp_path / "b.h5", 0.25)
+    app = AtlasApp(read_snapshot(small), other=read_snapshot(other))
+    async with app.run_test(size=size) as pilot:
+        screen = await compared(app)
+        await pilot.pause()
+        assert "A top1%" in text_of(app)
+        assert all(first == second for first, second in map(screen.table.comparison.top_shares, range(4)))  # type: ignore[union-attr]
+        said = " ".join(text_of(app).split())
+        if size[0] == 80:
+            assert "note: 16 of 16 sequences in both; labels by other settings: rho" in said
+        else:
+            assert "note: 16 of 16 calibration sequences are in both" in said
+            assert "rho 0.01 and 0.25" in screen.query_one("#panel", Lines).text.replace("\n", "")
+        await press(pilot, "x")
+        await wait_until(lambda: "A top25%" in text_of(app) and screen.table.row_count > 0)
+        assert all(first == second for first, second in map(screen.table.comparison.top_shares, range(4)))  # type: ignore[union-attr]
 
 
 async def test_the_second_file_is_read_again_where_it_changes(small: Path, tmp_path: Path) -> None:

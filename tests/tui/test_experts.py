@@ -11,6 +11,9 @@ from chanfmt.atlas import Atlas
 from surgery.protect_file import read_protect_file
 from tests.factory import moe_atlas, moe_content
 from tests.tui.conftest import browser_screen, open_app, press, text_of, typed, wait_until
+from tui.app import AtlasApp
+from tui.load import read_snapshot
+from tui.screens.compare import CompareScreen
 from tui.screens.layer import LayerScreen
 from tui.screens.overview import ExpertsScreen, OverviewScreen
 from tui.screens.protect import ProtectScreen
@@ -74,6 +77,45 @@ async def test_a_layer_opens_its_experts(mixture: Path, size: tuple[int, int]) -
         await press(pilot, "q")
         await wait_until(lambda: isinstance(app.screen, OverviewScreen))
         assert browser_screen(app).table.cursor == 2
+
+
+@pytest.mark.parametrize("key", ["p", "w", "c"])
+async def test_the_expert_is_kept_behind_other_screens(key: str, mixture: Path, tmp_path: Path) -> None:
+    app = AtlasApp(read_snapshot(mixture), other=read_snapshot(moe_atlas(tmp_path / "b.h5", calibration_seed=1)))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until(lambda: isinstance(app.screen, CompareScreen))
+        await press(pilot, "q", "2", "j", "enter", "2", "j")
+        await wait_until(lambda: isinstance(app.screen, ExpertsScreen))
+        experts = browser_screen(app)
+        await pilot.pause()
+        assert experts.ffn == 7
+        await press(pilot, key)
+        await wait_until(lambda: isinstance(app.screen, ProtectScreen | WhatIfScreen | CompareScreen))
+        await app.workers.wait_for_complete()
+        await pilot.pause()
+        await press(pilot, "q")
+        await wait_until(lambda: app.screen is experts)
+        assert experts.ffn == 7
+        await press(pilot, "enter")
+        await wait_until(lambda: isinstance(app.screen, LayerScreen))
+        layer = browser_screen(app)
+        await press(pilot, "3", "j", key)
+        await wait_until(lambda: isinstance(app.screen, ProtectScreen | WhatIfScreen | CompareScreen))
+        await app.workers.wait_for_complete()
+        await pilot.pause()
+        await press(pilot, "q")
+        await wait_until(lambda: app.screen is layer)
+        assert (layer.ffn, layer.table.cursor) == (7, 3)
+        await press(pilot, "y")
+        names, values = app.clipboard.rstrip("\n").split("\n")
+        assert dict(zip(names.split("\t"), values.split("\t"), strict=True))["expert"] == "2"
+        await press(pilot, key)
+        await wait_until(lambda: isinstance(app.screen, ProtectScreen | WhatIfScreen | CompareScreen))
+        await app.workers.wait_for_complete()
+        await pilot.pause()
+        await press(pilot, "j", "q")
+        await wait_until(lambda: app.screen is layer)
+        assert layer.ffn == 9
 
 
 async def test_from_an_expert_to_a_dense_layer_and_back(mixture: Path) -> None:

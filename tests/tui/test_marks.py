@@ -23,6 +23,7 @@ from tui.filter import counted, filtered
 from tui.load import read_snapshot
 from tui.marks import Marks
 from tui.protect import read_marks, write_marks
+from tui.screens.card import CardScreen
 from tui.screens.choice import ChoiceScreen
 from tui.screens.layer import LayerScreen
 from tui.screens.overview import OverviewScreen
@@ -91,6 +92,9 @@ async def test_the_count_follows_what_is_typed(small: Path, size: tuple[int, int
             await press(pilot, *text)
             await pilot.pause()
             assert shown in text_of(app)
+        await press(pilot, *"eristoolongforthelinethatitisin>1")
+        await pilot.pause()
+        assert "linethatitisin>1" in text_of(app)
         await press(pilot, "escape")
         await pilot.pause()
         assert "96 ch" in text_of(app)
@@ -137,6 +141,28 @@ async def test_marks_ranges_filters_undo(small: Path, size: tuple[int, int]) -> 
         await typed(pilot, "f", "nonsense>1")
         assert "no column" in text_of(app)
         assert screen.table.row_count == 96
+
+
+async def test_a_range_ends_where_the_rows_become_others(small: Path) -> None:
+    app = open_app(small)
+    async with app.run_test(size=(80, 24)) as pilot:
+        screen = await in_layer(pilot, app)
+        for keys in (["S"], ["right_square_bracket"], ["full_stop", "s"]):
+            await press(pilot, "V", "2", "j", *keys)
+            await pilot.pause()
+            assert "range" not in text_of(app)
+            await press(pilot, "space")
+            assert np.flatnonzero(app.marks.of(screen.ffn)).tolist() == [screen.table.channel]
+            await press(pilot, "u")
+        await press(pilot, "V", "2", "j")
+        await typed(pilot, "f", "rank<50")
+        await press(pilot, "space")
+        assert sum(app.marks.counts) == 1
+        await press(pilot, "u", "V", "2", "j", "enter")
+        await wait_until(lambda: isinstance(app.screen, CardScreen))
+        await press(pilot, "space")
+        await pilot.pause()
+        assert np.flatnonzero(app.marks.of(screen.ffn)).tolist() == [screen.table.channel]
 
 
 @sizes

@@ -5,18 +5,24 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.factory import random_atlas
 from tests.tui import atlases
-from tests.tui.conftest import browser_screen, open_app, press, wait_until
+from tests.tui.conftest import browser_screen, in_layer, open_app, press, text_of, wait_until
+from tui.app import AtlasApp
+from tui.load import read_snapshot
+from tui.screens.card import CardScreen
 from tui.screens.layer import LayerScreen
 from tui.screens.overview import OverviewScreen
+from tui.screens.protect import ProtectScreen
+from tui.screens.scatter import ScatterScreen
+from tui.screens.what_if import WhatIfScreen
 from tui.watch import Watcher
 from tui.widgets.lines import Lines
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from tui.app import AtlasApp
 
 
 def status(app: AtlasApp) -> str:
@@ -87,6 +93,79 @@ async def test_a_smaller_atlas_under_an_open_layer(small: Path) -> None:
         await pilot.press("q")
         await wait_until(lambda: isinstance(app.screen, OverviewScreen))
         assert browser_screen(app).table.cursor == 1
+
+
+@pytest.mark.parametrize("key", ["p", "w", "enter"])
+async def test_ffns_in_front_move_no_cursor(key: str, tmp_path: Path) -> None:
+    path = atlases.last_layers(tmp_path / "a.h5", 2)
+    app = open_app(path)
+    async with app.run_test(size=(80, 24)) as pilot:
+        screen = await in_layer(pilot, app, "j")
+        await press(pilot, "5", "j")
+        channel = screen.table.channel
+        await press(pilot, key)
+        await wait_until(lambda: isinstance(app.screen, ProtectScreen | WhatIfScreen | CardScreen))
+        await pilot.pause()
+        os.replace(random_atlas(tmp_path / "next.h5"), path)
+        await press(pilot, *([] if key == "enter" else ["r"]))
+        if key == "enter":
+            app.action_reload()
+        await wait_until(lambda: len(app.browser.snapshot.ffns) == 4)
+        await app.workers.wait_for_complete()
+        await pilot.pause()
+        if key == "enter":
+            assert "layer 3 ▸ channel" in text_of(app)
+        else:
+            assert browser_screen(app).ffn == 3
+            assert browser_screen(app).table.cursor == 3
+        await press(pilot, "q")
+        await wait_until(lambda: app.screen is screen)
+        assert (screen.ffn, screen.table.channel) == (3, channel)
+        await press(pilot, "q")
+        await wait_until(lambda: isinstance(app.screen, OverviewScreen))
+        assert browser_screen(app).table.cursor == 3
+
+
+@pytest.mark.parametrize(("key", "kind"), [("enter", CardScreen), ("x", ScatterScreen)])
+async def test_card_and_scatter_are_read_again(key: str, kind: type, small: Path) -> None:
+    app = open_app(small)
+    async with app.run_test(size=(80, 36)) as pilot:
+        layer = await in_layer(pilot, app)
+        await press(pilot, key)
+        await wait_until(lambda: isinstance(app.screen, kind))
+        await pilot.pause()
+        before = text_of(app)
+        replace(small, seed=1)
+        app.poll()
+        app.poll()
+        await wait_until(lambda: "read again" in text_of(app))
+        rows = text_of(app).splitlines()
+        if kind is CardScreen:
+            value = app.browser.snapshot.values(0, "lp")[layer.table.channel]
+            assert any(row.split()[:2] == ["lp", f"{value:#.4g}"] for row in rows)
+        assert [row for row in rows if "read again" not in row][:15] != before.splitlines()[:15]
+        small.unlink()
+        app.poll()
+        await pilot.pause()
+        assert "kept what was read" in text_of(app)
+
+
+async def test_commands_name_the_file_that_is_finished(small: Path) -> None:
+    partial = small.with_name("b.h5.partial")
+    os.replace(small, partial)
+    app = AtlasApp(read_snapshot(partial), atlas_name=str(partial))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await press(pilot, "p")
+        await wait_until(lambda: isinstance(app.screen, ProtectScreen))
+        partial.unlink()
+        finished = random_atlas(small.with_name("b.h5"), seed=1)
+        app.poll()
+        app.poll()
+        await wait_until(lambda: app.browser.snapshot.path == finished)
+        await press(pilot, "y", "D")
+    assert app.clipboard.startswith(f"surgery prune {finished} ")
+    assert app.return_value is not None
+    assert app.return_value.startswith(f"# atlas-tui {finished} ")
 
 
 async def test_a_metric_and_a_stack_that_went_away(tmp_path: Path) -> None:

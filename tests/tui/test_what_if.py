@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from typing import TYPE_CHECKING
+import threading
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from surgery.cli import main
 from surgery.decide import ALLOCATIONS
 from surgery.methods import METHODS
 from surgery.plan import PlanOptions, make_plan
+from surgery.what_if import WhatIf
 from tests.tui.conftest import open_app, press, text_of, wait_until
 from tui.scenario import Scenario
 from tui.screens.layer import LayerScreen
@@ -111,6 +113,41 @@ async def test_what_cannot_be_asked_is_said(small: Path) -> None:
         await asked(pilot, app)
         await press(pilot, "o", "9", "0", "l")
         await wait_until(lambda: "--max-layer-sparsity" in text_of(app))
+
+
+async def test_the_title_says_all_that_is_protected(small: Path) -> None:
+    path = small.rename(small.with_name("Meta-Llama-3-8B-Instruct.h5"))
+    app = open_app(path)
+    async with app.run_test(size=(80, 24)) as pilot:
+        app.mark({0: np.arange(9)}, "some", on=True)
+        await asked(pilot, app)
+        for text in ("supernodes", "supernodes+halo", "marks", "supernodes + marks", "supernodes+halo + marks", "none"):
+            await press(pilot, "P")
+            await wait_until(lambda text=text: f"protected: {text}  " in text_of(app).splitlines()[0])
+
+
+async def test_numbers_keep_their_title(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> WhatIf:
+        begun.set()
+        assert go_on.wait(10)
+        return WhatIf(*arguments)
+
+    app = open_app(small)
+    async with app.run_test(size=(80, 24)) as pilot:
+        screen = await asked(pilot, app)
+        monkeypatch.setattr("tui.screens.what_if.WhatIf", slow)
+        await press(pilot, "x")
+        await wait_until(begun.is_set)
+        await press(pilot, "l", "y")
+        await pilot.pause()
+        assert "magnitude" in text_of(app).splitlines()[0]
+        assert "51% cut" in text_of(app).splitlines()[0]
+        assert "--method magnitude --sparsity 0.51" in app.clipboard
+        assert screen.table.row_count == 4
+        go_on.set()
+        await wait_until(lambda: "random" in text_of(app).splitlines()[0])
 
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar
 
 from textual import work
 from textual.binding import Binding
 from textual.containers import Horizontal
-from textual.screen import Screen
 from textual.widgets import Input, Label
 
 from chanfmt.console import printable
@@ -18,6 +17,7 @@ from tui import view
 from tui.export import FORMATS, write_table
 from tui.keys import key_line, key_rows
 from tui.place import Place
+from tui.screens.status import StatusScreen
 from tui.text import spread
 from tui.widgets.lines import Line, Lines
 
@@ -25,10 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import numpy as np
-    from textual import events
     from textual.app import ComposeResult
 
-    from tui.app import AtlasApp
     from tui.model import Browser
     from tui.widgets.line_table import LineTable
 
@@ -57,7 +55,7 @@ METRIC_BINDINGS: list[Binding] = [
 BACK_BINDING = Binding("q,escape", "back", "back", tooltip="back")
 
 
-class BrowserScreen(Screen[None]):
+class BrowserScreen(StatusScreen):
     """A table of the atlas. Subclasses say what the lines around it hold and what a find matches."""
 
     AUTO_FOCUS = "#table"
@@ -71,13 +69,8 @@ class BrowserScreen(Screen[None]):
         super().__init__()
         self.table = table
         self.query_text = ""
-        self._notice = ""
         self._answer: Callable[[str], object] = self._find
         self._preview: Callable[[str], str] | None = None
-
-    @property
-    def atlas_app(self) -> AtlasApp:
-        return cast("AtlasApp", self.app)
 
     @property
     def browser(self) -> Browser:
@@ -100,6 +93,11 @@ class BrowserScreen(Screen[None]):
         """The FFN that the cursor is on or in."""
         raise NotImplementedError
 
+    @property
+    def span(self) -> range:
+        """The FFNs that the cursor is on or in: one, or all of a block."""
+        return range(self.ffn, self.ffn + 1)
+
     def show_ffn(self, ffn: int) -> None:
         """Put the cursor on ``ffn``, where it is one of the rows."""
         raise NotImplementedError
@@ -109,16 +107,8 @@ class BrowserScreen(Screen[None]):
         self.table.refresh()
         self.paint()
 
-    def show_browser(self) -> None:
-        """Show the app's new browser, keeping the cursor where it can stay."""
-        raise NotImplementedError
-
     def title_texts(self) -> tuple[str, str]:
         """Left and right of the title line."""
-        raise NotImplementedError
-
-    def status_text(self) -> str:
-        """What is under the cursor."""
         raise NotImplementedError
 
     def panel_lines(self, width: int, height: int) -> list[Line]:
@@ -152,52 +142,34 @@ class BrowserScreen(Screen[None]):
             yield Label(id="preview", markup=False)
         yield Lines(id="keys")
 
-    def say(self, notice: str) -> None:
-        """Show ``notice`` in the status line until the next key."""
-        self._notice = notice
-        self.paint_status()
-
     def paint(self) -> None:
-        """Bring every line up to date; those that did not change are not painted."""
         width = self.size.width
         left, right = self.title_texts()
-        self._lines("title").show([(spread(f" {left}", f"{right} ", width), "")])
+        self.lines("title").show([(spread(f" {left}", f"{right} ", width), "")])
         self.paint_cursor()
-        legend = self._lines("legend")
-        legend.show(*([self.legend_line(width)] if legend.display else ()))
-        self._lines("keys").show(key_line(key_rows(self), width))
+        self.paint_legend()
+        self.lines("keys").show(key_line(key_rows(self), width))
 
     def paint_cursor(self) -> None:
         """Bring the lines about what is under the cursor up to date."""
         self.paint_status()
-        panel = self._lines("panel")
+        panel = self.lines("panel")
         panel.show(*(self.panel_lines(panel.size.width, panel.size.height) if panel.display else ()))
 
-    def paint_status(self) -> None:
-        count = f"count {self.table.count}_" if self.table.count else ""
-        unsaved = sum(self.atlas_app.marks.unsaved)
-        right = count or self._notice or (f"{unsaved:,} unsaved" if unsaved else "")
-        text = spread(f" {self.status_text()}", f"{right} ", self.size.width)
-        self._lines("status").show([(text, "")])
+    def paint_legend(self) -> None:
+        """Bring the line below the table up to date."""
+        legend = self.lines("legend")
+        legend.show(*([self.legend_line(self.size.width)] if legend.display else ()))
 
-    def _lines(self, name: str) -> Lines:
-        return self.query_one(f"#{name}", Lines)
+    def status_end(self) -> str:
+        return f"count {self.table.count}_" if self.table.count else super().status_end()
 
     def on_mount(self) -> None:
         self.show_browser()
         # A message would come too late for the frame that shows the cursor, and cost another one.
         self.watch(self.table, "cursor", self.paint_cursor, init=False)
-
-    def on_resize(self) -> None:
-        # After the children know their new sizes.
-        self.call_after_refresh(self.paint)
-
-    def on_screen_resume(self) -> None:
-        self.call_after_refresh(self.paint)
-
-    def on_key(self, event: events.Key) -> None:
-        if self._notice:
-            self.say("")
+        # The legend may count the rows below those in sight.
+        self.watch(self.table, "scroll_y", self.paint_legend, init=False)
 
     def on_line_table_rows_replaced(self) -> None:
         self.paint()
@@ -302,7 +274,7 @@ class BrowserScreen(Screen[None]):
         if self.has_class("-finding"):
             self.close_find()
         else:
-            self.atlas_app.leave(self.ffn)
+            self.atlas_app.leave(self.span)
 
     def action_compare(self) -> None:
         if self.atlas_app.other is None:

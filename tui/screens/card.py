@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar
 
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
-from textual.screen import Screen
 
 from tui.card import labelled, make_card
 from tui.keys import key_line, key_rows
+from tui.screens.status import StatusScreen
 from tui.text import bar, number, percent, spread
 from tui.widgets.lines import Line, Lines
 
@@ -17,11 +17,10 @@ if TYPE_CHECKING:
     from textual.app import ComposeResult
 
     from chanfmt.analysis.channel import Card
-    from tui.app import AtlasApp
     from tui.screens.layer import LayerScreen
 
 
-class CardScreen(Screen[None]):
+class CardScreen(StatusScreen):
     """The channel under the cursor of ``layer``, which moves along."""
 
     AUTO_FOCUS = "#card-box"
@@ -44,49 +43,55 @@ class CardScreen(Screen[None]):
         yield Lines(id="title")
         with VerticalScroll(id="card-box", can_focus=True):
             yield Lines(id="card")
+        yield Lines(id="status")
         yield Lines(id="keys")
 
     def on_mount(self) -> None:
         self.paint()
-
-    def on_resize(self) -> None:
-        self.call_after_refresh(self.paint)
 
     @property
     def channel(self) -> int:
         return self.layer_screen.table.channel
 
     def show_marks(self) -> None:
-        """Show marks that have changed."""
         self.paint()
 
+    def show_browser(self) -> None:
+        self.paint()
+
+    def status_text(self) -> str:
+        return self.layer_screen.channel_text
+
+    @property
+    def _about(self) -> str:
+        snapshot = self.atlas_app.browser.snapshot
+        ffn = snapshot.ffns[self.layer_screen.ffn].name(with_stack=snapshot.several_stacks)
+        return f"{self.atlas_app.file_name} ▸ {ffn} ▸ channel {self.channel:,}"
+
     def paint(self) -> None:
-        """Show the channel anew."""
-        app = cast("AtlasApp", self.app)
-        snapshot, ffn = app.browser.snapshot, self.layer_screen.ffn
-        name = snapshot.ffns[ffn].name(with_stack=snapshot.several_stacks)
-        width = self.app.size.width
-        title = spread(f" {app.file_name} ▸ {name} ▸ channel {self.channel:,}", "card ", width)
-        self.query_one("#title", Lines).show([(title, "")])
+        app = self.atlas_app
+        snapshot, ffn, width = app.browser.snapshot, self.layer_screen.ffn, app.size.width
+        self.lines("title").show([(spread(f" {self._about}", "card ", width), "")])
         marked = "   ● protected" if app.marks.of(ffn)[self.channel] else ""
         label = labelled(int(snapshot.labels_of(ffn)[self.channel]))
         card = make_card(snapshot, ffn, self.channel)
         lines = [[(f" channel {self.channel:,}", "strong"), (f"   {label}{marked}", "")], *card_lines(card, width)]
-        body = self.query_one("#card", Lines)
+        body = self.lines("card")
         body.styles.height = len(lines)
         body.show(*lines)
-        self.query_one("#keys", Lines).show(key_line(key_rows(self), width))
+        self.paint_status()
+        self.lines("keys").show(key_line(key_rows(self), width))
 
     def action_neighbour(self, step: int) -> None:
         self.layer_screen.table.action_move(step)
         self.paint()
 
     def action_mark(self) -> None:
-        self.layer_screen.action_mark()
+        self.layer_screen.mark_channel()
 
     def action_copy(self) -> None:
-        app = cast("AtlasApp", self.app)
-        app.copy(self.query_one("#card", Lines).text + "\n")
+        self.atlas_app.copy(f"{self._about}\n{self.lines('card').text}\n")
+        self.say("copied")
 
     def action_scroll(self, lines: int) -> None:
         self.query_one("#card-box").scroll_relative(y=lines, animate=False)

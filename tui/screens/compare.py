@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from textwrap import wrap
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import work
@@ -14,7 +16,6 @@ from chanfmt.errors import ChanfmtError, UsageError
 from tui import view
 from tui.comparison import Joined, join, make_comparison
 from tui.filter import counted, filtered
-from tui.model import Browser
 from tui.screens.base import BACK_BINDING, COMMON_BINDINGS, METRIC_BINDINGS, BrowserScreen
 from tui.screens.ffns import FfnScreen
 from tui.text import number, percent
@@ -24,7 +25,10 @@ from tui.widgets.join_table import JoinTable
 if TYPE_CHECKING:
     import numpy as np
 
-    from tui.comparison import Comparison
+    from tui.comparison import Comparison, Note
+    from tui.load import Snapshot
+    from tui.model import Browser
+    from tui.place import Place
     from tui.widgets.lines import Line
 
 METRIC_ONLY = [item for item in METRIC_BINDINGS if item.key == "m"]
@@ -32,7 +36,14 @@ HINT = "only-A, only-B, both, super, rank_b>500, ratio<0.1, moved>100"
 
 
 class CompareScreen(FfnScreen):
-    """The numbers of ``atlas compare``."""
+    """The numbers of ``atlas compare``.
+
+    Attributes:
+        swapped: Whether the app's atlas is B.
+
+    Args:
+        then_join: The filter with which the layer is to be joined as soon as there are numbers; None for not at all.
+    """
 
     SCREEN = "compare"
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -43,27 +54,27 @@ class CompareScreen(FfnScreen):
     ]
     table: CompareTable
 
-    def __init__(self, browser: Browser, ffn: int, *, then_join: bool = False) -> None:
+    def __init__(self, browser: Browser, ffn: int, *, then_join: str | None = None) -> None:
         super().__init__(CompareTable(browser.snapshot), ffn)
         self._then_join = then_join
         self._refusal = "comparing"
-        self._swapped = False
+        self.swapped = False
         self._generation = 0
 
     def show_browser(self) -> None:
         self._generation += 1
-        self._compare(self._generation, *self._pair())
+        self._compare(self._generation, *self._pair(), self.browser.metric)
 
-    def _pair(self) -> tuple[Browser, Browser]:
-        other = self.atlas_app.other
+    def _pair(self) -> tuple[Snapshot, Snapshot]:
+        """A and B."""
+        ours, other = self.browser.snapshot, self.atlas_app.other
         assert other is not None
-        pair = self.browser, Browser(other, self.browser.metric)
-        return (pair[1], Browser(pair[0].snapshot, self.browser.metric)) if self._swapped else pair
+        return (other, ours) if self.swapped else (ours, other)
 
     @work(thread=True, exclusive=True, group="compare")
-    def _compare(self, generation: int, first: Browser, second: Browser) -> None:
+    def _compare(self, generation: int, first: Snapshot, second: Snapshot, metric: str) -> None:
         try:
-            comparison = make_comparison(first, second)
+            comparison = make_comparison(first, second, metric)
         except ChanfmtError as error:
             self.atlas_app.call_from_thread(self._have, generation, None, error.message)
         else:
@@ -72,24 +83,22 @@ class CompareScreen(FfnScreen):
     def _have(self, generation: int, comparison: Comparison | None, refusal: str) -> None:
         if generation != self._generation:
             return
-        ffn, self._refusal = self.ffn, refusal
-        self.table.show(comparison.first.snapshot if comparison else self.browser.snapshot, comparison, ffn)
-        self.paint()
+        self._refusal = refusal
+        self._show(comparison)
         for screen in self.atlas_app.screen_stack:
             if isinstance(screen, JoinScreen):
                 screen.show_comparison(comparison, refusal)
-        if self._then_join:
-            self._then_join = False
-            self.action_open()
+        if self._then_join is not None and comparison is not None:
+            self._join(self._then_join)
+        self._then_join = None
 
-    @property
-    def names(self) -> tuple[str, str]:
-        """Files of A and B."""
-        first, second = (printable(browser.snapshot.path.name) for browser in self._pair())
-        return first, second
+    def _show(self, comparison: Comparison | None) -> None:
+        first = comparison.first.snapshot if comparison else self.browser.snapshot
+        self.table.show(first, comparison, first.nearest(self.record))
+        self.paint()
 
     def title_texts(self) -> tuple[str, str]:
-        a, b = self.names
+        a, b = (printable(snapshot.path.name) for snapshot in self._pair())
         return f"A {a}   B {b}   {len(self.browser.snapshot.blocks)} FFNs", f"{self.browser.heading}  compare"
 
     def status_text(self) -> str:
@@ -101,8 +110,14 @@ class CompareScreen(FfnScreen):
                 f"median: ρ {number(middle['correlation'])}, Jaccard {number(middle['supernode_jaccard'])}")
 
     def legend_line(self, width: int) -> Line:
+        if self._notes and not self.has_class("-wide"):
+            return [(f" note: {'; '.join(note.short for note in self._notes)}", "dim")]
         change = "B/A: ratio of the shares" if self.table.as_ratio else "one arrow: 1 point"
         return [(f" ρ: Spearman on {self.browser.heading} ranks   {change}   ∩: supernodes in both", "dim")]
+
+    @property
+    def _notes(self) -> tuple[Note, ...]:
+        return self.table.comparison.notes if self.table.comparison is not None else ()
 
     def panel_lines(self, width: int, height: int) -> list[Line]:
         if not self.table.row_count:
@@ -110,7 +125,9 @@ class CompareScreen(FfnScreen):
         assert self.table.comparison is not None
         item = self.table.comparison.rows[self.table.place]
         joined = join(self.table.comparison, self.table.place)
-        lost = [channel for channel in joined.first.order if joined.words["only-A"][channel]][: height - 14]
+        notes = [line for note in self._notes for line in wrap(f"note: {note.sentence}", max(10, width - 1))]
+        lost = [channel for channel in joined.first.order if joined.words["only-A"][channel]]
+        room = max(0, height - 14 - len(notes))
         fields = [
             ("ρ", number(item.correlation, 4)), ("supernodes", f"A {item.supernodes_first:,}  B {item.supernodes_second:,}"),
             ("shared", f"{item.supernodes_shared:,}"), ("Jaccard", number(item.supernode_jaccard)),
@@ -119,15 +136,16 @@ class CompareScreen(FfnScreen):
         ]
         return [
             [(f"layer {item.layer}", "strong"), (f"  {printable(item.module)}", "dim")],
-            *([(f" {name:<15}", "dim"), (value, "")] for name, value in fields), [],
+            *([(f" {name:<15}", "dim"), (value, "")] for name, value in fields),
+            *([(f" {line}", "dim")] for line in notes), [],
             [("supernodes of A that B loses", "dim")],
             [(f" {'ch':>8} {'A rank':>8} {'B rank':>8} {'B/A':>9}", "dim")],
             *([(f" {channel:>8} {joined.first.rank[channel]:>8} {joined.second.rank[channel]:>8} "
-                f"{number(float(joined.ratio[channel])):>9}", "")] for channel in lost),
+                f"{number(float(joined.ratio[channel])):>9}", "")] for channel in lost[:room]),
         ]
 
     def copy_text(self) -> str:
-        a, b = (str(browser.snapshot.path) for browser in self._pair())
+        a, b = (str(snapshot.path) for snapshot in self._pair())
         metric = [] if self.browser.metric == "lp" else ["--metric", self.browser.metric]
         return " ".join(["atlas", "compare", a, b, *metric]) + "\n"
 
@@ -137,22 +155,25 @@ class CompareScreen(FfnScreen):
         self.paint()
 
     def action_swap(self) -> None:
-        self._first, self._swapped = 0, not self._swapped
-        self.table.set_rows(0, 0)
+        self.swapped = not self.swapped
         self._refusal = "comparing"
+        self._show(None)
         self.show_browser()
 
     def action_open(self) -> None:
+        self._join("")
+
+    def _join(self, filter_text: str) -> None:
         if self.table.row_count:
             assert self.table.comparison is not None
-            self.app.push_screen(JoinScreen(self.table.comparison, self.names, self.table.place))
+            self.app.push_screen(JoinScreen(self.table.comparison, self.table.place, filter_text))
 
 
 class JoinScreen(BrowserScreen):
     """Channels of one FFN in both atlases."""
 
     SCREEN = "join"
-    FIND_HINT = "channel id"
+    FIND_HINT = "channel id as shown, or a label: super, halo, none"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("left_square_bracket", "neighbour(-1)", "layer", tooltip="previous layer"),
         Binding("right_square_bracket", "neighbour(1)", "layer", tooltip="next layer"),
@@ -161,24 +182,38 @@ class JoinScreen(BrowserScreen):
     ]
     table: JoinTable
 
-    def __init__(self, comparison: Comparison, names: tuple[str, str], place: int) -> None:
+    def __init__(self, comparison: Comparison, place: int, filter_text: str = "") -> None:
         super().__init__(JoinTable())
         self._comparison = comparison
-        self._names = names
         self._place = place
         self._joined: Joined = join(comparison, place)
-        self.filter_text = ""
+        self.filter_text = filter_text
 
     @property
     def ffn(self) -> int:
-        return self._comparison.first.snapshot.blocks[self._place][0]
+        first = self._comparison.first.snapshot
+        return self.browser.snapshot.nearest(first.ffns[first.blocks[self._place][0]])
+
+    @property
+    def span(self) -> range:
+        snapshot = self.browser.snapshot
+        return snapshot.blocks[snapshot.block_of(self.ffn)]
+
+    @property
+    def place(self) -> Place:
+        return replace(super().place, filter=self.filter_text)
 
     def show_ffn(self, ffn: int) -> None:
         """Stay: what lies above shows the first atlas only."""
 
     def show_browser(self) -> None:
         """Wait for what the screen below makes of it."""
-        self._show()
+        self._show(channel=self._channel)
+
+    @property
+    def _channel(self) -> int | None:
+        """The channel under the cursor, where there is one yet."""
+        return self.table.channel if self.table.row_count else None
 
     def show_comparison(self, comparison: Comparison | None, refusal: str) -> None:
         """Show the same layer of ``comparison``, or what there was and why."""
@@ -188,31 +223,36 @@ class JoinScreen(BrowserScreen):
             self.say(printable(refusal or f"no {module} any more"))
             return
         self._comparison, self._place = comparison, place
-        self._show()
+        self._show(channel=self._channel)
 
-    def _show(self) -> None:
+    def _show(self, *, channel: int | None = None) -> None:
+        """Show the layer, the cursor on ``channel``, or else on the same row."""
         self._joined = join(self._comparison, self._place)
         block, first = self._comparison.first.snapshot.blocks[self._place], self._comparison.first
         width = first.snapshot.ffns[block[0]].n_channels if len(block) > 1 else 0
-        self.table.show(self._joined, first.heading, width, row=self.table.cursor)
+        self.table.show(self._joined, first.heading, width, keep=self._kept(), channel=channel, row=self.table.cursor)
+
+    def _kept(self) -> np.ndarray | None:
+        """Channels that fit the filter, bool (channel,); None, and no filter any more, where it fits none."""
         if not self.filter_text:
-            return
+            return None
         try:
-            keep = filtered(self.filter_text, self.table.columns_by_name(), self._joined.labels[0], self._joined.words)
+            keep = filtered(self.filter_text, self._joined.columns, self._joined.labels[0], self._joined.words)
         except UsageError as error:
-            self.filter_text = ""
             self.say(printable(f"{error.message}; {error.hint}"))
-            return
-        if keep.any():
-            self.table.show(self._joined, first.heading, width, keep=keep, row=self.table.cursor)
         else:
-            self.say(f"no channel here fits {self.filter_text}")
-            self.filter_text = ""
+            if keep.any():
+                return keep
+            self.say(printable(f"no channel here fits {self.filter_text}"))
+        self.filter_text = ""
+        return None
 
     def title_texts(self) -> tuple[str, str]:
         row = self._comparison.rows[self._place]
         shown = f"   {self.table.row_count:,} ch" + (f": {self.filter_text}" if self.filter_text else "")
-        return f"A {self._names[0]}   B {self._names[1]} ▸ layer {row.layer}{shown}", f"{self._comparison.first.heading}  join"
+        pair = (self._comparison.first, self._comparison.second)
+        a, b = (printable(browser.snapshot.path.name) for browser in pair)
+        return f"A {a}   B {b} ▸ layer {row.layer}{shown}", f"{self._comparison.first.heading}  join"
 
     def status_text(self) -> str:
         table, joined = self.table, self._joined
@@ -245,7 +285,8 @@ class JoinScreen(BrowserScreen):
         return "\t".join(fields) + "\n" + "\t".join(str(value) for value in fields.values()) + "\n"
 
     def matches(self, query: str) -> np.ndarray:
-        return view.match_channels(self._joined.labels[0], query)[self.table.order]
+        named = self.table.named(query)
+        return view.match_channels(self._joined.labels[0], query if named is None else str(named))[self.table.order]
 
     def action_neighbour(self, step: int) -> None:
         last = len(self._comparison.rows) - 1
@@ -256,11 +297,11 @@ class JoinScreen(BrowserScreen):
         self.ask("f", HINT, self._filter, self.filter_text, preview=self._count)
 
     def _count(self, text: str) -> str:
-        return counted(text, self.table.columns_by_name(), self._joined.labels[0], self._joined.words)
+        return counted(text, self._joined.columns, self._joined.labels[0], self._joined.words)
 
     def _filter(self, text: str) -> None:
         self.filter_text = text
-        self._show()
+        self._show(channel=self._channel)
 
     def action_open(self) -> None:
         """Nothing is behind a joined channel."""

@@ -10,6 +10,7 @@ from tui.screens.base import BrowserScreen
 if TYPE_CHECKING:
     import numpy as np
 
+    from tui.load import Ffn
     from tui.widgets.ffn_table import FfnTable
 
 
@@ -21,17 +22,27 @@ class FfnScreen(BrowserScreen):
 
     def __init__(self, table: FfnTable, ffn: int = 0) -> None:
         super().__init__(table)
-        self._first = ffn
+        self._last = table.snapshot.ffns[ffn]
+
+    @property
+    def record(self) -> Ffn:
+        """The FFN that the cursor is on, or was on when there were rows."""
+        if self.table.row_count:
+            self._last = self.table.snapshot.ffns[self.table.span[0]]
+        return self._last
 
     @property
     def ffn(self) -> int:
-        # A table may have no rows yet, and the file fewer FFNs than before.
-        if self.table.row_count:
-            self._first = self.table.span[0]
-        return min(self._first, len(self.browser.snapshot.ffns) - 1)
+        # The table may show another atlas than the app's, or what was read of it before.
+        return self.browser.snapshot.nearest(self.record)
+
+    @property
+    def span(self) -> range:
+        snapshot = self.browser.snapshot
+        return super().span if self.table.of_experts else snapshot.blocks[snapshot.block_of(self.ffn)]
 
     def show_ffn(self, ffn: int) -> None:
-        self.table.show_ffn(ffn)
+        self.table.show_ffn(self.table.snapshot.nearest(self.browser.snapshot.ffns[ffn]))
 
     def matches(self, query: str) -> np.ndarray:
         table = self.table
@@ -39,4 +50,4 @@ class FfnScreen(BrowserScreen):
 
     def action_open(self) -> None:
         if self.table.row_count:
-            self.atlas_app.open_span(self.table.span)
+            self.atlas_app.open_span(self.span)

@@ -52,7 +52,7 @@ class LayerScreen(BrowserScreen):
         if sort:
             self.table.sort_key = self.table.marked = sort.removesuffix(ASCENDING)
             self.table.descending = not sort.endswith(ASCENDING)
-        self._range_start: int | None = None
+        self._range: tuple[int, np.ndarray] | None = None
 
     @property
     def ffn(self) -> int:
@@ -79,11 +79,11 @@ class LayerScreen(BrowserScreen):
 
     def show_browser(self) -> None:
         table = self.table
-        ffn = min(table.ffn, len(self.browser.snapshot.ffns) - 1)
+        ffn = self.browser.snapshot.nearest(table.browser.snapshot.ffns[table.ffn])
         self._show(ffn, table.channel if table.row_count else self._first_channel)
 
     def _show(self, ffn: int, channel: int | None) -> None:
-        table, self._range_start = self.table, None
+        table = self.table
         marks = self.atlas_app.marks.of(ffn)
         table.show(self.browser, ffn, marks=marks, channel=channel, row=table.cursor)
         if not self.filter_text:
@@ -112,10 +112,15 @@ class LayerScreen(BrowserScreen):
         return left, f"{self.browser.heading}  layer"
 
     def status_text(self) -> str:
+        return self._range_text() + self.channel_text
+
+    @property
+    def channel_text(self) -> str:
+        """What the channel under the cursor is."""
         table = self.table
         label = int(self.browser.snapshot.labels_of(table.ffn)[table.channel])
         return (
-            f"{self._range_text()}row {table.cursor + 1:,}/{table.row_count:,}  ch {table.channel:,}  "
+            f"row {table.cursor + 1:,}/{table.row_count:,}  ch {table.channel:,}  "
             f"{schema.LABELS.get(label, str(label))}  rank {table.ranking.rank[table.channel]:,}  "
             f"cum {percent(float(table.ranking.cumulative[table.channel]))} of layer {self.browser.heading}"
         )
@@ -133,8 +138,8 @@ class LayerScreen(BrowserScreen):
         ffn = snapshot.ffns[table.ffn]
         label = int(snapshot.labels_of(table.ffn)[table.channel])
         fields: dict[str, object] = {
-            "layer": ffn.layer_index, "stack": ffn.stack, "channel": table.channel,
-            "label": schema.LABELS.get(label, str(label)),
+            "layer": ffn.layer_index, "stack": ffn.stack, **({} if ffn.expert is None else {"expert": ffn.expert}),
+            "channel": table.channel, "label": schema.LABELS.get(label, str(label)),
         }
         fields |= {name: float(snapshot.values(table.ffn, name)[table.channel]) for name in snapshot.metrics}
         return "\t".join(fields) + "\n" + "\t".join(str(value) for value in fields.values()) + "\n"
@@ -150,20 +155,32 @@ class LayerScreen(BrowserScreen):
 
     # Marks.
 
+    @property
+    def _range_start(self) -> int | None:
+        """The row that a range began at."""
+        # It ends where the rows become others: sorted, filtered, of another layer.
+        return self._range[0] if self._range is not None and self._range[1] is self.table.order else None
+
     def _range_text(self) -> str:
-        if self._range_start is None:
-            return ""
-        return f"range of {abs(self.table.cursor - self._range_start) + 1:,}  "
+        start = self._range_start
+        return "" if start is None else f"range of {abs(self.table.cursor - start) + 1:,}  "
 
     def action_range(self) -> None:
-        self._range_start = None if self._range_start is not None else self.table.cursor
+        self._range = None if self._range_start is not None else (self.table.cursor, self.table.order)
         self.paint_status()
 
     def action_mark(self) -> None:
+        start = self._range_start
+        self._range = None
+        self._mark_rows(self.table.cursor if start is None else start)
+
+    def mark_channel(self) -> None:
+        """Mark the one channel under the cursor, or unmark it."""
+        self._mark_rows(self.table.cursor)
+
+    def _mark_rows(self, start: int) -> None:
         table = self.table
-        start = table.cursor if self._range_start is None else self._range_start
         first, last = sorted((start, table.cursor))
-        self._range_start = None
         channels = np.sort(table.order[first : last + 1])
         self._mark(channels, on=not bool(table.marked_channels[table.channel]))
 

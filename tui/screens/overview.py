@@ -63,7 +63,7 @@ class LayerTableScreen(FfnScreen):
         return panel.overview_panel(self.browser, self.table.span, width, height)
 
     def legend_line(self, width: int) -> Line:
-        below = self.table.row_count - self.table.page_rows
+        below = self.table.row_count - self.table.scroll_offset.y - self.table.page_rows
         more = f" ⋮ {below} more" if below > 0 else ""
         summaries = [self.browser.summary(span) for span in self.table.spans]
         mass = float(np.nansum([item.concentration.mass for item in summaries]))

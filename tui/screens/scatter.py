@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from itertools import groupby
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar
 
 from textual.binding import Binding, BindingType
-from textual.screen import Screen
 
 from chanfmt import schema
 from tui import plots
 from tui.keys import key_line, key_rows
 from tui.scatter import make_scatter
 from tui.screens.choice import ChoiceScreen
+from tui.screens.status import StatusScreen
 from tui.text import number, spread
 from tui.widgets.channel_table import LABEL_STYLES
 from tui.widgets.lines import Line, Lines
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import numpy as np
     from textual.app import ComposeResult
 
-    from tui.app import AtlasApp
     from tui.scatter import Scatter
     from tui.screens.layer import LayerScreen
 
@@ -31,7 +30,7 @@ LETTERS = {schema.LABEL_HALO: "h", schema.LABEL_SUPERNODE: "S"}
 """What stands for a cell with such a channel where there are no colours."""
 
 
-class ScatterScreen(Screen[None]):
+class ScatterScreen(StatusScreen):
     """Channels of the FFN of ``layer_screen``, which walks along."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -53,6 +52,7 @@ class ScatterScreen(Screen[None]):
         others = [name for name in ("activation_power", "lp", *metrics) if name in metrics and name != self.y]
         self.x = others[0] if others else self.y
         self.log_axes = True
+        self._measured = ""
 
     def compose(self) -> ComposeResult:
         yield Lines(id="title")
@@ -63,28 +63,33 @@ class ScatterScreen(Screen[None]):
     def on_mount(self) -> None:
         self.call_after_refresh(self.paint)
 
-    def on_resize(self) -> None:
-        self.call_after_refresh(self.paint)
+    def show_browser(self) -> None:
+        metrics = self.atlas_app.browser.snapshot.metrics
+        self.x, self.y = (metric if metric in metrics else "lp" for metric in (self.x, self.y))
+        self.paint()
 
-    def on_screen_resume(self) -> None:
-        self.call_after_refresh(self.paint)
+    def show_marks(self) -> None:
+        self.paint_status()
+
+    def status_text(self) -> str:
+        return self._measured
 
     @property
-    def atlas_app(self) -> AtlasApp:
-        return cast("AtlasApp", self.app)
+    def _about(self) -> str:
+        snapshot = self.atlas_app.browser.snapshot
+        name = snapshot.ffns[self.layer_screen.ffn].name(with_stack=snapshot.several_stacks)
+        return f"{self.atlas_app.file_name} ▸ {name}   {self.y} against {self.x}"
 
     def paint(self) -> None:
-        """Draw."""
         snapshot, ffn = self.atlas_app.browser.snapshot, self.layer_screen.ffn
         width = self.app.size.width
-        name = snapshot.ffns[ffn].name(with_stack=snapshot.several_stacks)
-        title = spread(f" {self.atlas_app.file_name} ▸ {name}   {self.y} against {self.x}", "scatter ", width)
-        self.query_one("#title", Lines).show([(title, "")])
+        self.lines("title").show([(spread(f" {self._about}", "scatter ", width), "")])
         scatter = make_scatter(snapshot.values(ffn, self.x), snapshot.values(ffn, self.y), snapshot.rho, log=self.log_axes)
-        body = self.query_one("#scatter", Lines)
+        body = self.lines("scatter")
         body.show(*self._plot(scatter, snapshot.labels_of(ffn), width, body.size.height))
-        self.query_one("#status", Lines).show([(spread(f" {self._numbers(scatter)}", "", width), "")])
-        self.query_one("#keys", Lines).show(key_line(key_rows(self), width))
+        self._measured = self._numbers(scatter)
+        self.paint_status()
+        self.lines("keys").show(key_line(key_rows(self), width))
 
     def _numbers(self, scatter: Scatter) -> str:
         left_out = f"   {scatter.left_out:,} not shown (zero or unknown)" if scatter.left_out else ""
@@ -140,7 +145,8 @@ class ScatterScreen(Screen[None]):
         self.paint()
 
     def action_copy(self) -> None:
-        self.atlas_app.copy(self.query_one("#status", Lines).text.strip() + "\n")
+        self.atlas_app.copy(f"{self._about}   {self._measured}\n")
+        self.say("copied")
 
     def action_back(self) -> None:
         self.app.pop_screen()

@@ -23,6 +23,7 @@ from tui.widgets.what_if_table import WhatIfTable
 
 if TYPE_CHECKING:
     from surgery.what_if import Left
+    from tui.load import Snapshot
     from tui.model import Browser
     from tui.widgets.lines import Line
 
@@ -44,6 +45,8 @@ class WhatIfScreen(FfnScreen):
     def __init__(self, browser: Browser, ffn: int) -> None:
         super().__init__(WhatIfTable(browser.snapshot), ffn)
         self._scenario = Scenario()
+        self._snapshot = browser.snapshot
+        self._answered = self._scenario
         self._what_if: WhatIf | None = None
         self._rows: tuple[Left, ...] = ()
         self._curve: np.ndarray | None = None
@@ -63,25 +66,30 @@ class WhatIfScreen(FfnScreen):
     def _prepare(self) -> None:
         """Score and sort what the scenario asks for, in a thread."""
         self._generation += 1
-        self._read(self._generation, self._scenario, self.atlas_app.marks.masks)
+        self._read(self._generation, self._scenario, self.browser.snapshot, self.atlas_app.marks.masks)
 
     @work(thread=True, exclusive=True, group="what-if")
-    def _read(self, generation: int, scenario: Scenario, marks: dict[int, np.ndarray]) -> None:
+    def _read(self, generation: int, scenario: Scenario, snapshot: Snapshot, marks: dict[int, np.ndarray]) -> None:
         app = self.atlas_app
+        what_if, refusal = None, ""
         try:
-            with chanfmt.open(app.browser.snapshot.path) as atlas:
+            with chanfmt.open(snapshot.path) as atlas:
                 what_if = WhatIf(atlas, scenario.options, to_blocks(marks, atlas) if scenario.marked else None)
         except ChanfmtError as error:
-            app.call_from_thread(self._have, generation, None, error.message)
-        else:
-            app.call_from_thread(self._have, generation, what_if, "")
+            refusal = error.message
+        app.call_from_thread(self._have, generation, scenario, snapshot, what_if, refusal)
 
-    def _have(self, generation: int, what_if: WhatIf | None, refusal: str) -> None:
+    def _have(self, generation: int, scenario: Scenario, snapshot: Snapshot, what_if: WhatIf | None, refusal: str) -> None:
         if generation != self._generation:
             return
-        self._what_if, self._refusal = what_if, refusal
+        self._answered, self._snapshot, self._what_if, self._refusal = scenario, snapshot, what_if, refusal
         self._curve = None if what_if is None else _curve(what_if)
         self._ask()
+
+    @property
+    def _shown(self) -> Scenario:
+        """What the numbers are of, until there are those of the scenario that is asked for; any has all sparsities."""
+        return self._answered.with_percent(self._scenario.percent)
 
     def _ask(self) -> None:
         """Show what stays at the scenario's sparsity."""
@@ -93,16 +101,19 @@ class WhatIfScreen(FfnScreen):
                 self._refusal = error.message
             else:
                 self._refusal = ""
-        ffn, self._rows = self.ffn, rows
-        self.table.show(self.browser.snapshot, rows, ffn)
+        record, self._rows = self.record, rows
+        self.table.show(self._snapshot, rows, self._snapshot.nearest(record))
         self.paint()
 
     # Lines.
 
     def title_texts(self) -> tuple[str, str]:
-        asked = self._scenario
-        return (f"{self.atlas_app.file_name} ▸ what-if   {asked.method}   {asked.allocation}   "
-                f"protected: {asked.protection_text()}", f"{asked.percent}% cut  what-if")
+        shown = self._shown
+        right = f"{shown.percent}% cut  what-if"
+        settings = f"{shown.method}  {shown.allocation}  protected: {shown.protection_text()}"
+        left = f"{self.atlas_app.file_name} ▸ {settings}"
+        # The settings are what the numbers are of; there may be no room for the name before them.
+        return left if len(left) + len(right) + 3 <= self.size.width else settings, right
 
     def status_text(self) -> str:
         if self._refusal:
@@ -118,7 +129,7 @@ class WhatIfScreen(FfnScreen):
         return [(f" 0% {slider} {HIGHEST}%  ", ""), ("LP mass is a proxy for loss, not a perplexity", "dim")]
 
     def panel_lines(self, width: int, height: int) -> list[Line]:
-        method = METHODS[self._scenario.method]
+        method = METHODS[self._shown.method]
         lines: list[Line] = [
             [(method.name, "strong"), (f"  {method.description}", "")],
             [(f" {method.source}", "dim")],
@@ -141,11 +152,11 @@ class WhatIfScreen(FfnScreen):
         return lines
 
     def copy_text(self) -> str:
-        return self._scenario.command(self.atlas_app.atlas_name, str(self.atlas_app.protect_file)) + "\n"
+        return self._shown.command(self.atlas_app.atlas_name, str(self.atlas_app.protect_file)) + "\n"
 
     def action_copy(self) -> None:
         super().action_copy()
-        if self._scenario.marked and any(self.atlas_app.marks.unsaved):
+        if self._shown.marked and any(self.atlas_app.marks.unsaved):
             self.say("copied; W writes the marks that it names")
 
     # Keys.

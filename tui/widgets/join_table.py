@@ -42,19 +42,18 @@ class JoinTable(LineTable):
         """The channel under the cursor."""
         return int(self.order[self.cursor])
 
-    def show(self, joined: Joined, heading: str, width: int, *, keep: np.ndarray | None = None, row: int = 0) -> None:
-        """Show ``joined``, values under ``heading``, sorted as before, the cursor on ``row``."""
+    def show(
+        self, joined: Joined, heading: str, width: int, *, keep: np.ndarray | None = None, channel: int | None = None,
+        row: int = 0,
+    ) -> None:
+        """Show ``joined``, values under ``heading``, sorted as before, the cursor on ``channel`` or else on ``row``."""
         self.joined, self.heading, self.width, self.keep = joined, heading, width, keep
-        first, second = joined.first, joined.second
-        self._columns = {
-            "channel": np.arange(len(first.rank)), "rank_a": first.rank, "rank_b": second.rank,
-            "moved": second.rank - first.rank, "a": first.values, "b": second.values, "share_a": first.share,
-            "share_b": second.share, "ratio": joined.ratio,
-        }
+        self._columns = joined.columns
         self.layout_columns()
-        self.sort(row=row)
+        self.sort(channel=channel, row=row)
 
-    def sort(self, *, row: int = 0) -> None:
+    def sort(self, *, channel: int | None = None, row: int = 0) -> None:
+        """Put the rows in order and the cursor on ``channel``, or else on ``row``."""
         if self.joined is None:
             return
         if self.sort_key in LABEL_KEYS:
@@ -63,7 +62,8 @@ class JoinTable(LineTable):
             values = self._columns[self.sort_key]
         order = view.order_by(values, descending=self.descending)
         self.order = order if self.keep is None else order[self.keep[order]]
-        self.set_rows(len(self.order), row)
+        place = None if channel is None else np.flatnonzero(self.order == channel)
+        self.set_rows(len(self.order), row if place is None or not len(place) else int(place[0]))
 
     def layout_columns(self) -> None:
         """Choose columns for the width."""
@@ -81,6 +81,13 @@ class JoinTable(LineTable):
     def channel_name(self, channel: int) -> str:
         """How ``channel`` is told."""
         return f"{channel // self.width}:{channel % self.width}" if self.width else str(channel)
+
+    def named(self, name: str) -> int | None:
+        """The channel that is told as ``name``, EXPERT:CHANNEL."""
+        expert, colon, channel = name.partition(":")
+        if not (self.width and colon and expert.isdecimal() and channel.isdecimal() and int(channel) < self.width):
+            return None
+        return int(expert) * self.width + int(channel)
 
     def shown(self) -> dict[str, np.ndarray]:
         assert self.joined is not None
