@@ -242,7 +242,9 @@ class BrowserScreen(StatusScreen):
         self._show_preview(event.value)
 
     def _show_preview(self, text: str) -> None:
-        self.query_one("#preview", Label).update(self._preview(text.strip()) if self._preview else "")
+        label = self.query_one("#preview", Label)
+        label.display = self._preview is not None
+        label.update(self._preview(text.strip()) if self._preview else "")
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         self.close_find()
