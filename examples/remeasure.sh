@@ -27,7 +27,7 @@ show python "$examples/redundancy_epsilon.py" "$model" "$calibration"
 echo
 echo "3. What does padding do to scores?"
 # The same lines without padding, too: they are fewer tokens, and other ones, than the packed text.
-grep '[^[:space:]]' "$calibration" | head -n 64 > "$work/lines.txt"
+grep --max-count 64 '[^[:space:]]' "$calibration" > "$work/lines.txt"
 show python "$examples/padded_rows.py" "$model" "$calibration" 64 512 "$work/padded.npz"
 [ -f "$work/lines.h5" ] || show atlas build "$model" -o "$work/lines.h5" --calib "$work/lines.txt" --quiet
 [ -f "$work/padded.h5" ] || show atlas build "$model" -o "$work/padded.h5" --calib "$work/padded.npz" --quiet
