@@ -4,9 +4,9 @@
     python docs/console.py MODEL.gguf docs/commands.md --write    # replace what the page shows
 
 A block ```console holds ``$ command`` lines, each followed by its output, stdout and stderr. All blocks of a page run in
-one fresh directory that holds the model as SmolLM2.gguf. Numbers may differ by a tenth, as machines round differently;
-times, digests and what is but rounding (1e-5 and less) by anything. The line that says that a model is converted is left
-out: it is printed where no earlier command on this machine did so. The Hub is the one that the tests run, with ann's token
+one fresh directory that holds the model as SmolLM2.gguf. Numbers may differ by a tenth, or by one in their last decimal, as
+machines round differently; times, digests and what is but rounding (1e-5 and less) by anything. The line that says that a
+model is converted is left out: it is printed where no earlier command on this machine did so. The Hub is the one that the tests run, with ann's token
 in the environment; its address is shown as the real one's.
 """
 
@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from decimal import Decimal
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -60,14 +61,22 @@ def run(command: str, directory: Path, hub: Hub) -> list[str]:
 
 def alike(shown: str, printed: str) -> bool:
     """Whether two lines say the same, but for what may vary."""
-    sides = []
-    for line in (shown, printed):
-        text = _VARIES.sub("VARIES", line)
-        sides.append((" ".join(_NUMBER.sub("#", text).split()), [float(item.replace(",", "")) for item in _NUMBER.findall(text)]))
-    (words, numbers), (other_words, others) = sides
+    (words, numbers), (other_words, others) = map(_parts, (shown, printed))
     if words != other_words or len(numbers) != len(others):
         return False
-    return all(abs(a - b) <= TOLERANCE * max(abs(a), abs(b)) for a, b in zip(numbers, others, strict=True))
+    return all(abs(a - b) <= max(TOLERANCE * max(abs(a), abs(b)), slack)
+               for (a, slack), (b, _) in zip(numbers, others, strict=True))
+
+
+def _parts(line: str) -> tuple[str, list[tuple[float, float]]]:
+    """A line without its numbers, and these, each with one and a half of its last decimal, 0 of a whole number."""
+    text = _VARIES.sub("VARIES", line)
+    numbers = []
+    for item in _NUMBER.findall(text):
+        value = Decimal(item.replace(",", ""))
+        last = value.as_tuple().exponent
+        numbers.append((float(value), 1.5 * 10.0**last if "." in item and isinstance(last, int) else 0.0))
+    return " ".join(_NUMBER.sub("#", text).split()), numbers
 
 
 def check(page: Path, model: Path, *, write: bool = False) -> list[str]:
