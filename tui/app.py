@@ -105,6 +105,7 @@ class AtlasApp(App[str], inherit_bindings=False):
         self.protect_file = protect_file or default_protect_file(snapshot.path)
         self.marks = Marks([ffn.n_channels for ffn in snapshot.ffns], marks)
         self._protect_signature = protect_signature
+        self._writing = False
 
     @property
     def ramp(self) -> tuple[str, ...]:
@@ -313,8 +314,11 @@ class AtlasApp(App[str], inherit_bindings=False):
         self._write_or_ask(then_quit=False)
 
     def _write_or_ask(self, *, then_quit: bool) -> None:
+        if self._writing:
+            self.say("still writing")
+            return
         if signature_of(self.protect_file) == self._protect_signature:
-            self._write(self.marks, self.marks.masks, then_quit)
+            self._begin_to_write(then_quit=then_quit)
             return
         choices = [("stay", "leave it"), ("load", FORGET), ("write", f"write over it{' and quit' if then_quit else ''}")]
         title = f"{printable(self.protect_file.name)} has changed on disk"
@@ -322,20 +326,29 @@ class AtlasApp(App[str], inherit_bindings=False):
 
     def _conflict(self, choice: str | None, *, then_quit: bool) -> None:
         if choice == "write":
-            self._write(self.marks, self.marks.masks, then_quit)
+            self._begin_to_write(then_quit=then_quit)
         elif choice == "load":
-            self._load()
+            self._load(self.browser.snapshot)
 
-    @work(thread=True, exclusive=True, group="marks")
-    def _write(self, marks: Marks, masks: dict[int, np.ndarray], then_quit: bool) -> None:
+    def _begin_to_write(self, *, then_quit: bool) -> None:
+        self._writing = True
+        self._write(self.browser.snapshot, self.marks, self.marks.masks, then_quit)
+
+    @work(thread=True, group="write")
+    def _write(self, snapshot: Snapshot, marks: Marks, masks: dict[int, np.ndarray], then_quit: bool) -> None:
         try:
-            signature = write_marks(self.protect_file, self.browser.snapshot.path, masks)
+            signature = write_marks(self.protect_file, snapshot, masks)
         except ChanfmtError as error:
-            self.call_from_thread(self.say, printable(error.message))
+            self.call_from_thread(self._not_written, printable(error.message))
         else:
             self.call_from_thread(self._written, marks, masks, signature, then_quit)
 
+    def _not_written(self, reason: str) -> None:
+        self._writing = False
+        self.say(reason)
+
     def _written(self, marks: Marks, masks: dict[int, np.ndarray], signature: Signature, then_quit: bool) -> None:
+        self._writing = False
         self._protect_signature = signature
         # Channels may have been marked while it was written, and FFNs moved.
         if marks is self.marks:
@@ -346,27 +359,32 @@ class AtlasApp(App[str], inherit_bindings=False):
 
     def action_load_marks(self) -> None:
         if not sum(self.marks.unsaved) or signature_of(self.protect_file) == NO_FILE:
-            self._load()
+            self._load(self.browser.snapshot)
             return
         self.push_screen(ChoiceScreen("marks are not written", [("stay", "stay"), ("load", FORGET)], "stay"), self._loading)
 
     def _loading(self, choice: str | None) -> None:
         if choice == "load":
-            self._load()
+            self._load(self.browser.snapshot)
 
-    @work(thread=True, exclusive=True, group="marks")
-    def _load(self) -> None:
+    @work(thread=True, exclusive=True, group="load")
+    def _load(self, snapshot: Snapshot) -> None:
         try:
-            masks, warnings, signature = read_marks(self.protect_file, self.browser.snapshot.path)
+            masks, warnings, signature = read_marks(self.protect_file, snapshot)
         except ChanfmtError as error:
             self.call_from_thread(self.say, printable(error.message))
         else:
-            self.call_from_thread(self._loaded, masks, warnings, signature)
+            self.call_from_thread(self._loaded, snapshot, masks, warnings, signature)
 
-    def _loaded(self, masks: dict[int, np.ndarray], warnings: tuple[str, ...], signature: Signature) -> None:
+    def _loaded(
+        self, snapshot: Snapshot, masks: dict[int, np.ndarray], warnings: tuple[str, ...], signature: Signature
+    ) -> None:
         name = printable(self.protect_file.name)
         if signature == NO_FILE:
             self.say(f"there is no {name}")
+            return
+        if snapshot.ffns != self.browser.snapshot.ffns:
+            self._load(self.browser.snapshot)
             return
         self.marks = Marks(self.marks.widths, masks)
         self._protect_signature = signature

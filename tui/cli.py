@@ -76,7 +76,7 @@ def _run(options: argparse.Namespace) -> int:
     if drawn is not None:
         named = [Path(name) for name in (options.file, options.other) if name is not None]
         _check_picture(drawn, [*named, *(read.path for read in (snapshot, other) if read is not None), protect_file])
-    marks, warnings, signature = read_marks(protect_file, snapshot.path)
+    marks, warnings, signature = read_marks(protect_file, snapshot)
     _check_filter(place, snapshot, other, marks)
     if drawn is None and not (all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))):
         raise UsageError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -19,7 +20,7 @@ from chanfmt.errors import AtlasError
 from tui.stored import StoredArrays
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from chanfmt.atlas import Atlas, Location
     from chanfmt.schema import Variable
@@ -195,6 +196,31 @@ def read_snapshot(path: str | Path, *, contained: bool = False) -> Snapshot:
     raise AtlasError(f"{path} changes faster than it can be read", hint="wait until it is written")
 
 
+@contextmanager
+def reopened(snapshot: Snapshot) -> Iterator[Atlas]:
+    """The file of ``snapshot``, open again.
+
+    Raises:
+        AtlasError: It is not an atlas any more, or holds other FFNs by now.
+    """
+    with chanfmt.open(snapshot.path) as atlas:
+        if _ffns(atlas)[0] != snapshot.ffns:
+            raise AtlasError(f"{snapshot.path.name} holds other FFNs by now: r reads it again")
+        yield atlas
+
+
+def _ffns(atlas: Atlas) -> tuple[tuple[Ffn, ...], tuple[range, ...]]:
+    """`Snapshot.ffns` and `Snapshot.blocks`."""
+    ffns: list[Ffn] = []
+    blocks: list[range] = []
+    for block in atlas.blocks:
+        experts = range(block.n_experts) if block.n_experts else (None,)
+        blocks.append(range(len(ffns), len(ffns) + len(experts)))
+        of, module = printable(block.stack), printable(block.module)
+        ffns += [Ffn(block.layer_index, of, module, block.row, block.n_channels, expert) for expert in experts]
+    return tuple(ffns), tuple(blocks)
+
+
 def _read(atlas: Atlas, path: Path, stored: StoredArrays) -> Snapshot:
     if not atlas.blocks:
         raise AtlasError(f"{path} holds no FFN", hint=f"see: atlas info {path}")
@@ -209,13 +235,7 @@ def _read(atlas: Atlas, path: Path, stored: StoredArrays) -> Snapshot:
         places |= {(printable(name), printable(metric.name)): stack.location(metric.name) for metric in held}
         places |= {(printable(name), series): stack.location(series) for series in SERIES if series in stack}
     order = list(schema.METRIC_BY_NAME)
-    ffns: list[Ffn] = []
-    blocks: list[range] = []
-    for block in atlas.blocks:
-        experts = range(block.n_experts) if block.n_experts else (None,)
-        blocks.append(range(len(ffns), len(ffns) + len(experts)))
-        of, module = printable(block.stack), printable(block.module)
-        ffns += [Ffn(block.layer_index, of, module, block.row, block.n_channels, expert) for expert in experts]
+    ffns, blocks = _ffns(atlas)
     return Snapshot(
         path=path,
         signature=stored.signature,
@@ -225,8 +245,8 @@ def _read(atlas: Atlas, path: Path, stored: StoredArrays) -> Snapshot:
         calibration_tokens=atlas.calibration.tokens,
         rho=atlas.labels.rho,
         metrics=dict(sorted(metrics.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))),
-        ffns=tuple(ffns),
-        blocks=tuple(blocks),
+        ffns=ffns,
+        blocks=blocks,
         lp=lp,
         labels={printable(name): stack["label"] for name, stack in atlas.stacks.items()},
         tokens={printable(name): stack["tokens"] for name, stack in atlas.stacks.items() if "tokens" in stack},

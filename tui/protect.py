@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-import chanfmt
 from chanfmt.errors import UsageError
 from surgery.protect_file import read_protect_file, write_protect_file
 from surgery.selectors import select
-from tui.load import PARTIAL_SUFFIX, Signature, file_signature
+from tui.load import PARTIAL_SUFFIX, Signature, file_signature, reopened
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from chanfmt.atlas import Atlas
+    from tui.load import Snapshot
 
 NO_FILE: Signature = (0, 0, 0)
 
@@ -42,39 +42,40 @@ def signature_of(path: Path) -> Signature:
         return NO_FILE
 
 
-def read_marks(path: Path, atlas: Path) -> tuple[dict[int, np.ndarray], tuple[str, ...], Signature]:
-    """FFN of a snapshot to marks, bool (channel,), of the protect file ``path``, if there is one; warnings; its signature.
+def read_marks(path: Path, snapshot: Snapshot) -> tuple[dict[int, np.ndarray], tuple[str, ...], Signature]:
+    """FFN of ``snapshot`` to marks, bool (channel,), of the protect file ``path``, if there is one; warnings; its signature.
 
     Raises:
-        UsageError: It is not a protect file for ``atlas``.
+        UsageError: It is not a protect file for this atlas.
+        AtlasError: The atlas has changed.
     """
     signature = signature_of(path)
     if signature == NO_FILE:
         return {}, (), signature
-    with chanfmt.open(atlas) as opened:
+    with reopened(snapshot) as opened:
         masks, warnings = read_protect_file(path, opened)
         return to_ffns(masks, opened), warnings, signature
 
 
-def write_marks(path: Path, atlas: Path, masks: Mapping[int, np.ndarray]) -> Signature:
+def write_marks(path: Path, snapshot: Snapshot, masks: Mapping[int, np.ndarray]) -> Signature:
     """Write ``masks``, FFN to bool (channel,), whole or not at all. Returns the file's signature.
 
     Raises:
-        ChanfmtError: The place cannot be written.
+        ChanfmtError: The place cannot be written, or the atlas has changed.
     """
-    with chanfmt.open(atlas) as opened:
+    with reopened(snapshot) as opened:
         write_protect_file(path, opened, to_blocks(masks, opened))
     return signature_of(path)
 
 
-def selected(selector: str, atlas: Path) -> dict[int, np.ndarray]:
+def selected(selector: str, snapshot: Snapshot) -> dict[int, np.ndarray]:
     """FFN to the ids that ``selector`` names, as after ``surgery prune --protect``.
 
     Raises:
-        UsageError: It means nothing for ``atlas``.
-        AtlasError: The atlas lacks a metric that it needs.
+        UsageError: It means nothing for this atlas.
+        AtlasError: The atlas lacks a metric that it needs, or has changed.
     """
-    with chanfmt.open(atlas) as opened:
+    with reopened(snapshot) as opened:
         masks, _ = select(selector, opened)
         return {ffn: np.flatnonzero(mask) for ffn, mask in to_ffns(masks, opened).items()}
 

@@ -16,6 +16,8 @@ from chanfmt.atlas import Atlas
 from chanfmt.errors import UsageError
 from surgery.plan import PlanOptions, make_plan
 from surgery.protect_file import read_protect_file
+from tests.factory import random_atlas
+from tests.tui import atlases
 from tests.tui.conftest import browser_screen, in_layer, open_app, press, text_of, typed, wait_until
 from tui.app import AtlasApp
 from tui.cli import main
@@ -219,7 +221,7 @@ async def test_what_is_written_is_what_surgery_protects(small: Path) -> None:
     assert not warnings
     assert np.flatnonzero(masks[1]).tolist() == marked.tolist()
     assert set(marked) <= set(plan.blocks[1].kept.tolist())
-    marks, _, signature = read_marks(path, small)
+    marks, _, signature = read_marks(path, read_snapshot(small))
     again = AtlasApp(read_snapshot(small), marks=marks, protect_signature=signature)
     assert again.marks.counts == [0, 5, 0, 0]
     assert not any(again.marks.unsaved)
@@ -292,13 +294,36 @@ async def test_marks_made_while_it_is_written_are_not_written(small: Path, monke
         await press(pilot, "space", "W")
         await wait_until(begun.is_set)
         first = screen.table.channel
-        await press(pilot, "j", "space")
+        await press(pilot, "j", "space", "W")
+        await pilot.pause()
+        assert "still writing" in text_of(app)
         go_on.set()
         await wait_until(lambda: "wrote" in text_of(app))
         assert app.marks.unsaved == (1, 0)
         assert json.loads(app.protect_file.read_text())["layers"] == {"0": [first]}
         await press(pilot, "W")
         await wait_until(lambda: not any(app.marks.unsaved))
+
+
+async def test_an_atlas_that_has_grown_is_read_before_marks_are_written(tmp_path: Path) -> None:
+    path = atlases.last_layers(tmp_path / "a.h5", 2)
+    app = open_app(path)
+    async with app.run_test(size=(160, 24)) as pilot:
+        await press(pilot, "p")
+        await wait_until(lambda: isinstance(app.screen, ProtectScreen))
+        app.mark({1: np.arange(3)}, "three", on=True)
+        random_atlas(tmp_path / "next.h5").replace(path)
+        for keys, text in ((["W"], ""), (["plus"], "supernodes"), (["w"], "")):
+            await (typed(pilot, keys[0], text) if text else press(pilot, *keys))
+            await wait_until(lambda: "holds other FFNs by now" in text_of(app))
+            await press(pilot, "j")
+            await pilot.pause()
+        await press(pilot, "r")
+        await wait_until(lambda: len(app.browser.snapshot.ffns) == 4)
+        await press(pilot, "W")
+        await wait_until(app.protect_file.exists)
+        await wait_until(lambda: not any(app.marks.unsaved))
+    assert json.loads(app.protect_file.read_text())["layers"] == {"3": [0, 1, 2]}
 
 
 @pytest.mark.parametrize("choice", ["stay", "load"])

@@ -168,8 +168,6 @@ class BrowserScreen(StatusScreen):
         self.show_browser()
         # A message would come too late for the frame that shows the cursor, and cost another one.
         self.watch(self.table, "cursor", self.paint_cursor, init=False)
-        # The legend may count the rows below those in sight.
-        self.watch(self.table, "scroll_y", self.paint_legend, init=False)
 
     def on_line_table_rows_replaced(self) -> None:
         self.paint()

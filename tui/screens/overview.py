@@ -37,6 +37,8 @@ class LayerTableScreen(FfnScreen):
     def on_mount(self) -> None:
         super().on_mount()
         self.app.theme_changed_signal.subscribe(self, self._theme_changed)
+        # The legend counts the rows below those in sight.
+        self.watch(self.table, "scroll_y", self.paint_legend, init=False)
 
     def _theme_changed(self, theme: Theme) -> None:
         self.table.set_ramp(self.atlas_app.ramp)

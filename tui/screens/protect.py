@@ -110,7 +110,7 @@ class ProtectScreen(FfnScreen):
     def _select(self, selector: str, *, on: bool) -> None:
         app = self.atlas_app
         try:
-            channels = selected(selector, app.browser.snapshot.path)
+            channels = selected(selector, app.browser.snapshot)
         except ChanfmtError as error:
             app.call_from_thread(self.say, printable(error.message))
         else:

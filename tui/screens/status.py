@@ -49,8 +49,8 @@ class StatusScreen(Screen[None]):
     def say(self, notice: str) -> None:
         """Show ``notice`` in the status line until the next key."""
         self._notice = notice
-        # A screen that is just opening paints by itself.
-        if self.is_mounted:
+        # A screen that is just opening paints by itself, and one that closes has lost its lines.
+        if self.query("#status"):
             self.paint_status()
 
     def paint_status(self) -> None:

@@ -8,12 +8,12 @@ import numpy as np
 from textual import work
 from textual.binding import Binding, BindingType
 
-import chanfmt
 from chanfmt.console import printable
 from chanfmt.errors import ChanfmtError
 from surgery.methods import METHODS
 from surgery.what_if import WhatIf, total
 from tui import plots
+from tui.load import reopened
 from tui.protect import to_blocks
 from tui.scenario import HIGHEST, Scenario
 from tui.screens.base import BACK_BINDING, COMMON_BINDINGS
@@ -73,7 +73,7 @@ class WhatIfScreen(FfnScreen):
         app = self.atlas_app
         what_if, refusal = None, ""
         try:
-            with chanfmt.open(snapshot.path) as atlas:
+            with reopened(snapshot) as atlas:
                 what_if = WhatIf(atlas, scenario.options, to_blocks(marks, atlas) if scenario.marked else None)
         except ChanfmtError as error:
             refusal = error.message
