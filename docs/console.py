@@ -6,8 +6,8 @@
 A block ```console holds ``$ command`` lines, each followed by its output, stdout and stderr. All blocks of a page run in
 one fresh directory that holds the model as SmolLM2.gguf. Numbers may differ by a tenth, or by one in their last decimal, as
 machines round differently; times, digests and what is but rounding (1e-5 and less) by anything. The line that says that a
-model is converted is left out: it is printed where no earlier command on this machine did so. The Hub is the one that the tests run, with ann's token
-in the environment; its address is shown as the real one's.
+model is converted is left out: it is printed where no earlier command on this machine did so. The Hub is the one that the
+tests run, with ann's token in the environment; its address is shown as the real one's.
 """
 
 from __future__ import annotations
