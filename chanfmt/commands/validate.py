@@ -22,12 +22,14 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    import os
+
     from chanfmt import schema
     from chanfmt.hub.locate import locate
     from chanfmt.validate.contained import validate_contained
     from chanfmt.validate.findings import ERROR
 
-    results = {name: validate_contained(locate(name).path.expanduser()) for name in arguments.files}
+    results = {name: validate_contained(locate(os.path.expanduser(name)).path) for name in arguments.files}
     valid = {name: not any(finding.rule.severity == ERROR for finding in findings) for name, findings in results.items()}
     if arguments.json:
         console.print_json({"specification": schema.FORMAT_VERSION, "files": [

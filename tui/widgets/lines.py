@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import ClassVar
 
+from rich.cells import cell_len
 from rich.segment import Segment
 from rich.style import Style
 from textual.geometry import Region
@@ -39,13 +41,13 @@ class Lines(Widget):
         return "\n".join("".join(piece for piece, _ in line) for line in self._lines)
 
     def show(self, *lines: Line) -> None:
-        """Replace all lines; only those that differ are painted again."""
+        """Replace all lines; only what differs is painted again."""
         old, self._lines = self._lines, list(lines)
-        changed = [
-            Region(0, y, max(1, self.size.width), 1)
-            for y in range(max(len(old), len(lines)))
-            if (old[y] if y < len(old) else None) != (lines[y] if y < len(lines) else None)
-        ]
+        changed = []
+        for y, (before, after) in enumerate(zip_longest(old, lines, fillvalue=())):
+            cells = difference(before, after, max(1, self.size.width))
+            if cells:
+                changed.append(Region(cells.start, y, len(cells), 1))
         if changed:
             self.refresh(*changed)
 
@@ -60,3 +62,14 @@ class Lines(Widget):
         if isinstance(name, Style):
             return name
         return self.get_component_rich_style(f"lines--{name}") if name else base
+
+
+def difference(before: Line, after: Line, width: int) -> range:
+    """Cells, of ``width``, outside which the two show the same."""
+    if before == after:
+        return range(0)
+    old, new = ([(character, style) for text, style in line for character in text] for line in (before, after))
+    if any(cell_len(character) != 1 for character, _ in (*old, *new)):
+        return range(width)
+    differing = [x for x, (one, other) in enumerate(zip_longest(old, new)) if one != other]
+    return range(differing[0], min(width, differing[-1] + 1)) if differing and differing[0] < width else range(0)
