@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -69,6 +69,34 @@ def compare(first: Atlas, second: Atlas, metric: str = "lp") -> list[FFNComparis
         _check_holds(atlas, metric)
     counterparts = {block.module: block for block in second.blocks}
     return [_compare_ffn(first, block, second, counterparts[block.module], metric) for block in first.blocks]
+
+
+class Note(NamedTuple):
+    """What a reader of a comparison must know, in a few words and in a sentence."""
+
+    short: str
+    sentence: str
+
+
+def shared_sequences(first: Atlas, second: Atlas) -> int:
+    """Calibration sequences that are in both."""
+    return len({*first.calibration.sequence_sha256} & {*second.calibration.sequence_sha256})
+
+
+def shared_text_note(first: Atlas, second: Atlas) -> Note | None:
+    """That the two rest on some of the same text, where they do."""
+    shared, smaller = shared_sequences(first, second), min(first.calibration.sequences, second.calibration.sequences)
+    return Note(f"{shared:,} of {smaller:,} sequences in both",
+                f"{shared:,} of {smaller:,} calibration sequences are in both: the two are not independent") if shared else None
+
+
+def label_settings_note(first: Atlas, second: Atlas) -> Note | None:
+    """That the labels were made otherwise, where they were."""
+    ours, theirs = (dataclasses.asdict(atlas.labels) for atlas in (first, second))
+    differing = [name for name in ours if ours[name] != theirs[name]]
+    settings = ", ".join(f"{name} {ours[name]} and {theirs[name]}" for name in differing)
+    return Note(f"labels by other settings: {', '.join(differing)}",
+                f"the labels were made with different settings: {settings}") if differing else None
 
 
 def check_same_ffns(first: Atlas, second: Atlas) -> None:

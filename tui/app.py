@@ -170,7 +170,7 @@ class AtlasApp(App[str], inherit_bindings=False):
         """Go back by one screen, its cursor in ``span``, one FFN or all of a block."""
         self.pop_screen()
         snapshot = self.browser.snapshot
-        if isinstance(self.screen, ExpertsScreen) and len(snapshot.blocks[snapshot.block_of(span[0])]) == 1:
+        if isinstance(self.screen, ExpertsScreen) and len(snapshot.block_around(span[0])) == 1:
             # From an expert one can walk to a layer that has none.
             self.pop_screen()
         if isinstance(self.screen, BrowserScreen) and self.screen.ffn not in span:

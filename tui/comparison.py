@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 import chanfmt
 from chanfmt import schema
-from chanfmt.compare import check_same_ffns, compare
-from chanfmt.console import printable
+from chanfmt.compare import check_same_ffns, compare, label_settings_note, shared_text_note
 from tui.model import Browser
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-    from chanfmt.atlas import Atlas
-    from chanfmt.compare import FFNComparison
+    from chanfmt.compare import FFNComparison, Note
     from tui import view
     from tui.load import Snapshot
-
-
-class Note(NamedTuple):
-    """A warning in a few words, and in a sentence."""
-
-    short: str
-    sentence: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +85,7 @@ def make_comparison(first: Snapshot, second: Snapshot, metric: str) -> Compariso
     """Compare by ``metric``. Raises `AtlasError` where one does not hold it, or the two cannot be compared."""
     with chanfmt.open(first.path) as one, chanfmt.open(second.path) as other:
         rows = tuple(compare(one, other, metric))
-        notes = tuple(_notes(one, other))
+        notes = tuple(note for note in (shared_text_note(one, other), label_settings_note(one, other)) if note)
     # The share of as many channels in both: otherwise the difference would be one of the settings.
     pair = Browser(first, metric), Browser(replace(second, rho=first.rho), metric)
     return Comparison(*pair, rows, counterparts(first, second), notes)
@@ -117,17 +107,3 @@ def joined(first: Browser, second: Browser, others: tuple[range, ...], place: in
     spans = first.snapshot.blocks[place], others[place]
     return Joined(first.ranking(spans[0]), second.ranking(spans[1]),
                   (first.snapshot.span_labels(spans[0]), second.snapshot.span_labels(spans[1])))
-
-
-def _notes(first: Atlas, second: Atlas) -> Iterator[Note]:
-    shared = len({*first.calibration.sequence_sha256} & {*second.calibration.sequence_sha256})
-    if shared:
-        smaller = min(first.calibration.sequences, second.calibration.sequences)
-        yield Note(f"{shared:,} of {smaller:,} sequences in both",
-                   f"{shared:,} of {smaller:,} calibration sequences are in both: the two are not independent")
-    ours, theirs = asdict(first.labels), asdict(second.labels)
-    differing = [name for name in ours if ours[name] != theirs[name]]
-    if differing:
-        settings = ", ".join(f"{name} {ours[name]} and {theirs[name]}" for name in differing)
-        yield Note(f"labels by other settings: {', '.join(differing)}",
-                   printable(f"the labels were made with different settings: {settings}"))

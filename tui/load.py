@@ -111,6 +111,10 @@ class Snapshot:
         """Which of ``blocks`` FFN ``ffn`` is in."""
         return next(number for number, block in enumerate(self.blocks) if ffn in block)
 
+    def block_around(self, ffn: int) -> range:
+        """Of ``blocks``, the one that FFN ``ffn`` is in."""
+        return self.blocks[self.block_of(ffn)]
+
     def values(self, ffn: int, metric: str) -> np.ndarray:
         """``metric`` of FFN ``ffn``, floating point (channel,); NaN where its stack has no such metric."""
         place = self.ffns[ffn]

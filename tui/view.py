@@ -120,6 +120,12 @@ def strip_levels(shares: np.ndarray, channels: int, steps: int) -> np.ndarray:
     return np.clip(np.ceil(scaled * steps), 0, steps).astype(np.int64)
 
 
+def row_of(order: np.ndarray, channel: int | None, otherwise: int) -> int:
+    """The row of ``channel`` in ``order`` (row,), or ``otherwise`` where it is in none."""
+    rows = np.flatnonzero(order == (-1 if channel is None else channel))
+    return int(rows[0]) if len(rows) else otherwise
+
+
 def match_spans(snapshot: Snapshot, spans: Sequence[range], query: str, *, of_experts: bool = False) -> np.ndarray:
     """Spans of FFNs that ``query`` names, bool (span,).
 

@@ -45,17 +45,17 @@ def _run(arguments: argparse.Namespace) -> int:
 def _run_two(atlases: Sequence[Atlas], metric: str, *, as_json: bool) -> None:
     import dataclasses
 
-    from chanfmt.compare import compare, medians
+    from chanfmt.compare import compare, medians, shared_sequences
 
     first, second = atlases
     rows = compare(first, second, metric)
-    shared = _shared(first, second)
-    for note in _notes(first, second, shared):
+    for note in _notes(first, second):
         console.say(f"note: {note}")
     if as_json:
         console.print_json({
             "metric": metric, "first": _summary(first), "second": _summary(second),
-            "shared_sequences": shared, "layers": [dataclasses.asdict(row) for row in rows], "median": medians(rows),
+            "shared_sequences": shared_sequences(first, second),
+            "layers": [dataclasses.asdict(row) for row in rows], "median": medians(rows),
         })
         return
     for name, atlas in (("A", first), ("B", second)):
@@ -77,7 +77,7 @@ MATRICES = {
 def _run_matrix(atlases: Sequence[Atlas], metric: str, *, as_json: bool) -> None:
     import itertools
 
-    from chanfmt.compare import compare, medians
+    from chanfmt.compare import compare, medians, shared_sequences
 
     pairs = list(itertools.permutations(range(len(atlases)), 2))
     found = {}
@@ -85,7 +85,7 @@ def _run_matrix(atlases: Sequence[Atlas], metric: str, *, as_json: bool) -> None
         for first, second in pairs:
             found[first, second] = medians(compare(atlases[first], atlases[second], metric))
             bar.update()
-    notes = {(first, second): list(_notes(atlases[first], atlases[second], _shared(atlases[first], atlases[second])))
+    notes = {(first, second): list(_notes(atlases[first], atlases[second]))
              for first, second in itertools.combinations(range(len(atlases)), 2)}
     names = [chr(ord("A") + place) if len(atlases) <= 26 else str(place + 1) for place in range(len(atlases))]
     for (first, second), texts in notes.items():
@@ -93,7 +93,8 @@ def _run_matrix(atlases: Sequence[Atlas], metric: str, *, as_json: bool) -> None
             console.say(f"note: {names[first]}, {names[second]}: {text}")
     if as_json:
         console.print_json({"metric": metric, "atlases": [_summary(atlas) for atlas in atlases], "pairs": [
-            {"first": first, "second": second, "shared_sequences": _shared(atlases[first], atlases[second]), "median": values}
+            {"first": first, "second": second, "shared_sequences": shared_sequences(atlases[first], atlases[second]),
+             "median": values}
             for (first, second), values in found.items()]})
         return
     for name, atlas in zip(names, atlases, strict=True):
@@ -112,11 +113,6 @@ def _range(values: list[float]) -> str:
     """Lowest and highest, or the one there is."""
     low, high = (console.significant(value, 2) for value in (min(values), max(values)))
     return low if low == high else f"{low} to {high}"
-
-
-def _shared(first: Atlas, second: Atlas) -> int:
-    """Calibration sequences that are in both."""
-    return len({*first.calibration.sequence_sha256} & {*second.calibration.sequence_sha256})
 
 
 def _summary(atlas: Atlas) -> dict[str, Any]:
@@ -140,24 +136,22 @@ def _line(atlas: Atlas) -> str:
             f"rho {labels['rho']:.4g}, eta {labels['eta']:.4g}")
 
 
-def _notes(first: Atlas, second: Atlas, shared: int) -> Iterator[str]:
+def _notes(first: Atlas, second: Atlas) -> Iterator[str]:
     """What a reader of the numbers must know about the pair."""
+    from chanfmt.compare import label_settings_note, shared_text_note
+
     if first.content_sha256 == second.content_sha256:
         yield "both files hold the same atlas"
         return
-    ours, theirs = _summary(first)["labels"], _summary(second)["labels"]
-    differing = [name for name in ours if ours[name] != theirs[name]]
-    if differing:
-        settings = ", ".join(f"{name} {ours[name]} and {theirs[name]}" for name in differing)
-        yield f"the labels were made with different settings: {settings}"
+    if note := label_settings_note(first, second):
+        yield note.sentence
     if first.calibration.metric_definition != second.calibration.metric_definition:
         yield (f"the metrics are defined differently: {first.calibration.metric_definition} and "
                f"{second.calibration.metric_definition}")
     if first.model.fingerprint != second.model.fingerprint:
         yield "the weights differ"
-    if shared:
-        smaller = min(first.calibration.sequences, second.calibration.sequences)
-        yield f"{shared} of {smaller} calibration sequences are in both: the two are not independent"
+    if note := shared_text_note(first, second):
+        yield note.sentence
 
 
 def _print_rows(rows: Sequence[FFNComparison], metric: str) -> None:

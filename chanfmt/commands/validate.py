@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from chanfmt import console
@@ -22,8 +23,6 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    import os
-
     from chanfmt import schema
     from chanfmt.hub.locate import locate
     from chanfmt.validate.contained import validate_contained

@@ -25,7 +25,8 @@ from tui.widgets.join_table import JoinTable
 if TYPE_CHECKING:
     import numpy as np
 
-    from tui.comparison import Comparison, Note
+    from chanfmt.compare import Note
+    from tui.comparison import Comparison
     from tui.load import Snapshot
     from tui.model import Browser
     from tui.place import Place
@@ -125,7 +126,7 @@ class CompareScreen(FfnScreen):
         assert self.table.comparison is not None
         item = self.table.comparison.rows[self.table.place]
         joined = join(self.table.comparison, self.table.place)
-        notes = [line for note in self._notes for line in wrap(f"note: {note.sentence}", max(10, width - 1))]
+        notes = [line for note in self._notes for line in wrap(f"note: {printable(note.sentence)}", max(10, width - 1))]
         lost = [channel for channel in joined.first.order if joined.words["only-A"][channel]]
         room = max(0, height - 14 - len(notes))
         fields = [
@@ -196,8 +197,7 @@ class JoinScreen(BrowserScreen):
 
     @property
     def span(self) -> range:
-        snapshot = self.browser.snapshot
-        return snapshot.blocks[snapshot.block_of(self.ffn)]
+        return self.browser.snapshot.block_around(self.ffn)
 
     @property
     def place(self) -> Place:

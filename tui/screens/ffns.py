@@ -38,8 +38,7 @@ class FfnScreen(BrowserScreen):
 
     @property
     def span(self) -> range:
-        snapshot = self.browser.snapshot
-        return super().span if self.table.of_experts else snapshot.blocks[snapshot.block_of(self.ffn)]
+        return super().span if self.table.of_experts else self.browser.snapshot.block_around(self.ffn)
 
     def show_ffn(self, ffn: int) -> None:
         self.table.show_ffn(self.table.snapshot.nearest(self.browser.snapshot.ffns[ffn]))

@@ -146,8 +146,7 @@ class ExpertsScreen(LayerTableScreen):
         return replace(super().place, expert=self.browser.snapshot.ffns[self.ffn].expert)
 
     def _block(self) -> range:
-        snapshot = self.browser.snapshot
-        return snapshot.blocks[snapshot.block_of(self.ffn)]
+        return self.browser.snapshot.block_around(self.ffn)
 
     def show_ffn(self, ffn: int) -> None:
         """Put the cursor on ``ffn``, and the experts of its layer around it."""
@@ -156,8 +155,7 @@ class ExpertsScreen(LayerTableScreen):
         super().show_ffn(ffn)
 
     def _to(self, ffn: int) -> None:
-        snapshot = self.browser.snapshot
-        block = snapshot.blocks[snapshot.block_of(ffn)]
+        block = self.browser.snapshot.block_around(ffn)
         self.table.show(self.browser, [range(expert, expert + 1) for expert in block], ffn)
         self.paint()
 

@@ -62,8 +62,7 @@ class JoinTable(LineTable):
             values = self._columns[self.sort_key]
         order = view.order_by(values, descending=self.descending)
         self.order = order if self.keep is None else order[self.keep[order]]
-        place = None if channel is None else np.flatnonzero(self.order == channel)
-        self.set_rows(len(self.order), row if place is None or not len(place) else int(place[0]))
+        self.set_rows(len(self.order), view.row_of(self.order, channel, row))
 
     def layout_columns(self) -> None:
         """Choose columns for the width."""

@@ -62,26 +62,26 @@ def make(units: Sequence[Unit]) -> Section:
     })
     norms = {name: middle(np.abs(correlation[name]), columns["ffn"]) for name in NORMS if name in held}
     text = [f"Spearman's correlation with LP over an FFN's channels, median over FFNs: {listed(spearman.items(), times)}."]
-    claims = []
+    of_sets, of_ranks = [], []
     if "activation_power" in held:
         power, ranks = overlaps["activation_power"][one], spearman["activation_power"]
         shared = 2 * power.median / (1 + power.median)
         text.append(
             f"The sets of the top {percent(sizes[one])} by LP and by activation power have a median Jaccard index of "
             f"{percent(power.median)} ({percent(by_chance[one])} by chance): about {percent(shared)} of each is in the other.")
-        claims += [
-            Claim("The top 1% by LP are not the top 1% by activation power",
-                  f"Jaccard {paper.ACTIVATION_JACCARD:.1%} ({paper.MODEL})", f"Jaccard {with_interval(power, percent)}",
-                  below(power, 1 / 3), "less than half of each set is in the other, a Jaccard index below a third"),
-            Claim("LP ranks all channels otherwise than activation power",
-                  f"Spearman {paper.SPEARMAN['activation_power']:g} ({paper.MODEL})", f"Spearman {with_interval(ranks, times)}",
-                  below(ranks, 0.5), "Spearman's correlation is below 0.5 in the median FFN"),
-        ]
+        of_sets.append(Claim(
+            "The top 1% by LP are not the top 1% by activation power",
+            f"Jaccard {paper.ACTIVATION_JACCARD:.1%} ({paper.MODEL})", f"Jaccard {with_interval(power, percent)}",
+            below(power, 1 / 3), "less than half of each set is in the other, a Jaccard index below a third"))
+        of_ranks.append(Claim(
+            "LP ranks all channels otherwise than activation power",
+            f"Spearman {paper.SPEARMAN['activation_power']:g} ({paper.MODEL})", f"Spearman {with_interval(ranks, times)}",
+            below(ranks, 0.5), "Spearman's correlation is below 0.5 in the median FFN"))
     if norms:
         ranges = ", ".join(f"{name} {times(spearman[name].smallest)} to {times(spearman[name].largest)}" for name in norms)
         text.append(f"Over the FFNs the correlation with the norms of weights runs over {ranges}. Its median without the sign: "
                     f"{listed(norms.items(), times)}.")
-        claims.append(Claim(
+        of_ranks.append(Claim(
             "LP is not read off the norms of weights",
             ", ".join(f"{name} {paper.SPEARMAN[name]:g}" for name in NORMS) + f" ({paper.MODEL}; medians with their signs)",
             ", ".join(f"{name} {times(spearman[name].median)}, without sign {with_interval(item, times)}"
@@ -101,15 +101,15 @@ def make(units: Sequence[Unit]) -> Section:
                  f"{listed(spearman.items(), times)}; in the paper's {paper.MODEL}: "
                  + ", ".join(f"{name} {value:g}" for name, value in paper.SPEARMAN.items()) + ".",
                  ("spearman",), lambda figure: _draw_correlation(figure, columns["ffn"], correlation, held),
-                 claims=tuple(claims[-1:] if "activation_power" not in held else claims[1:])),
+                 claims=tuple(of_ranks)),
             Plot("overlap",
                  "Jaccard index of the top sets by LP and by each other quantity, median over FFNs, against their size. Grey: "
                  "sets drawn at random.",
                  ("overlap",), lambda figure: _draw_sweep(figure, sizes, overlaps, by_chance), (5.0, 3.6),
-                 tuple(claims[:1] if "activation_power" in held else ())),
+                 tuple(of_sets)),
         ),
         tables=(Table("spearman", columns | {name: correlation[name] for name in held}), sweep),
-        claims=tuple(claims),
+        claims=(*of_sets, *of_ranks),
         missing=missing,
     )
 
