@@ -32,9 +32,9 @@ from typing import Any
 
 import numpy as np
 
-from chanfmt.models.checkpoint import CheckpointIndex, fingerprint
-from chanfmt.records import TensorSlice
-from surgery.plan import BlockPlan, PlannedModel, PruningPlan, save_plan
+from chanfmt.format.records import TensorSlice
+from chanfmt.models.safetensors import CheckpointIndex, fingerprint
+from surgery.planning.plan import BlockPlan, PlannedModel, PruningPlan, save_plan
 
 HIDDEN, WIDTH, HEADS, VOCABULARY = 4096, 14336, 32, 32000
 KEY_VALUE_HEADS = 8
@@ -77,7 +77,7 @@ def main() -> None:
               f"largest FFN group {group / 1e6:.0f} MB; memory {os.sysconf('SC_PHYS_PAGES') * 4096 / 1e9:.0f} GB, "
               f"{os.cpu_count()} cores", flush=True)
         commands = {
-            "surgery apply": [sys.executable, "-m", "surgery.cli", "apply", str(plan), "--model", str(model), "-o",
+            "surgery apply": [sys.executable, "-m", "surgery.cli.main", "apply", str(plan), "--model", str(model), "-o",
                               str(directory / "out"), "--no-verify", "--quiet"],
             "cp -r": ["cp", "-r", str(model), str(directory / "out")],
         }

@@ -31,15 +31,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
-from chanfmt.models.discover import find_ffns
+from chanfmt.building.capture import Capture
+from chanfmt.building.loss import NextTokenLoss
+from chanfmt.building.measure import usual_batch
+from chanfmt.building.statistics import FFNStatistics
+from chanfmt.data.text import read_text
+from chanfmt.data.tokens import sample, tokenize
+from chanfmt.models.find.discover import find_ffns
 from chanfmt.models.load import load_model, load_tokenizer
-from chanfmt.models.resolve import resolve_model
-from chanfmt.produce.capture import Capture
-from chanfmt.produce.loss import NextTokenLoss
-from chanfmt.produce.measure import usual_batch
-from chanfmt.produce.statistics import FFNStatistics
-from chanfmt.produce.text import read_text
-from chanfmt.produce.tokens import sample, tokenize
+from chanfmt.models.source import resolve_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import chanfmt
-from surgery.methods import METHODS
+from surgery.planning.methods import METHODS
 
 SPARSITY = "0.5"
 
@@ -60,7 +60,7 @@ def origin(path: str) -> str:
 
 
 def sweep(arguments: argparse.Namespace, text: str, tokens: int, methods: str, recover: str, output: Path) -> dict[str, Any]:
-    command = [sys.executable, "-m", "surgery.cli", "sweep", arguments.atlas, "--model", arguments.model, "--methods", methods,
+    command = [sys.executable, "-m", "surgery.cli.main", "sweep", arguments.atlas, "--model", arguments.model, "--methods", methods,
                "--sparsity", SPARSITY, "--recover", recover, "--data", text, "--max-tokens", str(tokens), "-o", str(output)]
     subprocess.run([*command, "--quiet"], check=True, stdout=subprocess.DEVNULL)
     result: dict[str, Any] = json.loads((output / "results.json").read_text())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from synthetic import synthetic_content
 
-from chanfmt.writer import write_atlas
+from chanfmt.format.writer import write_atlas
 
 SIZES = {"8B": (32, 0, 14336), "70B": (80, 0, 28672), "MoE": (48, 128, 768)}
 SECONDS, MEGABYTES = 30, 1000

@@ -54,7 +54,7 @@ def main() -> None:
         inputs = 4 * (arguments.blocks + 1) * SEQUENCES * SEQ_LEN * HIDDEN
         kept = min(inputs, arguments.spool_limit * 2**30)
         limit = arguments.limit_mib * MIB
-        bare = run(["-c", "import chanfmt.produce.build, transformers.models.llama.modeling_llama"], None)
+        bare = run(["-c", "import chanfmt.building.build, transformers.models.llama.modeling_llama"], None)
         build = ["-m", "chanfmt", "build", str(model), "-o", str(Path(directory) / "out.h5"), "--calib", str(text), "--sequences",
                  str(SEQUENCES), "--seq-len", str(SEQ_LEN), "--batch-size", str(BATCH), "--quiet", "--overwrite"]
         print(f"model {size / MIB:.0f} MiB, {arguments.blocks} blocks of {block / MIB:.0f} MiB; limit {limit / MIB:.0f} MiB: "

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 import chanfmt
-from chanfmt import schema
-from chanfmt.labels import support_sizes
-from chanfmt.records import (
+from chanfmt.algebra.labels import support_sizes
+from chanfmt.format import schema
+from chanfmt.format.records import (
     AtlasContent,
     Block,
     CalibrationRecord,

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from synthetic import synthetic_content
 
-from chanfmt.writer import write_atlas
+from chanfmt.format.writer import write_atlas
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from chanfmt.atlas import Atlas
+    from chanfmt.format.reader import Atlas
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "open"]
@@ -21,9 +21,9 @@ def open(path: str | os.PathLike[str], *, verify: bool = False, contained: bool 
         contained: Try it in a process of its own first: for files nobody vouches for.
 
     Raises:
-        chanfmt.errors.AtlasError: Missing, not an atlas, damaged or unsafe.
+        chanfmt.base.errors.AtlasError: Missing, not an atlas, damaged or unsafe.
         chanfmt.hub.failures.HubError: It cannot be had from the Hub.
     """
-    from chanfmt.atlas import Atlas
+    from chanfmt.format.reader import Atlas
 
     return Atlas.open(os.fspath(path), verify=verify, contained=contained)

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from chanfmt.cli import main
+from chanfmt.cli.main import main
 
 sys.exit(main())

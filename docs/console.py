@@ -21,8 +21,8 @@ from decimal import Decimal
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.hub.client import environment
-from tests.hub.server import Hub
+from tests.support.hub.client import environment
+from tests.support.hub.server import Hub
 
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TOLERANCE = 0.1

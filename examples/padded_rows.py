@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from chanfmt.models.load import load_tokenizer
-from chanfmt.models.resolve import resolve_model
+from chanfmt.models.source import resolve_model
 
 
 def main() -> None:

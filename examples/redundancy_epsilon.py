@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from chanfmt.models.load import load_tokenizer
-from chanfmt.models.resolve import resolve_model
+from chanfmt.models.source import resolve_model
 
 SEQUENCES, LENGTH, NEAREST, RHO = 16, 512, 5, 0.01
 

@@ -1,4 +1,4 @@
-"""Rewrite the specification's reference tables, and the schema as data, from `chanfmt.schema`.
+"""Rewrite the specification's reference tables, and the schema as data, from `chanfmt.format.schema`.
 
     python spec/generate.py          rewrite spec/atlas-1.0.md and spec/atlas-1.0.json in place
     python spec/generate.py --check  exit 1 where one would change
@@ -12,8 +12,8 @@ import re
 import sys
 from pathlib import Path
 
-from chanfmt import schema
-from chanfmt.validate.findings import RULES
+from chanfmt.algebra.validate.findings import RULES
+from chanfmt.format import schema
 
 SPEC = Path(__file__).with_name(f"atlas-{schema.FORMAT_VERSION}.md")
 

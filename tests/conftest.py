@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory):
     """Function from a model type to a checkpoint directory of its tiny model, made once a session."""
-    from tests.tiny import save_tiny
+    from tests.support.tiny import save_tiny
 
     made: dict[str, Path] = {}
 
@@ -38,9 +38,9 @@ def tiny_checkpoint(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_atlas(tiny_checkpoint, tmp_path_factory):
     """Function from a model type to an atlas of its tiny model, built once a session."""
-    from chanfmt.produce.build import build
-    from chanfmt.produce.options import BuildOptions
-    from chanfmt.records import LabelSettings
+    from chanfmt.building.build import build
+    from chanfmt.building.options import BuildOptions
+    from chanfmt.format.records import LabelSettings
 
     made: dict[str, Path] = {}
 
@@ -57,8 +57,8 @@ def tiny_atlas(tiny_checkpoint, tmp_path_factory):
 
 @pytest.fixture
 def hub():
-    """A running test Hub; see `tests.hub.client` for commands that talk to it."""
-    from tests.hub.server import Hub
+    """A running test Hub; see `tests.support.hub.client` for commands that talk to it."""
+    from tests.support.hub.server import Hub
 
     with Hub() as server:
         yield server

@@ -12,10 +12,10 @@ import torch
 import transformers
 
 import chanfmt
-from chanfmt import schema
-from surgery.cli import main as surgery
-from tests.hygiene import heavy_imports
-from tests.tiny import CONFIGS, random_tokens, tiny_model, tiny_tokenizer
+from chanfmt.format import schema
+from surgery.cli.main import main as surgery
+from tests.support.hygiene import heavy_imports
+from tests.support.tiny import CONFIGS, random_tokens, tiny_model, tiny_tokenizer
 
 FRESH = """
 import json, sys
@@ -112,7 +112,7 @@ def test_evaluation_follows_the_protocol(tiny_checkpoint, pruned, capsys):
     assert result["models"][1]["cut"]["supernodes_removed"] == 0
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny_checkpoint("llama")).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_checkpoint("llama"))
-    from chanfmt.produce.text import read_text
+    from chanfmt.data.text import read_text
 
     ids = torch.tensor(tokenizer(read_text("pydoc", "evaluate").text)["input_ids"][:1000])
     total = 0.0
@@ -142,7 +142,7 @@ def test_evaluation_refuses(tiny_checkpoint, capsys, extra, message):
 ])
 def test_quick_commands_do_not_import_torch(tiny_atlas, arguments):
     arguments = [str(tiny_atlas("llama")) if item == "ATLAS" else item for item in arguments]
-    assert not heavy_imports("surgery.cli", arguments)
+    assert not heavy_imports("surgery.cli.main", arguments)
 
 
 def test_a_perplexity_is_never_nan(tmp_path, capsys):

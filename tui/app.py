@@ -17,30 +17,30 @@ from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.widgets import Input
 
-from chanfmt.console import printable
-from chanfmt.errors import AtlasError, ChanfmtError
+from chanfmt.base.errors import AtlasError, ChanfmtError
+from chanfmt.base.text import printable
 from chanfmt.hub.locate import locate
-from tui.comparison import check_comparable
-from tui.keys import key_rows
-from tui.load import Snapshot, file_signature, present_file, read_snapshot
-from tui.marks import Marks
-from tui.model import Browser
-from tui.place import OF_TWO, Place, command, python
-from tui.protect import NO_FILE, default_protect_file, read_marks, signature_of, write_marks
 from tui.screens.base import BrowserScreen
 from tui.screens.card import CardScreen
 from tui.screens.choice import ChoiceScreen
 from tui.screens.compare import CompareScreen
 from tui.screens.help import HelpScreen
+from tui.screens.keys import key_rows
 from tui.screens.layer import LayerScreen
 from tui.screens.overview import ExpertsScreen, OverviewScreen
 from tui.screens.protect import ProtectScreen
 from tui.screens.scatter import ScatterScreen
 from tui.screens.status import StatusScreen
 from tui.screens.what_if import WhatIfScreen
-from tui.themes import COLOURLESS_THEME, DARK_RAMP, LIGHT_RAMP, no_color
-from tui.watch import Watcher
+from tui.session.comparison import check_comparable
+from tui.session.load import Snapshot, file_signature, present_file, read_snapshot
+from tui.session.marks import Marks
+from tui.session.model import Browser
+from tui.session.place import OF_TWO, Place, command, python
+from tui.session.protect import NO_FILE, default_protect_file, read_marks, signature_of, write_marks
+from tui.session.watch import Watcher
 from tui.widgets.layer_table import LayerTable
+from tui.widgets.themes import COLOURLESS_THEME, DARK_RAMP, LIGHT_RAMP, no_color
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from textual.screen import Screen
 
-    from tui.load import Signature
+    from tui.session.load import Signature
 
 POLL_SECONDS = 2.0
 FORGET = "read it, and forget what is not written"

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chanfmt import __version__
-from chanfmt.console import Parser, printable, run_command
-from chanfmt.errors import UsageError
-from tui.place import ASCENDING, OF_TWO, SCREENS, Place
+from chanfmt.base.errors import UsageError
+from chanfmt.base.text import printable
+from chanfmt.cli.framework import Parser, run_command
+from tui.session.place import ASCENDING, OF_TWO, SCREENS, Place
 
 if TYPE_CHECKING:
     import argparse
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from tui.load import Snapshot
+    from tui.session.load import Snapshot
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,9 +60,9 @@ def make_parser() -> Parser:
 def _run(options: argparse.Namespace) -> int:
     # Late, so that --help and a wrong option answer at once.
     from chanfmt.hub.locate import locate
-    from tui.comparison import check_comparable
-    from tui.load import read_snapshot
-    from tui.protect import check_name, read_marks
+    from tui.session.comparison import check_comparable
+    from tui.session.load import read_snapshot
+    from tui.session.protect import check_name, read_marks
 
     snapshot = read_snapshot(locate(options.file).path, contained=True)
     other = None
@@ -133,9 +134,9 @@ def _check_filter(place: Place, snapshot: Snapshot, other: Snapshot | None, mark
     """Raise `UsageError` where the filter means nothing, or no channel fits it."""
     import numpy as np
 
-    from tui.comparison import counterparts, joined
-    from tui.filter import filtered
-    from tui.model import Browser
+    from tui.session.comparison import counterparts, joined
+    from tui.session.filter import filtered
+    from tui.session.model import Browser
 
     if not place.filter:
         return
@@ -151,7 +152,7 @@ def _check_filter(place: Place, snapshot: Snapshot, other: Snapshot | None, mark
 
 
 def _protect_file(options: argparse.Namespace, atlas: Path) -> Path:
-    from tui.protect import default_protect_file
+    from tui.session.protect import default_protect_file
 
     if options.protect is not None:
         return Path(options.protect)

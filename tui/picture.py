@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from chanfmt.errors import ChanfmtError, UsageError
-from chanfmt.files import atomic_file, check_target
+from chanfmt.base.errors import ChanfmtError, UsageError
+from chanfmt.base.files import atomic_file, check_target
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chanfmt.compare import expected_jaccard
-from chanfmt.labels import supernode_count, top_indices
+from chanfmt.algebra.compare import expected_jaccard
+from chanfmt.algebra.labels import supernode_count, top_indices
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from chanfmt.labels import supernode_count, supernodes
+from chanfmt.algebra.labels import supernode_count, supernodes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chanfmt.labels import supernode_count
+from chanfmt.algebra.labels import supernode_count
 
 
 @dataclass(frozen=True)

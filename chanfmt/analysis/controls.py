@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from chanfmt.errors import UsageError
+from chanfmt.base.errors import UsageError
 
 
 def random_control(selected: np.ndarray, pool: np.ndarray, generator: np.random.Generator) -> np.ndarray:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chanfmt import schema
 from chanfmt.analysis.controls import matched_control
+from chanfmt.format import schema
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from itertools import combinations
 
 import numpy as np
 
+from chanfmt.algebra.labels import supernode_count, top_indices
 from chanfmt.analysis.association import chance_jaccard
-from chanfmt.labels import supernode_count, top_indices
 
 BLOCK = 32
 """Bootstrap replicates worked on at once."""

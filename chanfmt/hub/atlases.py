@@ -7,19 +7,19 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chanfmt.command_line import tells_directories
-from chanfmt.errors import AtlasError
+from chanfmt.algebra.validate.contained import validate_contained
+from chanfmt.algebra.validate.findings import ERROR
+from chanfmt.base.command_line import tells_directories
+from chanfmt.base.errors import AtlasError
+from chanfmt.base.markdown import inline, table
 from chanfmt.hub.locate import SUFFIX
 from chanfmt.hub.names import HubFile
 from chanfmt.hub.publish import full_name, publish_folder
-from chanfmt.markdown import inline, table
-from chanfmt.validate.contained import validate_contained
-from chanfmt.validate.findings import ERROR
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from chanfmt.atlas import Atlas
+    from chanfmt.format.reader import Atlas
     from chanfmt.hub.publish import Published, PublishOptions
 
 TAGS = ("chanfmt", "channel-importance-atlas", "interpretability", "pruning")

@@ -10,7 +10,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, TypeVar
 
-from chanfmt.errors import ChanfmtError, UsageError, first_line
+from chanfmt.base.errors import ChanfmtError, UsageError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

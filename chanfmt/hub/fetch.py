@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chanfmt.errors import CheckError, UsageError
+from chanfmt.base.errors import CheckError, UsageError
 from chanfmt.hub.digests import is_named
 from chanfmt.hub.failures import hub_errors, is_unreachable, quiet_client, retried
 

@@ -33,7 +33,7 @@ def locate(name: str | Path) -> Located:
     """
     if isinstance(name, Path) or not is_address(name):
         return Located(Path(name), "")
-    from chanfmt.console import say
+    from chanfmt.base.narrate import say
     from chanfmt.hub.fetch import fetch
 
     fetched = fetch(parse_address(name), suffix=SUFFIX, note=say, progress=sys.stderr.isatty())

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
-from chanfmt.errors import UsageError
+from chanfmt.base.errors import UsageError
 
 SCHEME = "hf://"
 KINDS = {"datasets": "dataset", "models": "model"}

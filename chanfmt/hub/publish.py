@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from chanfmt.errors import CheckError, UsageError
+from chanfmt.base.errors import CheckError, UsageError
 from chanfmt.hub.digests import is_content
 from chanfmt.hub.failures import hub_errors, no_token, quiet_client, retried
 from chanfmt.hub.names import check_repo

@@ -9,10 +9,10 @@ import os
 import sys
 from pathlib import Path
 
-from chanfmt.console import say
-from chanfmt.errors import ChanfmtError, MissingPackageError, ModelError, first_line
-from chanfmt.files import atomic_directory, check_space
-from chanfmt.models.load import quiet_transformers
+from chanfmt.base.errors import ChanfmtError, MissingPackageError, ModelError, first_line
+from chanfmt.base.files import atomic_directory, check_space
+from chanfmt.base.narrate import say
+from chanfmt.models.quiet import quiet_transformers
 
 
 def dequantized_directory(path: Path) -> Path:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from chanfmt.errors import MissingPackageError, ModelError, first_line
+from chanfmt.base.errors import MissingPackageError, ModelError, first_line
+from chanfmt.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     import torch
     from torch import nn
     from transformers import PreTrainedModel
 
-    from chanfmt.models.resolve import ResolvedModel
+    from chanfmt.models.source import ResolvedModel
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
@@ -243,18 +243,3 @@ def _layer_is_missing(model: PreTrainedModel, name: str) -> bool:
     return False
 
 
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' own progress bars and log lines off stderr; what goes wrong still raises."""
-    from transformers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

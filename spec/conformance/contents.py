@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chanfmt import labels, schema
-from chanfmt.records import (
+from chanfmt.algebra import labels
+from chanfmt.format import schema
+from chanfmt.format.records import (
     AtlasContent,
     Block,
     CalibrationRecord,

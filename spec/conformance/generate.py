@@ -28,9 +28,9 @@ import contents  # noqa: E402
 import reader  # noqa: E402
 from contents import content  # noqa: E402
 
-from chanfmt import schema  # noqa: E402
-from chanfmt.records import ExtensionGroup, ExtensionVariable  # noqa: E402
-from chanfmt.writer import atlas_image  # noqa: E402
+from chanfmt.format import schema  # noqa: E402
+from chanfmt.format.records import ExtensionGroup, ExtensionVariable  # noqa: E402
+from chanfmt.format.writer import atlas_image  # noqa: E402
 
 TEXT = h5py.string_dtype("utf-8")
 STACK, DATA = "/stacks/decoder", "/x_demo/values"

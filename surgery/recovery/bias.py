@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chanfmt.errors import ModelError
-from chanfmt.models.checkpoint import CheckpointIndex, TensorEntry
-from chanfmt.models.stored import StoredWeights, numbers
-from surgery.checkpoint.cuts import Cut
-from surgery.config_width import Layout, config_fields, edit_config, in_model
-from surgery.plan import BlockPlan, Change, PruningPlan
-from surgery.stock import meta_shapes, parse_config
+from chanfmt.base.errors import ModelError
+from chanfmt.models.safetensors import CheckpointIndex, TensorEntry
+from chanfmt.models.stored.weights import StoredWeights, numbers
+from surgery.cut.checkpoint.cuts import Cut
+from surgery.cut.config_width import Layout, config_fields, edit_config, in_model
+from surgery.cut.stock import meta_shapes, parse_config
+from surgery.planning.plan import BlockPlan, Change, PruningPlan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from chanfmt.records import TensorSlice
-    from surgery.stock import Shapes
+    from chanfmt.format.records import TensorSlice
+    from surgery.cut.stock import Shapes
 
 SWITCHED = ("llama", "smollm3", "granite", "nemotron", "helium")
 """Model types that have such a switch, to name in an error."""

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chanfmt.errors import AtlasError, UsageError
+from chanfmt.base.errors import AtlasError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from chanfmt.atlas import Atlas
-    from chanfmt.records import Block
-    from surgery.plan import PruningPlan
+    from chanfmt.format.reader import Atlas
+    from chanfmt.format.records import Block
+    from surgery.planning.plan import PruningPlan
 
 RECOVERIES = {
     "none": "what was kept stays as it was",

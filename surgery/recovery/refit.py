@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from chanfmt.errors import ModelError
-from chanfmt.models.intercept import Interceptor
-from chanfmt.models.resolve import ResolvedModel
+from chanfmt.base.errors import ModelError
+from chanfmt.building.measure import usual_batch
+from chanfmt.models.find.intercept import Interceptor
 from chanfmt.models.run import eager_experts, run_text
-from chanfmt.models.streamed import StreamedModel, open_streamed
-from chanfmt.produce.measure import usual_batch
-from chanfmt.produce.spool import Spool
-from surgery.checkpoint.patch import as_stored
-from surgery.matching import match_ffns
+from chanfmt.models.source import ResolvedModel
+from chanfmt.models.streaming.spool import Spool
+from chanfmt.models.streaming.streamed import StreamedModel, open_streamed
+from surgery.cut.checkpoint.patch import as_stored
+from surgery.cut.matching import match_ffns
 from surgery.recovery.least_squares import Moments, fit
 from surgery.recovery.options import LayerRecovery, Refit
 from surgery.recovery.survivors import Survivors, Write
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    from chanfmt.models.chain import Call
-    from chanfmt.models.checkpoint import CheckpointIndex
     from chanfmt.models.ffn import FFN
-    from surgery.plan import BlockPlan, PruningPlan
+    from chanfmt.models.safetensors import CheckpointIndex
+    from chanfmt.models.streaming.chain import Call
+    from surgery.planning.plan import BlockPlan, PruningPlan
 
 DAMPING = 1e-1
 """Penalty on leaving the weights that are there, as a share of the mean squared activation."""

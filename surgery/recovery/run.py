@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from chanfmt.console import progress_bar
-from chanfmt.files import check_space
-from surgery.check import check_fitted, check_logits
-from surgery.checkpoint.patch import as_stored, write_kept, write_vector
-from surgery.checkpoint.writer import output_bytes
+from chanfmt.base.files import check_space
+from chanfmt.base.narrate import progress_bar
+from surgery.cut.check import check_fitted, check_logits
+from surgery.cut.checkpoint.patch import as_stored, write_kept, write_vector
+from surgery.cut.checkpoint.writer import output_bytes
 from surgery.recovery.bias import BiasPlan, plan_biases
 from surgery.recovery.options import BiasRecovery, RecoveryReport, Refit
 from surgery.recovery.refit import Refitted, refitted
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from chanfmt.models.checkpoint import CheckpointIndex
-    from surgery.config_width import Layout
-    from surgery.plan import PruningPlan
+    from chanfmt.models.safetensors import CheckpointIndex
+    from surgery.cut.config_width import Layout
+    from surgery.planning.plan import PruningPlan
 
 
 class Prepared(Protocol):

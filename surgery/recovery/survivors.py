@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from chanfmt.errors import ModelError
-from chanfmt.models.intercept import Interceptor
-from chanfmt.models.weights import matrix_of
+from chanfmt.base.errors import ModelError
+from chanfmt.models.find.intercept import Interceptor
+from chanfmt.models.matrices import matrix_of
 
 if TYPE_CHECKING:
-    from chanfmt.models.chain import Call, Chain
     from chanfmt.models.ffn import FFN
+    from chanfmt.models.streaming.chain import Call, Chain
 
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 _HALF_TOLERANCE = 5e-2

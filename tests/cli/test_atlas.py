@@ -15,10 +15,10 @@ import pytest
 import torch
 
 import chanfmt
-from chanfmt.cli import main
-from tests.factory import random_atlas
-from tests.hygiene import heavy_imports
-from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
+from chanfmt.cli.main import main
+from tests.support.factory import random_atlas
+from tests.support.hygiene import heavy_imports
+from tests.support.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 SMALL = ["--calib", "pydoc", "--sequences", "4", "--seq-len", "32"]
 
@@ -226,8 +226,8 @@ def test_show_refuses_what_is_not_there(tmp_path, capsys):
 def test_names_from_a_file_do_not_reach_the_terminal_raw(tmp_path, capsys):
     import dataclasses
 
-    from chanfmt.writer import write_atlas
-    from tests.factory import random_content
+    from chanfmt.format.writer import write_atlas
+    from tests.support.factory import random_content
 
     content = random_content()
     content = dataclasses.replace(content, model=dataclasses.replace(content.model, id="evil\x1b]0;owned\x07"))
@@ -263,7 +263,7 @@ def test_quick_commands_do_not_import_torch(tmp_path, arguments):
     path = random_atlas(tmp_path / "a.h5")
     if arguments[0] in ("info", "show"):
         arguments = [arguments[0], str(path), *arguments[1:]]
-    assert not heavy_imports("chanfmt.cli", arguments)
+    assert not heavy_imports("chanfmt.cli.main", arguments)
 
 
 def test_usage_errors_exit_2():
@@ -337,8 +337,8 @@ def test_a_full_standard_output_is_a_failure(tmp_path):
 def test_json_holds_no_control_characters(tmp_path, capsys):
     import dataclasses
 
-    from chanfmt.writer import write_atlas
-    from tests.factory import random_content
+    from chanfmt.format.writer import write_atlas
+    from tests.support.factory import random_content
 
     content = random_content()
     content = dataclasses.replace(content, model=dataclasses.replace(content.model, id="evil\x9b2J"))

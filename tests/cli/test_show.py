@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chanfmt.cli import main
-from tests.factory import moe_atlas, moe_content, random_atlas
-from tui.card import make_card
-from tui.load import read_snapshot
+from chanfmt.cli.main import main
+from tests.support.factory import moe_atlas, moe_content, random_atlas
+from tui.session.card import make_card
+from tui.session.load import read_snapshot
 
 VALID = sorted((Path(__file__).parents[2] / "spec" / "conformance" / "valid").glob("*.h5"))
 

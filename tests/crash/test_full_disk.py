@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from chanfmt.writer import IN_MEMORY
+from chanfmt.format.writer import IN_MEMORY
 
 SCRIPT = """
 import dataclasses, json, os, sys
@@ -20,8 +20,8 @@ from chanfmt.errors import ChanfmtError
 from chanfmt.produce.build import build
 from chanfmt.produce.options import BuildOptions
 from chanfmt.records import LabelSettings
-from tests.crash.harness import content, same
-from tests.factory import random_content
+from tests.support.crash.harness import content, same
+from tests.support.factory import random_content
 
 place, model, writer.IN_MEMORY = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 said = {}

@@ -1,4 +1,4 @@
-"""A few random SIGKILLs; ``python -m tests.crash.run --kills 200`` is the whole of it. And readers beside a writer."""
+"""A few random SIGKILLs; ``python -m tests.support.crash.run --kills 200`` is the whole of it. And readers beside a writer."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import sys
 import pytest
 
 import chanfmt
-from chanfmt.writer import write_atlas
-from tests.crash.harness import child
-from tests.factory import random_content
+from chanfmt.format.writer import write_atlas
+from tests.support.crash.harness import child
+from tests.support.factory import random_content
 
 
 def test_random_kills():
-    done = subprocess.run([sys.executable, "-m", "tests.crash.run", "--kills", "4"], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-m", "tests.support.crash.run", "--kills", "4"],
+                          capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for name, tally in json.loads(done.stdout).items():
         assert tally["kills"] == 4, name

@@ -11,10 +11,10 @@ import sys
 
 import pytest
 
-from chanfmt.errors import ChanfmtError
-from chanfmt.writer import write_atlas
-from tests.crash.harness import child, content, same
-from tests.factory import random_content
+from chanfmt.base.errors import ChanfmtError
+from chanfmt.format.writer import write_atlas
+from tests.support.crash.harness import child, content, same
+from tests.support.factory import random_content
 
 STRACE = shutil.which("strace")
 CALLS = ("write", "pwrite64", "ftruncate", "truncate", "fsync", "fdatasync", "rename", "renameat", "renameat2", "link", "linkat",

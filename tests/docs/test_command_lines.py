@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from chanfmt import console
-from chanfmt.cli import COMMANDS
-from chanfmt.errors import ChanfmtError
-from surgery import cli as surgery
+from chanfmt.base.errors import ChanfmtError
+from chanfmt.cli import framework
+from chanfmt.cli.main import COMMANDS
+from surgery.cli import main as surgery
 from tui import cli as tui
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ def understood(line: str) -> None:
     if program == "atlas-tui":
         tui.make_parser().parse_args(arguments)
         return
-    parser, commands = console.make_parser(program, "")
+    parser, commands = framework.make_parser(program, "")
     if program == "atlas":
         for command in COMMANDS:
             command.add(commands)

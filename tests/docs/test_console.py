@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hub.server import Hub
+from tests.support.hub.server import Hub
 
 ROOT = Path(__file__).parents[2]
 MODEL = os.environ.get("SMOLLM2_GGUF", "")

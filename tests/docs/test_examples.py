@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import chanfmt
-from chanfmt.cli import main
-from tests.tiny import save_tiny, tiny_tokenizer
+from chanfmt.cli.main import main
+from tests.support.tiny import save_tiny, tiny_tokenizer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

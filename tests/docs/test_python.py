@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import chanfmt
-from chanfmt import schema
-from chanfmt.errors import AtlasError, MissingPackageError
-from tests.factory import moe_atlas, random_atlas
+from chanfmt.base.errors import AtlasError, MissingPackageError
+from chanfmt.format import schema
+from tests.support.factory import moe_atlas, random_atlas
 
 ROOT = Path(__file__).parents[2]
 VALID = sorted((ROOT / "spec" / "conformance" / "valid").glob("*.h5"))
@@ -67,7 +67,7 @@ def test_without_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             atlas.to_pandas()
 
 
-@pytest.mark.parametrize("name", ["chanfmt.labels", "chanfmt.compare", "chanfmt.analysis.concentration",
+@pytest.mark.parametrize("name", ["chanfmt.algebra.labels", "chanfmt.algebra.compare", "chanfmt.analysis.concentration",
                                   "chanfmt.analysis.association", "chanfmt.analysis.resample"])
 def test_the_docstrings_examples_run(name: str) -> None:
     failed, tried = doctest.testmod(importlib.import_module(name))

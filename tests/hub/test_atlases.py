@@ -11,14 +11,14 @@ import pytest
 import yaml
 
 import chanfmt
-from chanfmt.commands.info import layer_rows, layer_table
+from chanfmt.cli.info import layer_rows, layer_table
+from chanfmt.format.writer import write_atlas
 from chanfmt.hub.atlases import atlas_card
 from chanfmt.hub.names import HubFile
-from chanfmt.writer import write_atlas
-from surgery.plan import load_plan
-from tests.factory import random_atlas, random_content
-from tests.hub.client import environment, run, session, start
-from tests.hub.faults import Fault
+from surgery.planning.plan import load_plan
+from tests.support.factory import random_atlas, random_content
+from tests.support.hub.client import environment, run, session, start
+from tests.support.hub.faults import Fault
 
 TOKEN = "hf_SecretTokenOfAnn123"
 
@@ -133,13 +133,13 @@ def test_addresses_wherever_an_atlas_is_read(hub, anyone, path, tmp_path):
     hub.add_repo("ann/model", {"a.h5": path.read_bytes()})
     address, pinned = "hf://ann/x/sub/a.h5", f"hf://datasets/ann/x@{repo.head.id}/sub/a.h5"
     info, model, valid, compared, refused, _, planned, shown = session(
-        ("chanfmt.cli", "info", address, "--json"),
-        ("chanfmt.cli", "info", "hf://models/ann/model/a.h5", "--json"),
-        ("chanfmt.cli", "validate", pinned),
-        ("chanfmt.cli", "compare", address, path),
-        ("chanfmt.cli", "label", address, "--rho", "0.05"),
-        ("chanfmt.cli", "label", address, "--rho", "0.05", "-o", tmp_path / "l.h5"),
-        ("surgery.cli", "plan", address, "--sparsity", "0.5", "-o", tmp_path / "p.safetensors", "--json"),
+        ("chanfmt.cli.main", "info", address, "--json"),
+        ("chanfmt.cli.main", "info", "hf://models/ann/model/a.h5", "--json"),
+        ("chanfmt.cli.main", "validate", pinned),
+        ("chanfmt.cli.main", "compare", address, path),
+        ("chanfmt.cli.main", "label", address, "--rho", "0.05"),
+        ("chanfmt.cli.main", "label", address, "--rho", "0.05", "-o", tmp_path / "l.h5"),
+        ("surgery.cli.main", "plan", address, "--sparsity", "0.5", "-o", tmp_path / "p.safetensors", "--json"),
         ("tui.cli", "hf://ann/x"), env=anyone)
     assert json.loads(info.stdout)["file"] == pinned
     assert json.loads(model.stdout)["layers"] == json.loads(info.stdout)["layers"]
@@ -159,7 +159,7 @@ def test_offline(hub, anyone, path, offline):
     repo = hub.add_repo("ann/x", {"a.h5": path.read_bytes()}, kind="dataset")
     first = atlas("info", "hf://ann/x/a.h5", env=anyone).stdout
     changes = {"HF_HUB_OFFLINE": "1"} if offline == "HF_HUB_OFFLINE" else {"HF_ENDPOINT": "http://127.0.0.1:9"}
-    *cached, missing = session(*(("chanfmt.cli", "info", address) for address in (
+    *cached, missing = session(*(("chanfmt.cli.main", "info", address) for address in (
         "hf://ann/x/a.h5", "hf://ann/x", f"hf://datasets/ann/x@{repo.head.id}/a.h5", "hf://ann/y")), env=anyone | changes)
     assert [done.stdout for done in cached] == [first] * 3
     assert missing.returncode == 1
@@ -179,7 +179,7 @@ def test_addresses_that_lead_nowhere(hub, anyone):
         "hf://ann/x/../a.h5": ("is no path in a repository", 2),
         "hf://ann/x y/a.h5": ("cannot be the name of a repository", 2),
     }
-    for (text, code), done in zip(wanted.values(), session(*(("chanfmt.cli", "info", address) for address in wanted), env=anyone),
+    for (text, code), done in zip(wanted.values(), session(*(("chanfmt.cli.main", "info", address) for address in wanted), env=anyone),
                                   strict=True):
         assert text in done.stderr
         assert done.returncode == code

@@ -7,10 +7,10 @@ import json
 import pytest
 
 import chanfmt
-from tests.hub.client import environment, run, script
-from tests.hub.faults import Fault
-from tests.hub.server import Hub
-from tests.tiny import save_tiny, tiny_tokenizer
+from tests.support.hub.client import environment, run, script
+from tests.support.hub.faults import Fault
+from tests.support.hub.server import Hub
+from tests.support.tiny import save_tiny, tiny_tokenizer
 
 TOKEN = "hf_SecretTokenOfAnn123"
 
@@ -52,7 +52,7 @@ with chanfmt.open(sys.argv[1]) as atlas:
 
 
 def prune(atlas, output, *arguments, env):
-    return run("surgery.cli", "prune", atlas, "--sparsity", "0.5", "-o", output, "--no-verify", *arguments, env=env)
+    return run("surgery.cli.main", "prune", atlas, "--sparsity", "0.5", "-o", output, "--no-verify", *arguments, env=env)
 
 
 def test_the_commit_is_recorded(measured):

@@ -6,28 +6,13 @@ import json
 
 import pytest
 
-from chanfmt.errors import UsageError
+from chanfmt.base.errors import UsageError
 from chanfmt.hub.names import check_repo
-from tests.hub.client import environment, script, start
-from tests.hub.faults import Fault
-from tests.hub.server import Hub
+from tests.support.hub.client import PUBLISH, environment, script, start
+from tests.support.hub.faults import Fault
+from tests.support.hub.server import Hub
 
 TOKEN = "hf_SecretTokenOfAnn123"
-
-PUBLISH = """
-import json, sys
-from pathlib import Path
-from chanfmt.errors import ChanfmtError
-from chanfmt.hub.publish import PublishOptions, publish_folder
-folder, repo, options = Path(sys.argv[1]), sys.argv[2], PublishOptions(**{name: True for name in sys.argv[3:]})
-notes = []
-try:
-    done = publish_folder(folder, repo, kind="model", message="numbers", options=options, note=notes.append)
-    print(json.dumps({"url": done.url, "commit": done.commit, "repo": done.repo, "notes": notes}))
-except ChanfmtError as error:
-    print(json.dumps({"error": error.message, "hint": error.hint, "kind": type(error).__name__, "notes": notes}))
-"""
-
 
 def make_folder(path):
     path.mkdir()

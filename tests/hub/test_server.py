@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from tests.hub.client import environment, script
-from tests.hub.faults import Fault
+from tests.support.hub.client import environment, script
+from tests.support.hub.faults import Fault
 
 TOKEN = "hf_test_ann"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import chanfmt
-from tests.factory import moe_atlas
+from tests.support.factory import moe_atlas
 
 
 @pytest.fixture(scope="session")

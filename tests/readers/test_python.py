@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from chanfmt import schema
-from chanfmt.container import SCALE_ATTRIBUTES
+from chanfmt.format import schema
+from chanfmt.format.container import SCALE_ATTRIBUTES
 
 
 def dimensions(stack, name):

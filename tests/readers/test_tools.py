@@ -9,7 +9,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from chanfmt import schema
+from chanfmt.format import schema
 
 
 def output(*command):

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 import chanfmt
-from chanfmt import schema
-from chanfmt.models.discover import find_ffns
+from chanfmt.building.measure import measure
+from chanfmt.data.text import read_text
+from chanfmt.data.tokens import sample, tokenize
+from chanfmt.format import schema
+from chanfmt.models.find.discover import find_ffns
 from chanfmt.models.load import load_model, load_tokenizer
-from chanfmt.models.resolve import resolve_model
-from chanfmt.produce.measure import measure
-from chanfmt.produce.text import read_text
-from chanfmt.produce.tokens import sample, tokenize
-from tests.produce.test_measure import assert_metrics_close, direct, direct_sums, members
+from chanfmt.models.source import resolve_model
+from tests.support.direct import assert_metrics_close, direct, direct_sums, members
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +48,7 @@ def atlas_path(smollm2, tmp_path_factory):
 
 
 def surgery(*arguments):
-    done = subprocess.run([sys.executable, "-m", "surgery.cli", *map(str, arguments)], capture_output=True, text=True,
+    done = subprocess.run([sys.executable, "-m", "surgery.cli.main", *map(str, arguments)], capture_output=True, text=True,
                           check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -9,7 +9,7 @@ import pytest
 from textual.command import CommandList
 from textual.widgets import Input
 
-from tests.tui.conftest import browser_screen, open_app, press, text_of, wait_until
+from tests.support.browsing import browser_screen, open_app, press, text_of, wait_until
 from tui.screens.choice import ChoiceScreen
 from tui.screens.help import HelpScreen
 from tui.screens.layer import LayerScreen

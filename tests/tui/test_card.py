@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tests.factory import moe_atlas, random_content
-from tests.tui.conftest import in_layer, open_app, press, text_of, wait_until
-from tui import plots
-from tui.card import make_card
-from tui.load import read_snapshot
-from tui.scatter import make_scatter
+from tests.support.browsing import in_layer, open_app, press, text_of, wait_until
+from tests.support.factory import moe_atlas, random_content
 from tui.screens.card import CardScreen
 from tui.screens.choice import ChoiceScreen
 from tui.screens.layer import LayerScreen
 from tui.screens.scatter import ScatterScreen
+from tui.session.card import make_card
+from tui.session.load import read_snapshot
+from tui.session.scatter import make_scatter
+from tui.widgets import plots
 
 VALID = Path(__file__).parents[2] / "spec" / "conformance" / "valid"
 sizes = pytest.mark.parametrize("size", [(80, 24), (160, 50)])

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from chanfmt.cli import main as atlas_main
-from tests.factory import moe_atlas, random_atlas
-from tests.tui import atlases
-from tests.tui.conftest import browser_screen, open_app, press, text_of, typed, wait_until
+from chanfmt.cli.main import main as atlas_main
+from tests.support import browsed as atlases
+from tests.support.browsing import browser_screen, open_app, press, text_of, typed, wait_until
+from tests.support.factory import moe_atlas, random_atlas
 from tui.app import AtlasApp
 from tui.cli import main
-from tui.load import read_snapshot
-from tui.place import Place
 from tui.screens.choice import ChoiceScreen
 from tui.screens.compare import CompareScreen, JoinScreen
 from tui.screens.overview import OverviewScreen
 from tui.screens.protect import ProtectScreen
+from tui.session.load import read_snapshot
+from tui.session.place import Place
 from tui.widgets.lines import Lines
 
 if TYPE_CHECKING:

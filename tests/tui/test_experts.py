@@ -7,17 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chanfmt.atlas import Atlas
-from surgery.protect_file import read_protect_file
-from tests.factory import moe_atlas, moe_content
-from tests.tui.conftest import browser_screen, open_app, press, text_of, typed, wait_until
+from chanfmt.format.reader import Atlas
+from surgery.planning.protect_file import read_protect_file
+from tests.support.browsing import browser_screen, open_app, press, text_of, typed, wait_until
+from tests.support.factory import moe_atlas, moe_content
 from tui.app import AtlasApp
-from tui.load import read_snapshot
 from tui.screens.compare import CompareScreen
 from tui.screens.layer import LayerScreen
 from tui.screens.overview import ExpertsScreen, OverviewScreen
 from tui.screens.protect import ProtectScreen
 from tui.screens.what_if import WhatIfScreen
+from tui.session.load import read_snapshot
 from tui.widgets.lines import Lines
 
 VALID = Path(__file__).parents[2] / "spec" / "conformance" / "valid"

@@ -9,8 +9,8 @@ import pytest
 from rich.color import Color
 from rich.style import Style
 
-from tui.themes import DARK_RAMP, GLYPH_RAMP
 from tui.widgets.heat_strip import HeatStrip
+from tui.widgets.themes import DARK_RAMP, GLYPH_RAMP
 
 if TYPE_CHECKING:
     from rich.segment import Segment

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 import chanfmt
-from chanfmt.errors import AtlasError
-from chanfmt.schema import METRICS
-from tests.factory import moe_atlas, moe_content, random_atlas, random_content
-from tests.tui import atlases
-from tests.tui.conftest import browser_screen, open_app, press, text_of, wait_until
-from tui import stored, view
-from tui.load import read_snapshot
-from tui.model import Browser
+from chanfmt.base.errors import AtlasError
+from chanfmt.format.schema import METRICS
+from tests.support import browsed as atlases
+from tests.support.browsing import browser_screen, open_app, press, text_of, wait_until
+from tests.support.factory import moe_atlas, moe_content, random_atlas, random_content
 from tui.screens.layer import LayerScreen
+from tui.session import stored, view
+from tui.session.load import read_snapshot
+from tui.session.model import Browser
 
 SIZES = [(80, 24), (160, 50)]
 VALID = Path(__file__).parents[2] / "spec" / "conformance" / "valid"

@@ -12,24 +12,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chanfmt.atlas import Atlas
-from chanfmt.errors import UsageError
-from surgery.plan import PlanOptions, make_plan
-from surgery.protect_file import read_protect_file
-from tests.factory import random_atlas
-from tests.tui import atlases
-from tests.tui.conftest import browser_screen, in_layer, open_app, press, text_of, typed, wait_until
+from chanfmt.base.errors import UsageError
+from chanfmt.format.reader import Atlas
+from surgery.planning.plan import PlanOptions, make_plan
+from surgery.planning.protect_file import read_protect_file
+from tests.support import browsed as atlases
+from tests.support.browsing import browser_screen, in_layer, open_app, press, text_of, typed, wait_until
+from tests.support.factory import random_atlas
 from tui.app import AtlasApp
 from tui.cli import main
-from tui.filter import counted, filtered
-from tui.load import read_snapshot
-from tui.marks import Marks
-from tui.protect import read_marks, write_marks
 from tui.screens.card import CardScreen
 from tui.screens.choice import ChoiceScreen
 from tui.screens.layer import LayerScreen
 from tui.screens.overview import OverviewScreen
 from tui.screens.protect import ProtectScreen
+from tui.session.filter import counted, filtered
+from tui.session.load import read_snapshot
+from tui.session.marks import Marks
+from tui.session.protect import read_marks, write_marks
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,14 +14,11 @@ import numpy as np
 import pytest
 
 from chanfmt.analysis.concentration import concentration
-from chanfmt.errors import UsageError
-from tests.factory import moe_atlas, random_atlas, random_content
-from tests.tui.conftest import browser_screen, open_app, press, text_of, typed, wait_until
+from chanfmt.base.errors import UsageError
+from tests.support.browsing import browser_screen, open_app, press, text_of, typed, wait_until
+from tests.support.factory import moe_atlas, random_atlas, random_content
 from tui.app import AtlasApp
-from tui.export import write_table
-from tui.load import read_snapshot
 from tui.picture import parse_size
-from tui.place import OF_TWO, SCREENS, Place
 from tui.screens.card import CardScreen
 from tui.screens.compare import CompareScreen, JoinScreen
 from tui.screens.layer import LayerScreen
@@ -29,6 +26,9 @@ from tui.screens.overview import ExpertsScreen, OverviewScreen
 from tui.screens.protect import ProtectScreen
 from tui.screens.scatter import ScatterScreen
 from tui.screens.what_if import WhatIfScreen
+from tui.session.export import write_table
+from tui.session.load import read_snapshot
+from tui.session.place import OF_TWO, SCREENS, Place
 
 if TYPE_CHECKING:
     from pathlib import Path

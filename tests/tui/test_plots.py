@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tui import plots
-from tui.text import bar, count, number, percent, spread
+from tui.widgets import plots
+from tui.widgets.text import bar, count, number, percent, spread
 
 NAN = float("nan")
 

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.factory import random_atlas
-from tests.tui import atlases
-from tests.tui.conftest import browser_screen, in_layer, open_app, press, text_of, wait_until
+from tests.support import browsed as atlases
+from tests.support.browsing import browser_screen, in_layer, open_app, press, text_of, wait_until
+from tests.support.factory import random_atlas
 from tui.app import AtlasApp
-from tui.load import read_snapshot
 from tui.screens.card import CardScreen
 from tui.screens.layer import LayerScreen
 from tui.screens.overview import OverviewScreen
 from tui.screens.protect import ProtectScreen
 from tui.screens.scatter import ScatterScreen
 from tui.screens.what_if import WhatIfScreen
-from tui.watch import Watcher
+from tui.session.load import read_snapshot
+from tui.session.watch import Watcher
 from tui.widgets.lines import Lines
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.factory import moe_atlas, random_atlas
-from tests.tui.conftest import press
+from tests.support.browsing import press
+from tests.support.factory import moe_atlas, random_atlas
 from tui.app import AtlasApp
-from tui.load import read_snapshot
-from tui.place import Place
+from tui.session.load import read_snapshot
+from tui.session.place import Place
 
 KEPT = Path(__file__).parent / "snapshots"
 PINNED = re.search(r"^textual==(\S+)$", (Path(__file__).parents[2] / "constraints.txt").read_text(), re.MULTILINE)

@@ -23,9 +23,9 @@ import numpy as np
 import pytest
 
 from chanfmt import __version__
-from tests.factory import random_atlas
-from tests.tui import atlases
-from tests.tui.conftest import open_app, press, text_of
+from tests.support import browsed as atlases
+from tests.support.browsing import open_app, press, text_of
+from tests.support.factory import random_atlas
 from tui.cli import main
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from chanfmt.analysis.concentration import concentration
-from tui import view
+from tui.session import view
 
 NAN = float("nan")
 

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from chanfmt.atlas import Atlas
-from surgery.cli import main
-from surgery.decide import ALLOCATIONS
-from surgery.methods import METHODS
-from surgery.plan import PlanOptions, make_plan
-from surgery.what_if import WhatIf
-from tests.tui.conftest import open_app, press, text_of, wait_until
-from tui.scenario import Scenario
+from chanfmt.format.reader import Atlas
+from surgery.cli.main import main
+from surgery.planning.decide import ALLOCATIONS
+from surgery.planning.methods import METHODS
+from surgery.planning.plan import PlanOptions, make_plan
+from surgery.planning.what_if import WhatIf
+from tests.support.browsing import open_app, press, text_of, wait_until
 from tui.screens.layer import LayerScreen
 from tui.screens.protect import ProtectScreen
 from tui.screens.what_if import WhatIfScreen
+from tui.session.scenario import Scenario
 
 if TYPE_CHECKING:
     from pathlib import Path

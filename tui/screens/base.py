@@ -11,15 +11,15 @@ from textual.binding import Binding
 from textual.containers import Horizontal
 from textual.widgets import Input, Label
 
-from chanfmt.console import printable
-from chanfmt.errors import ChanfmtError
-from tui import view
-from tui.export import FORMATS, write_table
-from tui.keys import key_line, key_rows
-from tui.place import Place
+from chanfmt.base.errors import ChanfmtError
+from chanfmt.base.text import printable
+from tui.screens.keys import key_line, key_rows
 from tui.screens.status import StatusScreen
-from tui.text import spread
+from tui.session import view
+from tui.session.export import FORMATS, write_table
+from tui.session.place import Place
 from tui.widgets.lines import Line, Lines
+from tui.widgets.text import spread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     from textual.app import ComposeResult
 
-    from tui.model import Browser
+    from tui.session.model import Browser
     from tui.widgets.line_table import LineTable
 
 
@@ -60,7 +60,7 @@ class BrowserScreen(StatusScreen):
 
     AUTO_FOCUS = "#table"
     SCREEN: ClassVar[str]
-    """Its name among `tui.place.SCREENS`."""
+    """Its name among `tui.session.place.SCREENS`."""
     FIND_HINT: ClassVar[str]
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012
     VERTICAL_BREAKPOINTS = [(0, "-short"), (14, "-tall")]  # noqa: RUF012

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, ClassVar
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 
-from tui.card import labelled, make_card
-from tui.keys import key_line, key_rows
+from tui.screens.keys import key_line, key_rows
 from tui.screens.status import StatusScreen
-from tui.text import bar, number, percent, spread
+from tui.session.card import labelled, make_card
 from tui.widgets.lines import Line, Lines
+from tui.widgets.text import bar, number, percent, spread
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult

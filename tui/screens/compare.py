@@ -9,27 +9,27 @@ from typing import TYPE_CHECKING, ClassVar
 from textual import work
 from textual.binding import Binding, BindingType
 
-from chanfmt import schema
-from chanfmt.compare import medians
-from chanfmt.console import printable
-from chanfmt.errors import ChanfmtError, UsageError
-from tui import view
-from tui.comparison import Joined, join, make_comparison
-from tui.filter import counted, filtered
+from chanfmt.algebra.compare import medians
+from chanfmt.base.errors import ChanfmtError, UsageError
+from chanfmt.base.text import printable
+from chanfmt.format import schema
 from tui.screens.base import BACK_BINDING, COMMON_BINDINGS, METRIC_BINDINGS, BrowserScreen
 from tui.screens.ffns import FfnScreen
-from tui.text import number, percent
+from tui.session import view
+from tui.session.comparison import Joined, join, make_comparison
+from tui.session.filter import counted, filtered
 from tui.widgets.compare_table import CompareTable
 from tui.widgets.join_table import JoinTable
+from tui.widgets.text import number, percent
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from chanfmt.compare import Note
-    from tui.comparison import Comparison
-    from tui.load import Snapshot
-    from tui.model import Browser
-    from tui.place import Place
+    from chanfmt.algebra.compare import Note
+    from tui.session.comparison import Comparison
+    from tui.session.load import Snapshot
+    from tui.session.model import Browser
+    from tui.session.place import Place
     from tui.widgets.lines import Line
 
 METRIC_ONLY = [item for item in METRIC_BINDINGS if item.key == "m"]

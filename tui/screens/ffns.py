@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tui import view
 from tui.screens.base import BrowserScreen
+from tui.session import view
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from tui.load import Ffn
+    from tui.session.load import Ffn
     from tui.widgets.ffn_table import FfnTable
 
 

@@ -8,7 +8,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
 
-from tui.keys import KeyRow, help_lines
+from tui.screens.keys import KeyRow, help_lines
 from tui.widgets.lines import Lines
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class HelpScreen(ModalScreen[None]):
-    """Shows ``rows``, made from bindings by `tui.keys.key_rows`."""
+    """Shows ``rows``, made from bindings by `tui.screens.keys.key_rows`."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q,question_mark", "dismiss", "close"),

@@ -8,21 +8,22 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from textual.binding import Binding, BindingType
 
-from chanfmt import schema
-from chanfmt.console import printable
-from chanfmt.errors import UsageError
-from tui import panel, view
-from tui.filter import HINT, counted, filtered
-from tui.place import ASCENDING
+from chanfmt.base.errors import UsageError
+from chanfmt.base.text import printable
+from chanfmt.format import schema
 from tui.screens.base import BACK_BINDING, COMMON_BINDINGS, METRIC_BINDINGS, BrowserScreen
 from tui.screens.card import CardScreen
 from tui.screens.scatter import ScatterScreen
-from tui.text import percent
+from tui.session import view
+from tui.session.filter import HINT, counted, filtered
+from tui.session.place import ASCENDING
+from tui.widgets import panel
 from tui.widgets.channel_table import ChannelTable
+from tui.widgets.text import percent
 
 if TYPE_CHECKING:
-    from tui.model import Browser
-    from tui.place import Place
+    from tui.session.model import Browser
+    from tui.session.place import Place
     from tui.widgets.lines import Line
 
 

@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from textual.binding import Binding, BindingType
 
-from tui import panel
 from tui.screens.base import BACK_BINDING, COMMON_BINDINGS, METRIC_BINDINGS
 from tui.screens.ffns import FfnScreen
-from tui.text import count, number, percent
-from tui.themes import GLYPH_RAMP
+from tui.widgets import panel
 from tui.widgets.layer_table import LayerTable
+from tui.widgets.text import count, number, percent
+from tui.widgets.themes import GLYPH_RAMP
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from textual.theme import Theme
 
-    from tui.model import Browser
-    from tui.place import Place
+    from tui.session.model import Browser
+    from tui.session.place import Place
     from tui.widgets.lines import Line
 
 

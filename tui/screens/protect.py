@@ -11,16 +11,16 @@ import numpy as np
 from textual import work
 from textual.binding import Binding, BindingType
 
-from chanfmt.console import printable
-from chanfmt.errors import ChanfmtError
-from surgery.selectors import SYNTAX
-from tui.protect import selected
+from chanfmt.base.errors import ChanfmtError
+from chanfmt.base.text import printable
+from surgery.planning.selectors import SYNTAX
 from tui.screens.base import BACK_BINDING, COMMON_BINDINGS
 from tui.screens.ffns import FfnScreen
+from tui.session.protect import selected
 from tui.widgets.protect_table import ProtectTable
 
 if TYPE_CHECKING:
-    from tui.model import Browser
+    from tui.session.model import Browser
     from tui.widgets.lines import Line
 
 

@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, ClassVar
 
 from textual.binding import Binding, BindingType
 
-from chanfmt import schema
-from tui import plots
-from tui.keys import key_line, key_rows
-from tui.scatter import make_scatter
+from chanfmt.format import schema
 from tui.screens.choice import ChoiceScreen
+from tui.screens.keys import key_line, key_rows
 from tui.screens.status import StatusScreen
-from tui.text import number, spread
+from tui.session.scatter import make_scatter
+from tui.widgets import plots
 from tui.widgets.channel_table import LABEL_STYLES
 from tui.widgets.lines import Line, Lines
+from tui.widgets.text import number, spread
 
 if TYPE_CHECKING:
     import numpy as np
     from textual.app import ComposeResult
 
-    from tui.scatter import Scatter
     from tui.screens.layer import LayerScreen
+    from tui.session.scatter import Scatter
 
 AXIS = 9
 """Cells left of the plot."""

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, cast
 
 from textual.screen import Screen
 
-from tui.text import spread
 from tui.widgets.lines import Lines
+from tui.widgets.text import spread
 
 if TYPE_CHECKING:
     from textual import events

@@ -8,23 +8,23 @@ import numpy as np
 from textual import work
 from textual.binding import Binding, BindingType
 
-from chanfmt.console import printable
-from chanfmt.errors import ChanfmtError
-from surgery.methods import METHODS
-from surgery.what_if import WhatIf, total
-from tui import plots
-from tui.load import reopened
-from tui.protect import to_blocks
-from tui.scenario import HIGHEST, Scenario
+from chanfmt.base.errors import ChanfmtError
+from chanfmt.base.text import printable
+from surgery.planning.methods import METHODS
+from surgery.planning.what_if import WhatIf, total
 from tui.screens.base import BACK_BINDING, COMMON_BINDINGS
 from tui.screens.ffns import FfnScreen
-from tui.text import percent
+from tui.session.load import reopened
+from tui.session.protect import to_blocks
+from tui.session.scenario import HIGHEST, Scenario
+from tui.widgets import plots
+from tui.widgets.text import percent
 from tui.widgets.what_if_table import WhatIfTable
 
 if TYPE_CHECKING:
-    from surgery.what_if import Left
-    from tui.load import Snapshot
-    from tui.model import Browser
+    from surgery.planning.what_if import Left
+    from tui.session.load import Snapshot
+    from tui.session.model import Browser
     from tui.widgets.lines import Line
 
 

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from chanfmt import schema
-from tui import view
-from tui.text import number, percent
+from chanfmt.format import schema
+from tui.session import view
 from tui.widgets.line_table import Column, LineTable
+from tui.widgets.text import number, percent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tui.model import Browser
+    from tui.session.model import Browser
 
 LABEL_STYLES = {schema.LABEL_HALO: "halo", schema.LABEL_SUPERNODE: "super"}
 MARK = "●"

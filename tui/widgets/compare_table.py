@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tui.text import number, percent
 from tui.widgets.ffn_table import FfnTable
 from tui.widgets.line_table import Column
+from tui.widgets.text import number, percent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tui.comparison import Comparison
-    from tui.load import Snapshot
+    from tui.session.comparison import Comparison
+    from tui.session.load import Snapshot
 
 ARROWS = 6
 """Cells to either side of no change."""

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tui import view
+from tui.session import view
 from tui.widgets.line_table import Column, LineTable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tui.load import Snapshot
+    from tui.session.load import Snapshot
 
 
 class FfnTable(LineTable):

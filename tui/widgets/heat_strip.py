@@ -8,7 +8,7 @@ from rich.color import Color
 from rich.segment import Segment
 from rich.style import Style
 
-from tui.themes import GLYPH_RAMP
+from tui.widgets.themes import GLYPH_RAMP
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from chanfmt import schema
-from tui import view
-from tui.text import number
+from chanfmt.format import schema
+from tui.session import view
 from tui.widgets.channel_table import LABEL_STYLES
 from tui.widgets.line_table import Column, LineTable
+from tui.widgets.text import number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tui.comparison import Joined
+    from tui.session.comparison import Joined
 
 LABEL_KEYS = ("label_a", "label_b")
 

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.segment import Segment
 
-from tui.text import bar, count, number, percent
 from tui.widgets.ffn_table import FfnTable
 from tui.widgets.heat_strip import HeatStrip
 from tui.widgets.line_table import Column
+from tui.widgets.text import bar, count, number, percent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.style import Style
 
-    from tui.model import Browser
+    from tui.session.model import Browser
 
 MIN_STRIP = 10
 GAP = 2

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from chanfmt import schema
-from tui.text import percent
+from chanfmt.format import schema
 from tui.widgets.ffn_table import FfnTable
 from tui.widgets.line_table import Column
+from tui.widgets.text import percent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tui.load import Snapshot
-    from tui.marks import Marks
+    from tui.session.load import Snapshot
+    from tui.session.marks import Marks
 
 
 class ProtectTable(FfnTable):

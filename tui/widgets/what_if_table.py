@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from textual.binding import Binding, BindingType
 
-from tui.text import bar, percent
 from tui.widgets.ffn_table import FfnTable
 from tui.widgets.line_table import Column
+from tui.widgets.text import bar, percent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from surgery.what_if import Left
-    from tui.load import Snapshot
+    from surgery.planning.what_if import Left
+    from tui.session.load import Snapshot
 
 
 class WhatIfTable(FfnTable):

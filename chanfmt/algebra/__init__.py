@@ -1,0 +1,1 @@
+"""What is computed from finished atlases: labels, merging, comparing, exporting, validating. Pure numpy."""

@@ -1,0 +1,261 @@
+"""Two atlases of one architecture beside each other: do they rank and label the same channels? Pure numpy."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from chanfmt.algebra.labels import supernode_count, top_indices
+from chanfmt.base.errors import AtlasError
+from chanfmt.format import schema
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from chanfmt.format.reader import Atlas
+    from chanfmt.format.records import Block
+
+
+@dataclass(frozen=True)
+class FFNComparison:
+    """One FFN in two atlases; the channels of all its experts count together.
+
+    Numbers that are not defined are NaN.
+
+    Attributes:
+        layer, stack, module: Which FFN; names are those of the first atlas.
+        channels: Channels, over all experts.
+        correlation: Spearman's rank correlation of the metric over the channels whose value both know,
+            ties ranked by their mean; undefined where either side is constant.
+        supernodes_first, supernodes_second, supernodes_shared: Sizes of the two sets and of their intersection.
+        supernode_jaccard: Shared over all supernodes of either.
+        supernode_chance: Its expectation were the second's drawn at random, as many per expert as they are.
+        halo_jaccard, halo_chance: The same for the halos.
+        captured: What the second's supernodes hold of the first's metric mass, over what the first's own hold.
+        top_jaccard, top_chance: As for the supernodes, for the largest by the metric itself, as many in every expert as the
+            first atlas's rho asks for.
+    """
+
+    layer: int
+    stack: str
+    module: str
+    channels: int
+    correlation: float
+    supernodes_first: int
+    supernodes_second: int
+    supernodes_shared: int
+    supernode_jaccard: float
+    supernode_chance: float
+    halo_jaccard: float
+    halo_chance: float
+    captured: float
+    top_jaccard: float
+    top_chance: float
+
+
+def compare(first: Atlas, second: Atlas, metric: str = "lp") -> list[FFNComparison]:
+    """One `FFNComparison` per FFN, in model order, by ``metric`` (one of `chanfmt.format.schema.METRICS`).
+
+    Revisions, weights and calibration texts may differ: comparing them is the point.
+
+    Raises:
+        AtlasError: The models have different FFNs, or an atlas holds no ``metric`` or no labels.
+    """
+    check_same_ffns(first, second)
+    for atlas in (first, second):
+        _check_holds(atlas, metric)
+    counterparts = {block.module: block for block in second.blocks}
+    return [_compare_ffn(first, block, second, counterparts[block.module], metric) for block in first.blocks]
+
+
+class Note(NamedTuple):
+    """What a reader of a comparison must know, in a few words and in a sentence."""
+
+    short: str
+    sentence: str
+
+
+def shared_sequences(first: Atlas, second: Atlas) -> int:
+    """Calibration sequences that are in both."""
+    return len({*first.calibration.sequence_sha256} & {*second.calibration.sequence_sha256})
+
+
+def shared_text_note(first: Atlas, second: Atlas) -> Note | None:
+    """That the two rest on some of the same text, where they do."""
+    shared, smaller = shared_sequences(first, second), min(first.calibration.sequences, second.calibration.sequences)
+    return Note(f"{shared:,} of {smaller:,} sequences in both",
+                f"{shared:,} of {smaller:,} calibration sequences are in both: the two are not independent") if shared else None
+
+
+def label_settings_note(first: Atlas, second: Atlas) -> Note | None:
+    """That the labels were made otherwise, where they were."""
+    ours, theirs = (dataclasses.asdict(atlas.labels) for atlas in (first, second))
+    differing = [name for name in ours if ours[name] != theirs[name]]
+    settings = ", ".join(f"{name} {ours[name]} and {theirs[name]}" for name in differing)
+    return Note(f"labels by other settings: {', '.join(differing)}",
+                f"the labels were made with different settings: {settings}") if differing else None
+
+
+def check_same_ffns(first: Atlas, second: Atlas) -> None:
+    """Raise `AtlasError` where the atlases' models differ in an FFN's name, width or number of experts."""
+    shapes = [{block.module: (block.n_channels, block.n_experts) for block in atlas.blocks} for atlas in (first, second)]
+    hint = "compare atlases of one architecture: other text, another checkpoint, other settings"
+    for atlas, own, other in ((first, shapes[0], shapes[1]), (second, shapes[1], shapes[0])):
+        missing = [module for module in own if module not in other]
+        if missing:
+            more = f" (nor {len(missing) - 1} others)" if len(missing) > 1 else ""
+            raise AtlasError(f"only {atlas.path} has an FFN {missing[0]}{more}", hint=hint)
+    for module, (channels, experts) in shapes[0].items():
+        if shapes[1][module] != (channels, experts):
+            raise AtlasError(
+                f"the FFN {module} has {_shape(channels, experts)} in {first.path} and "
+                f"{_shape(*shapes[1][module])} in {second.path}", hint=hint,
+            )
+
+
+def medians(rows: Sequence[FFNComparison]) -> dict[str, float]:
+    """Median over FFNs of every fractional number of ``rows``, the undefined left out; NaN where none is defined."""
+    names = [field.name for field in dataclasses.fields(FFNComparison) if field.type == "float"]
+    result = {}
+    for name in names:
+        values = np.array([getattr(row, name) for row in rows], dtype=np.float64)
+        known = values[~np.isnan(values)]
+        result[name] = float(np.median(known)) if len(known) else float("nan")
+    return result
+
+
+def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Spearman's rank correlation of two 1-D arrays over the places where neither is NaN.
+
+    Equal values share the mean of their ranks. NaN where fewer than two places are left or either side is constant.
+    """
+    known = ~(np.isnan(first) | np.isnan(second))
+    ranks = [_average_ranks(values[known]) for values in (first, second)]
+    # The mean of n ranks is (n + 1) / 2 whatever the ties, so that a constant side deviates by exactly zero.
+    a, b = (values - (len(values) + 1) / 2 for values in ranks)
+    scale = np.sqrt(np.dot(a, a)) * np.sqrt(np.dot(b, b))
+    return float(np.clip(np.dot(a, b) / scale, -1.0, 1.0)) if scale > 0 else float("nan")
+
+
+def expected_jaccard(channels: int, first: Sequence[int], second: Sequence[int]) -> float:
+    """Mean Jaccard index of random sets.
+
+    Args:
+        channels: Channels to draw from, in each of the experts (one where dense).
+        first, second: Sizes of the two sets in each expert, of equal length.
+
+    Returns:
+        Expectation over sets drawn independently in every expert; NaN where both are empty.
+
+    >>> round(expected_jaccard(14336, [143], [143]), 4)
+    0.005
+    """
+    total = sum(first) + sum(second)
+    if not total:
+        return float("nan")
+    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, channels + 1)))])
+    # Distribution of the size of the intersection: hypergeometric in one expert, a convolution over several.
+    start, probability = 0, np.ones(1)
+    for a, b in zip(first, second, strict=True):
+        below, alone = _without_tails(_hypergeometric(channels, a, b, log_factorial))
+        cut, probability = _without_tails(np.convolve(probability, alone))
+        start += below + cut
+    shared = start + np.arange(len(probability))
+    return float(np.sum(probability * shared / (total - shared)) / np.sum(probability))
+
+
+def _compare_ffn(first: Atlas, block: Block, second: Atlas, other: Block, metric: str) -> FFNComparison:
+    stacks = first.stacks[block.stack], second.stacks[other.stack]
+    rows = block.row, other.row
+    values = [stack.row(metric, row).astype(np.float64).ravel() for stack, row in zip(stacks, rows, strict=True)]
+    # (expert, channel); a dense FFN is one expert.
+    labels = [np.atleast_2d(stack.row("label", row)) for stack, row in zip(stacks, rows, strict=True)]
+    core = [label == schema.LABEL_SUPERNODE for label in labels]
+    halo = [label == schema.LABEL_HALO for label in labels]
+    tops = [_top(row.reshape(label.shape), first.labels.rho) for row, label in zip(values, labels, strict=True)]
+    own, captured = (float(np.nansum(values[0][members.ravel()])) for members in core)
+    return FFNComparison(
+        layer=block.layer_index,
+        stack=block.stack,
+        module=block.module,
+        channels=values[0].size,
+        correlation=rank_correlation(*values),
+        supernodes_first=int(core[0].sum()),
+        supernodes_second=int(core[1].sum()),
+        supernodes_shared=int((core[0] & core[1]).sum()),
+        supernode_jaccard=_jaccard(*core),
+        supernode_chance=_chance(*core),
+        halo_jaccard=_jaccard(*halo),
+        halo_chance=_chance(*halo),
+        captured=captured / own if own > 0 else float("nan"),
+        top_jaccard=_jaccard(*tops),
+        top_chance=_chance(*tops),
+    )
+
+
+def _top(values: np.ndarray, rho: float) -> np.ndarray:
+    """The ``rho`` largest of each expert's ``values``, bool (expert, channel); none where one is unknown."""
+    mask = np.zeros(values.shape, dtype=bool)
+    for row, chosen in zip(values, mask, strict=True):
+        if not np.isnan(row).any():
+            chosen[top_indices(row, supernode_count(len(row), rho))] = True
+    return mask
+
+
+def _check_holds(atlas: Atlas, metric: str) -> None:
+    for stack in atlas.stacks.values():
+        for name in (metric, "label"):
+            if name in stack:
+                continue
+            what = "labels" if name == "label" else repr(name)
+            if atlas.status == "partial":
+                hint = "it is the checkpoint of an unfinished build; finish that one first"
+            else:
+                common = [held for held in stack.metrics if all(held in other for other in atlas.stacks.values())]
+                hint = f"metrics it holds: {', '.join(common)}"
+            raise AtlasError(f"{atlas.path} holds no {what} for {stack.name}", hint=hint)
+
+
+def _shape(channels: int, experts: int) -> str:
+    return f"{experts} x {channels} channels" if experts else f"{channels} channels"
+
+
+def _average_ranks(values: np.ndarray) -> np.ndarray:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+
+
+def _hypergeometric(channels: int, first: int, second: int, log_factorial: np.ndarray) -> np.ndarray:
+    """Probability that random sets of ``first`` and ``second`` channels share 0, 1, ... min(first, second)."""
+    shared = np.arange(min(first, second) + 1)
+    rest = channels - first - second + shared
+    possible = rest >= 0
+    shared, rest = shared[possible], rest[possible]
+    logarithm = (
+        log_factorial[[first, second, channels - first, channels - second]].sum() - log_factorial[channels]
+        - log_factorial[shared] - log_factorial[first - shared] - log_factorial[second - shared] - log_factorial[rest]
+    )
+    probability = np.zeros(len(possible))
+    probability[possible] = np.exp(logarithm)
+    return probability
+
+
+def _without_tails(probability: np.ndarray) -> tuple[int, np.ndarray]:
+    """Where ``probability`` begins to count beside its peak, and its values up to where it ceases to.
+
+    Hundreds of experts would otherwise carry a distribution over every channel they have.
+    """
+    counts = np.flatnonzero(probability > np.finfo(np.float64).eps ** 2 * probability.max())
+    return int(counts[0]), probability[counts[0] : counts[-1] + 1]
+
+
+def _jaccard(first: np.ndarray, second: np.ndarray) -> float:
+    either = int((first | second).sum())
+    return int((first & second).sum()) / either if either else float("nan")
+
+
+def _chance(first: np.ndarray, second: np.ndarray) -> float:
+    return expected_jaccard(first.shape[1], first.sum(axis=1).tolist(), second.sum(axis=1).tolist())

@@ -1,0 +1,252 @@
+"""An atlas as a table (parquet, csv) or as plain arrays (npz, json), for programs that do not read HDF5.
+
+A table has one row per channel; what is not per channel, like sums per split, is in npz and json only.
+Numbers are written so that they read back as the same bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import zipfile
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from chanfmt.base.errors import AtlasError, MissingPackageError, UsageError
+from chanfmt.base.files import atomic_file, check_target
+from chanfmt.format import schema
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from chanfmt.format.reader import Atlas, Stack
+
+    _Column = np.ndarray | str | int | None
+
+FORMATS = ("parquet", "csv", "npz", "json")
+TABLES = ("parquet", "csv")
+_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
+
+
+def export_format(path: Path) -> str:
+    """The format that ``path``'s extension names, one of `FORMATS`. Raises `UsageError` for any other."""
+    name = path.suffix.lower().removeprefix(".")
+    if name not in FORMATS:
+        raise UsageError(f"cannot tell the format from {path.name!r}", hint=f"end -o in .{', .'.join(FORMATS)}")
+    return name
+
+
+def export(atlas: Atlas, path: Path, *, metrics: Sequence[str] | None = None, overwrite: bool = False) -> int:
+    """Write ``atlas`` to ``path``, whole or not at all, in the format that its extension names.
+
+    Args:
+        metrics: Variables to write beside the labels; None for all that the format can hold.
+
+    Returns:
+        Number of rows of a table, of arrays in npz and json.
+
+    Raises:
+        UsageError: Unknown extension or metric, or ``path`` exists and ``overwrite`` is off.
+        AtlasError: A stack has a name that does not belong in a table or an archive.
+        MissingPackageError: Parquet without pyarrow.
+        ChanfmtError: The disk is full or the place cannot be written.
+    """
+    kind = export_format(path)
+    variables = _choose(atlas, metrics, table=kind in TABLES)
+    for name in atlas.stacks:
+        # A spreadsheet runs a cell that starts with = + - @, and an archive's member may be called ../x.
+        if not _NAME.fullmatch(name):
+            raise AtlasError(f"{atlas.path}: the stack name {name!r} is not made of letters, digits, '.', '_' and '-'")
+    check_target(path, overwrite=overwrite)
+    if path.exists() and path.samefile(atlas.path):
+        raise UsageError(f"{path} is the atlas itself", hint="choose another -o")
+    write = {"parquet": _write_parquet, "csv": _write_csv, "npz": _write_npz, "json": _write_json}[kind]
+    with atomic_file(path) as temporary:
+        return write(atlas, variables, temporary)
+
+
+def describe(atlas: Atlas) -> dict[str, Any]:
+    """What ``atlas`` says besides its arrays, as JSON-ready data: model, calibration, labels, FFNs."""
+    calibration = atlas.calibration
+    return {
+        **atlas.identity(),
+        "calibration": {
+            **{name: getattr(calibration, name) for name in
+               ("loss", "metric_definition", "tokenizer", "sequences", "seq_len", "tokens", "seed")},
+            "mean_loss": calibration.mean_loss if math.isfinite(calibration.mean_loss) else None,
+            "contributions": [dataclasses.asdict(row) for row in calibration.contributions],
+        },
+        "labels": {**dataclasses.asdict(atlas.labels), "names": schema.LABELS},
+        "ffns": [{"block": block.index, "layer": block.layer_index, "place": block.place, "module": block.module,
+                  "stack": block.stack, "row": block.row, "channels": block.n_channels, "experts": block.n_experts}
+                 for block in atlas.blocks],
+    }
+
+
+def _choose(atlas: Atlas, metrics: Sequence[str] | None, *, table: bool) -> list[schema.Variable]:
+    """Variables to write besides ``label``, in the schema's order."""
+    held = [variable for variable in schema.STACK_VARIABLES
+            if variable.name != "label" and any(variable.name in stack for stack in atlas.stacks.values())]
+    possible = [variable for variable in held if variable.dimensions == ("layer", "channel")] if table else held
+    if metrics is None:
+        return possible
+    for name in metrics:
+        if name not in {variable.name for variable in possible}:
+            why = "has no table column: it is not per channel" if name in {variable.name for variable in held} \
+                else "is not in this atlas"
+            raise UsageError(f"--metrics: {name!r} {why}",
+                             hint=f"there are: {', '.join(variable.name for variable in possible)}")
+    return [variable for variable in possible if variable.name in metrics]
+
+
+def _columns(atlas: Atlas, variables: Sequence[schema.Variable]) -> list[str]:
+    experts = ["expert"] if any(stack.n_experts for stack in atlas.stacks.values()) else []
+    return ["stack", "block", "layer", *experts, "channel", "label", *(variable.name for variable in variables)]
+
+
+def _tables(atlas: Atlas, columns: Sequence[str]) -> Iterator[tuple[int, list[_Column]]]:
+    """Every FFN's rows, in model order and one FFN at a time, so that the table is never whole in memory.
+
+    Yields:
+        The number of rows, and per column its values (row,), or the one value of all rows; None is missing.
+    """
+    for block, stack in atlas.rows():
+        experts = max(stack.n_experts, 1)
+        known: dict[str, _Column] = {
+            "stack": stack.name,
+            "block": block.index,
+            "layer": block.layer_index,
+            "expert": np.repeat(stack["expert"], stack.n_channels) if stack.n_experts else None,
+            "channel": np.tile(stack["channel"], experts),
+        }
+        for name in columns:
+            if name not in known:
+                known[name] = stack.row(name, block.row).ravel() if name in stack else None
+        yield experts * stack.n_channels, [known[name] for name in columns]
+
+
+def _write_csv(atlas: Atlas, variables: Sequence[schema.Variable], path: Path) -> int:
+    columns = _columns(atlas, variables)
+    labels = {code: name.encode() for code, name in schema.LABELS.items()}
+    total = 0
+    with open(path, "wb") as stream:
+        stream.write(",".join(columns).encode() + b"\n")
+        for count, table in _tables(atlas, columns):
+            cells: list[list[bytes]] = []
+            for name, values in zip(columns, table, strict=True):
+                if not isinstance(values, np.ndarray):
+                    cells.append([b"" if values is None else str(values).encode()] * count)
+                elif name == "label":
+                    cells.append([labels.get(code, b"") for code in values.tolist()])
+                else:
+                    cells.append(_texts(values, missing=b""))
+            stream.write(b"\n".join(map(b",".join, zip(*cells, strict=True))) + b"\n")
+            total += count
+    return total
+
+
+def _write_parquet(atlas: Atlas, variables: Sequence[schema.Variable], path: Path) -> int:
+    try:
+        import pyarrow as arrow
+        from pyarrow import parquet
+    except ImportError:
+        raise MissingPackageError("pyarrow", "datasets", "writing parquet") from None
+    columns = _columns(atlas, variables)
+    text = arrow.dictionary(arrow.int32(), arrow.string())
+    numbers = {"f4": arrow.float32(), "f8": arrow.float64(), "i4": arrow.int32(), "i8": arrow.int64(), "u1": arrow.uint8()}
+    types = {"stack": text, "label": text} | {variable.name: numbers[variable.dtype] for variable in variables}
+    description = describe(atlas)
+    # A row group per FFN: one layer is read without the others.
+    layout = arrow.schema([(name, types.get(name, arrow.int32())) for name in columns], metadata={
+        "format_version": atlas.format_version, "content_sha256": atlas.content_sha256, "model_id": atlas.model.id,
+        "model_revision": atlas.model.revision, "labels": json.dumps(description["labels"]),
+        "atlas": json.dumps(description),
+    })
+
+    def encode(name: str, values: _Column, count: int) -> Any:
+        if name == "label" and isinstance(values, np.ndarray):
+            codes = arrow.array(values.astype(np.int32), mask=~np.isin(values, list(schema.LABELS)))
+            return arrow.DictionaryArray.from_arrays(codes, list(schema.LABELS.values()))
+        if isinstance(values, str):
+            return arrow.DictionaryArray.from_arrays(arrow.array(np.zeros(count, dtype=np.int32)), [values])
+        if values is None:
+            return arrow.nulls(count, layout.field(name).type)
+        return arrow.array(np.broadcast_to(values, count), layout.field(name).type, from_pandas=False)
+
+    total = 0
+    with parquet.ParquetWriter(path, layout) as writer:
+        for count, table in _tables(atlas, columns):
+            arrays = [encode(name, values, count) for name, values in zip(columns, table, strict=True)]
+            writer.write_table(arrow.Table.from_arrays(arrays, schema=layout), row_group_size=count)
+            total += count
+    return total
+
+
+def _write_npz(atlas: Atlas, variables: Sequence[schema.Variable], path: Path) -> int:
+    total = 0
+    with zipfile.ZipFile(path, "w") as archive:
+        _add_member(archive, "atlas", np.array(json.dumps(describe(atlas))))
+        for stack in atlas.stacks.values():
+            for name in (*_indices(stack), *_held(stack, variables)):
+                _add_member(archive, f"{stack.name}/{name}", stack[name])
+                total += 1
+    return total
+
+
+def _add_member(archive: zipfile.ZipFile, name: str, values: np.ndarray) -> None:
+    # A fixed time of writing: equal atlases give equal archives.
+    with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+        np.lib.format.write_array(member, values, allow_pickle=False)
+
+
+def _write_json(atlas: Atlas, variables: Sequence[schema.Variable], path: Path) -> int:
+    total = 0
+    with open(path, "wb") as stream:
+        stream.write(json.dumps(describe(atlas), allow_nan=False).encode()[:-1] + b', "stacks": {')
+        for position, stack in enumerate(atlas.stacks.values()):
+            names = _held(stack, variables)
+            head = {
+                "kind": stack.kind, "gated": stack.gated, "activation": stack.activation,
+                **{name: stack[name].tolist() for name in _indices(stack)},
+                "dimensions": {name: schema.stack_dimensions(schema.STACK_VARIABLE_BY_NAME[name], stack.kind) for name in names},
+            }
+            stream.write(b"," * bool(position) + f"\n{json.dumps(stack.name)}: {json.dumps(head)[:-1]}, ".encode())
+            stream.write(b'"variables": {')
+            for index, name in enumerate(names):
+                stream.write(b"," * bool(index) + f'\n"{name}": '.encode())
+                stream.writelines(_nested(stack[name]))
+                total += 1
+            stream.write(b"}}")
+        stream.write(b"}}\n")
+    return total
+
+
+def _nested(values: np.ndarray) -> Iterator[bytes]:
+    """``values`` as nested JSON lists, a line per row of the last dimension; NaN is null."""
+    if values.ndim == 1:
+        yield b"[" + b",".join(_texts(values, missing=b"null")) + b"]"
+        return
+    for index, inner in enumerate(values):
+        yield b",\n" if index else b"["
+        yield from _nested(inner)
+    yield b"]"
+
+
+def _indices(stack: Stack) -> list[str]:
+    return [variable.name for variable in schema.INDEX_VARIABLES if variable.name in stack]
+
+
+def _held(stack: Stack, variables: Sequence[schema.Variable]) -> list[str]:
+    return [name for name in ("label", *(variable.name for variable in variables)) if name in stack]
+
+
+def _texts(values: np.ndarray, *, missing: bytes) -> list[bytes]:
+    """The shortest decimal text of each of ``values`` (1-D) that reads back as the same number; NaN is ``missing``."""
+    texts = values.astype("S")
+    if values.dtype.kind == "f":
+        texts[np.isnan(values)] = missing
+    return texts.tolist()

@@ -1,0 +1,300 @@
+"""Several atlases of one model as one: sums added, everything else derived again (spec section "Merging")."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from chanfmt.algebra import metrics
+from chanfmt.algebra.rewrite import check_complete, dropped_names, label_variables, noted
+from chanfmt.base.errors import AtlasError, UsageError
+from chanfmt.format import schema
+from chanfmt.format.extensions import ExtensionMerge, added
+from chanfmt.format.reader import Atlas
+from chanfmt.format.records import (
+    AtlasContent,
+    Block,
+    CalibrationRecord,
+    LabelSettings,
+    ModelRecord,
+    ProducerRecord,
+    StackData,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from chanfmt.format.reader import Stack
+
+ADDITIVE = ("sum", "max")
+"""Merge rules of the stack variables that a merge cannot do without."""
+
+_REBUILD = "build one of them again with this chanfmt"
+_RESET = "build one of them again with the other's settings"
+_CALIBRATION = {
+    "loss": "they differentiate different losses",
+    "metric_definition": "their metrics are defined differently",
+    "tokenizer": "their text was tokenized differently",
+    "seq_len": "their sequences have different lengths",
+}
+_MODEL_HINTS = {
+    "dtype": "build both with the same --dtype",
+    "revision": "build both with the same --revision",
+    "id": "the name is part of what must agree: build both from the same MODEL, named the same way",
+    "source": "build both from the same MODEL",
+}
+_LABEL_FLAGS = {"rho": "--rho", "eta": "--eta", "support_size": "--support", "alpha": "--alpha", "gamma": "--gamma"}
+
+
+def merge(atlases: Sequence[Atlas], *, narrate: Callable[[str], None] | None = None) -> AtlasContent:
+    """One atlas of all the sequences of ``atlases``, whatever their order.
+
+    One input's arrays are in memory at a time, beside the merged ones; each input's digest is checked as it
+    is read. Without the weights the result has no halo (`chanfmt.algebra.relabel.relabelled_with_weights` adds it).
+
+    Args:
+        atlases: Two or more open, complete atlases of one model on different sequences.
+        narrate: Called with a sentence for what was lost or what differs without being in the way.
+
+    Raises:
+        UsageError: Fewer than two atlases.
+        AtlasError: They do not merge: other models, settings, losses or shapes, sequences or contributions
+            in common, nothing to add up, or a damaged file.
+    """
+    if len(atlases) < 2:
+        raise UsageError(f"a merge needs at least two atlases, not {len(atlases)}",
+                         hint="name the atlases of all the parts: atlas merge A.h5 B.h5 -o ALL.h5")
+    # One set of files gives one result: the first decides wherever one must.
+    ordered = sorted(atlases, key=lambda atlas: min(row.id for row in atlas.calibration.contributions))
+    for atlas in ordered:
+        _check_mergeable(atlas)
+    _check_disjoint(ordered)
+    for atlas in ordered[1:]:
+        _check_agreement(ordered[0], atlas)
+    arrays, extensions = _accumulated(ordered)
+    first = ordered[0]
+    stacks = [
+        StackData(stack.name, stack.kind, stack.gated, stack.activation, stack.layers, stack.n_channels,
+                  stack.n_experts, stack.splits, arrays[name] | metrics.derive_metrics(arrays[name], arrays[name]["tokens"]))
+        for name, stack in first.stacks.items()
+    ]
+    lost = {name for atlas in ordered for stack in atlas.stacks.values() for name in stack.variables}
+    lost |= {name for atlas in ordered for name in atlas.dropped}
+    content = AtlasContent(
+        title=first.title, model=first.model, calibration=_calibration(ordered), labels=first.labels, core_rho=first.labels.rho,
+        blocks=first.blocks, stacks=tuple(stacks), producer=_producer(ordered), extensions=extensions.groups(),
+    )
+    check_complete(content, first.labels.score)
+    stacks = [dataclasses.replace(stack, variables={**stack.variables, **label_variables(stack.variables, first.labels)})
+              for stack in stacks]
+    dropped = dropped_names(lost, stacks)
+    if narrate is not None:
+        _narrate(ordered, extensions, narrate)
+    return noted(dataclasses.replace(content, stacks=tuple(stacks), dropped=dropped), "merge",
+                 [atlas.content_sha256 for atlas in ordered], [atlas.hub_source for atlas in ordered])
+
+
+def _check_mergeable(atlas: Atlas) -> None:
+    """Refuse an atlas that does not hold all that is added up."""
+    if atlas.status != "complete":
+        raise AtlasError(f"{atlas.path} is the checkpoint of an unfinished build", hint="finish that one first")
+    for stack in atlas.stacks.values():
+        missing = [variable.name for variable in schema.STACK_VARIABLES
+                   if variable.merge in ADDITIVE and variable.name not in stack]
+        if missing:
+            more = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
+            raise AtlasError(f"{atlas.path} holds no {missing[0]}{more} for {stack.name}, so it cannot be merged",
+                             hint="it was stripped; merge the atlas that it was made from")
+
+
+def _check_disjoint(atlases: Sequence[Atlas]) -> None:
+    """Refuse text that would count twice."""
+    digests: dict[str, Atlas] = {}
+    contributions: dict[str, Atlas] = {}
+    for atlas in atlases:
+        other = digests.setdefault(atlas.content_sha256, atlas)
+        if other is not atlas:
+            raise AtlasError(f"{other.path} and {atlas.path} are the same atlas", hint="name each atlas once")
+    for atlas in atlases:
+        for row in atlas.calibration.contributions:
+            other = contributions.setdefault(row.id, atlas)
+            if other is not atlas:
+                raise AtlasError(
+                    f"{other.path} and {atlas.path} both hold the contribution {_short(row.id)} ({_short(row.source)})",
+                    hint="merge atlases of different builds, and none that is already part of another",
+                )
+    seen: dict[str, Atlas] = {}
+    for atlas in atlases:
+        shared: dict[Any, int] = {}
+        for digest in atlas.calibration.sequence_sha256:
+            owner = seen.setdefault(digest, atlas)
+            if owner is not atlas:
+                shared[owner.path] = shared.get(owner.path, 0) + 1
+        for path, count in shared.items():
+            raise AtlasError(
+                f"{path} and {atlas.path} share {count} of {atlas.calibration.sequences} calibration sequences, "
+                "which would count twice", hint="build one of them on other text, or with another --seed",
+            )
+
+
+def _check_agreement(first: Atlas, other: Atlas) -> None:
+    """Refuse another model, other definitions, other shapes, other label settings."""
+    both = f"{first.path} and {other.path}"
+    for field in ("fingerprint", "config_sha256", *(item.name for item in dataclasses.fields(ModelRecord))):
+        mine, theirs = getattr(first.model, field), getattr(other.model, field)
+        if mine != theirs:
+            raise AtlasError(
+                f"{both} are of different models: {field} is {_short(mine)} in one and {_short(theirs)} in the other",
+                hint=_MODEL_HINTS.get(field, "only atlases of one model merge; set two beside each other with: atlas compare"),
+            )
+    for field, what in _CALIBRATION.items():
+        mine, theirs = getattr(first.calibration, field), getattr(other.calibration, field)
+        if mine != theirs:
+            raise AtlasError(f"{both} do not merge: {what} ({_short(mine)} and {_short(theirs)})",
+                             hint=_RESET)
+    _check_blocks(first, other, both)
+    if first.stacks.keys() != other.stacks.keys():
+        raise AtlasError(f"{both} hold different stacks: {', '.join(first.stacks)} and {', '.join(other.stacks)}",
+                         hint=_REBUILD)
+    for name, stack in first.stacks.items():
+        _check_stack(stack, other.stacks[name], both)
+    for item in dataclasses.fields(LabelSettings):
+        field = item.name
+        mine, theirs = getattr(first.labels, field), getattr(other.labels, field)
+        if mine != theirs:
+            hint = _RESET
+            if field in _LABEL_FLAGS:
+                flags = " ".join(f"{flag} {getattr(first.labels, key)}" for key, flag in _LABEL_FLAGS.items()
+                                 if getattr(first.labels, key) != getattr(other.labels, key))
+                hint = f"relabel one first: atlas label {shlex.quote(str(other.path))} {flags} -o FILE"
+            raise AtlasError(f"{both} were labelled with different settings: {field} is {_short(mine)} in one "
+                             f"and {_short(theirs)} in the other", hint=hint)
+
+
+def _check_blocks(first: Atlas, other: Atlas, both: str) -> None:
+    if len(first.blocks) != len(other.blocks):
+        raise AtlasError(f"{both} have {len(first.blocks)} and {len(other.blocks)} FFNs",
+                         hint=_REBUILD)
+    for mine, theirs in zip(first.blocks, other.blocks, strict=True):
+        for item in dataclasses.fields(Block):
+            if getattr(mine, item.name) != getattr(theirs, item.name):
+                raise AtlasError(
+                    f"{both} describe FFN {mine.index} differently: {item.name} is {_short(getattr(mine, item.name))} in "
+                    f"one and {_short(getattr(theirs, item.name))} in the other", hint=_REBUILD,
+                )
+
+
+def _check_stack(mine: Stack, theirs: Stack, both: str) -> None:
+    for field in ("kind", "gated", "activation", "n_channels", "n_experts", "splits"):
+        if getattr(mine, field) != getattr(theirs, field):
+            raise AtlasError(f"{both} differ in the stack {mine.name}: {field} is {_short(getattr(mine, field))} in one and "
+                             f"{_short(getattr(theirs, field))} in the other", hint=_REBUILD)
+    if not np.array_equal(mine.layers, theirs.layers):
+        raise AtlasError(f"{both} differ in the layers of the stack {mine.name}", hint=_REBUILD)
+
+
+def _accumulated(atlases: Sequence[Atlas]) -> tuple[dict[str, dict[str, np.ndarray]], ExtensionMerge]:
+    """Per stack what is summed, maximised and equal over ``atlases``; and their extensions."""
+    names = {
+        name: [variable for variable in schema.STACK_VARIABLES if variable.merge in ADDITIVE or (
+            variable.merge == "equal" and all(variable.name in atlas.stacks[name] for atlas in atlases))]
+        for name in atlases[0].stacks
+    }
+    arrays: dict[str, dict[str, np.ndarray]] = {}
+    extensions: ExtensionMerge | None = None
+    for stated in atlases:
+        # Opened again, so that its arrays are gone when it is closed, and because it may be another file by now.
+        with Atlas.open(stated.path, verify=True) as atlas:
+            if atlas.content_sha256 != stated.content_sha256:
+                raise AtlasError(f"{stated.path} changed while it was being merged", hint="merge again")
+            if extensions is None:
+                extensions = ExtensionMerge(atlas.extensions())
+                arrays = {name: {variable.name: atlas.stacks[name][variable.name] for variable in names[name]}
+                          for name in names}
+                continue
+            extensions.add(atlas.extensions())
+            for name, variables in names.items():
+                for variable in variables:
+                    _combine(arrays[name], variable, atlas.stacks[name][variable.name], (atlases[0], atlas))
+    assert extensions is not None
+    return arrays, extensions
+
+
+def _combine(totals: dict[str, np.ndarray], variable: schema.Variable, values: np.ndarray, pair: tuple[Atlas, Atlas]) -> None:
+    """Put ``values`` of the second of ``pair`` into ``totals``, by the variable's rule."""
+    total = totals[variable.name]
+    if variable.merge == "max":
+        np.maximum(total, values, out=total)
+    elif variable.merge == "equal":
+        if total.tobytes() != values.tobytes():
+            raise AtlasError(
+                f"{pair[0].path} and {pair[1].path} disagree about {variable.name}, which one model has one of",
+                hint="build both with the same chanfmt on the same kind of machine",
+            )
+    else:
+        result = added(total, values)
+        if result is None:
+            raise AtlasError(f"adding {variable.name} of {pair[1].path} overflows",
+                             hint="check the files with: atlas validate")
+        totals[variable.name] = result
+
+
+def _calibration(atlases: Sequence[Atlas]) -> CalibrationRecord:
+    """Contributions in the order of their ids, sequences in that of their SHA-256 (spec section "Calibration")."""
+    records = [atlas.calibration for atlas in atlases]
+    rows = sorted((row.id, part, index) for part, record in enumerate(records)
+                  for index, row in enumerate(record.contributions))
+    position = {(part, index): row for row, (_, part, index) in enumerate(rows)}
+    sequences = sorted((digest, part, index) for part, record in enumerate(records)
+                       for index, digest in enumerate(record.sequence_sha256))
+    sources = []
+    for _, part, index in sequences:
+        source = position.get((part, int(records[part].source_of[index])))
+        if source is None:
+            raise AtlasError(f"{atlases[part].path} says that sequence {index} came from a contribution that it does not list",
+                             hint="check it with: atlas validate")
+        sources.append(source)
+    stored = [record.token_ids for record in records]
+    first = records[0]
+    return CalibrationRecord(
+        loss=first.loss, metric_definition=first.metric_definition, tokenizer=first.tokenizer, seq_len=first.seq_len,
+        seed=first.seed,
+        mean_loss=sum(record.mean_loss * record.sequences for record in records) / len(sequences),
+        sequence_sha256=tuple(digest for digest, _, _ in sequences),
+        source_of=np.array(sources, dtype=np.int32),
+        split_of=np.array([records[part].split_of[index] for _, part, index in sequences], dtype=np.uint8),
+        contributions=tuple(records[part].contributions[index] for _, part, index in rows),
+        token_ids=None if any(ids is None for ids in stored)
+        else np.stack([ids[index] for _, part, index in sequences if (ids := stored[part]) is not None]),
+    )
+
+
+def _producer(atlases: Sequence[Atlas]) -> ProducerRecord:
+    records = [atlas.producer for atlas in atlases]
+    return ProducerRecord(
+        versions=records[0].versions,
+        command=records[0].command,
+        hardware=" + ".join(dict.fromkeys(name for record in records for name in record.hardware.split(" + "))),
+        seconds=sum(record.seconds for record in records),
+        peak_memory_bytes=max(record.peak_memory_bytes for record in records),
+        history=tuple(line for record in records for line in record.history),
+    )
+
+
+def _narrate(atlases: Sequence[Atlas], extensions: ExtensionMerge, narrate: Callable[[str], None]) -> None:
+    if any(dict(atlas.producer.versions) != dict(atlases[0].producer.versions) for atlas in atlases):
+        narrate(f"the atlases were built with different versions of packages; those of {atlases[0].path} are stated")
+    without = [str(atlas.path) for atlas in atlases if atlas.calibration.token_ids is None]
+    if 0 < len(without) < len(atlases):
+        narrate(f"the token ids are left out: {', '.join(without)} holds none")
+    if extensions.lost:
+        narrate(f"extension arrays that do not merge are left out: {', '.join(extensions.lost)}")
+
+
+def _short(value: Any) -> str:
+    """A value of a file, short enough for a sentence."""
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:24]}...{text[-24:]}"

@@ -1,0 +1,157 @@
+"""Label an atlas again with other settings, with or without the model's weights (spec sections "Labels", "Merging")."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from chanfmt.algebra import labels
+from chanfmt.algebra.rewrite import (
+    REDUNDANCY_VARIABLES,
+    WRITE_VARIABLES,
+    check_complete,
+    core_rho,
+    dropped_names,
+    label_variables,
+)
+from chanfmt.base.errors import AtlasError, ModelError, UsageError
+from chanfmt.format import schema
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from chanfmt.format.records import AtlasContent, LabelSettings, StackData
+    from chanfmt.models.stored.weights import StoredWeights
+
+
+def relabelled(content: AtlasContent, settings: LabelSettings) -> AtlasContent:
+    """``content`` labelled with ``settings``, from what it holds.
+
+    Connectivity and redundancy keep referring to the core they were made with (``core_rho``). At another
+    ``support_size`` connectivity comes from ``connectivity_at``, and ``read_connectivity`` is dropped.
+
+    Raises:
+        UsageError: A setting is out of range, or cannot be changed after a build.
+        AtlasError: The build is unfinished, or it holds no connectivity for that ``support_size``.
+    """
+    _check(content, settings)
+    stacks = []
+    for stack in content.stacks:
+        variables = dict(stack.variables)
+        if settings.support_size != content.labels.support_size:
+            for name in ("read_connectivity", *WRITE_VARIABLES):
+                variables.pop(name, None)
+            if "connectivity" in variables:
+                variables["connectivity"] = _connectivity_at(stack, settings.support_size)
+        variables |= label_variables(variables, settings)
+        stacks.append(dataclasses.replace(stack, variables=variables))
+    return _with_stacks(content, settings, stacks, core_rho(stacks, content.core_rho, settings))
+
+
+def relabelled_with_weights(content: AtlasContent, settings: LabelSettings, weights: StoredWeights) -> AtlasContent:
+    """``content`` labelled with ``settings`` as a build would: everything that rests on weights is made again.
+
+    Connectivity, connectivity to supports of other sizes and read connectivity are computed from the
+    checkpoint, one FFN in memory at a time. Redundancy was measured against the old core; where the core is
+    another now, it is dropped.
+
+    Raises:
+        UsageError: A setting is out of range, or cannot be changed after a build.
+        AtlasError: The build is unfinished.
+        ModelError: The checkpoint does not fit the FFN table.
+    """
+    _check(content, settings)
+    made = {stack.name: _Connectivities(stack) for stack in content.stacks}
+    place, support = "", None
+    for (where, _), blocks in itertools.groupby(content.blocks, key=lambda block: (block.place, block.layer_index)):
+        previous = support if where == place else None
+        place, mass = where, None
+        for block in blocks:
+            stack = made[block.stack]
+            for expert in range(max(1, block.n_experts)):
+                at = (block.row, expert) if block.n_experts else (block.row,)
+                ffn = weights.ffn(block, expert)
+                if previous is not None and previous[-1] >= ffn.reads[0].shape[1]:
+                    raise ModelError(f"{block.module} reads {ffn.reads[0].shape[1]} dimensions, and the layer before it "
+                                     f"writes more")
+                if previous is not None:
+                    stack.read[at] = labels.read_connectivity(ffn.reads, previous)
+                score = stack.data.variables[settings.score][at]
+                sizes = labels.support_sizes(len(ffn.write), settings.support_size)
+                stack.expect(sizes)
+                # Without tokens there is no core: its connectivity stays unknown.
+                if not np.isnan(score).all():
+                    core = labels.supernodes(score, settings.rho)
+                    stack.at[(slice(None), *at)] = labels.connectivity(ffn.write, core, sizes)
+                    own = labels.write_support(ffn.write, core, settings.support_size)
+                    stack.dimension[(slice(None), *at)], stack.share[(slice(None), *at)] = labels.written_dimensions(
+                        ffn.write, own, schema.NEAREST)
+                    written = labels.write_mass(ffn.write, core)
+                    mass = written if mass is None else mass + written
+        support = None if mass is None else labels.top_indices(mass, min(settings.support_size, len(mass)))
+    stacks = []
+    for connectivities in made.values():
+        variables = connectivities.variables(settings.support_size)
+        if settings.rho != content.core_rho:
+            for name in REDUNDANCY_VARIABLES:
+                variables.pop(name, None)
+        variables |= label_variables(variables, settings)
+        stacks.append(dataclasses.replace(connectivities.data, variables=variables, supports=connectivities.sizes))
+    return _with_stacks(content, settings, stacks, settings.rho)
+
+
+class _Connectivities:
+    """What one stack gets from the weights, filled FFN by FFN; NaN where nothing was filled in."""
+
+    def __init__(self, data: StackData) -> None:
+        self.data = data
+        self.shape = (len(data.layers), *((data.n_experts,) if data.n_experts else ()), data.n_channels)
+        self.read = np.full(self.shape, np.nan, dtype=np.float32)
+        self.sizes: tuple[int, ...] = ()
+        self.dimension = np.full((schema.NEAREST, *self.shape), -1, dtype=np.int32)
+        self.share = np.full(self.dimension.shape, np.nan, dtype=np.float32)
+        self.at = np.empty((0, *self.shape), dtype=np.float32)
+
+    def expect(self, sizes: tuple[int, ...]) -> None:
+        """Make room for supports of ``sizes``; one stack's FFNs write to one residual stream."""
+        if not self.sizes:
+            self.sizes = sizes
+            self.at = np.full((len(sizes), *self.shape), np.nan, dtype=np.float32)
+        elif self.sizes != sizes:
+            raise ModelError(f"the FFNs of {self.data.name} write to residual streams of different widths")
+
+    def variables(self, size: int) -> dict[str, np.ndarray]:
+        """The stack's variables with those from the weights in place of the old ones."""
+        return {
+            **self.data.variables, "read_connectivity": self.read, "connectivity_at": self.at,
+            "connectivity": self.at[self.sizes.index(size)], "write_dimension": self.dimension, "write_share": self.share,
+        }
+
+
+def _check(content: AtlasContent, settings: LabelSettings) -> None:
+    settings.check()
+    for name in ("redundancy_top_k", "score", "ties"):
+        if getattr(settings, name) != getattr(content.labels, name):
+            raise UsageError(f"{name} is fixed when an atlas is built: {getattr(content.labels, name)}, "
+                             f"not {getattr(settings, name)}")
+    check_complete(content, settings.score)
+
+
+def _connectivity_at(stack: StackData, size: int) -> np.ndarray:
+    if size not in stack.supports or "connectivity_at" not in stack.variables:
+        sizes = ", ".join(map(str, stack.supports)) or "none"
+        raise AtlasError(f"the atlas holds no connectivity to {size} dimensions for {stack.name}",
+                         hint=f"sizes at hand: {sizes}; for another one give the weights: add --model MODEL")
+    return stack.variables["connectivity_at"][stack.supports.index(size)]
+
+
+def _with_stacks(
+    content: AtlasContent, settings: LabelSettings, stacks: Iterable[StackData], core: float
+) -> AtlasContent:
+    stacks = tuple(stacks)
+    lost = {name for stack in content.stacks for name in stack.variables}
+    dropped = dropped_names({*content.dropped, *lost}, stacks)
+    return dataclasses.replace(content, labels=settings, core_rho=core, stacks=stacks, dropped=dropped)

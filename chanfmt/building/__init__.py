@@ -1,0 +1,1 @@
+"""Measure a model: tokens to sums, sums to an atlas."""

@@ -1,0 +1,200 @@
+"""Statistics and weights to labelled stacks: the last step of a build, without running anything."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from chanfmt.algebra import labels, metrics
+from chanfmt.format import schema
+from chanfmt.format.records import LabelSettings, StackData, Stacked
+from chanfmt.models.matrices import FFNWeights, norms, wanda_group
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from chanfmt.building.statistics import ChannelStatistics, FFNStatistics
+    from chanfmt.models.ffn import FFN
+
+_SUFFIXES = {"dense": "", "experts": ".experts", "shared": ".shared_expert"}
+
+
+def layer_variables(
+    statistics: FFNStatistics,
+    weights: Iterable[FFNWeights],
+    settings: LabelSettings,
+    previous_support: np.ndarray | None,
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Every array of one FFN, and how much its supernodes write to each residual dimension.
+
+    Args:
+        weights: Of the FFN, or of each of its experts.
+        previous_support: Write support of the layer before, None for the first.
+
+    Returns:
+        Name to values in `chanfmt.format.schema.STACK_VARIABLES`, without the layer dimension; write mass (d,).
+    """
+    found = [member_variables(member, of_member, settings, previous_support)
+             for member, of_member in zip(statistics.members, weights, strict=True)]
+    mass = np.sum([mass for _, mass in found], axis=0)
+    if not statistics.experts:
+        return found[0][0], mass
+    rows = [variables for variables, _ in found]
+    return {name: np.stack([row[name] for row in rows], axis=schema.STACK_VARIABLE_BY_NAME[name].dimensions.index("layer"))
+            for name in rows[0]}, mass
+
+
+def reduce(statistics: FFNStatistics, settings: LabelSettings) -> None:
+    """Reduce the cross moments of a finished FFN to what `layer_variables` needs of them, to save memory."""
+    for member in statistics.members:
+        tokens = np.int64(member.tokens)
+        score = metrics.derive_metrics(_sums(member), tokens)[settings.score]
+        member.reduce(_redundancy(member, labels.supernodes(score, settings.rho), settings) if tokens
+                      else _unreached_redundancy(member.n_channels))
+
+
+def member_variables(
+    statistics: ChannelStatistics, weights: FFNWeights, settings: LabelSettings, previous_support: np.ndarray | None
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """`layer_variables` of one dense FFN or one expert."""
+    tokens = np.int64(statistics.tokens)
+    variables = _sums(statistics) | {
+        **norms(weights),
+        "read_connectivity": np.full(statistics.n_channels, np.nan) if previous_support is None
+        else labels.read_connectivity(list(weights.reads.values()), previous_support),
+    }
+    variables |= metrics.derive_metrics(variables, tokens)
+    sizes = labels.support_sizes(len(weights.write), settings.support_size)
+    if not tokens:
+        return variables | _unreached(statistics.n_channels, len(sizes)), np.zeros(len(weights.write))
+    variables["wanda_group"] = wanda_group(
+        weights, statistics.read_power.cpu().numpy() / tokens, variables["sum_u2"] / tokens
+    )
+    # Labels rank the stored float32 metrics, so that a reader who ranks them gets the same sets.
+    core = labels.supernodes(variables[settings.score], settings.rho)
+    variables["connectivity_at"] = labels.connectivity(weights.write, core, sizes).astype(np.float32)
+    variables["connectivity"] = variables["connectivity_at"][sizes.index(settings.support_size)]
+    variables["write_dimension"], variables["write_share"] = labels.written_dimensions(
+        weights.write, labels.write_support(weights.write, core, settings.support_size), schema.NEAREST
+    )
+    variables |= _redundancy(statistics, core, settings)
+    variables["label"], variables["protection"] = labels.label_ffn(
+        variables[settings.score], variables["connectivity"], variables["redundancy"], settings
+    )
+    return variables, labels.write_mass(weights.write, core)
+
+
+def _sums(statistics: ChannelStatistics) -> dict[str, np.ndarray]:
+    return {
+        "tokens": np.asarray(np.int64(statistics.tokens)),
+        "tokens_split": statistics.tokens_split,
+        **{name: values.cpu().numpy() for name, values in statistics.sums.items()},
+        "sum_q2_split": statistics.split_q2.cpu().numpy(),
+        "max_abs_u": statistics.max_abs_u.cpu().numpy(),
+    }
+
+
+def _unreached_redundancy(n_channels: int) -> dict[str, np.ndarray]:
+    undefined = np.full(n_channels, np.nan)
+    return {"redundancy": undefined, "redundancy_null": undefined,
+            "redundancy_tokens": np.asarray(0), "core_covered": np.asarray(np.nan),
+            **dict(zip(("redundancy_partner", "redundancy_pair"), _none_nearest(n_channels), strict=True))}
+
+
+def _none_nearest(n_channels: int) -> tuple[np.ndarray, np.ndarray]:
+    shape = (schema.NEAREST, n_channels)
+    return np.full(shape, -1, dtype=np.int32), np.full(shape, np.nan, dtype=np.float32)
+
+
+def _unreached(n_channels: int, sizes: int) -> dict[str, np.ndarray]:
+    """What rests on the tokens of an expert that got none (spec section "Stacks")."""
+    return _unreached_redundancy(n_channels) | {
+        **dict(zip(("write_dimension", "write_share"), _none_nearest(n_channels), strict=True)),
+        **dict.fromkeys(("wanda_group", "connectivity"), np.full(n_channels, np.nan)),
+        "connectivity_at": np.full((sizes, n_channels), np.nan),
+        "label": np.zeros(n_channels, dtype=np.uint8),
+        "protection": np.ones(n_channels),
+    }
+
+
+def stack_layers(
+    ffns: Sequence[FFN], layers: Sequence[Mapping[str, np.ndarray]], activation: str, support_size: int
+) -> tuple[list[StackData], list[tuple[str, int]]]:
+    """Stack FFNs of equal place, kind, width and gating; arrays gain the layer dimension, as `Stacked`.
+
+    Returns:
+        The stacks, and per FFN its stack's name and its row there.
+    """
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for index, ffn in enumerate(ffns):
+        key = (ffn.place, ffn.kind, ffn.width, ffn.gated, ffn.experts, ffn.outputs)
+        # Several FFNs of one kind in one layer are no rows of one array.
+        slot = next(slot for slot in itertools.count() if not any(
+            ffns[other].layer_index == ffn.layer_index for other in groups.get((*key, slot), ())
+        ))
+        groups.setdefault((*key, slot), []).append(index)
+    stacks, position = [], {}
+    for key, members in groups.items():
+        name = _stack_name(key, list(groups))
+        for row, index in enumerate(members):
+            position[index] = (name, row)
+        first = ffns[members[0]]
+        supports = labels.support_sizes(first.outputs, support_size) if "connectivity_at" in layers[members[0]] else ()
+        stacks.append(StackData(
+            name, first.kind, first.gated, activation, np.array([ffns[index].layer_index for index in members], dtype=np.int32),
+            first.width, first.experts, schema.SPLITS, dict(_stacked([layers[index] for index in members])), supports,
+        ))
+    return stacks, [position[index] for index in range(len(ffns))]
+
+
+def _stack_name(key: tuple[Any, ...], keys: Sequence[tuple[Any, ...]]) -> str:
+    """``decoder``, ``decoder.experts``, ``decoder.shared_expert``, with what tells it from others of that name."""
+    place, kind, width, gated, experts, outputs, slot = key
+    name = f"{place}{_SUFFIXES[kind]}"
+    alike = [other for other in keys if other[:2] == key[:2]]
+    if len({other[2] for other in alike}) > 1:
+        name += f"-{width}"
+    if len({other[3] for other in alike if other[2] == width}) > 1 and gated:
+        name += "-gated"
+    if len({other[4] for other in alike if other[2:4] == key[2:4]}) > 1:
+        name += f"-x{experts}"
+    if len({other[5] for other in alike if other[2:5] == key[2:5]}) > 1:
+        name += f"-to-{outputs}"
+    return f"{name}.{slot + 1}" if slot else name
+
+
+def _stacked(rows: list[Mapping[str, np.ndarray]]) -> Iterator[tuple[str, Stacked]]:
+    for name in rows[0]:
+        yield name, Stacked(rows, name, schema.STACK_VARIABLE_BY_NAME[name].dimensions.index("layer"))
+
+
+def _redundancy(
+    statistics: ChannelStatistics, core: np.ndarray, settings: LabelSettings
+) -> dict[str, np.ndarray]:
+    """Redundancy to the part of ``core`` that was among the candidates, and its null."""
+    if statistics.reduced is not None:
+        return statistics.reduced
+    correlation = statistics.core
+    if correlation is None or correlation.real.count < 2:
+        return _unreached_redundancy(statistics.n_channels) | {"core_covered": np.asarray(0.0)}
+    candidates = correlation.candidates.cpu().numpy()
+    columns = np.flatnonzero(np.isin(candidates, core))
+    covered = candidates[columns]
+    top_k = settings.redundancy_top_k
+    null = (
+        labels.redundancy_to_core(correlation.null.correlation(columns), covered, top_k)
+        if correlation.null.count >= 2 else np.full(statistics.n_channels, np.nan)
+    )
+    real = correlation.real.correlation(columns)
+    partner, pair = labels.nearest_in_core(real, covered, schema.NEAREST)
+    return {
+        "redundancy_partner": partner,
+        "redundancy_pair": pair,
+        # Ranks, like those of every metric, are taken on what is stored.
+        "redundancy": labels.redundancy_to_core(real, covered, top_k).astype(np.float32),
+        "redundancy_null": null,
+        "redundancy_tokens": np.asarray(correlation.real.count),
+        "core_covered": np.asarray(len(covered) / len(core)),
+    }

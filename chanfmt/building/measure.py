@@ -1,0 +1,225 @@
+"""One pass over the calibration tokens: forward, activation-only backward, sums."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from chanfmt.base.errors import ChanfmtError, ModelError
+from chanfmt.building.capture import Capture
+from chanfmt.building.distributed import Group
+from chanfmt.building.loss import Loss, NextTokenLoss
+from chanfmt.building.state import PassState
+from chanfmt.building.statistics import FFNStatistics
+from chanfmt.data.tokens import CalibrationTokens
+from chanfmt.format import schema
+from chanfmt.models.load import check_finite
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from chanfmt.data.arrays import CalibrationInputs
+    from chanfmt.models.ffn import FFN
+
+BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+"""Tokens in a batch that is not asked for otherwise: enough to fill the device, no more."""
+
+
+@dataclass
+class Measurement:
+    """What a pass yields; between two batches, what it has so far.
+
+    Where several processes measure, each sums what it has seen itself since `collect`.
+
+    Attributes:
+        statistics: One per FFN, in order.
+        terms: Terms of the loss in a sequence.
+        batch_size: Sequences in a batch of one process.
+        sequences: Sequences measured, by all processes.
+        loss: Their summed loss, nats.
+    """
+
+    statistics: Sequence[FFNStatistics]
+    terms: int
+    batch_size: int
+    sequences: int = 0
+    loss: float = 0.0
+
+    fresh = True
+    """Whether something was measured since the last checkpoint."""
+
+    @property
+    def mean_loss(self) -> float:
+        """Loss per term, nats."""
+        return self.loss / max(1, self.sequences * self.terms)
+
+    @property
+    def nbytes(self) -> int:
+        """About how many bytes `state` holds."""
+        return sum(item.nbytes for item in self.statistics)
+
+    def collect(self, group: Group) -> None:
+        """Move all sums to the first process; the others go on from zero. Raises `LostProcessError`."""
+        if group.size == 1:
+            return
+        for item in self.statistics:
+            item.collect(group)
+        losses = group.exchange(self.loss)
+        self.loss = 0.0 if group.rank else sum(losses)
+
+    def laid_aside(self, number: int, variables: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """``variables`` of FFN ``number`` on the way to a file, kept where the statistics are."""
+        return variables
+
+    def state(self) -> PassState:
+        """What `measure` needs to start from here; on a CPU valid until the next batch only."""
+        return PassState(self.sequences, self.batch_size, self.loss, [item.state() for item in self.statistics])
+
+
+def measure(
+    model: Any,
+    ffns: list[FFN],
+    tokens: CalibrationTokens | CalibrationInputs,
+    *,
+    rho: float,
+    loss: Loss | None = None,
+    batch_size: int | None = None,
+    progress: Callable[[int], object] = lambda tokens: None,
+    start: PassState | None = None,
+    after_batch: Callable[[Measurement], object] = lambda measurement: None,
+    group: Group | None = None,
+) -> Measurement:
+    """Accumulate the statistics of ``ffns`` over ``tokens``.
+
+    The first split fixes the candidate core; redundancy is accumulated over the others. Several
+    processes each take a part of every batch; in the end the first has the sums.
+
+    Args:
+        model: A loaded model with frozen parameters.
+        rho: Share of channels that will be supernodes.
+        loss: What is differentiated; the sum of next-token NLL unless given.
+        batch_size: Sequences in a batch of one process; None picks one and halves it when memory runs out.
+        progress: Called with the number of tokens of every finished batch; negative when it starts over.
+        start: Where an earlier pass over the same tokens stood; its batch size is kept. Read in the first process.
+        after_batch: Called after every batch, while the sums are consistent.
+        group: The processes that measure together.
+
+    Raises:
+        ModelError: The loss or a gradient is not finite.
+        ChanfmtError: Memory runs out even so.
+        LostProcessError: Another process is gone.
+    """
+    group = group or Group()
+    device = next(model.parameters()).device
+    if loss is None:
+        assert isinstance(tokens, CalibrationTokens)
+        loss = NextTokenLoss(model, tokens.batch(0, 1, model))
+    size = batch_size or usual_batch(device, tokens.rows)
+    if start is not None:
+        size = start.batch_size
+    size, done = group.exchange((size, 0 if start is None else start.sequences))[0]
+    # How much memory a batch takes is not known beforehand: where one does not fit, start over with half.
+    while True:
+        statistics = [FFNStatistics(ffn, model.get_parameter(ffn.write).device) for ffn in ffns]
+        measurement = Measurement(statistics, loss.terms(tokens.seq_len), size, done)
+        if start is not None:
+            for item, state in zip(statistics, start.ffns, strict=True):
+                item.restore(state)
+            measurement.loss = start.loss
+            progress(done * tokens.seq_len)
+        capture = Capture(model, ffns, statistics)
+        try:
+            with capture.running():
+                for sequences in _batches(measurement, capture, loss, ffns, tokens, rho, group):
+                    measurement.sequences += sequences
+                    progress(sequences * tokens.seq_len)
+                    after_batch(measurement)
+            measurement.collect(group)
+            return measurement
+        except torch.OutOfMemoryError:
+            if batch_size is not None or size == 1:
+                raise ChanfmtError(
+                    f"out of memory with {size} sequences in a batch",
+                    hint="use a smaller --batch-size or --seq-len, --dtype bfloat16, or --device cpu",
+                ) from None
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        progress(-measurement.sequences * tokens.seq_len)
+        size //= 2
+        start, done = None, 0
+
+
+def usual_batch(device: torch.device, rows: int) -> int:
+    """Sequences of ``rows`` tokens in a batch that is not asked for otherwise."""
+    return max(1, BATCH_TOKENS.get(device.type, 4096) // rows)
+
+
+def split_ranges(split_of: np.ndarray) -> list[tuple[int, int]]:
+    """First sequence of every split, and the one after its last."""
+    ends = np.bincount(split_of, minlength=schema.SPLITS).cumsum().tolist()
+    return list(itertools.pairwise([0, *ends]))
+
+
+def _batches(
+    measurement: Measurement, capture: Capture, loss: Loss, ffns: list[FFN], tokens: CalibrationTokens | CalibrationInputs,
+    rho: float, group: Group,
+) -> Iterator[int]:
+    """Measure batch by batch from where ``measurement`` stands; yields the sequences of each.
+
+    The tokens of a batch belong to one split: an expert's tokens come without word of their sequence.
+    A batch is as large as all processes take together, so that what is done is always a run of the
+    first sequences, whatever their number.
+    """
+    size, done = measurement.batch_size * group.size, measurement.sequences
+    for split, (first, last) in enumerate(split_ranges(tokens.split_of)):
+        if split == 1:
+            measurement.collect(group)
+            _choose_cores(measurement, rho, group)
+        for start in range(max(first, done), last, size):
+            stop = min(start + size, last)
+            measurement.loss += group.together(partial(_batch, capture, loss, ffns, tokens, *group.share(start, stop), split))
+            yield stop - start
+
+
+def _batch(
+    capture: Capture, loss: Loss, ffns: list[FFN], tokens: CalibrationTokens | CalibrationInputs, start: int, stop: int,
+    split: int,
+) -> float:
+    """Measure sequences ``start`` to ``stop``. Returns their summed loss in nats."""
+    if start == stop:
+        return 0.0
+    capture.begin(stop - start, split)
+    nats = loss.backward(tokens.batch(start, stop, loss.model))
+    if not math.isfinite(nats):
+        check_finite(loss.model)
+        raise ModelError(
+            f"the loss of sequences {start} to {stop - 1} is not finite; an activation overflowed",
+            hint="use --dtype float32",
+        )
+    overflowed = next((ffn for ffn, found in zip(ffns, capture.statistics, strict=True) if not found.is_finite()), None)
+    if overflowed is not None:
+        raise ModelError(
+            f"a gradient of sequences {start} to {stop - 1} overflowed in layer {overflowed.layer_index} "
+            f"({overflowed.container})",
+            hint="use --dtype float32",
+        )
+    return nats
+
+
+def _choose_cores(measurement: Measurement, rho: float, group: Group) -> None:
+    """Fix the candidate cores that are not fixed yet, from all sums: those of the first process."""
+    members = [member for item in measurement.statistics for member in item.members]
+    if group.rank == 0:
+        for member in members:
+            if member.core is None:
+                member.choose_core(rho)
+    candidates = group.exchange([None if member.core is None else member.core.candidates.cpu() for member in members])[0]
+    for member, chosen in zip(members, candidates, strict=True):
+        if member.core is None and chosen is not None:
+            member.set_core(chosen)

@@ -1,0 +1,138 @@
+"""`atlas build --revisions`: one atlas per checkpoint of a model, one after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chanfmt.base.errors import AtlasError, UsageError
+from chanfmt.base.narrate import say
+from chanfmt.building.build import build
+from chanfmt.data.text import ARRAYS, SELF, read_text
+from chanfmt.format.reader import Atlas
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from chanfmt.building.options import BuildOptions
+    from chanfmt.format.records import LabelSettings
+
+HINT = "choose another -o, or add --overwrite"
+
+
+def members(options: BuildOptions) -> list[tuple[str, BuildOptions]]:
+    """Every revision with the options of its own build, in the order given.
+
+    A revision of a local directory is a directory in it, such as ``checkpoint-100``.
+
+    Raises:
+        UsageError: Two revisions are alike, or would be written to one file.
+    """
+    model = Path(os.path.expanduser(options.model))
+    found: dict[str, tuple[str, BuildOptions]] = {}
+    for revision in options.revision_names:
+        name = re.sub(r"[^\w.-]+", "-", revision).lstrip(".") + ".h5"
+        if name in found:
+            raise UsageError(f"--revisions: {revision} and {found[name][0]} would both be written to {name}")
+        member = dataclasses.replace(options, revisions=None, output=str(options.path / name))
+        if model.is_dir():
+            member = dataclasses.replace(member, model=str(model / revision))
+        else:
+            member = dataclasses.replace(member, revision=revision)
+        found[name] = (revision, dataclasses.replace(member, resume=os.path.lexists(member.checkpoint)))
+    return list(found.values())
+
+
+def build_series(options: BuildOptions, settings: LabelSettings) -> list[Path]:
+    """Write an atlas of every revision into the directory ``options.path``. Returns their paths, in the order given.
+
+    One that is there already is left as it is, and an unfinished one is continued, so the same command goes on after
+    any break. What was downloaded for one is removed from the Hub's cache before the next, unless it was there before.
+
+    Raises:
+        ChanfmtError: As `build`.
+    """
+    options.check()
+    chosen = members(options)
+    if options.path.exists() and not options.path.is_dir():
+        raise UsageError(f"{options.path} is a file", hint="with --revisions, -o names a directory")
+    options.path.mkdir(parents=True, exist_ok=True)
+    paths = []
+    text_of = functools.cache(_text)
+    for place, (revision, member) in enumerate(chosen):
+        paths.append(member.path)
+        if member.path.exists() and not options.overwrite:
+            _check_same(member, settings, text_of)
+            say(f"{revision}: {member.path} is there", quiet=options.quiet)
+            continue
+        say(f"{revision} ({place + 1} of {len(chosen)})", quiet=options.quiet)
+        before = set(_cached(options.model))
+        build(member, settings)
+        _forget(options.model, before)
+    return paths
+
+
+def _check_same(
+    member: BuildOptions, settings: LabelSettings, text_of: Callable[[str], tuple[str, str] | None]
+) -> None:
+    """Refuse to go on beside an atlas that this command would not have written."""
+    with Atlas.open(member.path, contained=True) as atlas:
+        model, calibration = atlas.model, atlas.calibration
+        local = Path(os.path.expanduser(member.model)).is_dir()
+        name = Path(member.model).resolve().name if local else member.model
+        # What a file or data set holds may have changed under its name.
+        asked = {source: text_of(source) for source in member.shares}
+        # Of a text with fewer sequences than asked for, all that differ were taken.
+        blocks = sum(int(row.range.rpartition(":")[2]) for row in calibration.contributions)
+        measured = {(row.source, row.revision) for row in calibration.contributions}
+        for what, found, wanted in (
+            ("model", model.id, name),
+            ("calibration", f"{calibration.sequences} x {calibration.seq_len} tokens",
+             f"{member.sequences if blocks >= member.sequences else calibration.sequences} x {member.seq_len} tokens"),
+            ("seed", calibration.seed, member.seed),
+            ("labelling", _told(atlas.labels), _told(settings)),
+        ):
+            if found != wanted:
+                raise AtlasError(f"{member.path} was made with another {what}: {found}, not {wanted}", hint=HINT)
+        if None not in asked.values() and measured != set(asked.values()):
+            raise AtlasError(f"{member.path} was measured on other text: {', '.join(sorted(source for source, _ in measured))}, "
+                             f"not {', '.join(asked)} as it is now", hint=HINT)
+
+
+def _told(settings: LabelSettings) -> str:
+    return f"rho {settings.rho:g}, eta {settings.eta:g}, support {settings.support_size}, score {settings.score}"
+
+
+def _text(source: str) -> tuple[str, str] | None:
+    """Name and SHA-256 of a source of text; None of what is no text."""
+    if source == SELF or Path(source).suffix in ARRAYS:
+        return None
+    text = read_text(source, "calibrate", quiet=True)
+    return text.source, text.revision
+
+
+def _cached(model: str) -> Iterator[str]:
+    """Commits of a model that the Hub's cache holds."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repositories = scan_cache_dir().repos
+    except CacheNotFound:
+        return
+    for repository in repositories:
+        if repository.repo_type == "model" and repository.repo_id == model:
+            yield from (revision.commit_hash for revision in repository.revisions)
+
+
+def _forget(model: str, before: set[str]) -> None:
+    """Remove what was downloaded since ``before``; files that other commits share stay."""
+    new = set(_cached(model)) - before
+    if new:
+        from huggingface_hub import scan_cache_dir
+
+        scan_cache_dir().delete_revisions(*new).execute()

@@ -1,0 +1,270 @@
+"""Exact sufficient statistics of an FFN's channels, accumulated on the device."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from chanfmt.algebra import labels
+from chanfmt.format import schema
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from chanfmt.building.distributed import Group
+    from chanfmt.models.ffn import FFN
+
+CANDIDATE_SHARE = 0.05
+"""Share of the channels kept as candidates for the core while redundancy is accumulated."""
+_LAST = ("last", "last_total", "last_q2")
+REDUCED = ("redundancy", "redundancy_null", "redundancy_tokens", "core_covered", "redundancy_partner", "redundancy_pair")
+"""What the cross moments with the core come down to."""
+
+
+class ChannelStatistics:
+    """Sums over tokens for the m channels of one dense FFN or one expert (spec section "Sums").
+
+    Products are formed in float32 (float64 where the model is); each sequence is summed in that
+    precision, and sequences add up in float64. Of an expert the tokens of one batch count as one sequence.
+
+    Args:
+        routed: Whether its tokens are some of each sequence, so that those of two sequences do not correspond.
+    """
+
+    def __init__(self, n_channels: int, read_inputs: int, device: torch.device, *, routed: bool = False) -> None:
+        self.n_channels = n_channels
+        self.device = device
+        self.routed = routed
+        self.sums = {variable.name: self._zeros(n_channels) for variable in schema.SUMS}
+        self.split_q2 = self._zeros(schema.SPLITS, n_channels)
+        self.max_abs_u = torch.zeros(n_channels, device=device)
+        self.tokens_split = np.zeros(schema.SPLITS, dtype=np.int64)
+        self.read_power = self._zeros(read_inputs)
+        self.core: CoreCorrelation | None = None
+        self.reduced: dict[str, np.ndarray] | None = None
+
+    def add_read_input(self, x: torch.Tensor) -> None:
+        """Add the reads' input ``x`` (..., d) to the sums of squares that `wanda_group` needs."""
+        self.read_power += _wide(x).reshape(-1, x.shape[-1]).square().sum(0)
+
+    def add(self, u: torch.Tensor, s: torch.Tensor, split: int) -> None:
+        """Add tokens that all belong to ``split``.
+
+        Args:
+            u: Write inputs, (sequence, token, m).
+            s: dL/du of the summed loss, same shape.
+        """
+        if not u.numel():
+            return
+        u, s = _wide(u), _wide(s)
+        q = u * s
+        q2 = q.square().sum(1).double()
+        q_total = q.sum(1).double()
+        self.sums["sum_u"] += u.sum(1).double().sum(0)
+        self.sums["sum_u2"] += u.square().sum(1).double().sum(0)
+        self.sums["sum_s2"] += s.square().sum(1).double().sum(0)
+        self.sums["sum_q"] += q_total.sum(0)
+        self.sums["sum_abs_q"] += q.abs().sum(1).double().sum(0)
+        self.sums["sum_q2"] += q2.sum(0)
+        self.split_q2[split] += q2.sum(0)
+        largest = torch.maximum(u.amax((0, 1)), -u.amin((0, 1)))
+        self.max_abs_u = torch.maximum(self.max_abs_u, largest.float())
+        self.tokens_split[split] += u.shape[0] * u.shape[1]
+        if self.core is not None:
+            self.core.add(q, q_total, q2)
+
+    def choose_core(self, rho: float) -> None:
+        """Fix the candidate core from the tokens so far and start correlating with it."""
+        count = max(math.ceil(CANDIDATE_SHARE * self.n_channels), 2 * labels.supernode_count(self.n_channels, rho))
+        lp = self.sums["sum_q2"].cpu().numpy()
+        self.set_core(torch.from_numpy(labels.top_indices(lp, min(count, self.n_channels))))
+
+    def set_core(self, candidates: torch.Tensor) -> None:
+        """Start correlating with ``candidates``, channel indices (c,)."""
+        self.core = CoreCorrelation(candidates.to(self.device), self.n_channels, routed=self.routed)
+
+    def reduce(self, variables: dict[str, np.ndarray]) -> None:
+        """Take ``variables`` (`REDUCED`) in place of the cross moments, which are larger than all else. Ends the sums."""
+        self.core, self.reduced = None, variables
+
+    @property
+    def tokens(self) -> int:
+        return int(self.tokens_split.sum())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that `state` holds."""
+        return sum(values.nbytes for values in self._tensors().values())
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything accumulated so far, for `restore`; on a CPU valid until the next batch only."""
+        state = {name: values.cpu().numpy() for name, values in self._tensors().items()}
+        state["tokens_split"] = self.tokens_split
+        if self.core is not None:
+            state |= {"real_count": np.asarray(self.core.real.count), "null_count": np.asarray(self.core.null.count)}
+        return state | (self.reduced or {})
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take over the `state` of another instance for the same FFN: what follows is as if it went on, bit for bit."""
+        if "candidates" in state:
+            self.set_core(torch.from_numpy(np.array(state["candidates"])))
+            assert self.core is not None
+            self.core.real.count, self.core.null.count = int(state["real_count"]), int(state["null_count"])
+            if "last" in state:
+                self.core.last = tuple(torch.from_numpy(np.array(state[name])).to(self.device)[None] for name in _LAST)
+        for name, values in self._tensors().items():
+            # What was stacked with longer rows is padded.
+            values.copy_(torch.from_numpy(np.array(state[name])[tuple(map(slice, values.shape))]))
+        self.tokens_split = np.array(state["tokens_split"])
+        if REDUCED[0] in state:
+            self.reduced = {name: np.asarray(state[name]) for name in REDUCED}
+
+    def counts(self) -> torch.Tensor:
+        """Tokens of every split, of the cross moments and of their null, float64 (SPLITS + 2,): they add up like sums."""
+        pairs = (0, 0) if self.core is None else (self.core.real.count, self.core.null.count)
+        return torch.tensor([*self.tokens_split, *pairs], dtype=torch.float64, device=self.device)
+
+    def set_counts(self, counts: torch.Tensor) -> None:
+        """Take over `counts`."""
+        *tokens, real, null = (int(count) for count in counts.tolist())
+        self.tokens_split[:] = tokens
+        if self.core is not None:
+            self.core.real.count, self.core.null.count = real, null
+
+    def additive(self) -> list[torch.Tensor]:
+        """Every tensor that is a sum over tokens, all float64."""
+        pairs = () if self.core is None else (self.core.real, self.core.null)
+        moments = (tensor for pair in pairs for tensor in (pair.cross, pair.channel, pair.other))
+        return [*self.sums.values(), self.split_q2, self.read_power, *moments]
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        own = {**self.sums, "sum_q2_split": self.split_q2, "max_abs_u": self.max_abs_u, "read_power": self.read_power}
+        return own if self.core is None else own | self.core.tensors()
+
+    def _zeros(self, *shape: int) -> torch.Tensor:
+        return torch.zeros(shape, dtype=torch.float64, device=self.device)
+
+
+class FFNStatistics:
+    """The statistics of one FFN: one `ChannelStatistics`, or one per routed expert."""
+
+    def __init__(self, ffn: FFN, device: torch.device) -> None:
+        routed = bool(ffn.experts) or ffn.uses > 1
+        self.experts = ffn.experts
+        self.members = [ChannelStatistics(ffn.width, ffn.read_inputs, device, routed=routed) for _ in ffn.members]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that `state` holds."""
+        return sum(member.nbytes for member in self.members)
+
+    def is_finite(self) -> bool:
+        """Whether no u and no gradient was infinite or NaN so far."""
+        # At once for all experts: one by one a GPU would be waited for thousands of times a batch.
+        squares = [member.sums[name] for member in self.members for name in ("sum_u2", "sum_s2", "sum_q2")]
+        return math.isfinite(float(torch.stack(squares).sum()))
+
+    def collect(self, group: Group) -> None:
+        """Move what the processes of ``group`` have summed to the first; the others go on from zero."""
+        counts = [member.counts() for member in self.members]
+        group.collect([*counts, *(tensor for member in self.members for tensor in member.additive())],
+                      [member.max_abs_u for member in self.members])
+        for member, count in zip(self.members, counts, strict=True):
+            member.set_counts(count)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """`ChannelStatistics.state`; of experts with the dimension ``expert`` where the atlas has it."""
+        states = [member.state() for member in self.members]
+        if not self.experts:
+            return states[0]
+        return {name: np.stack([state[name] for state in states], axis=_expert_axis(name)) for name in states[0]}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take over the `state` of another instance for the same FFN."""
+        for index, member in enumerate(self.members):
+            member.restore({name: np.take(values, index, _expert_axis(name)) for name, values in state.items()}
+                           if self.experts else state)
+
+
+def _expert_axis(name: str) -> int:
+    variable = schema.STACK_VARIABLE_BY_NAME.get(name)
+    return variable.dimensions.index("layer") if variable is not None else 0
+
+
+class CoreCorrelation:
+    """Cross moments of q between all channels and c candidates, and the same with a shift as null.
+
+    The null pairs each sequence's q with the candidates' q of the sequence before it: same
+    marginals, same positions, no shared text. Tokens that were routed are paired with those half
+    of their batch away. Where several processes measure, the sequence before is the one before in
+    the same process; the real moments are those of one process.
+    """
+
+    def __init__(self, candidates: torch.Tensor, n_channels: int, *, routed: bool = False) -> None:
+        self.candidates = candidates
+        self.routed = routed
+        self.real = _PairSums(n_channels, len(candidates), candidates.device)
+        self.null = _PairSums(n_channels, len(candidates), candidates.device)
+        self.last: tuple[torch.Tensor, ...] | None = None
+
+    def add(self, q: torch.Tensor, q_total: torch.Tensor, q2: torch.Tensor) -> None:
+        """Add q (sequence, token, m) with its sums over tokens ``q_total`` and ``q2`` (sequence, m)."""
+        core, core_total, core_q2 = q[..., self.candidates], q_total[:, self.candidates], q2[:, self.candidates]
+        self.real.add(q, core, q_total, q2, core_total, core_q2)
+        if self.routed:
+            if q.shape[1] > 1:
+                self.null.add(q, core.roll(q.shape[1] // 2, 1), q_total, q2, core_total, core_q2)
+            return
+        if self.last is None:
+            self.null.add(q[1:], core[:-1], q_total[1:], q2[1:], core_total[:-1], core_q2[:-1])
+        else:
+            before, before_total, before_q2 = self.last
+            self.null.add(
+                q, torch.cat([before, core[:-1]]), q_total, q2,
+                torch.cat([before_total, core_total[:-1]]), torch.cat([before_q2, core_q2[:-1]]),
+            )
+        self.last = (core[-1:].clone(), core_total[-1:].clone(), core_q2[-1:].clone())
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything it holds between two batches, by name."""
+        tensors = {"candidates": self.candidates}
+        for name, pair in (("real", self.real), ("null", self.null)):
+            tensors |= {f"{name}_cross": pair.cross, f"{name}_channel": pair.channel, f"{name}_other": pair.other}
+        if self.last is not None:
+            tensors |= {name: values[0] for name, values in zip(_LAST, self.last, strict=True)}
+        return tensors
+
+
+class _PairSums:
+    """Raw sums that Pearson correlations between m channels and c others follow from."""
+
+    def __init__(self, n_channels: int, n_others: int, device: torch.device) -> None:
+        self.count = 0
+        self.cross = torch.zeros(n_channels, n_others, dtype=torch.float64, device=device)
+        self.channel = torch.zeros(2, n_channels, dtype=torch.float64, device=device)
+        self.other = torch.zeros(2, n_others, dtype=torch.float64, device=device)
+
+    def add(
+        self, q: torch.Tensor, other: torch.Tensor, q_total: torch.Tensor, q2: torch.Tensor,
+        other_total: torch.Tensor, other_q2: torch.Tensor,
+    ) -> None:
+        if not len(q):
+            return
+        self.count += q.shape[0] * q.shape[1]
+        self.cross += q.reshape(-1, q.shape[-1]).T @ other.reshape(-1, other.shape[-1])
+        self.channel += torch.stack([q_total.sum(0), q2.sum(0)])
+        self.other += torch.stack([other_total.sum(0), other_q2.sum(0)])
+
+    def correlation(self, columns: np.ndarray) -> np.ndarray:
+        """Pearson correlations with the candidates at ``columns``, float64 (m, len(columns))."""
+        channel, other = self.channel.cpu().numpy(), self.other.cpu().numpy()[:, columns]
+        return labels.pearson(
+            self.cross.cpu().numpy()[:, columns], channel[0], channel[1], other[0], other[1], self.count
+        )
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    return x if x.dtype == torch.float64 else x.float()

@@ -1,0 +1,352 @@
+"""The pass over the calibration tokens for a model larger than memory: one block at a time.
+
+Forward, every block's inputs are kept; then the loss gives the gradient behind the last block, and the
+blocks run again in reverse, each from its kept inputs, with autograd. The weights are read twice: once in
+each direction. With those of opening the model (`chanfmt.models.streaming.streamed`) and of the FFNs for what rests
+on weights alone, a build reads them four times.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from chanfmt.base.errors import ChanfmtError, ModelError
+from chanfmt.base.files import atomic_file
+from chanfmt.building.capture import Capture
+from chanfmt.building.derive import reduce
+from chanfmt.building.loss import explained, tokens_at_once
+from chanfmt.building.measure import Measurement, split_ranges, usual_batch
+from chanfmt.building.state import PassState, StreamState
+from chanfmt.building.statistics import FFNStatistics
+from chanfmt.models.run import eager_experts
+from chanfmt.models.streaming.chain import Call
+from chanfmt.models.streaming.spool import Spooled, bytes_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    import numpy as np
+
+    from chanfmt.building.loss import Loss
+    from chanfmt.data.tokens import CalibrationTokens
+    from chanfmt.format.records import LabelSettings
+    from chanfmt.models.ffn import FFN
+    from chanfmt.models.streaming.chain import Chain
+    from chanfmt.models.streaming.spool import Spool
+    from chanfmt.models.streaming.streamed import StreamedModel
+
+
+class Shelf(Sequence[FFNStatistics]):
+    """The statistics of finished FFNs, in a spool: each is made anew, on the CPU, whenever it is asked for.
+
+    All of them in memory would grow with the number of blocks, which is what streaming is to avoid.
+    """
+
+    def __init__(self, spool: Spool) -> None:
+        self.spool = spool
+        self.states: list[Spooled] = []
+        self._ffns: list[FFN] = []
+
+    def put_first(self, ffn: FFN, state: Mapping[str, np.ndarray]) -> None:
+        """Put `FFNStatistics.state` of ``ffn`` before those that are here."""
+        self.states.insert(0, Spooled(self.spool, ("statistics", len(self)), state))
+        self._ffns.insert(0, ffn)
+
+    def __len__(self) -> int:
+        return len(self._ffns)
+
+    def __getitem__(self, index: int) -> FFNStatistics:  # type: ignore[override]
+        statistics = FFNStatistics(self._ffns[index], torch.device("cpu"))
+        statistics.restore(dict(self.states[index]))
+        return statistics
+
+
+@dataclass
+class StreamedMeasurement(Measurement):
+    """What a streamed pass yields; between two steps, what it has so far.
+
+    Attributes:
+        statistics: Of the FFNs of finished blocks, which are the model's last; all of them in the end.
+        block: The first finished block; the number of blocks while there is none.
+        fresh: Whether a block was finished since the last checkpoint.
+        gradient: Gives the gradient of the loss by what that block reads, batch by batch in order.
+        gradient_sha256: Of the file that `save_gradient` wrote last.
+    """
+
+    statistics: Shelf
+    block: int = 0
+    fresh: bool = False
+    gradient: Callable[[], Iterator[torch.Tensor]] = lambda: iter(())
+    gradient_sha256: str = ""
+
+    @property
+    def nbytes(self) -> int:
+        return sum(state.nbytes for state in self.statistics.states)
+
+    def laid_aside(self, number: int, variables: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        return Spooled(self.statistics.spool, ("variables", number), variables)
+
+    def state(self) -> PassState:
+        return PassState(self.sequences, self.batch_size, self.loss, list(self.statistics.states),
+                         StreamState(self.block, self.gradient_sha256))
+
+    def save_gradient(self, path: Path) -> None:
+        """Write the gradient to ``path`` and remember its digest. Raises `ChanfmtError` where that cannot be written."""
+        digest = hashlib.sha256()
+        with atomic_file(path) as temporary, temporary.open("wb") as file:
+            for gradient in self.gradient():
+                data = bytes_of(gradient)
+                digest.update(data)
+                file.write(data)
+        self.gradient_sha256 = digest.hexdigest()
+
+
+def measure_streamed(
+    streamed: StreamedModel,
+    tokens: CalibrationTokens,
+    spool: Spool,
+    *,
+    settings: LabelSettings,
+    loss: Loss,
+    batch_size: int | None = None,
+    progress: Callable[[int], object] = lambda sequences: None,
+    start: PassState | None = None,
+    gradient: Path | None = None,
+    after_batch: Callable[[StreamedMeasurement], object] = lambda measurement: None,
+) -> StreamedMeasurement:
+    """Accumulate the statistics of all FFNs over ``tokens``, as `chanfmt.building.measure.measure` does.
+
+    Args:
+        spool: Keeps block inputs and the statistics of finished blocks; empty, and open as long as the result is used.
+        settings: Of the labels; redundancy is reduced to the core as soon as a block is finished.
+        batch_size: Sequences in a batch; None picks one and halves it when memory runs out.
+        progress: Called with the number of sequences that passed through a block, in either direction, see `steps`.
+        start: Where an earlier pass over the same tokens stood; forward passes are repeated as far as they are needed.
+        gradient: The file that `StreamedMeasurement.save_gradient` wrote then.
+        after_batch: Called after every batch of every block, and after every block that is finished.
+
+    Raises:
+        ModelError: The loss or a gradient is not finite.
+        ChanfmtError: Memory or the spool's disk runs out, or ``gradient`` is not what was written.
+    """
+    ids = torch.from_numpy(tokens.ids).long()
+    size = batch_size or usual_batch(streamed.chain.device, ids.shape[1])
+    if start is not None:
+        size = start.batch_size
+    while True:
+        run = _Pass(streamed, spool, ids, _batches(tokens.split_of, size), settings, loss, progress, after_batch)
+        try:
+            with eager_experts(streamed.chain.model):
+                return run.result(size, start, gradient)
+        except torch.OutOfMemoryError:
+            if batch_size is not None or start is not None or size == 1:
+                raise ChanfmtError(
+                    f"out of memory with {size} sequences in a batch",
+                    hint="use a smaller --batch-size, --seq-len or --spool-limit, --dtype bfloat16, or --device cpu",
+                ) from None
+        if streamed.chain.device.type == "cuda":
+            torch.cuda.empty_cache()
+        spool.clear()
+        progress(-run.done)
+        size //= 2
+
+
+def steps(streamed: StreamedModel, sequences: int) -> int:
+    """What `measure_streamed` reports of progress, in all."""
+    return 2 * len(streamed.chain) * sequences
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Sequences ``start`` to ``stop`` (excluded), which belong to one split."""
+
+    start: int
+    stop: int
+    split: int
+
+    @property
+    def sequences(self) -> int:
+        return self.stop - self.start
+
+
+def _batches(split_of: np.ndarray, size: int) -> list[_Batch]:
+    """The batches of `measure`: those of a split, then those of the next."""
+    return [_Batch(start, min(start + size, last), split)
+            for split, (first, last) in enumerate(split_ranges(split_of)) for start in range(first, last, size)]
+
+
+class _Pass:
+    """One pass. The spool holds under (i, b) what block i reads of batch b, or the gradient of the loss by it."""
+
+    def __init__(
+        self, streamed: StreamedModel, spool: Spool, ids: torch.Tensor, batches: list[_Batch], settings: LabelSettings,
+        loss: Loss, progress: Callable[[int], object], after_batch: Callable[[StreamedMeasurement], object],
+    ) -> None:
+        self.chain: Chain = streamed.chain
+        self.spool = spool
+        self.ids = ids
+        self.batches = batches
+        self.settings = settings
+        self.loss = loss
+        self.progress = progress
+        self.after_batch = after_batch
+        self.done = 0
+        self.ffns: list[list[FFN]] = [[] for _ in range(len(self.chain))]
+        for ffn in streamed.ffns:
+            number = self.chain.number_of(ffn.container)
+            assert number is not None
+            self.ffns[number].append(ffn)
+        self.lowest = next(number for number, ffns in enumerate(self.ffns) if ffns)
+        """Nothing before this block needs a gradient."""
+
+    def result(self, size: int, start: PassState | None, gradient: Path | None) -> StreamedMeasurement:
+        count = len(self.chain)
+        found = StreamedMeasurement(Shelf(self.spool), self.loss.terms(self.ids.shape[1]), size, len(self.ids), block=count)
+        found.gradient = lambda: (self.spool.get((found.block, place)) for place in range(len(self.batches)))
+        self.found = found
+        if start is None:
+            calls = self._begin()
+            for number in range(count):
+                self._forward(number, calls)
+            self._end()
+        else:
+            assert start.stream is not None
+            assert gradient is not None
+            found.block, found.loss, found.gradient_sha256 = start.stream.block, start.loss, start.stream.gradient_sha256
+            self._restore(found.block, start)
+            if found.block > self.lowest:
+                calls = self._begin()
+                for number in range(found.block - 1):
+                    self._forward(number, calls)
+                self._read_gradient(gradient, start.stream)
+            self._advance((2 * count - found.block) * len(self.ids) - self.done)
+        for number in reversed(range(self.lowest, found.block)):
+            for ffn, statistics in reversed(self._backward(number, calls)):
+                found.statistics.put_first(ffn, statistics.state())
+            found.block, found.fresh = number, True
+            for place in range(len(self.batches)):
+                self.spool.drop((number + 1, place))
+            self.after_batch(found)
+        self._advance(self.lowest * len(self.ids))
+        return found
+
+    def _begin(self) -> list[list[Call]]:
+        """Keep what the first block reads. Returns what the blocks are called with, for each batch."""
+        calls: list[list[Call]] = []
+        for place, batch in enumerate(self.batches):
+            hidden, own = self.chain.calls(partial(self.loss.backward, self._ids(batch)))
+            self.spool.put((0, place), hidden)
+            # Masks and positions are the same for all batches of a size, as a rule, and not small.
+            calls.append(next((other for other in (*calls[:1], *calls[-1:]) if all(map(Call.same, own, other))), own))
+        return calls
+
+    @torch.no_grad()
+    def _forward(self, number: int, calls: list[list[Call]]) -> None:
+        with self.chain.loaded(number):
+            for place, batch in enumerate(self.batches):
+                with explained(tokens_at_once(self._ids(batch))):
+                    hidden = self.chain.run(number, calls[place][number], self._get(number, place))
+                self.spool.put((number + 1, place), hidden)
+                self._advance(batch.sequences)
+                self.after_batch(self.found)
+
+    def _end(self) -> None:
+        """The loss, and its gradient by what the last block returned."""
+        count = len(self.chain)
+        for place, batch in enumerate(self.batches):
+            hidden = self._get(count, place).requires_grad_(True)
+            with self.chain.ending(hidden):
+                nats = self.loss.backward(self._ids(batch))
+            if not math.isfinite(nats):
+                raise ModelError(
+                    f"the loss of sequences {batch.start} to {batch.stop - 1} is not finite; an activation overflowed",
+                    hint="use --dtype float32",
+                )
+            assert hidden.grad is not None
+            self.found.loss += nats
+            self.spool.put((count, place), hidden.grad)
+            self.after_batch(self.found)
+
+    def _backward(self, number: int, calls: list[list[Call]]) -> list[tuple[FFN, FFNStatistics]]:
+        """Run block ``number`` again from what it read, and back; its inputs make room for the gradients by them."""
+        ffns = self.ffns[number]
+        statistics = [FFNStatistics(ffn, self.chain.device) for ffn in ffns]
+        with self.chain.loaded(number):
+            capture = Capture(self.chain.model, ffns, statistics)
+            with capture.running():
+                for place, batch in enumerate(self.batches):
+                    if batch.split:
+                        self._choose_cores(statistics)
+                    capture.begin(batch.sequences, batch.split)
+                    gradient = self._back(number, place, batch, calls[place][number])
+                    _check_finite(ffns, statistics, batch)
+                    if gradient is not None:
+                        self.spool.put((number, place), gradient)
+                    self._advance(batch.sequences)
+                    self.after_batch(self.found)
+        self._choose_cores(statistics)
+        for item in statistics:
+            reduce(item, self.settings)
+        return list(zip(ffns, statistics, strict=True))
+
+    def _back(self, number: int, place: int, batch: _Batch, call: Call) -> torch.Tensor | None:
+        hidden = self._get(number, place).requires_grad_(number > self.lowest)
+        with explained(tokens_at_once(self._ids(batch))), torch.enable_grad():
+            # A block may add to what it reads in place, which autograd allows on a copy only.
+            output = self.chain.run(number, call, hidden.clone())
+            output.backward(self._get(number + 1, place))
+        return hidden.grad
+
+    def _choose_cores(self, statistics: list[FFNStatistics]) -> None:
+        for item in statistics:
+            for member in item.members:
+                if member.core is None:
+                    member.choose_core(self.settings.rho)
+
+    def _restore(self, block: int, start: PassState) -> None:
+        """Move the states in ``start`` into the spool; none of them stays in memory."""
+        for ffn in reversed([ffn for ffns in self.ffns[block:] for ffn in ffns]):
+            self.found.statistics.put_first(ffn, start.ffns.pop())
+
+    def _read_gradient(self, path: Path, state: StreamState) -> None:
+        digest = hashlib.sha256()
+        try:
+            with path.open("rb") as file:
+                for place in range(len(self.batches)):
+                    gradient = torch.empty_like(self.spool.get((0, place)))
+                    data = bytes_of(gradient)
+                    file.readinto(data)
+                    digest.update(data)
+                    self.spool.put((state.block, place), gradient)
+        except OSError as error:
+            raise ChanfmtError(f"cannot read {path}: {error.strerror}", hint="start over without --resume") from None
+        if digest.hexdigest() != state.gradient_sha256:
+            raise ChanfmtError(f"{path} is not what the build wrote there", hint="start over without --resume")
+
+    def _get(self, number: int, place: int) -> torch.Tensor:
+        return self.spool.get((number, place)).to(self.chain.device)
+
+    def _ids(self, batch: _Batch) -> torch.Tensor:
+        return self.ids[batch.start : batch.stop].to(self.chain.device)
+
+    def _advance(self, sequences: int) -> None:
+        self.done += sequences
+        self.progress(sequences)
+
+
+def _check_finite(ffns: list[FFN], statistics: list[FFNStatistics], batch: _Batch) -> None:
+    overflowed = next((ffn for ffn, found in zip(ffns, statistics, strict=True) if not found.is_finite()), None)
+    if overflowed is not None:
+        raise ModelError(
+            f"a gradient of sequences {batch.start} to {batch.stop - 1} overflowed in layer {overflowed.layer_index} "
+            f"({overflowed.container})",
+            hint="use --dtype float32",
+        )

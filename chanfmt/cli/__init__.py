@@ -1,0 +1,1 @@
+"""The `atlas` command: one file per subcommand, and the framework that `surgery` shares."""

@@ -1,0 +1,101 @@
+"""`atlas build`."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING, Any
+
+from chanfmt.base.errors import ChanfmtError
+from chanfmt.base.narrate import say
+from chanfmt.cli import framework
+
+if TYPE_CHECKING:
+    import argparse
+    from pathlib import Path
+
+    from chanfmt.building.options import BuildOptions
+    from chanfmt.format.records import LabelSettings
+
+
+def add(commands: Any) -> None:
+    from chanfmt.building.options import BuildOptions
+    from chanfmt.format.records import LabelSettings
+
+    parser = commands.add_parser("build", help="measure a model and write its atlas", description=(
+        "Measure every FFN channel of MODEL in one pass over calibration text, or given inputs, and write the result to FILE."))
+    framework.add_options(parser, BuildOptions)
+    framework.add_options(parser, LabelSettings)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from chanfmt.building.options import BuildOptions
+    from chanfmt.format.records import LabelSettings
+
+    options = framework.parse_options(arguments, BuildOptions)
+    settings = framework.parse_options(arguments, LabelSettings)
+    from chanfmt.building import distributed
+    from chanfmt.cli.info import info_data, layer_rows, print_layers
+    from chanfmt.format.reader import Atlas
+
+    if distributed.rank():
+        return _follow(options, settings)
+    from chanfmt.building.build import build, plan_build
+
+    if options.dry_run:
+        summary = plan_build(options, settings).summary()
+        if arguments.json:
+            framework.print_json(summary)
+        else:
+            framework.print_table(("", ""), [(key, _cell(value)) for key, value in summary.items()])
+        return 0
+    paths: list[Path] = []
+    try:
+        if options.revisions is None:
+            path = build(options, settings)
+        else:
+            from chanfmt.building.series import build_series
+
+            paths = build_series(options, settings)
+    except ChanfmtError:
+        if distributed.processes() > 1:
+            # What ended the others makes torchrun end this one, while it reports.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise
+    if options.revisions is not None:
+        if arguments.json:
+            framework.print_json([str(path) for path in paths])
+        else:
+            names = " ".join(map(str, paths))
+            say(f"draw them with: atlas trajectory {names} -o {options.path}-trajectory", quiet=options.quiet)
+        return 0
+    say(f"wrote {path}; browse it with: atlas-tui {path}", quiet=options.quiet)
+    with Atlas.open(path) as atlas:
+        if arguments.json:
+            framework.print_json(info_data(atlas))
+        else:
+            print_layers(atlas, layer_rows(atlas))
+    return 0
+
+
+def _follow(options: BuildOptions, settings: LabelSettings) -> int:
+    """Be one of torchrun's processes that leave all reports to the first."""
+    if options.dry_run:
+        return 0
+    try:
+        from chanfmt.building.build import build
+        from chanfmt.building.series import build_series
+
+        (build if options.revisions is None else build_series)(options, settings)
+    except ChanfmtError as error:
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,0 +1,136 @@
+"""`atlas info`, and the layer table that other commands print too."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from chanfmt.base.text import printable, significant
+from chanfmt.cli import framework
+
+if TYPE_CHECKING:
+    import argparse
+
+    import numpy as np
+
+    from chanfmt.format.reader import Atlas
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("info", help="what an atlas holds, layer by layer")
+    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from chanfmt.format.reader import Atlas
+
+    with Atlas.open(arguments.file, contained=True) as atlas:
+        data = info_data(atlas)
+        if arguments.json:
+            framework.print_json(data)
+            return 0
+        model, calibration, labels = data["model"], data["calibration"], data["labels"]
+        revision = f" at {model['revision'][:12]}" if model["revision"] else ""
+        lines = [
+            ("model", f"{model['id']}{revision} ({model['model_type']}, {model['parameters']:,} parameters, "
+                      f"measured in {model['dtype']})"),
+            ("calibration", f"{calibration['sequences']} x {calibration['seq_len']} tokens of "
+                            f"{', '.join(calibration['sources'])}"),
+            *(("inputs", text) for text in dict.fromkeys(calibration["inputs"]) if text),
+            ("loss", f"{calibration['loss']}; mean {calibration['mean_loss']:.3f}"),
+            ("labels", f"supernodes: top {labels['rho']:.2%} by {labels['score']}; halo: next {labels['eta']:.0%} by "
+                       f"connectivity to {labels['support_size']} dimensions"),
+            ("file", f"{data['format']} {data['format_version']}, {data['status']}, {data['producer']}, {data['created']}"),
+            ("digest", data["content_sha256"]),
+            *([("source", atlas.hub_source)] if atlas.hub_source else []),
+        ]
+        for name, text in lines:
+            print(f"{name:<12} {printable(text)}")
+        print()
+        print_layers(atlas, data["layers"])
+    return 0
+
+
+def info_data(atlas: Atlas) -> dict[str, Any]:
+    """What `atlas info --json` prints."""
+    import dataclasses
+
+    calibration = atlas.calibration
+    return {
+        "file": atlas.hub_source or str(atlas.path),
+        **atlas.identity(),
+        "calibration": {
+            "sources": [row.source for row in calibration.contributions],
+            "sequences": calibration.sequences,
+            "seq_len": calibration.seq_len,
+            "tokens": calibration.tokens,
+            "tokens_stored": calibration.token_ids is not None,
+            "inputs": [row.inputs for row in calibration.contributions],
+            "loss": calibration.loss,
+            "mean_loss": calibration.mean_loss,
+            "metric_definition": calibration.metric_definition,
+        },
+        "labels": dataclasses.asdict(atlas.labels),
+        "stacks": {name: {"kind": stack.kind, "gated": stack.gated, "activation": stack.activation,
+                          "layers": len(stack.layers), "channels": stack.n_channels, "experts": stack.n_experts}
+                   for name, stack in atlas.stacks.items()},
+        "layers": layer_rows(atlas),
+        "build": {"seconds": atlas.producer.seconds, "peak_memory_bytes": atlas.producer.peak_memory_bytes,
+                  "hardware": atlas.producer.hardware, "versions": dict(atlas.producer.versions),
+                  "command": atlas.producer.command},
+    }
+
+
+def layer_rows(atlas: Atlas) -> list[dict[str, Any]]:
+    """One row of numbers per FFN, in model order."""
+    import numpy as np
+
+    from chanfmt.analysis.concentration import concentration
+    from chanfmt.format import schema
+
+    rows = []
+    for block, stack in atlas.rows():
+        lp, label = stack.row("lp", block.row).ravel(), stack.row("label", block.row).ravel()
+        numbers = concentration(lp, atlas.labels.rho)
+        row: dict[str, Any] = {
+            "layer": block.layer_index, "stack": block.stack, "channels": int(lp.size),
+            "lp_mass": numbers.mass, "top_share": numbers.top_share,
+            "effective_channels": numbers.effective_channels, "max_over_mean": numbers.max_over_mean,
+            "gini": numbers.gini,
+            "supernodes": int((label == schema.LABEL_SUPERNODE).sum()), "halo": int((label == schema.LABEL_HALO).sum()),
+        }
+        for name in ("redundancy", "redundancy_null"):
+            row[f"halo_{name}"] = _median(stack.row(name, block.row).ravel()[label == schema.LABEL_HALO]) \
+                if name in stack else float("nan")
+        if "core_covered" in stack:
+            row["core_covered"] = float(np.mean(stack.row("core_covered", block.row)))
+        rows.append(row)
+    return rows
+
+
+def print_layers(atlas: Atlas, rows: list[dict[str, Any]]) -> None:
+    """`layer_rows` as a table on stdout."""
+    framework.print_table(*layer_table(atlas, rows))
+
+
+def layer_table(atlas: Atlas, rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of `layer_rows`."""
+    several = len(atlas.stacks) > 1
+    headings = ["layer", *(["stack"] if several else []), "channels", "LP mass",
+                f"top {atlas.labels.rho * 100:.3g}%", "n_eff", "max/mean", "super", "halo", "halo red", "null"]
+    return headings, [
+        [str(row["layer"]), *([row["stack"]] if several else []), f"{row['channels']:,}",
+         significant(row["lp_mass"], 3), f"{row['top_share']:.1%}",
+         significant(row["effective_channels"], 4), significant(row["max_over_mean"], 4),
+         str(row["supernodes"]), str(row["halo"]),
+         significant(row["halo_redundancy"], 2), significant(row["halo_redundancy_null"], 2)]
+        for row in rows
+    ]
+
+
+def _median(values: np.ndarray) -> float:
+    import numpy as np
+
+    values = values[~np.isnan(values)]
+    return float(np.median(values)) if len(values) else float("nan")

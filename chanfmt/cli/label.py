@@ -1,0 +1,117 @@
+"""`atlas label`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from chanfmt.base.narrate import say
+from chanfmt.cli import framework
+
+if TYPE_CHECKING:
+    import argparse
+
+    from chanfmt.format.records import AtlasContent, LabelSettings
+
+
+def add(commands: Any) -> None:
+    import dataclasses
+    import typing
+
+    from chanfmt.format.records import LabelSettings
+
+    parser = commands.add_parser("label", help="label an atlas again with other settings", description=(
+        "Label FILE again. Settings that are not given stay as they are in the file."))
+    parser.add_argument("file", metavar="FILE")
+    kinds = typing.get_type_hints(LabelSettings)
+    for field in dataclasses.fields(LabelSettings):
+        if "help" in field.metadata:
+            parser.add_argument(field.metadata.get("flag", f"--{field.name}"), dest=field.name, type=kinds[field.name],
+                                help=f"{field.metadata['help']} (default: as in FILE)")
+    parser.add_argument("--model", metavar="MODEL",
+                        help="the measured model (Hub id, directory or .gguf file), to compute connectivity from its weights")
+    parser.add_argument("-o", dest="output", metavar="FILE", help="atlas to write (default: FILE itself)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    import dataclasses
+    from pathlib import Path
+
+    from chanfmt.algebra.relabel import relabelled, relabelled_with_weights
+    from chanfmt.algebra.rewrite import noted
+    from chanfmt.base.errors import UsageError
+    from chanfmt.base.files import check_target
+    from chanfmt.format.reader import Atlas
+    from chanfmt.format.writer import write_atlas
+    from chanfmt.hub.names import is_address
+
+    given = {name: value for name, value in _settings(arguments).items() if value is not None}
+    if not given and arguments.model is None:
+        raise UsageError("no setting to change was given",
+                         hint="give one of --rho --eta --support --alpha --gamma, or the weights with --model")
+    if arguments.output is None and is_address(arguments.file):
+        raise UsageError(f"{arguments.file} is on the Hub", hint="say where the result goes: add -o FILE")
+    output = Path(arguments.output or arguments.file)
+    check_target(output, overwrite=arguments.overwrite)
+    # A damaged file must not come out with a fresh digest.
+    with Atlas.open(arguments.file, verify=True, contained=True) as atlas:
+        before, digest, source = atlas.content(), atlas.content_sha256, atlas.hub_source
+    settings = dataclasses.replace(before.labels, **given)
+    details: dict[str, Any] = {"labels": {name: getattr(settings, name) for name in _settings(arguments)}}
+    if arguments.model is None:
+        after = relabelled(before, settings)
+    else:
+        from chanfmt.models.stored.weights import StoredWeights
+
+        settings.check()
+        after = relabelled_with_weights(before, settings, StoredWeights.open(arguments.model, before.model))
+        details["weights"] = before.model.fingerprint
+    lost = [name for name in after.dropped if name not in before.dropped]
+    if lost:
+        say(f"note: dropped {', '.join(lost)}, which the new settings leave without a meaning")
+    if "redundancy" in lost:
+        say("note: the protection factor is 1 everywhere; only a build measures redundancy")
+    if after.core_rho != settings.rho:
+        say(f"note: connectivity and redundancy still refer to the top {after.core_rho:.4g} of channels; "
+                    "--model computes connectivity anew")
+    written = write_atlas(noted(after, "label", [digest], [source], **details), output)
+    rows = _changes(before, after)
+    say(f"wrote {output}; {sum(row['moved'] for row in rows):,} labels changed")
+    if arguments.json:
+        framework.print_json({"file": str(output), "content_sha256": written, "labels": dataclasses.asdict(settings),
+                            "core_rho": after.core_rho, "dropped": list(after.dropped), "layers": rows})
+    else:
+        _print(rows, settings)
+    return 0
+
+
+def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in ("rho", "eta", "support_size", "alpha", "gamma")}
+
+
+def _changes(before: AtlasContent, after: AtlasContent) -> list[dict[str, Any]]:
+    """One row per FFN, in model order: how many channels carry each label now and did before."""
+    from chanfmt.format import schema
+
+    labels = [{stack.name: stack.variables["label"] for stack in content.stacks} for content in (before, after)]
+    rows = []
+    for block in after.blocks:
+        old, new = (found[block.stack][block.row] for found in labels)
+        row: dict[str, Any] = {"layer": block.layer_index, "stack": block.stack, "channels": int(new.size)}
+        for name, value in (("supernodes", schema.LABEL_SUPERNODE), ("halo", schema.LABEL_HALO)):
+            row |= {name: int((new == value).sum()), f"{name}_before": int((old == value).sum())}
+        rows.append(row | {"moved": int((old != new).sum())})
+    return rows
+
+
+def _print(rows: list[dict[str, Any]], settings: LabelSettings) -> None:
+    several = len({row["stack"] for row in rows}) > 1
+    headings = ["layer", *(["stack"] if several else []), "channels", f"top {settings.rho * 100:.3g}%", "before", "halo",
+                "before", "changed"]
+    framework.print_table(headings, [
+        [str(row["layer"]), *([row["stack"]] if several else []), f"{row['channels']:,}", str(row["supernodes"]),
+         str(row["supernodes_before"]), str(row["halo"]), str(row["halo_before"]), str(row["moved"])]
+        for row in rows
+    ])

@@ -1,0 +1,81 @@
+"""`atlas report`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from chanfmt.base.narrate import progress_bar, say
+from chanfmt.cli import framework
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+    from chanfmt.reporting.make import Report
+
+    Progress = Callable[[int], Callable[[], object]]
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("report", help="what an atlas shows, with figures, beside what the paper found", description=(
+        "Write a directory with report.html (one self-contained page), report.md, report.json, figures/ (PNG and SVG) and "
+        "data/ (CSV): concentration, its factors, controls, the halo's redundancy, read connectivity, stability."))
+    parser.add_argument("file", metavar="FILE")
+    add_output(parser)
+    parser.set_defaults(run=_run)
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Add what `publish` reads."""
+    parser.add_argument("-o", dest="output", metavar="DIR", required=True, help="directory to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier report there")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON as well")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from chanfmt.format.reader import Atlas
+    from chanfmt.reporting.make import make_report
+
+    def make(progress: Progress) -> Report:
+        with Atlas.open(arguments.file, contained=True) as atlas:
+            return make_report(atlas, progress)
+
+    return publish(arguments, make)
+
+
+def publish(arguments: argparse.Namespace, make: Callable[[Progress], Report]) -> int:
+    """Write what ``make`` gives to ``arguments.output`` and say what it shows; the exit code of the command."""
+    from pathlib import Path
+
+    from chanfmt.base.errors import UsageError
+    from chanfmt.base.files import check_target
+    from chanfmt.reporting.pages import write_report
+
+    output = Path(arguments.output)
+    check_target(output, overwrite=arguments.overwrite, directory=True)
+    if output.is_dir() and any(output.iterdir()) and not (output / "report.json").is_file():
+        raise UsageError(f"{output} holds something else than a report", hint="choose another -o")
+    bars: list[Any] = []
+
+    def progress(steps: int) -> Callable[[], object]:
+        bars.append(progress_bar(steps, "step", "report"))
+        return bars[0].update
+
+    try:
+        report = make(progress)
+    finally:
+        for bar in bars:
+            bar.close()
+    files = write_report(report, output)
+    for note in report.notes:
+        say(f"note: {note}")
+    if arguments.json:
+        framework.print_json(report.as_json())
+    else:
+        for section in report.sections:
+            for claim in section.claims:
+                print(f"{claim.verdict:<14}  {claim.statement}: {claim.measured} (the paper: {claim.paper})")
+            for text in section.missing:
+                say(f"missing from {section.title.lower()}: {text}")
+    say(f"wrote {output / 'report.html'} and {len(files) - 1} other files")
+    return 0

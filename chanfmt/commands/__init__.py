@@ -1,4 +1,0 @@
-"""The subcommands of `atlas`, one module each: `add` declares the options, the rest runs.
-
-Importing a module here loads neither torch nor h5py; a command loads what it needs when it runs.
-"""

@@ -1,0 +1,1 @@
+"""Calibration text and arrays, and the sequences drawn from them."""

@@ -1,0 +1,60 @@
+"""Who gives how many of the calibration sequences: what ``--calib`` says, as numbers."""
+
+from __future__ import annotations
+
+import math
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+from chanfmt.base.errors import UsageError
+from chanfmt.data.text import ARRAYS, FILES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+def read_weights(calib: Sequence[str]) -> dict[str, float]:
+    """``SOURCE`` or ``SOURCE=WEIGHT`` as source to weight, 1 where none is given.
+
+    Raises:
+        UsageError: No source, one that is named twice, or a weight that is not a positive number.
+    """
+    weights: dict[str, float] = {}
+    for text in calib:
+        source, mark, weight = text.rpartition("=")
+        # A file may have the mark in its own name.
+        if not mark or PurePath(text).suffix in (*FILES, *ARRAYS):
+            source, weight = text, "1"
+        if not source:
+            raise UsageError(f"--calib {text!r} names no source")
+        if source in weights:
+            raise UsageError(f"--calib names {source} twice", hint=f"give it a weight: --calib {source}=2")
+        try:
+            weights[source] = float(weight)
+        except ValueError:
+            raise UsageError(f"--calib {text}: the weight {weight!r} is not a number") from None
+        if not 0 < weights[source] < math.inf:
+            raise UsageError(f"--calib {text}: a weight must be a positive number")
+    if not weights:
+        raise UsageError("--calib names no source")
+    return weights
+
+
+def divide(weights: Mapping[str, float], sequences: int) -> dict[str, int]:
+    """``sequences`` in proportion to ``weights``, by largest remainders; the same whatever the order.
+
+    Raises:
+        UsageError: A source would get none.
+    """
+    largest = max(weights.values())
+    total = math.fsum(weight / largest for weight in weights.values())
+    exact = {source: weights[source] / largest / total * sequences for source in sorted(weights)}
+    counts = {source: math.floor(value) for source, value in exact.items()}
+    remainders = sorted(exact, key=lambda source: counts[source] - exact[source])
+    for source in remainders[: sequences - sum(counts.values())]:
+        counts[source] += 1
+    for source, count in counts.items():
+        if not count:
+            raise UsageError(f"--sequences {sequences} leaves no sequence for {source}",
+                             hint="use more --sequences, or give it a larger weight")
+    return counts

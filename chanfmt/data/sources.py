@@ -1,0 +1,112 @@
+"""Sequences of one or several sources: drawn apart, measured together, each with its contribution."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from chanfmt import __version__
+from chanfmt.base.narrate import say
+from chanfmt.data.text import read_text
+from chanfmt.data.tokens import CalibrationTokens, canonical, check_vocabulary, sample, tokenize, tokenize_documents
+from chanfmt.format.records import Contribution
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from chanfmt.data.arrays import CalibrationInputs
+    from chanfmt.format.records import ModelRecord
+
+
+@dataclass(frozen=True)
+class Source:
+    """The sequences that one source gives.
+
+    Attributes:
+        name: As recorded in the atlas.
+        revision: SHA-256 of its text or file, or of its token ids where it has neither.
+        blocks: Blocks that there were to draw from.
+        ids: Token ids of the blocks drawn, int32 (sequence, position); none where the model is given other arrays.
+        inputs: Of a file of inputs its arrays, `chanfmt.data.arrays.InputFile.layout`.
+    """
+
+    name: str
+    revision: str
+    blocks: int
+    ids: np.ndarray
+    inputs: str = ""
+
+
+def draw_text(
+    source: str, sequences: int, seq_len: int, seed: int, *, config: Any, tokenizer: Any, model: str, quiet: bool = False
+) -> Source:
+    """``sequences`` of ``seq_len`` tokens from the calibration text of ``source``, or all where there are fewer.
+
+    Args:
+        config, tokenizer, model: The model's, and its name for messages.
+        quiet: Do not say what differs from what was asked.
+
+    Raises:
+        UsageError: The source cannot be had, or has not one sequence.
+        ModelError: The tokenizer cannot take the text, or has tokens that the model has not.
+    """
+    text = read_text(source, "calibrate", quiet=quiet)
+    if text.documents and tokenizer.eos_token_id is not None:
+        token_ids = tokenize_documents(tokenizer, text)
+    else:
+        if text.documents:
+            say(f"note: the tokenizer of {model} has no EOS; the documents of {text.source} are joined by a blank line",
+                quiet=quiet)
+        token_ids = tokenize(tokenizer, text)
+    check_vocabulary(config, tokenizer, token_ids, model)
+    ids = sample(token_ids, sequences, seq_len, seed, source).ids
+    if len(ids) < sequences:
+        say(f"note: {text.source} has {len(token_ids)} tokens, {len(ids)} different sequences of {seq_len}, "
+            f"not {sequences}; using them all", quiet=quiet)
+    return Source(text.source, text.revision, len(token_ids) // seq_len, ids)
+
+
+def together(sources: Sequence[Source], *, quiet: bool = False) -> tuple[tuple[Source, ...], CalibrationTokens]:
+    """The sources in an order of their own, whatever the one given, and all their sequences in canonical order.
+
+    A sequence that several sources have counts for the first of them, and a note says how many there are.
+    """
+    ordered = tuple(sorted(sources, key=lambda source: (source.name, source.revision)))
+    counts = [len(source.ids) for source in ordered]
+    tokens = canonical(np.concatenate([source.ids for source in ordered]), np.repeat(np.arange(len(ordered)), counts))
+    if len(tokens.ids) < sum(counts):
+        say(f"note: {sum(counts) - len(tokens.ids)} of {sum(counts)} calibration sequences occur twice and are counted once",
+            quiet=quiet)
+    return ordered, tokens
+
+
+def contributions(
+    sources: Sequence[Source], tokens: CalibrationTokens | CalibrationInputs, count: int, model: ModelRecord
+) -> tuple[tuple[Contribution, ...], np.ndarray]:
+    """The contributions to the first ``count`` sequences, by id, and the row of each sequence, int32 (sequence,)."""
+    source_of = tokens.source_of[:count]
+    rows = []
+    for number, source in enumerate(sources):
+        sha256 = [digest for digest, of in zip(tokens.sha256, source_of, strict=False) if of == number]
+        if not sha256:
+            continue
+        # The same measurement has the same id, whoever makes it and in however many sessions.
+        identity = "\n".join([model.fingerprint, model.config_sha256, model.dtype, *sha256])
+        rows.append((number, Contribution(
+            id=hashlib.sha256(identity.encode()).hexdigest()[:32],
+            source=source.name,
+            revision=source.revision,
+            range=f"0:{source.blocks}",
+            sequences=len(sha256),
+            tokens=len(sha256) * tokens.seq_len,
+            producer=f"chanfmt {__version__}",
+            inputs=source.inputs,
+        )))
+    rows.sort(key=lambda row: row[1].id)
+    position = np.zeros(len(sources), dtype=np.int32)
+    for index, (number, _) in enumerate(rows):
+        position[number] = index
+    return tuple(row for _, row in rows), position[source_of]

@@ -1,0 +1,217 @@
+"""Text to measure on: files, data sets, and the language reference that ships with Python.
+
+A source gives *rows*; the text is its non-empty rows joined by a blank line, as the paper joins
+the rows of WikiText-2. In most data sets a row is a document of its own, and then calibration keeps
+them apart (`chanfmt.data.tokens`). Sources that have splits calibrate on one and evaluate on the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from chanfmt.base.errors import MissingPackageError, UsageError, first_line
+from chanfmt.base.narrate import say
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+FILES = (".txt", ".jsonl", ".parquet")
+"""Suffixes of the files that can be read."""
+
+ARRAYS = (".npz", ".safetensors")
+"""Suffixes of files that are no text, but arrays for the model's forward (`chanfmt.data.arrays`)."""
+
+MAX_CHARACTERS = 16_000_000
+"""Text taken from one source at most: all of WikiText-2, and not all of C4."""
+
+ALIASES = {
+    "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1", {"calibrate": "train", "evaluate": "test"}),
+    "c4": ("allenai/c4", "en", {"calibrate": "train", "evaluate": "validation"}),
+}
+"""Short names of data sets: repository, configuration, split per purpose."""
+
+LINES = ("Salesforce/wikitext", "wikitext")
+"""Data sets whose rows are the lines of a text, and no documents."""
+
+SELF = "self"
+"""The source that is no text: sequences sampled from the model that is measured (`chanfmt.data.sampled`)."""
+
+JOINT = "\n\n"
+"""What stands between two rows."""
+
+PYDOC_HELD_OUT = 5
+"""Every fifth topic of the language reference is kept for evaluation."""
+
+Purpose = Literal["calibrate", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Text:
+    """One source's text.
+
+    Attributes:
+        source: Name of the source as recorded in the atlas.
+        revision: SHA-256 of ``text``; with the source's name it says what was read.
+        text: Rows joined by a blank line, without the empty ones unless these were asked for.
+        documents: The rows, where each is a document of its own; empty where they are parts of one text.
+        cut: Whether the source went on after `MAX_CHARACTERS`.
+    """
+
+    source: str
+    revision: str
+    text: str
+    documents: tuple[str, ...] = ()
+    cut: bool = False
+
+
+def read_text(source: str, purpose: Purpose, *, empty_rows: bool = False, quiet: bool = False) -> Text:
+    """The text of ``source``.
+
+    Args:
+        source: ``pydoc``, ``wikitext2``, ``c4``, a ``.txt``, ``.jsonl`` or ``.parquet`` file (a
+            ``.txt`` is one row; the others have a ``text`` column), or ``NAME[:CONFIG][@SPLIT]``
+            of any data set on the Hub with a ``text`` column.
+        purpose: Which split, where the source has several.
+        empty_rows: Join the rows that hold nothing too.
+        quiet: Do not say when the source is cut.
+
+    Raises:
+        UsageError: The source does not exist, cannot be read, holds no text, or is `SELF`.
+    """
+    path = Path(os.path.expanduser(source))
+    rows: Iterable[str]
+    documents = False
+    if source == SELF:
+        raise UsageError("self is sampled from the model at hand: every model would be measured on another text",
+                         hint="use wikitext2, pydoc, a file or a data set; self is for atlas build --calib")
+    if path.suffix in ARRAYS:
+        raise UsageError(f"{source} holds inputs of one model, and no text", hint="it is for atlas build --calib")
+    if source == "pydoc":
+        name, rows = f"pydoc/{purpose}", _pydoc_rows(purpose)
+    elif path.suffix in FILES:
+        name, rows, documents = path.name, _file_rows(path), path.suffix != ".txt"
+    elif path.exists():
+        raise UsageError(f"{source} is not a text source", hint="use a .txt, .jsonl or .parquet file")
+    else:
+        name, rows, documents = _dataset_rows(source, purpose)
+    # Half a surrogate pair, as JSON can spell it, is no text to a tokenizer.
+    kept, cut = _bounded(row.encode("utf-8", "replace").decode("utf-8") for row in rows if empty_rows or row.strip())
+    if not any(row.strip() for row in kept):
+        raise UsageError(f"the text source {source} is empty", hint="choose another file or data set")
+    if cut:
+        say(f"note: of {name} the first {MAX_CHARACTERS:,} characters are used", quiet=quiet)
+    text = JOINT.join(kept)
+    return Text(name, hashlib.sha256(text.encode("utf-8")).hexdigest(), text, tuple(kept) if documents else (), cut)
+
+
+def _bounded(rows: Iterable[str]) -> tuple[list[str], bool]:
+    """The first `MAX_CHARACTERS` of ``rows`` joined, as rows, and whether there was more."""
+    kept: list[str] = []
+    room = MAX_CHARACTERS
+    for row in rows:
+        if room <= 0:
+            return kept, True
+        kept.append(row[:room])
+        if len(row) > room:
+            return kept, True
+        room -= len(row) + len(JOINT)
+    return kept, False
+
+
+def _pydoc_rows(purpose: Purpose) -> list[str]:
+    from pydoc_data.topics import topics
+
+    held_out = {name for index, name in enumerate(sorted(topics)) if index % PYDOC_HELD_OUT == PYDOC_HELD_OUT - 1}
+    if purpose == "evaluate":
+        return [topics[name] for name in sorted(held_out)]
+    # Topics overlap: "compound" holds most of "while". Whatever shares a paragraph is not calibrated on.
+    seen = set().union(*(_paragraphs(topics[name]) for name in held_out))
+    return [topics[name] for name in sorted(set(topics) - held_out) if not _paragraphs(topics[name]) & seen]
+
+
+def _paragraphs(text: str) -> set[str]:
+    """Paragraphs long enough that two texts do not share one by chance."""
+    return {paragraph for paragraph in text.split("\n\n") if len(paragraph) > 80}
+
+
+def _file_rows(path: Path) -> Iterator[str]:
+    if not path.is_file():
+        raise UsageError(f"the text file {path} does not exist")
+    try:
+        if path.suffix == ".txt":
+            with open(path, encoding="utf-8") as file:
+                yield file.read(MAX_CHARACTERS + 1)
+        elif path.suffix == ".jsonl":
+            with open(path, encoding="utf-8") as file:
+                for number, line in enumerate(file, 1):
+                    if line.strip():
+                        yield _json_row(line, f"{path}, line {number}")
+        else:
+            yield from _parquet_rows(path)
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not UTF-8 text") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _json_row(line: str, where: str) -> str:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        raise UsageError(f"{where}: not JSON") from None
+    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+        raise UsageError(f"{where}: no text in a field called 'text'")
+    return row["text"]
+
+
+def _parquet_rows(path: Path) -> Iterator[str]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise MissingPackageError("pyarrow", "datasets", "reading a .parquet file") from None
+    try:
+        with parquet.ParquetFile(path) as file:
+            if "text" not in file.schema_arrow.names:
+                raise UsageError(f"{path} has no column 'text'")
+            for batch in file.iter_batches(columns=["text"]):
+                yield from (value for value in batch.column(0).to_pylist() if isinstance(value, str))
+    except ArrowException as error:
+        raise UsageError(f"{path} is not a readable parquet file: {first_line(error)}") from None
+
+
+def _dataset_rows(source: str, purpose: Purpose) -> tuple[str, Iterator[str], bool]:
+    """Name, rows, and whether these are documents."""
+    if source in ALIASES:
+        name, config, splits = ALIASES[source]
+        split = splits[purpose]
+    else:
+        rest, _, split = source.partition("@")
+        name, _, config = rest.partition(":")
+        split = split or ("train" if purpose == "calibrate" else "test")
+    try:
+        import datasets
+    except ImportError:
+        raise MissingPackageError("datasets", "datasets", f"the data set {source}") from None
+
+    def rows() -> Iterator[str]:
+        try:
+            for row in datasets.load_dataset(name, config or None, split=split, streaming=True):
+                if "text" not in row:
+                    raise UsageError(f"the data set {source} has no text column called 'text'")
+                if isinstance(row["text"], str):
+                    yield row["text"]
+        except UsageError:
+            raise
+        # datasets raises a dozen kinds for a name it cannot find, a network that drops, a bad split.
+        except Exception as error:
+            raise UsageError(
+                f"the data set {source} cannot be read ({type(error).__name__}: {first_line(error)})",
+                hint="offline, use pydoc or a .txt, .jsonl or .parquet file",
+            ) from None
+
+    return "/".join(part for part in (name, config, split) if part), rows(), name not in LINES

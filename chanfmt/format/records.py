@@ -1,0 +1,325 @@
+"""What an atlas says besides its arrays, as plain data: model, calibration, settings, FFN table."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from chanfmt.base.errors import AtlasError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+
+@dataclass(frozen=True)
+class LabelSettings:
+    """Parameters of the labels (paper definitions 1 and 2, equation 10)."""
+
+    rho: float = field(default=0.01, metadata={"help": "share of channels that are supernodes"})
+    eta: float = field(default=0.10, metadata={"help": "share of the other channels that are halo"})
+    support_size: int = field(
+        default=256, metadata={"help": "residual dimensions in the write support", "flag": "--support"}
+    )
+    alpha: float = field(default=0.2, metadata={"help": "floor of the protection factor"})
+    gamma: float = field(default=8.0, metadata={"help": "exponent of the protection factor"})
+    redundancy_top_k: int = 5
+    score: str = "lp"
+    ties: str = "lowest index"
+
+    def check(self) -> None:
+        """Raise `UsageError` for a value outside its range."""
+        for name, low, high in (("rho", 0.0, 1.0), ("eta", 0.0, 1.0), ("alpha", 0.0, 1.0)):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise UsageError(f"--{name} must lie in [{low:g}, {high:g}], not {value:g}")
+        if not 0 < self.gamma < float("inf"):
+            raise UsageError(f"--gamma must be positive, not {self.gamma:g}")
+        if not 1 <= self.support_size < 2**31:
+            raise UsageError(f"--support must be at least 1 and below 2^31, not {self.support_size}")
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """The model that was measured (attributes of ``/model``)."""
+
+    id: str
+    revision: str
+    source: str
+    model_type: str
+    architectures: tuple[str, ...]
+    config: str
+    config_sha256: str
+    dtype: str
+    parameters: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """One build's share of the calibration tokens: the merge key."""
+
+    id: str
+    source: str
+    revision: str
+    range: str
+    sequences: int
+    tokens: int
+    producer: str
+    inputs: str = ""
+
+
+@dataclass(frozen=True)
+class CalibrationRecord:
+    """What the model was measured on (``/calibration``).
+
+    ``token_ids`` has shape (sequence, position), int32, and is None where it was not stored;
+    ``sequence_sha256`` is always there. ``split_of`` and ``source_of`` have shape (sequence,).
+    """
+
+    loss: str
+    metric_definition: str
+    tokenizer: str
+    seq_len: int
+    seed: int
+    mean_loss: float
+    sequence_sha256: tuple[str, ...]
+    source_of: np.ndarray
+    split_of: np.ndarray
+    contributions: tuple[Contribution, ...]
+    token_ids: np.ndarray | None = None
+
+    @property
+    def sequences(self) -> int:
+        return len(self.sequence_sha256)
+
+    @property
+    def tokens(self) -> int:
+        return self.sequences * self.seq_len
+
+
+@dataclass(frozen=True)
+class TensorSlice:
+    """Where one role of an FFN lies in the checkpoint.
+
+    Attributes:
+        role: ``write``, ``up``, ``gate``, or one of these with ``_bias``.
+        tensor: Name in the checkpoint files.
+        parameter: Name of the parameter in the loaded model.
+        axis: Axis that runs over channels; None for a bias that is not per channel.
+        start, stop, step: Channel i is at index ``start + i * step`` of that axis.
+        index: Index on the tensor's first axis that selects one expert; None where the tensor has no such axis.
+    """
+
+    role: str
+    tensor: str
+    parameter: str
+    axis: int | None
+    start: int = 0
+    stop: int = 0
+    step: int = 1
+    index: int | None = None
+
+    def indices(self, channels: np.ndarray) -> np.ndarray:
+        """Positions on ``axis`` of ``channels`` (int array) in the checkpoint tensor."""
+        return self.start + np.asarray(channels, dtype=np.int64) * self.step
+
+
+_SLICE_KEYS = frozenset(field.name for field in dataclasses.fields(TensorSlice))
+
+
+class StoredSlices(Sequence[TensorSlice]):
+    """The slices that a file's ``tensors`` text lists; parsed when first asked for.
+
+    A model of many experts has tens of thousands, and most readers of an atlas need none.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    @functools.cached_property
+    def _slices(self) -> tuple[TensorSlice, ...]:
+        return Block.tensors_from_json(self._text)
+
+    @overload
+    def __getitem__(self, index: int) -> TensorSlice: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[TensorSlice]: ...
+    def __getitem__(self, index: int | slice) -> TensorSlice | Sequence[TensorSlice]:
+        return self._slices[index]
+
+    def __len__(self) -> int:
+        return len(self._slices)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and self._slices == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(self._slices)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One FFN of the model: its place in the model, in the atlas and in the checkpoint."""
+
+    index: int
+    layer_index: int
+    place: str
+    module: str
+    stack: str
+    row: int
+    n_channels: int
+    n_experts: int
+    tensors: Sequence[TensorSlice]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one value per channel: (channels,), or (expert, channels) where it has experts."""
+        return (self.n_experts, self.n_channels) if self.n_experts else (self.n_channels,)
+
+    def tensors_json(self) -> str:
+        rows = [dataclasses.asdict(tensor) for tensor in self.tensors]
+        for row in rows:
+            if row["index"] is None:
+                del row["index"]
+        return json.dumps(rows, separators=(",", ":"))
+
+    @staticmethod
+    def tensors_from_json(text: str) -> tuple[TensorSlice, ...]:
+        """Parse the ``tensors`` column. Raises `AtlasError` on anything else than what we write."""
+        try:
+            rows = json.loads(text)
+            # Keys of a newer minor version are not ours to judge.
+            slices = tuple(TensorSlice(**{key: row[key] for key in row.keys() & _SLICE_KEYS}) for row in rows)
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise AtlasError(f"the FFN table's tensors column is not valid: {error}", code="E110") from None
+        for item in slices:
+            numbers = (item.start, item.stop, item.step)
+            if not (
+                all(isinstance(text, str) for text in (item.role, item.tensor, item.parameter))
+                and (item.axis is None or (type(item.axis) is int and 0 <= item.axis <= 3))
+                and all(type(number) is int for number in numbers)
+                and 0 <= item.start <= item.stop
+                and item.step >= 1
+                and (item.index is None or (type(item.index) is int and item.index >= 0))
+            ):
+                raise AtlasError("the FFN table's tensors column holds a slice that cannot be", code="E204")
+        return slices
+
+
+@dataclass(frozen=True)
+class ProducerRecord:
+    """How the file came to be (``/producer``)."""
+
+    versions: Mapping[str, str]
+    command: str
+    hardware: str
+    seconds: float
+    peak_memory_bytes: int
+    history: tuple[Mapping[str, Any], ...] = ()
+
+    def commands(self) -> tuple[str, ...]:
+        """The command lines that made the file, the first one first."""
+        return (self.command, *(str(line.get("command", "")) for line in self.history))
+
+
+class Stacked:
+    """The arrays ``name`` of ``rows``, stacked along ``axis``; read one by one, so that they need not be in memory together."""
+
+    def __init__(self, rows: Sequence[Mapping[str, np.ndarray]], name: str, axis: int) -> None:
+        self._rows = rows
+        self._name = name
+        self.axis = axis
+        one = np.shape(rows[0][name])
+        self.shape = (*one[:axis], len(rows), *one[axis:])
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (row[self._name] for row in self._rows)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.stack(list(self), axis=self.axis).astype(dtype)
+
+
+@dataclass(frozen=True)
+class StackData:
+    """FFNs of one kind, place and width.
+
+    Attributes:
+        name: Group name below ``/stacks``.
+        kind: ``dense``, ``experts`` or ``shared``.
+        layers: Layer index of every row, int32 (layer,).
+        variables: Name to array or `Stacked`, dimensions per `chanfmt.format.schema.STACK_VARIABLES`.
+        supports: Write support sizes that ``connectivity_at`` holds, ascending.
+    """
+
+    name: str
+    kind: str
+    gated: bool
+    activation: str
+    layers: np.ndarray
+    n_channels: int
+    n_experts: int
+    splits: int
+    variables: Mapping[str, Any]
+    supports: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class ExtensionVariable:
+    """One array of an extension.
+
+    Attributes:
+        dimensions: Dimension names, slowest first; (name,) makes it the dimension's own values.
+        values: Array of f4, f8, i4, i8 or u1, or a list of texts.
+        merge: One of `chanfmt.format.schema.EXTENSION_MERGE_RULES`; empty for a dimension's own values.
+    """
+
+    name: str
+    dimensions: tuple[str, ...]
+    values: Any
+    long_name: str
+    units: str
+    merge: str
+
+
+@dataclass(frozen=True)
+class ExtensionGroup:
+    """A group that somebody else's program put into the file (spec section "Extensions").
+
+    Attributes:
+        path: ``x_<owner>`` or ``x_<owner>/<name>``; a name that is a stack's says that the arrays are
+            that stack's.
+        attributes: Texts and numbers.
+    """
+
+    path: str
+    attributes: Mapping[str, str | int | float] = field(default_factory=dict)
+    variables: tuple[ExtensionVariable, ...] = ()
+
+
+@dataclass(frozen=True)
+class AtlasContent:
+    """A whole atlas in memory: what the writer takes.
+
+    Attributes:
+        core_rho: Share of channels in the core that connectivity and redundancy refer to; differs from
+            ``labels.rho`` in an atlas that was relabelled without its model.
+        dropped: Variables left out because they could not be merged or recomputed.
+    """
+
+    title: str
+    model: ModelRecord
+    calibration: CalibrationRecord
+    labels: LabelSettings
+    core_rho: float
+    blocks: tuple[Block, ...]
+    stacks: tuple[StackData, ...]
+    producer: ProducerRecord
+    status: str = "complete"
+    dropped: tuple[str, ...] = ()
+    extensions: tuple[ExtensionGroup, ...] = ()

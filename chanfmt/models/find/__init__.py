@@ -1,0 +1,1 @@
+"""Find the FFNs of a loaded model by what it computes."""

@@ -1,0 +1,1 @@
+"""Where FFNs lie in the checkpoint files, and their weights read from there."""

@@ -1,0 +1,1 @@
+"""Run a model that is larger than memory, block by block."""

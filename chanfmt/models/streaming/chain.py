@@ -1,0 +1,258 @@
+"""A model as a chain of blocks whose weights come and go, between parts that stay.
+
+The model's own forward runs with its blocks' ``forward`` replaced: it makes what every block is called
+with (masks, position embeddings) and does what comes before and after them. The blocks are then run here,
+one by one. `chanfmt.models.streaming.streamed` checks that this gives what the model itself gives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from chanfmt.base.errors import ModelError
+from chanfmt.models.streaming.parameters import restored
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from chanfmt.models.streaming.parameters import StoredParameters
+
+    Handler = Callable[[int, tuple[Any, ...], dict[str, Any]], Any]
+
+_MAX_RETURNED = 3
+_HINT = "measure it without --stream, on a machine or a GPU that holds it"
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a block is called with, besides the hidden state.
+
+    Attributes:
+        slot: Position or name of the argument that is the hidden state; None stands in its place.
+    """
+
+    slot: int | str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def same(self, other: Call) -> bool:
+        """Whether ``other`` calls a block with the same."""
+        return self.slot == other.slot and equal(self.args, other.args) and equal(self.kwargs, other.kwargs)
+
+    def filled(self, hidden: torch.Tensor | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with ``hidden`` in its place."""
+        if isinstance(self.slot, str):
+            return self.args, self.kwargs | {self.slot: hidden}
+        return (*self.args[: self.slot], hidden, *self.args[self.slot + 1:]), self.kwargs
+
+
+class _Recorded(Exception):
+    """The last block was reached: what comes after it is not wanted."""
+
+
+class Chain:
+    """The blocks of a model, and what is around them.
+
+    A block has weights inside `loaded` only; everything else of the model always has them. Outside of
+    the methods here blocks pass on what they are given.
+
+    Args:
+        model: As `chanfmt.models.streaming.parameters.weightless` makes it.
+        device: Where the model runs.
+
+    Attributes:
+        names: Of the blocks, in order.
+
+    Raises:
+        ModelError: The model is no chain of blocks, or weights are missing.
+    """
+
+    def __init__(self, model: Any, stored: StoredParameters, device: torch.device) -> None:
+        self.model = model
+        self.device = device
+        self.names, self._blocks = _blocks(model)
+        self._forwards = [block.forward for block in self._blocks]
+        self._stored = stored
+        self._handler: Handler = self._pass_on
+        self._returned = 0
+        """Length of the tuple that a block returns, the hidden state first; 0 where it returns the state itself."""
+        state = set(model.state_dict())
+        self._keys = [{key for key in state if key.startswith(f"{name}.")} for name in self.names]
+        _check_unshared(model, self._keys)
+        resident = state.difference(*self._keys)
+        stored.load(resident, device)
+        model.tie_weights(missing_keys=stored.missing, recompute_mapping=False)
+        stored.check_loaded(resident)
+        for module in model.modules():
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = buffer if buffer is None else buffer.to(device)
+        for number, block in enumerate(self._blocks):
+            block.forward = self._replacement(number)
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def number_of(self, name: str) -> int | None:
+        """Which block the module or parameter ``name`` lies in."""
+        return next((number for number, block in enumerate(self.names) if f"{name}.".startswith(f"{block}.")), None)
+
+    @contextlib.contextmanager
+    def loaded(self, number: int) -> Iterator[nn.Module]:
+        """Block ``number``, which has its weights in this context. Raises `ModelError` where they cannot be read."""
+        with restored(self._blocks[number]):
+            self._stored.load(self._keys[number], self.device)
+            self._stored.check_loaded(self._keys[number])
+            yield self._blocks[number]
+
+    def run(self, number: int, call: Call, hidden: torch.Tensor) -> torch.Tensor:
+        """What block ``number``, which is loaded, makes of ``hidden`` (sequence, position, feature)."""
+        args, kwargs = call.filled(hidden)
+        return state_of(self._forwards[number](*args, **kwargs))
+
+    def learn(self, run: Callable[[], object]) -> tuple[torch.Tensor, list[Call]]:
+        """`calls`, for the first time: what the model takes from its blocks, the state or a tuple of how many, is tried out."""
+        errors = []
+        for self._returned in range(_MAX_RETURNED + 1):
+            try:
+                return self.calls(run)
+            except Exception as error:
+                errors.append(error)
+        raise errors[0]
+
+    def calls(self, run: Callable[[], object]) -> tuple[torch.Tensor, list[Call]]:
+        """What ``run()``, a forward pass of the model, gives the first block, and what it calls the blocks with.
+
+        Raises:
+            ModelError: The model does not call its blocks one after the other, each with the state before.
+        """
+        seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        given: list[Any] = []
+
+        def record(number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if number != len(seen):
+                raise self.refused(f"calls {self.names[number]} out of order")
+            seen.append((args, kwargs))
+            if len(seen) == len(self):
+                raise _Recorded
+            # A tensor of its own, by which the next block's argument is known.
+            given.append(self._first(args, kwargs).clone())
+            return self._wrapped(given[-1])
+
+        with self._handled(record), contextlib.suppress(_Recorded):
+            run()
+        if len(seen) < len(self):
+            raise self.refused(f"leaves out {self.names[len(seen)]}")
+        slots: list[Any] = [_slot(state, *arguments) for state, arguments in zip(given, seen[1:], strict=True)]
+        slots.insert(0, slots[0] if slots else (0 if seen[0][0] else "hidden_states"))
+        calls = []
+        for name, slot, (args, kwargs) in zip(self.names, slots, seen, strict=True):
+            if slot is None:
+                raise self.refused(f"does not give {name} what the block before it returned")
+            calls.append(Call(slot, *Call(slot, args, kwargs).filled(None)))
+        args, kwargs = seen[0]
+        return kwargs[slots[0]] if isinstance(slots[0], str) else args[slots[0]], calls
+
+    @contextlib.contextmanager
+    def ending(self, hidden: torch.Tensor) -> Iterator[None]:
+        """In this context the model's forward passes go on from ``hidden`` as what the last block returned."""
+        def end(number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return self._wrapped(hidden) if number == len(self) - 1 else self._pass_on(number, args, kwargs)
+
+        with self._handled(end):
+            yield
+
+    @contextlib.contextmanager
+    def running(self, inside: Callable[[int, tuple[Any, ...], dict[str, Any], Callable[[], Any]], Any]) -> Iterator[None]:
+        """In this context the model's own forward passes run the blocks.
+
+        Args:
+            inside: Called for every block with its number, its arguments and what runs it; returns what that returned.
+        """
+        def through(number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return inside(number, args, kwargs, lambda: self._forwards[number](*args, **kwargs))
+
+        with self._handled(through):
+            yield
+
+    def refused(self, what: str) -> ModelError:
+        """The error that says why the model cannot be run block by block."""
+        return ModelError(f"{type(self.model).__name__} cannot be streamed: it {what}", hint=_HINT)
+
+    def _replacement(self, number: int) -> Callable[..., Any]:
+        return lambda *args, **kwargs: self._handler(number, args, kwargs)
+
+    @contextlib.contextmanager
+    def _handled(self, handler: Handler) -> Iterator[None]:
+        before, self._handler = self._handler, handler
+        try:
+            yield
+        finally:
+            self._handler = before
+
+    def _pass_on(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._wrapped(self._first(args, kwargs))
+
+    def _first(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+        value = args[0] if args else kwargs.get("hidden_states")
+        if not isinstance(value, torch.Tensor):
+            raise self.refused("calls its blocks with something else than a hidden state")
+        return value
+
+    def _wrapped(self, hidden: torch.Tensor) -> Any:
+        return (hidden, *[None] * (self._returned - 1)) if self._returned else hidden
+
+
+def state_of(output: Any) -> torch.Tensor:
+    """The hidden state in what a block returned."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether two arguments, or containers of them, are the same; tensors by value."""
+    if one is other:
+        return True
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, torch.Tensor):
+        return one.shape == other.shape and bool(torch.equal(one, other))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return bool(one == other)
+
+
+def _slot(hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | str | None:
+    """Where ``hidden`` itself is among the arguments."""
+    places: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    return next((place for place, value in places if value is hidden), None)
+
+
+def _blocks(model: Any) -> tuple[list[str], list[nn.Module]]:
+    """The elements of the layer list with the most parameters, which lies in no other one."""
+    kind = type(model).__name__
+    if model.config.is_encoder_decoder:
+        raise ModelError(f"{kind} cannot be streamed: its decoder's blocks read its encoder as well as each other", hint=_HINT)
+    lists: list[tuple[str, nn.Module]] = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) and not any(name.startswith(f"{other}.") for other, _ in lists):
+            lists.append((name, module))
+    if not lists:
+        raise ModelError(f"{kind} cannot be streamed: it has no list of blocks", hint=_HINT)
+    name, largest = max(lists, key=lambda item: sum(parameter.numel() for parameter in item[1].parameters()))
+    return [f"{name}.{child}" for child, _ in largest.named_children()], [module for _, module in largest.named_children()]
+
+
+def _check_unshared(model: Any, keys: list[set[str]]) -> None:
+    """Refuse blocks that have a weight in common with each other or with the rest: it would not come and go with one."""
+    owner = {key: number for number, names in enumerate(keys) for key in names}
+    first: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        other = first.setdefault(id(parameter), name)
+        if owner.get(name) != owner.get(other):
+            raise ModelError(f"{type(model).__name__} cannot be streamed: {name} and {other} are one weight", hint=_HINT)

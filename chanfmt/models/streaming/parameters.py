@@ -1,0 +1,200 @@
+"""A model without its weights, and its weights from the checkpoint files as they are asked for.
+
+transformers converts a checkpoint as it loads it: renames, joins experts, concatenates, transposes. The
+same code of transformers runs here, on as much of the checkpoint as is wanted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from chanfmt.base.errors import ModelError, first_line
+from chanfmt.models.load import check_surplus
+from chanfmt.models.quiet import quiet_transformers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from chanfmt.models.safetensors import CheckpointIndex, TensorEntry
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+}
+"""Safetensors dtypes that torch has, and that weights come in."""
+
+_M_MMAP_THRESHOLD = -3
+_LARGE = 1 << 20
+"""Bytes from which on memory is taken from the system and given back piece by piece."""
+
+
+def weightless(loader: Any, config: Any, dtype: torch.dtype, *, trust_remote_code: bool = False) -> Any:
+    """The model of ``config`` in evaluation mode, frozen, its parameters on the meta device and its buffers real.
+
+    Args:
+        loader: An Auto class, or the model's own.
+
+    Raises:
+        ModelError: transformers cannot build it.
+    """
+    register = nn.Module.register_parameter
+
+    def registered(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        # One that is on the meta device already is being tied: it stays the same object.
+        if param is not None and not param.is_meta:
+            param = nn.Parameter(param.detach().to("meta"), False)
+        register(self, name, param)
+
+    nn.Module.register_parameter = registered  # type: ignore[method-assign]
+    try:
+        with quiet_transformers():
+            if hasattr(loader, "from_config"):
+                model = loader.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+            else:
+                model = loader._from_config(config, dtype=dtype)
+    except Exception as error:
+        raise ModelError(f"transformers cannot build {config.model_type}: {first_line(error)}") from None
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+    return model.eval().requires_grad_(False)
+
+
+def return_freed_memory() -> None:
+    """Have weights that were dropped leave the process at once, where the C library is glibc.
+
+    It keeps freed pieces of up to 32 MiB for itself, and fails to use them again for the next tensor of that
+    size, which must be aligned: a block at a time, a model would accumulate.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
+
+
+def stored_dtype(config: Any, index: CheckpointIndex) -> torch.dtype:
+    """What ``dtype="auto"`` means to transformers: what the config says, else that of the first floating tensor."""
+    if isinstance(config.dtype, torch.dtype):
+        return config.dtype
+    kinds = (DTYPES.get(entry.dtype) for entry in index.tensors.values())
+    return next((dtype for dtype in kinds if dtype is not None and dtype.is_floating_point), torch.float32)
+
+
+class StoredParameters:
+    """Gives a `weightless` model the weights that ``from_pretrained`` would have given it, some at a time.
+
+    Args:
+        model: Its parameters are on the meta device.
+        dtype: Of the model.
+        name: The model, as messages call it.
+
+    Raises:
+        ModelError: The checkpoint holds a layer beyond the model's last.
+    """
+
+    def __init__(self, model: Any, index: CheckpointIndex, dtype: torch.dtype, name: str) -> None:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+
+        self._model = model
+        self._index = index
+        self._dtype = dtype
+        self._name = name
+        self._mapping = get_model_conversion_mapping(model)
+        self._sources = self._targets()
+        # What reverting the conversion of a name goes by, as `from_pretrained` leaves it.
+        model._weight_conversions = [conversion for conversion in self._mapping if conversion.was_used()]
+        check_surplus(model, self._sources.keys() - model.state_dict().keys(), name)
+
+    def _targets(self) -> dict[str, list[str]]:
+        """Name in the model (one of several, where a stored tensor becomes several) to stored tensors."""
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+        renamings = [entry for entry in self._mapping if isinstance(entry, WeightRenaming)]
+        converters = [entry for entry in self._mapping if isinstance(entry, WeightConverter)]
+        known, prefix = self._model.state_dict(), self._model.base_model_prefix
+        targets: dict[str, list[str]] = defaultdict(list)
+        for stored in self._index.tensors:
+            target, _ = rename_source_key(stored, renamings, converters, prefix, known)
+            if target not in known and stored in known:
+                target, _ = rename_source_key(stored, [], [], prefix, known)
+            targets[target].append(stored)
+        return dict(targets)
+
+    @property
+    def missing(self) -> set[str]:
+        """Names of the model that no stored tensor is called for."""
+        return self._model.state_dict().keys() - self._sources.keys()
+
+    def load(self, names: set[str], device: torch.device) -> None:
+        """Load the parameters and buffers ``names`` of the model onto ``device``.
+
+        Raises:
+            ModelError: A shard cannot be read, or the checkpoint lacks one of them or has it in another shape.
+        """
+        from transformers.core_model_loading import convert_and_load_state_dict_in_model
+        from transformers.modeling_utils import LoadStateDictConfig
+
+        wanted = {stored: _Reader(self._index.tensors[stored])
+                  for target, sources in self._sources.items() if target in names for stored in sources}
+        conversions = self._model._weight_conversions
+        with quiet_transformers():
+            convert_and_load_state_dict_in_model(self._model, wanted, LoadStateDictConfig(
+                dtype=self._dtype, dtype_plan=self._model._get_dtype_plan(self._dtype), weight_mapping=self._mapping,
+                device_map={"": device},
+            ))
+        self._model._weight_conversions = conversions
+        for name in names:
+            owner, _, leaf = name.rpartition(".")
+            parameter = self._model.get_submodule(owner)._parameters.get(leaf)
+            if parameter is not None:
+                parameter.requires_grad_(False)
+
+    def check_loaded(self, names: set[str]) -> None:
+        """Raise `ModelError` where one of ``names`` still has no values."""
+        state = self._model.state_dict()
+        lacking = sorted(name for name in names if state[name].is_meta)
+        if lacking:
+            raise ModelError(
+                f"{self._name}: the checkpoint lacks {len(lacking)} weights, {lacking[0]} among them, "
+                "or has them in another shape",
+                hint="a model with random weights cannot be measured; is this the complete checkpoint?",
+            )
+
+
+class _Reader:
+    """One stored tensor, read when it is indexed with an ellipsis. No memory map: its pages would count as ours."""
+
+    def __init__(self, entry: TensorEntry) -> None:
+        self._entry = entry
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        entry = self._entry
+        if entry.dtype not in DTYPES:
+            raise ModelError(f"{entry.file} stores a weight as {entry.dtype}, which cannot be measured")
+        data = torch.empty(entry.nbytes, dtype=torch.uint8)
+        view, position = data.numpy().data, 0
+        try:
+            with entry.file.open("rb", buffering=0) as stream:
+                while position < entry.nbytes:
+                    count = os.preadv(stream.fileno(), [view[position:]], entry.start + position)
+                    if not count:
+                        raise ModelError(f"{entry.file} is cut short", hint="download the checkpoint again")
+                    position += count
+        except OSError as error:
+            raise ModelError(f"cannot read {entry.file}: {error.strerror}") from None
+        return data.view(DTYPES[entry.dtype]).reshape(entry.shape)
+
+
+@contextlib.contextmanager
+def restored(modules: nn.Module) -> Iterator[None]:
+    """Put the parameters that ``modules`` has now back in the end."""
+    before = [(module, dict(module._parameters)) for module in modules.modules()]
+    try:
+        yield
+    finally:
+        for module, parameters in before:
+            module._parameters.update(parameters)

@@ -1,0 +1,133 @@
+"""Tensors by key: in memory up to a limit, beyond it in a file that has no name and so cannot outlive the process."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from chanfmt.base.errors import ChanfmtError
+from chanfmt.base.files import read_at, write_at
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterator
+    from pathlib import Path
+
+
+class Spool:
+    """Keeps tensors on the CPU or on disk. Close it, or use it as a context.
+
+    Read and written, not mapped: pages of a mapped file count as the process's own.
+
+    Args:
+        limit: Bytes kept in memory.
+        directory: Where the file lies, if there has to be one.
+    """
+
+    def __init__(self, limit: int, directory: Path) -> None:
+        self._limit = limit
+        self._directory = directory
+        self._held: dict[Hashable, torch.Tensor] = {}
+        self._placed: dict[Hashable, tuple[int, torch.dtype, torch.Size]] = {}
+        self._free: dict[int, list[int]] = defaultdict(list)
+        self._file: IO[bytes] | None = None
+        self._end = 0
+        self.in_memory = 0
+        """Bytes held in memory now."""
+
+    def __enter__(self) -> Spool:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.clear()
+        if self._file is not None:
+            self._file.close()
+
+    @property
+    def on_disk(self) -> int:
+        """Bytes that the file has grown to."""
+        return self._end
+
+    def put(self, key: Hashable, tensor: torch.Tensor) -> None:
+        """Keep the values of ``tensor`` under ``key``, in place of what was there.
+
+        Raises:
+            ChanfmtError: The disk is full or cannot be written.
+        """
+        self.drop(key)
+        size = tensor.nbytes
+        if self.in_memory + size <= self._limit:
+            self._held[key] = tensor.detach().to("cpu", copy=True)
+            self.in_memory += size
+            return
+        slot = self._free[size].pop() if self._free[size] else self._end
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=self._directory, buffering=0)  # noqa: SIM115
+            write_at(self._file.fileno(), bytes_of(tensor), slot)
+        except OSError as error:
+            raise ChanfmtError(
+                f"cannot lay hidden states and statistics aside in {self._directory}: {error.strerror}",
+                hint="free space there, use fewer --sequences, or raise --spool-limit",
+            ) from None
+        self._end = max(self._end, slot + size)
+        self._placed[key] = (slot, tensor.dtype, tensor.shape)
+
+    def get(self, key: Hashable) -> torch.Tensor:
+        """A copy of what was kept under ``key``, on the CPU. Raises `ChanfmtError` where it cannot be read back."""
+        if key in self._held:
+            return self._held[key].clone()
+        slot, dtype, shape = self._placed[key]
+        tensor = torch.empty(shape, dtype=dtype)
+        assert self._file is not None
+        if read_at(self._file.fileno(), bytes_of(tensor), slot) < tensor.nbytes:
+            raise ChanfmtError("what was laid aside on disk cannot be read back")
+        return tensor
+
+    def drop(self, key: Hashable) -> None:
+        """Forget what was kept under ``key``, if anything."""
+        if key in self._held:
+            self.in_memory -= self._held.pop(key).nbytes
+        elif key in self._placed:
+            slot, dtype, shape = self._placed.pop(key)
+            self._free[shape.numel() * dtype.itemsize].append(slot)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        for key in (*self._held, *self._placed):
+            self.drop(key)
+
+
+class Spooled(Mapping[str, np.ndarray]):
+    """Arrays by name that lie in ``spool`` under ``key`` and each name, and are read as they are asked for."""
+
+    def __init__(self, spool: Spool, key: Hashable, arrays: Mapping[str, np.ndarray]) -> None:
+        self._spool = spool
+        self._key = key
+        self._names = tuple(arrays)
+        self.nbytes = 0
+        for name, values in arrays.items():
+            tensor = torch.from_numpy(np.array(values))
+            spool.put((key, name), tensor)
+            self.nbytes += tensor.nbytes
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._names:
+            raise KeyError(name)
+        values: np.ndarray = self._spool.get((self._key, name)).numpy()
+        return values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU, or of a copy that is."""
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data

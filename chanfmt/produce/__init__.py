@@ -1,1 +1,0 @@
-"""Measure a model: text to tokens, tokens to sums, sums to an atlas."""

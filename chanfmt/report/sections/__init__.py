@@ -1,1 +1,0 @@
-"""One question of the report each: ``make(units)`` gives its `chanfmt.report.section.Section`."""

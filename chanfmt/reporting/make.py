@@ -1,0 +1,103 @@
+"""Makes the report of an atlas: its sections, in the order of the questions."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from chanfmt.base.errors import AtlasError
+from chanfmt.base.text import printable
+from chanfmt.reporting.sections import concentrated, controls, factors, halo, reading, stable
+from chanfmt.reporting.units import find_units
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chanfmt.format.reader import Atlas
+    from chanfmt.reporting.section import Section
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """The report of one atlas.
+
+    Attributes:
+        title: A line.
+        facts: What was measured, name to text.
+        notes: What a reader must know of the whole.
+        sections: Questions.
+    """
+
+    title: str
+    facts: dict[str, str]
+    notes: tuple[str, ...]
+    sections: tuple[Section, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Every number of the pages, JSON-ready but for NaN."""
+        return {
+            "title": self.title, "facts": self.facts, "notes": self.notes,
+            "sections": {section.key: {
+                "title": section.title, "numbers": dict(section.numbers), "missing": section.missing,
+                "claims": [vars(claim) for claim in section.claims],
+            } for section in self.sections},
+        }
+
+
+def make_report(atlas: Atlas, progress: Callable[[int], Callable[[], object]] | None = None) -> Report:
+    """The `Report` of ``atlas``. Its numbers do not depend on anything but the file.
+
+    Args:
+        progress: Called with the number of steps; gives what is called for each.
+
+    Raises:
+        AtlasError: The atlas holds no measured LP.
+    """
+    units, without = find_units(atlas)
+    if not units:
+        raise AtlasError(f"{atlas.path} holds no measured LP", hint=f"see: atlas info {atlas.path}")
+    rho = atlas.labels.rho
+    steps = (
+        lambda: concentrated.make(units, rho), lambda: factors.make(units), lambda: controls.make(units),
+        lambda: halo.make(units, atlas.calibration.tokens), lambda: reading.make(units, _even_spread(atlas)),
+    )
+    advance = progress(len(steps) + len(units)) if progress else lambda: None
+    sections = []
+    for step in steps:
+        sections.append(step())
+        advance()
+    sections.append(stable.make(units, rho, advance))
+    notes = []
+    if atlas.status != "complete":
+        notes.append(f"This atlas is {printable(atlas.status)}: a build has not finished it, and its numbers will change.")
+    if atlas.core_rho != rho:
+        notes.append(f"Labels are of the top {rho:.4g} of the channels, connectivity and redundancy still refer to the top "
+                     f"{atlas.core_rho:.4g}: what is said of the halo here is of two different cores.")
+    if without:
+        notes.append(f"Left out, as no calibration token reached them: FFNs or experts without LP, {without:,}.")
+    if any(unit.expert >= 0 for unit in units):
+        notes.append("An FFN with experts counts as many FFNs as it has experts that tokens reached; intervals draw the FFNs "
+                     "with all of their experts.")
+    calibration = atlas.calibration
+    return Report(
+        title=f"Importance atlas of {printable(atlas.model.id)}",
+        facts={
+            "file": printable(atlas.path.name), "content SHA-256": atlas.content_sha256,
+            "model": printable(atlas.model.id), "revision": printable(atlas.model.revision) or "none recorded",
+            "weights": printable(atlas.model.dtype),
+            "calibration": f"{calibration.sequences:,} x {calibration.seq_len:,} tokens of "
+                           + ", ".join(dict.fromkeys(printable(row.source) for row in calibration.contributions)),
+            "labels": f"rho {atlas.labels.rho:g}, eta {atlas.labels.eta:g}, K {atlas.labels.support_size}",
+            "FFNs": f"{len(atlas.blocks):,}", "ranked units": f"{len(units):,}",
+        },
+        notes=tuple(notes),
+        sections=tuple(sections),
+    )
+
+
+def _even_spread(atlas: Atlas) -> float | None:
+    """Share of the residual dimensions that are in a write support; None where the model's configuration does not say."""
+    configuration = json.loads(atlas.model.config or "{}")
+    width = configuration.get("hidden_size") if isinstance(configuration, dict) else None
+    return min(1.0, atlas.labels.support_size / width) if isinstance(width, int) and width > 0 else None

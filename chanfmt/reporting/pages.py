@@ -1,0 +1,158 @@
+"""Writes a report: ``report.html`` in one file, ``report.md``, ``report.json``, figures as PNG and SVG, numbers as CSV."""
+
+from __future__ import annotations
+
+import base64
+import csv
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from chanfmt.base import markdown
+from chanfmt.base.files import atomic_directory
+from chanfmt.base.text import json_text, significant
+from chanfmt.reporting import drawing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from chanfmt.reporting.make import Report
+    from chanfmt.reporting.section import Plot, Section, Table
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+       color: #1a1a1a; background: #fff; }
+h1, h2 { line-height: 1.2; }
+h2 { border-top: 1px solid #bbb; padding-top: 1rem; margin-top: 2.5rem; }
+table { border-collapse: collapse; margin: 1rem 0; font-size: .9rem; }
+th, td { text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }
+td.number { font-variant-numeric: tabular-nums; text-align: right; }
+figure { margin: 1.5rem 0; }
+figure img { max-width: 100%; height: auto; }
+figcaption { font-size: .9rem; color: #333; }
+.missing { border-left: 4px solid #767676; padding-left: .75rem; }
+@media print {
+  body { margin: 0; max-width: none; font-size: 10.5pt; }
+  figure, tr { break-inside: avoid; } h2 { break-after: avoid; }
+}
+"""
+
+
+def write_report(report: Report, directory: Path) -> list[str]:
+    """Write ``report`` as the new or replaced ``directory``, whole or not at all. Returns the files' names.
+
+    Raises:
+        MissingPackageError: matplotlib is not installed.
+        ChanfmtError: It cannot be written.
+    """
+    images = {(plot.name, kind): drawing.render(plot, kind)
+              for section in report.sections for plot in section.plots for kind in ("png", "svg")}
+    with atomic_directory(directory) as temporary:
+        for name in ("figures", "data"):
+            (temporary / name).mkdir()
+        for (name, kind), image in images.items():
+            (temporary / "figures" / f"{name}.{kind}").write_bytes(image)
+        for section in report.sections:
+            for table in section.tables:
+                _write_csv(table, temporary / "data" / f"{table.name}.csv")
+        (temporary / "report.json").write_text(json_text(report.as_json()) + "\n", encoding="utf-8")
+        (temporary / "report.md").write_text(markdown_page(report), encoding="utf-8")
+        (temporary / "report.html").write_text(html_page(report, {
+            name: image for (name, kind), image in images.items() if kind == "svg"}), encoding="utf-8")
+        return sorted(str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file())
+
+
+def _write_csv(table: Table, path: Path) -> None:
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(table.columns)
+        writer.writerows(zip(*(_texts(np.asarray(values)) for values in table.columns.values()), strict=True))
+
+
+def _texts(values: np.ndarray) -> list[str]:
+    if values.dtype.kind == "f":
+        return ["" if np.isnan(value) else repr(value) for value in values.tolist()]
+    texts = [str(value) for value in values.tolist()]
+    # A spreadsheet would run a cell that begins so.
+    return [f"'{text}" if values.dtype.kind == "U" and text[:1] in "=+-@" else text for text in texts]
+
+
+def markdown_page(report: Report) -> str:
+    """The page that a repository shows."""
+    parts = [f"# {markdown.inline(report.title)}", markdown.table(("", ""), list(report.facts.items()))]
+    parts += [f"**Note.** {markdown.inline(note)}" for note in report.notes]
+    parts.append(f"## Beside the paper\n\n{markdown.table(_CLAIM_HEADINGS, list(_claims(report)))}\n\n{_CLAIM_NOTE}")
+    for section in report.sections:
+        parts.append(f"## {section.title}")
+        parts += [markdown.inline(text) for text in section.text]
+        parts += [f"> Missing: {markdown.inline(text)}." for text in section.missing]
+        for plot in section.plots:
+            parts.append(f"![{markdown.inline(plot.caption).replace(']', ')').replace('[', '(')}](figures/{plot.name}.png)\n\n"
+                         f"*{markdown.inline(_caption(plot))}*".replace("*", "_"))
+        if section.numbers:
+            parts.append(markdown.table(("number", "value"), [(name, _number(value)) for name, value in section.numbers.items()]))
+    return "\n\n".join(parts) + "\n"
+
+
+def html_page(report: Report, figures: dict[str, bytes]) -> str:
+    """One self-contained page; ``figures`` are the SVGs by name."""
+    parts = [
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{escape(report.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{escape(report.title)}</h1>",
+        _html_table((), list(report.facts.items())),
+        *(f"<p><strong>Note.</strong> {escape(note)}</p>" for note in report.notes),
+        "<h2>Beside the paper</h2>", _html_table(_CLAIM_HEADINGS, list(_claims(report))), f"<p>{escape(_CLAIM_NOTE)}</p>",
+    ]
+    for section in report.sections:
+        parts += [f'<h2 id="{section.key}">{escape(section.title)}</h2>', *(f"<p>{escape(text)}</p>" for text in section.text)]
+        parts += [f'<p class="missing">Missing: {escape(text)}.</p>' for text in section.missing]
+        parts += [_html_figure(plot, figures[plot.name]) for plot in section.plots]
+        parts.append(_html_numbers(section))
+    return "\n".join(part for part in parts if part) + "\n</body>\n</html>\n"
+
+
+_CLAIM_HEADINGS = ("the paper says", "its numbers", "here", "", "agrees where")
+_CLAIM_NOTE = ("The paper is \"Supernodes and Halos\", arXiv 2604.23475; its numbers are of the models named and of WikiText-2. "
+               "\"Differs\" says that a claim does not carry over to this model on this text, \"undecided\" that the interval "
+               "holds both. Intervals are of medians over FFNs, 95%, by bootstrap.")
+
+
+def _claims(report: Report) -> Iterator[tuple[str, str, str, str, str]]:
+    for section in report.sections:
+        for claim in section.claims:
+            yield claim.statement, claim.paper, claim.measured, claim.verdict, claim.criterion
+
+
+def _caption(plot: Plot) -> str:
+    """What it shows, whether the paper shows the same, and the data behind it."""
+    found = "; ".join(f"{claim.statement}: {claim.verdict} ({claim.measured}; the paper {claim.paper})"
+                      for claim in plot.claims)
+    beside = f"Beside the paper: {found}." if found else "We know of no number of the paper's to compare this with."
+    return f"{plot.caption} {beside} Data: {', '.join(f'data/{name}.csv' for name in plot.data)}."
+
+
+def _number(value: float | int) -> str:
+    return f"{value:,}" if isinstance(value, int) else significant(value, 4)
+
+
+def _html_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in headings) + "</tr>\n" if headings else ""
+    body = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table>\n{head}{body}\n</table>"
+
+
+def _html_numbers(section: Section) -> str:
+    if not section.numbers:
+        return ""
+    rows = "\n".join(f'<tr><td>{escape(name)}</td><td class="number">{_number(value)}</td></tr>'
+                     for name, value in section.numbers.items())
+    return f"<table>\n{rows}\n</table>"
+
+
+def _html_figure(plot: Plot, svg: bytes) -> str:
+    source: Any = base64.b64encode(svg).decode()
+    return (f'<figure>\n<img alt="{escape(plot.caption)}" src="data:image/svg+xml;base64,{source}">\n'
+            f"<figcaption>{escape(_caption(plot))}</figcaption>\n</figure>")

@@ -1,0 +1,1 @@
+"""One question of the report each: ``make(units)`` gives its `chanfmt.reporting.section.Section`."""

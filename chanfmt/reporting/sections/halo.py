@@ -1,0 +1,106 @@
+"""Whether the halo repeats the supernodes, beyond channels as important and beyond chance."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from chanfmt.analysis.halo import HaloRedundancy, halo_redundancy
+from chanfmt.analysis.resample import middle
+from chanfmt.reporting import drawing, paper
+from chanfmt.reporting.section import Claim, Plot, Section, Table, above
+from chanfmt.reporting.units import name_columns
+from chanfmt.reporting.words import bracketed, percent, times, with_interval
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from chanfmt.reporting.units import Unit
+
+KINDS = {"halo": "halo", "matched": "others, as important", "others": "all others"}
+
+
+def make(units: Sequence[Unit], tokens: int) -> Section:
+    """``tokens``: those of the calibration text."""
+    title = "Redundancy of the halo"
+    if not any(unit.holds("redundancy") and unit.holds("label") for unit in units):
+        return Section("halo", title, missing=(
+            "no redundancy in this atlas: merging drops it, and a file need not hold it; a build measures it",))
+    rows, kept = [], []
+    for unit in units:
+        if not (unit.holds("redundancy") and unit.holds("label")):
+            continue
+        null = unit.values("redundancy_null") if unit.holds("redundancy_null") else None
+        row = halo_redundancy(unit.values("lp"), unit.values("label"), unit.values("redundancy"), null)
+        if row is not None:
+            rows.append(row)
+            kept.append(unit)
+    if not rows:
+        return Section("halo", title, missing=("no FFN has a halo and as many other channels whose redundancy is known",))
+    names = [field.name for field in dataclasses.fields(HaloRedundancy)]
+    numbers = {name: np.array([getattr(row, name) for row in rows], dtype=np.float64) for name in names}
+    numbers |= {name: np.array([float(unit.number(name)) for unit in kept]) for name in ("core_covered", "redundancy_tokens")}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = {
+            "over_matched": numbers["halo"] / numbers["matched"],
+            "over_others": numbers["halo"] / numbers["others"],
+            "over_null": numbers["halo"] / numbers["halo_null"],
+            "excess_over_matched": (numbers["halo"] - numbers["halo_null"]) / (numbers["matched"] - numbers["matched_null"]),
+        }
+    columns = name_columns(kept)
+    found = {name: middle(np.where(np.isfinite(values), values, np.nan), columns["ffn"]) for name, values in ratios.items()}
+    over, others, beside = found["over_matched"], found["over_others"], found["over_null"]
+    covered, used = middle(numbers["core_covered"]), middle(numbers["redundancy_tokens"])
+    sentences = [
+        f"In the median FFN the halo's redundancy to the supernodes is {times(over.median)} times that of as many other "
+        f"channels of the nearest LP{bracketed(over, times)}, and {times(others.median)} times that of all "
+        f"others{bracketed(others, times)}.",
+    ]
+    if beside.count:
+        sentences.append(
+            f"It is {times(beside.median)} times its null{bracketed(beside, times)}: the same channels against the supernodes of "
+            f"other tokens, {'half a batch' if any(unit.expert >= 0 for unit in kept) else 'a sequence'} away. What a place in "
+            "the sequence and chance give is in both. Near one, redundancy says nothing.")
+    if used.count:
+        sentences.append(f"It was measured on {used.median:,.0f} of {tokens:,} tokens (median), against the supernodes that were "
+                         f"foreseen before they were known: a median of {percent(covered.median)} of an FFN's, at least "
+                         f"{percent(covered.smallest)}.")
+    claims = (
+        Claim("The halo is more redundant with the supernodes than other channels", f"about {paper.HALO_RATIO:g} times "
+              f"({paper.MODEL}; its estimator adds 1e-8 to variances of 1e-16)", f"{with_interval(others, times)} times",
+              above(others, 1.0), "its interval lies above 1"),
+        Claim("That is not because its channels are more important", "above matched channels, without a number that we know",
+              f"{with_interval(over, times)} times the matched", above(over, 1.0), "its interval lies above 1"),
+    )
+    return Section(
+        key="halo",
+        title=title,
+        text=tuple(sentences),
+        numbers={key: value for name, item in found.items() if item.count for key, value in (
+            (f"halo_{name}_median", item.median), (f"halo_{name}_low", item.low), (f"halo_{name}_high", item.high))}
+        | ({"redundancy_tokens_median": used.median, "core_covered_median": covered.median,
+            "core_covered_smallest": covered.smallest} if used.count else {}),
+        plots=(Plot(
+            "halo",
+            "Mean redundancy to the supernodes by depth: of the halo, of other channels matched in LP, of all others; and "
+            "the halo's null.",
+            ("halo",), lambda figure: _draw(figure, columns["ffn"], numbers), claims=claims,
+        ),),
+        tables=(Table("halo", columns | numbers | ratios),),
+        claims=claims,
+        missing=() if beside.count else ("no null of the redundancy in this atlas",),
+    )
+
+
+def _draw(figure: Any, depth: np.ndarray, numbers: dict[str, np.ndarray]) -> None:
+    axes = figure.subplots()
+    for number, (name, label) in enumerate(KINDS.items()):
+        drawing.by_depth(axes, depth, numbers[name], number, label)
+    drawing.by_depth(axes, depth, numbers["halo_null"], 3, "halo, null")
+    drawing.log_axis(axes, np.concatenate([numbers[name] for name in KINDS]))
+    axes.set_xlabel("FFN, in model order")
+    axes.set_ylabel("nats")
+    axes.set_title("mean redundancy to the supernodes")
+    drawing.legend_below(figure)

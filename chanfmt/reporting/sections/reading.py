@@ -1,0 +1,105 @@
+"""Whether a layer's important channels read what the supernodes of the layer before write."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from chanfmt.algebra.compare import rank_correlation
+from chanfmt.algebra.labels import supernode_count, top_indices
+from chanfmt.analysis.resample import middle
+from chanfmt.format import schema
+from chanfmt.reporting import drawing, paper
+from chanfmt.reporting.section import Plot, Section, Table
+from chanfmt.reporting.units import name_columns
+from chanfmt.reporting.words import bracketed, percent, times
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from chanfmt.reporting.units import Unit
+
+HEADINGS = {"supernodes": "supernodes", "halo": "write halo", "others": "others"}
+
+
+def make(units: Sequence[Unit], even: float | None) -> Section:
+    """``even``: read connectivity of a row that reads from all residual dimensions alike; None where it is not known."""
+    title = "Reading from the write support"
+    rows, kept = [], []
+    for unit in units:
+        if not (unit.holds("read_connectivity") and unit.holds("label")):
+            continue
+        row = _row(unit)
+        if row is not None:
+            rows.append(row)
+            kept.append(unit)
+    if not rows:
+        return Section("reading", title, missing=(
+            "no read connectivity in this atlas: it is known where a layer before has supernodes and the weights were read",))
+    columns = name_columns(kept)
+    numbers = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    found = {name: middle(values, columns["ffn"]) for name, values in numbers.items()}
+    core, mass = found["supernodes_in_read_halo"], found["lp_in_read_halo"]
+    spread = "" if even is None else f"; a row that reads from all dimensions alike would have {percent(even)}"
+    return Section(
+        key="reading",
+        title=title,
+        text=(
+            f"Of the L1 norm of their read rows, supernodes have a median of {percent(found['supernodes'].median)} on the "
+            f"dimensions that the supernodes of the layer before write, the halo {percent(found['halo'].median)}, others "
+            f"{percent(found['others'].median)}{spread}. The read halo is the {paper.READ_HALO:.0%} of a layer's channels that "
+            f"read most there: a median of {percent(core.median)} of the supernodes are in it{bracketed(core, percent)}, by "
+            f"chance {percent(found['chance'].median)}. It holds {percent(mass.median)} of the LP mass"
+            f"{bracketed(mass, percent)}, and read connectivity and LP have a Spearman correlation of "
+            f"{times(found['spearman'].median)}.",
+        ),
+        numbers={f"{name}_median": item.median for name, item in found.items() if item.count}
+        | ({} if even is None else {"even_spread": even}),
+        plots=(Plot(
+            "reading",
+            "Left: mean share of the read rows' L1 norm on the write support of the layer before, for three kinds of channels"
+            f"{'' if even is None else '; grey that of a row that reads from all dimensions alike'}. "
+            "Right: share of the supernodes, and of the LP mass, in the read halo; grey what chance gives.",
+            ("reading",), lambda figure: _draw(figure, columns["ffn"], numbers, even),
+        ),),
+        tables=(Table("reading", columns | numbers),),
+    )
+
+
+def _row(unit: Unit) -> dict[str, float] | None:
+    reads, lp, labels = unit.values("read_connectivity"), unit.values("lp"), unit.values("label")
+    known = np.isfinite(reads) & np.isfinite(lp)
+    if not known.any():
+        return None
+    reads, lp, labels = reads[known], lp[known].astype(np.float64), labels[known]
+    core = labels == schema.LABEL_SUPERNODE
+    read_halo = np.zeros(len(reads), dtype=bool)
+    size = supernode_count(len(reads), paper.READ_HALO)
+    read_halo[top_indices(reads, size)] = True
+    mass = lp.sum()
+    kinds = {"supernodes": core, "halo": labels == schema.LABEL_HALO, "others": labels == schema.LABEL_NONE}
+    return {
+        **{name: float(reads[mask].mean(dtype=np.float64)) if mask.any() else float("nan") for name, mask in kinds.items()},
+        "supernodes_in_read_halo": float(read_halo[core].mean()) if core.any() else float("nan"),
+        "lp_in_read_halo": float(lp[read_halo].sum() / mass) if mass > 0 else float("nan"),
+        "spearman": rank_correlation(reads, lp),
+        "chance": size / len(reads),
+    }
+
+
+def _draw(figure: Any, depth: np.ndarray, numbers: dict[str, np.ndarray], even: float | None) -> None:
+    left, right = figure.subplots(1, 2)
+    for number, (name, label) in enumerate(HEADINGS.items()):
+        drawing.by_depth(left, depth, numbers[name], number, label)
+    drawing.by_depth(right, depth, numbers["supernodes_in_read_halo"], 0, "supernodes")
+    drawing.by_depth(right, depth, numbers["lp_in_read_halo"], 1, "LP mass")
+    if even is not None:
+        left.axhline(even, color=drawing.GREY, linestyle=":", label="spread evenly")
+    right.axhline(float(np.median(numbers["chance"])), color=drawing.GREY, linestyle=":", label="by chance")
+    left.set_title("read connectivity")
+    right.set_title("in the read halo")
+    for axes in (left, right):
+        drawing.share_axis(axes)
+        axes.set_xlabel("FFN, in model order")
+        drawing.legend(axes)

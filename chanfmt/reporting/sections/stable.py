@@ -1,0 +1,111 @@
+"""Whether other calibration text of the same kind would give the same supernodes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from chanfmt.analysis.resample import middle
+from chanfmt.analysis.stability import stability
+from chanfmt.reporting import drawing, paper
+from chanfmt.reporting.section import Plot, Section, Table
+from chanfmt.reporting.units import name_columns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from chanfmt.reporting.units import Unit
+
+NAMES = ("top_share", "top_share_error", "top_share_low", "top_share_high", "leave_one_out", "persistence", "chance")
+
+
+def make(units: Sequence[Unit], rho: float, advance: Callable[[], object]) -> Section:
+    """``advance`` is called for every unit done."""
+    title = "Stability of the supernodes"
+    found, kept = [], []
+    for unit in units:
+        advance()
+        if not (unit.holds("sum_q2_split") and unit.holds("tokens_split")):
+            continue
+        item = stability(unit.by_split("sum_q2_split"), unit.by_split("tokens_split"), rho)
+        if item is not None:
+            found.append(item)
+            kept.append(unit)
+    if not found:
+        return Section("stability", title, missing=("no sums of several splits in this atlas: atlas strip drops them, and a text "
+                                                    "of one sequence has one",))
+    columns = name_columns(kept)
+    numbers = {name: np.array([getattr(item, name) for item in found]) for name in NAMES}
+    sizes = sorted({place for item in found for place in range(len(item.by_tokens))})
+    by_tokens = [[item.by_tokens[place] for item in found if len(item.by_tokens) > place] for place in sizes]
+    curve = [(float(np.median([row.tokens for row in rows])),
+              middle(np.array([row.jaccard for row in rows]), columns["ffn"][[len(item.by_tokens) > place for item in found]]))
+             for place, rows in zip(sizes, by_tokens, strict=True)]
+    chance = middle(numbers["chance"]).median
+    steady = middle(np.array([item.core / item.supernodes for item in found])).median
+    persistence, left_out = middle(numbers["persistence"]).median, middle(numbers["leave_one_out"]).median
+    most = curve[-1]
+    return Section(
+        key="stability",
+        title=title,
+        text=(
+            f"Two disjoint parts of this text, of about {most[0]:,.0f} tokens each, agree on the supernodes with a Jaccard index "
+            f"of {most[1].median:.1%} in the median FFN (by chance {chance:.1%}). A supernode remains one in a mean of "
+            f"{persistence:.1%} of the bootstrap samples of the splits, and {steady:.1%} of them in at least 95%. Without one "
+            f"of the splits the sets agree to {left_out:.1%}.",
+            f"Splits are parts of one calibration text: text of another kind may change more. {paper.DOMAINS} Compare atlases "
+            "of several texts with atlas compare.",
+        ),
+        numbers={"persistence_median": persistence, "leave_one_out_median": left_out, "steady_share_median": steady,
+                 "halves_tokens": most[0], "halves_jaccard_median": most[1].median, "halves_jaccard_low": most[1].low,
+                 "halves_jaccard_high": most[1].high, "jaccard_chance": chance},
+        plots=(Plot(
+            "stability",
+            f"Left: share of LP in the supernodes by depth, {_bars(columns['ffn'])}. Right: Jaccard index of the supernodes of "
+            "two disjoint parts of the text against their tokens, median FFN with its bootstrap interval; grey by chance. "
+            f"{paper.DOMAINS}",
+            ("stability", "stability-by-tokens"), lambda figure: _draw(figure, columns["ffn"], numbers, curve, chance),
+        ),),
+        tables=(
+            Table("stability", columns | numbers | {
+                "supernodes": np.array([item.supernodes for item in found]), "steady": np.array([item.core for item in found])}),
+            Table("stability-by-tokens", {
+                "tokens": np.array([tokens for tokens, _ in curve]),
+                "jaccard_median": np.array([item.median for _, item in curve]),
+                "jaccard_low": np.array([item.low for _, item in curve]),
+                "jaccard_high": np.array([item.high for _, item in curve]),
+                "chance": np.full(len(curve), chance),
+            }),
+        ),
+    )
+
+
+def _bars(depth: np.ndarray) -> str:
+    return "bars the bootstrap interval over splits" if len(np.unique(depth)) == len(depth) else "median and range of the experts"
+
+
+def _draw(figure: Any, depth: np.ndarray, numbers: dict[str, np.ndarray], curve: list[Any], chance: float) -> None:
+    left, right = figure.subplots(1, 2)
+    share = numbers["top_share"]
+    if len(np.unique(depth)) == len(depth):
+        errors = np.abs(np.stack([share - numbers["top_share_low"], numbers["top_share_high"] - share]))
+        left.errorbar(depth, share, yerr=errors, fmt="o", color=drawing.COLOURS[0], elinewidth=0.8, capsize=1.5)
+    else:
+        drawing.by_depth(left, depth, share, 0, "top share")
+    drawing.share_axis(left)
+    left.set_xlabel("FFN, in model order")
+    left.set_title("share of LP in the supernodes")
+    tokens = [place for place, _ in curve]
+    medians = np.array([item.median for _, item in curve])
+    low, high = (np.array([getattr(item, name) for _, item in curve]) for name in ("low", "high"))
+    errors = np.nan_to_num(np.abs(np.stack([medians - low, high - medians])))
+    right.errorbar(tokens, medians, yerr=errors, marker="o", color=drawing.COLOURS[0], capsize=2)
+    right.axhline(chance, color=drawing.GREY, linestyle=":", label="by chance")
+    right.set_xscale("log")
+    right.set_xticks(tokens, [f"{place:,.0f}" for place in tokens])
+    right.minorticks_off()
+    right.set_ylim(0, 1)
+    right.set_xlabel("tokens in each part")
+    right.set_title("Jaccard of disjoint parts")
+    drawing.legend(right)

@@ -1,0 +1,1 @@
+"""The `surgery` command: one file per subcommand."""

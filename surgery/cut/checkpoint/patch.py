@@ -1,0 +1,71 @@
+"""Put new numbers into a tensor of a checkpoint that was just written."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from chanfmt.base.errors import ModelError
+from chanfmt.base.files import read_at, write_at
+from chanfmt.models.safetensors import CONTAINERS, DTYPE_BITS
+from chanfmt.models.streaming.parameters import DTYPES
+
+if TYPE_CHECKING:
+    from chanfmt.models.safetensors import TensorEntry
+    from surgery.cut.checkpoint.cuts import Cut
+
+
+def as_stored(values: torch.Tensor, dtype: str) -> torch.Tensor:
+    """``values`` on the CPU, rounded to the safetensors dtype that a checkpoint holds them in.
+
+    Raises:
+        ModelError: That is not one of floats of 16 bits or more, or a value is too large for it.
+    """
+    kind = DTYPES.get(dtype)
+    if kind is None or not kind.is_floating_point:
+        raise ModelError(f"weights stored as {dtype} cannot be refitted", hint="save the model in bfloat16 first")
+    rounded = values.cpu().to(kind)
+    if not bool(rounded.isfinite().all()):
+        raise ModelError(f"a refitted weight does not fit into {dtype}")
+    return rounded
+
+
+def write_kept(entry: TensorEntry, cut: Cut, positions: np.ndarray, values: torch.Tensor) -> None:
+    """Replace the kept channels of a matrix in its file.
+
+    Args:
+        entry: The matrix after the cut, two axes.
+        cut: How it came to be.
+        positions: Where its kept channels were on the axis that was cut, before.
+        values: New values, (other axis, kept), from `as_stored`.
+    """
+    bits = _bits(values, entry)
+    places = np.searchsorted(np.where(cut.positions[0] < 0, np.iinfo(np.int64).max, cut.positions[0]), positions)
+    descriptor = os.open(entry.file, os.O_RDWR)
+    try:
+        data = np.empty(entry.shape, dtype=bits.dtype)
+        read_at(descriptor, data.reshape(-1).view(np.uint8).data, entry.start)
+        if cut.axis == 0:
+            data[places] = bits.T
+        else:
+            data[:, places] = bits
+        write_at(descriptor, data.reshape(-1).view(np.uint8).data, entry.start)
+    finally:
+        os.close(descriptor)
+
+
+def write_vector(entry: TensorEntry, index: int | None, values: torch.Tensor) -> None:
+    """Replace a vector, or row ``index`` of a matrix, in its file by ``values`` from `as_stored`."""
+    bits = _bits(values, entry)
+    descriptor = os.open(entry.file, os.O_RDWR)
+    try:
+        write_at(descriptor, bits.view(np.uint8).data, entry.start + (index or 0) * bits.nbytes)
+    finally:
+        os.close(descriptor)
+
+
+def _bits(values: torch.Tensor, entry: TensorEntry) -> np.ndarray:
+    return values.contiguous().view(torch.uint8).numpy().view(CONTAINERS[DTYPE_BITS[entry.dtype]])

@@ -1,0 +1,159 @@
+"""Write the cut checkpoint shard by shard; parts of tensors are read, cut and written side by side."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chanfmt.base.files import reserve, write_at
+from chanfmt.models.safetensors import DTYPE_BITS, INDEX_FILE, SINGLE_FILE, CheckpointIndex, TensorEntry
+from surgery.cut.checkpoint.reader import Part, copy_parts, cut_parts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from concurrent.futures import Future
+    from pathlib import Path
+
+    from surgery.cut.checkpoint.cuts import Cut
+
+THREADS = 4
+"""A few parts are under way at once, whatever the number of cores: reading one waits while another is written."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of the result: its name and its tensors, in their order."""
+
+    name: str
+    tensors: Sequence[str]
+
+
+def output_bytes(index: CheckpointIndex, cuts: Mapping[str, Cut]) -> int:
+    """Bytes of all tensors after ``cuts``."""
+    return sum(_bytes(name, entry, cuts) for name, entry in index.tensors.items())
+
+
+def plan_shards(index: CheckpointIndex, cuts: Mapping[str, Cut], shard_bytes: int | None = None) -> list[Shard]:
+    """Which file every tensor goes to, named as the Hub expects.
+
+    Args:
+        shard_bytes: Largest size of a file (a larger tensor has one of its own); None for shards that
+            correspond to the source's.
+    """
+    groups: list[list[str]] = []
+    by_file: dict[Path, list[str]] = {file: [] for file in index.files}
+    for name, entry in index.tensors.items():
+        by_file[entry.file].append(name)
+    if shard_bytes is None:
+        groups = list(by_file.values())
+    else:
+        filled = 0
+        for name in (name for names in by_file.values() for name in names):
+            size = _bytes(name, index.tensors[name], cuts)
+            if not groups or filled + size > shard_bytes:
+                groups.append([])
+                filled = 0
+            groups[-1].append(name)
+            filled += size
+    if len(groups) == 1:
+        return [Shard(SINGLE_FILE, groups[0])]
+    return [Shard(f"model-{number:05d}-of-{len(groups):05d}.safetensors", names) for number, names in enumerate(groups, start=1)]
+
+
+def write_checkpoint(
+    index: CheckpointIndex, cuts: Mapping[str, Cut], directory: Path, advance: Callable[[int], object],
+    shard_bytes: int | None = None,
+) -> None:
+    """Write the checkpoint ``index`` with ``cuts`` made into ``directory``.
+
+    Headers come first, all shapes being known, and then tensors in their order; untouched ones are
+    copied as bytes. A file's space is reserved before anything is written to it.
+
+    Args:
+        advance: Called with the number of bytes just written.
+        shard_bytes: See `plan_shards`.
+
+    Raises:
+        ModelError: The source cannot be read to its end.
+        OSError: The destination cannot be written.
+    """
+    shards = plan_shards(index, cuts, shard_bytes)
+    metadata = {"format": "pt", **index.metadata}
+    for shard in shards:
+        _write_shard(directory / shard.name, index, shard, cuts, metadata, advance)
+    if len(shards) > 1:
+        parameters = sum(math.prod(_shape(name, entry, cuts)) for name, entry in index.tensors.items())
+        weight_map = {name: shard.name for shard in shards for name in shard.tensors}
+        document = {
+            "metadata": {"total_parameters": parameters, "total_size": output_bytes(index, cuts)},
+            "weight_map": dict(sorted(weight_map.items())),
+        }
+        (directory / INDEX_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_shard(
+    path: Path, index: CheckpointIndex, shard: Shard, cuts: Mapping[str, Cut], metadata: Mapping[str, str],
+    advance: Callable[[int], object],
+) -> None:
+    header: dict[str, object] = {"__metadata__": metadata}
+    position = 0
+    offsets = {}
+    for name in shard.tensors:
+        entry = index.tensors[name]
+        offsets[name], stop = position, position + _bytes(name, entry, cuts)
+        header[name] = {"dtype": entry.dtype, "shape": list(_shape(name, entry, cuts)), "data_offsets": [position, stop]}
+        position = stop
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    # safetensors readers may map tensors in place, so the data starts on a multiple of 8.
+    raw += b" " * (-len(raw) % 8)
+    data = 8 + len(raw)
+    sources = {file: os.open(file, os.O_RDONLY) for file in {index.tensors[name].file for name in shard.tensors}}
+    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        reserve(path, data + position)
+        write_at(target, len(raw).to_bytes(8, "little") + raw, 0)
+
+        def parts() -> Iterator[tuple[int, Part, int]]:
+            for name in shard.tensors:
+                entry = index.tensors[name]
+                for part in cut_parts(entry, cuts[name]) if name in cuts else copy_parts(entry):
+                    yield sources[entry.file], part, data + offsets[name] + part.offset
+
+        def work(source: int, part: Part, offset: int) -> int:
+            return write_at(target, part.read(source), offset)
+
+        _in_threads(work, parts(), advance)
+    finally:
+        for descriptor in (target, *sources.values()):
+            os.close(descriptor)
+
+
+def _in_threads(
+    work: Callable[[int, Part, int], int], parts: Iterator[tuple[int, Part, int]], advance: Callable[[int], object]
+) -> None:
+    """Do ``parts`` a few at a time, so that only those few are in memory."""
+    running: deque[Future[int]] = deque()
+    with ThreadPoolExecutor(THREADS) as pool:
+        try:
+            for part in parts:
+                running.append(pool.submit(work, *part))
+                if len(running) > THREADS:
+                    advance(running.popleft().result())
+            while running:
+                advance(running.popleft().result())
+        finally:
+            for future in running:
+                future.cancel()
+
+
+def _shape(name: str, entry: TensorEntry, cuts: Mapping[str, Cut]) -> tuple[int, ...]:
+    return cuts[name].shape if name in cuts else entry.shape
+
+
+def _bytes(name: str, entry: TensorEntry, cuts: Mapping[str, Cut]) -> int:
+    return math.prod(_shape(name, entry, cuts)) * DTYPE_BITS[entry.dtype] // 8

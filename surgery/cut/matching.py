@@ -1,0 +1,24 @@
+"""Which FFN of a loaded model is which of an atlas or a plan."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from chanfmt.models.ffn import FFN
+    from chanfmt.models.stored.weights import Described
+
+
+def match_ffns(blocks: Sequence[Described], ffns: Sequence[FFN]) -> list[FFN | None]:
+    """The FFN of each of ``blocks``, None where there is none: those of one module, width and kind pair up in model order."""
+    found: dict[tuple[str, int, int], list[FFN]] = defaultdict(list)
+    for ffn in ffns:
+        found[ffn.container, ffn.width, ffn.experts].append(ffn)
+    matched: list[FFN | None] = []
+    for block in blocks:
+        alike = found[block.module, block.n_channels, block.n_experts]
+        matched.append(alike.pop(0) if alike else None)
+    return matched

@@ -1,0 +1,1 @@
+"""Perplexity, speed and tasks of models side by side."""

@@ -1,0 +1,169 @@
+"""Next-token losses of a loaded model, block by block, and how sure a comparison of two of them is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from chanfmt.base.errors import ChanfmtError, ModelError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+RESAMPLES = 10_000
+"""Bootstrap resamples of a comparison."""
+CONFIDENCE = 0.95
+"""Coverage of its interval."""
+_DRAWS = 1 << 20
+"""Block numbers held at a time while resampling."""
+
+
+@dataclass(frozen=True)
+class BlockLosses:
+    """Losses of one model on consecutive blocks of a text. A token is predicted from those before it in its block.
+
+    Attributes:
+        nll: Summed next-token NLL of each block in nats, float64 (block,).
+        predicted: Tokens predicted in each block, int64 (block,); all but the block's first.
+    """
+
+    nll: np.ndarray
+    predicted: np.ndarray
+
+    @cached_property
+    def mean(self) -> float:
+        """NLL per predicted token, nats."""
+        return float(self.nll.sum() / self.predicted.sum())
+
+    @property
+    def perplexity(self) -> float:
+        """exp of `mean`; infinity where that is beyond float64."""
+        return perplexity_of(self.mean)
+
+    @cached_property
+    def standard_error(self) -> float:
+        """Standard error of `mean` over blocks as a sample of the text; NaN of a single block.
+
+        Blocks weigh as many tokens as they predict: the linearised variance of a ratio of sums, which for blocks
+        of one length is the standard deviation of their means over the root of their number.
+        """
+        blocks = len(self.nll)
+        if blocks < 2:
+            return math.nan
+        residuals = self.nll - self.mean * self.predicted
+        return float(np.sqrt(blocks / (blocks - 1) * np.square(residuals).sum()) / self.predicted.sum())
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How a model's mean NLL differs from that of a reference on the same blocks.
+
+    Attributes:
+        difference: Mean NLL minus the reference's, nats per token.
+        low, high: Ends of the bootstrap interval of ``difference``; NaN of a single block.
+        blocks, resamples, confidence: Blocks drawn from, how often, and the coverage of the interval.
+    """
+
+    difference: float
+    low: float
+    high: float
+    blocks: int
+    resamples: int
+    confidence: float
+
+    @property
+    def ratio(self) -> tuple[float, float, float]:
+        """Perplexity over the reference's, and the ends of its interval: exp of those of the difference."""
+        return perplexity_of(self.difference), perplexity_of(self.low), perplexity_of(self.high)
+
+
+def perplexity_of(nll: float) -> float:
+    """exp(``nll``); infinity where that is beyond float64."""
+    return math.inf if nll > 700 else math.exp(nll)
+
+
+def block_losses(
+    model: Any, token_ids: np.ndarray, seq_len: int, *, progress: Callable[[int], object] | None = None, name: str = "the model"
+) -> BlockLosses:
+    """Losses of ``model`` on ``token_ids`` in blocks of ``seq_len`` that do not overlap; a shorter last one counts.
+
+    Args:
+        model: A loaded causal language model in evaluation mode, whose vocabulary and context suffice.
+        token_ids: Integers (token,). A last block of one token predicts nothing and is left out.
+        seq_len: At least 2.
+        progress: Called after each block with its number of tokens.
+        name: What errors call the model.
+
+    Raises:
+        UsageError: There are fewer than two tokens.
+        ModelError: A block's loss is not finite, or the model cannot run it.
+        ChanfmtError: Memory ran out.
+    """
+    import torch
+
+    from chanfmt.building.loss import NextTokenLoss
+
+    if len(token_ids) < 2:
+        raise UsageError(f"of {len(token_ids)} tokens none can be predicted", hint="choose a longer text")
+    ids = torch.from_numpy(np.asarray(token_ids, dtype=np.int64)).to(next(model.parameters()).device)
+    loss = NextTokenLoss(model, ids[None, : min(16, seq_len)])
+    sums: list[float] = []
+    predicted: list[int] = []
+    for start in range(0, len(ids) - 1, seq_len):
+        block = ids[start : start + seq_len]
+        try:
+            value = loss.value(block[None])
+        except torch.OutOfMemoryError:
+            raise ChanfmtError(
+                f"out of memory with a block of {len(block)} tokens", hint="use --dtype bfloat16, or a smaller --seq-len"
+            ) from None
+        if not math.isfinite(value):
+            raise ModelError(
+                f"the loss of {name} in block {len(sums)} (tokens {start:,} to {start + len(block) - 1:,}) is not finite; "
+                "an activation overflowed",
+                hint="use --dtype float32" if next(model.parameters()).dtype in (torch.float16, torch.bfloat16) else None,
+            )
+        sums.append(value)
+        predicted.append(len(block) - 1)
+        if progress:
+            progress(len(block))
+    return BlockLosses(np.array(sums, dtype=np.float64), np.array(predicted, dtype=np.int64))
+
+
+def paired_bootstrap(
+    reference: BlockLosses, other: BlockLosses, *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = 0
+) -> Comparison:
+    """Percentile interval of ``other``'s mean NLL minus ``reference``'s.
+
+    A resample draws as many blocks as there are, with replacement, the same ones for both models: what makes a
+    block hard for both does not blur their difference.
+
+    Raises:
+        ValueError: The two do not predict equally many tokens in every block.
+    """
+    if not np.array_equal(reference.predicted, other.predicted):
+        raise ValueError("the losses are not of the same blocks")
+    gaps, weights = other.nll - reference.nll, reference.predicted
+    blocks = len(gaps)
+    low = high = math.nan
+    if blocks > 1:
+        generator = np.random.default_rng(seed)
+        step = max(1, _DRAWS // blocks)
+        drawn = []
+        for start in range(0, resamples, step):
+            chosen = generator.integers(blocks, size=(min(step, resamples - start), blocks))
+            drawn.append(gaps[chosen].sum(axis=1) / weights[chosen].sum(axis=1))
+        tail = (1 - confidence) / 2
+        low, high = (float(end) for end in np.quantile(np.concatenate(drawn), [tail, 1 - tail]))
+    return Comparison(float(gaps.sum() / weights.sum()), low, high, blocks, resamples, confidence)
+
+
+def perplexity_text(perplexity: float | None) -> str:
+    """A perplexity for a table's cell; None is one beyond all numbers."""
+    if perplexity is None:
+        return "inf"
+    return f"{perplexity:,.2f}" if perplexity < 1e6 else f"{perplexity:.2e}"

@@ -1,0 +1,1 @@
+"""Experiments on a loaded model: sweeps and ablations."""

@@ -1,0 +1,1 @@
+"""Decide which channels a cut removes. numpy only: no torch, no model."""

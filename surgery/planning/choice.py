@@ -1,0 +1,174 @@
+"""What stays at one sparsity or another, under one score and one protection. Pure numpy."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from chanfmt.base.errors import UsageError
+from surgery.planning.allocation import Candidate, Pool, ladder
+from surgery.planning.methods import find_method, ranked_by_magnitude, score
+from surgery.planning.width import kept_width
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from chanfmt.format.reader import Atlas
+    from chanfmt.format.records import Block
+    from surgery.planning.plan import PlanOptions
+
+MAX_LAYER_SPARSITY = 0.7
+"""Share of a layer that global allocation removes at most, where nothing else is asked."""
+
+
+class Scores:
+    """One method's scores of the FFNs that may be cut.
+
+    Attributes:
+        atlas: Where they come from.
+        blocks: The FFNs.
+        method: The method's name.
+        of: Block index to scores, float64 of `Block.shape`.
+    """
+
+    def __init__(self, atlas: Atlas, method: str, seed: int, blocks: tuple[Block, ...]) -> None:
+        self.atlas = atlas
+        self.blocks = blocks
+        self.method = method
+        self.of = {block.index: score(method, atlas, block, seed) for block in blocks}
+
+    def comparable(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
+        """Scores that compare with other FFNs', (row, channels), and which experts they are, bool (expert,)."""
+        rows = np.atleast_2d(self.of[block.index])
+        used = np.ones(len(rows), dtype=bool)
+        if block.n_experts:
+            used = ~ranked_by_magnitude(self.method, self.atlas, block)
+            if not used.any():
+                raise UsageError(
+                    f"no calibration token reached any expert of layer {block.layer_index} ({block.module}), so nothing "
+                    "says what its channels are worth beside those of other layers",
+                    hint="use --allocation uniform, or build the atlas on more text",
+                )
+        rows = rows[used]
+        if find_method(self.method).standardised:
+            spread = rows.std(axis=-1, keepdims=True)
+            rows = (rows - rows.mean(axis=-1, keepdims=True)) / np.where(spread > 0, spread, 1)
+        return rows, used
+
+    def warnings(self) -> tuple[str, ...]:
+        """What was ranked by something else than was asked."""
+        unseen = sum(int(ranked_by_magnitude(self.method, self.atlas, block).sum()) for block in self.blocks)
+        if not unseen:
+            return ()
+        experts = sum(block.n_experts for block in self.blocks)
+        return (f"{unseen:,} of {experts:,} experts got no calibration token; their channels are ranked by magnitude",)
+
+
+class Choice:
+    """What stays under one protection, at any sparsity; channels are put in order once.
+
+    Args:
+        scores: Of the FFNs that may be cut.
+        options: How they share what goes; their sparsity means nothing here.
+        protected: Block index to a mask of the channels that may not go, bool of `Block.shape`.
+    """
+
+    def __init__(self, scores: Scores, options: PlanOptions, protected: Mapping[int, np.ndarray]) -> None:
+        self._scores = scores
+        self._options = options
+        self._protected = protected
+
+    @cached_property
+    def orders(self) -> dict[int, np.ndarray]:
+        """Block index to channels, the last to go first, of equal scores the lowest index: ints of `Block.shape`."""
+        return {index: np.argsort(-np.where(self._protected[index], np.inf, values), axis=-1, kind="stable")
+                for index, values in self._scores.of.items()}
+
+    def kept(self, sparsity: float) -> dict[int, np.ndarray]:
+        """What stays, as masks of all FFNs, bool of `Block.shape`."""
+        widths = self.widths(sparsity)
+        kept = {block.index: np.ones(block.shape, dtype=bool) for block in self._scores.atlas.blocks}
+        for index, order in self.orders.items():
+            np.put_along_axis(kept[index], order[..., widths[index]:], False, axis=-1)
+        return kept
+
+    def widths(self, sparsity: float) -> dict[int, int]:
+        """Block index to the channels that stay, of each expert where it has experts; for the FFNs that may be cut.
+
+        Raises:
+            UsageError: ``sparsity`` cuts nothing or all, or what may not go is more than what stays.
+        """
+        uniform = {block.index: kept_width(block.n_channels, sparsity, self._options.multiple_of)
+                   for block in self._scores.blocks}
+        if self._options.allocation == "uniform":
+            self._check_room(uniform)
+            return uniform
+        budget = sum(uniform[block.index] * _units(block) for block in self._scores.blocks)
+        self._check_pool(budget, sparsity)
+        widths = self._pool.widths(budget, self._options.multiple_of)
+        return {block.index: width for block, width in zip(self._scores.blocks, widths, strict=True)}
+
+    @cached_property
+    def _most_protected(self) -> dict[int, int]:
+        """Protected channels of each FFN, or of the expert that has most of them."""
+        return {block.index: int(self._protected[block.index].sum(axis=-1).max()) for block in self._scores.blocks}
+
+    @cached_property
+    def _pool(self) -> Pool:
+        candidates = []
+        for block in self._scores.blocks:
+            most = block.n_channels - max(_fewest(block, self._cap), self._most_protected[block.index])
+            rows, used = self._scores.comparable(block)
+            candidates.append(Candidate(
+                block.n_channels, _units(block), ladder(rows, np.atleast_2d(self._protected[block.index])[used], most)))
+        return Pool(candidates)
+
+    @property
+    def _cap(self) -> float:
+        asked = self._options.max_layer_sparsity
+        return MAX_LAYER_SPARSITY if asked is None else asked
+
+    def _check_room(self, uniform: Mapping[int, int]) -> None:
+        excess = {index: self._most_protected[index] - width for index, width in uniform.items()}
+        short = [block for block in self._scores.blocks if excess[block.index] > 0]
+        if not short:
+            return
+        worst = max(short, key=lambda block: excess[block.index])
+        of = "an expert of " if worst.n_experts else ""
+        others = f", and in {len(short) - 1} more" if len(short) > 1 else ""
+        raise UsageError(
+            f"the protected channels do not fit: {of}layer {worst.layer_index} protects {self._most_protected[worst.index]} "
+            f"channels and would keep {uniform[worst.index]}, {excess[worst.index]} too few{others}",
+            hint="lower --sparsity, or protect less",
+        )
+
+    def _check_pool(self, budget: int, sparsity: float) -> None:
+        blocks, cap = self._scores.blocks, self._cap
+        total = sum(_units(block) * block.n_channels for block in blocks)
+        capped = sum(_units(block) * _fewest(block, cap) for block in blocks)
+        if capped > budget:
+            raise UsageError(
+                f"--max-layer-sparsity {cap:g} lets {total - capped:,} of {total:,} channels go, and a sparsity of "
+                f"{sparsity:g} needs {total - budget:,}",
+                hint="lower --sparsity, or raise --max-layer-sparsity",
+            )
+        fixed = sum(_units(block) * max(_fewest(block, cap), self._most_protected[block.index]) for block in blocks)
+        if fixed > budget:
+            raise UsageError(
+                f"the protected channels do not fit: with them and --max-layer-sparsity {cap:g} {fixed:,} channels stay, "
+                f"{fixed - budget:,} more than a sparsity of {sparsity:g} leaves",
+                hint="lower --sparsity, or protect less",
+            )
+
+
+def _units(block: Block) -> int:
+    return max(1, block.n_experts)
+
+
+def _fewest(block: Block, cap: float) -> int:
+    """Channels that an FFN keeps where ``cap`` of it may go."""
+    # The relative slack keeps 0.29 * 100 from flooring to 28.
+    return max(1, block.n_channels - math.floor(cap * block.n_channels * (1 + 1e-12)))

@@ -1,0 +1,121 @@
+"""Which channels stay: scores, protection and allocation put together, and what each protection cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chanfmt.base.errors import UsageError
+from surgery.planning.addresses import chosen_layers
+from surgery.planning.choice import Choice, Scores
+from surgery.planning.methods import find_method
+from surgery.planning.protect import count, protect_list
+from surgery.planning.protect_file import no_channels
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+
+    from chanfmt.format.reader import Atlas
+    from chanfmt.format.records import Block
+    from surgery.planning.plan import PlanOptions
+
+ALLOCATIONS = ("uniform", "global")
+
+
+@dataclass(frozen=True)
+class SelectorEffect:
+    """What one ``--protect`` did.
+
+    Attributes:
+        selector: As it was written; a file without its directory.
+        selected: Channels it names.
+        new: Of these, channels that no earlier selector names and that are not unprotected.
+        safe: Of these, channels that the method keeps without any protection.
+        cost: Channels that would have stayed but for this selector, and that go for those it protects.
+    """
+
+    selector: str
+    selected: int
+    new: int
+    safe: int
+    cost: int
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What stays.
+
+    Attributes:
+        kept: Block index to a mask of the channels that stay, bool of `Block.shape`.
+        scope: Indices of the FFNs that could be cut.
+        protection: What each selector did, before any inversion.
+        protected, released: Channels that are protected, and that ``--unprotect`` kept from it.
+        warnings: What the user should know.
+    """
+
+    kept: Mapping[int, np.ndarray]
+    scope: frozenset[int]
+    protection: tuple[SelectorEffect, ...]
+    protected: int
+    released: int
+    warnings: tuple[str, ...]
+
+
+def decide(atlas: Atlas, options: PlanOptions) -> Decision:
+    """Decide what ``atlas``'s model keeps.
+
+    Raises:
+        UsageError: An option cannot mean anything for this model, or the protected channels do not fit.
+        AtlasError: The atlas lacks what the method or a selector needs.
+    """
+    method = find_method(options.method)
+    blocks = in_scope(atlas, options)
+    protected = protect_list(
+        tuple(dict.fromkeys((*method.always_protects, *options.protect))), atlas, options.unprotect
+    )
+    scores = Scores(atlas, options.method, options.seed, blocks)
+    # What does not fit is said of all that is protected, not of the first selector that is too much.
+    Choice(scores, options, protected.masks).widths(options.sparsity)
+    union = no_channels(atlas)
+    kept = bare = Choice(scores, options, union).kept(options.sparsity)
+    effects = []
+    for selection in protected.selections:
+        before, new = kept, count(selection.new)
+        if new:
+            union = {index: mask | selection.new[index] for index, mask in union.items()}
+            kept = Choice(scores, options, union).kept(options.sparsity)
+        safe = {index: mask & bare[index] for index, mask in selection.new.items()}
+        gone = {index: mask & ~kept[index] for index, mask in before.items()}
+        effects.append(SelectorEffect(selection.name, selection.selected, new, count(safe), count(gone)))
+    if options.invert:
+        kept = _inverted(kept, blocks)
+    return Decision(
+        kept, frozenset(block.index for block in blocks), tuple(effects), protected.count, protected.released,
+        (*protected.warnings, *scores.warnings()),
+    )
+
+
+def in_scope(atlas: Atlas, options: PlanOptions) -> tuple[Block, ...]:
+    """The FFNs that may be cut. Raises `UsageError` where the options name none."""
+    for name in options.stack:
+        if name not in atlas.stacks:
+            raise UsageError(f"there is no stack {name!r}", hint=f"stacks: {', '.join(atlas.stacks)}")
+    layers = chosen_layers(options.layers, atlas)
+    blocks = tuple(block for block in atlas.blocks
+                   if block.layer_index in layers and (not options.stack or block.stack in options.stack))
+    if not blocks:
+        raise UsageError(f"none of the layers {options.layers} is in {', '.join(options.stack)}",
+                         hint="leave --layers or --stack out")
+    return blocks
+
+
+def _inverted(kept: Mapping[int, np.ndarray], blocks: tuple[Block, ...]) -> dict[int, np.ndarray]:
+    """What was to go stays and the other way round, in ``blocks``."""
+    for block in blocks:
+        if kept[block.index].all():
+            raise UsageError(f"--invert would remove all of layer {block.layer_index} ({block.module}), of which the plan "
+                             "removes nothing", hint="leave the layer out with --layers, or use --allocation uniform")
+    chosen = {block.index for block in blocks}
+    return {index: ~mask if index in chosen else mask for index, mask in kept.items()}

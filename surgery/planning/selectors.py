@@ -1,0 +1,181 @@
+"""What ``--protect`` and ``--unprotect`` understand: by label, by metric, by id, or from a file."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from chanfmt.algebra.labels import supernode_count
+from chanfmt.base.errors import UsageError
+from chanfmt.format import schema
+from surgery.planning.addresses import channel_ids, find_unit, parse_layers, parse_number, parse_ranges
+from surgery.planning.protect_file import SUFFIXES, mark, no_channels, read_protect_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chanfmt.format.reader import Atlas
+
+SYNTAX = (
+    "supernodes, halo, supernodes+halo, none, top:METRIC=2%, top:METRIC=50, rank:METRIC=A-B, above:METRIC=VALUE, "
+    "below:METRIC=VALUE, LAYER:IDS, or a FILE ending in .json, .csv or .txt; @LAYERS behind it restricts it to layers"
+)
+_LABELS = {
+    "supernodes": (schema.LABEL_SUPERNODE,),
+    "halo": (schema.LABEL_HALO,),
+    "supernodes+halo": (schema.LABEL_SUPERNODE, schema.LABEL_HALO),
+    "none": (),
+}
+_BY_METRIC = re.compile(r"(top|rank|above|below):([^=]*)=(.*)", re.DOTALL)
+_BY_ID = re.compile(r"([^:]*[0-9]):(.*)", re.DOTALL)
+
+
+def select(selector: str, atlas: Atlas) -> tuple[dict[int, np.ndarray], tuple[str, ...]]:
+    """The channels that ``selector`` names (see `SYNTAX`).
+
+    Returns:
+        Block index to a mask of its channels, bool of `Block.shape`, for every block; and warnings.
+
+    Raises:
+        UsageError: It cannot mean anything for this atlas.
+        AtlasError: The atlas lacks the metric.
+    """
+    text, layers = _split_layers(selector, atlas)
+    warnings: tuple[str, ...] = ()
+    if text in _LABELS:
+        masks = by_label(atlas, *_LABELS[text])
+    elif match := _BY_METRIC.fullmatch(text):
+        masks = _by_metric(match[1], match[2], match[3], selector, atlas, layers)
+    elif _is_file(text):
+        masks, warnings = read_protect_file(Path(text), atlas)
+    elif match := _BY_ID.fullmatch(text):
+        masks = _by_id(match[1], match[2], selector, atlas)
+    else:
+        close = difflib.get_close_matches(text, _LABELS, n=1)
+        raise UsageError(f"nothing to protect is called {selector!r}",
+                         hint=f"did you mean {close[0]}?" if close else f"write {SYNTAX}")
+    for block in atlas.blocks:
+        if layers is not None and block.layer_index not in layers:
+            masks[block.index][...] = False
+    return masks, warnings
+
+
+def file_name(selector: str) -> str:
+    """``selector`` without the directory of a file: a plan travels with the model, paths of this machine should not."""
+    text, separator, layers = (selector, "", "") if _is_file(selector) else selector.rpartition("@")
+    if not separator:
+        text, layers = selector, ""
+    return (Path(text).name if _is_file(text) else text) + separator + layers
+
+
+def _is_file(text: str) -> bool:
+    return text.endswith(SUFFIXES)
+
+
+def _split_layers(selector: str, atlas: Atlas) -> tuple[str, frozenset[int] | None]:
+    """A selector and the layers that ``@0-3,7`` restricts it to; None is all of them."""
+    if _is_file(selector) or "@" not in selector:
+        return selector, None
+    text, _, layers = selector.rpartition("@")
+    try:
+        return text, parse_layers(layers, atlas)
+    except UsageError as error:
+        raise UsageError(f"{selector}: {error.message}", hint=error.hint) from None
+
+
+def by_label(atlas: Atlas, *labels: int) -> dict[int, np.ndarray]:
+    """Block index to a mask of the channels that have one of ``labels``, bool of `Block.shape`."""
+    return {block.index: np.isin(stack.row("label", block.row), labels) for block, stack in atlas.rows()}
+
+
+def _by_id(key: str, ids: str, selector: str, atlas: Atlas) -> dict[int, np.ndarray]:
+    masks = no_channels(atlas)
+    try:
+        block, expert = find_unit(key, atlas)
+        mark(masks, block, expert, channel_ids(ids, block.n_channels))
+    except UsageError as error:
+        raise UsageError(f"{selector[:80]}: {error.message}", hint=error.hint) from None
+    return masks
+
+
+def _by_metric(
+    kind: str, metric: str, value: str, selector: str, atlas: Atlas, layers: frozenset[int] | None
+) -> dict[int, np.ndarray]:
+    if metric not in schema.METRIC_BY_NAME:
+        close = difflib.get_close_matches(metric, schema.METRIC_BY_NAME, n=1)
+        meant = f"did you mean {close[0]}? " if close else ""
+        raise UsageError(f"{selector}: there is no metric {metric!r}",
+                         hint=f"{meant}metrics: {', '.join(schema.METRIC_BY_NAME)}")
+    try:
+        choose = _CHOICES[kind](value)
+        return {
+            block.index: choose(np.asarray(stack.row(metric, block.row), dtype=np.float64))
+            if layers is None or block.layer_index in layers else np.zeros(block.shape, dtype=bool)
+            for block, stack in atlas.rows()
+        }
+    except UsageError as error:
+        raise UsageError(f"{selector}: {error.message}", hint=error.hint) from None
+
+
+def _top(text: str) -> Callable[[np.ndarray], np.ndarray]:
+    if not text.endswith("%"):
+        return _ranks(1, parse_number(text, "a count or a percentage"))
+    share = _number(text.removesuffix("%")) / 100
+    if not 0 < share <= 1:
+        raise UsageError(f"{text} is not above 0% and at most 100%")
+    # As supernodes are counted, so that top:lp at rho is the supernodes.
+    return lambda values: _ranks(1, supernode_count(values.shape[-1], share))(values)
+
+
+def _rank(text: str) -> Callable[[np.ndarray], np.ndarray]:
+    ranges = parse_ranges(text, "a rank")
+    if len(ranges) > 1:
+        raise UsageError(f"{text} is more than one range", hint="repeat the selector for each")
+    return _ranks(*ranges[0])
+
+
+def _ranks(first: int, last: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Channels from rank ``first`` to ``last``, 1 being the largest value, of equal ones the lowest index."""
+    if first < 1 or last < 1:
+        raise UsageError("ranks and counts start at 1")
+
+    def choose(values: np.ndarray) -> np.ndarray:
+        if last > values.shape[-1]:
+            raise UsageError(f"there is no rank {last}: an FFN has {values.shape[-1]} channels")
+        # NaN sorts last, and has no rank.
+        order = np.argsort(-values, axis=-1, kind="stable")[..., first - 1:last]
+        chosen = np.zeros(values.shape, dtype=bool)
+        np.put_along_axis(chosen, order, True, axis=-1)
+        return chosen & ~np.isnan(values)
+
+    return choose
+
+
+def _above(text: str) -> Callable[[np.ndarray], np.ndarray]:
+    limit = _number(text)
+    return lambda values: values > limit
+
+
+def _below(text: str) -> Callable[[np.ndarray], np.ndarray]:
+    limit = _number(text)
+    return lambda values: values < limit
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UsageError(f"{text[:40]!r} is not a number")
+    return value
+
+
+_CHOICES: dict[str, Callable[[str], Callable[[np.ndarray], np.ndarray]]] = {
+    "top": _top, "rank": _rank, "above": _above, "below": _below,
+}

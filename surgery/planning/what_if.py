@@ -1,0 +1,119 @@
+"""What every sparsity would leave, from one reading of an atlas: `surgery plan`'s numbers, a look-up each. Pure numpy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from chanfmt.base.errors import AtlasError
+from chanfmt.format import schema
+from surgery.planning.choice import Choice, Scores
+from surgery.planning.decide import in_scope
+from surgery.planning.mass import lp_mass
+from surgery.planning.methods import find_method
+from surgery.planning.protect import protect_list
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from chanfmt.format.reader import Atlas
+    from chanfmt.format.records import Block
+    from surgery.planning.plan import PlanOptions
+
+
+@dataclass(frozen=True)
+class Left:
+    """What one FFN keeps.
+
+    Attributes:
+        channels, channels_kept: Of all its experts.
+        supernodes, supernodes_kept: Likewise.
+        lp: Its LP times tokens, comparable over FFNs.
+        lp_kept: What its kept channels hold of that.
+    """
+
+    channels: int
+    channels_kept: int
+    supernodes: int
+    supernodes_kept: int
+    lp: float
+    lp_kept: float
+
+    @property
+    def lp_share(self) -> float | None:
+        """Share of the LP that stays, `surgery.planning.plan.BlockPlan.lp_kept`; None where LP is unknown or 0."""
+        return self.lp_kept / self.lp if np.isfinite(self.lp) and self.lp > 0 else None
+
+    def __add__(self, other: Left) -> Left:
+        return Left(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+
+
+class WhatIf:
+    """One method, protection and allocation, ready to answer for any sparsity.
+
+    Attributes:
+        protected: Channels that are protected, in all FFNs.
+        warnings: What the user should know about where scores and protection came from.
+
+    Args:
+        atlas: May be closed afterwards.
+        options: Their sparsity and inversion mean nothing here.
+        masks: Channels to protect besides, as block index to bool of `Block.shape`.
+
+    Raises:
+        UsageError: An option cannot mean anything for this model.
+        AtlasError: The atlas is unfinished, or lacks what the method or a selector needs.
+    """
+
+    def __init__(self, atlas: Atlas, options: PlanOptions, masks: Mapping[int, np.ndarray] | None = None) -> None:
+        if atlas.status != "complete":
+            raise AtlasError(f"{atlas.path} is unfinished", hint="finish it with: atlas build ... --resume")
+        selectors = tuple(dict.fromkeys((*find_method(options.method).always_protects, *options.protect)))
+        listed = protect_list(selectors, atlas, options.unprotect)
+        marked = masks or {}
+        protected = {index: mask | marked[index] if index in marked else mask for index, mask in listed.masks.items()}
+        scores = Scores(atlas, options.method, options.seed, in_scope(atlas, options))
+        self.protected = sum(int(mask.sum()) for mask in protected.values())
+        self.warnings = (*listed.warnings, *scores.warnings())
+        self._choice = Choice(scores, options, protected)
+        self._blocks = atlas.blocks
+        self._sums = {block.index: _Sums(atlas, block, self._choice.orders.get(block.index)) for block in atlas.blocks}
+
+    def at(self, sparsity: float) -> tuple[Left, ...]:
+        """What stays of every FFN, in model order.
+
+        Raises:
+            UsageError: ``sparsity`` cuts nothing or all, or what may not go does not fit.
+        """
+        widths = self._choice.widths(sparsity)
+        return tuple(self._sums[block.index].left(widths.get(block.index, block.n_channels)) for block in self._blocks)
+
+
+def total(rows: tuple[Left, ...]) -> Left:
+    """What stays of the model."""
+    result = rows[0]
+    for row in rows[1:]:
+        result += row
+    return result
+
+
+class _Sums:
+    """Supernodes and LP of an FFN along the order in which channels stay."""
+
+    def __init__(self, atlas: Atlas, block: Block, order: np.ndarray | None) -> None:
+        stack = atlas.stacks[block.stack]
+        core = np.atleast_2d(stack.row("label", block.row) == schema.LABEL_SUPERNODE)
+        mass = np.atleast_2d(lp_mass(stack, block))
+        if order is not None:
+            core, mass = (np.take_along_axis(values, np.atleast_2d(order), axis=-1) for values in (core, mass))
+        # (width + 1,): of the first k channels of every expert.
+        self._core = np.concatenate(([0], np.cumsum(core.sum(axis=0))))
+        self._mass = np.concatenate(([0.0], np.cumsum(mass.sum(axis=0))))
+        self._units = len(core)
+
+    def left(self, width: int) -> Left:
+        channels = len(self._core) - 1
+        return Left(channels * self._units, width * self._units, int(self._core[-1]), int(self._core[width]),
+                    float(self._mass[-1]), float(self._mass[width]))

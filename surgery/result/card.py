@@ -1,0 +1,217 @@
+"""The model card of a cut checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+from chanfmt.base.markdown import inline, table
+from chanfmt.base.text import printable
+from chanfmt.data.text import ALIASES
+from chanfmt.models.source import TEMPLATE_DIRECTORY
+from surgery.evaluation.perplexity import perplexity_text
+from surgery.planning.methods import METHODS
+from surgery.recovery.options import RECOVERIES
+from surgery.result.base import NOTICE_FILE
+from surgery.result.names import ATLAS_FILE, EVALUATION_FILE, KEPT_FILE, PICTURE_FILE, REPORT_FILE
+from surgery.result.record import layer_rows, summary_rows
+
+if TYPE_CHECKING:
+    from surgery.result.evaluated import Evaluated, Measured
+    from surgery.result.record import Report
+
+TAGS = ("pruned", "structured-pruning", "ffn-pruning", "chanfmt")
+
+# Of the relations that the Hub knows, an adapter needs its base to load, a merge has several, and a quantized model
+# keeps every weight in fewer bits. A finetune stands for itself with weights of its own, which is what a cut model does;
+# the tags say that nothing was trained.
+RELATION = "finetune"
+
+PIPELINES = {
+    "AutoModelForCausalLM": "text-generation",
+    "AutoModelForMaskedLM": "fill-mask",
+    "AutoModelForImageTextToText": "image-text-to-text",
+    "AutoModelForImageClassification": "image-classification",
+    "AutoModelForAudioClassification": "audio-classification",
+    "AutoModelForSpeechSeq2Seq": "automatic-speech-recognition",
+    "AutoModelForCTC": "automatic-speech-recognition",
+    "AutoModel": "feature-extraction",
+}
+"""Class that loads a model to the Hub's name of its task. It has none for text to text in general."""
+
+UNVERIFIED = "Not verified"
+"""How a card of a result whose logits were not compared says so."""
+
+_SEAL = "<!-- written by surgery; sha256 of the lines above: "
+
+
+def model_card(report: Report, name: str, evaluated: Evaluated | None = None) -> str:
+    """Markdown with front matter: what the model is, what was removed, how it was checked, how to load and make it.
+
+    Its last line is a digest of the others, by which `is_edited` tells whether somebody else wrote in it.
+
+    Args:
+        name: Repository, or name of the output directory.
+        evaluated: What was measured of it.
+    """
+    plan, base = report.plan, report.base
+    title = name.rsplit("/", 1)[-1]
+    text = "\n".join([
+        "---", _front_matter(report, title, evaluated), "---", "",
+        f"# {inline(title)}", "",
+        f"`{inline(base.id)}` with {plan.sparsity_reached:.1%} of its feed-forward (FFN) channels removed. "
+        f"{_form(report)} Stock transformers code loads the result. {_weights(report)}", "",
+        *([f"**{UNVERIFIED}:** logits were not compared with those of the masked dense model ({report.logits_skipped}).", ""]
+          if report.logits is None else []),
+        f"![Share of channels, supernodes and LP that every FFN keeps]({PICTURE_FILE})", "",
+        "## What was removed", "", *_removal(report), "",
+        "## Evaluation", "", *_evaluation(report, evaluated), "",
+        "## Load", "", *_loading(report, name), "",
+        "## Reproduce", "", *_making(report), "",
+        "## Licence", "", *_licence(report), "",
+    ])
+    return f"{text}\n{_seal(text)}\n"
+
+
+def is_edited(card: str) -> bool:
+    """Whether ``card`` is not, or no longer, what `model_card` wrote."""
+    text, _, seal = card.removesuffix("\n").rpartition("\n")
+    return seal != _seal(text)
+
+
+def _seal(text: str) -> str:
+    return f"{_SEAL}{hashlib.sha256(text.encode()).hexdigest()} -->"
+
+
+def _front_matter(report: Report, title: str, evaluated: Evaluated | None) -> str:
+    from huggingface_hub import ModelCardData
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    base = report.base
+    fields: dict[str, Any] = {}
+    if base.source == "hub":
+        try:
+            validate_repo_id(base.id)
+            fields = {"base_model": base.id, "base_model_relation": RELATION}
+        except HFValidationError:
+            pass  # The Hub takes no card with such a name.
+    if evaluated and evaluated.result.perplexity is not None:
+        fields |= {"model_name": title, "eval_results": [_eval_result(evaluated, evaluated.result.perplexity)]}
+    return ModelCardData(
+        **fields, library_name="transformers", pipeline_tag=PIPELINES.get(report.loader), tags=list(TAGS),
+        license=base.license or None, license_name=base.license_name or None, license_link=base.license_link or None,
+    ).to_yaml()
+
+
+def _eval_result(evaluated: Evaluated, perplexity: float) -> Any:
+    from huggingface_hub import EvalResult
+
+    data, config, splits = ALIASES.get(evaluated.data, (evaluated.data, None, {}))
+    return EvalResult(
+        task_type="text-generation", dataset_type=data, dataset_name=evaluated.data, dataset_config=config,
+        dataset_split=splits.get("evaluate"), metric_type="perplexity", metric_value=perplexity,
+        metric_name=f"perplexity, protocol {evaluated.protocol}, blocks of {evaluated.seq_len} tokens",
+    )
+
+
+def _removal(report: Report) -> list[str]:
+    plan = report.plan
+    method = METHODS.get(plan.method)
+    formula = f" ({method.description}; {method.source})" if method else ""
+    supernodes, kept = (sum(getattr(block, name) for block in plan.blocks) for name in ("supernodes", "supernodes_kept"))
+    retention = f" {kept:,} of {supernodes:,} supernodes are kept ({kept / supernodes:.1%})." if supernodes else ""
+    return [
+        f"The channels with the {'highest' if plan.invert else 'lowest'} score were removed, by the method "
+        f"`{plan.method}`{formula}. The scores come from an importance atlas measured on: {inline(plan.calibration)}."
+        f"{retention}", "",
+        table(["", ""], summary_rows(plan, report)), "",
+        "LP is the loss proxy 1/2 E[(u dL/du)^2]; supernodes are the channels that lead each layer by it. LP mass kept "
+        "is a proxy for the loss, not a perplexity: evaluate the model on your own data before you use it.", "",
+        "<details><summary>Every layer</summary>", "", table(*layer_rows(plan)), "", "</details>",
+    ]
+
+
+def _evaluation(report: Report, evaluated: Evaluated | None) -> list[str]:
+    if evaluated is None:
+        return ["No perplexity was measured. `surgery eval` measures it, of this model and its base on the same text."]
+    rows = [*([("dense", evaluated.dense)] if evaluated.dense else []), ("pruned", evaluated.result)]
+    numbers = evaluated.result
+    lines = [
+        table(["", "perplexity", "nats/token", "std err", "bits/byte"], [[name, *_numbers(item)] for name, item in rows]), "",
+        f"On `{inline(evaluated.data)}`, protocol `{inline(evaluated.protocol)}`: {numbers.tokens:,} tokens in "
+        f"{numbers.blocks:,} blocks of {evaluated.seq_len:,}, {numbers.predicted:,} predicted; {inline(evaluated.statement)}. "
+        f"`{EVALUATION_FILE}` has the numbers in full.",
+    ]
+    scores = [{(task["task"], task["metric"], task["filter"]): f"{task['value']:.4f}" for task in item.tasks} for _, item in rows]
+    keys = list(dict.fromkeys(key for found in scores for key in found))
+    if keys:
+        lines += ["", table(["task", "metric", "filter", *(name for name, _ in rows)],
+                             [[*key, *(found.get(key, "-") for found in scores)] for key in keys])]
+    return lines
+
+
+def _numbers(item: Measured) -> list[str]:
+    others = (item.nll, item.nll_standard_error, item.bits_per_byte)
+    return [perplexity_text(item.perplexity), *("-" if value is None else f"{value:.4f}" for value in others)]
+
+
+def _loading(report: Report, name: str) -> list[str]:
+    place = json.dumps(inline(name))
+    names = {file for file in report.files if not file.startswith(TEMPLATE_DIRECTORY)}
+    reader = ("AutoProcessor", "processor") if names & {"preprocessor_config.json", "processor_config.json"} else None
+    if reader is None and any(file.startswith(("tokenizer", "vocab", "spiece", "sentencepiece")) for file in names):
+        reader = ("AutoTokenizer", "tokenizer")
+    loader = inline(report.loader)
+    return [
+        "```python", f"from transformers import {', '.join([loader, *([reader[0]] if reader else [])])}", "",
+        f"model = {loader}.from_pretrained({place})",
+        *([f"{reader[1]} = {reader[0]}.from_pretrained({place})"] if reader else []), "```",
+    ]
+
+
+def _making(report: Report) -> list[str]:
+    plan = report.plan
+    atlas = f"`{ATLAS_FILE}` here is the atlas, " if ATLAS_FILE in report.files else "The atlas is not here; it has "
+    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    return [
+        *(["```sh", _code(report.command), "```", ""] if report.command else []),
+        f"{atlas}content SHA-256 `{inline(plan.atlas_sha256)}`. `{KEPT_FILE}` lists the channels that stayed and is a plan: "
+        f"`surgery apply {KEPT_FILE} --model MODEL -o DIR` cuts the same ones. `{REPORT_FILE}` has everything else, SHA-256 of "
+        f"the files included. Made with {inline(versions)}.",
+    ]
+
+
+def _code(text: str) -> str:
+    # Inside a fence only its end means anything.
+    return " ".join(printable(text).split("\n")).replace("```", "'''")
+
+
+def _licence(report: Report) -> list[str]:
+    base = report.base
+    name = base.license_name or base.license
+    if not name:
+        return [f"The card of `{inline(base.id)}` names no licence."]
+    where = f" ({inline(base.license_link)})" if base.license_link else ""
+    lines = [f"That of `{inline(base.id)}`: {inline(name)}{where}."]
+    if base.terms:
+        lines += ["", f"{base.terms.statement + '. ' if base.terms.statement else ''}{base.terms.notice.removesuffix('.')}. "
+                  f"The weights were modified as described above. See `{NOTICE_FILE}`."]
+    return lines
+
+
+def _form(report: Report) -> str:
+    """How the removal shows in the files."""
+    fields = ", ".join(f"`{inline(field)}` is {inline(str(change.after))}" for field, change in report.config_fields.items())
+    if not report.padded:
+        return f"The channels are gone, not zeroed: {fields} in `config.json`."
+    zeros = f"Stock code knows no width of their own for {len(report.padded)} FFNs, which are filled up with zero channels."
+    return f"{zeros} {fields[:1].upper()}{fields[1:]} in `config.json`." if fields else zeros
+
+
+def _weights(report: Report) -> str:
+    if report.recovery is None:
+        return "No weight that stayed was changed, and nothing was trained."
+    what = RECOVERIES[report.recovery.method]
+    return f"{what[:1].upper()}{what[1:]}; no gradient was taken."

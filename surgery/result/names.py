@@ -1,0 +1,32 @@
+"""What a result is called where nobody says, and what its own files are called."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from surgery.planning.plan import PruningPlan
+
+REPORT_FILE = "surgery.json"
+KEPT_FILE = "kept_channels.safetensors"
+CARD_FILE = "README.md"
+ATLAS_FILE = "atlas.h5"
+PICTURE_FILE = "layers.svg"
+EVALUATION_FILE = "evaluation.json"
+
+
+def default_name(plan: PruningPlan) -> str:
+    """``MODEL-METHOD-PERCENT`` and what else was asked: a directory name, whatever the atlas says the model is called."""
+    base = re.sub(r"[^A-Za-z0-9._-]+", "_", plan.model.id.rstrip("/").rsplit("/", 1)[-1]).lstrip("._-")
+    base = base.removesuffix(".gguf")
+    extra = [*(["global"] if plan.allocation == "global" else []),
+             *(["partial"] if plan.layers is not None or plan.stack else []), *(["inverted"] if plan.invert else [])]
+    return "-".join([base or "model", plan.method, f"{100 * plan.sparsity:g}", *extra])
+
+
+def default_repository(plan: PruningPlan) -> str:
+    """`default_name` as the Hub takes it, for the logged-in user's namespace."""
+    name = re.sub(r"-{2,}", "-", re.sub(r"[.]{2,}", ".", default_name(plan)))
+    # The namespace, at most 42 characters, counts too.
+    return name[:53].strip("-.")

@@ -1,0 +1,267 @@
+"""What was cut and what it gave: one record behind ``surgery.json``, the model card and the tables."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from surgery.planning.choice import MAX_LAYER_SPARSITY
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from surgery.cut.check import LogitCheck, ShapeCheck
+    from surgery.planning.decide import SelectorEffect
+    from surgery.planning.plan import Applied, BlockPlan, Change, PruningPlan
+    from surgery.recovery.options import RecoveryReport
+    from surgery.result.base import Base
+    from surgery.result.manifest import Manifest
+
+REPORT_FORMAT = "surgery/1"
+
+
+@dataclass(frozen=True)
+class Report:
+    """A cut that was made and that passed its checks.
+
+    Attributes:
+        plan: What was cut.
+        base: The model it was cut from: the plan's, or a fine-tune of it.
+        applied: How the result is laid out.
+        parameters_before, parameters_after: Elements of the checkpoints.
+        bytes_before, bytes_after: Bytes of their tensors.
+        shapes, logits: The checks; ``logits`` is None where it was not run, for the reason ``logits_skipped``.
+        versions: Package to version.
+        command: The command line, without directories.
+        loader: Class of transformers that loads the result.
+        files: What the result consists of, but for ``surgery.json``, which holds this, and the card, which may change.
+        recovery: How what was kept was refitted; None where it stayed as it was.
+        switched: Config fields that were changed for that, dotted where nested.
+    """
+
+    plan: PruningPlan
+    base: Base
+    applied: Applied
+    parameters_before: int
+    parameters_after: int
+    bytes_before: int
+    bytes_after: int
+    shapes: ShapeCheck
+    logits: LogitCheck | None
+    logits_skipped: str
+    versions: Mapping[str, str]
+    command: str
+    loader: str
+    files: Manifest
+    recovery: RecoveryReport | None = None
+    switched: Mapping[str, Change] = field(default_factory=dict)
+
+    @property
+    def config_fields(self) -> dict[str, Change]:
+        """Config fields that changed, dotted where nested."""
+        return {**self.applied.config, **self.switched}
+
+    @property
+    def padded(self) -> list[BlockPlan]:
+        """FFNs that are filled up with zero channels."""
+        return [block for block in self.plan.blocks if self.applied.widths[block.name] > block.n_kept]
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``surgery.json``."""
+        return {
+            "format": REPORT_FORMAT,
+            **plan_json(self.plan),
+            "base": asdict(self.base),
+            "parameters": {"before": self.parameters_before, "after": self.parameters_after},
+            "bytes": {"before": self.bytes_before, "after": self.bytes_after},
+            "fingerprint": self.applied.fingerprint,
+            "config_fields": {name: asdict(change) for name, change in self.config_fields.items()},
+            "padded_to": {block.name: self.applied.widths[block.name] for block in self.padded},
+            "checks": {
+                "shapes": asdict(self.shapes),
+                "logits": asdict(self.logits) if self.logits else {"skipped": self.logits_skipped},
+            },
+            "recovery": self.recovery.to_json() if self.recovery else None,
+            "versions": dict(self.versions),
+            "command": self.command,
+            "loader": self.loader,
+            "files": {name: asdict(record) for name, record in self.files.items()},
+        }
+
+
+def plan_json(plan: PruningPlan) -> dict[str, Any]:
+    """A plan for machines, without the channel ids (those are in the plan file)."""
+    return {
+        "source": asdict(plan.model),
+        "atlas_sha256": plan.atlas_sha256,
+        "atlas_source": plan.atlas_source,
+        "calibration": plan.calibration,
+        "method": plan.method,
+        "protect": list(plan.protect),
+        "unprotect": list(plan.unprotect),
+        "protected": plan.protected,
+        "released": plan.released,
+        "protection": [
+            asdict(effect) | {"cost_share": effect.cost / plan.channels_kept} for effect in plan.protection
+        ],
+        "seed": plan.seed,
+        "sparsity": {
+            "asked": plan.sparsity, "reached": plan.sparsity_reached, "reached_in_scope": plan.scope_sparsity_reached,
+        },
+        "allocation": plan.allocation,
+        "max_layer_sparsity": plan.max_layer_sparsity,
+        "scope": {"layers": plan.layers, "stack": list(plan.stack), "channels": plan.scope_channels},
+        "invert": plan.invert,
+        "multiple_of": plan.multiple_of,
+        "layers": [
+            {
+                "layer": block.layer_index, "module": block.module, "channels": block.n_channels,
+                "experts": block.n_experts, "kept": block.n_kept, "supernodes": block.supernodes,
+                "supernodes_removed": block.supernodes - block.supernodes_kept, "lp_kept": block.lp_kept,
+            }
+            for block in plan.blocks
+        ],
+    }
+
+
+def layer_rows(plan: PruningPlan) -> tuple[list[str], list[list[str]]]:
+    """Headings and one row per FFN; where it has experts, widths are those of each."""
+    headings = ["layer", "module", "channels", "kept", "supernodes removed", "LP kept"]
+    rows = []
+    for block in plan.blocks:
+        experts = f"{block.n_experts} x " if block.n_experts else ""
+        rows.append([
+            str(block.layer_index), block.module, f"{experts}{block.n_channels:,}", f"{experts}{block.n_kept:,}",
+            f"{block.supernodes - block.supernodes_kept:,} of {block.supernodes:,}", _percent(block.lp_kept),
+        ])
+    return headings, rows
+
+
+def summary_rows(plan: PruningPlan, report: Report | None = None) -> list[list[str]]:
+    """What was asked and reached, as pairs of a quantity and its value."""
+    supernodes = sum(block.supernodes for block in plan.blocks)
+    kept = sum(block.supernodes_kept for block in plan.blocks)
+    model = report.base if report else plan.model
+    rows = [
+        ["model", " @ ".join(text for text in (model.id, model.revision) if text)],
+        *([["atlas", plan.atlas_source]] if plan.atlas_source else []),
+        ["method", plan.method],
+        ["allocation", _allocation(plan)],
+        *_protection_rows(plan),
+        ["sparsity", _sparsity(plan)],
+        ["width", _widths(plan)],
+        ["supernodes removed", f"{supernodes - kept:,} of {supernodes:,}"],
+        ["LP mass kept", _lp_summary(plan)],
+    ]
+    if report:
+        share = 1 - report.parameters_after / report.parameters_before
+        rows += [
+            ["parameters", f"{report.parameters_before:,} to {report.parameters_after:,} ({share:.1%} removed)"],
+            ["size", f"{report.bytes_before / 1e6:,.1f} MB to {report.bytes_after / 1e6:,.1f} MB"],
+            *([["zero channels", _padding_text(report)]] if report.padded else []),
+            ["check: shapes", f"{report.shapes.tensors:,} tensors, as stock transformers expects them"],
+            ["check: logits", _logit_text(report)],
+            *([["recovery", report.recovery.summary()]] if report.recovery else []),
+        ]
+    return rows
+
+
+def _allocation(plan: PruningPlan) -> str:
+    text = "uniform: the same share of every FFN"
+    if plan.allocation == "global":
+        cap = MAX_LAYER_SPARSITY if plan.max_layer_sparsity is None else plan.max_layer_sparsity
+        text = f"global: the lowest scores of all FFNs, at most {cap:.4g} of each"
+    return text + (", inverted: what it would remove stays, and what it would keep goes" if plan.invert else "")
+
+
+def _protection_rows(plan: PruningPlan) -> list[list[str]]:
+    """What is protected, and what each selector did."""
+    names = [effect.selector for effect in plan.protection if effect.selector != "none"]
+    total = f"{', '.join(names) or 'nothing'} ({_number_of(plan.protected, 'channel')})"
+    rows = [["protected", total + (", before the inversion" if plan.invert and plan.protected else "")]]
+    rows += [[f"- {effect.selector}", _effect(plan, effect)] for effect in plan.protection if effect.selector != "none"]
+    if plan.unprotect:
+        released = _number_of(plan.released, "channel")
+        rows.append(["unprotected", f"{', '.join(plan.unprotect)} (takes protection from {released})"])
+    return rows
+
+
+def _effect(plan: PruningPlan, effect: SelectorEffect) -> str:
+    text = _number_of(effect.selected, "channel")
+    if effect.new < effect.selected:
+        text += f", {effect.new:,} of them new"
+    if not effect.cost:
+        return text + f"; it changes nothing: {_kept_anyway(plan, effect)}"
+    cost = f"{_number_of(effect.cost, 'other')} go for it ({effect.cost / plan.channels_kept:.2%} of those kept)"
+    return f"{text}, {effect.safe:,} of these safe anyway; {cost}"
+
+
+def _kept_anyway(plan: PruningPlan, effect: SelectorEffect) -> str:
+    if not effect.new:
+        return "all of them are protected or unprotected already"
+    return f"{plan.method} keeps all of them without it"
+
+
+def _sparsity(plan: PruningPlan) -> str:
+    asked = f"{plan.sparsity:.4g} asked"
+    if plan.layers is None and not plan.stack:
+        return f"{asked}, {plan.sparsity_reached:.4g} reached"
+    layers = [] if plan.layers is None else [f"layers {plan.layers}"]
+    scope = " of ".join([*layers, *([", ".join(plan.stack)] if plan.stack else [])])
+    return f"{asked}, {plan.scope_sparsity_reached:.4g} reached in {scope}; {plan.sparsity_reached:.4g} of the whole model"
+
+
+def _widths(plan: PruningPlan) -> str:
+    """Old widths with the range of what is kept."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for block in plan.blocks:
+        groups.setdefault((block.n_channels, block.n_experts), []).append(block.n_kept)
+    texts = []
+    for (before, experts), kept in groups.items():
+        cut = [width for width in kept if width < before]
+        whole = len(kept) - len(cut)
+        parts = []
+        if cut:
+            low, high = min(cut), max(cut)
+            after = f"{low:,}" if low == high else f"between {low:,} and {high:,}"
+            parts.append(f"{before:,} to {after} in {_number_of(len(cut), 'FFN')}")
+        if whole:
+            parts.append(f"{before:,} as before in {_number_of(whole, 'FFN')}")
+        texts.append(", ".join(parts) + (f" (each of its {experts} experts keeps the same number)" if experts and cut else ""))
+    return "; ".join(texts)
+
+
+def _number_of(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _padding_text(report: Report) -> str:
+    """Which FFNs are wider in the file than what they keep, and why."""
+    padded = report.padded
+    fixed = [block for block in padded if report.applied.widths[block.name] == block.n_channels]
+    whole = {block.n_channels for block in report.plan.blocks if not block.is_cut}
+    if fixed and not {block.n_channels for block in fixed} <= whole:
+        return (f"{_number_of(len(padded), 'FFN')} as wide as before, with zeros for what was removed: "
+                "no config field gives stock code another width there")
+    return (f"{_number_of(len(padded), 'FFN')} filled up to the width of the widest: "
+            "stock code knows one width for all of them")
+
+
+def _logit_text(report: Report) -> str:
+    if report.logits is None:
+        return f"not run: {report.logits_skipped}"
+    check = report.logits
+    return (f"{check.relative_error:.2g} relative to the masked dense model, {check.tolerance:g} allowed "
+            f"({check.count} {check.text}, {check.dtype})")
+
+
+def _lp_summary(plan: PruningPlan) -> str:
+    shares = [block.lp_kept for block in plan.blocks if block.lp_kept is not None]
+    if not shares:
+        return "unknown"
+    return f"{_percent(statistics.median(shares))} (median; {_percent(min(shares))} to {_percent(max(shares))})"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"

@@ -1,0 +1,133 @@
+"""What a killed writer leaves beside its target, and who may remove it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from chanfmt.base import files
+from chanfmt.base.errors import ChanfmtError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+fcntl = pytest.importorskip("fcntl")
+
+
+def killed_inside(context, path: Path) -> None:
+    """Run ``context(path)`` in a process that dies inside it, after writing something."""
+    pid = os.fork()
+    if pid == 0:
+        with context(path) as temporary:
+            target = temporary / "part" if temporary.is_dir() else temporary
+            target.write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(item.name for item in directory.iterdir())
+
+
+def read(path: Path) -> str:
+    return (path / "whole" if path.is_dir() else path).read_text()
+
+
+def write(context, path: Path, text: str) -> None:
+    with context(path) as temporary:
+        (temporary / "whole" if temporary.is_dir() else temporary).write_text(text)
+
+
+@pytest.mark.parametrize("context", [files.atomic_file, files.atomic_directory])
+def test_the_next_writer_removes_what_a_killed_one_left(context, tmp_path):
+    path = tmp_path / "a.h5"
+    write(context, path, "old")
+    killed_inside(context, path)
+    assert read(path) == "old"
+    assert len(names(tmp_path)) == 2
+    write(context, path, "new")
+    assert (read(path), names(tmp_path)) == ("new", ["a.h5"])
+
+
+@pytest.mark.parametrize("context", [files.atomic_file, files.atomic_directory])
+def test_a_writer_at_work_is_left_alone(context, tmp_path):
+    path = tmp_path / "a.h5"
+    with context(path) as temporary:
+        pid = os.fork()
+        if pid == 0:
+            write(context, path, "theirs")
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert temporary.exists()
+        (temporary / "whole" if temporary.is_dir() else temporary).write_text("ours")
+    assert (read(path), names(tmp_path)) == ("ours", ["a.h5"])
+
+
+def test_only_temporaries_of_this_very_target_are_stale(tmp_path):
+    kept = [".a.h5.0123456789ab.tmp.bak", ".a.h5.0123456789AB.tmp", ".a.h5.123.tmp", ".b.h5.0123456789ab.tmp",
+            ".aXh5.0123456789ab.tmp", ".a.h5.partial.0123456789ab.tmp"]
+    for name in [*kept, ".a.h5.0123456789ab.tmp"]:
+        (tmp_path / name).write_text("x")
+    (tmp_path / ".a.h5.ba9876543210.tmp").symlink_to(tmp_path / "a.h5")
+    os.mkfifo(tmp_path / ".a.h5.aaaaaaaaaaaa.tmp")
+    files.remove_stale(tmp_path / "a.h5")
+    assert names(tmp_path) == sorted([*kept, ".a.h5.ba9876543210.tmp", ".a.h5.aaaaaaaaaaaa.tmp"])
+
+
+def test_a_directory_that_was_moved_aside_is_put_back(tmp_path):
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "whole").write_text("old")
+    path.rename(tmp_path / ".model.0123456789ab.old")
+    files.remove_stale(path)
+    assert (read(path), names(tmp_path)) == ("old", ["model"])
+    (tmp_path / ".model.0123456789ab.old").mkdir()
+    files.remove_stale(path)
+    assert names(tmp_path) == ["model"]
+
+
+def test_without_locks_nothing_is_removed(tmp_path, monkeypatch):
+    def no_locks(descriptor, operation):
+        raise OSError(95, "not supported")
+
+    stale = tmp_path / ".a.h5.0123456789ab.tmp"
+    stale.write_text("x")
+    monkeypatch.setattr(files.fcntl, "flock", no_locks)
+    write(files.atomic_file, tmp_path / "a.h5", "new")
+    assert names(tmp_path) == [stale.name, "a.h5"]
+    monkeypatch.setattr(files, "fcntl", None)
+    write(files.atomic_file, tmp_path / "a.h5", "newer")
+    write(files.atomic_directory, tmp_path / "b", "new")
+    assert names(tmp_path) == [stale.name, "a.h5", "b"]
+
+
+def test_a_temporary_taken_for_stale_while_it_was_made_is_made_again(tmp_path, monkeypatch):
+    calls = []
+
+    def busy_once(descriptor, operation):
+        calls.append(operation)
+        if len(calls) == 1:
+            os.unlink(next(tmp_path.iterdir()))
+            raise BlockingIOError
+
+    monkeypatch.setattr(files.fcntl, "flock", busy_once)
+    write(files.atomic_file, tmp_path / "a.h5", "new")
+    assert names(tmp_path) == ["a.h5"]
+    assert len(calls) == 2
+
+
+def test_readers_with_locks_of_their_own_open_what_is_published(tmp_path):
+    with files.atomic_file(tmp_path / "a.h5") as temporary:
+        descriptor = os.open(temporary, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        os.close(descriptor)
+
+
+def test_errors_are_ours(tmp_path):
+    with pytest.raises(ChanfmtError, match="cannot write"), files.atomic_file(tmp_path / "no" / "a.h5"):
+        pass
+    with pytest.raises(ChanfmtError, match="cannot write"), files.atomic_directory(tmp_path / ("x" * 300)):
+        pass

@@ -1,0 +1,159 @@
+"""The one pass against a direct computation: one sequence at a time, plain autograd on u, float64 sums."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from chanfmt.algebra import labels, metrics
+from chanfmt.base.errors import ChanfmtError
+from chanfmt.building.measure import measure
+from chanfmt.data.tokens import canonical
+from chanfmt.format import schema
+from chanfmt.models.find.discover import find_ffns
+from tests.support.direct import assert_metrics_close, direct, direct_sums, members
+from tests.support.tiny import CONFIGS, random_tokens, tiny_model
+
+SUMS = [variable.name for variable in schema.SUMS]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-3)])
+@pytest.mark.parametrize("model_type", CONFIGS)
+def test_equals_direct_computation(model_type, dtype, tolerance):
+    model = tiny_model(model_type, dtype=dtype)
+    model.requires_grad_(False)
+    ffns = find_ffns(model)
+    tokens = canonical(random_tokens(9, 40).numpy())
+    found = measure(model, ffns, tokens, rho=0.03, batch_size=4)
+    us, ss = direct(model, ffns, torch.from_numpy(tokens.ids).long())
+    for ffn, (statistics,) in zip(ffns, members(found), strict=True):
+        u, s = us[ffn.write], ss[ffn.write]
+        expected = direct_sums(u, s)
+        for name in ("sum_u2", "sum_s2", "sum_abs_q", "sum_q2"):
+            assert_metrics_close(statistics.sums[name].numpy(), expected[name], tolerance)
+        for name in ("sum_u", "sum_q"):
+            # Signed sums cancel: their error is relative to the sum of magnitudes.
+            magnitude = np.abs(u if name == "sum_u" else u * s).sum((0, 1)).max()
+            assert np.abs(statistics.sums[name].numpy() - expected[name]).max() < tolerance * magnitude
+        q2 = (u * s) ** 2
+        for split in range(schema.SPLITS):
+            assert_metrics_close(statistics.split_q2[split].numpy(), q2[tokens.split_of == split].sum((0, 1)), tolerance)
+        np.testing.assert_allclose(statistics.max_abs_u.numpy(), np.abs(u).max((0, 1)), rtol=1e-6)
+        assert statistics.tokens == 9 * 40
+        derived = metrics.derive_metrics({name: value.numpy() for name, value in statistics.sums.items()},
+                                         np.int64(statistics.tokens))
+        assert_metrics_close(derived["lp"], 0.5 * q2.mean((0, 1)), max(tolerance, 1e-6))
+
+
+@pytest.mark.parametrize("model_type", ["llama", "opt", "bert"])
+def test_redundancy_equals_correlation_of_all_tokens(model_type):
+    model = tiny_model(model_type, dtype=torch.float64)
+    model.requires_grad_(False)
+    ffns = find_ffns(model)
+    tokens = canonical(random_tokens(17, 24).numpy())
+    found = measure(model, ffns, tokens, rho=0.03, batch_size=5)
+    us, ss = direct(model, ffns, torch.from_numpy(tokens.ids).long())
+    after = tokens.split_of > 0
+    for ffn, (statistics,) in zip(ffns, members(found), strict=True):
+        q = (us[ffn.write] * ss[ffn.write])[after]
+        candidates = statistics.core.candidates.numpy()
+        columns = np.arange(len(candidates))
+        flat = q.reshape(-1, q.shape[-1])
+        expected = np.corrcoef(flat.T)[:, candidates]
+        np.testing.assert_allclose(statistics.core.real.correlation(columns), expected, atol=1e-9)
+        ours, theirs = q[1:].reshape(-1, q.shape[-1]), q[:-1].reshape(-1, q.shape[-1])[:, candidates]
+        null = np.array([[np.corrcoef(ours[:, i], theirs[:, j])[0, 1] for j in columns] for i in range(q.shape[-1])])
+        np.testing.assert_allclose(statistics.core.null.correlation(columns), null, atol=1e-9)
+
+
+def test_batch_size_and_block_order_do_not_matter():
+    model = tiny_model("llama", dtype=torch.float64)
+    model.requires_grad_(False)
+    ffns = find_ffns(model)
+    ids = random_tokens(11, 32).numpy()
+    shuffled = ids[np.random.default_rng(1).permutation(len(ids))]
+    first = measure(model, ffns, canonical(ids), rho=0.03, batch_size=1)
+    for blocks, batch_size in ((ids, 4), (shuffled, 11), (shuffled, 3)):
+        other = measure(model, ffns, canonical(blocks), rho=0.03, batch_size=batch_size)
+        assert other.mean_loss == pytest.approx(first.mean_loss, rel=1e-12)
+        for (a,), (b,) in zip(members(first), members(other), strict=True):
+            for name in SUMS:
+                np.testing.assert_allclose(a.sums[name].numpy(), b.sums[name].numpy(), rtol=1e-9, atol=1e-15)
+            columns = np.arange(len(a.core.candidates))
+            np.testing.assert_array_equal(a.core.candidates.numpy(), b.core.candidates.numpy())
+            for x, y in ((a.core.real, b.core.real), (a.core.null, b.core.null)):
+                np.testing.assert_allclose(x.correlation(columns), y.correlation(columns), atol=1e-9)
+
+
+def test_dead_channel_is_zero_and_uncorrelated():
+    model = tiny_model("llama", dtype=torch.float64)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[5] = 0
+    model.requires_grad_(False)
+    ffns = find_ffns(model)
+    found = measure(model, ffns, canonical(random_tokens(9, 24).numpy()), rho=0.03)
+    (statistics,) = members(found)[1]
+    assert all(float(statistics.sums[name][5]) == 0 for name in SUMS if name != "sum_s2")
+    correlation = statistics.core.real.correlation(np.arange(len(statistics.core.candidates)))
+    assert not correlation[5].any()
+    assert np.isfinite(correlation).all()
+
+
+def test_one_sequence_leaves_redundancy_undefined():
+    model = tiny_model("gpt2")
+    model.requires_grad_(False)
+    ffns = find_ffns(model)
+    found = measure(model, ffns, canonical(random_tokens(1, 24).numpy()), rho=0.03)
+    assert all(statistics.core.real.count == 0 for (statistics,) in members(found))
+
+
+def test_hooks_leave_nothing_behind():
+    model = tiny_model("llama")
+    model.requires_grad_(False)
+    ffns = find_ffns(model)
+    measure(model, ffns, canonical(random_tokens(4, 24).numpy()), rho=0.03)
+    for module in model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_candidates_follow_the_first_split():
+    model = tiny_model("llama", dtype=torch.float64)
+    model.requires_grad_(False)
+    ffns = find_ffns(model)
+    tokens = canonical(random_tokens(16, 24).numpy())
+    found = measure(model, ffns, tokens, rho=0.03)
+    for (statistics,) in members(found):
+        count = len(statistics.core.candidates)
+        expected = labels.top_indices(statistics.split_q2[0].numpy(), count)
+        np.testing.assert_array_equal(statistics.core.candidates.numpy(), expected)
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_nothing_counted_twice():
+    model = tiny_model("llama", dtype=torch.float64)
+    model.requires_grad_(False)
+    ffns = find_ffns(model)
+    tokens = canonical(random_tokens(80, 24).numpy())
+
+    def too_large(module, args):
+        # A real device refuses by size, and in the middle of the pass: the first batch still fits.
+        if torch.is_grad_enabled() and args[0].shape[0] > 6 and next(calls) > 0:
+            raise torch.OutOfMemoryError("this batch does not fit")
+
+    calls = itertools.count()
+    handle = model.model.layers[2].mlp.register_forward_pre_hook(too_large)
+    counts = []
+    found = measure(model, ffns, tokens, rho=0.03, progress=counts.append)
+    with pytest.raises(ChanfmtError, match="out of memory with 20 sequences"):
+        measure(model, ffns, tokens, rho=0.03, batch_size=20)
+    handle.remove()
+    assert sum(counts) == 80 * 24
+    expected = measure(model, ffns, tokens, rho=0.03, batch_size=1)
+    for (a,), (b,) in zip(members(found), members(expected), strict=True):
+        assert a.tokens == b.tokens == 80 * 24
+        for name in SUMS:
+            np.testing.assert_allclose(a.sums[name].numpy(), b.sums[name].numpy(), rtol=1e-9, atol=1e-15)

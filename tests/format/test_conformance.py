@@ -1,0 +1,116 @@
+"""The conformance files get the same verdicts from the specification's reader and from chanfmt."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+SPEC = Path(__file__).parents[2] / "spec"
+CONFORMANCE = SPEC / "conformance"
+EXPECTED = json.loads((CONFORMANCE / "expected.json").read_text(encoding="utf-8"))
+RULES = json.loads((SPEC / "atlas-1.0.json").read_text(encoding="utf-8"))["rules"]
+
+
+def load(path: Path, name: str):
+    """A module of spec/, which is no package."""
+    specification = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[name] = module
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def reader():
+    return load(SPEC / "reader.py", "conformance_reader")
+
+
+@pytest.fixture(scope="module")
+def regenerated(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("conformance")
+    load(CONFORMANCE / "generate.py", "conformance_generate").generate(directory)
+    return directory
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_reader_of_the_specification(reader, name):
+    codes = sorted({code for code, _, _ in reader.validate(CONFORMANCE / name)})
+    assert {"valid": not any(code.startswith("E") for code in codes), "codes": codes} == EXPECTED[name]
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_chanfmt(name):
+    from chanfmt.algebra.validate import validate
+
+    codes = sorted({finding.code for finding in validate(CONFORMANCE / name)})
+    assert {"valid": not any(code.startswith("E") for code in codes), "codes": codes} == EXPECTED[name]
+
+
+def test_the_reader_stops_the_loop_over_bad_bytes(reader, tmp_path):
+    """Whatever the damage, it is a finding and never an exception."""
+    image = (CONFORMANCE / "valid" / "names-no-tokens-stored.h5").read_bytes()
+    random = np.random.default_rng(0)
+    path = tmp_path / "damaged.h5"
+    for _ in range(60):
+        damaged = bytearray(image)
+        # Texts and values: HDF5 itself crashes on some damage to its own structures, which E017 is for.
+        where = image.index(b"GCOL") + int(random.integers(64, 4000))
+        damaged[where] ^= 1 << int(random.integers(8))
+        path.write_bytes(damaged)
+        assert all(len(finding) == 3 for finding in reader.validate(path))
+
+
+def test_every_error_has_a_file():
+    shown = {code for verdict in EXPECTED.values() for code in verdict["codes"]}
+    assert {code for code in RULES if code != "E017"} <= shown
+    assert shown <= set(RULES)
+    assert sum(verdict["valid"] for verdict in EXPECTED.values()) >= 12
+    assert sum(not verdict["valid"] for verdict in EXPECTED.values()) >= 50
+
+
+def test_the_files_are_the_ones_listed():
+    files = {path.relative_to(CONFORMANCE).as_posix() for path in CONFORMANCE.rglob("*.h5")}
+    assert files == set(EXPECTED)
+    assert all(verdict["valid"] == name.startswith("valid/") for name, verdict in EXPECTED.items())
+    assert sum((CONFORMANCE / name).stat().st_size for name in files) < 4_300_000
+
+
+def test_regenerated_files_get_the_same_verdicts(reader, regenerated):
+    assert json.loads((regenerated / "expected.json").read_text(encoding="utf-8")) == EXPECTED
+    for name, verdict in EXPECTED.items():
+        assert sorted({code for code, _, _ in reader.validate(regenerated / name)}) == verdict["codes"], name
+
+
+def test_generating_twice_gives_the_same_bytes(regenerated, tmp_path):
+    load(CONFORMANCE / "generate.py", "conformance_generate_again").generate(tmp_path)
+    assert [name for name in EXPECTED if (tmp_path / name).read_bytes() != (regenerated / name).read_bytes()] == []
+
+
+def test_the_readers_content_is_what_the_file_holds(reader):
+    path = CONFORMANCE / "valid" / "experts.h5"
+    content = reader.read(path)
+    assert content["model"]["id"] == "conformance/tiny"
+    assert content["calibration"]["token_ids"].shape == (4, 4)
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(content["stacks"]["decoder.experts"]["lp"], file["stacks/decoder.experts/lp"][...])
+    with pytest.raises(ValueError, match="E016"):
+        reader.read(CONFORMANCE / "invalid" / "E016-trailing.h5")
+
+
+def test_the_readers_command_line():
+    def run(*names: str):
+        files = [str(CONFORMANCE / name) for name in names]
+        done = subprocess.run([sys.executable, str(SPEC / "reader.py"), *files], capture_output=True, text=True, check=False)
+        return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
+
+    assert run("valid/minimal.h5")[0] == 0
+    code, lines = run("valid/minimal.h5", "invalid/E210-config.h5")
+    assert (code, [line["codes"] for line in lines]) == (1, [[], ["E210"]])
+    assert run() == (2, [])

@@ -1,0 +1,49 @@
+"""Stop builds, and compare what they wrote."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import chanfmt
+from chanfmt.building.build import build
+from chanfmt.building.options import BuildOptions
+from chanfmt.format.records import LabelSettings
+from tests.support.interrupted import killed_after
+
+SETTINGS = LabelSettings(rho=0.03, support_size=8)
+
+
+SEQUENCES = 20
+
+
+def request(model, output, **changes):
+    values = {"calib": "pydoc", "sequences": SEQUENCES, "seq_len": 32, "batch_size": "2"} | changes
+    return BuildOptions(str(model), str(output), **values)
+
+
+@pytest.fixture
+def options(tiny_checkpoint, tmp_path):
+    return request(tiny_checkpoint("llama"), tmp_path / "a.h5", checkpoint_every=0)
+
+
+def stop_after(options, batches, monkeypatch, settings=SETTINGS):
+    """Build until ``batches`` batches are done and their checkpoint is written."""
+    with killed_after(batches, monkeypatch):
+        build(options, settings)
+
+
+def assert_equal(path, expected):
+    """Two finished atlases agree bit for bit in all that does not name a moment or a session."""
+    with chanfmt.open(path, verify=True) as found, chanfmt.open(expected, verify=True) as other:
+        ours, theirs = found.content(), other.content()
+    for name in ("title", "model", "labels", "core_rho", "blocks", "status", "dropped", "extensions"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    for field in dataclasses.fields(ours.calibration):
+        np.testing.assert_array_equal(getattr(ours.calibration, field.name), getattr(theirs.calibration, field.name))
+    for stack, other_stack in zip(ours.stacks, theirs.stacks, strict=True):
+        assert list(stack.variables) == list(other_stack.variables)
+        for name, values in stack.variables.items():
+            assert values.tobytes() == other_stack.variables[name].tobytes(), name

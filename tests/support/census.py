@@ -1,0 +1,233 @@
+"""Every model type of the installed transformers, tiny and random: is it measured, is that right, can it be cut?
+
+    python -m tests.support.census [--family causal] [--out docs/models.md] [TYPE...]
+
+A type is *built* when `atlas build`'s own steps end in an atlas that `atlas validate` accepts, and
+*verified* when, channel by channel, the measured sum of u dL/du equals the sum of W dL/dW over the write
+vector, taken by plain autograd on the parameter: no hook, no trace, no probe. *Pruned* means that
+`surgery prune` wrote a checkpoint that passes its own checks: stock transformers loads it and its logits
+are those of the masked dense model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.support import zoo
+
+SEQUENCES, SEQ_LEN = 16, 32
+
+
+@dataclass
+class Verdict:
+    """What became of one type; a text where it is not "yes"."""
+
+    model_type: str
+    ffns: str = ""
+    built: str = ""
+    verified: str = ""
+    pruned: str = ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("types", nargs="*")
+    parser.add_argument("--family", default="causal", choices=zoo.FAMILIES)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(asdict(examine(arguments.types[0], arguments.family))))
+        return
+    types = arguments.types or zoo.types_of(arguments.family)
+    verdicts = []
+    for model_type in types:
+        verdict = in_process(model_type, arguments.family)
+        print(*asdict(verdict).values(), sep=" | ", flush=True)
+        verdicts.append(verdict)
+    print(summary(verdicts))
+    if arguments.out:
+        arguments.out.write_text(table(verdicts, arguments.family), encoding="utf-8")
+
+
+def in_process(model_type: str, family: str) -> Verdict:
+    """`examine` in a process of its own: a model may need anything, and take any time."""
+    command = [sys.executable, "-m", "tests.support.census", "--one", "--family", family, model_type]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False,
+                              env=os.environ | {"OMP_NUM_THREADS": "1"})
+    except subprocess.TimeoutExpired:
+        return Verdict(model_type, built="takes more than 300 s")
+    try:
+        return Verdict(**json.loads(done.stdout.strip().splitlines()[-1]))
+    except (ValueError, IndexError, TypeError):
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        return Verdict(model_type, built=f"crashed: {last[:200]}")
+
+
+def examine(model_type: str, family: str) -> Verdict:
+    import warnings
+
+    import transformers
+
+    from chanfmt.base.errors import ChanfmtError
+    from tests.support.samples import samples
+    from tests.support.tiny import tiny_tokenizer
+
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+    verdict = Verdict(model_type)
+    if model_type in zoo.UNBUILDABLE:
+        verdict.built = f"no instance: {zoo.UNBUILDABLE[model_type]}"
+        return verdict
+    with tempfile.TemporaryDirectory() as directory:
+        model = zoo.tiny(model_type, family)
+        model.save_pretrained(directory)
+        calib = "pydoc"
+        if family in zoo.GIVEN_ARRAYS and model_type != "imagegpt" and model.main_input_name == "input_ids":
+            verdict.built = "reads tokens, and so is calibrated on text"
+            return verdict
+        if family in zoo.GIVEN_ARRAYS:
+            calib = f"{directory}/samples.npz"
+            np.savez(calib, **samples(model, SEQUENCES))
+        else:
+            tokenizer = tiny_tokenizer()
+            tokenizer.add_special_tokens({"mask_token": "<mask>"})
+            tokenizer.save_pretrained(directory)
+        atlas = Path(directory) / "atlas.h5"
+        try:
+            plan = build_atlas(Path(directory), atlas, calib)
+        except ChanfmtError as error:
+            verdict.built = error.message.replace(directory, "DIR")
+            return verdict
+        verdict.ffns = describe(plan.ffns)
+        verdict.built = findings(atlas) or "yes"
+        verdict.verified = check_identity(plan)
+        verdict.pruned = prune(atlas, directory)
+    return verdict
+
+
+def build_atlas(directory: Path, atlas: Path, calib: str = "pydoc") -> Any:
+    """What `atlas build` of the checkpoint in ``directory`` does on ``calib``. Returns its plan."""
+    from chanfmt.building import build as module
+    from chanfmt.building.measure import measure
+    from chanfmt.building.options import BuildOptions
+    from chanfmt.format.records import LabelSettings
+    from chanfmt.format.writer import write_atlas
+
+    options = BuildOptions(str(directory), str(atlas), calib=calib, sequences=SEQUENCES, seq_len=SEQ_LEN, quiet=True)
+    settings = LabelSettings(rho=0.05)
+    plan = module.plan_build(options, settings)
+    measured = measure(plan.model, plan.ffns, plan.tokens, rho=settings.rho, loss=plan.loss)
+    write_atlas(module.assemble(plan, measured, settings, options, module.Session(0.0)), atlas)
+    return plan
+
+
+def findings(atlas: Path) -> str:
+    """What `atlas validate` finds wrong."""
+    from chanfmt.algebra.validate import validate
+
+    return "; ".join(f"{item.code} {item.path}" for item in validate(atlas) if item.rule.severity == "error")
+
+
+def describe(ffns: Any) -> str:
+    """``2 x 44 gated; experts 4 x 28 gated``."""
+    kinds = Counter((ffn.place, ffn.kind, ffn.experts, ffn.width, ffn.gated, ffn.mixed) for ffn in ffns)
+    return "; ".join(
+        f"{count} {place}{'' if kind == 'dense' else ' ' + kind} {f'{experts} x ' if experts else ''}{width}"
+        f"{' gated' if gated else ''}{', normed' if mixed else ''}"
+        for (place, kind, experts, width, gated, mixed), count in kinds.items()
+    )
+
+
+def check_identity(plan: Any) -> str:
+    """Whether, per channel, the sum of u dL/du is the sum of W dL/dW over the write vector; "yes" or the difference."""
+    import torch
+
+    from chanfmt.building.capture import Capture
+    from chanfmt.building.statistics import FFNStatistics
+
+    model, ffns = plan.model, plan.ffns
+    writes = {name: model.get_parameter(name)
+              for name in {member.write.matrix.parameter for ffn in ffns for member in ffn.members}}
+    for parameter in writes.values():
+        parameter.requires_grad_(True)
+    found = [FFNStatistics(ffn, torch.device("cpu")) for ffn in ffns]
+    capture = Capture(model, ffns, found)
+    capture.begin(2, 0)
+    with capture.running():
+        plan.loss.backward(plan.tokens.batch(0, 2, model))
+    worst = 0.0
+    for ffn, statistics in zip(ffns, found, strict=True):
+        for member, channels in zip(ffn.members, statistics.members, strict=True):
+            matrix = member.write.matrix
+            gradient = writes[matrix.parameter].grad
+            if gradient is None or not channels.tokens:
+                continue
+            product = (writes[matrix.parameter] * gradient).detach().double()
+            product = product if matrix.index is None else product[matrix.index]
+            size = matrix.inputs if matrix.transposed else matrix.outputs
+            product = product[matrix.row : matrix.row + size]
+            expected = product.sum(1 if matrix.transposed else 0)
+            scale = float(channels.sums["sum_abs_q"].max()) or 1.0
+            worst = max(worst, float((channels.sums["sum_q"] - expected).abs().max()) / scale)
+    return "yes" if worst < 1e-4 else f"differs by {worst:.1e}"
+
+
+def prune(atlas: Path, directory: str) -> str:
+    """`surgery prune` at 50%, with its checks."""
+    import contextlib
+    import io
+
+    from surgery.cli.main import main as surgery
+
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        code = surgery(["prune", str(atlas), "--model", directory, "--sparsity", "0.5", "--multiple-of", "4",
+                        "-o", f"{directory}/pruned", "--quiet"])
+    if code == 0:
+        return "yes"
+    lines = [line for line in said.getvalue().splitlines() if "error" in line] or [f"exit {code}"]
+    return lines[-1].replace("surgery: error: ", "").replace(directory, "DIR")[:160]
+
+
+def summary(verdicts: list[Verdict]) -> str:
+    """Counts in one line."""
+    instances = [verdict for verdict in verdicts if not verdict.built.startswith("no instance")]
+    built = [verdict for verdict in instances if verdict.built == "yes"]
+    none = [verdict for verdict in instances if "no FFN that can be measured" in verdict.built]
+    verified = [verdict for verdict in built if verdict.verified == "yes"]
+    pruned = [verdict for verdict in built if verdict.pruned == "yes"]
+    return (f"{len(verdicts)} types; {len(instances)} can be made tiny, {len(none)} of them have no FFN; "
+            f"{len(built)} built, {len(verified)} verified, {len(pruned)} pruned and reloaded")
+
+
+def table(verdicts: list[Verdict], family: str) -> str:
+    """The page of the documentation."""
+    import torch
+    import transformers
+
+    rows = "\n".join(f"| {v.model_type} | {v.ffns} | {v.built} | {v.verified} | {v.pruned} |" for v in verdicts)
+    return (
+        f"# What is measured: {family} models\n\nGenerated by `python -m tests.support.census --family {family}` with "
+        f"transformers {transformers.__version__} and torch {torch.__version__.split('+')[0]}, on tiny random instances.\n\n"
+        f"{summary(verdicts)}.\n\n*built*: an atlas that `atlas validate` accepts. *verified*: per channel, the measured "
+        "sum of u dL/du is the sum of W dL/dW over the write vector, from plain autograd on the weights. *pruned*: "
+        "`surgery prune` at 50% wrote a checkpoint whose logits, loaded by stock transformers, are those of the masked "
+        f"dense model.\n\n| type | FFNs | built | verified | pruned |\n|---|---|---|---|---|\n{rows}\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""Stops a build after a number of its batches, for the tests of what it leaves and how it goes on."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from chanfmt.building import state as checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Killed(BaseException):
+    """Stands in for a signal that nobody handles."""
+
+
+@contextmanager
+def killed_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What runs inside is to end once ``batches`` batches are done and their checkpoint is written."""
+    left = [batches]
+    save = checkpoint.Keeper.save
+
+    def save_and_stop(keeper, measurement):  # type: ignore[no-untyped-def]
+        save(keeper, measurement)
+        left[0] -= 1
+        if not left[0]:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Keeper, "save", save_and_stop)
+        with pytest.raises(Killed):
+            yield

@@ -1,0 +1,79 @@
+"""Writes what a table shows: csv, json or npy by the file's extension."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from chanfmt.base.errors import UsageError
+from chanfmt.base.files import atomic_file, check_target
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+FORMATS = (".csv", ".json", ".npy")
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a spreadsheet runs where a cell begins with it."""
+
+
+def write_table(path: Path, columns: Mapping[str, np.ndarray]) -> int:
+    """Write ``columns``, name to values (row,), to the new file ``path``; returns the number of rows.
+
+    csv: a line each, nothing where a value is unknown. json: a list of objects, null where it is unknown.
+    npy: a structured array, NaN where it is unknown. Numbers read back as the same bits.
+
+    Raises:
+        UsageError: The extension is none of `FORMATS`, or ``path`` exists or cannot be written.
+        ChanfmtError: The disk is full.
+    """
+    write = {".csv": _csv, ".json": _json, ".npy": _npy}.get(path.suffix.lower())
+    if write is None:
+        raise UsageError(f"cannot tell the format from {path.name!r}", hint=f"end the name in {', '.join(FORMATS)}")
+    check_target(path, overwrite=False)
+    data = write(columns)
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(data)
+    return len(next(iter(columns.values())))
+
+
+def _csv(columns: Mapping[str, np.ndarray]) -> bytes:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*([_cell(value) for value in values] for values in columns.values()), strict=True))
+    return stream.getvalue().encode()
+
+
+def _cell(value: np.generic) -> str:
+    if isinstance(value, np.floating):
+        return "" if np.isnan(value) else str(value)
+    text = str(value)
+    return f"'{text}" if isinstance(value, np.str_) and text.startswith(FORMULA) else text
+
+
+def _json(columns: Mapping[str, np.ndarray]) -> bytes:
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*map(_plain, columns.values()), strict=True)]
+    return (json.dumps(rows, allow_nan=False, indent=0) + "\n").encode()
+
+
+def _plain(values: np.ndarray) -> list[object]:
+    if values.dtype.kind != "f":
+        return list(values.tolist())
+    # The shortest text of a float32 is shorter than that of the same float64.
+    return [float(str(value)) if math.isfinite(value) else None for value in values]
+
+
+def _npy(columns: Mapping[str, np.ndarray]) -> bytes:
+    rows = len(next(iter(columns.values())))
+    table = np.empty(rows, dtype=[(name, values.dtype) for name, values in columns.items()])
+    for name, values in columns.items():
+        table[name] = values
+    stream = io.BytesIO()
+    np.save(stream, table, allow_pickle=False)
+    return stream.getvalue()

@@ -1,0 +1,88 @@
+"""Which channels a filter such as ``lp>1e-3 & super`` or ``rank<200 | marked`` shows. Pure numpy."""
+
+from __future__ import annotations
+
+import operator
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from chanfmt.base.errors import UsageError
+from chanfmt.base.text import printable
+from chanfmt.format import schema
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+HINT = "lp>1e-3 & super, rank<=200 | halo, share>1%, !marked"
+_TERM = re.compile(r"(!?)\s*([A-Za-z_][\w./-]*)\s*(?:(<=|>=|==|!=|<|>|=)\s*(\S+))?")
+_OPERATORS = {
+    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "=": operator.eq, "==": operator.eq,
+    "!=": operator.ne,
+}
+
+
+def filtered(
+    text: str, columns: Mapping[str, np.ndarray], labels: np.ndarray, words: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """Channels that ``text`` describes, bool (channel,): terms joined by ``&``, and these by ``|``; ``!`` is not.
+
+    Args:
+        columns: Name to values, (channel,); a value that is unknown fulfils no comparison.
+        labels: uint8 (channel,).
+        words: What else a term may be, name to bool (channel,).
+
+    Raises:
+        UsageError: A term means nothing.
+    """
+    masks = [np.logical_and.reduce([_term(term.strip(), columns, labels, words) for term in part.split("&")])
+             for part in text.split("|")]
+    return np.asarray(np.logical_or.reduce(masks))
+
+
+def counted(
+    text: str, columns: Mapping[str, np.ndarray], labels: np.ndarray, words: Mapping[str, np.ndarray]
+) -> str:
+    """How many channels `filtered` would show, or why it would not, in words."""
+    if not text:
+        return "all"
+    try:
+        return f"{int(filtered(text, columns, labels, words).sum()):,} of {len(labels):,}"
+    except UsageError as error:
+        return printable(error.message)
+
+
+def _term(
+    text: str, columns: Mapping[str, np.ndarray], labels: np.ndarray, words: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    match = _TERM.fullmatch(text)
+    if match is None:
+        raise UsageError(f"{text!r} is no condition", hint=HINT)
+    negated, name, comparison, value = match.groups()
+    if comparison is None:
+        mask = words[name] if name in words else _label(name, labels, words)
+    elif name == "label":
+        mask = _OPERATORS[comparison](_label(value, labels, words), True)
+    else:
+        mask = _compared(name, comparison, value, columns)
+    return ~mask if negated else mask
+
+
+def _label(name: str, labels: np.ndarray, words: Mapping[str, np.ndarray]) -> np.ndarray:
+    wanted = [value for value, label in schema.LABELS.items() if label.startswith(name.lower())]
+    if not wanted:
+        raise UsageError(f"{name!r} is no label", hint=f"labels: {', '.join(schema.LABELS.values())}; or: {', '.join(words)}")
+    return np.isin(labels, wanted)
+
+
+def _compared(name: str, comparison: str, value: str, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    if name not in columns:
+        raise UsageError(f"there is no column {name!r}", hint=f"columns: {', '.join(columns)}")
+    try:
+        number = float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
+    except ValueError:
+        raise UsageError(f"{value!r} is no number", hint=HINT) from None
+    values = columns[name]
+    # An unknown value is neither equal to a number nor unequal.
+    return np.asarray(_OPERATORS[comparison](values, number)) & ~np.isnan(values)

@@ -1,0 +1,134 @@
+"""What is being looked at, as data: options of ``atlas-tui`` that open it again, and Python that computes it."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chanfmt.base.errors import UsageError
+
+if TYPE_CHECKING:
+    from tui.session.load import Snapshot
+
+SCREENS = ("overview", "experts", "layer", "card", "scatter", "compare", "join", "protect", "what-if")
+OF_TWO = ("compare", "join")
+"""Screens that need a second atlas."""
+ASCENDING = ":up"
+COLUMNS = ("rank", "channel", "label", "share", "cumulative")
+"""Columns of the layer screen besides the metrics."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A view. None and empty text are what the program shows by itself.
+
+    Attributes:
+        screen: One of `SCREENS`.
+        sort: A column of the layer screen, largest first, or with `ASCENDING` after it.
+        filter: Of the layer screen, or of the join.
+    """
+
+    screen: str = "overview"
+    layer: int | None = None
+    stack: str | None = None
+    expert: int | None = None
+    channel: int | None = None
+    metric: str = "lp"
+    by_index: bool = False
+    sort: str = ""
+    filter: str = ""
+
+    @property
+    def options(self) -> list[str]:
+        """Command line options that open it."""
+        values = {
+            "screen": "" if self.screen == "overview" else self.screen,
+            "layer": self.layer, "stack": self.stack, "expert": self.expert, "channel": self.channel,
+            "metric": "" if self.metric == "lp" else self.metric, "sort": self.sort, "filter": self.filter,
+        }
+        given = [part for name, value in values.items() if value not in ("", None) for part in (f"--{name}", str(value))]
+        return [*given, *(["--by-index"] if self.by_index else [])]
+
+    def find(self, snapshot: Snapshot) -> int:
+        """The FFN of ``snapshot``, the first where none is named.
+
+        Raises:
+            UsageError: There is none, or there are several, or there is no such metric, column or channel.
+        """
+        if self.metric not in snapshot.metrics:
+            raise UsageError(f"there is no metric {self.metric!r}", hint=f"there are: {', '.join(snapshot.metrics)}")
+        column, columns = self.sort.removesuffix(ASCENDING), (*COLUMNS, *snapshot.metrics)
+        if column and column not in columns:
+            raise UsageError(f"there is no column {column!r} to sort by", hint=f"there are: {', '.join(columns)}")
+        wanted = {"layer_index": self.layer, "stack": self.stack, "expert": self.expert}
+        found = [number for number, ffn in enumerate(snapshot.ffns)
+                 if all(value in (None, getattr(ffn, name)) for name, value in wanted.items())]
+        if not found:
+            named = {name: value for name, value in (("layer", self.layer), ("stack", self.stack), ("expert", self.expert))
+                     if value is not None}
+            layers = sorted({ffn.layer_index for ffn in snapshot.ffns})
+            raise UsageError(f"there is no {' '.join(f'{name} {value}' for name, value in named.items())}",
+                             hint=f"layers: {layers[0]} to {layers[-1]}; stacks: {', '.join(snapshot.labels)}")
+        stacks = sorted({snapshot.ffns[ffn].stack for ffn in found})
+        if self.layer is not None and len(stacks) > 1:
+            raise UsageError(f"layer {self.layer} has several FFNs", hint=f"add --stack, one of: {', '.join(stacks)}")
+        ffn = snapshot.ffns[found[0]]
+        if self.channel is not None and not 0 <= self.channel < ffn.n_channels:
+            raise UsageError(f"there is no channel {self.channel}", hint=f"channels: 0 to {ffn.n_channels - 1}")
+        return found[0]
+
+
+def command(place: Place, atlas: str, other: str | None = None) -> str:
+    """The command line that opens ``place`` again."""
+    return shlex.join(["atlas-tui", atlas, *([other] if other else []), *place.options])
+
+
+def python(place: Place, atlas: str, other: str | None = None, *, marked: list[int]) -> str:
+    """Python that computes what ``place`` shows.
+
+    Args:
+        marked: Marked channels of the FFN, for a filter that asks for them.
+    """
+    if place.screen in OF_TWO:
+        return "\n".join([
+            "import chanfmt", "from chanfmt.algebra.compare import compare", "",
+            f"with chanfmt.open({atlas!r}) as first, chanfmt.open({other!r}) as second:",
+            f"    rows = compare(first, second, {place.metric!r})",
+        ])
+    if place.screen in ("layer", "card", "scatter"):
+        return _layer(place, atlas, marked)
+    return "\n".join([
+        "import numpy as np", "", "import chanfmt", "from chanfmt.analysis.concentration import concentration", "",
+        f"with chanfmt.open({atlas!r}) as atlas:",
+        f"    values = {{block.module: stack.row({place.metric!r}, block.row).ravel()",
+        f"              for block, stack in atlas.rows() if {place.metric!r} in stack}}",
+        "    rho = atlas.labels.rho",
+        "rows = {module: concentration(row[np.isfinite(row)], rho) for module, row in values.items()}",
+    ])
+
+
+def _layer(place: Place, atlas: str, marked: list[int]) -> str:
+    row = "block.row" if place.expert is None else f"block.row, {place.expert}"
+    block = f"{place.layer}" if place.stack is None else f"{place.layer}, {place.stack!r}"
+    column = place.sort.removesuffix(ASCENDING) or place.metric
+    lines = [
+        "import numpy as np", "", "import chanfmt", *(["from tui.session.filter import filtered"] if place.filter else []),
+        "from tui.session.view import order_by, ranking", "",
+        f"with chanfmt.open({atlas!r}) as atlas:",
+        f"    block = atlas.block({block})",
+        "    stack = atlas.stacks[block.stack]",
+        f"    columns = {{metric.name: stack[metric.name][{row}] for metric in stack.all_metrics}}",
+        f"    labels = stack['label'][{row}]",
+        f"ranks = ranking(columns[{place.metric!r}])",
+        "columns |= {'rank': ranks.rank, 'share': ranks.share, 'cumulative': ranks.cumulative, 'label': labels}",
+        "columns['channel'] = np.arange(len(labels))",
+        f"order = order_by(columns[{column!r}], descending={not place.sort.endswith(ASCENDING)})",
+    ]
+    if place.filter:
+        lines += [
+            f"marked = np.isin(columns['channel'], {marked})",
+            f"keep = filtered({place.filter!r}, columns, labels, {{'marked': marked}})",
+            "order = order[keep[order]]",
+        ]
+    return "\n".join(lines)

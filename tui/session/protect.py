@@ -1,0 +1,98 @@
+"""The protect file of the marks: the one that ``surgery prune --protect`` reads (spec/protect-1.md)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from chanfmt.base.errors import UsageError
+from surgery.planning.protect_file import read_protect_file, write_protect_file
+from surgery.planning.selectors import select
+from tui.session.load import PARTIAL_SUFFIX, Signature, file_signature, reopened
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from chanfmt.format.reader import Atlas
+    from tui.session.load import Snapshot
+
+NO_FILE: Signature = (0, 0, 0)
+
+
+def check_name(path: Path) -> None:
+    """Raise `UsageError` where the marks could not be written to ``path``."""
+    if path.suffix != ".json":
+        raise UsageError(f"the marks are written as JSON, and {path.name} does not end in .json",
+                         hint="name another file; surgery prune --protect reads .csv and .txt as well")
+
+
+def default_protect_file(atlas: Path) -> Path:
+    """Where the marks of ``atlas`` go where nobody says."""
+    finished = Path(str(atlas).removesuffix(PARTIAL_SUFFIX))
+    return finished.with_name(f"{finished.stem}.protect.json")
+
+
+def signature_of(path: Path) -> Signature:
+    """`file_signature`, `NO_FILE` where there is none."""
+    try:
+        return file_signature(path)
+    except OSError:
+        return NO_FILE
+
+
+def read_marks(path: Path, snapshot: Snapshot) -> tuple[dict[int, np.ndarray], tuple[str, ...], Signature]:
+    """FFN of ``snapshot`` to marks, bool (channel,), of the protect file ``path``, if there is one; warnings; its signature.
+
+    Raises:
+        UsageError: It is not a protect file for this atlas.
+        AtlasError: The atlas has changed.
+    """
+    signature = signature_of(path)
+    if signature == NO_FILE:
+        return {}, (), signature
+    with reopened(snapshot) as opened:
+        masks, warnings = read_protect_file(path, opened)
+        return to_ffns(masks, opened), warnings, signature
+
+
+def write_marks(path: Path, snapshot: Snapshot, masks: Mapping[int, np.ndarray]) -> Signature:
+    """Write ``masks``, FFN to bool (channel,), whole or not at all. Returns the file's signature.
+
+    Raises:
+        ChanfmtError: The place cannot be written, or the atlas has changed.
+    """
+    with reopened(snapshot) as opened:
+        write_protect_file(path, opened, to_blocks(masks, opened))
+    return signature_of(path)
+
+
+def selected(selector: str, snapshot: Snapshot) -> dict[int, np.ndarray]:
+    """FFN to the ids that ``selector`` names, as after ``surgery prune --protect``.
+
+    Raises:
+        UsageError: It means nothing for this atlas.
+        AtlasError: The atlas lacks a metric that it needs, or has changed.
+    """
+    with reopened(snapshot) as opened:
+        masks, _ = select(selector, opened)
+        return {ffn: np.flatnonzero(mask) for ffn, mask in to_ffns(masks, opened).items()}
+
+
+def to_ffns(masks: Mapping[int, np.ndarray], atlas: Atlas) -> dict[int, np.ndarray]:
+    """FFN of a snapshot to bool (channel,), from block to bool of `Block.shape`."""
+    rows: list[np.ndarray] = []
+    for block in atlas.blocks:
+        rows += list(np.atleast_2d(masks.get(block.index, np.zeros(block.shape, dtype=bool))))
+    return dict(enumerate(rows))
+
+
+def to_blocks(masks: Mapping[int, np.ndarray], atlas: Atlas) -> dict[int, np.ndarray]:
+    """Block to bool of `Block.shape`, from FFN of a snapshot to bool (channel,)."""
+    blocks, start = {}, 0
+    for block in atlas.blocks:
+        stop = start + (block.n_experts or 1)
+        blocks[block.index] = np.stack([masks[ffn] for ffn in range(start, stop)]).reshape(block.shape)
+        start = stop
+    return blocks

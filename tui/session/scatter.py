@@ -1,0 +1,61 @@
+"""One metric against another over the channels of an FFN. Pure numpy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from chanfmt.algebra.compare import rank_correlation
+from chanfmt.algebra.labels import supernode_count, top_indices
+from chanfmt.analysis.association import chance_jaccard
+
+
+@dataclass(frozen=True, eq=False)
+class Scatter:
+    """Two metrics of one FFN.
+
+    Attributes:
+        correlation: Spearman's, over the channels that both know.
+        top: Channels in each top set.
+        shared: Channels in both.
+        jaccard, chance: Of the top sets, and its expectation for random ones.
+        left_out: Channels that a logarithm cannot show: zero, negative or unknown.
+        x, y: Places of the others in [0, 1], (points,).
+        channels: Which they are, (points,).
+        ranges: Ends of both axes, log10 of the metric or ranks.
+    """
+
+    correlation: float
+    top: int
+    shared: int
+    jaccard: float
+    chance: float
+    left_out: int
+    x: np.ndarray
+    y: np.ndarray
+    channels: np.ndarray
+    ranges: tuple[tuple[float, float], tuple[float, float]]
+
+
+def make_scatter(x: np.ndarray, y: np.ndarray, rho: float, *, log: bool) -> Scatter:
+    """``x`` against ``y``, (channel,) each; on log axes, or by rank, the largest last."""
+    top = supernode_count(len(x), rho)
+    sets = [set(top_indices(np.where(np.isnan(values), -np.inf, values), top).tolist()) for values in (x, y)]
+    shared = len(sets[0] & sets[1])
+    known = np.isfinite(x) & np.isfinite(y) & (((x > 0) & (y > 0)) if log else True)
+    channels = np.flatnonzero(known)
+    places = [np.log10(values[known].astype(np.float64)) if log else _ranks(values[known]) for values in (x, y)]
+    ranges = [(float(item.min()), float(item.max())) if len(item) else (0.0, 0.0) for item in places]
+    scaled = [(item - low) / (high - low) if high > low else np.full(len(item), 0.5)
+              for item, (low, high) in zip(places, ranges, strict=True)]
+    return Scatter(
+        rank_correlation(x.astype(np.float64), y.astype(np.float64)), top, shared, shared / (2 * top - shared),
+        chance_jaccard(len(x), top), len(x) - len(channels), scaled[0], scaled[1], channels, (ranges[0], ranges[1]),
+    )
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    ranks = np.empty(len(values))
+    ranks[np.argsort(values, kind="stable")] = np.arange(1, len(values) + 1)
+    return ranks

@@ -1,0 +1,60 @@
+"""Arrays that stay in the file until they are looked at: those of a large model would fill the memory."""
+
+from __future__ import annotations
+
+import math
+import os
+import weakref
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from chanfmt.format.reader import Location
+
+KEPT_BYTES = 8 << 20
+
+
+class StoredArrays:
+    """Rows of a file's arrays, the last few of them kept.
+
+    The file is held open without HDF5's lock, so that others may write to it. One that is replaced stays what
+    it was for us; one that is written in place gives what is there, and NaN where it has become too short.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._descriptor)
+        status = os.fstat(self._descriptor)
+        self.signature = status.st_mtime_ns, status.st_size, status.st_ino
+        self._kept: OrderedDict[tuple[int, ...], np.ndarray] = OrderedDict()
+        self._bytes = 0
+
+    def at(self, location: Location, *index: int) -> np.ndarray:
+        """The part of the array at ``location`` with this ``index`` along its first axes, floating point."""
+        key = (location.offset, *index)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        values = self._read(location, index)
+        self._kept[key] = values
+        self._bytes += values.nbytes
+        while self._bytes > KEPT_BYTES and len(self._kept) > 1:
+            self._bytes -= self._kept.popitem(last=False)[1].nbytes
+        return values
+
+    def _read(self, location: Location, index: tuple[int, ...]) -> np.ndarray:
+        shape = location.shape[len(index):]
+        size = math.prod(shape) * location.dtype.itemsize
+        place = int(np.ravel_multi_index(index, location.shape[: len(index)]))
+        data = os.pread(self._descriptor, size, location.offset + place * size)
+        if len(data) < size:
+            return np.full(shape, np.nan, dtype=np.float32)
+        values = np.frombuffer(data, location.dtype).reshape(shape)
+        return values if values.dtype.kind == "f" else values.astype(np.float64)

@@ -1,0 +1,157 @@
+"""What the screens show, computed from arrays: summaries, orders, strips, searches. Pure numpy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from chanfmt.analysis.concentration import Concentration, concentration
+from chanfmt.format import schema
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tui.session.load import Snapshot
+
+LABEL_TEXT = {schema.LABEL_NONE: "·", schema.LABEL_HALO: "halo", schema.LABEL_SUPERNODE: "SUPER"}
+STRIP_FLOOR = 0.01
+"""Lowest share a heat strip shows, as a multiple of the layer's mean share."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One FFN's row of the overview; ``known`` counts the channels whose value is a number."""
+
+    concentration: Concentration
+    supernodes: int
+    halo: int
+    known: int
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """One layer's channels by one metric.
+
+    Attributes:
+        values: The metric, (channel,).
+        order: Channels by descending value, ties to the lowest index, unknown last, (channel,).
+        rank: 1-based place of every channel in ``order``, (channel,).
+        share: Share of the layer's mass, (channel,); NaN where unknown.
+        cumulative: Share of the mass in the channels up to this one in ``order``, (channel,).
+        curve: ``cumulative`` by rank with a leading zero, (channel + 1,), never NaN.
+    """
+
+    values: np.ndarray
+    order: np.ndarray
+    rank: np.ndarray
+    share: np.ndarray
+    cumulative: np.ndarray
+    curve: np.ndarray
+
+
+def summarize(values: np.ndarray, labels: np.ndarray, rho: float) -> Summary:
+    """`Summary` of one layer over the channels that have a value."""
+    known = values[np.isfinite(values)]
+    measured = concentration(known, rho) if len(known) else Concentration(*[float("nan")] * 5)
+    return Summary(
+        measured,
+        int((labels == schema.LABEL_SUPERNODE).sum()),
+        int((labels == schema.LABEL_HALO).sum()),
+        len(known),
+    )
+
+
+def order_by(values: np.ndarray, *, descending: bool) -> np.ndarray:
+    """Stable order of ``values`` (n,), unknown last both ways."""
+    keys = values.astype(np.int64) if values.dtype.kind in "iub" else values
+    return np.argsort(-keys if descending else keys, kind="stable")
+
+
+def ranking(values: np.ndarray) -> Ranking:
+    """`Ranking` of one layer's ``values`` (channel,)."""
+    order = order_by(values, descending=True)
+    rank = np.empty(len(values), dtype=np.int64)
+    rank[order] = np.arange(1, len(values) + 1)
+    known = np.isfinite(values)
+    curve = cumulative(np.where(known, values, 0)[order])
+    total = float(values[known].sum(dtype=np.float64))
+    share = values / total if total > 0 else np.where(known, 0.0, np.nan)
+    return Ranking(values, order, rank, share, np.where(known, curve[rank], np.nan), curve)
+
+
+def cumulative(values: np.ndarray) -> np.ndarray:
+    """Running share of the sum of ``values`` (n,) with a leading zero, (n + 1,); zeros without mass."""
+    sums = np.concatenate(([0.0], np.cumsum(values, dtype=np.float64)))
+    return sums / sums[-1] if sums[-1] > 0 else np.zeros(len(sums))
+
+
+def bin_edges(channels: int, samples: int, *, log: bool) -> np.ndarray:
+    """Edges of ``samples`` bins over ``channels`` places, (samples + 1,), from 0 to ``channels``.
+
+    With ``log`` the place of rank r is [log r, log(r + 1)): the first channels are wide.
+    """
+    ticks = np.linspace(0.0, 1.0, samples + 1)
+    return (channels + 1.0) ** ticks - 1.0 if log else channels * ticks
+
+
+def curve_samples(curve: np.ndarray, samples: int, *, log: bool) -> np.ndarray:
+    """`Ranking.curve` read at the right edge of every bin, (samples,)."""
+    edges = bin_edges(len(curve) - 1, samples, log=log)[1:]
+    return np.interp(edges, np.arange(len(curve)), curve)
+
+
+def strip_shares(values: np.ndarray, samples: int, *, log: bool) -> np.ndarray:
+    """Mean share of the layer's mass per channel in each bin, (samples,).
+
+    With ``log`` channels run by descending value on a log axis, otherwise by index.
+    """
+    known = np.where(np.isfinite(values), values, 0)
+    curve = cumulative(np.sort(known)[::-1] if log else known)
+    edges = bin_edges(len(values), samples, log=log)
+    return np.diff(np.interp(edges, np.arange(len(curve)), curve)) / np.diff(edges)
+
+
+def strip_levels(shares: np.ndarray, channels: int, steps: int) -> np.ndarray:
+    """Shares on a log scale as 0..``steps``, (samples,): 0 is nothing, ``steps`` up to the whole layer."""
+    floor = STRIP_FLOOR / channels
+    scaled = np.log(np.maximum(shares, 1e-300) / floor) / np.log(1.0 / floor)
+    return np.clip(np.ceil(scaled * steps), 0, steps).astype(np.int64)
+
+
+def row_of(order: np.ndarray, channel: int | None, otherwise: int) -> int:
+    """The row of ``channel`` in ``order`` (row,), or ``otherwise`` where it is in none."""
+    rows = np.flatnonzero(order == (-1 if channel is None else channel))
+    return int(rows[0]) if len(rows) else otherwise
+
+
+def match_spans(snapshot: Snapshot, spans: Sequence[range], query: str, *, of_experts: bool = False) -> np.ndarray:
+    """Spans of FFNs that ``query`` names, bool (span,).
+
+    ``query`` is a layer index (``11`` or ``L11``), or part of a stack or module; of experts it is their index.
+    """
+    ffns = [snapshot.ffns[span[0]] for span in spans]
+    number = query.lower().removeprefix("layer").removeprefix("l").strip()
+    if number.isdecimal():
+        return np.array([ffn.expert if of_experts else ffn.layer_index for ffn in ffns]) == int(number)
+    lowered = query.lower()
+    return np.array([lowered in f"{ffn.stack} {ffn.module}".lower() for ffn in ffns])
+
+
+def match_channels(labels: np.ndarray, query: str) -> np.ndarray:
+    """Channels that ``query`` names, bool (channel,): an id, or the beginning of a label's name."""
+    if query.isdecimal():
+        return np.arange(len(labels)) == int(query)
+    wanted = [value for value, name in schema.LABELS.items() if name.startswith(query.lower())]
+    return np.isin(labels, wanted)
+
+
+def next_match(matches: np.ndarray, start: int, step: int) -> int | None:
+    """Place of the next true entry of ``matches`` (n,) after ``start``, going round; None where there is none."""
+    places = np.flatnonzero(matches)
+    if not len(places):
+        return None
+    ahead = (places - start) * step
+    ahead = np.where(ahead > 0, ahead, ahead + len(matches))
+    return int(places[np.argmin(ahead)])
