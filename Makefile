@@ -29,6 +29,7 @@ test: $(VENV)/installed-dev $(SMOLLM2)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 bench: $(VENV)/installed $(SMOLLM2)

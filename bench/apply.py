@@ -73,12 +73,26 @@ def main() -> None:
         save_plan(make_plan(model, layers), plan)
         size = CheckpointIndex.open(model).nbytes
         group = 3 * HIDDEN * WIDTH * 2
-        print(f"{layers} layers, {size / 1e9:.2f} GB in {len(list(model.glob('*.safetensors')))} shards; "
-              f"largest FFN group {group / 1e6:.0f} MB; memory {os.sysconf('SC_PHYS_PAGES') * 4096 / 1e9:.0f} GB, "
-              f"{os.cpu_count()} cores", flush=True)
+        print(
+            f"{layers} layers, {size / 1e9:.2f} GB in {len(list(model.glob('*.safetensors')))} shards; "
+            f"largest FFN group {group / 1e6:.0f} MB; memory {os.sysconf('SC_PHYS_PAGES') * 4096 / 1e9:.0f} GB, "
+            f"{os.cpu_count()} cores",
+            flush=True,
+        )
         commands = {
-            "surgery apply": [sys.executable, "-m", "surgery.cli.main", "apply", str(plan), "--model", str(model), "-o",
-                              str(directory / "out"), "--no-verify", "--quiet"],
+            "surgery apply": [
+                sys.executable,
+                "-m",
+                "surgery.cli.main",
+                "apply",
+                str(plan),
+                "--model",
+                str(model),
+                "-o",
+                str(directory / "out"),
+                "--no-verify",
+                "--quiet",
+            ],
             "cp -r": ["cp", "-r", str(model), str(directory / "out")],
         }
         results: dict[str, list[tuple[float, int]]] = {name: [] for name in commands}
@@ -104,8 +118,13 @@ def make_checkpoint(directory: Path, gigabytes: float) -> int:
 
     def config(layers: int) -> Any:
         return transformers.LlamaConfig(
-            hidden_size=HIDDEN, intermediate_size=WIDTH, num_hidden_layers=layers, num_attention_heads=HEADS,
-            num_key_value_heads=KEY_VALUE_HEADS, vocab_size=VOCABULARY, dtype="bfloat16",
+            hidden_size=HIDDEN,
+            intermediate_size=WIDTH,
+            num_hidden_layers=layers,
+            num_attention_heads=HEADS,
+            num_key_value_heads=KEY_VALUE_HEADS,
+            vocab_size=VOCABULARY,
+            dtype="bfloat16",
             architectures=["LlamaForCausalLM"],
         )
 
@@ -128,9 +147,11 @@ def make_checkpoint(directory: Path, gigabytes: float) -> int:
     generator = torch.Generator().manual_seed(0)
     for number, tensors in enumerate(shards.values(), start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file({name: torch.empty(names[name], dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
-                   for name in tensors},
-                  directory / file, {"format": "pt"})
+        save_file(
+            {name: torch.empty(names[name], dtype=torch.bfloat16).normal_(0, 0.02, generator=generator) for name in tensors},
+            directory / file,
+            {"format": "pt"},
+        )
         weight_map |= dict.fromkeys(tensors, file)
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     config(layers).save_pretrained(directory)
@@ -145,16 +166,35 @@ def make_plan(model: Path, layers: int) -> PruningPlan:
         module = f"model.layers.{layer}.mlp"
         tensors = tuple(
             TensorSlice(role, name, name, axis, 0, WIDTH)
-            for role, name, axis in (("gate", f"{module}.gate_proj.weight", 0), ("up", f"{module}.up_proj.weight", 0),
-                                     ("write", f"{module}.down_proj.weight", 1))
+            for role, name, axis in (
+                ("gate", f"{module}.gate_proj.weight", 0),
+                ("up", f"{module}.up_proj.weight", 0),
+                ("write", f"{module}.down_proj.weight", 1),
+            )
         )
         kept = np.sort(random.permutation(WIDTH)[: WIDTH // 2]).astype(np.int32)
         blocks.append(BlockPlan(module, layer, "decoder", module, "decoder", WIDTH, 0, tensors, kept, 0, 0, None))
     record = PlannedModel("bench/apply", "", "local", "llama", ("LlamaForCausalLM",), fingerprint(CheckpointIndex.open(model)))
     return PruningPlan(
-        model=record, method="random", protection=(), unprotect=(), protected=0, released=0, seed=0, sparsity=0.5,
-        multiple_of=None, allocation="uniform", max_layer_sparsity=None, layers=None, stack=(), invert=False,
-        scope_channels=layers * WIDTH, atlas_sha256="", calibration="", check_tokens=(), blocks=tuple(blocks),
+        model=record,
+        method="random",
+        protection=(),
+        unprotect=(),
+        protected=0,
+        released=0,
+        seed=0,
+        sparsity=0.5,
+        multiple_of=None,
+        allocation="uniform",
+        max_layer_sparsity=None,
+        layers=None,
+        stack=(),
+        invert=False,
+        scope_channels=layers * WIDTH,
+        atlas_sha256="",
+        calibration="",
+        check_tokens=(),
+        blocks=tuple(blocks),
     )
 
 

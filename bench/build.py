@@ -60,19 +60,26 @@ def main() -> None:
         print(json.dumps(peak_memory(arguments)))
         return
     bench = Bench(arguments)
-    print(f"{datetime.date.today()}  {hardware(arguments.device)}  torch {torch.__version__}  {arguments.model}, "
-          f"{len(bench.ids)} x {arguments.seq_len} tokens in batches of {bench.batch}", flush=True)
+    print(
+        f"{datetime.date.today()}  {hardware(arguments.device)}  torch {torch.__version__}  {arguments.model}, "
+        f"{len(bench.ids)} x {arguments.seq_len} tokens in batches of {bench.batch}",
+        flush=True,
+    )
     seconds = bench.race()
     del bench
     memory = {name: memory_of(name) for name in CONTENDERS}
     tokens = arguments.sequences * arguments.seq_len
     for name in CONTENDERS:
-        print(f"{name:<6} {sum(seconds[name]):8.2f} s  {tokens / sum(seconds[name]):8.0f} tokens/s  "
-              f"peak {memory[name] / 2**20:8.0f} MiB")
+        print(
+            f"{name:<6} {sum(seconds[name]):8.2f} s  {tokens / sum(seconds[name]):8.0f} tokens/s  "
+            f"peak {memory[name] / 2**20:8.0f} MiB"
+        )
     for name, floor in (("ours", "bare"), ("paper", "ours")):
         ratios = [a / b for a, b in zip(seconds[name], seconds[floor], strict=True)]
-        print(f"{name} / {floor}: median {statistics.median(ratios):.3f} of {len(ratios)} batches "
-              f"({min(ratios):.3f} to {max(ratios):.3f}), memory {memory[name] / memory[floor]:.2f}")
+        print(
+            f"{name} / {floor}: median {statistics.median(ratios):.3f} of {len(ratios)} batches "
+            f"({min(ratios):.3f} to {max(ratios):.3f}), memory {memory[name] / memory[floor]:.2f}"
+        )
 
 
 class Bench:
@@ -150,8 +157,9 @@ class Paper:
             captured[number] = args[0]
             args[0].retain_grad()
 
-        handles = [write.register_forward_pre_hook(lambda m, a, n=number: forward(n, m, a))
-                   for number, write in enumerate(self.writes)]
+        handles = [
+            write.register_forward_pre_hook(lambda m, a, n=number: forward(n, m, a)) for number, write in enumerate(self.writes)
+        ]
         logits = self.model(ids, use_cache=False).logits
         functional.cross_entropy(logits[0, :-1].float(), ids[0, 1:]).backward()
         for number, u in captured.items():
@@ -208,8 +216,13 @@ def _model_and_tokens(arguments: argparse.Namespace, device: torch.device) -> tu
     import transformers
 
     config = transformers.LlamaConfig(
-        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
-        num_key_value_heads=8, max_position_embeddings=8192,
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=8192,
     )
     with torch.device(device):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval().requires_grad_(False)

@@ -40,8 +40,7 @@ def main() -> None:
     today = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
     print(f"# Half the channels\n\n`python bench/half.py`, {today}. {origin(arguments.atlas)}")
     for text, tokens, runs in (
-        (arguments.text, arguments.max_tokens, (
-            (arguments.methods, "none"), ("flap", "bias"), (arguments.refitted, "lstsq"))),
+        (arguments.text, arguments.max_tokens, ((arguments.methods, "none"), ("flap", "bias"), (arguments.refitted, "lstsq"))),
         (arguments.held_out, arguments.held_out_tokens, ((arguments.refitted, "none"), (arguments.refitted, "lstsq"))),
     ):
         name = Path(text).stem
@@ -55,13 +54,34 @@ def origin(path: str) -> str:
     with chanfmt.open(path) as atlas:
         record = atlas.calibration
         sources = ", ".join(dict.fromkeys(Path(item.source).name for item in record.contributions))
-        return (f"{atlas.model.id}, {SPARSITY} of every FFN removed; scores and refits from {record.sequences} x "
-                f"{record.seq_len} tokens of {sources} (seed {record.seed}); `random` with seed 0.")
+        return (
+            f"{atlas.model.id}, {SPARSITY} of every FFN removed; scores and refits from {record.sequences} x "
+            f"{record.seq_len} tokens of {sources} (seed {record.seed}); `random` with seed 0."
+        )
 
 
 def sweep(arguments: argparse.Namespace, text: str, tokens: int, methods: str, recover: str, output: Path) -> dict[str, Any]:
-    command = [sys.executable, "-m", "surgery.cli.main", "sweep", arguments.atlas, "--model", arguments.model, "--methods", methods,
-               "--sparsity", SPARSITY, "--recover", recover, "--data", text, "--max-tokens", str(tokens), "-o", str(output)]
+    command = [
+        sys.executable,
+        "-m",
+        "surgery.cli.main",
+        "sweep",
+        arguments.atlas,
+        "--model",
+        arguments.model,
+        "--methods",
+        methods,
+        "--sparsity",
+        SPARSITY,
+        "--recover",
+        recover,
+        "--data",
+        text,
+        "--max-tokens",
+        str(tokens),
+        "-o",
+        str(output),
+    ]
     subprocess.run([*command, "--quiet"], check=True, stdout=subprocess.DEVNULL)
     result: dict[str, Any] = json.loads((output / "results.json").read_text())
     return result
@@ -72,12 +92,18 @@ def page(results: dict[str, Any]) -> str:
     identity = results["identity"]
     dense, *rows = sorted(results["rows"], key=lambda row: (row["method"] != "dense", row["nll"]))
     best = min(row["perplexity"] for row in rows if row["recover"] == "none")
-    lines = [f"{identity['tokens']:,} tokens in blocks of {identity['seq_len']:,}, {identity['dtype']}; "
-             f"dense: {dense['perplexity']:.2f}.",
-             "", "| method | recovery | perplexity | nats/token | of the best without recovery | supernodes removed |",
-             "|---|---|---:|---:|---:|---:|"]
-    lines += [f"| {row['method']} | {row['recover']} | {row['perplexity']:.4g} | {row['nll']:.4f} +- {row['standard_error']:.4f} "
-              f"| {row['perplexity'] / best:.3g} | {row['hit_rate']:.1%} |" for row in rows]
+    lines = [
+        f"{identity['tokens']:,} tokens in blocks of {identity['seq_len']:,}, {identity['dtype']}; "
+        f"dense: {dense['perplexity']:.2f}.",
+        "",
+        "| method | recovery | perplexity | nats/token | of the best without recovery | supernodes removed |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {row['method']} | {row['recover']} | {row['perplexity']:.4g} | {row['nll']:.4f} +- {row['standard_error']:.4f} "
+        f"| {row['perplexity'] / best:.3g} | {row['hit_rate']:.1%} |"
+        for row in rows
+    ]
     return "\n".join(lines)
 
 

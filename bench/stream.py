@@ -55,13 +55,33 @@ def main() -> None:
         kept = min(inputs, arguments.spool_limit * 2**30)
         limit = arguments.limit_mib * MIB
         bare = run(["-c", "import chanfmt.building.build, transformers.models.llama.modeling_llama"], None)
-        build = ["-m", "chanfmt", "build", str(model), "-o", str(Path(directory) / "out.h5"), "--calib", str(text), "--sequences",
-                 str(SEQUENCES), "--seq-len", str(SEQ_LEN), "--batch-size", str(BATCH), "--quiet", "--overwrite"]
-        print(f"model {size / MIB:.0f} MiB, {arguments.blocks} blocks of {block / MIB:.0f} MiB; limit {limit / MIB:.0f} MiB: "
-              f"{size / limit:.1f} times the limit")
+        build = [
+            "-m",
+            "chanfmt",
+            "build",
+            str(model),
+            "-o",
+            str(Path(directory) / "out.h5"),
+            "--calib",
+            str(text),
+            "--sequences",
+            str(SEQUENCES),
+            "--seq-len",
+            str(SEQ_LEN),
+            "--batch-size",
+            str(BATCH),
+            "--quiet",
+            "--overwrite",
+        ]
+        print(
+            f"model {size / MIB:.0f} MiB, {arguments.blocks} blocks of {block / MIB:.0f} MiB; limit {limit / MIB:.0f} MiB: "
+            f"{size / limit:.1f} times the limit"
+        )
         print(f"bare process: {bare}")
-        print(f"bound: {bare.rss / MIB:.0f} bare + {block / MIB:.0f} block + {resident / MIB:.0f} resident "
-              f"+ {kept / MIB:.0f} of {inputs / MIB:.0f} inputs = {(bare.rss + block + resident + kept) / MIB:.0f} MiB")
+        print(
+            f"bound: {bare.rss / MIB:.0f} bare + {block / MIB:.0f} block + {resident / MIB:.0f} resident "
+            f"+ {kept / MIB:.0f} of {inputs / MIB:.0f} inputs = {(bare.rss + block + resident + kept) / MIB:.0f} MiB"
+        )
         print(f"streamed: {run([*build, '--stream', '--spool-limit', str(arguments.spool_limit)], limit)}")
         print(f"in memory: {run(build, limit)}")
 
@@ -73,20 +93,24 @@ class Ran:
         self.status, self.seconds, self.rss, self.data, self.last = status, seconds, rss, data, last
 
     def __str__(self) -> str:
-        text = (f"exit {self.status} after {self.seconds:.0f} s, peak RSS {self.rss / MIB:.0f} MiB, "
-                f"private memory {self.data / MIB:.0f} MiB")
+        text = (
+            f"exit {self.status} after {self.seconds:.0f} s, peak RSS {self.rss / MIB:.0f} MiB, "
+            f"private memory {self.data / MIB:.0f} MiB"
+        )
         return f"{text} ({self.last})" if self.status else text
 
 
 def run(arguments: list[str], limit: int | None) -> Ran:
     """Run Python in a process that may have ``limit`` bytes of private memory."""
+
     def limited() -> None:
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
     began = time.monotonic()
-    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                               preexec_fn=limited)
+    process = subprocess.Popen(
+        [sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=limited
+    )
     peaks = {"VmHWM": 0, "VmData": 0}
 
     def watch() -> None:
@@ -110,9 +134,16 @@ def write_model(directory: Path, blocks: int) -> int:
     """A checkpoint of random weights, a shard for every block, and a tokenizer of characters. Returns its bytes."""
     directory.mkdir()
     config = transformers.LlamaConfig(
-        vocab_size=VOCAB, hidden_size=HIDDEN, intermediate_size=WIDTH, num_hidden_layers=blocks, num_attention_heads=HEADS,
-        num_key_value_heads=HEADS, max_position_embeddings=SEQ_LEN, tie_word_embeddings=False,
-        architectures=["LlamaForCausalLM"], dtype="float32",
+        vocab_size=VOCAB,
+        hidden_size=HIDDEN,
+        intermediate_size=WIDTH,
+        num_hidden_layers=blocks,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        max_position_embeddings=SEQ_LEN,
+        tie_word_embeddings=False,
+        architectures=["LlamaForCausalLM"],
+        dtype="float32",
     )
     config.save_pretrained(directory)
     vocabulary = {text: index for index, text in enumerate(["<unk>", *string.printable])}
@@ -135,15 +166,20 @@ def shards(blocks: int) -> Iterator[dict[str, torch.Tensor]]:
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator) / shape[-1] ** 0.5
 
-    yield {"model.embed_tokens.weight": random(VOCAB, HIDDEN), "lm_head.weight": random(VOCAB, HIDDEN),
-           "model.norm.weight": torch.ones(HIDDEN)}
+    yield {
+        "model.embed_tokens.weight": random(VOCAB, HIDDEN),
+        "lm_head.weight": random(VOCAB, HIDDEN),
+        "model.norm.weight": torch.ones(HIDDEN),
+    }
     for number in range(blocks):
         name = f"model.layers.{number}"
         yield {
             **{f"{name}.self_attn.{part}_proj.weight": random(HIDDEN, HIDDEN) for part in "qkvo"},
-            f"{name}.mlp.gate_proj.weight": random(WIDTH, HIDDEN), f"{name}.mlp.up_proj.weight": random(WIDTH, HIDDEN),
+            f"{name}.mlp.gate_proj.weight": random(WIDTH, HIDDEN),
+            f"{name}.mlp.up_proj.weight": random(WIDTH, HIDDEN),
             f"{name}.mlp.down_proj.weight": random(HIDDEN, WIDTH),
-            f"{name}.input_layernorm.weight": torch.ones(HIDDEN), f"{name}.post_attention_layernorm.weight": torch.ones(HIDDEN),
+            f"{name}.input_layernorm.weight": torch.ones(HIDDEN),
+            f"{name}.post_attention_layernorm.weight": torch.ones(HIDDEN),
         }
 
 

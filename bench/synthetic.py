@@ -29,8 +29,14 @@ def synthetic_content(layers: int, experts: int, channels: int) -> AtlasContent:
     sequences, seq_len = 64, 512
     settings = LabelSettings()
     supports = support_sizes(HIDDEN, settings.support_size)
-    lengths = {"layer": layers, "expert": experts, "channel": channels, "split": schema.SPLITS, "support": len(supports),
-               "nearest": schema.NEAREST}
+    lengths = {
+        "layer": layers,
+        "expert": experts,
+        "channel": channels,
+        "split": schema.SPLITS,
+        "support": len(supports),
+        "nearest": schema.NEAREST,
+    }
     variables = {}
     for variable in schema.STACK_VARIABLES:
         shape = tuple(lengths[name] for name in schema.stack_dimensions(variable, kind))
@@ -52,8 +58,14 @@ def synthetic_content(layers: int, experts: int, channels: int) -> AtlasContent:
         title="importance atlas of noise",
         model=ModelRecord("bench/noise", "", "local", "llama", ("LlamaForCausalLM",), "{}", "0" * 64, "float32", 1, "f" * 64),
         calibration=CalibrationRecord(
-            schema.LOSSES["next-token"], schema.METRIC_DEFINITION, "none", seq_len, 0, 1.0,
-            tuple(f"{index:064x}" for index in range(sequences)), np.zeros(sequences, dtype=np.int32),
+            schema.LOSSES["next-token"],
+            schema.METRIC_DEFINITION,
+            "none",
+            seq_len,
+            0,
+            1.0,
+            tuple(f"{index:064x}" for index in range(sequences)),
+            np.zeros(sequences, dtype=np.int32),
             np.arange(sequences, dtype=np.uint8) * schema.SPLITS // sequences,
             (Contribution("c" * 32, "noise", "", f"0:{sequences}", sequences, sequences * seq_len, "bench"),),
             random.integers(0, 1000, (sequences, seq_len)).astype(np.int32),

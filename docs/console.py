@@ -51,8 +51,15 @@ def run(command: str, directory: Path, hub: Hub) -> list[str]:
     """What ``command`` prints in ``directory``. Raises `SystemExit` where it fails."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     settings = environment(hub, directory / ".hf", TOKEN, PATH=path, COLUMNS="100", PYTHONWARNINGS="ignore", TMUX="")
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=directory, env=settings, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        cwd=directory,
+        env=settings,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
     if done.returncode:
         raise SystemExit(f"$ {command}\n{done.stdout}\nended with {done.returncode}")
     printed = done.stdout.replace(hub.url, "https://huggingface.co")
@@ -64,8 +71,9 @@ def alike(shown: str, printed: str) -> bool:
     (words, numbers), (other_words, others) = map(_parts, (shown, printed))
     if words != other_words or len(numbers) != len(others):
         return False
-    return all(abs(a - b) <= max(TOLERANCE * max(abs(a), abs(b)), slack)
-               for (a, slack), (b, _) in zip(numbers, others, strict=True))
+    return all(
+        abs(a - b) <= max(TOLERANCE * max(abs(a), abs(b)), slack) for (a, slack), (b, _) in zip(numbers, others, strict=True)
+    )
 
 
 def _parts(line: str) -> tuple[str, list[tuple[float, float]]]:

@@ -30,8 +30,10 @@ def products(model: Any, tokens: torch.Tensor, layers: list[int]) -> dict[int, t
         values = inputs[0].detach()
         inputs[0].register_hook(lambda gradient: found[layer].append((values * gradient).double().flatten(0, 1)))
 
-    handles = [model.model.layers[layer].mlp.down_proj.register_forward_pre_hook(
-        lambda module, inputs, layer=layer: keep(layer, inputs)) for layer in layers]
+    handles = [
+        model.model.layers[layer].mlp.down_proj.register_forward_pre_hook(lambda module, inputs, layer=layer: keep(layer, inputs))
+        for layer in layers
+    ]
     for row in tokens:
         # The graph begins at the embeddings, whose gradient nobody needs.
         start = model.get_input_embeddings()(row[None]).detach().requires_grad_(True)

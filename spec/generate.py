@@ -1,7 +1,7 @@
 """Rewrite the specification's reference tables, and the schema as data, from `chanfmt.format.schema`.
 
-    python spec/generate.py          rewrite spec/atlas-1.0.md and spec/atlas-1.0.json in place
-    python spec/generate.py --check  exit 1 where one would change
+python spec/generate.py          rewrite spec/atlas-1.0.md and spec/atlas-1.0.json in place
+python spec/generate.py --check  exit 1 where one would change
 """
 
 from __future__ import annotations
@@ -18,8 +18,13 @@ from chanfmt.format import schema
 SPEC = Path(__file__).with_name(f"atlas-{schema.FORMAT_VERSION}.md")
 
 
-LOSS_OF = {"next-token": "causal", "masked-token": "encoder with a language-model head", "reconstruction": "encoder-decoder",
-           "embedding": "any, such as an encoder without a head", "labels": "given labels with its inputs"}
+LOSS_OF = {
+    "next-token": "causal",
+    "masked-token": "encoder with a language-model head",
+    "reconstruction": "encoder-decoder",
+    "embedding": "any, such as an encoder without a head",
+    "labels": "given labels with its inputs",
+}
 """Loss to the kind of model it is for."""
 
 
@@ -31,12 +36,23 @@ def tables() -> dict[str, str]:
     result["variables block"] = _variables(schema.BLOCK_VARIABLES)
     result["variables calibration"] = _variables(schema.CALIBRATION_VARIABLES)
     result["variables producer"] = _variables(schema.PRODUCER_VARIABLES)
-    result["losses"] = "\n".join(["| model | `loss` |", "|---|---|",
-                                  *(f"| {model} | {schema.LOSSES[name]} |" for name, model in LOSS_OF.items())])
-    result["merge rules"] = "\n".join(["| rule | two atlases' values are |", "|---|---|",
-                                       *(f"| `{name}` | {meaning} |" for name, meaning in schema.MERGE_RULES.items())])
-    result["validation rules"] = "\n".join(["| code | a file that breaks the rule has |", "|---|---|",
-                                            *(f"| `{rule.code}` | {rule.meaning} |" for rule in RULES.values())])
+    result["losses"] = "\n".join(
+        ["| model | `loss` |", "|---|---|", *(f"| {model} | {schema.LOSSES[name]} |" for name, model in LOSS_OF.items())]
+    )
+    result["merge rules"] = "\n".join(
+        [
+            "| rule | two atlases' values are |",
+            "|---|---|",
+            *(f"| `{name}` | {meaning} |" for name, meaning in schema.MERGE_RULES.items()),
+        ]
+    )
+    result["validation rules"] = "\n".join(
+        [
+            "| code | a file that breaks the rule has |",
+            "|---|---|",
+            *(f"| `{rule.code}` | {rule.meaning} |" for rule in RULES.values()),
+        ]
+    )
     return result
 
 
@@ -64,33 +80,47 @@ def _variables(variables: tuple[schema.Variable, ...]) -> str:
             f"| `{item.name}` | {item.dtype} | {', '.join(item.dimensions)} | {item.units or '-'} | {item.merge} "
             f"| {needed} | {meaning} |"
         )
-    return "\n".join(["| variable | type | dimensions | units | merge | required | meaning |",
-                      "|---|---|---|---|---|---|---|", *rows])
+    return "\n".join(
+        ["| variable | type | dimensions | units | merge | required | meaning |", "|---|---|---|---|---|---|---|", *rows]
+    )
 
 
 def schema_json() -> str:
     """The schema as data, for programs in other languages."""
+
     def variables(table: tuple[schema.Variable, ...]) -> list[dict[str, object]]:
         return [dataclasses.asdict(variable) | {"dimensions": list(variable.dimensions)} for variable in table]
 
-    return json.dumps({
-        "format": schema.FORMAT,
-        "format_version": schema.FORMAT_VERSION,
-        "metric_definition": schema.METRIC_DEFINITION,
-        "loss": schema.LOSSES,
-        "attributes": {group: [dataclasses.asdict(item) for item in items] for group, items in schema.ATTRIBUTES.items()},
-        "variables": {
-            "/calibration": variables(schema.CALIBRATION_VARIABLES), "/block": variables(schema.BLOCK_VARIABLES),
-            "/stacks/*": variables((*schema.INDEX_VARIABLES, *schema.STACK_VARIABLES)),
-            "/producer": variables(schema.PRODUCER_VARIABLES),
-        },
-        "labels": schema.LABELS,
-        "status": schema.STATUSES, "kind": schema.STACK_KINDS, "place": schema.PLACES, "source": schema.SOURCES,
-        "role": schema.ROLES,
-        "merge_rules": schema.MERGE_RULES, "extension_merge_rules": schema.EXTENSION_MERGE_RULES,
-        "rules": {rule.code: {"severity": rule.severity, "meaning": rule.meaning, "fix": rule.fix}
-                  for rule in RULES.values()},
-    }, indent=1) + "\n"
+    return (
+        json.dumps(
+            {
+                "format": schema.FORMAT,
+                "format_version": schema.FORMAT_VERSION,
+                "metric_definition": schema.METRIC_DEFINITION,
+                "loss": schema.LOSSES,
+                "attributes": {group: [dataclasses.asdict(item) for item in items] for group, items in schema.ATTRIBUTES.items()},
+                "variables": {
+                    "/calibration": variables(schema.CALIBRATION_VARIABLES),
+                    "/block": variables(schema.BLOCK_VARIABLES),
+                    "/stacks/*": variables((*schema.INDEX_VARIABLES, *schema.STACK_VARIABLES)),
+                    "/producer": variables(schema.PRODUCER_VARIABLES),
+                },
+                "labels": schema.LABELS,
+                "status": schema.STATUSES,
+                "kind": schema.STACK_KINDS,
+                "place": schema.PLACES,
+                "source": schema.SOURCES,
+                "role": schema.ROLES,
+                "merge_rules": schema.MERGE_RULES,
+                "extension_merge_rules": schema.EXTENSION_MERGE_RULES,
+                "rules": {
+                    rule.code: {"severity": rule.severity, "meaning": rule.meaning, "fix": rule.fix} for rule in RULES.values()
+                },
+            },
+            indent=1,
+        )
+        + "\n"
+    )
 
 
 def outputs() -> dict[Path, str]:

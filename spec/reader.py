@@ -104,12 +104,13 @@ def join(group: str, name: str) -> str:
 
 # --- Level 0: the container [1, 2, 14] -------------------------------------------------------------------------
 
+
 def stated_end(head: bytes) -> int:
     """The end of the file as the superblock (version 0 to 3) states it."""
     if len(head) < 64 or head[:8] != b"\x89HDF\r\n\x1a\n" or head[8] > 3:
         raise Invalid("E001", "/", "no HDF5 signature and superblock at byte 0")
     offset = {0: 40, 1: 44, 2: 28, 3: 28}[head[8]]
-    return int.from_bytes(head[offset:offset + 8], "little")
+    return int.from_bytes(head[offset : offset + 8], "little")
 
 
 def check_size(path: str | Path) -> int:
@@ -126,6 +127,7 @@ def check_size(path: str | Path) -> int:
 
 def check_version(file: h5py.File) -> None:
     """[2] What a reader must know before it looks at anything else."""
+
     def text(name: str) -> str | None:
         value = attribute_value(file.id, name, "/") if h5a.exists(file.id, name.encode()) else None
         return value if isinstance(value, str) else None
@@ -264,6 +266,7 @@ def scale_of(node: Node, axis: int, addresses: dict[int, str]) -> str | None:
 
 # --- Level 1: names, types, dimensions, attributes [3 to 9, 13] ------------------------------------------------
 
+
 def check_names(atlas: Atlas) -> None:
     stacks = atlas.stacks()
     for group in ("/block", "/stacks", *(name for name in ATTRIBUTES if "*" not in name)):
@@ -374,15 +377,24 @@ def check_json(atlas: Atlas) -> None:
 
     def slices(value: object) -> bool:
         return isinstance(value, list) and all(
-            isinstance(item, dict) and texts(item.get(key) for key in ("role", "tensor", "parameter"))
+            isinstance(item, dict)
+            and texts(item.get(key) for key in ("role", "tensor", "parameter"))
             and all(type(item.get(key)) is int for key in ("start", "stop", "step"))
-            and "axis" in item and (item["axis"] is None or type(item["axis"]) is int)
-            and (item.get("index") is None or type(item["index"]) is int) for item in value)
+            and "axis" in item
+            and (item["axis"] is None or type(item["axis"]) is int)
+            and (item.get("index") is None or type(item["index"]) is int)
+            for item in value
+        )
 
     def arrays(value: object) -> bool:
         return isinstance(value, dict) and all(
-            isinstance(item, list) and len(item) == 2 and isinstance(item[0], str) and isinstance(item[1], list)
-            and all(type(length) is int and length >= 1 for length in item[1]) for item in value.values())
+            isinstance(item, list)
+            and len(item) == 2
+            and isinstance(item[0], str)
+            and isinstance(item[1], list)
+            and all(type(length) is int and length >= 1 for length in item[1])
+            for item in value.values()
+        )
 
     names, versions = parsed(atlas.attribute("/model@architectures")), parsed(atlas.attribute("/producer@versions"))
     history = [parsed(line) for line in atlas.attribute("/producer@history").split("\n") if line]
@@ -390,15 +402,18 @@ def check_json(atlas: Atlas) -> None:
     atlas.report(not isinstance(parsed(atlas.attribute("/model@config")), dict), "E110", "/model@config", "no object")
     atlas.report(not isinstance(versions, dict) or not texts(versions.values()), "E110", "/producer@versions", "no object")
     atlas.report(not all(isinstance(line, dict) for line in history), "E110", "/producer@history", "a line is no object")
-    for path, code, right in (("/block/place", "E109", lambda text: text in TABLES["place"]),
-                              ("/block/tensors", "E110", lambda text: slices(parsed(text))),
-                              ("/calibration/contribution_inputs", "E110", lambda text: not text or arrays(parsed(text)))):
+    for path, code, right in (
+        ("/block/place", "E109", lambda text: text in TABLES["place"]),
+        ("/block/tensors", "E110", lambda text: slices(parsed(text))),
+        ("/calibration/contribution_inputs", "E110", lambda text: not text or arrays(parsed(text))),
+    ):
         column = atlas.values(path)
         if column is not None and column.dtype == object:
             atlas.report(not all(right(text) for text in column), code, path, "a row does not hold what it may")
 
 
 # --- Level 2: references [4, 5, 6] -----------------------------------------------------------------------------
+
 
 def check_references(atlas: Atlas) -> None:
     stacks, block = atlas.stacks(), columns(atlas, "/block")
@@ -418,8 +433,14 @@ def check_references(atlas: Atlas) -> None:
         atlas.report(not (fits and inside and place == block["place"][row]), "E201", where, "not as the stack has it")
         named[path, int(block["row"][row])] += 1
         atlas.report(inside and layer[block["row"][row]] != block["layer_index"][row], "E203", where, "another layer")
-        check_tensors(atlas, where, parsed(block["tensors"][row]), bool(stacks[path].attributes["gated"]),
-                      int(block["n_channels"][row]), max(1, experts))
+        check_tensors(
+            atlas,
+            where,
+            parsed(block["tensors"][row]),
+            bool(stacks[path].attributes["gated"]),
+            int(block["n_channels"][row]),
+            max(1, experts),
+        )
     for path in stacks:
         rows = range(atlas.nodes[join(path, "layer")].shape[0])
         atlas.report(any(named[path, row] != 1 for row in rows), "E202", path, "a row is not named exactly once")
@@ -475,7 +496,7 @@ def check_supports(atlas: Atlas, path: str) -> None:
 def check_tokens(atlas: Atlas, path: str, place: str | None) -> None:
     tokens, split, correlated = (atlas.values(join(path, name)) for name in ("tokens", "tokens_split", "redundancy_tokens"))
     calibration, length = columns(atlas, "/calibration"), atlas.attribute("/calibration@seq_len")
-    most = np.bincount(calibration["split_of"], minlength=len(split))[:len(split)] * length
+    most = np.bincount(calibration["split_of"], minlength=len(split))[: len(split)] * length
     most = most.reshape(-1, *[1] * (split.ndim - 1))
     wrong = (tokens != split.sum(axis=0)).any() or (split < 0).any()
     if atlas.nodes[path].attributes["kind"] == "experts":
@@ -505,6 +526,7 @@ def check_sequences(atlas: Atlas) -> None:
 
 
 # --- Level 3: values [6, 7, 8] ---------------------------------------------------------------------------------
+
 
 def check_values(atlas: Atlas) -> None:
     settings = atlas.nodes["/labels"].attributes
@@ -572,8 +594,14 @@ def check_stack(atlas: Atlas, path: str, settings: dict, known_metrics: bool, ju
     report(data["label"] > 2, "E311", "label", "none of 0 1 2")
     if judge and settings["score"] in data:
         for ffn in np.argwhere(tokens > 0):
-            check_labels(report, {name: data[name][tuple(ffn)] for name in
-                                  {settings["score"], "label", "connectivity", "redundancy", "protection"} & set(data)}, settings)
+            check_labels(
+                report,
+                {
+                    name: data[name][tuple(ffn)]
+                    for name in {settings["score"], "label", "connectivity", "redundancy", "protection"} & set(data)
+                },
+                settings,
+            )
 
 
 def wrong_nan(name: str, values: np.ndarray, reached: np.ndarray) -> np.ndarray | bool:
@@ -592,14 +620,19 @@ def wrong_nan(name: str, values: np.ndarray, reached: np.ndarray) -> np.ndarray 
 
 def impossible(data: dict, n: np.ndarray) -> bool:
     """[15] The inequalities between sums, to 1e-5; float32 keeps max_abs_u to 1.4e-45 at best."""
+
     def more(low: np.ndarray, high: np.ndarray) -> bool:
         return bool(((low > high * (1 + 1e-5)) & (n > 0)).any())
 
     s = {name: data.get(name, np.full(1, np.nan)) for name in (*SUMS, "max_abs_u")}  # NaN is never more.
     peak, step = s["max_abs_u"].astype(float), float(np.spacing(np.float32(0)))
-    return (more(np.abs(s["sum_u"]), np.sqrt(n * s["sum_u2"])) or more(np.abs(s["sum_q"]), s["sum_abs_q"])
-            or more(s["sum_abs_q"], np.sqrt(n * s["sum_q2"])) or more(s["sum_u2"] / n, (peak + step) ** 2)
-            or more(np.maximum(peak - step, 0) ** 2, s["sum_u2"]))
+    return (
+        more(np.abs(s["sum_u"]), np.sqrt(n * s["sum_u2"]))
+        or more(np.abs(s["sum_q"]), s["sum_abs_q"])
+        or more(s["sum_abs_q"], np.sqrt(n * s["sum_q2"]))
+        or more(s["sum_u2"] / n, (peak + step) ** 2)
+        or more(np.maximum(peak - step, 0) ** 2, s["sum_u2"])
+    )
 
 
 def share(rate: float, count: int) -> int:
@@ -631,6 +664,7 @@ def check_labels(report: object, ffn: dict, settings: dict) -> None:
 
 
 # --- Level 4: digests [10] -------------------------------------------------------------------------------------
+
 
 def content_sha256(atlas: Atlas) -> str:
     digest = hashlib.sha256()
@@ -691,6 +725,7 @@ def check_digests(atlas: Atlas, path: str | Path) -> None:
 
 # --- Remarks, and the whole ------------------------------------------------------------------------------------
 
+
 def remarks(atlas: Atlas) -> None:
     version = atlas.attribute("/@format_version")
     atlas.report(int(version.split(".")[1]) > MINOR, "W501", "/@format_version", f"{version} is newer than {MAJOR}.{MINOR}")
@@ -741,6 +776,7 @@ def read(path: str | Path) -> dict:
     Returns model, calibration, labels and block as dicts of attributes and arrays, and stacks as a dict
     of such dicts. Raises ValueError for an invalid file.
     """
+
     def content(atlas: Atlas) -> dict:
         groups = {name: {**atlas.nodes[f"/{name}"].attributes} for name in ("model", "calibration", "labels", "block")}
         for name in ("calibration", "block"):

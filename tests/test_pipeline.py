@@ -42,8 +42,19 @@ def pruned(tiny_checkpoint, tiny_atlas, tmp_path_factory):
     def get(model_type):
         if model_type not in made:
             output = tmp_path_factory.mktemp("pruned") / model_type
-            code = surgery(["prune", str(tiny_atlas(model_type)), "--model", str(tiny_checkpoint(model_type)),
-                            "--sparsity", "0.5", "-o", str(output), "--quiet"])
+            code = surgery(
+                [
+                    "prune",
+                    str(tiny_atlas(model_type)),
+                    "--model",
+                    str(tiny_checkpoint(model_type)),
+                    "--sparsity",
+                    "0.5",
+                    "-o",
+                    str(output),
+                    "--quiet",
+                ]
+            )
             assert code == 0
             made[model_type] = output
         return made[model_type]
@@ -93,16 +104,36 @@ def test_a_fresh_process_loads_and_generates(pruned):
 
 
 def test_an_atlas_of_another_model_is_refused(tiny_atlas, tiny_checkpoint, tmp_path, capsys):
-    code = surgery(["prune", str(tiny_atlas("llama")), "--model", str(tiny_checkpoint("phi3")), "--sparsity", "0.5",
-                    "-o", str(tmp_path / "out")])
+    code = surgery(
+        [
+            "prune",
+            str(tiny_atlas("llama")),
+            "--model",
+            str(tiny_checkpoint("phi3")),
+            "--sparsity",
+            "0.5",
+            "-o",
+            str(tmp_path / "out"),
+        ]
+    )
     assert code == 2
     assert "not the model of the atlas" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
 def test_evaluation_follows_the_protocol(tiny_checkpoint, pruned, capsys):
-    arguments = ["eval", str(tiny_checkpoint("llama")), str(pruned("llama")), "--data", "pydoc", "--seq-len", "96",
-                 "--max-tokens", "1000", "--json"]
+    arguments = [
+        "eval",
+        str(tiny_checkpoint("llama")),
+        str(pruned("llama")),
+        "--data",
+        "pydoc",
+        "--seq-len",
+        "96",
+        "--max-tokens",
+        "1000",
+        "--json",
+    ]
     capsys.readouterr()
     assert surgery(arguments) == 0
     result = json.loads(capsys.readouterr().out)
@@ -123,12 +154,15 @@ def test_evaluation_follows_the_protocol(tiny_checkpoint, pruned, capsys):
     assert result["models"][0]["perplexity"] == pytest.approx(np.exp(total / 989), rel=1e-5)
 
 
-@pytest.mark.parametrize(("extra", "message"), [
-    (["--seq-len", "1"], "--seq-len must be at least 2"),
-    (["--seq-len", "4096"], "longer than the context of"),
-    (["--max-tokens", "1", "--seq-len", "64"], "fewer than two tokens"),
-    (["--data", "nowhere.txt"], "does not exist"),
-])
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--seq-len", "1"], "--seq-len must be at least 2"),
+        (["--seq-len", "4096"], "longer than the context of"),
+        (["--max-tokens", "1", "--seq-len", "64"], "fewer than two tokens"),
+        (["--data", "nowhere.txt"], "does not exist"),
+    ],
+)
 def test_evaluation_refuses(tiny_checkpoint, capsys, extra, message):
     capsys.readouterr()
     assert surgery(["eval", str(tiny_checkpoint("llama")), "--data", "pydoc", *extra]) == 2
@@ -137,9 +171,15 @@ def test_evaluation_refuses(tiny_checkpoint, capsys, extra, message):
     assert captured.out == ""
 
 
-@pytest.mark.parametrize("arguments", [
-    ["--help"], ["prune", "--help"], ["eval", "--help"], ["plan", "ATLAS", "--sparsity", "0.5"],
-])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["prune", "--help"],
+        ["eval", "--help"],
+        ["plan", "ATLAS", "--sparsity", "0.5"],
+    ],
+)
 def test_quick_commands_do_not_import_torch(tiny_atlas, arguments):
     arguments = [str(tiny_atlas("llama")) if item == "ATLAS" else item for item in arguments]
     assert not heavy_imports("surgery.cli.main", arguments)

@@ -83,8 +83,14 @@ class AtlasApp(App[str], inherit_bindings=False):
     ]
 
     def __init__(
-        self, snapshot: Snapshot, *, atlas_name: str = "", protect_file: Path | None = None,
-        marks: dict[int, np.ndarray] | None = None, protect_signature: Signature = NO_FILE, other: Snapshot | None = None,
+        self,
+        snapshot: Snapshot,
+        *,
+        atlas_name: str = "",
+        protect_file: Path | None = None,
+        marks: dict[int, np.ndarray] | None = None,
+        protect_signature: Signature = NO_FILE,
+        other: Snapshot | None = None,
         place: Place | None = None,
     ) -> None:
         self.colourless = no_color()
@@ -259,8 +265,10 @@ class AtlasApp(App[str], inherit_bindings=False):
     def metric_choices(self) -> list[tuple[str, str]]:
         """Id and text of every metric, for a `ChoiceScreen`."""
         metrics = self.browser.snapshot.metrics
-        return [(name, printable(f"{metric.heading:<10} {f'{name}: ' if '/' in name else ''}{metric.long_name}"))
-                for name, metric in metrics.items()]
+        return [
+            (name, printable(f"{metric.heading:<10} {f'{name}: ' if '/' in name else ''}{metric.long_name}"))
+            for name, metric in metrics.items()
+        ]
 
     def _metric_chosen(self, metric: str | None) -> None:
         if metric is not None:
@@ -376,9 +384,7 @@ class AtlasApp(App[str], inherit_bindings=False):
         else:
             self.call_from_thread(self._loaded, snapshot, masks, warnings, signature)
 
-    def _loaded(
-        self, snapshot: Snapshot, masks: dict[int, np.ndarray], warnings: tuple[str, ...], signature: Signature
-    ) -> None:
+    def _loaded(self, snapshot: Snapshot, masks: dict[int, np.ndarray], warnings: tuple[str, ...], signature: Signature) -> None:
         name = printable(self.protect_file.name)
         if signature == NO_FILE:
             self.say(f"there is no {name}")
@@ -401,9 +407,7 @@ class AtlasApp(App[str], inherit_bindings=False):
     @work(thread=True)
     def _copy_to_tmux(self, text: str) -> None:
         try:
-            subprocess.run(
-                ["tmux", "load-buffer", "-w", "-"], input=text.encode(), capture_output=True, timeout=5, check=True
-            )
+            subprocess.run(["tmux", "load-buffer", "-w", "-"], input=text.encode(), capture_output=True, timeout=5, check=True)
         except (OSError, subprocess.SubprocessError):
             self.call_from_thread(self.say, "tmux did not take the copy")
 

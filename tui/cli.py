@@ -32,8 +32,11 @@ def make_parser() -> Parser:
     parser = Parser(prog="atlas-tui", description="Browse an importance atlas in the terminal.")
     parser.add_argument("file", metavar="FILE", help="the atlas, a file or hf://REPO/FILE")
     parser.add_argument("other", nargs="?", metavar="FILE", help="another of the same architecture, to compare it with")
-    parser.add_argument("--protect", metavar="FILE", help=(
-        "protect file (.json) that marks are read from and written to (default: FILE.protect.json beside the atlas)"))
+    parser.add_argument(
+        "--protect",
+        metavar="FILE",
+        help=("protect file (.json) that marks are read from and written to (default: FILE.protect.json beside the atlas)"),
+    )
     where = parser.add_argument_group("where to begin")
     where.add_argument("--screen", choices=SCREENS, help="screen (default: overview, of two atlases compare)")
     where.add_argument("--layer", type=int, metavar="L", help="layer index in the model")
@@ -42,13 +45,18 @@ def make_parser() -> Parser:
     where.add_argument("--channel", type=int, metavar="C", help="channel under the cursor")
     where.add_argument("--metric", default="lp", metavar="METRIC", help="metric shown (default: lp)")
     where.add_argument("--by-index", action="store_true", help="x axes by index instead of log rank")
-    where.add_argument("--sort", default="", metavar="COLUMN",
-                       help=f"order of the channels: a metric, channel, label; COLUMN{ASCENDING} is smallest first")
+    where.add_argument(
+        "--sort",
+        default="",
+        metavar="COLUMN",
+        help=f"order of the channels: a metric, channel, label; COLUMN{ASCENDING} is smallest first",
+    )
     where.add_argument("--filter", default="", metavar="CONDITION", help="channels to show, as after the key f")
     where.add_argument("--theme", metavar="NAME", help="colours: any theme of Textual, for example textual-light")
     picture = parser.add_argument_group("pictures, without a terminal")
-    picture.add_argument("--screenshot", choices=SCREENS, metavar="SCREEN",
-                         help="draw this screen as an SVG (ATLAS-SCREEN.svg), and quit")
+    picture.add_argument(
+        "--screenshot", choices=SCREENS, metavar="SCREEN", help="draw this screen as an SVG (ATLAS-SCREEN.svg), and quit"
+    )
     picture.add_argument("--export-svg", metavar="FILE", help="draw the first screen, or --screenshot's, into FILE, and quit")
     picture.add_argument("--size", metavar="COLSxROWS", help="of the picture (default: 120x36)")
     picture.add_argument("--overwrite", action="store_true", help="replace the picture")
@@ -83,12 +91,19 @@ def _run(options: argparse.Namespace) -> int:
         raise UsageError(
             "atlas-tui needs a terminal",
             hint=f"for a pipe or a file: atlas info {options.file}, atlas show {options.file} --layer 0; "
-                 "for a picture: --screenshot SCREEN",
+            "for a picture: --screenshot SCREEN",
         )
     from tui.app import AtlasApp
 
-    app = AtlasApp(snapshot, atlas_name=options.file, protect_file=protect_file, marks=marks, protect_signature=signature,
-                   other=other, place=place)
+    app = AtlasApp(
+        snapshot,
+        atlas_name=options.file,
+        protect_file=protect_file,
+        marks=marks,
+        protect_signature=signature,
+        other=other,
+        place=place,
+    )
     if options.theme is not None:
         if options.theme not in app.available_themes:
             raise UsageError(f"there is no theme {options.theme!r}", hint=f"there are: {', '.join(sorted(app.available_themes))}")
@@ -112,7 +127,14 @@ def _place(options: argparse.Namespace, *, compared: bool) -> Place:
     if screen in OF_TWO and not compared:
         raise UsageError(f"the screen {screen} needs a second atlas", hint="atlas-tui FILE FILE")
     return Place(
-        screen, options.layer, options.stack, options.expert, options.channel, options.metric, options.by_index, options.sort,
+        screen,
+        options.layer,
+        options.stack,
+        options.expert,
+        options.channel,
+        options.metric,
+        options.by_index,
+        options.sort,
         options.filter,
     )
 

@@ -86,8 +86,14 @@ def shared_sequences(first: Atlas, second: Atlas) -> int:
 def shared_text_note(first: Atlas, second: Atlas) -> Note | None:
     """That the two rest on some of the same text, where they do."""
     shared, smaller = shared_sequences(first, second), min(first.calibration.sequences, second.calibration.sequences)
-    return Note(f"{shared:,} of {smaller:,} sequences in both",
-                f"{shared:,} of {smaller:,} calibration sequences are in both: the two are not independent") if shared else None
+    return (
+        Note(
+            f"{shared:,} of {smaller:,} sequences in both",
+            f"{shared:,} of {smaller:,} calibration sequences are in both: the two are not independent",
+        )
+        if shared
+        else None
+    )
 
 
 def label_settings_note(first: Atlas, second: Atlas) -> Note | None:
@@ -95,8 +101,11 @@ def label_settings_note(first: Atlas, second: Atlas) -> Note | None:
     ours, theirs = (dataclasses.asdict(atlas.labels) for atlas in (first, second))
     differing = [name for name in ours if ours[name] != theirs[name]]
     settings = ", ".join(f"{name} {ours[name]} and {theirs[name]}" for name in differing)
-    return Note(f"labels by other settings: {', '.join(differing)}",
-                f"the labels were made with different settings: {settings}") if differing else None
+    return (
+        Note(f"labels by other settings: {', '.join(differing)}", f"the labels were made with different settings: {settings}")
+        if differing
+        else None
+    )
 
 
 def check_same_ffns(first: Atlas, second: Atlas) -> None:
@@ -112,7 +121,8 @@ def check_same_ffns(first: Atlas, second: Atlas) -> None:
         if shapes[1][module] != (channels, experts):
             raise AtlasError(
                 f"the FFN {module} has {_shape(channels, experts)} in {first.path} and "
-                f"{_shape(*shapes[1][module])} in {second.path}", hint=hint,
+                f"{_shape(*shapes[1][module])} in {second.path}",
+                hint=hint,
             )
 
 
@@ -235,8 +245,12 @@ def _hypergeometric(channels: int, first: int, second: int, log_factorial: np.nd
     possible = rest >= 0
     shared, rest = shared[possible], rest[possible]
     logarithm = (
-        log_factorial[[first, second, channels - first, channels - second]].sum() - log_factorial[channels]
-        - log_factorial[shared] - log_factorial[first - shared] - log_factorial[second - shared] - log_factorial[rest]
+        log_factorial[[first, second, channels - first, channels - second]].sum()
+        - log_factorial[channels]
+        - log_factorial[shared]
+        - log_factorial[first - shared]
+        - log_factorial[second - shared]
+        - log_factorial[rest]
     )
     probability = np.zeros(len(possible))
     probability[possible] = np.exp(logarithm)

@@ -75,31 +75,48 @@ def describe(atlas: Atlas) -> dict[str, Any]:
     return {
         **atlas.identity(),
         "calibration": {
-            **{name: getattr(calibration, name) for name in
-               ("loss", "metric_definition", "tokenizer", "sequences", "seq_len", "tokens", "seed")},
+            **{
+                name: getattr(calibration, name)
+                for name in ("loss", "metric_definition", "tokenizer", "sequences", "seq_len", "tokens", "seed")
+            },
             "mean_loss": calibration.mean_loss if math.isfinite(calibration.mean_loss) else None,
             "contributions": [dataclasses.asdict(row) for row in calibration.contributions],
         },
         "labels": {**dataclasses.asdict(atlas.labels), "names": schema.LABELS},
-        "ffns": [{"block": block.index, "layer": block.layer_index, "place": block.place, "module": block.module,
-                  "stack": block.stack, "row": block.row, "channels": block.n_channels, "experts": block.n_experts}
-                 for block in atlas.blocks],
+        "ffns": [
+            {
+                "block": block.index,
+                "layer": block.layer_index,
+                "place": block.place,
+                "module": block.module,
+                "stack": block.stack,
+                "row": block.row,
+                "channels": block.n_channels,
+                "experts": block.n_experts,
+            }
+            for block in atlas.blocks
+        ],
     }
 
 
 def _choose(atlas: Atlas, metrics: Sequence[str] | None, *, table: bool) -> list[schema.Variable]:
     """Variables to write besides ``label``, in the schema's order."""
-    held = [variable for variable in schema.STACK_VARIABLES
-            if variable.name != "label" and any(variable.name in stack for stack in atlas.stacks.values())]
+    held = [
+        variable
+        for variable in schema.STACK_VARIABLES
+        if variable.name != "label" and any(variable.name in stack for stack in atlas.stacks.values())
+    ]
     possible = [variable for variable in held if variable.dimensions == ("layer", "channel")] if table else held
     if metrics is None:
         return possible
     for name in metrics:
         if name not in {variable.name for variable in possible}:
-            why = "has no table column: it is not per channel" if name in {variable.name for variable in held} \
+            why = (
+                "has no table column: it is not per channel"
+                if name in {variable.name for variable in held}
                 else "is not in this atlas"
-            raise UsageError(f"--metrics: {name!r} {why}",
-                             hint=f"there are: {', '.join(variable.name for variable in possible)}")
+            )
+            raise UsageError(f"--metrics: {name!r} {why}", hint=f"there are: {', '.join(variable.name for variable in possible)}")
     return [variable for variable in possible if variable.name in metrics]
 
 
@@ -161,11 +178,17 @@ def _write_parquet(atlas: Atlas, variables: Sequence[schema.Variable], path: Pat
     types = {"stack": text, "label": text} | {variable.name: numbers[variable.dtype] for variable in variables}
     description = describe(atlas)
     # A row group per FFN: one layer is read without the others.
-    layout = arrow.schema([(name, types.get(name, arrow.int32())) for name in columns], metadata={
-        "format_version": atlas.format_version, "content_sha256": atlas.content_sha256, "model_id": atlas.model.id,
-        "model_revision": atlas.model.revision, "labels": json.dumps(description["labels"]),
-        "atlas": json.dumps(description),
-    })
+    layout = arrow.schema(
+        [(name, types.get(name, arrow.int32())) for name in columns],
+        metadata={
+            "format_version": atlas.format_version,
+            "content_sha256": atlas.content_sha256,
+            "model_id": atlas.model.id,
+            "model_revision": atlas.model.revision,
+            "labels": json.dumps(description["labels"]),
+            "atlas": json.dumps(description),
+        },
+    )
 
     def encode(name: str, values: _Column, count: int) -> Any:
         if name == "label" and isinstance(values, np.ndarray):
@@ -210,7 +233,9 @@ def _write_json(atlas: Atlas, variables: Sequence[schema.Variable], path: Path) 
         for position, stack in enumerate(atlas.stacks.values()):
             names = _held(stack, variables)
             head = {
-                "kind": stack.kind, "gated": stack.gated, "activation": stack.activation,
+                "kind": stack.kind,
+                "gated": stack.gated,
+                "activation": stack.activation,
                 **{name: stack[name].tolist() for name in _indices(stack)},
                 "dimensions": {name: schema.stack_dimensions(schema.STACK_VARIABLE_BY_NAME[name], stack.kind) for name in names},
             }

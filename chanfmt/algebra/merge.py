@@ -65,8 +65,10 @@ def merge(atlases: Sequence[Atlas], *, narrate: Callable[[str], None] | None = N
             in common, nothing to add up, or a damaged file.
     """
     if len(atlases) < 2:
-        raise UsageError(f"a merge needs at least two atlases, not {len(atlases)}",
-                         hint="name the atlases of all the parts: atlas merge A.h5 B.h5 -o ALL.h5")
+        raise UsageError(
+            f"a merge needs at least two atlases, not {len(atlases)}",
+            hint="name the atlases of all the parts: atlas merge A.h5 B.h5 -o ALL.h5",
+        )
     # One set of files gives one result: the first decides wherever one must.
     ordered = sorted(atlases, key=lambda atlas: min(row.id for row in atlas.calibration.contributions))
     for atlas in ordered:
@@ -77,24 +79,46 @@ def merge(atlases: Sequence[Atlas], *, narrate: Callable[[str], None] | None = N
     arrays, extensions = _accumulated(ordered)
     first = ordered[0]
     stacks = [
-        StackData(stack.name, stack.kind, stack.gated, stack.activation, stack.layers, stack.n_channels,
-                  stack.n_experts, stack.splits, arrays[name] | metrics.derive_metrics(arrays[name], arrays[name]["tokens"]))
+        StackData(
+            stack.name,
+            stack.kind,
+            stack.gated,
+            stack.activation,
+            stack.layers,
+            stack.n_channels,
+            stack.n_experts,
+            stack.splits,
+            arrays[name] | metrics.derive_metrics(arrays[name], arrays[name]["tokens"]),
+        )
         for name, stack in first.stacks.items()
     ]
     lost = {name for atlas in ordered for stack in atlas.stacks.values() for name in stack.variables}
     lost |= {name for atlas in ordered for name in atlas.dropped}
     content = AtlasContent(
-        title=first.title, model=first.model, calibration=_calibration(ordered), labels=first.labels, core_rho=first.labels.rho,
-        blocks=first.blocks, stacks=tuple(stacks), producer=_producer(ordered), extensions=extensions.groups(),
+        title=first.title,
+        model=first.model,
+        calibration=_calibration(ordered),
+        labels=first.labels,
+        core_rho=first.labels.rho,
+        blocks=first.blocks,
+        stacks=tuple(stacks),
+        producer=_producer(ordered),
+        extensions=extensions.groups(),
     )
     check_complete(content, first.labels.score)
-    stacks = [dataclasses.replace(stack, variables={**stack.variables, **label_variables(stack.variables, first.labels)})
-              for stack in stacks]
+    stacks = [
+        dataclasses.replace(stack, variables={**stack.variables, **label_variables(stack.variables, first.labels)})
+        for stack in stacks
+    ]
     dropped = dropped_names(lost, stacks)
     if narrate is not None:
         _narrate(ordered, extensions, narrate)
-    return noted(dataclasses.replace(content, stacks=tuple(stacks), dropped=dropped), "merge",
-                 [atlas.content_sha256 for atlas in ordered], [atlas.hub_source for atlas in ordered])
+    return noted(
+        dataclasses.replace(content, stacks=tuple(stacks), dropped=dropped),
+        "merge",
+        [atlas.content_sha256 for atlas in ordered],
+        [atlas.hub_source for atlas in ordered],
+    )
 
 
 def _check_mergeable(atlas: Atlas) -> None:
@@ -102,12 +126,15 @@ def _check_mergeable(atlas: Atlas) -> None:
     if atlas.status != "complete":
         raise AtlasError(f"{atlas.path} is the checkpoint of an unfinished build", hint="finish that one first")
     for stack in atlas.stacks.values():
-        missing = [variable.name for variable in schema.STACK_VARIABLES
-                   if variable.merge in ADDITIVE and variable.name not in stack]
+        missing = [
+            variable.name for variable in schema.STACK_VARIABLES if variable.merge in ADDITIVE and variable.name not in stack
+        ]
         if missing:
             more = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
-            raise AtlasError(f"{atlas.path} holds no {missing[0]}{more} for {stack.name}, so it cannot be merged",
-                             hint="it was stripped; merge the atlas that it was made from")
+            raise AtlasError(
+                f"{atlas.path} holds no {missing[0]}{more} for {stack.name}, so it cannot be merged",
+                hint="it was stripped; merge the atlas that it was made from",
+            )
 
 
 def _check_disjoint(atlases: Sequence[Atlas]) -> None:
@@ -136,7 +163,8 @@ def _check_disjoint(atlases: Sequence[Atlas]) -> None:
         for path, count in shared.items():
             raise AtlasError(
                 f"{path} and {atlas.path} share {count} of {atlas.calibration.sequences} calibration sequences, "
-                "which would count twice", hint="build one of them on other text, or with another --seed",
+                "which would count twice",
+                hint="build one of them on other text, or with another --seed",
             )
 
 
@@ -153,12 +181,10 @@ def _check_agreement(first: Atlas, other: Atlas) -> None:
     for field, what in _CALIBRATION.items():
         mine, theirs = getattr(first.calibration, field), getattr(other.calibration, field)
         if mine != theirs:
-            raise AtlasError(f"{both} do not merge: {what} ({_short(mine)} and {_short(theirs)})",
-                             hint=_RESET)
+            raise AtlasError(f"{both} do not merge: {what} ({_short(mine)} and {_short(theirs)})", hint=_RESET)
     _check_blocks(first, other, both)
     if first.stacks.keys() != other.stacks.keys():
-        raise AtlasError(f"{both} hold different stacks: {', '.join(first.stacks)} and {', '.join(other.stacks)}",
-                         hint=_REBUILD)
+        raise AtlasError(f"{both} hold different stacks: {', '.join(first.stacks)} and {', '.join(other.stacks)}", hint=_REBUILD)
     for name, stack in first.stacks.items():
         _check_stack(stack, other.stacks[name], both)
     for item in dataclasses.fields(LabelSettings):
@@ -167,31 +193,40 @@ def _check_agreement(first: Atlas, other: Atlas) -> None:
         if mine != theirs:
             hint = _RESET
             if field in _LABEL_FLAGS:
-                flags = " ".join(f"{flag} {getattr(first.labels, key)}" for key, flag in _LABEL_FLAGS.items()
-                                 if getattr(first.labels, key) != getattr(other.labels, key))
+                flags = " ".join(
+                    f"{flag} {getattr(first.labels, key)}"
+                    for key, flag in _LABEL_FLAGS.items()
+                    if getattr(first.labels, key) != getattr(other.labels, key)
+                )
                 hint = f"relabel one first: atlas label {shlex.quote(str(other.path))} {flags} -o FILE"
-            raise AtlasError(f"{both} were labelled with different settings: {field} is {_short(mine)} in one "
-                             f"and {_short(theirs)} in the other", hint=hint)
+            raise AtlasError(
+                f"{both} were labelled with different settings: {field} is {_short(mine)} in one "
+                f"and {_short(theirs)} in the other",
+                hint=hint,
+            )
 
 
 def _check_blocks(first: Atlas, other: Atlas, both: str) -> None:
     if len(first.blocks) != len(other.blocks):
-        raise AtlasError(f"{both} have {len(first.blocks)} and {len(other.blocks)} FFNs",
-                         hint=_REBUILD)
+        raise AtlasError(f"{both} have {len(first.blocks)} and {len(other.blocks)} FFNs", hint=_REBUILD)
     for mine, theirs in zip(first.blocks, other.blocks, strict=True):
         for item in dataclasses.fields(Block):
             if getattr(mine, item.name) != getattr(theirs, item.name):
                 raise AtlasError(
                     f"{both} describe FFN {mine.index} differently: {item.name} is {_short(getattr(mine, item.name))} in "
-                    f"one and {_short(getattr(theirs, item.name))} in the other", hint=_REBUILD,
+                    f"one and {_short(getattr(theirs, item.name))} in the other",
+                    hint=_REBUILD,
                 )
 
 
 def _check_stack(mine: Stack, theirs: Stack, both: str) -> None:
     for field in ("kind", "gated", "activation", "n_channels", "n_experts", "splits"):
         if getattr(mine, field) != getattr(theirs, field):
-            raise AtlasError(f"{both} differ in the stack {mine.name}: {field} is {_short(getattr(mine, field))} in one and "
-                             f"{_short(getattr(theirs, field))} in the other", hint=_REBUILD)
+            raise AtlasError(
+                f"{both} differ in the stack {mine.name}: {field} is {_short(getattr(mine, field))} in one and "
+                f"{_short(getattr(theirs, field))} in the other",
+                hint=_REBUILD,
+            )
     if not np.array_equal(mine.layers, theirs.layers):
         raise AtlasError(f"{both} differ in the layers of the stack {mine.name}", hint=_REBUILD)
 
@@ -199,8 +234,12 @@ def _check_stack(mine: Stack, theirs: Stack, both: str) -> None:
 def _accumulated(atlases: Sequence[Atlas]) -> tuple[dict[str, dict[str, np.ndarray]], ExtensionMerge]:
     """Per stack what is summed, maximised and equal over ``atlases``; and their extensions."""
     names = {
-        name: [variable for variable in schema.STACK_VARIABLES if variable.merge in ADDITIVE or (
-            variable.merge == "equal" and all(variable.name in atlas.stacks[name] for atlas in atlases))]
+        name: [
+            variable
+            for variable in schema.STACK_VARIABLES
+            if variable.merge in ADDITIVE
+            or (variable.merge == "equal" and all(variable.name in atlas.stacks[name] for atlas in atlases))
+        ]
         for name in atlases[0].stacks
     }
     arrays: dict[str, dict[str, np.ndarray]] = {}
@@ -212,8 +251,7 @@ def _accumulated(atlases: Sequence[Atlas]) -> tuple[dict[str, dict[str, np.ndarr
                 raise AtlasError(f"{stated.path} changed while it was being merged", hint="merge again")
             if extensions is None:
                 extensions = ExtensionMerge(atlas.extensions())
-                arrays = {name: {variable.name: atlas.stacks[name][variable.name] for variable in names[name]}
-                          for name in names}
+                arrays = {name: {variable.name: atlas.stacks[name][variable.name] for variable in names[name]} for name in names}
                 continue
             extensions.add(atlas.extensions())
             for name, variables in names.items():
@@ -237,37 +275,42 @@ def _combine(totals: dict[str, np.ndarray], variable: schema.Variable, values: n
     else:
         result = added(total, values)
         if result is None:
-            raise AtlasError(f"adding {variable.name} of {pair[1].path} overflows",
-                             hint="check the files with: atlas validate")
+            raise AtlasError(f"adding {variable.name} of {pair[1].path} overflows", hint="check the files with: atlas validate")
         totals[variable.name] = result
 
 
 def _calibration(atlases: Sequence[Atlas]) -> CalibrationRecord:
     """Contributions in the order of their ids, sequences in that of their SHA-256 (spec section "Calibration")."""
     records = [atlas.calibration for atlas in atlases]
-    rows = sorted((row.id, part, index) for part, record in enumerate(records)
-                  for index, row in enumerate(record.contributions))
+    rows = sorted((row.id, part, index) for part, record in enumerate(records) for index, row in enumerate(record.contributions))
     position = {(part, index): row for row, (_, part, index) in enumerate(rows)}
-    sequences = sorted((digest, part, index) for part, record in enumerate(records)
-                       for index, digest in enumerate(record.sequence_sha256))
+    sequences = sorted(
+        (digest, part, index) for part, record in enumerate(records) for index, digest in enumerate(record.sequence_sha256)
+    )
     sources = []
     for _, part, index in sequences:
         source = position.get((part, int(records[part].source_of[index])))
         if source is None:
-            raise AtlasError(f"{atlases[part].path} says that sequence {index} came from a contribution that it does not list",
-                             hint="check it with: atlas validate")
+            raise AtlasError(
+                f"{atlases[part].path} says that sequence {index} came from a contribution that it does not list",
+                hint="check it with: atlas validate",
+            )
         sources.append(source)
     stored = [record.token_ids for record in records]
     first = records[0]
     return CalibrationRecord(
-        loss=first.loss, metric_definition=first.metric_definition, tokenizer=first.tokenizer, seq_len=first.seq_len,
+        loss=first.loss,
+        metric_definition=first.metric_definition,
+        tokenizer=first.tokenizer,
+        seq_len=first.seq_len,
         seed=first.seed,
         mean_loss=sum(record.mean_loss * record.sequences for record in records) / len(sequences),
         sequence_sha256=tuple(digest for digest, _, _ in sequences),
         source_of=np.array(sources, dtype=np.int32),
         split_of=np.array([records[part].split_of[index] for _, part, index in sequences], dtype=np.uint8),
         contributions=tuple(records[part].contributions[index] for _, part, index in rows),
-        token_ids=None if any(ids is None for ids in stored)
+        token_ids=None
+        if any(ids is None for ids in stored)
         else np.stack([ids[index] for _, part, index in sequences if (ids := stored[part]) is not None]),
     )
 

@@ -23,8 +23,7 @@ def derive_metrics(sums: Mapping[str, np.ndarray], tokens: np.ndarray | np.int64
     """
     count = np.asarray(tokens, dtype=np.float64)[..., None]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        mean = {name: np.where(count > 0, sums[name] / count, np.nan)
-                for name in ("sum_u2", "sum_s2", "sum_abs_q", "sum_q2")}
+        mean = {name: np.where(count > 0, sums[name] / count, np.nan) for name in ("sum_u2", "sum_s2", "sum_abs_q", "sum_q2")}
         metrics = {
             "lp": 0.5 * mean["sum_q2"],
             "lp_factored": 0.5 * mean["sum_u2"] * mean["sum_s2"],

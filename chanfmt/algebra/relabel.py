@@ -75,8 +75,9 @@ def relabelled_with_weights(content: AtlasContent, settings: LabelSettings, weig
                 at = (block.row, expert) if block.n_experts else (block.row,)
                 ffn = weights.ffn(block, expert)
                 if previous is not None and previous[-1] >= ffn.reads[0].shape[1]:
-                    raise ModelError(f"{block.module} reads {ffn.reads[0].shape[1]} dimensions, and the layer before it "
-                                     f"writes more")
+                    raise ModelError(
+                        f"{block.module} reads {ffn.reads[0].shape[1]} dimensions, and the layer before it writes more"
+                    )
                 if previous is not None:
                     stack.read[at] = labels.read_connectivity(ffn.reads, previous)
                 score = stack.data.variables[settings.score][at]
@@ -88,7 +89,8 @@ def relabelled_with_weights(content: AtlasContent, settings: LabelSettings, weig
                     stack.at[(slice(None), *at)] = labels.connectivity(ffn.write, core, sizes)
                     own = labels.write_support(ffn.write, core, settings.support_size)
                     stack.dimension[(slice(None), *at)], stack.share[(slice(None), *at)] = labels.written_dimensions(
-                        ffn.write, own, schema.NEAREST)
+                        ffn.write, own, schema.NEAREST
+                    )
                     written = labels.write_mass(ffn.write, core)
                     mass = written if mass is None else mass + written
         support = None if mass is None else labels.top_indices(mass, min(settings.support_size, len(mass)))
@@ -126,8 +128,12 @@ class _Connectivities:
     def variables(self, size: int) -> dict[str, np.ndarray]:
         """The stack's variables with those from the weights in place of the old ones."""
         return {
-            **self.data.variables, "read_connectivity": self.read, "connectivity_at": self.at,
-            "connectivity": self.at[self.sizes.index(size)], "write_dimension": self.dimension, "write_share": self.share,
+            **self.data.variables,
+            "read_connectivity": self.read,
+            "connectivity_at": self.at,
+            "connectivity": self.at[self.sizes.index(size)],
+            "write_dimension": self.dimension,
+            "write_share": self.share,
         }
 
 
@@ -135,22 +141,23 @@ def _check(content: AtlasContent, settings: LabelSettings) -> None:
     settings.check()
     for name in ("redundancy_top_k", "score", "ties"):
         if getattr(settings, name) != getattr(content.labels, name):
-            raise UsageError(f"{name} is fixed when an atlas is built: {getattr(content.labels, name)}, "
-                             f"not {getattr(settings, name)}")
+            raise UsageError(
+                f"{name} is fixed when an atlas is built: {getattr(content.labels, name)}, not {getattr(settings, name)}"
+            )
     check_complete(content, settings.score)
 
 
 def _connectivity_at(stack: StackData, size: int) -> np.ndarray:
     if size not in stack.supports or "connectivity_at" not in stack.variables:
         sizes = ", ".join(map(str, stack.supports)) or "none"
-        raise AtlasError(f"the atlas holds no connectivity to {size} dimensions for {stack.name}",
-                         hint=f"sizes at hand: {sizes}; for another one give the weights: add --model MODEL")
+        raise AtlasError(
+            f"the atlas holds no connectivity to {size} dimensions for {stack.name}",
+            hint=f"sizes at hand: {sizes}; for another one give the weights: add --model MODEL",
+        )
     return stack.variables["connectivity_at"][stack.supports.index(size)]
 
 
-def _with_stacks(
-    content: AtlasContent, settings: LabelSettings, stacks: Iterable[StackData], core: float
-) -> AtlasContent:
+def _with_stacks(content: AtlasContent, settings: LabelSettings, stacks: Iterable[StackData], core: float) -> AtlasContent:
     stacks = tuple(stacks)
     lost = {name for stack in content.stacks for name in stack.variables}
     dropped = dropped_names({*content.dropped, *lost}, stacks)

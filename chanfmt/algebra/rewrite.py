@@ -19,11 +19,25 @@ if TYPE_CHECKING:
 
 WRITE_VARIABLES = ("write_dimension", "write_share")
 """Variables that refer to the write support, and so to ``support_size``, too."""
-CORE_VARIABLES = ("connectivity", "connectivity_at", "read_connectivity", "redundancy", "redundancy_null", "redundancy_partner",
-                  "redundancy_pair", *WRITE_VARIABLES)
+CORE_VARIABLES = (
+    "connectivity",
+    "connectivity_at",
+    "read_connectivity",
+    "redundancy",
+    "redundancy_null",
+    "redundancy_partner",
+    "redundancy_pair",
+    *WRITE_VARIABLES,
+)
 """Variables that refer to the core, and so to ``core_rho``."""
-REDUNDANCY_VARIABLES = ("redundancy", "redundancy_null", "redundancy_tokens", "core_covered", "redundancy_partner",
-                        "redundancy_pair")
+REDUNDANCY_VARIABLES = (
+    "redundancy",
+    "redundancy_null",
+    "redundancy_tokens",
+    "core_covered",
+    "redundancy_partner",
+    "redundancy_pair",
+)
 """Variables that a pass over text measured against the core."""
 
 

@@ -13,8 +13,9 @@ from chanfmt.format import schema
 if TYPE_CHECKING:
     from chanfmt.format.records import AtlasContent
 
-STRIPPED = tuple(variable.name for variable in schema.STACK_VARIABLES
-                 if variable.merge in ADDITIVE and not variable.name.startswith("tokens"))
+STRIPPED = tuple(
+    variable.name for variable in schema.STACK_VARIABLES if variable.merge in ADDITIVE and not variable.name.startswith("tokens")
+)
 """Stack variables that are left out: what two atlases add up, but for the token counts."""
 
 

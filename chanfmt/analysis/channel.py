@@ -12,8 +12,15 @@ from chanfmt.algebra.labels import supernode_count, supernodes
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-SERIES = ("sum_q2_split", "tokens_split", "connectivity_at", "redundancy_partner", "redundancy_pair", "write_dimension",
-          "write_share")
+SERIES = (
+    "sum_q2_split",
+    "tokens_split",
+    "connectivity_at",
+    "redundancy_partner",
+    "redundancy_pair",
+    "write_dimension",
+    "write_share",
+)
 """Variables with an axis of their own in front of the layer, of which a card tells."""
 
 
@@ -81,20 +88,33 @@ def make_card(
         sizes: Sizes of the write support that ``connectivity_at`` is about.
         rho: Share of channels that are supernodes.
     """
-    splits = () if not {"sum_q2_split", "tokens_split"} <= set(series) else tuple(
-        _split(values, float(count), channel, rho)
-        for values, count in zip(series["sum_q2_split"], series["tokens_split"], strict=True)
+    splits = (
+        ()
+        if not {"sum_q2_split", "tokens_split"} <= set(series)
+        else tuple(
+            _split(values, float(count), channel, rho)
+            for values, count in zip(series["sum_q2_split"], series["tokens_split"], strict=True)
+        )
     )
-    supports = () if "connectivity_at" not in series else tuple(
-        (size, float(values[channel]), _median(values))
-        for size, values in zip(sizes, series["connectivity_at"], strict=True)
+    supports = (
+        ()
+        if "connectivity_at" not in series
+        else tuple(
+            (size, float(values[channel]), _median(values)) for size, values in zip(sizes, series["connectivity_at"], strict=True)
+        )
     )
     lp = metrics["lp"]
     # A file may name channels that are not there.
-    partners = tuple((other, value, int((lp > lp[other]).sum()) + 1)
-                     for other, value in _nearest(series, channel, "redundancy_partner", "redundancy_pair") if other < len(lp))
+    partners = tuple(
+        (other, value, int((lp > lp[other]).sum()) + 1)
+        for other, value in _nearest(series, channel, "redundancy_partner", "redundancy_pair")
+        if other < len(lp)
+    )
     return Card(
-        tuple(_standing(name, values, channel) for name, values in metrics.items()), splits, supports, partners,
+        tuple(_standing(name, values, channel) for name, values in metrics.items()),
+        splits,
+        supports,
+        partners,
         tuple(_nearest(series, channel, "write_dimension", "write_share")),
     )
 

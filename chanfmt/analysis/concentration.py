@@ -54,4 +54,3 @@ def concentration(values: np.ndarray, rho: float = 0.01) -> Concentration:
         max_over_mean=float(shares[0] * count),
         gini=gini,
     )
-

@@ -76,5 +76,7 @@ def _log(lp: np.ndarray) -> np.ndarray:
 
 def _check_room(count: int, available: int) -> None:
     if count > available:
-        raise UsageError(f"a selection of {count} channels has no control of its size: {available} others are left",
-                         hint="select fewer, or ask for no control")
+        raise UsageError(
+            f"a selection of {count} channels has no control of its size: {available} others are left",
+            hint="select fewer, or ask for no control",
+        )

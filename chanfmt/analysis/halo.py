@@ -30,9 +30,7 @@ class HaloRedundancy:
     others_null: float
 
 
-def halo_redundancy(
-    lp: np.ndarray, labels: np.ndarray, redundancy: np.ndarray, null: np.ndarray | None
-) -> HaloRedundancy | None:
+def halo_redundancy(lp: np.ndarray, labels: np.ndarray, redundancy: np.ndarray, null: np.ndarray | None) -> HaloRedundancy | None:
     """`HaloRedundancy` of one FFN, arrays (channel,); None without a halo, or with fewer others than that.
 
     Channels whose redundancy is unknown are left out.

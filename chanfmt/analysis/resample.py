@@ -19,9 +19,7 @@ class Middle:
     largest: float
 
 
-def middle(
-    values: np.ndarray, clusters: np.ndarray | None = None, *, replicates: int = 2000, seed: int = 0
-) -> Middle:
+def middle(values: np.ndarray, clusters: np.ndarray | None = None, *, replicates: int = 2000, seed: int = 0) -> Middle:
     """`Middle` of ``values`` (n,), the unknown left out; NaN where none is known, no interval for a single cluster.
 
     Args:
@@ -43,8 +41,9 @@ def middle(
     if count > 1:
         random = np.random.default_rng(seed)
         # Of thousands of experts each, in blocks.
-        medians = np.concatenate([_medians(ordered, member, random.integers(0, count, (100, count)))
-                                  for _ in range(replicates // 100)])
+        medians = np.concatenate(
+            [_medians(ordered, member, random.integers(0, count, (100, count))) for _ in range(replicates // 100)]
+        )
         low, high = (float(value) for value in np.quantile(medians, [0.025, 0.975]))
     return Middle(len(known), float(np.median(known)), low, high, float(known.min()), float(known.max()))
 

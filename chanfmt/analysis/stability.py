@@ -55,9 +55,7 @@ class Stability:
     chance: float
 
 
-def stability(
-    sums: np.ndarray, tokens: np.ndarray, rho: float, *, replicates: int = 200, seed: int = 0
-) -> Stability | None:
+def stability(sums: np.ndarray, tokens: np.ndarray, rho: float, *, replicates: int = 200, seed: int = 0) -> Stability | None:
     """`Stability` of one FFN, None with fewer than two splits of text or without mass.
 
     Args:

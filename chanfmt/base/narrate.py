@@ -18,5 +18,6 @@ def progress_bar(total: int, unit: str, description: str, *, quiet: bool = False
     """A tqdm bar on stderr with rate and time left; none where that is not a terminal, or ``quiet``."""
     from tqdm import tqdm
 
-    return tqdm(total=total, unit=unit, unit_scale=True, desc=description, leave=False,
-                disable=True if quiet else None, file=sys.stderr)
+    return tqdm(
+        total=total, unit=unit, unit_scale=True, desc=description, leave=False, disable=True if quiet else None, file=sys.stderr
+    )

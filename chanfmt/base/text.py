@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
 def printable(text: str) -> str:
     """``text`` without terminal control characters: names in a file are not commands."""
-    return "".join(character if character.isprintable() or character == "\n" else "\N{REPLACEMENT CHARACTER}"
-                   for character in text)
+    return "".join(
+        character if character.isprintable() or character == "\n" else "\N{REPLACEMENT CHARACTER}" for character in text
+    )
 
 
 def significant(value: float, digits: int = 4) -> str:
@@ -28,12 +29,13 @@ def format_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """``rows`` under ``headings`` as text with columns two spaces apart."""
     cells = [[printable(str(cell)) for cell in row] for row in rows]
     widths = [max([len(heading), *(len(row[index]) for row in cells)]) for index, heading in enumerate(headings)]
-    left = [bool(rows) and all(isinstance(row[index], str) and not _numeric(row[index]) for row in rows)
-            for index in range(len(headings))]
+    left = [
+        bool(rows) and all(isinstance(row[index], str) and not _numeric(row[index]) for row in rows)
+        for index in range(len(headings))
+    ]
 
     def line(row: Sequence[str]) -> str:
-        parts = [cell.ljust(width) if flush else cell.rjust(width)
-                 for cell, width, flush in zip(row, widths, left, strict=True)]
+        parts = [cell.ljust(width) if flush else cell.rjust(width) for cell, width, flush in zip(row, widths, left, strict=True)]
         return "  ".join(parts).rstrip()
 
     return "\n".join([line(headings), *(line(row) for row in cells)])

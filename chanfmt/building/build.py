@@ -146,16 +146,32 @@ def plan_build(options: BuildOptions, settings: LabelSettings) -> BuildPlan:
     tokenizer = load_tokenizer(resolved, trust_remote_code=options.trust_remote_code)
     shares = options.shares
     if file is not None:
-        drawn = [draw_tokens(file, options.sequences, options.seq_len, options.seed, config=config, model=resolved.id,
-                             quiet=options.quiet)]
+        drawn = [
+            draw_tokens(
+                file, options.sequences, options.seq_len, options.seed, config=config, model=resolved.id, quiet=options.quiet
+            )
+        ]
     else:
         check_context(config, options.seq_len, resolved.id)
-        drawn = [draw_text(source, sequences, options.seq_len, options.seed, config=config, tokenizer=tokenizer,
-                           model=resolved.id, quiet=options.quiet) for source, sequences in shares.items() if source != SELF]
+        drawn = [
+            draw_text(
+                source,
+                sequences,
+                options.seq_len,
+                options.seed,
+                config=config,
+                tokenizer=tokenizer,
+                model=resolved.id,
+                quiet=options.quiet,
+            )
+            for source, sequences in shares.items()
+            if source != SELF
+        ]
     streamed = None
     if options.stream:
-        streamed = open_streamed(resolved, index, dtype=options.dtype, device=options.device,
-                                 trust_remote_code=options.trust_remote_code)
+        streamed = open_streamed(
+            resolved, index, dtype=options.dtype, device=options.device, trust_remote_code=options.trust_remote_code
+        )
         model, ffns = streamed.chain.model, streamed.ffns
     else:
         model = _loaded(options, resolved)
@@ -165,8 +181,19 @@ def plan_build(options: BuildOptions, settings: LabelSettings) -> BuildPlan:
     if SELF in shares:
         drawn.append(_sampled(model, tokenizer, 0 if options.dry_run else shares[SELF], options, resolved.id))
     sources, tokens = together(drawn, quiet=options.quiet)
-    return BuildPlan(resolved, config, model, ffns, slices, fingerprint(index), loss, sources, tokens,
-                     shares.get(SELF, 0) if options.dry_run else 0, streamed)
+    return BuildPlan(
+        resolved,
+        config,
+        model,
+        ffns,
+        slices,
+        fingerprint(index),
+        loss,
+        sources,
+        tokens,
+        shares.get(SELF, 0) if options.dry_run else 0,
+        streamed,
+    )
 
 
 def _plan_given(
@@ -174,26 +201,35 @@ def _plan_given(
 ) -> BuildPlan:
     """`plan_build` on a file of inputs that are not token sequences."""
     if options.stream:
-        raise UsageError(f"--stream runs token sequences, and {file.name} holds {', '.join(sorted(file.arrays))}",
-                         hint="leave out --stream, or use --dtype bfloat16 or --device-map auto for a large model")
+        raise UsageError(
+            f"--stream runs token sequences, and {file.name} holds {', '.join(sorted(file.arrays))}",
+            hint="leave out --stream, or use --dtype bfloat16 or --device-map auto for a large model",
+        )
     model = _loaded(options, resolved)
     given = plan_given(model, file, options.loss, options.sequences, options.seed, quiet=options.quiet)
     slices = [tensor_slices(model, ffn, index) for ffn in given.ffns]
-    return BuildPlan(resolved, config, model, given.ffns, slices, fingerprint(index), given.loss, (given.source,),
-                     given.inputs, unsampled=0)
+    return BuildPlan(
+        resolved, config, model, given.ffns, slices, fingerprint(index), given.loss, (given.source,), given.inputs, unsampled=0
+    )
 
 
 def _loaded(options: BuildOptions, resolved: ResolvedModel) -> Any:
-    return load_model(resolved, dtype=options.dtype, device=options.device, device_map=options.device_map,
-                      trust_remote_code=options.trust_remote_code)
+    return load_model(
+        resolved,
+        dtype=options.dtype,
+        device=options.device,
+        device_map=options.device_map,
+        trust_remote_code=options.trust_remote_code,
+    )
 
 
 def _sampled(model: Any, tokenizer: Any, sequences: int, options: BuildOptions, name: str) -> Source:
     """The source `SELF`: what the model writes."""
     total = sequences * (options.seq_len - 1)
     with progress_bar(total, "tok", "sampling", quiet=options.quiet) as bar:
-        ids = sample_sequences(model, tokenizer, sequences, options.seq_len, options.seed, name=name,
-                               batch_size=options.batch, progress=bar.update)
+        ids = sample_sequences(
+            model, tokenizer, sequences, options.seq_len, options.seed, name=name, batch_size=options.batch, progress=bar.update
+        )
     ids = canonical(ids).ids
     return Source(SELF, hashlib.sha256(ids.tobytes()).hexdigest(), len(ids), ids)
 
@@ -227,8 +263,10 @@ def build(options: BuildOptions, settings: LabelSettings) -> Path:
     if options.stream and processes() > 1:
         raise UsageError("--stream runs in one process, and torchrun started several", hint="run it without torchrun")
     if options.device_map and processes() > 1:
-        raise UsageError("--device-map gives one process all GPUs, and torchrun started several",
-                         hint="start it without torchrun, or leave out --device-map")
+        raise UsageError(
+            "--device-map gives one process all GPUs, and torchrun started several",
+            hint="start it without torchrun, or leave out --device-map",
+        )
     there = f"{options.checkpoint} holds what was measured; continue with the same command and --resume"
     try:
         with joined(options.device) as group:
@@ -251,17 +289,24 @@ def _build(options: BuildOptions, settings: LabelSettings, group: Group) -> Path
     asked, environment = _asked(plan, settings, options), _environment(plan)
     _check_alike(asked, group)
     before = group.together(lambda: _resume(plan, options, asked, environment) if group.rank == 0 else None)
-    say(f"{plan.resolved.id}: {len(plan.ffns)} FFNs, {plan.channels:,} channels; "
+    say(
+        f"{plan.resolved.id}: {len(plan.ffns)} FFNs, {plan.channels:,} channels; "
         f"{len(plan.tokens)} x {plan.tokens.seq_len} tokens of "
-        f"{', '.join(source.name for source in plan.sources)}", quiet=options.quiet)
+        f"{', '.join(source.name for source in plan.sources)}",
+        quiet=options.quiet,
+    )
     mixed = sorted({ffn.layer_index for ffn in plan.ffns if ffn.mixed})
     if mixed:
-        say(f"note: in layer {', '.join(map(str, mixed))} a norm or a threshold over all channels lies between read and write: "
-            "without some channels the others change", quiet=options.quiet)
+        say(
+            f"note: in layer {', '.join(map(str, mixed))} a norm or a threshold over all channels lies between read and write: "
+            "without some channels the others change",
+            quiet=options.quiet,
+        )
     session = _session(before)
 
     keeper = checkpoint.Keeper(
-        kept, options.checkpoint_every,
+        kept,
+        options.checkpoint_every,
         lambda measurement: assemble_partial(plan, measurement, settings, options, session, asked, environment),
         lambda measurement: _note_kept(kept, measurement),
     )
@@ -318,8 +363,10 @@ def _check_alike(asked: Mapping[str, Any], group: Group) -> None:
     for rank, other in enumerate(group.exchange(asked)):
         if other != asked:
             names = ", ".join(checkpoint.ASKED[name] for name in asked if other[name] != asked[name])
-            raise ChanfmtError(f"ranks {group.rank} and {rank} of {group.size} differ in: {names}",
-                               hint="every machine needs the same model, revision and text")
+            raise ChanfmtError(
+                f"ranks {group.rank} and {rank} of {group.size} differ in: {names}",
+                hint="every machine needs the same model, revision and text",
+            )
 
 
 def assemble(
@@ -339,11 +386,14 @@ def assemble(
                 dimensions, support = supports.get(place[0], (0, None))
                 # Between two stages of a hierarchy the dimensions become others.
                 variables, mass = layer_variables(
-                    statistics, weights, settings, support if dimensions == ffn.read_inputs else None)
+                    statistics, weights, settings, support if dimensions == ffn.read_inputs else None
+                )
                 layers.append(measurement.laid_aside(len(layers), variables))
                 masses.append(mass)
-        supports[place[0]] = len(masses[-1]), labels.top_indices(
-            np.sum([mass for mass in masses if len(mass) == len(masses[-1])], axis=0), settings.support_size)
+        supports[place[0]] = (
+            len(masses[-1]),
+            labels.top_indices(np.sum([mass for mass in masses if len(mass) == len(masses[-1])], axis=0), settings.support_size),
+        )
     return _content(plan, measurement, settings, options, session, layers)
 
 
@@ -359,8 +409,13 @@ def _weights(plan: BuildPlan, block: str | None) -> Iterator[None]:
 
 
 def assemble_partial(
-    plan: BuildPlan, measurement: Measurement, settings: LabelSettings, options: BuildOptions, session: Session,
-    asked: dict[str, Any], environment: dict[str, Any],
+    plan: BuildPlan,
+    measurement: Measurement,
+    settings: LabelSettings,
+    options: BuildOptions,
+    session: Session,
+    asked: dict[str, Any],
+    environment: dict[str, Any],
 ) -> AtlasContent:
     """An atlas of the sequences measured so far, with what it takes to go on from there.
 
@@ -372,15 +427,20 @@ def assemble_partial(
         done = slice(len(plan.ffns) - len(measurement.statistics), None)
         plan = dataclasses.replace(plan, ffns=plan.ffns[done], slices=plan.slices[done])
     state = measurement.state()
-    layers = [measurement.laid_aside(number, checkpoint.partial_variables(item, settings))
-              for number, item in enumerate(state.ffns)]
+    layers = [
+        measurement.laid_aside(number, checkpoint.partial_variables(item, settings)) for number, item in enumerate(state.ffns)
+    ]
     content = _content(plan, measurement, settings, options, session, layers)
     extensions = checkpoint.extensions(state, content.blocks, content.stacks, asked, environment)
     return dataclasses.replace(content, status="partial", extensions=extensions)
 
 
 def _content(
-    plan: BuildPlan, measurement: Measurement, settings: LabelSettings, options: BuildOptions, session: Session,
+    plan: BuildPlan,
+    measurement: Measurement,
+    settings: LabelSettings,
+    options: BuildOptions,
+    session: Session,
     layers: list[Mapping[str, np.ndarray]],
 ) -> AtlasContent:
     stacks, positions = stack_layers(plan.ffns, layers, _activation(plan.config), settings.support_size)
@@ -401,20 +461,42 @@ def _content(
 
 
 def _measure(
-    plan: BuildPlan, settings: LabelSettings, options: BuildOptions, start: checkpoint.PassState | None,
-    after_batch: Callable[[Measurement], object], group: Group, spool: Spool,
+    plan: BuildPlan,
+    settings: LabelSettings,
+    options: BuildOptions,
+    start: checkpoint.PassState | None,
+    after_batch: Callable[[Measurement], object],
+    group: Group,
+    spool: Spool,
 ) -> Measurement:
     if plan.streamed is not None:
         assert isinstance(plan.tokens, CalibrationTokens)
         with progress_bar(steps(plan.streamed, len(plan.tokens)), "seq", "measuring", quiet=options.quiet) as bar:
             return measure_streamed(
-                plan.streamed, plan.tokens, spool, settings=settings, loss=plan.loss, batch_size=options.batch,
-                progress=bar.update, start=start, after_batch=after_batch,
+                plan.streamed,
+                plan.tokens,
+                spool,
+                settings=settings,
+                loss=plan.loss,
+                batch_size=options.batch,
+                progress=bar.update,
+                start=start,
+                after_batch=after_batch,
                 gradient=_gradient_path(options.checkpoint, start.stream.block) if start and start.stream else None,
             )
     with progress_bar(len(plan.tokens) * plan.tokens.seq_len, "tok", "measuring", quiet=options.quiet) as bar:
-        return measure(plan.model, plan.ffns, plan.tokens, rho=settings.rho, loss=plan.loss, batch_size=options.batch,
-                       progress=bar.update, start=start, after_batch=after_batch, group=group)
+        return measure(
+            plan.model,
+            plan.ffns,
+            plan.tokens,
+            rho=settings.rho,
+            loss=plan.loss,
+            batch_size=options.batch,
+            progress=bar.update,
+            start=start,
+            after_batch=after_batch,
+            group=group,
+        )
 
 
 def _gradient_path(kept: Path, block: int) -> Path:
@@ -447,8 +529,10 @@ def _resume(
         return None
     if not options.resume:
         if checkpoint.is_checkpoint(kept):
-            say(f"note: starting over although {kept} holds an unfinished build, which --resume would continue",
-                quiet=options.quiet)
+            say(
+                f"note: starting over although {kept} holds an unfinished build, which --resume would continue",
+                quiet=options.quiet,
+            )
         else:
             checkpoint.set_aside(kept, f"{kept} is in the way and is no unfinished build")
         return None
@@ -458,12 +542,15 @@ def _resume(
         checkpoint.set_aside(kept, error.message)
         return None
     checkpoint.check_same(found, asked, options.batch, kept)
-    if found.modules != tuple((ffn.container, ffn.width) for ffn in plan.ffns)[-len(found.modules) if options.stream else 0:]:
+    if found.modules != tuple((ffn.container, ffn.width) for ffn in plan.ffns)[-len(found.modules) if options.stream else 0 :]:
         checkpoint.set_aside(kept, f"{kept} holds other FFNs than this chanfmt finds in the model")
         return None
     checkpoint.note_environment(found, environment, quiet=options.quiet)
-    done = (f"{len(found.modules)} of {len(plan.ffns)} FFNs" if options.stream
-            else f"{found.state.sequences} of {asked['sequences']} sequences")
+    done = (
+        f"{len(found.modules)} of {len(plan.ffns)} FFNs"
+        if options.stream
+        else f"{found.state.sequences} of {asked['sequences']} sequences"
+    )
     say(f"continuing after {done}", quiet=options.quiet)
     return found
 
@@ -472,7 +559,8 @@ def _session(before: checkpoint.Checkpoint | None) -> Session:
     if before is None:
         return Session(time.monotonic())
     line = {
-        "command": recorded_command("atlas"), "resumed_at_sequence": before.state.sequences,
+        "command": recorded_command("atlas"),
+        "resumed_at_sequence": before.state.sequences,
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     return Session(time.monotonic(), before.producer, (*before.producer.history, line))
@@ -482,20 +570,28 @@ def _asked(plan: BuildPlan, settings: LabelSettings, options: BuildOptions) -> d
     model, counts = plan.record, np.bincount(plan.tokens.source_of, minlength=len(plan.sources))
     names = [source.name for source in plan.sources]
     return {
-        "fingerprint": model.fingerprint, "config_sha256": model.config_sha256, "dtype": model.dtype,
+        "fingerprint": model.fingerprint,
+        "config_sha256": model.config_sha256,
+        "dtype": model.dtype,
         "stream": "yes" if plan.streamed else "no",
-        "metric_definition": schema.METRIC_DEFINITION, "loss_definition": plan.loss.definition,
+        "metric_definition": schema.METRIC_DEFINITION,
+        "loss_definition": plan.loss.definition,
         "source": names[0] if len(names) == 1 else " + ".join(f"{n} of {name}" for n, name in zip(counts, names, strict=True)),
-        "revision": " ".join(source.revision for source in plan.sources), "seq_len": plan.tokens.seq_len,
-        "sequences": len(plan.tokens), "seed": options.seed,
-        "sequences_sha256": checkpoint.sequences_digest(plan.tokens.sha256), **dataclasses.asdict(settings),
+        "revision": " ".join(source.revision for source in plan.sources),
+        "seq_len": plan.tokens.seq_len,
+        "sequences": len(plan.tokens),
+        "seed": options.seed,
+        "sequences_sha256": checkpoint.sequences_digest(plan.tokens.sha256),
+        **dataclasses.asdict(settings),
     }
 
 
 def _environment(plan: BuildPlan) -> dict[str, Any]:
     versions = _versions()
     return {name: versions[name] for name in ("chanfmt", "torch", "transformers")} | {
-        "threads": torch.get_num_threads(), "hardware": _hardware(plan)}
+        "threads": torch.get_num_threads(),
+        "hardware": _hardware(plan),
+    }
 
 
 def _calibration_record(plan: BuildPlan, measurement: Measurement, options: BuildOptions) -> CalibrationRecord:
@@ -534,8 +630,12 @@ def _versions() -> dict[str, str]:
     import transformers
 
     return {
-        "chanfmt": __version__, "python": platform.python_version(), "torch": str(torch.__version__),
-        "transformers": transformers.__version__, "h5py": h5py.__version__, "numpy": np.__version__,
+        "chanfmt": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+        "h5py": h5py.__version__,
+        "numpy": np.__version__,
     }
 
 

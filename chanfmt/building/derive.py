@@ -36,14 +36,18 @@ def layer_variables(
     Returns:
         Name to values in `chanfmt.format.schema.STACK_VARIABLES`, without the layer dimension; write mass (d,).
     """
-    found = [member_variables(member, of_member, settings, previous_support)
-             for member, of_member in zip(statistics.members, weights, strict=True)]
+    found = [
+        member_variables(member, of_member, settings, previous_support)
+        for member, of_member in zip(statistics.members, weights, strict=True)
+    ]
     mass = np.sum([mass for _, mass in found], axis=0)
     if not statistics.experts:
         return found[0][0], mass
     rows = [variables for variables, _ in found]
-    return {name: np.stack([row[name] for row in rows], axis=schema.STACK_VARIABLE_BY_NAME[name].dimensions.index("layer"))
-            for name in rows[0]}, mass
+    return {
+        name: np.stack([row[name] for row in rows], axis=schema.STACK_VARIABLE_BY_NAME[name].dimensions.index("layer"))
+        for name in rows[0]
+    }, mass
 
 
 def reduce(statistics: FFNStatistics, settings: LabelSettings) -> None:
@@ -51,8 +55,11 @@ def reduce(statistics: FFNStatistics, settings: LabelSettings) -> None:
     for member in statistics.members:
         tokens = np.int64(member.tokens)
         score = metrics.derive_metrics(_sums(member), tokens)[settings.score]
-        member.reduce(_redundancy(member, labels.supernodes(score, settings.rho), settings) if tokens
-                      else _unreached_redundancy(member.n_channels))
+        member.reduce(
+            _redundancy(member, labels.supernodes(score, settings.rho), settings)
+            if tokens
+            else _unreached_redundancy(member.n_channels)
+        )
 
 
 def member_variables(
@@ -62,16 +69,15 @@ def member_variables(
     tokens = np.int64(statistics.tokens)
     variables = _sums(statistics) | {
         **norms(weights),
-        "read_connectivity": np.full(statistics.n_channels, np.nan) if previous_support is None
+        "read_connectivity": np.full(statistics.n_channels, np.nan)
+        if previous_support is None
         else labels.read_connectivity(list(weights.reads.values()), previous_support),
     }
     variables |= metrics.derive_metrics(variables, tokens)
     sizes = labels.support_sizes(len(weights.write), settings.support_size)
     if not tokens:
         return variables | _unreached(statistics.n_channels, len(sizes)), np.zeros(len(weights.write))
-    variables["wanda_group"] = wanda_group(
-        weights, statistics.read_power.cpu().numpy() / tokens, variables["sum_u2"] / tokens
-    )
+    variables["wanda_group"] = wanda_group(weights, statistics.read_power.cpu().numpy() / tokens, variables["sum_u2"] / tokens)
     # Labels rank the stored float32 metrics, so that a reader who ranks them gets the same sets.
     core = labels.supernodes(variables[settings.score], settings.rho)
     variables["connectivity_at"] = labels.connectivity(weights.write, core, sizes).astype(np.float32)
@@ -98,9 +104,13 @@ def _sums(statistics: ChannelStatistics) -> dict[str, np.ndarray]:
 
 def _unreached_redundancy(n_channels: int) -> dict[str, np.ndarray]:
     undefined = np.full(n_channels, np.nan)
-    return {"redundancy": undefined, "redundancy_null": undefined,
-            "redundancy_tokens": np.asarray(0), "core_covered": np.asarray(np.nan),
-            **dict(zip(("redundancy_partner", "redundancy_pair"), _none_nearest(n_channels), strict=True))}
+    return {
+        "redundancy": undefined,
+        "redundancy_null": undefined,
+        "redundancy_tokens": np.asarray(0),
+        "core_covered": np.asarray(np.nan),
+        **dict(zip(("redundancy_partner", "redundancy_pair"), _none_nearest(n_channels), strict=True)),
+    }
 
 
 def _none_nearest(n_channels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -131,9 +141,11 @@ def stack_layers(
     for index, ffn in enumerate(ffns):
         key = (ffn.place, ffn.kind, ffn.width, ffn.gated, ffn.experts, ffn.outputs)
         # Several FFNs of one kind in one layer are no rows of one array.
-        slot = next(slot for slot in itertools.count() if not any(
-            ffns[other].layer_index == ffn.layer_index for other in groups.get((*key, slot), ())
-        ))
+        slot = next(
+            slot
+            for slot in itertools.count()
+            if not any(ffns[other].layer_index == ffn.layer_index for other in groups.get((*key, slot), ()))
+        )
         groups.setdefault((*key, slot), []).append(index)
     stacks, position = [], {}
     for key, members in groups.items():
@@ -142,10 +154,20 @@ def stack_layers(
             position[index] = (name, row)
         first = ffns[members[0]]
         supports = labels.support_sizes(first.outputs, support_size) if "connectivity_at" in layers[members[0]] else ()
-        stacks.append(StackData(
-            name, first.kind, first.gated, activation, np.array([ffns[index].layer_index for index in members], dtype=np.int32),
-            first.width, first.experts, schema.SPLITS, dict(_stacked([layers[index] for index in members])), supports,
-        ))
+        stacks.append(
+            StackData(
+                name,
+                first.kind,
+                first.gated,
+                activation,
+                np.array([ffns[index].layer_index for index in members], dtype=np.int32),
+                first.width,
+                first.experts,
+                schema.SPLITS,
+                dict(_stacked([layers[index] for index in members])),
+                supports,
+            )
+        )
     return stacks, [position[index] for index in range(len(ffns))]
 
 
@@ -170,9 +192,7 @@ def _stacked(rows: list[Mapping[str, np.ndarray]]) -> Iterator[tuple[str, Stacke
         yield name, Stacked(rows, name, schema.STACK_VARIABLE_BY_NAME[name].dimensions.index("layer"))
 
 
-def _redundancy(
-    statistics: ChannelStatistics, core: np.ndarray, settings: LabelSettings
-) -> dict[str, np.ndarray]:
+def _redundancy(statistics: ChannelStatistics, core: np.ndarray, settings: LabelSettings) -> dict[str, np.ndarray]:
     """Redundancy to the part of ``core`` that was among the candidates, and its null."""
     if statistics.reduced is not None:
         return statistics.reduced
@@ -185,7 +205,8 @@ def _redundancy(
     top_k = settings.redundancy_top_k
     null = (
         labels.redundancy_to_core(correlation.null.correlation(columns), covered, top_k)
-        if correlation.null.count >= 2 else np.full(statistics.n_channels, np.nan)
+        if correlation.null.count >= 2
+        else np.full(statistics.n_channels, np.nan)
     )
     real = correlation.real.correlation(columns)
     partner, pair = labels.nearest_in_core(real, covered, schema.NEAREST)

@@ -199,8 +199,9 @@ class _Processes(Group):
             raise self._lost(other) from None
 
     def _lost(self, other: int) -> LostProcessError:
-        return LostProcessError(f"rank {other} of {self.size} was lost: it was killed, failed, "
-                                f"or did not answer for {TIMEOUT.seconds // 60} minutes")
+        return LostProcessError(
+            f"rank {other} of {self.size} was lost: it was killed, failed, or did not answer for {TIMEOUT.seconds // 60} minutes"
+        )
 
 
 @contextlib.contextmanager
@@ -275,6 +276,8 @@ def _own_device(device: str) -> str:
         )
     here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if here > gpus:
-        raise UsageError(f"{here} processes were started on a machine with {gpus} GPUs",
-                         hint=f"use torchrun --nproc-per-node {gpus}, or --device cpu" if gpus else "use --device cpu")
+        raise UsageError(
+            f"{here} processes were started on a machine with {gpus} GPUs",
+            hint=f"use torchrun --nproc-per-node {gpus}, or --device cpu" if gpus else "use --device cpu",
+        )
     return f"cuda:{_local_rank()}"

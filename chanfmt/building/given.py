@@ -78,11 +78,14 @@ def choose_given_loss(model: Any, example: Samples, name: str, labels: np.ndarra
     hint = "leave the labels out, or use --loss embedding"
     if logits is None or labels.shape[1:] != logits.shape[1:-1]:
         shape = "none" if logits is None else f"of shape {tuple(logits.shape[1:])}"
-        raise UsageError(f"{kind} has not one row of logits for each label: a sample has labels of shape {labels.shape[1:]}, "
-                         f"logits {shape}", hint=hint)
+        raise UsageError(
+            f"{kind} has not one row of logits for each label: a sample has labels of shape {labels.shape[1:]}, logits {shape}",
+            hint=hint,
+        )
     if IDS in example.arrays and labels.ndim > 1 and not _has_decoder(model):
-        raise UsageError(f"{kind} predicts the tokens that it reads: labels per token are no part of its inputs",
-                         hint=f"give {IDS} alone")
+        raise UsageError(
+            f"{kind} predicts the tokens that it reads: labels per token are no part of its inputs", hint=f"give {IDS} alone"
+        )
     if labels.max() >= logits.shape[-1]:
         raise UsageError(f"the labels run to {labels.max()}, and {kind} tells {logits.shape[-1]} classes apart", hint=hint)
     return LabelsLoss(model, int(labels[0].size))
@@ -121,8 +124,9 @@ class GivenEmbeddingLoss:
             error.hint = "give labels for it"
             raise
         except _REFUSALS as error:
-            raise ModelError(f"{type(model).__name__} cannot run a sample without its head: {first_line(error)}",
-                             hint="give labels for it") from error
+            raise ModelError(
+                f"{type(model).__name__} cannot run a sample without its head: {first_line(error)}", hint="give labels for it"
+            ) from error
 
     def terms(self, seq_len: int) -> int:
         return int(self.positions)
@@ -152,14 +156,20 @@ def _check_names(model: Any, file: InputFile) -> None:
     kind, known = type(model).__name__, array_names(model)
     unknown = [name for name in file.arrays if name not in known]
     if unknown:
-        raise UsageError(f"{file.name}: {kind} takes no {unknown[0]}; it takes {', '.join(known)}",
-                         hint="name the arrays as the model's forward does")
+        raise UsageError(
+            f"{file.name}: {kind} takes no {unknown[0]}; it takes {', '.join(known)}",
+            hint="name the arrays as the model's forward does",
+        )
     if model.main_input_name not in file.arrays:
-        raise UsageError(f"{file.name} has no {model.main_input_name}, which {kind} reads",
-                         hint="make the file with the model's own processor or tokenizer")
+        raise UsageError(
+            f"{file.name} has no {model.main_input_name}, which {kind} reads",
+            hint="make the file with the model's own processor or tokenizer",
+        )
     if _has_decoder(model) and not {LABELS, _DECODER_IDS} & file.arrays.keys():
-        raise UsageError(f"{file.name} has neither {LABELS} nor {_DECODER_IDS}, and the decoder of {kind} reads one of them",
-                         hint=f"add {LABELS}: the token ids that each sample should give")
+        raise UsageError(
+            f"{file.name} has neither {LABELS} nor {_DECODER_IDS}, and the decoder of {kind} reads one of them",
+            hint=f"add {LABELS}: the token ids that each sample should give",
+        )
 
 
 def _check_runs(model: Any, one: Mapping[str, torch.Tensor], file: InputFile) -> None:
@@ -169,12 +179,16 @@ def _check_runs(model: Any, one: Mapping[str, torch.Tensor], file: InputFile) ->
             first, second = (run_arrays(model, one) for _ in range(2))
     except _REFUSALS as error:
         shapes = ", ".join(f"{name} {tuple(values.shape[1:])}" for name, values in one.items())
-        raise ModelError(f"{type(model).__name__} cannot run a sample of {file.name} ({shapes}): {first_line(error)}",
-                         hint="make the file with the model's own processor") from error
+        raise ModelError(
+            f"{type(model).__name__} cannot run a sample of {file.name} ({shapes}): {first_line(error)}",
+            hint="make the file with the model's own processor",
+        ) from error
     for name, value in first.items():
         if isinstance(value, torch.Tensor) and not _alike(value.float(), second[name].float()):
-            raise ModelError(f"{type(model).__name__} gives another {name} each time: it draws something at random",
-                             hint=f"give that too; it takes {', '.join(array_names(model))}")
+            raise ModelError(
+                f"{type(model).__name__} gives another {name} each time: it draws something at random",
+                hint=f"give that too; it takes {', '.join(array_names(model))}",
+            )
 
 
 def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:

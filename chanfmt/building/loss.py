@@ -48,9 +48,7 @@ class Loss(Protocol):
         """Terms of the sum for one sequence: what a mean is over."""
 
 
-def choose_loss(
-    model: Any, tokenizer: Any, example: torch.Tensor, name: str = "auto", *, causal: bool | None = None
-) -> Loss:
+def choose_loss(model: Any, tokenizer: Any, example: torch.Tensor, name: str = "auto", *, causal: bool | None = None) -> Loss:
     """The loss called ``name``, one of `chanfmt.format.schema.LOSSES`; ``auto`` is the one ``model`` was made for.
 
     Args:
@@ -70,16 +68,20 @@ def choose_loss(
         predicts = hasattr(run_text(model, example), "logits")
         causal = predicts and (is_causal(model) if causal is None else causal)
     if not predicts:
-        raise UsageError(f"{kind} has no head that predicts tokens, so there is no likelihood to differentiate",
-                         hint="measure it against its own embedding with --loss embedding")
+        raise UsageError(
+            f"{kind} has no head that predicts tokens, so there is no likelihood to differentiate",
+            hint="measure it against its own embedding with --loss embedding",
+        )
     if name in ("auto", "next-token") and causal:
         return NextTokenLoss(model, example)
     if name in ("auto", "masked-token") and not causal and getattr(tokenizer, "mask_token_id", None) is not None:
         return MaskedTokenLoss(model, tokenizer.mask_token_id)
     if name == "auto":
-        raise UsageError(f"{kind} is an encoder as configured, and its tokenizer has no mask token: "
-                         "neither next tokens nor masked ones can be predicted",
-                         hint="measure it against its own embedding with --loss embedding")
+        raise UsageError(
+            f"{kind} is an encoder as configured, and its tokenizer has no mask token: "
+            "neither next tokens nor masked ones can be predicted",
+            hint="measure it against its own embedding with --loss embedding",
+        )
     raise UsageError(f"{kind} has no {name} loss", hint="leave out --loss, or use --loss embedding")
 
 
@@ -135,8 +137,7 @@ class NextTokenLoss:
             return summed_nll(run_text(self.model, ids).logits[:, :-1], ids[:, 1:])
         hidden = self._decoder(ids)
         rows, targets = hidden[:, :-1].reshape(-1, hidden.shape[-1]), ids[:, 1:].reshape(-1)
-        return sum(summed_nll(self.head(rows[start:stop]), targets[start:stop])
-                   for start, stop in self._chunks(len(targets)))
+        return sum(summed_nll(self.head(rows[start:stop]), targets[start:stop]) for start, stop in self._chunks(len(targets)))
 
     def _decoder(self, ids: torch.Tensor) -> torch.Tensor:
         return run_text(self.model.base_model, ids)[0]

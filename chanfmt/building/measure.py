@@ -167,8 +167,13 @@ def split_ranges(split_of: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _batches(
-    measurement: Measurement, capture: Capture, loss: Loss, ffns: list[FFN], tokens: CalibrationTokens | CalibrationInputs,
-    rho: float, group: Group,
+    measurement: Measurement,
+    capture: Capture,
+    loss: Loss,
+    ffns: list[FFN],
+    tokens: CalibrationTokens | CalibrationInputs,
+    rho: float,
+    group: Group,
 ) -> Iterator[int]:
     """Measure batch by batch from where ``measurement`` stands; yields the sequences of each.
 
@@ -188,7 +193,12 @@ def _batches(
 
 
 def _batch(
-    capture: Capture, loss: Loss, ffns: list[FFN], tokens: CalibrationTokens | CalibrationInputs, start: int, stop: int,
+    capture: Capture,
+    loss: Loss,
+    ffns: list[FFN],
+    tokens: CalibrationTokens | CalibrationInputs,
+    start: int,
+    stop: int,
     split: int,
 ) -> float:
     """Measure sequences ``start`` to ``stop``. Returns their summed loss in nats."""

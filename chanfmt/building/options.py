@@ -19,10 +19,15 @@ class BuildOptions:
     model: str = field(metadata={"help": "Hub id, local directory, or .gguf file", "positional": "MODEL"})
     output: str = field(metadata={"help": "atlas file to write", "flag": "--output", "short": "-o", "metavar": "FILE"})
     revision: str | None = field(default=None, metadata={"help": "branch, tag or commit on the Hub"})
-    revisions: str | None = field(default=None, metadata={
-        "help": "an atlas of each of these, one after the other, into the directory that -o names: branches, tags or commits of "
-        "a model on the Hub, directories (checkpoint-100) in a local one. The same command goes on after a break; what it "
-        "downloaded is removed from the cache before the next", "metavar": "R1,R2,..."})
+    revisions: str | None = field(
+        default=None,
+        metadata={
+            "help": "an atlas of each of these, one after the other, into the directory that -o names: branches, tags or commits of "
+            "a model on the Hub, directories (checkpoint-100) in a local one. The same command goes on after a break; what it "
+            "downloaded is removed from the cache before the next",
+            "metavar": "R1,R2,...",
+        },
+    )
     calib: str | tuple[str, ...] = field(
         default="wikitext2",
         metadata={
@@ -30,7 +35,8 @@ class BuildOptions:
             "a .txt, .jsonl or .parquet file, or any data set as NAME[:CONFIG][@SPLIT]; repeat for several, which "
             "share the sequences equally or by their weights. For images, sound and anything else a .npz or .safetensors "
             "file of the arrays that the model's forward takes, by its names, first axis samples",
-            "metavar": "SOURCE[=WEIGHT]", "repeat": True,
+            "metavar": "SOURCE[=WEIGHT]",
+            "repeat": True,
         },
     )
     loss: str = field(
@@ -50,9 +56,7 @@ class BuildOptions:
     device_map: str | None = field(
         default=None, metadata={"help": "spread one model over all GPUs of the machine", "choices": ("auto",)}
     )
-    dtype: str = field(
-        default="auto", metadata={"help": "auto, float32, bfloat16, float16 or float64; auto is float32 on a CPU"}
-    )
+    dtype: str = field(default="auto", metadata={"help": "auto, float32, bfloat16, float16 or float64; auto is float32 on a CPU"})
     stream: bool = field(
         default=False, metadata={"help": "for a model larger than memory: one block at a time, weights read as needed"}
     )
@@ -90,15 +94,18 @@ class BuildOptions:
         if not 0 <= self.spool_limit < 2**33:
             raise UsageError(f"--spool-limit must be 0 or more GiB, not {self.spool_limit:g}")
         if self.stream and SELF in self.shares:
-            raise UsageError(f"--calib {SELF} and --stream do not go together: sampling runs the whole model for every token",
-                             hint="measure a smaller model on text of its own, or use another --calib")
+            raise UsageError(
+                f"--calib {SELF} and --stream do not go together: sampling runs the whole model for every token",
+                hint="measure a smaller model on text of its own, or use another --calib",
+            )
         if len(self.shares) > 1 and any(PurePath(source).suffix in ARRAYS for source in self.shares):
             raise UsageError("--calib takes one file of inputs alone", hint="build several atlases, and merge them")
         if self.device_map and self.device != "auto":
             raise UsageError("--device-map chooses the devices itself", hint="leave out --device")
         if self.device_map and self.stream:
-            raise UsageError("--device-map keeps all weights on devices, --stream those of one block",
-                             hint="leave out one of them")
+            raise UsageError(
+                "--device-map keeps all weights on devices, --stream those of one block", hint="leave out one of them"
+            )
         if self.revisions is not None:
             for name in ("revision", "resume", "dry_run"):
                 if getattr(self, name):

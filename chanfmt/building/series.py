@@ -76,9 +76,7 @@ def build_series(options: BuildOptions, settings: LabelSettings) -> list[Path]:
     return paths
 
 
-def _check_same(
-    member: BuildOptions, settings: LabelSettings, text_of: Callable[[str], tuple[str, str] | None]
-) -> None:
+def _check_same(member: BuildOptions, settings: LabelSettings, text_of: Callable[[str], tuple[str, str] | None]) -> None:
     """Refuse to go on beside an atlas that this command would not have written."""
     with Atlas.open(member.path, contained=True) as atlas:
         model, calibration = atlas.model, atlas.calibration
@@ -91,16 +89,22 @@ def _check_same(
         measured = {(row.source, row.revision) for row in calibration.contributions}
         for what, found, wanted in (
             ("model", model.id, name),
-            ("calibration", f"{calibration.sequences} x {calibration.seq_len} tokens",
-             f"{member.sequences if blocks >= member.sequences else calibration.sequences} x {member.seq_len} tokens"),
+            (
+                "calibration",
+                f"{calibration.sequences} x {calibration.seq_len} tokens",
+                f"{member.sequences if blocks >= member.sequences else calibration.sequences} x {member.seq_len} tokens",
+            ),
             ("seed", calibration.seed, member.seed),
             ("labelling", _told(atlas.labels), _told(settings)),
         ):
             if found != wanted:
                 raise AtlasError(f"{member.path} was made with another {what}: {found}, not {wanted}", hint=HINT)
         if None not in asked.values() and measured != set(asked.values()):
-            raise AtlasError(f"{member.path} was measured on other text: {', '.join(sorted(source for source, _ in measured))}, "
-                             f"not {', '.join(asked)} as it is now", hint=HINT)
+            raise AtlasError(
+                f"{member.path} was measured on other text: {', '.join(sorted(source for source, _ in measured))}, "
+                f"not {', '.join(asked)} as it is now",
+                hint=HINT,
+            )
 
 
 def _told(settings: LabelSettings) -> str:

@@ -70,7 +70,10 @@ ASKED: dict[str, str] = {
 """Attributes of ``x_chanfmt/resume`` that must be the same to continue, and what people call them."""
 
 ENVIRONMENT: dict[str, str] = {
-    "chanfmt": "chanfmt", "torch": "torch", "transformers": "transformers", "threads": "the number of threads",
+    "chanfmt": "chanfmt",
+    "torch": "torch",
+    "transformers": "transformers",
+    "threads": "the number of threads",
     "hardware": "the hardware",
 }
 """Attributes of ``x_chanfmt/resume`` that may change the last bits of a sum, and what people call them."""
@@ -165,7 +168,10 @@ def partial_variables(state: Mapping[str, np.ndarray], settings: LabelSettings) 
 
 
 def extensions(
-    state: PassState, blocks: Sequence[Block], stacks: Sequence[StackData], asked: Mapping[str, Any],
+    state: PassState,
+    blocks: Sequence[Block],
+    stacks: Sequence[StackData],
+    asked: Mapping[str, Any],
     environment: Mapping[str, Any],
 ) -> tuple[ExtensionGroup, ...]:
     """The groups that `read_checkpoint` needs besides the atlas itself."""
@@ -183,16 +189,30 @@ def extensions(
             lengths |= dict(zip(dimensions, values.shape, strict=True))
             variables.append(ExtensionVariable(name, dimensions, values, long_name, units, "drop"))
         indices = tuple(
-            ExtensionVariable(name, (name,), np.arange(length, dtype=np.int32) if name != "layer" else stack.layers,
-                              f"{name.replace('_', ' ')} index", "1", "")
+            ExtensionVariable(
+                name,
+                (name,),
+                np.arange(length, dtype=np.int32) if name != "layer" else stack.layers,
+                f"{name.replace('_', ' ')} index",
+                "1",
+                "",
+            )
             for name, length in lengths.items()
         )
         groups.append(ExtensionGroup(f"{OWNER}/{stack.name}", {}, (*indices, *variables)))
-    groups.append(ExtensionGroup(RESUME, {
-        "layout": LAYOUT, "batch_size": state.batch_size, "loss": state.loss,
-        **{name: asked[name] for name in ASKED}, **{name: environment[name] for name in ENVIRONMENT},
-        **({"block": state.stream.block, "gradient_sha256": state.stream.gradient_sha256} if state.stream else {}),
-    }))
+    groups.append(
+        ExtensionGroup(
+            RESUME,
+            {
+                "layout": LAYOUT,
+                "batch_size": state.batch_size,
+                "loss": state.loss,
+                **{name: asked[name] for name in ASKED},
+                **{name: environment[name] for name in ENVIRONMENT},
+                **({"block": state.stream.block, "gradient_sha256": state.stream.gradient_sha256} if state.stream else {}),
+            },
+        )
+    )
     return tuple(groups)
 
 
@@ -212,9 +232,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ffns: list[Mapping[str, np.ndarray]] = [_ffn_state(content, groups, block) for block in content.blocks]
         stream = StreamState(int(attributes["block"]), str(attributes["gradient_sha256"])) if "block" in attributes else None
         return Checkpoint(
-            {name: attributes[name] for name in ASKED}, {name: attributes[name] for name in ENVIRONMENT},
+            {name: attributes[name] for name in ASKED},
+            {name: attributes[name] for name in ENVIRONMENT},
             PassState(content.calibration.sequences, int(attributes["batch_size"]), float(attributes["loss"]), ffns, stream),
-            content.producer, tuple((block.module, block.n_channels) for block in content.blocks),
+            content.producer,
+            tuple((block.module, block.n_channels) for block in content.blocks),
         )
     except (KeyError, IndexError, ValueError) as error:
         raise AtlasError(f"{path} is no checkpoint of a build: it lacks {error}") from None
@@ -235,11 +257,14 @@ def is_finished(path: Path, output: Path) -> bool:
         checkpoint = read_checkpoint(path)
         with Atlas.open(output, verify=True) as atlas:
             return (
-                atlas.status == "complete" and atlas.model.fingerprint == checkpoint.asked["fingerprint"]
+                atlas.status == "complete"
+                and atlas.model.fingerprint == checkpoint.asked["fingerprint"]
                 and atlas.model.dtype == checkpoint.asked["dtype"]
                 and sequences_digest(atlas.calibration.sequence_sha256) == checkpoint.asked["sequences_sha256"]
-                and all(getattr(atlas.labels, name) == checkpoint.asked[name]
-                        for name in ("rho", "eta", "support_size", "alpha", "gamma"))
+                and all(
+                    getattr(atlas.labels, name) == checkpoint.asked[name]
+                    for name in ("rho", "eta", "support_size", "alpha", "gamma")
+                )
             )
     except AtlasError:
         return False
@@ -272,8 +297,11 @@ def check_same(checkpoint: Checkpoint, asked: Mapping[str, Any], batch_size: int
 
 def note_environment(checkpoint: Checkpoint, environment: Mapping[str, Any], *, quiet: bool) -> None:
     """Say on stderr what may change the last bits of the result."""
-    changed = [_difference(text, checkpoint.environment[name], environment[name])
-               for name, text in ENVIRONMENT.items() if checkpoint.environment[name] != environment[name]]
+    changed = [
+        _difference(text, checkpoint.environment[name], environment[name])
+        for name, text in ENVIRONMENT.items()
+        if checkpoint.environment[name] != environment[name]
+    ]
     if changed:
         say(f"note: {'; '.join(changed)}: the last bits may differ from an uninterrupted run's", quiet=quiet)
 
@@ -315,7 +343,10 @@ class Keeper:
     """
 
     def __init__(
-        self, path: Path, every: float | None, make: Callable[[Measurement], AtlasContent],
+        self,
+        path: Path,
+        every: float | None,
+        make: Callable[[Measurement], AtlasContent],
         wrote: Callable[[Measurement], object] = lambda measurement: None,
     ) -> None:
         self.path = path

@@ -170,8 +170,10 @@ class FFNStatistics:
     def collect(self, group: Group) -> None:
         """Move what the processes of ``group`` have summed to the first; the others go on from zero."""
         counts = [member.counts() for member in self.members]
-        group.collect([*counts, *(tensor for member in self.members for tensor in member.additive())],
-                      [member.max_abs_u for member in self.members])
+        group.collect(
+            [*counts, *(tensor for member in self.members for tensor in member.additive())],
+            [member.max_abs_u for member in self.members],
+        )
         for member, count in zip(self.members, counts, strict=True):
             member.set_counts(count)
 
@@ -185,8 +187,9 @@ class FFNStatistics:
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Take over the `state` of another instance for the same FFN."""
         for index, member in enumerate(self.members):
-            member.restore({name: np.take(values, index, _expert_axis(name)) for name, values in state.items()}
-                           if self.experts else state)
+            member.restore(
+                {name: np.take(values, index, _expert_axis(name)) for name, values in state.items()} if self.experts else state
+            )
 
 
 def _expert_axis(name: str) -> int:
@@ -223,8 +226,12 @@ class CoreCorrelation:
         else:
             before, before_total, before_q2 = self.last
             self.null.add(
-                q, torch.cat([before, core[:-1]]), q_total, q2,
-                torch.cat([before_total, core_total[:-1]]), torch.cat([before_q2, core_q2[:-1]]),
+                q,
+                torch.cat([before, core[:-1]]),
+                q_total,
+                q2,
+                torch.cat([before_total, core_total[:-1]]),
+                torch.cat([before_q2, core_q2[:-1]]),
             )
         self.last = (core[-1:].clone(), core_total[-1:].clone(), core_q2[-1:].clone())
 
@@ -248,8 +255,13 @@ class _PairSums:
         self.other = torch.zeros(2, n_others, dtype=torch.float64, device=device)
 
     def add(
-        self, q: torch.Tensor, other: torch.Tensor, q_total: torch.Tensor, q2: torch.Tensor,
-        other_total: torch.Tensor, other_q2: torch.Tensor,
+        self,
+        q: torch.Tensor,
+        other: torch.Tensor,
+        q_total: torch.Tensor,
+        q2: torch.Tensor,
+        other_total: torch.Tensor,
+        other_q2: torch.Tensor,
     ) -> None:
         if not len(q):
             return
@@ -261,9 +273,7 @@ class _PairSums:
     def correlation(self, columns: np.ndarray) -> np.ndarray:
         """Pearson correlations with the candidates at ``columns``, float64 (m, len(columns))."""
         channel, other = self.channel.cpu().numpy(), self.other.cpu().numpy()[:, columns]
-        return labels.pearson(
-            self.cross.cpu().numpy()[:, columns], channel[0], channel[1], other[0], other[1], self.count
-        )
+        return labels.pearson(self.cross.cpu().numpy()[:, columns], channel[0], channel[1], other[0], other[1], self.count)
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:

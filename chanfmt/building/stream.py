@@ -95,8 +95,13 @@ class StreamedMeasurement(Measurement):
         return Spooled(self.statistics.spool, ("variables", number), variables)
 
     def state(self) -> PassState:
-        return PassState(self.sequences, self.batch_size, self.loss, list(self.statistics.states),
-                         StreamState(self.block, self.gradient_sha256))
+        return PassState(
+            self.sequences,
+            self.batch_size,
+            self.loss,
+            list(self.statistics.states),
+            StreamState(self.block, self.gradient_sha256),
+        )
 
     def save_gradient(self, path: Path) -> None:
         """Write the gradient to ``path`` and remember its digest. Raises `ChanfmtError` where that cannot be written."""
@@ -179,16 +184,26 @@ class _Batch:
 
 def _batches(split_of: np.ndarray, size: int) -> list[_Batch]:
     """The batches of `measure`: those of a split, then those of the next."""
-    return [_Batch(start, min(start + size, last), split)
-            for split, (first, last) in enumerate(split_ranges(split_of)) for start in range(first, last, size)]
+    return [
+        _Batch(start, min(start + size, last), split)
+        for split, (first, last) in enumerate(split_ranges(split_of))
+        for start in range(first, last, size)
+    ]
 
 
 class _Pass:
     """One pass. The spool holds under (i, b) what block i reads of batch b, or the gradient of the loss by it."""
 
     def __init__(
-        self, streamed: StreamedModel, spool: Spool, ids: torch.Tensor, batches: list[_Batch], settings: LabelSettings,
-        loss: Loss, progress: Callable[[int], object], after_batch: Callable[[StreamedMeasurement], object],
+        self,
+        streamed: StreamedModel,
+        spool: Spool,
+        ids: torch.Tensor,
+        batches: list[_Batch],
+        settings: LabelSettings,
+        loss: Loss,
+        progress: Callable[[int], object],
+        after_batch: Callable[[StreamedMeasurement], object],
     ) -> None:
         self.chain: Chain = streamed.chain
         self.spool = spool

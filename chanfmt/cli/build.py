@@ -21,8 +21,13 @@ def add(commands: Any) -> None:
     from chanfmt.building.options import BuildOptions
     from chanfmt.format.records import LabelSettings
 
-    parser = commands.add_parser("build", help="measure a model and write its atlas", description=(
-        "Measure every FFN channel of MODEL in one pass over calibration text, or given inputs, and write the result to FILE."))
+    parser = commands.add_parser(
+        "build",
+        help="measure a model and write its atlas",
+        description=(
+            "Measure every FFN channel of MODEL in one pass over calibration text, or given inputs, and write the result to FILE."
+        ),
+    )
     framework.add_options(parser, BuildOptions)
     framework.add_options(parser, LabelSettings)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

@@ -19,12 +19,22 @@ if TYPE_CHECKING:
 def add(commands: Any) -> None:
     from chanfmt.format import schema
 
-    parser = commands.add_parser("compare", help="whether atlases rank and label the same channels", description=(
-        "Compare two atlases of one architecture FFN by FFN, or each of several with each: other text, another checkpoint, "
-        "other settings."))
+    parser = commands.add_parser(
+        "compare",
+        help="whether atlases rank and label the same channels",
+        description=(
+            "Compare two atlases of one architecture FFN by FFN, or each of several with each: other text, another checkpoint, "
+            "other settings."
+        ),
+    )
     parser.add_argument("files", metavar="FILE", nargs="+", help="two or more atlases")
-    parser.add_argument("--metric", default="lp", choices=list(schema.METRIC_BY_NAME), metavar="METRIC",
-                        help="metric whose ranks and mass are compared (default: lp)")
+    parser.add_argument(
+        "--metric",
+        default="lp",
+        choices=list(schema.METRIC_BY_NAME),
+        metavar="METRIC",
+        help="metric whose ranks and mass are compared (default: lp)",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(run=_run)
 
@@ -54,11 +64,16 @@ def _run_two(atlases: Sequence[Atlas], metric: str, *, as_json: bool) -> None:
     for note in _notes(first, second):
         say(f"note: {note}")
     if as_json:
-        framework.print_json({
-            "metric": metric, "first": _summary(first), "second": _summary(second),
-            "shared_sequences": shared_sequences(first, second),
-            "layers": [dataclasses.asdict(row) for row in rows], "median": medians(rows),
-        })
+        framework.print_json(
+            {
+                "metric": metric,
+                "first": _summary(first),
+                "second": _summary(second),
+                "shared_sequences": shared_sequences(first, second),
+                "layers": [dataclasses.asdict(row) for row in rows],
+                "median": medians(rows),
+            }
+        )
         return
     for name, atlas in (("A", first), ("B", second)):
         print(f"{name}  {printable(_line(atlas))}")
@@ -87,28 +102,46 @@ def _run_matrix(atlases: Sequence[Atlas], metric: str, *, as_json: bool) -> None
         for first, second in pairs:
             found[first, second] = medians(compare(atlases[first], atlases[second], metric))
             bar.update()
-    notes = {(first, second): list(_notes(atlases[first], atlases[second]))
-             for first, second in itertools.combinations(range(len(atlases)), 2)}
+    notes = {
+        (first, second): list(_notes(atlases[first], atlases[second]))
+        for first, second in itertools.combinations(range(len(atlases)), 2)
+    }
     names = [chr(ord("A") + place) if len(atlases) <= 26 else str(place + 1) for place in range(len(atlases))]
     for (first, second), texts in notes.items():
         for text in texts:
             say(f"note: {names[first]}, {names[second]}: {text}")
     if as_json:
-        framework.print_json({"metric": metric, "atlases": [_summary(atlas) for atlas in atlases], "pairs": [
-            {"first": first, "second": second, "shared_sequences": shared_sequences(atlases[first], atlases[second]),
-             "median": values}
-            for (first, second), values in found.items()]})
+        framework.print_json(
+            {
+                "metric": metric,
+                "atlases": [_summary(atlas) for atlas in atlases],
+                "pairs": [
+                    {
+                        "first": first,
+                        "second": second,
+                        "shared_sequences": shared_sequences(atlases[first], atlases[second]),
+                        "median": values,
+                    }
+                    for (first, second), values in found.items()
+                ],
+            }
+        )
         return
     for name, atlas in zip(names, atlases, strict=True):
         print(f"{name}  {printable(_line(atlas))}")
     for key, (title, chance) in MATRICES.items():
         by_chance = "" if chance is None else f" (by chance {_range([values[chance] for values in found.values()])})"
         print(f"\n{title.format(metric=metric)}{by_chance}; median over FFNs")
-        framework.print_table(("", *names), [
-            (names[row], *("1" if row == column else significant(found[row, column][key], 3)
-                           for column in range(len(atlases))))
-            for row in range(len(atlases))
-        ])
+        framework.print_table(
+            ("", *names),
+            [
+                (
+                    names[row],
+                    *("1" if row == column else significant(found[row, column][key], 3) for column in range(len(atlases))),
+                )
+                for row in range(len(atlases))
+            ],
+        )
 
 
 def _range(values: list[float]) -> str:
@@ -120,11 +153,21 @@ def _range(values: list[float]) -> str:
 def _summary(atlas: Atlas) -> dict[str, Any]:
     calibration, labels = atlas.calibration, atlas.labels
     return {
-        "file": atlas.hub_source or str(atlas.path), "status": atlas.status, "content_sha256": atlas.content_sha256,
-        "model": {"id": atlas.model.id, "revision": atlas.model.revision, "fingerprint": atlas.model.fingerprint,
-                  "dtype": atlas.model.dtype},
-        "calibration": {"sources": [row.source for row in calibration.contributions], "sequences": calibration.sequences,
-                        "seq_len": calibration.seq_len, "tokens": calibration.tokens},
+        "file": atlas.hub_source or str(atlas.path),
+        "status": atlas.status,
+        "content_sha256": atlas.content_sha256,
+        "model": {
+            "id": atlas.model.id,
+            "revision": atlas.model.revision,
+            "fingerprint": atlas.model.fingerprint,
+            "dtype": atlas.model.dtype,
+        },
+        "calibration": {
+            "sources": [row.source for row in calibration.contributions],
+            "sequences": calibration.sequences,
+            "seq_len": calibration.seq_len,
+            "tokens": calibration.tokens,
+        },
         "labels": {"rho": labels.rho, "eta": labels.eta, "support_size": labels.support_size, "score": labels.score},
     }
 
@@ -133,9 +176,11 @@ def _line(atlas: Atlas) -> str:
     data = _summary(atlas)
     model, calibration, labels = data["model"], data["calibration"], data["labels"]
     revision = f" at {model['revision'][:12]}" if model["revision"] else ""
-    return (f"{data['file']}: {model['id']}{revision} in {model['dtype']}, {calibration['sequences']} x "
-            f"{calibration['seq_len']} tokens of {', '.join(dict.fromkeys(calibration['sources']))}, "
-            f"rho {labels['rho']:.4g}, eta {labels['eta']:.4g}")
+    return (
+        f"{data['file']}: {model['id']}{revision} in {model['dtype']}, {calibration['sequences']} x "
+        f"{calibration['seq_len']} tokens of {', '.join(dict.fromkeys(calibration['sources']))}, "
+        f"rho {labels['rho']:.4g}, eta {labels['eta']:.4g}"
+    )
 
 
 def _notes(first: Atlas, second: Atlas) -> Iterator[str]:
@@ -148,8 +193,10 @@ def _notes(first: Atlas, second: Atlas) -> Iterator[str]:
     if note := label_settings_note(first, second):
         yield note.sentence
     if first.calibration.metric_definition != second.calibration.metric_definition:
-        yield (f"the metrics are defined differently: {first.calibration.metric_definition} and "
-               f"{second.calibration.metric_definition}")
+        yield (
+            f"the metrics are defined differently: {first.calibration.metric_definition} and "
+            f"{second.calibration.metric_definition}"
+        )
     if first.model.fingerprint != second.model.fingerprint:
         yield "the weights differ"
     if note := shared_text_note(first, second):
@@ -160,21 +207,44 @@ def _print_rows(rows: Sequence[FFNComparison], metric: str) -> None:
     from chanfmt.algebra.compare import medians
 
     several = len({row.stack for row in rows}) > 1
-    headings = ["layer", *(["stack"] if several else []), "channels", f"{metric} rank r", "super A", "super B", "shared",
-                "Jaccard", "by chance", "captured", "halo Jacc", "by chance"]
+    headings = [
+        "layer",
+        *(["stack"] if several else []),
+        "channels",
+        f"{metric} rank r",
+        "super A",
+        "super B",
+        "shared",
+        "Jaccard",
+        "by chance",
+        "captured",
+        "halo Jacc",
+        "by chance",
+    ]
 
     def numbers(values: dict[str, Any]) -> list[str]:
         captured = values["captured"]
-        return [significant(values["supernode_jaccard"], 3), significant(values["supernode_chance"], 2),
-                "-" if captured != captured else f"{captured:.1%}",
-                significant(values["halo_jaccard"], 3), significant(values["halo_chance"], 2)]
+        return [
+            significant(values["supernode_jaccard"], 3),
+            significant(values["supernode_chance"], 2),
+            "-" if captured != captured else f"{captured:.1%}",
+            significant(values["halo_jaccard"], 3),
+            significant(values["halo_chance"], 2),
+        ]
 
     table = [
-        [str(row.layer), *([row.stack] if several else []), f"{row.channels:,}", significant(row.correlation, 4),
-         str(row.supernodes_first), str(row.supernodes_second), str(row.supernodes_shared), *numbers(vars(row))]
+        [
+            str(row.layer),
+            *([row.stack] if several else []),
+            f"{row.channels:,}",
+            significant(row.correlation, 4),
+            str(row.supernodes_first),
+            str(row.supernodes_second),
+            str(row.supernodes_shared),
+            *numbers(vars(row)),
+        ]
         for row in rows
     ]
     middle = medians(rows)
-    table.append(["median", *([""] if several else []), "", significant(middle["correlation"], 4), "", "", "",
-                  *numbers(middle)])
+    table.append(["median", *([""] if several else []), "", significant(middle["correlation"], 4), "", "", "", *numbers(middle)])
     framework.print_table(headings, table)

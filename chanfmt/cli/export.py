@@ -13,8 +13,13 @@ if TYPE_CHECKING:
 def add(commands: Any) -> None:
     parser = commands.add_parser("export", help="an atlas as parquet, csv, npz or json")
     parser.add_argument("file", metavar="FILE")
-    parser.add_argument("-o", dest="output", metavar="OUT", required=True,
-                        help="file to write; .parquet and .csv hold a row per channel, .npz and .json the arrays")
+    parser.add_argument(
+        "-o",
+        dest="output",
+        metavar="OUT",
+        required=True,
+        help="file to write; .parquet and .csv hold a row per channel, .npz and .json the arrays",
+    )
     parser.add_argument("--metrics", metavar="A,B", help="write only these variables beside the labels")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     parser.set_defaults(run=_run)

@@ -33,14 +33,22 @@ def _run(arguments: argparse.Namespace) -> int:
         model, calibration, labels = data["model"], data["calibration"], data["labels"]
         revision = f" at {model['revision'][:12]}" if model["revision"] else ""
         lines = [
-            ("model", f"{model['id']}{revision} ({model['model_type']}, {model['parameters']:,} parameters, "
-                      f"measured in {model['dtype']})"),
-            ("calibration", f"{calibration['sequences']} x {calibration['seq_len']} tokens of "
-                            f"{', '.join(calibration['sources'])}"),
+            (
+                "model",
+                f"{model['id']}{revision} ({model['model_type']}, {model['parameters']:,} parameters, "
+                f"measured in {model['dtype']})",
+            ),
+            (
+                "calibration",
+                f"{calibration['sequences']} x {calibration['seq_len']} tokens of {', '.join(calibration['sources'])}",
+            ),
             *(("inputs", text) for text in dict.fromkeys(calibration["inputs"]) if text),
             ("loss", f"{calibration['loss']}; mean {calibration['mean_loss']:.3f}"),
-            ("labels", f"supernodes: top {labels['rho']:.2%} by {labels['score']}; halo: next {labels['eta']:.0%} by "
-                       f"connectivity to {labels['support_size']} dimensions"),
+            (
+                "labels",
+                f"supernodes: top {labels['rho']:.2%} by {labels['score']}; halo: next {labels['eta']:.0%} by "
+                f"connectivity to {labels['support_size']} dimensions",
+            ),
             ("file", f"{data['format']} {data['format_version']}, {data['status']}, {data['producer']}, {data['created']}"),
             ("digest", data["content_sha256"]),
             *([("source", atlas.hub_source)] if atlas.hub_source else []),
@@ -72,13 +80,25 @@ def info_data(atlas: Atlas) -> dict[str, Any]:
             "metric_definition": calibration.metric_definition,
         },
         "labels": dataclasses.asdict(atlas.labels),
-        "stacks": {name: {"kind": stack.kind, "gated": stack.gated, "activation": stack.activation,
-                          "layers": len(stack.layers), "channels": stack.n_channels, "experts": stack.n_experts}
-                   for name, stack in atlas.stacks.items()},
+        "stacks": {
+            name: {
+                "kind": stack.kind,
+                "gated": stack.gated,
+                "activation": stack.activation,
+                "layers": len(stack.layers),
+                "channels": stack.n_channels,
+                "experts": stack.n_experts,
+            }
+            for name, stack in atlas.stacks.items()
+        },
         "layers": layer_rows(atlas),
-        "build": {"seconds": atlas.producer.seconds, "peak_memory_bytes": atlas.producer.peak_memory_bytes,
-                  "hardware": atlas.producer.hardware, "versions": dict(atlas.producer.versions),
-                  "command": atlas.producer.command},
+        "build": {
+            "seconds": atlas.producer.seconds,
+            "peak_memory_bytes": atlas.producer.peak_memory_bytes,
+            "hardware": atlas.producer.hardware,
+            "versions": dict(atlas.producer.versions),
+            "command": atlas.producer.command,
+        },
     }
 
 
@@ -94,15 +114,21 @@ def layer_rows(atlas: Atlas) -> list[dict[str, Any]]:
         lp, label = stack.row("lp", block.row).ravel(), stack.row("label", block.row).ravel()
         numbers = concentration(lp, atlas.labels.rho)
         row: dict[str, Any] = {
-            "layer": block.layer_index, "stack": block.stack, "channels": int(lp.size),
-            "lp_mass": numbers.mass, "top_share": numbers.top_share,
-            "effective_channels": numbers.effective_channels, "max_over_mean": numbers.max_over_mean,
+            "layer": block.layer_index,
+            "stack": block.stack,
+            "channels": int(lp.size),
+            "lp_mass": numbers.mass,
+            "top_share": numbers.top_share,
+            "effective_channels": numbers.effective_channels,
+            "max_over_mean": numbers.max_over_mean,
             "gini": numbers.gini,
-            "supernodes": int((label == schema.LABEL_SUPERNODE).sum()), "halo": int((label == schema.LABEL_HALO).sum()),
+            "supernodes": int((label == schema.LABEL_SUPERNODE).sum()),
+            "halo": int((label == schema.LABEL_HALO).sum()),
         }
         for name in ("redundancy", "redundancy_null"):
-            row[f"halo_{name}"] = _median(stack.row(name, block.row).ravel()[label == schema.LABEL_HALO]) \
-                if name in stack else float("nan")
+            row[f"halo_{name}"] = (
+                _median(stack.row(name, block.row).ravel()[label == schema.LABEL_HALO]) if name in stack else float("nan")
+            )
         if "core_covered" in stack:
             row["core_covered"] = float(np.mean(stack.row("core_covered", block.row)))
         rows.append(row)
@@ -117,14 +143,33 @@ def print_layers(atlas: Atlas, rows: list[dict[str, Any]]) -> None:
 def layer_table(atlas: Atlas, rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Headings and cells of `layer_rows`."""
     several = len(atlas.stacks) > 1
-    headings = ["layer", *(["stack"] if several else []), "channels", "LP mass",
-                f"top {atlas.labels.rho * 100:.3g}%", "n_eff", "max/mean", "super", "halo", "halo red", "null"]
+    headings = [
+        "layer",
+        *(["stack"] if several else []),
+        "channels",
+        "LP mass",
+        f"top {atlas.labels.rho * 100:.3g}%",
+        "n_eff",
+        "max/mean",
+        "super",
+        "halo",
+        "halo red",
+        "null",
+    ]
     return headings, [
-        [str(row["layer"]), *([row["stack"]] if several else []), f"{row['channels']:,}",
-         significant(row["lp_mass"], 3), f"{row['top_share']:.1%}",
-         significant(row["effective_channels"], 4), significant(row["max_over_mean"], 4),
-         str(row["supernodes"]), str(row["halo"]),
-         significant(row["halo_redundancy"], 2), significant(row["halo_redundancy_null"], 2)]
+        [
+            str(row["layer"]),
+            *([row["stack"]] if several else []),
+            f"{row['channels']:,}",
+            significant(row["lp_mass"], 3),
+            f"{row['top_share']:.1%}",
+            significant(row["effective_channels"], 4),
+            significant(row["max_over_mean"], 4),
+            str(row["supernodes"]),
+            str(row["halo"]),
+            significant(row["halo_redundancy"], 2),
+            significant(row["halo_redundancy_null"], 2),
+        ]
         for row in rows
     ]
 

@@ -19,16 +19,26 @@ def add(commands: Any) -> None:
 
     from chanfmt.format.records import LabelSettings
 
-    parser = commands.add_parser("label", help="label an atlas again with other settings", description=(
-        "Label FILE again. Settings that are not given stay as they are in the file."))
+    parser = commands.add_parser(
+        "label",
+        help="label an atlas again with other settings",
+        description=("Label FILE again. Settings that are not given stay as they are in the file."),
+    )
     parser.add_argument("file", metavar="FILE")
     kinds = typing.get_type_hints(LabelSettings)
     for field in dataclasses.fields(LabelSettings):
         if "help" in field.metadata:
-            parser.add_argument(field.metadata.get("flag", f"--{field.name}"), dest=field.name, type=kinds[field.name],
-                                help=f"{field.metadata['help']} (default: as in FILE)")
-    parser.add_argument("--model", metavar="MODEL",
-                        help="the measured model (Hub id, directory or .gguf file), to compute connectivity from its weights")
+            parser.add_argument(
+                field.metadata.get("flag", f"--{field.name}"),
+                dest=field.name,
+                type=kinds[field.name],
+                help=f"{field.metadata['help']} (default: as in FILE)",
+            )
+    parser.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="the measured model (Hub id, directory or .gguf file), to compute connectivity from its weights",
+    )
     parser.add_argument("-o", dest="output", metavar="FILE", help="atlas to write (default: FILE itself)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -49,8 +59,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
     given = {name: value for name, value in _settings(arguments).items() if value is not None}
     if not given and arguments.model is None:
-        raise UsageError("no setting to change was given",
-                         hint="give one of --rho --eta --support --alpha --gamma, or the weights with --model")
+        raise UsageError(
+            "no setting to change was given",
+            hint="give one of --rho --eta --support --alpha --gamma, or the weights with --model",
+        )
     if arguments.output is None and is_address(arguments.file):
         raise UsageError(f"{arguments.file} is on the Hub", hint="say where the result goes: add -o FILE")
     output = Path(arguments.output or arguments.file)
@@ -74,14 +86,24 @@ def _run(arguments: argparse.Namespace) -> int:
     if "redundancy" in lost:
         say("note: the protection factor is 1 everywhere; only a build measures redundancy")
     if after.core_rho != settings.rho:
-        say(f"note: connectivity and redundancy still refer to the top {after.core_rho:.4g} of channels; "
-                    "--model computes connectivity anew")
+        say(
+            f"note: connectivity and redundancy still refer to the top {after.core_rho:.4g} of channels; "
+            "--model computes connectivity anew"
+        )
     written = write_atlas(noted(after, "label", [digest], [source], **details), output)
     rows = _changes(before, after)
     say(f"wrote {output}; {sum(row['moved'] for row in rows):,} labels changed")
     if arguments.json:
-        framework.print_json({"file": str(output), "content_sha256": written, "labels": dataclasses.asdict(settings),
-                            "core_rho": after.core_rho, "dropped": list(after.dropped), "layers": rows})
+        framework.print_json(
+            {
+                "file": str(output),
+                "content_sha256": written,
+                "labels": dataclasses.asdict(settings),
+                "core_rho": after.core_rho,
+                "dropped": list(after.dropped),
+                "layers": rows,
+            }
+        )
     else:
         _print(rows, settings)
     return 0
@@ -108,10 +130,29 @@ def _changes(before: AtlasContent, after: AtlasContent) -> list[dict[str, Any]]:
 
 def _print(rows: list[dict[str, Any]], settings: LabelSettings) -> None:
     several = len({row["stack"] for row in rows}) > 1
-    headings = ["layer", *(["stack"] if several else []), "channels", f"top {settings.rho * 100:.3g}%", "before", "halo",
-                "before", "changed"]
-    framework.print_table(headings, [
-        [str(row["layer"]), *([row["stack"]] if several else []), f"{row['channels']:,}", str(row["supernodes"]),
-         str(row["supernodes_before"]), str(row["halo"]), str(row["halo_before"]), str(row["moved"])]
-        for row in rows
-    ])
+    headings = [
+        "layer",
+        *(["stack"] if several else []),
+        "channels",
+        f"top {settings.rho * 100:.3g}%",
+        "before",
+        "halo",
+        "before",
+        "changed",
+    ]
+    framework.print_table(
+        headings,
+        [
+            [
+                str(row["layer"]),
+                *([row["stack"]] if several else []),
+                f"{row['channels']:,}",
+                str(row["supernodes"]),
+                str(row["supernodes_before"]),
+                str(row["halo"]),
+                str(row["halo_before"]),
+                str(row["moved"]),
+            ]
+            for row in rows
+        ],
+    )

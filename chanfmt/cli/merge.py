@@ -12,12 +12,20 @@ if TYPE_CHECKING:
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("merge", help="atlases of one model on different text as one", description=(
-        "Add up atlases of one model that were built on different sequences. Without --model the result has no halo."))
+    parser = commands.add_parser(
+        "merge",
+        help="atlases of one model on different text as one",
+        description=(
+            "Add up atlases of one model that were built on different sequences. Without --model the result has no halo."
+        ),
+    )
     parser.add_argument("files", metavar="FILE", nargs="+")
     parser.add_argument("-o", dest="output", metavar="FILE", required=True, help="atlas to write")
-    parser.add_argument("--model", metavar="MODEL",
-                        help="the measured model (Hub id, directory or .gguf file), to compute connectivity and the halo")
+    parser.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="the measured model (Hub id, directory or .gguf file), to compute connectivity and the halo",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--quiet", action="store_true", help="no narration")
@@ -51,8 +59,10 @@ def _run(arguments: argparse.Namespace) -> int:
         advice = "" if arguments.model else "; --model computes connectivity and the halo from the weights"
         tell(f"note: dropped {', '.join(content.dropped)}{advice}")
     write_atlas(content, output)
-    tell(f"wrote {output}: {content.calibration.sequences:,} sequences of {len(arguments.files)} atlases; "
-        f"browse it with: atlas-tui {output}")
+    tell(
+        f"wrote {output}: {content.calibration.sequences:,} sequences of {len(arguments.files)} atlases; "
+        f"browse it with: atlas-tui {output}"
+    )
     with Atlas.open(output) as atlas:
         data = info_data(atlas)
         if arguments.json:

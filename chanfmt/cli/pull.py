@@ -13,8 +13,11 @@ if TYPE_CHECKING:
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("pull", help="get an atlas from the Hugging Face Hub", description=(
-        "Get an atlas from the data set REPO, check it, and write it to OUT."))
+    parser = commands.add_parser(
+        "pull",
+        help="get an atlas from the Hugging Face Hub",
+        description=("Get an atlas from the data set REPO, check it, and write it to OUT."),
+    )
     parser.add_argument("repo", metavar="REPO", help="USER/NAME or USER/NAME@REVISION, or an address hf://...")
     parser.add_argument("file", metavar="FILE", nargs="?", help="file in REPO (default: its only .h5 file)")
     parser.add_argument("-o", dest="output", metavar="OUT", required=True, help="atlas to write")
@@ -54,6 +57,12 @@ def _run(arguments: argparse.Namespace) -> int:
     tell(f"wrote {output}, a copy of {fetched.source}; browse it with: atlas-tui {output}")
     if arguments.json:
         with Atlas.open(output) as atlas:
-            framework.print_json({"file": str(output), "source": str(fetched.source), "commit": fetched.source.revision,
-                                "content_sha256": atlas.content_sha256})
+            framework.print_json(
+                {
+                    "file": str(output),
+                    "source": str(fetched.source),
+                    "commit": fetched.source.revision,
+                    "content_sha256": atlas.content_sha256,
+                }
+            )
     return 0

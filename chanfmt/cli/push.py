@@ -15,9 +15,14 @@ if TYPE_CHECKING:
 def add(commands: Any) -> None:
     from chanfmt.hub.publish import PublishOptions
 
-    parser = commands.add_parser("push", help="publish an atlas on the Hugging Face Hub", description=(
-        "Publish FILE with a card as the data set REPO, private unless --public, and read it back. After a break, the same "
-        "command uploads what is missing."))
+    parser = commands.add_parser(
+        "push",
+        help="publish an atlas on the Hugging Face Hub",
+        description=(
+            "Publish FILE with a card as the data set REPO, private unless --public, and read it back. After a break, the same "
+            "command uploads what is missing."
+        ),
+    )
     parser.add_argument("file", metavar="FILE")
     parser.add_argument("repo", metavar="REPO", help="USER/NAME, or NAME for one of yours")
     framework.add_options(parser, PublishOptions)
@@ -44,8 +49,14 @@ def _run(arguments: argparse.Namespace) -> int:
         options = framework.parse_options(arguments, PublishOptions)
         if options.public and atlas.calibration.token_ids is not None:
             tell("note: the file holds the token ids of its calibration text; atlas strip leaves them out")
-        done, place = publish_atlas(atlas, arguments.repo, layer_table(atlas, layer_rows(atlas)), options, note=tell,
-                                    progress=sys.stderr.isatty() and not arguments.quiet)
+        done, place = publish_atlas(
+            atlas,
+            arguments.repo,
+            layer_table(atlas, layer_rows(atlas)),
+            options,
+            note=tell,
+            progress=sys.stderr.isatty() and not arguments.quiet,
+        )
     tell(f"published and read back; use it as: {place}")
     if arguments.json:
         framework.print_json({"repo": done.repo, "url": done.url, "commit": done.commit, "address": str(place)})

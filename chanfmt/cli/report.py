@@ -17,9 +17,14 @@ if TYPE_CHECKING:
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("report", help="what an atlas shows, with figures, beside what the paper found", description=(
-        "Write a directory with report.html (one self-contained page), report.md, report.json, figures/ (PNG and SVG) and "
-        "data/ (CSV): concentration, its factors, controls, the halo's redundancy, read connectivity, stability."))
+    parser = commands.add_parser(
+        "report",
+        help="what an atlas shows, with figures, beside what the paper found",
+        description=(
+            "Write a directory with report.html (one self-contained page), report.md, report.json, figures/ (PNG and SVG) and "
+            "data/ (CSV): concentration, its factors, controls, the halo's redundancy, read connectivity, stability."
+        ),
+    )
     parser.add_argument("file", metavar="FILE")
     add_output(parser)
     parser.set_defaults(run=_run)

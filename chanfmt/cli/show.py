@@ -19,16 +19,22 @@ if TYPE_CHECKING:
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("show", help="the channels of one layer, its experts, or one channel", description=(
-        "Print the channels of a layer's FFN; of a layer with experts these, or with --expert one's channels; with --channel all "
-        "that the atlas knows of one."))
+    parser = commands.add_parser(
+        "show",
+        help="the channels of one layer, its experts, or one channel",
+        description=(
+            "Print the channels of a layer's FFN; of a layer with experts these, or with --expert one's channels; with --channel all "
+            "that the atlas knows of one."
+        ),
+    )
     parser.add_argument("file", metavar="FILE")
     parser.add_argument("--layer", type=int, required=True, help="layer index in the model")
     parser.add_argument("--stack", help="which FFN, where a layer has several")
     parser.add_argument("--expert", type=int, metavar="E", help="which expert, where the layer has some")
     parser.add_argument("--channel", type=int, metavar="C", help="this channel alone: ranks, splits, partners, dimensions")
-    parser.add_argument("--sort", default="lp", metavar="METRIC",
-                        help="metric to sort by, largest first, or channel (default: lp)")
+    parser.add_argument(
+        "--sort", default="lp", metavar="METRIC", help="metric to sort by, largest first, or channel (default: lp)"
+    )
     parser.add_argument("--top", type=int, default=20, help="rows to print, 0 for all (default: 20)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(run=_run)
@@ -44,8 +50,10 @@ def _run(arguments: argparse.Namespace) -> int:
         stack = atlas.stacks[block.stack]
         expert = arguments.expert
         if expert is not None and not 0 <= expert < block.n_experts:
-            raise UsageError(f"layer {block.layer_index} has no expert {expert}", hint=(
-                f"experts: 0 to {block.n_experts - 1}" if block.n_experts else "it is dense: leave out --expert"))
+            raise UsageError(
+                f"layer {block.layer_index} has no expert {expert}",
+                hint=(f"experts: 0 to {block.n_experts - 1}" if block.n_experts else "it is dense: leave out --expert"),
+            )
         if block.n_experts and expert is None:
             if arguments.channel is not None:
                 raise UsageError(f"layer {block.layer_index} has {block.n_experts} experts", hint="add --expert E")
@@ -64,8 +72,12 @@ def _values(stack: Stack, block: Block, expert: int | None, name: str) -> np.nda
 
 
 def _place(block: Block, expert: int | None) -> dict[str, Any]:
-    return {"layer": block.layer_index, "stack": block.stack, "module": block.module,
-            **({} if expert is None else {"expert": expert})}
+    return {
+        "layer": block.layer_index,
+        "stack": block.stack,
+        "module": block.module,
+        **({} if expert is None else {"expert": expert}),
+    }
 
 
 def _show_channels(stack: Stack, block: Block, arguments: argparse.Namespace) -> None:
@@ -85,15 +97,32 @@ def _show_channels(stack: Stack, block: Block, arguments: argparse.Namespace) ->
         order = np.argsort(-np.nan_to_num(values[arguments.sort], nan=-np.inf), kind="stable")
     order = order[: arguments.top or None]
     if arguments.json:
-        framework.print_json({**_place(block, arguments.expert), "channels": [
-            {"channel": int(channel), "label": schema.LABELS.get(int(label[channel]), "?"),
-             **{name: float(values[name][channel]) for name in names}} for channel in order]})
+        framework.print_json(
+            {
+                **_place(block, arguments.expert),
+                "channels": [
+                    {
+                        "channel": int(channel),
+                        "label": schema.LABELS.get(int(label[channel]), "?"),
+                        **{name: float(values[name][channel]) for name in names},
+                    }
+                    for channel in order
+                ],
+            }
+        )
         return
-    framework.print_table(["rank", "channel", "label", *(held[name] for name in names)], [
-        [str(rank), str(channel), schema.LABELS.get(int(label[channel]), "?"),
-         *(significant(float(values[name][channel])) for name in names)]
-        for rank, channel in enumerate(order, 1)
-    ])
+    framework.print_table(
+        ["rank", "channel", "label", *(held[name] for name in names)],
+        [
+            [
+                str(rank),
+                str(channel),
+                schema.LABELS.get(int(label[channel]), "?"),
+                *(significant(float(values[name][channel])) for name in names),
+            ]
+            for rank, channel in enumerate(order, 1)
+        ],
+    )
 
 
 def _show_experts(stack: Stack, block: Block, rho: float, arguments: argparse.Namespace) -> None:
@@ -109,23 +138,36 @@ def _show_experts(stack: Stack, block: Block, rho: float, arguments: argparse.Na
     rows = []
     for expert in range(block.n_experts):
         label = _values(stack, block, expert, "label")
-        rows.append({
-            "expert": expert, "tokens": int(stack.row("tokens", block.row)[expert]),
-            **dataclasses.asdict(concentration(_values(stack, block, expert, "lp"), rho)),
-            "supernodes": int((label == schema.LABEL_SUPERNODE).sum()), "halo": int((label == schema.LABEL_HALO).sum()),
-        })
+        rows.append(
+            {
+                "expert": expert,
+                "tokens": int(stack.row("tokens", block.row)[expert]),
+                **dataclasses.asdict(concentration(_values(stack, block, expert, "lp"), rho)),
+                "supernodes": int((label == schema.LABEL_SUPERNODE).sum()),
+                "halo": int((label == schema.LABEL_HALO).sum()),
+            }
+        )
     if arguments.sort != "lp":
         raise UsageError("experts are printed in their order", hint="add --expert E to sort one's channels")
     shown = rows[: arguments.top or None]
     if arguments.json:
         framework.print_json({**_place(block, None), "experts": shown})
         return
-    framework.print_table(["expert", "tokens", "LP mass", f"top {100 * rho:g}%", "n_eff", "max/mean", "super", "halo"], [
-        [str(row["expert"]), f"{row['tokens']:,}", significant(row["mass"], 3),
-         "-" if np.isnan(row["top_share"]) else f"{row['top_share']:.1%}",
-         *(significant(row[name]) for name in ("effective_channels", "max_over_mean")),
-         str(row["supernodes"]), str(row["halo"])] for row in shown
-    ])
+    framework.print_table(
+        ["expert", "tokens", "LP mass", f"top {100 * rho:g}%", "n_eff", "max/mean", "super", "halo"],
+        [
+            [
+                str(row["expert"]),
+                f"{row['tokens']:,}",
+                significant(row["mass"], 3),
+                "-" if np.isnan(row["top_share"]) else f"{row['top_share']:.1%}",
+                *(significant(row[name]) for name in ("effective_channels", "max_over_mean")),
+                str(row["supernodes"]),
+                str(row["halo"]),
+            ]
+            for row in shown
+        ],
+    )
 
 
 def _show_channel(atlas: Atlas, stack: Stack, block: Block, arguments: argparse.Namespace) -> None:
@@ -145,8 +187,9 @@ def _show_channel(atlas: Atlas, stack: Stack, block: Block, arguments: argparse.
         if name in stack:
             rows = stack[name][:, block.row]
             series[name] = rows if expert is None else rows[:, expert]
-    card = make_card({name: _values(stack, block, expert, name) for name in names}, series, stack.supports, channel,
-                     atlas.labels.rho)
+    card = make_card(
+        {name: _values(stack, block, expert, name) for name in names}, series, stack.supports, channel, atlas.labels.rho
+    )
     label = schema.LABELS.get(int(_values(stack, block, expert, "label")[channel]), "?") if "label" in stack else "unknown"
     if arguments.json:
         framework.print_json({**_place(block, expert), "channel": channel, "label": label, **dataclasses.asdict(card)})
@@ -160,23 +203,39 @@ def _print_card(card: Card) -> None:
     def share(value: float) -> str:
         return "-" if value != value else f"{value:.1%}"
 
-    framework.print_table(["metric", "value", "rank", "of", "above", "x median"], [
-        (item.name, significant(item.value), str(item.rank or "-"), str(item.known), share(item.below),
-         significant(item.times_median, 3)) for item in card.metrics
-    ])
+    framework.print_table(
+        ["metric", "value", "rank", "of", "above", "x median"],
+        [
+            (
+                item.name,
+                significant(item.value),
+                str(item.rank or "-"),
+                str(item.known),
+                share(item.below),
+                significant(item.times_median, 3),
+            )
+            for item in card.metrics
+        ],
+    )
     if card.splits:
         core = sum(split.supernode for split in card.splits)
         print(f"\na supernode in {core} of {len(card.splits)} splits; LP varies by {share(card.variation)} of its mean")
-        framework.print_table(["split", "LP", "rank"], [
-            (str(number), significant(split.lp, 3), str(split.rank or "-")) for number, split in enumerate(card.splits)])
+        framework.print_table(
+            ["split", "LP", "rank"],
+            [(str(number), significant(split.lp, 3), str(split.rank or "-")) for number, split in enumerate(card.splits)],
+        )
     if card.supports:
         print("\nshare of its write vector on the write support")
-        framework.print_table(["dimensions", "share", "median channel"], [
-            (str(size), share(own), share(median)) for size, own, median in card.supports])
+        framework.print_table(
+            ["dimensions", "share", "median channel"],
+            [(str(size), share(own), share(median)) for size, own, median in card.supports],
+        )
     if card.partners:
         print("\nsupernodes that it is most redundant with")
-        framework.print_table(["channel", "LP rank", "nats"], [
-            (str(other), str(rank), significant(value, 3)) for other, value, rank in card.partners])
+        framework.print_table(
+            ["channel", "LP rank", "nats"],
+            [(str(other), str(rank), significant(value, 3)) for other, value, rank in card.partners],
+        )
     if card.dimensions:
         print("\ndimensions of the write support that it writes to most")
         framework.print_table(["dimension", "share"], [(str(name), share(value)) for name, value in card.dimensions])

@@ -11,9 +11,14 @@ if TYPE_CHECKING:
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("strip", help="an atlas for sharing, without its sums and its text", description=(
-        "Write FILE again with its metrics and labels, without the sums behind them and without the token ids of the "
-        "calibration text. The result cannot be merged."))
+    parser = commands.add_parser(
+        "strip",
+        help="an atlas for sharing, without its sums and its text",
+        description=(
+            "Write FILE again with its metrics and labels, without the sums behind them and without the token ids of the "
+            "calibration text. The result cannot be merged."
+        ),
+    )
     parser.add_argument("file", metavar="FILE")
     parser.add_argument("-o", dest="output", metavar="FILE", required=True, help="atlas to write")
     parser.add_argument("--keep-tokens", action="store_true", help="keep the token ids of the calibration text")
@@ -35,8 +40,9 @@ def _run(arguments: argparse.Namespace) -> int:
     # A damaged file must not come out with a fresh digest.
     with Atlas.open(arguments.file, verify=True, contained=True) as atlas:
         size = atlas.path.stat().st_size
-        content = noted(stripped(atlas.content(), keep_tokens=arguments.keep_tokens), "strip", [atlas.content_sha256],
-                        [atlas.hub_source])
+        content = noted(
+            stripped(atlas.content(), keep_tokens=arguments.keep_tokens), "strip", [atlas.content_sha256], [atlas.hub_source]
+        )
     write_atlas(content, output)
     without = [*content.dropped, *(["the token ids"] if content.calibration.token_ids is None else [])]
     say(f"wrote {output}: {output.stat().st_size / 1e6:,.1f} of {size / 1e6:,.1f} MB; without {', '.join(without)}")

@@ -15,9 +15,14 @@ if TYPE_CHECKING:
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("validate", help="check files against the specification", description=(
-        "Check every FILE against the specification: structure, references, values, digests. Exit code 0 when "
-        "all are valid, 1 when one is not, 2 when one is not there."))
+    parser = commands.add_parser(
+        "validate",
+        help="check files against the specification",
+        description=(
+            "Check every FILE against the specification: structure, references, values, digests. Exit code 0 when "
+            "all are valid, 1 when one is not, 2 when one is not there."
+        ),
+    )
     parser.add_argument("files", metavar="FILE", nargs="+")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(run=_run)
@@ -32,11 +37,28 @@ def _run(arguments: argparse.Namespace) -> int:
     results = {name: validate_contained(locate(os.path.expanduser(name)).path) for name in arguments.files}
     valid = {name: not any(finding.rule.severity == ERROR for finding in findings) for name, findings in results.items()}
     if arguments.json:
-        framework.print_json({"specification": schema.FORMAT_VERSION, "files": [
-            {"file": name, "valid": valid[name], "findings": [
-                {"code": finding.code, "severity": finding.rule.severity, "path": finding.path,
-                 "message": finding.message, "fix": finding.rule.fix} for finding in findings]}
-            for name, findings in results.items()]})
+        framework.print_json(
+            {
+                "specification": schema.FORMAT_VERSION,
+                "files": [
+                    {
+                        "file": name,
+                        "valid": valid[name],
+                        "findings": [
+                            {
+                                "code": finding.code,
+                                "severity": finding.rule.severity,
+                                "path": finding.path,
+                                "message": finding.message,
+                                "fix": finding.rule.fix,
+                            }
+                            for finding in findings
+                        ],
+                    }
+                    for name, findings in results.items()
+                ],
+            }
+        )
     else:
         for name, findings in results.items():
             _print(name, findings, f"valid atlas {schema.FORMAT_VERSION}" if valid[name] else "invalid")

@@ -109,17 +109,21 @@ def read_inputs(path: Path) -> InputFile:
         if values.ndim == 0:
             raise UsageError(f"{path}: {name} is a single number", hint="the first axis of every array runs over samples")
         if values.size and not np.isfinite(values).all():
-            raise UsageError(f"{path}: {name} holds NaN or infinite values, in sample "
-                             f"{int(np.argwhere(~np.isfinite(values))[0, 0])} first")
+            raise UsageError(
+                f"{path}: {name} holds NaN or infinite values, in sample {int(np.argwhere(~np.isfinite(values))[0, 0])} first"
+            )
         if name.endswith(_MASK) and not values.all():
             raise UsageError(
                 f"{path}: {name} hides part of sample {int(np.argwhere(values == 0)[0, 0])}; padding would count as tokens",
-                hint="cut all samples to the length of the shortest")
+                hint="cut all samples to the length of the shortest",
+            )
     counts = {name: len(values) for name, values in arrays.items()}
     if len(set(counts.values())) > 1:
-        raise UsageError(f"{path}: its arrays have different numbers of samples: "
-                         + ", ".join(f"{name} {count}" for name, count in counts.items()),
-                         hint="the first axis of every array runs over samples")
+        raise UsageError(
+            f"{path}: its arrays have different numbers of samples: "
+            + ", ".join(f"{name} {count}" for name, count in counts.items()),
+            hint="the first axis of every array runs over samples",
+        )
     if not all(values.size for values in arrays.values()):
         raise UsageError(f"{path} holds no samples")
     if LABELS in arrays:
@@ -138,11 +142,15 @@ def draw_tokens(file: InputFile, sequences: int, seq_len: int, seed: int, *, con
         raise UsageError(f"{file.name}: {IDS} is {ids.dtype} of shape {ids.shape}, not token ids (sample, position)")
     rows = config.get_text_config().vocab_size
     if ids.min() < 0 or ids.max() >= rows:
-        raise UsageError(f"{file.name}: {IDS} run from {ids.min()} to {ids.max()}, and the embedding of {model} has {rows} rows",
-                         hint="make the file with the model's own tokenizer")
+        raise UsageError(
+            f"{file.name}: {IDS} run from {ids.min()} to {ids.max()}, and the embedding of {model} has {rows} rows",
+            hint="make the file with the model's own tokenizer",
+        )
     if ids.shape[1] > seq_len:
-        say(f"note: the sequences of {file.name} have {ids.shape[1]} tokens; the first {seq_len} of each are used (--seq-len)",
-            quiet=quiet)
+        say(
+            f"note: the sequences of {file.name} have {ids.shape[1]} tokens; the first {seq_len} of each are used (--seq-len)",
+            quiet=quiet,
+        )
         ids = ids[:, :seq_len]
     check_context(config, ids.shape[1], model)
     different = np.unique(ids.astype(np.int32), axis=0)
@@ -158,16 +166,24 @@ def draw_samples(
     chosen = _chosen(len(order), sequences, seed, file.name, quiet=quiet)
     _, sha256, split_of = canonical_order([sha256[index] for index in chosen])
     source = Source(file.name, file.sha256, len(file), np.zeros((0, 0), np.int32), file.layout)
-    return source, CalibrationInputs({name: values[order[chosen]] for name, values in file.arrays.items()}, sha256, split_of,
-                                     np.zeros(len(chosen), np.int32), seq_len, rows)
+    return source, CalibrationInputs(
+        {name: values[order[chosen]] for name, values in file.arrays.items()},
+        sha256,
+        split_of,
+        np.zeros(len(chosen), np.int32),
+        seq_len,
+        rows,
+    )
 
 
 def placed(arrays: Mapping[str, np.ndarray], model: Any) -> dict[str, torch.Tensor]:
     """``arrays`` where ``model`` is: floats in its dtype, whole numbers as int64."""
     parameter = next(model.parameters())
     wanted = {"f": parameter.dtype, "i": torch.int64, "u": torch.int64, "b": torch.bool}
-    return {name: torch.from_numpy(np.array(values)).to(parameter.device, wanted[values.dtype.kind])
-            for name, values in arrays.items()}
+    return {
+        name: torch.from_numpy(np.array(values)).to(parameter.device, wanted[values.dtype.kind])
+        for name, values in arrays.items()
+    }
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
@@ -184,17 +200,23 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        raise UsageError(f"{path} is not a readable .npz file of numbers: {first_line(error)}",
-                         hint="write it with numpy.savez(path, NAME=array, ...), each array of one shape") from None
+        raise UsageError(
+            f"{path} is not a readable .npz file of numbers: {first_line(error)}",
+            hint="write it with numpy.savez(path, NAME=array, ...), each array of one shape",
+        ) from None
 
 
 def _check_labels(labels: np.ndarray, path: Path) -> None:
     if labels.dtype.kind not in "iu":
-        raise UsageError(f"{path}: {LABELS} has the type {labels.dtype}; classes and token ids are whole numbers",
-                         hint="leave them out to measure against the embedding")
+        raise UsageError(
+            f"{path}: {LABELS} has the type {labels.dtype}; classes and token ids are whole numbers",
+            hint="leave them out to measure against the embedding",
+        )
     if labels.min() < 0:
-        raise UsageError(f"{path}: {LABELS} holds {labels.min()}; places without a label would count as tokens all the same",
-                         hint="cut all samples to the length of the shortest")
+        raise UsageError(
+            f"{path}: {LABELS} holds {labels.min()}; places without a label would count as tokens all the same",
+            hint="cut all samples to the length of the shortest",
+        )
 
 
 def _chosen(available: int, sequences: int, seed: int, name: str, *, quiet: bool) -> np.ndarray:

@@ -21,7 +21,14 @@ BATCH = 16
 
 
 def sample_sequences(
-    model: Any, tokenizer: Any, sequences: int, seq_len: int, seed: int, *, name: str, batch_size: int | None = None,
+    model: Any,
+    tokenizer: Any,
+    sequences: int,
+    seq_len: int,
+    seed: int,
+    *,
+    name: str,
+    batch_size: int | None = None,
     progress: Callable[[int], object] = lambda tokens: None,
 ) -> np.ndarray:
     """Token ids sampled from ``model`` at temperature 1 from all of its vocabulary; int32 (sequence, position).
@@ -52,13 +59,24 @@ def sample_sequences(
             cached = _cache_works(model, device)
             for start in range(0, sequences, size):
                 part = slice(start, start + size)
-                ids[part] = _continue(model, torch.from_numpy(ids[part, :1]).long().to(device),
-                                      torch.from_numpy(uniform[part]).to(device), cached, progress).cpu().numpy()
+                ids[part] = (
+                    _continue(
+                        model,
+                        torch.from_numpy(ids[part, :1]).long().to(device),
+                        torch.from_numpy(uniform[part]).to(device),
+                        cached,
+                        progress,
+                    )
+                    .cpu()
+                    .numpy()
+                )
     except (RuntimeError, IndexError) as error:
         # Only accelerators have an exception of their own for it.
         if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
-            raise ChanfmtError(f"out of memory sampling {min(size, sequences)} sequences at a time",
-                               hint="use a smaller --batch-size or --seq-len, or --dtype bfloat16") from None
+            raise ChanfmtError(
+                f"out of memory sampling {min(size, sequences)} sequences at a time",
+                hint="use a smaller --batch-size or --seq-len, or --dtype bfloat16",
+            ) from None
         raise ModelError(f"{name} cannot continue a text to {seq_len} tokens: {first_line(error)}") from error
     return ids
 

@@ -55,6 +55,8 @@ def divide(weights: Mapping[str, float], sequences: int) -> dict[str, int]:
         counts[source] += 1
     for source, count in counts.items():
         if not count:
-            raise UsageError(f"--sequences {sequences} leaves no sequence for {source}",
-                             hint="use more --sequences, or give it a larger weight")
+            raise UsageError(
+                f"--sequences {sequences} leaves no sequence for {source}",
+                hint="use more --sequences, or give it a larger weight",
+            )
     return counts

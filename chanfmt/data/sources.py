@@ -58,14 +58,19 @@ def draw_text(
         token_ids = tokenize_documents(tokenizer, text)
     else:
         if text.documents:
-            say(f"note: the tokenizer of {model} has no EOS; the documents of {text.source} are joined by a blank line",
-                quiet=quiet)
+            say(
+                f"note: the tokenizer of {model} has no EOS; the documents of {text.source} are joined by a blank line",
+                quiet=quiet,
+            )
         token_ids = tokenize(tokenizer, text)
     check_vocabulary(config, tokenizer, token_ids, model)
     ids = sample(token_ids, sequences, seq_len, seed, source).ids
     if len(ids) < sequences:
-        say(f"note: {text.source} has {len(token_ids)} tokens, {len(ids)} different sequences of {seq_len}, "
-            f"not {sequences}; using them all", quiet=quiet)
+        say(
+            f"note: {text.source} has {len(token_ids)} tokens, {len(ids)} different sequences of {seq_len}, "
+            f"not {sequences}; using them all",
+            quiet=quiet,
+        )
     return Source(text.source, text.revision, len(token_ids) // seq_len, ids)
 
 
@@ -78,8 +83,10 @@ def together(sources: Sequence[Source], *, quiet: bool = False) -> tuple[tuple[S
     counts = [len(source.ids) for source in ordered]
     tokens = canonical(np.concatenate([source.ids for source in ordered]), np.repeat(np.arange(len(ordered)), counts))
     if len(tokens.ids) < sum(counts):
-        say(f"note: {sum(counts) - len(tokens.ids)} of {sum(counts)} calibration sequences occur twice and are counted once",
-            quiet=quiet)
+        say(
+            f"note: {sum(counts) - len(tokens.ids)} of {sum(counts)} calibration sequences occur twice and are counted once",
+            quiet=quiet,
+        )
     return ordered, tokens
 
 
@@ -95,16 +102,21 @@ def contributions(
             continue
         # The same measurement has the same id, whoever makes it and in however many sessions.
         identity = "\n".join([model.fingerprint, model.config_sha256, model.dtype, *sha256])
-        rows.append((number, Contribution(
-            id=hashlib.sha256(identity.encode()).hexdigest()[:32],
-            source=source.name,
-            revision=source.revision,
-            range=f"0:{source.blocks}",
-            sequences=len(sha256),
-            tokens=len(sha256) * tokens.seq_len,
-            producer=f"chanfmt {__version__}",
-            inputs=source.inputs,
-        )))
+        rows.append(
+            (
+                number,
+                Contribution(
+                    id=hashlib.sha256(identity.encode()).hexdigest()[:32],
+                    source=source.name,
+                    revision=source.revision,
+                    range=f"0:{source.blocks}",
+                    sequences=len(sha256),
+                    tokens=len(sha256) * tokens.seq_len,
+                    producer=f"chanfmt {__version__}",
+                    inputs=source.inputs,
+                ),
+            )
+        )
     rows.sort(key=lambda row: row[1].id)
     position = np.zeros(len(sources), dtype=np.int32)
     for index, (number, _) in enumerate(rows):

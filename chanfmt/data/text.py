@@ -87,8 +87,10 @@ def read_text(source: str, purpose: Purpose, *, empty_rows: bool = False, quiet:
     rows: Iterable[str]
     documents = False
     if source == SELF:
-        raise UsageError("self is sampled from the model at hand: every model would be measured on another text",
-                         hint="use wikitext2, pydoc, a file or a data set; self is for atlas build --calib")
+        raise UsageError(
+            "self is sampled from the model at hand: every model would be measured on another text",
+            hint="use wikitext2, pydoc, a file or a data set; self is for atlas build --calib",
+        )
     if path.suffix in ARRAYS:
         raise UsageError(f"{source} holds inputs of one model, and no text", hint="it is for atlas build --calib")
     if source == "pydoc":

@@ -114,9 +114,7 @@ def check_context(config: Any, seq_len: int, model: str) -> None:
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     # XLNet says -1: no limit.
     if limit and 0 < limit < seq_len:
-        raise UsageError(
-            f"--seq-len {seq_len} is longer than the context of {model}, {limit}", hint=f"use --seq-len {limit}"
-        )
+        raise UsageError(f"--seq-len {seq_len} is longer than the context of {model}, {limit}", hint=f"use --seq-len {limit}")
 
 
 def check_vocabulary(config: Any, tokenizer: Any, token_ids: np.ndarray, model: str) -> None:

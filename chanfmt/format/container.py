@@ -400,14 +400,16 @@ def _gate(file: h5py.File, path: Path) -> None:
         producer = read_text(file.attrs.get("producer", "an unknown program"), "producer")
         raise AtlasError(
             f"{path} was written by {producer} as version {version}; this chanfmt reads {ours}.x",
-            hint="upgrade with: pip install -U chanfmt", code="E004",
+            hint="upgrade with: pip install -U chanfmt",
+            code="E004",
         )
     features = read_text(file.attrs.get("features_required", ""), "features_required").split()
     unknown = sorted(set(features) - schema.KNOWN_FEATURES)
     if unknown:
         raise AtlasError(
             f"{path} needs the feature {unknown[0]!r}, which this chanfmt does not know",
-            hint="upgrade with: pip install -U chanfmt", code="E005",
+            hint="upgrade with: pip install -U chanfmt",
+            code="E005",
         )
 
 

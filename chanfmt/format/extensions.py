@@ -37,8 +37,11 @@ class ExtensionMerge:
             self._lose(path, (self._groups.pop(path, None) or others[path]).variables)
         for path, group in self._groups.items():
             other = others[path]
-            attributes = {name: value for name, value in group.attributes.items()
-                          if name in other.attributes and _same(value, other.attributes[name])}
+            attributes = {
+                name: value
+                for name, value in group.attributes.items()
+                if name in other.attributes and _same(value, other.attributes[name])
+            }
             self._groups[path] = ExtensionGroup(path, attributes, self._variables(path, group, other))
 
     def groups(self) -> tuple[ExtensionGroup, ...]:
@@ -49,8 +52,14 @@ class ExtensionMerge:
         theirs = {item.name: item for item in other.variables}
         self._lose(path, [item for item in other.variables if item.name not in {own.name for own in group.variables}])
         # Sums over bins are only sums where the bins are the same.
-        scales = {item.name for item in group.variables if _is_scale(item) and item.name in theirs
-                  and _is_scale(theirs[item.name]) and _same(item.values, theirs[item.name].values)}
+        scales = {
+            item.name
+            for item in group.variables
+            if _is_scale(item)
+            and item.name in theirs
+            and _is_scale(theirs[item.name])
+            and _same(item.values, theirs[item.name].values)
+        }
         kept = []
         for item in group.variables:
             if _is_scale(item):
@@ -59,7 +68,8 @@ class ExtensionMerge:
                 continue
             partner = theirs.get(item.name)
             fits = (
-                partner is not None and scales.issuperset(item.dimensions)
+                partner is not None
+                and scales.issuperset(item.dimensions)
                 and all(getattr(item, name) == getattr(partner, name) for name in ("dimensions", "units", "merge"))
             )
             values = _combined(item.merge, item.values, partner.values) if fits and partner is not None else None
@@ -95,8 +105,10 @@ def _combined(rule: str, first: Any, second: Any) -> Any | None:
     """Two arrays by ``rule``, or None where that gives nothing."""
     if rule == "equal":
         return first if _same(first, second) else None
-    if not (isinstance(first, np.ndarray) and isinstance(second, np.ndarray)) \
-            or (first.dtype, first.shape) != (second.dtype, second.shape):
+    if not (isinstance(first, np.ndarray) and isinstance(second, np.ndarray)) or (first.dtype, first.shape) != (
+        second.dtype,
+        second.shape,
+    ):
         return None
     if rule == "sum":
         return added(first, second)

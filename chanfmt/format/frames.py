@@ -29,8 +29,12 @@ def stack_dataset(stack: Stack) -> Any:
         variables[variable.name] = (schema.stack_dimensions(variable, stack.kind), stack[variable.name], attributes)
     coordinates: dict[str, Any] = {"layer": stack.layers, "channel": np.arange(stack.n_channels)}
     held = {name for dimensions, _, _ in variables.values() for name in dimensions}
-    for name, values in (("expert", np.arange(stack.n_experts)), ("split", np.arange(stack.splits)), ("support", stack.supports),
-                         ("nearest", np.arange(schema.NEAREST))):
+    for name, values in (
+        ("expert", np.arange(stack.n_experts)),
+        ("split", np.arange(stack.splits)),
+        ("support", stack.supports),
+        ("nearest", np.arange(schema.NEAREST)),
+    ):
         if name in held:
             coordinates[name] = np.asarray(values)
     return xarray.Dataset(variables, coordinates, {"stack": stack.name, "kind": stack.kind, "activation": stack.activation})
@@ -56,7 +60,8 @@ def channel_frame(atlas: Atlas, metrics: Sequence[str] | None = None) -> Any:
         columns["channel"] = np.tile(np.arange(stack.n_channels), experts)
         if "label" in stack:
             columns["label"] = np.array([schema.LABELS.get(value, str(value)) for value in range(256)])[
-                stack.row("label", block.row).ravel()]
+                stack.row("label", block.row).ravel()
+            ]
         columns |= {name: stack.row(name, block.row).ravel() if name in stack else np.float32(np.nan) for name in names}
         frames.append(pd.DataFrame(columns))
     frame = pd.concat(frames, ignore_index=True)

@@ -123,8 +123,18 @@ class Stack:
                 read_text(self._container.attribute(path, key) or "", f"/{path}@{key}") for key in ("long_name", "units", "merge")
             )
             heading = name.rpartition("/")[2][:10]
-            found.append(schema.Variable(name, self._container.nodes[path].code, ("layer", "channel"), long_name, units, merge,
-                                         required=False, heading=heading))
+            found.append(
+                schema.Variable(
+                    name,
+                    self._container.nodes[path].code,
+                    ("layer", "channel"),
+                    long_name,
+                    units,
+                    merge,
+                    required=False,
+                    heading=heading,
+                )
+            )
         return found
 
     @property
@@ -174,8 +184,16 @@ class Stack:
     def data(self) -> StackData:
         """Everything this stack holds, in memory."""
         return StackData(
-            self.name, self.kind, self.gated, self.activation, self.layers, self.n_channels,
-            self.n_experts, self.splits, {name: self[name] for name in self.variables}, self.supports,
+            self.name,
+            self.kind,
+            self.gated,
+            self.activation,
+            self.layers,
+            self.n_channels,
+            self.n_experts,
+            self.splits,
+            {name: self[name] for name in self.variables},
+            self.supports,
         )
 
     def _place(self, name: str) -> str:
@@ -226,12 +244,11 @@ class Atlas:
             raise AtlasError(f"/labels: {error.message.removeprefix('--')}") from None
         _need_group(container, "stacks")
         needed = frozenset(
-            variable.name for variable in schema.STACK_VARIABLES
+            variable.name
+            for variable in schema.STACK_VARIABLES
             if self.status == "complete" and variable.required and variable.name not in self.dropped
         )
-        self.stacks: dict[str, Stack] = {
-            name: Stack(container, name, needed=needed) for name in container.children("stacks")
-        }
+        self.stacks: dict[str, Stack] = {name: Stack(container, name, needed=needed) for name in container.children("stacks")}
         self.blocks = _read_blocks(container, self.stacks)
 
     @functools.cached_property
@@ -279,20 +296,36 @@ class Atlas:
         """Recompute both digests. Raises `AtlasError` where one differs from what the file states."""
         hint = "copy it again, or rebuild it"
         if content_sha256(self._container) != self.content_sha256:
-            raise AtlasError(f"{self.path} does not match its content_sha256: its data changed after it was written",
-                             hint=hint, code="E401", where="/@content_sha256")
+            raise AtlasError(
+                f"{self.path} does not match its content_sha256: its data changed after it was written",
+                hint=hint,
+                code="E401",
+                where="/@content_sha256",
+            )
         if SEAL in self._container:
             seal = self._container.nodes[SEAL]
             stated = self._container.read(SEAL).tobytes()
             if seal.nbytes != SEAL_BYTES or file_sha256(self._container.descriptor, seal.offset) != stated:
-                raise AtlasError(f"{self.path} does not match its file_sha256: its bytes changed after it was written",
-                                 hint=hint, code="E402", where="/" + SEAL)
+                raise AtlasError(
+                    f"{self.path} does not match its file_sha256: its bytes changed after it was written",
+                    hint=hint,
+                    code="E402",
+                    where="/" + SEAL,
+                )
 
     def content(self) -> AtlasContent:
         """The whole atlas in memory."""
         return AtlasContent(
-            self.title, self.model, self.calibration, self.labels, self.core_rho, self.blocks,
-            tuple(stack.data() for stack in self.stacks.values()), self.producer, self.status, self.dropped,
+            self.title,
+            self.model,
+            self.calibration,
+            self.labels,
+            self.core_rho,
+            self.blocks,
+            tuple(stack.data() for stack in self.stacks.values()),
+            self.producer,
+            self.status,
+            self.dropped,
             self.extensions(),
         )
 
@@ -326,8 +359,7 @@ class Atlas:
         """
         if stack is not None and stack not in self.stacks:
             raise AtlasError(f"there is no stack {stack!r}", hint=f"stacks: {', '.join(self.stacks)}")
-        found = [block for block in self.blocks
-                 if block.layer_index == layer and stack in (None, block.stack)]
+        found = [block for block in self.blocks if block.layer_index == layer and stack in (None, block.stack)]
         if not found:
             layers = sorted({block.layer_index for block in self.blocks})
             raise AtlasError(f"there is no layer {layer}", hint=f"layers: {layers[0]} to {layers[-1]}")
@@ -365,14 +397,13 @@ class Atlas:
     def __enter__(self) -> Atlas:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
 
 def _try_contained(path: Path) -> None:
     """Raise `AtlasError` where reading ``path`` crashes; whatever else is wrong with it shows when it is opened."""
+
     def work() -> str:
         with contextlib.suppress(AtlasError), Atlas.open(path) as atlas:
             _ = atlas.calibration, atlas.producer
@@ -408,13 +439,13 @@ def _attributes(container: Container, path: str, table: str) -> dict[str, Any]:
     if path:
         _need_group(container, path)
     kinds = {"str": str, "int": int, "float": float}
-    return {attribute.name: _attribute(container, path, attribute.name, kinds[attribute.type])
-            for attribute in schema.ATTRIBUTES[table]}
+    return {
+        attribute.name: _attribute(container, path, attribute.name, kinds[attribute.type])
+        for attribute in schema.ATTRIBUTES[table]
+    }
 
 
-def _check_variable(
-    container: Container, group: str, variable: schema.Variable, kind: str, lengths: dict[str, int]
-) -> None:
+def _check_variable(container: Container, group: str, variable: schema.Variable, kind: str, lengths: dict[str, int]) -> None:
     path = f"{group}/{variable.name}"
     node = container.nodes[path]
     if node.code != variable.dtype:
@@ -513,8 +544,9 @@ def _read_extension(container: Container, path: str) -> list[ExtensionGroup]:
             inner += _read_extension(container, place)
             continue
         values = container.read(place)
-        texts = {key: read_text(container.attribute(place, key) or "", f"/{place}@{key}")
-                 for key in ("long_name", "units", "merge")}
+        texts = {
+            key: read_text(container.attribute(place, key) or "", f"/{place}@{key}") for key in ("long_name", "units", "merge")
+        }
         plain = values.tolist() if values.dtype.kind == "O" and values.ndim == 1 else values
         variables.append(ExtensionVariable(name, container.dimensions(place), plain, **texts))
     return [ExtensionGroup(path, attributes, tuple(variables)), *inner]

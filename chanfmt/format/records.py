@@ -23,9 +23,7 @@ class LabelSettings:
 
     rho: float = field(default=0.01, metadata={"help": "share of channels that are supernodes"})
     eta: float = field(default=0.10, metadata={"help": "share of the other channels that are halo"})
-    support_size: int = field(
-        default=256, metadata={"help": "residual dimensions in the write support", "flag": "--support"}
-    )
+    support_size: int = field(default=256, metadata={"help": "residual dimensions in the write support", "flag": "--support"})
     alpha: float = field(default=0.2, metadata={"help": "floor of the protection factor"})
     gamma: float = field(default=8.0, metadata={"help": "exponent of the protection factor"})
     redundancy_top_k: int = 5

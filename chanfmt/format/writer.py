@@ -109,8 +109,11 @@ def _fill(file: h5py.File, content: AtlasContent) -> str:
 
 def _size(content: AtlasContent) -> int:
     """About how many bytes ``content`` takes in a file, rather more than less."""
-    arrays: list[tuple[Any, Any]] = [(values, NUMPY[schema.STACK_VARIABLE_BY_NAME[name].dtype]) for stack in content.stacks
-              for name, values in stack.variables.items()]
+    arrays: list[tuple[Any, Any]] = [
+        (values, NUMPY[schema.STACK_VARIABLE_BY_NAME[name].dtype])
+        for stack in content.stacks
+        for name, values in stack.variables.items()
+    ]
     arrays += [(item.values, np.float64) for group in content.extensions for item in group.variables]
     arrays.append((content.calibration.token_ids, np.int32))
     numbers = sum(np.dtype(kind).itemsize * math.prod(np.shape(values)) for values, kind in arrays)
@@ -164,10 +167,18 @@ def _write_model(file: h5py.File, content: AtlasContent) -> None:
 def _write_calibration(file: h5py.File, content: AtlasContent) -> None:
     record = content.calibration
     group = _new_group(file, "calibration")
-    _set_attributes(group, "/calibration", {
-        "loss": record.loss, "metric_definition": record.metric_definition, "tokenizer": record.tokenizer,
-        "seq_len": record.seq_len, "seed": record.seed, "mean_loss": record.mean_loss,
-    })
+    _set_attributes(
+        group,
+        "/calibration",
+        {
+            "loss": record.loss,
+            "metric_definition": record.metric_definition,
+            "tokenizer": record.tokenizer,
+            "seq_len": record.seq_len,
+            "seed": record.seed,
+            "mean_loss": record.mean_loss,
+        },
+    )
     rows = record.contributions
     arrays: dict[str, Any] = {
         "sequence": np.arange(record.sequences),
@@ -175,8 +186,10 @@ def _write_calibration(file: h5py.File, content: AtlasContent) -> None:
         "source_of": record.source_of,
         "split_of": record.split_of,
         "contribution": np.arange(len(rows)),
-        **{f"contribution_{name}": [getattr(row, name) for row in rows]
-           for name in ("id", "source", "revision", "range", "sequences", "tokens", "producer")},
+        **{
+            f"contribution_{name}": [getattr(row, name) for row in rows]
+            for name in ("id", "source", "revision", "range", "sequences", "tokens", "producer")
+        },
     }
     if any(row.inputs for row in rows):
         arrays["contribution_inputs"] = [row.inputs for row in rows]
@@ -187,8 +200,7 @@ def _write_calibration(file: h5py.File, content: AtlasContent) -> None:
 
 
 def _write_labels(file: h5py.File, content: AtlasContent) -> None:
-    _set_attributes(_new_group(file, "labels"), "/labels",
-                    dataclasses.asdict(content.labels) | {"core_rho": content.core_rho})
+    _set_attributes(_new_group(file, "labels"), "/labels", dataclasses.asdict(content.labels) | {"core_rho": content.core_rho})
 
 
 def _write_blocks(file: h5py.File, content: AtlasContent) -> None:
@@ -204,11 +216,19 @@ def _write_blocks(file: h5py.File, content: AtlasContent) -> None:
 
 def _write_stack(parent: h5py.Group, stack: StackData) -> None:
     group = _new_group(parent, stack.name)
-    _set_attributes(group, "/stacks/*", {
-        "kind": stack.kind, "gated": int(stack.gated), "activation": stack.activation,
-    })
+    _set_attributes(
+        group,
+        "/stacks/*",
+        {
+            "kind": stack.kind,
+            "gated": int(stack.gated),
+            "activation": stack.activation,
+        },
+    )
     arrays: dict[str, Any] = {
-        "layer": stack.layers, "channel": np.arange(stack.n_channels), "split": np.arange(stack.splits),
+        "layer": stack.layers,
+        "channel": np.arange(stack.n_channels),
+        "split": np.arange(stack.splits),
     }
     if stack.kind == "experts":
         arrays["expert"] = np.arange(stack.n_experts)
@@ -226,14 +246,27 @@ def _write_stack(parent: h5py.Group, stack: StackData) -> None:
 def _write_producer(file: h5py.File, content: AtlasContent) -> None:
     record = content.producer
     group = _new_group(file, "producer")
-    _write_variables(group, schema.PRODUCER_VARIABLES, {
-        "byte": np.arange(SEAL_BYTES), "file_sha256": np.zeros(SEAL_BYTES),
-    }, "dense")
-    _set_attributes(group, "/producer", {
-        "versions": json.dumps(dict(record.versions), sort_keys=True), "command": record.command,
-        "hardware": record.hardware, "seconds": record.seconds, "peak_memory_bytes": record.peak_memory_bytes,
-        "history": "\n".join(json.dumps(dict(line), sort_keys=True) for line in record.history),
-    })
+    _write_variables(
+        group,
+        schema.PRODUCER_VARIABLES,
+        {
+            "byte": np.arange(SEAL_BYTES),
+            "file_sha256": np.zeros(SEAL_BYTES),
+        },
+        "dense",
+    )
+    _set_attributes(
+        group,
+        "/producer",
+        {
+            "versions": json.dumps(dict(record.versions), sort_keys=True),
+            "command": record.command,
+            "hardware": record.hardware,
+            "seconds": record.seconds,
+            "peak_memory_bytes": record.peak_memory_bytes,
+            "history": "\n".join(json.dumps(dict(line), sort_keys=True) for line in record.history),
+        },
+    )
 
 
 def _write_extension(file: h5py.File, extension: ExtensionGroup) -> None:
@@ -266,9 +299,7 @@ def _set_attributes(group: h5py.Group, table: str, values: dict[str, Any]) -> No
         group.attrs[attribute.name] = convert[attribute.type](values[attribute.name])
 
 
-def _write_variables(
-    group: h5py.Group, table: tuple[schema.Variable, ...], arrays: dict[str, Any], kind: str
-) -> None:
+def _write_variables(group: h5py.Group, table: tuple[schema.Variable, ...], arrays: dict[str, Any], kind: str) -> None:
     scales = [variable for variable in table if variable.dimensions == (variable.name,)]
     for variable in [*scales, *(variable for variable in table if variable not in scales)]:
         if variable.name not in arrays:
@@ -292,9 +323,7 @@ def _create(group: h5py.Group, variable: schema.Variable, values: Any) -> h5py.D
         texts = np.array(values, dtype=object)
         for value in texts.ravel():
             read_text(value, variable.name)
-        return group.create_dataset(
-            variable.name, data=texts, dtype=h5py.string_dtype("utf-8"), track_order=True
-        )
+        return group.create_dataset(variable.name, data=texts, dtype=h5py.string_dtype("utf-8"), track_order=True)
     if isinstance(values, Stacked):
         dataset = group.create_dataset(variable.name, values.shape, NUMPY[variable.dtype], track_order=True)
         for number, row in enumerate(values):

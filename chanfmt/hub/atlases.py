@@ -29,13 +29,22 @@ def check_valid(path: Path, name: str) -> None:
     """Raise `AtlasError` where the file ``path``, called ``name``, breaks a rule of the specification."""
     broken = [finding for finding in validate_contained(path) if finding.rule.severity == ERROR]
     if broken:
-        raise AtlasError(f"{name} is not a valid atlas: {broken[0].code} {broken[0].path} {broken[0].message}",
-                         hint=f"see: atlas validate {name}", code=broken[0].code, where=broken[0].path)
+        raise AtlasError(
+            f"{name} is not a valid atlas: {broken[0].code} {broken[0].path} {broken[0].message}",
+            hint=f"see: atlas validate {name}",
+            code=broken[0].code,
+            where=broken[0].path,
+        )
 
 
 def publish_atlas(
-    atlas: Atlas, repo: str, layers: tuple[Sequence[str], Sequence[Sequence[str]]], options: PublishOptions, *,
-    note: Callable[[str], None], progress: bool = False,
+    atlas: Atlas,
+    repo: str,
+    layers: tuple[Sequence[str], Sequence[Sequence[str]]],
+    options: PublishOptions,
+    *,
+    note: Callable[[str], None],
+    progress: bool = False,
 ) -> tuple[Published, HubFile]:
     """Publish ``atlas``, which is valid, with a card as a data set.
 
@@ -80,36 +89,68 @@ def atlas_card(atlas: Atlas, place: HubFile, layers: tuple[Sequence[str], Sequen
     front = DatasetCardData(pretty_name=inline(f"Channel importance atlas of {model.id}"), tags=list(TAGS), viewer=False)
     link = f"[{inline(model.id)}](https://huggingface.co/{inline(model.id)})" if model.source == "hub" else inline(model.id)
     model_rows = [
-        ["id", model.id], ["commit", model.revision or "none: a local model"],
+        ["id", model.id],
+        ["commit", model.revision or "none: a local model"],
         ["type", f"{model.model_type}, {model.parameters:,} parameters, measured in {model.dtype}"],
         ["fingerprint", model.fingerprint],
     ]
     text_rows = [[row.source, row.revision, f"{row.sequences:,}", f"{row.tokens:,}"] for row in calibration.contributions]
-    stored = "The token ids of this text are in the file." if calibration.token_ids is not None else \
-        "The file holds digests of this text, not the text."
+    stored = (
+        "The token ids of this text are in the file."
+        if calibration.token_ids is not None
+        else "The file holds digests of this text, not the text."
+    )
     origin_rows = [
-        ["content_sha256", atlas.content_sha256], ["format", f"channel-importance-atlas {atlas.format_version}"],
+        ["content_sha256", atlas.content_sha256],
+        ["format", f"channel-importance-atlas {atlas.format_version}"],
         ["made by", ", ".join(f"{name} {version}" for name, version in producer.versions.items())],
-        ["on", f"{producer.hardware}, {producer.seconds:,.0f} s"], ["command", _public(producer.command)],
+        ["on", f"{producer.hardware}, {producer.seconds:,.0f} s"],
+        ["command", _public(producer.command)],
         *(["then", _public(json.dumps(dict(line), sort_keys=True))] for line in producer.history),
     ]
-    return "\n".join([
-        "---", front.to_yaml(), "---", "",
-        f"# {inline(place.repo)}", "",
-        f"How much each FFN channel of {link} matters: sufficient statistics, metrics and labels per channel, in one HDF5 file, "
-        f"`{inline(place.file or '')}`, for chanfmt.", "",
-        "## Model", "", table(["", ""], model_rows), "",
-        "## Calibration", "", table(["text", "revision", "sequences", "tokens"], text_rows), "",
-        f"Sequences of {calibration.seq_len:,} tokens. Loss: {inline(calibration.loss)}; its mean was "
-        f"{calibration.mean_loss:.3f}. {stored}", "",
-        "## Concentration per layer", "", table(*layers), "",
-        f"LP is the loss proxy 1/2 E[(u dL/du)^2]. Supernodes: top {labels.rho:.2%} of a layer by {inline(labels.score)}; halo: "
-        f"next {labels.eta:.0%} by connectivity to {labels.support_size} dimensions.", "",
-        "## Provenance", "", table(["", ""], origin_rows), "",
-        "## Use", "",
-        "```sh", f"atlas info {place}", f"atlas pull {place.repo} -o {inline(place.file or '')}",
-        f"surgery prune {place} --sparsity 0.5", "```", "",
-    ])
+    return "\n".join(
+        [
+            "---",
+            front.to_yaml(),
+            "---",
+            "",
+            f"# {inline(place.repo)}",
+            "",
+            f"How much each FFN channel of {link} matters: sufficient statistics, metrics and labels per channel, in one HDF5 file, "
+            f"`{inline(place.file or '')}`, for chanfmt.",
+            "",
+            "## Model",
+            "",
+            table(["", ""], model_rows),
+            "",
+            "## Calibration",
+            "",
+            table(["text", "revision", "sequences", "tokens"], text_rows),
+            "",
+            f"Sequences of {calibration.seq_len:,} tokens. Loss: {inline(calibration.loss)}; its mean was "
+            f"{calibration.mean_loss:.3f}. {stored}",
+            "",
+            "## Concentration per layer",
+            "",
+            table(*layers),
+            "",
+            f"LP is the loss proxy 1/2 E[(u dL/du)^2]. Supernodes: top {labels.rho:.2%} of a layer by {inline(labels.score)}; halo: "
+            f"next {labels.eta:.0%} by connectivity to {labels.support_size} dimensions.",
+            "",
+            "## Provenance",
+            "",
+            table(["", ""], origin_rows),
+            "",
+            "## Use",
+            "",
+            "```sh",
+            f"atlas info {place}",
+            f"atlas pull {place.repo} -o {inline(place.file or '')}",
+            f"surgery prune {place} --sparsity 0.5",
+            "```",
+            "",
+        ]
+    )
 
 
 def _public(text: str) -> str:

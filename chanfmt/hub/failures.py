@@ -61,8 +61,10 @@ def _translated(error: BaseException, repo: str, kind: str, revision: str | None
     if isinstance(error, errors.OfflineModeIsEnabled):
         if writing:
             return HubError("HF_HUB_OFFLINE is set", hint="unset it, and run the same command again")
-        return HubError(f"HF_HUB_OFFLINE is set, and {repo} is not in the cache",
-                        hint=f"unset it and run the same command, or: {_download(repo, kind, revision)}")
+        return HubError(
+            f"HF_HUB_OFFLINE is set, and {repo} is not in the cache",
+            hint=f"unset it and run the same command, or: {_download(repo, kind, revision)}",
+        )
     if isinstance(error, errors.RevisionNotFoundError):
         return HubError(f"{repo} has no branch, tag or commit {revision!r}", hint=f"see: {page}/commits/main")
     if isinstance(error, errors.LocalEntryNotFoundError):
@@ -70,8 +72,10 @@ def _translated(error: BaseException, repo: str, kind: str, revision: str | None
     if isinstance(error, errors.EntryNotFoundError):
         return HubError(f"{repo} has no such file", hint=f"see: {page}/tree/main")
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return HubError(f"no space is left in {constants.HF_HOME}, where the Hub cache is",
-                        hint="free some, or name another directory in HF_HOME")
+        return HubError(
+            f"no space is left in {constants.HF_HOME}, where the Hub cache is",
+            hint="free some, or name another directory in HF_HOME",
+        )
     if status := _status(error):
         return _by_status(error, status, repo, what, page, writing=writing)
     # The token cannot even be sent.
@@ -80,8 +84,10 @@ def _translated(error: BaseException, repo: str, kind: str, revision: str | None
     if is_unreachable(error):
         hint = _AGAIN if writing else f"check the network; or, where there is one, get it with: {_download(repo, kind, revision)}"
         return HubError(f"the Hub cannot be reached at {constants.ENDPOINT} ({type(error).__name__})", hint=hint)
-    return HubError(f"the Hub client failed on {repo}: {without_secrets(first_line(error))}",
-                    hint=_AGAIN if writing else "run the same command again")
+    return HubError(
+        f"the Hub client failed on {repo}: {without_secrets(first_line(error))}",
+        hint=_AGAIN if writing else "run the same command again",
+    )
 
 
 def _by_status(error: BaseException, status: int, repo: str, what: str, page: str, *, writing: bool) -> ChanfmtError:
@@ -102,8 +108,11 @@ def _by_status(error: BaseException, status: int, repo: str, what: str, page: st
         return HubError(f"the Hub wants payment to store more in {repo}", hint="free private storage, or add --public")
     if status == 403:
         if writing:
-            return HubError(f"you may not write to {repo}", hint="use a token with write access (hf auth login), ask its "
-                            "organisation for the right, name a repository of yours, or propose the change with --pr")
+            return HubError(
+                f"you may not write to {repo}",
+                hint="use a token with write access (hf auth login), ask its "
+                "organisation for the right, name a repository of yours, or propose the change with --pr",
+            )
         return HubError(f"you may not read {repo}", hint=f"request access at {page}")
     if status == 404:
         return HubError(f"the Hub has nothing at {repo}", hint="check the name")
@@ -112,8 +121,10 @@ def _by_status(error: BaseException, status: int, repo: str, what: str, page: st
     if status == 429:
         wait = _asked_wait(error)
         when = f"in {wait:.0f} s " if wait else ""
-        return HubError("the Hub asks to slow down", hint=f"run the same command again {when}".rstrip()
-                        + ("; what was uploaded stays there" if writing else ""))
+        return HubError(
+            "the Hub asks to slow down",
+            hint=f"run the same command again {when}".rstrip() + ("; what was uploaded stays there" if writing else ""),
+        )
     if status >= 500:
         return HubError(f"the Hub failed with status {status}", hint=_AGAIN if writing else "run the same command again later")
     said = getattr(error, "server_message", None) or str(error)
@@ -130,8 +141,10 @@ def bad_token() -> HubError:
     import os
 
     where = "the one in HF_TOKEN" if os.environ.get("HF_TOKEN") else "the stored one"
-    return HubError(f"the Hub does not accept your token ({where})", hint="log in with: hf auth login"
-                    + (", and unset HF_TOKEN" if os.environ.get("HF_TOKEN") else ""))
+    return HubError(
+        f"the Hub does not accept your token ({where})",
+        hint="log in with: hf auth login" + (", and unset HF_TOKEN" if os.environ.get("HF_TOKEN") else ""),
+    )
 
 
 def without_secrets(text: str) -> str:
@@ -181,7 +194,7 @@ def _wait(error: BaseException, attempt: int) -> float | None:
     asked = _asked_wait(error)
     if asked is not None:
         return asked if asked <= LONGEST_WAIT else None
-    return float(2 ** attempt)
+    return float(2**attempt)
 
 
 def _asked_wait(error: BaseException) -> float | None:
@@ -223,8 +236,11 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _download(repo: str, kind: str, revision: str | None) -> str:
-    return f"hf download {repo}" + (" --repo-type dataset" if kind == "dataset" else "") \
+    return (
+        f"hf download {repo}"
+        + (" --repo-type dataset" if kind == "dataset" else "")
         + (f" --revision {revision}" if revision else "")
+    )
 
 
 @contextlib.contextmanager

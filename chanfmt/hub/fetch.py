@@ -48,8 +48,9 @@ def fetch(wanted: HubFile, *, suffix: str, note: Callable[[str], None], progress
 
     with quiet_client(note, progress=progress), hub_errors(wanted.repo, kind=wanted.kind, revision=wanted.revision):
         file = wanted.file or _only_file(wanted, suffix, note)
-        path = Path(retried(
-            lambda: hf_hub_download(wanted.repo, file, repo_type=wanted.kind, revision=wanted.revision), note=note))
+        path = Path(
+            retried(lambda: hf_hub_download(wanted.repo, file, repo_type=wanted.kind, revision=wanted.revision), note=note)
+        )
     # snapshots/<commit>/<file> is the cache's documented layout.
     commit = path.parents[file.count("/")].name
     _check(path, wanted.repo, file)
@@ -57,7 +58,12 @@ def fetch(wanted: HubFile, *, suffix: str, note: Callable[[str], None], progress
 
 
 def fetch_snapshot(
-    repo: str, revision: str | None, *, wanted: Sequence[str], unwanted: Sequence[str], note: Callable[[str], None],
+    repo: str,
+    revision: str | None,
+    *,
+    wanted: Sequence[str],
+    unwanted: Sequence[str],
+    note: Callable[[str], None],
     progress: bool = False,
 ) -> Path:
     """The files of a model at a commit, in a directory named after that; from the cache where they are there.
@@ -77,8 +83,12 @@ def fetch_snapshot(
     # A file's time may be a little behind the clock.
     started = time.time() - 1
     with quiet_client(note, progress=progress), hub_errors(repo, revision=revision):
-        folder = Path(retried(lambda: snapshot_download(
-            repo, revision=revision, allow_patterns=[*wanted], ignore_patterns=[*unwanted]), note=note))
+        folder = Path(
+            retried(
+                lambda: snapshot_download(repo, revision=revision, allow_patterns=[*wanted], ignore_patterns=[*unwanted]),
+                note=note,
+            )
+        )
     for path in sorted(folder.rglob("*")):
         # What was there before was checked before; a large model takes minutes to read.
         if path.is_file() and path.stat().st_mtime >= started:
@@ -123,5 +133,7 @@ def _check(path: Path, repo: str, file: str) -> None:
     if not is_named(blob, blob.name):
         path.unlink()
         blob.unlink()
-        raise CheckError(f"{file} of {repo} arrived damaged: its digest is not the one that the Hub gives",
-                         hint="run the same command again; the damaged copy was removed from the cache")
+        raise CheckError(
+            f"{file} of {repo} arrived damaged: its digest is not the one that the Hub gives",
+            hint="run the same command again; the damaged copy was removed from the cache",
+        )

@@ -49,7 +49,9 @@ def parse_address(address: str) -> HubFile:
     """
     match = _ADDRESS.fullmatch(address.removeprefix(SCHEME))
     if match is None:
-        raise UsageError(f"{address!r} names nothing on the Hub", hint="write hf://datasets/USER/NAME/FILE or hf://USER/NAME/FILE")
+        raise UsageError(
+            f"{address!r} names nothing on the Hub", hint="write hf://datasets/USER/NAME/FILE or hf://USER/NAME/FILE"
+        )
     check_repo(match["repo"])
     file = match["file"]
     if file is not None and any(part in ("", ".", "..") for part in file.split("/")):

@@ -23,18 +23,25 @@ class VisibilityOptions:
     """Who sees what is published, and whether the repository's owner is asked first."""
 
     public: bool = field(default=False, metadata={"help": "let others see the repository"})
-    create_pr: bool = field(default=False, metadata={
-        "help": "open a pull request in a repository that exists, in place of a commit", "flag": "--pr",
-    })
+    create_pr: bool = field(
+        default=False,
+        metadata={
+            "help": "open a pull request in a repository that exists, in place of a commit",
+            "flag": "--pr",
+        },
+    )
 
 
 @dataclass(frozen=True)
 class PublishOptions(VisibilityOptions):
     """How a folder is published."""
 
-    overwrite: bool = field(default=False, metadata={
-        "help": "take the place of what the repository holds; its history keeps that",
-    })
+    overwrite: bool = field(
+        default=False,
+        metadata={
+            "help": "take the place of what the repository holds; its history keeps that",
+        },
+    )
 
 
 @dataclass(frozen=True)
@@ -53,8 +60,15 @@ class Published:
 
 
 def publish_folder(
-    folder: Path, repo: str, *, kind: str, message: str, options: PublishOptions, note: Callable[[str], None],
-    progress: bool = False, names: Iterable[str] | None = None,
+    folder: Path,
+    repo: str,
+    *,
+    kind: str,
+    message: str,
+    options: PublishOptions,
+    note: Callable[[str], None],
+    progress: bool = False,
+    names: Iterable[str] | None = None,
 ) -> Published:
     """Make a repository hold what ``folder`` holds, check that it does, and say where.
 
@@ -123,8 +137,9 @@ class _Target:
             info = self._tried(lambda: self._api.repo_info(self._repo, repo_type=self._kind))
         except RepositoryNotFoundError:
             if options.create_pr:
-                raise UsageError(f"there is no {self._repo} to open a pull request in",
-                                 hint="leave out --pr to create it") from None
+                raise UsageError(
+                    f"there is no {self._repo} to open a pull request in", hint="leave out --pr to create it"
+                ) from None
             # A repeated call that finds its own repository is no conflict.
             self._tried(lambda: self._api.create_repo(self._repo, repo_type=self._kind, private=True, exist_ok=True))
             self._note(f"created {self._repo}, private")
@@ -132,11 +147,16 @@ class _Target:
         if not info.private and not options.public:
             raise UsageError(f"{self._repo} is public", hint="add --public to publish there, or name another repository")
         if not options.create_pr and not options.overwrite:
-            other = [entry.path for entry in self._entries(info.sha)
-                     if entry.path not in files or not is_content(files[entry.path], entry)]
+            other = [
+                entry.path
+                for entry in self._entries(info.sha)
+                if entry.path not in files or not is_content(files[entry.path], entry)
+            ]
             if other:
-                raise UsageError(f"{self._repo} holds other content ({_some(other)})",
-                                 hint="name another repository, or add --overwrite: its history keeps what is there")
+                raise UsageError(
+                    f"{self._repo} holds other content ({_some(other)})",
+                    hint="name another repository, or add --overwrite: its history keeps what is there",
+                )
         return bool(info.private)
 
     def upload(self, files: Mapping[str, Path], message: str, options: PublishOptions) -> tuple[str, str]:
@@ -149,9 +169,16 @@ class _Target:
         operations: list[Any] = [CommitOperationAdd(name, path) for name, path in files.items()]
         if options.overwrite and not options.create_pr:
             operations += [CommitOperationDelete(entry.path) for entry in self._entries("main") if entry.path not in files]
-        done = self._tried(lambda: self._api.create_commit(
-            self._repo, operations, repo_type=self._kind, commit_message=message, create_pr=options.create_pr,
-        ), safe=not options.create_pr)
+        done = self._tried(
+            lambda: self._api.create_commit(
+                self._repo,
+                operations,
+                repo_type=self._kind,
+                commit_message=message,
+                create_pr=options.create_pr,
+            ),
+            safe=not options.create_pr,
+        )
         page = f"{self._api.endpoint}/{'datasets/' if self._kind == 'dataset' else ''}{self._repo}"
         return done.oid, done.pr_url or page
 
@@ -161,14 +188,19 @@ class _Target:
         wrong = [name for name, path in files.items() if name not in there or not is_content(path, there[name])]
         more = sorted(there.keys() - files.keys()) if alone else []
         if wrong or more:
-            raise CheckError(f"{self._repo} does not hold what was uploaded ({_some(wrong or more)} differs)",
-                             hint="run the same command again with --overwrite, or name another repository")
+            raise CheckError(
+                f"{self._repo} does not hold what was uploaded ({_some(wrong or more)} differs)",
+                hint="run the same command again with --overwrite, or name another repository",
+            )
 
     def _entries(self, revision: str) -> list[Any]:
-        return self._tried(lambda: [
-            entry for entry in self._api.list_repo_tree(self._repo, repo_type=self._kind, revision=revision, recursive=True)
-            if hasattr(entry, "blob_id") and entry.path not in KEPT
-        ])
+        return self._tried(
+            lambda: [
+                entry
+                for entry in self._api.list_repo_tree(self._repo, repo_type=self._kind, revision=revision, recursive=True)
+                if hasattr(entry, "blob_id") and entry.path not in KEPT
+            ]
+        )
 
     def _tried(self, call: Callable[[], Any], *, safe: bool = True) -> Any:
         return retried(call, note=self._note, safe=safe)

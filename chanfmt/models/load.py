@@ -50,7 +50,11 @@ def load_config(resolved: ResolvedModel, *, trust_remote_code: bool = False) -> 
 
 
 def load_model(
-    resolved: ResolvedModel, *, dtype: str = "auto", device: str = "auto", device_map: str | None = None,
+    resolved: ResolvedModel,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """The model that its config names, on its device, in evaluation mode, with every parameter frozen.
@@ -74,8 +78,12 @@ def load_model(
     try:
         with quiet_transformers():
             model, info = auto_class(load_config(resolved, trust_remote_code=trust_remote_code)).from_pretrained(
-                resolved.directory, dtype=wanted, use_safetensors=True,
-                trust_remote_code=trust_remote_code, output_loading_info=True, **extra,
+                resolved.directory,
+                dtype=wanted,
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                **extra,
             )
     except ModelError:
         raise
@@ -141,9 +149,7 @@ def load_tokenizer(resolved: ResolvedModel, *, trust_remote_code: bool = False) 
 
     with quiet_transformers():
         try:
-            return transformers.AutoTokenizer.from_pretrained(
-                resolved.directory, trust_remote_code=trust_remote_code
-            )
+            return transformers.AutoTokenizer.from_pretrained(resolved.directory, trust_remote_code=trust_remote_code)
         except Exception as error:
             raise ModelError(
                 f"{resolved.id} has no tokenizer that transformers can load: {first_line(error)}",
@@ -241,5 +247,3 @@ def _layer_is_missing(model: PreTrainedModel, name: str) -> bool:
                     continue
                 return hasattr(layers, "__len__") and int(part) >= len(layers)
     return False
-
-

@@ -49,8 +49,11 @@ def array_names(model: Any) -> tuple[str, ...]:
 def _is_switch(parameter: inspect.Parameter) -> bool:
     """Whether a parameter of forward says how to run, or what earlier runs left, rather than on what."""
     name = parameter.name
-    return "bool" in str(parameter.annotation) or name.startswith(("output_", "return_", "use_", "past_")) \
+    return (
+        "bool" in str(parameter.annotation)
+        or name.startswith(("output_", "return_", "use_", "past_"))
         or name in ("cache_position", "encoder_outputs", "logits_to_keep")
+    )
 
 
 def test_tokens(model: Any) -> torch.Tensor:
@@ -97,8 +100,11 @@ def shows_causal(output: Any) -> bool:
 @contextlib.contextmanager
 def eager_experts(model: Any) -> Iterator[None]:
     """Experts one after the other, each a plain product of its own tokens, which is what can be followed."""
-    configs = [module.config for module in model.modules()
-               if getattr(getattr(module, "config", None), "_experts_implementation", None) not in (None, "eager")]
+    configs = [
+        module.config
+        for module in model.modules()
+        if getattr(getattr(module, "config", None), "_experts_implementation", None) not in (None, "eager")
+    ]
     before = [config._experts_implementation for config in configs]
     for config in configs:
         config._experts_implementation = "eager"

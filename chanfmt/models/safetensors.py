@@ -23,12 +23,28 @@ INDEX_FILE = "model.safetensors.index.json"
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 DTYPE_BITS: dict[str, int] = {
-    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
-    "BOOL": 8, "U8": 8, "I8": 8,
-    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
-    "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
-    "U32": 32, "I32": 32, "F32": 32,
-    "U64": 64, "I64": 64, "F64": 64, "C64": 64,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "BOOL": 8,
+    "U8": 8,
+    "I8": 8,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "U16": 16,
+    "I16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "U32": 32,
+    "I32": 32,
+    "F32": 32,
+    "U64": 64,
+    "I64": 64,
+    "F64": 64,
+    "C64": 64,
 }
 """Bits per element of every safetensors dtype."""
 CONTAINERS = {8: "u1", 16: "<u2", 32: "<u4", 64: "<u8"}
@@ -108,9 +124,7 @@ class CheckpointIndex:
         for name in names:
             file = directory / name
             if not file.is_file():
-                raise ModelError(
-                    f"the shard {name} of {directory} is missing", hint="download the checkpoint again"
-                )
+                raise ModelError(f"the shard {name} of {directory} is missing", hint="download the checkpoint again")
             entries, shard_metadata = read_header(file)
             twice = tensors.keys() & entries.keys()
             if twice:

@@ -33,8 +33,15 @@ def render(plot: Plot, kind: str) -> bytes:
         raise MissingPackageError("matplotlib", "plot", "the figures of a report") from None
     stream = io.BytesIO()
     settings: dict[str, Any] = {
-        "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": plot.name, "legend.frameon": False,
-        "legend.fontsize": 8, "axes.titlesize": 9, "lines.markersize": 3.5, "lines.linewidth": 1.3,
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "svg.hashsalt": plot.name,
+        "legend.frameon": False,
+        "legend.fontsize": 8,
+        "axes.titlesize": 9,
+        "lines.markersize": 3.5,
+        "lines.linewidth": 1.3,
     }
     with mpl.rc_context(settings):
         figure = Figure(figsize=plot.size, dpi=150, layout="constrained")
@@ -46,8 +53,11 @@ def render(plot: Plot, kind: str) -> bytes:
 
 def line_style(number: int) -> dict[str, Any]:
     """Colour, line style and marker of the ``number``-th line."""
-    return {"color": COLOURS[number % len(COLOURS)], "linestyle": STYLES[number % len(STYLES)],
-            "marker": MARKERS[number % len(MARKERS)]}
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "linestyle": STYLES[number % len(STYLES)],
+        "marker": MARKERS[number % len(MARKERS)],
+    }
 
 
 def by_depth(axes: Any, depth: np.ndarray, values: np.ndarray, number: int, label: str) -> None:
@@ -60,8 +70,14 @@ def by_depth(axes: Any, depth: np.ndarray, values: np.ndarray, number: int, labe
     x = [place for place, _ in known]
     axes.plot(x, [float(np.median(row)) for _, row in known], label=label, **line_style(number))
     if any(len(row) > 1 for _, row in known):
-        axes.fill_between(x, [row.min() for _, row in known], [row.max() for _, row in known],
-                          color=COLOURS[number % len(COLOURS)], alpha=0.15, linewidth=0)
+        axes.fill_between(
+            x,
+            [row.min() for _, row in known],
+            [row.max() for _, row in known],
+            color=COLOURS[number % len(COLOURS)],
+            alpha=0.15,
+            linewidth=0,
+        )
 
 
 def share_axis(axes: Any) -> None:

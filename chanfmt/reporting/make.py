@@ -37,11 +37,18 @@ class Report:
     def as_json(self) -> dict[str, Any]:
         """Every number of the pages, JSON-ready but for NaN."""
         return {
-            "title": self.title, "facts": self.facts, "notes": self.notes,
-            "sections": {section.key: {
-                "title": section.title, "numbers": dict(section.numbers), "missing": section.missing,
-                "claims": [vars(claim) for claim in section.claims],
-            } for section in self.sections},
+            "title": self.title,
+            "facts": self.facts,
+            "notes": self.notes,
+            "sections": {
+                section.key: {
+                    "title": section.title,
+                    "numbers": dict(section.numbers),
+                    "missing": section.missing,
+                    "claims": [vars(claim) for claim in section.claims],
+                }
+                for section in self.sections
+            },
         }
 
 
@@ -59,8 +66,11 @@ def make_report(atlas: Atlas, progress: Callable[[int], Callable[[], object]] | 
         raise AtlasError(f"{atlas.path} holds no measured LP", hint=f"see: atlas info {atlas.path}")
     rho = atlas.labels.rho
     steps = (
-        lambda: concentrated.make(units, rho), lambda: factors.make(units), lambda: controls.make(units),
-        lambda: halo.make(units, atlas.calibration.tokens), lambda: reading.make(units, _even_spread(atlas)),
+        lambda: concentrated.make(units, rho),
+        lambda: factors.make(units),
+        lambda: controls.make(units),
+        lambda: halo.make(units, atlas.calibration.tokens),
+        lambda: reading.make(units, _even_spread(atlas)),
     )
     advance = progress(len(steps) + len(units)) if progress else lambda: None
     sections = []
@@ -72,24 +82,31 @@ def make_report(atlas: Atlas, progress: Callable[[int], Callable[[], object]] | 
     if atlas.status != "complete":
         notes.append(f"This atlas is {printable(atlas.status)}: a build has not finished it, and its numbers will change.")
     if atlas.core_rho != rho:
-        notes.append(f"Labels are of the top {rho:.4g} of the channels, connectivity and redundancy still refer to the top "
-                     f"{atlas.core_rho:.4g}: what is said of the halo here is of two different cores.")
+        notes.append(
+            f"Labels are of the top {rho:.4g} of the channels, connectivity and redundancy still refer to the top "
+            f"{atlas.core_rho:.4g}: what is said of the halo here is of two different cores."
+        )
     if without:
         notes.append(f"Left out, as no calibration token reached them: FFNs or experts without LP, {without:,}.")
     if any(unit.expert >= 0 for unit in units):
-        notes.append("An FFN with experts counts as many FFNs as it has experts that tokens reached; intervals draw the FFNs "
-                     "with all of their experts.")
+        notes.append(
+            "An FFN with experts counts as many FFNs as it has experts that tokens reached; intervals draw the FFNs "
+            "with all of their experts."
+        )
     calibration = atlas.calibration
     return Report(
         title=f"Importance atlas of {printable(atlas.model.id)}",
         facts={
-            "file": printable(atlas.path.name), "content SHA-256": atlas.content_sha256,
-            "model": printable(atlas.model.id), "revision": printable(atlas.model.revision) or "none recorded",
+            "file": printable(atlas.path.name),
+            "content SHA-256": atlas.content_sha256,
+            "model": printable(atlas.model.id),
+            "revision": printable(atlas.model.revision) or "none recorded",
             "weights": printable(atlas.model.dtype),
             "calibration": f"{calibration.sequences:,} x {calibration.seq_len:,} tokens of "
-                           + ", ".join(dict.fromkeys(printable(row.source) for row in calibration.contributions)),
+            + ", ".join(dict.fromkeys(printable(row.source) for row in calibration.contributions)),
             "labels": f"rho {atlas.labels.rho:g}, eta {atlas.labels.eta:g}, K {atlas.labels.support_size}",
-            "FFNs": f"{len(atlas.blocks):,}", "ranked units": f"{len(units):,}",
+            "FFNs": f"{len(atlas.blocks):,}",
+            "ranked units": f"{len(units):,}",
         },
         notes=tuple(notes),
         sections=tuple(sections),

@@ -47,8 +47,12 @@ def write_report(report: Report, directory: Path) -> list[str]:
         MissingPackageError: matplotlib is not installed.
         ChanfmtError: It cannot be written.
     """
-    images = {(plot.name, kind): drawing.render(plot, kind)
-              for section in report.sections for plot in section.plots for kind in ("png", "svg")}
+    images = {
+        (plot.name, kind): drawing.render(plot, kind)
+        for section in report.sections
+        for plot in section.plots
+        for kind in ("png", "svg")
+    }
     with atomic_directory(directory) as temporary:
         for name in ("figures", "data"):
             (temporary / name).mkdir()
@@ -59,8 +63,9 @@ def write_report(report: Report, directory: Path) -> list[str]:
                 _write_csv(table, temporary / "data" / f"{table.name}.csv")
         (temporary / "report.json").write_text(json_text(report.as_json()) + "\n", encoding="utf-8")
         (temporary / "report.md").write_text(markdown_page(report), encoding="utf-8")
-        (temporary / "report.html").write_text(html_page(report, {
-            name: image for (name, kind), image in images.items() if kind == "svg"}), encoding="utf-8")
+        (temporary / "report.html").write_text(
+            html_page(report, {name: image for (name, kind), image in images.items() if kind == "svg"}), encoding="utf-8"
+        )
         return sorted(str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file())
 
 
@@ -89,8 +94,10 @@ def markdown_page(report: Report) -> str:
         parts += [markdown.inline(text) for text in section.text]
         parts += [f"> Missing: {markdown.inline(text)}." for text in section.missing]
         for plot in section.plots:
-            parts.append(f"![{markdown.inline(plot.caption).replace(']', ')').replace('[', '(')}](figures/{plot.name}.png)\n\n"
-                         f"*{markdown.inline(_caption(plot))}*".replace("*", "_"))
+            parts.append(
+                f"![{markdown.inline(plot.caption).replace(']', ')').replace('[', '(')}](figures/{plot.name}.png)\n\n"
+                f"*{markdown.inline(_caption(plot))}*".replace("*", "_")
+            )
         if section.numbers:
             parts.append(markdown.table(("number", "value"), [(name, _number(value)) for name, value in section.numbers.items()]))
     return "\n\n".join(parts) + "\n"
@@ -104,7 +111,9 @@ def html_page(report: Report, figures: dict[str, bytes]) -> str:
         f"<title>{escape(report.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{escape(report.title)}</h1>",
         _html_table((), list(report.facts.items())),
         *(f"<p><strong>Note.</strong> {escape(note)}</p>" for note in report.notes),
-        "<h2>Beside the paper</h2>", _html_table(_CLAIM_HEADINGS, list(_claims(report))), f"<p>{escape(_CLAIM_NOTE)}</p>",
+        "<h2>Beside the paper</h2>",
+        _html_table(_CLAIM_HEADINGS, list(_claims(report))),
+        f"<p>{escape(_CLAIM_NOTE)}</p>",
     ]
     for section in report.sections:
         parts += [f'<h2 id="{section.key}">{escape(section.title)}</h2>', *(f"<p>{escape(text)}</p>" for text in section.text)]
@@ -115,9 +124,11 @@ def html_page(report: Report, figures: dict[str, bytes]) -> str:
 
 
 _CLAIM_HEADINGS = ("the paper says", "its numbers", "here", "", "agrees where")
-_CLAIM_NOTE = ("The paper is \"Supernodes and Halos\", arXiv 2604.23475; its numbers are of the models named and of WikiText-2. "
-               "\"Differs\" says that a claim does not carry over to this model on this text, \"undecided\" that the interval "
-               "holds both. Intervals are of medians over FFNs, 95%, by bootstrap.")
+_CLAIM_NOTE = (
+    'The paper is "Supernodes and Halos", arXiv 2604.23475; its numbers are of the models named and of WikiText-2. '
+    '"Differs" says that a claim does not carry over to this model on this text, "undecided" that the interval '
+    "holds both. Intervals are of medians over FFNs, 95%, by bootstrap."
+)
 
 
 def _claims(report: Report) -> Iterator[tuple[str, str, str, str, str]]:
@@ -128,8 +139,7 @@ def _claims(report: Report) -> Iterator[tuple[str, str, str, str, str]]:
 
 def _caption(plot: Plot) -> str:
     """What it shows, whether the paper shows the same, and the data behind it."""
-    found = "; ".join(f"{claim.statement}: {claim.verdict} ({claim.measured}; the paper {claim.paper})"
-                      for claim in plot.claims)
+    found = "; ".join(f"{claim.statement}: {claim.verdict} ({claim.measured}; the paper {claim.paper})" for claim in plot.claims)
     beside = f"Beside the paper: {found}." if found else "We know of no number of the paper's to compare this with."
     return f"{plot.caption} {beside} Data: {', '.join(f'data/{name}.csv' for name in plot.data)}."
 
@@ -147,12 +157,15 @@ def _html_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _html_numbers(section: Section) -> str:
     if not section.numbers:
         return ""
-    rows = "\n".join(f'<tr><td>{escape(name)}</td><td class="number">{_number(value)}</td></tr>'
-                     for name, value in section.numbers.items())
+    rows = "\n".join(
+        f'<tr><td>{escape(name)}</td><td class="number">{_number(value)}</td></tr>' for name, value in section.numbers.items()
+    )
     return f"<table>\n{rows}\n</table>"
 
 
 def _html_figure(plot: Plot, svg: bytes) -> str:
     source: Any = base64.b64encode(svg).decode()
-    return (f'<figure>\n<img alt="{escape(plot.caption)}" src="data:image/svg+xml;base64,{source}">\n'
-            f"<figcaption>{escape(_caption(plot))}</figcaption>\n</figure>")
+    return (
+        f'<figure>\n<img alt="{escape(plot.caption)}" src="data:image/svg+xml;base64,{source}">\n'
+        f"<figcaption>{escape(_caption(plot))}</figcaption>\n</figure>"
+    )

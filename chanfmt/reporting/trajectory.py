@@ -35,8 +35,11 @@ def steps_of(atlases: Sequence[Atlas]) -> list[int] | None:
 
     None where none of the three has a step for every atlas, ascending as the files do.
     """
-    for names in ([atlas.model.revision for atlas in atlases], [atlas.model.id.rpartition("/")[2] for atlas in atlases],
-                  [atlas.path.stem for atlas in atlases]):
+    for names in (
+        [atlas.model.revision for atlas in atlases],
+        [atlas.model.id.rpartition("/")[2] for atlas in atlases],
+        [atlas.path.stem for atlas in atlases],
+    ):
         found = [int(match[1]) for match in map(_STEP.search, names) if match]
         if len(found) == len(atlases) and found == sorted(set(found)):
             return found
@@ -68,16 +71,25 @@ def make_trajectory(
     for atlas, name, place in zip(atlases, names, x, strict=True):
         units, _ = find_units(atlas)
         found = [concentration(unit.known("lp"), RHO) for unit in units]
-        numbers = {key: np.array([getattr(item, key) for item in found])
-                   for key in ("mass", "top_share", "max_over_mean", "effective_channels", "gini")}
+        numbers = {
+            key: np.array([getattr(item, key) for item in found])
+            for key in ("mass", "top_share", "max_over_mean", "effective_channels", "gini")
+        }
         depth = np.array([unit.depth for unit in units])
         against = {kind: compare(atlas, other) for kind, other in (("last", atlases[-1]), ("first", atlases[0]))}
-        rows.append({
-            "checkpoint": name, "step": int(place), "mean_loss": atlas.calibration.mean_loss,
-            **{key: middle(values, depth) for key, values in numbers.items()},
-            **{f"{kind}_{key}": middle(np.array([getattr(item, key) for item in items]))
-               for kind, items in against.items() for key in ("supernode_jaccard", "correlation", "supernode_chance")},
-        })
+        rows.append(
+            {
+                "checkpoint": name,
+                "step": int(place),
+                "mean_loss": atlas.calibration.mean_loss,
+                **{key: middle(values, depth) for key, values in numbers.items()},
+                **{
+                    f"{kind}_{key}": middle(np.array([getattr(item, key) for item in items]))
+                    for kind, items in against.items()
+                    for key in ("supernode_jaccard", "correlation", "supernode_chance")
+                },
+            }
+        )
         tables.append({"step": np.full(len(units), place), **name_columns(units), **numbers})
         advance()
     same = len({atlases[place].model.fingerprint for place in (0, -1)}) == 1
@@ -92,8 +104,10 @@ def make_trajectory(
             "calibration": f"{atlases[-1].calibration.sequences:,} x {atlases[-1].calibration.seq_len:,} tokens",
         },
         notes=tuple(_notes(atlases)),
-        sections=(_concentration(x, rows, per_ffn, None if same else rise, named=bool(steps)),
-                  _overlap(x, rows, named=bool(steps))),
+        sections=(
+            _concentration(x, rows, per_ffn, None if same else rise, named=bool(steps)),
+            _overlap(x, rows, named=bool(steps)),
+        ),
     )
 
 
@@ -113,7 +127,8 @@ def _notes(atlases: Sequence[Atlas]) -> list[str]:
 
 def _table(name: str, x: np.ndarray, rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> Table:
     columns: dict[str, np.ndarray] = {
-        "checkpoint": np.array([row["checkpoint"] for row in rows]), "step": x,
+        "checkpoint": np.array([row["checkpoint"] for row in rows]),
+        "step": x,
         "mean_loss": np.array([row["mean_loss"] for row in rows], dtype=np.float64),
     }
     for key in keys:
@@ -133,9 +148,7 @@ def _rise(first: dict[str, np.ndarray], last: dict[str, np.ndarray]) -> tuple[np
     return np.array([shares[1][place] - shares[0][place] for place in both]), np.array([ffn for ffn, _ in both])
 
 
-def _concentration(
-    x: np.ndarray, rows: Sequence[dict[str, Any]], per_ffn: Table, rise: Middle | None, *, named: bool
-) -> Section:
+def _concentration(x: np.ndarray, rows: Sequence[dict[str, Any]], per_ffn: Table, rise: Middle | None, *, named: bool) -> Section:
     """``rise``: of the top 1% share within an FFN, first to last; None where these have the same weights."""
     shares: list[Middle] = [row["top_share"] for row in rows]
     first, last = shares[0], shares[-1]
@@ -145,10 +158,15 @@ def _concentration(
     within = ""
     if rise is not None and np.isfinite(rise.low):
         within = f" (within an FFN {100 * rise.median:+.1f} points, interval {100 * rise.low:+.1f} to {100 * rise.high:+.1f})"
-    claims = (Claim(
-        "LP concentrates during training", PAPER, f"{percent(first.median)} at first, {percent(last.median)} at last{within}",
-        NOT_COMPARABLE if rise is None else above(rise, 0.0),
-        "the top 1% share within an FFN rises from the first checkpoint to the last, in the median and its interval"),)
+    claims = (
+        Claim(
+            "LP concentrates during training",
+            PAPER,
+            f"{percent(first.median)} at first, {percent(last.median)} at last{within}",
+            NOT_COMPARABLE if rise is None else above(rise, 0.0),
+            "the top 1% share within an FFN rises from the first checkpoint to the last, in the median and its interval",
+        ),
+    )
     return Section(
         key="concentration",
         title="Concentration over training",
@@ -157,18 +175,25 @@ def _concentration(
             f"at the last{within}; the largest channel has {peaks[0]} and {peaks[-1]} times the mean. From one checkpoint to the "
             f"next the median share {ways}.",
         ),
-        numbers={"first_top_share_median": first.median, "last_top_share_median": last.median,
-                 **({} if rise is None else {"rise_median": rise.median, "rise_low": rise.low, "rise_high": rise.high}),
-                 "first_max_over_mean_median": rows[0]["max_over_mean"].median,
-                 "last_max_over_mean_median": rows[-1]["max_over_mean"].median,
-                 "first_mean_loss": rows[0]["mean_loss"], "last_mean_loss": rows[-1]["mean_loss"]},
-        plots=(Plot(
-            "concentration",
-            "Left: share of the LP mass in the top 1% of the channels, median FFN with its bootstrap interval, thin lines the "
-            f"FFNs (of many, {LINES} spread over the depth). Right: the largest channel over the mean.",
-            ("concentration", "by-ffn"), lambda figure: _draw_concentration(figure, x, rows, per_ffn, named=named),
-            claims=claims,
-        ),),
+        numbers={
+            "first_top_share_median": first.median,
+            "last_top_share_median": last.median,
+            **({} if rise is None else {"rise_median": rise.median, "rise_low": rise.low, "rise_high": rise.high}),
+            "first_max_over_mean_median": rows[0]["max_over_mean"].median,
+            "last_max_over_mean_median": rows[-1]["max_over_mean"].median,
+            "first_mean_loss": rows[0]["mean_loss"],
+            "last_mean_loss": rows[-1]["mean_loss"],
+        },
+        plots=(
+            Plot(
+                "concentration",
+                "Left: share of the LP mass in the top 1% of the channels, median FFN with its bootstrap interval, thin lines the "
+                f"FFNs (of many, {LINES} spread over the depth). Right: the largest channel over the mean.",
+                ("concentration", "by-ffn"),
+                lambda figure: _draw_concentration(figure, x, rows, per_ffn, named=named),
+                claims=claims,
+            ),
+        ),
         tables=(_table("concentration", x, rows, ("top_share", "max_over_mean", "effective_channels", "gini")), per_ffn),
         claims=claims,
     )
@@ -184,16 +209,29 @@ def _overlap(x: np.ndarray, rows: Sequence[dict[str, Any]], *, named: bool) -> S
             f"Of the last checkpoint's supernodes the first shares {significant(before[0], 3)} (Jaccard, median FFN; "
             f"{significant(chance, 2)} by chance), the one before the last {significant(before[-1], 3)}.",
         ),
-        numbers={"first_with_last_jaccard_median": before[0], "last_but_one_with_last_jaccard_median": before[-1],
-                 "jaccard_chance": chance, "first_with_last_correlation_median": rows[0]["last_correlation"].median},
-        plots=(Plot(
-            "overlap",
-            "Left: Jaccard index of each checkpoint's supernodes with the last one's and with the first one's, median FFN. "
-            "Right: the same for the ranks of all channels by LP (Spearman). Grey: by chance.",
-            ("overlap",), lambda figure: _draw_overlap(figure, x, rows, chance, named=named),
-        ),),
-        tables=(_table("overlap", x, rows, tuple(f"{kind}_{key}" for kind in ("last", "first")
-                                                 for key in ("supernode_jaccard", "correlation"))),),
+        numbers={
+            "first_with_last_jaccard_median": before[0],
+            "last_but_one_with_last_jaccard_median": before[-1],
+            "jaccard_chance": chance,
+            "first_with_last_correlation_median": rows[0]["last_correlation"].median,
+        },
+        plots=(
+            Plot(
+                "overlap",
+                "Left: Jaccard index of each checkpoint's supernodes with the last one's and with the first one's, median FFN. "
+                "Right: the same for the ranks of all channels by LP (Spearman). Grey: by chance.",
+                ("overlap",),
+                lambda figure: _draw_overlap(figure, x, rows, chance, named=named),
+            ),
+        ),
+        tables=(
+            _table(
+                "overlap",
+                x,
+                rows,
+                tuple(f"{kind}_{key}" for kind in ("last", "first") for key in ("supernode_jaccard", "correlation")),
+            ),
+        ),
     )
 
 

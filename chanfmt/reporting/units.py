@@ -69,8 +69,9 @@ def find_units(atlas: Atlas) -> tuple[list[Unit], int]:
             if not known[number]:
                 without += 1
                 continue
-            units.append(Unit(block.index, block.layer_index, printable(stack.name), number if stack.n_experts else -1,
-                              stack, block.row))
+            units.append(
+                Unit(block.index, block.layer_index, printable(stack.name), number if stack.n_experts else -1, stack, block.row)
+            )
     return units, without
 
 

@@ -55,9 +55,19 @@ MOE = (
 )
 
 
-def content(*kinds: Kind, settings: LabelSettings = SETTINGS, core_rho: float | None = None, without: tuple[str, ...] = (),
-            dropped: tuple[str, ...] = (), tokens_stored: bool = True, contributions: int = 1, inputs: str = "",
-            edit: object = None, title: str = "conformance", status: str = "complete") -> AtlasContent:
+def content(
+    *kinds: Kind,
+    settings: LabelSettings = SETTINGS,
+    core_rho: float | None = None,
+    without: tuple[str, ...] = (),
+    dropped: tuple[str, ...] = (),
+    tokens_stored: bool = True,
+    contributions: int = 1,
+    inputs: str = "",
+    edit: object = None,
+    title: str = "conformance",
+    status: str = "complete",
+) -> AtlasContent:
     """A small atlas that follows all the rules.
 
     Args:
@@ -72,8 +82,11 @@ def content(*kinds: Kind, settings: LabelSettings = SETTINGS, core_rho: float | 
     split_of = np.repeat(calibration.split_of, SEQ_LEN)
     stacks, blocks = [], []
     for kind in kinds:
-        ffns = [_ffn(random, kind, split_of, settings, edit, (row, expert) in kind.idle)
-                for row in range(len(kind.layers)) for expert in range(kind.experts or 1)]
+        ffns = [
+            _ffn(random, kind, split_of, settings, edit, (row, expert) in kind.idle)
+            for row in range(len(kind.layers))
+            for expert in range(kind.experts or 1)
+        ]
         leading = (len(kind.layers), *([kind.experts] if kind.kind == "experts" else []))
         arrays = {}
         for name, first in ffns[0].items():
@@ -82,25 +95,51 @@ def content(*kinds: Kind, settings: LabelSettings = SETTINGS, core_rho: float | 
             stacked = np.stack([ffn[name] for ffn in ffns], axis=-1 - tail)
             shape = stacked.shape
             axis = stacked.ndim - 1 - tail
-            arrays[name] = stacked.reshape(*shape[:axis], *leading, *shape[axis + 1:])
+            arrays[name] = stacked.reshape(*shape[:axis], *leading, *shape[axis + 1 :])
         arrays = {name: values for name, values in arrays.items() if name not in (*without, *dropped)}
         _label(arrays, settings, leading, kind.channels)
         supports = (2, 4) if "connectivity_at" in arrays else ()
         arrays = {name: values for name, values in arrays.items() if name not in (*without, *dropped)}
-        stacks.append(StackData(kind.name, kind.kind, kind.gated, "silu", np.array(kind.layers), kind.channels,
-                                kind.experts, SPLITS, arrays, supports))
+        stacks.append(
+            StackData(
+                kind.name,
+                kind.kind,
+                kind.gated,
+                "silu",
+                np.array(kind.layers),
+                kind.channels,
+                kind.experts,
+                SPLITS,
+                arrays,
+                supports,
+            )
+        )
         blocks += [_block(kind, row) for row in range(len(kind.layers))]
     blocks.sort(key=lambda block: (block.place != "encoder", block.layer_index))
     blocks = [dataclasses.replace(block, index=index) for index, block in enumerate(blocks)]
     config = json.dumps({"model_type": "llama", "hidden_size": 8})
     return AtlasContent(
         title=title,
-        model=ModelRecord("conformance/tiny", "", "local", "llama", ("LlamaForCausalLM",), config,
-                          hashlib.sha256(config.encode()).hexdigest(), "float32", 1000, "f" * 64),
-        calibration=calibration, labels=settings, core_rho=settings.rho if core_rho is None else core_rho,
-        blocks=tuple(blocks), stacks=tuple(stacks),
+        model=ModelRecord(
+            "conformance/tiny",
+            "",
+            "local",
+            "llama",
+            ("LlamaForCausalLM",),
+            config,
+            hashlib.sha256(config.encode()).hexdigest(),
+            "float32",
+            1000,
+            "f" * 64,
+        ),
+        calibration=calibration,
+        labels=settings,
+        core_rho=settings.rho if core_rho is None else core_rho,
+        blocks=tuple(blocks),
+        stacks=tuple(stacks),
         producer=ProducerRecord({"conformance": "1"}, "generate.py", "cpu", 1.0, 1, ({"command": "generate"},)),
-        status=status, dropped=dropped,
+        status=status,
+        dropped=dropped,
     )
 
 
@@ -114,15 +153,34 @@ def _calibration(random: np.random.Generator, stored: bool, contributions: int, 
     count = SEQUENCES // contributions
     return CalibrationRecord(
         schema.LOSSES["labels" if inputs else "next-token"],
-        schema.METRIC_DEFINITION, "" if inputs else "none", SEQ_LEN, 0, 4.25, tuple(digests[row] for row in order), source, split,
-        tuple(Contribution(str(index) * 32, "random", "", f"{index * count}:{(index + 1) * count}", count, count * SEQ_LEN,
-                           "generate.py", inputs) for index in range(contributions)),
+        schema.METRIC_DEFINITION,
+        "" if inputs else "none",
+        SEQ_LEN,
+        0,
+        4.25,
+        tuple(digests[row] for row in order),
+        source,
+        split,
+        tuple(
+            Contribution(
+                str(index) * 32,
+                "random",
+                "",
+                f"{index * count}:{(index + 1) * count}",
+                count,
+                count * SEQ_LEN,
+                "generate.py",
+                inputs,
+            )
+            for index in range(contributions)
+        ),
         tokens[order] if stored else None,
     )
 
 
-def _ffn(random: np.random.Generator, kind: Kind, split_of: np.ndarray, settings: LabelSettings, edit: object,
-         idle: bool) -> dict[str, np.ndarray]:
+def _ffn(
+    random: np.random.Generator, kind: Kind, split_of: np.ndarray, settings: LabelSettings, edit: object, idle: bool
+) -> dict[str, np.ndarray]:
     """The variables of one FFN but its labels: (channel,), per split (split, channel), or scalars."""
     shape = (len(split_of), kind.channels)
     u = random.normal(0, 1, shape).astype(np.float32).astype(float)
@@ -134,18 +192,31 @@ def _ffn(random: np.random.Generator, kind: Kind, split_of: np.ndarray, settings
     q, n = u * s, max(1, len(u))
     per_split = np.stack([(q[splits == split] ** 2).sum(axis=0) for split in range(SPLITS)])
     found = {
-        "tokens": np.int64(len(u)), "tokens_split": np.bincount(splits, minlength=SPLITS),
-        "sum_u": u.sum(axis=0), "sum_u2": (u**2).sum(axis=0), "sum_s2": (s**2).sum(axis=0), "sum_q": q.sum(axis=0),
-        "sum_abs_q": np.abs(q).sum(axis=0), "sum_q2": per_split.sum(axis=0), "sum_q2_split": per_split,
+        "tokens": np.int64(len(u)),
+        "tokens_split": np.bincount(splits, minlength=SPLITS),
+        "sum_u": u.sum(axis=0),
+        "sum_u2": (u**2).sum(axis=0),
+        "sum_s2": (s**2).sum(axis=0),
+        "sum_q": q.sum(axis=0),
+        "sum_abs_q": np.abs(q).sum(axis=0),
+        "sum_q2": per_split.sum(axis=0),
+        "sum_q2_split": per_split,
         "max_abs_u": np.abs(u).max(axis=0, initial=0),
     }
     shares = np.sort(random.random((2, kind.channels)).astype(np.float32), axis=0)
     redundancy, null = random.gamma(1, 0.01, (2, kind.channels))
     on_tokens = {
-        "lp": found["sum_q2"] / n / 2, "lp_factored": found["sum_u2"] / n * (found["sum_s2"] / n) / 2,
-        "activation_power": found["sum_u2"] / n, "curvature": found["sum_s2"] / n, "taylor": found["sum_abs_q"] / n,
-        "connectivity": shares[(2, 4).index(settings.support_size)], "connectivity_at": shares, "redundancy": redundancy,
-        "redundancy_null": null, "wanda_group": random.gamma(2, 1, kind.channels), "core_covered": np.float32(1),
+        "lp": found["sum_q2"] / n / 2,
+        "lp_factored": found["sum_u2"] / n * (found["sum_s2"] / n) / 2,
+        "activation_power": found["sum_u2"] / n,
+        "curvature": found["sum_s2"] / n,
+        "taylor": found["sum_abs_q"] / n,
+        "connectivity": shares[(2, 4).index(settings.support_size)],
+        "connectivity_at": shares,
+        "redundancy": redundancy,
+        "redundancy_null": null,
+        "wanda_group": random.gamma(2, 1, kind.channels),
+        "core_covered": np.float32(1),
     }
     nearest, own = {}, np.random.default_rng(kind.channels)  # The other numbers are as they were before these came.
     for (name, value), most in zip(NEAREST.items(), (kind.channels, 8), strict=True):

@@ -37,13 +37,17 @@ STACK, DATA = "/stacks/decoder", "/x_demo/values"
 EXPERTS = "/stacks/decoder.experts"
 FIXED = {"created": "2026-01-01T00:00:00+00:00", "producer": "generate.py"}
 _IMAGES: dict[tuple[int, bool], bytes] = {}
-DROPPABLE = tuple(item.name for item in schema.STACK_VARIABLES
-                  if item.required and item.name not in ("tokens", "tokens_split", "label", "protection"))
+DROPPABLE = tuple(
+    item.name
+    for item in schema.STACK_VARIABLES
+    if item.required and item.name not in ("tokens", "tokens_split", "label", "protection")
+)
 ARRAYS = '{"labels": ["i8", []], "pixel_values": ["f4", [3, 8, 8]]}'
 OPTIONAL = tuple(item.name for item in schema.STACK_VARIABLES if not item.required)
 
 
 # --- Building and sealing --------------------------------------------------------------------------------------
+
 
 def reseal(path: Path, content_too: bool = True) -> None:
     """Put the digests of what the file now holds into it."""
@@ -133,8 +137,12 @@ def only(*names: str, kinds: tuple = (contents.Kind(layers=(0,)),), **options: o
     """A small atlas: of what may be dropped it holds ``lp`` and ``names``, of what is optional ``names``."""
     keep = {"lp", *names}
     gates = () if any(kind.gated for kind in kinds) else ("gate_norm",)
-    return content(*kinds, dropped=tuple(name for name in DROPPABLE if name not in (*keep, *gates)),
-                   without=tuple(name for name in OPTIONAL if name not in keep), **options)
+    return content(
+        *kinds,
+        dropped=tuple(name for name in DROPPABLE if name not in (*keep, *gates)),
+        without=tuple(name for name in OPTIONAL if name not in keep),
+        **options,
+    )
 
 
 def stub(path: Path, edit: object = None, after: object = None, **options: object) -> None:
@@ -162,12 +170,15 @@ def create(group: h5py.Group, name: str, **how: object) -> h5py.Dataset:
 
 # --- Edits -----------------------------------------------------------------------------------------------------
 
+
 def put(path: str, index: object, value: object):
     """Set values of a dataset, or of texts; ``value`` may be a function of the old ones."""
+
     def edit(file: h5py.File) -> None:
         values = file[path].asstr()[...] if file[path].dtype.kind == "O" else file[path][...]
         values[index] = value(values[index]) if callable(value) else value
         file[path][...] = values
+
     return edit
 
 
@@ -176,6 +187,7 @@ def attribute(path: str, name: str, value: object):
         del file[path].attrs[name]
         if value is not None:
             file[path].attrs[name] = value
+
     return edit
 
 
@@ -187,6 +199,7 @@ def remove(*paths: str):
     def edit(file: h5py.File) -> None:
         for path in paths:
             del file[path]
+
     return edit
 
 
@@ -194,11 +207,13 @@ def both(*edits: object):
     def edit(file: h5py.File) -> None:
         for one in edits:
             one(file)
+
     return edit
 
 
 def remake(path: str, scales: tuple[str, ...] | None = None, change: object = lambda values: values, **how: object):
     """Store a dataset anew, changed, of another type, or with other scales (names, None for none)."""
+
     def edit(file: h5py.File) -> None:
         old, group = file[path], file[path].parent
         kept = {name: old.attrs[name] for name in ("long_name", "units", "flag_values", "flag_meanings") if name in old.attrs}
@@ -211,14 +226,17 @@ def remake(path: str, scales: tuple[str, ...] | None = None, change: object = la
         for axis, name in enumerate(names):
             if name:
                 new.dims[axis].attach_scale(group[name])
+
     return edit
 
 
 def replaced(make: object):
     """Put another dataset in the place of the stub's."""
+
     def edit(file: h5py.File) -> None:
         del file[DATA]
         make(file)
+
     return edit
 
 
@@ -261,12 +279,12 @@ def not_utf8(file: h5py.File) -> None:
     kind = h5t.C_S1.copy()
     kind.set_size(4)
     kind.set_cset(h5t.CSET_UTF8)
-    h5a.create(file["x_demo"].id, b"text", kind, h5s.create(h5s.SCALAR)).write(
-        np.array(b"\xff\xfe\xfd", dtype="S4"), mtype=kind)
+    h5a.create(file["x_demo"].id, b"text", kind, h5s.create(h5s.SCALAR)).write(np.array(b"\xff\xfe\xfd", dtype="S4"), mtype=kind)
 
 
 def moved(where: object):
     """Let the stub's array lie elsewhere. Its header is of version 1, which has no checksum."""
+
     def after(path: Path) -> None:
         with h5py.File(path) as file:
             old, size, other = file[DATA].id.get_offset(), file[DATA].nbytes, file["x_demo/item"].id.get_offset()
@@ -275,6 +293,7 @@ def moved(where: object):
         if image.count(layout) != 1:
             raise RuntimeError("the layout message is not where it was thought to be")
         patch(path, image.index(layout), where(path.stat().st_size, other).to_bytes(8, "little"))
+
     return after
 
 
@@ -282,15 +301,18 @@ def resized(change: int):
     def after(path: Path) -> None:
         image = path.read_bytes()
         path.write_bytes(image[:change] if change < 0 else image + bytes(change))
+
     return after
 
 
 def flipped(where: str):
     """Change the last byte of a dataset after the digests were taken."""
+
     def after(path: Path) -> None:
         with h5py.File(path) as file:
             last = file[where].id.get_offset() + file[where].nbytes - 1
         patch(path, last, bytes([path.read_bytes()[last] ^ 1]))
+
     return after
 
 
@@ -303,36 +325,45 @@ def stale(path: Path) -> None:
 
 def swap_labels(first: int, second: int):
     """Exchange labels, and protection with them, of the channels that are ``first`` and ``second`` of their label."""
+
     def edit(file: h5py.File) -> None:
         label = file[f"{STACK}/label"][...]
         one, other = np.flatnonzero(label[0] == first)[0], np.flatnonzero(label[0] == second)[0]
         label[0, [one, other]] = label[0, [other, one]]
         file[f"{STACK}/label"][...] = label
+
     return edit
 
 
 def on_label(name: str, label: int, value: object):
     """Set ``name`` of the last channel with ``label``."""
+
     def edit(file: h5py.File) -> None:
         channel = np.flatnonzero(file[f"{STACK}/label"][0] == label)[-1]
         put(f"{STACK}/{name}", (..., channel), value)(file)
+
     return edit
 
 
 def lowest(name: str, value: object):
     """Set ``name`` of the channel with the smallest lp, which no label rests on."""
+
     def edit(file: h5py.File) -> None:
         put(f"{STACK}/{name}", (0, int(np.argmin(file[f"{STACK}/lp"][0]))), value)(file)
+
     return edit
 
 
 def json_column(change: object):
     """Change the parsed ``tensors`` of the first FFN."""
+
     def edit(file: h5py.File) -> None:
         def changed(text: str) -> str:
             value = json.loads(text)
             return json.dumps(change(value) or value)
+
         put("/block/tensors", 0, changed)(file)
+
     return edit
 
 
@@ -340,10 +371,12 @@ def config(text: str):
     def edit(file: h5py.File) -> None:
         file["model"].attrs["config"] = text
         file["model"].attrs["config_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+
     return edit
 
 
 # --- Valid files -----------------------------------------------------------------------------------------------
+
 
 def tie(u: np.ndarray, s: np.ndarray) -> None:
     """Three channels share the largest lp where two become supernodes."""
@@ -351,10 +384,10 @@ def tie(u: np.ndarray, s: np.ndarray) -> None:
 
 
 def edges(u: np.ndarray, s: np.ndarray) -> None:
-    u[:, 0], s[:, 0] = 0, 0                      # Dead.
-    u[:, 1] *= 1e-22                             # Its activation power is subnormal in float32.
+    u[:, 0], s[:, 0] = 0, 0  # Dead.
+    u[:, 1] *= 1e-22  # Its activation power is subnormal in float32.
     u[:, 2], s[:, 2] = 2.0**64 - 2.0**40, 1e-20  # Its activation power is the largest float32.
-    s[:, 3] = 0                                  # No gradient: lp 0, as in channel 0.
+    s[:, 3] = 0  # No gradient: lp 0, as in channel 0.
 
 
 def edge_values(file: h5py.File) -> None:
@@ -395,30 +428,54 @@ def extension() -> object:
     base = only()
     grid = np.ones((1, 8))
     of_stack = (
-        array("layer", np.array([0], "<i4"), "", ("layer",)), array("channel", np.arange(8, dtype="<i4"), "", ("channel",)),
-        array("added", grid, "sum"), array("peak", grid.astype("<f4"), "max"), array("count", grid.astype("<i8"), "equal"),
+        array("layer", np.array([0], "<i4"), "", ("layer",)),
+        array("channel", np.arange(8, dtype="<i4"), "", ("channel",)),
+        array("added", grid, "sum"),
+        array("peak", grid.astype("<f4"), "max"),
+        array("count", grid.astype("<i8"), "equal"),
         array("flag", grid.astype("u1"), "drop"),
     )
     word = ExtensionVariable("word", ("item",), ["a", "ß"], "word of a demo", "", "equal")
-    return dataclasses.replace(base, extensions=(
-        ExtensionGroup("x_demo", {"note": "free text", "count": 3, "rate": 0.5},
-                       (array("item", np.arange(2, dtype="<i4"), "", ("item",)), word)),
-        ExtensionGroup("x_demo/decoder", {}, of_stack),
-    ))
+    return dataclasses.replace(
+        base,
+        extensions=(
+            ExtensionGroup(
+                "x_demo",
+                {"note": "free text", "count": 3, "rate": 0.5},
+                (array("item", np.arange(2, dtype="<i4"), "", ("item",)), word),
+            ),
+            ExtensionGroup("x_demo/decoder", {}, of_stack),
+        ),
+    )
 
 
 def interleaved(file: h5py.File) -> None:
     """Gate and up take turns in the rows of one tensor."""
-    json_column(lambda slices: [
-        {**item, "tensor": "gate_up", "parameter": "gate_up", "start": ("gate", "up").index(item["role"]), "stop": 16, "step": 2}
-        if item["role"] != "write" else item for item in slices])(file)
+    json_column(
+        lambda slices: [
+            {
+                **item,
+                "tensor": "gate_up",
+                "parameter": "gate_up",
+                "start": ("gate", "up").index(item["role"]),
+                "stop": 16,
+                "step": 2,
+            }
+            if item["role"] != "write"
+            else item
+            for item in slices
+        ]
+    )(file)
 
 
 def stacked(file: h5py.File) -> None:
     """The experts' matrices lie along the first axis of one tensor for each role."""
-    json_column(lambda slices: [
-        {**item, "tensor": item["role"], "parameter": item["role"], "axis": item["axis"] + 1, "index": number // 3}
-        for number, item in enumerate(slices)])(file)
+    json_column(
+        lambda slices: [
+            {**item, "tensor": item["role"], "parameter": item["role"], "axis": item["axis"] + 1, "index": number // 3}
+            for number, item in enumerate(slices)
+        ]
+    )(file)
 
 
 def renamed(file: h5py.File) -> None:
@@ -460,8 +517,11 @@ VALID: dict[str, tuple] = {  # name: codes, content[, edit]
     "no-file-digest": (["W504"], only(), remove("/producer/file_sha256", "/producer/byte")),
     "interleaved": ([], only(), interleaved),
     "stacked-experts": ([], only("write_norm", kinds=EXPERT_PAIR[1:]), stacked),
-    "used-twice": ([], only(), both(*(put(f"{STACK}/{name}", slice(None), lambda old: 2 * old)
-                                      for name in ("tokens", "tokens_split")))),
+    "used-twice": (
+        [],
+        only(),
+        both(*(put(f"{STACK}/{name}", slice(None), lambda old: 2 * old) for name in ("tokens", "tokens_split"))),
+    ),
     "inputs": ([], only(inputs=ARRAYS, tokens_stored=False, kinds=(contents.Kind("encoder", (0,), place="encoder"),))),
     "names-no-tokens-stored": ([], only(tokens_stored=False), renamed),
 }
@@ -496,8 +556,10 @@ STUBS: dict[str, tuple] = {  # name: codes, edit[, after]
     "E011-null": (["E011"], replaced(null_space)),
     "E011-empty": (["E011"], replaced(lambda file: create(file["x_demo"], "values", shape=(4, 0), dtype="<f4"))),
     "E011-five-axes": (["E011"], replaced(lambda file: create(file["x_demo"], "values", data=np.zeros((4, 1, 1, 1, 1), "<f4")))),
-    "E012-external": (["E012"], replaced(lambda file: create(
-        file["x_demo"], "values", shape=(4,), dtype="<f4", external=[("other.bin", 0, 16)]))),
+    "E012-external": (
+        ["E012"],
+        replaced(lambda file: create(file["x_demo"], "values", shape=(4,), dtype="<f4", external=[("other.bin", 0, 16)])),
+    ),
     "E012-virtual": (["E012"], replaced(virtual)),
     "E013-chunked": (["E013"], replaced(lambda file: create(file["x_demo"], "values", data=np.zeros(4, "<f4"), chunks=(2,)))),
     "E013-gzip": (["E013"], replaced(lambda file: create(file["x_demo"], "values", data=np.zeros(4, "<f4"), compression="gzip"))),
@@ -597,13 +659,19 @@ INVALID: dict[str, tuple] = {  # name: codes, content, edit[, after]
     "E110-nested": (["E110"], BARE, config(DEEP)),
     "E110-tensors": (["E110"], BARE, put("/block/tensors", 0, "[")),
     "E110-slice": (["E110"], BARE, json_column(lambda slices: slices[0].pop("step") and None)),
-    "E110-inputs": (["E110"], only(inputs=ARRAYS, tokens_stored=False),
-                    put("/calibration/contribution_inputs", 0, '{"labels": ["i8", 1]}')),
+    "E110-inputs": (
+        ["E110"],
+        only(inputs=ARRAYS, tokens_stored=False),
+        put("/calibration/contribution_inputs", 0, '{"labels": ["i8", 1]}'),
+    ),
     "E111-missing": (["E111"], EXTENDED, attribute("/x_demo/decoder/added", "merge", None)),
     "E111-texts": (["E111"], EXTENDED, texts_added),
     "E201-stack": (["E201", "E202"], BARE, put("/block/stack", 0, "nowhere")),
-    "E201-channels": (["E201"], BARE, both(put("/block/n_channels", 0, 6), json_column(
-        lambda slices: [{**item, "stop": 6} for item in slices]))),
+    "E201-channels": (
+        ["E201"],
+        BARE,
+        both(put("/block/n_channels", 0, 6), json_column(lambda slices: [{**item, "stop": 6} for item in slices])),
+    ),
     "E202-twice": (["E202"], PAIRED, both(put("/block/row", 1, 0), put("/block/layer_index", 1, 0))),
     "E203-layer": (["E203"], BARE, put("/block/layer_index", 0, 5)),
     "E204-no-write": (["E204"], BARE, json_column(lambda slices: slices[:-1])),
@@ -617,8 +685,11 @@ INVALID: dict[str, tuple] = {  # name: codes, content, edit[, after]
     "E207-contribution": (["E207"], only(contributions=2), put("/calibration/contribution_id", 1, "0" * 32)),
     "E109-loss": (["E109"], BARE, attribute("calibration", "loss", "something else")),
     "E208-sum": (["E208"], ROUTED, put(f"{EXPERTS}/tokens", (0, 0), lambda old: old - 1)),
-    "E208-uneven": (["E208"], BARE, both(put(f"{STACK}/tokens", 0, lambda old: old + 8),
-                                         put(f"{STACK}/tokens_split", (0, 0), 16))),
+    "E208-uneven": (
+        ["E208"],
+        BARE,
+        both(put(f"{STACK}/tokens", 0, lambda old: old + 8), put(f"{STACK}/tokens_split", (0, 0), 16)),
+    ),
     "E208-lost": (["E208"], BARE, both(put(f"{STACK}/tokens", 0, 15), put(f"{STACK}/tokens_split", (0, 0), 7))),
     "E209-token": (["E209"], BARE, put("/calibration/token_ids", (0, 0), lambda old: old + 1)),
     "E210-config": (["E210"], BARE, attribute("model", "config", '{"hidden_size": 9}')),
@@ -635,8 +706,10 @@ INVALID: dict[str, tuple] = {  # name: codes, content, edit[, after]
     "E303-redundancy": (["E303"], HALO, put(f"{STACK}/redundancy", (0, 3), -0.5)),
     "E304-mean": (["E304"], SUMS, lowest("sum_u", 1e9)),
     "E304-peak-low": (["E304"], SUMS, lowest("max_abs_u", 1e-3)),
-    **{f"E305-{name}": (["E305"], SUMS, lowest(name, lambda old: old * np.float32(0.999)))
-       for name in ("lp", "lp_factored", "taylor")},
+    **{
+        f"E305-{name}": (["E305"], SUMS, lowest(name, lambda old: old * np.float32(0.999)))
+        for name in ("lp", "lp_factored", "taylor")
+    },
     "E305-ulp": (["E305"], SUMS, lowest("lp", lambda old: old - 4 * np.spacing(old))),
     "E306-split": (["E306"], SPLIT, put(f"{STACK}/sum_q2_split", (0, 0, 0), lambda old: old * 1.001)),
     "E307-sum": (["E307"], ROUTED, put(f"{EXPERTS}/sum_s2", (0, 1, 0), 1.0)),

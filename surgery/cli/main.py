@@ -51,9 +51,14 @@ class PlanFileOptions:
 class PlanOutputOptions:
     """Where the plan goes."""
 
-    output: str | None = field(default=None, metadata={
-        "help": "write the plan to this file (default: print it only)", "short": "-o", "metavar": "PLAN",
-    })
+    output: str | None = field(
+        default=None,
+        metadata={
+            "help": "write the plan to this file (default: print it only)",
+            "short": "-o",
+            "metavar": "PLAN",
+        },
+    )
     overwrite: bool = field(default=False, metadata={"help": "replace the output where it exists"})
 
 
@@ -61,23 +66,40 @@ class PlanOutputOptions:
 class ApplyOptions:
     """What to cut, and where the result goes."""
 
-    model: str | None = field(default=None, metadata={
-        "help": "Hub id, directory or .gguf file of the model (default: the one the atlas names, from the Hub)",
-        "metavar": "MODEL",
-    })
-    revision: str | None = field(default=None, metadata={
-        "help": "branch, tag or commit of the model on the Hub (default: the commit that the atlas was measured at)",
-    })
-    output: str | None = field(default=None, metadata={
-        "help": "output directory (default: MODEL-METHOD-PERCENT here)", "short": "-o", "metavar": "DIR",
-    })
-    shard_size: str | None = field(default=None, metadata={
-        "help": "largest size of a weights file, such as 5GB (default: files that correspond to the model's)",
-        "metavar": "SIZE",
-    })
-    no_verify: bool = field(default=False, metadata={
-        "help": "do not compare logits with those of the masked dense model",
-    })
+    model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Hub id, directory or .gguf file of the model (default: the one the atlas names, from the Hub)",
+            "metavar": "MODEL",
+        },
+    )
+    revision: str | None = field(
+        default=None,
+        metadata={
+            "help": "branch, tag or commit of the model on the Hub (default: the commit that the atlas was measured at)",
+        },
+    )
+    output: str | None = field(
+        default=None,
+        metadata={
+            "help": "output directory (default: MODEL-METHOD-PERCENT here)",
+            "short": "-o",
+            "metavar": "DIR",
+        },
+    )
+    shard_size: str | None = field(
+        default=None,
+        metadata={
+            "help": "largest size of a weights file, such as 5GB (default: files that correspond to the model's)",
+            "metavar": "SIZE",
+        },
+    )
+    no_verify: bool = field(
+        default=False,
+        metadata={
+            "help": "do not compare logits with those of the masked dense model",
+        },
+    )
     overwrite: bool = field(default=False, metadata={"help": "replace the output where it is an earlier result"})
 
 
@@ -85,9 +107,12 @@ class ApplyOptions:
 class FineTuneOptions:
     """Which weights a plan is for."""
 
-    fine_tune: bool = field(default=False, metadata={
-        "help": "MODEL is a fine-tune of the plan's model: other weights in the same tensors",
-    })
+    fine_tune: bool = field(
+        default=False,
+        metadata={
+            "help": "MODEL is a fine-tune of the plan's model: other weights in the same tensors",
+        },
+    )
 
 
 @dataclass(frozen=True)
@@ -96,9 +121,13 @@ class RestoreOptions:
 
     directory: str = field(metadata={"help": "result of surgery prune or apply, trained since or not", "positional": "DIR"})
     output: str = field(metadata={"help": "output directory", "short": "-o", "metavar": "DIR"})
-    shard_size: str | None = field(default=None, metadata={
-        "help": "largest size of a weights file, such as 5GB (default: files that correspond to DIR's)", "metavar": "SIZE",
-    })
+    shard_size: str | None = field(
+        default=None,
+        metadata={
+            "help": "largest size of a weights file, such as 5GB (default: files that correspond to DIR's)",
+            "metavar": "SIZE",
+        },
+    )
     no_verify: bool = field(default=False, metadata={"help": "do not compare logits with those of DIR"})
     overwrite: bool = field(default=False, metadata={"help": "replace the output where it is an earlier result"})
 
@@ -107,10 +136,14 @@ class RestoreOptions:
 class PublishingOptions(VisibilityOptions):
     """Whether and how a result is pushed as soon as it is made."""
 
-    push: str | None = field(default=None, metadata={
-        "help": "then push the result: to USER/NAME, to NAME of yours, or to a name as the directory's default",
-        "metavar": "REPO", "nargs": "?",
-    })
+    push: str | None = field(
+        default=None,
+        metadata={
+            "help": "then push the result: to USER/NAME, to NAME of yours, or to a name as the directory's default",
+            "metavar": "REPO",
+            "nargs": "?",
+        },
+    )
 
     def check(self, *, login: bool) -> None:
         """Raise `ChanfmtError` for what would stop the push and can be told before the cut.
@@ -134,9 +167,14 @@ class PushedOptions:
     """What is pushed, and where to."""
 
     directory: str = field(metadata={"help": "result of surgery prune or apply", "positional": "DIR"})
-    repo: str | None = field(default=None, metadata={
-        "help": "USER/NAME, or NAME of yours (default: MODEL-METHOD-PERCENT)", "positional": "REPO", "nargs": "?",
-    })
+    repo: str | None = field(
+        default=None,
+        metadata={
+            "help": "USER/NAME, or NAME of yours (default: MODEL-METHOD-PERCENT)",
+            "positional": "REPO",
+            "nargs": "?",
+        },
+    )
 
 
 @dataclass(frozen=True)
@@ -150,10 +188,13 @@ class DryRunOptions:
 class ResultsOptions:
     """Where an experiment's rows go."""
 
-    output: str = field(metadata={
-        "help": "directory for results.csv and results.json; rows that are there are not measured again", "short": "-o",
-        "metavar": "DIR",
-    })
+    output: str = field(
+        metadata={
+            "help": "directory for results.csv and results.json; rows that are there are not measured again",
+            "short": "-o",
+            "metavar": "DIR",
+        }
+    )
     overwrite: bool = field(default=False, metadata={"help": "drop the rows that are there"})
 
 
@@ -175,15 +216,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def add_prune(commands: Commands) -> None:
     """``surgery prune``: atlas to smaller model."""
-    _add(commands, "prune", "cut a model", _prune, AtlasOptions, PlanOptions, ApplyOptions, RecoveryOptions, PublishingOptions,
-         DryRunOptions, TalkOptions)
+    _add(
+        commands,
+        "prune",
+        "cut a model",
+        _prune,
+        AtlasOptions,
+        PlanOptions,
+        ApplyOptions,
+        RecoveryOptions,
+        PublishingOptions,
+        DryRunOptions,
+        TalkOptions,
+    )
 
 
 def add_plan(commands: Commands) -> None:
     """``surgery plan``: atlas to plan; no model is needed."""
     _add(
-        commands, "plan", "decide what a cut would remove, from the atlas alone", _plan, AtlasOptions, PlanOptions,
-        PlanOutputOptions, TalkOptions,
+        commands,
+        "plan",
+        "decide what a cut would remove, from the atlas alone",
+        _plan,
+        AtlasOptions,
+        PlanOptions,
+        PlanOutputOptions,
+        TalkOptions,
     )
 
 
@@ -199,8 +257,14 @@ def add_push(commands: Commands) -> None:
 
 def add_restore(commands: Commands) -> None:
     """``surgery restore``: smaller model back to full width."""
-    _add(commands, "restore", "put a cut model back into its full width, with zeros where channels were removed", _restore,
-         RestoreOptions, TalkOptions)
+    _add(
+        commands,
+        "restore",
+        "put a cut model back into its full width, with zeros where channels were removed",
+        _restore,
+        RestoreOptions,
+        TalkOptions,
+    )
 
 
 def add_eval(commands: Commands) -> None:
@@ -215,8 +279,17 @@ def add_sweep(commands: Commands) -> None:
     from surgery.experiments.subject import SubjectOptions
     from surgery.experiments.sweep import SweepOptions
 
-    _add(commands, "sweep", "perplexity of many cuts of one loaded model, as a table and a figure", _sweep,
-         AtlasOptions, SweepOptions, SubjectOptions, ResultsOptions, TalkOptions)
+    _add(
+        commands,
+        "sweep",
+        "perplexity of many cuts of one loaded model, as a table and a figure",
+        _sweep,
+        AtlasOptions,
+        SweepOptions,
+        SubjectOptions,
+        ResultsOptions,
+        TalkOptions,
+    )
 
 
 def add_ablate(commands: Commands) -> None:
@@ -313,8 +386,13 @@ def _restore(arguments: argparse.Namespace) -> None:
     output = Path(options.output)
     shard_bytes = parse_size(options.shard_size)
     restored = restore(
-        resolve_model(options.directory).directory, output, overwrite=options.overwrite, verify=not options.no_verify,
-        shard_bytes=shard_bytes, progress=not talk.quiet, note=lambda text: say(text, quiet=talk.quiet),
+        resolve_model(options.directory).directory,
+        output,
+        overwrite=options.overwrite,
+        verify=not options.no_verify,
+        shard_bytes=shard_bytes,
+        progress=not talk.quiet,
+        note=lambda text: say(text, quiet=talk.quiet),
     )
     say(f"wrote {output}", quiet=talk.quiet)
     if talk.json:
@@ -361,8 +439,16 @@ def _sweep(arguments: argparse.Namespace) -> None:
             say(f"warning: {warning}")
         subject = open_subject(atlas, parse_options(arguments, SubjectOptions), quiet=talk.quiet)
         _warn_mixed(subject)
-        results = sweep(atlas, subject, runs, options.shared(), directory, overwrite=output.overwrite, quiet=talk.quiet,
-                        note=lambda text: say(text, quiet=talk.quiet))
+        results = sweep(
+            atlas,
+            subject,
+            runs,
+            options.shared(),
+            directory,
+            overwrite=output.overwrite,
+            quiet=talk.quiet,
+            note=lambda text: say(text, quiet=talk.quiet),
+        )
         title = f"{atlas.model.id}, {subject.identity['data']}, {subject.identity['tokens']:,} tokens"
     try:
         files = draw(results.rows, directory / "sweep", title)
@@ -393,8 +479,15 @@ def _ablate(arguments: argparse.Namespace) -> None:
             say(f"warning: {warning}")
         subject = open_subject(atlas, parse_options(arguments, SubjectOptions), quiet=talk.quiet)
         _warn_mixed(subject)
-        results, rows, summary = run(atlas, subject, experiment, directory, overwrite=output.overwrite,
-                                     quiet=talk.quiet, note=lambda text: say(text, quiet=talk.quiet))
+        results, rows, summary = run(
+            atlas,
+            subject,
+            experiment,
+            directory,
+            overwrite=output.overwrite,
+            quiet=talk.quiet,
+            note=lambda text: say(text, quiet=talk.quiet),
+        )
     say(f"wrote {', '.join(str(path) for path in results.files)}", quiet=talk.quiet)
     if talk.json:
         print_json({"identity": results.identity, "summary": summary, "rows": rows})
@@ -406,8 +499,10 @@ def _ablate(arguments: argparse.Namespace) -> None:
 
 def _warn_mixed(subject: Subject) -> None:
     if subject.mixed:
-        say(f"warning: {len(subject.mixed)} FFNs, {subject.mixed[0]} among them, compute numbers from all their channels "
-            "between their projections, removed ones too; a model that is cut there would compute something else")
+        say(
+            f"warning: {len(subject.mixed)} FFNs, {subject.mixed[0]} among them, compute numbers from all their channels "
+            "between their projections, removed ones too; a model that is cut there would compute something else"
+        )
 
 
 def _make_plan(path: str, options: PlanOptions, talk: TalkOptions) -> PruningPlan:
@@ -422,9 +517,14 @@ def _make_plan(path: str, options: PlanOptions, talk: TalkOptions) -> PruningPla
 
 
 def _cut(
-    plan: PruningPlan, options: ApplyOptions, talk: TalkOptions, *, fine_tune: bool = False,
+    plan: PruningPlan,
+    options: ApplyOptions,
+    talk: TalkOptions,
+    *,
+    fine_tune: bool = False,
     recovery: Refit | BiasRecovery | None = None,
-    atlas: Path | None = None, publishing: PublishingOptions | None = None,
+    atlas: Path | None = None,
+    publishing: PublishingOptions | None = None,
 ) -> None:
     from chanfmt.base.command_line import recorded_command
     from surgery.cut.apply import apply_plan, check_output
@@ -441,9 +541,17 @@ def _cut(
     if model.revision and (model.source, model.id) == (plan.model.source, plan.model.id):
         plan = dataclasses.replace(plan, model=dataclasses.replace(plan.model, revision=model.revision))
     report = apply_plan(
-        plan, model.directory, output, overwrite=options.overwrite, verify=not options.no_verify,
-        fine_tune=model if fine_tune else None, shard_bytes=shard_bytes, recovery=recovery, atlas=atlas,
-        command=recorded_command("surgery"), progress=not talk.quiet,
+        plan,
+        model.directory,
+        output,
+        overwrite=options.overwrite,
+        verify=not options.no_verify,
+        fine_tune=model if fine_tune else None,
+        shard_bytes=shard_bytes,
+        recovery=recovery,
+        atlas=atlas,
+        command=recorded_command("surgery"),
+        progress=not talk.quiet,
         note=lambda text: say(text, quiet=talk.quiet),
     )
     say(f"wrote {output}", quiet=talk.quiet)

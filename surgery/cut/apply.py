@@ -44,8 +44,23 @@ if TYPE_CHECKING:
 _MAX_CONFIG = 16 << 20
 _MAX_CARRIED = 128 << 20
 _NOT_CARRIED_SUFFIXES = (
-    *PICKLED_SUFFIXES, ".safetensors", ".gguf", ".ggml", ".onnx", ".onnx_data", ".h5", ".hdf5", ".msgpack", ".ot",
-    ".tflite", ".mlmodel", ".pb", ".npz", ".npy", ".index.json", ".py",
+    *PICKLED_SUFFIXES,
+    ".safetensors",
+    ".gguf",
+    ".ggml",
+    ".onnx",
+    ".onnx_data",
+    ".h5",
+    ".hdf5",
+    ".msgpack",
+    ".ot",
+    ".tflite",
+    ".mlmodel",
+    ".pb",
+    ".npz",
+    ".npy",
+    ".index.json",
+    ".py",
 )
 _NOT_CARRIED = ("config.json", CARD_FILE, "adapter_config.json", REPORT_FILE, PICTURE_FILE, EVALUATION_FILE)
 _PATH_FIELDS = ("_name_or_path", "name_or_path")
@@ -104,11 +119,9 @@ def apply_plan(
         if recovery is not None:
             from surgery.recovery.run import prepared
 
-            recovered = stack.enter_context(
-                prepared(recovery, plan, layout, index, output.absolute().parent, progress=progress))
+            recovered = stack.enter_context(prepared(recovery, plan, layout, index, output.absolute().parent, progress=progress))
             plan, layout, index = recovered.plan, recovered.layout, recovered.index
-        temporary = stack.enter_context(
-            published(output, index, layout.cuts, layout.config, shard_bytes, progress, note))
+        temporary = stack.enter_context(published(output, index, layout.cuts, layout.config, shard_bytes, progress, note))
         write_plan(plan, temporary / KEPT_FILE, applied)
         shapes = check_shapes(index, layout.cuts, layout.allowed, temporary)
         logits, skipped = _verify(plan, index, temporary, verify, note)
@@ -119,9 +132,22 @@ def apply_plan(
         if atlas is not None:
             _carry_atlas(atlas, temporary / ATLAS_FILE, note)
         report = Report(
-            plan, base, applied, source.parameters, written.parameters, source.nbytes, written.nbytes, shapes, logits, skipped,
-            versions(), command, auto_class(parse_config(layout.config)).__name__,
-            hash_files(temporary, list_files(temporary)), refitted, layout.switched,
+            plan,
+            base,
+            applied,
+            source.parameters,
+            written.parameters,
+            source.nbytes,
+            written.nbytes,
+            shapes,
+            logits,
+            skipped,
+            versions(),
+            command,
+            auto_class(parse_config(layout.config)).__name__,
+            hash_files(temporary, list_files(temporary)),
+            refitted,
+            layout.switched,
         )
         write_json(report.to_json(), temporary / REPORT_FILE)
         (temporary / CARD_FILE).write_text(model_card(report, output.absolute().name), encoding="utf-8")
@@ -130,8 +156,10 @@ def apply_plan(
 
 def _check_kind(plan: PruningPlan, directory: Path, config: dict[str, Any]) -> None:
     if config.get("model_type") != plan.model.model_type:
-        raise ModelError(f"{directory} is a {config.get('model_type')!r} model, and the plan is for a "
-                         f"{plan.model.model_type!r} model: no fine-tune of it")
+        raise ModelError(
+            f"{directory} is a {config.get('model_type')!r} model, and the plan is for a "
+            f"{plan.model.model_type!r} model: no fine-tune of it"
+        )
 
 
 def check_output(output: Path, *, overwrite: bool, source: Path | None = None) -> None:
@@ -182,8 +210,13 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def published(
-    output: Path, index: CheckpointIndex, cuts: Mapping[str, Cut], config: dict[str, Any], shard_bytes: int | None,
-    progress: bool, note: Callable[[str], object],
+    output: Path,
+    index: CheckpointIndex,
+    cuts: Mapping[str, Cut],
+    config: dict[str, Any],
+    shard_bytes: int | None,
+    progress: bool,
+    note: Callable[[str], object],
 ) -> Iterator[Path]:
     """A directory with ``index`` after ``cuts``, ``config`` and what is carried over; ``output`` when the context ends well.
 
@@ -217,8 +250,11 @@ def _carry(path: Path, target: Path) -> None:
 
 
 def _without_paths(value: dict[str, Any]) -> dict[str, Any]:
-    return {name: item for name, item in value.items()
-            if not (name in _PATH_FIELDS and isinstance(item, str) and names_directory(item))}
+    return {
+        name: item
+        for name, item in value.items()
+        if not (name in _PATH_FIELDS and isinstance(item, str) and names_directory(item))
+    }
 
 
 def _write_notice(base: Base, output: Path) -> None:

@@ -74,8 +74,7 @@ def check_shapes(index: CheckpointIndex, cuts: Mapping[str, Cut], allowed: Allow
         CheckError: A tensor or a parameter is missing, is surplus, or has another shape or dtype.
     """
     written = CheckpointIndex.open(output)
-    expected = {name: (entry.dtype, cuts[name].shape if name in cuts else entry.shape)
-                for name, entry in index.tensors.items()}
+    expected = {name: (entry.dtype, cuts[name].shape if name in cuts else entry.shape) for name, entry in index.tensors.items()}
     for name in sorted(written.tensors.keys() | expected.keys()):
         entry = written.tensors.get(name)
         found = (entry.dtype, entry.shape) if entry else None
@@ -161,8 +160,10 @@ def check_fitted(output: Path, fitted: Refitted) -> float:
         found = run_text(model, fitted.ids)[0][0].float()
     error = float((found - fitted.logits).abs().max() / fitted.logits.abs().max())
     if not error <= FITTED_TOLERANCE:
-        raise CheckError(f"the refitted model's logits differ from those that were fitted by {error:.2g} of their largest "
-                         f"value, and {FITTED_TOLERANCE:g} is allowed; nothing was written")
+        raise CheckError(
+            f"the refitted model's logits differ from those that were fitted by {error:.2g} of their largest "
+            f"value, and {FITTED_TOLERANCE:g} is allowed; nothing was written"
+        )
     return error
 
 

@@ -95,9 +95,7 @@ def _widths(plan: PruningPlan) -> Iterator[Widths]:
             yield widths
 
 
-def allowed_shapes(
-    plan: PruningPlan, widths: Widths, cuts: Mapping[str, Cut], index: CheckpointIndex, before: Shapes
-) -> Allowed:
+def allowed_shapes(plan: PruningPlan, widths: Widths, cuts: Mapping[str, Cut], index: CheckpointIndex, before: Shapes) -> Allowed:
     """Shapes that the loaded model may have after ``cuts``, by parameter name.
 
     A parameter that lies in the checkpoint as it is has the shape of its tensor. Of one that
@@ -136,7 +134,7 @@ def _narrowed(shape: tuple[int, ...], removed: set[int]) -> Iterator[tuple[int, 
     for axis, length in enumerate(shape):
         for count in removed:
             if count < length:
-                yield (*shape[:axis], length - count, *shape[axis + 1:])
+                yield (*shape[:axis], length - count, *shape[axis + 1 :])
 
 
 def in_model(parameter: str, shapes: Shapes) -> str:

@@ -41,8 +41,9 @@ class Inputs:
         if "input_ids" in self.arrays:
             return run_text(model, self.arrays["input_ids"])
         dtype = next(model.parameters()).dtype
-        return run_arrays(model, {name: values.to(dtype) if values.is_floating_point() else values
-                                  for name, values in self.arrays.items()})
+        return run_arrays(
+            model, {name: values.to(dtype) if values.is_floating_point() else values for name, values in self.arrays.items()}
+        )
 
     def find_ffns(self, model: Any) -> Sequence[FFN]:
         """The FFNs that these inputs reach."""
@@ -64,8 +65,10 @@ def check_inputs(model: Any, tokens: Sequence[int], seed: int) -> Inputs:
     name = model.main_input_name
     shape = _shape(model, name)
     if shape is None:
-        raise CheckError(f"{type(model).__name__} reads {name}, and nothing of that kind can be made up to compare logits on",
-                         hint="to cut it nonetheless, add --no-verify, and evaluate the result")
+        raise CheckError(
+            f"{type(model).__name__} reads {name}, and nothing of that kind can be made up to compare logits on",
+            hint="to cut it nonetheless, add --no-verify, and evaluate the result",
+        )
     arrays = {name: torch.randn(_SAMPLES, *shape, generator=generator)}
     if "decoder_input_ids" in forward:
         arrays["decoder_input_ids"] = torch.randint(vocabulary(model), (_SAMPLES, 8), generator=generator)

@@ -61,8 +61,12 @@ def restore(
         if skipped:
             note(f"logits are not compared with the pruned model's: {skipped}")
         report = {
-            "format": RESTORE_FORMAT, "model": plan.model.id, "atlas_sha256": plan.atlas_sha256,
-            "tensors": shapes.tensors, "relative_error": logits.relative_error if logits else None, "versions": versions(),
+            "format": RESTORE_FORMAT,
+            "model": plan.model.id,
+            "atlas_sha256": plan.atlas_sha256,
+            "tensors": shapes.tensors,
+            "relative_error": logits.relative_error if logits else None,
+            "versions": versions(),
         }
         write_json(report, temporary / REPORT_FILE)
     return report

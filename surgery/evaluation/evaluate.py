@@ -16,7 +16,6 @@ from surgery.evaluation.protocol import PROTOCOLS, EvaluationTokens, prepare_tex
 from surgery.result.names import REPORT_FILE
 
 if TYPE_CHECKING:
-
     from chanfmt.data.text import Text
     from chanfmt.models.source import ResolvedModel
     from surgery.evaluation.perplexity import BlockLosses, Comparison
@@ -28,25 +27,38 @@ class EvaluateOptions:
     """What to evaluate, and on what."""
 
     models: tuple[str, ...] = field(
-        metadata={"help": "Hub ids, directories or .gguf files; the others are compared with the first", "positional": "MODEL",
-                  "nargs": "+"}
+        metadata={
+            "help": "Hub ids, directories or .gguf files; the others are compared with the first",
+            "positional": "MODEL",
+            "nargs": "+",
+        }
     )
-    data: str = field(default="wikitext2", metadata={
-        "help": "text: wikitext2, pydoc (its held-out part), a .txt, .jsonl or .parquet file, or any data set",
-        "metavar": "SOURCE",
-    })
-    protocol: str = field(default="paper", metadata={
-        "help": "paper: non-empty rows, tokenised with the tokenizer's special tokens, the partial last block counts; "
-                "common: all rows, no special tokens (no BOS), whole blocks only; in both a blank line joins rows, blocks do "
-                "not overlap, and a block's first token is not predicted",
-        "choices": tuple(PROTOCOLS),
-    })
+    data: str = field(
+        default="wikitext2",
+        metadata={
+            "help": "text: wikitext2, pydoc (its held-out part), a .txt, .jsonl or .parquet file, or any data set",
+            "metavar": "SOURCE",
+        },
+    )
+    protocol: str = field(
+        default="paper",
+        metadata={
+            "help": "paper: non-empty rows, tokenised with the tokenizer's special tokens, the partial last block counts; "
+            "common: all rows, no special tokens (no BOS), whole blocks only; in both a blank line joins rows, blocks do "
+            "not overlap, and a block's first token is not predicted",
+            "choices": tuple(PROTOCOLS),
+        },
+    )
     seq_len: int = field(default=2048, metadata={"help": "tokens in a block"})
     max_tokens: int = field(default=0, metadata={"help": "stop after this many tokens, 0 for all"})
     seed: int = field(default=0, metadata={"help": "seed of the bootstrap"})
-    tasks: str | None = field(default=None, metadata={
-        "help": "run these tasks of lm-eval too, such as arc_easy,piqa (pip install 'chanfmt[eval]')", "metavar": "A,B,C",
-    })
+    tasks: str | None = field(
+        default=None,
+        metadata={
+            "help": "run these tasks of lm-eval too, such as arc_easy,piqa (pip install 'chanfmt[eval]')",
+            "metavar": "A,B,C",
+        },
+    )
     tasks_from: str | None = field(default=None, metadata={"help": "directory of further task files", "metavar": "DIR"})
     task_limit: int = field(default=0, metadata={"help": "items of each task, 0 for all"})
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:1, ..."})
@@ -203,8 +215,11 @@ def _cut(directory: Path) -> dict[str, Any] | None:
     try:
         report = json.loads((directory / REPORT_FILE).read_text(encoding="utf-8"))
         layers = report["layers"]
-        return {"method": report["method"], "protect": report["protect"],
-                "supernodes": sum(layer["supernodes"] for layer in layers),
-                "supernodes_removed": sum(layer["supernodes_removed"] for layer in layers)}
+        return {
+            "method": report["method"],
+            "protect": report["protect"],
+            "supernodes": sum(layer["supernodes"] for layer in layers),
+            "supernodes_removed": sum(layer["supernodes_removed"] for layer in layers),
+        }
     except (OSError, ValueError, KeyError, TypeError):
         return None

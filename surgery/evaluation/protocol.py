@@ -34,15 +34,22 @@ class Protocol:
 
 
 PROTOCOLS = {
-    protocol.name: protocol for protocol in (
+    protocol.name: protocol
+    for protocol in (
         Protocol(
-            "paper", empty_rows=False, special_tokens=True, partial_block=True,
+            "paper",
+            empty_rows=False,
+            special_tokens=True,
+            partial_block=True,
             statement="non-empty rows joined by a blank line, tokenised once with the tokenizer's own special tokens, "
             "non-overlapping blocks, last partial one included, first token of a block not predicted, every predicted token "
             "weighs the same",
         ),
         Protocol(
-            "common", empty_rows=True, special_tokens=False, partial_block=False,
+            "common",
+            empty_rows=True,
+            special_tokens=False,
+            partial_block=False,
             statement="all rows, empty ones too, joined by a blank line, tokenised once without special tokens (no BOS), "
             "non-overlapping blocks, tokens after the last whole one dropped, first token of a block not predicted, every "
             "predicted token weighs the same",
@@ -91,12 +98,15 @@ def evaluation_tokens(tokenizer: Any, text: Text, protocol: Protocol, seq_len: i
             )
         ids = ids[: len(ids) // seq_len * seq_len]
     if len(ids) < 2:
-        raise UsageError(f"{text.source} has fewer than two tokens" if len(ids) == text_tokens
-                         else "--max-tokens 1 is fewer than two tokens", hint="the first one cannot be predicted")
+        raise UsageError(
+            f"{text.source} has fewer than two tokens" if len(ids) == text_tokens else "--max-tokens 1 is fewer than two tokens",
+            hint="the first one cannot be predicted",
+        )
     predicted_bytes = None
     if ends is not None:
-        predicted_bytes = sum(int(ends[min(start + seq_len, len(ids)) - 1] - ends[start])
-                              for start in range(0, len(ids) - 1, seq_len))
+        predicted_bytes = sum(
+            int(ends[min(start + seq_len, len(ids)) - 1] - ends[start]) for start in range(0, len(ids) - 1, seq_len)
+        )
     return EvaluationTokens(ids, text_tokens, predicted_bytes, hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest())
 
 

@@ -20,7 +20,9 @@ Table = tuple[list[str], list[list[str]]]
 def report_data(options: EvaluateOptions, evaluations: list[Evaluation]) -> dict[str, Any]:
     """What ``--json`` prints."""
     return {
-        "data": options.data, "seq_len": options.seq_len, "max_tokens": options.max_tokens,
+        "data": options.data,
+        "seq_len": options.seq_len,
+        "max_tokens": options.max_tokens,
         "protocol": {"name": options.protocol, "statement": PROTOCOLS[options.protocol].statement},
         "models": [_model_data(item, options) for item in evaluations],
     }
@@ -32,13 +34,21 @@ def _model_data(item: Evaluation, options: EvaluateOptions) -> dict[str, Any]:
         "model": item.model,
         "fingerprint": item.fingerprint,
         "parameters": item.parameters,
-        "text_tokens": tokens.text_tokens, "tokens": len(tokens.ids), "tokens_sha256": tokens.sha256,
-        "predicted": int(losses.predicted.sum()), "predicted_bytes": tokens.predicted_bytes, "blocks": len(losses.nll),
-        "nll": losses.mean, "nll_standard_error": losses.standard_error, "perplexity": losses.perplexity,
+        "text_tokens": tokens.text_tokens,
+        "tokens": len(tokens.ids),
+        "tokens_sha256": tokens.sha256,
+        "predicted": int(losses.predicted.sum()),
+        "predicted_bytes": tokens.predicted_bytes,
+        "blocks": len(losses.nll),
+        "nll": losses.mean,
+        "nll_standard_error": losses.standard_error,
+        "perplexity": losses.perplexity,
         "bits_per_byte": item.bits_per_byte,
         "against_first": _comparison_data(item.comparison, options.seed) if item.comparison else None,
-        "seconds": item.seconds, "tokens_per_second": item.tokens_per_second,
-        "peak_memory_bytes": item.peak_memory_bytes, "memory": item.memory,
+        "seconds": item.seconds,
+        "tokens_per_second": item.tokens_per_second,
+        "peak_memory_bytes": item.peak_memory_bytes,
+        "memory": item.memory,
         "cut": item.cut,
         "tasks": [asdict(result) for result in item.tasks],
     }
@@ -47,10 +57,14 @@ def _model_data(item: Evaluation, options: EvaluateOptions) -> dict[str, Any]:
 def _comparison_data(comparison: Comparison, seed: int) -> dict[str, Any]:
     ratio, low, high = comparison.ratio
     return {
-        "nll_difference": comparison.difference, "nll_difference_interval": [comparison.low, comparison.high],
-        "perplexity_ratio": ratio, "perplexity_ratio_interval": [low, high],
+        "nll_difference": comparison.difference,
+        "nll_difference_interval": [comparison.low, comparison.high],
+        "perplexity_ratio": ratio,
+        "perplexity_ratio_interval": [low, high],
         "interval": f"percentile bootstrap over blocks, paired, {comparison.confidence:.0%}",
-        "blocks": comparison.blocks, "resamples": comparison.resamples, "seed": seed,
+        "blocks": comparison.blocks,
+        "resamples": comparison.resamples,
+        "seed": seed,
     }
 
 
@@ -61,8 +75,10 @@ def coverage(options: EvaluateOptions, evaluations: list[Evaluation]) -> list[st
         tokens, losses = item.tokens, item.losses
         size = "" if tokens.predicted_bytes is None else f" ({tokens.predicted_bytes:,} bytes)"
         blocks = f"{len(losses.nll):,} block{'' if len(losses.nll) == 1 else 's'} of {options.seq_len:,}"
-        lines.append(f"{options.data}, protocol {options.protocol}: {len(tokens.ids):,} of {tokens.text_tokens:,} tokens in "
-                     f"{blocks}, {int(losses.predicted.sum()):,} predicted{size}")
+        lines.append(
+            f"{options.data}, protocol {options.protocol}: {len(tokens.ids):,} of {tokens.text_tokens:,} tokens in "
+            f"{blocks}, {int(losses.predicted.sum()):,} predicted{size}"
+        )
     return lines[::-1]
 
 
@@ -91,11 +107,18 @@ def _model_table(evaluations: list[Evaluation], names: list[str]) -> Table:
     rows = []
     for item, name in zip(evaluations, names, strict=True):
         bits, peak = item.bits_per_byte, item.peak_memory_bytes
-        rows.append([
-            name, _count(item.parameters), perplexity_text(item.losses.perplexity), f"{item.losses.mean:.4f}",
-            _number(item.losses.standard_error), "-" if bits is None else f"{bits:.4f}", f"{item.tokens_per_second:,.0f}",
-            "-" if peak is None else f"{peak / (1 << 20):,.0f} MiB",
-        ])
+        rows.append(
+            [
+                name,
+                _count(item.parameters),
+                perplexity_text(item.losses.perplexity),
+                f"{item.losses.mean:.4f}",
+                _number(item.losses.standard_error),
+                "-" if bits is None else f"{bits:.4f}",
+                f"{item.tokens_per_second:,.0f}",
+                "-" if peak is None else f"{peak / (1 << 20):,.0f} MiB",
+            ]
+        )
     return headings, rows
 
 
@@ -106,16 +129,23 @@ def _comparison_table(evaluations: list[Evaluation], names: list[str]) -> Table:
         row = [name, "-", "-", "-", "-"]
         if item.comparison:
             ratio, low, high = item.comparison.ratio
-            row[1:] = [f"{item.comparison.difference:+.4f}", _interval(item.comparison.low, item.comparison.high, "+.4f"),
-                       _ratio(ratio), "-" if math.isnan(low) else f"{_ratio(low)} to {_ratio(high)}"]
+            row[1:] = [
+                f"{item.comparison.difference:+.4f}",
+                _interval(item.comparison.low, item.comparison.high, "+.4f"),
+                _ratio(ratio),
+                "-" if math.isnan(low) else f"{_ratio(low)} to {_ratio(high)}",
+            ]
         rows.append(row)
     return headings, rows
 
 
 def _cut_table(evaluations: list[Evaluation], names: list[str]) -> Table:
     headings = ["cut", "method", "protected", "supernodes removed"]
-    return headings, [[name, item.cut["method"], ", ".join(item.cut["protect"]) or "none", _supernodes(item.cut)]
-                      for item, name in zip(evaluations, names, strict=True) if item.cut]
+    return headings, [
+        [name, item.cut["method"], ", ".join(item.cut["protect"]) or "none", _supernodes(item.cut)]
+        for item, name in zip(evaluations, names, strict=True)
+        if item.cut
+    ]
 
 
 def _task_table(evaluations: list[Evaluation], names: list[str]) -> Table:
@@ -127,10 +157,17 @@ def _task_table(evaluations: list[Evaluation], names: list[str]) -> Table:
             for result in item.tasks:
                 if (result.task, result.metric, result.filter) == key:
                     metric = result.metric if result.filter == "none" else f"{result.metric} ({result.filter})"
-                    rows.append([
-                        result.task, metric, name, f"{result.value:.4f}", _number(result.standard_error),
-                        "-" if result.items is None else f"{result.items:,}", "-" if result.shots is None else str(result.shots),
-                    ])
+                    rows.append(
+                        [
+                            result.task,
+                            metric,
+                            name,
+                            f"{result.value:.4f}",
+                            _number(result.standard_error),
+                            "-" if result.items is None else f"{result.items:,}",
+                            "-" if result.shots is None else str(result.shots),
+                        ]
+                    )
     return headings, rows
 
 

@@ -69,8 +69,10 @@ class Tasks:
             for name in names:
                 found = self.manager.match_tasks([name])
                 if not found:
-                    raise UsageError(f"lm-eval has no task called {name!r}",
-                                     hint="list them with: lm-eval ls tasks; name a directory of your own with --tasks-from")
+                    raise UsageError(
+                        f"lm-eval has no task called {name!r}",
+                        hint="list them with: lm-eval ls tasks; name a directory of your own with --tasks-from",
+                    )
                 self.names += [each for each in found if each not in self.names]
             try:
                 get_task_dict(self.names, self.manager)
@@ -98,7 +100,11 @@ class Tasks:
                 batch = "auto" if next(model.parameters()).device.type == "cuda" else 1
                 wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch)
                 found = lm_eval.simple_evaluate(
-                    wrapped, tasks=self.names, task_manager=self.manager, limit=self.limit or None, log_samples=False,
+                    wrapped,
+                    tasks=self.names,
+                    task_manager=self.manager,
+                    limit=self.limit or None,
+                    log_samples=False,
                 )
             except torch.OutOfMemoryError:
                 raise ChanfmtError("out of memory in lm-eval's tasks", hint="use --dtype bfloat16") from None
@@ -116,9 +122,15 @@ def _results(found: dict[str, Any]) -> Iterator[TaskResult]:
             error = numbers.get(f"{metric}_stderr,{chosen}")
             version = found["versions"].get(task)
             yield TaskResult(
-                task, metric, chosen, float(value), float(error) if isinstance(error, int | float) else None,
-                found["n-shot"].get(task), found["n-samples"].get(task, {}).get("effective"),
-                found["higher_is_better"].get(task, {}).get(metric), None if version is None else str(version),
+                task,
+                metric,
+                chosen,
+                float(value),
+                float(error) if isinstance(error, int | float) else None,
+                found["n-shot"].get(task),
+                found["n-samples"].get(task, {}).get("effective"),
+                found["higher_is_better"].get(task, {}).get(metric),
+                None if version is None else str(version),
             )
 
 

@@ -33,7 +33,13 @@ class Results:
     """
 
     def __init__(
-        self, directory: Path, kind: str, identity: Mapping[str, Any], columns: Sequence[str], key: Sequence[str], *,
+        self,
+        directory: Path,
+        kind: str,
+        identity: Mapping[str, Any],
+        columns: Sequence[str],
+        key: Sequence[str],
+        *,
         overwrite: bool = False,
     ) -> None:
         """Take up the rows in ``directory``.
@@ -144,8 +150,15 @@ def channels_sha256(removed: Mapping[int, np.ndarray], means: Mapping[int, np.nd
 
 def loss_columns(losses: BlockLosses, seconds: float) -> dict[str, Any]:
     """`LOSS_COLUMNS` of a row; numbers that are not finite become None."""
-    values = (finite(losses.perplexity), losses.mean, finite(losses.standard_error), int(losses.predicted.sum()),
-              round(seconds, 3), losses.nll.tolist(), losses.predicted.tolist())
+    values = (
+        finite(losses.perplexity),
+        losses.mean,
+        finite(losses.standard_error),
+        int(losses.predicted.sum()),
+        round(seconds, 3),
+        losses.nll.tolist(),
+        losses.predicted.tolist(),
+    )
     return dict(zip(LOSS_COLUMNS, values, strict=True))
 
 

@@ -30,14 +30,20 @@ if TYPE_CHECKING:
 class SubjectOptions:
     """Which model is measured, and on what."""
 
-    model: str | None = field(default=None, metadata={
-        "help": "Hub id, directory or .gguf file of the atlas's model (default: the one the atlas names, from the Hub)",
-        "metavar": "MODEL",
-    })
-    data: str = field(default="wikitext2", metadata={
-        "help": "text: wikitext2, pydoc (its held-out part), a .txt, .jsonl or .parquet file, or any data set",
-        "metavar": "SOURCE",
-    })
+    model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Hub id, directory or .gguf file of the atlas's model (default: the one the atlas names, from the Hub)",
+            "metavar": "MODEL",
+        },
+    )
+    data: str = field(
+        default="wikitext2",
+        metadata={
+            "help": "text: wikitext2, pydoc (its held-out part), a .txt, .jsonl or .parquet file, or any data set",
+            "metavar": "SOURCE",
+        },
+    )
     seq_len: int = field(default=2048, metadata={"help": "tokens in a block"})
     max_tokens: int = field(default=0, metadata={"help": "stop after this many tokens, 0 for all"})
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:1, ..."})
@@ -74,8 +80,11 @@ class Subject:
     mixed: tuple[str, ...]
 
     def measure(
-        self, removed: Mapping[int, np.ndarray], means: Mapping[int, np.ndarray] | None = None,
-        progress: Callable[[int], object] | None = None, weights: Mapping[int, tuple[np.ndarray, FittedWrite]] | None = None,
+        self,
+        removed: Mapping[int, np.ndarray],
+        means: Mapping[int, np.ndarray] | None = None,
+        progress: Callable[[int], object] | None = None,
+        weights: Mapping[int, tuple[np.ndarray, FittedWrite]] | None = None,
     ) -> dict[str, Any]:
         """The `surgery.experiments.results.loss_columns` with ``removed`` gone; with none it is dense.
 

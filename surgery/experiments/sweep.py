@@ -32,8 +32,20 @@ SEEDED = "random"
 """The method that seeds mean something to."""
 KEY = ("method", "protect", "sparsity_asked", "recover", "seed")
 COLUMNS = (
-    "method", "protect", "sparsity_asked", "sparsity_reached", "recover", "seed", "perplexity", "nll", "standard_error",
-    "supernodes_removed", "hit_rate", "lp_kept", "tokens", "seconds",
+    "method",
+    "protect",
+    "sparsity_asked",
+    "sparsity_reached",
+    "recover",
+    "seed",
+    "perplexity",
+    "nll",
+    "standard_error",
+    "supernodes_removed",
+    "hit_rate",
+    "lp_kept",
+    "tokens",
+    "seconds",
 )
 _PLAN = {item.name: item.metadata for item in dataclasses.fields(PlanOptions)}
 _SHARED = ("allocation", "max_layer_sparsity", "layers", "stack", "multiple_of")
@@ -44,19 +56,35 @@ _SHARED = ("allocation", "max_layer_sparsity", "layers", "stack", "multiple_of")
 class SweepOptions:
     """Which cuts to compare."""
 
-    methods: str = field(default="scar-prot,wanda,activation,magnitude,random", metadata={
-        "help": "scores to compare, between commas", "metavar": "METHODS",
-    })
-    sparsity: str = field(default="0.1:0.7:0.1", metadata={
-        "help": "shares to remove: FIRST:LAST:STEP, or numbers between commas", "metavar": "GRID",
-    })
-    protect: tuple[str, ...] = field(default=("none",), metadata={
-        "help": "protection to run every method under, as in surgery plan; repeat for alternatives", "metavar": "WHAT",
-        "repeat": True,
-    })
-    recover: str = field(default="none", metadata={
-        "help": f"how to make up for each cut, between commas: {', '.join(RECOVERIES)}", "metavar": "HOW",
-    })
+    methods: str = field(
+        default="scar-prot,wanda,activation,magnitude,random",
+        metadata={
+            "help": "scores to compare, between commas",
+            "metavar": "METHODS",
+        },
+    )
+    sparsity: str = field(
+        default="0.1:0.7:0.1",
+        metadata={
+            "help": "shares to remove: FIRST:LAST:STEP, or numbers between commas",
+            "metavar": "GRID",
+        },
+    )
+    protect: tuple[str, ...] = field(
+        default=("none",),
+        metadata={
+            "help": "protection to run every method under, as in surgery plan; repeat for alternatives",
+            "metavar": "WHAT",
+            "repeat": True,
+        },
+    )
+    recover: str = field(
+        default="none",
+        metadata={
+            "help": f"how to make up for each cut, between commas: {', '.join(RECOVERIES)}",
+            "metavar": "HOW",
+        },
+    )
     seeds: str = field(default="0", metadata={"help": "seeds of the method random, such as 0,1,2 or 0-4", "metavar": "SEEDS"})
     allocation: str = field(default="uniform", metadata=_PLAN["allocation"])
     max_layer_sparsity: float | None = field(default=None, metadata=_PLAN["max_layer_sparsity"])
@@ -143,8 +171,15 @@ def plan_runs(atlas: Atlas, options: SweepOptions) -> tuple[tuple[Run, ...], tup
 
 
 def sweep(
-    atlas: Atlas, subject: Subject, runs: Sequence[Run], shared: dict[str, Any], directory: Path, *, overwrite: bool = False,
-    quiet: bool = False, note: Callable[[str], None] = lambda text: None,
+    atlas: Atlas,
+    subject: Subject,
+    runs: Sequence[Run],
+    shared: dict[str, Any],
+    directory: Path,
+    *,
+    overwrite: bool = False,
+    quiet: bool = False,
+    note: Callable[[str], None] = lambda text: None,
 ) -> Results:
     """Measure every one of ``runs`` that ``directory`` has no row for.
 
@@ -180,7 +215,11 @@ def sweep(
 
 
 def _measure(
-    atlas: Atlas, subject: Subject, plan: PruningPlan | None, options: RecoveryOptions, directory: Path,
+    atlas: Atlas,
+    subject: Subject,
+    plan: PruningPlan | None,
+    options: RecoveryOptions,
+    directory: Path,
     progress: Callable[[int], object],
 ) -> dict[str, Any]:
     """What a cut costs, made up for as ``options`` say."""
@@ -193,8 +232,11 @@ def _measure(
     from surgery.recovery.refit import refitted
 
     with refitted(plan, CheckpointIndex.open(subject.directory), recovery, spool_directory=directory) as fitted:
-        weights = {block.index: (planned.kept, fitted.fitted(planned.name))
-                   for block, planned in zip(atlas.blocks, plan.blocks, strict=True) if planned.is_cut}
+        weights = {
+            block.index: (planned.kept, fitted.fitted(planned.name))
+            for block, planned in zip(atlas.blocks, plan.blocks, strict=True)
+            if planned.is_cut
+        }
     return subject.measure(removed, progress=progress, weights=weights)
 
 
@@ -202,8 +244,11 @@ def _means(atlas: Atlas, plan: PruningPlan, recovery: Refit | BiasRecovery | Non
     """Block index to what stands in for removed channels: a bias of what they write on average is their mean in their place."""
     if not isinstance(recovery, BiasRecovery):
         return None
-    return {block.index: recovery.means[planned.name]
-            for block, planned in zip(atlas.blocks, plan.blocks, strict=True) if planned.is_cut}
+    return {
+        block.index: recovery.means[planned.name]
+        for block, planned in zip(atlas.blocks, plan.blocks, strict=True)
+        if planned.is_cut
+    }
 
 
 def removed_of(atlas: Atlas, plan: PruningPlan) -> dict[int, np.ndarray]:
@@ -238,13 +283,30 @@ def _describe(key: dict[str, Any]) -> str:
 
 def table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Headings and rows for people."""
-    headings = ["method", "protect", "sparsity", "recover", "seed", "perplexity", "nats/token", "+-", "supernodes removed",
-                "LP kept"]
+    headings = [
+        "method",
+        "protect",
+        "sparsity",
+        "recover",
+        "seed",
+        "perplexity",
+        "nats/token",
+        "+-",
+        "supernodes removed",
+        "LP kept",
+    ]
     return headings, [
-        [row["method"], row["protect"], f"{row['sparsity_reached']:.4g}", row["recover"],
-         "-" if row["seed"] is None else str(row["seed"]), perplexity_text(row["perplexity"]), f"{row['nll']:.4f}",
-         "-" if row["standard_error"] is None else f"{row['standard_error']:.4f}",
-         "-" if row["hit_rate"] is None else f"{row['supernodes_removed']:,} ({row['hit_rate']:.1%})",
-         "-" if row["lp_kept"] is None else f"{row['lp_kept']:.1%}"]
+        [
+            row["method"],
+            row["protect"],
+            f"{row['sparsity_reached']:.4g}",
+            row["recover"],
+            "-" if row["seed"] is None else str(row["seed"]),
+            perplexity_text(row["perplexity"]),
+            f"{row['nll']:.4f}",
+            "-" if row["standard_error"] is None else f"{row['standard_error']:.4f}",
+            "-" if row["hit_rate"] is None else f"{row['supernodes_removed']:,} ({row['hit_rate']:.1%})",
+            "-" if row["lp_kept"] is None else f"{row['lp_kept']:.1%}",
+        ]
         for row in rows
     ]

@@ -41,15 +41,30 @@ def draw(rows: Sequence[dict[str, Any]], stem: Path, title: str) -> tuple[Path, 
         x, y, hits, low, high = (np.array(values, dtype=np.float64) for values in zip(*points, strict=True))
         number, kind = names.index(method), kinds.index((protect, recover))
         color = f"C{number % 10}"
-        axes.plot(x, y, color=color, marker=_MARKERS[number % len(_MARKERS)], markersize=4, linewidth=1.4,
-                  linestyle=_STYLES[kind % len(_STYLES)],
-                  label=", ".join([method, *([] if protect == "none" else [f"{protect} protected"]),
-                                   *([] if recover == "none" else [recover])]))
+        axes.plot(
+            x,
+            y,
+            color=color,
+            marker=_MARKERS[number % len(_MARKERS)],
+            markersize=4,
+            linewidth=1.4,
+            linestyle=_STYLES[kind % len(_STYLES)],
+            label=", ".join(
+                [method, *([] if protect == "none" else [f"{protect} protected"]), *([] if recover == "none" else [recover])]
+            ),
+        )
         axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
         for place, height, hit in zip(x, y, hits, strict=True):
             if hit > 0:
-                axes.annotate(f"{hit:.0%}" if hit >= 0.01 else "<1%", (place, height), textcoords="offset points",
-                              xytext=(0, 5), ha="center", fontsize=6, color=color)
+                axes.annotate(
+                    f"{hit:.0%}" if hit >= 0.01 else "<1%",
+                    (place, height),
+                    textcoords="offset points",
+                    xytext=(0, 5),
+                    ha="center",
+                    fontsize=6,
+                    color=color,
+                )
     axes.set_yscale("log")
     axes.set_xlabel("share of FFN channels removed")
     axes.set_ylabel("perplexity")
@@ -80,11 +95,19 @@ def lines_of(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str, str], list[
         if row["method"] != DENSE and row["perplexity"] is not None:
             groups[row["method"], row["protect"], row["recover"]][row["sparsity_reached"]].append(row)
     return {
-        line: [*start, *(
-            (sparsity, float(np.exp(np.mean([row["nll"] for row in alike]))), _mean([row["hit_rate"] for row in alike]),
-             min(row["perplexity"] for row in alike), max(row["perplexity"] for row in alike))
-            for sparsity, alike in sorted(by_sparsity.items())
-        )]
+        line: [
+            *start,
+            *(
+                (
+                    sparsity,
+                    float(np.exp(np.mean([row["nll"] for row in alike]))),
+                    _mean([row["hit_rate"] for row in alike]),
+                    min(row["perplexity"] for row in alike),
+                    max(row["perplexity"] for row in alike),
+                )
+                for sparsity, alike in sorted(by_sparsity.items())
+            ),
+        ]
         for line, by_sparsity in groups.items()
     }
 

@@ -98,8 +98,12 @@ def find_unit(key: str, atlas: Atlas) -> tuple[Block, int | None]:
     stack = parts.pop(0) if len(parts) > 1 and not parts[0].isdecimal() else None
     if len(parts) > 2:
         raise UsageError(f"{_short(key)} is not a layer index", hint=f"write {KEYS}")
-    return find_ffn(atlas, stack, parse_number(parts[0], "a layer index"),
-                    parse_number(parts[1], "an expert index") if len(parts) == 2 else None)
+    return find_ffn(
+        atlas,
+        stack,
+        parse_number(parts[0], "a layer index"),
+        parse_number(parts[1], "an expert index") if len(parts) == 2 else None,
+    )
 
 
 def find_ffn(atlas: Atlas, stack: str | None, layer: int, expert: int | None) -> tuple[Block, int | None]:

@@ -77,8 +77,9 @@ class Pool:
         targets = self._targets(keep)
         steps = [multiple_of or preferred_multiple(item.width, target) for item, target in zip(candidates, targets, strict=True)]
         choices = [_choices(item, step) for item, step in zip(candidates, steps, strict=True)]
-        places = [_nearest(widths, nearest_multiple(target, step))
-                  for widths, target, step in zip(choices, targets, steps, strict=True)]
+        places = [
+            _nearest(widths, nearest_multiple(target, step)) for widths, target, step in zip(choices, targets, steps, strict=True)
+        ]
         units = [item.units for item in candidates]
         excess = sum(count * widths[place] for count, widths, place in zip(units, choices, places, strict=True)) - keep
         while excess:

@@ -84,15 +84,17 @@ class Choice:
     @cached_property
     def orders(self) -> dict[int, np.ndarray]:
         """Block index to channels, the last to go first, of equal scores the lowest index: ints of `Block.shape`."""
-        return {index: np.argsort(-np.where(self._protected[index], np.inf, values), axis=-1, kind="stable")
-                for index, values in self._scores.of.items()}
+        return {
+            index: np.argsort(-np.where(self._protected[index], np.inf, values), axis=-1, kind="stable")
+            for index, values in self._scores.of.items()
+        }
 
     def kept(self, sparsity: float) -> dict[int, np.ndarray]:
         """What stays, as masks of all FFNs, bool of `Block.shape`."""
         widths = self.widths(sparsity)
         kept = {block.index: np.ones(block.shape, dtype=bool) for block in self._scores.atlas.blocks}
         for index, order in self.orders.items():
-            np.put_along_axis(kept[index], order[..., widths[index]:], False, axis=-1)
+            np.put_along_axis(kept[index], order[..., widths[index] :], False, axis=-1)
         return kept
 
     def widths(self, sparsity: float) -> dict[int, int]:
@@ -101,8 +103,9 @@ class Choice:
         Raises:
             UsageError: ``sparsity`` cuts nothing or all, or what may not go is more than what stays.
         """
-        uniform = {block.index: kept_width(block.n_channels, sparsity, self._options.multiple_of)
-                   for block in self._scores.blocks}
+        uniform = {
+            block.index: kept_width(block.n_channels, sparsity, self._options.multiple_of) for block in self._scores.blocks
+        }
         if self._options.allocation == "uniform":
             self._check_room(uniform)
             return uniform
@@ -122,8 +125,9 @@ class Choice:
         for block in self._scores.blocks:
             most = block.n_channels - max(_fewest(block, self._cap), self._most_protected[block.index])
             rows, used = self._scores.comparable(block)
-            candidates.append(Candidate(
-                block.n_channels, _units(block), ladder(rows, np.atleast_2d(self._protected[block.index])[used], most)))
+            candidates.append(
+                Candidate(block.n_channels, _units(block), ladder(rows, np.atleast_2d(self._protected[block.index])[used], most))
+            )
         return Pool(candidates)
 
     @property

@@ -72,9 +72,7 @@ def decide(atlas: Atlas, options: PlanOptions) -> Decision:
     """
     method = find_method(options.method)
     blocks = in_scope(atlas, options)
-    protected = protect_list(
-        tuple(dict.fromkeys((*method.always_protects, *options.protect))), atlas, options.unprotect
-    )
+    protected = protect_list(tuple(dict.fromkeys((*method.always_protects, *options.protect))), atlas, options.unprotect)
     scores = Scores(atlas, options.method, options.seed, blocks)
     # What does not fit is said of all that is protected, not of the first selector that is too much.
     Choice(scores, options, protected.masks).widths(options.sparsity)
@@ -92,7 +90,11 @@ def decide(atlas: Atlas, options: PlanOptions) -> Decision:
     if options.invert:
         kept = _inverted(kept, blocks)
     return Decision(
-        kept, frozenset(block.index for block in blocks), tuple(effects), protected.count, protected.released,
+        kept,
+        frozenset(block.index for block in blocks),
+        tuple(effects),
+        protected.count,
+        protected.released,
         (*protected.warnings, *scores.warnings()),
     )
 
@@ -103,11 +105,13 @@ def in_scope(atlas: Atlas, options: PlanOptions) -> tuple[Block, ...]:
         if name not in atlas.stacks:
             raise UsageError(f"there is no stack {name!r}", hint=f"stacks: {', '.join(atlas.stacks)}")
     layers = chosen_layers(options.layers, atlas)
-    blocks = tuple(block for block in atlas.blocks
-                   if block.layer_index in layers and (not options.stack or block.stack in options.stack))
+    blocks = tuple(
+        block for block in atlas.blocks if block.layer_index in layers and (not options.stack or block.stack in options.stack)
+    )
     if not blocks:
-        raise UsageError(f"none of the layers {options.layers} is in {', '.join(options.stack)}",
-                         hint="leave --layers or --stack out")
+        raise UsageError(
+            f"none of the layers {options.layers} is in {', '.join(options.stack)}", hint="leave --layers or --stack out"
+        )
     return blocks
 
 
@@ -115,7 +119,9 @@ def _inverted(kept: Mapping[int, np.ndarray], blocks: tuple[Block, ...]) -> dict
     """What was to go stays and the other way round, in ``blocks``."""
     for block in blocks:
         if kept[block.index].all():
-            raise UsageError(f"--invert would remove all of layer {block.layer_index} ({block.module}), of which the plan "
-                             "removes nothing", hint="leave the layer out with --layers, or use --allocation uniform")
+            raise UsageError(
+                f"--invert would remove all of layer {block.layer_index} ({block.module}), of which the plan removes nothing",
+                hint="leave the layer out with --layers, or use --allocation uniform",
+            )
     chosen = {block.index for block in blocks}
     return {index: ~mask if index in chosen else mask for index, mask in kept.items()}

@@ -168,20 +168,23 @@ def _random(channels: Channels) -> np.ndarray:
 
 _PAPER = "arXiv 2604.23475"
 
-METHODS: dict[str, Method] = {method.name: method for method in (
-    Method("scar-lp", "loss proxy LP", f"{_PAPER}, equation 11", _scar_lp, ("supernodes",)),
-    Method("scar-prot", "LP x Protect", f"{_PAPER}, equation 12", _scar_prot, ("supernodes",)),
-    Method(
-        "scar-conn", "LP x ((1 - Conn) + Conn x Protect)", f"{_PAPER}, equation 13", _scar_conn, ("supernodes",)
-    ),
-    Method("taylor", "E|u s|", "first-order Taylor expansion, arXiv 1906.10771", _taylor),
-    Method("activation", "E[u^2]", "activation power", _activation),
-    Method("wanda", "sqrt(E[u^2]) x L1 norm of the write vector", "Wanda-sp, arXiv 2306.11695", _wanda),
-    Method(
-        "wanda-group", "|W| x RMS input, summed over gate, up and write weights", f"{_PAPER}, Wanda-channel",
-        _wanda_group,
-    ),
-    Method("flap", "Var[u] x squared L2 norm of the write vector", "arXiv 2312.11983", _flap, standardised=True),
-    Method("magnitude", "sum of the L2 norms of write, up and gate", "weights alone", _magnitude, needs_tokens=False),
-    Method("random", "uniform random numbers", "control", _random, needs_tokens=False),
-)}
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("scar-lp", "loss proxy LP", f"{_PAPER}, equation 11", _scar_lp, ("supernodes",)),
+        Method("scar-prot", "LP x Protect", f"{_PAPER}, equation 12", _scar_prot, ("supernodes",)),
+        Method("scar-conn", "LP x ((1 - Conn) + Conn x Protect)", f"{_PAPER}, equation 13", _scar_conn, ("supernodes",)),
+        Method("taylor", "E|u s|", "first-order Taylor expansion, arXiv 1906.10771", _taylor),
+        Method("activation", "E[u^2]", "activation power", _activation),
+        Method("wanda", "sqrt(E[u^2]) x L1 norm of the write vector", "Wanda-sp, arXiv 2306.11695", _wanda),
+        Method(
+            "wanda-group",
+            "|W| x RMS input, summed over gate, up and write weights",
+            f"{_PAPER}, Wanda-channel",
+            _wanda_group,
+        ),
+        Method("flap", "Var[u] x squared L2 norm of the write vector", "arXiv 2312.11983", _flap, standardised=True),
+        Method("magnitude", "sum of the L2 norms of write, up and gate", "weights alone", _magnitude, needs_tokens=False),
+        Method("random", "uniform random numbers", "control", _random, needs_tokens=False),
+    )
+}

@@ -47,34 +47,64 @@ class PlanOptions:
         default="scar-prot",
         metadata={"help": f"score that ranks channels: {', '.join(METHODS)}", "metavar": "METHOD"},
     )
-    protect: tuple[str, ...] = field(default=(), metadata={
-        "help": f"channels that are never removed; repeat for their union: {SYNTAX.replace('%', '%%')}",
-        "metavar": "WHAT", "repeat": True,
-    })
-    unprotect: tuple[str, ...] = field(default=(), metadata={
-        "help": "channels to take out of what --protect and the method protect, written likewise; repeat for more",
-        "metavar": "WHAT", "repeat": True,
-    })
-    allocation: str = field(default="uniform", metadata={
-        "help": "uniform: the same share of every FFN; global: the lowest scores of all FFNs together",
-        "choices": ALLOCATIONS,
-    })
-    max_layer_sparsity: float | None = field(default=None, metadata={
-        "help": f"share of an FFN that --allocation global removes at most (default: {MAX_LAYER_SPARSITY})", "metavar": "S",
-    })
-    layers: str | None = field(default=None, metadata={
-        "help": "cut these layers only, such as 0-7,12; the others keep every channel", "metavar": "LAYERS",
-    })
-    stack: tuple[str, ...] = field(default=(), metadata={
-        "help": "cut the FFNs of this stack only; repeat for more", "metavar": "NAME", "repeat": True,
-    })
-    invert: bool = field(default=False, metadata={
-        "help": "keep exactly what would be removed, and remove what would be kept",
-    })
-    multiple_of: int | None = field(default=None, metadata={
-        "help": "round kept widths to a multiple of N (default: up to 256, where that moves them by less than 2%%)",
-        "metavar": "N",
-    })
+    protect: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": f"channels that are never removed; repeat for their union: {SYNTAX.replace('%', '%%')}",
+            "metavar": "WHAT",
+            "repeat": True,
+        },
+    )
+    unprotect: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "channels to take out of what --protect and the method protect, written likewise; repeat for more",
+            "metavar": "WHAT",
+            "repeat": True,
+        },
+    )
+    allocation: str = field(
+        default="uniform",
+        metadata={
+            "help": "uniform: the same share of every FFN; global: the lowest scores of all FFNs together",
+            "choices": ALLOCATIONS,
+        },
+    )
+    max_layer_sparsity: float | None = field(
+        default=None,
+        metadata={
+            "help": f"share of an FFN that --allocation global removes at most (default: {MAX_LAYER_SPARSITY})",
+            "metavar": "S",
+        },
+    )
+    layers: str | None = field(
+        default=None,
+        metadata={
+            "help": "cut these layers only, such as 0-7,12; the others keep every channel",
+            "metavar": "LAYERS",
+        },
+    )
+    stack: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "cut the FFNs of this stack only; repeat for more",
+            "metavar": "NAME",
+            "repeat": True,
+        },
+    )
+    invert: bool = field(
+        default=False,
+        metadata={
+            "help": "keep exactly what would be removed, and remove what would be kept",
+        },
+    )
+    multiple_of: int | None = field(
+        default=None,
+        metadata={
+            "help": "round kept widths to a multiple of N (default: up to 256, where that moves them by less than 2%%)",
+            "metavar": "N",
+        },
+    )
     seed: int = field(default=0, metadata={"help": "seed of the method random"})
 
     def check(self) -> None:
@@ -90,8 +120,9 @@ class PlanOptions:
         if self.max_layer_sparsity is None:
             return
         if self.allocation == "uniform":
-            raise UsageError("--max-layer-sparsity means nothing where all FFNs lose the same share",
-                             hint="add --allocation global")
+            raise UsageError(
+                "--max-layer-sparsity means nothing where all FFNs lose the same share", hint="add --allocation global"
+            )
         if not 0 < self.max_layer_sparsity <= 1:
             raise UsageError(f"--max-layer-sparsity must lie above 0 and at most 1, not {self.max_layer_sparsity:g}")
 
@@ -263,9 +294,7 @@ def make_plan(atlas: Atlas, options: PlanOptions) -> PruningPlan:
     model, calibration = atlas.model, atlas.calibration
     tokens = calibration.token_ids
     return PruningPlan(
-        model=PlannedModel(
-            model.id, model.revision, model.source, model.model_type, model.architectures, model.fingerprint
-        ),
+        model=PlannedModel(model.id, model.revision, model.source, model.model_type, model.architectures, model.fingerprint),
         method=options.method,
         protection=decision.protection,
         unprotect=tuple(file_name(selector) for selector in options.unprotect),
@@ -283,8 +312,10 @@ def make_plan(atlas: Atlas, options: PlanOptions) -> PruningPlan:
         atlas_sha256=atlas.content_sha256,
         calibration=_describe_calibration(atlas),
         check_tokens=() if tokens is None or not len(tokens) else tuple(int(token) for token in tokens[0, :CHECK_TOKENS]),
-        blocks=tuple(_plan_block(atlas, block, name, decision.kept[block.index])
-                     for block, name in zip(atlas.blocks, _names(atlas.blocks), strict=True)),
+        blocks=tuple(
+            _plan_block(atlas, block, name, decision.kept[block.index])
+            for block, name in zip(atlas.blocks, _names(atlas.blocks), strict=True)
+        ),
         atlas_source=atlas.hub_source,
         warnings=decision.warnings,
     )
@@ -313,8 +344,7 @@ def write_plan(plan: PruningPlan, path: Path, applied: Applied | None = None) ->
         **{name: getattr(plan, name) for name in (*_SCALARS, *_LISTS)},
         "protection": [asdict(effect) for effect in plan.protection],
         "blocks": [
-            {name: getattr(block, name) for name in _BLOCK_FIELDS}
-            | {"tensors": [asdict(tensor) for tensor in block.tensors]}
+            {name: getattr(block, name) for name in _BLOCK_FIELDS} | {"tensors": [asdict(tensor) for tensor in block.tensors]}
             for block in plan.blocks
         ],
     }
@@ -366,15 +396,34 @@ def _load(path: Path) -> tuple[PruningPlan, Applied | None]:
 
 
 _SCALARS: dict[str, Any] = {
-    "method": str, "protected": int, "released": int, "seed": int, "sparsity": float, "multiple_of": int | None,
-    "allocation": str, "max_layer_sparsity": float | None, "layers": str | None, "invert": bool, "scope_channels": int,
-    "atlas_sha256": str, "atlas_source": str, "calibration": str,
+    "method": str,
+    "protected": int,
+    "released": int,
+    "seed": int,
+    "sparsity": float,
+    "multiple_of": int | None,
+    "allocation": str,
+    "max_layer_sparsity": float | None,
+    "layers": str | None,
+    "invert": bool,
+    "scope_channels": int,
+    "atlas_sha256": str,
+    "atlas_source": str,
+    "calibration": str,
 }
 _LISTS: dict[str, type] = {"unprotect": str, "stack": str, "check_tokens": int}
 _EFFECT_FIELDS: dict[str, Any] = {"selector": str, "selected": int, "new": int, "safe": int, "cost": int}
 _BLOCK_FIELDS: dict[str, Any] = {
-    "name": str, "layer_index": int, "place": str, "module": str, "stack": str, "n_channels": int, "n_experts": int,
-    "supernodes": int, "supernodes_kept": int, "lp_kept": float | None,
+    "name": str,
+    "layer_index": int,
+    "place": str,
+    "module": str,
+    "stack": str,
+    "n_channels": int,
+    "n_experts": int,
+    "supernodes": int,
+    "supernodes_kept": int,
+    "lp_kept": float | None,
 }
 _MODEL_TEXTS = ("id", "revision", "source", "model_type", "fingerprint")
 
@@ -417,8 +466,7 @@ def _parse_applied(value: Any, plan: PruningPlan) -> Applied:
     widths = {block.name: typed(value["widths"][block.name], int, "widths") for block in plan.blocks}
     if any(not block.n_kept <= widths[block.name] <= block.n_channels for block in plan.blocks):
         raise ValueError("a width lies outside what its FFN keeps and had")
-    config = {str(name): Change(item["before"], item["after"])
-              for name, item in typed(value["config"], dict, "config").items()}
+    config = {str(name): Change(item["before"], item["after"]) for name, item in typed(value["config"], dict, "config").items()}
     return Applied(widths, config, typed(value["fingerprint"], str, "fingerprint"))
 
 
@@ -438,9 +486,18 @@ def _plan_block(atlas: Atlas, block: Block, name: str, kept: np.ndarray) -> Bloc
     stack = atlas.stacks[block.stack]
     core = stack.row("label", block.row) == schema.LABEL_SUPERNODE
     return BlockPlan(
-        name, block.layer_index, block.place, block.module, block.stack, block.n_channels, block.n_experts,
-        tuple(block.tensors), np.nonzero(kept)[-1].reshape(*kept.shape[:-1], -1).astype(np.int32),
-        int(core.sum()), int((core & kept).sum()), _lp_kept(stack, block, kept),
+        name,
+        block.layer_index,
+        block.place,
+        block.module,
+        block.stack,
+        block.n_channels,
+        block.n_experts,
+        tuple(block.tensors),
+        np.nonzero(kept)[-1].reshape(*kept.shape[:-1], -1).astype(np.int32),
+        int(core.sum()),
+        int((core & kept).sum()),
+        _lp_kept(stack, block, kept),
     )
 
 

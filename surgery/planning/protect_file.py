@@ -166,7 +166,9 @@ def _mark_row(masks: Mapping[int, np.ndarray], columns: list[str], cells: list[s
     row = dict(zip(columns, cells, strict=True))
     expert = row.get("expert") or None
     block, number = find_ffn(
-        atlas, row.get("stack") or None, parse_number(row["layer"], "a layer index"),
+        atlas,
+        row.get("stack") or None,
+        parse_number(row["layer"], "a layer index"),
         None if expert is None else parse_number(expert, "an expert index"),
     )
     mark(masks, block, number, [parse_number(row["channel"], "a channel")])

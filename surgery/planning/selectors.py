@@ -57,8 +57,9 @@ def select(selector: str, atlas: Atlas) -> tuple[dict[int, np.ndarray], tuple[st
         masks = _by_id(match[1], match[2], selector, atlas)
     else:
         close = difflib.get_close_matches(text, _LABELS, n=1)
-        raise UsageError(f"nothing to protect is called {selector!r}",
-                         hint=f"did you mean {close[0]}?" if close else f"write {SYNTAX}")
+        raise UsageError(
+            f"nothing to protect is called {selector!r}", hint=f"did you mean {close[0]}?" if close else f"write {SYNTAX}"
+        )
     for block in atlas.blocks:
         if layers is not None and block.layer_index not in layers:
             masks[block.index][...] = False
@@ -109,13 +110,13 @@ def _by_metric(
     if metric not in schema.METRIC_BY_NAME:
         close = difflib.get_close_matches(metric, schema.METRIC_BY_NAME, n=1)
         meant = f"did you mean {close[0]}? " if close else ""
-        raise UsageError(f"{selector}: there is no metric {metric!r}",
-                         hint=f"{meant}metrics: {', '.join(schema.METRIC_BY_NAME)}")
+        raise UsageError(f"{selector}: there is no metric {metric!r}", hint=f"{meant}metrics: {', '.join(schema.METRIC_BY_NAME)}")
     try:
         choose = _CHOICES[kind](value)
         return {
             block.index: choose(np.asarray(stack.row(metric, block.row), dtype=np.float64))
-            if layers is None or block.layer_index in layers else np.zeros(block.shape, dtype=bool)
+            if layers is None or block.layer_index in layers
+            else np.zeros(block.shape, dtype=bool)
             for block, stack in atlas.rows()
         }
     except UsageError as error:
@@ -148,7 +149,7 @@ def _ranks(first: int, last: int) -> Callable[[np.ndarray], np.ndarray]:
         if last > values.shape[-1]:
             raise UsageError(f"there is no rank {last}: an FFN has {values.shape[-1]} channels")
         # NaN sorts last, and has no rank.
-        order = np.argsort(-values, axis=-1, kind="stable")[..., first - 1:last]
+        order = np.argsort(-values, axis=-1, kind="stable")[..., first - 1 : last]
         chosen = np.zeros(values.shape, dtype=bool)
         np.put_along_axis(chosen, order, True, axis=-1)
         return chosen & ~np.isnan(values)
@@ -177,5 +178,8 @@ def _number(text: str) -> float:
 
 
 _CHOICES: dict[str, Callable[[str], Callable[[np.ndarray], np.ndarray]]] = {
-    "top": _top, "rank": _rank, "above": _above, "below": _below,
+    "top": _top,
+    "rank": _rank,
+    "above": _above,
+    "below": _below,
 }

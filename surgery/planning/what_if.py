@@ -115,5 +115,11 @@ class _Sums:
 
     def left(self, width: int) -> Left:
         channels = len(self._core) - 1
-        return Left(channels * self._units, width * self._units, int(self._core[-1]), int(self._core[width]),
-                    float(self._mass[-1]), float(self._mass[width]))
+        return Left(
+            channels * self._units,
+            width * self._units,
+            int(self._core[-1]),
+            int(self._core[width]),
+            float(self._mass[-1]),
+            float(self._mass[width]),
+        )

@@ -109,7 +109,10 @@ def _with_biases(plan: PruningPlan, layout: Layout, index: CheckpointIndex) -> t
     return (
         dataclasses.replace(plan, blocks=tuple(blocks)),
         dataclasses.replace(
-            layout, cuts=cuts, config=config, switched={".".join(path): Change(False, True)},
+            layout,
+            cuts=cuts,
+            config=config,
+            switched={".".join(path): Change(False, True)},
             allowed=layout.allowed | {name: frozenset({shapes[name]}) for name in new},
         ),
         dataclasses.replace(index, tensors=tensors),
@@ -121,11 +124,15 @@ def _new_slices(block: BlockPlan, shapes: Shapes) -> list[TensorSlice]:
     found = []
     for item in block.tensors:
         if item.tensor.endswith(".weight") and item.index is None and not item.role.endswith("_bias"):
-            found.append(dataclasses.replace(
-                item, role=f"{item.role}_bias", tensor=item.tensor.removesuffix("weight") + "bias",
-                parameter=in_model(item.parameter, shapes).removesuffix("weight") + "bias",
-                axis=None if item.role == "write" else 0,
-            ))
+            found.append(
+                dataclasses.replace(
+                    item,
+                    role=f"{item.role}_bias",
+                    tensor=item.tensor.removesuffix("weight") + "bias",
+                    parameter=in_model(item.parameter, shapes).removesuffix("weight") + "bias",
+                    axis=None if item.role == "write" else 0,
+                )
+            )
     return found
 
 

@@ -28,15 +28,27 @@ RECOVERIES = {
 class RecoveryOptions:
     """Whether and where to refit what was kept."""
 
-    recover: str = field(default="none", metadata={
-        "help": "refit what was kept, without gradients or labels: " + ", ".join(RECOVERIES), "metavar": "HOW",
-    })
-    recover_device: str = field(default="auto", metadata={
-        "help": "where the refit runs: auto, cpu, cuda, cuda:1, ...", "metavar": "DEVICE",
-    })
-    spool_limit: float = field(default=4.0, metadata={
-        "help": "GiB of hidden states that the refit keeps in memory; more lie on disk beside the output", "metavar": "GIB",
-    })
+    recover: str = field(
+        default="none",
+        metadata={
+            "help": "refit what was kept, without gradients or labels: " + ", ".join(RECOVERIES),
+            "metavar": "HOW",
+        },
+    )
+    recover_device: str = field(
+        default="auto",
+        metadata={
+            "help": "where the refit runs: auto, cpu, cuda, cuda:1, ...",
+            "metavar": "DEVICE",
+        },
+    )
+    spool_limit: float = field(
+        default=4.0,
+        metadata={
+            "help": "GiB of hidden states that the refit keeps in memory; more lie on disk beside the output",
+            "metavar": "GIB",
+        },
+    )
 
     def check(self) -> None:
         """Raise `UsageError` for a value that cannot be."""
@@ -121,8 +133,10 @@ class RecoveryReport:
             return f"{self.method}: {RECOVERIES[self.method]}, over {self.tokens:,} tokens"
         before = statistics.median(layer.error_before for layer in self.layers)
         after = statistics.median(layer.error_after for layer in self.layers)
-        return (f"{self.method} on {self.tokens:,} tokens: output error {before:.3g} to {after:.3g} "
-                f"(median of {len(self.layers)} FFNs)")
+        return (
+            f"{self.method} on {self.tokens:,} tokens: output error {before:.3g} to {after:.3g} "
+            f"(median of {len(self.layers)} FFNs)"
+        )
 
 
 def plan_recovery(options: RecoveryOptions, atlas: Atlas, plan: PruningPlan) -> Refit | BiasRecovery | None:
@@ -137,15 +151,25 @@ def plan_recovery(options: RecoveryOptions, atlas: Atlas, plan: PruningPlan) -> 
         return None
     experts = next((block for block in plan.blocks if block.is_cut and block.n_experts), None)
     if experts is not None:
-        raise UsageError(f"--recover refits dense FFNs, and {experts.module} has {experts.n_experts} routed experts",
-                         hint="cut without --recover, or only the dense FFNs: --stack NAME")
+        raise UsageError(
+            f"--recover refits dense FFNs, and {experts.module} has {experts.n_experts} routed experts",
+            hint="cut without --recover, or only the dense FFNs: --stack NAME",
+        )
     if options.recover == "bias":
-        return BiasRecovery({planned.name: _means(atlas, block) for block, planned in zip(atlas.blocks, plan.blocks, strict=True)
-                             if planned.is_cut}, atlas.calibration.tokens)
+        return BiasRecovery(
+            {
+                planned.name: _means(atlas, block)
+                for block, planned in zip(atlas.blocks, plan.blocks, strict=True)
+                if planned.is_cut
+            },
+            atlas.calibration.tokens,
+        )
     tokens = atlas.calibration.token_ids
     if tokens is None or not len(tokens):
-        raise AtlasError(f"{atlas.path} holds no calibration tokens, which --recover fits on",
-                         hint="use the atlas as it was built, not one that was stripped or made on arrays")
+        raise AtlasError(
+            f"{atlas.path} holds no calibration tokens, which --recover fits on",
+            hint="use the atlas as it was built, not one that was stripped or made on arrays",
+        )
     return Refit(tokens, options.recover_device, int(options.spool_limit * 2**30))
 
 

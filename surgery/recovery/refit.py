@@ -118,7 +118,12 @@ class _Pass:
     """
 
     def __init__(
-        self, plan: PruningPlan, index: CheckpointIndex, streamed: StreamedModel, spool: Spool, tokens: torch.Tensor,
+        self,
+        plan: PruningPlan,
+        index: CheckpointIndex,
+        streamed: StreamedModel,
+        spool: Spool,
+        tokens: torch.Tensor,
         progress: Callable[[int], object],
     ) -> None:
         self.chain = streamed.chain
@@ -193,7 +198,12 @@ class _Pass:
         return LayerRecovery(block.layer_index, block.module, fitted.before, fitted.after, condition, fitted.damping)
 
     def _finish(
-        self, block: BlockPlan, survivors: Survivors, weight: torch.Tensor, shift: torch.Tensor | None, calls: list[Call],
+        self,
+        block: BlockPlan,
+        survivors: Survivors,
+        weight: torch.Tensor,
+        shift: torch.Tensor | None,
+        calls: list[Call],
         adds: bool,
     ) -> None:
         """Keep what was fitted, and have the cut model's hidden states pass it as the checkpoint will hold it."""

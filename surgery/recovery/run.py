@@ -73,7 +73,8 @@ def prepared(
     with contextlib.ExitStack() as stack:
         with progress_bar(0, "seq", "refitting", quiet=not progress) as bar:
             fitted = stack.enter_context(
-                refitted(plan, index, recovery, spool_directory=directory, begin=bar.reset, progress=bar.update))
+                refitted(plan, index, recovery, spool_directory=directory, begin=bar.reset, progress=bar.update)
+            )
         yield _Fitted(plan, index, layout, fitted, recovery.tokens.size)
 
 

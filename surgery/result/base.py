@@ -64,15 +64,24 @@ class Terms:
 
 
 def _llama(version: str) -> Terms:
-    return Terms(f"Llama {version} is licensed under the Llama {version} Community License, Copyright © Meta Platforms, Inc. "
-                 "All Rights Reserved.", "Built with Llama", "Llama")
+    return Terms(
+        f"Llama {version} is licensed under the Llama {version} Community License, Copyright © Meta Platforms, Inc. "
+        "All Rights Reserved.",
+        "Built with Llama",
+        "Llama",
+    )
 
 
 _TERMS = {
-    "llama2": Terms("Llama 2 is licensed under the LLAMA 2 Community License, Copyright (c) Meta Platforms, Inc. "
-                    "All Rights Reserved."),
-    "llama3": Terms("Meta Llama 3 is licensed under the Meta Llama 3 Community License, Copyright © Meta Platforms, Inc. "
-                    "All Rights Reserved.", "Built with Meta Llama 3", "Llama 3"),
+    "llama2": Terms(
+        "Llama 2 is licensed under the LLAMA 2 Community License, Copyright (c) Meta Platforms, Inc. All Rights Reserved."
+    ),
+    "llama3": Terms(
+        "Meta Llama 3 is licensed under the Meta Llama 3 Community License, Copyright © Meta Platforms, Inc. "
+        "All Rights Reserved.",
+        "Built with Meta Llama 3",
+        "Llama 3",
+    ),
     "llama3.1": _llama("3.1"),
     "llama3.2": _llama("3.2"),
     "llama3.3": _llama("3.3"),

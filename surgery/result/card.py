@@ -57,20 +57,49 @@ def model_card(report: Report, name: str, evaluated: Evaluated | None = None) ->
     """
     plan, base = report.plan, report.base
     title = name.rsplit("/", 1)[-1]
-    text = "\n".join([
-        "---", _front_matter(report, title, evaluated), "---", "",
-        f"# {inline(title)}", "",
-        f"`{inline(base.id)}` with {plan.sparsity_reached:.1%} of its feed-forward (FFN) channels removed. "
-        f"{_form(report)} Stock transformers code loads the result. {_weights(report)}", "",
-        *([f"**{UNVERIFIED}:** logits were not compared with those of the masked dense model ({report.logits_skipped}).", ""]
-          if report.logits is None else []),
-        f"![Share of channels, supernodes and LP that every FFN keeps]({PICTURE_FILE})", "",
-        "## What was removed", "", *_removal(report), "",
-        "## Evaluation", "", *_evaluation(report, evaluated), "",
-        "## Load", "", *_loading(report, name), "",
-        "## Reproduce", "", *_making(report), "",
-        "## Licence", "", *_licence(report), "",
-    ])
+    text = "\n".join(
+        [
+            "---",
+            _front_matter(report, title, evaluated),
+            "---",
+            "",
+            f"# {inline(title)}",
+            "",
+            f"`{inline(base.id)}` with {plan.sparsity_reached:.1%} of its feed-forward (FFN) channels removed. "
+            f"{_form(report)} Stock transformers code loads the result. {_weights(report)}",
+            "",
+            *(
+                [
+                    f"**{UNVERIFIED}:** logits were not compared with those of the masked dense model ({report.logits_skipped}).",
+                    "",
+                ]
+                if report.logits is None
+                else []
+            ),
+            f"![Share of channels, supernodes and LP that every FFN keeps]({PICTURE_FILE})",
+            "",
+            "## What was removed",
+            "",
+            *_removal(report),
+            "",
+            "## Evaluation",
+            "",
+            *_evaluation(report, evaluated),
+            "",
+            "## Load",
+            "",
+            *_loading(report, name),
+            "",
+            "## Reproduce",
+            "",
+            *_making(report),
+            "",
+            "## Licence",
+            "",
+            *_licence(report),
+            "",
+        ]
+    )
     return f"{text}\n{_seal(text)}\n"
 
 
@@ -100,8 +129,13 @@ def _front_matter(report: Report, title: str, evaluated: Evaluated | None) -> st
     if evaluated and evaluated.result.perplexity is not None:
         fields |= {"model_name": title, "eval_results": [_eval_result(evaluated, evaluated.result.perplexity)]}
     return ModelCardData(
-        **fields, library_name="transformers", pipeline_tag=PIPELINES.get(report.loader), tags=list(TAGS),
-        license=base.license or None, license_name=base.license_name or None, license_link=base.license_link or None,
+        **fields,
+        library_name="transformers",
+        pipeline_tag=PIPELINES.get(report.loader),
+        tags=list(TAGS),
+        license=base.license or None,
+        license_name=base.license_name or None,
+        license_link=base.license_link or None,
     ).to_yaml()
 
 
@@ -110,8 +144,13 @@ def _eval_result(evaluated: Evaluated, perplexity: float) -> Any:
 
     data, config, splits = ALIASES.get(evaluated.data, (evaluated.data, None, {}))
     return EvalResult(
-        task_type="text-generation", dataset_type=data, dataset_name=evaluated.data, dataset_config=config,
-        dataset_split=splits.get("evaluate"), metric_type="perplexity", metric_value=perplexity,
+        task_type="text-generation",
+        dataset_type=data,
+        dataset_name=evaluated.data,
+        dataset_config=config,
+        dataset_split=splits.get("evaluate"),
+        metric_type="perplexity",
+        metric_value=perplexity,
         metric_name=f"perplexity, protocol {evaluated.protocol}, blocks of {evaluated.seq_len} tokens",
     )
 
@@ -125,11 +164,18 @@ def _removal(report: Report) -> list[str]:
     return [
         f"The channels with the {'highest' if plan.invert else 'lowest'} score were removed, by the method "
         f"`{plan.method}`{formula}. The scores come from an importance atlas measured on: {inline(plan.calibration)}."
-        f"{retention}", "",
-        table(["", ""], summary_rows(plan, report)), "",
+        f"{retention}",
+        "",
+        table(["", ""], summary_rows(plan, report)),
+        "",
         "LP is the loss proxy 1/2 E[(u dL/du)^2]; supernodes are the channels that lead each layer by it. LP mass kept "
-        "is a proxy for the loss, not a perplexity: evaluate the model on your own data before you use it.", "",
-        "<details><summary>Every layer</summary>", "", table(*layer_rows(plan)), "", "</details>",
+        "is a proxy for the loss, not a perplexity: evaluate the model on your own data before you use it.",
+        "",
+        "<details><summary>Every layer</summary>",
+        "",
+        table(*layer_rows(plan)),
+        "",
+        "</details>",
     ]
 
 
@@ -139,7 +185,8 @@ def _evaluation(report: Report, evaluated: Evaluated | None) -> list[str]:
     rows = [*([("dense", evaluated.dense)] if evaluated.dense else []), ("pruned", evaluated.result)]
     numbers = evaluated.result
     lines = [
-        table(["", "perplexity", "nats/token", "std err", "bits/byte"], [[name, *_numbers(item)] for name, item in rows]), "",
+        table(["", "perplexity", "nats/token", "std err", "bits/byte"], [[name, *_numbers(item)] for name, item in rows]),
+        "",
         f"On `{inline(evaluated.data)}`, protocol `{inline(evaluated.protocol)}`: {numbers.tokens:,} tokens in "
         f"{numbers.blocks:,} blocks of {evaluated.seq_len:,}, {numbers.predicted:,} predicted; {inline(evaluated.statement)}. "
         f"`{EVALUATION_FILE}` has the numbers in full.",
@@ -147,8 +194,13 @@ def _evaluation(report: Report, evaluated: Evaluated | None) -> list[str]:
     scores = [{(task["task"], task["metric"], task["filter"]): f"{task['value']:.4f}" for task in item.tasks} for _, item in rows]
     keys = list(dict.fromkeys(key for found in scores for key in found))
     if keys:
-        lines += ["", table(["task", "metric", "filter", *(name for name, _ in rows)],
-                             [[*key, *(found.get(key, "-") for found in scores)] for key in keys])]
+        lines += [
+            "",
+            table(
+                ["task", "metric", "filter", *(name for name, _ in rows)],
+                [[*key, *(found.get(key, "-") for found in scores)] for key in keys],
+            ),
+        ]
     return lines
 
 
@@ -165,9 +217,12 @@ def _loading(report: Report, name: str) -> list[str]:
         reader = ("AutoTokenizer", "tokenizer")
     loader = inline(report.loader)
     return [
-        "```python", f"from transformers import {', '.join([loader, *([reader[0]] if reader else [])])}", "",
+        "```python",
+        f"from transformers import {', '.join([loader, *([reader[0]] if reader else [])])}",
+        "",
         f"model = {loader}.from_pretrained({place})",
-        *([f"{reader[1]} = {reader[0]}.from_pretrained({place})"] if reader else []), "```",
+        *([f"{reader[1]} = {reader[0]}.from_pretrained({place})"] if reader else []),
+        "```",
     ]
 
 
@@ -196,8 +251,11 @@ def _licence(report: Report) -> list[str]:
     where = f" ({inline(base.license_link)})" if base.license_link else ""
     lines = [f"That of `{inline(base.id)}`: {inline(name)}{where}."]
     if base.terms:
-        lines += ["", f"{base.terms.statement + '. ' if base.terms.statement else ''}{base.terms.notice.removesuffix('.')}. "
-                  f"The weights were modified as described above. See `{NOTICE_FILE}`."]
+        lines += [
+            "",
+            f"{base.terms.statement + '. ' if base.terms.statement else ''}{base.terms.notice.removesuffix('.')}. "
+            f"The weights were modified as described above. See `{NOTICE_FILE}`.",
+        ]
     return lines
 
 

@@ -72,8 +72,11 @@ def take_evaluation(path: Path, result: str, dense: str) -> Evaluated:
         same = other is not None and other.tokens_sha256 == own.tokens_sha256
         return Evaluated(
             _source(typed(value["data"], str, "data")),
-            typed(value["seq_len"], int, "seq_len"), typed(value["protocol"]["name"], str, "protocol"),
-            typed(value["protocol"]["statement"], str, "protocol"), own, other if same else None,
+            typed(value["seq_len"], int, "seq_len"),
+            typed(value["protocol"]["name"], str, "protocol"),
+            typed(value["protocol"]["statement"], str, "protocol"),
+            own,
+            other if same else None,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path} is no output of surgery eval --json: {error}") from None
@@ -86,9 +89,12 @@ def load_evaluated(path: Path) -> Evaluated:
         if value["format"] != EVALUATION_FORMAT:
             raise ValueError(f"its format is not {EVALUATION_FORMAT}")
         return Evaluated(
-            typed(value["data"], str, "data"), typed(value["seq_len"], int, "seq_len"),
-            typed(value["protocol"], str, "protocol"), typed(value["statement"], str, "statement"),
-            _measured(value["result"]), None if value["dense"] is None else _measured(value["dense"]),
+            typed(value["data"], str, "data"),
+            typed(value["seq_len"], int, "seq_len"),
+            typed(value["protocol"], str, "protocol"),
+            typed(value["statement"], str, "statement"),
+            _measured(value["result"]),
+            None if value["dense"] is None else _measured(value["dense"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path} is no evaluation that surgery push wrote: {error}") from None
@@ -112,6 +118,7 @@ def _source(data: str) -> str:
 def _measured(item: Any) -> Measured:
     counts = {name: typed(item[name], int, name) for name in ("tokens", "predicted", "blocks")}
     texts = {name: typed(item[name], str, name) for name in ("fingerprint", "tokens_sha256")}
-    numbers = {name: typed(item[name], int | float | None, name)
-               for name in ("nll", "nll_standard_error", "perplexity", "bits_per_byte")}
+    numbers = {
+        name: typed(item[name], int | float | None, name) for name in ("nll", "nll_standard_error", "perplexity", "bits_per_byte")
+    }
     return Measured(**counts, **texts, **numbers, tasks=list_of(item["tasks"], dict, "tasks"))

@@ -32,14 +32,13 @@ def list_files(directory: Path) -> list[str]:
     return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir())
 
 
-def hash_files(
-    directory: Path, names: Iterable[str], progress: Callable[[int], object] = lambda count: None
-) -> Manifest:
+def hash_files(directory: Path, names: Iterable[str], progress: Callable[[int], object] = lambda count: None) -> Manifest:
     """The records of ``names`` below ``directory``, several files at a time. Raises OSError.
 
     Args:
         progress: Told of bytes as they are read.
     """
+
     def record(name: str) -> FileRecord:
         digest, size = hashlib.sha256(), 0
         with (directory / name).open("rb", buffering=0) as stream:

@@ -20,8 +20,11 @@ def default_name(plan: PruningPlan) -> str:
     """``MODEL-METHOD-PERCENT`` and what else was asked: a directory name, whatever the atlas says the model is called."""
     base = re.sub(r"[^A-Za-z0-9._-]+", "_", plan.model.id.rstrip("/").rsplit("/", 1)[-1]).lstrip("._-")
     base = base.removesuffix(".gguf")
-    extra = [*(["global"] if plan.allocation == "global" else []),
-             *(["partial"] if plan.layers is not None or plan.stack else []), *(["inverted"] if plan.invert else [])]
+    extra = [
+        *(["global"] if plan.allocation == "global" else []),
+        *(["partial"] if plan.layers is not None or plan.stack else []),
+        *(["inverted"] if plan.invert else []),
+    ]
     return "-".join([base or "model", plan.method, f"{100 * plan.sparsity:g}", *extra])
 
 

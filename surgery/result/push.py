@@ -31,12 +31,19 @@ if TYPE_CHECKING:
 class PushOptions(PublishOptions):
     """How a result is published."""
 
-    eval: str | None = field(default=None, metadata={
-        "help": "put the numbers of this output of surgery eval --json into the card", "metavar": "FILE",
-    })
-    no_verify: bool = field(default=False, metadata={
-        "help": "push a result whose logits were not compared; its card says so",
-    })
+    eval: str | None = field(
+        default=None,
+        metadata={
+            "help": "put the numbers of this output of surgery eval --json into the card",
+            "metavar": "FILE",
+        },
+    )
+    no_verify: bool = field(
+        default=False,
+        metadata={
+            "help": "push a result whose logits were not compared; its card says so",
+        },
+    )
 
 
 def push(
@@ -76,8 +83,14 @@ def push(
         if terms and not terms.allows(name.rsplit("/", 1)[-1]):
             note(f"note: the licence of {result.report.base.id} asks for names that begin with {terms.prefix!r}")
         return publish_folder(
-            directory, name, kind="model", message=commit_message(result.report, evaluated), options=options, note=note,
-            progress=progress, names=result.names,
+            directory,
+            name,
+            kind="model",
+            message=commit_message(result.report, evaluated),
+            options=options,
+            note=note,
+            progress=progress,
+            names=result.names,
         )
 
 
@@ -96,8 +109,11 @@ def commit_message(report: Report, evaluated: Evaluated | None) -> str:
 
 def push_command(directory: Path, repo: str | None, options: PushOptions) -> str:
     """The command line that does what `push` does."""
-    flags = [field.metadata.get("flag", f"--{field.name.replace('_', '-')}") for field in fields(options)
-             if getattr(options, field.name) is True]
+    flags = [
+        field.metadata.get("flag", f"--{field.name.replace('_', '-')}")
+        for field in fields(options)
+        if getattr(options, field.name) is True
+    ]
     more = ["--eval", options.eval] if options.eval else []
     return shlex.join(["surgery", "push", str(directory), *([repo] if repo else []), *flags, *more])
 
@@ -132,11 +148,15 @@ def _write_card(result: Result, name: str, evaluated: Evaluated | None, *, new: 
         raise CheckError(f"cannot read {path}: {error}") from None
     if text is not None and is_edited(text):
         if new:
-            raise UsageError(f"{path} was edited, so that no numbers can be put into it",
-                             hint="write them yourself and leave out --eval, or remove the file to have it written anew")
+            raise UsageError(
+                f"{path} was edited, so that no numbers can be put into it",
+                hint="write them yourself and leave out --eval, or remove the file to have it written anew",
+            )
         if result.report.logits is None and UNVERIFIED not in text:
-            raise UsageError(f"{path} was edited, and no longer says that the logits were not compared",
-                             hint=f"write {UNVERIFIED!r} into it, or remove the file to have it written anew")
+            raise UsageError(
+                f"{path} was edited, and no longer says that the logits were not compared",
+                hint=f"write {UNVERIFIED!r} into it, or remove the file to have it written anew",
+            )
         note(f"{path} was edited, and is pushed as it is")
         return
     if new and evaluated:

@@ -102,12 +102,12 @@ def plan_json(plan: PruningPlan) -> dict[str, Any]:
         "unprotect": list(plan.unprotect),
         "protected": plan.protected,
         "released": plan.released,
-        "protection": [
-            asdict(effect) | {"cost_share": effect.cost / plan.channels_kept} for effect in plan.protection
-        ],
+        "protection": [asdict(effect) | {"cost_share": effect.cost / plan.channels_kept} for effect in plan.protection],
         "seed": plan.seed,
         "sparsity": {
-            "asked": plan.sparsity, "reached": plan.sparsity_reached, "reached_in_scope": plan.scope_sparsity_reached,
+            "asked": plan.sparsity,
+            "reached": plan.sparsity_reached,
+            "reached_in_scope": plan.scope_sparsity_reached,
         },
         "allocation": plan.allocation,
         "max_layer_sparsity": plan.max_layer_sparsity,
@@ -116,9 +116,14 @@ def plan_json(plan: PruningPlan) -> dict[str, Any]:
         "multiple_of": plan.multiple_of,
         "layers": [
             {
-                "layer": block.layer_index, "module": block.module, "channels": block.n_channels,
-                "experts": block.n_experts, "kept": block.n_kept, "supernodes": block.supernodes,
-                "supernodes_removed": block.supernodes - block.supernodes_kept, "lp_kept": block.lp_kept,
+                "layer": block.layer_index,
+                "module": block.module,
+                "channels": block.n_channels,
+                "experts": block.n_experts,
+                "kept": block.n_kept,
+                "supernodes": block.supernodes,
+                "supernodes_removed": block.supernodes - block.supernodes_kept,
+                "lp_kept": block.lp_kept,
             }
             for block in plan.blocks
         ],
@@ -131,10 +136,16 @@ def layer_rows(plan: PruningPlan) -> tuple[list[str], list[list[str]]]:
     rows = []
     for block in plan.blocks:
         experts = f"{block.n_experts} x " if block.n_experts else ""
-        rows.append([
-            str(block.layer_index), block.module, f"{experts}{block.n_channels:,}", f"{experts}{block.n_kept:,}",
-            f"{block.supernodes - block.supernodes_kept:,} of {block.supernodes:,}", _percent(block.lp_kept),
-        ])
+        rows.append(
+            [
+                str(block.layer_index),
+                block.module,
+                f"{experts}{block.n_channels:,}",
+                f"{experts}{block.n_kept:,}",
+                f"{block.supernodes - block.supernodes_kept:,} of {block.supernodes:,}",
+                _percent(block.lp_kept),
+            ]
+        )
     return headings, rows
 
 
@@ -242,18 +253,21 @@ def _padding_text(report: Report) -> str:
     fixed = [block for block in padded if report.applied.widths[block.name] == block.n_channels]
     whole = {block.n_channels for block in report.plan.blocks if not block.is_cut}
     if fixed and not {block.n_channels for block in fixed} <= whole:
-        return (f"{_number_of(len(padded), 'FFN')} as wide as before, with zeros for what was removed: "
-                "no config field gives stock code another width there")
-    return (f"{_number_of(len(padded), 'FFN')} filled up to the width of the widest: "
-            "stock code knows one width for all of them")
+        return (
+            f"{_number_of(len(padded), 'FFN')} as wide as before, with zeros for what was removed: "
+            "no config field gives stock code another width there"
+        )
+    return f"{_number_of(len(padded), 'FFN')} filled up to the width of the widest: stock code knows one width for all of them"
 
 
 def _logit_text(report: Report) -> str:
     if report.logits is None:
         return f"not run: {report.logits_skipped}"
     check = report.logits
-    return (f"{check.relative_error:.2g} relative to the masked dense model, {check.tolerance:g} allowed "
-            f"({check.count} {check.text}, {check.dtype})")
+    return (
+        f"{check.relative_error:.2g} relative to the masked dense model, {check.tolerance:g} allowed "
+        f"({check.count} {check.text}, {check.dtype})"
+    )
 
 
 def _lp_summary(plan: PruningPlan) -> str:

@@ -65,8 +65,10 @@ def open_result(directory: Path) -> Result:
             raise UsageError(f"{directory} is no result of surgery prune or apply: {path.name} says {value.get('format')!r}")
         report = _parse(value, directory)
     except FileNotFoundError:
-        raise UsageError(f"{directory} is no result of surgery: it has no {REPORT_FILE}",
-                         hint="make one with: surgery prune ATLAS --sparsity S -o DIR") from None
+        raise UsageError(
+            f"{directory} is no result of surgery: it has no {REPORT_FILE}",
+            hint="make one with: surgery prune ATLAS --sparsity S -o DIR",
+        ) from None
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -101,8 +103,10 @@ def _parse(value: dict[str, Any], directory: Path) -> Report:
     plan, applied = load_applied(directory / KEPT_FILE)
     checks, recovery = value["checks"], value["recovery"]
     skipped = checks["logits"].get("skipped", "")
-    files = {name: FileRecord(typed(item["bytes"], int, "bytes"), typed(item["sha256"], str, "sha256"))
-             for name, item in typed(value["files"], dict, "files").items()}
+    files = {
+        name: FileRecord(typed(item["bytes"], int, "bytes"), typed(item["sha256"], str, "sha256"))
+        for name, item in typed(value["files"], dict, "files").items()
+    }
     if any(_leaves(name) for name in files):
         raise ValueError("a file's name leads out of its directory")
     return Report(
@@ -120,12 +124,19 @@ def _parse(value: dict[str, Any], directory: Path) -> Report:
         command=typed(value["command"], str, "command"),
         loader=typed(value["loader"], str, "loader"),
         files=files,
-        recovery=None if recovery is None else RecoveryReport(
-            typed(recovery["method"], str, "method"), typed(recovery["tokens"], int, "tokens"),
-            [LayerRecovery(**layer) for layer in recovery["layers"]], recovery["logit_error"],
+        recovery=None
+        if recovery is None
+        else RecoveryReport(
+            typed(recovery["method"], str, "method"),
+            typed(recovery["tokens"], int, "tokens"),
+            [LayerRecovery(**layer) for layer in recovery["layers"]],
+            recovery["logit_error"],
         ),
-        switched={name: Change(item["before"], item["after"])
-                  for name, item in value["config_fields"].items() if name not in applied.config},
+        switched={
+            name: Change(item["before"], item["after"])
+            for name, item in value["config_fields"].items()
+            if name not in applied.config
+        },
     )
 
 

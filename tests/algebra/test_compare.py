@@ -137,8 +137,16 @@ def test_medians_leave_out_what_is_undefined(pair):
     rows[0] = dataclasses.replace(rows[0], correlation=float("nan"))
     assert medians(rows)["correlation"] == np.median([row.correlation for row in rows[1:]])
     assert np.isnan(medians(rows[:1])["correlation"])
-    assert {*medians(rows)} == {"correlation", "supernode_jaccard", "supernode_chance", "halo_jaccard", "halo_chance",
-                                "captured", "top_jaccard", "top_chance"}
+    assert {*medians(rows)} == {
+        "correlation",
+        "supernode_jaccard",
+        "supernode_chance",
+        "halo_jaccard",
+        "halo_chance",
+        "captured",
+        "top_jaccard",
+        "top_chance",
+    }
 
 
 def other_width(content):
@@ -154,12 +162,15 @@ def renamed(content):
     return dataclasses.replace(content, blocks=blocks)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (other_width, "96 channels in .* and 64 channels"),
-    (fewer_layers, r"only .*a.h5 has an FFN model.layers.3.mlp"),
-    (renamed, "nor 3 others"),
-    (lambda content: moe_content(), "only"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (other_width, "96 channels in .* and 64 channels"),
+        (fewer_layers, r"only .*a.h5 has an FFN model.layers.3.mlp"),
+        (renamed, "nor 3 others"),
+        (lambda content: moe_content(), "only"),
+    ],
+)
 def test_other_architectures_are_refused(tmp_path, capsys, change, message):
     random_atlas(tmp_path / "a.h5")
     write_atlas(change(random_content()), tmp_path / "b.h5")
@@ -169,10 +180,14 @@ def test_other_architectures_are_refused(tmp_path, capsys, change, message):
     assert "one architecture" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("status", "name", "message"), [
-    ("partial", "lp", "unfinished build"), ("partial", "label", "holds no labels"),
-    ("complete", "redundancy", "metrics it holds: lp,"),
-])
+@pytest.mark.parametrize(
+    ("status", "name", "message"),
+    [
+        ("partial", "lp", "unfinished build"),
+        ("partial", "label", "holds no labels"),
+        ("complete", "redundancy", "metrics it holds: lp,"),
+    ],
+)
 def test_a_missing_array_is_named(tmp_path, capsys, status, name, message):
     write_atlas(dataclasses.replace(random_content(), status=status), tmp_path / "b.h5")
     with h5py.File(tmp_path / "b.h5", "r+") as file:
@@ -206,10 +221,15 @@ def test_one_file_twice_is_said(tmp_path, capsys):
     assert "the same atlas" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["A"], "two atlases or more"), ([], "required: FILE"), (["A", "A", "--metric", "beauty"], "invalid choice"),
-    (["A", "NOWHERE"], "does not exist"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["A"], "two atlases or more"),
+        ([], "required: FILE"),
+        (["A", "A", "--metric", "beauty"], "invalid choice"),
+        (["A", "NOWHERE"], "does not exist"),
+    ],
+)
 def test_wrong_usage(tmp_path, capsys, arguments, message):
     path = random_atlas(tmp_path / "a.h5")
     names = {"A": str(path), "NOWHERE": str(tmp_path / "no.h5")}

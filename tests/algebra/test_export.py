@@ -127,8 +127,7 @@ def test_json_is_read_back(atlas, tmp_path):
         assert found["layer"] == stack["layer"].tolist()
         assert {*found["variables"]} == {*stack.variables}
         for name, values in found["variables"].items():
-            assert found["dimensions"][name] == list(
-                schema.stack_dimensions(schema.STACK_VARIABLE_BY_NAME[name], stack.kind))
+            assert found["dimensions"][name] == list(schema.stack_dimensions(schema.STACK_VARIABLE_BY_NAME[name], stack.kind))
             # None becomes NaN.
             np.testing.assert_array_equal(np.array(values, dtype=float).astype(stack[name].dtype), stack[name], name)
 
@@ -187,10 +186,14 @@ def test_what_a_stack_does_not_hold_is_missing(tmp_path):
 @pytest.mark.parametrize("kind", ["csv", "npz"])
 def test_names_that_are_commands_elsewhere_are_refused(tmp_path, name, kind):
     content = random_content()
-    write_atlas(dataclasses.replace(
-        content, stacks=(dataclasses.replace(content.stacks[0], name=name),),
-        blocks=tuple(dataclasses.replace(block, stack=name) for block in content.blocks),
-    ), tmp_path / "a.h5")
+    write_atlas(
+        dataclasses.replace(
+            content,
+            stacks=(dataclasses.replace(content.stacks[0], name=name),),
+            blocks=tuple(dataclasses.replace(block, stack=name) for block in content.blocks),
+        ),
+        tmp_path / "a.h5",
+    )
     with chanfmt.open(tmp_path / "a.h5") as atlas, pytest.raises(AtlasError, match="stack name"):
         export(atlas, tmp_path / f"out.{kind}")
     assert [item.name for item in tmp_path.iterdir()] == ["a.h5"]
@@ -212,12 +215,20 @@ def test_archive_members_stay_inside(atlas, tmp_path):
     assert all(not name.startswith("/") and ".." not in name for name in names)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["a.xlsx"], ".parquet, .csv, .npz, .json"), (["a"], "cannot tell the format"),
-    (["a.csv", "--metrics", "beauty"], "not in this atlas"), (["a.csv", "--metrics", "sum_q2_split"], "not per channel"),
-    (["a.csv", "--metrics", ""], "--metrics"), (["a.csv", "--metrics", "lp,,taylor"], "--metrics"),
-    (["there.csv"], "--overwrite"), (["no/a.csv"], "mkdir"), ([], "-o"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a.xlsx"], ".parquet, .csv, .npz, .json"),
+        (["a"], "cannot tell the format"),
+        (["a.csv", "--metrics", "beauty"], "not in this atlas"),
+        (["a.csv", "--metrics", "sum_q2_split"], "not per channel"),
+        (["a.csv", "--metrics", ""], "--metrics"),
+        (["a.csv", "--metrics", "lp,,taylor"], "--metrics"),
+        (["there.csv"], "--overwrite"),
+        (["no/a.csv"], "mkdir"),
+        ([], "-o"),
+    ],
+)
 def test_wrong_usage(tmp_path, capsys, arguments, message):
     path = random_atlas(tmp_path / "a.h5")
     (tmp_path / "there.csv").write_text("old")
@@ -278,4 +289,6 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, name):
 def test_nothing_heavy_is_imported(tmp_path, name):
     if name == "parquet":
         pytest.importorskip("pyarrow")
-    assert not heavy_imports("chanfmt.cli.main", ["export", str(random_atlas(tmp_path / "a.h5")), "-o", str(tmp_path / f"o.{name}")])
+    assert not heavy_imports(
+        "chanfmt.cli.main", ["export", str(random_atlas(tmp_path / "a.h5")), "-o", str(tmp_path / f"o.{name}")]
+    )

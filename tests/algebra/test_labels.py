@@ -101,16 +101,30 @@ def test_what_is_unknown_gets_no_label():
     assert (factor == 1).all()
 
 
-@pytest.mark.parametrize(("dimensions", "size", "sizes"), [
-    (576, 256, (16, 32, 64, 128, 256, 512)), (64, 8, (8, 16, 32)), (12, 256, (256,)), (64, 64, (16, 32, 64)),
-])
+@pytest.mark.parametrize(
+    ("dimensions", "size", "sizes"),
+    [
+        (576, 256, (16, 32, 64, 128, 256, 512)),
+        (64, 8, (8, 16, 32)),
+        (12, 256, (256,)),
+        (64, 64, (16, 32, 64)),
+    ],
+)
 def test_support_sizes(dimensions, size, sizes):
     assert labels.support_sizes(dimensions, size) == sizes
 
 
-@pytest.mark.parametrize(("channels", "rho", "count"), [
-    (14336, 0.01, 143), (1536, 0.01, 15), (50, 0.01, 1), (100, 0.29, 29), (7, 1.0, 7), (100, 0.0, 1),
-])
+@pytest.mark.parametrize(
+    ("channels", "rho", "count"),
+    [
+        (14336, 0.01, 143),
+        (1536, 0.01, 15),
+        (50, 0.01, 1),
+        (100, 0.29, 29),
+        (7, 1.0, 7),
+        (100, 0.0, 1),
+    ],
+)
 def test_supernode_count(channels, rho, count):
     assert labels.supernode_count(channels, rho) == count
 
@@ -123,9 +137,7 @@ def test_small_covariances_are_correlations_all_the_same():
     random = np.random.default_rng(0)
     a = random.normal(0, 1e-9, 5000)
     b = 0.6 * a + 0.8 * random.normal(0, 1e-9, 5000)
-    r = labels.pearson(
-        np.array([[a @ b]]), np.array([a.sum()]), np.array([a @ a]), np.array([b.sum()]), np.array([b @ b]), 5000
-    )
+    r = labels.pearson(np.array([[a @ b]]), np.array([a.sum()]), np.array([a @ a]), np.array([b.sum()]), np.array([b @ b]), 5000)
     assert r[0, 0] == pytest.approx(np.corrcoef(a, b)[0, 1], rel=1e-9)
     assert labels.pair_redundancy(r)[0, 0] == pytest.approx(-0.5 * np.log(1 - r[0, 0] ** 2))
 
@@ -165,11 +177,17 @@ def test_the_nearest_against_sorting():
     write[:, 6] = 0
     dimensions, shares = labels.written_dimensions(write, support, 3)
     for channel in range(40):
-        pairs = sorted(((-0.5 * np.log(1 - r**2), -other) for r, other in zip(correlation[channel], core, strict=True)
-                        if r > 0 and other != channel), reverse=True)[:3]
+        pairs = sorted(
+            (
+                (-0.5 * np.log(1 - r**2), -other)
+                for r, other in zip(correlation[channel], core, strict=True)
+                if r > 0 and other != channel
+            ),
+            reverse=True,
+        )[:3]
         assert ids[:, channel].tolist() == [-other for _, other in pairs] + [-1] * (3 - len(pairs))
         np.testing.assert_allclose(values[: len(pairs), channel], [value for value, _ in pairs], rtol=1e-6)
-        assert np.isnan(values[len(pairs):, channel]).all()
+        assert np.isnan(values[len(pairs) :, channel]).all()
         if channel == 6:
             assert dimensions[:, 6].tolist() == [-1, -1, -1]
             continue

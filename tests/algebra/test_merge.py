@@ -28,9 +28,20 @@ from tests.support.hygiene import heavy_imports
 
 MAKERS = {"dense": random_content, "experts": moe_content}
 SUMMED = [variable.name for variable in schema.STACK_VARIABLES if variable.merge == "sum"]
-DROPPED = ("connectivity", "redundancy", "redundancy_null", "read_connectivity", "connectivity_at",
-           "redundancy_partner", "redundancy_pair", "write_dimension", "write_share", "wanda_group", "redundancy_tokens",
-           "core_covered")
+DROPPED = (
+    "connectivity",
+    "redundancy",
+    "redundancy_null",
+    "read_connectivity",
+    "connectivity_at",
+    "redundancy_partner",
+    "redundancy_pair",
+    "write_dimension",
+    "write_share",
+    "wanda_group",
+    "redundancy_tokens",
+    "core_covered",
+)
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +71,14 @@ def bare_shards(shards, tmp_path_factory):
             made[kind] = []
             for path in shards(kind):
                 (content,) = contents([path])
-                stacks = tuple(dataclasses.replace(stack, supports=(), variables={
-                    name: values for name, values in stack.variables.items() if name not in DROPPED
-                }) for stack in content.stacks)
+                stacks = tuple(
+                    dataclasses.replace(
+                        stack,
+                        supports=(),
+                        variables={name: values for name, values in stack.variables.items() if name not in DROPPED},
+                    )
+                    for stack in content.stacks
+                )
                 made[kind].append(write(directory / path.name, content, stacks=stacks, dropped=DROPPED))
         return made[kind]
 
@@ -99,8 +115,7 @@ def assert_same(first, second):
     for name in ("title", "model", "labels", "core_rho", "blocks", "producer", "status", "dropped"):
         assert getattr(first, name) == getattr(second, name), name
     for field in dataclasses.fields(first.calibration):
-        np.testing.assert_array_equal(
-            getattr(first.calibration, field.name), getattr(second.calibration, field.name), field.name)
+        np.testing.assert_array_equal(getattr(first.calibration, field.name), getattr(second.calibration, field.name), field.name)
     for stack, other in zip(first.stacks, second.stacks, strict=True):
         assert (stack.name, stack.supports, set(stack.variables)) == (other.name, other.supports, set(other.variables))
         for name, values in stack.variables.items():
@@ -162,10 +177,21 @@ def test_the_calibration_is_that_of_all(shards):
 def test_loss_is_weighted_and_producers_are_joined(tmp_path, shards):
     first, second = contents(shards("dense")[:2])
     half = dataclasses.replace(first.calibration, mean_loss=2.0)
-    paths = [write(tmp_path / "a.h5", first, calibration=half, producer=dataclasses.replace(
-                first.producer, seconds=2.0, peak_memory_bytes=7, hardware="A", history=({"command": "label"},))),
-             write(tmp_path / "b.h5", second, producer=dataclasses.replace(
-                second.producer, seconds=3.0, hardware="B", versions={"chanfmt": "other"}))]
+    paths = [
+        write(
+            tmp_path / "a.h5",
+            first,
+            calibration=half,
+            producer=dataclasses.replace(
+                first.producer, seconds=2.0, peak_memory_bytes=7, hardware="A", history=({"command": "label"},)
+            ),
+        ),
+        write(
+            tmp_path / "b.h5",
+            second,
+            producer=dataclasses.replace(second.producer, seconds=3.0, hardware="B", versions={"chanfmt": "other"}),
+        ),
+    ]
     notes = []
     found = merged(paths, narrate=notes.append)
     assert found.calibration.mean_loss == pytest.approx((2.0 + 4.2) / 2, rel=1e-15)
@@ -212,7 +238,10 @@ def test_any_tree_of_merges_gives_one_result(kind, trees, bare_shards, tmp_path)
                 else:
                     np.testing.assert_array_equal(values, wanted, name)
         assert (found.calibration.sequence_sha256, found.calibration.contributions, found.dropped) == (
-            expected.calibration.sequence_sha256, expected.calibration.contributions, expected.dropped)
+            expected.calibration.sequence_sha256,
+            expected.calibration.contributions,
+            expected.dropped,
+        )
         np.testing.assert_array_equal(found.calibration.split_of, expected.calibration.split_of)
         np.testing.assert_array_equal(found.calibration.source_of, expected.calibration.source_of)
 
@@ -242,8 +271,9 @@ def changed_stack(content, **changes):
 
 def changed_variables(content, **arrays):
     stack = content.stacks[0]
-    return changed_stack(content, variables={name: values for name, values in {**stack.variables, **arrays}.items()
-                                             if values is not None})
+    return changed_stack(
+        content, variables={name: values for name, values in {**stack.variables, **arrays}.items() if values is not None}
+    )
 
 
 def refusals():
@@ -277,25 +307,42 @@ def refusals():
         ("loss", calibration(loss="mean"), "different losses"),
         ("metric definition", calibration(metric_definition="scar-2"), r"defined differently \(scar-1 and scar-2\)"),
         ("tokenizer", calibration(tokenizer="words"), "tokenized differently"),
-        ("seq_len", lambda content: {"calibration": replace(content.calibration, seq_len=16, token_ids=None)},
-         r"different lengths \(32 and 16\)"),
+        (
+            "seq_len",
+            lambda content: {"calibration": replace(content.calibration, seq_len=16, token_ids=None)},
+            r"different lengths \(32 and 16\)",
+        ),
         ("FFN table", blocks, "describe FFN 0 differently: module"),
         ("fewer FFNs", lambda content: {"blocks": content.blocks[:-1]}, "4 and 3 FFNs"),
-        ("stack name", lambda content: {
-            "stacks": changed_stack(content, name="other"),
-            "blocks": tuple(replace(block, stack="other") for block in content.blocks)}, "describe FFN 0 .*stack"),
-        ("activation", lambda content: {"stacks": changed_stack(content, activation="gelu")},
-         "activation is silu in one and gelu"),
+        (
+            "stack name",
+            lambda content: {
+                "stacks": changed_stack(content, name="other"),
+                "blocks": tuple(replace(block, stack="other") for block in content.blocks),
+            },
+            "describe FFN 0 .*stack",
+        ),
+        (
+            "activation",
+            lambda content: {"stacks": changed_stack(content, activation="gelu")},
+            "activation is silu in one and gelu",
+        ),
         ("layers", lambda content: {"stacks": changed_stack(content, layers=np.arange(4) + 1)}, "layers of the stack"),
         ("rho", labels(rho=0.02), "rho is 0.01 in one and 0.02 in the other\n.*atlas label .* --rho 0.01 -o"),
         ("several settings", labels(eta=0.2, gamma=4.0), "--eta 0.1 --gamma 8.0 -o"),
         ("top k", labels(redundancy_top_k=3), "redundancy_top_k.*\n.*build one"),
         ("norm", norm, "disagree about up_norm"),
         ("partial", lambda content: {"status": "partial"}, "unfinished build"),
-        ("no sums", lambda content: {"stacks": changed_variables(content, sum_q2=None), "dropped": ("sum_q2",)},
-         "holds no sum_q2 for decoder"),
-        ("overflow", lambda content: {"stacks": changed_variables(
-            content, tokens=np.full(4, np.iinfo(np.int64).max))}, "adding tokens of .* overflows"),
+        (
+            "no sums",
+            lambda content: {"stacks": changed_variables(content, sum_q2=None), "dropped": ("sum_q2",)},
+            "holds no sum_q2 for decoder",
+        ),
+        (
+            "overflow",
+            lambda content: {"stacks": changed_variables(content, tokens=np.full(4, np.iinfo(np.int64).max))},
+            "adding tokens of .* overflows",
+        ),
         ("no source", calibration(source_of=np.full(16, 3, dtype=np.int32)), "a contribution that it does not list"),
     ]
 
@@ -317,8 +364,9 @@ def test_what_does_not_fit_is_refused(change, message, shards, tmp_path):
 def test_different_splits_are_refused(shards, tmp_path):
     first, second = contents(shards("dense")[:2])
     variables = second.stacks[0].variables
-    half = {name: variables[name].reshape(4, 2, *variables[name].shape[1:]).sum(axis=1)
-            for name in ("tokens_split", "sum_q2_split")}
+    half = {
+        name: variables[name].reshape(4, 2, *variables[name].shape[1:]).sum(axis=1) for name in ("tokens_split", "sum_q2_split")
+    }
     stacks = changed_stack(second, splits=4, variables={**variables, **half})
     with pytest.raises(AtlasError, match="splits is 8 in one and 4"):
         merged([write(tmp_path / "a.h5", first), write(tmp_path / "b.h5", second, stacks=stacks)])
@@ -388,20 +436,28 @@ def test_extensions_merge_by_their_rules(shards, tmp_path):
     for number, content in enumerate(contents(shards("dense")[:3])):
         generator = np.random.default_rng(number)
         bins = np.array([0, 1, 2], dtype="i4")
-        groups.append(ExtensionGroup("x_lab/decoder", {"unit": "bits", "run": number}, (
-            scale("layer", np.arange(4, dtype="i4")), scale("bin", bins), scale("edge", bins + number),
-            array("counts", ("layer", "bin"), generator.integers(0, 9, (4, 3)), "sum"),
-            array("total", ("layer",), generator.random(4), "sum"),
-            array("peak", ("layer",), generator.normal(size=4).astype("f4"), "max"),
-            array("name", ("layer",), ["a", "b", "c", "d"], "equal"),
-            array("same", ("bin",), bins * 2, "equal"),
-            array("differs", ("bin",), bins * number, "equal"),
-            array("temporary", ("layer",), np.zeros(4), "drop"),
-            array("moved", ("edge",), np.ones(3), "sum"),
-            array("full", ("bin",), np.full(3, 100, dtype="u1"), "sum"),
-            array("scaled", ("bin",), np.ones(3), "sum", units=["m", "cm", "m"][number]),
-            *([array("rare", ("bin",), np.ones(3), "sum")] if number else []),
-        )))
+        groups.append(
+            ExtensionGroup(
+                "x_lab/decoder",
+                {"unit": "bits", "run": number},
+                (
+                    scale("layer", np.arange(4, dtype="i4")),
+                    scale("bin", bins),
+                    scale("edge", bins + number),
+                    array("counts", ("layer", "bin"), generator.integers(0, 9, (4, 3)), "sum"),
+                    array("total", ("layer",), generator.random(4), "sum"),
+                    array("peak", ("layer",), generator.normal(size=4).astype("f4"), "max"),
+                    array("name", ("layer",), ["a", "b", "c", "d"], "equal"),
+                    array("same", ("bin",), bins * 2, "equal"),
+                    array("differs", ("bin",), bins * number, "equal"),
+                    array("temporary", ("layer",), np.zeros(4), "drop"),
+                    array("moved", ("edge",), np.ones(3), "sum"),
+                    array("full", ("bin",), np.full(3, 100, dtype="u1"), "sum"),
+                    array("scaled", ("bin",), np.ones(3), "sum", units=["m", "cm", "m"][number]),
+                    *([array("rare", ("bin",), np.ones(3), "sum")] if number else []),
+                ),
+            )
+        )
         extra = (ExtensionGroup("x_other", {"only": 1}, ()),) if number == 1 else ()
         paths.append(write(tmp_path / f"{number}.h5", content, extensions=(groups[-1], *extra)))
     notes = []
@@ -433,16 +489,19 @@ def test_extensions_of_one_input_are_not_those_of_all():
     assert (extensions.groups(), list(extensions.lost)) == ((), ["x_a/n", "x_b/m"])
 
 
-@pytest.mark.parametrize(("first", "second", "fits"), [
-    (np.array([127], "i4"), np.array([1], "i4"), True),
-    (np.array([2**31 - 1], "i4"), np.array([1], "i4"), False),
-    (np.array([-(2**31)], "i4"), np.array([-1], "i4"), False),
-    (np.array([2**63 - 1], "i8"), np.array([-1], "i8"), True),
-    (np.array([2**63 - 1], "i8"), np.array([1], "i8"), False),
-    (np.array([255], "u1"), np.array([1], "u1"), False),
-    (np.array([3e38], "f4"), np.array([3e38], "f4"), False),
-    (np.array([np.nan], "f4"), np.array([1], "f4"), True),
-])
+@pytest.mark.parametrize(
+    ("first", "second", "fits"),
+    [
+        (np.array([127], "i4"), np.array([1], "i4"), True),
+        (np.array([2**31 - 1], "i4"), np.array([1], "i4"), False),
+        (np.array([-(2**31)], "i4"), np.array([-1], "i4"), False),
+        (np.array([2**63 - 1], "i8"), np.array([-1], "i8"), True),
+        (np.array([2**63 - 1], "i8"), np.array([1], "i8"), False),
+        (np.array([255], "u1"), np.array([1], "u1"), False),
+        (np.array([3e38], "f4"), np.array([3e38], "f4"), False),
+        (np.array([np.nan], "f4"), np.array([1], "f4"), True),
+    ],
+)
 def test_sums_that_overflow_are_noticed(first, second, fits):
     total = added(first, second)
     assert (total is not None) == fits
@@ -500,8 +559,14 @@ def halves(tiny_checkpoint, tmp_path_factory):
     paths = []
     for name, text, sequences in (("a", texts[0], 8), ("b", texts[1], 8), ("both", "".join(texts), 16)):
         (directory / f"{name}.txt").write_text(text)
-        options = BuildOptions(str(tiny_checkpoint("llama")), str(directory / f"{name}.h5"), quiet=True, seq_len=32,
-                               calib=str(directory / f"{name}.txt"), sequences=sequences)
+        options = BuildOptions(
+            str(tiny_checkpoint("llama")),
+            str(directory / f"{name}.h5"),
+            quiet=True,
+            seq_len=32,
+            calib=str(directory / f"{name}.txt"),
+            sequences=sequences,
+        )
         paths.append(build(options, LabelSettings(rho=0.03, support_size=8)))
     return paths
 
@@ -514,7 +579,8 @@ def test_two_builds_merge_to_the_build_of_both(halves):
     assert found.calibration.mean_loss == pytest.approx(whole.calibration.mean_loss, rel=1e-5)
     for name in ("lp", "lp_factored", "activation_power", "curvature", "taylor"):
         np.testing.assert_allclose(
-            found.stacks[0].variables[name], whole.stacks[0].variables[name], rtol=1e-5, atol=0, err_msg=name)
+            found.stacks[0].variables[name], whole.stacks[0].variables[name], rtol=1e-5, atol=0, err_msg=name
+        )
     for name in ("max_abs_u", "write_norm", "write_norm_l1", "up_norm", "gate_norm", "tokens"):
         np.testing.assert_allclose(found.stacks[0].variables[name], whole.stacks[0].variables[name], rtol=1e-6, err_msg=name)
     labels = [content.stacks[0].variables["label"] == schema.LABEL_SUPERNODE for content in (found, whole)]
@@ -531,8 +597,15 @@ def test_with_the_weights_it_is_the_build_of_both(halves, tiny_checkpoint, tmp_p
     assert found.stacks[0].supports == whole.stacks[0].supports
     assert (found.stacks[0].variables["label"] == schema.LABEL_HALO).any()
     assert (found.stacks[0].variables["protection"] == 1).all()
-    assert set(found.dropped) == {"redundancy", "redundancy_null", "redundancy_partner", "redundancy_pair", "wanda_group",
-                                  "redundancy_tokens", "core_covered"}
+    assert set(found.dropped) == {
+        "redundancy",
+        "redundancy_null",
+        "redundancy_partner",
+        "redundancy_pair",
+        "wanda_group",
+        "redundancy_tokens",
+        "core_covered",
+    }
 
 
 def test_the_command_refuses_another_models_weights(halves, tiny_checkpoint, tmp_path, capsys):

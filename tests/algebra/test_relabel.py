@@ -61,9 +61,9 @@ def plain_labels(score, conn, redundancy, settings):
     label, protection = [0] * channels, [1.0] * channels
     if all(np.isnan(score)):
         return label, protection
-    core = sorted(range(channels), key=lambda i: (-score[i], i))[:max(1, int(settings.rho * channels + 1e-9))]
+    core = sorted(range(channels), key=lambda i: (-score[i], i))[: max(1, int(settings.rho * channels + 1e-9))]
     others = [i for i in range(channels) if i not in core]
-    halo = sorted(others, key=lambda i: (-conn[i], i))[:int(settings.eta * len(others) + 1e-9)]
+    halo = sorted(others, key=lambda i: (-conn[i], i))[: int(settings.eta * len(others) + 1e-9)]
     for i in core:
         label[i] = 2
     for i in halo:
@@ -81,10 +81,20 @@ def test_the_settings_already_there_change_nothing(content):
     assert dataclasses.replace(found, stacks=()) == dataclasses.replace(content, stacks=())
 
 
-@pytest.mark.parametrize("changes", [
-    {"rho": 0.05}, {"rho": 0.0}, {"rho": 1.0}, {"eta": 0.4}, {"eta": 0.0}, {"alpha": 0.5}, {"gamma": 1.0},
-    {"rho": 0.1, "eta": 0.3, "alpha": 0.0, "gamma": 2.5},
-], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rho": 0.05},
+        {"rho": 0.0},
+        {"rho": 1.0},
+        {"eta": 0.4},
+        {"eta": 0.0},
+        {"alpha": 0.5},
+        {"gamma": 1.0},
+        {"rho": 0.1, "eta": 0.3, "alpha": 0.0, "gamma": 2.5},
+    ],
+    ids=str,
+)
 def test_other_settings_follow_the_rules(content, changes):
     settings = with_settings(content, **changes)
     found = relabelled(content, settings)
@@ -93,7 +103,8 @@ def test_other_settings_follow_the_rules(content, changes):
     for stack in found.stacks:
         for at in np.ndindex(stack.variables["lp"].shape[:-1]):
             label, protection = plain_labels(
-                *(stack.variables[name][at] for name in ("lp", "connectivity", "redundancy")), settings)
+                *(stack.variables[name][at] for name in ("lp", "connectivity", "redundancy")), settings
+            )
             np.testing.assert_array_equal(stack.variables["label"][at], label)
             np.testing.assert_allclose(stack.variables["protection"][at], protection, rtol=1e-6)
 
@@ -177,8 +188,14 @@ def test_with_weights_another_core_drops_redundancy(tiny_atlas, tiny_checkpoint)
     content = read(tiny_atlas("llama"))
     weights = StoredWeights.open(str(tiny_checkpoint("llama")), content.model)
     found = relabelled_with_weights(content, with_settings(content, rho=0.1, support_size=11), weights)
-    assert found.dropped == ("redundancy", "redundancy_null", "redundancy_partner", "redundancy_pair", "redundancy_tokens",
-                             "core_covered")
+    assert found.dropped == (
+        "redundancy",
+        "redundancy_null",
+        "redundancy_partner",
+        "redundancy_pair",
+        "redundancy_tokens",
+        "core_covered",
+    )
     (stack,) = found.stacks
     assert 11 in stack.supports
     assert (found.core_rho, found.labels.rho) == (0.1, 0.1)
@@ -221,14 +238,14 @@ def test_experts_from_their_weights(experts):
         mass = np.zeros(24)
         for expert in range(max(1, block.n_experts)):
             at = (block.row, expert) if block.n_experts else (block.row,)
-            gate, up, write = (tensors[item.tensor].astype(np.float64)
-                               for item in block.tensors[3 * expert:3 * expert + 3])
+            gate, up, write = (tensors[item.tensor].astype(np.float64) for item in block.tensors[3 * expert : 3 * expert + 3])
             if previous is None:
                 assert np.isnan(variables["read_connectivity"][at]).all()
             else:
                 both = np.abs(gate) + np.abs(up)
                 np.testing.assert_allclose(
-                    variables["read_connectivity"][at], both[:, previous].sum(axis=1) / both.sum(axis=1), rtol=1e-6)
+                    variables["read_connectivity"][at], both[:, previous].sum(axis=1) / both.sum(axis=1), rtol=1e-6
+                )
             if np.isnan(variables["lp"][at]).all():
                 assert np.isnan(variables["connectivity"][at]).all()
                 assert np.isnan(variables["connectivity_at"][:, block.row, expert]).all()
@@ -238,7 +255,8 @@ def test_experts_from_their_weights(experts):
             written = np.abs(write[:, core]).sum(axis=1)
             support = np.argsort(-written, kind="stable")[:8]
             np.testing.assert_allclose(
-                variables["connectivity"][at], np.abs(write)[support].sum(axis=0) / np.abs(write).sum(axis=0), rtol=1e-6)
+                variables["connectivity"][at], np.abs(write)[support].sum(axis=0) / np.abs(write).sum(axis=0), rtol=1e-6
+            )
             mass += written
         previous = np.argsort(-mass, kind="stable")[:8]
     # Rounding aside, redundancy and its labels are those of the same core.
@@ -253,9 +271,15 @@ def test_a_table_that_does_not_fit_the_checkpoint(experts):
         tensors = (*block.tensors[:2], dataclasses.replace(block.tensors[2], **changes))
         return dataclasses.replace(content, blocks=(dataclasses.replace(block, tensors=tensors), *content.blocks[1:]))
 
-    for changes, message in (({"tensor": "nothing"}, "no tensor 'nothing'"), ({"axis": 0}, "channels 0 to 95 of axis 0"),
-                             ({"start": 5}, "channels 5 to 100"), ({"step": 2}, "channels 0 to 190"),
-                             ({"axis": None}, "axis None"), ({"axis": 3}, "axis 3"), ({"role": "up"}, "0 write tensors")):
+    for changes, message in (
+        ({"tensor": "nothing"}, "no tensor 'nothing'"),
+        ({"axis": 0}, "channels 0 to 95 of axis 0"),
+        ({"start": 5}, "channels 5 to 100"),
+        ({"step": 2}, "channels 0 to 190"),
+        ({"axis": None}, "axis None"),
+        ({"axis": 3}, "axis 3"),
+        ({"role": "up"}, "0 write tensors"),
+    ):
         with pytest.raises(ModelError, match=message):
             relabelled_with_weights(broken(**changes), content.labels, weights)
 
@@ -294,11 +318,14 @@ def test_command_json(path, tmp_path, capsys):
     old, new = read(path), read(tmp_path / "b.h5")
     assert (data["labels"]["support_size"], data["dropped"], data["core_rho"]) == (16, [*OF_SUPPORT], 0.01)
     assert len(data["layers"]) == len(new.blocks)
-    moved = sum(int((mine.variables["label"] != theirs.variables["label"]).sum())
-                for mine, theirs in zip(old.stacks, new.stacks, strict=True))
+    moved = sum(
+        int((mine.variables["label"] != theirs.variables["label"]).sum())
+        for mine, theirs in zip(old.stacks, new.stacks, strict=True)
+    )
     assert sum(row["moved"] for row in data["layers"]) == moved > 0
     assert sum(row["halo"] for row in data["layers"]) == sum(
-        int((stack.variables["label"] == schema.LABEL_HALO).sum()) for stack in new.stacks)
+        int((stack.variables["label"] == schema.LABEL_HALO).sum()) for stack in new.stacks
+    )
 
 
 def test_command_with_weights_loads_nothing_heavy(tiny_atlas, tiny_checkpoint, tmp_path, capsys):

@@ -22,10 +22,14 @@ SUMS = ("sum_u", "sum_u2", "sum_s2", "sum_q", "sum_abs_q", "sum_q2", "sum_q2_spl
 
 @pytest.fixture(params=[random_content, moe_content], ids=["dense", "experts"])
 def path(request, tmp_path):
-    extension = ExtensionGroup("x_lab", {"note": "kept"}, (
-        ExtensionVariable("bin", ("bin",), np.arange(3, dtype="i4"), "bin", "1", ""),
-        ExtensionVariable("counts", ("bin",), np.arange(3), "counts", "1", "sum"),
-    ))
+    extension = ExtensionGroup(
+        "x_lab",
+        {"note": "kept"},
+        (
+            ExtensionVariable("bin", ("bin",), np.arange(3, dtype="i4"), "bin", "1", ""),
+            ExtensionVariable("counts", ("bin",), np.arange(3), "counts", "1", "sum"),
+        ),
+    )
     write_atlas(dataclasses.replace(request.param(), extensions=(extension,)), tmp_path / "a.h5")
     return tmp_path / "a.h5"
 
@@ -49,7 +53,11 @@ def test_only_the_sums_and_the_text_go(path, tmp_path, keep):
     assert (after.calibration.token_ids is not None) == keep
     assert after.calibration.sequence_sha256 == before.calibration.sequence_sha256
     assert (after.labels, after.core_rho, after.blocks, after.model) == (
-        before.labels, before.core_rho, before.blocks, before.model)
+        before.labels,
+        before.core_rho,
+        before.blocks,
+        before.model,
+    )
     assert after.extensions[0].attributes == {"note": "kept"}
     assert {item.name for item in after.extensions[0].variables} == {"bin", "counts"}
     assert after.producer.history[-1]["command"] == "strip"
@@ -62,7 +70,10 @@ def test_only_the_sums_and_the_text_go(path, tmp_path, keep):
 
 def test_the_sums_are_those_of_the_schema():
     assert {variable.name for variable in schema.STACK_VARIABLES if variable.merge in ("sum", "max")} == {
-        *SUMS, "tokens", "tokens_split"}
+        *SUMS,
+        "tokens",
+        "tokens_split",
+    }
 
 
 def test_a_stripped_atlas_is_shown_and_compared(path, tmp_path, capsys):

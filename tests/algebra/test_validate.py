@@ -62,8 +62,7 @@ def test_json(tmp_path, capsys):
     document = json.loads(capsys.readouterr().out)
     (result,) = document["files"]
     assert (document["specification"], result["file"], result["valid"]) == ("1.0", str(path), False)
-    assert [(finding["code"], finding["severity"]) for finding in result["findings"]] == [
-        ("E309", "error"), ("W504", "warning")]
+    assert [(finding["code"], finding["severity"]) for finding in result["findings"]] == [("E309", "error"), ("W504", "warning")]
     assert all(finding["path"].startswith("/") and finding["fix"] for finding in result["findings"])
 
 

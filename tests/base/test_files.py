@@ -67,8 +67,14 @@ def test_a_writer_at_work_is_left_alone(context, tmp_path):
 
 
 def test_only_temporaries_of_this_very_target_are_stale(tmp_path):
-    kept = [".a.h5.0123456789ab.tmp.bak", ".a.h5.0123456789AB.tmp", ".a.h5.123.tmp", ".b.h5.0123456789ab.tmp",
-            ".aXh5.0123456789ab.tmp", ".a.h5.partial.0123456789ab.tmp"]
+    kept = [
+        ".a.h5.0123456789ab.tmp.bak",
+        ".a.h5.0123456789AB.tmp",
+        ".a.h5.123.tmp",
+        ".b.h5.0123456789ab.tmp",
+        ".aXh5.0123456789ab.tmp",
+        ".a.h5.partial.0123456789ab.tmp",
+    ]
     for name in [*kept, ".a.h5.0123456789ab.tmp"]:
         (tmp_path / name).write_text("x")
     (tmp_path / ".a.h5.ba9876543210.tmp").symlink_to(tmp_path / "a.h5")

@@ -35,8 +35,9 @@ def test_atlas_equals_a_recomputation_from_its_own_tokens(model_type, tiny_check
     for row, ffn in enumerate(ffns):
         u, s = us[ffn.write], ss[ffn.write]
         q = u * s
-        stored = {name: values[row] for name, values in stack.items()
-                  if schema.STACK_VARIABLE_BY_NAME[name].dimensions[0] == "layer"}
+        stored = {
+            name: values[row] for name, values in stack.items() if schema.STACK_VARIABLE_BY_NAME[name].dimensions[0] == "layer"
+        }
         np.testing.assert_allclose(stored["lp"], 0.5 * (q**2).mean((0, 1)), rtol=1e-3, atol=1e-6 * stored["lp"].max())
         weights = ffn_weights(model, ffn.members[0])
         core = plain_top(stored["lp"].tolist(), 2)
@@ -66,7 +67,8 @@ def test_atlas_equals_a_recomputation_from_its_own_tokens(model_type, tiny_check
             np.testing.assert_allclose(stored["redundancy"], expected, rtol=1e-3, atol=1e-7)
             known = [index for index in halo if not np.isnan(stored["redundancy"][index])]
             np.testing.assert_allclose(
-                stored["protection"], plain_protection(stored["redundancy"].tolist(), known, 0.2, 8), rtol=1e-5)
+                stored["protection"], plain_protection(stored["redundancy"].tolist(), known, 0.2, 8), rtol=1e-5
+            )
         power = (u**2).mean((0, 1))
         np.testing.assert_allclose(stored["write_norm"], np.linalg.norm(weights.write, axis=0), rtol=1e-5)
         assert (stored["wanda_group"] >= np.sqrt(power) * np.abs(weights.write).sum(0) * (1 - 1e-4)).all()
@@ -86,8 +88,11 @@ def test_wanda_group_uses_each_weights_own_input():
     mlp = model.model.layers[1].mlp
     x = np.sqrt((np.concatenate(inputs) ** 2).mean((0, 1)))
     u = np.sqrt((us[ffns[1].write] ** 2).mean((0, 1)))
-    expected = (np.abs(mlp.gate_proj.weight.numpy()) @ x + np.abs(mlp.up_proj.weight.numpy()) @ x
-                + np.abs(mlp.down_proj.weight.numpy()).sum(0) * u)
+    expected = (
+        np.abs(mlp.gate_proj.weight.numpy()) @ x
+        + np.abs(mlp.up_proj.weight.numpy()) @ x
+        + np.abs(mlp.down_proj.weight.numpy()).sum(0) * u
+    )
     np.testing.assert_allclose(variables["wanda_group"], expected, rtol=1e-9)
 
 
@@ -97,11 +102,15 @@ def test_layers_of_several_widths_become_several_stacks():
     model.requires_grad_(False)
     ffns = find_ffns(model)
     found = measure(model, ffns, canonical(random_tokens(4, 24).numpy()), rho=0.03)
-    layers = [layer_variables(statistics, [ffn_weights(model, ffn.members[0])], LabelSettings(rho=0.03), None)[0]
-              for ffn, statistics in zip(ffns, found.statistics, strict=True)]
+    layers = [
+        layer_variables(statistics, [ffn_weights(model, ffn.members[0])], LabelSettings(rho=0.03), None)[0]
+        for ffn, statistics in zip(ffns, found.statistics, strict=True)
+    ]
     stacks, positions = stack_layers(ffns, layers, "silu", 256)
     assert [(stack.name, stack.n_channels, stack.layers.tolist()) for stack in stacks] == [
-        ("decoder-87", 87, [0, 2]), ("decoder-51", 51, [1])]
+        ("decoder-87", 87, [0, 2]),
+        ("decoder-51", 51, [1]),
+    ]
     assert positions == [("decoder-87", 0), ("decoder-51", 0), ("decoder-87", 1)]
     assert stacks[0].variables["sum_q2_split"].shape == (schema.SPLITS, 2, 87)
     np.testing.assert_array_equal(np.asarray(stacks[0].variables["lp"])[1], layers[2]["lp"])

@@ -41,7 +41,10 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.jo
 def start(processes, *arguments):
     return subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
     )
 
 
@@ -131,8 +134,15 @@ def test_two_processes_measure_what_one_does(tiny_checkpoint, tmp_path):
 
 def test_three_processes_sum_fail_run_out_of_memory_and_measure_experts_as_one(tmp_path):
     checkpoint = save_tiny(
-        tmp_path / "model", "mixtral", hidden_size=36, intermediate_size=44, num_hidden_layers=2, num_attention_heads=6,
-        num_key_value_heads=2, num_local_experts=4, max_position_embeddings=128,
+        tmp_path / "model",
+        "mixtral",
+        hidden_size=36,
+        intermediate_size=44,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        max_position_embeddings=128,
     )
     options = request(checkpoint, tmp_path / "a.h5")
     process = start(3, "tests.support.distributed_worker", str(tmp_path / "sums.pt"), options.model, options.output)
@@ -172,10 +182,17 @@ def test_processes_that_differ_say_in_what():
         _check_alike(asked, Other())
 
 
-@pytest.mark.parametrize(("device", "gpus", "here", "expected"), [
-    ("auto", 0, 2, "cpu"), ("cpu", 2, 2, "cpu"), ("auto", 2, 2, "cuda:1"), ("cuda", 2, 2, "cuda:1"),
-    ("cuda:0", 2, 2, "cannot be shared by 4"), ("auto", 1, 2, "2 processes were started on a machine with 1 GPUs"),
-])
+@pytest.mark.parametrize(
+    ("device", "gpus", "here", "expected"),
+    [
+        ("auto", 0, 2, "cpu"),
+        ("cpu", 2, 2, "cpu"),
+        ("auto", 2, 2, "cuda:1"),
+        ("cuda", 2, 2, "cuda:1"),
+        ("cuda:0", 2, 2, "cannot be shared by 4"),
+        ("auto", 1, 2, "2 processes were started on a machine with 1 GPUs"),
+    ],
+)
 def test_each_process_has_a_gpu_of_its_own(monkeypatch, device, gpus, here, expected):
     for name, value in {"RANK": 3, "WORLD_SIZE": 4, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": here}.items():
         monkeypatch.setenv(name, str(value))

@@ -19,12 +19,20 @@ from tests.support.direct import assert_metrics_close, direct_sums
 from tests.support.tiny import random_tokens, tiny_model
 from tests.support.zoo import tiny
 
-MIXTRAL = {"hidden_size": 32, "intermediate_size": 44, "num_hidden_layers": 2, "num_attention_heads": 4,
-           "num_key_value_heads": 2, "num_local_experts": 4, "max_position_embeddings": 128}
+MIXTRAL = {
+    "hidden_size": 32,
+    "intermediate_size": 44,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_local_experts": 4,
+    "max_position_embeddings": 128,
+}
 
 
 def plain_experts(experts, seen):
     """Mixtral's expert layer written out, one expert after the other; keeps (token, u) of each."""
+
     def forward(hidden, chosen, weights):
         result = torch.zeros_like(hidden)
         for expert in range(experts.num_experts):

@@ -104,15 +104,27 @@ def test_the_choice(tokenizer):
     assert "--loss embedding" in caught.value.hint
 
 
-@pytest.mark.parametrize(("model_type", "family", "definition"), [
-    ("bert", "masked", "hidden by the mask token"), ("bart", "seq2seq", "gives back the encoder's tokens")])
+@pytest.mark.parametrize(
+    ("model_type", "family", "definition"),
+    [("bert", "masked", "hidden by the mask token"), ("bart", "seq2seq", "gives back the encoder's tokens")],
+)
 def test_build_states_its_loss(tmp_path, tokenizer, capsys, model_type, family, definition):
     import chanfmt
 
     tiny(model_type, family).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    arguments = ["build", str(tmp_path / "model"), "-o", str(tmp_path / "a.h5"), "--calib", "pydoc", "--sequences", "9",
-                 "--seq-len", "24"]
+    arguments = [
+        "build",
+        str(tmp_path / "model"),
+        "-o",
+        str(tmp_path / "a.h5"),
+        "--calib",
+        "pydoc",
+        "--sequences",
+        "9",
+        "--seq-len",
+        "24",
+    ]
     assert main(arguments) == 0
     assert main(["validate", str(tmp_path / "a.h5")]) == 0
     with chanfmt.open(tmp_path / "a.h5") as atlas:

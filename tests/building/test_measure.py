@@ -43,8 +43,9 @@ def test_equals_direct_computation(model_type, dtype, tolerance):
             assert_metrics_close(statistics.split_q2[split].numpy(), q2[tokens.split_of == split].sum((0, 1)), tolerance)
         np.testing.assert_allclose(statistics.max_abs_u.numpy(), np.abs(u).max((0, 1)), rtol=1e-6)
         assert statistics.tokens == 9 * 40
-        derived = metrics.derive_metrics({name: value.numpy() for name, value in statistics.sums.items()},
-                                         np.int64(statistics.tokens))
+        derived = metrics.derive_metrics(
+            {name: value.numpy() for name, value in statistics.sums.items()}, np.int64(statistics.tokens)
+        )
         assert_metrics_close(derived["lp"], 0.5 * q2.mean((0, 1)), max(tolerance, 1e-6))
 
 

@@ -60,8 +60,19 @@ def test_checkpoints_of_a_directory(run_directory: Path, tmp_path: Path, capsys:
 
 def test_a_break_loses_little(run_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "series"
-    command = ["build", str(run_directory), "--revisions", "checkpoint-10,checkpoint-20", "-o", str(target), *CALIBRATION,
-               "--checkpoint-every", "0", "--batch-size", "1"]
+    command = [
+        "build",
+        str(run_directory),
+        "--revisions",
+        "checkpoint-10,checkpoint-20",
+        "-o",
+        str(target),
+        *CALIBRATION,
+        "--checkpoint-every",
+        "0",
+        "--batch-size",
+        "1",
+    ]
 
     with killed_after(6, monkeypatch):
         main(command)
@@ -73,12 +84,15 @@ def test_a_break_loses_little(run_directory: Path, tmp_path: Path, monkeypatch: 
         assert session["resumed_at_sequence"] == 2
 
 
-@pytest.mark.parametrize(("changes", "reason"), [
-    ({"revisions": "a/b,a-b"}, "would both be written"),
-    ({"revisions": " , "}, "names none"),
-    ({"revisions": "a", "revision": "b"}, "do not go together"),
-    ({"revisions": "a", "dry_run": True}, "do not go together"),
-])
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"revisions": "a/b,a-b"}, "would both be written"),
+        ({"revisions": " , "}, "names none"),
+        ({"revisions": "a", "revision": "b"}, "do not go together"),
+        ({"revisions": "a", "dry_run": True}, "do not go together"),
+    ],
+)
 def test_refusals(changes: dict[str, object], reason: str, tmp_path: Path) -> None:
     options = dataclasses.replace(BuildOptions("ann/x", str(tmp_path / "o")), **changes)
     with pytest.raises(UsageError, match=reason):
@@ -96,8 +110,11 @@ def test_files_of_other_models_and_texts_stay(run_directory: Path, tmp_path: Pat
     assert "not 4 x 32" in capsys.readouterr().err
     text = tmp_path / "other.txt"
     text.write_text("one two three four five six seven eight nine ten " * 200)
-    for more, reason in ((("--seed", "5"), "another seed: 0, not 5"), (("--rho", "0.05"), "another labelling: rho 0.01"),
-                         (("--calib", str(text)), "measured on other text: pydoc/calibrate")):
+    for more, reason in (
+        (("--seed", "5"), "another seed: 0, not 5"),
+        (("--rho", "0.05"), "another labelling: rho 0.01"),
+        (("--calib", str(text)), "measured on other text: pydoc/calibrate"),
+    ):
         assert main([*command, *more]) == 2
         assert reason in capsys.readouterr().err
     few = [*command[:4], "-o", str(tmp_path / "few"), "--calib", str(text), "--sequences", "4000", "--seq-len", "16"]

@@ -136,15 +136,18 @@ def test_without_tokens(options, uninterrupted, monkeypatch):
     assert_equal(build(dataclasses.replace(options, resume=True), SETTINGS), uninterrupted)
 
 
-@pytest.mark.parametrize(("changes", "settings", "message"), [
-    ({"seq_len": 16}, {}, "--seq-len was 32 and is 16"),
-    ({"sequences": 12}, {}, "the number of sequences was 20 and is 12"),
-    ({"seed": 3}, {}, "--seed was 0 and is 3"),
-    ({"dtype": "float64"}, {}, "--dtype was float32 and is float64"),
-    ({"batch_size": "4"}, {}, "--batch-size was 2 and is 4"),
-    ({}, {"rho": 0.05}, "--rho was 0.03 and is 0.05"),
-    ({}, {"eta": 0.2, "gamma": 4.0}, "--eta was 0.1 and is 0.2; --gamma was 8.0 and is 4.0"),
-])
+@pytest.mark.parametrize(
+    ("changes", "settings", "message"),
+    [
+        ({"seq_len": 16}, {}, "--seq-len was 32 and is 16"),
+        ({"sequences": 12}, {}, "the number of sequences was 20 and is 12"),
+        ({"seed": 3}, {}, "--seed was 0 and is 3"),
+        ({"dtype": "float64"}, {}, "--dtype was float32 and is float64"),
+        ({"batch_size": "4"}, {}, "--batch-size was 2 and is 4"),
+        ({}, {"rho": 0.05}, "--rho was 0.03 and is 0.05"),
+        ({}, {"eta": 0.2, "gamma": 4.0}, "--eta was 0.1 and is 0.2; --gamma was 8.0 and is 4.0"),
+    ],
+)
 def test_a_changed_request_is_refused_by_name(options, monkeypatch, changes, settings, message):
     stop_after(options, 3, monkeypatch)
     before = options.checkpoint.read_bytes()
@@ -203,9 +206,17 @@ def test_nothing_to_continue_and_starting_over(options, uninterrupted, monkeypat
 
 
 # A flipped bit is found by reading everything, which starting over has no need of.
-@pytest.mark.parametrize(("damage", "resume"), [
-    ("flipped", True), ("truncated", True), ("text", True), ("complete", True), ("truncated", False), ("directory", False),
-])
+@pytest.mark.parametrize(
+    ("damage", "resume"),
+    [
+        ("flipped", True),
+        ("truncated", True),
+        ("text", True),
+        ("complete", True),
+        ("truncated", False),
+        ("directory", False),
+    ],
+)
 def test_what_cannot_be_continued_is_moved_aside(options, uninterrupted, monkeypatch, capsys, damage, resume):
     kept = options.checkpoint
     if damage == "directory":
@@ -287,6 +298,7 @@ def test_a_signal_waits_for_the_batch_and_the_second_does_not(options, uninterru
                 for _ in range(count):
                     os.kill(os.getpid(), signal.SIGINT)
             return real(keeper, measurement)
+
         return due
 
     with monkeypatch.context() as patch:

@@ -31,15 +31,29 @@ from chanfmt.models.streaming.streamed import open_streamed
 from tests.support import zoo
 from tests.support.tiny import CONFIGS, save_tiny
 
-EXPERTS = {"hidden_size": 36, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2,
-           "max_position_embeddings": 128}
+EXPERTS = {
+    "hidden_size": 36,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
 MODELS = {
     **{name: (name, {}) for name in CONFIGS},
     "llama-untied": ("llama", {"tie_word_embeddings": False}),
     "gemma2": ("gemma2", {**EXPERTS, "intermediate_size": 87, "head_dim": 6, "sliding_window": 16}),
     "mixtral": ("mixtral", {**EXPERTS, "intermediate_size": 44, "num_local_experts": 4}),
-    "qwen2_moe": ("qwen2_moe", {**EXPERTS, "intermediate_size": 87, "moe_intermediate_size": 28, "num_experts": 4,
-                                "shared_expert_intermediate_size": 20, "num_experts_per_tok": 2}),
+    "qwen2_moe": (
+        "qwen2_moe",
+        {
+            **EXPERTS,
+            "intermediate_size": 87,
+            "moe_intermediate_size": 28,
+            "num_experts": 4,
+            "shared_expert_intermediate_size": 20,
+            "num_experts_per_tok": 2,
+        },
+    ),
 }
 SETTINGS = LabelSettings(rho=0.05, support_size=8)
 TEXT = "".join(f"Line {number}: {number * number} is the square of {number}, {number % 7} its rest.\n" for number in range(400))
@@ -112,8 +126,9 @@ def test_weights_and_places_are_those_of_the_loaded_model(tmp_path, model):
     streamed = open_streamed(resolved, index, device="cpu")
     chain = streamed.chain
     assert streamed.ffns == find_ffns(loaded)
-    assert [tensor_slices(chain.model, ffn, index) for ffn in streamed.ffns] \
-        == [tensor_slices(loaded, ffn, index) for ffn in streamed.ffns]
+    assert [tensor_slices(chain.model, ffn, index) for ffn in streamed.ffns] == [
+        tensor_slices(loaded, ffn, index) for ffn in streamed.ffns
+    ]
     state = loaded.state_dict()
     seen = {name for name, value in chain.model.state_dict().items() if not value.is_meta}
     for number in range(len(chain)):
@@ -212,11 +227,17 @@ def test_checkpoints_while_it_runs_and_a_lost_gradient(tmp_path, text, monkeypat
     assert is_valid(tmp_path / "out.h5")
 
 
-@pytest.mark.parametrize(("model_type", "changes", "why"), [
-    ("albert", {"hidden_size": 36, "intermediate_size": 87, "num_hidden_layers": 3, "num_attention_heads": 6,
-                "embedding_size": 20}, "more than once"),
-    ("t5", {"d_model": 36, "d_ff": 87, "num_layers": 2, "num_heads": 6, "d_kv": 6}, "its encoder as well as each other"),
-])
+@pytest.mark.parametrize(
+    ("model_type", "changes", "why"),
+    [
+        (
+            "albert",
+            {"hidden_size": 36, "intermediate_size": 87, "num_hidden_layers": 3, "num_attention_heads": 6, "embedding_size": 20},
+            "more than once",
+        ),
+        ("t5", {"d_model": 36, "d_ff": 87, "num_layers": 2, "num_heads": 6, "d_kv": 6}, "its encoder as well as each other"),
+    ],
+)
 def test_refuses_what_is_no_chain(tmp_path, model_type, changes, why):
     import transformers
 
@@ -283,10 +304,14 @@ def test_a_full_disk_is_said_with_the_way_out(tmp_path, text, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "text.txt"]
 
 
-@pytest.mark.parametrize(("changes", "why"), [
-    ({"calib": "self"}, "--calib self and --stream"), ({"device_map": "auto"}, "--device-map keeps all weights"),
-    ({"spool_limit": -1.0}, "--spool-limit must be"),
-])
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"calib": "self"}, "--calib self and --stream"),
+        ({"device_map": "auto"}, "--device-map keeps all weights"),
+        ({"spool_limit": -1.0}, "--spool-limit must be"),
+    ],
+)
 def test_options_that_do_not_go_together(changes, why):
     with pytest.raises(UsageError, match=why):
         BuildOptions("model", "out.h5", stream=True, **changes).check()
@@ -300,8 +325,10 @@ def test_torchrun_is_refused(tmp_path, text, monkeypatch):
 
 
 def test_spool_keeps_within_its_limit_and_reuses_its_file(tmp_path):
-    tensors = {(0, number): torch.randn(2, 3, 5, dtype=dtype)
-               for number, dtype in enumerate((torch.float32, torch.bfloat16, torch.float64, torch.float32))}
+    tensors = {
+        (0, number): torch.randn(2, 3, 5, dtype=dtype)
+        for number, dtype in enumerate((torch.float32, torch.bfloat16, torch.float64, torch.float32))
+    }
     with Spool(150, tmp_path) as spool:
         for key, tensor in tensors.items():
             spool.put(key, tensor)

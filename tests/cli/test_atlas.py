@@ -25,7 +25,10 @@ SMALL = ["--calib", "pydoc", "--sequences", "4", "--seq-len", "32"]
 
 def run(*arguments, **environment):
     return subprocess.run(
-        [sys.executable, "-m", "chanfmt", *map(str, arguments)], capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "chanfmt", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, **environment},
     )
 
@@ -51,8 +54,14 @@ def test_build_info_show(tiny_atlas, capsys):
     assert main(["info", str(path), "--json"]) == 0
     info = json.loads(capsys.readouterr().out)
     assert info["model"]["model_type"] == "llama"
-    assert info["stacks"]["decoder"] == {"kind": "dense", "gated": True, "activation": "silu", "layers": 3,
-                                         "channels": 87, "experts": 0}
+    assert info["stacks"]["decoder"] == {
+        "kind": "dense",
+        "gated": True,
+        "activation": "silu",
+        "layers": 3,
+        "channels": 87,
+        "experts": 0,
+    }
     assert [row["supernodes"] for row in info["layers"]] == [2, 2, 2]
     assert main(["info", str(path)]) == 0
     assert "87" in capsys.readouterr().out
@@ -83,27 +92,30 @@ def test_dry_run_measures_nothing(tiny_checkpoint, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("extra", "message"), [
-    (["--sequences", "0"], "--sequences must be at least 1"),
-    (["--seq-len", "1"], "--seq-len must be at least 2"),
-    (["--seq-len", "4096"], "longer than the context of"),
-    (["--rho", "1.5"], "--rho must lie in"),
-    (["--gamma", "0"], "--gamma must be positive"),
-    (["--support", "0"], "--support must be at least 1"),
-    (["--batch-size", "many"], "--batch-size must be"),
-    (["--checkpoint-every", "-1"], "--checkpoint-every must be 0 or more"),
-    (["--checkpoint-every", "nan"], "--checkpoint-every must be 0 or more"),
-    (["--dtype", "int3"], "--dtype 'int3' is not one of"),
-    (["--device", "abacus"], "cannot be used"),
-    (["--calib", "nowhere.txt"], "does not exist"),
-    (["--sequences", "four"], "invalid int value"),
-    (["--seed", "-1"], "--seed"),
-    (["--seed", str(2**63)], "--seed"),
-    (["--support", str(2**40)], "--support"),
-    (["--revision", "main"], "local model"),
-    (["--batch-size", "²"], "--batch-size"),
-    (["--device", "meta"], "cannot be used"),
-])
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--sequences", "0"], "--sequences must be at least 1"),
+        (["--seq-len", "1"], "--seq-len must be at least 2"),
+        (["--seq-len", "4096"], "longer than the context of"),
+        (["--rho", "1.5"], "--rho must lie in"),
+        (["--gamma", "0"], "--gamma must be positive"),
+        (["--support", "0"], "--support must be at least 1"),
+        (["--batch-size", "many"], "--batch-size must be"),
+        (["--checkpoint-every", "-1"], "--checkpoint-every must be 0 or more"),
+        (["--checkpoint-every", "nan"], "--checkpoint-every must be 0 or more"),
+        (["--dtype", "int3"], "--dtype 'int3' is not one of"),
+        (["--device", "abacus"], "cannot be used"),
+        (["--calib", "nowhere.txt"], "does not exist"),
+        (["--sequences", "four"], "invalid int value"),
+        (["--seed", "-1"], "--seed"),
+        (["--seed", str(2**63)], "--seed"),
+        (["--support", str(2**40)], "--support"),
+        (["--revision", "main"], "local model"),
+        (["--batch-size", "²"], "--batch-size"),
+        (["--device", "meta"], "cannot be used"),
+    ],
+)
 def test_wrong_options(tiny_checkpoint, tmp_path, capsys, extra, message):
     code, error = refusal(capsys, "build", tiny_checkpoint("llama"), "-o", tmp_path / "a.h5", *SMALL, *extra)
     assert code == 2
@@ -167,21 +179,23 @@ def test_nan_weights_are_named(tmp_path, capsys):
     assert [item.name for item in tmp_path.iterdir()] == ["m"]
 
 
-@pytest.mark.parametrize(("name", "content", "message"), [
-    ("empty.txt", b"", "is empty"),
-    ("blank.txt", b" \n\n ", "is empty"),
-    ("latin.txt", b"caf\xe9 " * 999, "not UTF-8"),
-    ("short.txt", b"hello", "fewer than one sequence"),
-    ("bad.jsonl", b"{nope", "not JSON"),
-    ("field.jsonl", b'{"body": "x"}', "'text'"),
-    ("bad.parquet", b"PAR1 no", "parquet"),
-    ("book.pdf", b"%PDF", "not a text source"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.txt", b"", "is empty"),
+        ("blank.txt", b" \n\n ", "is empty"),
+        ("latin.txt", b"caf\xe9 " * 999, "not UTF-8"),
+        ("short.txt", b"hello", "fewer than one sequence"),
+        ("bad.jsonl", b"{nope", "not JSON"),
+        ("field.jsonl", b'{"body": "x"}', "'text'"),
+        ("bad.parquet", b"PAR1 no", "parquet"),
+        ("book.pdf", b"%PDF", "not a text source"),
+    ],
+)
 def test_bad_calibration_files(tiny_checkpoint, tmp_path, capsys, name, content, message):
     path = tmp_path / name
     path.write_bytes(content)
-    code, error = refusal(
-        capsys, "build", tiny_checkpoint("llama"), "-o", tmp_path / "a.h5", "--calib", path, "--seq-len", "32")
+    code, error = refusal(capsys, "build", tiny_checkpoint("llama"), "-o", tmp_path / "a.h5", "--calib", path, "--seq-len", "32")
     assert code == 2
     assert message in error
     assert [item.name for item in tmp_path.iterdir()] == [name]
@@ -238,8 +252,23 @@ def test_names_from_a_file_do_not_reach_the_terminal_raw(tmp_path, capsys):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_a_checkpoint_and_says_how_to_continue(tiny_checkpoint, tmp_path, number):
-    command = [sys.executable, "-m", "chanfmt", "build", str(tiny_checkpoint("llama")), "-o", str(tmp_path / "a.h5"),
-               "--calib", "pydoc", "--sequences", "1200", "--seq-len", "64", "--batch-size", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "chanfmt",
+        "build",
+        str(tiny_checkpoint("llama")),
+        "-o",
+        str(tmp_path / "a.h5"),
+        "--calib",
+        "pydoc",
+        "--sequences",
+        "1200",
+        "--seq-len",
+        "64",
+        "--batch-size",
+        "1",
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         try:
             assert "FFNs" in process.stderr.readline()
@@ -296,8 +325,18 @@ def test_layers_beyond_the_config_are_not_ignored(tmp_path, capsys):
     assert "model.layers.2." in error
 
 
-@pytest.mark.parametrize("content", ["3", "[]", '{"model_type": "llama", "hidden_size": "abc"}', '{"model_type": "nope"}',
-                                     '{"model_type": "llama", "num_attention_heads": 0}', "{", ""])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "3",
+        "[]",
+        '{"model_type": "llama", "hidden_size": "abc"}',
+        '{"model_type": "nope"}',
+        '{"model_type": "llama", "num_attention_heads": 0}',
+        "{",
+        "",
+    ],
+)
 def test_bad_configs_are_one_line(tiny_checkpoint, tmp_path, capsys, content):
     import shutil
 
@@ -320,16 +359,18 @@ def test_output_names_that_cannot_be(tiny_checkpoint, tmp_path, capsys):
 def test_half_a_surrogate_pair_is_no_obstacle(tiny_checkpoint, tmp_path, capsys):
     path = tmp_path / "t.jsonl"
     path.write_text('{"text": "' + "abc \\ud800 def " * 60 + '"}')
-    assert main(["build", str(tiny_checkpoint("llama")), "-o", str(tmp_path / "a.h5"), "--calib", str(path),
-                 "--seq-len", "32"]) == 0
+    assert (
+        main(["build", str(tiny_checkpoint("llama")), "-o", str(tmp_path / "a.h5"), "--calib", str(path), "--seq-len", "32"]) == 0
+    )
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 def test_a_full_standard_output_is_a_failure(tmp_path):
     path = random_atlas(tmp_path / "a.h5")
     with open("/dev/full", "w") as full:
-        done = subprocess.run([sys.executable, "-m", "chanfmt", "info", str(path)], stdout=full, stderr=subprocess.PIPE,
-                              text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "chanfmt", "info", str(path)], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
 

@@ -66,14 +66,17 @@ def test_channels_of_every_conformance_file(path: Path, capsys: pytest.CaptureFi
     assert code == 0 or ("--stack" in said or "--expert" in said or "there is no layer 0" in said or path.stem == "partial")
 
 
-@pytest.mark.parametrize(("arguments", "reason"), [
-    (["--layer", "1", "--expert", "9"], "experts: 0 to 3"),
-    (["--layer", "0", "--expert", "0"], "it is dense"),
-    (["--layer", "1", "--channel", "0"], "add --expert"),
-    (["--layer", "0", "--channel", "96"], "channels: 0 to 95"),
-    (["--layer", "1", "--sort", "taylor"], "add --expert"),
-    (["--layer", "0", "--sort", "fame"], "has no fame"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--layer", "1", "--expert", "9"], "experts: 0 to 3"),
+        (["--layer", "0", "--expert", "0"], "it is dense"),
+        (["--layer", "1", "--channel", "0"], "add --expert"),
+        (["--layer", "0", "--channel", "96"], "channels: 0 to 95"),
+        (["--layer", "1", "--sort", "taylor"], "add --expert"),
+        (["--layer", "0", "--sort", "fame"], "has no fame"),
+    ],
+)
 def test_refusals(arguments: list[str], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", str(moe_atlas(tmp_path / "a.h5")), *arguments]) == 2
     assert reason in capsys.readouterr().err

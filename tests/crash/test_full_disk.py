@@ -90,15 +90,25 @@ print(json.dumps(said))
 def test_a_full_file_system(tiny_checkpoint, tmp_path, in_memory):
     if shutil.which("unshare") is None:
         pytest.skip("needs unshare")
-    mount = "mount -t tmpfs -o size=4m tmpfs \"$1\""
+    mount = 'mount -t tmpfs -o size=4m tmpfs "$1"'
     # In a mount namespace of its own the file system goes away with the process.
     inside = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
     if subprocess.run([*inside, mount, "sh", str(tmp_path)], capture_output=True, check=False).returncode:
         pytest.skip("may not mount a file system here")
     done = subprocess.run(
-        [*inside, f"{mount} && exec \"$2\" -c \"$3\" \"$1\" \"$4\" \"$5\"", "sh", str(tmp_path), sys.executable, SCRIPT,
-         str(tiny_checkpoint("llama")), str(in_memory)],
-        capture_output=True, text=True, check=False,
+        [
+            *inside,
+            f'{mount} && exec "$2" -c "$3" "$1" "$4" "$5"',
+            "sh",
+            str(tmp_path),
+            sys.executable,
+            SCRIPT,
+            str(tiny_checkpoint("llama")),
+            str(in_memory),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)

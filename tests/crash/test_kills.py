@@ -16,8 +16,9 @@ from tests.support.factory import random_content
 
 
 def test_random_kills():
-    done = subprocess.run([sys.executable, "-m", "tests.support.crash.run", "--kills", "4"],
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.crash.run", "--kills", "4"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     for name, tally in json.loads(done.stdout).items():
         assert tally["kills"] == 4, name

@@ -17,8 +17,22 @@ from tests.support.crash.harness import child, content, same
 from tests.support.factory import random_content
 
 STRACE = shutil.which("strace")
-CALLS = ("write", "pwrite64", "ftruncate", "truncate", "fsync", "fdatasync", "rename", "renameat", "renameat2", "link", "linkat",
-         "unlink", "unlinkat", "flock")
+CALLS = (
+    "write",
+    "pwrite64",
+    "ftruncate",
+    "truncate",
+    "fsync",
+    "fdatasync",
+    "rename",
+    "renameat",
+    "renameat2",
+    "link",
+    "linkat",
+    "unlink",
+    "unlinkat",
+    "flock",
+)
 """What changes the disk, or who may remove what; startup is long over when they are counted."""
 FAILED = 3
 
@@ -110,10 +124,18 @@ def test_killed_at_every_call(place):
     assert set(outcomes) == {"old", "new"}
 
 
-@pytest.mark.parametrize(("name", "error"), [
-    ("write", "ENOSPC"), ("write", "EIO"), ("fsync", "EIO"), ("fsync", "ENOSPC"), ("rename", "ENOSPC"), ("rename", "EIO"),
-    ("flock", "ENOLCK"),
-])
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("write", "ENOSPC"),
+        ("write", "EIO"),
+        ("fsync", "EIO"),
+        ("fsync", "ENOSPC"),
+        ("rename", "ENOSPC"),
+        ("rename", "EIO"),
+        ("flock", "ENOLCK"),
+    ],
+)
 def test_every_call_failing(place, name, error):
     path, reset, there = place
     _, trace = traced(path, ["-e", f"trace={','.join(CALLS)}"])

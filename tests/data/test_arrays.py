@@ -16,8 +16,15 @@ from chanfmt.cli.main import main
 from chanfmt.data.arrays import _digest, draw_samples, read_inputs
 from tests.support.tiny import redrawn, save_tiny
 
-VIT = {"hidden_size": 36, "intermediate_size": 87, "num_hidden_layers": 2, "num_attention_heads": 6, "image_size": 16,
-       "patch_size": 4, "num_labels": 7}
+VIT = {
+    "hidden_size": 36,
+    "intermediate_size": 87,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "image_size": 16,
+    "patch_size": 4,
+    "num_labels": 7,
+}
 ROWS = 17
 SAMPLES = 18
 
@@ -37,22 +44,39 @@ def vit(tmp_path):
 @pytest.fixture
 def whisper(tmp_path):
     config = transformers.WhisperConfig(
-        d_model=36, encoder_layers=2, decoder_layers=2, encoder_attention_heads=6, decoder_attention_heads=6,
-        encoder_ffn_dim=87, decoder_ffn_dim=91, vocab_size=211, num_mel_bins=8, max_source_positions=20,
-        max_target_positions=32, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1)
+        d_model=36,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=6,
+        decoder_attention_heads=6,
+        encoder_ffn_dim=87,
+        decoder_ffn_dim=91,
+        vocab_size=211,
+        num_mel_bins=8,
+        max_source_positions=20,
+        max_target_positions=32,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+    )
     return saved(tmp_path / "whisper", config, transformers.WhisperForConditionalGeneration)
 
 
 def images(count=SAMPLES, size=16):
     generator = np.random.default_rng(0)
-    return {"pixel_values": generator.standard_normal((count, 3, size, size)).astype(np.float32),
-            "labels": generator.integers(0, 7, count)}
+    return {
+        "pixel_values": generator.standard_normal((count, 3, size, size)).astype(np.float32),
+        "labels": generator.integers(0, 7, count),
+    }
 
 
 def spectra(count=SAMPLES):
     generator = np.random.default_rng(0)
-    return {"input_features": generator.standard_normal((count, 8, 40)).astype(np.float32),
-            "labels": generator.integers(3, 200, (count, 9))}
+    return {
+        "input_features": generator.standard_normal((count, 8, 40)).astype(np.float32),
+        "labels": generator.integers(3, 200, (count, 9)),
+    }
 
 
 def built(tmp_path, name, arrays, *more, file="in.npz"):
@@ -88,8 +112,11 @@ def test_an_image_classifier_is_measured_on_its_labels(tmp_path, vit):
     def run(index):
         return torch.nn.functional.cross_entropy(vit(pixels[index : index + 1]).logits, labels[index : index + 1])
 
-    module = next(name for name, item in vit.named_modules()
-                  if isinstance(item, torch.nn.Linear) and item.in_features == 87 and ".1." in name)
+    module = next(
+        name
+        for name, item in vit.named_modules()
+        if isinstance(item, torch.nn.Linear) and item.in_features == 87 and ".1." in name
+    )
     u2, q = sums_by_hand(vit, module, run)
     with chanfmt.open(tmp_path / "a.h5") as atlas:
         stack, record = atlas.stacks["encoder"], atlas.calibration
@@ -105,8 +132,9 @@ def test_an_image_classifier_is_measured_on_its_labels(tmp_path, vit):
         assert source.revision == hashlib.sha256((tmp_path / "in.npz").read_bytes()).hexdigest()
         assert json.loads(source.inputs) == {"labels": ["i8", []], "pixel_values": ["f4", [3, 16, 16]]}
         row = arrays["pixel_values"][0]
-        expected = hashlib.sha256(b"labels i8 \n" + arrays["labels"][0].tobytes()
-                                  + b"pixel_values f4 3,16,16\n" + row.tobytes()).hexdigest()
+        expected = hashlib.sha256(
+            b"labels i8 \n" + arrays["labels"][0].tobytes() + b"pixel_values f4 3,16,16\n" + row.tobytes()
+        ).hexdigest()
         assert expected in record.sequence_sha256
 
 
@@ -142,12 +170,16 @@ def test_without_labels_it_is_the_embedding(tmp_path, vit):
         np.testing.assert_allclose(atlas.stacks["encoder"]["sum_q2"], whole, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("config", "kind", "given"), [
-    (transformers.CLIPVisionConfig(**VIT), transformers.CLIPVisionModel, {}),
-    (transformers.SiglipVisionConfig(**VIT), transformers.SiglipVisionModel, {}),
-    (transformers.ViTMAEConfig(**VIT), transformers.ViTMAEModel, {"noise": (ROWS - 1,)}),
-    (transformers.Dinov2Config(**VIT), transformers.Dinov2Model, {}),
-], ids=["clip", "siglip", "vit_mae", "dinov2"])
+@pytest.mark.parametrize(
+    ("config", "kind", "given"),
+    [
+        (transformers.CLIPVisionConfig(**VIT), transformers.CLIPVisionModel, {}),
+        (transformers.SiglipVisionConfig(**VIT), transformers.SiglipVisionModel, {}),
+        (transformers.ViTMAEConfig(**VIT), transformers.ViTMAEModel, {"noise": (ROWS - 1,)}),
+        (transformers.Dinov2Config(**VIT), transformers.Dinov2Model, {}),
+    ],
+    ids=["clip", "siglip", "vit_mae", "dinov2"],
+)
 def test_encoders_without_a_head(tmp_path, config, kind, given):
     saved(tmp_path / "model", config, kind)
     generator = np.random.default_rng(1)
@@ -162,8 +194,12 @@ def test_safetensors_hold_the_same_samples(tmp_path, vit):
     arrays = images()
     assert built(tmp_path, "vit", arrays) == 0
     save_file(arrays, tmp_path / "in.safetensors")
-    assert main(["build", str(tmp_path / "vit"), "-o", str(tmp_path / "b.h5"), "--calib", str(tmp_path / "in.safetensors"),
-                 "--quiet"]) == 0
+    assert (
+        main(
+            ["build", str(tmp_path / "vit"), "-o", str(tmp_path / "b.h5"), "--calib", str(tmp_path / "in.safetensors"), "--quiet"]
+        )
+        == 0
+    )
     with chanfmt.open(tmp_path / "a.h5") as one, chanfmt.open(tmp_path / "b.h5") as other:
         assert one.calibration.sequence_sha256 == other.calibration.sequence_sha256
         np.testing.assert_array_equal(one.stacks["encoder"]["lp"], other.stacks["encoder"]["lp"])
@@ -173,8 +209,20 @@ def test_builds_on_halves_merge_to_the_whole(tmp_path, vit, capsys):
     arrays = images()
     for name, part in (("one", slice(0, 9)), ("two", slice(9, None)), ("all", slice(None))):
         np.savez(tmp_path / f"{name}.npz", **{key: values[part] for key, values in arrays.items()})
-        assert main(["build", str(tmp_path / "vit"), "-o", str(tmp_path / f"{name}.h5"), "--calib",
-                     str(tmp_path / f"{name}.npz"), "--quiet"]) == 0
+        assert (
+            main(
+                [
+                    "build",
+                    str(tmp_path / "vit"),
+                    "-o",
+                    str(tmp_path / f"{name}.h5"),
+                    "--calib",
+                    str(tmp_path / f"{name}.npz"),
+                    "--quiet",
+                ]
+            )
+            == 0
+        )
     assert main(["merge", str(tmp_path / "one.h5"), str(tmp_path / "two.h5"), "-o", str(tmp_path / "sum.h5")]) == 0
     assert main(["validate", str(tmp_path / "sum.h5")]) == 0
     with chanfmt.open(tmp_path / "sum.h5") as merged, chanfmt.open(tmp_path / "all.h5") as whole:
@@ -199,27 +247,31 @@ def test_a_draw_is_of_different_samples_whatever_their_order(tmp_path):
     doubled = {name: np.concatenate([values, values[::-1]]) for name, values in arrays.items()}
     np.savez(tmp_path / "a.npz", **arrays)
     np.savez(tmp_path / "b.npz", **doubled)
-    one, other = (draw_samples(read_inputs(tmp_path / name), 6, 3, seq_len=1, rows=1, quiet=True)[1]
-                  for name in ("a.npz", "b.npz"))
+    one, other = (
+        draw_samples(read_inputs(tmp_path / name), 6, 3, seq_len=1, rows=1, quiet=True)[1] for name in ("a.npz", "b.npz")
+    )
     assert len(one) == 6
     assert one.sha256 == other.sha256
     assert [_digest(one.arrays, index) for index in range(6)] == list(one.sha256)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"pixel_value": images()["pixel_values"]}, "takes no pixel_value; it takes pixel_values, "),
-    ({"labels": np.zeros(5, int)}, "different numbers of samples: pixel_values 18, labels 5"),
-    ({"pixel_values": np.full((SAMPLES, 3, 16, 16), np.nan, np.float32)}, "pixel_values holds NaN or infinite"),
-    ({"pixel_values": images(size=32)["pixel_values"]}, r"cannot run a sample of in.npz \(pixel_values \(3, 32, 32\)"),
-    ({"pixel_values": None}, "has no pixel_values, which ViTForImageClassification reads"),
-    ({"labels": np.full(SAMPLES, 7)}, "labels run to 7, and ViTForImageClassification tells 7 classes apart"),
-    ({"labels": np.full(SAMPLES, -100)}, "labels holds -100"),
-    ({"labels": np.zeros(SAMPLES)}, "labels has the type float64"),
-    ({"labels": np.zeros((SAMPLES, 3), int)}, "has not one row of logits for each label"),
-    ({"labels": np.array([{}] * SAMPLES)}, "not a readable .npz file of numbers"),
-    ({"labels": np.array(["cat"] * SAMPLES)}, "labels has the type <U3"),
-    ({"labels": np.array(3)}, "labels is a single number"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pixel_value": images()["pixel_values"]}, "takes no pixel_value; it takes pixel_values, "),
+        ({"labels": np.zeros(5, int)}, "different numbers of samples: pixel_values 18, labels 5"),
+        ({"pixel_values": np.full((SAMPLES, 3, 16, 16), np.nan, np.float32)}, "pixel_values holds NaN or infinite"),
+        ({"pixel_values": images(size=32)["pixel_values"]}, r"cannot run a sample of in.npz \(pixel_values \(3, 32, 32\)"),
+        ({"pixel_values": None}, "has no pixel_values, which ViTForImageClassification reads"),
+        ({"labels": np.full(SAMPLES, 7)}, "labels run to 7, and ViTForImageClassification tells 7 classes apart"),
+        ({"labels": np.full(SAMPLES, -100)}, "labels holds -100"),
+        ({"labels": np.zeros(SAMPLES)}, "labels has the type float64"),
+        ({"labels": np.zeros((SAMPLES, 3), int)}, "has not one row of logits for each label"),
+        ({"labels": np.array([{}] * SAMPLES)}, "not a readable .npz file of numbers"),
+        ({"labels": np.array(["cat"] * SAMPLES)}, "labels has the type <U3"),
+        ({"labels": np.array(3)}, "labels is a single number"),
+    ],
+)
 def test_what_is_wrong_with_a_file_is_said(tmp_path, vit, capsys, change, message):
     arrays = {name: values for name, values in (images() | change).items() if values is not None}
     assert built(tmp_path, "vit", arrays) != 0
@@ -270,11 +322,14 @@ def test_convolutions_are_no_ffns(tmp_path, capsys):
     assert "has no FFN that can be measured" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("more", "message"), [
-    (["--stream"], "--stream runs token sequences, and in.npz holds labels, pixel_values"),
-    (["--calib", "pydoc"], "--calib takes one file of inputs alone"),
-    (["--loss", "masked-token"], "--loss masked-token is of text"),
-])
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--stream"], "--stream runs token sequences, and in.npz holds labels, pixel_values"),
+        (["--calib", "pydoc"], "--calib takes one file of inputs alone"),
+        (["--loss", "masked-token"], "--loss masked-token is of text"),
+    ],
+)
 def test_what_does_not_go_with_a_file_of_inputs(tmp_path, vit, capsys, more, message):
     assert built(tmp_path, "vit", images(), *more) == 2
     assert message in capsys.readouterr().err

@@ -80,8 +80,9 @@ def test_without_bos_a_random_ordinary_token_is_first():
 
 
 def test_neither_eos_nor_pad_is_needed():
-    np.testing.assert_array_equal(sequences_of(tiny_model("llama"), tokenizer=without("eos_token", "pad_token")),
-                                  sequences_of(tiny_model("llama")))
+    np.testing.assert_array_equal(
+        sequences_of(tiny_model("llama"), tokenizer=without("eos_token", "pad_token")), sequences_of(tiny_model("llama"))
+    )
 
 
 def test_a_bos_beyond_the_embedding_is_named():

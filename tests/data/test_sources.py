@@ -53,7 +53,9 @@ def test_every_source_has_its_contribution(tiny_checkpoint, texts, tmp_path, cap
     found = calibration(path)
     rows = {row.source: row for row in found.contributions}
     assert {name: (row.range, row.sequences, row.tokens) for name, row in rows.items()} == {
-        "a.txt": ("0:40", 15, 480), "b.txt": ("0:10", 5, 160)}
+        "a.txt": ("0:40", 15, 480),
+        "b.txt": ("0:10", 5, 160),
+    }
     assert [row.id for row in found.contributions] == sorted(row.id for row in found.contributions)
     assert len({row.revision for row in rows.values()}) == 2
     assert list(found.sequence_sha256) == sorted(found.sequence_sha256)
@@ -64,8 +66,10 @@ def test_every_source_has_its_contribution(tiny_checkpoint, texts, tmp_path, cap
 
 
 def test_the_order_of_the_sources_changes_nothing(tiny_checkpoint, texts, tmp_path):
-    one, other = (build(request(tiny_checkpoint("llama"), tmp_path / f"{name}.h5", calib), SETTINGS)
-                  for name, calib in (("one", texts), ("other", texts[::-1])))
+    one, other = (
+        build(request(tiny_checkpoint("llama"), tmp_path / f"{name}.h5", calib), SETTINGS)
+        for name, calib in (("one", texts), ("other", texts[::-1]))
+    )
     assert_equal(one, other)
 
 
@@ -77,12 +81,15 @@ def test_a_source_alone_is_measured_as_within_others(tiny_checkpoint, texts, tmp
     assert row in both.contributions
     number = both.contributions.index(row)
     assert [digest for digest, of in zip(both.sequence_sha256, both.source_of, strict=True) if of == number] == list(
-        alone.sequence_sha256)
+        alone.sequence_sha256
+    )
 
 
 def test_merged_builds_hold_the_contributions_of_a_build_of_all(tiny_checkpoint, texts, tmp_path):
-    paths = [build(request(tiny_checkpoint("llama"), tmp_path / f"{name}.h5", calib, sequences=count), SETTINGS)
-             for name, calib, count in (("a", texts[0], 10), ("b", texts[1], 10), ("c", "pydoc", 10), ("ab", texts, 20))]
+    paths = [
+        build(request(tiny_checkpoint("llama"), tmp_path / f"{name}.h5", calib, sequences=count), SETTINGS)
+        for name, calib, count in (("a", texts[0], 10), ("b", texts[1], 10), ("c", "pydoc", 10), ("ab", texts, 20))
+    ]
     atlases = [chanfmt.open(path) for path in paths]
     merged, whole = merge(atlases[:2]), atlases[3].content()
     for field in ("sequence_sha256", "contributions", "source_of", "token_ids"):
@@ -90,7 +97,10 @@ def test_merged_builds_hold_the_contributions_of_a_build_of_all(tiny_checkpoint,
     np.testing.assert_allclose(merged.stacks[0].variables["lp"], whole.stacks[0].variables["lp"], rtol=1e-5)
     three, again = merge([atlases[3], atlases[2]]), merge([atlases[2], atlases[3]])
     assert [row.source for row in sorted(three.calibration.contributions, key=lambda row: row.source)] == [
-        "a.txt", "b.txt", "pydoc/calibrate"]
+        "a.txt",
+        "b.txt",
+        "pydoc/calibrate",
+    ]
     assert three.calibration.contributions == again.calibration.contributions
     with pytest.raises(AtlasError, match="both hold the contribution"):
         merge([atlases[3], atlases[0]])
@@ -112,8 +122,9 @@ def test_an_interrupted_build_of_several_sources_continues(tiny_checkpoint, text
 
 
 def test_a_source_that_is_not_yet_measured_is_not_listed(tiny_checkpoint, texts, tmp_path, monkeypatch):
-    options = request(tiny_checkpoint("llama"), tmp_path / "a.h5", (f"{texts[0]}=19", texts[1]), checkpoint_every=0,
-                      batch_size="1")
+    options = request(
+        tiny_checkpoint("llama"), tmp_path / "a.h5", (f"{texts[0]}=19", texts[1]), checkpoint_every=0, batch_size="1"
+    )
     stop_after(options, 1, monkeypatch, SETTINGS)
     assert main(["validate", str(options.checkpoint)]) == 0
     found = calibration(options.checkpoint)
@@ -122,8 +133,10 @@ def test_a_source_that_is_not_yet_measured_is_not_listed(tiny_checkpoint, texts,
 
 def test_splits_mix_the_sources():
     generator = np.random.default_rng(0)
-    parts = [Source(name, "", count, generator.integers(0, 100, (count, 16), dtype=np.int32))
-             for name, count in (("a", 384), ("b", 128))]
+    parts = [
+        Source(name, "", count, generator.integers(0, 100, (count, 16), dtype=np.int32))
+        for name, count in (("a", 384), ("b", 128))
+    ]
     _, tokens = together(parts)
     assert (np.bincount(tokens.split_of) == 64).all()
     shares = np.array([np.bincount(tokens.source_of[tokens.split_of == split], minlength=2) for split in range(8)])
@@ -151,8 +164,10 @@ def test_one_text_under_two_names_is_one_contribution(tiny_checkpoint, texts, tm
 
 
 def test_self_is_sampled_from_the_model(tiny_checkpoint, tmp_path, capsys):
-    paths = [build(request(tiny_checkpoint("llama"), tmp_path / f"{name}.h5", "self", seed=seed), SETTINGS)
-             for name, seed in (("one", 0), ("again", 0), ("other", 1))]
+    paths = [
+        build(request(tiny_checkpoint("llama"), tmp_path / f"{name}.h5", "self", seed=seed), SETTINGS)
+        for name, seed in (("one", 0), ("again", 0), ("other", 1))
+    ]
     assert main(["validate", *map(str, paths)]) == 0
     one, again, other = map(calibration, paths)
     assert_equal(paths[0], paths[1])
@@ -171,8 +186,24 @@ def test_a_dry_run_samples_nothing(tiny_checkpoint, texts, tmp_path, capsys, mon
     monkeypatch.setattr("chanfmt.data.sampled._pick", None)
     for calib, sources, tokens in ((("self",), ["self"], 640), (("self=3", texts[0]), ["a.txt", "self"], 640)):
         arguments = [item for source in calib for item in ("--calib", source)]
-        assert main(["build", str(tiny_checkpoint("llama")), "-o", str(tmp_path / "a.h5"), *arguments, "--sequences", "20",
-                     "--seq-len", "32", "--dry-run", "--json"]) == 0
+        assert (
+            main(
+                [
+                    "build",
+                    str(tiny_checkpoint("llama")),
+                    "-o",
+                    str(tmp_path / "a.h5"),
+                    *arguments,
+                    "--sequences",
+                    "20",
+                    "--seq-len",
+                    "32",
+                    "--dry-run",
+                    "--json",
+                ]
+            )
+            == 0
+        )
         summary = json.loads(capsys.readouterr().out)
         assert (summary["calibration"], summary["sequences"], summary["tokens"]) == (sources, 20, tokens)
 

@@ -132,13 +132,16 @@ def test_rows_are_documents_in_files_of_records_only(tmp_path):
     assert read_text(str(tmp_path / "a.jsonl"), "calibrate").documents == ("one", "two")
 
 
-@pytest.mark.parametrize(("template", "before", "between"), [
-    ("$A", [], [EOS]),
-    ("<s> $A", [BOS], [EOS, BOS]),
-    ("<s> $A </s>", [BOS], [EOS, BOS]),
-    ("$A </s>", [], [EOS]),
-    ("</s> $A", [EOS], [EOS]),
-])
+@pytest.mark.parametrize(
+    ("template", "before", "between"),
+    [
+        ("$A", [], [EOS]),
+        ("<s> $A", [BOS], [EOS, BOS]),
+        ("<s> $A </s>", [BOS], [EOS, BOS]),
+        ("$A </s>", [], [EOS]),
+        ("</s> $A", [EOS], [EOS]),
+    ],
+)
 def test_documents_are_joined_by_eos_and_begin_as_a_text_does(template, before, between):
     tokenizer = tokenizer_around(template)
     one, two, three = (tiny_tokenizer()(row)["input_ids"] for row in ("one", "two two", "a"))
@@ -173,7 +176,8 @@ def test_a_token_beyond_the_embedding_is_named():
         check_vocabulary(config, tokenizer, np.array([5, first, first - 1, 7, first]), "m")
     assert caught.value.message == (
         f"m: token {first} of its tokenizer, '<new119>', lies beyond the 211 rows of its embedding, "
-        "and so do 3 of 5 tokens of the text")
+        "and so do 3 of 5 tokens of the text"
+    )
 
 
 def test_a_sequence_longer_than_the_context_is_refused():
@@ -188,11 +192,15 @@ def test_self_is_no_text():
         read_text("self", "evaluate")
 
 
-@pytest.mark.parametrize(("source", "name", "documents"), [
-    ("c4", "allenai/c4/en/train", True), ("a/b:c@d", "a/b/c/d", True),
-    ("wikitext2", "Salesforce/wikitext/wikitext-2-raw-v1/train", False),
-    ("Salesforce/wikitext:wikitext-103-raw-v1", "Salesforce/wikitext/wikitext-103-raw-v1/train", False),
-])
+@pytest.mark.parametrize(
+    ("source", "name", "documents"),
+    [
+        ("c4", "allenai/c4/en/train", True),
+        ("a/b:c@d", "a/b/c/d", True),
+        ("wikitext2", "Salesforce/wikitext/wikitext-2-raw-v1/train", False),
+        ("Salesforce/wikitext:wikitext-103-raw-v1", "Salesforce/wikitext/wikitext-103-raw-v1/train", False),
+    ],
+)
 def test_rows_of_data_sets_are_documents_except_wikitexts(source, name, documents):
     pytest.importorskip("datasets")
     found, _, are_documents = text._dataset_rows(source, "calibrate")

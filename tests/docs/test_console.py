@@ -27,19 +27,22 @@ def test_the_commands_page_shows_what_is_printed() -> None:
     assert not problems, "\n\n".join(problems)
 
 
-@pytest.mark.parametrize(("shown", "printed", "same"), [
-    ("   11  48.8%  10.21", "   11  48.2%   10.5", True),
-    ("   11  48.8%  10.21", "   11  40.8%  10.21", False),
-    ("-0.4 points", "-0.5 points", True),
-    ("-0.4 points", "-0.6 points", False),
-    ("1.2e-3", "1.3e-3", True),
-    ("1.2e-3", "1.5e-3", False),
-    ("half: 3 FFNs", "half: 4 FFNs", False),
-    ("half: 3 FFNs", "half: 3 layers", False),
-    ("digest 0123456789abcdef0", "digest ffffffffffffffff0", True),
-    ("wrote 4.0 MB in 3 s", "wrote 4.1 MB in 97 s", True),
-    ("1 2", "1", False),
-])
+@pytest.mark.parametrize(
+    ("shown", "printed", "same"),
+    [
+        ("   11  48.8%  10.21", "   11  48.2%   10.5", True),
+        ("   11  48.8%  10.21", "   11  40.8%  10.21", False),
+        ("-0.4 points", "-0.5 points", True),
+        ("-0.4 points", "-0.6 points", False),
+        ("1.2e-3", "1.3e-3", True),
+        ("1.2e-3", "1.5e-3", False),
+        ("half: 3 FFNs", "half: 4 FFNs", False),
+        ("half: 3 FFNs", "half: 3 layers", False),
+        ("digest 0123456789abcdef0", "digest ffffffffffffffff0", True),
+        ("wrote 4.0 MB in 3 s", "wrote 4.1 MB in 97 s", True),
+        ("1 2", "1", False),
+    ],
+)
 def test_what_counts_as_the_same(shown: str, printed: str, same: bool) -> None:
     assert console.alike(shown, printed) == same
 

@@ -67,8 +67,16 @@ def test_without_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             atlas.to_pandas()
 
 
-@pytest.mark.parametrize("name", ["chanfmt.algebra.labels", "chanfmt.algebra.compare", "chanfmt.analysis.concentration",
-                                  "chanfmt.analysis.association", "chanfmt.analysis.resample"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "chanfmt.algebra.labels",
+        "chanfmt.algebra.compare",
+        "chanfmt.analysis.concentration",
+        "chanfmt.analysis.association",
+        "chanfmt.analysis.resample",
+    ],
+)
 def test_the_docstrings_examples_run(name: str) -> None:
     failed, tried = doctest.testmod(importlib.import_module(name))
     assert tried

@@ -36,7 +36,8 @@ def test_round_trip(atlas_path):
         assert getattr(found, name) == getattr(expected, name), name
     for field in dataclasses.fields(expected.calibration):
         np.testing.assert_array_equal(
-            getattr(found.calibration, field.name), getattr(expected.calibration, field.name), field.name)
+            getattr(found.calibration, field.name), getattr(expected.calibration, field.name), field.name
+        )
     for stack, other in zip(found.stacks, expected.stacks, strict=True):
         assert set(stack.variables) == set(other.variables)
         assert stack.supports == other.supports
@@ -48,14 +49,20 @@ def test_round_trip(atlas_path):
 
 def test_extensions_round_trip(tmp_path):
     random = np.random.default_rng(0)
-    extension = ExtensionGroup("x_lab/decoder", {"note": "hello", "runs": 3, "share": 0.5}, (
-        ExtensionVariable("layer", ("layer",), np.arange(4, dtype="i4"), "layer index in the model", "1", ""),
-        ExtensionVariable("channel", ("channel",), np.arange(96, dtype="i4"), "channel index in the FFN", "1", ""),
-        ExtensionVariable("hessian", ("layer", "channel"), random.random((4, 96)), "diagonal Hessian", "nats", "sum"),
-        ExtensionVariable("name", ("layer",), ["a", "b", "c", "d"], "what we call it", "", "drop"),
-        ExtensionVariable("word", ("layer", "side"), np.array([["a", "b"]] * 4, dtype=object), "a word for each", "", "equal"),
-        ExtensionVariable("side", ("side",), np.arange(2, dtype="i4"), "side index", "1", ""),
-    ))
+    extension = ExtensionGroup(
+        "x_lab/decoder",
+        {"note": "hello", "runs": 3, "share": 0.5},
+        (
+            ExtensionVariable("layer", ("layer",), np.arange(4, dtype="i4"), "layer index in the model", "1", ""),
+            ExtensionVariable("channel", ("channel",), np.arange(96, dtype="i4"), "channel index in the FFN", "1", ""),
+            ExtensionVariable("hessian", ("layer", "channel"), random.random((4, 96)), "diagonal Hessian", "nats", "sum"),
+            ExtensionVariable("name", ("layer",), ["a", "b", "c", "d"], "what we call it", "", "drop"),
+            ExtensionVariable(
+                "word", ("layer", "side"), np.array([["a", "b"]] * 4, dtype=object), "a word for each", "", "equal"
+            ),
+            ExtensionVariable("side", ("side",), np.arange(2, dtype="i4"), "side index", "1", ""),
+        ),
+    )
     write_atlas(dataclasses.replace(random_content(), extensions=(extension,), dropped=("wanda_group",)), tmp_path / "a.h5")
     with chanfmt.open(tmp_path / "a.h5", verify=True) as atlas:
         outer, found = atlas.content().extensions
@@ -67,7 +74,11 @@ def test_extensions_round_trip(tmp_path):
     for variable in extension.variables:
         other = by_name[variable.name]
         assert (other.dimensions, other.long_name, other.units, other.merge) == (
-            variable.dimensions, variable.long_name, variable.units, variable.merge)
+            variable.dimensions,
+            variable.long_name,
+            variable.units,
+            variable.merge,
+        )
         np.testing.assert_array_equal(other.values, variable.values)
 
 
@@ -161,12 +172,18 @@ def test_block_lookup(atlas_path):
             atlas.block(2, "encoder")
 
 
-@pytest.mark.parametrize("text", [
-    "[", "[" * 100_000, "{}", '[{"role": "write"}]',
-    '[{"role":"write","tensor":"a","parameter":"a","axis":0,"start":5,"stop":2,"step":1}]',
-    '[{"role":"write","tensor":"a","parameter":"a","axis":0,"start":0,"stop":2,"step":0}]',
-    '[{"role":1,"tensor":"a","parameter":"a","axis":0,"start":0,"stop":2,"step":1}]',
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[",
+        "[" * 100_000,
+        "{}",
+        '[{"role": "write"}]',
+        '[{"role":"write","tensor":"a","parameter":"a","axis":0,"start":5,"stop":2,"step":1}]',
+        '[{"role":"write","tensor":"a","parameter":"a","axis":0,"start":0,"stop":2,"step":0}]',
+        '[{"role":1,"tensor":"a","parameter":"a","axis":0,"start":0,"stop":2,"step":1}]',
+    ],
+)
 def test_bad_tensor_tables_are_refused(text):
     if text == "{}":
         assert Block.tensors_from_json(text) == ()
@@ -184,6 +201,7 @@ def replace_dataset(name, **arguments):
     def change(file):
         del file[name]
         file.create_dataset(name, **arguments)
+
     return change
 
 
@@ -222,11 +240,12 @@ HOSTILE = {
     "nested groups": (deep, "nested too deep"),
     "external storage": (external_storage, "another file"),
     "virtual dataset": (virtual, "another file"),
-    "huge shape": (replace_dataset("stacks/decoder/max_abs_u", shape=(10**9, 10**9), dtype="f4", chunks=(1, 1024)),
-                   "chunked|declares"),
+    "huge shape": (
+        replace_dataset("stacks/decoder/max_abs_u", shape=(10**9, 10**9), dtype="f4", chunks=(1, 1024)),
+        "chunked|declares",
+    ),
     "unwritten data": (replace_dataset("stacks/decoder/max_abs_u", shape=(4, 96), dtype="f4"), "declares|impossible"),
-    "compressed": (replace_dataset("stacks/decoder/max_abs_u", data=np.zeros((4, 96), "f4"), compression="gzip"),
-                   "chunked"),
+    "compressed": (replace_dataset("stacks/decoder/max_abs_u", data=np.zeros((4, 96), "f4"), compression="gzip"), "chunked"),
     "half precision": (replace_dataset("stacks/decoder/max_abs_u", data=np.zeros((4, 96), "f2")), "type"),
     "big endian": (replace_dataset("stacks/decoder/max_abs_u", data=np.zeros((4, 96), ">f4")), "type"),
     "wrong dtype": (replace_dataset("stacks/decoder/max_abs_u", data=np.zeros((4, 96), "f8")), "has type"),
@@ -269,14 +288,17 @@ def test_truncated_files_are_refused(atlas_path, tmp_path):
             chanfmt.open(path)
 
 
-@pytest.mark.parametrize(("make", "message"), [
-    (lambda path: None, "does not exist"),
-    (lambda path: path.mkdir(), "directory"),
-    (lambda path: path.touch(), "empty"),
-    (lambda path: path.write_text("hello"), "not an importance atlas"),
-    (lambda path: h5py.File(path, "w").close(), "not an importance atlas"),
-    (lambda path: os.mkfifo(path), "regular file"),
-])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "does not exist"),
+        (lambda path: path.mkdir(), "directory"),
+        (lambda path: path.touch(), "empty"),
+        (lambda path: path.write_text("hello"), "not an importance atlas"),
+        (lambda path: h5py.File(path, "w").close(), "not an importance atlas"),
+        (lambda path: os.mkfifo(path), "regular file"),
+    ],
+)
 def test_not_an_atlas(tmp_path, make, message):
     path = tmp_path / "x.h5"
     make(path)
@@ -301,7 +323,6 @@ def test_reading_costs_little_memory_before_a_metric_is_asked_for(tmp_path):
     grown = int(subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True).stdout)
     unit = 1 if sys.platform == "darwin" else 1024
     assert grown * unit < path.stat().st_size / 2
-
 
 
 @pytest.mark.parametrize("make", [random_content, moe_content])

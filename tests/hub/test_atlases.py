@@ -61,8 +61,12 @@ def refusal(*arguments, env, code):
 def test_push_and_pull(hub, ann, path, tmp_path):
     done = json.loads(atlas("push", path, "tiny-atlas", "--json", env=ann).stdout)
     commit = hub.repo("ann/tiny-atlas", "dataset").head.id
-    assert done == {"repo": "ann/tiny-atlas", "url": f"{hub.url}/datasets/ann/tiny-atlas", "commit": commit,
-                    "address": f"hf://datasets/ann/tiny-atlas@{commit}/a.h5"}
+    assert done == {
+        "repo": "ann/tiny-atlas",
+        "url": f"{hub.url}/datasets/ann/tiny-atlas",
+        "commit": commit,
+        "address": f"hf://datasets/ann/tiny-atlas@{commit}/a.h5",
+    }
     files = hub.files("ann/tiny-atlas", "dataset")
     assert files["a.h5"] == path.read_bytes()
     assert hub.repo("ann/tiny-atlas", "dataset").private
@@ -83,9 +87,13 @@ def test_push_and_pull(hub, ann, path, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize(("command", "told"), [
-    ("atlas build me/model -o a.h5", False), ("atlas build /home/me/model -o a.h5", True),
-])
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("atlas build me/model -o a.h5", False),
+        ("atlas build /home/me/model -o a.h5", True),
+    ],
+)
 def test_the_card_tells_no_directories(command, told, tmp_path):
     content = random_content()
     history = ({"command": command, "sources": ["a.h5"]},)
@@ -140,7 +148,9 @@ def test_addresses_wherever_an_atlas_is_read(hub, anyone, path, tmp_path):
         ("chanfmt.cli.main", "label", address, "--rho", "0.05"),
         ("chanfmt.cli.main", "label", address, "--rho", "0.05", "-o", tmp_path / "l.h5"),
         ("surgery.cli.main", "plan", address, "--sparsity", "0.5", "-o", tmp_path / "p.safetensors", "--json"),
-        ("tui.cli", "hf://ann/x"), env=anyone)
+        ("tui.cli", "hf://ann/x"),
+        env=anyone,
+    )
     assert json.loads(info.stdout)["file"] == pinned
     assert json.loads(model.stdout)["layers"] == json.loads(info.stdout)["layers"]
     assert valid.stdout.startswith(f"{pinned}: valid")
@@ -159,8 +169,13 @@ def test_offline(hub, anyone, path, offline):
     repo = hub.add_repo("ann/x", {"a.h5": path.read_bytes()}, kind="dataset")
     first = atlas("info", "hf://ann/x/a.h5", env=anyone).stdout
     changes = {"HF_HUB_OFFLINE": "1"} if offline == "HF_HUB_OFFLINE" else {"HF_ENDPOINT": "http://127.0.0.1:9"}
-    *cached, missing = session(*(("chanfmt.cli.main", "info", address) for address in (
-        "hf://ann/x/a.h5", "hf://ann/x", f"hf://datasets/ann/x@{repo.head.id}/a.h5", "hf://ann/y")), env=anyone | changes)
+    *cached, missing = session(
+        *(
+            ("chanfmt.cli.main", "info", address)
+            for address in ("hf://ann/x/a.h5", "hf://ann/x", f"hf://datasets/ann/x@{repo.head.id}/a.h5", "hf://ann/y")
+        ),
+        env=anyone | changes,
+    )
     assert [done.stdout for done in cached] == [first] * 3
     assert missing.returncode == 1
     assert ("HF_HUB_OFFLINE is set" if offline == "HF_HUB_OFFLINE" else "cannot be reached") in missing.stderr
@@ -179,8 +194,9 @@ def test_addresses_that_lead_nowhere(hub, anyone):
         "hf://ann/x/../a.h5": ("is no path in a repository", 2),
         "hf://ann/x y/a.h5": ("cannot be the name of a repository", 2),
     }
-    for (text, code), done in zip(wanted.values(), session(*(("chanfmt.cli.main", "info", address) for address in wanted), env=anyone),
-                                  strict=True):
+    for (text, code), done in zip(
+        wanted.values(), session(*(("chanfmt.cli.main", "info", address) for address in wanted), env=anyone), strict=True
+    ):
         assert text in done.stderr
         assert done.returncode == code
         first, hint = done.stderr.splitlines()

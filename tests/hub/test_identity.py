@@ -26,8 +26,20 @@ def measured(tmp_path_factory):
         repo = hub.add_repo("ann/tiny", home / "tiny", private=True)
         commit = repo.head.id
         env = environment(hub, home / "home", TOKEN)
-        done = run("chanfmt", "build", "ann/tiny", "-o", home / "a.h5", "--calib", "pydoc", "--sequences", "4", "--seq-len", "16",
-                   env=env)
+        done = run(
+            "chanfmt",
+            "build",
+            "ann/tiny",
+            "-o",
+            home / "a.h5",
+            "--calib",
+            "pydoc",
+            "--sequences",
+            "4",
+            "--seq-len",
+            "16",
+            env=env,
+        )
         assert done.returncode == 0, done.stderr
         # The Hub moves on: other words first, then other weights.
         hub.change(repo, {"README.md": b"words"})

@@ -14,6 +14,7 @@ from tests.support.hub.server import Hub
 
 TOKEN = "hf_SecretTokenOfAnn123"
 
+
 def make_folder(path):
     path.mkdir()
     (path / "README.md").write_text("---\ntags:\n- a\n---\n\ntext\n")
@@ -116,12 +117,20 @@ PASSING = {
     "xet-commit-409": ("POST", "{}/commit/main", {"status": 409}),
 }
 STAYING = {
-    "question-401": ("GET", "/api/models/.*{}", {"status": 401, "message": "Invalid credentials in Authorization header"},
-                     "hf auth login"),
+    "question-401": (
+        "GET",
+        "/api/models/.*{}",
+        {"status": 401, "message": "Invalid credentials in Authorization header"},
+        "hf auth login",
+    ),
     "commit-403": ("POST", "{}/commit/", {"status": 403}, "--pr"),
     "preupload-404": ("POST", "{}/preupload/", {"status": 404, "code": "RepoNotFound"}, "check the name"),
-    "question-429-for-long": ("GET", "/api/models/.*{}", {"status": 429, "headers": {"RateLimit": '"api";r=0;t=3000'}},
-                              "in 3000 s"),
+    "question-429-for-long": (
+        "GET",
+        "/api/models/.*{}",
+        {"status": 429, "headers": {"RateLimit": '"api";r=0;t=3000'}},
+        "in 3000 s",
+    ),
     "upload-402": ("PUT", "/lfs/whole/.*{}", {"status": 402}, "--public"),
     "commit-409-for-good": ("POST", "{}/commit/", {"status": 409}, "run the same command again"),
     "xet-token-401": ("GET", "{}/xet-write-token/", {"status": 401}, "hf auth login"),
@@ -139,11 +148,15 @@ def outcomes(tmp_path_factory):
         hub.add_user(TOKEN, "ann")
         env = environment(hub, home, TOKEN)
         for table, times in ((PASSING, 1), (STAYING, 99)):
-            hub.faults += [Fault(method, path.format(f"ann/{name}\\b"), **{"times": times, **how})
-                           for name, (method, path, how, *_) in table.items()]
+            hub.faults += [
+                Fault(method, path.format(f"ann/{name}\\b"), **{"times": times, **how})
+                for name, (method, path, how, *_) in table.items()
+            ]
         xet = env | {"HF_HUB_DISABLE_XET": "0"}
-        started = {name: start("-c", PUBLISH, folder, f"ann/{name}", env=xet if name.startswith("xet-") else env)
-                   for name in PASSING | STAYING}
+        started = {
+            name: start("-c", PUBLISH, folder, f"ann/{name}", env=xet if name.startswith("xet-") else env)
+            for name in PASSING | STAYING
+        }
         answers = {name: process.communicate(timeout=120) for name, process in started.items()}
         assert all(fault.met.is_set() for fault in hub.faults)
         assert not [name for name, texts in answers.items() if TOKEN in "".join(texts)]

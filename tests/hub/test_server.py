@@ -83,8 +83,11 @@ def test_folder_goes_up_through_xet(hub, tmp_path, folder, create_pr):
     pytest.importorskip("hf_xet")
     hub.add_user(TOKEN, "ann")
     numbers = np.random.default_rng(0)
-    for name, values in (("noise", numbers.bytes(300_000)), ("floats", numbers.normal(0, 1, 50_000).astype("<f4").tobytes()),
-                         ("runs", b"abc" * 90_000 + bytes(100_000))):
+    for name, values in (
+        ("noise", numbers.bytes(300_000)),
+        ("floats", numbers.normal(0, 1, 50_000).astype("<f4").tobytes()),
+        ("runs", b"abc" * 90_000 + bytes(100_000)),
+    ):
         (folder / f"{name}.safetensors").write_bytes(values)
     env = environment(hub, tmp_path / "home", TOKEN, HF_HUB_DISABLE_XET="0")
     done = json.loads(script(UPLOAD, "ann/thing", folder, "model", create_pr, env=env))

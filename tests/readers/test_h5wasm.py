@@ -43,7 +43,8 @@ def test_every_array(stacks, found):
             assert read[name]["dtype"].lstrip("<|") in kind
             # null became None becomes NaN.
             np.testing.assert_array_equal(
-                np.array(read[name]["values"], dtype=float).reshape(values.shape).astype(values.dtype), values, name)
+                np.array(read[name]["values"], dtype=float).reshape(values.shape).astype(values.dtype), values, name
+            )
 
 
 def test_a_slice(stacks, found):

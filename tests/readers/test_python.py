@@ -54,8 +54,11 @@ def test_netcdf4_reads_every_variable(content, stacks, path):
         for stack in stacks.values():
             group = file["stacks"][stack.name]
             assert {name: len(dimension) for name, dimension in group.dimensions.items()} == {
-                "layer": len(stack.layers), "channel": stack.n_channels, "split": stack.splits,
-                "support": len(stack.supports), "nearest": schema.NEAREST,
+                "layer": len(stack.layers),
+                "channel": stack.n_channels,
+                "split": stack.splits,
+                "support": len(stack.supports),
+                "nearest": schema.NEAREST,
                 **({"expert": stack.n_experts} if stack.n_experts else {}),
             }
             for name in stack.variables:

@@ -34,9 +34,9 @@ def test_h5dump_lists_every_object(stacks, path):
 def test_h5dump_prints_the_values(stacks, path, name):
     # %.17g and %.9g give every bit back.
     text = output("h5dump", "-y", "-w", "0", "-m", "%.17g", "-d", f"/stacks/decoder.experts/{name}", path)
-    data = text[text.index("DATA {") + len("DATA {"):]
+    data = text[text.index("DATA {") + len("DATA {") :]
     values = stacks["decoder.experts"].variables[name]
-    found = np.array(data[:data.index("}")].replace(",", " ").split(), dtype=np.float64)
+    found = np.array(data[: data.index("}")].replace(",", " ").split(), dtype=np.float64)
     np.testing.assert_array_equal(found.reshape(values.shape).astype(values.dtype), values)
 
 

@@ -42,14 +42,31 @@ def test_sums_equal_direct_computation(smollm2, dtype, tolerance):
 @pytest.fixture(scope="module")
 def atlas_path(smollm2, tmp_path_factory):
     path = tmp_path_factory.mktemp("smollm2") / "a.h5"
-    subprocess.run([sys.executable, "-m", "chanfmt", "build", str(smollm2), "-o", str(path), "--calib", "pydoc",
-                    "--sequences", "16", "--seq-len", "128"], check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "chanfmt",
+            "build",
+            str(smollm2),
+            "-o",
+            str(path),
+            "--calib",
+            "pydoc",
+            "--sequences",
+            "16",
+            "--seq-len",
+            "128",
+        ],
+        check=True,
+    )
     return path
 
 
 def surgery(*arguments):
-    done = subprocess.run([sys.executable, "-m", "surgery.cli.main", *map(str, arguments)], capture_output=True, text=True,
-                          check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "surgery.cli.main", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -70,12 +87,26 @@ def test_atlas_is_plausible(atlas_path):
 def test_half_cut_generates_and_compares(smollm2, atlas_path, tmp_path):
     directories = {}
     for name, extra in {
-        "scar-prot": [], "magnitude": [], "magnitude-protected": ["--protect", "supernodes"],
+        "scar-prot": [],
+        "magnitude": [],
+        "magnitude-protected": ["--protect", "supernodes"],
     }.items():
         directories[name] = tmp_path / name
         method = name.removesuffix("-protected")
-        output = surgery("prune", atlas_path, "--model", smollm2, "--sparsity", "0.5", "--method", method, *extra,
-                         "-o", directories[name], "--json")
+        output = surgery(
+            "prune",
+            atlas_path,
+            "--model",
+            smollm2,
+            "--sparsity",
+            "0.5",
+            "--method",
+            method,
+            *extra,
+            "-o",
+            directories[name],
+            "--json",
+        )
         report = json.loads(output)
         assert report["checks"]["logits"]["relative_error"] < 1e-4
         assert {layer["kept"] for layer in report["layers"]} == {768}
@@ -91,8 +122,9 @@ def test_half_cut_generates_and_compares(smollm2, atlas_path, tmp_path):
     done = subprocess.run([sys.executable, "-c", script, directories["scar-prot"]], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("The Python language is")
-    result = json.loads(surgery("eval", smollm2, *directories.values(), "--data", "pydoc", "--max-tokens", "1024",
-                                "--seq-len", "512", "--json"))
+    result = json.loads(
+        surgery("eval", smollm2, *directories.values(), "--data", "pydoc", "--max-tokens", "1024", "--seq-len", "512", "--json")
+    )
     dense, scar, magnitude, protected = (model["perplexity"] for model in result["models"])
     assert dense < scar < protected < magnitude
     removed = [model["cut"]["supernodes_removed"] for model in result["models"][1:]]

@@ -108,9 +108,13 @@ def test_every_conformance_file_has_a_report_or_a_reason(path: Path, tmp_path: P
     assert not re.search(r"\bnan\b|: ;|: \.", (tmp_path / "r" / "report.md").read_text() + written.out)
 
 
-@pytest.mark.parametrize(("name", "section", "word"), [
-    ("no-redundancy", "halo", "redundancy"), ("stripped", "stability", "splits"),
-])
+@pytest.mark.parametrize(
+    ("name", "section", "word"),
+    [
+        ("no-redundancy", "halo", "redundancy"),
+        ("stripped", "stability", "splits"),
+    ],
+)
 def test_what_is_missing_is_said(name: str, section: str, word: str, tmp_path: Path) -> None:
     path = next(path for path in CONFORMANCE if path.stem == name)
     assert main(["report", str(path), "-o", str(tmp_path / "r")]) == 0

@@ -75,8 +75,9 @@ def test_the_interval_draws_whole_clusters() -> None:
     found = middle(values, clusters)
     members = [values[(clusters == cluster) & np.isfinite(values)] for cluster in range(9)]
     members = [row for row in members if len(row)]
-    medians = [np.median(np.concatenate([members[one] for one in RNG.integers(0, len(members), len(members))]))
-               for _ in range(4000)]
+    medians = [
+        np.median(np.concatenate([members[one] for one in RNG.integers(0, len(members), len(members))])) for _ in range(4000)
+    ]
     low, high = np.quantile(medians, [0.025, 0.975])
     assert found.low == pytest.approx(low, abs=0.1 * (high - low))
     assert found.high == pytest.approx(high, abs=0.1 * (high - low))
@@ -84,10 +85,15 @@ def test_the_interval_draws_whole_clusters() -> None:
     assert np.isnan(middle(np.array([1.0, 2.0]), np.array([4, 4])).low)
 
 
-@pytest.mark.parametrize(("low", "high", "over", "under"), [
-    (1.5, 2.0, "agrees", "differs"), (0.2, 0.9, "differs", "agrees"), (0.5, 1.5, "undecided", "undecided"),
-    (np.nan, np.nan, "not comparable", "not comparable"),
-])
+@pytest.mark.parametrize(
+    ("low", "high", "over", "under"),
+    [
+        (1.5, 2.0, "agrees", "differs"),
+        (0.2, 0.9, "differs", "agrees"),
+        (0.5, 1.5, "undecided", "undecided"),
+        (np.nan, np.nan, "not comparable", "not comparable"),
+    ],
+)
 def test_verdicts_by_intervals(low: float, high: float, over: str, under: str) -> None:
     found = Middle(5, 1.0, low, high, 0.0, 2.0)
     assert (above(found, 1.0), below(found, 1.0)) == (over, under)
@@ -173,7 +179,8 @@ def test_the_sections_hold_the_medians_over_ffns(tmp_path: Path) -> None:
         found = factors.make(units).numbers
         curvature = variables["curvature"].astype(np.float64)
         assert found["curvature_top_share_median"] == pytest.approx(
-            np.median([np.sort(row)[-2:].sum() / row.sum() for row in curvature]))
+            np.median([np.sort(row)[-2:].sum() / row.sum() for row in curvature])
+        )
         found = controls.make(units).numbers
         for name in controls.CONTROLS:
             expected = np.median([stats.spearmanr(a, b).statistic for a, b in zip(lp, variables[name], strict=True)])
@@ -193,7 +200,8 @@ def test_the_sections_hold_the_medians_over_ffns(tmp_path: Path) -> None:
         inside = [len(top(reads[row], 20) & set(np.flatnonzero(labels[row] == 2))) / (labels[row] == 2).sum() for row in rows]
         assert found.numbers["supernodes_in_read_halo_median"] == pytest.approx(np.median(inside))
         assert found.numbers["spearman_median"] == pytest.approx(
-            np.median([stats.spearmanr(reads[row], lp[row]).statistic for row in rows]))
+            np.median([stats.spearmanr(reads[row], lp[row]).statistic for row in rows])
+        )
         found = stable.make(units, 0.01, lambda: None)
         halves = []
         for row in range(5):

@@ -44,8 +44,10 @@ def test_numbers_against_a_loop(series: list[Path], tmp_path: Path, capsys: pyte
     ends = [found["first_top_share_median"], found["last_top_share_median"]]
     assert ends == pytest.approx([shares[0], shares[-1]])
     assert numbers["overlap"]["numbers"]["first_with_last_jaccard_median"] == pytest.approx(overlaps[0])
-    rises = [np.sort(last)[-2:].sum() / last.sum() - np.sort(first)[-2:].sum() / first.sum()
-             for first, last in zip(lp[0], lp[-1], strict=True)]
+    rises = [
+        np.sort(last)[-2:].sum() / last.sum() - np.sort(first)[-2:].sum() / first.sum()
+        for first, last in zip(lp[0], lp[-1], strict=True)
+    ]
     assert found["rise_median"] == pytest.approx(np.median(rises))
     [claim] = numbers["concentration"]["claims"]
     sign = np.sign([found["rise_low"], found["rise_high"]]).sum()
@@ -97,10 +99,13 @@ def test_files_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
 
 def test_steps_are_of_one_kind_of_name(tmp_path: Path) -> None:
     with ExitStack() as stack:
+
         def atlas(name: str, model: str, revision: str) -> chanfmt.Atlas:
             content = random_content()
-            write_atlas(dataclasses.replace(content, model=dataclasses.replace(content.model, id=model, revision=revision)),
-                        tmp_path / name)
+            write_atlas(
+                dataclasses.replace(content, model=dataclasses.replace(content.model, id=model, revision=revision)),
+                tmp_path / name,
+            )
             return stack.enter_context(chanfmt.open(tmp_path / name))
 
         series = [atlas(f"step{step}.h5", "my/Step-3-mini", "main") for step in (2, 4)]

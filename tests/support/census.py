@@ -65,8 +65,9 @@ def in_process(model_type: str, family: str) -> Verdict:
     """`examine` in a process of its own: a model may need anything, and take any time."""
     command = [sys.executable, "-m", "tests.support.census", "--one", "--family", family, model_type]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False,
-                              env=os.environ | {"OMP_NUM_THREADS": "1"})
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=300, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
     except subprocess.TimeoutExpired:
         return Verdict(model_type, built="takes more than 300 s")
     try:
@@ -159,8 +160,9 @@ def check_identity(plan: Any) -> str:
     from chanfmt.building.statistics import FFNStatistics
 
     model, ffns = plan.model, plan.ffns
-    writes = {name: model.get_parameter(name)
-              for name in {member.write.matrix.parameter for ffn in ffns for member in ffn.members}}
+    writes = {
+        name: model.get_parameter(name) for name in {member.write.matrix.parameter for ffn in ffns for member in ffn.members}
+    }
     for parameter in writes.values():
         parameter.requires_grad_(True)
     found = [FFNStatistics(ffn, torch.device("cpu")) for ffn in ffns]
@@ -194,8 +196,21 @@ def prune(atlas: Path, directory: str) -> str:
 
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-        code = surgery(["prune", str(atlas), "--model", directory, "--sparsity", "0.5", "--multiple-of", "4",
-                        "-o", f"{directory}/pruned", "--quiet"])
+        code = surgery(
+            [
+                "prune",
+                str(atlas),
+                "--model",
+                directory,
+                "--sparsity",
+                "0.5",
+                "--multiple-of",
+                "4",
+                "-o",
+                f"{directory}/pruned",
+                "--quiet",
+            ]
+        )
     if code == 0:
         return "yes"
     lines = [line for line in said.getvalue().splitlines() if "error" in line] or [f"exit {code}"]
@@ -209,8 +224,10 @@ def summary(verdicts: list[Verdict]) -> str:
     none = [verdict for verdict in instances if "no FFN that can be measured" in verdict.built]
     verified = [verdict for verdict in built if verdict.verified == "yes"]
     pruned = [verdict for verdict in built if verdict.pruned == "yes"]
-    return (f"{len(verdicts)} types; {len(instances)} can be made tiny, {len(none)} of them have no FFN; "
-            f"{len(built)} built, {len(verified)} verified, {len(pruned)} pruned and reloaded")
+    return (
+        f"{len(verdicts)} types; {len(instances)} can be made tiny, {len(none)} of them have no FFN; "
+        f"{len(built)} built, {len(verified)} verified, {len(pruned)} pruned and reloaded"
+    )
 
 
 def table(verdicts: list[Verdict], family: str) -> str:

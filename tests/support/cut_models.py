@@ -59,53 +59,65 @@ class Family:
 
 
 def _llama(**extra: Any) -> Any:
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(
-        **HEADS, num_key_value_heads=2, intermediate_size=WIDTH, max_position_embeddings=64, **extra
-    ))
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**HEADS, num_key_value_heads=2, intermediate_size=WIDTH, max_position_embeddings=64, **extra)
+    )
 
 
 def _gpt2(n_inner: int | None) -> Any:
-    return transformers.GPT2LMHeadModel(transformers.GPT2Config(
-        n_layer=LAYERS, n_head=4, n_embd=20, vocab_size=VOCABULARY, n_positions=41, n_inner=n_inner
-    ))
+    return transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(n_layer=LAYERS, n_head=4, n_embd=20, vocab_size=VOCABULARY, n_positions=41, n_inner=n_inner)
+    )
 
 
 def _opt() -> Any:
-    return transformers.OPTForCausalLM(transformers.OPTConfig(
-        **HEADS, word_embed_proj_dim=HIDDEN, ffn_dim=WIDTH, max_position_embeddings=41
-    ))
+    return transformers.OPTForCausalLM(
+        transformers.OPTConfig(**HEADS, word_embed_proj_dim=HIDDEN, ffn_dim=WIDTH, max_position_embeddings=41)
+    )
 
 
 def _phi3() -> Any:
-    return transformers.Phi3ForCausalLM(transformers.Phi3Config(
-        **HEADS, intermediate_size=WIDTH, num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0
-    ))
+    return transformers.Phi3ForCausalLM(
+        transformers.Phi3Config(
+            **HEADS, intermediate_size=WIDTH, num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0
+        )
+    )
 
 
 def _neox() -> Any:
-    return transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(
-        **HEADS, intermediate_size=WIDTH, max_position_embeddings=64
-    ))
+    return transformers.GPTNeoXForCausalLM(
+        transformers.GPTNeoXConfig(**HEADS, intermediate_size=WIDTH, max_position_embeddings=64)
+    )
 
 
 def _bert() -> Any:
-    return transformers.BertLMHeadModel(transformers.BertConfig(
-        **HEADS, intermediate_size=WIDTH, max_position_embeddings=41, is_decoder=True
-    ))
+    return transformers.BertLMHeadModel(
+        transformers.BertConfig(**HEADS, intermediate_size=WIDTH, max_position_embeddings=41, is_decoder=True)
+    )
 
 
 _GATED = (
-    ("gate", "gate_proj.weight", 0, 0, 1), ("up", "up_proj.weight", 0, 0, 1), ("write", "down_proj.weight", 1, 0, 1),
+    ("gate", "gate_proj.weight", 0, 0, 1),
+    ("up", "up_proj.weight", 0, 0, 1),
+    ("write", "down_proj.weight", 1, 0, 1),
 )
 
 
 def _two_layers(read: str, write: str) -> tuple[tuple[str, str, int | None, int, int], ...]:
-    return (("up", f"{read}.weight", 0, 0, 1), ("up_bias", f"{read}.bias", 0, 0, 1),
-            ("write", f"{write}.weight", 1, 0, 1), ("write_bias", f"{write}.bias", None, 0, 1))
+    return (
+        ("up", f"{read}.weight", 0, 0, 1),
+        ("up_bias", f"{read}.bias", 0, 0, 1),
+        ("write", f"{write}.weight", 1, 0, 1),
+        ("write_bias", f"{write}.bias", None, 0, 1),
+    )
 
 
-_CONV1D = (("up", "c_fc.weight", 1, 0, 1), ("up_bias", "c_fc.bias", 0, 0, 1), ("write", "c_proj.weight", 0, 0, 1),
-           ("write_bias", "c_proj.bias", None, 0, 1))
+_CONV1D = (
+    ("up", "c_fc.weight", 1, 0, 1),
+    ("up_bias", "c_fc.bias", 0, 0, 1),
+    ("write", "c_proj.weight", 0, 0, 1),
+    ("write_bias", "c_proj.bias", None, 0, 1),
+)
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(_llama, "model.layers.{}.mlp", _GATED, "intermediate_size", gated=True),
@@ -115,16 +127,19 @@ FAMILIES: dict[str, Family] = {
     "gpt2": Family(lambda: _gpt2(None), "transformer.h.{}.mlp", _CONV1D, "n_inner", width=80),
     "gpt2-inner": Family(lambda: _gpt2(WIDTH), "transformer.h.{}.mlp", _CONV1D, "n_inner"),
     "opt": Family(_opt, "model.decoder.layers.{}", _two_layers("fc1", "fc2"), "ffn_dim"),
-    "phi3": Family(_phi3, "model.layers.{}.mlp", (
-        ("gate", "gate_up_proj.weight", 0, 0, 1), ("up", "gate_up_proj.weight", 0, 1, 1),
-        ("write", "down_proj.weight", 1, 0, 1),
-    ), "intermediate_size", gated=True),
-    "gpt_neox": Family(
-        _neox, "gpt_neox.layers.{}.mlp", _two_layers("dense_h_to_4h", "dense_4h_to_h"), "intermediate_size"
+    "phi3": Family(
+        _phi3,
+        "model.layers.{}.mlp",
+        (
+            ("gate", "gate_up_proj.weight", 0, 0, 1),
+            ("up", "gate_up_proj.weight", 0, 1, 1),
+            ("write", "down_proj.weight", 1, 0, 1),
+        ),
+        "intermediate_size",
+        gated=True,
     ),
-    "bert": Family(
-        _bert, "bert.encoder.layer.{}", _two_layers("intermediate.dense", "output.dense"), "intermediate_size"
-    ),
+    "gpt_neox": Family(_neox, "gpt_neox.layers.{}.mlp", _two_layers("dense_h_to_4h", "dense_4h_to_h"), "intermediate_size"),
+    "bert": Family(_bert, "bert.encoder.layer.{}", _two_layers("intermediate.dense", "output.dense"), "intermediate_size"),
 }
 
 
@@ -154,7 +169,10 @@ def content_for(name: str, directory: Path, **model: Any) -> AtlasContent:
         content.model, id=f"tiny/{name}", fingerprint=fingerprint(CheckpointIndex.open(directory)), **model
     )
     return dataclasses.replace(
-        content, model=record, blocks=family.blocks(), stacks=(stack,),
+        content,
+        model=record,
+        blocks=family.blocks(),
+        stacks=(stack,),
         calibration=dataclasses.replace(content.calibration, token_ids=tokens % VOCABULARY),
     )
 

@@ -18,6 +18,7 @@ def direct(model, ffns, ids):
             u.retain_grad()
             captured[name] = u
             return (u,)
+
         return hook
 
     handles = [model.get_submodule(ffn.write.removesuffix(".weight")).register_forward_pre_hook(keep(ffn.write)) for ffn in ffns]
@@ -43,8 +44,14 @@ def members(measurement):
 def direct_sums(u, s):
     q = u * s
     axes = (0, 1)
-    return {"sum_u": u.sum(axes), "sum_u2": (u**2).sum(axes), "sum_s2": (s**2).sum(axes), "sum_q": q.sum(axes),
-            "sum_abs_q": np.abs(q).sum(axes), "sum_q2": (q**2).sum(axes)}
+    return {
+        "sum_u": u.sum(axes),
+        "sum_u2": (u**2).sum(axes),
+        "sum_s2": (s**2).sum(axes),
+        "sum_q": q.sum(axes),
+        "sum_abs_q": np.abs(q).sum(axes),
+        "sum_q2": (q**2).sum(axes),
+    }
 
 
 def assert_metrics_close(found, expected, tolerance):

@@ -33,8 +33,10 @@ def main(sums: str, model: str, atlas: str) -> None:
         check_failures(group)
         measure_with_little_memory(group, sums)
     # A script may build as often as it likes.
-    build(BuildOptions(model, atlas, calib="pydoc", sequences=20, seq_len=32, batch_size="2", dtype="float64"),
-          LabelSettings(rho=0.03, support_size=8))
+    build(
+        BuildOptions(model, atlas, calib="pydoc", sequences=20, seq_len=32, batch_size="2", dtype="float64"),
+        LabelSettings(rho=0.03, support_size=8),
+    )
 
 
 def check_messages(group: Group) -> None:
@@ -58,6 +60,7 @@ def check_sums(group: Group) -> None:
 
 def check_failures(group: Group) -> None:
     """What one process meets is raised in all."""
+
     def refuse() -> int:
         if group.rank == 1:
             raise UsageError("only here", hint="look")
@@ -89,8 +92,14 @@ def measure_with_little_memory(group: Group, output: str) -> None:
 
     model.model.layers[2].mlp.register_forward_pre_hook(too_large)
     counts: list[int] = []
-    found = measure(model, find_ffns(model), canonical(random_tokens(SEQUENCES, SEQ_LEN).numpy()), rho=0.03,
-                    progress=counts.append, group=group)
+    found = measure(
+        model,
+        find_ffns(model),
+        canonical(random_tokens(SEQUENCES, SEQ_LEN).numpy()),
+        rho=0.03,
+        progress=counts.append,
+        group=group,
+    )
     sizes = group.exchange(found.batch_size)
     assert sizes[0] < 2048 // SEQ_LEN
     assert len(set(sizes)) == 1

@@ -29,8 +29,19 @@ if TYPE_CHECKING:
 
 
 _NEAREST = ("redundancy_partner", "write_dimension", "redundancy_pair", "write_share")
-_FROM_WEIGHTS = ("label", "connectivity", "redundancy", "redundancy_null", "protection", "read_connectivity",
-                 "write_norm", "write_norm_l1", "gate_norm", "up_norm", "wanda_group")
+_FROM_WEIGHTS = (
+    "label",
+    "connectivity",
+    "redundancy",
+    "redundancy_null",
+    "protection",
+    "read_connectivity",
+    "write_norm",
+    "write_norm_l1",
+    "gate_norm",
+    "up_norm",
+    "wanda_group",
+)
 
 
 def random_content(
@@ -68,19 +79,31 @@ def random_content(
     variables |= {name: np.zeros(shape) for name in _FROM_WEIGHTS}
     sizes = labels.support_sizes(hidden, settings.support_size)
     variables["connectivity_at"] = np.zeros((len(sizes), *shape))
-    variables |= {name: np.zeros((schema.NEAREST, *shape), dtype=np.int32 if name in _NEAREST[:2] else np.float32)
-                  for name in _NEAREST}
+    variables |= {
+        name: np.zeros((schema.NEAREST, *shape), dtype=np.int32 if name in _NEAREST[:2] else np.float32) for name in _NEAREST
+    }
     support = None
     for row in range(layers):
         found, support, _ = _label(random, variables["lp"][row], settings, hidden, support)
         for name, values in found.items():
             variables[name][..., row, :] = values
     blocks = tuple(
-        Block(index, index, "decoder", f"model.layers.{index}.mlp", "decoder", index, channels, 0, tuple(
-            TensorSlice(role, f"model.layers.{index}.mlp.{name}.weight", f"model.layers.{index}.mlp.{name}.weight",
-                        axis, 0, channels)
-            for role, name, axis in (("gate", "gate_proj", 0), ("up", "up_proj", 0), ("write", "down_proj", 1))
-        ))
+        Block(
+            index,
+            index,
+            "decoder",
+            f"model.layers.{index}.mlp",
+            "decoder",
+            index,
+            channels,
+            0,
+            tuple(
+                TensorSlice(
+                    role, f"model.layers.{index}.mlp.{name}.weight", f"model.layers.{index}.mlp.{name}.weight", axis, 0, channels
+                )
+                for role, name, axis in (("gate", "gate_proj", 0), ("up", "up_proj", 0), ("write", "down_proj", 1))
+            ),
+        )
         for index in range(layers)
     )
     token_ids = text.integers(0, 100, (sequences, seq_len)).astype("<i4")
@@ -89,14 +112,29 @@ def random_content(
     return AtlasContent(
         title="importance atlas of tests/random",
         model=ModelRecord(
-            "tests/random", "", "local", "llama", ("LlamaForCausalLM",), config,
-            hashlib.sha256(config.encode()).hexdigest(), "float32", 12345, "f" * 64,
+            "tests/random",
+            "",
+            "local",
+            "llama",
+            ("LlamaForCausalLM",),
+            config,
+            hashlib.sha256(config.encode()).hexdigest(),
+            "float32",
+            12345,
+            "f" * 64,
         ),
         calibration=CalibrationRecord(
-            schema.LOSSES["next-token"], schema.METRIC_DEFINITION, "none", seq_len, seed, 4.2,
+            schema.LOSSES["next-token"],
+            schema.METRIC_DEFINITION,
+            "none",
+            seq_len,
+            seed,
+            4.2,
             tuple(hashlib.sha256(row.tobytes()).hexdigest() for row in token_ids),
-            np.zeros(sequences, dtype=np.int32), np.arange(sequences, dtype=np.uint8) * splits // sequences,
-            (Contribution(contribution, "random", "", f"0:{sequences}", sequences, tokens, "tests"),), token_ids,
+            np.zeros(sequences, dtype=np.int32),
+            np.arange(sequences, dtype=np.uint8) * splits // sequences,
+            (Contribution(contribution, "random", "", f"0:{sequences}", sequences, tokens, "tests"),),
+            token_ids,
         ),
         labels=settings,
         core_rho=settings.rho,
@@ -113,7 +151,12 @@ def random_atlas(path: Path, **arguments: int) -> Path:
 
 
 def moe_content(
-    layers: int = 3, experts: int = 4, channels: int = 24, dense_channels: int = 96, hidden: int = 24, seed: int = 0,
+    layers: int = 3,
+    experts: int = 4,
+    channels: int = 24,
+    dense_channels: int = 96,
+    hidden: int = 24,
+    seed: int = 0,
     calibration_seed: int | None = None,
 ) -> AtlasContent:
     """A self-consistent atlas of a model whose first layer is dense and whose ``layers`` others hold experts.
@@ -159,8 +202,9 @@ def moe_content(
     variables |= {name: np.zeros(shape) for name in _FROM_WEIGHTS}
     sizes = labels.support_sizes(hidden, settings.support_size)
     variables["connectivity_at"] = np.zeros((len(sizes), *shape))
-    variables |= {name: np.zeros((schema.NEAREST, *shape), dtype=np.int32 if name in _NEAREST[:2] else np.float32)
-                  for name in _NEAREST}
+    variables |= {
+        name: np.zeros((schema.NEAREST, *shape), dtype=np.int32 if name in _NEAREST[:2] else np.float32) for name in _NEAREST
+    }
     # A layer of several FFNs writes where all their supernodes together write most.
     support = None
     for row in range(layers):
@@ -181,21 +225,37 @@ def moe_content(
             for role, name, axis in (("gate", "gate_proj", 0), ("up", "up_proj", 0), ("write", "down_proj", 1))
         )
         blocks.append(Block(row + 1, row + 1, "decoder", module, "decoder.experts", row, channels, experts, tensors))
-    config = json.dumps({
-        "model_type": "qwen3_moe", "intermediate_size": dense_channels, "moe_intermediate_size": channels,
-        "hidden_size": hidden, "num_hidden_layers": layers + 1, "num_experts": experts, "num_experts_per_tok": 2,
-        "mlp_only_layers": [0],
-    })
+    config = json.dumps(
+        {
+            "model_type": "qwen3_moe",
+            "intermediate_size": dense_channels,
+            "moe_intermediate_size": channels,
+            "hidden_size": hidden,
+            "num_hidden_layers": layers + 1,
+            "num_experts": experts,
+            "num_experts_per_tok": 2,
+            "mlp_only_layers": [0],
+        }
+    )
     return dataclasses.replace(
         content,
         title="importance atlas of tests/experts",
         model=dataclasses.replace(
-            content.model, id="tests/experts", model_type="qwen3_moe", architectures=("Qwen3MoeForCausalLM",),
-            config=config, config_sha256=hashlib.sha256(config.encode()).hexdigest(), fingerprint="e" * 64,
+            content.model,
+            id="tests/experts",
+            model_type="qwen3_moe",
+            architectures=("Qwen3MoeForCausalLM",),
+            config=config,
+            config_sha256=hashlib.sha256(config.encode()).hexdigest(),
+            fingerprint="e" * 64,
         ),
         blocks=tuple(blocks),
-        stacks=(*content.stacks, StackData("decoder.experts", "experts", True, "silu", np.arange(1, layers + 1),
-                                           channels, experts, splits, variables, sizes)),
+        stacks=(
+            *content.stacks,
+            StackData(
+                "decoder.experts", "experts", True, "silu", np.arange(1, layers + 1), channels, experts, splits, variables, sizes
+            ),
+        ),
     )
 
 
@@ -222,7 +282,8 @@ def _label(
         "write_norm_l1": np.abs(write).sum(axis=0),
         "gate_norm": np.linalg.norm(gate, axis=1),
         "up_norm": np.linalg.norm(up, axis=1),
-        "read_connectivity": np.full(channels, np.nan) if previous_support is None
+        "read_connectivity": np.full(channels, np.nan)
+        if previous_support is None
         else labels.read_connectivity([gate, up], previous_support),
     }
     if np.isnan(lp).all():
@@ -240,11 +301,17 @@ def _label(
     chosen = conn[sizes.index(settings.support_size)]
     label, factor = labels.label_ffn(lp, chosen, redundancy, settings)
     found |= {
-        "connectivity_at": conn, "connectivity": chosen, "redundancy": redundancy, "redundancy_null": null,
-        "label": label, "protection": factor, "wanda_group": wanda,
+        "connectivity_at": conn,
+        "connectivity": chosen,
+        "redundancy": redundancy,
+        "redundancy_null": null,
+        "label": label,
+        "protection": factor,
+        "wanda_group": wanda,
     }
     support = labels.write_support(write, core, settings.support_size)
     found["write_dimension"], found["write_share"] = labels.written_dimensions(write, support, schema.NEAREST)
     found["redundancy_partner"], found["redundancy_pair"] = labels.nearest_in_core(
-        random.uniform(0.01, 0.4, (channels, len(core))), core, schema.NEAREST)
+        random.uniform(0.01, 0.4, (channels, len(core))), core, schema.NEAREST
+    )
     return found, support, write[:, core]

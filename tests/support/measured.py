@@ -35,8 +35,21 @@ class Tiny:
 
     def arguments(self, output: Path, *more: str) -> list[str]:
         """Command line behind the command's name."""
-        return [str(self.atlas), "--model", str(self.model), "--data", str(self.text), "--seq-len", str(SEQ_LEN),
-                "--max-tokens", str(TOKENS), "-o", str(output), "--quiet", *more]
+        return [
+            str(self.atlas),
+            "--model",
+            str(self.model),
+            "--data",
+            str(self.text),
+            "--seq-len",
+            str(SEQ_LEN),
+            "--max-tokens",
+            str(TOKENS),
+            "-o",
+            str(output),
+            "--quiet",
+            *more,
+        ]
 
 
 def make_tiny(directory: Path, model_type: str) -> Tiny:

@@ -55,15 +55,18 @@ def flip_bit(image: bytearray, random: np.random.Generator) -> None:
 
 def flip_metadata_bits(image: bytearray, random: np.random.Generator) -> None:
     """Near a signature of HDF5's own structures, where its parser is at work."""
-    marks = [mark for signature in (b"OHDR", b"HEAP", b"TREE", b"SNOD", b"GCOL", b"OCHK", b"FRHP", b"BTHD", b"\x89HDF")
-             for mark in _places(image, signature)]
+    marks = [
+        mark
+        for signature in (b"OHDR", b"HEAP", b"TREE", b"SNOD", b"GCOL", b"OCHK", b"FRHP", b"BTHD", b"\x89HDF")
+        for mark in _places(image, signature)
+    ]
     for _ in range(random.integers(1, 4)):
         place = marks[random.integers(len(marks))] + random.integers(0, 256)
         image[min(place, len(image) - 1)] ^= 1 << random.integers(8)
 
 
 def truncate(image: bytearray, random: np.random.Generator) -> None:
-    del image[random.integers(len(image)):]
+    del image[random.integers(len(image)) :]
 
 
 def truncate_and_pad(image: bytearray, random: np.random.Generator) -> None:
@@ -124,8 +127,12 @@ def _any_dataset(file: h5py.File, random: np.random.Generator) -> h5py.Dataset:
 
 
 def _link(file: h5py.File, random: np.random.Generator) -> None:
-    links = (h5py.SoftLink("/model"), h5py.SoftLink("/nowhere"), h5py.ExternalLink("/etc/hostname", "/"),
-             h5py.ExternalLink("a.h5", "/"))
+    links = (
+        h5py.SoftLink("/model"),
+        h5py.SoftLink("/nowhere"),
+        h5py.ExternalLink("/etc/hostname", "/"),
+        h5py.ExternalLink("a.h5", "/"),
+    )
     _any_group(file, random)["x"] = links[random.integers(len(links))]
 
 
@@ -161,8 +168,21 @@ def _attribute(file: h5py.File, random: np.random.Generator) -> None:
     item = _any_dataset(file, random) if random.random() < 0.5 else _any_group(file, random)
     names = [name for name in item.attrs if name not in ("REFERENCE_LIST", "DIMENSION_LIST")]
     name = names[random.integers(len(names))] if names else "units"
-    values = (3, 2.5, float("nan"), float("inf"), -1, "", "\x1b[2J", "{", "[" * 50_000, "x" * 100_000, np.arange(9), True,
-              "9" * 400)
+    values = (
+        3,
+        2.5,
+        float("nan"),
+        float("inf"),
+        -1,
+        "",
+        "\x1b[2J",
+        "{",
+        "[" * 50_000,
+        "x" * 100_000,
+        np.arange(9),
+        True,
+        "9" * 400,
+    )
     item.attrs[name] = values[random.integers(len(values))]
 
 
@@ -188,11 +208,32 @@ def _remove(file: h5py.File, random: np.random.Generator) -> None:
 
 
 REWRITES: tuple[Callable[[h5py.File, np.random.Generator], None], ...] = (
-    _link, _cycle, _nest, _huge, _type, _attribute, _attribute, _values, _values, _values, _remove,
+    _link,
+    _cycle,
+    _nest,
+    _huge,
+    _type,
+    _attribute,
+    _attribute,
+    _values,
+    _values,
+    _values,
+    _remove,
 )
 MUTATIONS: tuple[Callable[[bytearray, np.random.Generator], None], ...] = (
-    flip_bit, flip_metadata_bits, flip_metadata_bits, truncate, truncate_and_pad, extend, splice, splice, forge_number,
-    forge_known_number, rewrite, rewrite, rewrite,
+    flip_bit,
+    flip_metadata_bits,
+    flip_metadata_bits,
+    truncate,
+    truncate_and_pad,
+    extend,
+    splice,
+    splice,
+    forge_number,
+    forge_known_number,
+    rewrite,
+    rewrite,
+    rewrite,
 )
 
 
@@ -200,8 +241,10 @@ def images() -> list[bytes]:
     """The atlases that are mutated."""
     from chanfmt.format.writer import atlas_image
 
-    return [atlas_image(random_content(layers=2, channels=20, hidden=6))[0],
-            atlas_image(moe_content(layers=1, experts=2, channels=8, dense_channels=12, hidden=6))[0]]
+    return [
+        atlas_image(random_content(layers=2, channels=20, hidden=6))[0],
+        atlas_image(moe_content(layers=1, experts=2, channels=8, dense_channels=12, hidden=6))[0],
+    ]
 
 
 def mutant(originals: list[bytes], number: int, seed: int) -> tuple[str, bytes]:

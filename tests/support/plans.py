@@ -45,9 +45,25 @@ def plan_of(*blocks: tuple[TensorSlice, ...], kept: np.ndarray = KEPT, width: in
         for layer, tensors in enumerate(blocks)
     )
     return PruningPlan(
-        model=model, method="random", protection=(), unprotect=(), protected=0, released=0, seed=0, sparsity=0.5,
-        multiple_of=None, allocation="uniform", max_layer_sparsity=None, layers=None, stack=(), invert=False,
-        scope_channels=width * len(planned), atlas_sha256="", calibration="", check_tokens=(), blocks=planned,
+        model=model,
+        method="random",
+        protection=(),
+        unprotect=(),
+        protected=0,
+        released=0,
+        seed=0,
+        sparsity=0.5,
+        multiple_of=None,
+        allocation="uniform",
+        max_layer_sparsity=None,
+        layers=None,
+        stack=(),
+        invert=False,
+        scope_channels=width * len(planned),
+        atlas_sha256="",
+        calibration="",
+        check_tokens=(),
+        blocks=planned,
     )
 
 
@@ -63,13 +79,26 @@ def planned(directory: Path, keep: Callable[[int, Any], int], seed: int = 0) -> 
         lines = [np.sort(random.permutation(ffn.width)[:count]).astype(np.int32) for _ in ffn.members]
         kept = np.stack(lines) if ffn.experts else lines[0]
         stack = stacks[ffn.place, ffn.kind].setdefault(ffn.width, f"{ffn.place}.{ffn.kind}-{ffn.width}")
-        blocks.append(BlockPlan(
-            f"{ffn.container}#{number}", ffn.layer_index, ffn.place, ffn.container, stack, ffn.width, ffn.experts,
-            tensor_slices(model, ffn, index), kept, 0, 0, None,
-        ))
+        blocks.append(
+            BlockPlan(
+                f"{ffn.container}#{number}",
+                ffn.layer_index,
+                ffn.place,
+                ffn.container,
+                stack,
+                ffn.width,
+                ffn.experts,
+                tensor_slices(model, ffn, index),
+                kept,
+                0,
+                0,
+                None,
+            )
+        )
     config = json.loads((directory / "config.json").read_text())
-    record = PlannedModel("tests/layout", "", "local", config["model_type"], tuple(config.get("architectures") or ()),
-                          fingerprint(index))
+    record = PlannedModel(
+        "tests/layout", "", "local", config["model_type"], tuple(config.get("architectures") or ()), fingerprint(index)
+    )
     channels = sum(block.n_channels * max(1, block.n_experts) for block in blocks)
     return dataclasses.replace(empty_plan(), model=record, blocks=tuple(blocks), scope_channels=channels)
 

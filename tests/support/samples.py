@@ -13,8 +13,12 @@ LABELS = 6
 FRAMES = 64
 WAVE = 4000
 
-_FEATURES = {"speech_to_text": "input_feat_per_channel", "seamless_m4t": "feature_projection_input_dim",
-             "seamless_m4t_v2": "feature_projection_input_dim", "wav2vec2-bert": "feature_projection_input_dim"}
+_FEATURES = {
+    "speech_to_text": "input_feat_per_channel",
+    "seamless_m4t": "feature_projection_input_dim",
+    "seamless_m4t_v2": "feature_projection_input_dim",
+    "wav2vec2-bert": "feature_projection_input_dim",
+}
 """Where the configuration says how many features a frame has."""
 
 
@@ -22,9 +26,12 @@ def samples(model: Any, count: int, seed: int = 0) -> dict[str, np.ndarray]:
     """``count`` samples with labels for ``model``, float32 and int64."""
     generator = np.random.default_rng(seed)
     config = model.config
-    arrays = {name: generator.integers(*values, size=(count, *shape)) if values else
-              generator.standard_normal((count, *shape)).astype(np.float32)
-              for name, shape, values in _arrays(model)}
+    arrays = {
+        name: generator.integers(*values, size=(count, *shape))
+        if values
+        else generator.standard_normal((count, *shape)).astype(np.float32)
+        for name, shape, values in _arrays(model)
+    }
     if config.is_encoder_decoder and not type(model).__name__.endswith("Classification"):
         vocabulary = config.get_text_config(decoder=True).vocab_size
         return arrays | {"labels": generator.integers(3, vocabulary, (count, LABELS))}
@@ -39,8 +46,11 @@ def _arrays(model: Any) -> list[tuple[str, tuple[int, ...], tuple[int, int] | No
     vision = getattr(config, "vision_config", config)
     if config.model_type == "siglip2":
         side = int(vision.num_patches**0.5)
-        return [(name, (side * side, vision.num_channels * vision.patch_size**2), None),
-                ("pixel_attention_mask", (side * side,), (1, 2)), ("spatial_shapes", (2,), (side, side + 1))]
+        return [
+            (name, (side * side, vision.num_channels * vision.patch_size**2), None),
+            ("pixel_attention_mask", (side * side,), (1, 2)),
+            ("spatial_shapes", (2,), (side, side + 1)),
+        ]
     if config.model_type == "imagegpt":
         return [(name, (32,), (0, config.vocab_size - 1))]
     if config.model_type == "perceiver":

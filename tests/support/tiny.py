@@ -16,25 +16,62 @@ if TYPE_CHECKING:
 VOCAB = 211
 
 CONFIGS: dict[str, dict[str, Any]] = {
-    "llama": {"hidden_size": 36, "intermediate_size": 87, "num_hidden_layers": 3, "num_attention_heads": 6,
-              "num_key_value_heads": 2, "tie_word_embeddings": True, "max_position_embeddings": 128},
+    "llama": {
+        "hidden_size": 36,
+        "intermediate_size": 87,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 128,
+    },
     "gpt2": {"n_embd": 36, "n_inner": 87, "n_layer": 3, "n_head": 4, "n_positions": 128},
-    "opt": {"hidden_size": 36, "ffn_dim": 87, "num_hidden_layers": 3, "num_attention_heads": 6,
-            "max_position_embeddings": 128, "word_embed_proj_dim": 36},
-    "phi3": {"hidden_size": 36, "intermediate_size": 87, "num_hidden_layers": 3, "num_attention_heads": 6,
-             "num_key_value_heads": 2, "max_position_embeddings": 128, "original_max_position_embeddings": 128},
-    "gpt_neox": {"hidden_size": 36, "intermediate_size": 87, "num_hidden_layers": 3, "num_attention_heads": 3,
-                 "max_position_embeddings": 128},
-    "bert": {"hidden_size": 36, "intermediate_size": 87, "num_hidden_layers": 3, "num_attention_heads": 6,
-             "max_position_embeddings": 128, "is_decoder": True},
+    "opt": {
+        "hidden_size": 36,
+        "ffn_dim": 87,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "max_position_embeddings": 128,
+        "word_embed_proj_dim": 36,
+    },
+    "phi3": {
+        "hidden_size": 36,
+        "intermediate_size": 87,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "original_max_position_embeddings": 128,
+    },
+    "gpt_neox": {
+        "hidden_size": 36,
+        "intermediate_size": 87,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 3,
+        "max_position_embeddings": 128,
+    },
+    "bert": {
+        "hidden_size": 36,
+        "intermediate_size": 87,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "max_position_embeddings": 128,
+        "is_decoder": True,
+    },
 }
 """The architectures that every end-to-end test runs on."""
 
 
 def tiny_model(model_type: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> Any:
     """A random causal LM of ``model_type`` in evaluation mode, with weights large enough to matter."""
-    values = {"vocab_size": VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-              **CONFIGS.get(model_type, {}), **changes}
+    values = {
+        "vocab_size": VOCAB,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        **CONFIGS.get(model_type, {}),
+        **changes,
+    }
     config = transformers.AutoConfig.for_model(model_type, **values)
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)

@@ -96,10 +96,22 @@ _GIVEN: dict[str, dict[str, Any]] = {
     "cvt": {"depth": [1, 2, 3], "num_heads": [1, 2, 4]},
     "dbrx.attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0},
     "deepseek_v2": {"first_k_dense_replace": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 28},
-    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 28, "n_shared_experts": 2,
-              "first_k_dense_replace": 1},
-    "dots3_note_text": {"swa_num_attention_heads": HEADS, "swa_num_key_value_heads": HEADS, "swa_q_lora_rank": 20,
-                        "swa_kv_lora_rank": 12, "swa_head_dim": 20, "swa_qk_nope_head_dim": 12, "swa_v_head_dim": 12},
+    "dots1": {
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 28,
+        "n_shared_experts": 2,
+        "first_k_dense_replace": 1,
+    },
+    "dots3_note_text": {
+        "swa_num_attention_heads": HEADS,
+        "swa_num_key_value_heads": HEADS,
+        "swa_q_lora_rank": 20,
+        "swa_kv_lora_rank": 12,
+        "swa_head_dim": 20,
+        "swa_qk_nope_head_dim": 12,
+        "swa_v_head_dim": 12,
+    },
     "donut-swin": {"num_heads": [2, 4, 4, 4], "image_size": 224},
     "efficientnet": {"hidden_dim": 2560},
     "encoder-decoder.decoder": {"is_decoder": True, "add_cross_attention": True},
@@ -111,8 +123,11 @@ _GIVEN: dict[str, dict[str, Any]] = {
     "gemma4.text_config": {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 28},
     "gemma4_text": {"global_head_dim": 16},
     "gemma4_unified_text": {"global_head_dim": 16},
-    "gemma4_unified_assistant.text_config": {"num_hidden_layers": 4, "num_kv_shared_layers": 2,
-                                             "layer_types": ["sliding_attention", "full_attention"] * 2},
+    "gemma4_unified_assistant.text_config": {
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
     "granitemoeshared": {"shared_intermediate_size": 36},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
     "hunyuan_v1_dense": {"head_dim": 24},
@@ -136,12 +151,24 @@ _GIVEN: dict[str, dict[str, Any]] = {
     "qwen2_moe": {"mlp_only_layers": [0]},
     "qwen3_moe": {"mlp_only_layers": [0]},
     "qwen3_next": {"mlp_only_layers": [0]},
-    "qwen4_exp_text": {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 24, "indexer_budget": 8,
-                       "indexer_compress_ratio": 4},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 24,
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 4,
+    },
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
-    "reformer": {"axial_pos_embds": False, "attn_layers": ["local", "lsh"], "num_buckets": 4, "hash_seed": 0,
-                 "local_attn_chunk_length": 8, "lsh_attn_chunk_length": 8, "hidden_dropout_prob": 0.0,
-                 "local_attention_probs_dropout_prob": 0.0},
+    "reformer": {
+        "axial_pos_embds": False,
+        "attn_layers": ["local", "lsh"],
+        "num_buckets": 4,
+        "hash_seed": 0,
+        "local_attn_chunk_length": 8,
+        "lsh_attn_chunk_length": 8,
+        "hidden_dropout_prob": 0.0,
+        "local_attention_probs_dropout_prob": 0.0,
+    },
     "speech-encoder-decoder.decoder": {"is_decoder": True, "add_cross_attention": True},
     "speech-encoder-decoder": {"pad_token_id": 0, "decoder_start_token_id": 1},
     "swin": {"num_heads": [2, 4, 4, 4], "image_size": 224},
@@ -150,10 +177,16 @@ _GIVEN: dict[str, dict[str, Any]] = {
     "whisper": {"decoder_start_token_id": 1},
     "xlstm": {"hidden_size": 64, "embedding_dim": 64, "qk_dim_factor": 1.0, "ffn_round_up_to_multiple_of": 4},
     "xmod": {"default_language": "en_XX"},
-    "zamba": {"layers_block_type": ["linear_attention", "hybrid", "hybrid"], "num_hidden_layers": 3,
-              "attention_hidden_size": 2 * HIDDEN},
-    "zamba2": {"layers_block_type": ["linear_attention", "hybrid", "hybrid"], "num_hidden_layers": 3,
-               "attention_hidden_size": 2 * HIDDEN},
+    "zamba": {
+        "layers_block_type": ["linear_attention", "hybrid", "hybrid"],
+        "num_hidden_layers": 3,
+        "attention_hidden_size": 2 * HIDDEN,
+    },
+    "zamba2": {
+        "layers_block_type": ["linear_attention", "hybrid", "hybrid"],
+        "num_hidden_layers": 3,
+        "attention_hidden_size": 2 * HIDDEN,
+    },
 }
 """What the stock configuration of a type leaves out, or what the names of its fields do not say."""
 
@@ -262,9 +295,7 @@ def tiny(model_type: str, family: str = CAUSAL, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     if model_type in ("musicgen", "musicgen_melody"):
         # AutoModelForCausalLM hands the whole configuration to a class that takes that of the decoder.
-        model = auto._model_mapping[type(config)]._from_config(
-            config.decoder, dtype=torch.float32, attn_implementation="eager"
-        )
+        model = auto._model_mapping[type(config)]._from_config(config.decoder, dtype=torch.float32, attn_implementation="eager")
     else:
         model = auto.from_config(config, dtype=torch.float32, attn_implementation="eager")
     return redrawn(model, seed)

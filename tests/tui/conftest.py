@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-
 @pytest.fixture(scope="session")
 def atlas(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty layers of 300 channels, so that both screens scroll."""
@@ -35,5 +34,3 @@ def small(_four_layers: Path, tmp_path: Path) -> Path:
 def _coloured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.delenv("TMUX", raising=False)
-
-

@@ -54,10 +54,25 @@ async def test_movement_keys(atlas: Path, size: tuple[int, int]) -> None:
         table = browser_screen(app).table
         page = table.page_rows
         for keys, cursor in [
-            ("j", 1), ("down", 2), ("k", 1), ("up", 0), ("k", 0), ("G", 39), ("j", 39), ("g", 0), ("end", 39),
-            ("home", 0), ("1 2 j", 12), ("5 k", 7), ("1 5 G", 14), ("3 g", 2), ("0", 2),
-            ("g ctrl+d", min(39, max(1, round(page / 2)))), ("ctrl+u", 0),
-            ("pagedown", min(39, page)), ("pageup", 0),
+            ("j", 1),
+            ("down", 2),
+            ("k", 1),
+            ("up", 0),
+            ("k", 0),
+            ("G", 39),
+            ("j", 39),
+            ("g", 0),
+            ("end", 39),
+            ("home", 0),
+            ("1 2 j", 12),
+            ("5 k", 7),
+            ("1 5 G", 14),
+            ("3 g", 2),
+            ("0", 2),
+            ("g ctrl+d", min(39, max(1, round(page / 2)))),
+            ("ctrl+u", 0),
+            ("pagedown", min(39, page)),
+            ("pageup", 0),
         ]:
             await press(pilot, *keys.split())
             assert table.cursor == cursor, keys
@@ -409,8 +424,20 @@ async def test_no_size_breaks_it(atlas: Path) -> None:
     async with app.run_test(size=(80, 24)) as pilot:
         for size in [(20, 5), (1, 1), (40, 10), (110, 20), (300, 80)]:
             await pilot.resize_terminal(*size)
-            for keys in ["j s 3 full_stop l", "enter", "G comma 7 full_stop S i", "question_mark", "escape", "slash",
-                         "1 enter", "m", "escape", "t", "escape", "q"]:
+            for keys in [
+                "j s 3 full_stop l",
+                "enter",
+                "G comma 7 full_stop S i",
+                "question_mark",
+                "escape",
+                "slash",
+                "1 enter",
+                "m",
+                "escape",
+                "t",
+                "escape",
+                "q",
+            ]:
                 await press(pilot, *keys.split())
                 shown = text_of(app).splitlines()
                 assert [len(row) for row in shown] == [size[0]] * size[1], (size, keys)

@@ -35,8 +35,10 @@ sizes = pytest.mark.parametrize("size", [(80, 24), (160, 50)])
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Six layers of 400 channels, measured on different sequences."""
     folder = tmp_path_factory.mktemp("pair")
-    first, second = (random_atlas(folder / f"{name}.h5", layers=6, channels=400, calibration_seed=seed)
-                     for seed, name in enumerate(("one", "two")))
+    first, second = (
+        random_atlas(folder / f"{name}.h5", layers=6, channels=400, calibration_seed=seed)
+        for seed, name in enumerate(("one", "two"))
+    )
     return first, second
 
 
@@ -76,8 +78,10 @@ async def test_the_numbers_are_those_of_atlas_compare(
             assert cells[0] == str(expected["layer"])
             assert cells[4] == f"{expected['correlation']:.2f}"
             assert [int(cell) for cell in cells[5:8]] == [
-                expected["supernodes_shared"], expected["supernodes_first"] - expected["supernodes_shared"],
-                expected["supernodes_second"] - expected["supernodes_shared"]]
+                expected["supernodes_shared"],
+                expected["supernodes_first"] - expected["supernodes_shared"],
+                expected["supernodes_second"] - expected["supernodes_shared"],
+            ]
         first = app.browser.summaries[0].concentration.top_share
         assert rows[0].replace("▶", " ").split()[1] == f"{100 * first:.1f}%"
         for column in screen.table.columns:

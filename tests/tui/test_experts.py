@@ -48,7 +48,8 @@ async def test_a_layer_opens_its_experts(mixture: Path, size: tuple[int, int]) -
         assert "4 experts × 24 ch" in text_of(app)
         assert text_of(app).splitlines()[1].split()[:3] == ["expert▴", "tokens", "›mass"]
         assert [row.split()[1] for row in text_of(app).splitlines()[3:6]] == [
-            f"{count:,}" for count in content.stacks[1].variables["tokens"][1, 1:]]
+            f"{count:,}" for count in content.stacks[1].variables["tokens"][1, 1:]
+        ]
         await press(pilot, "j", "enter")
         await wait_until(lambda: isinstance(app.screen, LayerScreen))
         await pilot.pause()
@@ -167,8 +168,20 @@ async def test_marks_of_experts_reach_surgery(mixture: Path, size: tuple[int, in
         await wait_until(lambda: "marks" in text_of(app).splitlines()[0] and app.screen.table.row_count == 4)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("name", ["experts", "stacked-experts", "shared", "ragged", "used-twice", "interleaved", "extension",
-                                  "no-redundancy", "encoder-decoder"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "experts",
+        "stacked-experts",
+        "shared",
+        "ragged",
+        "used-twice",
+        "interleaved",
+        "extension",
+        "no-redundancy",
+        "encoder-decoder",
+    ],
+)
 async def test_every_shape_of_the_conformance_files(name: str) -> None:
     app = open_app(VALID / f"{name}.h5")
     async with app.run_test(size=(110, 24)) as pilot:

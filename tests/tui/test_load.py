@@ -42,8 +42,9 @@ def test_others_may_write_to_the_file_and_replace_it(small: Path) -> None:
     assert (snapshot.values(1, "taylor") == 7.0).all()
     os.replace(random_atlas(small.with_name("next.h5"), seed=1), small)
     np.testing.assert_allclose(snapshot.values(3, "taylor"), before[3], rtol=1e-6)
-    np.testing.assert_allclose(read_snapshot(small).values(1, "taylor"),
-                               random_content(seed=1).stacks[0].variables["taylor"][1], rtol=1e-6)
+    np.testing.assert_allclose(
+        read_snapshot(small).values(1, "taylor"), random_content(seed=1).stacks[0].variables["taylor"][1], rtol=1e-6
+    )
 
 
 def test_what_is_cut_off_the_file_is_unknown(small: Path) -> None:

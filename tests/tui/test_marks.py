@@ -63,8 +63,10 @@ def test_filters() -> None:
     lp = np.array([1.0, 0.5, np.nan, 0.01])
     labels = np.array([2, 1, 0, 0], dtype=np.uint8)
     marked = np.array([False, True, False, True])
+
     def wanted(text: str) -> list[int]:
         return np.flatnonzero(filtered(text, {"lp": lp, "rank": np.arange(1, 5)}, labels, {"marked": marked})).tolist()
+
     assert wanted("lp>0.1") == [0, 1]
     assert wanted("lp > 1e-3 & super") == [0]
     assert wanted("rank<2 | marked") == [0, 1, 3]
@@ -73,7 +75,11 @@ def test_filters() -> None:
     assert wanted("label!=halo & none") == [2, 3]
     assert wanted("lp!=1") == [1, 3]
     for text, reason in [
-        ("lp>", "no condition"), ("lp>x", "no number"), ("zz>1", "no column"), ("quux", "no label"), ("", "no condition"),
+        ("lp>", "no condition"),
+        ("lp>x", "no number"),
+        ("zz>1", "no column"),
+        ("quux", "no label"),
+        ("", "no condition"),
     ]:
         with pytest.raises(UsageError, match=reason):
             wanted(text)
@@ -394,10 +400,14 @@ async def test_a_place_that_cannot_be_written(small: Path) -> None:
         assert app.marks.unsaved == (1, 0)
 
 
-@pytest.mark.parametrize(("name", "text", "reason"), [
-    ("p.csv", "", "does not end in .json"), ("p.json", "{", "not valid JSON"),
-    ("p.json", '{"format": "protect/1", "layers": {"9": [1]}}', "no layer 9"),
-])
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("p.csv", "", "does not end in .json"),
+        ("p.json", "{", "not valid JSON"),
+        ("p.json", '{"format": "protect/1", "layers": {"9": [1]}}', "no layer 9"),
+    ],
+)
 def test_bad_protect_files(
     small: Path, name: str, text: str, reason: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

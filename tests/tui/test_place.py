@@ -33,8 +33,23 @@ from tui.session.place import OF_TWO, SCREENS, Place
 if TYPE_CHECKING:
     from pathlib import Path
 
-KINDS = dict(zip(SCREENS, (OverviewScreen, ExpertsScreen, LayerScreen, CardScreen, ScatterScreen, CompareScreen, JoinScreen,
-                           ProtectScreen, WhatIfScreen), strict=True))
+KINDS = dict(
+    zip(
+        SCREENS,
+        (
+            OverviewScreen,
+            ExpertsScreen,
+            LayerScreen,
+            CardScreen,
+            ScatterScreen,
+            CompareScreen,
+            JoinScreen,
+            ProtectScreen,
+            WhatIfScreen,
+        ),
+        strict=True,
+    )
+)
 
 
 def rebuilt(text: str) -> dict[str, Any]:
@@ -185,21 +200,24 @@ def test_pictures_without_a_terminal(small: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.h5", "p.svg"]
 
 
-@pytest.mark.parametrize(("arguments", "reason"), [
-    (["--layer", "9"], "there is no layer 9"),
-    (["--metric", "fame"], "there is no metric 'fame'"),
-    (["--layer", "1", "--channel", "96"], "channels: 0 to 95"),
-    (["--expert", "0"], "there is no expert 0"),
-    (["--screenshot", "compare"], "needs a second atlas"),
-    (["--screenshot", "layer", "--size", "10x3"], "not COLUMNSxROWS"),
-    (["--screenshot", "layer", "--theme", "mauve"], "there is no theme 'mauve'"),
-    (["--screenshot", "attic"], "invalid choice"),
-    (["--sort", "fame:up"], "there is no column 'fame' to sort by"),
-    (["--screenshot", "layer", "--filter", "lpp>1"], "there is no column 'lpp'"),
-    (["--screenshot", "layer", "--filter", "lp>1e30"], "no channel of layer 0 fits"),
-    (["x" * 300 + ".h5"], "File name too long"),
-    ([], "needs a terminal"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--layer", "9"], "there is no layer 9"),
+        (["--metric", "fame"], "there is no metric 'fame'"),
+        (["--layer", "1", "--channel", "96"], "channels: 0 to 95"),
+        (["--expert", "0"], "there is no expert 0"),
+        (["--screenshot", "compare"], "needs a second atlas"),
+        (["--screenshot", "layer", "--size", "10x3"], "not COLUMNSxROWS"),
+        (["--screenshot", "layer", "--theme", "mauve"], "there is no theme 'mauve'"),
+        (["--screenshot", "attic"], "invalid choice"),
+        (["--sort", "fame:up"], "there is no column 'fame' to sort by"),
+        (["--screenshot", "layer", "--filter", "lpp>1"], "there is no column 'lpp'"),
+        (["--screenshot", "layer", "--filter", "lp>1e30"], "no channel of layer 0 fits"),
+        (["x" * 300 + ".h5"], "File name too long"),
+        ([], "needs a terminal"),
+    ],
+)
 def test_refusals(arguments: list[str], reason: str, small: Path) -> None:
     done = run(small, *arguments)
     assert done.returncode == 2

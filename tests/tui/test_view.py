@@ -97,9 +97,7 @@ def test_find_channels(query: str, expected: list[int]) -> None:
     assert np.flatnonzero(view.match_channels(labels, query)).tolist() == expected
 
 
-@pytest.mark.parametrize(
-    ("start", "step", "expected"), [(0, 1, 1), (1, 1, 3), (3, 1, 1), (3, -1, 1), (1, -1, 3), (2, -1, 1)]
-)
+@pytest.mark.parametrize(("start", "step", "expected"), [(0, 1, 1), (1, 1, 3), (3, 1, 1), (3, -1, 1), (1, -1, 3), (2, -1, 1)])
 def test_next_match_goes_round(start: int, step: int, expected: int) -> None:
     assert view.next_match(np.array([False, True, False, True]), start, step) == expected
 

@@ -47,10 +47,23 @@ async def test_every_key(atlas: Path, size: tuple[int, int]) -> None:
     async with app.run_test(size=size) as pilot:
         screen = await asked(pilot, app)
         for keys, shown in [
-            ("l", "51% cut"), ("h h", "49% cut"), ("L", "54% cut"), ("H H", "44% cut"), ("3 5 l", "35% cut"),
-            ("7 h", "7% cut"), ("H H", "1% cut"), ("9 9 l", "95% cut"), ("5 0 l", "50% cut"), ("x", "random"), ("x", "scar-lp"),
+            ("l", "51% cut"),
+            ("h h", "49% cut"),
+            ("L", "54% cut"),
+            ("H H", "44% cut"),
+            ("3 5 l", "35% cut"),
+            ("7 h", "7% cut"),
+            ("H H", "1% cut"),
+            ("9 9 l", "95% cut"),
+            ("5 0 l", "50% cut"),
+            ("x", "random"),
+            ("x", "scar-lp"),
             ("X X", "magnitude"),
-            ("o", "global"), ("o", "uniform"), ("P", "protected: sup"), ("P", "protected: sup"), ("P", "protected: none"),
+            ("o", "global"),
+            ("o", "uniform"),
+            ("P", "protected: sup"),
+            ("P", "protected: sup"),
+            ("P", "protected: none"),
         ]:
             await press(pilot, *keys.split())
             await wait_until(lambda shown=shown: shown in text_of(app).splitlines()[0])

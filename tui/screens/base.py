@@ -82,8 +82,11 @@ class BrowserScreen(StatusScreen):
         snapshot = self.browser.snapshot
         ffn = snapshot.ffns[self.ffn]
         return Place(
-            self.SCREEN, ffn.layer_index, ffn.stack if snapshot.several_stacks else None,
-            metric=self.browser.metric, by_index=not self.browser.log_axis,
+            self.SCREEN,
+            ffn.layer_index,
+            ffn.stack if snapshot.several_stacks else None,
+            metric=self.browser.metric,
+            by_index=not self.browser.log_axis,
         )
 
     # What subclasses say.
@@ -211,7 +214,12 @@ class BrowserScreen(StatusScreen):
             self.atlas_app.call_from_thread(self.say, printable(f"wrote {rows:,} rows to {name}"))
 
     def ask(
-        self, prompt: str, hint: str, answer: Callable[[str], object], value: str = "", *,
+        self,
+        prompt: str,
+        hint: str,
+        answer: Callable[[str], object],
+        value: str = "",
+        *,
         preview: Callable[[str], str] | None = None,
     ) -> None:
         """Let the user type a line, and give it to ``answer``.

@@ -107,8 +107,15 @@ def card_lines(card: Card, width: int) -> list[Line]:
     for item in card.metrics:
         rank = f"{item.rank:,}" if item.rank else "-"
         share = item.below if item.below == item.below else 0.0
-        lines.append([(f" {item.name:<20.20}{number(item.value, 4):>10}{rank:>8} {item.known:>7,}{percent(item.below, 2):>9}"
-                       f"{number(item.times_median):>10}  {bar(share, bars)}", "")])
+        lines.append(
+            [
+                (
+                    f" {item.name:<20.20}{number(item.value, 4):>10}{rank:>8} {item.known:>7,}{percent(item.below, 2):>9}"
+                    f"{number(item.times_median):>10}  {bar(share, bars)}",
+                    "",
+                )
+            ]
+        )
     lines += [[], *_split_lines(card, width), *_support_lines(card, width), *_nearest_lines(card)]
     return lines
 
@@ -130,15 +137,24 @@ def _split_lines(card: Card, width: int) -> list[Line]:
 def _nearest_lines(card: Card) -> list[Line]:
     lines: list[Line] = []
     for rows in (
-        (("redundant with ch", [str(other) for other, _, _ in card.partners]),
-         ("its rank by LP", [f"{rank:,}" for _, _, rank in card.partners]),
-         ("nats", [number(value, 2) for _, value, _ in card.partners])),
-        (("writes most to dim", [str(name) for name, _ in card.dimensions]),
-         ("share of the write", [percent(share) for _, share in card.dimensions])),
+        (
+            ("redundant with ch", [str(other) for other, _, _ in card.partners]),
+            ("its rank by LP", [f"{rank:,}" for _, _, rank in card.partners]),
+            ("nats", [number(value, 2) for _, value, _ in card.partners]),
+        ),
+        (
+            ("writes most to dim", [str(name) for name, _ in card.dimensions]),
+            ("share of the write", [percent(share) for _, share in card.dimensions]),
+        ),
     ):
         if rows[0][1]:
-            lines += [[], *([(f" {name:<18}" + "".join(f"{cell:>9}" for cell in cells), "dim" if place == 0 else "")]
-                            for place, (name, cells) in enumerate(rows))]
+            lines += [
+                [],
+                *(
+                    [(f" {name:<18}" + "".join(f"{cell:>9}" for cell in cells), "dim" if place == 0 else "")]
+                    for place, (name, cells) in enumerate(rows)
+                ),
+            ]
     return lines
 
 

@@ -43,9 +43,7 @@ class ChoiceScreen(ModalScreen[str | None]):
         self.current = current
 
     def compose(self) -> ComposeResult:
-        options = [
-            Option(f"{'●' if key == self.current else ' '} {text}", id=key) for key, text in self.choices
-        ]
+        options = [Option(f"{'●' if key == self.current else ' '} {text}", id=key) for key, text in self.choices]
         choice = ChoiceList(*options, id="choices", markup=False)
         choice.border_title = Content(self.choice_title)  # A file's name may look like markup.
         choice.highlighted = next((place for place, (key, _) in enumerate(self.choices) if key == self.current), 0)

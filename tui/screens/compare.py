@@ -51,7 +51,9 @@ class CompareScreen(FfnScreen):
         Binding("enter", "open", "join", tooltip="join the channels of the layer"),
         Binding("d", "ratio", "diff/ratio", tooltip="difference or ratio"),
         Binding("x", "swap", "swap", tooltip="swap A and B"),
-        *METRIC_ONLY, *(item for item in COMMON_BINDINGS if item.key != "c"), BACK_BINDING,
+        *METRIC_ONLY,
+        *(item for item in COMMON_BINDINGS if item.key != "c"),
+        BACK_BINDING,
     ]
     table: CompareTable
 
@@ -107,8 +109,10 @@ class CompareScreen(FfnScreen):
             return printable(self._refusal)
         assert self.table.comparison is not None
         item, middle = self.table.comparison.rows[self.table.place], medians(self.table.comparison.rows)
-        return (f"layer {item.layer}: captured {percent(item.captured)}, by chance {number(item.supernode_chance, 2)}   "
-                f"median: ρ {number(middle['correlation'])}, Jaccard {number(middle['supernode_jaccard'])}")
+        return (
+            f"layer {item.layer}: captured {percent(item.captured)}, by chance {number(item.supernode_chance, 2)}   "
+            f"median: ρ {number(middle['correlation'])}, Jaccard {number(middle['supernode_jaccard'])}"
+        )
 
     def legend_line(self, width: int) -> Line:
         if self._notes and not self.has_class("-wide"):
@@ -130,19 +134,31 @@ class CompareScreen(FfnScreen):
         lost = [channel for channel in joined.first.order if joined.words["only-A"][channel]]
         room = max(0, height - 14 - len(notes))
         fields = [
-            ("ρ", number(item.correlation, 4)), ("supernodes", f"A {item.supernodes_first:,}  B {item.supernodes_second:,}"),
-            ("shared", f"{item.supernodes_shared:,}"), ("Jaccard", number(item.supernode_jaccard)),
-            ("by chance", number(item.supernode_chance, 2)), ("captured", f"{percent(item.captured)} of A's mass"),
+            ("ρ", number(item.correlation, 4)),
+            ("supernodes", f"A {item.supernodes_first:,}  B {item.supernodes_second:,}"),
+            ("shared", f"{item.supernodes_shared:,}"),
+            ("Jaccard", number(item.supernode_jaccard)),
+            ("by chance", number(item.supernode_chance, 2)),
+            ("captured", f"{percent(item.captured)} of A's mass"),
             ("halo Jaccard", f"{number(item.halo_jaccard)}  (chance {number(item.halo_chance, 2)})"),
         ]
         return [
             [(f"layer {item.layer}", "strong"), (f"  {printable(item.module)}", "dim")],
             *([(f" {name:<15}", "dim"), (value, "")] for name, value in fields),
-            *([(f" {line}", "dim")] for line in notes), [],
+            *([(f" {line}", "dim")] for line in notes),
+            [],
             [("supernodes of A that B loses", "dim")],
             [(f" {'ch':>8} {'A rank':>8} {'B rank':>8} {'B/A':>9}", "dim")],
-            *([(f" {channel:>8} {joined.first.rank[channel]:>8} {joined.second.rank[channel]:>8} "
-                f"{number(float(joined.ratio[channel])):>9}", "")] for channel in lost[:room]),
+            *(
+                [
+                    (
+                        f" {channel:>8} {joined.first.rank[channel]:>8} {joined.second.rank[channel]:>8} "
+                        f"{number(float(joined.ratio[channel])):>9}",
+                        "",
+                    )
+                ]
+                for channel in lost[:room]
+            ),
         ]
 
     def copy_text(self) -> str:
@@ -179,7 +195,8 @@ class JoinScreen(BrowserScreen):
         Binding("left_square_bracket", "neighbour(-1)", "layer", tooltip="previous layer"),
         Binding("right_square_bracket", "neighbour(1)", "layer", tooltip="next layer"),
         Binding("f", "filter", "filter", tooltip="show some channels only"),
-        *(item for item in COMMON_BINDINGS if item.key != "c"), BACK_BINDING,
+        *(item for item in COMMON_BINDINGS if item.key != "c"),
+        BACK_BINDING,
     ]
     table: JoinTable
 
@@ -258,8 +275,10 @@ class JoinScreen(BrowserScreen):
         table, joined = self.table, self._joined
         channel = table.channel
         labels = [schema.LABELS.get(int(labels[channel]), "?") for labels in joined.labels]
-        return (f"row {table.cursor + 1:,}/{table.row_count:,}  ch {table.channel_name(channel)}  A {labels[0]}, rank "
-                f"{joined.first.rank[channel]:,}  B {labels[1]}, rank {joined.second.rank[channel]:,}")
+        return (
+            f"row {table.cursor + 1:,}/{table.row_count:,}  ch {table.channel_name(channel)}  A {labels[0]}, rank "
+            f"{joined.first.rank[channel]:,}  B {labels[1]}, rank {joined.second.rank[channel]:,}"
+        )
 
     def legend_line(self, width: int) -> Line:
         words = {name: int(mask.sum()) for name, mask in self._joined.words.items()}
@@ -270,8 +289,10 @@ class JoinScreen(BrowserScreen):
         lines: list[Line] = []
         lines.append([(f"channel {self.table.channel_name(channel)}", "strong")])
         lines.append([(f" {'metric':<18}{'A':>10}{'B':>10}{'B/A':>9}", "dim")])
-        pair = ((self._comparison.first, self._comparison.first.snapshot.blocks[self._place]),
-                (self._comparison.second, self._comparison.counterparts[self._place]))
+        pair = (
+            (self._comparison.first, self._comparison.first.snapshot.blocks[self._place]),
+            (self._comparison.second, self._comparison.counterparts[self._place]),
+        )
         for name in self._comparison.first.snapshot.metrics:
             a, b = (float(browser.snapshot.span_values(span, name)[channel]) for browser, span in pair)
             ratio = number(b / a) if a > 0 else "-"

@@ -10,9 +10,24 @@ if TYPE_CHECKING:
     from textual.screen import Screen
 
 KEY_NAMES = {
-    "enter": "⏎", "escape": "esc", "up": "↑", "down": "↓", "left": "←", "right": "→", "slash": "/",
-    "question_mark": "?", "comma": ",", "full_stop": ".", "left_square_bracket": "[", "right_square_bracket": "]",
-    "colon": ":", "space": "␣", "plus": "+", "minus": "-", "pageup": "pgup", "pagedown": "pgdn",
+    "enter": "⏎",
+    "escape": "esc",
+    "up": "↑",
+    "down": "↓",
+    "left": "←",
+    "right": "→",
+    "slash": "/",
+    "question_mark": "?",
+    "comma": ",",
+    "full_stop": ".",
+    "left_square_bracket": "[",
+    "right_square_bracket": "]",
+    "colon": ":",
+    "space": "␣",
+    "plus": "+",
+    "minus": "-",
+    "pageup": "pgup",
+    "pagedown": "pgdn",
 }
 Piece = tuple[str, str]
 
@@ -39,9 +54,7 @@ def key_rows(screen: Screen[Any]) -> list[KeyRow]:
         key = (binding.action, id(active.node))
         earlier = rows[key].keys if key in rows else ()
         name = KEY_NAMES.get(binding.key, binding.key)
-        rows[key] = KeyRow(
-            (*earlier, name), binding.description, binding.tooltip, binding.show, binding.action, active.node
-        )
+        rows[key] = KeyRow((*earlier, name), binding.description, binding.tooltip, binding.show, binding.action, active.node)
     order = {id(screen): 0, id(screen.app): 2}
     return sorted(rows.values(), key=lambda row: order.get(id(row.node), 1))
 

@@ -42,7 +42,9 @@ class LayerScreen(BrowserScreen):
         Binding("f", "filter", "filter", tooltip="show some channels only"),
         Binding("a", "mark_all(True)", "all", show=False, tooltip="mark all channels shown"),
         Binding("A", "mark_all(False)", "none", show=False, tooltip="unmark all channels shown"),
-        *METRIC_BINDINGS, *COMMON_BINDINGS, BACK_BINDING,
+        *METRIC_BINDINGS,
+        *COMMON_BINDINGS,
+        BACK_BINDING,
     ]
     table: ChannelTable
 
@@ -64,7 +66,10 @@ class LayerScreen(BrowserScreen):
         table = self.table
         by_default = table.sort_key == self.browser.metric and table.descending
         return replace(
-            super().place, expert=self.browser.snapshot.ffns[self.ffn].expert, channel=table.channel, filter=self.filter_text,
+            super().place,
+            expert=self.browser.snapshot.ffns[self.ffn].expert,
+            channel=table.channel,
+            filter=self.filter_text,
             sort="" if by_default else table.sort_key + ("" if table.descending else ASCENDING),
         )
 
@@ -139,8 +144,11 @@ class LayerScreen(BrowserScreen):
         ffn = snapshot.ffns[table.ffn]
         label = int(snapshot.labels_of(table.ffn)[table.channel])
         fields: dict[str, object] = {
-            "layer": ffn.layer_index, "stack": ffn.stack, **({} if ffn.expert is None else {"expert": ffn.expert}),
-            "channel": table.channel, "label": schema.LABELS.get(label, str(label)),
+            "layer": ffn.layer_index,
+            "stack": ffn.stack,
+            **({} if ffn.expert is None else {"expert": ffn.expert}),
+            "channel": table.channel,
+            "label": schema.LABELS.get(label, str(label)),
         }
         fields |= {name: float(snapshot.values(table.ffn, name)[table.channel]) for name in snapshot.metrics}
         return "\t".join(fields) + "\n" + "\t".join(str(value) for value in fields.values()) + "\n"

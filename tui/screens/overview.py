@@ -91,10 +91,16 @@ class LayerTableScreen(FfnScreen):
         ffn, summary = self.browser.snapshot.ffns[span[0]], self.browser.summary(span)
         measured = summary.concentration
         fields: dict[str, object] = {
-            "layer": ffn.layer_index, "stack": ffn.stack, **({"expert": ffn.expert} if self.table.of_experts else {}),
-            "channels": len(span) * ffn.n_channels, "metric": self.browser.metric,
-            "mass": measured.mass, "top_share": measured.top_share, "effective_channels": measured.effective_channels,
-            "supernodes": summary.supernodes, "halo": summary.halo,
+            "layer": ffn.layer_index,
+            "stack": ffn.stack,
+            **({"expert": ffn.expert} if self.table.of_experts else {}),
+            "channels": len(span) * ffn.n_channels,
+            "metric": self.browser.metric,
+            "mass": measured.mass,
+            "top_share": measured.top_share,
+            "effective_channels": measured.effective_channels,
+            "supernodes": summary.supernodes,
+            "halo": summary.halo,
         }
         return "\t".join(fields) + "\n" + "\t".join(str(value) for value in fields.values()) + "\n"
 
@@ -105,7 +111,8 @@ class OverviewScreen(LayerTableScreen):
     SCREEN = "overview"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "layer", tooltip="open the layer"),
-        *METRIC_BINDINGS, *COMMON_BINDINGS,
+        *METRIC_BINDINGS,
+        *COMMON_BINDINGS,
         Binding("q", "app.leave_program", "quit", show=False, tooltip="quit"),
         Binding("escape", "escape", "close", show=False, tooltip="close or clear"),
     ]
@@ -132,7 +139,9 @@ class ExpertsScreen(LayerTableScreen):
         Binding("enter", "open", "expert", tooltip="open the expert"),
         Binding("left_square_bracket", "neighbour(-1)", "layer", tooltip="previous layer with experts"),
         Binding("right_square_bracket", "neighbour(1)", "layer", tooltip="next layer with experts"),
-        *METRIC_BINDINGS, *COMMON_BINDINGS, BACK_BINDING,
+        *METRIC_BINDINGS,
+        *COMMON_BINDINGS,
+        BACK_BINDING,
     ]
 
     def __init__(self, browser: Browser, ffn: int, ramp: tuple[str, ...]) -> None:

@@ -53,8 +53,10 @@ class ProtectScreen(FfnScreen):
     def title_texts(self) -> tuple[str, str]:
         counts = self._counts()
         layers = sum(1 for count in counts if count)
-        return (f"{self.atlas_app.file_name} ▸ protect list   {sum(counts):,} channels in {layers} of {len(counts)} FFNs",
-                "protect")
+        return (
+            f"{self.atlas_app.file_name} ▸ protect list   {sum(counts):,} channels in {layers} of {len(counts)} FFNs",
+            "protect",
+        )
 
     def status_text(self) -> str:
         return f"{self._place_name()}: {self._counts()[self.table.place]:,} channels"

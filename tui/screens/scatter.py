@@ -93,8 +93,10 @@ class ScatterScreen(StatusScreen):
 
     def _numbers(self, scatter: Scatter) -> str:
         left_out = f"   {scatter.left_out:,} not shown (zero or unknown)" if scatter.left_out else ""
-        return (f"Spearman ρ {number(scatter.correlation)}   top {scatter.top:,} of both: {scatter.shared:,} shared, "
-                f"Jaccard {number(scatter.jaccard)} (chance {number(scatter.chance, 2)}){left_out}")
+        return (
+            f"Spearman ρ {number(scatter.correlation)}   top {scatter.top:,} of both: {scatter.shared:,} shared, "
+            f"Jaccard {number(scatter.jaccard)} (chance {number(scatter.chance, 2)}){left_out}"
+        )
 
     def _plot(self, scatter: Scatter, labels: np.ndarray, width: int, height: int) -> list[Line]:
         cells, rows = width - AXIS - 2, height - 4
@@ -113,8 +115,12 @@ class ScatterScreen(StatusScreen):
             lines.append(pieces)
         between = plots.decade_ticks(x_low, x_high, cells)[1:-1] if self.log_axes and x_high > x_low else []
         ticks = plots.axis_labels([(0.0, self._edge(x_low)), *between, (1.0, self._edge(x_high))], cells)
-        return [*lines, [(" " * AXIS + "└" + "─" * cells, "dim")], [(" " * (AXIS + 1) + ticks, "dim")],
-                [(f"{self.x:>{width - 2}}", "dim")]]
+        return [
+            *lines,
+            [(" " * AXIS + "└" + "─" * cells, "dim")],
+            [(" " * (AXIS + 1) + ticks, "dim")],
+            [(f"{self.x:>{width - 2}}", "dim")],
+        ]
 
     def _edge(self, value: float) -> str:
         return number(10.0**value) if self.log_axes else f"{value:,.0f}"

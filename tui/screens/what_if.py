@@ -38,7 +38,8 @@ class WhatIfScreen(FfnScreen):
         Binding("o", "allocation", "alloc", tooltip="allocation: uniform or global"),
         Binding("P", "protection", "protection", tooltip="what is protected"),
         Binding("enter", "open", "layer", show=False, tooltip="open the layer"),
-        *(item for item in COMMON_BINDINGS if item.key != "w"), BACK_BINDING,
+        *(item for item in COMMON_BINDINGS if item.key != "w"),
+        BACK_BINDING,
     ]
     table: WhatIfTable
 
@@ -119,8 +120,10 @@ class WhatIfScreen(FfnScreen):
         if self._refusal:
             return printable(self._refusal)
         whole = total(self._rows)
-        return (f"model: {whole.channels_kept:,} of {whole.channels:,} ch  super {whole.supernodes_kept:,}/{whole.supernodes:,}  "
-                f"LP mass kept {percent(whole.lp_share if whole.lp_share is not None else float('nan'))}")
+        return (
+            f"model: {whole.channels_kept:,} of {whole.channels:,} ch  super {whole.supernodes_kept:,}/{whole.supernodes:,}  "
+            f"LP mass kept {percent(whole.lp_share if whole.lp_share is not None else float('nan'))}"
+        )
 
     def legend_line(self, width: int) -> Line:
         cells = max(10, width - 62)
@@ -144,7 +147,8 @@ class WhatIfScreen(FfnScreen):
             names = {0: "100%", rows // 2: "50%", rows - 1: "0%"}
             here = round((self._scenario.percent - 1) / (HIGHEST - 1) * (cells - 1))
             lines += [
-                [], [("LP mass kept by sparsity", "dim")],
+                [],
+                [("LP mass kept by sparsity", "dim")],
                 *([(f"{names.get(row, ''):>5}┤", "dim"), (text, "")] for row, text in enumerate(drawn)),
                 [("     └" + "─" * here + "▲" + "─" * (cells - here - 1), "dim")],
                 [(f"      1%{f'{HIGHEST}%':>{cells - 2}}", "dim")],

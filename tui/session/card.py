@@ -17,7 +17,9 @@ def make_card(snapshot: Snapshot, ffn: int, channel: int) -> analysis.Card:
     return analysis.make_card(
         {name: snapshot.values(ffn, name) for name in snapshot.metrics},
         {name: values for name, values in series.items() if values is not None},
-        snapshot.supports[snapshot.ffns[ffn].stack], channel, snapshot.rho,
+        snapshot.supports[snapshot.ffns[ffn].stack],
+        channel,
+        snapshot.rho,
     )
 
 

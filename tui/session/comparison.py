@@ -63,9 +63,15 @@ class Joined:
         """What a filter may compare: name to values, (channel,)."""
         first, second = self.first, self.second
         return {
-            "channel": np.arange(len(first.rank)), "rank_a": first.rank, "rank_b": second.rank,
-            "moved": second.rank - first.rank, "a": first.values, "b": second.values, "share_a": first.share,
-            "share_b": second.share, "ratio": self.ratio,
+            "channel": np.arange(len(first.rank)),
+            "rank_a": first.rank,
+            "rank_b": second.rank,
+            "moved": second.rank - first.rank,
+            "a": first.values,
+            "b": second.values,
+            "share_a": first.share,
+            "share_b": second.share,
+            "ratio": self.ratio,
         }
 
     @property
@@ -105,5 +111,8 @@ def join(comparison: Comparison, place: int) -> Joined:
 def joined(first: Browser, second: Browser, others: tuple[range, ...], place: int) -> Joined:
     """The channels of block ``place`` of ``first`` and of its counterpart among ``others``."""
     spans = first.snapshot.blocks[place], others[place]
-    return Joined(first.ranking(spans[0]), second.ranking(spans[1]),
-                  (first.snapshot.span_labels(spans[0]), second.snapshot.span_labels(spans[1])))
+    return Joined(
+        first.ranking(spans[0]),
+        second.ranking(spans[1]),
+        (first.snapshot.span_labels(spans[0]), second.snapshot.span_labels(spans[1])),
+    )

@@ -18,14 +18,17 @@ if TYPE_CHECKING:
 HINT = "lp>1e-3 & super, rank<=200 | halo, share>1%, !marked"
 _TERM = re.compile(r"(!?)\s*([A-Za-z_][\w./-]*)\s*(?:(<=|>=|==|!=|<|>|=)\s*(\S+))?")
 _OPERATORS = {
-    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "=": operator.eq, "==": operator.eq,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "=": operator.eq,
+    "==": operator.eq,
     "!=": operator.ne,
 }
 
 
-def filtered(
-    text: str, columns: Mapping[str, np.ndarray], labels: np.ndarray, words: Mapping[str, np.ndarray]
-) -> np.ndarray:
+def filtered(text: str, columns: Mapping[str, np.ndarray], labels: np.ndarray, words: Mapping[str, np.ndarray]) -> np.ndarray:
     """Channels that ``text`` describes, bool (channel,): terms joined by ``&``, and these by ``|``; ``!`` is not.
 
     Args:
@@ -36,14 +39,14 @@ def filtered(
     Raises:
         UsageError: A term means nothing.
     """
-    masks = [np.logical_and.reduce([_term(term.strip(), columns, labels, words) for term in part.split("&")])
-             for part in text.split("|")]
+    masks = [
+        np.logical_and.reduce([_term(term.strip(), columns, labels, words) for term in part.split("&")])
+        for part in text.split("|")
+    ]
     return np.asarray(np.logical_or.reduce(masks))
 
 
-def counted(
-    text: str, columns: Mapping[str, np.ndarray], labels: np.ndarray, words: Mapping[str, np.ndarray]
-) -> str:
+def counted(text: str, columns: Mapping[str, np.ndarray], labels: np.ndarray, words: Mapping[str, np.ndarray]) -> str:
     """How many channels `filtered` would show, or why it would not, in words."""
     if not text:
         return "all"
@@ -53,9 +56,7 @@ def counted(
         return printable(error.message)
 
 
-def _term(
-    text: str, columns: Mapping[str, np.ndarray], labels: np.ndarray, words: Mapping[str, np.ndarray]
-) -> np.ndarray:
+def _term(text: str, columns: Mapping[str, np.ndarray], labels: np.ndarray, words: Mapping[str, np.ndarray]) -> np.ndarray:
     match = _TERM.fullmatch(text)
     if match is None:
         raise UsageError(f"{text!r} is no condition", hint=HINT)

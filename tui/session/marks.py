@@ -74,16 +74,20 @@ class Marks:
 
     def differences(self) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
         """FFN to the ids that are marked and not on disk, and the other way round."""
-        pairs = [(ffn, now, disk) for ffn, (now, disk) in enumerate(zip(self._masks, self._on_disk, strict=True))
-                 if now is not disk and not np.array_equal(now, disk)]
-        return ({ffn: np.flatnonzero(now & ~disk) for ffn, now, disk in pairs},
-                {ffn: np.flatnonzero(disk & ~now) for ffn, now, disk in pairs})
+        pairs = [
+            (ffn, now, disk)
+            for ffn, (now, disk) in enumerate(zip(self._masks, self._on_disk, strict=True))
+            if now is not disk and not np.array_equal(now, disk)
+        ]
+        return (
+            {ffn: np.flatnonzero(now & ~disk) for ffn, now, disk in pairs},
+            {ffn: np.flatnonzero(disk & ~now) for ffn, now, disk in pairs},
+        )
 
     def moved(self, old: Sequence[Hashable], new: Sequence[Hashable], widths: Sequence[int]) -> Marks:
         """The marks of the FFNs named ``old`` where they are called the same in ``new`` and as wide; no changes to undo."""
         places = {name: ffn for ffn, name in enumerate(old)}
-        kept = {ffn: places[name] for ffn, name in enumerate(new)
-                if name in places and self.widths[places[name]] == widths[ffn]}
+        kept = {ffn: places[name] for ffn, name in enumerate(new) if name in places and self.widths[places[name]] == widths[ffn]}
         marks = Marks(widths, {ffn: self._on_disk[place] for ffn, place in kept.items()})
         for ffn, place in kept.items():
             marks._masks[ffn] = self._masks[place].copy()

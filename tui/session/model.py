@@ -71,8 +71,13 @@ class Browser:
         """What a filter may compare of FFN ``ffn``: name to values, (channel,)."""
         ranking = self.ranking(range(ffn, ffn + 1))
         metrics = {name: self.snapshot.values(ffn, name) for name in self.snapshot.metrics}
-        return {"rank": ranking.rank, "channel": np.arange(len(ranking.rank)), "share": ranking.share,
-                "cumulative": ranking.cumulative, **metrics}
+        return {
+            "rank": ranking.rank,
+            "channel": np.arange(len(ranking.rank)),
+            "share": ranking.share,
+            "cumulative": ranking.cumulative,
+            **metrics,
+        }
 
     def strip(self, span: range, samples: int, steps: int) -> np.ndarray:
         """Levels 0..``steps`` of the span's heat strip, (samples,)."""

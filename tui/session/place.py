@@ -44,8 +44,13 @@ class Place:
         """Command line options that open it."""
         values = {
             "screen": "" if self.screen == "overview" else self.screen,
-            "layer": self.layer, "stack": self.stack, "expert": self.expert, "channel": self.channel,
-            "metric": "" if self.metric == "lp" else self.metric, "sort": self.sort, "filter": self.filter,
+            "layer": self.layer,
+            "stack": self.stack,
+            "expert": self.expert,
+            "channel": self.channel,
+            "metric": "" if self.metric == "lp" else self.metric,
+            "sort": self.sort,
+            "filter": self.filter,
         }
         given = [part for name, value in values.items() if value not in ("", None) for part in (f"--{name}", str(value))]
         return [*given, *(["--by-index"] if self.by_index else [])]
@@ -62,14 +67,22 @@ class Place:
         if column and column not in columns:
             raise UsageError(f"there is no column {column!r} to sort by", hint=f"there are: {', '.join(columns)}")
         wanted = {"layer_index": self.layer, "stack": self.stack, "expert": self.expert}
-        found = [number for number, ffn in enumerate(snapshot.ffns)
-                 if all(value in (None, getattr(ffn, name)) for name, value in wanted.items())]
+        found = [
+            number
+            for number, ffn in enumerate(snapshot.ffns)
+            if all(value in (None, getattr(ffn, name)) for name, value in wanted.items())
+        ]
         if not found:
-            named = {name: value for name, value in (("layer", self.layer), ("stack", self.stack), ("expert", self.expert))
-                     if value is not None}
+            named = {
+                name: value
+                for name, value in (("layer", self.layer), ("stack", self.stack), ("expert", self.expert))
+                if value is not None
+            }
             layers = sorted({ffn.layer_index for ffn in snapshot.ffns})
-            raise UsageError(f"there is no {' '.join(f'{name} {value}' for name, value in named.items())}",
-                             hint=f"layers: {layers[0]} to {layers[-1]}; stacks: {', '.join(snapshot.labels)}")
+            raise UsageError(
+                f"there is no {' '.join(f'{name} {value}' for name, value in named.items())}",
+                hint=f"layers: {layers[0]} to {layers[-1]}; stacks: {', '.join(snapshot.labels)}",
+            )
         stacks = sorted({snapshot.ffns[ffn].stack for ffn in found})
         if self.layer is not None and len(stacks) > 1:
             raise UsageError(f"layer {self.layer} has several FFNs", hint=f"add --stack, one of: {', '.join(stacks)}")
@@ -91,21 +104,31 @@ def python(place: Place, atlas: str, other: str | None = None, *, marked: list[i
         marked: Marked channels of the FFN, for a filter that asks for them.
     """
     if place.screen in OF_TWO:
-        return "\n".join([
-            "import chanfmt", "from chanfmt.algebra.compare import compare", "",
-            f"with chanfmt.open({atlas!r}) as first, chanfmt.open({other!r}) as second:",
-            f"    rows = compare(first, second, {place.metric!r})",
-        ])
+        return "\n".join(
+            [
+                "import chanfmt",
+                "from chanfmt.algebra.compare import compare",
+                "",
+                f"with chanfmt.open({atlas!r}) as first, chanfmt.open({other!r}) as second:",
+                f"    rows = compare(first, second, {place.metric!r})",
+            ]
+        )
     if place.screen in ("layer", "card", "scatter"):
         return _layer(place, atlas, marked)
-    return "\n".join([
-        "import numpy as np", "", "import chanfmt", "from chanfmt.analysis.concentration import concentration", "",
-        f"with chanfmt.open({atlas!r}) as atlas:",
-        f"    values = {{block.module: stack.row({place.metric!r}, block.row).ravel()",
-        f"              for block, stack in atlas.rows() if {place.metric!r} in stack}}",
-        "    rho = atlas.labels.rho",
-        "rows = {module: concentration(row[np.isfinite(row)], rho) for module, row in values.items()}",
-    ])
+    return "\n".join(
+        [
+            "import numpy as np",
+            "",
+            "import chanfmt",
+            "from chanfmt.analysis.concentration import concentration",
+            "",
+            f"with chanfmt.open({atlas!r}) as atlas:",
+            f"    values = {{block.module: stack.row({place.metric!r}, block.row).ravel()",
+            f"              for block, stack in atlas.rows() if {place.metric!r} in stack}}",
+            "    rho = atlas.labels.rho",
+            "rows = {module: concentration(row[np.isfinite(row)], rho) for module, row in values.items()}",
+        ]
+    )
 
 
 def _layer(place: Place, atlas: str, marked: list[int]) -> str:
@@ -113,8 +136,12 @@ def _layer(place: Place, atlas: str, marked: list[int]) -> str:
     block = f"{place.layer}" if place.stack is None else f"{place.layer}, {place.stack!r}"
     column = place.sort.removesuffix(ASCENDING) or place.metric
     lines = [
-        "import numpy as np", "", "import chanfmt", *(["from tui.session.filter import filtered"] if place.filter else []),
-        "from tui.session.view import order_by, ranking", "",
+        "import numpy as np",
+        "",
+        "import chanfmt",
+        *(["from tui.session.filter import filtered"] if place.filter else []),
+        "from tui.session.view import order_by, ranking",
+        "",
         f"with chanfmt.open({atlas!r}) as atlas:",
         f"    block = atlas.block({block})",
         "    stack = atlas.stacks[block.stack]",

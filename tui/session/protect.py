@@ -24,8 +24,10 @@ NO_FILE: Signature = (0, 0, 0)
 def check_name(path: Path) -> None:
     """Raise `UsageError` where the marks could not be written to ``path``."""
     if path.suffix != ".json":
-        raise UsageError(f"the marks are written as JSON, and {path.name} does not end in .json",
-                         hint="name another file; surgery prune --protect reads .csv and .txt as well")
+        raise UsageError(
+            f"the marks are written as JSON, and {path.name} does not end in .json",
+            hint="name another file; surgery prune --protect reads .csv and .txt as well",
+        )
 
 
 def default_protect_file(atlas: Path) -> Path:

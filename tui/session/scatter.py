@@ -47,11 +47,21 @@ def make_scatter(x: np.ndarray, y: np.ndarray, rho: float, *, log: bool) -> Scat
     channels = np.flatnonzero(known)
     places = [np.log10(values[known].astype(np.float64)) if log else _ranks(values[known]) for values in (x, y)]
     ranges = [(float(item.min()), float(item.max())) if len(item) else (0.0, 0.0) for item in places]
-    scaled = [(item - low) / (high - low) if high > low else np.full(len(item), 0.5)
-              for item, (low, high) in zip(places, ranges, strict=True)]
+    scaled = [
+        (item - low) / (high - low) if high > low else np.full(len(item), 0.5)
+        for item, (low, high) in zip(places, ranges, strict=True)
+    ]
     return Scatter(
-        rank_correlation(x.astype(np.float64), y.astype(np.float64)), top, shared, shared / (2 * top - shared),
-        chance_jaccard(len(x), top), len(x) - len(channels), scaled[0], scaled[1], channels, (ranges[0], ranges[1]),
+        rank_correlation(x.astype(np.float64), y.astype(np.float64)),
+        top,
+        shared,
+        shared / (2 * top - shared),
+        chance_jaccard(len(x), top),
+        len(x) - len(channels),
+        scaled[0],
+        scaled[1],
+        channels,
+        (ranges[0], ranges[1]),
     )
 
 

@@ -59,8 +59,16 @@ class Scenario:
     def command(self, atlas: str, marks_file: str) -> str:
         """The ``surgery prune`` command that cuts this way; ``marks_file`` holds the marks."""
         protect = (*self.protect, *([marks_file] if self.marked else []))
-        return shlex.join([
-            "surgery", "prune", atlas, "--method", self.method, "--sparsity", f"{self.percent / 100:g}",
-            *(part for selector in protect for part in ("--protect", selector)),
-            *(["--allocation", self.allocation] if self.allocation != "uniform" else []),
-        ])
+        return shlex.join(
+            [
+                "surgery",
+                "prune",
+                atlas,
+                "--method",
+                self.method,
+                "--sparsity",
+                f"{self.percent / 100:g}",
+                *(part for selector in protect for part in ("--protect", selector)),
+                *(["--allocation", self.allocation] if self.allocation != "uniform" else []),
+            ]
+        )

@@ -50,7 +50,7 @@ class StoredArrays:
         return values
 
     def _read(self, location: Location, index: tuple[int, ...]) -> np.ndarray:
-        shape = location.shape[len(index):]
+        shape = location.shape[len(index) :]
         size = math.prod(shape) * location.dtype.itemsize
         place = int(np.ravel_multi_index(index, location.shape[: len(index)]))
         data = os.pread(self._descriptor, size, location.offset + place * size)

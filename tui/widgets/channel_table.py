@@ -46,7 +46,13 @@ class ChannelTable(LineTable):
         return int(self.order[self.cursor])
 
     def show(
-        self, browser: Browser, ffn: int, *, marks: np.ndarray, keep: np.ndarray | None = None, channel: int | None = None,
+        self,
+        browser: Browser,
+        ffn: int,
+        *,
+        marks: np.ndarray,
+        keep: np.ndarray | None = None,
+        channel: int | None = None,
         row: int = 0,
     ) -> None:
         """Show FFN ``ffn`` of ``browser``, sorted as before, the cursor on ``channel`` or else on ``row``."""

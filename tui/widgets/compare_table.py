@@ -41,13 +41,23 @@ class CompareTable(FfnTable):
 
     def layout_columns(self) -> None:
         top = f"top{100 * self.snapshot.rho:g}%"
-        self.set_columns((
-            *self.name_columns(), Column("first", f"A {top}", 7), Column("second", f"B {top}", 7),
-            Column("change", "B/A" if self.as_ratio else "B-A", 7 if self.as_ratio else 7 + 2 * ARROWS + 2),
-            Column("correlation", "ρ", 5), Column("shared", "super∩", 6),
-            Column("only_first", "only A", 6), Column("only_second", "only B", 6), Column("jaccard", "Jacc", 5),
-            Column("chance", "chance", 7), Column("captured", "captured", 8), Column("halo", "halo Jacc", 9),
-        ), 1)
+        self.set_columns(
+            (
+                *self.name_columns(),
+                Column("first", f"A {top}", 7),
+                Column("second", f"B {top}", 7),
+                Column("change", "B/A" if self.as_ratio else "B-A", 7 if self.as_ratio else 7 + 2 * ARROWS + 2),
+                Column("correlation", "ρ", 5),
+                Column("shared", "super∩", 6),
+                Column("only_first", "only A", 6),
+                Column("only_second", "only B", 6),
+                Column("jaccard", "Jacc", 5),
+                Column("chance", "chance", 7),
+                Column("captured", "captured", 8),
+                Column("halo", "halo Jacc", 9),
+            ),
+            1,
+        )
 
     def cells(self, row: int, columns: Sequence[Column]) -> list[tuple[str, str]]:
         assert self.comparison is not None
@@ -56,11 +66,17 @@ class CompareTable(FfnTable):
         first, second = self.comparison.top_shares(place)
         only_first, only_second = item.supernodes_first - item.supernodes_shared, item.supernodes_second - item.supernodes_shared
         texts = {
-            **self.name_texts(place), "first": percent(first), "second": percent(second),
+            **self.name_texts(place),
+            "first": percent(first),
+            "second": percent(second),
             "change": _ratio(second, first) if self.as_ratio else _change(second - first),
-            "correlation": _fraction(item.correlation), "shared": f"{item.supernodes_shared:,}",
-            "only_first": f"{only_first:,}", "only_second": f"{only_second:,}", "jaccard": _fraction(item.supernode_jaccard),
-            "chance": number(item.supernode_chance, 2), "captured": percent(item.captured),
+            "correlation": _fraction(item.correlation),
+            "shared": f"{item.supernodes_shared:,}",
+            "only_first": f"{only_first:,}",
+            "only_second": f"{only_second:,}",
+            "jaccard": _fraction(item.supernode_jaccard),
+            "chance": number(item.supernode_chance, 2),
+            "captured": percent(item.captured),
             "halo": _fraction(item.halo_jaccard),
         }
         return [(texts[column.key], "super" if column.key == "only_first" and only_first else "") for column in columns]
@@ -76,11 +92,14 @@ class CompareTable(FfnTable):
             with np.errstate(divide="ignore", invalid="ignore"):
                 return np.asarray(shares[:, 1] / shares[:, 0] if self.as_ratio else shares[:, 1] - shares[:, 0])
         value = {
-            "correlation": lambda item: item.correlation, "shared": lambda item: item.supernodes_shared,
+            "correlation": lambda item: item.correlation,
+            "shared": lambda item: item.supernodes_shared,
             "only_first": lambda item: item.supernodes_first - item.supernodes_shared,
             "only_second": lambda item: item.supernodes_second - item.supernodes_shared,
-            "jaccard": lambda item: item.supernode_jaccard, "chance": lambda item: item.supernode_chance,
-            "captured": lambda item: item.captured, "halo": lambda item: item.halo_jaccard,
+            "jaccard": lambda item: item.supernode_jaccard,
+            "chance": lambda item: item.supernode_chance,
+            "captured": lambda item: item.captured,
+            "halo": lambda item: item.halo_jaccard,
         }[key]
         return np.array([value(item) for item in rows])
 

@@ -43,7 +43,13 @@ class JoinTable(LineTable):
         return int(self.order[self.cursor])
 
     def show(
-        self, joined: Joined, heading: str, width: int, *, keep: np.ndarray | None = None, channel: int | None = None,
+        self,
+        joined: Joined,
+        heading: str,
+        width: int,
+        *,
+        keep: np.ndarray | None = None,
+        channel: int | None = None,
         row: int = 0,
     ) -> None:
         """Show ``joined``, values under ``heading``, sorted as before, the cursor on ``channel`` or else on ``row``."""
@@ -67,11 +73,20 @@ class JoinTable(LineTable):
     def layout_columns(self) -> None:
         """Choose columns for the width."""
         ids = max(6, len(self.channel_name(len(self._columns["channel"]) - 1))) if self._columns else 6
-        self.set_columns((
-            Column("channel", "ch", ids), Column("label_a", "A", 6), Column("label_b", "B", 6),
-            Column("rank_a", "A rank", ids + 1), Column("rank_b", "B rank", ids + 1), Column("moved", "moved", ids + 1),
-            Column("a", f"A {self.heading}"[:9], 9), Column("b", f"B {self.heading}"[:9], 9), Column("ratio", "B/A", 8),
-        ), 3)
+        self.set_columns(
+            (
+                Column("channel", "ch", ids),
+                Column("label_a", "A", 6),
+                Column("label_b", "B", 6),
+                Column("rank_a", "A rank", ids + 1),
+                Column("rank_b", "B rank", ids + 1),
+                Column("moved", "moved", ids + 1),
+                Column("a", f"A {self.heading}"[:9], 9),
+                Column("b", f"B {self.heading}"[:9], 9),
+                Column("ratio", "B/A", 8),
+            ),
+            3,
+        )
 
     def on_resize(self) -> None:
         self.layout_columns()
@@ -90,8 +105,10 @@ class JoinTable(LineTable):
 
     def shown(self) -> dict[str, np.ndarray]:
         assert self.joined is not None
-        labels = {key: np.array([schema.LABELS.get(label, str(label)) for label in values.tolist()])
-                  for key, values in zip(LABEL_KEYS, self.joined.labels, strict=True)}
+        labels = {
+            key: np.array([schema.LABELS.get(label, str(label)) for label in values.tolist()])
+            for key, values in zip(LABEL_KEYS, self.joined.labels, strict=True)
+        }
         columns = self._columns | labels
         if self.width:
             columns["channel"] = np.array([self.channel_name(channel) for channel in self._columns["channel"].tolist()])

@@ -42,7 +42,11 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
     """
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {
-        "line-table--heading", "line-table--marked", "line-table--cursor", "line-table--super", "line-table--halo",
+        "line-table--heading",
+        "line-table--marked",
+        "line-table--cursor",
+        "line-table--super",
+        "line-table--halo",
     }
     DEFAULT_CSS = """
     LineTable {

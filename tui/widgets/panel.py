@@ -67,10 +67,13 @@ def layer_line(browser: Browser, ffn: int) -> Line:
     """FFN ``ffn``'s summary in one line."""
     summary = browser.summary(range(ffn, ffn + 1))
     measured = summary.concentration
-    return [(
-        f" layer: mass {number(measured.mass, 4)}  {browser.top_heading} {percent(measured.top_share)}  "
-        f"n_eff {count(measured.effective_channels)}  super {summary.supernodes:,}  halo {summary.halo:,}", "dim",
-    )]
+    return [
+        (
+            f" layer: mass {number(measured.mass, 4)}  {browser.top_heading} {percent(measured.top_share)}  "
+            f"n_eff {count(measured.effective_channels)}  super {summary.supernodes:,}  halo {summary.halo:,}",
+            "dim",
+        )
+    ]
 
 
 def mini_plots(browser: Browser, ffn: int, width: int) -> Line:
@@ -82,8 +85,10 @@ def mini_plots(browser: Browser, ffn: int, width: int) -> Line:
     curve = view.curve_samples(ranking.curve, 2 * cells, log=browser.log_axis)
     counts, _, _ = plots.log_counts(ranking.values, cells)
     return [
-        (" Lorenz ", "dim"), (plots.braille_curve(curve, 1)[0], ""),
-        ("  log hist ", "dim"), (plots.histogram(counts, 1)[0], ""),
+        (" Lorenz ", "dim"),
+        (plots.braille_curve(curve, 1)[0], ""),
+        ("  log hist ", "dim"),
+        (plots.histogram(counts, 1)[0], ""),
     ]
 
 

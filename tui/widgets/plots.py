@@ -33,9 +33,7 @@ def braille_curve(samples: np.ndarray, height: int) -> list[str]:
     return ["".join(map(braille, line)) for line in cells.sum(axis=(1, 3)).tolist()]
 
 
-def braille_scatter(
-    x: np.ndarray, y: np.ndarray, labels: np.ndarray, width: int, height: int
-) -> tuple[np.ndarray, np.ndarray]:
+def braille_scatter(x: np.ndarray, y: np.ndarray, labels: np.ndarray, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
     """Points at ``x``, ``y`` in [0, 1], (points,) each, as (height, width): dots of U+2800, and the highest label in a cell."""
     columns = np.minimum((x * 2 * width).astype(np.int64), 2 * width - 1)
     rows = np.minimum(((1.0 - y) * 4 * height).astype(np.int64), 4 * height - 1)

@@ -35,10 +35,16 @@ class ProtectTable(FfnTable):
     def layout_columns(self) -> None:
         names = self.name_columns()
         used = 1 + sum(column.width + 1 for column in names) + sum(width + 1 for width in (9, 11, 8))
-        self.set_columns((
-            *names, Column("protected", "protected", 9), Column("super", "of super", 11),
-            Column("share", "LP share", 8), Column("channels", "channels", max(10, self.row_width - used - 1)),
-        ), 1)
+        self.set_columns(
+            (
+                *names,
+                Column("protected", "protected", 9),
+                Column("super", "of super", 11),
+                Column("share", "LP share", 8),
+                Column("channels", "channels", max(10, self.row_width - used - 1)),
+            ),
+            1,
+        )
 
     def cells(self, row: int, columns: Sequence[Column]) -> list[tuple[str, str]]:
         place = int(self.order[row])

@@ -41,10 +41,16 @@ class WhatIfTable(FfnTable):
 
     def layout_columns(self) -> None:
         bars = max(0, min(40, self.row_width - 62))
-        self.set_columns((
-            *self.name_columns(), Column("kept", "kept ch", 9), Column("super", "super kept", 13),
-            Column("lost", "super lost", 11), Column("lp", "LP mass kept", 13 + bars),
-        ), 1)
+        self.set_columns(
+            (
+                *self.name_columns(),
+                Column("kept", "kept ch", 9),
+                Column("super", "super kept", 13),
+                Column("lost", "super lost", 11),
+                Column("lp", "LP mass kept", 13 + bars),
+            ),
+            1,
+        )
 
     def cells(self, row: int, columns: Sequence[Column]) -> list[tuple[str, str]]:
         place = int(self.order[row])
@@ -61,8 +67,10 @@ class WhatIfTable(FfnTable):
 
     def place_values(self, key: str) -> np.ndarray:
         value = {
-            "kept": lambda left: left.channels_kept, "super": lambda left: left.supernodes_kept,
-            "lost": lambda left: left.supernodes - left.supernodes_kept, "lp": _share,
+            "kept": lambda left: left.channels_kept,
+            "super": lambda left: left.supernodes_kept,
+            "lost": lambda left: left.supernodes - left.supernodes_kept,
+            "lp": _share,
         }[key]
         return np.array([value(left) for left in self.rows])
 

@@ -22,6 +22,7 @@ def validate_contained(path: Path) -> list[Finding]:
     Raises:
         UsageError: There is no such file, or it cannot be opened at all.
     """
+
     def work() -> str:
         try:
             return _packed("findings", *((item.code, item.path, item.message) for item in validate(path)))
@@ -29,8 +30,9 @@ def validate_contained(path: Path) -> list[Finding]:
             return _packed("usage", (error.message, error.hint or ""))
 
     try:
-        kind, *records = run_contained(work, size=path.stat().st_size if path.is_file() else 0,
-                                       cpu_seconds=CPU_SECONDS).split(_RECORD)
+        kind, *records = run_contained(work, size=path.stat().st_size if path.is_file() else 0, cpu_seconds=CPU_SECONDS).split(
+            _RECORD
+        )
     except Crashed as crash:
         return [Finding("E017", "/", f"cannot be read: {crash}")]
     if kind == "usage":
@@ -40,5 +42,6 @@ def validate_contained(path: Path) -> list[Finding]:
 
 
 def _packed(kind: str, *records: tuple[str, ...]) -> str:
-    return _RECORD.join([kind, *(_FIELD.join(text.replace(_RECORD, " ").replace(_FIELD, " ") for text in record)
-                                 for record in records)])
+    return _RECORD.join(
+        [kind, *(_FIELD.join(text.replace(_RECORD, " ").replace(_FIELD, " ") for text in record) for record in records)]
+    )

@@ -240,7 +240,10 @@ def _is_slice(item: Any) -> bool:
 def _are_arrays(value: Any) -> bool:
     """Whether ``value`` gives every name a type and a shape."""
     return isinstance(value, dict) and all(
-        isinstance(item, list) and len(item) == 2 and isinstance(item[0], str) and isinstance(item[1], list)
+        isinstance(item, list)
+        and len(item) == 2
+        and isinstance(item[0], str)
+        and isinstance(item[1], list)
         and all(type(length) is int and length > 0 for length in item[1])
         for item in value.values()
     )

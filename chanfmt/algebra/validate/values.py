@@ -29,11 +29,10 @@ RANGES: dict[str, tuple[float, float]] = {
 IDS = ("redundancy_partner", "write_dimension")
 """Whole numbers from -1, which is none, on."""
 MOST: dict[str, float] = dict.fromkeys(("redundancy", "redundancy_null", "redundancy_pair"), labels.MAX_REDUNDANCY)
-NEVER_NEGATIVE = frozenset(variable.name for variable in schema.STACK_VARIABLES) - {
-    "sum_u", "sum_q", "label", *IDS, *RANGES}
-ALWAYS_KNOWN = frozenset(
-    variable.name for variable in schema.STACK_VARIABLES if variable.merge in ("sum", "max", "equal")
-) | {"protection"}
+NEVER_NEGATIVE = frozenset(variable.name for variable in schema.STACK_VARIABLES) - {"sum_u", "sum_q", "label", *IDS, *RANGES}
+ALWAYS_KNOWN = frozenset(variable.name for variable in schema.STACK_VARIABLES if variable.merge in ("sum", "max", "equal")) | {
+    "protection"
+}
 """Never NaN, tokens or not: what is summed, and what is known of the weights."""
 MAY_BE_UNKNOWN = frozenset({"redundancy", "redundancy_null", "read_connectivity", "redundancy_pair", "write_share"})
 RELATIVE_SLACK = 1e-6

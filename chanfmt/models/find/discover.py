@@ -137,6 +137,7 @@ def _examine(call: Call, calls: Sequence[Call]) -> Found | None:
 
 def _roles(reads: Sequence[tuple[Call, int, int, int]]) -> tuple[Read, ...]:
     """Which reads are the gate: those that pass through less linearly than others."""
+
     def read(item: tuple[Call, int, int, int], role: str) -> Read:
         source, start, step, _ = item
         return Read(Projection(source.matrix, source.bias), role, start, step)
@@ -176,10 +177,18 @@ def assemble(model: Any, found: Sequence[Found], causal: Callable[[], bool]) -> 
         whole = _all_experts(first, members, parameters) if stacked else [first]
         uses = max(Counter(_site(item.member.write.matrix) for item in items).values())
         container = _container(whole)
-        ffns.append(FFN(
-            _layer_of(container), _place(container, lists, causal), _kind(container, stacked), container, tuple(whole),
-            first.write.matrix.inputs, uses, any(item.mixed for item in items),
-        ))
+        ffns.append(
+            FFN(
+                _layer_of(container),
+                _place(container, lists, causal),
+                _kind(container, stacked),
+                container,
+                tuple(whole),
+                first.write.matrix.inputs,
+                uses,
+                any(item.mixed for item in items),
+            )
+        )
     return ffns
 
 
@@ -239,16 +248,21 @@ def _at_row(member: Member, row: int) -> Member:
 def _renamed(member: Member, old: str, new: str) -> Member:
     def other(projection: Projection) -> Projection:
         matrix, bias = projection.matrix, projection.bias
-        return Projection(replace(matrix, parameter=matrix.parameter.replace(old, new)),
-                          bias and replace(bias, parameter=bias.parameter.replace(old, new)))
+        return Projection(
+            replace(matrix, parameter=matrix.parameter.replace(old, new)),
+            bias and replace(bias, parameter=bias.parameter.replace(old, new)),
+        )
 
     return Member(other(member.write), tuple(replace(read, projection=other(read.projection)) for read in member.reads))
 
 
 def _container(members: Sequence[Member]) -> str:
     """Smallest module that holds every matrix of ``members``."""
-    names = [projection.matrix.parameter for member in members
-             for projection in (member.write, *(read.projection for read in member.reads))]
+    names = [
+        projection.matrix.parameter
+        for member in members
+        for projection in (member.write, *(read.projection for read in member.reads))
+    ]
     modules = zip(*(name.rpartition(".")[0].split(".") for name in names), strict=False)
     return ".".join(part[0] for part in itertools.takewhile(lambda part: len(set(part)) == 1, modules))
 

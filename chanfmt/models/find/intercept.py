@@ -21,9 +21,15 @@ if TYPE_CHECKING:
 
 _PRODUCTS: dict[Any, tuple[int, int]] = {
     functional.linear: (0, 1),
-    torch.matmul: (0, 1), torch.Tensor.matmul: (0, 1), torch.Tensor.__matmul__: (0, 1),
-    torch.mm: (0, 1), torch.Tensor.mm: (0, 1), torch.bmm: (0, 1), torch.Tensor.bmm: (0, 1),
-    torch.addmm: (1, 2), torch.baddbmm: (1, 2),
+    torch.matmul: (0, 1),
+    torch.Tensor.matmul: (0, 1),
+    torch.Tensor.__matmul__: (0, 1),
+    torch.mm: (0, 1),
+    torch.Tensor.mm: (0, 1),
+    torch.bmm: (0, 1),
+    torch.Tensor.bmm: (0, 1),
+    torch.addmm: (1, 2),
+    torch.baddbmm: (1, 2),
 }
 """Functions that multiply by a weight: positions of input and weight."""
 _NAMES = {0: ("input", "self", "tensor1"), 1: ("weight", "other", "mat2", "tensor2", "mat1", "batch1"), 2: ("mat2", "batch2")}
@@ -91,6 +97,6 @@ def _replaced(
     position: int, args: tuple[Any, ...], kwargs: dict[str, Any], value: torch.Tensor
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if position < len(args):
-        return (*args[:position], value, *args[position + 1:]), kwargs
+        return (*args[:position], value, *args[position + 1 :]), kwargs
     name = next(name for name in _NAMES[position] if name in kwargs)
     return args, kwargs | {name: value}

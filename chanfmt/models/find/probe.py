@@ -59,11 +59,12 @@ class _Probe:
 
     def compare(self, role: str | None) -> None:
         """Change the outputs of all reads, or of those of one role, in a pattern, and look where the writes' inputs move."""
+
         def change(read: Read, width: int, value: torch.Tensor) -> torch.Tensor:
             if role not in (None, read.role):
                 return value
             changed = value.clone()
-            part = changed[..., read.start:][..., ::read.step][..., :width]
+            part = changed[..., read.start :][..., :: read.step][..., :width]
             part += 0.5 * _pattern(part)
             return changed
 
@@ -83,8 +84,9 @@ class _Probe:
         interceptor = Interceptor(self.model)
         given: dict[Matrix, list[tuple[Read, int]]] = defaultdict(list)
         for number, (ffn, member) in enumerate(self.units):
-            interceptor.on(member.write.matrix, before=partial(_keep, seen[number]),
-                           after=partial(_again, iter(list(self.outputs[number]))))
+            interceptor.on(
+                member.write.matrix, before=partial(_keep, seen[number]), after=partial(_again, iter(list(self.outputs[number])))
+            )
             for read in member.reads:
                 given[read.projection.matrix].append((read, ffn.width))
         for matrix, reads in given.items():

@@ -26,20 +26,57 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 
-_PRODUCTS = {aten.mm.default: (0, 1, None), aten.bmm.default: (0, 1, None), aten.addmm.default: (1, 2, 0),
-             aten.baddbmm.default: (1, 2, 0)}
+_PRODUCTS = {
+    aten.mm.default: (0, 1, None),
+    aten.bmm.default: (0, 1, None),
+    aten.addmm.default: (1, 2, 0),
+    aten.baddbmm.default: (1, 2, 0),
+}
 """Matrix products: positions of the input, the weight, and the bias among their arguments."""
-_MOVES = frozenset({
-    aten._unsafe_view, aten.clone, aten.index, aten.index_select, aten.gather, aten.constant_pad_nd, aten.repeat,
-    aten.roll, aten.flip, aten.masked_select, aten.contiguous, aten.lift_fresh, aten.unfold, aten._reshape_alias,
-    aten.reshape, aten.alias, aten.take_along_dim,
-})
+_MOVES = frozenset(
+    {
+        aten._unsafe_view,
+        aten.clone,
+        aten.index,
+        aten.index_select,
+        aten.gather,
+        aten.constant_pad_nd,
+        aten.repeat,
+        aten.roll,
+        aten.flip,
+        aten.masked_select,
+        aten.contiguous,
+        aten.lift_fresh,
+        aten.unfold,
+        aten._reshape_alias,
+        aten.reshape,
+        aten.alias,
+        aten.take_along_dim,
+    }
+)
 """Operations besides views that only move elements."""
 _JOINS = frozenset({aten.cat, aten.stack})
 _COPIES = frozenset({aten._to_copy, aten.to, aten.copy_, aten.lift_fresh_copy})
 _NORMS = frozenset({aten.native_layer_norm, aten._fused_rms_norm, aten.rms_norm, aten.layer_norm})
-_LINEAR = frozenset({aten.add, aten.sub, aten.rsub, aten.neg, aten.mul, aten.div, aten.add_, aten.sub_, aten.mul_, aten.div_,
-                     aten.neg_, aten.zeros_like, aten.masked_fill, aten.masked_fill_, aten.addcmul})
+_LINEAR = frozenset(
+    {
+        aten.add,
+        aten.sub,
+        aten.rsub,
+        aten.neg,
+        aten.mul,
+        aten.div,
+        aten.add_,
+        aten.sub_,
+        aten.mul_,
+        aten.div_,
+        aten.neg_,
+        aten.zeros_like,
+        aten.masked_fill,
+        aten.masked_fill_,
+        aten.addcmul,
+    }
+)
 """Elementwise operations that are linear in each input (a division in its first)."""
 _LIMITS = frozenset({aten.clamp, aten.clamp_, aten.clamp_max, aten.clamp_max_, aten.minimum, aten.maximum})
 _POWERS = frozenset({aten.pow, aten.square, aten.abs})
@@ -271,13 +308,9 @@ class Tracer(TorchDispatchMode):
                 return name, parameter
         return None
 
-    def _moved(
-        self, func: Any, args: Any, kwargs: Any, tensors: list[torch.Tensor], outputs: int
-    ) -> Iterator[Label | None]:
+    def _moved(self, func: Any, args: Any, kwargs: Any, tensors: list[torch.Tensor], outputs: int) -> Iterator[Label | None]:
         label = self._label(tensors[0])
-        if label is None or any(
-            (other := self._label(tensor)) is not None and not other.opaque for tensor in tensors[1:]
-        ):
+        if label is None or any((other := self._label(tensor)) is not None and not other.opaque for tensor in tensors[1:]):
             yield from [self._opaque_of(tensors)] * outputs
             return
         moved = [self._repeated(func, args, kwargs, tensors[0], part.codes) for part in label.parts]
@@ -305,8 +338,9 @@ class Tracer(TorchDispatchMode):
         for members in zip(*(label.parts for label in known), strict=True):
             with _paused():
                 codes = func([member.codes for member in members], *args[1:], **kwargs)
-            parts.append(Part(frozenset().union(*(member.calls for member in members)), codes,
-                              max(member.curved for member in members)))
+            parts.append(
+                Part(frozenset().union(*(member.calls for member in members)), codes, max(member.curved for member in members))
+            )
         return Label(tuple(parts), False, any(label.mixed for label in known), any(label.joined for label in known))
 
     def _halves(self, args: Any) -> Label | None:
@@ -364,8 +398,12 @@ class Tracer(TorchDispatchMode):
             for number in part.calls if not part.curved else ():
                 call = self.calls[number]
                 for tensor in tensors:
-                    if call.bias is None and self._label(tensor) is None and tensor.ndim \
-                            and tensor.shape[-1] == call.matrix.outputs:
+                    if (
+                        call.bias is None
+                        and self._label(tensor) is None
+                        and tensor.ndim
+                        and tensor.shape[-1] == call.matrix.outputs
+                    ):
                         call.bias = self._vector(tensor)
 
     def _opaque_of(self, tensors: list[torch.Tensor]) -> Label | None:

@@ -62,8 +62,10 @@ class _Stored:
     @functools.cached_property
     def varying(self) -> tuple[int | None, ...]:
         """For every axis of the parameter the first stored axis along which the position on it varies; None where it is one."""
-        return tuple(next((along for along in range(len(self.origin)) if self._varies(axis, along)), None)
-                     for axis in range(len(self.coordinates)))
+        return tuple(
+            next((along for along in range(len(self.origin)) if self._varies(axis, along)), None)
+            for axis in range(len(self.coordinates))
+        )
 
     @functools.cached_property
     def first(self) -> int | None:
@@ -72,7 +74,7 @@ class _Stored:
 
     def line(self, axis: int, along: int, origin: tuple[int, ...]) -> np.ndarray:
         """Positions on the parameter's ``axis``, along a stored axis through ``origin``; -1 where an element is another's."""
-        index: tuple[Any, ...] = (*origin[:along], slice(None), *origin[along + 1:])
+        index: tuple[Any, ...] = (*origin[:along], slice(None), *origin[along + 1 :])
         positions = self.coordinates[axis][index]
         return positions if self.mine is None else np.where(self.mine[index], positions, -1)
 
@@ -180,14 +182,22 @@ class _Layout:
                 raise _unfollowed(names[0]) from None
 
         which = reverted({name: torch.tensor(numbered[name], dtype=torch.int32).expand(parameters[name].shape) for name in names})
-        axes = [reverted({name: _coordinate(parameters[name].shape, min(axis, parameters[name].ndim - 1)) for name in names})
-                for axis in range(rank)]
+        axes = [
+            reverted({name: _coordinate(parameters[name].shape, min(axis, parameters[name].ndim - 1)) for name in names})
+            for axis in range(rank)
+        ]
         result: dict[str, list[_Stored]] = {name: [] for name in names}
         prefix = f"{self.model.base_model_prefix}."
         for tensor, owner in which.items():
             candidates = (tensor, tensor.removeprefix(prefix), prefix + tensor)
-            stored = next((candidate for candidate in candidates if candidate in self.index.tensors
-                           and self.index.tensors[candidate].shape == owner.shape), None)
+            stored = next(
+                (
+                    candidate
+                    for candidate in candidates
+                    if candidate in self.index.tensors and self.index.tensors[candidate].shape == owner.shape
+                ),
+                None,
+            )
             core = _core(owner)
             numbers = np.unique(core).tolist()
             for number in numbers:

@@ -68,6 +68,10 @@ def _once(tensor: torch.Tensor, repeated: Any) -> torch.Tensor:
 
 
 _INSTEAD: dict[Any, Any] = {
-    torch.Tensor.contiguous: _contiguous, torch.cat: _cat, torch.stack: _stack,
-    torch.reshape: _reshape, torch.Tensor.reshape: _reshape, torch.Tensor.view: _reshape,
+    torch.Tensor.contiguous: _contiguous,
+    torch.cat: _cat,
+    torch.stack: _stack,
+    torch.reshape: _reshape,
+    torch.Tensor.reshape: _reshape,
+    torch.Tensor.view: _reshape,
 }

@@ -118,8 +118,10 @@ class StoredWeights:
             shape, axis, bits = shape[1:], axis - 1, view(entry)[item.index]
         last = item.start + (block.n_channels - 1) * item.step
         if len(shape) != 2 or axis not in (0, 1) or last >= shape[axis]:
-            raise ModelError(f"{block.module}: channels {item.start} to {last} of axis {item.axis} are not in the tensor "
-                             f"{item.tensor!r}, whose shape is {list(entry.shape)}")
+            raise ModelError(
+                f"{block.module}: channels {item.start} to {last} of axis {item.axis} are not in the tensor "
+                f"{item.tensor!r}, whose shape is {list(entry.shape)}"
+            )
         bits = view(entry) if bits is None else bits
         part = slice(item.start, last + 1, item.step)
         bits = bits[part] if axis == 0 else bits[:, part]
@@ -159,8 +161,10 @@ def _items(block: HasTensors, expert: int) -> Mapping[str, TensorSlice]:
     for role in _WEIGHTS:
         items = [item for item in block.tensors if item.role == role]
         if len(items) != max(1, block.n_experts) and (items or role != "gate"):
-            raise ModelError(f"the atlas names {len(items)} {role} tensors for {block.module}, "
-                             f"which has {block.n_experts or 'no'} experts", hint="check the file with: atlas validate")
+            raise ModelError(
+                f"the atlas names {len(items)} {role} tensors for {block.module}, which has {block.n_experts or 'no'} experts",
+                hint="check the file with: atlas validate",
+            )
         if items:
             found[role] = items[expert]
     return found
@@ -169,8 +173,10 @@ def _items(block: HasTensors, expert: int) -> Mapping[str, TensorSlice]:
 def _values(bits: np.ndarray, dtype: str, tensor: str) -> np.ndarray:
     """Unsigned integers to the floats they stand for: float64, or float32 for everything narrower."""
     if dtype not in _DTYPES:
-        raise ModelError(f"the tensor {tensor!r} is stored as {dtype}, which cannot be read as numbers here",
-                         hint="save the model in bfloat16, float16 or float32, and build its atlas from that")
+        raise ModelError(
+            f"the tensor {tensor!r} is stored as {dtype}, which cannot be read as numbers here",
+            hint="save the model in bfloat16, float16 or float32, and build its atlas from that",
+        )
     bits = np.asarray(bits)
     if dtype == "BF16":
         return (bits.astype(np.uint32) << 16).view(np.float32)

@@ -48,7 +48,7 @@ class Call:
         """The arguments with ``hidden`` in its place."""
         if isinstance(self.slot, str):
             return self.args, self.kwargs | {self.slot: hidden}
-        return (*self.args[: self.slot], hidden, *self.args[self.slot + 1:]), self.kwargs
+        return (*self.args[: self.slot], hidden, *self.args[self.slot + 1 :]), self.kwargs
 
 
 class _Recorded(Exception):
@@ -160,6 +160,7 @@ class Chain:
     @contextlib.contextmanager
     def ending(self, hidden: torch.Tensor) -> Iterator[None]:
         """In this context the model's forward passes go on from ``hidden`` as what the last block returned."""
+
         def end(number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return self._wrapped(hidden) if number == len(self) - 1 else self._pass_on(number, args, kwargs)
 
@@ -173,6 +174,7 @@ class Chain:
         Args:
             inside: Called for every block with its number, its arguments and what runs it; returns what that returned.
         """
+
         def through(number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return inside(number, args, kwargs, lambda: self._forwards[number](*args, **kwargs))
 

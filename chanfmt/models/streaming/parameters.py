@@ -25,8 +25,16 @@ if TYPE_CHECKING:
     from chanfmt.models.safetensors import CheckpointIndex, TensorEntry
 
 DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "BOOL": torch.bool,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
 }
 """Safetensors dtypes that torch has, and that weights come in."""
 
@@ -138,14 +146,24 @@ class StoredParameters:
         from transformers.core_model_loading import convert_and_load_state_dict_in_model
         from transformers.modeling_utils import LoadStateDictConfig
 
-        wanted = {stored: _Reader(self._index.tensors[stored])
-                  for target, sources in self._sources.items() if target in names for stored in sources}
+        wanted = {
+            stored: _Reader(self._index.tensors[stored])
+            for target, sources in self._sources.items()
+            if target in names
+            for stored in sources
+        }
         conversions = self._model._weight_conversions
         with quiet_transformers():
-            convert_and_load_state_dict_in_model(self._model, wanted, LoadStateDictConfig(
-                dtype=self._dtype, dtype_plan=self._model._get_dtype_plan(self._dtype), weight_mapping=self._mapping,
-                device_map={"": device},
-            ))
+            convert_and_load_state_dict_in_model(
+                self._model,
+                wanted,
+                LoadStateDictConfig(
+                    dtype=self._dtype,
+                    dtype_plan=self._model._get_dtype_plan(self._dtype),
+                    weight_mapping=self._mapping,
+                    device_map={"": device},
+                ),
+            )
         self._model._weight_conversions = conversions
         for name in names:
             owner, _, leaf = name.rpartition(".")

@@ -40,7 +40,11 @@ class StreamedModel:
 
 
 def open_streamed(
-    resolved: ResolvedModel, index: CheckpointIndex, *, dtype: str = "auto", device: str = "auto",
+    resolved: ResolvedModel,
+    index: CheckpointIndex,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
     trust_remote_code: bool = False,
 ) -> StreamedModel:
     """The model that its config names, with the weights of one block at a time. All weights are read once.
@@ -97,8 +101,10 @@ class _Opening:
             kind = type(self.model).__name__
             # Only accelerators have an exception of their own for it.
             if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
-                raise ModelError(f"{kind}: a block at a time is still too large for the memory",
-                                 hint="use --dtype bfloat16, or a larger machine") from None
+                raise ModelError(
+                    f"{kind}: a block at a time is still too large for the memory",
+                    hint="use --dtype bfloat16, or a larger machine",
+                ) from None
             raise ModelError(f"{kind} cannot run {self.ids.shape[1]} tokens of text: {first_line(error)}") from error
         self.tracer.end()
         with self.chain.ending(self.hidden):

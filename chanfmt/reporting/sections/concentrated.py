@@ -29,33 +29,51 @@ def make(units: Sequence[Unit], rho: float) -> Section:
     measured = [concentration(unit.known("lp"), RHO) for unit in units]
     own = [concentration(unit.known("lp"), rho).top_share for unit in units]
     columns = name_columns(units)
-    numbers = {name: np.array([getattr(item, name) for item in measured])
-               for name in ("mass", "top_share", "max_over_mean", "effective_channels", "gini")}
+    numbers = {
+        name: np.array([getattr(item, name) for item in measured])
+        for name in ("mass", "top_share", "max_over_mean", "effective_channels", "gini")
+    }
     channels = np.array([len(unit.known("lp")) for unit in units])
     # Of a narrow FFN one channel is more than 1%.
     size = np.array([supernode_count(count, RHO) for count in channels.tolist()]) / channels
     numbers["top_channels"], numbers["top_over_even"] = size, numbers["top_share"] / size
     table = Table("concentration", columns | {"channels": channels, **numbers})
     curves, fractions = _curves(units)
-    curve_table = Table("cumulative", {
-        **{name: np.repeat(values, POINTS) for name, values in columns.items()},
-        "fraction": np.tile(fractions, len(units)), "share": curves.ravel(),
-    })
+    curve_table = Table(
+        "cumulative",
+        {
+            **{name: np.repeat(values, POINTS) for name, values in columns.items()},
+            "fraction": np.tile(fractions, len(units)),
+            "share": curves.ravel(),
+        },
+    )
     found = {name: middle(values, columns["ffn"]) for name, values in numbers.items()}
     top, peak, even = found["top_share"], found["max_over_mean"], found["top_over_even"]
     narrow = found["top_channels"].median > 2 * RHO
     name = f"top {percent(found['top_channels'].median)} of the channels (of few)" if narrow else "top 1% of the channels"
     claims = (
-        Claim("The top 1% of the channels carry most of a layer's LP",
-              f"median {paper.TOP_SHARE:.1%}, layers {paper.TOP_SHARE_RANGE[0]:.1%} to {paper.TOP_SHARE_RANGE[1]:.1%} "
-              f"({paper.MODEL})", f"median {with_interval(top, percent)}", NOT_COMPARABLE if narrow else above(top, 0.5),
-              "the median FFN's top 1% hold over half; FFNs of 50 channels or more"),
-        Claim("The top 1% hold many times their share", f"{paper.TOP_SHARE / RHO:.0f} times",
-              f"{with_interval(even, times)} times", above(even, 10), "over ten times their share of the channels"),
-        Claim("The largest channel is far above the mean", f"about {paper.MAX_OVER_MEAN:,.0f} times ({paper.MODEL})",
-              f"{with_interval(peak, times)} times",
-              above(peak, 100) if np.median(channels) >= 1000 else NOT_COMPARABLE,
-              "over a hundred times in the median FFN; FFNs of 1,000 channels or more"),
+        Claim(
+            "The top 1% of the channels carry most of a layer's LP",
+            f"median {paper.TOP_SHARE:.1%}, layers {paper.TOP_SHARE_RANGE[0]:.1%} to {paper.TOP_SHARE_RANGE[1]:.1%} "
+            f"({paper.MODEL})",
+            f"median {with_interval(top, percent)}",
+            NOT_COMPARABLE if narrow else above(top, 0.5),
+            "the median FFN's top 1% hold over half; FFNs of 50 channels or more",
+        ),
+        Claim(
+            "The top 1% hold many times their share",
+            f"{paper.TOP_SHARE / RHO:.0f} times",
+            f"{with_interval(even, times)} times",
+            above(even, 10),
+            "over ten times their share of the channels",
+        ),
+        Claim(
+            "The largest channel is far above the mean",
+            f"about {paper.MAX_OVER_MEAN:,.0f} times ({paper.MODEL})",
+            f"{with_interval(peak, times)} times",
+            above(peak, 100) if np.median(channels) >= 1000 else NOT_COMPARABLE,
+            "over a hundred times in the median FFN; FFNs of 1,000 channels or more",
+        ),
     )
     return Section(
         key="concentration",
@@ -68,20 +86,36 @@ def make(units: Sequence[Unit], rho: float) -> Section:
             f"coefficient is {times(found['gini'].median)}.",
         ),
         numbers={
-            "ffns": len(units), "top_share_median": top.median, "top_share_low": top.low, "top_share_high": top.high,
-            "top_share_smallest": top.smallest, "top_share_largest": top.largest, "top_over_even_median": even.median,
-            "max_over_mean_median": peak.median, "effective_channels_median": found["effective_channels"].median,
-            "gini_median": found["gini"].median, "top_rho_share_median": middle(np.array(own)).median,
+            "ffns": len(units),
+            "top_share_median": top.median,
+            "top_share_low": top.low,
+            "top_share_high": top.high,
+            "top_share_smallest": top.smallest,
+            "top_share_largest": top.largest,
+            "top_over_even_median": even.median,
+            "max_over_mean_median": peak.median,
+            "effective_channels_median": found["effective_channels"].median,
+            "gini_median": found["gini"].median,
+            "top_rho_share_median": middle(np.array(own)).median,
         },
         plots=(
-            Plot("concentration",
-                 f"Left: share of an FFN's LP mass in its {name}, by depth. Right: its largest channel over its mean. "
-                 "Of an FFN with experts: their median and range.",
-                 ("concentration",), lambda figure: _draw_depth(figure, columns["ffn"], numbers), claims=claims),
-            Plot("cumulative",
-                 "Share of the LP mass in an FFN's largest channels. Grey: every FFN (of many, fifty). Black: the median, "
-                 "shaded the middle half. Dashed: a mass spread evenly.",
-                 ("cumulative",), lambda figure: _draw_curves(figure, fractions, curves), (5.0, 3.6), claims[:1]),
+            Plot(
+                "concentration",
+                f"Left: share of an FFN's LP mass in its {name}, by depth. Right: its largest channel over its mean. "
+                "Of an FFN with experts: their median and range.",
+                ("concentration",),
+                lambda figure: _draw_depth(figure, columns["ffn"], numbers),
+                claims=claims,
+            ),
+            Plot(
+                "cumulative",
+                "Share of the LP mass in an FFN's largest channels. Grey: every FFN (of many, fifty). Black: the median, "
+                "shaded the middle half. Dashed: a mass spread evenly.",
+                ("cumulative",),
+                lambda figure: _draw_curves(figure, fractions, curves),
+                (5.0, 3.6),
+                claims[:1],
+            ),
         ),
         tables=(table, curve_table),
         claims=claims,

@@ -54,12 +54,19 @@ def make(units: Sequence[Unit]) -> Section:
     by_chance = [middle(row).median for row in chance]
     sizes = [middle(row).median for row in size]
     one = RHOS.index(0.01)
-    sweep = Table("overlap", {
-        "metric": np.repeat(held, len(RHOS)), "rho": np.tile(RHOS, len(held)), "share_of_channels": np.tile(sizes, len(held)),
-        **{f"jaccard_{part}": np.array([getattr(item, part) for name in held for item in overlaps[name]])
-           for part in ("median", "low", "high")},
-        "chance": np.tile(by_chance, len(held)),
-    })
+    sweep = Table(
+        "overlap",
+        {
+            "metric": np.repeat(held, len(RHOS)),
+            "rho": np.tile(RHOS, len(held)),
+            "share_of_channels": np.tile(sizes, len(held)),
+            **{
+                f"jaccard_{part}": np.array([getattr(item, part) for name in held for item in overlaps[name]])
+                for part in ("median", "low", "high")
+            },
+            "chance": np.tile(by_chance, len(held)),
+        },
+    )
     norms = {name: middle(np.abs(correlation[name]), columns["ffn"]) for name in NORMS if name in held}
     text = [f"Spearman's correlation with LP over an FFN's channels, median over FFNs: {listed(spearman.items(), times)}."]
     of_sets, of_ranks = [], []
@@ -68,45 +75,74 @@ def make(units: Sequence[Unit]) -> Section:
         shared = 2 * power.median / (1 + power.median)
         text.append(
             f"The sets of the top {percent(sizes[one])} by LP and by activation power have a median Jaccard index of "
-            f"{percent(power.median)} ({percent(by_chance[one])} by chance): about {percent(shared)} of each is in the other.")
-        of_sets.append(Claim(
-            "The top 1% by LP are not the top 1% by activation power",
-            f"Jaccard {paper.ACTIVATION_JACCARD:.1%} ({paper.MODEL})", f"Jaccard {with_interval(power, percent)}",
-            below(power, 1 / 3), "less than half of each set is in the other, a Jaccard index below a third"))
-        of_ranks.append(Claim(
-            "LP ranks all channels otherwise than activation power",
-            f"Spearman {paper.SPEARMAN['activation_power']:g} ({paper.MODEL})", f"Spearman {with_interval(ranks, times)}",
-            below(ranks, 0.5), "Spearman's correlation is below 0.5 in the median FFN"))
+            f"{percent(power.median)} ({percent(by_chance[one])} by chance): about {percent(shared)} of each is in the other."
+        )
+        of_sets.append(
+            Claim(
+                "The top 1% by LP are not the top 1% by activation power",
+                f"Jaccard {paper.ACTIVATION_JACCARD:.1%} ({paper.MODEL})",
+                f"Jaccard {with_interval(power, percent)}",
+                below(power, 1 / 3),
+                "less than half of each set is in the other, a Jaccard index below a third",
+            )
+        )
+        of_ranks.append(
+            Claim(
+                "LP ranks all channels otherwise than activation power",
+                f"Spearman {paper.SPEARMAN['activation_power']:g} ({paper.MODEL})",
+                f"Spearman {with_interval(ranks, times)}",
+                below(ranks, 0.5),
+                "Spearman's correlation is below 0.5 in the median FFN",
+            )
+        )
     if norms:
         ranges = ", ".join(f"{name} {times(spearman[name].smallest)} to {times(spearman[name].largest)}" for name in norms)
-        text.append(f"Over the FFNs the correlation with the norms of weights runs over {ranges}. Its median without the sign: "
-                    f"{listed(norms.items(), times)}.")
-        of_ranks.append(Claim(
-            "LP is not read off the norms of weights",
-            ", ".join(f"{name} {paper.SPEARMAN[name]:g}" for name in NORMS) + f" ({paper.MODEL}; medians with their signs)",
-            ", ".join(f"{name} {times(spearman[name].median)}, without sign {with_interval(item, times)}"
-                      for name, item in norms.items()),
-            worst(below(item, 0.3) for item in norms.values()), "each correlation's size is below 0.3 in the median FFN"))
+        text.append(
+            f"Over the FFNs the correlation with the norms of weights runs over {ranges}. Its median without the sign: "
+            f"{listed(norms.items(), times)}."
+        )
+        of_ranks.append(
+            Claim(
+                "LP is not read off the norms of weights",
+                ", ".join(f"{name} {paper.SPEARMAN[name]:g}" for name in NORMS) + f" ({paper.MODEL}; medians with their signs)",
+                ", ".join(
+                    f"{name} {times(spearman[name].median)}, without sign {with_interval(item, times)}"
+                    for name, item in norms.items()
+                ),
+                worst(below(item, 0.3) for item in norms.values()),
+                "each correlation's size is below 0.3 in the median FFN",
+            )
+        )
     return Section(
         key="controls",
         title=TITLE,
         text=tuple(text),
-        numbers={**{f"spearman_{name}_median": spearman[name].median for name in held},
-                 **{f"spearman_{name}_size_median": item.median for name, item in norms.items()},
-                 **{f"jaccard_{name}_at_1_percent": overlaps[name][one].median for name in held},
-                 "jaccard_chance": by_chance[one]},
+        numbers={
+            **{f"spearman_{name}_median": spearman[name].median for name in held},
+            **{f"spearman_{name}_size_median": item.median for name, item in norms.items()},
+            **{f"jaccard_{name}_at_1_percent": overlaps[name][one].median for name in held},
+            "jaccard_chance": by_chance[one],
+        },
         plots=(
-            Plot("spearman",
-                 "Spearman's correlation of LP with other quantities over an FFN's channels, by depth. Medians here: "
-                 f"{listed(spearman.items(), times)}; in the paper's {paper.MODEL}: "
-                 + ", ".join(f"{name} {value:g}" for name, value in paper.SPEARMAN.items()) + ".",
-                 ("spearman",), lambda figure: _draw_correlation(figure, columns["ffn"], correlation, held),
-                 claims=tuple(of_ranks)),
-            Plot("overlap",
-                 "Jaccard index of the top sets by LP and by each other quantity, median over FFNs, against their size. Grey: "
-                 "sets drawn at random.",
-                 ("overlap",), lambda figure: _draw_sweep(figure, sizes, overlaps, by_chance), (5.0, 3.6),
-                 tuple(of_sets)),
+            Plot(
+                "spearman",
+                "Spearman's correlation of LP with other quantities over an FFN's channels, by depth. Medians here: "
+                f"{listed(spearman.items(), times)}; in the paper's {paper.MODEL}: "
+                + ", ".join(f"{name} {value:g}" for name, value in paper.SPEARMAN.items())
+                + ".",
+                ("spearman",),
+                lambda figure: _draw_correlation(figure, columns["ffn"], correlation, held),
+                claims=tuple(of_ranks),
+            ),
+            Plot(
+                "overlap",
+                "Jaccard index of the top sets by LP and by each other quantity, median over FFNs, against their size. Grey: "
+                "sets drawn at random.",
+                ("overlap",),
+                lambda figure: _draw_sweep(figure, sizes, overlaps, by_chance),
+                (5.0, 3.6),
+                tuple(of_sets),
+            ),
         ),
         tables=(Table("spearman", columns | {name: correlation[name] for name in held}), sweep),
         claims=(*of_sets, *of_ranks),
@@ -125,9 +161,7 @@ def _draw_correlation(figure: Any, depth: np.ndarray, correlation: dict[str, np.
     drawing.legend_below(figure)
 
 
-def _draw_sweep(
-    figure: Any, sizes: list[float], overlaps: dict[str, list[Middle]], by_chance: list[float]
-) -> None:
+def _draw_sweep(figure: Any, sizes: list[float], overlaps: dict[str, list[Middle]], by_chance: list[float]) -> None:
     axes = figure.subplots()
     # Of narrow FFNs several sizes are the same number of channels.
     places = [place for place, size in enumerate(sizes) if size not in sizes[:place]]

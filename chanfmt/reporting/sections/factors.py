@@ -22,8 +22,12 @@ if TYPE_CHECKING:
 
 TITLE = "Factors of the concentration"
 RHO = 0.01
-NAMES = {"lp": "LP, E[(us)²]/2", "lp_factored": "factored, E[u²]E[s²]/2", "activation_power": "activation power, E[u²]",
-         "curvature": "curvature, E[s²]"}
+NAMES = {
+    "lp": "LP, E[(us)²]/2",
+    "lp_factored": "factored, E[u²]E[s²]/2",
+    "activation_power": "activation power, E[u²]",
+    "curvature": "curvature, E[s²]",
+}
 
 
 def make(units: Sequence[Unit]) -> Section:
@@ -41,15 +45,19 @@ def make(units: Sequence[Unit]) -> Section:
     if not set(known) - {"lp"}:
         return Section("factors", TITLE, missing=missing)
     # Of the same FFN, so that differences between FFNs do not hide them.
-    pairs = {f"{first} over {second}": middle(shares[first] - shares[second], columns["ffn"])
-             for first, second in itertools.pairwise(paper.FACTORS)}
-    claims = (Claim(
-        "LP is more concentrated than its factored form, that than activation power, that than curvature",
-        f"{', '.join(f'{name} {value:.1%}' for name, value in paper.FACTORS.items())} ({paper.MODEL})",
-        ", ".join(f"{name} {_points(item)}" for name, item in pairs.items() if item.count),
-        NOT_COMPARABLE if missing else worst(above(item, 0.0) for item in pairs.values()),
-        "each step's difference within an FFN is above zero in the median",
-    ),)
+    pairs = {
+        f"{first} over {second}": middle(shares[first] - shares[second], columns["ffn"])
+        for first, second in itertools.pairwise(paper.FACTORS)
+    }
+    claims = (
+        Claim(
+            "LP is more concentrated than its factored form, that than activation power, that than curvature",
+            f"{', '.join(f'{name} {value:.1%}' for name, value in paper.FACTORS.items())} ({paper.MODEL})",
+            ", ".join(f"{name} {_points(item)}" for name, item in pairs.items() if item.count),
+            NOT_COMPARABLE if missing else worst(above(item, 0.0) for item in pairs.values()),
+            "each step's difference within an FFN is above zero in the median",
+        ),
+    )
     return Section(
         key="factors",
         title=TITLE,
@@ -60,11 +68,16 @@ def make(units: Sequence[Unit]) -> Section:
         ),
         numbers={f"{name}_top_share_median": found[name].median for name in known}
         | {f"{name.replace(' ', '_')}_median": item.median for name, item in pairs.items() if item.count},
-        plots=(Plot(
-            "factors", "Share of each quantity in its own top 1% of channels, by depth. "
-            f"Medians here: {listed(((NAMES[name], item) for name, item in found.items()), percent)}.",
-            ("factors",), lambda figure: _draw(figure, columns["ffn"], shares), claims=claims,
-        ),),
+        plots=(
+            Plot(
+                "factors",
+                "Share of each quantity in its own top 1% of channels, by depth. "
+                f"Medians here: {listed(((NAMES[name], item) for name, item in found.items()), percent)}.",
+                ("factors",),
+                lambda figure: _draw(figure, columns["ffn"], shares),
+                claims=claims,
+            ),
+        ),
         tables=(Table("factors", columns | {f"{name}_top_share": shares[name] for name in known}),),
         claims=claims,
         missing=missing,

@@ -26,8 +26,11 @@ def make(units: Sequence[Unit], tokens: int) -> Section:
     """``tokens``: those of the calibration text."""
     title = "Redundancy of the halo"
     if not any(unit.holds("redundancy") and unit.holds("label") for unit in units):
-        return Section("halo", title, missing=(
-            "no redundancy in this atlas: merging drops it, and a file need not hold it; a build measures it",))
+        return Section(
+            "halo",
+            title,
+            missing=("no redundancy in this atlas: merging drops it, and a file need not hold it; a build measures it",),
+        )
     rows, kept = [], []
     for unit in units:
         if not (unit.holds("redundancy") and unit.holds("label")):
@@ -62,32 +65,63 @@ def make(units: Sequence[Unit], tokens: int) -> Section:
         sentences.append(
             f"It is {times(beside.median)} times its null{bracketed(beside, times)}: the same channels against the supernodes of "
             f"other tokens, {'half a batch' if any(unit.expert >= 0 for unit in kept) else 'a sequence'} away. What a place in "
-            "the sequence and chance give is in both. Near one, redundancy says nothing.")
+            "the sequence and chance give is in both. Near one, redundancy says nothing."
+        )
     if used.count:
-        sentences.append(f"It was measured on {used.median:,.0f} of {tokens:,} tokens (median), against the supernodes that were "
-                         f"foreseen before they were known: a median of {percent(covered.median)} of an FFN's, at least "
-                         f"{percent(covered.smallest)}.")
+        sentences.append(
+            f"It was measured on {used.median:,.0f} of {tokens:,} tokens (median), against the supernodes that were "
+            f"foreseen before they were known: a median of {percent(covered.median)} of an FFN's, at least "
+            f"{percent(covered.smallest)}."
+        )
     claims = (
-        Claim("The halo is more redundant with the supernodes than other channels", f"about {paper.HALO_RATIO:g} times "
-              f"({paper.MODEL}; its estimator adds 1e-8 to variances of 1e-16)", f"{with_interval(others, times)} times",
-              above(others, 1.0), "its interval lies above 1"),
-        Claim("That is not because its channels are more important", "above matched channels, without a number that we know",
-              f"{with_interval(over, times)} times the matched", above(over, 1.0), "its interval lies above 1"),
+        Claim(
+            "The halo is more redundant with the supernodes than other channels",
+            f"about {paper.HALO_RATIO:g} times ({paper.MODEL}; its estimator adds 1e-8 to variances of 1e-16)",
+            f"{with_interval(others, times)} times",
+            above(others, 1.0),
+            "its interval lies above 1",
+        ),
+        Claim(
+            "That is not because its channels are more important",
+            "above matched channels, without a number that we know",
+            f"{with_interval(over, times)} times the matched",
+            above(over, 1.0),
+            "its interval lies above 1",
+        ),
     )
     return Section(
         key="halo",
         title=title,
         text=tuple(sentences),
-        numbers={key: value for name, item in found.items() if item.count for key, value in (
-            (f"halo_{name}_median", item.median), (f"halo_{name}_low", item.low), (f"halo_{name}_high", item.high))}
-        | ({"redundancy_tokens_median": used.median, "core_covered_median": covered.median,
-            "core_covered_smallest": covered.smallest} if used.count else {}),
-        plots=(Plot(
-            "halo",
-            "Mean redundancy to the supernodes by depth: of the halo, of other channels matched in LP, of all others; and "
-            "the halo's null.",
-            ("halo",), lambda figure: _draw(figure, columns["ffn"], numbers), claims=claims,
-        ),),
+        numbers={
+            key: value
+            for name, item in found.items()
+            if item.count
+            for key, value in (
+                (f"halo_{name}_median", item.median),
+                (f"halo_{name}_low", item.low),
+                (f"halo_{name}_high", item.high),
+            )
+        }
+        | (
+            {
+                "redundancy_tokens_median": used.median,
+                "core_covered_median": covered.median,
+                "core_covered_smallest": covered.smallest,
+            }
+            if used.count
+            else {}
+        ),
+        plots=(
+            Plot(
+                "halo",
+                "Mean redundancy to the supernodes by depth: of the halo, of other channels matched in LP, of all others; and "
+                "the halo's null.",
+                ("halo",),
+                lambda figure: _draw(figure, columns["ffn"], numbers),
+                claims=claims,
+            ),
+        ),
         tables=(Table("halo", columns | numbers | ratios),),
         claims=claims,
         missing=() if beside.count else ("no null of the redundancy in this atlas",),

@@ -35,8 +35,13 @@ def make(units: Sequence[Unit], even: float | None) -> Section:
             rows.append(row)
             kept.append(unit)
     if not rows:
-        return Section("reading", title, missing=(
-            "no read connectivity in this atlas: it is known where a layer before has supernodes and the weights were read",))
+        return Section(
+            "reading",
+            title,
+            missing=(
+                "no read connectivity in this atlas: it is known where a layer before has supernodes and the weights were read",
+            ),
+        )
     columns = name_columns(kept)
     numbers = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     found = {name: middle(values, columns["ffn"]) for name, values in numbers.items()}
@@ -56,13 +61,16 @@ def make(units: Sequence[Unit], even: float | None) -> Section:
         ),
         numbers={f"{name}_median": item.median for name, item in found.items() if item.count}
         | ({} if even is None else {"even_spread": even}),
-        plots=(Plot(
-            "reading",
-            "Left: mean share of the read rows' L1 norm on the write support of the layer before, for three kinds of channels"
-            f"{'' if even is None else '; grey that of a row that reads from all dimensions alike'}. "
-            "Right: share of the supernodes, and of the LP mass, in the read halo; grey what chance gives.",
-            ("reading",), lambda figure: _draw(figure, columns["ffn"], numbers, even),
-        ),),
+        plots=(
+            Plot(
+                "reading",
+                "Left: mean share of the read rows' L1 norm on the write support of the layer before, for three kinds of channels"
+                f"{'' if even is None else '; grey that of a row that reads from all dimensions alike'}. "
+                "Right: share of the supernodes, and of the LP mass, in the read halo; grey what chance gives.",
+                ("reading",),
+                lambda figure: _draw(figure, columns["ffn"], numbers, even),
+            ),
+        ),
         tables=(Table("reading", columns | numbers),),
     )
 

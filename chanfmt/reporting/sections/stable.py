@@ -33,15 +33,22 @@ def make(units: Sequence[Unit], rho: float, advance: Callable[[], object]) -> Se
             found.append(item)
             kept.append(unit)
     if not found:
-        return Section("stability", title, missing=("no sums of several splits in this atlas: atlas strip drops them, and a text "
-                                                    "of one sequence has one",))
+        return Section(
+            "stability",
+            title,
+            missing=("no sums of several splits in this atlas: atlas strip drops them, and a text of one sequence has one",),
+        )
     columns = name_columns(kept)
     numbers = {name: np.array([getattr(item, name) for item in found]) for name in NAMES}
     sizes = sorted({place for item in found for place in range(len(item.by_tokens))})
     by_tokens = [[item.by_tokens[place] for item in found if len(item.by_tokens) > place] for place in sizes]
-    curve = [(float(np.median([row.tokens for row in rows])),
-              middle(np.array([row.jaccard for row in rows]), columns["ffn"][[len(item.by_tokens) > place for item in found]]))
-             for place, rows in zip(sizes, by_tokens, strict=True)]
+    curve = [
+        (
+            float(np.median([row.tokens for row in rows])),
+            middle(np.array([row.jaccard for row in rows]), columns["ffn"][[len(item.by_tokens) > place for item in found]]),
+        )
+        for place, rows in zip(sizes, by_tokens, strict=True)
+    ]
     chance = middle(numbers["chance"]).median
     steady = middle(np.array([item.core / item.supernodes for item in found])).median
     persistence, left_out = middle(numbers["persistence"]).median, middle(numbers["leave_one_out"]).median
@@ -57,26 +64,46 @@ def make(units: Sequence[Unit], rho: float, advance: Callable[[], object]) -> Se
             f"Splits are parts of one calibration text: text of another kind may change more. {paper.DOMAINS} Compare atlases "
             "of several texts with atlas compare.",
         ),
-        numbers={"persistence_median": persistence, "leave_one_out_median": left_out, "steady_share_median": steady,
-                 "halves_tokens": most[0], "halves_jaccard_median": most[1].median, "halves_jaccard_low": most[1].low,
-                 "halves_jaccard_high": most[1].high, "jaccard_chance": chance},
-        plots=(Plot(
-            "stability",
-            f"Left: share of LP in the supernodes by depth, {_bars(columns['ffn'])}. Right: Jaccard index of the supernodes of "
-            "two disjoint parts of the text against their tokens, median FFN with its bootstrap interval; grey by chance. "
-            f"{paper.DOMAINS}",
-            ("stability", "stability-by-tokens"), lambda figure: _draw(figure, columns["ffn"], numbers, curve, chance),
-        ),),
+        numbers={
+            "persistence_median": persistence,
+            "leave_one_out_median": left_out,
+            "steady_share_median": steady,
+            "halves_tokens": most[0],
+            "halves_jaccard_median": most[1].median,
+            "halves_jaccard_low": most[1].low,
+            "halves_jaccard_high": most[1].high,
+            "jaccard_chance": chance,
+        },
+        plots=(
+            Plot(
+                "stability",
+                f"Left: share of LP in the supernodes by depth, {_bars(columns['ffn'])}. Right: Jaccard index of the supernodes of "
+                "two disjoint parts of the text against their tokens, median FFN with its bootstrap interval; grey by chance. "
+                f"{paper.DOMAINS}",
+                ("stability", "stability-by-tokens"),
+                lambda figure: _draw(figure, columns["ffn"], numbers, curve, chance),
+            ),
+        ),
         tables=(
-            Table("stability", columns | numbers | {
-                "supernodes": np.array([item.supernodes for item in found]), "steady": np.array([item.core for item in found])}),
-            Table("stability-by-tokens", {
-                "tokens": np.array([tokens for tokens, _ in curve]),
-                "jaccard_median": np.array([item.median for _, item in curve]),
-                "jaccard_low": np.array([item.low for _, item in curve]),
-                "jaccard_high": np.array([item.high for _, item in curve]),
-                "chance": np.full(len(curve), chance),
-            }),
+            Table(
+                "stability",
+                columns
+                | numbers
+                | {
+                    "supernodes": np.array([item.supernodes for item in found]),
+                    "steady": np.array([item.core for item in found]),
+                },
+            ),
+            Table(
+                "stability-by-tokens",
+                {
+                    "tokens": np.array([tokens for tokens, _ in curve]),
+                    "jaccard_median": np.array([item.median for _, item in curve]),
+                    "jaccard_low": np.array([item.low for _, item in curve]),
+                    "jaccard_high": np.array([item.high for _, item in curve]),
+                    "chance": np.full(len(curve), chance),
+                },
+            ),
         ),
     )
 

@@ -60,8 +60,10 @@ def plan_cuts(plan: PruningPlan, widths: Widths, index: CheckpointIndex) -> dict
         ModelError: A tensor is missing, has another shape than the plan was made for, is shared by
             two FFNs, or packs several values in a byte.
     """
-    return {name: _cut(name, _entry(name, index).shape, items, block, widths[block.name])
-            for name, items, block in _changed_tensors(plan, index)}
+    return {
+        name: _cut(name, _entry(name, index).shape, items, block, widths[block.name])
+        for name, items, block in _changed_tensors(plan, index)
+    }
 
 
 def plan_restoration(plan: PruningPlan, widths: Widths, index: CheckpointIndex) -> dict[str, Cut]:
@@ -96,12 +98,11 @@ def _changed_tensors(plan: PruningPlan, index: CheckpointIndex) -> list[tuple[st
             raise ModelError(f"the plan names no tensor of {block.module}")
         for name, items in by_tensor.items():
             if owners.setdefault(name, block.name) != block.name:
-                raise ModelError(
-                    f"the tensor {name!r} is shared by several FFNs, which would each keep their own channels"
-                )
+                raise ModelError(f"the tensor {name!r} is shared by several FFNs, which would each keep their own channels")
             if DTYPE_BITS[_entry(name, index).dtype] < 8:
-                raise ModelError(f"the tensor {name!r} is packed as {_entry(name, index).dtype} and cannot be cut",
-                                 hint="dequantise first")
+                raise ModelError(
+                    f"the tensor {name!r} is packed as {_entry(name, index).dtype} and cannot be cut", hint="dequantise first"
+                )
             if block.is_cut:
                 found.append((name, items, block))
     return found
@@ -133,7 +134,7 @@ def _cut(name: str, shape: tuple[int, ...], items: Sequence[TensorSlice], block:
     order = [None] if None in by_index else list(range(shape[0]))
     lines = [_positions(name, shape, axis, by_index[index], block, width) for index in order]
     positions = np.stack(lines)
-    return Cut(axis, positions, (*shape[:axis], positions.shape[1], *shape[axis + 1:]))
+    return Cut(axis, positions, (*shape[:axis], positions.shape[1], *shape[axis + 1 :]))
 
 
 def _experts(items: Sequence[TensorSlice], block: BlockPlan) -> list[int]:

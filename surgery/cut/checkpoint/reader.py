@@ -65,6 +65,7 @@ def read_ahead(files: Iterable[Path], limit: int) -> None:
 
     The disk is idle otherwise while Python imports what the checks need.
     """
+
     def advise() -> None:
         left = limit
         for file in files:
@@ -90,9 +91,9 @@ def cut_parts(entry: TensorEntry, cut: Cut) -> Iterator[Part]:
     size = DTYPE_BITS[entry.dtype] // 8
     dtype = CONTAINERS[DTYPE_BITS[entry.dtype]]
     first = 1 if cut.by_expert else 0
-    outer = int(np.prod(entry.shape[first:cut.axis], dtype=np.int64))
+    outer = int(np.prod(entry.shape[first : cut.axis], dtype=np.int64))
     length = entry.shape[cut.axis]
-    item = size * int(np.prod(entry.shape[cut.axis + 1:], dtype=np.int64))
+    item = size * int(np.prod(entry.shape[cut.axis + 1 :], dtype=np.int64))
     inner, new = item // size, cut.positions.shape[1]
     for expert, positions in enumerate(cut.positions):
         source = entry.start + expert * outer * length * item
@@ -102,13 +103,23 @@ def cut_parts(entry: TensorEntry, cut: Cut) -> Iterator[Part]:
                 wanted = positions[part]
                 there = wanted[wanted >= 0]
                 low, high = (int(there[0]), int(there[-1]) + 1) if len(there) else (0, 0)
-                yield Part((source + low * item, source + high * item), target + part.start * item,
-                           (1, high - low, inner), np.where(wanted < 0, -1, wanted - low), dtype)
+                yield Part(
+                    (source + low * item, source + high * item),
+                    target + part.start * item,
+                    (1, high - low, inner),
+                    np.where(wanted < 0, -1, wanted - low),
+                    dtype,
+                )
         else:
             for part in _slices(outer, length * item):
                 rows = part.stop - part.start
-                yield Part((source + part.start * length * item, source + part.stop * length * item),
-                           target + part.start * new * item, (rows, length, inner), positions, dtype)
+                yield Part(
+                    (source + part.start * length * item, source + part.stop * length * item),
+                    target + part.start * new * item,
+                    (rows, length, inner),
+                    positions,
+                    dtype,
+                )
 
 
 def _runs(positions: np.ndarray, length: int, item_bytes: int) -> Iterator[slice]:

@@ -66,7 +66,10 @@ def plan_shards(index: CheckpointIndex, cuts: Mapping[str, Cut], shard_bytes: in
 
 
 def write_checkpoint(
-    index: CheckpointIndex, cuts: Mapping[str, Cut], directory: Path, advance: Callable[[int], object],
+    index: CheckpointIndex,
+    cuts: Mapping[str, Cut],
+    directory: Path,
+    advance: Callable[[int], object],
     shard_bytes: int | None = None,
 ) -> None:
     """Write the checkpoint ``index`` with ``cuts`` made into ``directory``.
@@ -97,7 +100,11 @@ def write_checkpoint(
 
 
 def _write_shard(
-    path: Path, index: CheckpointIndex, shard: Shard, cuts: Mapping[str, Cut], metadata: Mapping[str, str],
+    path: Path,
+    index: CheckpointIndex,
+    shard: Shard,
+    cuts: Mapping[str, Cut],
+    metadata: Mapping[str, str],
     advance: Callable[[int], object],
 ) -> None:
     header: dict[str, object] = {"__metadata__": metadata}

@@ -25,12 +25,20 @@ KEY = ("layers", "module", "expert", "channel")
 class ChannelOptions:
     """Which channels are removed one by one."""
 
-    channels: int = field(default=32, metadata={
-        "help": "channels of each FFN, evenly spaced by their rank in LP; of experts, those of the busiest one", "metavar": "N",
-    })
-    layers: str | None = field(default=None, metadata={
-        "help": "channels of these layers (default: the first, the middle and the last one)", "metavar": "LAYERS",
-    })
+    channels: int = field(
+        default=32,
+        metadata={
+            "help": "channels of each FFN, evenly spaced by their rank in LP; of experts, those of the busiest one",
+            "metavar": "N",
+        },
+    )
+    layers: str | None = field(
+        default=None,
+        metadata={
+            "help": "channels of these layers (default: the first, the middle and the last one)",
+            "metavar": "LAYERS",
+        },
+    )
 
 
 def plan_channels(atlas: Atlas, options: ChannelOptions) -> Experiment:
@@ -61,7 +69,13 @@ def plan_channels(atlas: Atlas, options: ChannelOptions) -> Experiment:
             extra = {"rank": int(rank) + 1, "lp": float(rows[expert, channel])}
             conditions.append(Condition(dict(zip(KEY, key, strict=True)), {block.index: removed}, extra=extra))
     return Experiment(
-        "channels", KEY, KEY, tuple(conditions), extra=("rank", "lp"), concluded=("ratio", "chance"), conclude=_against_lp,
+        "channels",
+        KEY,
+        KEY,
+        tuple(conditions),
+        extra=("rank", "lp"),
+        concluded=("ratio", "chance"),
+        conclude=_against_lp,
         summarise=_summarise,
     )
 

@@ -29,19 +29,35 @@ class DoseOptions:
     """How much goes, and what of it is supernodes."""
 
     sparsity: float = field(default=0.5, metadata={"help": "share of the channels of every FFN that goes", "metavar": "S"})
-    doses: str = field(default="0:1:0.1", metadata={
-        "help": "shares of the supernodes that go: FIRST:LAST:STEP, or numbers between commas", "metavar": "GRID",
-    })
-    method: str = field(default="scar-lp", metadata={
-        "help": f"score that ranks the other channels: {', '.join(METHODS)}", "metavar": "METHOD",
-    })
-    seeds: str = field(default="0", metadata={
-        "help": "seeds of which supernodes go first, such as 0,1,2 or 0-4", "metavar": "SEEDS",
-    })
+    doses: str = field(
+        default="0:1:0.1",
+        metadata={
+            "help": "shares of the supernodes that go: FIRST:LAST:STEP, or numbers between commas",
+            "metavar": "GRID",
+        },
+    )
+    method: str = field(
+        default="scar-lp",
+        metadata={
+            "help": f"score that ranks the other channels: {', '.join(METHODS)}",
+            "metavar": "METHOD",
+        },
+    )
+    seeds: str = field(
+        default="0",
+        metadata={
+            "help": "seeds of which supernodes go first, such as 0,1,2 or 0-4",
+            "metavar": "SEEDS",
+        },
+    )
     layers: str | None = field(default=None, metadata={"help": "remove channels of these layers only", "metavar": "LAYERS"})
-    multiple_of: int | None = field(default=None, metadata={
-        "help": "round kept widths to a multiple of N (default: as surgery plan does)", "metavar": "N",
-    })
+    multiple_of: int | None = field(
+        default=None,
+        metadata={
+            "help": "round kept widths to a multiple of N (default: as surgery plan does)",
+            "metavar": "N",
+        },
+    )
 
 
 def plan_dose(atlas: Atlas, options: DoseOptions) -> Experiment:
@@ -67,7 +83,10 @@ def plan_dose(atlas: Atlas, options: DoseOptions) -> Experiment:
             removed = {index: _removed(cores[index], *orders[index], dose, seed, index) for index in cores}
             conditions.append(Condition(dict(zip(KEY, (dose, seed), strict=True)), removed))
     return Experiment(
-        "dose", KEY, ("dose",), tuple(conditions),
+        "dose",
+        KEY,
+        ("dose",),
+        tuple(conditions),
         {"sparsity": options.sparsity, "method": options.method, "layers": options.layers, "multiple_of": options.multiple_of},
     )
 
@@ -96,5 +115,8 @@ def _check_room(block: Block, core: np.ndarray, kept: int) -> None:
     removed = block.n_channels - kept
     if most > kept or most > removed:
         what = "keeps" if most > kept else "removes"
-        raise UsageError(f"layer {block.layer_index} has {most} supernodes and {what} {min(kept, removed)} channels at this "
-                         "sparsity, so not every dose is possible", hint="choose another --sparsity")
+        raise UsageError(
+            f"layer {block.layer_index} has {most} supernodes and {what} {min(kept, removed)} channels at this "
+            "sparsity, so not every dose is possible",
+            hint="choose another --sparsity",
+        )

@@ -24,10 +24,13 @@ KEY = ("layers", "supernodes", "removed", "seed")
 class HaloOptions:
     """Where the halo goes, and what it is compared with."""
 
-    seeds: str = field(default="0", metadata={
-        "help": "seeds of controls drawn at random from what is neither halo nor supernode, such as 0,1,2 or 0-4",
-        "metavar": "SEEDS",
-    })
+    seeds: str = field(
+        default="0",
+        metadata={
+            "help": "seeds of controls drawn at random from what is neither halo nor supernode, such as 0,1,2 or 0-4",
+            "metavar": "SEEDS",
+        },
+    )
     layers: str | None = field(default=None, metadata={"help": "remove channels of these layers only", "metavar": "LAYERS"})
     one_layer_at_a_time: bool = field(default=False, metadata={"help": "remove channels of one layer at a time"})
 
@@ -53,8 +56,9 @@ def plan_halo(atlas: Atlas, options: HaloOptions) -> Experiment:
         warnings += mismatch(masks, matched, mass, "halo" + where)
         removals: list[tuple[str, int | None, Masks]] = [("halo", None, masks), ("lp-matched", None, matched)]
         for seed in seeds:
-            drawn = {index: random_control(mask, pool[index], np.random.default_rng([seed, index]))
-                     for index, mask in masks.items()}
+            drawn = {
+                index: random_control(mask, pool[index], np.random.default_rng([seed, index])) for index, mask in masks.items()
+            }
             removals.append(("random", seed, drawn))
         alone = Condition(dict(zip(KEY, (area.name, "removed", "nothing", None), strict=True)), area.of(core, atlas))
         conditions.append(alone)
@@ -63,6 +67,10 @@ def plan_halo(atlas: Atlas, options: HaloOptions) -> Experiment:
             both = {index: mask | chosen[index] if index in chosen else mask for index, mask in alone.removed.items()}
             conditions.append(Condition(dict(zip(KEY, (area.name, "removed", what, drawn_by), strict=True)), both, alone))
     return Experiment(
-        "halo", KEY, ("supernodes", "removed"), tuple(conditions),
-        {"layers": options.layers, "one_layer_at_a_time": options.one_layer_at_a_time}, warnings=tuple(warnings),
+        "halo",
+        KEY,
+        ("supernodes", "removed"),
+        tuple(conditions),
+        {"layers": options.layers, "one_layer_at_a_time": options.one_layer_at_a_time},
+        warnings=tuple(warnings),
     )

@@ -25,15 +25,22 @@ KEY = ("layers", "select", "control", "seed")
 class RemovalOptions:
     """Which channels go, and what they are compared with."""
 
-    select: tuple[str, ...] = field(default=("supernodes", "halo"), metadata={
-        "help": f"channels to remove; repeat for other ones in their place: {SYNTAX.replace('%', '%%')}",
-        "metavar": "WHAT", "repeat": True,
-    })
-    control: str = field(default="random", metadata={
-        "help": "what to remove for comparison, between commas: random, lp-matched (the nearest in LP), or none; as many "
-        "channels of every FFN, neither selected nor supernodes",
-        "metavar": "CONTROLS",
-    })
+    select: tuple[str, ...] = field(
+        default=("supernodes", "halo"),
+        metadata={
+            "help": f"channels to remove; repeat for other ones in their place: {SYNTAX.replace('%', '%%')}",
+            "metavar": "WHAT",
+            "repeat": True,
+        },
+    )
+    control: str = field(
+        default="random",
+        metadata={
+            "help": "what to remove for comparison, between commas: random, lp-matched (the nearest in LP), or none; as many "
+            "channels of every FFN, neither selected nor supernodes",
+            "metavar": "CONTROLS",
+        },
+    )
     seeds: str = field(default="0", metadata={"help": "seeds of random controls, such as 0,1,2 or 0-4", "metavar": "SEEDS"})
     layers: str | None = field(default=None, metadata={"help": "remove channels of these layers only", "metavar": "LAYERS"})
     one_layer_at_a_time: bool = field(default=False, metadata={"help": "remove channels of one layer at a time"})
@@ -66,7 +73,8 @@ def plan_removal(atlas: Atlas, options: RemovalOptions, *, mean: bool) -> Experi
             for control in controls:
                 for seed in seeds if control == "random" else (None,):
                     chosen = {
-                        index: matched_control(mask, pool[index], mass[index]) if seed is None
+                        index: matched_control(mask, pool[index], mass[index])
+                        if seed is None
                         else random_control(mask, pool[index], np.random.default_rng([seed, index]))
                         for index, mask in masks.items()
                     }
@@ -75,9 +83,13 @@ def plan_removal(atlas: Atlas, options: RemovalOptions, *, mean: bool) -> Experi
                         where = f" of layer {area.name}" if options.one_layer_at_a_time else ""
                         warnings += mismatch(masks, chosen, mass, name + where)
     return Experiment(
-        "mean-replace" if mean else "remove", KEY, ("select", "control"), tuple(conditions),
+        "mean-replace" if mean else "remove",
+        KEY,
+        ("select", "control"),
+        tuple(conditions),
         {"layers": options.layers, "one_layer_at_a_time": options.one_layer_at_a_time},
-        means=mean_activations(atlas) if mean else None, warnings=tuple(warnings),
+        means=mean_activations(atlas) if mean else None,
+        warnings=tuple(warnings),
     )
 
 

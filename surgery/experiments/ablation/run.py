@@ -28,7 +28,13 @@ LOSSES = ("perplexity", "nll", "standard_error", "tokens", "seconds")
 
 
 def run(
-    atlas: Atlas, subject: Subject, experiment: Experiment, directory: Path, *, overwrite: bool = False, quiet: bool = False,
+    atlas: Atlas,
+    subject: Subject,
+    experiment: Experiment,
+    directory: Path,
+    *,
+    overwrite: bool = False,
+    quiet: bool = False,
     note: Callable[[str], None] = lambda text: None,
 ) -> tuple[Results, list[dict[str, Any]], list[dict[str, Any]]]:
     """Measure every condition of ``experiment``, the dense model first, that ``directory`` has no row for.
@@ -100,7 +106,8 @@ def _means(rows: Sequence[Mapping[str, Any]], groups: tuple[str, ...]) -> list[d
     for row in rows:
         alike[tuple(row[name] for name in groups)].append(row)
     return [
-        dict(zip(groups, key, strict=True)) | {
+        dict(zip(groups, key, strict=True))
+        | {
             "rows": len(some),
             "channels": float(np.mean([row["channels"] for row in some])),
             "supernodes_removed": float(np.mean([row["supernodes_removed"] for row in some])),
@@ -122,11 +129,18 @@ def table(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> tuple[li
         named = [_cell(row[name]) for name in names]
         if all(row[name] is None for name in experiment.key):
             named[0] = "dense"
-        cells.append([
-            *named, f"{row['channels']:,}", f"{row['supernodes_removed']:,}", f"{row['lp_removed']:.3g}",
-            f"{row['delta_nll']:+.3g}", _cell(row["delta_standard_error"]),
-            *(_cell(row[name]) for name in experiment.concluded), perplexity_text(row["perplexity"]),
-        ])
+        cells.append(
+            [
+                *named,
+                f"{row['channels']:,}",
+                f"{row['supernodes_removed']:,}",
+                f"{row['lp_removed']:.3g}",
+                f"{row['delta_nll']:+.3g}",
+                _cell(row["delta_standard_error"]),
+                *(_cell(row[name]) for name in experiment.concluded),
+                perplexity_text(row["perplexity"]),
+            ]
+        )
     return headings, cells
 
 

@@ -46,7 +46,9 @@ def test_names_and_roles():
     llama = find_ffns(tiny_model("llama"))[1]
     assert llama.write == "model.layers.1.mlp.down_proj.weight"
     assert [(read.projection.matrix.parameter, read.role) for read in llama.members[0].reads] == [
-        ("model.layers.1.mlp.gate_proj.weight", "gate"), ("model.layers.1.mlp.up_proj.weight", "up")]
+        ("model.layers.1.mlp.gate_proj.weight", "gate"),
+        ("model.layers.1.mlp.up_proj.weight", "up"),
+    ]
     phi3 = find_ffns(tiny_model("phi3"))[0]
     assert [(read.role, read.start, read.step) for read in phi3.members[0].reads] == [("gate", 0, 1), ("up", 87, 1)]
     opt = find_ffns(tiny_model("opt"))[0]
@@ -188,8 +190,7 @@ def test_a_checkpoint_of_the_base_model_is_mapped(tmp_path):
     model = tiny_model("gpt2")
     model.transformer.save_pretrained(tmp_path)
     slices = tensor_slices(model, find_ffns(model)[0], CheckpointIndex.open(tmp_path))
-    assert (slices[0].parameter, slices[0].tensor) == (
-        "transformer.h.0.mlp.c_fc.weight", "h.0.mlp.c_fc.weight")
+    assert (slices[0].parameter, slices[0].tensor) == ("transformer.h.0.mlp.c_fc.weight", "h.0.mlp.c_fc.weight")
 
 
 def test_other_values_under_the_same_name_are_refused(tmp_path):

@@ -49,7 +49,6 @@ def test_every_structure(tmp_path, model_type):
     assert check_identity(plan) == "yes"
 
 
-
 @pytest.mark.parametrize(("model_type", "family"), GIVEN)
 def test_every_structure_of_given_arrays(tmp_path, model_type, family):
     transformers.logging.set_verbosity_error()

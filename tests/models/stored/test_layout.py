@@ -35,14 +35,27 @@ class Largest(TorchDispatchMode):
 
 def test_many_wide_experts_take_little_memory():
     config = transformers.AutoConfig.for_model(
-        "qwen3_moe", hidden_size=HIDDEN, moe_intermediate_size=WIDTH, num_hidden_layers=1, num_experts=EXPERTS, vocab_size=8,
-        pad_token_id=0, bos_token_id=1, eos_token_id=2)
+        "qwen3_moe",
+        hidden_size=HIDDEN,
+        moe_intermediate_size=WIDTH,
+        num_hidden_layers=1,
+        num_experts=EXPERTS,
+        vocab_size=8,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     model = weightless(transformers.AutoModelForCausalLM, config, torch.bfloat16)
     prefix = "model.layers.0.mlp.experts"
     shapes = {"gate": (WIDTH, HIDDEN), "up": (WIDTH, HIDDEN), "down": (HIDDEN, WIDTH)}
-    index = CheckpointIndex(Path("nowhere"), {
-        f"{prefix}.{expert}.{name}_proj.weight": TensorEntry(Path("nowhere"), "BF16", shape, 0, 2 * HIDDEN * WIDTH)
-        for expert in range(EXPERTS) for name, shape in shapes.items()})
+    index = CheckpointIndex(
+        Path("nowhere"),
+        {
+            f"{prefix}.{expert}.{name}_proj.weight": TensorEntry(Path("nowhere"), "BF16", shape, 0, 2 * HIDDEN * WIDTH)
+            for expert in range(EXPERTS)
+            for name, shape in shapes.items()
+        },
+    )
     both = Projection(Matrix(f"{prefix}.gate_up_proj", 0, 0, False, HIDDEN, 2 * WIDTH), None)
     down = Projection(Matrix(f"{prefix}.down_proj", 0, 0, False, WIDTH, HIDDEN), None)
     found = Found(Member(down, (Read(both, "gate", 0, 1), Read(both, "up", WIDTH, 1))), False)
@@ -59,4 +72,6 @@ def test_many_wide_experts_take_little_memory():
     assert numpys < 4 * LARGEST
     assert [(item.role, item.tensor, item.axis, item.start, item.stop, item.index) for item in slices] == [
         (role, f"{prefix}.{expert}.{name}_proj.weight", axis, 0, WIDTH, None)
-        for expert in range(EXPERTS) for role, name, axis in (("gate", "gate", 0), ("up", "up", 0), ("write", "down", 1))]
+        for expert in range(EXPERTS)
+        for role, name, axis in (("gate", "gate", 0), ("up", "up", 0), ("write", "down", 1))
+    ]

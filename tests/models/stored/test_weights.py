@@ -32,13 +32,17 @@ WRITE = TensorSlice("write", "write", "write", 1, 0, WIDTH)
 def checkpoint(tmp_path):
     def save(dtype, **tensors):
         generator = torch.Generator().manual_seed(0)
-        made = {"write": torch.randn(HIDDEN, WIDTH, generator=generator, dtype=torch.float64),
-                "read": torch.randn(2 * WIDTH, HIDDEN, generator=generator, dtype=torch.float64), **tensors}
+        made = {
+            "write": torch.randn(HIDDEN, WIDTH, generator=generator, dtype=torch.float64),
+            "read": torch.randn(2 * WIDTH, HIDDEN, generator=generator, dtype=torch.float64),
+            **tensors,
+        }
         # Ties of rounding to 8 bits, a number that rounds up to the next power, subnormals, zeros, NaN.
         made["write"][0] = torch.tensor([1.00390625, 1.01171875, 1.99999, 1e-39, -0.0, float("nan"), -3.3e38])
         made = {name: tensor.to(dtype).contiguous() for name, tensor in made.items()}
         save_file(made, tmp_path / "model.safetensors")
         return CheckpointIndex.open(tmp_path), made
+
     return save
 
 
@@ -55,8 +59,11 @@ def test_every_dtype_as_torch_rounds_it(stored, ran, checkpoint):
 
 def test_experts_stacked_in_one_tensor(checkpoint):
     index, tensors = checkpoint(torch.bfloat16, reads=torch.randn(3, WIDTH, HIDDEN), writes=torch.randn(3, WIDTH, HIDDEN))
-    slices = [TensorSlice(role, name, name, 1, 0, WIDTH, 1, expert)
-              for expert in range(3) for role, name in (("up", "reads"), ("write", "writes"))]
+    slices = [
+        TensorSlice(role, name, name, 1, 0, WIDTH, 1, expert)
+        for expert in range(3)
+        for role, name in (("up", "reads"), ("write", "writes"))
+    ]
     weights = StoredWeights(index, "bfloat16")
     for expert in range(3):
         found = weights.ffn(block(*slices, experts=3), expert)
@@ -80,8 +87,9 @@ def test_fused_interleaved_and_transposed(checkpoint):
     interleaved = weights.ffn(block(rows("gate", step=2), rows("up", start=1, step=2), WRITE))
     assert same(interleaved.reads[0], tensors["read"][::2])
     assert same(interleaved.reads[1], tensors["read"][1::2])
-    conv = weights.ffn(block(TensorSlice("up", "across", "across", 1, 0, WIDTH),
-                             TensorSlice("write", "transposed", "transposed", 0, 0, WIDTH)))
+    conv = weights.ffn(
+        block(TensorSlice("up", "across", "across", 1, 0, WIDTH), TensorSlice("write", "transposed", "transposed", 0, 0, WIDTH))
+    )
     assert same(conv.reads[0], tensors["across"].T)
     assert same(conv.write, tensors["transposed"].T)
 

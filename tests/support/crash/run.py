@@ -57,19 +57,24 @@ def command_job(name: str, start: Callable[[Path], object], arguments: Callable[
 def label_job() -> Job:
     """`atlas label` over its own input."""
     content = random_content(layers=6, channels=4000)
-    return command_job("label", lambda place: write_atlas(content, place / "a.h5"),
-                       lambda place: [place / "a.h5", "--rho", 0.02, "--overwrite"])
+    return command_job(
+        "label", lambda place: write_atlas(content, place / "a.h5"), lambda place: [place / "a.h5", "--rho", 0.02, "--overwrite"]
+    )
 
 
 def merge_job() -> Job:
     """`atlas merge` of two atlases of one model over an older output."""
     first = random_content(layers=6, channels=4000)
     tokens = first.calibration.token_ids + 1000
-    second = dataclasses.replace(first, calibration=dataclasses.replace(
-        first.calibration, token_ids=tokens,
-        sequence_sha256=tuple(hashlib.sha256(row.tobytes()).hexdigest() for row in tokens),
-        contributions=(dataclasses.replace(first.calibration.contributions[0], id="d" * 32),),
-    ))
+    second = dataclasses.replace(
+        first,
+        calibration=dataclasses.replace(
+            first.calibration,
+            token_ids=tokens,
+            sequence_sha256=tuple(hashlib.sha256(row.tobytes()).hexdigest() for row in tokens),
+            contributions=(dataclasses.replace(first.calibration.contributions[0], id="d" * 32),),
+        ),
+    )
 
     def start(place: Path) -> None:
         for name, content in (("p.h5", first), ("q.h5", second), ("a.h5", first)):
@@ -83,8 +88,17 @@ def build_job(model: Path) -> Job:
     old = random_content()
 
     def run(place: Path, *, resume: bool = False) -> None:
-        options = BuildOptions(str(model), str(place / "a.h5"), calib=str(model / "text.txt"), sequences=12, seq_len=48,
-                               batch_size="2", checkpoint_every=0, overwrite=True, resume=resume)
+        options = BuildOptions(
+            str(model),
+            str(place / "a.h5"),
+            calib=str(model / "text.txt"),
+            sequences=12,
+            seq_len=48,
+            batch_size="2",
+            checkpoint_every=0,
+            overwrite=True,
+            resume=resume,
+        )
         build(options, LabelSettings(rho=0.03, support_size=8))
 
     return Job("build", lambda place: write_atlas(old, place / "a.h5"), run, lambda place: run(place, resume=True))

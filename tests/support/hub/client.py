@@ -16,22 +16,41 @@ if TYPE_CHECKING:
 
     from tests.support.hub.server import Hub
 
-UNSET = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HF_TOKEN_PATH",
-         "HF_XET_CACHE", "HF_DEBUG")
+UNSET = (
+    "HF_HUB_OFFLINE",
+    "TRANSFORMERS_OFFLINE",
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "HF_HUB_CACHE",
+    "HF_TOKEN_PATH",
+    "HF_XET_CACHE",
+    "HF_DEBUG",
+)
 
 
 def environment(hub: Hub, home: Path, token: str | None = None, **changes: str) -> dict[str, str]:
     """Environment of a process whose Hub is ``hub`` and whose cache is in ``home``."""
     values = {name: value for name, value in os.environ.items() if name not in UNSET}
-    values |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
-               "NO_PROXY": "*"}
+    values |= {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "*",
+    }
     return values | ({"HF_TOKEN": token} if token else {}) | changes
 
 
 def start(*arguments: object, env: dict[str, str]) -> subprocess.Popen[str]:
     """Start Python with ``arguments`` and return at once."""
-    return subprocess.Popen([sys.executable, *map(str, arguments)], env=env, text=True, stdin=subprocess.DEVNULL,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        env=env,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def run(module: str, *arguments: object, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -46,8 +65,9 @@ def run(module: str, *arguments: object, env: dict[str, str]) -> subprocess.Comp
 
 def script(text: str, *arguments: object, env: dict[str, str]) -> Any:
     """What a Python program prints; it must succeed."""
-    done = subprocess.run([sys.executable, "-c", text, *map(str, arguments)], env=env, text=True, capture_output=True,
-                          check=False, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", text, *map(str, arguments)], env=env, text=True, capture_output=True, check=False, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -93,7 +93,13 @@ class Hub:
         return self.store.users[token]
 
     def add_repo(
-        self, repo_id: str, files: Path | Mapping[str, bytes], *, kind: str = "model", private: bool = False, gated: bool = False,
+        self,
+        repo_id: str,
+        files: Path | Mapping[str, bytes],
+        *,
+        kind: str = "model",
+        private: bool = False,
+        gated: bool = False,
     ) -> Repo:
         """A repository with ``files``, a directory or path to content."""
         namespace, _, name = repo_id.partition("/")
@@ -117,8 +123,9 @@ class Hub:
 
     def files(self, repo_id: str, kind: str = "model", revision: str = "main") -> dict[str, bytes]:
         """Path to content, without ``.gitattributes``."""
-        return {path: file.content for path, file in self.repo(repo_id, kind).at(revision).files.items()
-                if path != ".gitattributes"}
+        return {
+            path: file.content for path, file in self.repo(repo_id, kind).at(revision).files.items() if path != ".gitattributes"
+        }
 
     def requests(self, method: str, path: str) -> list[Request]:
         """Requests in the log whose path matches a pattern."""
@@ -285,8 +292,15 @@ def _whoami(call: _Call) -> Answer:
     if call.user is None:
         raise Refused(401, "Invalid username or password.")
     orgs = [{"type": "org", "name": name, "roleInOrg": role} for name, role in call.user.orgs.items()]
-    return as_json({"type": "user", "name": call.user.name, "fullname": call.user.name, "orgs": orgs,
-                    "auth": {"type": "access_token", "accessToken": {"displayName": "test", "role": call.user.role}}})
+    return as_json(
+        {
+            "type": "user",
+            "name": call.user.name,
+            "fullname": call.user.name,
+            "orgs": orgs,
+            "auth": {"type": "access_token", "accessToken": {"displayName": "test", "role": call.user.role}},
+        }
+    )
 
 
 def _create(call: _Call) -> Answer:
@@ -319,9 +333,23 @@ def _info(call: _Call) -> Answer:
             siblings[-1] |= {"size": len(file.content), "blobId": file.blob_id}
             if file.lfs:
                 siblings[-1]["lfs"] = {"sha256": file.sha256, "size": len(file.content), "pointerSize": 134}
-    return as_json({"_id": repo.id, "id": repo.id, "author": repo.namespace, "sha": commit.id, "private": repo.private,
-                    "gated": "manual" if repo.gated else False, "disabled": False, "lastModified": commit.date,
-                    "createdAt": commit.date, "tags": [], "downloads": 0, "likes": 0, "siblings": siblings})
+    return as_json(
+        {
+            "_id": repo.id,
+            "id": repo.id,
+            "author": repo.namespace,
+            "sha": commit.id,
+            "private": repo.private,
+            "gated": "manual" if repo.gated else False,
+            "disabled": False,
+            "lastModified": commit.date,
+            "createdAt": commit.date,
+            "tags": [],
+            "downloads": 0,
+            "likes": 0,
+            "siblings": siblings,
+        }
+    )
 
 
 def _entry(path: str, file: File) -> dict[str, Any]:
@@ -345,13 +373,16 @@ def _tree(call: _Call) -> Answer:
         if not inner or call.flag("recursive"):
             entries.append(_entry(path, file))
     if folder and not entries and not folders:
-        raise Refused(404, f"{folder} does not exist on \"{call.groups['revision']}\"", "EntryNotFound")
-    entries += [{"type": "directory", "path": path, "size": 0, "oid": "0" * 40} for path in sorted(folders)
-                if call.flag("recursive") or "/" not in path.removeprefix(folder)]
+        raise Refused(404, f'{folder} does not exist on "{call.groups["revision"]}"', "EntryNotFound")
+    entries += [
+        {"type": "directory", "path": path, "size": 0, "oid": "0" * 40}
+        for path in sorted(folders)
+        if call.flag("recursive") or "/" not in path.removeprefix(folder)
+    ]
     start = int(call.query.get("cursor", ["0"])[0])
     end = start + call.hub.page
     flags = "&".join(f"{name}={call.query[name][0]}" for name in ("recursive", "expand") if name in call.query)
-    following = f"<{call.hub.url}{urlsplit(call.url).path}?{flags}&cursor={end}>; rel=\"next\""
+    following = f'<{call.hub.url}{urlsplit(call.url).path}?{flags}&cursor={end}>; rel="next"'
     return as_json(entries[start:end], *([("Link", following)] if end < len(entries) else []))
 
 
@@ -366,10 +397,19 @@ def _preupload(call: _Call) -> Answer:
     if not call.flag("create_pr"):
         call.hub.store.check_write(call.user, repo)
     there = repo.at(call.groups["revision"]).files
-    return as_json({"files": [
-        {"path": item["path"], "shouldIgnore": False, "oid": there[item["path"]].etag if item["path"] in there else None,
-         "uploadMode": "lfs" if stored(item["path"], bytes(min(item["size"], 1))).lfs else "regular"}
-        for item in call.json["files"]]})
+    return as_json(
+        {
+            "files": [
+                {
+                    "path": item["path"],
+                    "shouldIgnore": False,
+                    "oid": there[item["path"]].etag if item["path"] in there else None,
+                    "uploadMode": "lfs" if stored(item["path"], bytes(min(item["size"], 1))).lfs else "regular",
+                }
+                for item in call.json["files"]
+            ]
+        }
+    )
 
 
 def _lfs_batch(call: _Call) -> Answer:
@@ -390,9 +430,13 @@ def _lfs_batch(call: _Call) -> Answer:
             upload: dict[str, Any] = {"href": f"{call.hub.storage}/lfs/whole/{place}"}
         else:
             parts = -(-size // call.hub.part_bytes)
-            upload = {"href": f"{call.hub.url}/lfs/complete/{place}", "header": {
-                "chunk_size": str(call.hub.part_bytes),
-                **{str(number): f"{call.hub.storage}/lfs/part/{number}/{place}" for number in range(1, parts + 1)}}}
+            upload = {
+                "href": f"{call.hub.url}/lfs/complete/{place}",
+                "header": {
+                    "chunk_size": str(call.hub.part_bytes),
+                    **{str(number): f"{call.hub.storage}/lfs/part/{number}/{place}" for number in range(1, parts + 1)},
+                },
+            }
         objects[-1]["actions"] = {"upload": upload, "verify": verify}
     return as_json({"transfer": "basic", "objects": objects})
 
@@ -432,8 +476,12 @@ def _xet_token(call: _Call) -> Answer:
         raise Refused(401, "Invalid username or password.")
     token = call.hub.store.grant(call.user, repo)
     place, expires = f"{call.hub.storage}/cas", int(time.time()) + 3600
-    return as_json({"casUrl": place, "accessToken": token, "exp": expires}, ("X-Xet-Cas-Url", place),
-                   ("X-Xet-Access-Token", token), ("X-Xet-Token-Expiration", str(expires)))
+    return as_json(
+        {"casUrl": place, "accessToken": token, "exp": expires},
+        ("X-Xet-Cas-Url", place),
+        ("X-Xet-Access-Token", token),
+        ("X-Xet-Token-Expiration", str(expires)),
+    )
 
 
 def _xet_xorb(call: _Call) -> Answer:
@@ -502,11 +550,18 @@ def _refs(call: _Call) -> Answer:
     repo = call.repo()
     pulls = {name: commit for name, commit in repo.refs.items() if name.startswith("refs/pr/")}
     branches = {name: commit for name, commit in repo.refs.items() if name not in pulls}
-    return as_json({
-        "branches": [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": commit} for name, commit in branches.items()],
-        "pullRequests": [{"name": name.removeprefix("refs/"), "ref": name, "targetCommit": commit}
-                         for name, commit in pulls.items()],
-        "converts": [], "tags": []})
+    return as_json(
+        {
+            "branches": [
+                {"name": name, "ref": f"refs/heads/{name}", "targetCommit": commit} for name, commit in branches.items()
+            ],
+            "pullRequests": [
+                {"name": name.removeprefix("refs/"), "ref": name, "targetCommit": commit} for name, commit in pulls.items()
+            ],
+            "converts": [],
+            "tags": [],
+        }
+    )
 
 
 def _commits(call: _Call) -> Answer:
@@ -514,8 +569,9 @@ def _commits(call: _Call) -> Answer:
     commit = repo.at(call.groups["revision"])
     rows = []
     while True:
-        rows.append({"id": commit.id, "title": commit.title, "message": "", "date": commit.date,
-                     "authors": [{"user": commit.author}]})
+        rows.append(
+            {"id": commit.id, "title": commit.title, "message": "", "date": commit.date, "authors": [{"user": commit.author}]}
+        )
         if not commit.parent:
             return as_json(rows)
         commit = repo.commits[commit.parent]
@@ -532,11 +588,20 @@ def _discussion(call: _Call) -> Answer:
     repo, number = call.repo(), int(call.groups["number"])
     if number > len(repo.pulls):
         raise Refused(404, "Discussion not found")
-    return as_json({
-        "num": number, "title": repo.pulls[number - 1], "status": "draft", "isPullRequest": True,
-        "createdAt": repo.head.date, "author": {"name": call.user.name if call.user else ""},
-        "repo": {"name": repo.id, "type": repo.kind}, "events": [], "changes": {"base": "refs/heads/main"},
-        "filesWithConflicts": []})
+    return as_json(
+        {
+            "num": number,
+            "title": repo.pulls[number - 1],
+            "status": "draft",
+            "isPullRequest": True,
+            "createdAt": repo.head.date,
+            "author": {"name": call.user.name if call.user else ""},
+            "repo": {"name": repo.id, "type": repo.kind},
+            "events": [],
+            "changes": {"base": "refs/heads/main"},
+            "filesWithConflicts": [],
+        }
+    )
 
 
 def _settings(call: _Call) -> Answer:
@@ -567,8 +632,17 @@ def _resolve(call: _Call) -> Answer:
     if not file.lfs:
         return _content(call, file.content, pinned, ("ETag", f'"{file.blob_id}"'))
     place = f"{call.hub.storage}/cdn/{repo.kind}/{repo.id}/{file.sha256}"
-    return Answer(b"Found", 302, (pinned, ("ETag", f'"{file.sha256}"'), ("X-Linked-Etag", f'"{file.sha256}"'),
-                                  ("X-Linked-Size", str(len(file.content))), ("Location", place)))
+    return Answer(
+        b"Found",
+        302,
+        (
+            pinned,
+            ("ETag", f'"{file.sha256}"'),
+            ("X-Linked-Etag", f'"{file.sha256}"'),
+            ("X-Linked-Size", str(len(file.content))),
+            ("Location", place),
+        ),
+    )
 
 
 def _cdn(call: _Call) -> Answer:

@@ -124,8 +124,14 @@ class Repo:
         """Make ``files`` the state of ``revision``."""
         parent = self.refs.get(revision, "")
         seed = [parent, title, str(len(self.commits)), *(f"{path} {files[path].blob_id}" for path in sorted(files))]
-        new = Commit(hashlib.sha1("\n".join([self.kind, self.id, *seed]).encode()).hexdigest(), parent, title, author,
-                     datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z"), dict(files))
+        new = Commit(
+            hashlib.sha1("\n".join([self.kind, self.id, *seed]).encode()).hexdigest(),
+            parent,
+            title,
+            author,
+            datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z"),
+            dict(files),
+        )
         self.commits[new.id] = new
         self.refs[revision] = new.id
         return new
@@ -170,7 +176,7 @@ class Store:
             raise Refused(401, "Invalid username or password.")
         repo = Repo(f"{namespace}/{name}", kind, private=private)
         if not user.may_write(namespace):
-            raise Refused(403, f"You don't have the rights to create a {kind} under the namespace \"{namespace}\"")
+            raise Refused(403, f'You don\'t have the rights to create a {kind} under the namespace "{namespace}"')
         if (kind, repo.id) in self.repos:
             raise Refused(409, f"You already created this {kind} repo", url=self.page(repo))
         repo.commit({".gitattributes": File(GITATTRIBUTES, lfs=False)}, "initial commit", user.name)
@@ -192,8 +198,12 @@ class Store:
             return
         name = "model" if repo.kind == "model" else "dataset"
         if user is None:
-            raise Refused(401, f"Access to {name} {repo.id} is restricted. You must have access to it and be authenticated "
-                               "to access it. Please log in.", "GatedRepo")
+            raise Refused(
+                401,
+                f"Access to {name} {repo.id} is restricted. You must have access to it and be authenticated "
+                "to access it. Please log in.",
+                "GatedRepo",
+            )
         raise Refused(403, f"Access to {name} {repo.id} is restricted and you are not in the authorized list.", "GatedRepo")
 
     def check_write(self, user: User | None, repo: Repo) -> User:

@@ -129,14 +129,19 @@ def test_names_on_disk_may_differ_from_names_in_memory(tmp_path: Path) -> None:
     """The first GPT-2 checkpoints lack the prefix that the loaded model's names have."""
     model = save_model("gpt2", tmp_path / "model")
     tensors = load_file(model / "model.safetensors")
-    save_file({name.removeprefix("transformer."): tensor for name, tensor in tensors.items()},
-              model / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()},
+        model / "model.safetensors",
+        {"format": "pt"},
+    )
     case = Case("gpt2", model, save_atlas("gpt2", model, tmp_path / "atlas.h5"))
     plan = case.plan()
     blocks = tuple(
-        dataclasses.replace(block, tensors=tuple(
-            dataclasses.replace(item, tensor=item.tensor.removeprefix("transformer.")) for item in block.tensors
-        )) for block in plan.blocks
+        dataclasses.replace(
+            block,
+            tensors=tuple(dataclasses.replace(item, tensor=item.tensor.removeprefix("transformer.")) for item in block.tensors),
+        )
+        for block in plan.blocks
     )
     report = apply_plan(dataclasses.replace(plan, blocks=blocks), model, tmp_path / "out")
     assert report.logits is not None
@@ -154,9 +159,21 @@ def test_only_the_width_changes_in_the_config(llama: Case, tmp_path: Path) -> No
 
 
 def test_what_the_output_holds(llama: Case, tmp_path: Path) -> None:
-    for name in ("tokenizer.json", "chat_template.jinja", "LICENSE", "special_tokens_map.json", ".secret",
-                 "pytorch_model.bin", "model.onnx", "modeling_evil.py", "README.md", "other.safetensors",
-                 "adapter_config.json", "training_args.bin", "model.gguf"):
+    for name in (
+        "tokenizer.json",
+        "chat_template.jinja",
+        "LICENSE",
+        "special_tokens_map.json",
+        ".secret",
+        "pytorch_model.bin",
+        "model.onnx",
+        "modeling_evil.py",
+        "README.md",
+        "other.safetensors",
+        "adapter_config.json",
+        "training_args.bin",
+        "model.gguf",
+    ):
         (llama.model / name).write_text(f"{name}\n")
     (tmp_path / "private").write_text("private")
     (llama.model / "notes.txt").symlink_to(tmp_path / "private")
@@ -168,8 +185,17 @@ def test_what_the_output_holds(llama: Case, tmp_path: Path) -> None:
     said: list[str] = []
     apply_plan(llama.plan(seed=3), llama.model, tmp_path / "out", command="surgery prune x", note=said.append)
     assert entries(tmp_path / "out") == [
-        "LICENSE", "README.md", "additional_chat_templates", "chat_template.jinja", "config.json", "generation_config.json",
-        "kept_channels.safetensors", "layers.svg", "model.safetensors", "special_tokens_map.json", "surgery.json",
+        "LICENSE",
+        "README.md",
+        "additional_chat_templates",
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "kept_channels.safetensors",
+        "layers.svg",
+        "model.safetensors",
+        "special_tokens_map.json",
+        "surgery.json",
         "tokenizer.json",
     ]
     assert entries(tmp_path / "out" / "additional_chat_templates") == ["tools.jinja"]
@@ -226,8 +252,12 @@ def test_the_wrong_model(llama: Case, tmp_path: Path) -> None:
 def test_quantised_and_configless_models(llama: Case, tmp_path: Path) -> None:
     path = llama.model / "config.json"
     config = json.loads(path.read_text())
-    for text, message in ((json.dumps(config | {"quantization_config": {"bits": 4}}), "quantised"), ("{", "not valid"),
-                          ("[]", "not a table"), (json.dumps(config | {"model_type": "new"}), "does not know")):
+    for text, message in (
+        (json.dumps(config | {"quantization_config": {"bits": 4}}), "quantised"),
+        ("{", "not valid"),
+        ("[]", "not a table"),
+        (json.dumps(config | {"model_type": "new"}), "does not know"),
+    ):
         path.write_text(text)
         with pytest.raises(ModelError, match=message):
             apply_plan(llama.plan(), llama.model, tmp_path / "out")
@@ -319,9 +349,7 @@ def test_nan_weights_fail_the_check(tmp_path: Path) -> None:
     assert entries(tmp_path) == ["atlas.h5", "model"]
 
 
-def test_no_memory_for_the_dense_model_is_said(
-    llama: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_memory_for_the_dense_model_is_said(llama: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from surgery.cut import check
 
     assert check.memory_shortage(10**13) is not None
@@ -342,8 +370,9 @@ def test_random_tokens_where_the_atlas_stores_none(llama: Case, tmp_path: Path) 
         assert (report.logits.text, report.logits.count) == ("random tokens", 64)
 
 
-def test_command_line_end_to_end(llama: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                 capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line_end_to_end(
+    llama: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["prune", "atlas.h5", "--sparsity", "0.5", "--model", "model", "--json", "--quiet"]) == 0
     out, err = capsys.readouterr()
@@ -352,12 +381,12 @@ def test_command_line_end_to_end(llama: Case, tmp_path: Path, monkeypatch: pytes
     assert err == ""
     assert record["parameters"]["after"] < record["parameters"]["before"]
     # A fresh process with stock code only.
-    code = ("import sys, torch, transformers; m = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1]);"
-            "assert m.config.intermediate_size == 19; print(m(torch.tensor([[1, 2]])).logits.shape);"
-            "assert not {'chanfmt', 'surgery'} & set(sys.modules)")
-    done = subprocess.run(
-        [sys.executable, "-c", code, "llama-scar-prot-50"], capture_output=True, text=True, check=True
+    code = (
+        "import sys, torch, transformers; m = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1]);"
+        "assert m.config.intermediate_size == 19; print(m(torch.tensor([[1, 2]])).logits.shape);"
+        "assert not {'chanfmt', 'surgery'} & set(sys.modules)"
     )
+    done = subprocess.run([sys.executable, "-c", code, "llama-scar-prot-50"], capture_output=True, text=True, check=True)
     assert f"[1, 2, {VOCABULARY}]" in done.stdout
     assert main(["plan", "atlas.h5", "--sparsity", "0.25", "--method", "flap", "-o", "plan", "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)
@@ -370,19 +399,28 @@ def test_command_line_end_to_end(llama: Case, tmp_path: Path, monkeypatch: pytes
     assert entries(tmp_path) == ["atlas.h5", "llama-scar-prot-50", "model", "plan", "small"]
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["prune", "atlas.h5", "--sparsity", "0.5"], "built from a local model named 'tiny/llama'"),
-    (["prune", "atlas.h5", "--sparsity", "1"], "nothing would be left"),
-    (["prune", "atlas.h5", "--sparsity", "half"], "invalid float"),
-    (["prune", "atlas.h5"], "--sparsity"),
-    (["prune", "none.h5", "--sparsity", "0.5"], "none.h5"),
-    (["plan", "atlas.h5", "--sparsity", "0.5", "--protect", "nodes"], "nothing to protect is called 'nodes'"),
-    (["plan", "atlas.h5", "--sparsity", "0.5", "-o", "atlas.h5"], "exists"),
-    (["apply", "atlas.h5", "--model", "model"], "is not a pruning plan"),
-    (["apply"], "PLAN"),
-])
-def test_wrong_usage_exits_2(llama: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                             capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prune", "atlas.h5", "--sparsity", "0.5"], "built from a local model named 'tiny/llama'"),
+        (["prune", "atlas.h5", "--sparsity", "1"], "nothing would be left"),
+        (["prune", "atlas.h5", "--sparsity", "half"], "invalid float"),
+        (["prune", "atlas.h5"], "--sparsity"),
+        (["prune", "none.h5", "--sparsity", "0.5"], "none.h5"),
+        (["plan", "atlas.h5", "--sparsity", "0.5", "--protect", "nodes"], "nothing to protect is called 'nodes'"),
+        (["plan", "atlas.h5", "--sparsity", "0.5", "-o", "atlas.h5"], "exists"),
+        (["apply", "atlas.h5", "--model", "model"], "is not a pruning plan"),
+        (["apply"], "PLAN"),
+    ],
+)
+def test_wrong_usage_exits_2(
+    llama: Case,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     out, err = capsys.readouterr()
@@ -391,8 +429,9 @@ def test_wrong_usage_exits_2(llama: Case, tmp_path: Path, monkeypatch: pytest.Mo
     assert entries(tmp_path) == ["atlas.h5", "model"]
 
 
-def test_dry_run_writes_nothing(llama: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_writes_nothing(
+    llama: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["prune", "atlas.h5", "--sparsity", "0.5", "--dry-run"]) == 0
     assert "37 to 19 in 3 FFNs" in capsys.readouterr().out

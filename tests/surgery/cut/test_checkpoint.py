@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from surgery.planning.plan import PruningPlan
 
+
 def exact(plan: PruningPlan) -> dict[str, int]:
     """Widths without zero channels."""
     return {block.name: block.n_kept for block in plan.blocks}
@@ -53,8 +54,17 @@ def bits(tensor: torch.Tensor) -> np.ndarray:
     return tensor.contiguous().view(torch.uint8).numpy()
 
 
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2,
-          torch.int8, torch.int64, torch.bool]
+DTYPES = [
+    torch.float64,
+    torch.float32,
+    torch.bfloat16,
+    torch.float16,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.int8,
+    torch.int64,
+    torch.bool,
+]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -65,8 +75,11 @@ def test_gather_any_dtype_along_any_axis(
 ) -> None:
     monkeypatch.setattr(reader, "CHUNK_BYTES", chunk)
     random = np.random.default_rng(0)
-    tensor = torch.from_numpy(random.integers(0, 2, (7, 11, 5))) if dtype == torch.bool else torch.from_numpy(
-        random.normal(0, 20, (7, 11, 5)))
+    tensor = (
+        torch.from_numpy(random.integers(0, 2, (7, 11, 5)))
+        if dtype == torch.bool
+        else torch.from_numpy(random.normal(0, 20, (7, 11, 5)))
+    )
     tensor = tensor.to(dtype)
     save_file({"before": torch.zeros(3), "x": tensor}, tmp_path / "model.safetensors")
     entry = CheckpointIndex.open(tmp_path).tensors["x"]
@@ -85,7 +98,7 @@ def assembled(entry: TensorEntry, cut: Cut) -> bytes:
     with entry.file.open("rb") as file:
         for part in cut_parts(entry, cut):
             data = part.read(file.fileno())
-            result[part.offset:part.offset + len(data)] = data
+            result[part.offset : part.offset + len(data)] = data
             assert part.offset == end
             end += len(data)
     return bytes(result[:end])
@@ -107,8 +120,7 @@ def test_cuts_rows_columns_biases_and_nothing_else(tmp_path: Path) -> None:
     slices = (piece("up", 0), piece("up_bias", 0), piece("down", 1, role="write"), piece("down_bias", None))
     found = cut_once(tmp_path / "in", tmp_path / "out", plan_of(slices))
     keep = torch.from_numpy(KEPT.astype(np.int64))
-    expected = tensors | {"up": tensors["up"][keep], "up_bias": tensors["up_bias"][keep],
-                          "down": tensors["down"][:, keep]}
+    expected = tensors | {"up": tensors["up"][keep], "up_bias": tensors["up_bias"][keep], "down": tensors["down"][:, keep]}
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype
@@ -116,14 +128,17 @@ def test_cuts_rows_columns_biases_and_nothing_else(tmp_path: Path) -> None:
     assert CheckpointIndex.open(tmp_path / "out").metadata == {"format": "pt", "note": "kept"}
 
 
-@pytest.mark.parametrize(("slices", "kept_rows"), [
-    # Halves: gate rows, then up rows.
-    ((piece("w", 0, 0, role="gate"), piece("w", 0, WIDTH)), [*KEPT, *(KEPT + WIDTH)]),
-    # Interleaved: gate, up, gate, up.
-    ((piece("w", 0, 0, 2, role="gate"), piece("w", 0, 1, 2)), sorted([*(2 * KEPT), *(2 * KEPT + 1)])),
-    # One role at an offset; what belongs to no role stays.
-    ((piece("w", 0, 5),), [*range(5), *(KEPT + 5), *range(18, 26)]),
-])
+@pytest.mark.parametrize(
+    ("slices", "kept_rows"),
+    [
+        # Halves: gate rows, then up rows.
+        ((piece("w", 0, 0, role="gate"), piece("w", 0, WIDTH)), [*KEPT, *(KEPT + WIDTH)]),
+        # Interleaved: gate, up, gate, up.
+        ((piece("w", 0, 0, 2, role="gate"), piece("w", 0, 1, 2)), sorted([*(2 * KEPT), *(2 * KEPT + 1)])),
+        # One role at an offset; what belongs to no role stays.
+        ((piece("w", 0, 5),), [*range(5), *(KEPT + 5), *range(18, 26)]),
+    ],
+)
 def test_fused_tensors(tmp_path: Path, slices: tuple[TensorSlice, ...], kept_rows: list[int]) -> None:
     weight = torch.arange(26 * 7, dtype=torch.float32).reshape(26, 7)
     (tmp_path / "in").mkdir()
@@ -135,8 +150,11 @@ def test_fused_tensors(tmp_path: Path, slices: tuple[TensorSlice, ...], kept_row
 def sharded(directory: Path) -> dict[str, torch.Tensor]:
     """Three shards with names of the source's own choosing."""
     directory.mkdir()
-    tensors = {f"{layer}.{name}": torch.randn(*shape) for layer in range(3)
-               for name, shape in (("up", (WIDTH, 7)), ("down", (7, WIDTH)), ("other", (3, 5)))}
+    tensors = {
+        f"{layer}.{name}": torch.randn(*shape)
+        for layer in range(3)
+        for name, shape in (("up", (WIDTH, 7)), ("down", (7, WIDTH)), ("other", (3, 5)))
+    }
     weight_map = {}
     for layer in range(3):
         part = {name: tensor for name, tensor in tensors.items() if name.startswith(str(layer))}
@@ -166,26 +184,31 @@ def test_fingerprint_ignores_shards_and_sees_values(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "one" / "model.safetensors")
     first = fingerprint(CheckpointIndex.open(tmp_path / "in"))
     assert first == fingerprint(CheckpointIndex.open(tmp_path / "one"))
-    for change in ({"0.up": tensors["0.up"] + 1}, {"0.up": tensors["0.up"].reshape(7, WIDTH)},
-                   {"0.up": tensors["0.up"].view(torch.int32)}, {"new": torch.zeros(1)}):
+    for change in (
+        {"0.up": tensors["0.up"] + 1},
+        {"0.up": tensors["0.up"].reshape(7, WIDTH)},
+        {"0.up": tensors["0.up"].view(torch.int32)},
+        {"new": torch.zeros(1)},
+    ):
         save_file(tensors | change, tmp_path / "one" / "model.safetensors")
         assert fingerprint(CheckpointIndex.open(tmp_path / "one")) != first
 
 
-@pytest.mark.parametrize(("slices", "message"), [
-    ((piece("missing", 0),), "no tensor 'missing'"),
-    ((piece("w", 1),), "shape"),
-    ((piece("w", 0, 14),), "shape"),
-    ((piece("w", 2),), "axis"),
-    ((piece("w", 0), piece("w", 1)), "axis"),
-    ((piece("w", 0), piece("w", 0, 1)), "two roles"),
-    ((dataclasses.replace(piece("w", 0), stop=10**30),), "shape"),
-    ((dataclasses.replace(piece("w", 0), stop=4),), "shape"),
-    ((), "names no tensor"),
-])
-def test_plans_that_do_not_fit_the_checkpoint(
-    tmp_path: Path, slices: tuple[TensorSlice, ...], message: str
-) -> None:
+@pytest.mark.parametrize(
+    ("slices", "message"),
+    [
+        ((piece("missing", 0),), "no tensor 'missing'"),
+        ((piece("w", 1),), "shape"),
+        ((piece("w", 0, 14),), "shape"),
+        ((piece("w", 2),), "axis"),
+        ((piece("w", 0), piece("w", 1)), "axis"),
+        ((piece("w", 0), piece("w", 0, 1)), "two roles"),
+        ((dataclasses.replace(piece("w", 0), stop=10**30),), "shape"),
+        ((dataclasses.replace(piece("w", 0), stop=4),), "shape"),
+        ((), "names no tensor"),
+    ],
+)
+def test_plans_that_do_not_fit_the_checkpoint(tmp_path: Path, slices: tuple[TensorSlice, ...], message: str) -> None:
     save_file({"w": torch.zeros(26, 7)}, tmp_path / "model.safetensors")
     with pytest.raises(ModelError, match=message):
         plan_cuts(plan_of(slices), {"layer.0": len(KEPT)}, CheckpointIndex.open(tmp_path))
@@ -208,26 +231,32 @@ def tensor(start: int, stop: int, shape: Any = None, dtype: Any = "F32") -> dict
     return {"dtype": dtype, "shape": [(stop - start) // 4] if shape is None else shape, "data_offsets": [start, stop]}
 
 
-@pytest.mark.parametrize(("header", "data", "message"), [
-    (b"{", b"", "damaged"), (b"[]", b"", "not a table"), (b"[" * 100_000, b"", "damaged"),
-    (b"\xff\xff", b"", "damaged"),
-    (b'{"a":1,"a":1}', b"", "twice"),
-    ({"a": 3}, b"", "not described"),
-    ({"a": tensor(0, 8)}, b"1234", "cut short"),
-    ({"a": tensor(0, 4)}, b"12345678", "belong to no tensor"),
-    ({"a": tensor(4, 8)}, b"12345678", "belong to no tensor"),
-    ({"a": tensor(0, 8), "b": tensor(4, 12)}, b"123456789012", "overlap"),
-    ({"a": tensor(0, 8), "b": tensor(0, 8)}, b"12345678", "overlap"),
-    ({"a": tensor(8, 4, [1])}, b"12345678", "bytes"),
-    ({"a": tensor(0, 8, [3])}, b"12345678", "not F32 of shape"),
-    ({"a": tensor(0, 8, [-2])}, b"12345678", "no valid shape"),
-    ({"a": tensor(0, 8, [True, 2])}, b"12345678", "no valid shape"),
-    ({"a": tensor(0, 8, [1] * 99 + [2])}, b"12345678", "no valid shape"),
-    ({"a": tensor(0, 8, [2], "X9")}, b"12345678", "unknown dtype"),
-    ({"a": tensor(0, 8, [2], ["F32"])}, b"12345678", "unknown dtype"),
-    ({"a": tensor(-8, 0, [2])}, b"12345678", "no valid shape"),
-    ({"__metadata__": 3}, b"", "metadata"), ({"__metadata__": {"a": 3}}, b"", "metadata"),
-])
+@pytest.mark.parametrize(
+    ("header", "data", "message"),
+    [
+        (b"{", b"", "damaged"),
+        (b"[]", b"", "not a table"),
+        (b"[" * 100_000, b"", "damaged"),
+        (b"\xff\xff", b"", "damaged"),
+        (b'{"a":1,"a":1}', b"", "twice"),
+        ({"a": 3}, b"", "not described"),
+        ({"a": tensor(0, 8)}, b"1234", "cut short"),
+        ({"a": tensor(0, 4)}, b"12345678", "belong to no tensor"),
+        ({"a": tensor(4, 8)}, b"12345678", "belong to no tensor"),
+        ({"a": tensor(0, 8), "b": tensor(4, 12)}, b"123456789012", "overlap"),
+        ({"a": tensor(0, 8), "b": tensor(0, 8)}, b"12345678", "overlap"),
+        ({"a": tensor(8, 4, [1])}, b"12345678", "bytes"),
+        ({"a": tensor(0, 8, [3])}, b"12345678", "not F32 of shape"),
+        ({"a": tensor(0, 8, [-2])}, b"12345678", "no valid shape"),
+        ({"a": tensor(0, 8, [True, 2])}, b"12345678", "no valid shape"),
+        ({"a": tensor(0, 8, [1] * 99 + [2])}, b"12345678", "no valid shape"),
+        ({"a": tensor(0, 8, [2], "X9")}, b"12345678", "unknown dtype"),
+        ({"a": tensor(0, 8, [2], ["F32"])}, b"12345678", "unknown dtype"),
+        ({"a": tensor(-8, 0, [2])}, b"12345678", "no valid shape"),
+        ({"__metadata__": 3}, b"", "metadata"),
+        ({"__metadata__": {"a": 3}}, b"", "metadata"),
+    ],
+)
 def test_hostile_headers(tmp_path: Path, header: Any, data: bytes, message: str) -> None:
     raw_file(tmp_path / "model.safetensors", header, data)
     with pytest.raises(ModelError, match=message):
@@ -246,9 +275,19 @@ def test_truncated_files(tmp_path: Path) -> None:
         CheckpointIndex.open(tmp_path)
 
 
-@pytest.mark.parametrize("name", [
-    "../model.safetensors", "/etc/model.safetensors", "a/b.safetensors", "..", "", "a\\b.safetensors", "model.bin", 3,
-])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../model.safetensors",
+        "/etc/model.safetensors",
+        "a/b.safetensors",
+        "..",
+        "",
+        "a\\b.safetensors",
+        "model.bin",
+        3,
+    ],
+)
 def test_shard_names_may_not_leave_the_directory(tmp_path: Path, name: Any) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
     with pytest.raises(ModelError, match="names the shard"):
@@ -271,8 +310,9 @@ def test_indexes_that_do_not_match_their_shards(tmp_path: Path) -> None:
         with pytest.raises(ModelError, match="and it does not"):
             CheckpointIndex.open(tmp_path / "in")
     path.write_text(json.dumps({"weight_map": weight_map}))
-    save_file({"0.up": torch.zeros(1), **load_file(tmp_path / "in" / "part-2.safetensors")},
-              tmp_path / "in" / "part-2.safetensors")
+    save_file(
+        {"0.up": torch.zeros(1), **load_file(tmp_path / "in" / "part-2.safetensors")}, tmp_path / "in" / "part-2.safetensors"
+    )
     with pytest.raises(ModelError, match="in two shards"):
         CheckpointIndex.open(tmp_path / "in")
     (tmp_path / "in" / "part-2.safetensors").unlink()

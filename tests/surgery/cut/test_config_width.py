@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
 def planned(name: str, kept: int) -> PruningPlan:
     family = FAMILIES[name]
-    plan = plan_of(*(block.tensors for block in family.blocks()), kept=np.arange(kept, dtype=np.int32),
-                   width=family.width)
+    plan = plan_of(*(block.tensors for block in family.blocks()), kept=np.arange(kept, dtype=np.int32), width=family.width)
     assert isinstance(plan.blocks[0], BlockPlan)
     return plan
 
@@ -68,8 +67,9 @@ def test_a_hard_coded_width_is_refused() -> None:
 
 
 def test_a_field_that_moves_more_is_refused() -> None:
-    config = transformers.LlamaConfig(vocab_size=53, hidden_size=24, num_hidden_layers=2, num_attention_heads=4,
-                                      num_key_value_heads=2, intermediate_size=37)
+    config = transformers.LlamaConfig(
+        vocab_size=53, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=37
+    )
     model = transformers.LlamaForCausalLM(config)
     with pytest.raises(ModelError, match="'llama'"):
         narrow(model, 37, 19, ("0.mlp.up_proj.weight", "0.mlp.gate_proj.weight", "0.mlp.down_proj.weight"))
@@ -77,33 +77,60 @@ def test_a_field_that_moves_more_is_refused() -> None:
 
 def test_a_width_that_other_quantities_share() -> None:
     """Vocabulary and context have the FFN's width too; only the right field is taken."""
-    config = transformers.LlamaConfig(vocab_size=37, hidden_size=24, num_hidden_layers=2, num_attention_heads=4,
-                                      num_key_value_heads=2, intermediate_size=37, max_position_embeddings=37)
-    fields = narrow(transformers.LlamaForCausalLM(config), 37, 19, ("gate_proj.weight", "up_proj.weight",
-                                                                    "down_proj.weight"))
+    config = transformers.LlamaConfig(
+        vocab_size=37,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=37,
+        max_position_embeddings=37,
+    )
+    fields = narrow(transformers.LlamaForCausalLM(config), 37, 19, ("gate_proj.weight", "up_proj.weight", "down_proj.weight"))
     assert fields == {"intermediate_size": 19}
 
 
 def test_two_fields_in_one_model() -> None:
     """Encoder and decoder widths are separate fields; both are needed."""
-    config = transformers.BartConfig(vocab_size=53, d_model=24, encoder_layers=2, decoder_layers=2,
-                                     encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=37,
-                                     decoder_ffn_dim=37, max_position_embeddings=41)
-    fields = narrow(transformers.BartForConditionalGeneration(config), 37, 19,
-                    ("fc1.weight", "fc1.bias", "fc2.weight"))
+    config = transformers.BartConfig(
+        vocab_size=53,
+        d_model=24,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=37,
+        decoder_ffn_dim=37,
+        max_position_embeddings=41,
+    )
+    fields = narrow(transformers.BartForConditionalGeneration(config), 37, 19, ("fc1.weight", "fc1.bias", "fc2.weight"))
     assert fields == {"encoder_ffn_dim": 19, "decoder_ffn_dim": 19}
 
 
 def test_a_field_in_a_nested_config() -> None:
     config = transformers.Gemma3Config(
-        text_config={"vocab_size": 53, "hidden_size": 24, "intermediate_size": 37, "num_hidden_layers": 2,
-                     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6},
-        vision_config={"hidden_size": 20, "intermediate_size": 41, "num_hidden_layers": 1, "num_attention_heads": 4,
-                       "image_size": 28, "patch_size": 14},
+        text_config={
+            "vocab_size": 53,
+            "hidden_size": 24,
+            "intermediate_size": 37,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 6,
+        },
+        vision_config={
+            "hidden_size": 20,
+            "intermediate_size": 41,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 4,
+            "image_size": 28,
+            "patch_size": 14,
+        },
         mm_tokens_per_image=4,
     )
-    fields = narrow(transformers.Gemma3ForConditionalGeneration(config), 37, 19,
-                    ("gate_proj.weight", "up_proj.weight", "down_proj.weight"))
+    fields = narrow(
+        transformers.Gemma3ForConditionalGeneration(config), 37, 19, ("gate_proj.weight", "up_proj.weight", "down_proj.weight")
+    )
     assert fields == {"text_config.intermediate_size": 19}
 
 
@@ -114,8 +141,9 @@ def test_unknown_model_types(config: dict[str, Any]) -> None:
 
 
 def test_architectures_are_names_of_models_only() -> None:
-    config = transformers.LlamaConfig(vocab_size=53, hidden_size=24, num_hidden_layers=1, num_attention_heads=4,
-                                      num_key_value_heads=2, intermediate_size=37).to_dict()
+    config = transformers.LlamaConfig(
+        vocab_size=53, hidden_size=24, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, intermediate_size=37
+    ).to_dict()
     expected = meta_shapes(config | {"architectures": ["LlamaForCausalLM"]})
     assert meta_shapes(config | {"architectures": None}) == expected
     base = {name.removeprefix("model."): shape for name, shape in expected.items() if name != "lm_head.weight"}

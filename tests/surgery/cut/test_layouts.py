@@ -24,13 +24,39 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CAUSAL = (
-    "llama", "gpt2", "opt", "phi3", "gpt_neox", "gptj", "falcon", "codegen", "mpt", "bloom", "gemma3_text",
-    "mixtral", "qwen3_moe", "qwen2_moe", "gpt_oss", "granitemoe", "dbrx", "deepseek_v3", "llama4_text", "bamba", "jamba",
-    "openai-gpt", "xglm",
+    "llama",
+    "gpt2",
+    "opt",
+    "phi3",
+    "gpt_neox",
+    "gptj",
+    "falcon",
+    "codegen",
+    "mpt",
+    "bloom",
+    "gemma3_text",
+    "mixtral",
+    "qwen3_moe",
+    "qwen2_moe",
+    "gpt_oss",
+    "granitemoe",
+    "dbrx",
+    "deepseek_v3",
+    "llama4_text",
+    "bamba",
+    "jamba",
+    "openai-gpt",
+    "xglm",
 )
 OTHER = (
-    ("bert", "masked"), ("albert", "masked"), ("modernbert", "masked"), ("t5", "seq2seq"), ("bart", "seq2seq"),
-    ("vit", "image"), ("whisper", "speech"), ("wav2vec2", "audio"),
+    ("bert", "masked"),
+    ("albert", "masked"),
+    ("modernbert", "masked"),
+    ("t5", "seq2seq"),
+    ("bart", "seq2seq"),
+    ("vit", "image"),
+    ("whisper", "speech"),
+    ("wav2vec2", "audio"),
 )
 TYPES = [(name, "causal") for name in CAUSAL] + list(OTHER)
 FIXED_WIDTH = ("bloom", "openai-gpt", "mpt")
@@ -90,7 +116,8 @@ def test_every_layout_is_cut_and_restored(model_type: str, family: str, tmp_path
     del loaded
     config, back = (json.loads((place / "config.json").read_text()) for place in (model, tmp_path / "back"))
     assert {name: value for name, value in back.items() if value is not None} == {
-        name: value for name, value in config.items() if value is not None}
+        name: value for name, value in config.items() if value is not None
+    }
 
 
 def uneven(number: int, ffn: Any) -> int:
@@ -108,7 +135,8 @@ def test_uneven_widths_are_filled_up_with_zero_channels(model_type: str, tmp_pat
     if model_type != "bart":  # Its encoder and decoder have a field each.
         assert set(report.applied.widths.values()) == {widest}
     assert {block.name for block in report.padded} == {
-        block.name for block in plan.blocks if block.n_kept < report.applied.widths[block.name]}
+        block.name for block in plan.blocks if block.n_kept < report.applied.widths[block.name]
+    }
     assert report.padded
     assert report.bytes_after < report.bytes_before
     restore(tmp_path / "out", tmp_path / "back")
@@ -171,8 +199,9 @@ def test_a_fine_tune_is_cut_alike(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="not the model of the atlas") as caught:
         apply_plan(plan, tmp_path / "tuned", tmp_path / "out")
     assert "--fine-tune" in str(caught.value.hint)
-    report = apply_plan(plan, tmp_path / "tuned", tmp_path / "out",
-                        fine_tune=ResolvedModel(tmp_path / "tuned", "me/tuned", "c0ffee", "hub"))
+    report = apply_plan(
+        plan, tmp_path / "tuned", tmp_path / "out", fine_tune=ResolvedModel(tmp_path / "tuned", "me/tuned", "c0ffee", "hub")
+    )
     assert report.applied.fingerprint != plan.model.fingerprint
     assert report.logits is not None
     assert "base_model: me/tuned\n" in (tmp_path / "out" / "README.md").read_text()

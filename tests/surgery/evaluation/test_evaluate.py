@@ -63,8 +63,21 @@ def losses_of(directory, ids, seq_len, *, whole: bool):
 @pytest.mark.parametrize("protocol", ["paper", "common"])
 def test_json_holds_what_transformers_computes(models, run, protocol):
     first, second, _ = models
-    code, out, err = run(first, second, "--data", "pydoc", "--seq-len", "96", "--max-tokens", "1000", "--protocol", protocol,
-                         "--json", "--seed", "3")
+    code, out, err = run(
+        first,
+        second,
+        "--data",
+        "pydoc",
+        "--seq-len",
+        "96",
+        "--max-tokens",
+        "1000",
+        "--protocol",
+        protocol,
+        "--json",
+        "--seed",
+        "3",
+    )
     assert code == 0, err
     result = json.loads(out)
     assert result["protocol"]["name"] == protocol
@@ -111,13 +124,19 @@ def test_tables_say_what_json_says_in_100_columns(models, run):
     lines = out.splitlines()
     assert max(map(len, lines)) <= 100
     counted = data["models"][0]
-    assert lines[0] == (f"pydoc, protocol paper: 1,000 of {counted['text_tokens']:,} tokens in 11 blocks of 96, 989 predicted "
-                        f"({counted['predicted_bytes']:,} bytes)")
+    assert lines[0] == (
+        f"pydoc, protocol paper: 1,000 of {counted['text_tokens']:,} tokens in 11 blocks of 96, 989 predicted "
+        f"({counted['predicted_bytes']:,} bytes)"
+    )
     for model, line in zip(data["models"], lines[3:5], strict=True):
         cells = line.split()
         assert cells[:2] == [model["model"].rsplit("/", 1)[1], f"{model['parameters']:,}"]
-        assert cells[2:6] == [f"{model['perplexity']:.2f}", f"{model['nll']:.4f}", f"{model['nll_standard_error']:.4f}",
-                              f"{model['bits_per_byte']:.4f}"]
+        assert cells[2:6] == [
+            f"{model['perplexity']:.2f}",
+            f"{model['nll']:.4f}",
+            f"{model['nll_standard_error']:.4f}",
+            f"{model['bits_per_byte']:.4f}",
+        ]
     against = data["models"][1]["against_first"]
     low, high = against["nll_difference_interval"]
     assert lines[6].startswith("against llama")
@@ -156,13 +175,38 @@ def test_bits_per_byte_compare_over_a_whole_text(models, run, tmp_path):
 
 def test_a_cut_model_alone_says_what_was_cut(tiny_atlas, tiny_checkpoint, tmp_path, run):
     out = tmp_path / "cut"
-    assert surgery(["prune", str(tiny_atlas("llama")), "--model", str(tiny_checkpoint("llama")), "--sparsity", "0.5", "--method",
-                    "magnitude", "--protect", "halo", "-o", str(out), "--quiet"]) == 0
+    assert (
+        surgery(
+            [
+                "prune",
+                str(tiny_atlas("llama")),
+                "--model",
+                str(tiny_checkpoint("llama")),
+                "--sparsity",
+                "0.5",
+                "--method",
+                "magnitude",
+                "--protect",
+                "halo",
+                "-o",
+                str(out),
+                "--quiet",
+            ]
+        )
+        == 0
+    )
     cut = json.loads(run(out, "--data", "pydoc", "--seq-len", "96", "--max-tokens", "200", "--json")[1])["models"][0]["cut"]
     table = run(out, "--data", "pydoc", "--seq-len", "96", "--max-tokens", "200")[1]
     share = cut["supernodes_removed"] / cut["supernodes"]
-    assert table.splitlines()[-1].split() == ["cut", "magnitude", "halo", str(cut["supernodes_removed"]), "of",
-                                              str(cut["supernodes"]), f"({share:.1%})"]
+    assert table.splitlines()[-1].split() == [
+        "cut",
+        "magnitude",
+        "halo",
+        str(cut["supernodes_removed"]),
+        "of",
+        str(cut["supernodes"]),
+        f"({share:.1%})",
+    ]
 
 
 def test_models_of_one_name_are_told_apart(models, run, tmp_path):
@@ -196,15 +240,18 @@ def test_what_is_wrong_with_the_last_model_shows_before_the_first_runs(models, r
     assert out == ""
 
 
-@pytest.mark.parametrize(("extra", "message"), [
-    (["--protocol", "common", "--seq-len", "96", "--max-tokens", "90"], "--max-tokens 90 is fewer than one block of 96"),
-    (["--protocol", "other"], "invalid choice: 'other'"),
-    (["--max-tokens", "-1"], "--max-tokens must be 0 or more"),
-    (["--seed", "-1"], "--seed must be 0 or more"),
-    (["--tasks", " , "], "--tasks names no task"),
-    (["--task-limit", "5"], "are for --tasks"),
-    (["--tasks", "a", "--tasks-from", "nowhere"], "--tasks-from nowhere is not a directory"),
-])
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--protocol", "common", "--seq-len", "96", "--max-tokens", "90"], "--max-tokens 90 is fewer than one block of 96"),
+        (["--protocol", "other"], "invalid choice: 'other'"),
+        (["--max-tokens", "-1"], "--max-tokens must be 0 or more"),
+        (["--seed", "-1"], "--seed must be 0 or more"),
+        (["--tasks", " , "], "--tasks names no task"),
+        (["--task-limit", "5"], "are for --tasks"),
+        (["--tasks", "a", "--tasks-from", "nowhere"], "--tasks-from nowhere is not a directory"),
+    ],
+)
 def test_evaluation_refuses(models, run, extra, message):
     code, out, err = run(models[0], "--data", "pydoc", *extra)
     assert code == 2
@@ -256,8 +303,9 @@ def test_tasks_without_lm_eval_name_the_extra(models, run):
 def sums(tmp_path):
     """A directory with the task ``tiny_sums``: questions with three answers, the first of which is right."""
     letters = np.random.default_rng(0).choice(list("abcdefgh"), (12, 3, 4))
-    rows = [{"question": f"what is {i} plus one?", "choices": ["".join(each) for each in letters[i]], "answer": 0}
-            for i in range(12)]
+    rows = [
+        {"question": f"what is {i} plus one?", "choices": ["".join(each) for each in letters[i]], "answer": 0} for i in range(12)
+    ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "tiny_sums.yaml").write_text(f"""
 task: tiny_sums
@@ -278,8 +326,21 @@ metadata: {{version: 2.5}}
 def test_a_task_of_lm_eval_is_what_the_model_answers(models, run, sums, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     directory, rows = sums
-    arguments = [*models[:2], "--data", "pydoc", "--seq-len", "96", "--max-tokens", "200", "--tasks", "tiny_*", "--tasks-from",
-                 directory, "--task-limit", "7"]
+    arguments = [
+        *models[:2],
+        "--data",
+        "pydoc",
+        "--seq-len",
+        "96",
+        "--max-tokens",
+        "200",
+        "--tasks",
+        "tiny_*",
+        "--tasks-from",
+        directory,
+        "--task-limit",
+        "7",
+    ]
     code, out, err = run(*arguments, "--json")
     assert code == 0, err
     rows = rows[:7]
@@ -298,10 +359,18 @@ def test_a_task_of_lm_eval_is_what_the_model_answers(models, run, sums, monkeypa
                 scores.append(float(logits[range(context - 1, len(ids) - 1), ids[context:]].sum()))
             right += int(np.argmax(scores) == row["answer"])
         shares.append(right / len(rows))
-        task, = model["tasks"]
+        (task,) = model["tasks"]
         error = task.pop("standard_error")
-        assert task == {"task": "tiny_sums", "metric": "acc", "filter": "none", "value": right / len(rows), "shots": 0,
-                        "items": len(rows), "higher_is_better": True, "version": "2.5"}
+        assert task == {
+            "task": "tiny_sums",
+            "metric": "acc",
+            "filter": "none",
+            "value": right / len(rows),
+            "shots": 0,
+            "items": len(rows),
+            "higher_is_better": True,
+            "version": "2.5",
+        }
         assert error == pytest.approx(math.sqrt(shares[-1] * (1 - shares[-1]) / (len(rows) - 1)))
     assert any(0 < share < 1 for share in shares)
     lines = run(*arguments)[1].splitlines()

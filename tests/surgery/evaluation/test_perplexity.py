@@ -147,7 +147,11 @@ def test_the_interval_is_scipys():
     theirs = scipy.stats.bootstrap(
         (first.nll, second.nll, first.predicted),
         lambda a, b, n, axis: (b.sum(axis) - a.sum(axis)) / n.sum(axis),
-        paired=True, vectorized=True, n_resamples=10_000, method="percentile", rng=np.random.default_rng(2),
+        paired=True,
+        vectorized=True,
+        n_resamples=10_000,
+        method="percentile",
+        rng=np.random.default_rng(2),
     ).confidence_interval
     width = theirs.high - theirs.low
     assert found.difference == pytest.approx(second.mean - first.mean, rel=1e-12)

@@ -60,8 +60,11 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> Atlas:
 
 def units(atlas: Atlas, masks: Mapping[int, np.ndarray]) -> dict[tuple[int, int], set[int]]:
     """Channels that ``masks`` mark in every FFN, or in every expert of it."""
-    return {(index, number): set(np.flatnonzero(row).tolist())
-            for index, mask in masks.items() for number, row in enumerate(np.atleast_2d(mask))}
+    return {
+        (index, number): set(np.flatnonzero(row).tolist())
+        for index, mask in masks.items()
+        for number, row in enumerate(np.atleast_2d(mask))
+    }
 
 
 def core(atlas: Atlas, label: int = schema.LABEL_SUPERNODE) -> dict[tuple[int, int], set[int]]:
@@ -125,8 +128,10 @@ def test_random_controls_are_drawn_from_the_pool() -> None:
     often = np.sum(drawn, axis=0)
     assert (often[0, 10:40] > 0.5 * 200 / 3).all()
     assert (often[1, 3:40] > 0).all()
-    for make in (lambda: random_control(pool, selected, np.random.default_rng(0)),
-                 lambda: matched_control(pool, selected, np.ones(pool.shape))):
+    for make in (
+        lambda: random_control(pool, selected, np.random.default_rng(0)),
+        lambda: matched_control(pool, selected, np.ones(pool.shape)),
+    ):
         with pytest.raises(UsageError, match="30 channels has no control of its size: 10 others are left"):
             make()
 
@@ -178,13 +183,16 @@ def test_one_layer_at_a_time(experts: Atlas) -> None:
     assert all(len(channels) == 2 for channels in units(experts, whole["0,2", "top:lp=2", None, None].removed).values())
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    (RemovalOptions(control="lucky"), "there is no control 'lucky'"),
-    (RemovalOptions(layers="9"), "--layers: there is no layer 9"),
-    (RemovalOptions(("supernodes@1",), layers="2"), "names no channel of the layers"),
-    (RemovalOptions(("top:lp=60%",)), "no control of its size"),
-    (RemovalOptions(("superb",)), "nothing to protect is called"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (RemovalOptions(control="lucky"), "there is no control 'lucky'"),
+        (RemovalOptions(layers="9"), "--layers: there is no layer 9"),
+        (RemovalOptions(("supernodes@1",), layers="2"), "names no channel of the layers"),
+        (RemovalOptions(("top:lp=60%",)), "no control of its size"),
+        (RemovalOptions(("superb",)), "nothing to protect is called"),
+    ],
+)
 def test_removals_that_cannot_be(dense: Atlas, options: RemovalOptions, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         plan_removal(dense, options, mean=False)
@@ -243,7 +251,8 @@ def test_no_dose_is_a_cut_by_the_same_method(dense: Atlas) -> None:
     (condition,) = plan_dose(dense, DoseOptions(0.5, "0")).conditions
     plan = make_plan(dense, PlanOptions(0.5, "scar-lp"))
     assert [np.flatnonzero(mask).tolist() for mask in condition.removed.values()] == [
-        block.removed_of(0).tolist() for block in plan.blocks]
+        block.removed_of(0).tolist() for block in plan.blocks
+    ]
 
 
 def test_doses_need_room(dense: Atlas, experts: Atlas) -> None:
@@ -393,14 +402,17 @@ def test_channels_below_chance_say_nothing_of_the_ratio(dense: Atlas) -> None:
     assert line["ratio_of_sums"] == pytest.approx(1.501 / 0.71)
 
 
-@pytest.mark.parametrize(("name", "more", "rows"), [
-    ("remove", ["--control", "random,lp-matched", "--seeds", "0,1"], 9),
-    ("remove", ["--select", "supernodes", "--one-layer-at-a-time"], 5),
-    ("mean-replace", ["--select", "halo", "--layers", "1"], 3),
-    ("halo", [], 8),
-    ("dose", ["--doses", "0,0.5,1", "--seeds", "0-1"], 7),
-    ("channels", ["--channels", "4"], 9),
-])
+@pytest.mark.parametrize(
+    ("name", "more", "rows"),
+    [
+        ("remove", ["--control", "random,lp-matched", "--seeds", "0,1"], 9),
+        ("remove", ["--select", "supernodes", "--one-layer-at-a-time"], 5),
+        ("mean-replace", ["--select", "halo", "--layers", "1"], 3),
+        ("halo", [], 8),
+        ("dose", ["--doses", "0,0.5,1", "--seeds", "0-1"], 7),
+        ("channels", ["--channels", "4"], 9),
+    ],
+)
 def test_every_experiment_on_the_command_line(
     llama: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, more: list[str], rows: int
 ) -> None:

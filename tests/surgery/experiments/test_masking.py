@@ -34,8 +34,9 @@ def fingerprint(model: Any) -> str:
 
 def random_masks(ffns: list[FFN], seed: int = 0) -> dict[int, np.ndarray]:
     random = np.random.default_rng(seed)
-    return {number: random.random((ffn.experts, ffn.width) if ffn.experts else ffn.width) < 0.4
-            for number, ffn in enumerate(ffns)}
+    return {
+        number: random.random((ffn.experts, ffn.width) if ffn.experts else ffn.width) < 0.4 for number, ffn in enumerate(ffns)
+    }
 
 
 @torch.no_grad()
@@ -159,8 +160,9 @@ def test_experts_have_means_of_their_own() -> None:
 
     def by_hand(hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         # With all channels at their means an expert gives one vector, whatever the token.
-        vectors = torch.stack([matrix.float() @ torch.from_numpy(mean).float()
-                               for matrix, mean in zip(experts.down_proj, means[0], strict=True)])
+        vectors = torch.stack(
+            [matrix.float() @ torch.from_numpy(mean).float() for matrix, mean in zip(experts.down_proj, means[0], strict=True)]
+        )
         seen.append(len(chosen.unique()))
         return (vectors[chosen] * weights[..., None]).sum(dim=1)
 

@@ -51,16 +51,53 @@ def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", ["llama", "mixtral"])
-def test_a_row_is_what_the_cut_checkpoint_gives(name: str, request: pytest.FixtureRequest, tmp_path: Path,
-                                                capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_row_is_what_the_cut_checkpoint_gives(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     case: Tiny = request.getfixturevalue(name)
-    assert main(["sweep", *case.arguments(tmp_path / "out", "--methods", "wanda,magnitude", "--sparsity", "0.25,0.5",
-                                          "--protect", "none", "--protect", "supernodes", "--json")]) == 0
+    assert (
+        main(
+            [
+                "sweep",
+                *case.arguments(
+                    tmp_path / "out",
+                    "--methods",
+                    "wanda,magnitude",
+                    "--sparsity",
+                    "0.25,0.5",
+                    "--protect",
+                    "none",
+                    "--protect",
+                    "supernodes",
+                    "--json",
+                ),
+            ]
+        )
+        == 0
+    )
     rows = {(row["method"], row["protect"], row["sparsity_asked"]): row for row in json.loads(capsys.readouterr().out)["rows"]}
     assert len(rows) == 9
     cut = tmp_path / "cut"
-    assert main(["prune", str(case.atlas), "--model", str(case.model), "--method", "magnitude", "--sparsity", "0.5",
-                 "--protect", "supernodes", "-o", str(cut), "--quiet"]) == 0
+    assert (
+        main(
+            [
+                "prune",
+                str(case.atlas),
+                "--model",
+                str(case.model),
+                "--method",
+                "magnitude",
+                "--sparsity",
+                "0.5",
+                "--protect",
+                "supernodes",
+                "-o",
+                str(cut),
+                "--quiet",
+            ]
+        )
+        == 0
+    )
     options = EvaluateOptions((str(case.model), str(cut)), str(case.text), seq_len=SEQ_LEN, max_tokens=TOKENS)
     found = evaluate(options, progress=False)
     for evaluation, row in zip(found, (rows["dense", "none", 0.0], rows["magnitude", "supernodes", 0.5]), strict=True):
@@ -96,8 +133,26 @@ def test_a_recovered_row_is_that_of_the_recovered_checkpoint(name: str, request:
     found = {}
     for recover in rows:
         cut = tmp_path / recover
-        assert main(["prune", str(case.atlas), "--model", str(case.model), "--method", "scar-lp", "--sparsity", "0.5",
-                     "--recover", recover, "-o", str(cut), "--quiet"]) == 0
+        assert (
+            main(
+                [
+                    "prune",
+                    str(case.atlas),
+                    "--model",
+                    str(case.model),
+                    "--method",
+                    "scar-lp",
+                    "--sparsity",
+                    "0.5",
+                    "--recover",
+                    recover,
+                    "-o",
+                    str(cut),
+                    "--quiet",
+                ]
+            )
+            == 0
+        )
         options = EvaluateOptions((str(cut),), str(case.text), seq_len=SEQ_LEN, max_tokens=TOKENS)
         found[recover] = evaluate(options, progress=False)[0].losses.mean
     assert found == pytest.approx(rows, rel=1e-5)
@@ -190,8 +245,13 @@ def test_ctrl_c_keeps_finished_rows(llama: Tiny, tmp_path: Path) -> None:
 
 def test_ctrl_c_on_the_command_line(llama: Tiny, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    command = [sys.executable, "-m", "surgery.cli.main", "sweep",
-               *llama.arguments(output, "--methods", "random", "--seeds", "0-99", "--sparsity", "0.3,0.4,0.5,0.6")]
+    command = [
+        sys.executable,
+        "-m",
+        "surgery.cli.main",
+        "sweep",
+        *llama.arguments(output, "--methods", "random", "--seeds", "0-99", "--sparsity", "0.3,0.4,0.5,0.6"),
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while len((output / "results.csv").read_text().splitlines() if (output / "results.csv").exists() else ()) < 3:
@@ -211,8 +271,12 @@ def test_other_settings_are_refused(llama: Tiny, mixtral: Tiny, tmp_path: Path, 
     output = tmp_path / "out"
     base = ["--methods", "wanda", "--sparsity", "0.5"]
     assert main(["sweep", *llama.arguments(output, *base)]) == 0
-    for more, what in ((["--seq-len", "32"], "seq_len"), (["--max-tokens", "100"], "tokens_sha256, tokens"),
-                       (["--allocation", "global"], "allocation"), (["--dtype", "float64"], "dtype")):
+    for more, what in (
+        (["--seq-len", "32"], "seq_len"),
+        (["--max-tokens", "100"], "tokens_sha256, tokens"),
+        (["--allocation", "global"], "allocation"),
+        (["--dtype", "float64"], "dtype"),
+    ):
         assert main(["sweep", *llama.arguments(output, *base, *more)]) == 2
         assert f"was measured with another {what}" in capsys.readouterr().err
     assert main(["sweep", *llama.arguments(output, *base, "--seq-len", "32", "--overwrite")]) == 0
@@ -223,24 +287,31 @@ def test_other_settings_are_refused(llama: Tiny, mixtral: Tiny, tmp_path: Path, 
     assert "is no results file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("more", "message"), [
-    (["--methods", "magick"], "there is no method 'magick'"),
-    (["--methods", ","], "--methods names none"),
-    (["--sparsity", "0.5:0.1:0.1"], "runs nowhere"),
-    (["--sparsity", "50"], "write 0.5 for 50%"),
-    (["--sparsity", "half"], "no list of numbers"),
-    (["--sparsity", "0,0.5"], "nothing would be cut"),
-    (["--seeds", "x"], "not a seed"),
-    (["--methods", "wanda", "--protect", "top:lp=60%"], "wanda at 0.5 with top:lp=60% protected: the protected channels do not"),
-    (["--protect", "supernode"], "did you mean supernodes?"),
-    (["--data", "nowhere.txt"], "does not exist"),
-    (["--seq-len", "1"], "--seq-len must be at least 2"),
-    (["--max-tokens", "1"], "fewer than two tokens"),
-    (["--model", "nowhere.gguf"], "does not exist"),
-    (["-o", "no/where"], "does not exist"),
-])
-def test_what_cannot_be_is_one_line(llama: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any,
-                                    more: list[str], message: str) -> None:
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--methods", "magick"], "there is no method 'magick'"),
+        (["--methods", ","], "--methods names none"),
+        (["--sparsity", "0.5:0.1:0.1"], "runs nowhere"),
+        (["--sparsity", "50"], "write 0.5 for 50%"),
+        (["--sparsity", "half"], "no list of numbers"),
+        (["--sparsity", "0,0.5"], "nothing would be cut"),
+        (["--seeds", "x"], "not a seed"),
+        (
+            ["--methods", "wanda", "--protect", "top:lp=60%"],
+            "wanda at 0.5 with top:lp=60% protected: the protected channels do not",
+        ),
+        (["--protect", "supernode"], "did you mean supernodes?"),
+        (["--data", "nowhere.txt"], "does not exist"),
+        (["--seq-len", "1"], "--seq-len must be at least 2"),
+        (["--max-tokens", "1"], "fewer than two tokens"),
+        (["--model", "nowhere.gguf"], "does not exist"),
+        (["-o", "no/where"], "does not exist"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    llama: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any, more: list[str], message: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["sweep", *llama.arguments(tmp_path / "out", "--sparsity", "0.5", *more)]) == 2
     error = capsys.readouterr().err
@@ -263,22 +334,39 @@ def test_removed_masks_are_the_plans(mixtral: Tiny) -> None:
         assert np.flatnonzero(removed[1][expert]).tolist() == plan.blocks[1].removed_of(expert).tolist()
 
 
-def row(method: str, sparsity: float, nll: float | None, hit: float | None = 0.0, protect: str = "none",
-        recover: str = "none") -> dict[str, Any]:
-    return {"method": method, "protect": protect, "recover": recover, "sparsity_reached": sparsity,
-            "nll": 999.0 if nll is None else nll, "perplexity": None if nll is None else float(np.exp(nll)), "hit_rate": hit}
+def row(
+    method: str, sparsity: float, nll: float | None, hit: float | None = 0.0, protect: str = "none", recover: str = "none"
+) -> dict[str, Any]:
+    return {
+        "method": method,
+        "protect": protect,
+        "recover": recover,
+        "sparsity_reached": sparsity,
+        "nll": 999.0 if nll is None else nll,
+        "perplexity": None if nll is None else float(np.exp(nll)),
+        "hit_rate": hit,
+    }
 
 
 def test_lines_of_a_figure() -> None:
-    rows = [row("dense", 0, 2.0), row("random", 0.5, 4.0, 0.2), row("random", 0.5, 6.0, 0.4), row("random", 0.3, 3.0, None),
-            row("wanda", 0.5, 3.0, 0.1), row("wanda", 0.5, 2.5, 0.0, "supernodes"), row("wanda", 0.7, None),
-            row("wanda", 0.5, 2.2, recover="lstsq")]
+    rows = [
+        row("dense", 0, 2.0),
+        row("random", 0.5, 4.0, 0.2),
+        row("random", 0.5, 6.0, 0.4),
+        row("random", 0.3, 3.0, None),
+        row("wanda", 0.5, 3.0, 0.1),
+        row("wanda", 0.5, 2.5, 0.0, "supernodes"),
+        row("wanda", 0.7, None),
+        row("wanda", 0.5, 2.2, recover="lstsq"),
+    ]
     lines = lines_of(rows)
     start = (0.0, np.exp(2.0), 0.0, np.exp(2.0), np.exp(2.0))
     assert list(lines) == [(*line, "none") for line in (("random", "none"), ("wanda", "none"), ("wanda", "supernodes"))] + [
-        ("wanda", "none", "lstsq")]
+        ("wanda", "none", "lstsq")
+    ]
     assert lines["random", "none", "none"] == [
-        pytest.approx(start), pytest.approx((0.3, np.exp(3), 0, np.exp(3), np.exp(3))),
+        pytest.approx(start),
+        pytest.approx((0.3, np.exp(3), 0, np.exp(3), np.exp(3))),
         pytest.approx((0.5, np.exp(5), 0.3, np.exp(4), np.exp(6))),
     ]
     assert [point[0] for point in lines["wanda", "none", "none"]] == [0.0, 0.5]
@@ -293,12 +381,12 @@ def test_the_figure_is_drawn(llama: Tiny, tmp_path: Path) -> None:
     assert "<svg" in svg
     for text in ("magnitude", "wanda", "perplexity", "share of FFN channels removed"):
         assert f"<!-- {text} -->" in svg
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "results.csv", "results.json", "sweep.png", "sweep.svg"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["results.csv", "results.json", "sweep.png", "sweep.svg"]
 
 
-def test_without_matplotlib_there_is_a_table(llama: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-                                             monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_there_is_a_table(
+    llama: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)

@@ -34,9 +34,10 @@ def test_without_rounding_the_lowest_scores_go(pool: tuple[list[Candidate], int]
     if all(item.units == 1 for item in candidates):
         assert total == keep
         # The slow way: channel by channel, of equal scores the last FFN's.
-        pool_of = sorted((float(value), -index, rank) for index, item in enumerate(candidates)
-                         for rank, value in enumerate(item.ladder))
-        gone = [-index for _, index, _ in pool_of[:sum(item.width for item in candidates) - keep]]
+        pool_of = sorted(
+            (float(value), -index, rank) for index, item in enumerate(candidates) for rank, value in enumerate(item.ladder)
+        )
+        gone = [-index for _, index, _ in pool_of[: sum(item.width for item in candidates) - keep]]
         assert widths == [item.width - gone.count(index) for index, item in enumerate(candidates)]
     else:
         assert abs(total - keep) < max(item.units for item in candidates)

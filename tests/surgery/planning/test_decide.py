@@ -35,8 +35,10 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> Atlas:
 
 def kept(plan: PruningPlan) -> list[set[tuple[int, ...]]]:
     """What every FFN keeps, as (expert, channel)."""
-    return [{(expert, int(channel)) for expert in range(max(1, block.n_experts)) for channel in block.kept_of(expert)}
-            for block in plan.blocks]
+    return [
+        {(expert, int(channel)) for expert in range(max(1, block.n_experts)) for channel in block.kept_of(expert)}
+        for block in plan.blocks
+    ]
 
 
 def uncut(plan: PruningPlan) -> list[bool]:
@@ -55,7 +57,7 @@ def test_every_expert_keeps_its_own_best(experts: Atlas, method: str) -> None:
             core = np.atleast_2d(experts.stacks[block.stack]["label"][block.row]) == schema.LABEL_SUPERNODE
             values[core] = np.inf
         for expert, row in enumerate(values):
-            best = sorted(range(len(row)), key=lambda channel: (-row[channel], channel))[:planned.n_kept]
+            best = sorted(range(len(row)), key=lambda channel: (-row[channel], channel))[: planned.n_kept]
             assert planned.kept_of(expert).tolist() == sorted(best)
     assert [block.n_kept for block in plan.blocks] == [48, 12, 12, 12]
     assert plan.channels == 96 + 3 * 96
@@ -97,9 +99,12 @@ def test_global_takes_the_lowest_of_the_pool(atlas: Atlas, method: str) -> None:
     label = atlas.stacks["decoder"]["label"]
     most, budget = int(0.7 * 137), plan.channels - uniform.channels_kept
     gone: list[set[int]] = [set() for _ in range(4)]
-    pool = sorted((float(value), -block.index, -channel) for block in atlas.blocks
-                  for channel, value in enumerate(score(method, atlas, block, 5))
-                  if not METHODS[method].always_protects or label[block.row, channel] != schema.LABEL_SUPERNODE)
+    pool = sorted(
+        (float(value), -block.index, -channel)
+        for block in atlas.blocks
+        for channel, value in enumerate(score(method, atlas, block, 5))
+        if not METHODS[method].always_protects or label[block.row, channel] != schema.LABEL_SUPERNODE
+    )
     for _, index, channel in pool:
         if budget and len(gone[-index]) < most:
             gone[-index].add(-channel)
@@ -136,8 +141,10 @@ def test_global_never_takes_protected_channels(atlas: Atlas) -> None:
     assert all(set(range(91)) <= set(plan.blocks[layer].kept) for layer in range(2))
     assert plan.channels_kept == 4 * 69
     with pytest.raises(UsageError, match=r"do not fit: .* 500 channels stay, 224 more than a sparsity of 0\.5 leaves"):
-        make_plan(atlas, PlanOptions(0.5, "taylor", protect=tuple(f"{layer}:0-124" for layer in range(4)),
-                                     allocation="global", multiple_of=1))
+        make_plan(
+            atlas,
+            PlanOptions(0.5, "taylor", protect=tuple(f"{layer}:0-124" for layer in range(4)), allocation="global", multiple_of=1),
+        )
 
 
 @pytest.mark.parametrize("method", ["scar-prot", "flap", "random"])
@@ -209,10 +216,14 @@ def test_a_layer_that_cannot_be_scored_may_be_left_out(tmp_path: Path) -> None:
         assert uncut(make_plan(atlas, PlanOptions(0.5, "taylor", layers="0"))) == [False, True]
 
 
-@pytest.mark.parametrize("options", [
-    PlanOptions(0.3), PlanOptions(0.3, "random", protect=("halo",), layers="1-2"),
-    PlanOptions(0.5, "random", allocation="global", multiple_of=1),
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        PlanOptions(0.3),
+        PlanOptions(0.3, "random", protect=("halo",), layers="1-2"),
+        PlanOptions(0.5, "random", allocation="global", multiple_of=1),
+    ],
+)
 @pytest.mark.parametrize("name", ["atlas", "experts"])
 def test_inverting_keeps_the_complement(options: PlanOptions, name: str, request: pytest.FixtureRequest) -> None:
     found = request.getfixturevalue(name)
@@ -231,8 +242,10 @@ def test_inverting_keeps_the_complement(options: PlanOptions, name: str, request
 def test_inverting_may_leave_nothing(tmp_path: Path) -> None:
     content = random_content(layers=2, channels=20)
     lp = content.stacks[0].variables["lp"] * np.array([[1e-9], [1e9]])
-    with (edited(tmp_path / "a.h5", content, lp=lp) as atlas,
-          pytest.raises(UsageError, match="--invert would remove all of layer 1")):
+    with (
+        edited(tmp_path / "a.h5", content, lp=lp) as atlas,
+        pytest.raises(UsageError, match="--invert would remove all of layer 1"),
+    ):
         make_plan(atlas, PlanOptions(0.3, "scar-lp", allocation="global", multiple_of=1, invert=True))
 
 
@@ -245,8 +258,10 @@ def test_effects_are_differences_of_plans(name: str, allocation: str, request: p
     found = request.getfixturevalue(name)
     ids = "1/2:0-5" if name == "experts" else "1:0-30"
     selectors = ("supernodes", "halo@1-2", ids, "none")
-    plans = [make_plan(found, PlanOptions(0.5, "magnitude", protect=selectors[:number], allocation=allocation, multiple_of=1))
-             for number in range(len(selectors) + 1)]
+    plans = [
+        make_plan(found, PlanOptions(0.5, "magnitude", protect=selectors[:number], allocation=allocation, multiple_of=1))
+        for number in range(len(selectors) + 1)
+    ]
     plan = plans[-1]
     assert plan.protect == selectors
     assert plans[0].protection == ()
@@ -254,13 +269,19 @@ def test_effects_are_differences_of_plans(name: str, allocation: str, request: p
     earlier: set[tuple[int, ...]] = set()
     for number, effect in enumerate(plan.protection):
         named = {
-            (block.index, expert, int(channel)) for block, stack in found.rows()
-            for expert, row in enumerate(np.atleast_2d(stack["label"][block.row])) for channel in {
+            (block.index, expert, int(channel))
+            for block, stack in found.rows()
+            for expert, row in enumerate(np.atleast_2d(stack["label"][block.row]))
+            for channel in {
                 "supernodes": np.flatnonzero(row == 2),
                 "halo@1-2": np.flatnonzero((row == 1) & (block.layer_index in (1, 2))),
                 "none": np.empty(0),
-            }.get(effect.selector, np.arange(6 if name == "experts" else 31)
-                  if block.index == 1 and (expert == 2 or name == "atlas") else np.empty(0))
+            }.get(
+                effect.selector,
+                np.arange(6 if name == "experts" else 31)
+                if block.index == 1 and (expert == 2 or name == "atlas")
+                else np.empty(0),
+            )
         }
         new = named - earlier
         assert (effect.selected, effect.new, effect.safe) == (len(named), len(new), len(new & stays[0]))
@@ -275,7 +296,7 @@ def test_effects_are_differences_of_plans(name: str, allocation: str, request: p
 
 @pytest.mark.parametrize("method", ["scar-lp", "scar-prot", "scar-conn"])
 def test_supernodes_cost_the_scar_scores_nothing(atlas: Atlas, method: str) -> None:
-    effect, = make_plan(atlas, PlanOptions(0.9, method)).protection
+    (effect,) = make_plan(atlas, PlanOptions(0.9, method)).protection
     assert effect.new == effect.safe == effect.selected > 0
     assert effect.cost == 0
     assert make_plan(atlas, PlanOptions(0.9, "magnitude", protect=("supernodes",))).protection[0].cost > 0

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-
 @pytest.fixture(scope="module")
 def atlas(tmp_path_factory: pytest.TempPathFactory) -> Atlas:
     return Atlas.open(random_atlas(tmp_path_factory.mktemp("atlas") / "a.h5", layers=3, channels=37))
@@ -27,8 +26,11 @@ def atlas(tmp_path_factory: pytest.TempPathFactory) -> Atlas:
 
 def expected_scores(atlas: Atlas, row: int) -> dict[str, np.ndarray]:
     content = atlas.stacks["decoder"]
-    v = {name: content[name][row].astype(np.float64) for name in content.variables if content[name].ndim == 2
-         and content[name].shape[0] == 3}
+    v = {
+        name: content[name][row].astype(np.float64)
+        for name in content.variables
+        if content[name].ndim == 2 and content[name].shape[0] == 3
+    }
     tokens = float(content["tokens"][row])
     lp, protection, conn = v["lp"], v["protection"], v["connectivity"]
     return {
@@ -138,9 +140,12 @@ def test_every_expert_is_scored_like_a_dense_ffn(experts: Atlas, method: str) ->
     for expert in range(4):
         tokens = v["tokens"][expert]
         expected = {
-            "scar-lp": v["lp"], "scar-prot": v["lp"] * protection,
-            "scar-conn": v["lp"] * ((1 - conn) + conn * protection), "taylor": v["taylor"],
-            "activation": v["activation_power"], "wanda": np.sqrt(v["activation_power"]) * v["write_norm_l1"],
+            "scar-lp": v["lp"],
+            "scar-prot": v["lp"] * protection,
+            "scar-conn": v["lp"] * ((1 - conn) + conn * protection),
+            "taylor": v["taylor"],
+            "activation": v["activation_power"],
+            "wanda": np.sqrt(v["activation_power"]) * v["write_norm_l1"],
             "wanda-group": v["wanda_group"],
             "flap": (v["sum_u2"] / tokens - (v["sum_u"] / tokens) ** 2) * v["write_norm"] ** 2,
             "magnitude": v["write_norm"] + v["up_norm"] + v["gate_norm"],

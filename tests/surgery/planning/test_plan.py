@@ -74,15 +74,26 @@ def test_protected_channels_that_do_not_fit(atlas: Atlas) -> None:
         make_plan(atlas, PlanOptions(0.5, protect=("0:0-79", "2:0-99")))
 
 
-@pytest.mark.parametrize("options", [
-    PlanOptions(0.0), PlanOptions(1.0), PlanOptions(0.5, "nope"), PlanOptions(0.5, seed=-1),
-    PlanOptions(0.5, multiple_of=0), PlanOptions(0.5, multiple_of=999), PlanOptions(0.5, protect=("haloes",)),
-    PlanOptions(0.5, allocation="other"), PlanOptions(0.5, max_layer_sparsity=0.7),
-    PlanOptions(0.5, allocation="global", max_layer_sparsity=0.0),
-    PlanOptions(0.5, allocation="global", max_layer_sparsity=1.1),
-    PlanOptions(0.5, allocation="global", max_layer_sparsity=float("nan")),
-    PlanOptions(0.5, layers="3"), PlanOptions(0.5, layers=""), PlanOptions(0.5, stack=("encoder",)),
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        PlanOptions(0.0),
+        PlanOptions(1.0),
+        PlanOptions(0.5, "nope"),
+        PlanOptions(0.5, seed=-1),
+        PlanOptions(0.5, multiple_of=0),
+        PlanOptions(0.5, multiple_of=999),
+        PlanOptions(0.5, protect=("haloes",)),
+        PlanOptions(0.5, allocation="other"),
+        PlanOptions(0.5, max_layer_sparsity=0.7),
+        PlanOptions(0.5, allocation="global", max_layer_sparsity=0.0),
+        PlanOptions(0.5, allocation="global", max_layer_sparsity=1.1),
+        PlanOptions(0.5, allocation="global", max_layer_sparsity=float("nan")),
+        PlanOptions(0.5, layers="3"),
+        PlanOptions(0.5, layers=""),
+        PlanOptions(0.5, stack=("encoder",)),
+    ],
+)
 def test_options_that_mean_nothing(atlas: Atlas, options: PlanOptions) -> None:
     with pytest.raises(UsageError):
         make_plan(atlas, options)
@@ -134,8 +145,15 @@ def assert_same_plan(one: PruningPlan, two: PruningPlan) -> None:
 ASKED = {
     "plain": PlanOptions(0.5, multiple_of=8),
     "much": PlanOptions(
-        0.3, "wanda", protect=("halo", "1:3-5"), unprotect=("1:4",), allocation="global", max_layer_sparsity=0.6,
-        layers="1-2", stack=("decoder",), seed=3,
+        0.3,
+        "wanda",
+        protect=("halo", "1:3-5"),
+        unprotect=("1:4",),
+        allocation="global",
+        max_layer_sparsity=0.6,
+        layers="1-2",
+        stack=("decoder",),
+        seed=3,
     ),
     "inverted": PlanOptions(0.5, "random", invert=True),
 }
@@ -150,8 +168,18 @@ def test_plan_file_round_trip(atlas: Atlas, tmp_path: Path, options: PlanOptions
     assert tensors.keys() == {block.module for block in atlas.blocks}
     assert all(tensor.dtype == np.int32 for tensor in tensors.values())
     assert plan.check_tokens == tuple(atlas.calibration.token_ids[0][:128])
-    for name in ("method", "seed", "sparsity", "multiple_of", "allocation", "max_layer_sparsity", "layers", "stack", "invert",
-                 "unprotect"):
+    for name in (
+        "method",
+        "seed",
+        "sparsity",
+        "multiple_of",
+        "allocation",
+        "max_layer_sparsity",
+        "layers",
+        "stack",
+        "invert",
+        "unprotect",
+    ):
         assert getattr(plan, name) == getattr(options, name), name
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
@@ -185,16 +213,42 @@ def hostile(path: Path, source: Path, **changes: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("changes", [
-    {"format": "other"}, {"method": 3}, {"sparsity": None}, {"sparsity": float("nan")}, {"seed": True},
-    {"blocks": []}, {"blocks": [3]}, {"blocks": {}}, {"model": None}, {"model": {}}, {"protection": "none"},
-    {"protection": [3]}, {"protection": [{"selector": "halo", "selected": "9", "new": 1, "safe": 1, "cost": 1}]},
-    {"invert": 0}, {"invert": None}, {"scope_channels": 0}, {"scope_channels": 2.5}, {"layers": 3}, {"stack": "decoder"},
-    {"max_layer_sparsity": "1"}, {"allocation": None}, {"unprotect": [1]}, {"released": True},
-    {"check_tokens": ["x"]}, {"block": {"name": "elsewhere"}}, {"block": {"n_channels": 5}},
-    {"block": {"n_channels": -1}}, {"block": {"tensors": [{}]}}, {"block": {"tensors": None}},
-    {"block": {"lp_kept": "x"}}, {"block": {"layer_index": 1.5}},
-])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format": "other"},
+        {"method": 3},
+        {"sparsity": None},
+        {"sparsity": float("nan")},
+        {"seed": True},
+        {"blocks": []},
+        {"blocks": [3]},
+        {"blocks": {}},
+        {"model": None},
+        {"model": {}},
+        {"protection": "none"},
+        {"protection": [3]},
+        {"protection": [{"selector": "halo", "selected": "9", "new": 1, "safe": 1, "cost": 1}]},
+        {"invert": 0},
+        {"invert": None},
+        {"scope_channels": 0},
+        {"scope_channels": 2.5},
+        {"layers": 3},
+        {"stack": "decoder"},
+        {"max_layer_sparsity": "1"},
+        {"allocation": None},
+        {"unprotect": [1]},
+        {"released": True},
+        {"check_tokens": ["x"]},
+        {"block": {"name": "elsewhere"}},
+        {"block": {"n_channels": 5}},
+        {"block": {"n_channels": -1}},
+        {"block": {"tensors": [{}]}},
+        {"block": {"tensors": None}},
+        {"block": {"lp_kept": "x"}},
+        {"block": {"layer_index": 1.5}},
+    ],
+)
 def test_hostile_plan_json(atlas: Atlas, tmp_path: Path, changes: dict[str, Any]) -> None:
     save_plan(make_plan(atlas, PlanOptions(0.5)), tmp_path / "plan")
     with pytest.raises(UsageError, match="is not a pruning plan"):
@@ -210,11 +264,16 @@ def test_hostile_plan_channels(atlas: Atlas, tmp_path: Path, ids: list[int]) -> 
         load_plan(hostile(tmp_path / "bad", tmp_path / "plan", tensors=tensors))
 
 
-@pytest.mark.parametrize(("ids", "message"), [
-    (np.arange(12), "not those of 4 experts"), (np.tile(np.arange(12), (3, 1)), "not those of 4 experts"),
-    (np.tile(np.arange(13, 25), (4, 1)), "not ascending ids"),
-    (np.array([[0, 1], [0, 1], [1, 0], [0, 1]]), "not ascending ids"), (np.zeros((4, 0)), "not ascending ids"),
-])
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (np.arange(12), "not those of 4 experts"),
+        (np.tile(np.arange(12), (3, 1)), "not those of 4 experts"),
+        (np.tile(np.arange(13, 25), (4, 1)), "not ascending ids"),
+        (np.array([[0, 1], [0, 1], [1, 0], [0, 1]]), "not ascending ids"),
+        (np.zeros((4, 0)), "not ascending ids"),
+    ],
+)
 def test_hostile_expert_channels(tmp_path: Path, ids: np.ndarray, message: str) -> None:
     with Atlas.open(moe_atlas(tmp_path / "e.h5")) as atlas:
         save_plan(make_plan(atlas, PlanOptions(0.5)), tmp_path / "plan")

@@ -63,19 +63,31 @@ def test_a_file_of_another_atlas_warns(atlas: Atlas, tmp_path: Path) -> None:
 
 
 def test_json_keys(experts: Atlas, tmp_path: Path) -> None:
-    path = json_file(tmp_path / "p.json", experts, {
-        "0": [95], "decoder.experts/1/1": [0, 23], "1/2": [4], "decoder/0": [1],
-    })
+    path = json_file(
+        tmp_path / "p.json",
+        experts,
+        {
+            "0": [95],
+            "decoder.experts/1/1": [0, 23],
+            "1/2": [4],
+            "decoder/0": [1],
+        },
+    )
     assert marked(path, experts) == {(0, 95), (0, 1), (1, 1, 0), (1, 1, 23), (1, 2, 4)}
     with pytest.raises(UsageError, match=r"p\.json: layer 'decoder/0': it names channel 95 twice"):
         read_protect_file(json_file(path, experts, {"0": [95], "decoder/0": [95]}), experts)
 
 
-@pytest.mark.parametrize(("name", "text"), [
-    ("p.csv", "0,95\n0,1\n"), ("p.txt", "# mine\n0,95  # the best\n\n  0 , 1\n"),
-    ("p.csv", "\ufefflayer,channel\r\n0,95\r\n0,1\r\n"), ("p.txt", "channel,layer\n95,0\n1,0\n"),
-    ("p.csv", 'stack,label,expert,layer,channel\n"decoder",2,,0,95\ndecoder,1,,0,1\n'),
-])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.csv", "0,95\n0,1\n"),
+        ("p.txt", "# mine\n0,95  # the best\n\n  0 , 1\n"),
+        ("p.csv", "\ufefflayer,channel\r\n0,95\r\n0,1\r\n"),
+        ("p.txt", "channel,layer\n95,0\n1,0\n"),
+        ("p.csv", 'stack,label,expert,layer,channel\n"decoder",2,,0,95\ndecoder,1,,0,1\n'),
+    ],
+)
 def test_lines_of_dense_ffns(experts: Atlas, tmp_path: Path, name: str, text: str) -> None:
     path = tmp_path / name
     path.write_text(text, newline="")
@@ -126,7 +138,8 @@ def test_a_layer_is_a_line(experts: Atlas, tmp_path: Path) -> None:
     masks[0][4] = True
     write_protect_file(path, experts, masks)
     assert [pair for pair in zip(before, path.read_text().splitlines(), strict=True) if pair[0] != pair[1]] == [
-        ('  "0": [3, 70],', '  "0": [3, 4, 70],')]
+        ('  "0": [3, 70],', '  "0": [3, 4, 70],')
+    ]
 
 
 def test_ffns_that_share_a_layer_need_their_stack(tmp_path: Path) -> None:
@@ -151,14 +164,29 @@ def test_a_failed_write_leaves_nothing(atlas: Atlas, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("layers", "message"), [
-    ({"1": [137]}, "no channel 137"), ({"1": [-1]}, "no channel -1"), ({"1": [4, 4]}, "channel 4 twice"),
-    ({"3": [1]}, "no layer 3"), ({"x": [1]}, "'x' is not a layer"), ({"01": [1]}, "'01' is not a layer"),
-    ({"²": [1]}, "not a layer"), ({"9" * 5000: [1]}, "not a layer"), ({"1": [1.0]}, "not a list"),
-    ({"1": [True]}, "not a list"), ({"1": "12"}, "not a list"), ({"1": [10**40]}, "no channel"), ([], "not a protect"),
-    ({"1/0": [1]}, "no experts"), ({"": [1]}, "not a layer"), ({"/1": [1]}, "no stack ''"), ({"1/": [1]}, "not an expert"),
-    ({"decoder/1/2/3": [1]}, "not a layer"),
-])
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ({"1": [137]}, "no channel 137"),
+        ({"1": [-1]}, "no channel -1"),
+        ({"1": [4, 4]}, "channel 4 twice"),
+        ({"3": [1]}, "no layer 3"),
+        ({"x": [1]}, "'x' is not a layer"),
+        ({"01": [1]}, "'01' is not a layer"),
+        ({"²": [1]}, "not a layer"),
+        ({"9" * 5000: [1]}, "not a layer"),
+        ({"1": [1.0]}, "not a list"),
+        ({"1": [True]}, "not a list"),
+        ({"1": "12"}, "not a list"),
+        ({"1": [10**40]}, "no channel"),
+        ([], "not a protect"),
+        ({"1/0": [1]}, "no experts"),
+        ({"": [1]}, "not a layer"),
+        ({"/1": [1]}, "no stack ''"),
+        ({"1/": [1]}, "not an expert"),
+        ({"decoder/1/2/3": [1]}, "not a layer"),
+    ],
+)
 def test_json_that_cannot_be(atlas: Atlas, tmp_path: Path, layers: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         read_protect_file(json_file(tmp_path / "p.json", atlas, layers), atlas)
@@ -166,8 +194,18 @@ def test_json_that_cannot_be(atlas: Atlas, tmp_path: Path, layers: Any, message:
     assert len(caught.value.message) < 400
 
 
-@pytest.mark.parametrize("text", ["", "[", "[]", "{}", '{"format": "protect/2", "layers": {}}', "[" * 100_000,
-                                  '{"format": "protect/1", "layers": {"1": [1], "1": [2]}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[",
+        "[]",
+        "{}",
+        '{"format": "protect/2", "layers": {}}',
+        "[" * 100_000,
+        '{"format": "protect/1", "layers": {"1": [1], "1": [2]}}',
+    ],
+)
 def test_json_that_is_none(atlas: Atlas, tmp_path: Path, text: str) -> None:
     path = tmp_path / "p.json"
     path.write_text(text)
@@ -175,16 +213,31 @@ def test_json_that_is_none(atlas: Atlas, tmp_path: Path, text: str) -> None:
         read_protect_file(path, atlas)
 
 
-@pytest.mark.parametrize(("text", "line", "message"), [
-    ("1,3\n1,137\n", 2, "no channel 137"), ("1,3\n\n1,3\n", 3, "channel 3 twice"), ("1,3\n9,3\n", 2, "no layer 9"),
-    ("1,3,4\n", 1, "has 3 columns"), ("1\n", 1, "has 1 columns"), ("1;3\n", 1, "has 1 columns"),
-    ("1,3\n1,x\n", 2, "not a channel"),
-    ("1,-3\n", 1, "not a channel"), ("-1,3\n", 1, "neither a header"), ("layer,chanel\n1,3\n", 1, "neither a header"),
-    ("layer,layer,channel\n1,1,3\n", 1, "neither a header"), ("layer,channel\n01,3\n", 2, "not a layer"),
-    ("layer,channel,expert\n1,3,0\n", 2, "no experts"), ("layer,channel,stack\n1,3,other\n", 2, "no stack 'other'"),
-    ("layer,channel\n1,3\nlayer,channel\n", 3, "not a layer"), ('1,"3\n', 1, "unexpected end"), ("1,1e0\n", 1, "not a channel"),
-    ("1,3\n1,\0\n", 2, "not a channel|NUL"), ("1," + "3" * 200_000, 1, "field larger"), ("1,²\n", 1, "not a channel"),
-])
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("1,3\n1,137\n", 2, "no channel 137"),
+        ("1,3\n\n1,3\n", 3, "channel 3 twice"),
+        ("1,3\n9,3\n", 2, "no layer 9"),
+        ("1,3,4\n", 1, "has 3 columns"),
+        ("1\n", 1, "has 1 columns"),
+        ("1;3\n", 1, "has 1 columns"),
+        ("1,3\n1,x\n", 2, "not a channel"),
+        ("1,-3\n", 1, "not a channel"),
+        ("-1,3\n", 1, "neither a header"),
+        ("layer,chanel\n1,3\n", 1, "neither a header"),
+        ("layer,layer,channel\n1,1,3\n", 1, "neither a header"),
+        ("layer,channel\n01,3\n", 2, "not a layer"),
+        ("layer,channel,expert\n1,3,0\n", 2, "no experts"),
+        ("layer,channel,stack\n1,3,other\n", 2, "no stack 'other'"),
+        ("layer,channel\n1,3\nlayer,channel\n", 3, "not a layer"),
+        ('1,"3\n', 1, "unexpected end"),
+        ("1,1e0\n", 1, "not a channel"),
+        ("1,3\n1,\0\n", 2, "not a channel|NUL"),
+        ("1," + "3" * 200_000, 1, "field larger"),
+        ("1,²\n", 1, "not a channel"),
+    ],
+)
 @pytest.mark.parametrize("suffix", [".csv", ".txt"])
 def test_lines_that_cannot_be(atlas: Atlas, tmp_path: Path, suffix: str, text: str, line: int, message: str) -> None:
     path = tmp_path / f"p{suffix}"

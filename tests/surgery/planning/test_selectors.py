@@ -47,8 +47,11 @@ def chosen(atlas: Atlas, selector: str) -> dict[tuple[int, int], set[int]]:
     for block in atlas.blocks:
         assert masks[block.index].shape == block.shape
         assert masks[block.index].dtype == bool
-    return {(index, number): set(np.flatnonzero(row).tolist())
-            for index, mask in masks.items() for number, row in enumerate(np.atleast_2d(mask))}
+    return {
+        (index, number): set(np.flatnonzero(row).tolist())
+        for index, mask in masks.items()
+        for number, row in enumerate(np.atleast_2d(mask))
+    }
 
 
 @pytest.mark.parametrize("name", ["atlas", "experts"])
@@ -65,8 +68,10 @@ def test_labels(name: str, request: pytest.FixtureRequest) -> None:
 
 def ranked(values: np.ndarray) -> list[int]:
     """Channels from the largest value down, of equal ones the lowest index first; those without a value left out."""
-    return sorted((channel for channel in range(len(values)) if not np.isnan(values[channel])),
-                  key=lambda channel: (-values[channel], channel))
+    return sorted(
+        (channel for channel in range(len(values)) if not np.isnan(values[channel])),
+        key=lambda channel: (-values[channel], channel),
+    )
 
 
 @pytest.mark.parametrize("name", ["atlas", "experts"])
@@ -77,7 +82,7 @@ def test_metrics(name: str, metric: str, request: pytest.FixtureRequest) -> None
     order = {key: ranked(row) for key, row in values.items()}
     assert chosen(found, f"top:{metric}=7") == {key: set(ids[:7]) for key, ids in order.items()}
     assert chosen(found, f"top:{metric}=5%") == {
-        key: set(ids[:max(1, int(0.05 * len(values[key])))]) for key, ids in order.items()
+        key: set(ids[: max(1, int(0.05 * len(values[key])))]) for key, ids in order.items()
     }
     assert chosen(found, f"rank:{metric}=3-9") == {key: set(ids[2:9]) for key, ids in order.items()}
     assert chosen(found, f"rank:{metric}=24") == {key: set(ids[23:24]) for key, ids in order.items()}
@@ -120,47 +125,92 @@ def test_layers_restrict_any_selector(atlas: Atlas, selector: str) -> None:
     assert not any(chosen(atlas, "1:3@0,2").values())
 
 
-@pytest.mark.parametrize(("selector", "message"), [
-    ("superodes", "nothing to protect is called 'superodes'"), ("", "nothing to protect"), ("top", "nothing to protect"),
-    ("top:=3", "no metric ''"), ("top:lpp=3", "no metric 'lpp'"), ("top:sum_u=3", "no metric 'sum_u'"),
-    ("top:lp=", "not a count or a percentage"), ("top:lp=0", "start at 1"), ("top:lp=-1", "not a count"),
-    ("top:lp=1.5", "not a count"), ("top:lp=138", "no rank 138: an FFN has 137"), ("top:lp=0%", "above 0%"),
-    ("top:lp=101%", "at most 100%"), ("top:lp=nan%", "not a number"), ("top:lp=x%", "not a number"),
-    ("rank:lp=0-3", "start at 1"), ("rank:lp=5-3", "backwards"), ("rank:lp=1-3,7", "more than one range"),
-    ("rank:lp=130-138", "no rank 138"), ("rank:lp=x", "not a rank"), ("above:lp=inf", "not a number"),
-    ("below:lp=", "not a number"), ("1:", "not a channel"), ("1:3,", "not a channel"), ("1:5,5", "channel 5 twice"),
-    ("1:3-9,7", "channel 7 twice"), ("1:9-3", "backwards"), ("1:137", "no channel 137: the FFN has 137"),
-    ("1:0-999999999", "no channel 999999999"), ("1:9999999999", "not a channel"), ("1:²", "not a channel"),
-    ("3:1", "no layer 3"), ("01:1", "not a layer"), ("1/0:1", "has no experts"), ("encoder/1:1", "no stack 'encoder'"),
-    ("a/b/1:1", "not a layer"), ("halo@3", "no layer 3"), ("halo@", "not a layer"), ("halo@2-1", "backwards"),
-    ("halo@x", "not a layer"), ("1:3@0-9", "no layer 9"), ("p.yaml", "nothing to protect"),
-])
+@pytest.mark.parametrize(
+    ("selector", "message"),
+    [
+        ("superodes", "nothing to protect is called 'superodes'"),
+        ("", "nothing to protect"),
+        ("top", "nothing to protect"),
+        ("top:=3", "no metric ''"),
+        ("top:lpp=3", "no metric 'lpp'"),
+        ("top:sum_u=3", "no metric 'sum_u'"),
+        ("top:lp=", "not a count or a percentage"),
+        ("top:lp=0", "start at 1"),
+        ("top:lp=-1", "not a count"),
+        ("top:lp=1.5", "not a count"),
+        ("top:lp=138", "no rank 138: an FFN has 137"),
+        ("top:lp=0%", "above 0%"),
+        ("top:lp=101%", "at most 100%"),
+        ("top:lp=nan%", "not a number"),
+        ("top:lp=x%", "not a number"),
+        ("rank:lp=0-3", "start at 1"),
+        ("rank:lp=5-3", "backwards"),
+        ("rank:lp=1-3,7", "more than one range"),
+        ("rank:lp=130-138", "no rank 138"),
+        ("rank:lp=x", "not a rank"),
+        ("above:lp=inf", "not a number"),
+        ("below:lp=", "not a number"),
+        ("1:", "not a channel"),
+        ("1:3,", "not a channel"),
+        ("1:5,5", "channel 5 twice"),
+        ("1:3-9,7", "channel 7 twice"),
+        ("1:9-3", "backwards"),
+        ("1:137", "no channel 137: the FFN has 137"),
+        ("1:0-999999999", "no channel 999999999"),
+        ("1:9999999999", "not a channel"),
+        ("1:²", "not a channel"),
+        ("3:1", "no layer 3"),
+        ("01:1", "not a layer"),
+        ("1/0:1", "has no experts"),
+        ("encoder/1:1", "no stack 'encoder'"),
+        ("a/b/1:1", "not a layer"),
+        ("halo@3", "no layer 3"),
+        ("halo@", "not a layer"),
+        ("halo@2-1", "backwards"),
+        ("halo@x", "not a layer"),
+        ("1:3@0-9", "no layer 9"),
+        ("p.yaml", "nothing to protect"),
+    ],
+)
 def test_what_is_no_selector(atlas: Atlas, selector: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         select(selector, atlas)
     assert len(caught.value.message) < 200
 
 
-@pytest.mark.parametrize(("selector", "message"), [
-    ("2:1", "layer 2 has experts"), ("2/4:1", "no expert 4: it has 4"), ("2/3:24", "no channel 24"),
-    ("0/1:3", "has no experts"), ("decoder/1:1", "no layer 1"), ("decoder.experts/0:1", "no layer 0"),
-])
+@pytest.mark.parametrize(
+    ("selector", "message"),
+    [
+        ("2:1", "layer 2 has experts"),
+        ("2/4:1", "no expert 4: it has 4"),
+        ("2/3:24", "no channel 24"),
+        ("0/1:3", "has no experts"),
+        ("decoder/1:1", "no layer 1"),
+        ("decoder.experts/0:1", "no layer 0"),
+    ],
+)
 def test_ids_that_no_expert_has(experts: Atlas, selector: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         select(selector, experts)
 
 
 def test_close_names_and_lists_are_hints(atlas: Atlas) -> None:
-    for selector, hint in {"superodes": "did you mean supernodes?", "top:conectivity=3": "did you mean connectivity?",
-                           "top:zzz=3": "activation_power", "zzz": "rank:METRIC=A-B"}.items():
+    for selector, hint in {
+        "superodes": "did you mean supernodes?",
+        "top:conectivity=3": "did you mean connectivity?",
+        "top:zzz=3": "activation_power",
+        "zzz": "rank:METRIC=A-B",
+    }.items():
         with pytest.raises(UsageError) as caught:
             select(selector, atlas)
         assert hint in str(caught.value.hint), selector
 
 
 def test_a_metric_that_the_atlas_lacks(tmp_path: Path) -> None:
-    with (edited(tmp_path / "a.h5", random_content(layers=1, channels=11), redundancy=None, redundancy_null=None) as atlas,
-          pytest.raises(AtlasError, match="no 'redundancy'")):
+    with (
+        edited(tmp_path / "a.h5", random_content(layers=1, channels=11), redundancy=None, redundancy_null=None) as atlas,
+        pytest.raises(AtlasError, match="no 'redundancy'"),
+    ):
         select("top:redundancy=2", atlas)
 
 
@@ -184,9 +234,16 @@ def test_unprotect_reaches_what_a_method_protects(atlas: Atlas) -> None:
     assert found.released == len(chosen(atlas, "supernodes")[0, 0])
 
 
-@pytest.mark.parametrize(("selector", "name"), [
-    ("halo@0-3", "halo@0-3"), ("/home/me/p.json", "p.json"), ("a/b@2/p.csv@1", "p.csv@1"), ("a@b/p.txt", "p.txt"),
-    ("decoder/1:3", "decoder/1:3"), ("top:lp=2%", "top:lp=2%"),
-])
+@pytest.mark.parametrize(
+    ("selector", "name"),
+    [
+        ("halo@0-3", "halo@0-3"),
+        ("/home/me/p.json", "p.json"),
+        ("a/b@2/p.csv@1", "p.csv@1"),
+        ("a@b/p.txt", "p.txt"),
+        ("decoder/1:3", "decoder/1:3"),
+        ("top:lp=2%", "top:lp=2%"),
+    ],
+)
 def test_plans_name_files_without_their_directory(selector: str, name: str) -> None:
     assert file_name(selector) == name

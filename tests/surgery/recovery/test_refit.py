@@ -45,7 +45,7 @@ def exact(u: np.ndarray, y: np.ndarray, a: np.ndarray, prior: np.ndarray, dampin
         for row in range(len(h)):
             if row != pivot:
                 left[row] -= left[row, pivot] * left[pivot]
-    return left[:, len(h):].T
+    return left[:, len(h) :].T
 
 
 @pytest.mark.parametrize("damping", [0.0, 1e-2, 1.0])
@@ -123,7 +123,8 @@ def test_a_refitted_model_is_closer_to_the_dense_one(model_type: str, tmp_path: 
     assert all(layer.error_after < layer.error_before for layer in report.recovery.layers)
     assert report.recovery.logit_error < 1e-5
     assert distance(tmp_path / "model", tmp_path / "fitted", given.tokens) < distance(
-        tmp_path / "model", tmp_path / "plain", given.tokens)
+        tmp_path / "model", tmp_path / "plain", given.tokens
+    )
     writes = {item.tensor for block in plan.blocks for item in block.tensors if item.role in ("write", "write_bias")}
     plain, fitted = read(tmp_path / "plain"), read(tmp_path / "fitted")
     assert {name for name in plain if not torch.equal(plain[name], fitted[name])} == writes
@@ -138,7 +139,8 @@ def first_block(directory: Path, layer: str, write: str, ids: np.ndarray) -> tup
     seen: dict[str, torch.Tensor] = {}
     model.get_submodule(write).register_forward_hook(lambda module, inputs, output: seen.update(u=inputs[0], y=output))
     model.get_submodule(layer).register_forward_hook(
-        lambda module, inputs, output: seen.update(h=output[0] if isinstance(output, tuple) else output))
+        lambda module, inputs, output: seen.update(h=output[0] if isinstance(output, tuple) else output)
+    )
     with torch.inference_mode():
         model(torch.from_numpy(ids).long())
     u, y, h = (seen[name].reshape(-1, seen[name].shape[-1]).double().numpy() for name in "uyh")
@@ -167,8 +169,9 @@ def test_a_bias_is_fitted_too(tmp_path: Path) -> None:
     apply_plan(plan, tmp_path / "model", tmp_path / "out", recovery=given)
     name = "transformer.h.0.mlp.c_proj"
     u, y, h = first_block(tmp_path / "model", "transformer.h.0", name, given.tokens)
-    before, after = ({key: value.double().numpy() for key, value in read(tmp_path / directory).items()}
-                     for directory in ("model", "out"))
+    before, after = (
+        {key: value.double().numpy() for key, value in read(tmp_path / directory).items()} for directory in ("model", "out")
+    )
     kept, bias = plan.blocks[0].kept, before[f"{name}.bias"]
     constant = np.sqrt((u[:, kept] ** 2).mean())
     inputs = np.concatenate([u[:, kept], np.full((len(u), 1), constant)], axis=1)
@@ -187,7 +190,8 @@ def test_only_what_is_cut_is_refitted(tmp_path: Path) -> None:
     assert [layer.layer_index for layer in report.recovery.layers] == [1]
     before, after = read(tmp_path / "model"), read(tmp_path / "out")
     assert {name for name in before if not torch.equal(before[name], after[name])} == {
-        f"model.layers.1.mlp.{name}_proj.weight" for name in ("gate", "up", "down")}
+        f"model.layers.1.mlp.{name}_proj.weight" for name in ("gate", "up", "down")
+    }
     removed = torch.from_numpy(plan.blocks[1].removed_of(0)).long()
     assert bool((after["model.layers.1.mlp.up_proj.weight"] == 0).all(1).sum() == len(removed))
 

@@ -83,8 +83,12 @@ def take(path: Path, cut: Path) -> Evaluated:
 def test_the_front_matter_is_what_the_hub_reads(cut: Path, tmp_path: Path) -> None:
     fields = ModelCard.load(cut / "README.md").data.to_dict()
     assert fields == {
-        "library_name": "transformers", "pipeline_tag": "text-generation", "license": "other", "license_name": "tiny-terms",
-        "license_link": "LICENSE.md", "tags": ["pruned", "structured-pruning", "ffn-pruning", "chanfmt"],
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "license": "other",
+        "license_name": "tiny-terms",
+        "license_link": "LICENSE.md",
+        "tags": ["pruned", "structured-pruning", "ffn-pruning", "chanfmt"],
     }
     assert (cut / "LICENSE.md").is_file()
 
@@ -153,10 +157,15 @@ def test_no_directory_of_this_machine_travels(tiny: Tiny, cut: Path) -> None:
             assert not [text for text in private if text.encode() in content], file
 
 
-@pytest.mark.parametrize(("command", "carried"), [
-    ("atlas build me/model -o a.h5", True), ("atlas build /home/me/model -o a.h5", False),
-    ("atlas build me/model --calib=~/mine.txt", False), ("it's /home/me/no shell's", False),
-])
+@pytest.mark.parametrize(
+    ("command", "carried"),
+    [
+        ("atlas build me/model -o a.h5", True),
+        ("atlas build /home/me/model -o a.h5", False),
+        ("atlas build me/model --calib=~/mine.txt", False),
+        ("it's /home/me/no shell's", False),
+    ],
+)
 def test_an_atlas_that_tells_directories_stays_here(tmp_path: Path, command: str, carried: bool) -> None:
     directory = save_model("llama", tmp_path / "model")
     content = content_for("llama", directory)
@@ -185,15 +194,16 @@ def test_evaluated_numbers(cut: Path, evaluation: Path, tmp_path: Path) -> None:
     assert load_evaluated(tmp_path / "evaluation.json") == numbers
 
 
-@pytest.mark.parametrize(("edit", "message"), [
-    (lambda value: value["models"].pop(), "holds no evaluation of this result"),
-    (lambda value: value.pop("models"), "no output of surgery eval"),
-    (lambda value: value["models"][1].update(perplexity="12"), "perplexity is not valid"),
-    (lambda value: value.update(protocol="paper"), "no output of surgery eval"),
-])
-def test_numbers_of_something_else(
-    cut: Path, evaluation: Path, tmp_path: Path, edit: Callable[[Any], Any], message: str
-) -> None:
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda value: value["models"].pop(), "holds no evaluation of this result"),
+        (lambda value: value.pop("models"), "no output of surgery eval"),
+        (lambda value: value["models"][1].update(perplexity="12"), "perplexity is not valid"),
+        (lambda value: value.update(protocol="paper"), "no output of surgery eval"),
+    ],
+)
+def test_numbers_of_something_else(cut: Path, evaluation: Path, tmp_path: Path, edit: Callable[[Any], Any], message: str) -> None:
     value = json.loads(evaluation.read_text())
     pruned = value["models"][1]["fingerprint"]
     edit(value)
@@ -254,13 +264,16 @@ def test_a_changed_result_is_told(cut: Path, tmp_path: Path) -> None:
         check_unchanged(open_result(copy))
 
 
-@pytest.mark.parametrize(("edit", "message"), [
-    (lambda value: value.update(format="surgery-restore/1"), "no result of surgery prune or apply"),
-    (lambda value: value["files"].update({"../x": {"bytes": 1, "sha256": "0"}}), "leads out of its directory"),
-    (lambda value: value.pop("files"), "is damaged"),
-    (lambda value: value["base"].update(license=["mit"]), "license is not valid"),
-    (lambda value: value["checks"]["logits"].update(extra=1), "is damaged"),
-])
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda value: value.update(format="surgery-restore/1"), "no result of surgery prune or apply"),
+        (lambda value: value["files"].update({"../x": {"bytes": 1, "sha256": "0"}}), "leads out of its directory"),
+        (lambda value: value.pop("files"), "is damaged"),
+        (lambda value: value["base"].update(license=["mit"]), "license is not valid"),
+        (lambda value: value["checks"]["logits"].update(extra=1), "is damaged"),
+    ],
+)
 def test_damaged_records(cut: Path, tmp_path: Path, edit: Callable[[Any], Any], message: str) -> None:
     copy = broken(cut, tmp_path / "copy")
     value = json.loads((copy / "surgery.json").read_text())
@@ -278,16 +291,22 @@ def test_a_directory_that_is_no_result(tiny: Tiny) -> None:
 BASE = PlannedModel("someone/thing", "c0ffee", "hub", "llama", (), "")
 
 
-@pytest.mark.parametrize(("card", "files", "expected"), [
-    ("---\nlicense: Apache-2.0\n---\n", (), ("apache-2.0", "", "")),
-    ("---\nlicense: other\nlicense_name: mine\nlicense_link: LICENSE\n---\n", (),
-     ("other", "mine", "https://huggingface.co/someone/thing/blob/main/LICENSE")),
-    ("---\nlicense: other\nlicense_name: mine\nlicense_link: LICENSE\n---\n", ("LICENSE",), ("other", "mine", "LICENSE")),
-    ("# no front matter\n", ("LICENSE.txt",), ("other", "my-licence-1.0", "LICENSE.txt")),
-    ("---\nlicense: {a: b\n---\n", ("COPYING",), ("other", "my-licence-1.0", "COPYING")),
-    ("---\nlicense: [a, b]\n---\n", (), ("", "", "")),
-    ("", (), ("", "", "")),
-])
+@pytest.mark.parametrize(
+    ("card", "files", "expected"),
+    [
+        ("---\nlicense: Apache-2.0\n---\n", (), ("apache-2.0", "", "")),
+        (
+            "---\nlicense: other\nlicense_name: mine\nlicense_link: LICENSE\n---\n",
+            (),
+            ("other", "mine", "https://huggingface.co/someone/thing/blob/main/LICENSE"),
+        ),
+        ("---\nlicense: other\nlicense_name: mine\nlicense_link: LICENSE\n---\n", ("LICENSE",), ("other", "mine", "LICENSE")),
+        ("# no front matter\n", ("LICENSE.txt",), ("other", "my-licence-1.0", "LICENSE.txt")),
+        ("---\nlicense: {a: b\n---\n", ("COPYING",), ("other", "my-licence-1.0", "COPYING")),
+        ("---\nlicense: [a, b]\n---\n", (), ("", "", "")),
+        ("", (), ("", "", "")),
+    ],
+)
 def test_the_licence_of_the_base(tmp_path: Path, card: str, files: tuple[str, ...], expected: tuple[str, str, str]) -> None:
     (tmp_path / "README.md").write_text(card)
     for name in files:
@@ -296,10 +315,17 @@ def test_the_licence_of_the_base(tmp_path: Path, card: str, files: tuple[str, ..
     assert (base.license, base.license_name, base.license_link) == expected
 
 
-@pytest.mark.parametrize(("license", "name", "allowed"), [
-    ("llama3.1", "Llama-3.1-8B-wanda-50", True), ("llama3.1", "tiny-wanda-50", False), ("llama3", "Llama-3-x", True),
-    ("llama3", "Meta-Llama-3-8B", False), ("gemma", "anything", True), ("llama2", "anything", True),
-])
+@pytest.mark.parametrize(
+    ("license", "name", "allowed"),
+    [
+        ("llama3.1", "Llama-3.1-8B-wanda-50", True),
+        ("llama3.1", "tiny-wanda-50", False),
+        ("llama3", "Llama-3-x", True),
+        ("llama3", "Meta-Llama-3-8B", False),
+        ("gemma", "anything", True),
+        ("llama2", "anything", True),
+    ],
+)
 def test_names_that_licences_ask_for(license: str, name: str, allowed: bool) -> None:
     terms = Base("x/y", "", "hub", license).terms
     assert terms is not None
@@ -309,10 +335,28 @@ def test_names_that_licences_ask_for(license: str, name: str, allowed: bool) -> 
 def test_recorded_commands_have_no_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sub").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [
-        "surgery", "prune", "/home/me/a.h5", "--model", "meta-llama/Llama-3.1-8B", "--calib=~/text.txt=3", "-o", "sub/out",
-        "--protect", "decoder/1:7", "--protect", "../p.json@0-3", "hf://datasets/me/atlas/a.h5", "--sparsity", "0.5", "..",
-    ])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "surgery",
+            "prune",
+            "/home/me/a.h5",
+            "--model",
+            "meta-llama/Llama-3.1-8B",
+            "--calib=~/text.txt=3",
+            "-o",
+            "sub/out",
+            "--protect",
+            "decoder/1:7",
+            "--protect",
+            "../p.json@0-3",
+            "hf://datasets/me/atlas/a.h5",
+            "--sparsity",
+            "0.5",
+            "..",
+        ],
+    )
     assert recorded_command("surgery") == (
         "surgery prune a.h5 --model meta-llama/Llama-3.1-8B --calib=text.txt=3 -o out --protect decoder/1:7 "
         "--protect p.json@0-3 hf://datasets/me/atlas/a.h5 --sparsity 0.5 .."

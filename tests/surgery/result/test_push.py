@@ -98,12 +98,19 @@ def test_a_result_on_the_hub(hub: Hub, ann: Environment, out: Path, tmp_path: Pa
     assert hub.files(NAME)["model-00001-of-00004.safetensors"] == weights
     assert {"atlas.h5", "kept_channels.safetensors", "layers.svg", "surgery.json", "NOTICE"} <= hub.files(NAME).keys()
     assert [commit.title for commit in repo.commits.values()] == [
-        "initial commit", "scar-prot: 48.6% of the FFN channels removed, 24.5% of the parameters; 3 of 3 supernodes kept"]
+        "initial commit",
+        "scar-prot: 48.6% of the FFN channels removed, 24.5% of the parameters; 3 of 3 supernodes kept",
+    ]
     assert f'from_pretrained("{NAME}")' in (out / "README.md").read_text()
     card = ModelCard.load(out / "README.md")
     assert card.data.to_dict() == {
-        "base_model": "tiny/llama", "base_model_relation": "finetune", "library_name": "transformers", "license": "llama3.1",
-        "pipeline_tag": "text-generation", "tags": ["pruned", "structured-pruning", "ffn-pruning", "chanfmt"]}
+        "base_model": "tiny/llama",
+        "base_model_relation": "finetune",
+        "library_name": "transformers",
+        "license": "llama3.1",
+        "pipeline_tag": "text-generation",
+        "tags": ["pruned", "structured-pruning", "ffn-pruning", "chanfmt"],
+    }
     check_untold(hub, out, tmp_path / "home")
     place = script("import sys, huggingface_hub\nprint(huggingface_hub.snapshot_download(sys.argv[1]))", NAME, env=ann)
     assert content(Path(place.strip())) == content(out) | {".gitattributes": hub.repo(NAME).head.files[".gitattributes"].content}
@@ -113,8 +120,23 @@ def test_a_cut_that_is_pushed(hub: Hub, ann: Environment, made: Path, tmp_path: 
     fault = Fault("POST", "/commit/", status=403)
     hub.faults.append(fault)
     out = tmp_path / "cut"
-    done = run("surgery.cli.main", "prune", made / "atlas.h5", "--model", made / "model", "--sparsity", "0.5", "--protect",
-               "supernodes", "-o", out, "--no-verify", "--push", "--public", env=ann)
+    done = run(
+        "surgery.cli.main",
+        "prune",
+        made / "atlas.h5",
+        "--model",
+        made / "model",
+        "--sparsity",
+        "0.5",
+        "--protect",
+        "supernodes",
+        "-o",
+        out,
+        "--no-verify",
+        "--push",
+        "--public",
+        env=ann,
+    )
     assert done.returncode == 1
     assert fault.met.is_set()
     assert "LP mass kept" in done.stdout
@@ -143,10 +165,17 @@ def test_a_cut_that_cannot_be_pushed_is_not_begun(hub: Hub, ann: Environment, ma
 
 
 PASSING = {
-    "uploads": [("PUT", "/lfs/whole", {"status": 500}), ("PUT", "/lfs/whole", {"cut": 5000}),
-                ("PUT", "/lfs/whole", {"pace": 0.02}), ("PUT", "/lfs/whole", {"status": 429, "headers": {"Retry-After": "1"}})],
-    "questions": [("POST", "/api/repos/create", {"status": 429, "headers": {"Retry-After": "1"}}),
-                  ("POST", "/commit/main", {"status": 409}), ("POST", "/commit/main", {"cut": 10})],
+    "uploads": [
+        ("PUT", "/lfs/whole", {"status": 500}),
+        ("PUT", "/lfs/whole", {"cut": 5000}),
+        ("PUT", "/lfs/whole", {"pace": 0.02}),
+        ("PUT", "/lfs/whole", {"status": 429, "headers": {"Retry-After": "1"}}),
+    ],
+    "questions": [
+        ("POST", "/api/repos/create", {"status": 429, "headers": {"Retry-After": "1"}}),
+        ("POST", "/commit/main", {"status": 409}),
+        ("POST", "/commit/main", {"cut": 10}),
+    ],
 }
 
 
@@ -168,8 +197,12 @@ STAYING = {
     "404": ("POST", "/preupload/", {"status": 404, "code": "RepoNotFound"}, "check the name"),
     "429 for long": ("GET", "/api/whoami", {"status": 429, "headers": {"Retry-After": "3000"}}, "in 3000 s"),
     "500": ("POST", "/commit/", {"status": 500}, "run the same command again"),
-    "a hash that does not match": ("GET", "/tree/", {
-        "alter": lambda body: body.replace(b'"lfs": {"oid": "', b'"lfs": {"oid": "0')}, "again with --overwrite"),
+    "a hash that does not match": (
+        "GET",
+        "/tree/",
+        {"alter": lambda body: body.replace(b'"lfs": {"oid": "', b'"lfs": {"oid": "0')},
+        "again with --overwrite",
+    ),
 }
 
 
@@ -189,8 +222,7 @@ def test_what_stays_is_one_line_with_the_way_out(hub: Hub, ann: Environment, out
     # Until the last of them no part of the model was to be seen, and nothing by anybody else.
     repo = hub.repo(NAME)
     assert repo.private
-    assert [set(commit.files) for commit in repo.commits.values()] == [
-        {".gitattributes"}, {".gitattributes", *content(out)}]
+    assert [set(commit.files) for commit in repo.commits.values()] == [{".gitattributes"}, {".gitattributes", *content(out)}]
     hub.faults.clear()
     assert push(out, "--public", env=ann).returncode == 0
     assert hub.files(NAME) == content(out)
@@ -285,13 +317,28 @@ def test_what_changed_is_not_pushed(hub: Hub, ann: Environment, out: Path, name:
 
 def evaluation(made: Path, out: Path) -> dict[str, Any]:
     """What ``surgery eval MODEL DIR --json`` prints."""
-    def model(path: Path, perplexity: float) -> dict[str, Any]:
-        return {"model": str(path), "fingerprint": fingerprint(CheckpointIndex.open(path)), "tokens": 100, "predicted": 96,
-                "blocks": 4, "tokens_sha256": "0" * 64, "nll": 3.0, "nll_standard_error": 0.1, "perplexity": perplexity,
-                "bits_per_byte": 1.2, "tasks": []}
 
-    return {"data": str(made / "text.txt"), "seq_len": 25, "protocol": {"name": "paper", "statement": "as the paper does"},
-            "models": [model(made / "model", 20.5), model(out, 33.25)]}
+    def model(path: Path, perplexity: float) -> dict[str, Any]:
+        return {
+            "model": str(path),
+            "fingerprint": fingerprint(CheckpointIndex.open(path)),
+            "tokens": 100,
+            "predicted": 96,
+            "blocks": 4,
+            "tokens_sha256": "0" * 64,
+            "nll": 3.0,
+            "nll_standard_error": 0.1,
+            "perplexity": perplexity,
+            "bits_per_byte": 1.2,
+            "tasks": [],
+        }
+
+    return {
+        "data": str(made / "text.txt"),
+        "seq_len": 25,
+        "protocol": {"name": "paper", "statement": "as the paper does"},
+        "models": [model(made / "model", 20.5), model(out, 33.25)],
+    }
 
 
 def test_numbers_travel(hub: Hub, ann: Environment, made: Path, out: Path, tmp_path: Path) -> None:
@@ -351,8 +398,9 @@ def test_the_default_name_is_one(tmp_path: Path) -> None:
 
 def test_the_command_that_goes_on() -> None:
     options = PushOptions(public=True, create_pr=True, no_verify=True, eval="my numbers.json")
-    assert push_command(Path("out"), "ann/x", options) == \
-        "surgery push out ann/x --public --pr --no-verify --eval 'my numbers.json'"
+    assert (
+        push_command(Path("out"), "ann/x", options) == "surgery push out ann/x --public --pr --no-verify --eval 'my numbers.json'"
+    )
 
 
 def test_however_many_files_are_one_commit(hub: Hub, ann: Environment, tmp_path: Path) -> None:

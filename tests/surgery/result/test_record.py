@@ -37,16 +37,17 @@ def test_layers_of_experts_take_one_row(experts: Atlas) -> None:
     assert headings == ["layer", "module", "channels", "kept", "supernodes removed", "LP kept"]
     assert [row[:5] for row in rows] == [
         ["0", "model.layers.0.mlp", "96", "48", "0 of 1"],
-        *([str(layer), f"model.layers.{layer}.mlp.experts", "4 x 24", "4 x 12", f"0 of {count}"]
-          for layer, count in ((1, 3), (2, 4), (3, 4))),
+        *(
+            [str(layer), f"model.layers.{layer}.mlp.experts", "4 x 24", "4 x 12", f"0 of {count}"]
+            for layer, count in ((1, 3), (2, 4), (3, 4))
+        ),
     ]
 
 
 def test_widths_are_ranges(atlas: Atlas, experts: Atlas) -> None:
     assert summary(atlas, 0.5)["width"] == "100 to 50 in 3 FFNs"
     assert summary(atlas, 0.5, layers="1")["width"] == "100 to 50 in 1 FFN, 100 as before in 2 FFNs"
-    assert summary(experts, 0.5)["width"] == \
-        "96 to 48 in 1 FFN; 24 to 12 in 3 FFNs (each of its 4 experts keeps the same number)"
+    assert summary(experts, 0.5)["width"] == "96 to 48 in 1 FFN; 24 to 12 in 3 FFNs (each of its 4 experts keeps the same number)"
     plan = make_plan(atlas, PlanOptions(0.5, allocation="global", multiple_of=1))
     widths = [block.n_kept for block in plan.blocks]
     assert dict(summary_rows(plan))["width"] == f"100 to between {min(widths)} and {max(widths)} in 3 FFNs"
@@ -56,8 +57,9 @@ def test_a_protection_that_changes_nothing_is_said_so(atlas: Atlas) -> None:
     rows = summary(atlas, 0.5, protect=("supernodes@0", "none", "1:0-9"), unprotect=("1:3",))
     assert rows["protected"].startswith("supernodes, supernodes@0, 1:0-9 (")
     assert rows["- supernodes"] == "3 channels; it changes nothing: scar-prot keeps all of them without it"
-    assert rows["- supernodes@0"] == \
-        "1 channel, 0 of them new; it changes nothing: all of them are protected or unprotected already"
+    assert (
+        rows["- supernodes@0"] == "1 channel, 0 of them new; it changes nothing: all of them are protected or unprotected already"
+    )
     assert "others go for it" in rows["- 1:0-9"]
     assert rows["unprotected"] == "1:3 (takes protection from 1 channel)"
     assert summary(atlas, 0.5, "random")["protected"] == "nothing (0 channels)"
@@ -65,21 +67,45 @@ def test_a_protection_that_changes_nothing_is_said_so(atlas: Atlas) -> None:
 
 def test_shares_asked_and_reached(atlas: Atlas) -> None:
     assert summary(atlas, 0.5)["sparsity"] == "0.5 asked, 0.5 reached"
-    assert summary(atlas, 0.3, layers="0", stack=("decoder",))["sparsity"] == \
-        "0.3 asked, 0.3 reached in layers 0 of decoder; 0.1 of the whole model"
+    assert (
+        summary(atlas, 0.3, layers="0", stack=("decoder",))["sparsity"]
+        == "0.3 asked, 0.3 reached in layers 0 of decoder; 0.1 of the whole model"
+    )
     assert "inverted" in summary(atlas, 0.3, invert=True)["allocation"]
     assert summary(atlas, 0.3, invert=True)["sparsity"] == "0.3 asked, 0.7 reached"
     assert "at most 0.6 of each" in summary(atlas, 0.3, allocation="global", max_layer_sparsity=0.6)["allocation"]
 
 
 def test_json_holds_what_each_selector_did(atlas: Atlas, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["plan", str(atlas.path), "--sparsity", "0.5", "--method", "magnitude", "--protect", "halo",
-                 "--protect", "1:0-9", "--unprotect", "1:3", "--allocation", "global", "--layers", "0-1", "--stack", "decoder",
-                 "--json"]
+    arguments = [
+        "plan",
+        str(atlas.path),
+        "--sparsity",
+        "0.5",
+        "--method",
+        "magnitude",
+        "--protect",
+        "halo",
+        "--protect",
+        "1:0-9",
+        "--unprotect",
+        "1:3",
+        "--allocation",
+        "global",
+        "--layers",
+        "0-1",
+        "--stack",
+        "decoder",
+        "--json",
+    ]
     assert main(arguments) == 0
     value = json.loads(capsys.readouterr().out)
-    plan = make_plan(atlas, PlanOptions(0.5, "magnitude", protect=("halo", "1:0-9"), unprotect=("1:3",), allocation="global",
-                                        layers="0-1", stack=("decoder",)))
+    plan = make_plan(
+        atlas,
+        PlanOptions(
+            0.5, "magnitude", protect=("halo", "1:0-9"), unprotect=("1:3",), allocation="global", layers="0-1", stack=("decoder",)
+        ),
+    )
     assert value == json.loads(json.dumps(plan_json(plan)))
     first = value["protection"][0]
     assert first["selector"] == "halo"
@@ -89,12 +115,19 @@ def test_json_holds_what_each_selector_did(atlas: Atlas, capsys: pytest.CaptureF
     assert value["sparsity"]["reached_in_scope"] == pytest.approx(0.5, abs=0.01)
 
 
-@pytest.mark.parametrize(("options", "name"), [
-    ({}, "random-scar-prot-50"), ({"allocation": "global"}, "random-scar-prot-50-global"),
-    ({"invert": True}, "random-scar-prot-50-inverted"), ({"layers": "0-1"}, "random-scar-prot-50-partial"),
-    ({"allocation": "global", "stack": ("decoder",), "invert": True, "layers": "1-2"},
-     "random-scar-prot-50-global-partial-inverted"),
-])
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({}, "random-scar-prot-50"),
+        ({"allocation": "global"}, "random-scar-prot-50-global"),
+        ({"invert": True}, "random-scar-prot-50-inverted"),
+        ({"layers": "0-1"}, "random-scar-prot-50-partial"),
+        (
+            {"allocation": "global", "stack": ("decoder",), "invert": True, "layers": "1-2"},
+            "random-scar-prot-50-global-partial-inverted",
+        ),
+    ],
+)
 def test_default_names_say_what_was_asked(atlas: Atlas, options: dict[str, Any], name: str) -> None:
     assert default_name(make_plan(atlas, PlanOptions(0.5, **options))) == name
 
