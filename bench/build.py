@@ -37,9 +37,9 @@ from chanfmt.building.measure import usual_batch
 from chanfmt.building.statistics import FFNStatistics
 from chanfmt.data.text import read_text
 from chanfmt.data.tokens import sample, tokenize
+from chanfmt.hub.locate import locate_model
 from chanfmt.models.find.discover import find_ffns
-from chanfmt.models.load import load_model, load_tokenizer
-from chanfmt.models.source import resolve_model
+from chanfmt.models.load import load_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -209,9 +209,9 @@ def hardware(device: str) -> str:
 
 def _model_and_tokens(arguments: argparse.Namespace, device: torch.device) -> tuple[Any, torch.Tensor]:
     if arguments.model == "smollm2":
-        resolved = resolve_model(os.environ["SMOLLM2_GGUF"])
-        model = load_model(resolved, device=arguments.device)
-        ids = tokenize(load_tokenizer(resolved), read_text("pydoc", "calibrate"))
+        source = locate_model(os.environ["SMOLLM2_GGUF"])
+        model = load_model(source, device=arguments.device)
+        ids = tokenize(source.tokenizer, read_text("pydoc", "calibrate"))
         return model, torch.from_numpy(sample(ids, arguments.sequences, arguments.seq_len, 0, "pydoc").ids).long().to(device)
     import transformers
 

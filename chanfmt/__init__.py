@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import os
+
     from chanfmt.format.reader import Atlas
 
 __version__ = "0.1.0"
@@ -24,6 +25,6 @@ def open(path: str | os.PathLike[str], *, verify: bool = False, contained: bool 
         chanfmt.base.errors.AtlasError: Missing, not an atlas, damaged or unsafe.
         chanfmt.hub.failures.HubError: It cannot be had from the Hub.
     """
-    from chanfmt.format.reader import Atlas
+    from chanfmt.hub.locate import open_atlas
 
-    return Atlas.open(os.fspath(path), verify=verify, contained=contained)
+    return open_atlas(path, verify=verify, contained=contained)

@@ -12,15 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from chanfmt.models.load import load_tokenizer
-from chanfmt.models.source import resolve_model
+from chanfmt.hub.locate import locate_model
 
 
 def main() -> None:
     if len(sys.argv) != 6:
         raise SystemExit(f"usage: {sys.argv[0]} MODEL TEXT ROWS LENGTH OUT.npz")
     model, text, count, length, output = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
-    tokenizer = load_tokenizer(resolve_model(model))
+    tokenizer = locate_model(model).tokenizer
     lines = [line for line in Path(text).read_text(encoding="utf-8").splitlines() if line.strip()]
     rows = np.full((count, length), tokenizer.eos_token_id, dtype=np.int64)
     real = 0

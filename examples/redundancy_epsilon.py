@@ -16,8 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from chanfmt.models.load import load_tokenizer
-from chanfmt.models.source import resolve_model
+from chanfmt.hub.locate import locate_model
 
 SEQUENCES, LENGTH, NEAREST, RHO = 16, 512, 5, 0.01
 
@@ -58,11 +57,11 @@ def redundancy(q: torch.Tensor, core: torch.Tensor, others: torch.Tensor, epsilo
 def main() -> None:
     if len(sys.argv) < 3:
         raise SystemExit(f"usage: {sys.argv[0]} MODEL TEXT [LAYER ...]")
-    resolved = resolve_model(sys.argv[1])
+    source = locate_model(sys.argv[1])
     logging.disable_progress_bar()
     text = Path(sys.argv[2]).read_text(encoding="utf-8")
-    tokens = torch.tensor(load_tokenizer(resolved)(text)["input_ids"][: SEQUENCES * LENGTH]).reshape(-1, LENGTH)
-    model = AutoModelForCausalLM.from_pretrained(resolved.directory, dtype=torch.float32).eval()
+    tokens = torch.tensor(source.tokenizer(text)["input_ids"][: SEQUENCES * LENGTH]).reshape(-1, LENGTH)
+    model = AutoModelForCausalLM.from_pretrained(source.directory, dtype=torch.float32).eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     layers = [int(name) for name in sys.argv[3:]] or [0, model.config.num_hidden_layers // 2, model.config.num_hidden_layers - 1]

@@ -38,9 +38,9 @@ def tiny_checkpoint(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_atlas(tiny_checkpoint, tmp_path_factory):
     """Function from a model type to an atlas of its tiny model, built once a session."""
-    from chanfmt.building.build import build
     from chanfmt.building.options import BuildOptions
     from chanfmt.format.records import LabelSettings
+    from tests.support.builds import build
 
     made: dict[str, Path] = {}
 

@@ -19,7 +19,7 @@ from textual.widgets import Input
 
 from chanfmt.base.errors import AtlasError, ChanfmtError
 from chanfmt.base.text import printable
-from chanfmt.hub.locate import locate
+from chanfmt.hub.locate import locate_atlas
 from tui.screens.base import BrowserScreen
 from tui.screens.card import CardScreen
 from tui.screens.choice import ChoiceScreen
@@ -210,7 +210,7 @@ class AtlasApp(App[str], inherit_bindings=False):
         if not name:
             return
         try:
-            path = locate(os.path.expanduser(name)).path
+            path = locate_atlas(os.path.expanduser(name)).path
             other = read_snapshot(path, contained=True)
             check_comparable(self.browser.snapshot.path, path)
         except ChanfmtError as error:

@@ -67,15 +67,15 @@ def make_parser() -> Parser:
 
 def _run(options: argparse.Namespace) -> int:
     # Late, so that --help and a wrong option answer at once.
-    from chanfmt.hub.locate import locate
+    from chanfmt.hub.locate import locate_atlas
     from tui.session.comparison import check_comparable
     from tui.session.load import read_snapshot
     from tui.session.protect import check_name, read_marks
 
-    snapshot = read_snapshot(locate(options.file).path, contained=True)
+    snapshot = read_snapshot(locate_atlas(options.file).path, contained=True)
     other = None
     if options.other is not None:
-        other = read_snapshot(locate(options.other).path, contained=True)
+        other = read_snapshot(locate_atlas(options.other).path, contained=True)
         check_comparable(snapshot.path, other.path)
     protect_file = _protect_file(options, snapshot.path)
     check_name(protect_file)

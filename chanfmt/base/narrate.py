@@ -1,23 +1,113 @@
-"""Progress and notes of long work, on stderr."""
+"""The one way in which long work speaks: notes, warnings and progress bars.
+
+Library code calls `say`, `warn` and `progress_bar`, and takes no ``quiet`` or ``progress`` arguments. Notes and
+warnings go to the logger ``chanfmt``, so a program that imports chanfmt decides with `logging` what it shows. Progress
+bars are off until somebody turns them on. The command lines turn all of it on with `to_terminal`.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import sys
-from typing import Any
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.text import printable
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
-def say(text: str, *, quiet: bool = False) -> None:
-    """Narration: to stderr, so that stdout stays the result."""
-    if not quiet:
-        print(printable(text), file=sys.stderr, flush=True)
+LOGGER = logging.getLogger("chanfmt")
+_bars: ContextVar[bool] = ContextVar("bars", default=False)
 
 
-def progress_bar(total: int, unit: str, description: str, *, quiet: bool = False) -> Any:
-    """A tqdm bar on stderr with rate and time left; none where that is not a terminal, or ``quiet``."""
+def say(text: str) -> None:
+    """Tell ``text``, a sentence about the work in progress. It is not shown with ``--quiet``."""
+    LOGGER.info("%s", printable(text))
+
+
+def warn(text: str) -> None:
+    """Tell ``text``, something that may make the result other than expected. It is shown with ``--quiet`` too."""
+    LOGGER.warning("%s", printable(text))
+
+
+def progress_bar(total: int, unit: str, description: str) -> Any:
+    """A tqdm bar on stderr with rate and time left. It is drawn on a terminal only, and only if `bars_shown`."""
     from tqdm import tqdm
 
     return tqdm(
-        total=total, unit=unit, unit_scale=True, desc=description, leave=False, disable=True if quiet else None, file=sys.stderr
+        total=total,
+        unit=unit,
+        unit_scale=True,
+        desc=description,
+        leave=False,
+        disable=None if _bars.get() else True,
+        file=sys.stderr,
     )
+
+
+def bars_shown() -> bool:
+    """Whether progress bars are drawn: somebody turned them on, and stderr is a terminal."""
+    return _bars.get() and sys.stderr.isatty()
+
+
+@contextlib.contextmanager
+def bars(shown: bool = True) -> Iterator[None]:
+    """Draw progress bars in the body, or do not."""
+    token = _bars.set(shown)
+    try:
+        yield
+    finally:
+        _bars.reset(token)
+
+
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """Tell nothing but warnings in the body, and draw no bars: for the processes of a group that do not speak for it."""
+    level = LOGGER.level
+    LOGGER.setLevel(logging.WARNING)
+    try:
+        with bars(False):
+            yield
+    finally:
+        LOGGER.setLevel(level)
+
+
+@contextlib.contextmanager
+def to_terminal(*, quiet: bool = False) -> Iterator[None]:
+    """Print notes and warnings to stderr in the body, and draw progress bars.
+
+    Args:
+        quiet: Print warnings only.
+    """
+    handler = _StderrHandler()
+    level, propagate = LOGGER.level, LOGGER.propagate
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(logging.WARNING if quiet else logging.INFO)
+    LOGGER.propagate = False
+    try:
+        with bars(not quiet):
+            yield
+    finally:
+        LOGGER.removeHandler(handler)
+        LOGGER.setLevel(level)
+        LOGGER.propagate = propagate
+
+
+class _StderrHandler(logging.Handler):
+    """A line on stderr, as it is at that moment, for each record."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        try:
+            with _above_bars():
+                print(prefix + record.getMessage(), file=sys.stderr, flush=True)
+        except Exception:
+            self.handleError(record)
+
+
+def _above_bars() -> contextlib.AbstractContextManager[object]:
+    """A context in which a printed line does not run into a bar that is being drawn."""
+    tqdm = sys.modules.get("tqdm")
+    return contextlib.nullcontext() if tqdm is None else tqdm.tqdm.external_write_mode(file=sys.stderr)

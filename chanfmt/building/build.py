@@ -15,7 +15,7 @@ import resource
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from chanfmt.algebra import labels
 from chanfmt.base.command_line import recorded_command
 from chanfmt.base.errors import AtlasError, ChanfmtError, UsageError
 from chanfmt.base.files import check_target, remove_stale
-from chanfmt.base.narrate import progress_bar, say
+from chanfmt.base.narrate import progress_bar, say, silenced
 from chanfmt.building import state as checkpoint
 from chanfmt.building.derive import layer_variables, stack_layers
 from chanfmt.building.distributed import Group, LostProcessError, joined, processes
@@ -50,11 +50,9 @@ from chanfmt.format.records import (
 )
 from chanfmt.format.writer import write_atlas
 from chanfmt.models.find.discover import block_of, find_ffns
-from chanfmt.models.load import load_config, load_model, load_tokenizer
+from chanfmt.models.load import load_model
 from chanfmt.models.matrices import ffn_weights
 from chanfmt.models.run import test_tokens
-from chanfmt.models.safetensors import CheckpointIndex, fingerprint
-from chanfmt.models.source import ResolvedModel, resolve_model
 from chanfmt.models.stored.layout import tensor_slices
 from chanfmt.models.streaming.spool import Spool
 from chanfmt.models.streaming.streamed import StreamedModel, open_streamed
@@ -65,18 +63,23 @@ if TYPE_CHECKING:
 
     from chanfmt.building.options import BuildOptions
     from chanfmt.models.ffn import FFN
+    from chanfmt.models.source import ModelSource
+
+
+class Locate(Protocol):
+    """Finds a model by what a user writes; `chanfmt.hub.locate.locate_model` is one."""
+
+    def __call__(self, model: str, *, revision: str | None, trust_remote_code: bool) -> ModelSource: ...
 
 
 @dataclass(frozen=True)
 class BuildPlan:
     """Everything that is decided before the pass: the model, its FFNs, the tokens."""
 
-    resolved: ResolvedModel
-    config: Any
+    source: ModelSource
     model: Any
     ffns: list[FFN]
     slices: list[tuple[TensorSlice, ...]]
-    fingerprint: str
     loss: Loss
     sources: tuple[Source, ...]
     tokens: CalibrationTokens | CalibrationInputs
@@ -88,18 +91,18 @@ class BuildPlan:
     @functools.cached_property
     def record(self) -> ModelRecord:
         """The model as the atlas states it; read once, as every checkpoint states it too."""
-        config = (self.resolved.directory / "config.json").read_text(encoding="utf-8")
+        config = self.source.config_text
         return ModelRecord(
-            id=self.resolved.id,
-            revision=self.resolved.revision,
-            source=self.resolved.source,
-            model_type=self.config.model_type,
-            architectures=tuple(self.config.architectures or (type(self.model).__name__,)),
+            id=self.source.id,
+            revision=self.source.revision,
+            source=self.source.source,
+            model_type=self.source.config.model_type,
+            architectures=tuple(self.source.config.architectures or (type(self.model).__name__,)),
             config=config,
             config_sha256=hashlib.sha256(config.encode()).hexdigest(),
             dtype=str(next(self.model.parameters()).dtype).removeprefix("torch."),
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
-            fingerprint=self.fingerprint,
+            fingerprint=self.source.fingerprint,
         )
 
     @property
@@ -110,8 +113,8 @@ class BuildPlan:
     def summary(self) -> dict[str, Any]:
         """What would be measured, for ``--dry-run``."""
         return {
-            "model": self.resolved.id,
-            "revision": self.resolved.revision,
+            "model": self.source.id,
+            "revision": self.source.revision,
             "parameters": self.record.parameters,
             "ffns": len(self.ffns),
             "channels": self.channels,
@@ -127,8 +130,11 @@ class BuildPlan:
         }
 
 
-def plan_build(options: BuildOptions, settings: LabelSettings) -> BuildPlan:
+def plan_build(options: BuildOptions, settings: LabelSettings, locate: Locate) -> BuildPlan:
     """Check the request, load the model and what it is calibrated on, find the FFNs. Nothing is measured or written.
+
+    Args:
+        locate: Finds the model that ``options.model`` names, see `Locate`.
 
     Raises:
         UsageError, ModelError: What is wrong with the request or the model.
@@ -137,57 +143,48 @@ def plan_build(options: BuildOptions, settings: LabelSettings) -> BuildPlan:
     settings.check()
     if not options.dry_run:
         check_target(options.path, overwrite=options.overwrite)
-    resolved = resolve_model(options.model, revision=options.revision)
-    config = load_config(resolved, trust_remote_code=options.trust_remote_code)
-    index = CheckpointIndex.open(resolved.directory)
+    source = locate(options.model, revision=options.revision, trust_remote_code=options.trust_remote_code)
+    # What cannot be measured is refused before anything else is read.
+    config, index = source.config, source.index
     file = None if options.inputs is None else read_inputs(options.inputs)
     if file is not None and not file.holds_tokens:
-        return _plan_given(options, file, resolved, config, index)
-    tokenizer = load_tokenizer(resolved, trust_remote_code=options.trust_remote_code)
+        return _plan_given(options, file, source)
+    tokenizer = source.tokenizer
     shares = options.shares
     if file is not None:
-        drawn = [
-            draw_tokens(
-                file, options.sequences, options.seq_len, options.seed, config=config, model=resolved.id, quiet=options.quiet
-            )
-        ]
+        drawn = [draw_tokens(file, options.sequences, options.seq_len, options.seed, config=config, model=source.id)]
     else:
-        check_context(config, options.seq_len, resolved.id)
+        check_context(config, options.seq_len, source.id)
         drawn = [
             draw_text(
-                source,
+                text,
                 sequences,
                 options.seq_len,
                 options.seed,
                 config=config,
                 tokenizer=tokenizer,
-                model=resolved.id,
-                quiet=options.quiet,
+                model=source.id,
             )
-            for source, sequences in shares.items()
-            if source != SELF
+            for text, sequences in shares.items()
+            if text != SELF
         ]
     streamed = None
     if options.stream:
-        streamed = open_streamed(
-            resolved, index, dtype=options.dtype, device=options.device, trust_remote_code=options.trust_remote_code
-        )
+        streamed = open_streamed(source, dtype=options.dtype, device=options.device)
         model, ffns = streamed.chain.model, streamed.ffns
     else:
-        model = _loaded(options, resolved)
+        model = _loaded(options, source)
         ffns = find_ffns(model)
     loss = choose_loss(model, tokenizer, test_tokens(model), options.loss, causal=streamed.causal if streamed else None)
     slices = [tensor_slices(model, ffn, index) for ffn in ffns]
     if SELF in shares:
-        drawn.append(_sampled(model, tokenizer, 0 if options.dry_run else shares[SELF], options, resolved.id))
-    sources, tokens = together(drawn, quiet=options.quiet)
+        drawn.append(_sampled(model, tokenizer, 0 if options.dry_run else shares[SELF], options, source.id))
+    sources, tokens = together(drawn)
     return BuildPlan(
-        resolved,
-        config,
+        source,
         model,
         ffns,
         slices,
-        fingerprint(index),
         loss,
         sources,
         tokens,
@@ -196,37 +193,32 @@ def plan_build(options: BuildOptions, settings: LabelSettings) -> BuildPlan:
     )
 
 
-def _plan_given(
-    options: BuildOptions, file: InputFile, resolved: ResolvedModel, config: Any, index: CheckpointIndex
-) -> BuildPlan:
+def _plan_given(options: BuildOptions, file: InputFile, source: ModelSource) -> BuildPlan:
     """`plan_build` on a file of inputs that are not token sequences."""
     if options.stream:
         raise UsageError(
             f"--stream runs token sequences, and {file.name} holds {', '.join(sorted(file.arrays))}",
             hint="leave out --stream, or use --dtype bfloat16 or --device-map auto for a large model",
         )
-    model = _loaded(options, resolved)
-    given = plan_given(model, file, options.loss, options.sequences, options.seed, quiet=options.quiet)
-    slices = [tensor_slices(model, ffn, index) for ffn in given.ffns]
-    return BuildPlan(
-        resolved, config, model, given.ffns, slices, fingerprint(index), given.loss, (given.source,), given.inputs, unsampled=0
-    )
+    model = _loaded(options, source)
+    given = plan_given(model, file, options.loss, options.sequences, options.seed)
+    slices = [tensor_slices(model, ffn, source.index) for ffn in given.ffns]
+    return BuildPlan(source, model, given.ffns, slices, given.loss, (given.source,), given.inputs, unsampled=0)
 
 
-def _loaded(options: BuildOptions, resolved: ResolvedModel) -> Any:
+def _loaded(options: BuildOptions, source: ModelSource) -> Any:
     return load_model(
-        resolved,
+        source,
         dtype=options.dtype,
         device=options.device,
         device_map=options.device_map,
-        trust_remote_code=options.trust_remote_code,
     )
 
 
 def _sampled(model: Any, tokenizer: Any, sequences: int, options: BuildOptions, name: str) -> Source:
     """The source `SELF`: what the model writes."""
     total = sequences * (options.seq_len - 1)
-    with progress_bar(total, "tok", "sampling", quiet=options.quiet) as bar:
+    with progress_bar(total, "tok", "sampling") as bar:
         ids = sample_sequences(
             model, tokenizer, sequences, options.seq_len, options.seed, name=name, batch_size=options.batch, progress=bar.update
         )
@@ -249,7 +241,7 @@ class Session:
     history: tuple[Mapping[str, Any], ...] = ()
 
 
-def build(options: BuildOptions, settings: LabelSettings) -> Path:
+def build(options: BuildOptions, settings: LabelSettings, locate: Locate) -> Path:
     """Measure ``options.model`` and write its atlas. Returns the path written.
 
     A pass that takes long is checkpointed at ``options.checkpoint``; ``options.resume`` continues from there.
@@ -269,9 +261,8 @@ def build(options: BuildOptions, settings: LabelSettings) -> Path:
         )
     there = f"{options.checkpoint} holds what was measured; continue with the same command and --resume"
     try:
-        with joined(options.device) as group:
-            quiet = options.quiet or group.rank > 0
-            return _build(dataclasses.replace(options, device=group.device, quiet=quiet), settings, group)
+        with joined(options.device) as group, contextlib.nullcontext() if group.rank == 0 else silenced():
+            return _build(dataclasses.replace(options, device=group.device), settings, locate, group)
     except KeyboardInterrupt:
         if os.path.lexists(options.checkpoint):
             raise KeyboardInterrupt(there) from None
@@ -282,25 +273,23 @@ def build(options: BuildOptions, settings: LabelSettings) -> Path:
         raise
 
 
-def _build(options: BuildOptions, settings: LabelSettings, group: Group) -> Path:
+def _build(options: BuildOptions, settings: LabelSettings, locate: Locate, group: Group) -> Path:
     path, kept = options.path, options.checkpoint
-    group.together(lambda: _clear_way(options, group))
-    plan = group.together(lambda: plan_build(options, settings))
+    group.together(lambda: _clear_way(options, locate, group))
+    plan = group.together(lambda: plan_build(options, settings, locate))
     asked, environment = _asked(plan, settings, options), _environment(plan)
     _check_alike(asked, group)
     before = group.together(lambda: _resume(plan, options, asked, environment) if group.rank == 0 else None)
     say(
-        f"{plan.resolved.id}: {len(plan.ffns)} FFNs, {plan.channels:,} channels; "
+        f"{plan.source.id}: {len(plan.ffns)} FFNs, {plan.channels:,} channels; "
         f"{len(plan.tokens)} x {plan.tokens.seq_len} tokens of "
         f"{', '.join(source.name for source in plan.sources)}",
-        quiet=options.quiet,
     )
     mixed = sorted({ffn.layer_index for ffn in plan.ffns if ffn.mixed})
     if mixed:
         say(
             f"note: in layer {', '.join(map(str, mixed))} a norm or a threshold over all channels lies between read and write: "
             "without some channels the others change",
-            quiet=options.quiet,
         )
     session = _session(before)
 
@@ -343,7 +332,7 @@ def _build(options: BuildOptions, settings: LabelSettings, group: Group) -> Path
     return path
 
 
-def _clear_way(options: BuildOptions, group: Group) -> None:
+def _clear_way(options: BuildOptions, locate: Locate, group: Group) -> None:
     """Remove what earlier builds left; let one process of a machine fetch or convert the model for all of it."""
     path, kept = options.path, options.checkpoint
     if group.rank == 0:
@@ -355,7 +344,7 @@ def _clear_way(options: BuildOptions, group: Group) -> None:
             _remove_gradients(kept)
     if group.size > 1 and group.leads_machine:
         check_target(path, overwrite=options.overwrite)
-        resolve_model(options.model, revision=options.revision)
+        locate(options.model, revision=options.revision, trust_remote_code=options.trust_remote_code)
 
 
 def _check_alike(asked: Mapping[str, Any], group: Group) -> None:
@@ -443,13 +432,13 @@ def _content(
     session: Session,
     layers: list[Mapping[str, np.ndarray]],
 ) -> AtlasContent:
-    stacks, positions = stack_layers(plan.ffns, layers, _activation(plan.config), settings.support_size)
+    stacks, positions = stack_layers(plan.ffns, layers, _activation(plan.source.config), settings.support_size)
     blocks = tuple(
         Block(index, ffn.layer_index, ffn.place, ffn.container, *position, ffn.width, ffn.experts, slices)
         for index, (ffn, position, slices) in enumerate(zip(plan.ffns, positions, plan.slices, strict=True))
     )
     return AtlasContent(
-        title=f"importance atlas of {plan.resolved.id}",
+        title=f"importance atlas of {plan.source.id}",
         model=plan.record,
         calibration=_calibration_record(plan, measurement, options),
         labels=settings,
@@ -471,7 +460,7 @@ def _measure(
 ) -> Measurement:
     if plan.streamed is not None:
         assert isinstance(plan.tokens, CalibrationTokens)
-        with progress_bar(steps(plan.streamed, len(plan.tokens)), "seq", "measuring", quiet=options.quiet) as bar:
+        with progress_bar(steps(plan.streamed, len(plan.tokens)), "seq", "measuring") as bar:
             return measure_streamed(
                 plan.streamed,
                 plan.tokens,
@@ -484,7 +473,7 @@ def _measure(
                 after_batch=after_batch,
                 gradient=_gradient_path(options.checkpoint, start.stream.block) if start and start.stream else None,
             )
-    with progress_bar(len(plan.tokens) * plan.tokens.seq_len, "tok", "measuring", quiet=options.quiet) as bar:
+    with progress_bar(len(plan.tokens) * plan.tokens.seq_len, "tok", "measuring") as bar:
         return measure(
             plan.model,
             plan.ffns,
@@ -525,13 +514,12 @@ def _resume(
     kept = options.checkpoint
     if not os.path.lexists(kept):
         if options.resume:
-            say(f"note: there is no {kept} to continue; starting from the beginning", quiet=options.quiet)
+            say(f"note: there is no {kept} to continue; starting from the beginning")
         return None
     if not options.resume:
         if checkpoint.is_checkpoint(kept):
             say(
                 f"note: starting over although {kept} holds an unfinished build, which --resume would continue",
-                quiet=options.quiet,
             )
         else:
             checkpoint.set_aside(kept, f"{kept} is in the way and is no unfinished build")
@@ -545,13 +533,13 @@ def _resume(
     if found.modules != tuple((ffn.container, ffn.width) for ffn in plan.ffns)[-len(found.modules) if options.stream else 0 :]:
         checkpoint.set_aside(kept, f"{kept} holds other FFNs than this chanfmt finds in the model")
         return None
-    checkpoint.note_environment(found, environment, quiet=options.quiet)
+    checkpoint.note_environment(found, environment)
     done = (
         f"{len(found.modules)} of {len(plan.ffns)} FFNs"
         if options.stream
         else f"{found.state.sequences} of {asked['sequences']} sequences"
     )
-    say(f"continuing after {done}", quiet=options.quiet)
+    say(f"continuing after {done}")
     return found
 
 
@@ -601,7 +589,7 @@ def _calibration_record(plan: BuildPlan, measurement: Measurement, options: Buil
     return CalibrationRecord(
         loss=plan.loss.definition,
         metric_definition=schema.METRIC_DEFINITION,
-        tokenizer=plan.resolved.id if isinstance(tokens, CalibrationTokens) else "",
+        tokenizer=plan.source.id if isinstance(tokens, CalibrationTokens) else "",
         seq_len=tokens.seq_len,
         seed=options.seed,
         mean_loss=measurement.mean_loss,

@@ -37,7 +37,7 @@ class Given:
     inputs: CalibrationInputs
 
 
-def plan_given(model: Any, file: InputFile, loss: str, sequences: int, seed: int, *, quiet: bool = False) -> Given:
+def plan_given(model: Any, file: InputFile, loss: str, sequences: int, seed: int) -> Given:
     """Find what the arrays of ``file`` reach in ``model``, choose the loss called ``loss``, and draw ``sequences`` samples.
 
     Raises:
@@ -50,7 +50,7 @@ def plan_given(model: Any, file: InputFile, loss: str, sequences: int, seed: int
     with explained(f"a sample of {file.name}"):
         ffns, rows = find_ffns_given(model, run)
     decoders = [seen for ffn, seen in zip(ffns, rows, strict=True) if ffn.place == "decoder"]
-    source, inputs = draw_samples(file, sequences, seed, seq_len=max(decoders or rows), rows=max(rows), quiet=quiet)
+    source, inputs = draw_samples(file, sequences, seed, seq_len=max(decoders or rows), rows=max(rows))
     return Given(ffns, choose_given_loss(model, inputs.batch(0, 1, model), loss, file.arrays.get(LABELS)), source, inputs)
 
 

@@ -18,6 +18,7 @@ from chanfmt.format.reader import Atlas
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from chanfmt.building.build import Locate
     from chanfmt.building.options import BuildOptions
     from chanfmt.format.records import LabelSettings
 
@@ -47,7 +48,7 @@ def members(options: BuildOptions) -> list[tuple[str, BuildOptions]]:
     return list(found.values())
 
 
-def build_series(options: BuildOptions, settings: LabelSettings) -> list[Path]:
+def build_series(options: BuildOptions, settings: LabelSettings, locate: Locate) -> list[Path]:
     """Write an atlas of every revision into the directory ``options.path``. Returns their paths, in the order given.
 
     One that is there already is left as it is, and an unfinished one is continued, so the same command goes on after
@@ -67,11 +68,11 @@ def build_series(options: BuildOptions, settings: LabelSettings) -> list[Path]:
         paths.append(member.path)
         if member.path.exists() and not options.overwrite:
             _check_same(member, settings, text_of)
-            say(f"{revision}: {member.path} is there", quiet=options.quiet)
+            say(f"{revision}: {member.path} is there")
             continue
-        say(f"{revision} ({place + 1} of {len(chosen)})", quiet=options.quiet)
+        say(f"{revision} ({place + 1} of {len(chosen)})")
         before = set(_cached(options.model))
-        build(member, settings)
+        build(member, settings, locate)
         _forget(options.model, before)
     return paths
 
@@ -115,7 +116,7 @@ def _text(source: str) -> tuple[str, str] | None:
     """Name and SHA-256 of a source of text; None of what is no text."""
     if source == SELF or Path(source).suffix in ARRAYS:
         return None
-    text = read_text(source, "calibrate", quiet=True)
+    text = read_text(source, "calibrate")
     return text.source, text.revision
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from chanfmt.algebra import labels, metrics
 from chanfmt.base.errors import AtlasError, ChanfmtError, UsageError
-from chanfmt.base.narrate import say
+from chanfmt.base.narrate import say, warn
 from chanfmt.building.statistics import REDUCED
 from chanfmt.format import schema
 from chanfmt.format.reader import Atlas
@@ -295,7 +295,7 @@ def check_same(checkpoint: Checkpoint, asked: Mapping[str, Any], batch_size: int
         )
 
 
-def note_environment(checkpoint: Checkpoint, environment: Mapping[str, Any], *, quiet: bool) -> None:
+def note_environment(checkpoint: Checkpoint, environment: Mapping[str, Any]) -> None:
     """Say on stderr what may change the last bits of the result."""
     changed = [
         _difference(text, checkpoint.environment[name], environment[name])
@@ -303,7 +303,7 @@ def note_environment(checkpoint: Checkpoint, environment: Mapping[str, Any], *, 
         if checkpoint.environment[name] != environment[name]
     ]
     if changed:
-        say(f"note: {'; '.join(changed)}: the last bits may differ from an uninterrupted run's", quiet=quiet)
+        say(f"note: {'; '.join(changed)}: the last bits may differ from an uninterrupted run's")
 
 
 class Schedule:
@@ -368,7 +368,7 @@ class Keeper:
         except (ChanfmtError, OSError, MemoryError) as error:
             if not self._warned:
                 text = error.message if isinstance(error, ChanfmtError) else str(error) or "out of memory"
-                say(f"warning: no checkpoint written: {text}")
+                warn(f"no checkpoint written: {text}")
             self._warned = True
         finally:
             self._schedule.tried(start, time.monotonic(), measurement.nbytes)
@@ -382,7 +382,6 @@ def stop_requests(*, quiet: bool = False) -> Iterator[Callable[[], bool]]:
     `KeyboardInterrupt` keeps its meaning.
 
     Args:
-        quiet: Say nothing when one comes.
     """
     came: list[int] = []
     previous: dict[int, Any] = {}

@@ -43,13 +43,14 @@ def _run(arguments: argparse.Namespace) -> int:
     from chanfmt.building import distributed
     from chanfmt.cli.info import info_data, layer_rows, print_layers
     from chanfmt.format.reader import Atlas
+    from chanfmt.hub.locate import locate_model
 
     if distributed.rank():
         return _follow(options, settings)
     from chanfmt.building.build import build, plan_build
 
     if options.dry_run:
-        summary = plan_build(options, settings).summary()
+        summary = plan_build(options, settings, locate_model).summary()
         if arguments.json:
             framework.print_json(summary)
         else:
@@ -58,11 +59,11 @@ def _run(arguments: argparse.Namespace) -> int:
     paths: list[Path] = []
     try:
         if options.revisions is None:
-            path = build(options, settings)
+            path = build(options, settings, locate_model)
         else:
             from chanfmt.building.series import build_series
 
-            paths = build_series(options, settings)
+            paths = build_series(options, settings, locate_model)
     except ChanfmtError:
         if distributed.processes() > 1:
             # What ended the others makes torchrun end this one, while it reports.
@@ -73,9 +74,9 @@ def _run(arguments: argparse.Namespace) -> int:
             framework.print_json([str(path) for path in paths])
         else:
             names = " ".join(map(str, paths))
-            say(f"draw them with: atlas trajectory {names} -o {options.path}-trajectory", quiet=options.quiet)
+            say(f"draw them with: atlas trajectory {names} -o {options.path}-trajectory")
         return 0
-    say(f"wrote {path}; browse it with: atlas-tui {path}", quiet=options.quiet)
+    say(f"wrote {path}; browse it with: atlas-tui {path}")
     with Atlas.open(path) as atlas:
         if arguments.json:
             framework.print_json(info_data(atlas))
@@ -91,8 +92,9 @@ def _follow(options: BuildOptions, settings: LabelSettings) -> int:
     try:
         from chanfmt.building.build import build
         from chanfmt.building.series import build_series
+        from chanfmt.hub.locate import locate_model
 
-        (build if options.revisions is None else build_series)(options, settings)
+        (build if options.revisions is None else build_series)(options, settings, locate_model)
     except ChanfmtError as error:
         return error.exit_code
     except KeyboardInterrupt:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from chanfmt.base.narrate import progress_bar, say
 from chanfmt.base.text import printable, significant
 from chanfmt.cli import framework
+from chanfmt.hub.locate import open_atlas
 
 if TYPE_CHECKING:
     import argparse
@@ -43,12 +44,11 @@ def _run(arguments: argparse.Namespace) -> int:
     import contextlib
 
     from chanfmt.base.errors import UsageError
-    from chanfmt.format.reader import Atlas
 
     if len(arguments.files) < 2:
         raise UsageError("a comparison needs two atlases or more", hint=f"atlas compare {arguments.files[0]} ANOTHER")
     with contextlib.ExitStack() as stack:
-        atlases = [stack.enter_context(Atlas.open(file, contained=True)) for file in arguments.files]
+        atlases = [stack.enter_context(open_atlas(file, contained=True)) for file in arguments.files]
         run = _run_two if len(atlases) == 2 else _run_matrix
         run(atlases, arguments.metric, as_json=arguments.json)
     return 0

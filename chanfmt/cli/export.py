@@ -29,12 +29,12 @@ def _run(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
     from chanfmt.algebra.export import TABLES, export, export_format
-    from chanfmt.format.reader import Atlas
+    from chanfmt.hub.locate import open_atlas
 
     output = Path(arguments.output)
     kind = export_format(output)
     metrics = None if arguments.metrics is None else [name.strip() for name in arguments.metrics.split(",")]
-    with Atlas.open(arguments.file, contained=True) as atlas:
+    with open_atlas(arguments.file, contained=True) as atlas:
         count = export(atlas, output, metrics=metrics, overwrite=arguments.overwrite)
     say(f"wrote {output}: {count:,} {'rows' if kind in TABLES else 'arrays'}, {output.stat().st_size / 1e6:,.1f} MB")
     return 0

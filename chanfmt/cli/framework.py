@@ -13,6 +13,7 @@ import typing
 from typing import Any, NoReturn, TypeVar
 
 from chanfmt import __version__
+from chanfmt.base import narrate
 from chanfmt.base.errors import ChanfmtError, UsageError
 from chanfmt.base.text import format_table, json_text, printable
 
@@ -104,7 +105,8 @@ def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
     try:
         namespace = parser.parse_args(arguments)
         run: Callable[[argparse.Namespace], int | None] = namespace.run
-        code = run(namespace) or 0
+        with narrate.to_terminal(quiet=getattr(namespace, "quiet", False)):
+            code = run(namespace) or 0
         sys.stdout.flush()
         return code
     except ChanfmtError as error:

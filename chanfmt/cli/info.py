@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.text import printable, significant
 from chanfmt.cli import framework
+from chanfmt.hub.locate import open_atlas
 
 if TYPE_CHECKING:
     import argparse
@@ -23,9 +24,8 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from chanfmt.format.reader import Atlas
 
-    with Atlas.open(arguments.file, contained=True) as atlas:
+    with open_atlas(arguments.file, contained=True) as atlas:
         data = info_data(atlas)
         if arguments.json:
             framework.print_json(data)

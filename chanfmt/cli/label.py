@@ -53,8 +53,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from chanfmt.algebra.rewrite import noted
     from chanfmt.base.errors import UsageError
     from chanfmt.base.files import check_target
-    from chanfmt.format.reader import Atlas
     from chanfmt.format.writer import write_atlas
+    from chanfmt.hub.locate import locate_model, open_atlas
     from chanfmt.hub.names import is_address
 
     given = {name: value for name, value in _settings(arguments).items() if value is not None}
@@ -68,17 +68,22 @@ def _run(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output or arguments.file)
     check_target(output, overwrite=arguments.overwrite)
     # A damaged file must not come out with a fresh digest.
-    with Atlas.open(arguments.file, verify=True, contained=True) as atlas:
+    with open_atlas(arguments.file, verify=True, contained=True) as atlas:
         before, digest, source = atlas.content(), atlas.content_sha256, atlas.hub_source
     settings = dataclasses.replace(before.labels, **given)
     details: dict[str, Any] = {"labels": {name: getattr(settings, name) for name in _settings(arguments)}}
     if arguments.model is None:
         after = relabelled(before, settings)
     else:
+        from chanfmt.models.source import own_revision
         from chanfmt.models.stored.weights import StoredWeights
 
         settings.check()
-        after = relabelled_with_weights(before, settings, StoredWeights.open(arguments.model, before.model))
+        after = relabelled_with_weights(
+            before,
+            settings,
+            StoredWeights.of(locate_model(arguments.model, revision=own_revision(arguments.model, before.model)), before.model),
+        )
         details["weights"] = before.model.fingerprint
     lost = [name for name in after.dropped if name not in before.dropped]
     if lost:

@@ -42,19 +42,25 @@ def _run(arguments: argparse.Namespace) -> int:
     from chanfmt.cli.info import info_data, print_layers
     from chanfmt.format.reader import Atlas
     from chanfmt.format.writer import write_atlas
+    from chanfmt.hub.locate import locate_model, open_atlas
 
     def tell(text: str) -> None:
-        say(text, quiet=arguments.quiet)
+        say(text)
 
     output = Path(arguments.output)
     check_target(output, overwrite=arguments.overwrite)
     with contextlib.ExitStack() as opened:
-        atlases = [opened.enter_context(Atlas.open(path, contained=True)) for path in arguments.files]
+        atlases = [opened.enter_context(open_atlas(path, contained=True)) for path in arguments.files]
         content = merge(atlases, narrate=lambda text: tell(f"note: {text}"))
     if arguments.model is not None:
+        from chanfmt.models.source import own_revision
         from chanfmt.models.stored.weights import StoredWeights
 
-        content = relabelled_with_weights(content, content.labels, StoredWeights.open(arguments.model, content.model))
+        content = relabelled_with_weights(
+            content,
+            content.labels,
+            StoredWeights.of(locate_model(arguments.model, revision=own_revision(arguments.model, content.model)), content.model),
+        )
     if content.dropped:
         advice = "" if arguments.model else "; --model computes connectivity and the halo from the weights"
         tell(f"note: dropped {', '.join(content.dropped)}{advice}")

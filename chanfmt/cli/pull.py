@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.narrate import say
@@ -41,7 +40,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from chanfmt.hub.names import parse_address
 
     def tell(text: str) -> None:
-        say(text, quiet=arguments.quiet)
+        say(text)
 
     wanted = parse_address(arguments.repo)
     if arguments.file is not None:
@@ -50,7 +49,7 @@ def _run(arguments: argparse.Namespace) -> int:
         wanted = parse_address(f"{dataclasses.replace(wanted, file=arguments.file)}")
     output = Path(arguments.output)
     check_target(output, overwrite=arguments.overwrite)
-    fetched = fetch(wanted, suffix=SUFFIX, note=tell, progress=sys.stderr.isatty() and not arguments.quiet)
+    fetched = fetch(wanted, suffix=SUFFIX)
     check_valid(fetched.path, str(fetched.source))
     with atomic_file(output) as temporary:
         shutil.copyfile(fetched.path, temporary)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.narrate import say
@@ -33,30 +32,22 @@ def add(commands: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from chanfmt.cli.info import layer_rows, layer_table
-    from chanfmt.format.reader import Atlas
     from chanfmt.hub.atlases import check_valid, publish_atlas
-    from chanfmt.hub.locate import locate
+    from chanfmt.hub.locate import locate_atlas, open_atlas
     from chanfmt.hub.names import check_repo
     from chanfmt.hub.publish import PublishOptions
 
     def tell(text: str) -> None:
-        say(text, quiet=arguments.quiet)
+        say(text)
 
     check_repo(arguments.repo)
-    path = locate(arguments.file).path
+    path = locate_atlas(arguments.file).path
     check_valid(path, arguments.file)
-    with Atlas.open(path, contained=True) as atlas:
+    with open_atlas(path, contained=True) as atlas:
         options = framework.parse_options(arguments, PublishOptions)
         if options.public and atlas.calibration.token_ids is not None:
             tell("note: the file holds the token ids of its calibration text; atlas strip leaves them out")
-        done, place = publish_atlas(
-            atlas,
-            arguments.repo,
-            layer_table(atlas, layer_rows(atlas)),
-            options,
-            note=tell,
-            progress=sys.stderr.isatty() and not arguments.quiet,
-        )
+        done, place = publish_atlas(atlas, arguments.repo, layer_table(atlas, layer_rows(atlas)), options)
     tell(f"published and read back; use it as: {place}")
     if arguments.json:
         framework.print_json({"repo": done.repo, "url": done.url, "commit": done.commit, "address": str(place)})

@@ -38,11 +38,11 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from chanfmt.format.reader import Atlas
+    from chanfmt.hub.locate import open_atlas
     from chanfmt.reporting.make import make_report
 
     def make(progress: Progress) -> Report:
-        with Atlas.open(arguments.file, contained=True) as atlas:
+        with open_atlas(arguments.file, contained=True) as atlas:
             return make_report(atlas, progress)
 
     return publish(arguments, make)

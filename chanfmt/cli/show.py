@@ -41,11 +41,11 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from chanfmt.format.reader import Atlas
+    from chanfmt.hub.locate import open_atlas
 
     if arguments.top < 0:
         raise UsageError(f"--top must be 0 or more, not {arguments.top}")
-    with Atlas.open(arguments.file, contained=True) as atlas:
+    with open_atlas(arguments.file, contained=True) as atlas:
         block = atlas.block(arguments.layer, arguments.stack)
         stack = atlas.stacks[block.stack]
         expert = arguments.expert

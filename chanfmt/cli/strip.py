@@ -32,13 +32,13 @@ def _run(arguments: argparse.Namespace) -> int:
     from chanfmt.algebra.rewrite import noted
     from chanfmt.algebra.strip import stripped
     from chanfmt.base.files import check_target
-    from chanfmt.format.reader import Atlas
     from chanfmt.format.writer import write_atlas
+    from chanfmt.hub.locate import open_atlas
 
     output = Path(arguments.output)
     check_target(output, overwrite=arguments.overwrite)
     # A damaged file must not come out with a fresh digest.
-    with Atlas.open(arguments.file, verify=True, contained=True) as atlas:
+    with open_atlas(arguments.file, verify=True, contained=True) as atlas:
         size = atlas.path.stat().st_size
         content = noted(
             stripped(atlas.content(), keep_tokens=arguments.keep_tokens), "strip", [atlas.content_sha256], [atlas.hub_source]

@@ -29,13 +29,13 @@ def add(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     import contextlib
 
-    from chanfmt.format.reader import Atlas
+    from chanfmt.hub.locate import open_atlas
     from chanfmt.reporting.trajectory import make_trajectory
 
     with contextlib.ExitStack() as stack:
 
         def make(progress: Any) -> Any:
-            atlases = [stack.enter_context(Atlas.open(file, contained=True)) for file in arguments.files]
+            atlases = [stack.enter_context(open_atlas(file, contained=True)) for file in arguments.files]
             return make_trajectory(atlases, _names([atlas.path for atlas in atlases]), progress)
 
         return publish(arguments, make)

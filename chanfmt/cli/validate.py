@@ -32,9 +32,9 @@ def _run(arguments: argparse.Namespace) -> int:
     from chanfmt.algebra.validate.contained import validate_contained
     from chanfmt.algebra.validate.findings import ERROR
     from chanfmt.format import schema
-    from chanfmt.hub.locate import locate
+    from chanfmt.hub.locate import locate_atlas
 
-    results = {name: validate_contained(locate(os.path.expanduser(name)).path) for name in arguments.files}
+    results = {name: validate_contained(locate_atlas(os.path.expanduser(name)).path) for name in arguments.files}
     valid = {name: not any(finding.rule.severity == ERROR for finding in findings) for name, findings in results.items()}
     if arguments.json:
         framework.print_json(

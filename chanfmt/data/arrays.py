@@ -131,7 +131,7 @@ def read_inputs(path: Path) -> InputFile:
     return InputFile(path.name, sha256, arrays)
 
 
-def draw_tokens(file: InputFile, sequences: int, seq_len: int, seed: int, *, config: Any, model: str, quiet: bool) -> Source:
+def draw_tokens(file: InputFile, sequences: int, seq_len: int, seed: int, *, config: Any, model: str) -> Source:
     """``sequences`` of the token sequences in ``file``, or all where there are fewer, cut to ``seq_len``.
 
     Raises:
@@ -149,21 +149,18 @@ def draw_tokens(file: InputFile, sequences: int, seq_len: int, seed: int, *, con
     if ids.shape[1] > seq_len:
         say(
             f"note: the sequences of {file.name} have {ids.shape[1]} tokens; the first {seq_len} of each are used (--seq-len)",
-            quiet=quiet,
         )
         ids = ids[:, :seq_len]
     check_context(config, ids.shape[1], model)
     different = np.unique(ids.astype(np.int32), axis=0)
-    chosen = _chosen(len(different), sequences, seed, file.name, quiet=quiet)
+    chosen = _chosen(len(different), sequences, seed, file.name)
     return Source(file.name, file.sha256, len(file), different[chosen], file.layout)
 
 
-def draw_samples(
-    file: InputFile, sequences: int, seed: int, *, seq_len: int, rows: int, quiet: bool
-) -> tuple[Source, CalibrationInputs]:
+def draw_samples(file: InputFile, sequences: int, seed: int, *, seq_len: int, rows: int) -> tuple[Source, CalibrationInputs]:
     """``sequences`` of the different samples in ``file``, or all where there are fewer, in canonical order."""
     order, sha256, _ = canonical_order([_digest(file.arrays, index) for index in range(len(file))])
-    chosen = _chosen(len(order), sequences, seed, file.name, quiet=quiet)
+    chosen = _chosen(len(order), sequences, seed, file.name)
     _, sha256, split_of = canonical_order([sha256[index] for index in chosen])
     source = Source(file.name, file.sha256, len(file), np.zeros((0, 0), np.int32), file.layout)
     return source, CalibrationInputs(
@@ -219,12 +216,12 @@ def _check_labels(labels: np.ndarray, path: Path) -> None:
         )
 
 
-def _chosen(available: int, sequences: int, seed: int, name: str, *, quiet: bool) -> np.ndarray:
+def _chosen(available: int, sequences: int, seed: int, name: str) -> np.ndarray:
     """Which of the ``available`` samples are used, ascending."""
     if sequences < available:
         return np.sort(np.random.default_rng(seed).choice(available, sequences, replace=False))
     if sequences > available:
-        say(f"note: {name} has {available} different samples, not {sequences}; using them all", quiet=quiet)
+        say(f"note: {name} has {available} different samples, not {sequences}; using them all")
     return np.arange(available)
 
 

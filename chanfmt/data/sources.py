@@ -40,27 +40,23 @@ class Source:
     inputs: str = ""
 
 
-def draw_text(
-    source: str, sequences: int, seq_len: int, seed: int, *, config: Any, tokenizer: Any, model: str, quiet: bool = False
-) -> Source:
+def draw_text(source: str, sequences: int, seq_len: int, seed: int, *, config: Any, tokenizer: Any, model: str) -> Source:
     """``sequences`` of ``seq_len`` tokens from the calibration text of ``source``, or all where there are fewer.
 
     Args:
         config, tokenizer, model: The model's, and its name for messages.
-        quiet: Do not say what differs from what was asked.
 
     Raises:
         UsageError: The source cannot be had, or has not one sequence.
         ModelError: The tokenizer cannot take the text, or has tokens that the model has not.
     """
-    text = read_text(source, "calibrate", quiet=quiet)
+    text = read_text(source, "calibrate")
     if text.documents and tokenizer.eos_token_id is not None:
         token_ids = tokenize_documents(tokenizer, text)
     else:
         if text.documents:
             say(
                 f"note: the tokenizer of {model} has no EOS; the documents of {text.source} are joined by a blank line",
-                quiet=quiet,
             )
         token_ids = tokenize(tokenizer, text)
     check_vocabulary(config, tokenizer, token_ids, model)
@@ -69,12 +65,11 @@ def draw_text(
         say(
             f"note: {text.source} has {len(token_ids)} tokens, {len(ids)} different sequences of {seq_len}, "
             f"not {sequences}; using them all",
-            quiet=quiet,
         )
     return Source(text.source, text.revision, len(token_ids) // seq_len, ids)
 
 
-def together(sources: Sequence[Source], *, quiet: bool = False) -> tuple[tuple[Source, ...], CalibrationTokens]:
+def together(sources: Sequence[Source]) -> tuple[tuple[Source, ...], CalibrationTokens]:
     """The sources in an order of their own, whatever the one given, and all their sequences in canonical order.
 
     A sequence that several sources have counts for the first of them, and a note says how many there are.
@@ -85,7 +80,6 @@ def together(sources: Sequence[Source], *, quiet: bool = False) -> tuple[tuple[S
     if len(tokens.ids) < sum(counts):
         say(
             f"note: {sum(counts) - len(tokens.ids)} of {sum(counts)} calibration sequences occur twice and are counted once",
-            quiet=quiet,
         )
     return ordered, tokens
 

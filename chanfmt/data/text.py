@@ -69,7 +69,7 @@ class Text:
     cut: bool = False
 
 
-def read_text(source: str, purpose: Purpose, *, empty_rows: bool = False, quiet: bool = False) -> Text:
+def read_text(source: str, purpose: Purpose, *, empty_rows: bool = False) -> Text:
     """The text of ``source``.
 
     Args:
@@ -78,7 +78,6 @@ def read_text(source: str, purpose: Purpose, *, empty_rows: bool = False, quiet:
             of any data set on the Hub with a ``text`` column.
         purpose: Which split, where the source has several.
         empty_rows: Join the rows that hold nothing too.
-        quiet: Do not say when the source is cut.
 
     Raises:
         UsageError: The source does not exist, cannot be read, holds no text, or is `SELF`.
@@ -106,7 +105,7 @@ def read_text(source: str, purpose: Purpose, *, empty_rows: bool = False, quiet:
     if not any(row.strip() for row in kept):
         raise UsageError(f"the text source {source} is empty", hint="choose another file or data set")
     if cut:
-        say(f"note: of {name} the first {MAX_CHARACTERS:,} characters are used", quiet=quiet)
+        say(f"note: of {name} the first {MAX_CHARACTERS:,} characters are used")
     text = JOINT.join(kept)
     return Text(name, hashlib.sha256(text.encode("utf-8")).hexdigest(), text, tuple(kept) if documents else (), cut)
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -28,11 +29,9 @@ from chanfmt.format.records import (
     StoredSlices,
 )
 from chanfmt.format.sandbox import Crashed, run_contained
-from chanfmt.hub.locate import locate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence, Set
-    from pathlib import Path
     from types import TracebackType
 
     from chanfmt.format.container import Container
@@ -264,22 +263,20 @@ class Atlas:
         """Open ``path`` for reading.
 
         Args:
-            path: The file, or a text ``hf://datasets/USER/NAME[@REVISION]/FILE``: it is fetched to the Hub cache.
+            path: The file. `chanfmt.open` takes an address on the Hub too.
             verify: Recompute its digests (0.1 s per 40 MB).
             contained: Read its structure and tables in a process of its own first, so that a file on which
                 the HDF5 library crashes or hangs is an error like any other. For files nobody vouches for.
 
         Raises:
             AtlasError: Missing, not an atlas, newer major version, damaged or unsafe.
-            HubError: It cannot be had from the Hub.
         """
-        path, source = locate(path)
+        path = Path(path)
         if contained:
             _try_contained(path)
         container = open_container(path)
         try:
             atlas = cls(container, path)
-            atlas.hub_source = source
             if verify:
                 atlas.verify()
         except AtlasError as error:

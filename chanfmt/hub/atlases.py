@@ -12,12 +12,13 @@ from chanfmt.algebra.validate.findings import ERROR
 from chanfmt.base.command_line import tells_directories
 from chanfmt.base.errors import AtlasError
 from chanfmt.base.markdown import inline, table
+from chanfmt.base.narrate import say
 from chanfmt.hub.locate import SUFFIX
 from chanfmt.hub.names import HubFile
 from chanfmt.hub.publish import full_name, publish_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from chanfmt.format.reader import Atlas
     from chanfmt.hub.publish import Published, PublishOptions
@@ -42,16 +43,12 @@ def publish_atlas(
     repo: str,
     layers: tuple[Sequence[str], Sequence[Sequence[str]]],
     options: PublishOptions,
-    *,
-    note: Callable[[str], None],
-    progress: bool = False,
 ) -> tuple[Published, HubFile]:
     """Publish ``atlas``, which is valid, with a card as a data set.
 
     Args:
         repo: ``USER/NAME``, or ``NAME`` of the logged-in user's.
         layers: Headings and rows of its layers, for the card.
-        note, progress: As in `chanfmt.hub.publish.publish_folder`.
 
     Returns:
         What was published, and the address of the file at that commit.
@@ -62,17 +59,17 @@ def publish_atlas(
     """
     if atlas.status != "complete":
         raise AtlasError(f"{atlas.path} is unfinished", hint="finish it with: atlas build ... --resume")
-    repo = full_name(repo, note=note)
+    repo = full_name(repo)
     name = atlas.path.name if atlas.path.suffix == SUFFIX else atlas.path.name + SUFFIX
     if any(map(tells_directories, atlas.producer.commands())):
-        note(f"note: {name} records commands that name directories of a machine; the card leaves them out, the file does not")
+        say(f"note: {name} records commands that name directories of a machine; the card leaves them out, the file does not")
     calibration = atlas.calibration
     message = f"Atlas of {atlas.model.id}: {len(atlas.blocks)} FFNs, {calibration.tokens:,} tokens, {atlas.content_sha256[:12]}"
     with tempfile.TemporaryDirectory(prefix="atlas-push-") as text:
         folder = Path(text)
         (folder / name).symlink_to(atlas.path.resolve())
         (folder / "README.md").write_text(atlas_card(atlas, HubFile(repo, file=name), layers), encoding="utf-8")
-        done = publish_folder(folder, repo, kind="dataset", message=message, options=options, note=note, progress=progress)
+        done = publish_folder(folder, repo, kind="dataset", message=message, options=options)
     return done, HubFile(repo, "dataset", done.commit, name)
 
 

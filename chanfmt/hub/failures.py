@@ -6,11 +6,11 @@ import contextlib
 import errno
 import logging
 import re
-import sys
 import time
 from typing import TYPE_CHECKING, TypeVar
 
 from chanfmt.base.errors import ChanfmtError, UsageError, first_line
+from chanfmt.base.narrate import bars_shown, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -157,11 +157,10 @@ def without_secrets(text: str) -> str:
     return re.sub(r"hf_[A-Za-z0-9_]{6,}", "***", text)
 
 
-def retried(call: Callable[[], Result], *, note: Callable[[str], None], safe: bool = True) -> Result:
+def retried(call: Callable[[], Result], *, safe: bool = True) -> Result:
     """``call()``, again where the Hub or the way to it failed for the moment and the client does not try again itself.
 
     Args:
-        note: Told about each wait.
         safe: The call may be made twice.
     """
     for attempt in range(ATTEMPTS):
@@ -171,7 +170,7 @@ def retried(call: Callable[[], Result], *, note: Callable[[str], None], safe: bo
             wait = _wait(error, attempt)
             if wait is None or not safe or attempt == ATTEMPTS - 1:
                 raise
-            note(f"the Hub is not ready; trying again in {wait:.0f} s")
+            say(f"the Hub is not ready; trying again in {wait:.0f} s")
         time.sleep(wait)
     raise AssertionError
 
@@ -244,15 +243,15 @@ def _download(repo: str, kind: str, revision: str | None) -> str:
 
 
 @contextlib.contextmanager
-def quiet_client(note: Callable[[str], None], *, progress: bool) -> Iterator[None]:
+def quiet_client() -> Iterator[None]:
     """Let the client's own log lines through as notes without addresses, which may be signed; its bars on a terminal."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     logger = logging.getLogger("huggingface_hub")
     handlers, propagate = logger.handlers, logger.propagate
-    logger.handlers, logger.propagate = [_Notes(note)], False
+    logger.handlers, logger.propagate = [_Notes()], False
     disabled = are_progress_bars_disabled()
-    progress = progress and sys.stderr.isatty()
+    progress = bars_shown()
     if not progress:
         disable_progress_bars()
     try:
@@ -264,11 +263,10 @@ def quiet_client(note: Callable[[str], None], *, progress: bool) -> Iterator[Non
 
 
 class _Notes(logging.Handler):
-    def __init__(self, note: Callable[[str], None]) -> None:
+    def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self._note = note
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
         if text.startswith(("Retrying", "Rate limited")):
-            self._note(f"the Hub is not ready: {text[:1].lower()}{text[1:]}")
+            say(f"the Hub is not ready: {text[:1].lower()}{text[1:]}")

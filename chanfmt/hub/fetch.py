@@ -13,7 +13,7 @@ from chanfmt.hub.digests import is_named
 from chanfmt.hub.failures import hub_errors, is_unreachable, quiet_client, retried
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from chanfmt.hub.names import HubFile
 
@@ -31,13 +31,11 @@ class Fetched:
     source: HubFile
 
 
-def fetch(wanted: HubFile, *, suffix: str, note: Callable[[str], None], progress: bool = False) -> Fetched:
+def fetch(wanted: HubFile, *, suffix: str) -> Fetched:
     """The file ``wanted``, from the cache where it is there and the Hub has no other, or cannot be asked.
 
     Args:
         suffix: What the file's name ends with, where ``wanted`` names none and the repository has one.
-        note: Told about waits.
-        progress: Show the client's progress bars.
 
     Raises:
         UsageError: ``wanted`` names no file, and the repository has none or several.
@@ -46,11 +44,9 @@ def fetch(wanted: HubFile, *, suffix: str, note: Callable[[str], None], progress
     """
     from huggingface_hub import hf_hub_download
 
-    with quiet_client(note, progress=progress), hub_errors(wanted.repo, kind=wanted.kind, revision=wanted.revision):
-        file = wanted.file or _only_file(wanted, suffix, note)
-        path = Path(
-            retried(lambda: hf_hub_download(wanted.repo, file, repo_type=wanted.kind, revision=wanted.revision), note=note)
-        )
+    with quiet_client(), hub_errors(wanted.repo, kind=wanted.kind, revision=wanted.revision):
+        file = wanted.file or _only_file(wanted, suffix)
+        path = Path(retried(lambda: hf_hub_download(wanted.repo, file, repo_type=wanted.kind, revision=wanted.revision)))
     # snapshots/<commit>/<file> is the cache's documented layout.
     commit = path.parents[file.count("/")].name
     _check(path, wanted.repo, file)
@@ -63,15 +59,12 @@ def fetch_snapshot(
     *,
     wanted: Sequence[str],
     unwanted: Sequence[str],
-    note: Callable[[str], None],
-    progress: bool = False,
 ) -> Path:
     """The files of a model at a commit, in a directory named after that; from the cache where they are there.
 
     Args:
         revision: Branch, tag or commit; None is the main branch.
         wanted, unwanted: Patterns of file names.
-        note, progress: As in `fetch`.
 
     Raises:
         UsageError: ``repo`` cannot be a name.
@@ -82,11 +75,10 @@ def fetch_snapshot(
 
     # A file's time may be a little behind the clock.
     started = time.time() - 1
-    with quiet_client(note, progress=progress), hub_errors(repo, revision=revision):
+    with quiet_client(), hub_errors(repo, revision=revision):
         folder = Path(
             retried(
                 lambda: snapshot_download(repo, revision=revision, allow_patterns=[*wanted], ignore_patterns=[*unwanted]),
-                note=note,
             )
         )
     for path in sorted(folder.rglob("*")):
@@ -96,13 +88,13 @@ def fetch_snapshot(
     return folder
 
 
-def _only_file(wanted: HubFile, suffix: str, note: Callable[[str], None]) -> str:
+def _only_file(wanted: HubFile, suffix: str) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         # Listing files would wait long where there is no network.
-        info = retried(lambda: HfApi().repo_info(wanted.repo, repo_type=wanted.kind, revision=wanted.revision), note=note)
+        info = retried(lambda: HfApi().repo_info(wanted.repo, repo_type=wanted.kind, revision=wanted.revision))
         names = [item.rfilename for item in getattr(info, "siblings", None) or ()]
     except Exception as error:
         if not is_unreachable(error):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import CheckError, UsageError
+from chanfmt.base.narrate import say
 from chanfmt.hub.digests import is_content
 from chanfmt.hub.failures import hub_errors, no_token, quiet_client, retried
 from chanfmt.hub.names import check_repo
@@ -66,8 +67,6 @@ def publish_folder(
     kind: str,
     message: str,
     options: PublishOptions,
-    note: Callable[[str], None],
-    progress: bool = False,
     names: Iterable[str] | None = None,
 ) -> Published:
     """Make a repository hold what ``folder`` holds, check that it does, and say where.
@@ -78,8 +77,6 @@ def publish_folder(
         repo: ``USER/NAME``, or ``NAME`` of the logged-in user's.
         kind: ``model`` or ``dataset``.
         message: Of the commit, or title of the pull request.
-        note: Told what happens.
-        progress: Show the client's progress bars.
         names: Paths below ``folder`` of the files that are meant; None for all.
 
     Raises:
@@ -93,15 +90,15 @@ def publish_folder(
     files = _files(folder) if names is None else {name: folder / name for name in sorted(names)}
     if get_token() is None:
         raise no_token()
-    api, repo = HfApi(), full_name(repo, note=note)
-    with quiet_client(note, progress=progress), hub_errors(repo, kind=kind, writing=True):
-        target = _Target(api, repo, kind, note)
+    api, repo = HfApi(), full_name(repo)
+    with quiet_client(), hub_errors(repo, kind=kind, writing=True):
+        target = _Target(api, repo, kind)
         hidden = target.prepare(files, options)
         commit, url = target.upload(files, message, options)
         target.check(files, commit, alone=not options.create_pr)
         if options.public and hidden:
-            retried(lambda: api.update_repo_settings(repo, private=False, repo_type=kind), note=note)
-            note(f"{repo} is public now")
+            retried(lambda: api.update_repo_settings(repo, private=False, repo_type=kind))
+            say(f"{repo} is public now")
     return Published(repo, url, commit)
 
 
@@ -113,21 +110,21 @@ def _files(folder: Path) -> dict[str, Path]:
     return {name: found[name] for name in filter_repo_objects(found, ignore_patterns=DEFAULT_IGNORE_PATTERNS)}
 
 
-def full_name(repo: str, *, note: Callable[[str], None]) -> str:
+def full_name(repo: str) -> str:
     """``repo`` with the logged-in user's name before it where it has none. Raises `HubError`."""
     if "/" in repo:
         return repo
     from huggingface_hub import HfApi
 
     with hub_errors(repo, writing=True):
-        return f"{retried(HfApi().whoami, note=note)['name']}/{repo}"
+        return f"{retried(HfApi().whoami)['name']}/{repo}"
 
 
 class _Target:
     """The repository that is published to."""
 
-    def __init__(self, api: Any, repo: str, kind: str, note: Callable[[str], None]) -> None:
-        self._api, self._repo, self._kind, self._note = api, repo, kind, note
+    def __init__(self, api: Any, repo: str, kind: str) -> None:
+        self._api, self._repo, self._kind = api, repo, kind
 
     def prepare(self, files: Mapping[str, Path], options: PublishOptions) -> bool:
         """Create the repository, or see that the one there can take ``files``. Returns whether it is private."""
@@ -142,7 +139,7 @@ class _Target:
                 ) from None
             # A repeated call that finds its own repository is no conflict.
             self._tried(lambda: self._api.create_repo(self._repo, repo_type=self._kind, private=True, exist_ok=True))
-            self._note(f"created {self._repo}, private")
+            say(f"created {self._repo}, private")
             return True
         if not info.private and not options.public:
             raise UsageError(f"{self._repo} is public", hint="add --public to publish there, or name another repository")
@@ -203,7 +200,7 @@ class _Target:
         )
 
     def _tried(self, call: Callable[[], Any], *, safe: bool = True) -> Any:
-        return retried(call, note=self._note, safe=safe)
+        return retried(call, safe=safe)
 
 
 def _some(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Load a resolved model for measuring: frozen, in evaluation mode, refused where it cannot be measured."""
+"""Load a model for measuring: frozen, in evaluation mode, refused where it cannot be measured."""
 
 from __future__ import annotations
 
@@ -15,47 +15,13 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from chanfmt.models.source import ResolvedModel
+    from chanfmt.models.source import ModelSource
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 
-def load_config(resolved: ResolvedModel, *, trust_remote_code: bool = False) -> Any:
-    """The model's config, after refusing what cannot be measured.
-
-    Raises:
-        ModelError: Unknown model type, remote code without consent, or quantised weights.
-    """
-    import transformers
-
-    with quiet_transformers():
-        try:
-            config = transformers.AutoConfig.from_pretrained(resolved.directory, trust_remote_code=trust_remote_code)
-        # A config is free-form JSON: what it trips over in transformers is anyone's guess.
-        except Exception as error:
-            text = first_line(error)
-            if "trust_remote_code" in text:
-                raise ModelError(
-                    f"{resolved.id} needs code from its repository", hint="read that code, then add --trust-remote-code"
-                ) from None
-            raise ModelError(f"{resolved.id}: transformers cannot read its config: {text}") from None
-    if getattr(config, "quantization_config", None):
-        method = config.quantization_config
-        name = method.get("quant_method") if isinstance(method, dict) else getattr(method, "quant_method", "unknown")
-        raise ModelError(
-            f"{resolved.id} is quantised ({name}); its weights cannot be measured or cut channel by channel",
-            hint="use the unquantised checkpoint it was made from",
-        )
-    return config
-
-
 def load_model(
-    resolved: ResolvedModel,
-    *,
-    dtype: str = "auto",
-    device: str = "auto",
-    device_map: str | None = None,
-    trust_remote_code: bool = False,
+    source: ModelSource, *, dtype: str = "auto", device: str = "auto", device_map: str | None = None
 ) -> PreTrainedModel:
     """The model that its config names, on its device, in evaluation mode, with every parameter frozen.
 
@@ -77,33 +43,33 @@ def load_model(
         raise MissingPackageError("accelerate", "multi-gpu", "--device-map")
     try:
         with quiet_transformers():
-            model, info = auto_class(load_config(resolved, trust_remote_code=trust_remote_code)).from_pretrained(
-                resolved.directory,
+            model, info = auto_class(source.config).from_pretrained(
+                source.directory,
                 dtype=wanted,
                 use_safetensors=True,
-                trust_remote_code=trust_remote_code,
+                trust_remote_code=source.trust_remote_code,
                 output_loading_info=True,
                 **extra,
             )
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(f"{resolved.id}: transformers cannot load it: {first_line(error)}") from None
+        raise ModelError(f"{source.id}: transformers cannot load it: {first_line(error)}") from None
     if info["missing_keys"]:
         name = sorted(info["missing_keys"])[0]
         raise ModelError(
-            f"{resolved.id}: the checkpoint lacks {len(info['missing_keys'])} weights, {name} among them",
+            f"{source.id}: the checkpoint lacks {len(info['missing_keys'])} weights, {name} among them",
             hint="a model with random weights cannot be measured; is this the complete checkpoint?",
         )
-    check_surplus(model, info["unexpected_keys"], resolved.id)
+    check_surplus(model, info["unexpected_keys"], source.id)
     if extra:
-        _check_all_loaded(model, resolved.id, place)
+        _check_all_loaded(model, source.id, place)
     try:
         # What accelerate has spread stays where it is.
         model = model if extra else model.to(place)
     except torch.OutOfMemoryError:
         raise ModelError(
-            f"{resolved.id} does not fit on {place}", hint="use --dtype bfloat16, --device cpu, or a larger GPU"
+            f"{source.id} does not fit on {place}", hint="use --dtype bfloat16, --device cpu, or a larger GPU"
         ) from None
     model.eval()
     model.requires_grad_(False)
@@ -141,21 +107,6 @@ def auto_class(config: Any) -> Any:
 
 def _names(value: Any) -> set[str]:
     return set(value) if isinstance(value, tuple | list) else {value}
-
-
-def load_tokenizer(resolved: ResolvedModel, *, trust_remote_code: bool = False) -> Any:
-    """The model's tokenizer. Raises `ModelError` where it has none."""
-    import transformers
-
-    with quiet_transformers():
-        try:
-            return transformers.AutoTokenizer.from_pretrained(resolved.directory, trust_remote_code=trust_remote_code)
-        except Exception as error:
-            raise ModelError(
-                f"{resolved.id} has no tokenizer that transformers can load: {first_line(error)}",
-                hint="save the tokenizer into the same directory; models of images or sound are measured on a file of their "
-                "inputs, --calib FILE.npz",
-            ) from None
 
 
 def pick_device(device: str) -> torch.device:

@@ -1,25 +1,21 @@
-"""MODEL, as users write it, to a directory of safetensors."""
+"""What is known of a model's files, read once and passed on."""
 
 from __future__ import annotations
 
+import functools
+import json
 import os
-import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from chanfmt.base.errors import ChanfmtError, ModelError, UsageError
-from chanfmt.base.narrate import say
-from chanfmt.hub.fetch import fetch_snapshot
+from chanfmt.base.errors import ModelError, first_line
+from chanfmt.models.quiet import quiet_transformers
+from chanfmt.models.safetensors import CheckpointIndex, fingerprint
 
-_WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.py", "*.md", "LICENSE*"]
 TEMPLATE_DIRECTORY = "additional_chat_templates"
 """The one directory below a model's that belongs to it: transformers keeps a tokenizer's named chat templates there."""
-# Some repositories carry the same weights again, in their makers' own layout, below or beside. Patterns cannot say
-# "every directory but one"; these say it letter by letter.
-_UNWANTED = ["consolidated*", *(f"{TEMPLATE_DIRECTORY[:at]}[!{letter}]*/*" for at, letter in enumerate(TEMPLATE_DIRECTORY))]
-_PATIENCE = 5.0
-"""Seconds to wait for an answer that is good to have and not needed."""
+CONFIG_FILE = "config.json"
+_MAX_CONFIG = 16 << 20
 
 
 class Named(Protocol):
@@ -35,77 +31,143 @@ class Named(Protocol):
     def fingerprint(self) -> str: ...
 
 
-@dataclass(frozen=True)
-class ResolvedModel:
-    """Where a model's files lie.
+class ModelSource:
+    """A model's files: where they lie, and what they say. Each file is read when first asked for, and once.
+
+    `chanfmt.hub.locate.locate_model` makes one from what a user writes.
 
     Attributes:
         directory: Local directory with config, weights and tokenizer.
         id: Hub id, or the name of the directory or GGUF file.
-        revision: Commit on the Hub, empty elsewhere.
+        revision: Commit on the Hub; empty elsewhere.
         source: ``hub``, ``local`` or ``gguf``.
+        trust_remote_code: Whether code from the model's repository may run.
     """
 
-    directory: Path
-    id: str
-    revision: str
-    source: str
+    def __init__(
+        self, directory: Path, id: str = "", revision: str = "", source: str = "local", *, trust_remote_code: bool = False
+    ) -> None:
+        self.directory = Path(directory)
+        self.id = id or self.directory.resolve().name
+        self.revision = revision
+        self.source = source
+        self.trust_remote_code = trust_remote_code
+
+    def __repr__(self) -> str:
+        at = f" at {self.revision[:12]}" if self.revision else ""
+        return f"<ModelSource {self.id!r}{at} in {str(self.directory)!r}>"
+
+    @functools.cached_property
+    def index(self) -> CheckpointIndex:
+        """The checkpoint's tensors, from the headers of its files. Raises `ModelError`."""
+        return CheckpointIndex.open(self.directory)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """`chanfmt.models.safetensors.fingerprint` of the checkpoint. Raises `ModelError`."""
+        return fingerprint(self.index)
+
+    @functools.cached_property
+    def config_text(self) -> str:
+        """Content of ``config.json``. Raises `ModelError` if it cannot be read."""
+        path = self.directory / CONFIG_FILE
+        try:
+            if path.stat().st_size > _MAX_CONFIG:
+                raise ModelError(f"{path} is larger than {_MAX_CONFIG >> 20} MB")
+            return path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise ModelError(f"cannot read {path}: {error.strerror}") from None
+        except ValueError as error:
+            raise ModelError(f"{path} is not valid JSON: {error}") from None
+
+    @functools.cached_property
+    def config_fields(self) -> dict[str, Any]:
+        """The fields of ``config.json`` as they stand there. Raises `ModelError` if they are no table."""
+        path = self.directory / CONFIG_FILE
+        try:
+            config = json.loads(self.config_text)
+        except (ValueError, RecursionError) as error:
+            raise ModelError(f"{path} is not valid JSON: {error}") from None
+        if not isinstance(config, dict):
+            raise ModelError(f"{path} is not a table of fields")
+        return config
+
+    @functools.cached_property
+    def config(self) -> Any:
+        """The config as transformers reads it, after refusing what cannot be measured.
+
+        Raises:
+            ModelError: Unknown model type, remote code without consent, or quantised weights.
+        """
+        import transformers
+
+        with quiet_transformers():
+            try:
+                config = transformers.AutoConfig.from_pretrained(self.directory, trust_remote_code=self.trust_remote_code)
+            # A config is free-form JSON: what it trips over in transformers is anyone's guess.
+            except Exception as error:
+                text = first_line(error)
+                if "trust_remote_code" in text:
+                    raise ModelError(
+                        f"{self.id} needs code from its repository", hint="read that code, then add --trust-remote-code"
+                    ) from None
+                raise ModelError(f"{self.id}: transformers cannot read its config: {text}") from None
+        if getattr(config, "quantization_config", None):
+            method = config.quantization_config
+            name = method.get("quant_method") if isinstance(method, dict) else getattr(method, "quant_method", "unknown")
+            raise ModelError(
+                f"{self.id} is quantised ({name}); its weights cannot be measured or cut channel by channel",
+                hint="use the unquantised checkpoint it was made from",
+            )
+        return config
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer. Raises `ModelError` if it has none."""
+        import transformers
+
+        with quiet_transformers():
+            try:
+                return transformers.AutoTokenizer.from_pretrained(self.directory, trust_remote_code=self.trust_remote_code)
+            except Exception as error:
+                raise ModelError(
+                    f"{self.id} has no tokenizer that transformers can load: {first_line(error)}",
+                    hint="save the tokenizer into the same directory; models of images or sound are measured on a file of their "
+                    "inputs, --calib FILE.npz",
+                ) from None
 
 
-def resolve_model(model: str, *, revision: str | None = None) -> ResolvedModel:
-    """Find ``model``: a local directory, a ``.gguf`` file, or a Hub id (downloaded to the Hub cache).
+def local_source(model: str, *, trust_remote_code: bool = False) -> ModelSource | None:
+    """The local directory or ``.gguf`` file called ``model``; None if nothing of that name is here.
 
     Raises:
-        ModelError: There is no such model, or it cannot be had.
+        ModelError: It is here, and it is not a model.
     """
     path = Path(os.path.expanduser(model))
-    local = path.suffix == ".gguf" or _exists(path)
-    if local and revision is not None:
-        raise UsageError(f"--revision {revision} names a commit on the Hub, and {model} is a local model")
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"the GGUF file {model} does not exist")
         from chanfmt.models.gguf import dequantized_directory
 
-        return ResolvedModel(dequantized_directory(path), path.name, "", "gguf")
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(f"the directory {model} holds no config.json, so it is not a transformers model")
-        return ResolvedModel(path, path.resolve().name, "", "local")
-    if local:
+        return ModelSource(dequantized_directory(path), path.name, "", "gguf", trust_remote_code=trust_remote_code)
+    if not is_local(path):
+        return None
+    if not path.is_dir():
         raise ModelError(f"{model} is a file; a model is a directory, a .gguf file or a Hub id")
-    return _from_hub(model, revision)
+    if not (path / CONFIG_FILE).is_file():
+        raise ModelError(f"the directory {model} holds no config.json, so it is not a transformers model")
+    return ModelSource(path, trust_remote_code=trust_remote_code)
 
 
-def _exists(path: Path) -> bool:
+def is_local(path: Path) -> bool:
+    """Whether ``path`` names something on this machine, a ``.gguf`` file that may be missing included."""
     try:
-        return path.exists()
+        return path.suffix == ".gguf" or path.exists()
     except OSError as error:
         raise ModelError(f"{path} cannot be opened: {error.strerror}") from None
 
 
 def own_revision(model: str, record: Named) -> str | None:
-    """The commit that ``record`` was measured at, where ``model`` is what the record calls its model on the Hub."""
+    """The commit that ``record`` was measured at, if ``model`` is what the record calls its model on the Hub."""
     same = record.source == "hub" and model == record.id and not Path(model).exists()
     return (record.revision or None) if same else None
-
-
-def main_commit(model: ResolvedModel) -> str:
-    """Commit that the main branch of a model from the Hub is at; empty where the Hub does not say so at once."""
-    if model.source != "hub":
-        return ""
-    import huggingface_hub
-
-    try:
-        return huggingface_hub.HfApi().model_info(model.id, timeout=_PATIENCE).sha or ""
-    except Exception:  # Offline, gone, not to be seen: whatever it is, the model is here already.
-        return ""
-
-
-def _from_hub(model: str, revision: str | None) -> ResolvedModel:
-    try:
-        directory = fetch_snapshot(model, revision, wanted=_WANTED, unwanted=_UNWANTED, note=say, progress=sys.stderr.isatty())
-    except ChanfmtError as error:
-        raise ModelError(f"there is no directory {model!r}; {error.message}", hint=error.hint) from None
-    # snapshots/<commit>/ is the Hub cache's documented layout.
-    return ResolvedModel(directory, model, directory.name, "hub")

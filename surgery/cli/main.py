@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chanfmt.base.errors import MissingPackageError, UsageError
-from chanfmt.base.narrate import say
+from chanfmt.base.narrate import say, warn
 from chanfmt.base.text import printable
 from chanfmt.cli.framework import add_options, make_parser, parse_options, print_json, print_table, run_command
 from chanfmt.hub.failures import no_token
@@ -356,7 +356,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     plan = _make_plan(parse_options(arguments, AtlasOptions).atlas, parse_options(arguments, PlanOptions), talk)
     if options.output:
         save_plan(plan, Path(options.output))
-        say(f"wrote {options.output}; apply it with: surgery apply {options.output} --model MODEL -o DIR", quiet=talk.quiet)
+        say(f"wrote {options.output}; apply it with: surgery apply {options.output} --model MODEL -o DIR")
     _print_plan(plan, talk)
 
 
@@ -378,7 +378,7 @@ def _push(arguments: argparse.Namespace) -> None:
 
 
 def _restore(arguments: argparse.Namespace) -> None:
-    from chanfmt.models.source import resolve_model
+    from chanfmt.hub.locate import locate_model
     from surgery.cut.restore import restore
 
     options = parse_options(arguments, RestoreOptions)
@@ -386,15 +386,13 @@ def _restore(arguments: argparse.Namespace) -> None:
     output = Path(options.output)
     shard_bytes = parse_size(options.shard_size)
     restored = restore(
-        resolve_model(options.directory).directory,
+        locate_model(options.directory).directory,
         output,
         overwrite=options.overwrite,
         verify=not options.no_verify,
         shard_bytes=shard_bytes,
-        progress=not talk.quiet,
-        note=lambda text: say(text, quiet=talk.quiet),
     )
-    say(f"wrote {output}", quiet=talk.quiet)
+    say(f"wrote {output}")
     if talk.json:
         print_json(restored | {"output": str(output)})
 
@@ -405,11 +403,11 @@ def _eval(arguments: argparse.Namespace) -> None:
 
     options = parse_options(arguments, EvaluateOptions)
     talk = parse_options(arguments, TalkOptions)
-    evaluations = evaluate(options, progress=not talk.quiet)
+    evaluations = evaluate(options)
     if len({item.tokens.sha256 for item in evaluations}) > 1:
         # Beyond the same number of tokens two tokenizers read different parts of the text.
         others = "" if options.max_tokens else "; bits per byte do"
-        say(f"warning: the models' tokenizers differ, so their losses per token do not compare{others}")
+        warn(f"the models' tokenizers differ, so their losses per token do not compare{others}")
     if talk.json:
         print_json(report_data(options, evaluations))
         return
@@ -436,8 +434,8 @@ def _sweep(arguments: argparse.Namespace) -> None:
         check_atlas(atlas)
         runs, warnings = plan_runs(atlas, options)
         for warning in warnings:
-            say(f"warning: {warning}")
-        subject = open_subject(atlas, parse_options(arguments, SubjectOptions), quiet=talk.quiet)
+            warn(warning)
+        subject = open_subject(atlas, parse_options(arguments, SubjectOptions))
         _warn_mixed(subject)
         results = sweep(
             atlas,
@@ -446,16 +444,14 @@ def _sweep(arguments: argparse.Namespace) -> None:
             options.shared(),
             directory,
             overwrite=output.overwrite,
-            quiet=talk.quiet,
-            note=lambda text: say(text, quiet=talk.quiet),
         )
         title = f"{atlas.model.id}, {subject.identity['data']}, {subject.identity['tokens']:,} tokens"
     try:
         files = draw(results.rows, directory / "sweep", title)
     except MissingPackageError as error:
         files = ()
-        say(f"no figure: {error.message}; {error.hint}", quiet=talk.quiet)
-    say(f"wrote {', '.join(str(path) for path in (*results.files, *files))}", quiet=talk.quiet)
+        say(f"no figure: {error.message}; {error.hint}")
+    say(f"wrote {', '.join(str(path) for path in (*results.files, *files))}")
     if talk.json:
         print_json({"identity": results.identity, "rows": results.rows})
     else:
@@ -476,8 +472,8 @@ def _ablate(arguments: argparse.Namespace) -> None:
         check_atlas(atlas)
         experiment = plan_experiment(arguments.experiment, atlas, options)
         for warning in experiment.warnings:
-            say(f"warning: {warning}")
-        subject = open_subject(atlas, parse_options(arguments, SubjectOptions), quiet=talk.quiet)
+            warn(warning)
+        subject = open_subject(atlas, parse_options(arguments, SubjectOptions))
         _warn_mixed(subject)
         results, rows, summary = run(
             atlas,
@@ -485,10 +481,8 @@ def _ablate(arguments: argparse.Namespace) -> None:
             experiment,
             directory,
             overwrite=output.overwrite,
-            quiet=talk.quiet,
-            note=lambda text: say(text, quiet=talk.quiet),
         )
-    say(f"wrote {', '.join(str(path) for path in results.files)}", quiet=talk.quiet)
+    say(f"wrote {', '.join(str(path) for path in results.files)}")
     if talk.json:
         print_json({"identity": results.identity, "summary": summary, "rows": rows})
         return
@@ -512,7 +506,7 @@ def _make_plan(path: str, options: PlanOptions, talk: TalkOptions) -> PruningPla
     with chanfmt.open(path, contained=True) as atlas:
         plan = make_plan(atlas, options)
     for warning in plan.warnings:
-        say(f"warning: {warning}")
+        warn(warning)
     return plan
 
 
@@ -536,8 +530,8 @@ def _cut(
     shard_bytes = parse_size(options.shard_size)
     # A download may follow: complain about the output before it.
     check_output(output, overwrite=options.overwrite)
-    model = find_model(plan.model, options.model, lambda text: say(text, quiet=talk.quiet), options.revision)
-    say(f"cutting {model.id}", quiet=talk.quiet)
+    model = find_model(plan.model, options.model, options.revision)
+    say(f"cutting {model.id}")
     if model.revision and (model.source, model.id) == (plan.model.source, plan.model.id):
         plan = dataclasses.replace(plan, model=dataclasses.replace(plan.model, revision=model.revision))
     report = apply_plan(
@@ -551,10 +545,8 @@ def _cut(
         recovery=recovery,
         atlas=atlas,
         command=recorded_command("surgery"),
-        progress=not talk.quiet,
-        note=lambda text: say(text, quiet=talk.quiet),
     )
-    say(f"wrote {output}", quiet=talk.quiet)
+    say(f"wrote {output}")
     if not talk.json:
         _print_pairs([*summary_rows(plan, report), ["output", str(output)]])
     where = {"output": str(output)}
@@ -570,7 +562,7 @@ def _cut(
 def _push_result(directory: Path, repo: str | None, options: PushOptions, talk: TalkOptions) -> Published:
     from surgery.result.push import push
 
-    return push(directory, repo, options, note=lambda text: say(text, quiet=talk.quiet), progress=not talk.quiet)
+    return push(directory, repo, options)
 
 
 def parse_size(text: str | None) -> int | None:

@@ -14,11 +14,11 @@ from chanfmt import __version__
 from chanfmt.base.command_line import names_directory, tells_directories
 from chanfmt.base.errors import ModelError, UsageError
 from chanfmt.base.files import atomic_directory, check_space, check_target
-from chanfmt.base.narrate import progress_bar
+from chanfmt.base.narrate import progress_bar, say
 from chanfmt.format.reader import Atlas
 from chanfmt.models.load import auto_class
-from chanfmt.models.safetensors import PICKLED_SUFFIXES, CheckpointIndex, fingerprint
-from chanfmt.models.source import TEMPLATE_DIRECTORY
+from chanfmt.models.safetensors import PICKLED_SUFFIXES, CheckpointIndex
+from chanfmt.models.source import TEMPLATE_DIRECTORY, ModelSource
 from surgery.cut.check import LogitCheck, available_memory, check_logits, check_shapes, memory_shortage
 from surgery.cut.checkpoint.reader import read_ahead
 from surgery.cut.checkpoint.writer import output_bytes, write_checkpoint
@@ -34,10 +34,9 @@ from surgery.result.picture import layer_picture
 from surgery.result.record import Report
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from chanfmt.models.source import ResolvedModel
     from surgery.cut.checkpoint.cuts import Cut
     from surgery.recovery.options import BiasRecovery, Refit
 
@@ -73,13 +72,11 @@ def apply_plan(
     *,
     overwrite: bool = False,
     verify: bool = True,
-    fine_tune: ResolvedModel | None = None,
+    fine_tune: ModelSource | None = None,
     shard_bytes: int | None = None,
     recovery: Refit | BiasRecovery | None = None,
     atlas: Path | None = None,
     command: str = "",
-    progress: bool = False,
-    note: Callable[[str], object] = lambda text: None,
 ) -> Report:
     """Cut the checkpoint in ``directory`` as ``plan`` says and publish the result as ``output``.
 
@@ -92,8 +89,6 @@ def apply_plan(
         recovery: How to refit what was kept; None not to.
         atlas: The plan's atlas, of which the result gets a copy.
         command: Command line to record.
-        progress: Draw a progress bar on stderr where that is a terminal.
-        note: Receives a sentence for people.
 
     Raises:
         UsageError: ``output`` cannot be written, or may not be replaced.
@@ -102,10 +97,11 @@ def apply_plan(
         ChanfmtError: The disk is full or fails.
     """
     check_output(output, overwrite=overwrite, source=directory)
-    index = CheckpointIndex.open(directory)
+    model = ModelSource(directory)
+    index = model.index
     read_ahead(index.files, available_memory() // 4)
     config = read_config(directory)
-    found = fingerprint(index)
+    found = model.fingerprint
     if fine_tune is not None:
         _check_kind(plan, directory, config)
     else:
@@ -119,18 +115,18 @@ def apply_plan(
         if recovery is not None:
             from surgery.recovery.run import prepared
 
-            recovered = stack.enter_context(prepared(recovery, plan, layout, index, output.absolute().parent, progress=progress))
+            recovered = stack.enter_context(prepared(recovery, plan, layout, model, output.absolute().parent))
             plan, layout, index = recovered.plan, recovered.layout, recovered.index
-        temporary = stack.enter_context(published(output, index, layout.cuts, layout.config, shard_bytes, progress, note))
+        temporary = stack.enter_context(published(output, index, layout.cuts, layout.config, shard_bytes))
         write_plan(plan, temporary / KEPT_FILE, applied)
         shapes = check_shapes(index, layout.cuts, layout.allowed, temporary)
-        logits, skipped = _verify(plan, index, temporary, verify, note)
+        logits, skipped = _verify(plan, index, temporary, verify)
         written = CheckpointIndex.open(temporary)
         refitted = recovered.put_in(written, verify=logits is not None) if recovered is not None else None
         (temporary / PICTURE_FILE).write_text(layer_picture(plan), encoding="utf-8")
         _write_notice(base, temporary)
         if atlas is not None:
-            _carry_atlas(atlas, temporary / ATLAS_FILE, note)
+            _carry_atlas(atlas, temporary / ATLAS_FILE)
         report = Report(
             plan,
             base,
@@ -180,13 +176,11 @@ def check_output(output: Path, *, overwrite: bool, source: Path | None = None) -
         )
 
 
-def _verify(
-    plan: PruningPlan, index: CheckpointIndex, output: Path, verify: bool, note: Callable[[str], object]
-) -> tuple[LogitCheck | None, str]:
+def _verify(plan: PruningPlan, index: CheckpointIndex, output: Path, verify: bool) -> tuple[LogitCheck | None, str]:
     skipped = "--no-verify" if not verify else memory_shortage(index.parameters)
     if skipped is None:
         return check_logits(plan, index.directory, output), ""
-    note(f"logits are not compared with the masked dense model's: {skipped}")
+    say(f"logits are not compared with the masked dense model's: {skipped}")
     return None, skipped
 
 
@@ -210,24 +204,18 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def published(
-    output: Path,
-    index: CheckpointIndex,
-    cuts: Mapping[str, Cut],
-    config: dict[str, Any],
-    shard_bytes: int | None,
-    progress: bool,
-    note: Callable[[str], object],
+    output: Path, index: CheckpointIndex, cuts: Mapping[str, Cut], config: dict[str, Any], shard_bytes: int | None
 ) -> Iterator[Path]:
     """A directory with ``index`` after ``cuts``, ``config`` and what is carried over; ``output`` when the context ends well.
 
     Raises:
         ChanfmtError: The disk is full or fails.
     """
-    carried = list(_carried_files(index.directory, note))
+    carried = list(_carried_files(index.directory))
     total = output_bytes(index, cuts)
     check_space(output.absolute().parent, total + sum(path.stat().st_size for path in carried) + (16 << 20))
     with atomic_directory(output) as temporary:
-        with progress_bar(total, "B", "writing", quiet=not progress) as bar:
+        with progress_bar(total, "B", "writing") as bar:
             write_checkpoint(index, cuts, temporary, bar.update, shard_bytes)
         # transformers' own configs may hold numbers that JSON has no name for.
         write_json(_without_paths(config), temporary / "config.json", allow_nan=True)
@@ -263,10 +251,10 @@ def _write_notice(base: Base, output: Path) -> None:
         (output / NOTICE_FILE).write_text(base.terms.notice + "\n", encoding="utf-8")
 
 
-def _carry_atlas(atlas: Path, target: Path, note: Callable[[str], object]) -> None:
+def _carry_atlas(atlas: Path, target: Path) -> None:
     with Atlas.open(atlas) as opened:
         if any(map(tells_directories, opened.producer.commands())):
-            note(f"the result gets no copy of {atlas}: its record of how it was built names directories of a machine")
+            say(f"the result gets no copy of {atlas}: its record of how it was built names directories of a machine")
             return
     shutil.copyfile(atlas, target)
 
@@ -276,7 +264,7 @@ def write_json(value: dict[str, Any], path: Path, *, allow_nan: bool = False) ->
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=allow_nan) + "\n", encoding="utf-8")
 
 
-def _carried_files(directory: Path, note: Callable[[str], object]) -> Iterator[Path]:
+def _carried_files(directory: Path) -> Iterator[Path]:
     """Tokenizer, generation, template and licence files: whatever is small, visible and no weights or code."""
     home = directory.resolve()
     templates = directory / TEMPLATE_DIRECTORY
@@ -287,9 +275,9 @@ def _carried_files(directory: Path, note: Callable[[str], object]) -> Iterator[P
         if not path.is_file() or path.name.startswith(".") or name in _NOT_CARRIED or name.endswith(_NOT_CARRIED_SUFFIXES):
             continue
         if path.resolve().parent not in allowed:
-            note(f"{name} is not carried over: it is a link out of the model's directory")
+            say(f"{name} is not carried over: it is a link out of the model's directory")
         elif path.stat().st_size > _MAX_CARRIED:
-            note(f"{name} is not carried over: it is larger than {_MAX_CARRIED >> 20} MB")
+            say(f"{name} is not carried over: it is larger than {_MAX_CARRIED >> 20} MB")
         else:
             yield path
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from chanfmt.base.narrate import say
 from chanfmt.models.safetensors import CheckpointIndex
 from surgery.cut.apply import check_output, published, read_config, versions, write_json
 from surgery.cut.check import check_logits, check_shapes, memory_shortage
@@ -14,21 +15,13 @@ from surgery.planning.plan import load_applied
 from surgery.result.names import KEPT_FILE, REPORT_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 RESTORE_FORMAT = "surgery-restore/1"
 
 
 def restore(
-    directory: Path,
-    output: Path,
-    *,
-    overwrite: bool = False,
-    verify: bool = True,
-    shard_bytes: int | None = None,
-    progress: bool = False,
-    note: Callable[[str], object] = lambda text: None,
+    directory: Path, output: Path, *, overwrite: bool = False, verify: bool = True, shard_bytes: int | None = None
 ) -> dict[str, Any]:
     """Write the pruned checkpoint in ``directory`` (perhaps trained since) to ``output`` in its full width.
 
@@ -54,12 +47,12 @@ def restore(
     before = {tuple(name.split(".")): change.before for name, change in applied.config.items()}
     config = edit_config(read_config(directory), before)
     allowed = {name: frozenset({shape}) for name, shape in meta_shapes(config).items()}
-    with published(output, index, cuts, config, shard_bytes, progress, note) as temporary:
+    with published(output, index, cuts, config, shard_bytes) as temporary:
         shapes = check_shapes(index, cuts, allowed, temporary)
         skipped = "--no-verify" if not verify else memory_shortage(CheckpointIndex.open(temporary).parameters)
         logits = check_logits(plan, directory, temporary, mask=False) if skipped is None else None
         if skipped:
-            note(f"logits are not compared with the pruned model's: {skipped}")
+            say(f"logits are not compared with the pruned model's: {skipped}")
         report = {
             "format": RESTORE_FORMAT,
             "model": plan.model.id,

@@ -5,21 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chanfmt.base.errors import ModelError, UsageError
-from chanfmt.models.source import main_commit, own_revision, resolve_model
+from chanfmt.base.narrate import say
+from chanfmt.hub.locate import locate_model, main_commit
+from chanfmt.models.source import own_revision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
-    from chanfmt.models.source import Named, ResolvedModel
+    from chanfmt.models.source import ModelSource, Named
 
 
-def find_model(model: Named, given: str | None, note: Callable[[str], object], revision: str | None = None) -> ResolvedModel:
+def find_model(model: Named, given: str | None, revision: str | None = None) -> ModelSource:
     """The model of an atlas or a plan, at the commit that was measured, or what the user names in its place.
 
     Args:
         given: What the user names.
-        note: Told where the Hub has other weights by now, and where those of another commit are used.
         revision: Branch, tag or commit in place of the measured one.
 
     Raises:
@@ -27,14 +27,14 @@ def find_model(model: Named, given: str | None, note: Callable[[str], object], r
         ModelError: It cannot be had.
     """
     name = _name_of(model) if given is None else given
-    found = resolve_model(name, revision=revision or own_revision(name, model))
+    found = locate_model(name, revision=revision or own_revision(name, model))
     if found.source != "hub" or found.id != model.id or model.source != "hub":
         return found
     if model.revision and found.revision != model.revision:
-        note(f"using {found.id} at {found.revision[:12]}; the atlas was measured at {model.revision[:12]}")
+        say(f"using {found.id} at {found.revision[:12]}; the atlas was measured at {model.revision[:12]}")
     main = main_commit(found)
     if main and main != found.revision:
-        note(f"{found.id} has moved on: its main branch is at {main[:12]}, and this uses {found.revision[:12]}")
+        say(f"{found.id} has moved on: its main branch is at {main[:12]}, and this uses {found.revision[:12]}")
     return found
 
 

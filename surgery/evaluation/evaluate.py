@@ -17,7 +17,7 @@ from surgery.result.names import REPORT_FILE
 
 if TYPE_CHECKING:
     from chanfmt.data.text import Text
-    from chanfmt.models.source import ResolvedModel
+    from chanfmt.models.source import ModelSource
     from surgery.evaluation.perplexity import BlockLosses, Comparison
     from surgery.evaluation.tasks import TaskResult, Tasks
 
@@ -132,12 +132,12 @@ class _Prepared:
     """A model before its weights are read."""
 
     name: str
-    resolved: ResolvedModel
+    source: ModelSource
     tokenizer: Any
     tokens: EvaluationTokens
 
 
-def evaluate(options: EvaluateOptions, *, progress: bool = True) -> list[Evaluation]:
+def evaluate(options: EvaluateOptions) -> list[Evaluation]:
     """Every model of ``options`` on the same text, one in memory at a time.
 
     Raises:
@@ -148,41 +148,38 @@ def evaluate(options: EvaluateOptions, *, progress: bool = True) -> list[Evaluat
     if options.task_names:
         from surgery.evaluation.tasks import Tasks
 
-        tasks = Tasks(options.task_names, directory=options.tasks_from, limit=options.task_limit, progress=progress)
+        tasks = Tasks(options.task_names, directory=options.tasks_from, limit=options.task_limit)
 
     from chanfmt.data.text import read_text
-    from chanfmt.models.source import resolve_model
+    from chanfmt.hub.locate import locate_model
 
-    resolved = [resolve_model(model, revision=options.revision) for model in options.models]
-    text = read_text(options.data, "evaluate", empty_rows=PROTOCOLS[options.protocol].empty_rows, quiet=not progress)
+    sources = [locate_model(model, revision=options.revision) for model in options.models]
+    text = read_text(options.data, "evaluate", empty_rows=PROTOCOLS[options.protocol].empty_rows)
     # All of them before the first is run: what is wrong with the last should not take an hour to show.
-    prepared = [_prepare(name, model, text, options) for name, model in zip(options.models, resolved, strict=True)]
+    prepared = [_prepare(name, model, text, options) for name, model in zip(options.models, sources, strict=True)]
     evaluations: list[Evaluation] = []
     for model in prepared:
-        evaluations.append(_evaluate_one(model, options, tasks, evaluations[0] if evaluations else None, progress))
+        evaluations.append(_evaluate_one(model, options, tasks, evaluations[0] if evaluations else None))
         # Models hold cycles; the next one's memory should not include this one's.
         gc.collect()
     return evaluations
 
 
-def _prepare(name: str, resolved: ResolvedModel, text: Text, options: EvaluateOptions) -> _Prepared:
-    tokenizer, tokens = prepare_text(name, resolved, text, PROTOCOLS[options.protocol], options.seq_len, options.max_tokens)
-    return _Prepared(name, resolved, tokenizer, tokens)
+def _prepare(name: str, source: ModelSource, text: Text, options: EvaluateOptions) -> _Prepared:
+    tokenizer, tokens = prepare_text(name, source, text, PROTOCOLS[options.protocol], options.seq_len, options.max_tokens)
+    return _Prepared(name, source, tokenizer, tokens)
 
 
-def _evaluate_one(
-    prepared: _Prepared, options: EvaluateOptions, tasks: Tasks | None, first: Evaluation | None, progress: bool
-) -> Evaluation:
+def _evaluate_one(prepared: _Prepared, options: EvaluateOptions, tasks: Tasks | None, first: Evaluation | None) -> Evaluation:
     from chanfmt.models.load import check_causal, load_model
-    from chanfmt.models.safetensors import CheckpointIndex, fingerprint
     from surgery.evaluation.memory import PeakMemory
     from surgery.evaluation.perplexity import block_losses, paired_bootstrap
 
     tokens = prepared.tokens
-    model = load_model(prepared.resolved, dtype=options.dtype, device=options.device)
+    model = load_model(prepared.source, dtype=options.dtype, device=options.device)
     check_causal(model)
     memory = PeakMemory(next(model.parameters()).device)
-    with progress_bar(len(tokens.ids), "tok", Path(prepared.name).name, quiet=not progress) as bar:
+    with progress_bar(len(tokens.ids), "tok", Path(prepared.name).name) as bar:
         times = [(0, time.monotonic())]
 
         def step(count: int) -> None:
@@ -197,7 +194,7 @@ def _evaluate_one(
     (skipped, since), (total, until) = times[1 if len(times) > 2 else 0], times[-1]
     return Evaluation(
         model=prepared.name,
-        fingerprint=fingerprint(CheckpointIndex.open(prepared.resolved.directory)),
+        fingerprint=prepared.source.fingerprint,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         tokens=tokens,
         losses=losses,
@@ -206,7 +203,7 @@ def _evaluate_one(
         tokens_per_second=(total - skipped) / max(until - since, 1e-9),
         peak_memory_bytes=peak,
         memory=memory.kind,
-        cut=_cut(prepared.resolved.directory),
+        cut=_cut(prepared.source.directory),
         tasks=tasks.run(model, prepared.tokenizer) if tasks else (),
     )
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from chanfmt.data.text import Text
-    from chanfmt.models.source import ResolvedModel
+    from chanfmt.models.source import ModelSource
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def evaluation_tokens(tokenizer: Any, text: Text, protocol: Protocol, seq_len: i
 
 
 def prepare_text(
-    name: str, resolved: ResolvedModel, text: Text, protocol: Protocol, seq_len: int, max_tokens: int
+    name: str, source: ModelSource, text: Text, protocol: Protocol, seq_len: int, max_tokens: int
 ) -> tuple[Any, EvaluationTokens]:
     """The tokenizer of a model, and `evaluation_tokens` of ``text`` that are checked against its config. No weight is read.
 
@@ -120,9 +120,8 @@ def prepare_text(
         ModelError: The model has no tokenizer, its context is too short, or its embedding lacks tokens.
     """
     from chanfmt.data.tokens import check_context, check_vocabulary
-    from chanfmt.models.load import load_config, load_tokenizer
 
-    config, tokenizer = load_config(resolved), load_tokenizer(resolved)
+    config, tokenizer = source.config, source.tokenizer
     check_context(config, seq_len, name)
     tokens = evaluation_tokens(tokenizer, text, protocol, seq_len, max_tokens)
     check_vocabulary(config, tokenizer, tokens.ids, name)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import ChanfmtError, MissingPackageError, UsageError, first_line
+from chanfmt.base.narrate import bars_shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,12 +56,12 @@ class Tasks:
         UsageError: There is no such task, or its data cannot be had.
     """
 
-    def __init__(self, names: tuple[str, ...], *, directory: str | None = None, limit: int = 0, progress: bool = True) -> None:
+    def __init__(self, names: tuple[str, ...], *, directory: str | None = None, limit: int = 0) -> None:
         for package in ("lm_eval", "accelerate"):
             if importlib.util.find_spec(package) is None:
                 raise MissingPackageError(package.replace("_", "-"), "eval", "--tasks")
         self.limit = limit
-        self.progress = progress and sys.stderr.isatty()
+        self.progress = bars_shown()
         with _quiet(self.progress):
             from lm_eval.tasks import TaskManager, get_task_dict
 

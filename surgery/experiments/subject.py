@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import AtlasError, ModelError, UsageError
-from chanfmt.base.narrate import say
-from chanfmt.models.safetensors import CheckpointIndex, fingerprint
 from surgery.cut.matching import match_ffns
 from surgery.cut.source import check_fingerprint, find_model
 from surgery.evaluation.protocol import PROTOCOLS, prepare_text
@@ -17,12 +15,12 @@ from surgery.experiments.results import loss_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     import numpy as np
 
     from chanfmt.format.reader import Atlas
     from chanfmt.models.ffn import FFN
+    from chanfmt.models.source import ModelSource
     from surgery.recovery.refit import FittedWrite
 
 
@@ -64,7 +62,7 @@ class Subject:
     Attributes:
         model: In evaluation mode; nothing here changes it.
         ffns: Block index to the model's FFN.
-        directory: The model's checkpoint.
+        source: The model's files.
         token_ids: The text, int32 (token,).
         seq_len: Tokens in a block.
         identity: What numbers must have in common to be compared, as JSON-ready data.
@@ -73,7 +71,7 @@ class Subject:
 
     model: Any
     ffns: Mapping[int, FFN]
-    directory: Path
+    source: ModelSource
     token_ids: np.ndarray
     seq_len: int
     identity: dict[str, Any]
@@ -105,7 +103,7 @@ class Subject:
         return loss_columns(losses, time.monotonic() - started)
 
 
-def open_subject(atlas: Atlas, options: SubjectOptions, *, quiet: bool = False) -> Subject:
+def open_subject(atlas: Atlas, options: SubjectOptions) -> Subject:
     """Load the model and the text, and find the FFNs.
 
     Raises:
@@ -119,12 +117,12 @@ def open_subject(atlas: Atlas, options: SubjectOptions, *, quiet: bool = False) 
     from chanfmt.models.find.discover import find_ffns
     from chanfmt.models.load import check_causal, load_model
 
-    resolved = find_model(atlas.model, options.model, lambda text: say(text, quiet=quiet))
-    name = options.model or resolved.id
-    check_fingerprint(atlas.model, resolved.directory, fingerprint(CheckpointIndex.open(resolved.directory)))
-    text = read_text(options.data, "evaluate", quiet=quiet)
-    _, tokens = prepare_text(name, resolved, text, PROTOCOLS["paper"], options.seq_len, options.max_tokens)
-    model = load_model(resolved, dtype=options.dtype, device=options.device)
+    source = find_model(atlas.model, options.model)
+    name = options.model or source.id
+    check_fingerprint(atlas.model, source.directory, source.fingerprint)
+    text = read_text(options.data, "evaluate")
+    _, tokens = prepare_text(name, source, text, PROTOCOLS["paper"], options.seq_len, options.max_tokens)
+    model = load_model(source, dtype=options.dtype, device=options.device)
     check_causal(model)
     ffns = {}
     for block, ffn in zip(atlas.blocks, match_ffns(atlas.blocks, find_ffns(model)), strict=True):
@@ -142,7 +140,7 @@ def open_subject(atlas: Atlas, options: SubjectOptions, *, quiet: bool = False) 
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
     }
     mixed = tuple(ffn.container for ffn in ffns.values() if ffn.mixed)
-    return Subject(model, ffns, resolved.directory, tokens.ids, options.seq_len, identity, mixed)
+    return Subject(model, ffns, source, tokens.ids, options.seq_len, identity, mixed)
 
 
 def check_atlas(atlas: Atlas) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chanfmt.base.errors import UsageError
-from chanfmt.base.narrate import progress_bar
+from chanfmt.base.narrate import progress_bar, say
 from surgery.evaluation.perplexity import perplexity_text
 from surgery.experiments.results import Results, channels_sha256, finite
 from surgery.planning.grids import parse_names, parse_seeds, parse_shares
@@ -171,22 +171,13 @@ def plan_runs(atlas: Atlas, options: SweepOptions) -> tuple[tuple[Run, ...], tup
 
 
 def sweep(
-    atlas: Atlas,
-    subject: Subject,
-    runs: Sequence[Run],
-    shared: dict[str, Any],
-    directory: Path,
-    *,
-    overwrite: bool = False,
-    quiet: bool = False,
-    note: Callable[[str], None] = lambda text: None,
+    atlas: Atlas, subject: Subject, runs: Sequence[Run], shared: dict[str, Any], directory: Path, *, overwrite: bool = False
 ) -> Results:
     """Measure every one of ``runs`` that ``directory`` has no row for.
 
     Args:
         runs: From `plan_runs`.
         shared: What the plans have in common, from `SweepOptions.shared`.
-        note: Receives a sentence for people.
 
     Raises:
         UsageError: The rows in ``directory`` are of something else.
@@ -196,9 +187,9 @@ def sweep(
     results = Results(directory, SWEEP_FORMAT, subject.identity | options, COLUMNS, KEY, overwrite=overwrite)
     pending = [run for run in runs if results.find(run.key, run.channels_sha256) is None]
     if len(pending) < len(runs):
-        note(f"{len(runs) - len(pending)} of {len(runs)} rows are in {directory} already")
+        say(f"{len(runs) - len(pending)} of {len(runs)} rows are in {directory} already")
     try:
-        with progress_bar(len(subject.token_ids) * len(pending), "tok", DENSE, quiet=quiet) as bar:
+        with progress_bar(len(subject.token_ids) * len(pending), "tok", DENSE) as bar:
             for run in pending:
                 bar.set_description(_describe(run.key))
                 plan = None if run.options is None else make_plan(atlas, run.options)
@@ -228,10 +219,9 @@ def _measure(
     removed, recovery = removed_of(atlas, plan), plan_recovery(options, atlas, plan)
     if not isinstance(recovery, Refit):
         return subject.measure(removed, _means(atlas, plan, recovery), progress)
-    from chanfmt.models.safetensors import CheckpointIndex
     from surgery.recovery.refit import refitted
 
-    with refitted(plan, CheckpointIndex.open(subject.directory), recovery, spool_directory=directory) as fitted:
+    with refitted(plan, subject.source, recovery, spool_directory=directory) as fitted:
         weights = {
             block.index: (planned.kept, fitted.fitted(planned.name))
             for block, planned in zip(atlas.blocks, plan.blocks, strict=True)

@@ -23,7 +23,6 @@ from chanfmt.base.errors import ModelError
 from chanfmt.building.measure import usual_batch
 from chanfmt.models.find.intercept import Interceptor
 from chanfmt.models.run import eager_experts, run_text
-from chanfmt.models.source import ResolvedModel
 from chanfmt.models.streaming.spool import Spool
 from chanfmt.models.streaming.streamed import StreamedModel, open_streamed
 from surgery.cut.checkpoint.patch import as_stored
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
 
     from chanfmt.models.ffn import FFN
     from chanfmt.models.safetensors import CheckpointIndex
+    from chanfmt.models.source import ModelSource
     from chanfmt.models.streaming.chain import Call
     from surgery.planning.plan import BlockPlan, PruningPlan
 
@@ -83,14 +83,14 @@ class FittedWrite:
 @contextlib.contextmanager
 def refitted(
     plan: PruningPlan,
-    index: CheckpointIndex,
+    source: ModelSource,
     options: Refit,
     *,
     spool_directory: Path,
     begin: Callable[[int], object] = lambda total: None,
     progress: Callable[[int], object] = lambda sequences: None,
 ) -> Iterator[Refitted]:
-    """Fit the write projections of ``plan``'s cut of the dense model whose checkpoint is ``index``; they are kept in the context.
+    """Fit the write projections of ``plan``'s cut of the dense model in ``source``; they are kept in the context.
 
     Args:
         options: On what, and where.
@@ -102,13 +102,12 @@ def refitted(
         ModelError: The model cannot be run block by block, or its FFNs are of a kind that cannot be fitted.
         ChanfmtError: Memory or the spool's disk runs out.
     """
-    resolved = ResolvedModel(index.directory, plan.model.id, "", "local")
-    streamed = open_streamed(resolved, index, device=options.device)
+    streamed = open_streamed(source, device=options.device)
     tokens = torch.from_numpy(options.tokens.astype("int64"))
     begin(2 * len(streamed.chain) * len(tokens))
     with Spool(options.spool_bytes, spool_directory) as spool:
         with torch.no_grad(), eager_experts(streamed.chain.model):
-            result = _Pass(plan, index, streamed, spool, tokens, progress).result()
+            result = _Pass(plan, source.index, streamed, spool, tokens, progress).result()
         yield result
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from chanfmt.models.safetensors import CheckpointIndex
+    from chanfmt.models.source import ModelSource
     from surgery.cut.config_width import Layout
     from surgery.planning.plan import PruningPlan
 
@@ -53,29 +54,28 @@ class Prepared(Protocol):
 
 @contextlib.contextmanager
 def prepared(
-    recovery: Refit | BiasRecovery, plan: PruningPlan, layout: Layout, index: CheckpointIndex, directory: Path, *, progress: bool
+    recovery: Refit | BiasRecovery, plan: PruningPlan, layout: Layout, source: ModelSource, directory: Path
 ) -> Iterator[Prepared]:
-    """Do the work of ``recovery`` for the cut that ``layout`` makes of ``index``. What it made is kept in the context.
+    """Do the work of ``recovery`` for the cut that ``layout`` makes of ``source``. What it made is kept in the context.
 
     Args:
         directory: Where the result will go, and what does not fit in memory.
-        progress: Draw a progress bar on stderr where that is a terminal.
 
     Raises:
         ModelError: The model is of a kind that this recovery cannot be done for.
         ChanfmtError: Memory or disk run out.
     """
     if isinstance(recovery, BiasRecovery):
-        yield _Biases(plan_biases(plan, layout, index, recovery.means), recovery.tokens)
+        yield _Biases(plan_biases(plan, layout, source.index, recovery.means), recovery.tokens)
         return
     # It may take long: complain about the room for its result before it.
-    check_space(directory, output_bytes(index, layout.cuts))
+    check_space(directory, output_bytes(source.index, layout.cuts))
     with contextlib.ExitStack() as stack:
-        with progress_bar(0, "seq", "refitting", quiet=not progress) as bar:
+        with progress_bar(0, "seq", "refitting") as bar:
             fitted = stack.enter_context(
-                refitted(plan, index, recovery, spool_directory=directory, begin=bar.reset, progress=bar.update)
+                refitted(plan, source, recovery, spool_directory=directory, begin=bar.reset, progress=bar.update)
             )
-        yield _Fitted(plan, index, layout, fitted, recovery.tokens.size)
+        yield _Fitted(plan, source.index, layout, fitted, recovery.tokens.size)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from chanfmt.base.text import printable
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from chanfmt.models.source import ResolvedModel
+    from chanfmt.models.source import ModelSource
     from surgery.cut.source import Named
 
 NOTICE_FILE = "NOTICE"
@@ -91,7 +91,7 @@ _TERMS = {
 """By the Hub's identifier of the licence."""
 
 
-def read_base(model: Named | ResolvedModel, directory: Path) -> Base:
+def read_base(model: Named | ModelSource, directory: Path) -> Base:
     """``model``, with the licence that the card in ``directory`` names, or else a licence file there."""
     fields = _card_fields(directory / "README.md")
     license, name, link = (_text(fields.get(key)) for key in ("license", "license_name", "license_link"))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from chanfmt.base.errors import ChanfmtError, CheckError, UsageError
 from chanfmt.base.files import atomic_file
+from chanfmt.base.narrate import say
 from chanfmt.hub.names import check_repo
 from chanfmt.hub.publish import PublishOptions, full_name, publish_folder
 from surgery.evaluation.perplexity import perplexity_text
@@ -19,7 +20,7 @@ from surgery.result.names import CARD_FILE, EVALUATION_FILE, default_repository
 from surgery.result.result import check_unchanged, open_result
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from chanfmt.hub.publish import Published
     from surgery.result.evaluated import Evaluated
@@ -46,15 +47,11 @@ class PushOptions(PublishOptions):
     )
 
 
-def push(
-    directory: Path, repo: str | None, options: PushOptions, *, note: Callable[[str], None], progress: bool = False
-) -> Published:
+def push(directory: Path, repo: str | None, options: PushOptions) -> Published:
     """Publish the result in ``directory``.
 
     Args:
         repo: ``USER/NAME``, or ``NAME`` of the logged-in user's; None for `default_repository`.
-        note: Told what happens.
-        progress: Show progress bars.
 
     Raises:
         UsageError: ``directory`` holds no result, or one that was not verified, or the repository cannot be used as asked.
@@ -69,27 +66,25 @@ def push(
             f"the logits of {directory} were not compared with the masked dense model's: {result.report.logits_skipped}",
             hint="cut the model again where it can be compared, or add --no-verify; the card will say so",
         )
-    check_unchanged(result, progress=progress)
+    check_unchanged(result)
     evaluated = _evaluation(result, options.eval) if options.eval else result.evaluated
     if evaluated and evaluated.dense is None:
-        note("note: no perplexity of the dense model on the same tokens is at hand; the card gives the result's alone")
+        say("note: no perplexity of the dense model on the same tokens is at hand; the card gives the result's alone")
     with _resumable(directory, push_command(directory, repo, options)):
-        name = full_name(name, note=note)
-        _write_card(result, name, evaluated, new=options.eval is not None, note=note)
+        name = full_name(name)
+        _write_card(result, name, evaluated, new=options.eval is not None)
         result = open_result(directory)
         for stranger in result.strangers:
-            note(f"{stranger} is not part of the result, and is not pushed")
+            say(f"{stranger} is not part of the result, and is not pushed")
         terms = result.report.base.terms
         if terms and not terms.allows(name.rsplit("/", 1)[-1]):
-            note(f"note: the licence of {result.report.base.id} asks for names that begin with {terms.prefix!r}")
+            say(f"note: the licence of {result.report.base.id} asks for names that begin with {terms.prefix!r}")
         return publish_folder(
             directory,
             name,
             kind="model",
             message=commit_message(result.report, evaluated),
             options=options,
-            note=note,
-            progress=progress,
             names=result.names,
         )
 
@@ -139,7 +134,7 @@ def _evaluation(result: Result, path: str) -> Evaluated:
     return take_evaluation(Path(path), own, result.report.applied.fingerprint)
 
 
-def _write_card(result: Result, name: str, evaluated: Evaluated | None, *, new: bool, note: Callable[[str], None]) -> None:
+def _write_card(result: Result, name: str, evaluated: Evaluated | None, *, new: bool) -> None:
     """Make the card name the repository and the numbers, unless somebody else wrote in it; keep the numbers beside it."""
     path = result.directory / CARD_FILE
     try:
@@ -157,7 +152,7 @@ def _write_card(result: Result, name: str, evaluated: Evaluated | None, *, new: 
                 f"{path} was edited, and no longer says that the logits were not compared",
                 hint=f"write {UNVERIFIED!r} into it, or remove the file to have it written anew",
             )
-        note(f"{path} was edited, and is pushed as it is")
+        say(f"{path} was edited, and is pushed as it is")
         return
     if new and evaluated:
         with atomic_file(result.directory / EVALUATION_FILE) as temporary:

@@ -77,7 +77,7 @@ def open_result(directory: Path) -> Result:
     return Result(directory, report, load_evaluated(evaluation) if evaluation.is_file() else None)
 
 
-def check_unchanged(result: Result, *, progress: bool = False) -> None:
+def check_unchanged(result: Result) -> None:
     """Compare every file with what it was when the result had passed its checks.
 
     Raises:
@@ -89,7 +89,7 @@ def check_unchanged(result: Result, *, progress: bool = False) -> None:
     if missing:
         raise CheckError(f"{result.directory} is not complete: {missing[0]} is missing", hint=hint)
     total = sum(record.bytes for record in expected.values())
-    with progress_bar(total, "B", "checking", quiet=not progress) as bar:
+    with progress_bar(total, "B", "checking") as bar:
         try:
             found = hash_files(result.directory, expected, bar.update)
         except OSError as error:

@@ -549,9 +549,9 @@ def test_history_is_kept():
 @pytest.fixture(scope="module")
 def halves(tiny_checkpoint, tmp_path_factory):
     """Atlases of a tiny llama on two texts, and on both texts at once."""
-    from chanfmt.building.build import build
     from chanfmt.building.options import BuildOptions
     from chanfmt.format.records import LabelSettings
+    from tests.support.builds import build
 
     directory, generator = tmp_path_factory.mktemp("halves"), stdlib_random.Random(3)
     # One token a character and whole blocks, so that the two texts' blocks are those of both together.

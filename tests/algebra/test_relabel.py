@@ -19,6 +19,7 @@ from chanfmt.format import schema
 from chanfmt.format.records import LabelSettings
 from chanfmt.format.writer import write_atlas
 from chanfmt.models.safetensors import CheckpointIndex, fingerprint
+from chanfmt.models.source import ModelSource
 from chanfmt.models.stored.weights import StoredWeights
 from tests.support.factory import moe_content, random_content
 from tests.support.hygiene import heavy_imports
@@ -163,7 +164,7 @@ def test_a_stripped_atlas_is_labelled_like_the_whole(content):
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "phi3", "opt"])
 def test_the_weights_give_what_a_build_gives(model_type, tiny_atlas, tiny_checkpoint):
     content = read(tiny_atlas(model_type))
-    weights = StoredWeights.open(str(tiny_checkpoint(model_type)), content.model)
+    weights = StoredWeights.of(ModelSource(tiny_checkpoint(model_type)), content.model)
     found = relabelled_with_weights(content, content.labels, weights)
     assert_same_arrays(found, content)
     assert (found.core_rho, found.dropped) == (content.core_rho, content.dropped)
@@ -173,20 +174,20 @@ def test_the_weights_give_what_a_build_gives(model_type, tiny_atlas, tiny_checkp
 def test_weights_are_rounded_as_the_model_was(stored, ran, tmp_path):
     import torch
 
-    from chanfmt.building.build import build
     from chanfmt.building.options import BuildOptions
+    from tests.support.builds import build
     from tests.support.tiny import save_tiny
 
     directory = save_tiny(tmp_path / "model", "llama", dtype=getattr(torch, stored))
     options = BuildOptions(str(directory), str(tmp_path / "a.h5"), calib="pydoc", sequences=4, seq_len=32, dtype=ran, quiet=True)
     content = read(build(options, LabelSettings(rho=0.03, support_size=8)))
-    found = relabelled_with_weights(content, content.labels, StoredWeights.open(str(directory), content.model))
+    found = relabelled_with_weights(content, content.labels, StoredWeights.of(ModelSource(directory), content.model))
     assert_same_arrays(found, content)
 
 
 def test_with_weights_another_core_drops_redundancy(tiny_atlas, tiny_checkpoint):
     content = read(tiny_atlas("llama"))
-    weights = StoredWeights.open(str(tiny_checkpoint("llama")), content.model)
+    weights = StoredWeights.of(ModelSource(tiny_checkpoint("llama")), content.model)
     found = relabelled_with_weights(content, with_settings(content, rho=0.1, support_size=11), weights)
     assert found.dropped == (
         "redundancy",
@@ -286,7 +287,7 @@ def test_a_table_that_does_not_fit_the_checkpoint(experts):
 
 def test_weights_of_another_model(tiny_atlas, tiny_checkpoint):
     with pytest.raises(ModelError, match="not the model that was measured"):
-        StoredWeights.open(str(tiny_checkpoint("gpt2")), read(tiny_atlas("llama")).model)
+        StoredWeights.of(ModelSource(tiny_checkpoint("gpt2")), read(tiny_atlas("llama")).model)
 
 
 def test_command_writes_over_its_input_only_when_told(path, capsys):

@@ -28,7 +28,7 @@ from chanfmt.format import schema
 from chanfmt.format.records import LabelSettings
 from chanfmt.models import load
 from chanfmt.models.find.discover import find_ffns
-from chanfmt.models.source import resolve_model
+from chanfmt.models.source import ModelSource
 from tests.support import distributed_worker
 from tests.support.tiny import random_tokens, save_tiny, tiny_model
 
@@ -263,7 +263,7 @@ def test_device_map_refuses_what_it_cannot_do(tiny_checkpoint, monkeypatch):
     pytest.importorskip("accelerate")
     from transformers.integrations import accelerate
 
-    resolved = resolve_model(str(tiny_checkpoint("llama")))
+    resolved = ModelSource(tiny_checkpoint("llama"))
     monkeypatch.setattr(accelerate, "get_max_memory", lambda asked: {"cpu": 40_000})
     with pytest.raises(ModelError, match="leave weights on disk"):
         load.load_model(resolved, device_map="auto")

@@ -16,15 +16,15 @@ import chanfmt
 from chanfmt.base.errors import AtlasError, ChanfmtError, UsageError
 from chanfmt.building import build as build_module
 from chanfmt.building import state as checkpoint
-from chanfmt.building.build import build
 from chanfmt.building.measure import measure
 from chanfmt.cli.main import main
 from chanfmt.data.tokens import canonical
 from chanfmt.format import schema
 from chanfmt.format.writer import write_atlas
 from chanfmt.models.find.discover import find_ffns
+from chanfmt.models.source import ModelSource
 from tests.support.browsing import press, wait_until
-from tests.support.builds import SEQUENCES, SETTINGS, assert_equal, request, stop_after
+from tests.support.builds import SEQUENCES, SETTINGS, assert_equal, build, request, stop_after
 from tests.support.factory import random_atlas, random_content
 from tests.support.tiny import tiny_model
 from tui.app import AtlasApp
@@ -76,7 +76,7 @@ def test_a_checkpoint_is_an_atlas_of_what_was_measured(options, monkeypatch, cap
     tokens = canonical(content.calibration.token_ids)
     assert tokens.sha256 == content.calibration.sequence_sha256
     assert content.calibration.contributions[0].tokens == done * 32
-    model = build_module.load_model(build_module.resolve_model(options.model))
+    model = build_module.load_model(ModelSource(options.model))
     ffns = find_ffns(model)
     direct = measure(model, ffns, dataclasses.replace(tokens, split_of=content.calibration.split_of), rho=0.03, batch_size=2)
     assert content.calibration.mean_loss == direct.mean_loss

@@ -16,19 +16,18 @@ from chanfmt.base.errors import ChanfmtError, ModelError, UsageError
 from chanfmt.building import build as building
 from chanfmt.building import state as checkpoint
 from chanfmt.building import stream
-from chanfmt.building.build import build
 from chanfmt.building.options import BuildOptions
 from chanfmt.building.statistics import FFNStatistics
 from chanfmt.format.reader import Atlas
 from chanfmt.format.records import LabelSettings
 from chanfmt.models.find.discover import find_ffns
 from chanfmt.models.load import load_model
-from chanfmt.models.safetensors import CheckpointIndex
-from chanfmt.models.source import resolve_model
+from chanfmt.models.source import ModelSource
 from chanfmt.models.stored.layout import tensor_slices
 from chanfmt.models.streaming.spool import Spool, Spooled
 from chanfmt.models.streaming.streamed import open_streamed
 from tests.support import zoo
+from tests.support.builds import build
 from tests.support.tiny import CONFIGS, save_tiny
 
 EXPERTS = {
@@ -121,9 +120,10 @@ def test_equals_the_build_in_memory_in_half_precision_and_with_another_loss(tmp_
 def test_weights_and_places_are_those_of_the_loaded_model(tmp_path, model):
     model_type, changes = MODELS[model]
     save_tiny(tmp_path / "model", model_type, **changes)
-    resolved, index = resolve_model(str(tmp_path / "model")), CheckpointIndex.open(tmp_path / "model")
-    loaded = load_model(resolved, device="cpu")
-    streamed = open_streamed(resolved, index, device="cpu")
+    source = ModelSource(tmp_path / "model")
+    index = source.index
+    loaded = load_model(source, device="cpu")
+    streamed = open_streamed(source, device="cpu")
     chain = streamed.chain
     assert streamed.ffns == find_ffns(loaded)
     assert [tensor_slices(chain.model, ffn, index) for ffn in streamed.ffns] == [
@@ -248,13 +248,13 @@ def test_refuses_what_is_no_chain(tmp_path, model_type, changes, why):
     loader.from_config(config).save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     with pytest.raises(ModelError, match=why):
-        open_streamed(resolve_model(str(tmp_path / "model")), CheckpointIndex.open(tmp_path / "model"), device="cpu")
+        open_streamed(ModelSource(tmp_path / "model"), device="cpu")
 
 
 def test_refuses_state_that_passes_a_block_by(tmp_path):
     zoo.tiny("glm_moe_dsa").save_pretrained(tmp_path / "model")
     with pytest.raises(ModelError, match=r"calls model\.layers\.1 with something that depends on other blocks"):
-        open_streamed(resolve_model(str(tmp_path / "model")), CheckpointIndex.open(tmp_path / "model"), device="cpu")
+        open_streamed(ModelSource(tmp_path / "model"), device="cpu")
 
 
 def test_refuses_a_checkpoint_that_lacks_a_weight(tmp_path):
@@ -266,7 +266,7 @@ def test_refuses_a_checkpoint_that_lacks_a_weight(tmp_path):
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, file, {"format": "pt"})
     with pytest.raises(ModelError, match=r"lacks 1 weights, model\.layers\.1\.mlp\.up_proj\.weight"):
-        open_streamed(resolve_model(str(tmp_path / "model")), CheckpointIndex.open(tmp_path / "model"), device="cpu")
+        open_streamed(ModelSource(tmp_path / "model"), device="cpu")
 
 
 def test_a_batch_that_does_not_fit_is_halved(tmp_path, text, monkeypatch):

@@ -15,11 +15,11 @@ SCRIPT = """
 import dataclasses, json, os, sys
 from pathlib import Path
 
-from chanfmt import writer
-from chanfmt.errors import ChanfmtError
-from chanfmt.produce.build import build
-from chanfmt.produce.options import BuildOptions
-from chanfmt.records import LabelSettings
+from chanfmt.format import writer
+from chanfmt.base.errors import ChanfmtError
+from tests.support.builds import build
+from chanfmt.building.options import BuildOptions
+from chanfmt.format.records import LabelSettings
 from tests.support.crash.harness import content, same
 from tests.support.factory import random_content
 
@@ -66,7 +66,7 @@ said["left by build"] = sorted(item.name for item in place.iterdir())
 free()
 
 # Full from the third batch on, when there is a checkpoint already.
-from chanfmt.produce import checkpoint
+from chanfmt.building import state as checkpoint
 save = checkpoint.Keeper.save
 def save_and_fill(keeper, measurement):
     save(keeper, measurement)

@@ -247,9 +247,7 @@ def test_a_draw_is_of_different_samples_whatever_their_order(tmp_path):
     doubled = {name: np.concatenate([values, values[::-1]]) for name, values in arrays.items()}
     np.savez(tmp_path / "a.npz", **arrays)
     np.savez(tmp_path / "b.npz", **doubled)
-    one, other = (
-        draw_samples(read_inputs(tmp_path / name), 6, 3, seq_len=1, rows=1, quiet=True)[1] for name in ("a.npz", "b.npz")
-    )
+    one, other = (draw_samples(read_inputs(tmp_path / name), 6, 3, seq_len=1, rows=1)[1] for name in ("a.npz", "b.npz"))
     assert len(one) == 6
     assert one.sha256 == other.sha256
     assert [_digest(one.arrays, index) for index in range(6)] == list(one.sha256)

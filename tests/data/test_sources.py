@@ -13,12 +13,11 @@ import pytest
 import chanfmt
 from chanfmt.algebra.merge import merge
 from chanfmt.base.errors import AtlasError, UsageError
-from chanfmt.building.build import build
 from chanfmt.building.options import BuildOptions
 from chanfmt.cli.main import main
 from chanfmt.data.sources import Source, together
 from chanfmt.format.records import LabelSettings
-from tests.support.builds import assert_equal, stop_after
+from tests.support.builds import assert_equal, build, stop_after
 from tests.support.tiny import save_tiny, tiny_tokenizer
 
 SETTINGS = LabelSettings(rho=0.03, support_size=8)

@@ -52,8 +52,8 @@ def measured(tmp_path_factory):
 FIND = """
 import sys
 import chanfmt
-from chanfmt.errors import ChanfmtError
-from surgery.source import find_model
+from chanfmt.base.errors import ChanfmtError
+from surgery.cut.source import find_model
 with chanfmt.open(sys.argv[1]) as atlas:
     try:
         print(find_model(atlas.model, sys.argv[2] or None, print, *sys.argv[3:]).revision)

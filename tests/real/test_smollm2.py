@@ -15,9 +15,9 @@ from chanfmt.building.measure import measure
 from chanfmt.data.text import read_text
 from chanfmt.data.tokens import sample, tokenize
 from chanfmt.format import schema
+from chanfmt.hub.locate import locate_model
 from chanfmt.models.find.discover import find_ffns
-from chanfmt.models.load import load_model, load_tokenizer
-from chanfmt.models.source import resolve_model
+from chanfmt.models.load import load_model
 from tests.support.direct import assert_metrics_close, direct, direct_sums, members
 
 pytestmark = pytest.mark.slow
@@ -25,12 +25,12 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-9), ("float32", 1e-3)])
 def test_sums_equal_direct_computation(smollm2, dtype, tolerance):
-    resolved = resolve_model(str(smollm2))
-    model = load_model(resolved, dtype=dtype)
+    source = locate_model(str(smollm2))
+    model = load_model(source, dtype=dtype)
     ffns = find_ffns(model)
     assert len(ffns) == 30
     assert {ffn.width for ffn in ffns} == {1536}
-    tokens = sample(tokenize(load_tokenizer(resolved), read_text("pydoc", "calibrate")), 3, 64, 0, "pydoc")
+    tokens = sample(tokenize(source.tokenizer, read_text("pydoc", "calibrate")), 3, 64, 0, "pydoc")
     found = measure(model, ffns, tokens, rho=0.01, batch_size=2)
     us, ss = direct(model, ffns, torch.from_numpy(tokens.ids).long())
     for ffn, (statistics,) in zip(ffns, members(found), strict=True):

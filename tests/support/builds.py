@@ -8,15 +8,21 @@ import numpy as np
 import pytest
 
 import chanfmt
-from chanfmt.building.build import build
+from chanfmt.building.build import build as build_located
 from chanfmt.building.options import BuildOptions
 from chanfmt.format.records import LabelSettings
+from chanfmt.hub.locate import locate_model
 from tests.support.interrupted import killed_after
 
 SETTINGS = LabelSettings(rho=0.03, support_size=8)
 
 
 SEQUENCES = 20
+
+
+def build(options, settings):
+    """`chanfmt.building.build.build` of a model that lies here or on the test Hub. Returns the path written."""
+    return build_located(options, settings, locate_model)
 
 
 def request(model, output, **changes):

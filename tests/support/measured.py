@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from chanfmt.building.build import build
 from chanfmt.building.options import BuildOptions
 from chanfmt.format.reader import Atlas
 from chanfmt.format.records import LabelSettings
 from surgery.experiments.subject import Subject, SubjectOptions, open_subject
+from tests.support.builds import build
 from tests.support.tiny import tiny_tokenizer
 from tests.support.zoo import tiny
 
@@ -31,7 +31,7 @@ class Tiny:
     def subject(self, **options: Any) -> tuple[Atlas, Subject]:
         atlas = Atlas.open(self.atlas)
         values = {"model": str(self.model), "data": str(self.text), "seq_len": SEQ_LEN, "max_tokens": TOKENS, "dtype": "float64"}
-        return atlas, open_subject(atlas, SubjectOptions(**{**values, **options}), quiet=True)
+        return atlas, open_subject(atlas, SubjectOptions(**{**values, **options}))
 
     def arguments(self, output: Path, *more: str) -> list[str]:
         """Command line behind the command's name."""
@@ -59,7 +59,7 @@ def make_tiny(directory: Path, model_type: str) -> Tiny:
     text = directory / "text.txt"
     lines = [f"The quick brown fox no. {number} jumps over {number * number} lazy dogs!" for number in range(60)]
     text.write_text("\n".join(lines), encoding="utf-8")
-    options = BuildOptions(str(model), str(directory / "atlas.h5"), calib="pydoc", sequences=16, seq_len=64, quiet=True)
+    options = BuildOptions(str(model), str(directory / "atlas.h5"), calib="pydoc", sequences=16, seq_len=64)
     return Tiny(model, build(options, LabelSettings(rho=0.1, eta=0.2, support_size=8)), text)
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from chanfmt.models.load import load_model
 from chanfmt.models.safetensors import CheckpointIndex, fingerprint
-from chanfmt.models.source import resolve_model
+from chanfmt.models.source import ModelSource
 from chanfmt.models.stored.layout import tensor_slices
 from surgery.cut.inputs import check_inputs
 from surgery.planning.plan import BlockPlan, PlannedModel, PruningPlan
@@ -70,7 +70,7 @@ def plan_of(*blocks: tuple[TensorSlice, ...], kept: np.ndarray = KEPT, width: in
 def planned(directory: Path, keep: Callable[[int, Any], int], seed: int = 0) -> PruningPlan:
     """A plan that keeps ``keep(number, ffn)`` random channels of every FFN of the model, other ones in every expert."""
     random = np.random.default_rng(seed)
-    model = load_model(resolve_model(str(directory)), dtype="float32", device="cpu")
+    model = load_model(ModelSource(directory), dtype="float32", device="cpu")
     index = CheckpointIndex.open(directory)
     blocks = []
     stacks: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)

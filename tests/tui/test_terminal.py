@@ -53,7 +53,7 @@ def test_the_browser_never_loads_torch_or_transformers(atlas: Path) -> None:
     code = f"""
 import asyncio
 from tui.app import AtlasApp
-from tui.load import read_snapshot
+from tui.session.load import read_snapshot
 
 async def use():
     app = AtlasApp(read_snapshot({str(atlas)!r}))

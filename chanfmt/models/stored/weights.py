@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from chanfmt.base.errors import ModelError
-from chanfmt.models.safetensors import CONTAINERS, DTYPE_BITS, CheckpointIndex, TensorEntry, fingerprint
-from chanfmt.models.source import own_revision, resolve_model
+from chanfmt.models.safetensors import CONTAINERS, DTYPE_BITS, CheckpointIndex, TensorEntry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from chanfmt.format.records import Block, ModelRecord, TensorSlice
+    from chanfmt.models.source import ModelSource
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Dtypes that are read here, and what a model in that dtype is called in an atlas."""
@@ -71,24 +71,20 @@ class StoredWeights:
         self.dtype = dtype
 
     @classmethod
-    def open(cls, model: str, record: ModelRecord) -> StoredWeights:
-        """Resolve ``model`` as the user wrote it and check that its weights are those of ``record``.
-
-        A Hub id that is the atlas's own is taken at the atlas's revision.
+    def of(cls, source: ModelSource, record: ModelRecord) -> StoredWeights:
+        """The weights in ``source``, after checking that they are those of ``record``.
 
         Raises:
-            ModelError: There is no such model, or its fingerprint is another.
+            ModelError: The fingerprint is another.
         """
-        resolved = resolve_model(model, revision=own_revision(model, record))
-        index = CheckpointIndex.open(resolved.directory)
-        found = fingerprint(index)
+        found = source.fingerprint
         if found != record.fingerprint:
             raise ModelError(
-                f"{model} is not the model that was measured: its weights have the fingerprint {found[:12]}, "
+                f"{source.id} is not the model that was measured: its weights have the fingerprint {found[:12]}, "
                 f"the atlas's {record.id} has {record.fingerprint[:12]}",
                 hint="give the model, and the revision, that the atlas was built from",
             )
-        return cls(index, record.dtype)
+        return cls(source.index, record.dtype)
 
     def ffn(self, block: Block, expert: int = 0) -> StoredFFN:
         """Weights of ``block``, of its expert number ``expert`` where it has experts (spec section "FFNs").

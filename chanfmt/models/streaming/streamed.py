@@ -12,7 +12,7 @@ from chanfmt.base.errors import ModelError, first_line
 from chanfmt.models.find.discover import Found, assemble, check_complete, examined
 from chanfmt.models.find.probe import probe
 from chanfmt.models.find.trace import Tracer
-from chanfmt.models.load import auto_class, check_finite, load_config, pick_device, pick_dtype
+from chanfmt.models.load import auto_class, check_finite, pick_device, pick_dtype
 from chanfmt.models.run import causal_rows, eager_experts, run_text, shows_causal, test_tokens
 from chanfmt.models.streaming.chain import Chain, equal, state_of
 from chanfmt.models.streaming.parameters import StoredParameters, return_freed_memory, stored_dtype, weightless
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from chanfmt.models.ffn import FFN
-    from chanfmt.models.safetensors import CheckpointIndex
-    from chanfmt.models.source import ResolvedModel
+    from chanfmt.models.source import ModelSource
 
 
 @dataclass(frozen=True)
@@ -39,14 +38,7 @@ class StreamedModel:
     causal: bool
 
 
-def open_streamed(
-    resolved: ResolvedModel,
-    index: CheckpointIndex,
-    *,
-    dtype: str = "auto",
-    device: str = "auto",
-    trust_remote_code: bool = False,
-) -> StreamedModel:
+def open_streamed(source: ModelSource, *, dtype: str = "auto", device: str = "auto") -> StreamedModel:
     """The model that its config names, with the weights of one block at a time. All weights are read once.
 
     While a block has its weights they are checked for NaN, its FFNs are found and probed, and it is run
@@ -59,12 +51,12 @@ def open_streamed(
         ModelError: It is no chain of blocks, weights are missing or not finite, or an FFN cannot be verified.
     """
     return_freed_memory()
-    config = load_config(resolved, trust_remote_code=trust_remote_code)
+    config, index = source.config, source.index
     place = pick_device(device)
     wanted = pick_dtype(dtype, place)
     kind = stored_dtype(config, index) if wanted == "auto" else wanted
-    model = weightless(auto_class(config), config, kind, trust_remote_code=trust_remote_code)
-    chain = Chain(model, StoredParameters(model, index, kind, resolved.id), place)
+    model = weightless(auto_class(config), config, kind, trust_remote_code=source.trust_remote_code)
+    chain = Chain(model, StoredParameters(model, index, kind, source.id), place)
     with eager_experts(model), torch.no_grad():
         return _Opening(chain).opened()
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chanfmt.base.narrate import progress_bar
+from chanfmt.base.narrate import progress_bar, say
 from chanfmt.format import schema
 from surgery.evaluation.perplexity import perplexity_text
 from surgery.experiments.ablation.experiment import masses, total
@@ -15,7 +15,7 @@ from surgery.experiments.results import Results, channels_sha256, finite, losses
 from surgery.planning.selectors import by_label
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from chanfmt.format.reader import Atlas
@@ -28,19 +28,11 @@ LOSSES = ("perplexity", "nll", "standard_error", "tokens", "seconds")
 
 
 def run(
-    atlas: Atlas,
-    subject: Subject,
-    experiment: Experiment,
-    directory: Path,
-    *,
-    overwrite: bool = False,
-    quiet: bool = False,
-    note: Callable[[str], None] = lambda text: None,
+    atlas: Atlas, subject: Subject, experiment: Experiment, directory: Path, *, overwrite: bool = False
 ) -> tuple[Results, list[dict[str, Any]], list[dict[str, Any]]]:
     """Measure every condition of ``experiment``, the dense model first, that ``directory`` has no row for.
 
     Args:
-        note: Receives a sentence for people.
 
     Returns:
         All rows in ``directory``; those of the conditions in their order, the dense model's first; and the summary.
@@ -62,9 +54,9 @@ def run(
     pending = [item for item in (dense, *experiment.conditions) if found(item) is None]
     done = len(digests) - len(pending)
     if done:
-        note(f"{done} of {len(digests)} rows are in {directory} already")
+        say(f"{done} of {len(digests)} rows are in {directory} already")
     try:
-        with progress_bar(len(subject.token_ids) * len(pending), "tok", experiment.name, quiet=quiet) as bar:
+        with progress_bar(len(subject.token_ids) * len(pending), "tok", experiment.name) as bar:
             for condition in pending:
                 losses = results.losses(digests[id(condition)])
                 if losses is None:

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from chanfmt.building.build import build
 from chanfmt.building.options import BuildOptions
 from chanfmt.cli.framework import print_json
 from chanfmt.cli.main import main as atlas
 from chanfmt.format.records import LabelSettings
 from chanfmt.format.writer import write_atlas
+from tests.support.builds import build
 from tests.support.crash.harness import Job, kill_randomly
 from tests.support.factory import random_content
 from tests.support.tiny import save_tiny

@@ -92,14 +92,20 @@ def session(*commands: Sequence[object], env: dict[str, str]) -> list[subprocess
 
 
 PUBLISH = """
-import json, sys
+import json, logging, sys
 from pathlib import Path
-from chanfmt.errors import ChanfmtError
+from chanfmt.base.narrate import LOGGER
+from chanfmt.base.errors import ChanfmtError
 from chanfmt.hub.publish import PublishOptions, publish_folder
 folder, repo, options = Path(sys.argv[1]), sys.argv[2], PublishOptions(**{name: True for name in sys.argv[3:]})
 notes = []
+class Notes(logging.Handler):
+    def emit(self, record):
+        notes.append(record.getMessage())
+LOGGER.addHandler(Notes())
+LOGGER.setLevel(logging.INFO)
 try:
-    done = publish_folder(folder, repo, kind="model", message="numbers", options=options, note=notes.append)
+    done = publish_folder(folder, repo, kind="model", message="numbers", options=options)
     print(json.dumps({"url": done.url, "commit": done.commit, "repo": done.repo, "notes": notes}))
 except ChanfmtError as error:
     print(json.dumps({"error": error.message, "hint": error.hint, "kind": type(error).__name__, "notes": notes}))

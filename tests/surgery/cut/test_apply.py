@@ -25,6 +25,7 @@ from surgery.cli.main import main
 from surgery.cut.apply import apply_plan
 from surgery.planning.plan import BlockPlan, PlanOptions, PruningPlan, load_plan, make_plan
 from tests.support.cut_models import FAMILIES, VOCABULARY, save_atlas, save_model
+from tests.support.heard import heard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -182,8 +183,8 @@ def test_what_the_output_holds(llama: Case, tmp_path: Path) -> None:
     (llama.model / "additional_chat_templates").mkdir()
     for name in ("tools.jinja", "tools.py"):
         (llama.model / "additional_chat_templates" / name).write_text(name)
-    said: list[str] = []
-    apply_plan(llama.plan(seed=3), llama.model, tmp_path / "out", command="surgery prune x", note=said.append)
+    with heard() as said:
+        apply_plan(llama.plan(seed=3), llama.model, tmp_path / "out", command="surgery prune x")
     assert entries(tmp_path / "out") == [
         "LICENSE",
         "README.md",
@@ -355,8 +356,8 @@ def test_no_memory_for_the_dense_model_is_said(llama: Case, tmp_path: Path, monk
     assert check.memory_shortage(10**13) is not None
     assert check.memory_shortage(1000) is None
     monkeypatch.setattr(check, "available_memory", lambda: 0)
-    said: list[str] = []
-    report = apply_plan(llama.plan(), llama.model, tmp_path / "out", note=said.append)
+    with heard() as said:
+        report = apply_plan(llama.plan(), llama.model, tmp_path / "out")
     assert report.logits is None
     assert "GB are available" in said[0]
     assert "skipped" in json.loads((tmp_path / "out" / "surgery.json").read_text())["checks"]["logits"]
@@ -442,6 +443,6 @@ def test_interrupted_writes_leave_nothing(llama: Case, tmp_path: Path) -> None:
     def interrupt(text: str) -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        apply_plan(llama.plan(), llama.model, tmp_path / "out", verify=False, note=interrupt)
+    with pytest.raises(KeyboardInterrupt), heard(interrupt):
+        apply_plan(llama.plan(), llama.model, tmp_path / "out", verify=False)
     assert entries(tmp_path) == ["atlas.h5", "model"]

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from chanfmt.base.errors import CheckError, ModelError, UsageError
-from chanfmt.models.source import ResolvedModel
+from chanfmt.models.source import ModelSource
 from surgery.cut.apply import KEPT_FILE, apply_plan
 from surgery.cut.restore import restore
 from surgery.planning.plan import PruningPlan, load_applied, load_plan, save_plan
@@ -200,7 +200,7 @@ def test_a_fine_tune_is_cut_alike(tmp_path: Path) -> None:
         apply_plan(plan, tmp_path / "tuned", tmp_path / "out")
     assert "--fine-tune" in str(caught.value.hint)
     report = apply_plan(
-        plan, tmp_path / "tuned", tmp_path / "out", fine_tune=ResolvedModel(tmp_path / "tuned", "me/tuned", "c0ffee", "hub")
+        plan, tmp_path / "tuned", tmp_path / "out", fine_tune=ModelSource(tmp_path / "tuned", "me/tuned", "c0ffee", "hub")
     )
     assert report.applied.fingerprint != plan.model.fingerprint
     assert report.logits is not None
@@ -209,7 +209,7 @@ def test_a_fine_tune_is_cut_alike(tmp_path: Path) -> None:
     assert same(read(tmp_path / "back"), masked(tmp_path / "tuned", plan))
     saved("gpt2", "causal", tmp_path / "other")
     with pytest.raises(ModelError, match="no fine-tune of it"):
-        apply_plan(plan, tmp_path / "other", tmp_path / "out2", fine_tune=ResolvedModel(tmp_path / "other", "other", "", "local"))
+        apply_plan(plan, tmp_path / "other", tmp_path / "out2", fine_tune=ModelSource(tmp_path / "other", "other", "", "local"))
 
 
 def test_training_a_cut_model_and_restoring_it(tmp_path: Path) -> None:

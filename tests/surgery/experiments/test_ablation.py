@@ -293,7 +293,7 @@ def test_channels_span_the_range_of_lp(dense: Atlas, experts: Atlas) -> None:
 def test_rows_are_losses_without_the_channels(llama: Tiny, tmp_path: Path) -> None:
     atlas, subject = llama.subject()
     experiment = plan_halo(atlas, HaloOptions(layers="1"))
-    _, rows, _ = run(atlas, subject, experiment, tmp_path / "out", quiet=True)
+    _, rows, _ = run(atlas, subject, experiment, tmp_path / "out")
     lp = masses(atlas)
     found = {tuple(row[name] for name in experiment.key): row for row in rows}
     assert len(found) == len(rows) == 8
@@ -327,8 +327,8 @@ def test_rows_are_losses_without_the_channels(llama: Tiny, tmp_path: Path) -> No
 def test_mean_replacement_by_hand(llama: Tiny, tmp_path: Path, selector: str) -> None:
     atlas, subject = llama.subject()
     options = RemovalOptions((selector,), "none")
-    _, rows, _ = run(atlas, subject, plan_removal(atlas, options, mean=True), tmp_path / "mean", quiet=True)
-    _, zeroed, _ = run(atlas, subject, plan_removal(atlas, options, mean=False), tmp_path / "zero", quiet=True)
+    _, rows, _ = run(atlas, subject, plan_removal(atlas, options, mean=True), tmp_path / "mean")
+    _, zeroed, _ = run(atlas, subject, plan_removal(atlas, options, mean=False), tmp_path / "zero")
     stack = atlas.stacks["decoder"]
     count = 4 if selector == "supernodes" else 30
     for layer, module in enumerate(subject.model.model.layers):
@@ -357,7 +357,7 @@ def test_means_of_experts_are_over_their_own_tokens(experts: Atlas) -> None:
 def test_experts_are_ablated(mixtral: Tiny, tmp_path: Path) -> None:
     atlas, subject = mixtral.subject()
     experiment = plan_removal(atlas, RemovalOptions(("1/2:0-19",), "random"), mean=False)
-    _, rows, _ = run(atlas, subject, experiment, tmp_path / "out", quiet=True)
+    _, rows, _ = run(atlas, subject, experiment, tmp_path / "out")
     assert [row["channels"] for row in rows] == [0, 20, 20]
     with torch.no_grad():
         subject.model.model.layers[1].mlp.experts.down_proj[2][:, :20] = 0.0
@@ -368,7 +368,7 @@ def test_experts_are_ablated(mixtral: Tiny, tmp_path: Path) -> None:
 def test_single_channels_against_lp(llama: Tiny, tmp_path: Path) -> None:
     atlas, subject = llama.subject()
     experiment = plan_channels(atlas, ChannelOptions(6))
-    _, rows, summary = run(atlas, subject, experiment, tmp_path / "out", quiet=True)
+    _, rows, summary = run(atlas, subject, experiment, tmp_path / "out")
     assert len(rows) == 13
     row = rows[4]
     weight = subject.model.model.layers[0].mlp.down_proj.weight
@@ -440,17 +440,17 @@ def test_ablations_go_on_where_they_stopped(llama: Tiny, tmp_path: Path) -> None
     atlas, subject = llama.subject()
     experiment = plan_dose(atlas, DoseOptions(0.5, "0,0.5,1"))
     forwards = Forwards(subject)
-    _, whole, summary = run(atlas, subject, experiment, tmp_path / "whole", quiet=True)
-    _, again, _ = run(atlas, subject, experiment, tmp_path / "whole", quiet=True)
+    _, whole, summary = run(atlas, subject, experiment, tmp_path / "whole")
+    _, again, _ = run(atlas, subject, experiment, tmp_path / "whole")
     assert again == whole
     each = forwards.count // 4
     atlas, subject = llama.subject()
     Forwards(subject, stop_at=2 * each + 2)
     with pytest.raises(KeyboardInterrupt, match="2 finished rows are in"):
-        run(atlas, subject, experiment, tmp_path / "out", quiet=True)
+        run(atlas, subject, experiment, tmp_path / "out")
     atlas, subject = llama.subject()
     forwards = Forwards(subject)
-    _, rest, concluded = run(atlas, subject, experiment, tmp_path / "out", quiet=True)
+    _, rest, concluded = run(atlas, subject, experiment, tmp_path / "out")
     assert forwards.count == 2 * each
     assert concluded == summary
     assert [row["nll"] for row in rest] == [row["nll"] for row in whole]

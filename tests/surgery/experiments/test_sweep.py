@@ -43,7 +43,7 @@ def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 def swept(atlas: Atlas, subject: Subject, directory: Path, overwrite: bool = False, **options: Any) -> Results:
     chosen = SweepOptions(**options)
-    return sweep(atlas, subject, plan_runs(atlas, chosen)[0], chosen.shared(), directory, overwrite=overwrite, quiet=True)
+    return sweep(atlas, subject, plan_runs(atlas, chosen)[0], chosen.shared(), directory, overwrite=overwrite)
 
 
 def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -99,7 +99,7 @@ def test_a_row_is_what_the_cut_checkpoint_gives(
         == 0
     )
     options = EvaluateOptions((str(case.model), str(cut)), str(case.text), seq_len=SEQ_LEN, max_tokens=TOKENS)
-    found = evaluate(options, progress=False)
+    found = evaluate(options)
     for evaluation, row in zip(found, (rows["dense", "none", 0.0], rows["magnitude", "supernodes", 0.5]), strict=True):
         assert row["nll"] == pytest.approx(evaluation.losses.mean, rel=1e-6)
         assert row["perplexity"] == pytest.approx(evaluation.losses.perplexity, rel=1e-5)
@@ -154,7 +154,7 @@ def test_a_recovered_row_is_that_of_the_recovered_checkpoint(name: str, request:
             == 0
         )
         options = EvaluateOptions((str(cut),), str(case.text), seq_len=SEQ_LEN, max_tokens=TOKENS)
-        found[recover] = evaluate(options, progress=False)[0].losses.mean
+        found[recover] = evaluate(options)[0].losses.mean
     assert found == pytest.approx(rows, rel=1e-5)
     assert len({round(value, 4) for value in rows.values()}) == 3
 

@@ -10,8 +10,7 @@ import torch
 import transformers
 
 from chanfmt.models.run import run_text
-from chanfmt.models.safetensors import CheckpointIndex
-from chanfmt.models.source import ResolvedModel
+from chanfmt.models.source import ModelSource
 from chanfmt.models.streaming.streamed import open_streamed
 from surgery.cut.apply import apply_plan
 from surgery.recovery import refit
@@ -201,7 +200,7 @@ def test_only_what_stays_is_computed(model_type: str, tmp_path: Path) -> None:
     """Where the model's code allows that; it gives the same."""
     directory = tmp_path / "model"
     zoo.tiny(model_type, "causal").save_pretrained(directory)
-    streamed = open_streamed(ResolvedModel(directory, "tiny", "", "local"), CheckpointIndex.open(directory))
+    streamed = open_streamed(ModelSource(directory, "tiny"))
     ids = torch.from_numpy(recovery().tokens[:2]).long()
     hidden, calls = streamed.chain.calls(lambda: run_text(streamed.chain.model, ids))
     ffn = streamed.ffns[0]

@@ -29,6 +29,7 @@ from surgery.result.card import is_edited, model_card
 from surgery.result.evaluated import Evaluated, load_evaluated, take_evaluation
 from surgery.result.result import check_unchanged, open_result
 from tests.support.cut_models import content_for, save_atlas, save_model
+from tests.support.heard import heard
 from tests.support.measured import Tiny, make_tiny
 
 if TYPE_CHECKING:
@@ -173,8 +174,8 @@ def test_an_atlas_that_tells_directories_stays_here(tmp_path: Path, command: str
     write_atlas(dataclasses.replace(content, producer=dataclasses.replace(content.producer, command=command)), atlas)
     with Atlas.open(atlas) as opened:
         plan = make_plan(opened, PlanOptions(0.5))
-    said: list[str] = []
-    apply_plan(plan, directory, tmp_path / "out", verify=False, atlas=atlas, note=said.append)
+    with heard() as said:
+        apply_plan(plan, directory, tmp_path / "out", verify=False, atlas=atlas)
     assert (tmp_path / "out" / "atlas.h5").is_file() is carried
     assert any("names directories" in text for text in said) is not carried
 
