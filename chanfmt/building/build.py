@@ -547,7 +547,7 @@ def _session(before: checkpoint.Checkpoint | None) -> Session:
     if before is None:
         return Session(time.monotonic())
     line = {
-        "command": recorded_command("atlas"),
+        "command": recorded_command(),
         "resumed_at_sequence": before.state.sequences,
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
@@ -605,7 +605,7 @@ def _producer_record(plan: BuildPlan, session: Session) -> ProducerRecord:
     seconds = time.monotonic() - session.started
     # Kilobytes on Linux, bytes on macOS.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    command = recorded_command("atlas")
+    command = recorded_command()
     if session.before is not None:
         seconds += session.before.seconds
         peak = max(peak, session.before.peak_memory_bytes)

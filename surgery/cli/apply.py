@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.narrate import say
 from chanfmt.base.text import printable
-from chanfmt.cli.framework import parse_options, print_json
-from surgery.cli.options import CutOptions, TalkOptions, add_command, parse_size
-from surgery.cli.plan import print_pairs
-from surgery.result.push import PushOptions
+from chanfmt.cli.framework import PrintOptions, add_command, parse_options, print_json, print_pairs
+from surgery.cli.options import CutOptions, parse_size
 
 if TYPE_CHECKING:
     import argparse
@@ -20,6 +18,11 @@ if TYPE_CHECKING:
     from surgery.cli.push import PublishingOptions
     from surgery.planning.plan import PruningPlan
     from surgery.recovery.options import BiasRecovery, Refit
+
+EXAMPLES = (
+    "surgery apply half.safetensors --model meta-llama/Llama-3.2-1B -o llama-half",
+    "surgery apply half.safetensors --model ./tuned --fine-tune -o tuned-half",
+)
 
 
 @dataclass(frozen=True)
@@ -36,13 +39,23 @@ class FineTuneOptions:
     fine_tune: bool = field(
         default=False,
         metadata={
-            "help": "MODEL is a fine-tune of the plan's model: other weights in the same tensors",
+            "help": "accept other weights than the plan's: MODEL is a fine-tune of the plan's model, with the same tensors",
         },
     )
 
 
 def add(commands: Any) -> None:
-    add_command(commands, "apply", "cut a model as a plan says", _run, PlanFileOptions, CutOptions, FineTuneOptions, TalkOptions)
+    add_command(
+        commands,
+        "apply",
+        "cut a model as a plan says",
+        run=_run,
+        options=lambda: (PlanFileOptions, CutOptions, FineTuneOptions),
+        examples=EXAMPLES,
+        description=(
+            "Cut a model as a plan says. The plan is a file from surgery plan, or the kept_channels.safetensors of an earlier result."
+        ),
+    )
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -50,25 +63,25 @@ def _run(arguments: argparse.Namespace) -> None:
 
     plan = load_plan(Path(parse_options(arguments, PlanFileOptions).plan))
     fine_tune = parse_options(arguments, FineTuneOptions).fine_tune
-    cut(plan, parse_options(arguments, CutOptions), parse_options(arguments, TalkOptions), fine_tune=fine_tune)
+    cut(plan, parse_options(arguments, CutOptions), parse_options(arguments, PrintOptions), fine_tune=fine_tune)
 
 
 def cut(
     plan: PruningPlan,
     options: CutOptions,
-    talk: TalkOptions,
+    talk: PrintOptions,
     *,
     fine_tune: bool = False,
     recovery: Refit | BiasRecovery | None = None,
     atlas: Path | None = None,
     publishing: PublishingOptions | None = None,
 ) -> None:
-    """Cut the model that ``options`` names as ``plan`` says, print what was done, and push it if asked."""
+    """Cut a model as ``plan`` says, print what was done, and push the result if ``publishing`` asks for it."""
     from chanfmt.base.command_line import recorded_command
     from surgery.cut.apply import apply_plan, check_output
     from surgery.cut.source import find_model
     from surgery.result.names import default_name
-    from surgery.result.push import push
+    from surgery.result.push import PushOptions, push
     from surgery.result.record import summary_rows
 
     output = Path(options.output or default_name(plan))
@@ -89,7 +102,7 @@ def cut(
         shard_bytes=shard_bytes,
         recovery=recovery,
         atlas=atlas,
-        command=recorded_command("surgery"),
+        command=recorded_command(),
     )
     say(f"wrote {output}")
     if not talk.json:
