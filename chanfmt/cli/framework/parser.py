@@ -7,9 +7,9 @@ import re
 import shutil
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from chanfmt import __version__
 from chanfmt.base.choices import did_you_mean, unknown
 from chanfmt.base.errors import UsageError
+from chanfmt.base.version import __version__
 from chanfmt.cli.framework.options import PrintOptions, add_options
 
 if TYPE_CHECKING:
