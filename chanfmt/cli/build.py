@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import ChanfmtError
 from chanfmt.base.narrate import say
+from chanfmt.base.text import number
 from chanfmt.cli import framework
 
 if TYPE_CHECKING:
@@ -116,4 +117,4 @@ def _follow(options: BuildOptions, settings: LabelSettings) -> int:
 def _cell(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return number(value) if isinstance(value, int) and not isinstance(value, bool) else str(value)
