@@ -27,14 +27,14 @@ EXAMPLES = (
 
 @dataclass(frozen=True)
 class PlanFileOptions:
-    """A plan that was written earlier."""
+    """Which plan."""
 
     plan: str = field(metadata={"help": "plan written by surgery plan", "positional": "PLAN"})
 
 
 @dataclass(frozen=True)
 class FineTuneOptions:
-    """Which weights a plan is for."""
+    """Which weights the plan accepts."""
 
     fine_tune: bool = field(
         default=False,
@@ -86,7 +86,7 @@ def cut(
 
     output = Path(options.output or default_name(plan))
     shard_bytes = parse_size(options.shard_size)
-    # A download may follow: complain about the output before it.
+    # Check the output before a download.
     check_output(output, overwrite=options.overwrite)
     model = find_model(plan.model, options.model, options.revision)
     say(f"cutting {model.id}")

@@ -190,8 +190,8 @@ def test_addresses_that_lead_nowhere(hub, anyone):
         "hf://ann/gated/a.h5": ("request access at", 1),
         "hf://ann/x/b.h5": ("has no such file", 1),
         "hf://ann/x@v9/a.h5": ("has no branch, tag or commit 'v9'", 1),
-        "hf://ann": ("names nothing on the Hub", 2),
-        "hf://ann/x/../a.h5": ("is no path in a repository", 2),
+        "hf://ann": ("is not the address of a file on the Hub", 2),
+        "hf://ann/x/../a.h5": ("is not a path in a repository", 2),
         "hf://ann/x y/a.h5": ("cannot be the name of a repository", 2),
     }
     for (text, code), done in zip(

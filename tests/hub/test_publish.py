@@ -101,7 +101,7 @@ def test_pull_request(hub, ann, folder):
     assert hub.files("bob/thing") == {"theirs.txt": b"theirs"}
     assert hub.files("bob/thing", revision="refs/pr/1") == {"theirs.txt": b"theirs", **content(folder)}
     done = publish(folder, "ann/none", "create_pr", env=ann)
-    assert "no ann/none to open a pull request in" in done["error"]
+    assert "ann/none does not exist, so no pull request can be opened in it" in done["error"]
 
 
 # Each meets a publication of its own, to the repository whose name it is given.
