@@ -75,10 +75,10 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def read_and_plan(path: str, options: PlanOptions) -> PruningPlan:
     """Make a plan from the atlas ``path``, and tell its warnings."""
-    import chanfmt
+    from chanfmt.hub.locate import open_atlas
     from surgery.planning.plan import make_plan
 
-    with chanfmt.open(path, contained=True) as atlas:
+    with open_atlas(path, contained=True) as atlas:
         plan = make_plan(atlas, options)
     for warning in plan.warnings:
         warn(warning)

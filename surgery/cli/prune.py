@@ -50,7 +50,7 @@ def _options() -> tuple[type, ...]:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    import chanfmt
+    from chanfmt.hub.locate import open_atlas
     from surgery.planning.plan import PlanOptions
     from surgery.recovery.options import RecoveryOptions, plan_recovery
 
@@ -69,6 +69,6 @@ def _run(arguments: argparse.Namespace) -> None:
         print_plan(plan, talk)
         return
     # By now an address without a commit may name another file.
-    with chanfmt.open(plan.atlas_source or path) as atlas:
+    with open_atlas(plan.atlas_source or path) as atlas:
         recovery, atlas_file = plan_recovery(recovery_options, atlas, plan), atlas.path
     cut(plan, options, talk, recovery=recovery, atlas=atlas_file, publishing=publishing)

@@ -45,7 +45,7 @@ def _options() -> tuple[type, ...]:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    import chanfmt
+    from chanfmt.hub.locate import open_atlas
     from surgery.experiments.results import check_directory
     from surgery.experiments.subject import SubjectOptions, check_atlas, open_subject
     from surgery.experiments.sweep import SweepOptions, plan_runs, sweep, table
@@ -56,7 +56,7 @@ def _run(arguments: argparse.Namespace) -> None:
     directory = Path(output.output)
     # Check the output before a download.
     check_directory(directory)
-    with chanfmt.open(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
+    with open_atlas(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
         check_atlas(atlas)
         runs, warnings = plan_runs(atlas, options)
         for warning in warnings:

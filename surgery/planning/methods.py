@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from chanfmt.base.errors import AtlasError, UsageError
+from chanfmt.base.choices import unknown
+from chanfmt.base.errors import AtlasError
 from chanfmt.format import schema
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def ranked_by_magnitude(method: str, atlas: Atlas, block: Block) -> np.ndarray:
 def find_method(name: str) -> Method:
     """The method called ``name``. Raises `UsageError` where there is none."""
     if name not in METHODS:
-        raise UsageError(f"there is no method {name!r}", hint=f"methods: {', '.join(METHODS)}")
+        raise unknown("method", name, METHODS)
     return METHODS[name]
 
 

@@ -68,7 +68,6 @@ class PlanOptions:
         metadata={
             "help": "uniform: the same share of every FFN; global: the lowest scores of all FFNs together",
             "choices": ALLOCATIONS,
-            "noun": "allocation",
         },
     )
     max_layer_sparsity: float | None = field(

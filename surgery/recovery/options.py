@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from chanfmt.base.choices import unknown
 from chanfmt.base.errors import AtlasError, UsageError
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class RecoveryOptions:
     def check(self) -> None:
         """Raise `UsageError` for a value that cannot be."""
         if self.recover not in RECOVERIES:
-            raise UsageError(f"there is no --recover {self.recover!r}", hint=f"one of: {', '.join(RECOVERIES)}")
+            raise unknown("recovery", self.recover, RECOVERIES)
         if not 0 <= self.spool_limit < 2**33:
             raise UsageError(f"--spool-limit must be 0 or more GiB, not {self.spool_limit:g}")
 

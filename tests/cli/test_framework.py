@@ -220,3 +220,16 @@ def test_groups_nest() -> None:
     )
     assert run_command(parser, ["inner", "one", "--quiet"]) == 0
     assert found == [7]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--recover", "lsq"], "unknown recovery 'lsq'; choose from none, bias, lstsq; did you mean lstsq?"),
+        (["--method", "scar-pro"], "; did you mean scar-prot?"),
+        (["--allocation", "globl"], "unknown value of --allocation 'globl'; choose from uniform, global; did you mean global?"),
+    ],
+)
+def test_values_that_the_library_checks_are_suggested_too(words, said, capsys) -> None:
+    assert surgery(["prune", "a.h5", "--sparsity", "0.5", *words]) == 2
+    assert said in capsys.readouterr().err
