@@ -1,4 +1,4 @@
-"""What every command line shares: groups, hints for misspelt words, bare commands, what is recorded, start-up."""
+"""The framework of the command lines: groups, suggestions, bare commands, recorded commands, imports at start-up."""
 
 from __future__ import annotations
 
