@@ -124,7 +124,7 @@ def test_a_dataclass_is_a_group_titled_by_its_docstring(capsys) -> None:
         run_command(sample(print), ["do", "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    assert text.startswith("usage: sample do --size SIZE [options]\n\nDo it.\n\nwhat the sample does:\n  --size SIZE ")
+    assert text.startswith("usage: sample do --size N [options]\n\nDo it.\n\nwhat the sample does:\n  --size N ")
     assert "\nwhat is printed:\n  --json " in text
     assert "\n  --quiet " in text
     assert text.endswith("\n\nexamples:\n  sample do --size 3\n")
