@@ -9,6 +9,9 @@ from chanfmt.base.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+_MOST = 3
+"""Most names that are suggested for one word."""
+
 
 def unknown(noun: str, word: str, known: Iterable[str], *, hint: str | None = None) -> UsageError:
     """An error that names what ``word`` may have been, for the caller to raise.
@@ -22,10 +25,12 @@ def unknown(noun: str, word: str, known: Iterable[str], *, hint: str | None = No
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``; did you mean NAME?`` with the name most like ``word``, or nothing if no name is like it."""
+    """``; did you mean NAME?`` with the names that begin with ``word`` or the name most like it; empty if none is like it."""
     from difflib import get_close_matches
 
     names = list(known)
-    longer = [name for name in names if len(word.strip("-")) > 1 and name.startswith(word)]
-    closest = longer if len(longer) == 1 else get_close_matches(word.lower(), names, n=1)
-    return f"; did you mean {closest[0]}?" if closest else ""
+    closest = [name for name in names if len(word.strip("-")) > 1 and name.startswith(word)]
+    if not 1 <= len(closest) <= _MOST:
+        closest = get_close_matches(word.lower(), names, n=1)
+    *others, last = closest or [""]
+    return f"; did you mean {', '.join(others) + ' or ' if others else ''}{last}?" if last else ""

@@ -51,7 +51,10 @@ def sample(run):
         (
             surgery,
             ["prune", "a.h5", "--sparsity", "0.5", "--recov=lstsq"],
-            ["surgery: error: unknown option --recov; did you mean --recover?", "  see: surgery prune --help"],
+            [
+                "surgery: error: unknown option --recov; did you mean --recover or --recover-device?",
+                "  see: surgery prune --help",
+            ],
         ),
         (
             surgery,
@@ -106,6 +109,8 @@ def test_a_choice_without_a_noun_is_called_by_its_flag(capsys) -> None:
         ("LSTSQ", ("none", "bias", "lstsq"), "; did you mean lstsq?"),
         ("magn", ("magnitude", "random"), "; did you mean magnitude?"),
         ("s", ("sum", "size"), ""),
+        ("scar", ("scar-lp", "scar-prot", "scar-conn", "wanda"), "; did you mean scar-lp, scar-prot or scar-conn?"),
+        ("scar", ("scar-a", "scar-b", "scar-c", "scar-d"), "; did you mean scar-d?"),
         ("", ("sum",), ""),
     ],
 )

@@ -466,7 +466,7 @@ def test_other_experiments_are_refused(llama: Tiny, tmp_path: Path, capsys: pyte
     assert main(["ablate", "remove", *llama.arguments(output, "--select", "halo", "--layers", "0")]) == 2
     assert "another layers" in capsys.readouterr().err
     assert main(["ablate", "remove", *llama.arguments(output, "--select", "halo", "--layers", "0", "--overwrite")]) == 0
-    assert main(["ablate"]) == 2
+    assert main(["ablate", "removes"]) == 2
     assert main(["ablate", "remove", *llama.arguments(output, "--seeds", "one")]) == 2
     assert "Traceback" not in capsys.readouterr().err
 
