@@ -16,7 +16,7 @@ from chanfmt.cli.framework import add_options, make_parser, parse_options, print
 from chanfmt.hub.failures import no_token
 from chanfmt.hub.names import check_repo
 from chanfmt.hub.publish import VisibilityOptions
-from surgery.planning.plan import PlanOptions
+from surgery.planning.options import PlanOptions
 from surgery.recovery.options import RecoveryOptions
 from surgery.result.push import PushOptions
 
@@ -347,7 +347,7 @@ def _prune(arguments: argparse.Namespace) -> None:
 
 def _plan(arguments: argparse.Namespace) -> None:
     from chanfmt.base.files import check_target
-    from surgery.planning.plan import save_plan
+    from surgery.planning.file import save_plan
 
     options = parse_options(arguments, PlanOutputOptions)
     talk = parse_options(arguments, TalkOptions)
@@ -361,7 +361,7 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 
 def _apply(arguments: argparse.Namespace) -> None:
-    from surgery.planning.plan import load_plan
+    from surgery.planning.file import load_plan
 
     plan = load_plan(Path(parse_options(arguments, PlanFileOptions).plan))
     fine_tune = parse_options(arguments, FineTuneOptions).fine_tune
@@ -577,7 +577,8 @@ def parse_size(text: str | None) -> int | None:
 
 
 def _print_plan(plan: PruningPlan, talk: TalkOptions) -> None:
-    from surgery.result.record import layer_rows, plan_json, summary_rows
+    from surgery.planning.plan import layer_rows
+    from surgery.result.record import plan_json, summary_rows
 
     if talk.json:
         print_json(plan_json(plan))

@@ -25,7 +25,8 @@ from surgery.cut.checkpoint.writer import output_bytes, write_checkpoint
 from surgery.cut.config_width import find_layout
 from surgery.cut.source import check_fingerprint
 from surgery.cut.stock import parse_config
-from surgery.planning.plan import Applied, PruningPlan, write_plan
+from surgery.planning.file import write_plan
+from surgery.planning.plan import Applied, PruningPlan
 from surgery.result.base import NOTICE_FILE, Base, read_base
 from surgery.result.card import model_card
 from surgery.result.manifest import hash_files, list_files

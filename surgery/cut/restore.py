@@ -11,7 +11,7 @@ from surgery.cut.check import check_logits, check_shapes, memory_shortage
 from surgery.cut.checkpoint.cuts import plan_restoration
 from surgery.cut.config_width import edit_config
 from surgery.cut.stock import meta_shapes
-from surgery.planning.plan import load_applied
+from surgery.planning.file import load_applied
 from surgery.result.names import KEPT_FILE, REPORT_FILE
 
 if TYPE_CHECKING:

@@ -23,7 +23,9 @@ from chanfmt.base.errors import ChanfmtError, CheckError, ModelError, UsageError
 from chanfmt.format.reader import Atlas
 from surgery.cli.main import main
 from surgery.cut.apply import apply_plan
-from surgery.planning.plan import BlockPlan, PlanOptions, PruningPlan, load_plan, make_plan
+from surgery.planning.file import load_plan
+from surgery.planning.options import PlanOptions
+from surgery.planning.plan import BlockPlan, PruningPlan, make_plan
 from tests.support.cut_models import FAMILIES, VOCABULARY, save_atlas, save_model
 from tests.support.heard import heard
 

@@ -15,13 +15,15 @@ from chanfmt.base.errors import CheckError, ModelError, UsageError
 from chanfmt.models.source import ModelSource
 from surgery.cut.apply import KEPT_FILE, apply_plan
 from surgery.cut.restore import restore
-from surgery.planning.plan import PruningPlan, load_applied, load_plan, save_plan
+from surgery.planning.file import load_applied, load_plan, save_plan
 from surgery.result.record import Report, summary_rows
 from tests.support import zoo
 from tests.support.plans import planned, read
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from surgery.planning.plan import PruningPlan
 
 CAUSAL = (
     "llama",

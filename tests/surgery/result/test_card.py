@@ -23,7 +23,8 @@ from chanfmt.format.reader import Atlas
 from chanfmt.format.writer import write_atlas
 from surgery.cli.main import main
 from surgery.cut.apply import apply_plan
-from surgery.planning.plan import PlannedModel, PlanOptions, make_plan
+from surgery.planning.options import PlanOptions
+from surgery.planning.plan import PlannedModel, make_plan
 from surgery.result.base import Base, read_base
 from surgery.result.card import is_edited, model_card
 from surgery.result.evaluated import Evaluated, load_evaluated, take_evaluation

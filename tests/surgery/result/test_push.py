@@ -16,7 +16,8 @@ from chanfmt.format.reader import Atlas
 from chanfmt.hub.names import check_repo
 from chanfmt.models.safetensors import CheckpointIndex, fingerprint
 from surgery.cut.apply import apply_plan
-from surgery.planning.plan import PlanOptions, make_plan
+from surgery.planning.options import PlanOptions
+from surgery.planning.plan import make_plan
 from surgery.result.names import default_repository
 from surgery.result.push import PushOptions, push_command
 from tests.support.cut_models import save_atlas, save_model
