@@ -11,11 +11,13 @@ from chanfmt.base.text import printable
 from chanfmt.cli.framework import parse_options, print_json, print_table
 from surgery.cli.options import AtlasOptions, TalkOptions, add_command
 from surgery.planning.options import PlanOptions
+from surgery.planning.plan import layer_rows, make_plan
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
+    from chanfmt.format.reader import Atlas
     from surgery.planning.plan import PruningPlan
 
 
@@ -48,6 +50,7 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    import chanfmt
     from chanfmt.base.files import check_target
     from surgery.planning.file import save_plan
 
@@ -55,20 +58,17 @@ def _run(arguments: argparse.Namespace) -> None:
     talk = parse_options(arguments, TalkOptions)
     if options.output:
         check_target(Path(options.output), overwrite=options.overwrite)
-    plan = read_and_plan(parse_options(arguments, AtlasOptions).atlas, parse_options(arguments, PlanOptions))
+    with chanfmt.open(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
+        plan = plan_and_warn(atlas, parse_options(arguments, PlanOptions))
     if options.output:
         save_plan(plan, Path(options.output))
         say(f"wrote {options.output}; apply it with: surgery apply {options.output} --model MODEL -o DIR")
     print_plan(plan, talk)
 
 
-def read_and_plan(path: str, options: PlanOptions) -> PruningPlan:
-    """The plan for the atlas ``path``; its warnings are told."""
-    import chanfmt
-    from surgery.planning.plan import make_plan
-
-    with chanfmt.open(path, contained=True) as atlas:
-        plan = make_plan(atlas, options)
+def plan_and_warn(atlas: Atlas, options: PlanOptions) -> PruningPlan:
+    """The plan for ``atlas``. Its warnings are told."""
+    plan = make_plan(atlas, options)
     for warning in plan.warnings:
         warn(warning)
     return plan
@@ -76,7 +76,6 @@ def read_and_plan(path: str, options: PlanOptions) -> PruningPlan:
 
 def print_plan(plan: PruningPlan, talk: TalkOptions) -> None:
     """``plan`` on stdout, layer by layer and in sum."""
-    from surgery.planning.plan import layer_rows
     from surgery.result.record import plan_json, summary_rows
 
     if talk.json:

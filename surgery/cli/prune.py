@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.cli.framework import parse_options
-from surgery.cli.apply import cut
+from surgery.cli.apply import as_data, tell
 from surgery.cli.options import AtlasOptions, CutOptions, TalkOptions, add_command
-from surgery.cli.plan import print_plan, read_and_plan
+from surgery.cli.plan import plan_and_warn, print_plan
 from surgery.cli.push import PublishingOptions
 from surgery.planning.options import PlanOptions
 from surgery.recovery.options import RecoveryOptions
@@ -42,7 +42,6 @@ def add(commands: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     import chanfmt
-    from surgery.recovery.options import plan_recovery
 
     options = parse_options(arguments, CutOptions)
     talk = parse_options(arguments, TalkOptions)
@@ -53,12 +52,14 @@ def _run(arguments: argparse.Namespace) -> None:
     recovery_options.check()
     publishing = parse_options(arguments, PublishingOptions)
     publishing.check(login=not dry_run)
-    path = parse_options(arguments, AtlasOptions).atlas
-    plan = read_and_plan(path, plan_options)
-    if dry_run:
-        print_plan(plan, talk)
-        return
-    # An address without a commit may name another file by now.
-    with chanfmt.open(plan.atlas_source or path) as atlas:
-        recovery, atlas_file = plan_recovery(recovery_options, atlas, plan), atlas.path
-    cut(plan, options, talk, recovery=recovery, atlas=atlas_file, publishing=publishing)
+    with chanfmt.open(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
+        if dry_run:
+            print_plan(plan_and_warn(atlas, plan_options), talk)
+            return
+        from surgery.cut.prune import prune
+
+        cut_options = as_data(options)
+        result = prune(
+            atlas, options.model, options.output, plan_options, cut_options, recovery_options, revision=options.revision
+        )
+    tell(result, options, talk, publishing)
