@@ -48,8 +48,6 @@ class _StoredPlan(msgspec.Struct):
 
     model: PlannedModel
     method: str
-    protection: tuple[SelectorEffect, ...]
-    unprotect: tuple[str, ...]
     protected: int
     released: int
     seed: int
@@ -58,13 +56,15 @@ class _StoredPlan(msgspec.Struct):
     allocation: str
     max_layer_sparsity: float | None
     layers: str | None
-    stack: tuple[str, ...]
     invert: bool
     scope_channels: int
     atlas_sha256: str
     atlas_source: str
     calibration: str
+    unprotect: tuple[str, ...]
+    stack: tuple[str, ...]
     check_tokens: tuple[int, ...]
+    protection: tuple[SelectorEffect, ...]
     blocks: list[_StoredBlock]
 
 

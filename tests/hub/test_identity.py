@@ -56,7 +56,7 @@ from chanfmt.base.errors import ChanfmtError
 from surgery.cut.source import find_model
 with chanfmt.open(sys.argv[1]) as atlas:
     try:
-        print(find_model(atlas.model, sys.argv[2] or None, *sys.argv[3:]).revision)
+        print(find_model(atlas.model, sys.argv[2] or None, print, *sys.argv[3:]).revision)
     except ChanfmtError as error:
         print(error)
 """

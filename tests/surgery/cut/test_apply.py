@@ -413,7 +413,7 @@ def test_command_line_end_to_end(
         (["prune", "atlas.h5", "--sparsity", "half"], "invalid float"),
         (["prune", "atlas.h5"], "--sparsity"),
         (["prune", "none.h5", "--sparsity", "0.5"], "none.h5"),
-        (["plan", "atlas.h5", "--sparsity", "0.5", "--protect", "nodes"], "nothing to protect is called 'nodes'"),
+        (["plan", "atlas.h5", "--sparsity", "0.5", "--protect", "nodes"], "unknown selector 'nodes'"),
         (["plan", "atlas.h5", "--sparsity", "0.5", "-o", "atlas.h5"], "exists"),
         (["apply", "atlas.h5", "--model", "model"], "is not a pruning plan"),
         (["apply"], "PLAN"),

@@ -191,7 +191,7 @@ def test_one_layer_at_a_time(experts: Atlas) -> None:
         (RemovalOptions(layers="9"), "--layers: there is no layer 9"),
         (RemovalOptions(("supernodes@1",), layers="2"), "names no channel of the layers"),
         (RemovalOptions(("top:lp=60%",)), "no control of its size"),
-        (RemovalOptions(("superb",)), "nothing to protect is called"),
+        (RemovalOptions(("superb",)), "unknown selector"),
     ],
 )
 def test_removals_that_cannot_be(dense: Atlas, options: RemovalOptions, message: str) -> None:

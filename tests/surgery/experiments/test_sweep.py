@@ -291,7 +291,7 @@ def test_other_settings_are_refused(llama: Tiny, mixtral: Tiny, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--methods", "magick"], "there is no method 'magick'"),
+        (["--methods", "magick"], "unknown method 'magick'"),
         (["--methods", ","], "--methods names none"),
         (["--sparsity", "0.5:0.1:0.1"], "runs nowhere"),
         (["--sparsity", "50"], "write 0.5 for 50%"),

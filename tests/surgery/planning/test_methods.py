@@ -88,7 +88,7 @@ def test_random_depends_on_seed_and_layer_only(atlas: Atlas) -> None:
 
 
 def test_unknown_method(atlas: Atlas) -> None:
-    with pytest.raises(UsageError, match="no method 'scar'") as caught:
+    with pytest.raises(UsageError, match="unknown method 'scar'") as caught:
         score("scar", atlas, atlas.blocks[0])
     assert "scar-prot" in str(caught.value.hint)
 

@@ -128,7 +128,7 @@ def test_layers_restrict_any_selector(atlas: Atlas, selector: str) -> None:
 @pytest.mark.parametrize(
     ("selector", "message"),
     [
-        ("superodes", "nothing to protect is called 'superodes'"),
+        ("superodes", "unknown selector 'superodes'"),
         ("", "nothing to protect"),
         ("top", "nothing to protect"),
         ("top:=3", "no metric ''"),

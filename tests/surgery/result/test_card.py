@@ -202,9 +202,9 @@ def test_evaluated_numbers(cut: Path, evaluation: Path, tmp_path: Path) -> None:
     ("edit", "message"),
     [
         (lambda value: value["models"].pop(), "holds no evaluation of this result"),
-        (lambda value: value.pop("models"), "no output of surgery eval"),
+        (lambda value: value.pop("models"), "not an output of surgery eval"),
         (lambda value: value["models"][1].update(perplexity="12"), "perplexity is not valid"),
-        (lambda value: value.update(protocol="paper"), "no output of surgery eval"),
+        (lambda value: value.update(protocol="paper"), "not an output of surgery eval"),
     ],
 )
 def test_numbers_of_something_else(cut: Path, evaluation: Path, tmp_path: Path, edit: Callable[[Any], Any], message: str) -> None:
@@ -271,11 +271,18 @@ def test_a_changed_result_is_told(cut: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda value: value.update(format="surgery-restore/1"), "no result of surgery prune or apply"),
+        (lambda value: value.update(format="surgery-restore/1"), "not a result of surgery prune or apply"),
         (lambda value: value["files"].update({"../x": {"bytes": 1, "sha256": "0"}}), "leads out of its directory"),
         (lambda value: value.pop("files"), "is damaged"),
         (lambda value: value["base"].update(license=["mit"]), "license is not valid"),
         (lambda value: value["checks"]["logits"].update(extra=1), "is damaged"),
+        (lambda value: value["checks"]["logits"].update(count="9"), "count is not valid: expected int, got str"),
+        (lambda value: value["checks"]["shapes"].update(extra=1), "checks.shapes is not valid: .*extra"),
+        (lambda value: value["checks"].update(logits=3), "is damaged"),
+        (lambda value: value["files"].update(x={"bytes": "1", "sha256": "0"}), "bytes is not valid: expected int, got str"),
+        (lambda value: value["parameters"].update(after=1.5), "parameters.after is not valid: expected int, got float"),
+        (lambda value: value.update(format=["surgery/1"]), "format is not valid"),
+        (lambda value: value.update(recovery={"method": "lstsq", "tokens": 1, "layers": [{}], "logit_error": None}), "layers"),
     ],
 )
 def test_damaged_records(cut: Path, tmp_path: Path, edit: Callable[[Any], Any], message: str) -> None:
@@ -285,6 +292,19 @@ def test_damaged_records(cut: Path, tmp_path: Path, edit: Callable[[Any], Any], 
     (copy / "surgery.json").write_text(json.dumps(value))
     with pytest.raises(UsageError, match=message):
         open_result(copy)
+
+
+def test_keys_of_later_versions_are_skipped(cut: Path, tmp_path: Path) -> None:
+    copy = broken(cut, tmp_path / "copy")
+    value = json.loads((copy / "surgery.json").read_text())
+    (copy / "surgery.json").write_text(json.dumps(value | {"news": [1], "base": value["base"] | {"news": 1}}))
+    assert open_result(copy).report.to_json() == open_result(cut).report.to_json()
+
+
+def test_results_say_what_they_are(cut: Path) -> None:
+    result = open_result(cut)
+    before, after = result.report.parameters_before, result.report.parameters_after
+    assert repr(result).startswith(f"<Result in {str(cut)!r}: model, {before:,} to {after:,} parameters (-")
 
 
 def test_a_directory_that_is_no_result(tiny: Tiny) -> None:
