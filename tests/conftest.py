@@ -47,9 +47,7 @@ def tiny_atlas(tiny_checkpoint, tmp_path_factory):
     def get(model_type: str) -> Path:
         if model_type not in made:
             path = tmp_path_factory.mktemp("atlas") / f"{model_type}.h5"
-            options = BuildOptions(
-                str(tiny_checkpoint(model_type)), str(path), calib="pydoc", sequences=16, seq_len=64, quiet=True
-            )
+            options = BuildOptions(str(tiny_checkpoint(model_type)), str(path), calib="pydoc", sequences=16, seq_len=64)
             made[model_type] = build(options, LabelSettings(rho=0.03, support_size=8))
         return made[model_type]
 

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from chanfmt import __version__
 from chanfmt.algebra import labels
 from chanfmt.base.command_line import recorded_command
 from chanfmt.base.errors import AtlasError, ChanfmtError, UsageError
 from chanfmt.base.files import check_target, remove_stale
 from chanfmt.base.narrate import progress_bar, say, silenced
+from chanfmt.base.version import __version__
 from chanfmt.building import state as checkpoint
 from chanfmt.building.derive import layer_variables, stack_layers
 from chanfmt.building.distributed import Group, LostProcessError, joined, processes
@@ -547,7 +547,7 @@ def _session(before: checkpoint.Checkpoint | None) -> Session:
     if before is None:
         return Session(time.monotonic())
     line = {
-        "command": recorded_command("atlas"),
+        "command": recorded_command(),
         "resumed_at_sequence": before.state.sequences,
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
@@ -605,7 +605,7 @@ def _producer_record(plan: BuildPlan, session: Session) -> ProducerRecord:
     seconds = time.monotonic() - session.started
     # Kilobytes on Linux, bytes on macOS.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    command = recorded_command("atlas")
+    command = recorded_command()
     if session.before is not None:
         seconds += session.before.seconds
         peak = max(peak, session.before.peak_memory_bytes)

@@ -46,6 +46,7 @@ class BuildOptions:
             "head), reconstruction (encoder-decoders), embedding (any), labels (given with the inputs in a .npz or .safetensors "
             "file), or auto, the one the model was made for",
             "choices": ("auto", *schema.LOSSES),
+            "noun": "loss",
         },
     )
     sequences: int = field(default=64, metadata={"help": "calibration sequences, or samples of a file of inputs"})
@@ -79,7 +80,6 @@ class BuildOptions:
     )
     overwrite: bool = field(default=False, metadata={"help": "replace an existing output"})
     dry_run: bool = field(default=False, metadata={"help": "find the FFNs and say what would be measured"})
-    quiet: bool = field(default=False, metadata={"help": "no progress, no narration"})
 
     def check(self) -> None:
         """Raise `UsageError` for a value that cannot be."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import typing
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.narrate import say
 from chanfmt.cli import framework
+from chanfmt.cli.options import AtlasOptions
 
 if TYPE_CHECKING:
     import argparse
@@ -13,40 +17,63 @@ if TYPE_CHECKING:
     from chanfmt.format.records import AtlasContent, LabelSettings
 
 
-def add(commands: Any) -> None:
-    import dataclasses
-    import typing
+EXAMPLES = (
+    "atlas label llama.h5 --rho 0.02 -o wider.h5",
+    "atlas label llama.h5 --eta 0.2 --support 512 --model meta-llama/Llama-3.2-1B --overwrite",
+)
 
+
+@dataclass(frozen=True)
+class LabelOutputOptions:
+    """Which weights are read, and where the result goes."""
+
+    model: str | None = field(
+        default=None,
+        metadata={
+            "help": "the measured model (Hub id, directory or .gguf file), to compute connectivity from its weights",
+            "metavar": "MODEL",
+        },
+    )
+    output: str | None = field(
+        default=None,
+        metadata={"help": "atlas to write (default: FILE itself)", "flag": "--output", "short": "-o", "metavar": "FILE"},
+    )
+    overwrite: bool = field(default=False, metadata={"help": "replace the output if it exists"})
+
+
+def add(commands: Any) -> None:
+    framework.add_command(
+        commands,
+        "label",
+        "label the channels of an atlas with other settings",
+        run=_run,
+        options=_options,
+        examples=EXAMPLES,
+        description=("Label the channels of FILE again. Settings that are not given stay as they are in the file."),
+    )
+
+
+def _options() -> tuple[type, ...]:
     from chanfmt.format.records import LabelSettings
 
-    parser = commands.add_parser(
-        "label",
-        help="label an atlas again with other settings",
-        description=("Label FILE again. Settings that are not given stay as they are in the file."),
-    )
-    parser.add_argument("file", metavar="FILE")
     kinds = typing.get_type_hints(LabelSettings)
-    for field in dataclasses.fields(LabelSettings):
-        if "help" in field.metadata:
-            parser.add_argument(
-                field.metadata.get("flag", f"--{field.name}"),
-                dest=field.name,
-                type=kinds[field.name],
-                help=f"{field.metadata['help']} (default: as in FILE)",
+    changes = dataclasses.make_dataclass(
+        "LabelChanges",
+        [
+            (
+                item.name,
+                kinds[item.name] | None,
+                field(default=None, metadata={**item.metadata, "help": f"{item.metadata['help']} (default: as in FILE)"}),
             )
-    parser.add_argument(
-        "--model",
-        metavar="MODEL",
-        help="the measured model (Hub id, directory or .gguf file), to compute connectivity from its weights",
+            for item in dataclasses.fields(LabelSettings)
+            if "help" in item.metadata
+        ],
     )
-    parser.add_argument("-o", dest="output", metavar="FILE", help="atlas to write (default: FILE itself)")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.set_defaults(run=_run)
+    changes.__doc__ = LabelSettings.__doc__
+    return AtlasOptions, changes, LabelOutputOptions
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    import dataclasses
     from pathlib import Path
 
     from chanfmt.algebra.relabel import relabelled, relabelled_with_weights

@@ -102,7 +102,7 @@ def atlas_card(atlas: Atlas, place: HubFile, layers: tuple[Sequence[str], Sequen
         ["format", f"channel-importance-atlas {atlas.format_version}"],
         ["made by", ", ".join(f"{name} {version}" for name, version in producer.versions.items())],
         ["on", f"{producer.hardware}, {producer.seconds:,.0f} s"],
-        ["command", _public(producer.command)],
+        *([["command", _public(producer.command)]] if producer.command else []),
         *(["then", _public(json.dumps(dict(line), sort_keys=True))] for line in producer.history),
     ]
     return "\n".join(

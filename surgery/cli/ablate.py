@@ -2,37 +2,83 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.narrate import say, warn
-from chanfmt.cli.framework import parse_options, print_json, print_table
-from surgery.cli.options import AtlasOptions, ResultsOptions, TalkOptions, add_command
+from chanfmt.cli.framework import PrintOptions, add_command, add_group, parse_options, print_json, print_table
+from surgery.cli.options import AtlasOptions, ResultsOptions
 from surgery.cli.sweep import tell_mixed
 
 if TYPE_CHECKING:
     import argparse
 
+EXPERIMENTS = {
+    "remove": (
+        "remove chosen channels",
+        (
+            "surgery ablate remove llama.h5 -o removed --select supernodes --data pydoc",
+            "surgery ablate remove llama.h5 -o removed --select top:taylor=2% --control random,lp-matched --layers 0-3",
+        ),
+    ),
+    "mean-replace": (
+        "replace each chosen channel by its mean activation",
+        (
+            "surgery ablate mean-replace llama.h5 -o means --select supernodes",
+            "surgery ablate mean-replace llama.h5 -o means --one-layer-at-a-time --max-tokens 20000",
+        ),
+    ),
+    "halo": (
+        "remove the halo with supernodes kept and removed, against channels alike in LP",
+        (
+            "surgery ablate halo llama.h5 -o halo",
+            "surgery ablate halo llama.h5 -o halo --seeds 0-4 --layers 0-7",
+        ),
+    ),
+    "dose": (
+        "at one sparsity, remove a growing share of the supernodes in place of other channels",
+        (
+            "surgery ablate dose llama.h5 -o dose --sparsity 0.5",
+            "surgery ablate dose llama.h5 -o dose --doses 0:1:0.25 --method wanda",
+        ),
+    ),
+    "channels": (
+        "remove single channels across the range of LP, and compare their cost with their LP",
+        (
+            "surgery ablate channels llama.h5 -o channels",
+            "surgery ablate channels llama.h5 -o channels --channels 16 --layers 0,15",
+        ),
+    ),
+}
+"""Name of each experiment to what it does and examples of it."""
+
 
 def add(commands: Any) -> None:
+    summary = "measure what removing chosen channels costs, with controls"
+    parser = commands.add_parser(
+        "ablate", help=summary, description="Measure what removing chosen channels of a loaded model costs.", printing=False
+    )
+    experiments = add_group(parser, "EXPERIMENT")
+    for name, (text, examples) in EXPERIMENTS.items():
+        add_command(experiments, name, text, run=_run, options=partial(_options, name), examples=examples, experiment=name)
+
+
+def _options(name: str) -> tuple[type, ...]:
+    from surgery.experiments.subject import SubjectOptions
+
+    return AtlasOptions, _kind(name), SubjectOptions, ResultsOptions
+
+
+def _kind(name: str) -> type[Any]:
+    """The options of the experiment ``name``."""
     from surgery.experiments.ablation.channels import ChannelOptions
     from surgery.experiments.ablation.dose import DoseOptions
     from surgery.experiments.ablation.halo import HaloOptions
     from surgery.experiments.ablation.removal import RemovalOptions
-    from surgery.experiments.subject import SubjectOptions
 
-    summary = "what removing chosen channels of a loaded model costs, with controls"
-    parser = commands.add_parser("ablate", help=summary, description=summary[0].upper() + summary[1:] + ".")
-    experiments = parser.add_subparsers(metavar="EXPERIMENT", required=True)
-    for name, text, kind in (
-        ("remove", "remove chosen channels", RemovalOptions),
-        ("mean-replace", "put the mean of each chosen channel in its place", RemovalOptions),
-        ("halo", "remove the halo with supernodes kept and removed, against channels alike in LP", HaloOptions),
-        ("dose", "at one sparsity, remove a growing share of the supernodes in place of other channels", DoseOptions),
-        ("channels", "remove single channels across the range of LP, and compare what they cost with it", ChannelOptions),
-    ):
-        add_command(experiments, name, text, _run, AtlasOptions, kind, SubjectOptions, ResultsOptions, TalkOptions)
-        experiments.choices[name].set_defaults(experiment=name, kind=kind)
+    kinds = {"halo": HaloOptions, "dose": DoseOptions, "channels": ChannelOptions}
+    return kinds.get(name, RemovalOptions)
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -42,8 +88,8 @@ def _run(arguments: argparse.Namespace) -> None:
     from surgery.experiments.results import check_directory
     from surgery.experiments.subject import SubjectOptions, check_atlas, open_subject
 
-    output, talk = parse_options(arguments, ResultsOptions), parse_options(arguments, TalkOptions)
-    options, directory = parse_options(arguments, arguments.kind), Path(output.output)
+    output, talk = parse_options(arguments, ResultsOptions), parse_options(arguments, PrintOptions)
+    options, directory = parse_options(arguments, _kind(arguments.experiment)), Path(output.output)
     check_directory(directory)
     with chanfmt.open(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
         check_atlas(atlas)

@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.text import printable
-from chanfmt.cli.framework import parse_options, print_json
-from surgery.cli.options import CutOptions, TalkOptions, add_command, parse_size
-from surgery.cli.plan import print_pairs
-from surgery.cut import options as cut
-from surgery.result.push import PushOptions
+from chanfmt.cli.framework import PrintOptions, add_command, parse_options, print_json, print_pairs
+from surgery.cli.options import CutOptions, parse_size
 
 if TYPE_CHECKING:
     import argparse
 
     from surgery.cli.push import PublishingOptions
+    from surgery.cut import options as cut
     from surgery.result.result import Result
+
+EXAMPLES = (
+    "surgery apply half.safetensors --model meta-llama/Llama-3.2-1B -o llama-half",
+    "surgery apply half.safetensors --model ./tuned --fine-tune -o tuned-half",
+)
 
 
 @dataclass(frozen=True)
@@ -34,13 +37,23 @@ class FineTuneOptions:
     fine_tune: bool = field(
         default=False,
         metadata={
-            "help": "MODEL is a fine-tune of the plan's model: other weights in the same tensors",
+            "help": "accept other weights than the plan's: MODEL is a fine-tune of the plan's model, with the same tensors",
         },
     )
 
 
 def add(commands: Any) -> None:
-    add_command(commands, "apply", "cut a model as a plan says", _run, PlanFileOptions, CutOptions, FineTuneOptions, TalkOptions)
+    add_command(
+        commands,
+        "apply",
+        "cut a model as a plan says",
+        run=_run,
+        options=lambda: (PlanFileOptions, CutOptions, FineTuneOptions),
+        examples=EXAMPLES,
+        description=(
+            "Cut a model as a plan says. The plan is a file from surgery plan, or the kept_channels.safetensors of an earlier result."
+        ),
+    )
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -51,17 +64,19 @@ def _run(arguments: argparse.Namespace) -> None:
     fine_tune = parse_options(arguments, FineTuneOptions).fine_tune
     options = parse_options(arguments, CutOptions)
     result = apply(plan, options.model, options.output, as_data(options, fine_tune=fine_tune), revision=options.revision)
-    tell(result, options, parse_options(arguments, TalkOptions))
+    tell(result, options, parse_options(arguments, PrintOptions))
 
 
 def as_data(options: CutOptions, *, fine_tune: bool = False) -> cut.CutOptions:
-    """``options`` as the library takes them."""
+    """``options`` in the form that the library takes."""
+    from surgery.cut import options as cut
+
     return cut.CutOptions(options.overwrite, not options.no_verify, fine_tune, parse_size(options.shard_size))
 
 
-def tell(result: Result, options: CutOptions, talk: TalkOptions, publishing: PublishingOptions | None = None) -> None:
-    """Print what was done, and push the result if asked."""
-    from surgery.result.push import push
+def tell(result: Result, options: CutOptions, talk: PrintOptions, publishing: PublishingOptions | None = None) -> None:
+    """Print what was done, and push the result if ``publishing`` asks for it."""
+    from surgery.result.push import PushOptions, push
     from surgery.result.record import summary_rows
 
     report, output = result.report, result.directory

@@ -1,43 +1,42 @@
-"""Option groups that several `surgery` commands share, and what reads them."""
+"""Groups of options that several `surgery` commands share."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
 
 from chanfmt.base.errors import UsageError
-from chanfmt.cli.framework import add_options
 
 
 @dataclass(frozen=True)
 class AtlasOptions:
     """Where the scores come from."""
 
-    atlas: str = field(metadata={"help": "importance atlas of the model, a file or hf://REPO/FILE", "positional": "ATLAS"})
+    atlas: str = field(metadata={"help": "importance atlas of the model: a file, or hf://REPO/FILE", "positional": "ATLAS"})
 
 
 @dataclass(frozen=True)
 class CutOptions:
-    """What to cut, and where the result goes."""
+    """Which model is cut, and where the result goes."""
 
     model: str | None = field(
         default=None,
         metadata={
-            "help": "Hub id, directory or .gguf file of the model (default: the one the atlas names, from the Hub)",
+            "help": "Hub id, directory or .gguf file of the model (default: the model that the atlas names, from the Hub)",
             "metavar": "MODEL",
         },
     )
     revision: str | None = field(
         default=None,
         metadata={
-            "help": "branch, tag or commit of the model on the Hub (default: the commit that the atlas was measured at)",
+            "help": "branch, tag or commit of the model on the Hub (default: the commit that was measured)",
         },
     )
     output: str | None = field(
         default=None,
         metadata={
-            "help": "output directory (default: MODEL-METHOD-PERCENT here)",
+            "help": "directory to write (default: MODEL-METHOD-PERCENT in the working directory)",
+            "flag": "--output",
             "short": "-o",
             "metavar": "DIR",
         },
@@ -45,7 +44,7 @@ class CutOptions:
     shard_size: str | None = field(
         default=None,
         metadata={
-            "help": "largest size of a weights file, such as 5GB (default: files that correspond to the model's)",
+            "help": "largest size of a weights file, such as 5GB (default: one output file for each file of the model)",
             "metavar": "SIZE",
         },
     )
@@ -55,7 +54,7 @@ class CutOptions:
             "help": "do not compare logits with those of the masked dense model",
         },
     )
-    overwrite: bool = field(default=False, metadata={"help": "replace the output where it is an earlier result"})
+    overwrite: bool = field(default=False, metadata={"help": "replace the output if it is an earlier result"})
 
 
 @dataclass(frozen=True)
@@ -64,32 +63,17 @@ class ResultsOptions:
 
     output: str = field(
         metadata={
-            "help": "directory for results.csv and results.json; rows that are there are not measured again",
+            "help": "directory for results.csv and results.json; rows that are already there are not measured again",
+            "flag": "--output",
             "short": "-o",
             "metavar": "DIR",
         }
     )
-    overwrite: bool = field(default=False, metadata={"help": "drop the rows that are there"})
-
-
-@dataclass(frozen=True)
-class TalkOptions:
-    """What is printed."""
-
-    json: bool = field(default=False, metadata={"help": "print the result as JSON"})
-    quiet: bool = field(default=False, metadata={"help": "print no progress"})
-
-
-def add_command(commands: Any, name: str, summary: str, run: object, *options: type) -> None:
-    """Add the subcommand ``name``, which calls ``run``, with the groups ``options``."""
-    parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
-    for kind in options:
-        add_options(parser, kind)
-    parser.set_defaults(run=run)
+    overwrite: bool = field(default=False, metadata={"help": "drop the rows that are already there"})
 
 
 def parse_size(text: str | None) -> int | None:
-    """Bytes of a size as transformers writes it: ``5GB`` (decimal), ``500MB``, ``1GiB``. Raises `UsageError`."""
+    """Size in bytes, from text such as ``5GB`` (decimal), ``500MB`` or ``1GiB``, as transformers takes it. Raises `UsageError`."""
     if text is None:
         return None
     found = re.fullmatch(r"([0-9]+(?:[.][0-9]+)?) ?([KMGT]?)(i?)B", text, re.IGNORECASE)

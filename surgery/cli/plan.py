@@ -7,18 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.narrate import say, warn
-from chanfmt.base.text import printable
-from chanfmt.cli.framework import parse_options, print_json, print_table
-from surgery.cli.options import AtlasOptions, TalkOptions, add_command
-from surgery.planning.options import PlanOptions
-from surgery.planning.plan import layer_rows, make_plan
+from chanfmt.cli.framework import PrintOptions, add_command, parse_options, print_json, print_pairs, print_table
+from surgery.cli.options import AtlasOptions
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
 
     from chanfmt.format.reader import Atlas
+    from surgery.planning.options import PlanOptions
     from surgery.planning.plan import PruningPlan
+
+EXAMPLES = (
+    "surgery plan llama.h5 --sparsity 0.5",
+    "surgery plan llama.h5 --sparsity 0.5 --protect supernodes --protect decoder/3:7,12 -o half.safetensors",
+    "surgery plan llama.h5 --sparsity 0.3 --method wanda --allocation global --json",
+)
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,13 @@ class PlanOutputOptions:
     output: str | None = field(
         default=None,
         metadata={
-            "help": "write the plan to this file (default: print it only)",
+            "help": "write the plan to this file too",
+            "flag": "--output",
             "short": "-o",
             "metavar": "PLAN",
         },
     )
-    overwrite: bool = field(default=False, metadata={"help": "replace the output where it exists"})
+    overwrite: bool = field(default=False, metadata={"help": "replace the output if it exists"})
 
 
 def add(commands: Any) -> None:
@@ -41,21 +45,29 @@ def add(commands: Any) -> None:
         commands,
         "plan",
         "decide what a cut would remove, from the atlas alone",
-        _run,
-        AtlasOptions,
-        PlanOptions,
-        PlanOutputOptions,
-        TalkOptions,
+        run=_run,
+        options=_options,
+        examples=EXAMPLES,
+        description=(
+            "Decide from the atlas alone what a cut would remove. Print the plan, and write it to a file for surgery apply."
+        ),
     )
+
+
+def _options() -> tuple[type, ...]:
+    from surgery.planning.options import PlanOptions
+
+    return AtlasOptions, PlanOptions, PlanOutputOptions
 
 
 def _run(arguments: argparse.Namespace) -> None:
     import chanfmt
     from chanfmt.base.files import check_target
     from surgery.planning.file import save_plan
+    from surgery.planning.options import PlanOptions
 
     options = parse_options(arguments, PlanOutputOptions)
-    talk = parse_options(arguments, TalkOptions)
+    talk = parse_options(arguments, PrintOptions)
     if options.output:
         check_target(Path(options.output), overwrite=options.overwrite)
     with chanfmt.open(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
@@ -67,15 +79,18 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def plan_and_warn(atlas: Atlas, options: PlanOptions) -> PruningPlan:
-    """The plan for ``atlas``. Its warnings are told."""
+    """Make a plan from ``atlas``, and tell its warnings."""
+    from surgery.planning.plan import make_plan
+
     plan = make_plan(atlas, options)
     for warning in plan.warnings:
         warn(warning)
     return plan
 
 
-def print_plan(plan: PruningPlan, talk: TalkOptions) -> None:
-    """``plan`` on stdout, layer by layer and in sum."""
+def print_plan(plan: PruningPlan, talk: PrintOptions) -> None:
+    """Print ``plan``: one row for each layer, then the totals."""
+    from surgery.planning.plan import layer_rows
     from surgery.result.record import plan_json, summary_rows
 
     if talk.json:
@@ -84,10 +99,3 @@ def print_plan(plan: PruningPlan, talk: TalkOptions) -> None:
     print_table(*layer_rows(plan))
     print()
     print_pairs(summary_rows(plan))
-
-
-def print_pairs(rows: Sequence[Sequence[str]]) -> None:
-    """Names and values on stdout, a line each."""
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        print(printable(f"{name.ljust(width)}  {value}"))

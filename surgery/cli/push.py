@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import UsageError
 from chanfmt.base.text import printable
-from chanfmt.cli.framework import parse_options, print_json
+from chanfmt.cli.framework import PrintOptions, add_command, parse_options, print_json
 from chanfmt.hub.failures import no_token
 from chanfmt.hub.names import check_repo
 from chanfmt.hub.publish import VisibilityOptions
-from surgery.cli.options import TalkOptions, add_command
-from surgery.result.push import PushOptions
 
 if TYPE_CHECKING:
     import argparse
+
+EXAMPLES = (
+    "surgery push llama-half",
+    "surgery push llama-half USER/llama-half --public",
+)
 
 
 @dataclass(frozen=True)
@@ -36,22 +39,22 @@ class PushedOptions:
 
 @dataclass(frozen=True)
 class PublishingOptions(VisibilityOptions):
-    """Whether and how a result is pushed as soon as it is made."""
+    """Whether and how the result is pushed."""
 
     push: str | None = field(
         default=None,
         metadata={
-            "help": "then push the result: to USER/NAME, to NAME of yours, or to a name as the directory's default",
+            "help": "push the result to USER/NAME, or to NAME of yours (default name: MODEL-METHOD-PERCENT)",
             "metavar": "REPO",
             "nargs": "?",
         },
     )
 
     def check(self, *, login: bool) -> None:
-        """Raise `ChanfmtError` for what would stop the push and can be told before the cut.
+        """Raise `ChanfmtError`, before the cut, for what would stop the push after it.
 
         Args:
-            login: Ask for a token too.
+            login: Check that there is a token, too.
         """
         if self.push is None and (self.public or self.create_pr):
             raise UsageError("--public and --pr are for --push")
@@ -65,13 +68,30 @@ class PublishingOptions(VisibilityOptions):
 
 
 def add(commands: Any) -> None:
-    add_command(commands, "push", "put a result on the Hub", _run, PushedOptions, PushOptions, TalkOptions)
+    add_command(
+        commands,
+        "push",
+        "publish a result on the Hugging Face Hub",
+        run=_run,
+        options=_options,
+        examples=EXAMPLES,
+        description=(
+            "Publish a directory that surgery prune or apply wrote, with its card, private unless --public. After an interruption, "
+            "run the same command again: it uploads what is missing."
+        ),
+    )
+
+
+def _options() -> tuple[type, ...]:
+    from surgery.result.push import PushOptions
+
+    return PushedOptions, PushOptions
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from surgery.result.push import push
+    from surgery.result.push import PushOptions, push
 
-    pushed, talk = parse_options(arguments, PushedOptions), parse_options(arguments, TalkOptions)
+    pushed, talk = parse_options(arguments, PushedOptions), parse_options(arguments, PrintOptions)
     done = push(Path(pushed.directory), pushed.repo, parse_options(arguments, PushOptions))
     if talk.json:
         print_json(asdict(done))

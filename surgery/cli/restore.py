@@ -7,38 +7,46 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.narrate import say
-from chanfmt.cli.framework import parse_options, print_json
-from surgery.cli.options import TalkOptions, add_command, parse_size
+from chanfmt.cli.framework import PrintOptions, add_command, parse_options, print_json
+from surgery.cli.options import parse_size
 
 if TYPE_CHECKING:
     import argparse
+
+EXAMPLES = (
+    "surgery restore llama-half -o llama-full-width",
+    "surgery restore ./tuned-half -o tuned-full-width --shard-size 5GB",
+)
 
 
 @dataclass(frozen=True)
 class RestoreOptions:
     """What is restored, and where it goes."""
 
-    directory: str = field(metadata={"help": "result of surgery prune or apply, trained since or not", "positional": "DIR"})
-    output: str = field(metadata={"help": "output directory", "short": "-o", "metavar": "DIR"})
+    directory: str = field(
+        metadata={"help": "result of surgery prune or apply; it may have been trained since", "positional": "DIR"}
+    )
+    output: str = field(metadata={"help": "directory to write", "flag": "--output", "short": "-o", "metavar": "DIR"})
     shard_size: str | None = field(
         default=None,
         metadata={
-            "help": "largest size of a weights file, such as 5GB (default: files that correspond to DIR's)",
+            "help": "largest size of a weights file, such as 5GB (default: one output file for each file of DIR)",
             "metavar": "SIZE",
         },
     )
     no_verify: bool = field(default=False, metadata={"help": "do not compare logits with those of DIR"})
-    overwrite: bool = field(default=False, metadata={"help": "replace the output where it is an earlier result"})
+    overwrite: bool = field(default=False, metadata={"help": "replace the output if it is an earlier result"})
 
 
 def add(commands: Any) -> None:
     add_command(
         commands,
         "restore",
-        "put a cut model back into its full width, with zeros where channels were removed",
-        _run,
-        RestoreOptions,
-        TalkOptions,
+        "give a cut model its full width back, with zeros for removed channels",
+        run=_run,
+        options=lambda: (RestoreOptions,),
+        examples=EXAMPLES,
+        description=("Write a cut model at its original width again, with zeros in place of the channels that were removed."),
     )
 
 
@@ -48,7 +56,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from surgery.cut.restore import restore
 
     options = parse_options(arguments, RestoreOptions)
-    talk = parse_options(arguments, TalkOptions)
+    talk = parse_options(arguments, PrintOptions)
     output = Path(options.output)
     restored = restore(
         locate_model(options.directory),

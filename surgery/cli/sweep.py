@@ -7,30 +7,41 @@ from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import MissingPackageError
 from chanfmt.base.narrate import say, warn
-from chanfmt.cli.framework import parse_options, print_json, print_table
-from surgery.cli.options import AtlasOptions, ResultsOptions, TalkOptions, add_command
+from chanfmt.cli.framework import PrintOptions, add_command, parse_options, print_json, print_table
+from surgery.cli.options import AtlasOptions, ResultsOptions
 
 if TYPE_CHECKING:
     import argparse
 
     from surgery.experiments.subject import Subject
 
+EXAMPLES = (
+    "surgery sweep llama.h5 -o sweep",
+    "surgery sweep llama.h5 -o sweep --methods scar-prot,wanda --sparsity 0.3,0.5 --protect none --protect supernodes",
+    "surgery sweep llama.h5 -o sweep --recover none,lstsq --data pydoc --max-tokens 20000",
+)
+
 
 def add(commands: Any) -> None:
-    from surgery.experiments.subject import SubjectOptions
-    from surgery.experiments.sweep import SweepOptions
-
     add_command(
         commands,
         "sweep",
-        "perplexity of many cuts of one loaded model, as a table and a figure",
-        _run,
-        AtlasOptions,
-        SweepOptions,
-        SubjectOptions,
-        ResultsOptions,
-        TalkOptions,
+        "measure perplexity of many cuts of a model, as a table and a figure",
+        run=_run,
+        options=_options,
+        examples=EXAMPLES,
+        description=(
+            "Measure perplexity of many cuts of one loaded model, without writing any of them. The result is a table and a figure. "
+            "A second run measures only what is missing."
+        ),
     )
+
+
+def _options() -> tuple[type, ...]:
+    from surgery.experiments.subject import SubjectOptions
+    from surgery.experiments.sweep import SweepOptions
+
+    return AtlasOptions, SweepOptions, SubjectOptions, ResultsOptions
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -41,7 +52,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from surgery.experiments.sweep_plot import draw
 
     options, output = parse_options(arguments, SweepOptions), parse_options(arguments, ResultsOptions)
-    talk = parse_options(arguments, TalkOptions)
+    talk = parse_options(arguments, PrintOptions)
     directory = Path(output.output)
     # A download may follow: complain about the output before it.
     check_directory(directory)
@@ -74,7 +85,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def tell_mixed(subject: Subject) -> None:
-    """Tell which FFNs of ``subject`` a cut would make compute something else than masking does."""
+    """Tell which FFNs of ``subject`` would compute something else in a cut model than they do here, masked."""
     if subject.mixed:
         say(
             f"warning: {len(subject.mixed)} FFNs, {subject.mixed[0]} among them, compute numbers from all their channels "

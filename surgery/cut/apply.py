@@ -10,11 +10,11 @@ import shutil
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from chanfmt import __version__
 from chanfmt.base.command_line import names_directory, recorded_command, tells_directories
 from chanfmt.base.errors import AtlasError, ModelError, UsageError
 from chanfmt.base.files import atomic_directory, check_space, check_target
 from chanfmt.base.narrate import progress_bar, say
+from chanfmt.base.version import __version__
 from chanfmt.format.reader import Atlas
 from chanfmt.models.load import auto_class
 from chanfmt.models.safetensors import PICKLED_SUFFIXES
@@ -131,7 +131,7 @@ def apply_plan(
             logits,
             skipped,
             versions(),
-            recorded_command("surgery"),
+            recorded_command(),
             auto_class(parse_config(layout.config)).__name__,
             hash_files(temporary, list_files(temporary)),
             refitted,

@@ -12,6 +12,7 @@ import numpy as np
 
 from chanfmt.base.errors import UsageError
 from chanfmt.base.files import atomic_file
+from chanfmt.base.text import spreadsheet_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -100,7 +101,10 @@ class Results:
         with atomic_file(self.directory / CSV_FILE) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self._columns, extrasaction="ignore", lineterminator="\n")
             writer.writeheader()
-            writer.writerows(self.rows)
+            writer.writerows(
+                {name: spreadsheet_text(value) if isinstance(value, str) else value for name, value in row.items()}
+                for row in self.rows
+            )
 
     def _same(self, row: Mapping[str, Any], key: Mapping[str, Any]) -> bool:
         return all(row[name] == key[name] for name in self._key)

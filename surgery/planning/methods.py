@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chanfmt.base.errors import AtlasError, UsageError
+from chanfmt.base.choices import unknown
+from chanfmt.base.errors import AtlasError
 from chanfmt.format import schema
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def ranked_by_magnitude(method: str, atlas: Atlas, block: Block) -> np.ndarray:
 def find_method(name: str) -> Method:
     """The method called ``name``. Raises `UsageError` if it is unknown."""
     if name not in METHODS:
-        raise UsageError(f"unknown method {name!r}", hint=f"choose from {', '.join(METHODS)}")
+        raise unknown("method", name, METHODS)
     return METHODS[name]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
+from chanfmt.base.choices import unknown
 from chanfmt.base.errors import UsageError
 from surgery.planning.methods import METHODS, find_method
 from surgery.planning.selectors import SYNTAX
@@ -49,6 +50,7 @@ class PlanOptions:
         metadata={
             "help": "uniform: remove the same share of every FFN; global: remove the lowest scores of all FFNs together",
             "choices": ALLOCATIONS,
+            "noun": "allocation",
         },
     )
     max_layer_sparsity: float | None = field(
@@ -103,7 +105,7 @@ class PlanOptions:
         if self.multiple_of is not None and self.multiple_of < 1:
             raise UsageError(f"--multiple-of must be at least 1, not {self.multiple_of}")
         if self.allocation not in ALLOCATIONS:
-            raise UsageError(f"unknown allocation {self.allocation!r}", hint=f"choose from {', '.join(ALLOCATIONS)}")
+            raise unknown("allocation", self.allocation, ALLOCATIONS)
         if self.max_layer_sparsity is None:
             return
         if self.allocation == "uniform":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from chanfmt.base import html
 from chanfmt.base.errors import AtlasError
 from chanfmt.base.text import printable
 from chanfmt.format import schema
@@ -137,10 +137,7 @@ class PruningPlan:
 
     def _repr_html_(self) -> str:
         """The plan for a notebook: its `repr`, and a row per FFN."""
-        headings, rows = layer_rows(self)
-        head = "".join(f"<th>{html.escape(text)}</th>" for text in headings)
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(printable(cell))}</td>" for cell in row) + "</tr>" for row in rows)
-        return f"<p>{html.escape(repr(self))}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return f"<p>{html.inline(repr(self))}</p>\n{html.table(*layer_rows(self))}"
 
     @property
     def protect(self) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from chanfmt.algebra.labels import supernode_count
+from chanfmt.base.choices import did_you_mean, unknown
 from chanfmt.base.errors import UsageError
 from chanfmt.format import schema
 from surgery.planning.addresses import channel_ids, find_unit, parse_layers, parse_number, parse_ranges
@@ -56,8 +56,7 @@ def select(selector: str, atlas: Atlas) -> tuple[dict[int, np.ndarray], tuple[st
     elif match := _BY_ID.fullmatch(text):
         masks = _by_id(match[1], match[2], selector, atlas)
     else:
-        close = difflib.get_close_matches(text, _LABELS, n=1)
-        raise UsageError(f"unknown selector {selector!r}", hint=f"did you mean {close[0]}?" if close else f"write {SYNTAX}")
+        raise UsageError(f"unknown selector {selector!r}{did_you_mean(text, _LABELS)}", hint=f"write {SYNTAX}")
     for block in atlas.blocks:
         if layers is not None and block.layer_index not in layers:
             masks[block.index][...] = False
@@ -106,9 +105,8 @@ def _by_metric(
     kind: str, metric: str, value: str, selector: str, atlas: Atlas, layers: frozenset[int] | None
 ) -> dict[int, np.ndarray]:
     if metric not in schema.METRIC_BY_NAME:
-        close = difflib.get_close_matches(metric, schema.METRIC_BY_NAME, n=1)
-        meant = f"did you mean {close[0]}? " if close else ""
-        raise UsageError(f"{selector}: there is no metric {metric!r}", hint=f"{meant}metrics: {', '.join(schema.METRIC_BY_NAME)}")
+        error = unknown("metric", metric, schema.METRIC_BY_NAME)
+        raise UsageError(f"{selector}: {error.message}")
     try:
         choose = _CHOICES[kind](value)
         return {

@@ -16,6 +16,12 @@ import torch
 
 import chanfmt
 from chanfmt.cli.main import main
+from chanfmt.hub.atlases import atlas_card
+from chanfmt.hub.names import HubFile
+from surgery.cut.apply import apply_plan
+from surgery.planning.options import PlanOptions
+from surgery.planning.plan import make_plan
+from tests.support.builds import SETTINGS, build, request
 from tests.support.factory import random_atlas
 from tests.support.hygiene import heavy_imports
 from tests.support.tiny import save_tiny, tiny_model, tiny_tokenizer
@@ -83,6 +89,35 @@ def test_build_writes_what_the_api_measures(tiny_checkpoint, tmp_path, capsys):
         assert not atlas.stacks["decoder"].gated
         assert "gate_norm" not in atlas.stacks["decoder"]
     assert [item.name for item in tmp_path.iterdir()] == ["a.h5"]
+
+
+def test_a_build_that_python_starts_records_no_command(tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/usr/lib/ipykernel_launcher.py", "-f", "/home/me/.local/kernel.json"])
+    path = build(request(tiny_checkpoint("llama"), tmp_path / "a.h5"), SETTINGS)
+    assert b"ipykernel" not in path.read_bytes()
+    with chanfmt.open(path, verify=True) as atlas:
+        assert atlas.producer.command == ""
+        card = atlas_card(atlas, HubFile("ann/a", file="a.h5"), (("layer",), [("0",)]))
+    assert "| command |" not in card
+    assert "| made by |" in card
+    assert main(["validate", str(path)]) == 0
+    assert main(["info", str(path), "--json"]) == 0
+    assert '"command": ""' in capsys.readouterr().out
+    # A command line that Python gives is the one recorded.
+    assert main(["build", str(tiny_checkpoint("llama")), "-o", str(tmp_path / "b.h5"), *SMALL]) == 0
+    with chanfmt.open(tmp_path / "b.h5") as atlas:
+        assert atlas.producer.command == "atlas build llama -o b.h5 --calib pydoc --sequences 4 --seq-len 32"
+        assert "| command | atlas build " in atlas_card(atlas, HubFile("ann/a", file="a.h5"), (("layer",), [("0",)]))
+
+
+def test_a_plan_that_python_applies_records_no_command(tiny_atlas, tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/usr/lib/ipykernel_launcher.py", "-f", "/home/me/.local/kernel.json"])
+    with chanfmt.open(tiny_atlas("llama")) as atlas:
+        plan = make_plan(atlas, PlanOptions(sparsity=0.5))
+    apply_plan(plan, tiny_checkpoint("llama"), tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "ipykernel" not in card
+    assert json.loads((tmp_path / "out" / "surgery.json").read_text())["command"] == ""
 
 
 def test_dry_run_measures_nothing(tiny_checkpoint, tmp_path, capsys):
@@ -296,7 +331,7 @@ def test_quick_commands_do_not_import_torch(tmp_path, arguments):
 
 
 def test_usage_errors_exit_2():
-    assert run().returncode == 2
+    assert run("--quiet").returncode == 2
     assert run("frobnicate").returncode == 2
     assert run("build").returncode == 2
 

@@ -12,14 +12,13 @@ import numpy as np
 
 from chanfmt.base.errors import UsageError
 from chanfmt.base.files import atomic_file, check_target
+from chanfmt.base.text import spreadsheet_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
 FORMATS = (".csv", ".json", ".npy")
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What a spreadsheet runs where a cell begins with it."""
 
 
 def write_table(path: Path, columns: Mapping[str, np.ndarray]) -> int:
@@ -54,7 +53,7 @@ def _cell(value: np.generic) -> str:
     if isinstance(value, np.floating):
         return "" if np.isnan(value) else str(value)
     text = str(value)
-    return f"'{text}" if isinstance(value, np.str_) and text.startswith(FORMULA) else text
+    return spreadsheet_text(text) if isinstance(value, np.str_) else text
 
 
 def _json(columns: Mapping[str, np.ndarray]) -> bytes:

@@ -19,6 +19,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from chanfmt.base.command_line import recorded
 from chanfmt.base.errors import ChanfmtError, CheckError, ModelError, UsageError
 from chanfmt.format.reader import Atlas
 from chanfmt.models.source import ModelSource
@@ -163,8 +164,7 @@ def test_only_the_width_changes_in_the_config(llama: Case, tmp_path: Path) -> No
     assert list(edited) == list(config)
 
 
-def test_what_the_output_holds(llama: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["surgery", "prune", "x"])
+def test_what_the_output_holds(llama: Case, tmp_path: Path) -> None:
     for name in (
         "tokenizer.json",
         "chat_template.jinja",
@@ -188,7 +188,7 @@ def test_what_the_output_holds(llama: Case, tmp_path: Path, monkeypatch: pytest.
     (llama.model / "additional_chat_templates").mkdir()
     for name in ("tools.jinja", "tools.py"):
         (llama.model / "additional_chat_templates" / name).write_text(name)
-    with heard() as said:
+    with heard() as said, recorded("surgery", ["prune", "x"]):
         apply_plan(llama.plan(seed=3), ModelSource(llama.model), tmp_path / "out")
     assert entries(tmp_path / "out") == [
         "LICENSE",

@@ -17,7 +17,7 @@ import pytest
 import transformers
 from huggingface_hub import ModelCard
 
-from chanfmt.base.command_line import recorded_command
+from chanfmt.base.command_line import portable_command
 from chanfmt.base.errors import CheckError, UsageError
 from chanfmt.format.reader import Atlas
 from chanfmt.format.writer import write_atlas
@@ -359,11 +359,9 @@ def test_names_that_licences_ask_for(license: str, name: str, allowed: bool) -> 
 def test_recorded_commands_have_no_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sub").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        sys,
-        "argv",
+    command = portable_command(
+        "surgery",
         [
-            "surgery",
             "prune",
             "/home/me/a.h5",
             "--model",
@@ -381,7 +379,7 @@ def test_recorded_commands_have_no_directories(tmp_path: Path, monkeypatch: pyte
             "..",
         ],
     )
-    assert recorded_command("surgery") == (
+    assert command == (
         "surgery prune a.h5 --model meta-llama/Llama-3.1-8B --calib=text.txt=3 -o out --protect decoder/1:7 "
         "--protect p.json@0-3 hf://datasets/me/atlas/a.h5 --sparsity 0.5 .."
     )
