@@ -182,5 +182,5 @@ def _applied(stored: _StoredApplied, plan: PruningPlan) -> Applied:
         raise ValueError(f"widths lacks {missing[0]!r}")
     widths = {block.name: stored.widths[block.name] for block in plan.blocks}
     if any(not block.n_kept <= widths[block.name] <= block.n_channels for block in plan.blocks):
-        raise ValueError("a width lies outside what its FFN keeps and had")
+        raise ValueError("widths has a width below the kept or above the old width of its FFN")
     return Applied(widths, stored.config, stored.fingerprint)

@@ -21,7 +21,7 @@ def parse_shares(text: str, flag: str) -> tuple[float, ...]:
     except InvalidOperation:
         numbers = []
     if not numbers or (":" in text and len(numbers) != 3) or not all(number.is_finite() for number in numbers):
-        raise UsageError(f"{flag} {text!r} is no list of numbers", hint="write it as in 0.1:0.7:0.1 or 0.3,0.5")
+        raise UsageError(f"{flag} {text!r} is not a list of numbers", hint="write it as in 0.1:0.7:0.1 or 0.3,0.5")
     if ":" in text:
         first, last, step = numbers
         if step <= 0 or last < first:
@@ -33,7 +33,7 @@ def parse_shares(text: str, flag: str) -> tuple[float, ...]:
     for number in numbers:
         if not 0 <= number <= 1:
             hint = f"write {number / 100} for {number}%" if 1 < number <= 100 else None
-            raise UsageError(f"{flag}: {number} is no share, from 0 to 1", hint=hint)
+            raise UsageError(f"{flag}: {number} is not a share from 0 to 1", hint=hint)
     return tuple(dict.fromkeys(float(number) for number in numbers))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from chanfmt.algebra.labels import supernode_count
-from chanfmt.base.choices import did_you_mean, unknown
+from chanfmt.base.choices import did_you_mean
 from chanfmt.base.errors import UsageError
 from chanfmt.format import schema
 from surgery.planning.addresses import channel_ids, find_unit, parse_layers, parse_number, parse_ranges
@@ -105,8 +105,10 @@ def _by_metric(
     kind: str, metric: str, value: str, selector: str, atlas: Atlas, layers: frozenset[int] | None
 ) -> dict[int, np.ndarray]:
     if metric not in schema.METRIC_BY_NAME:
-        error = unknown("metric", metric, schema.METRIC_BY_NAME)
-        raise UsageError(f"{selector}: {error.message}")
+        raise UsageError(
+            f"{selector}: unknown metric {metric!r}{did_you_mean(metric, schema.METRIC_BY_NAME)}",
+            hint=f"choose from {', '.join(schema.METRIC_BY_NAME)}",
+        )
     try:
         choose = _CHOICES[kind](value)
         return {

@@ -166,7 +166,7 @@ def test_one_layer_alone_keeps_the_files_size(tmp_path: Path) -> None:
     report = apply_plan(plan, ModelSource(model), tmp_path / "out")
     assert report.bytes_after == report.bytes_before
     assert [block.layer_index for block in report.padded] == [1]
-    assert zeros(report) == "1 FFN filled up to the width of the widest: stock code knows one width for all of them"
+    assert zeros(report) == "1 FFN padded with zeros to the width of the widest: stock code has one width for all FFNs"
 
 
 @pytest.mark.parametrize("seed", range(4))

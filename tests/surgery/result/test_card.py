@@ -124,11 +124,11 @@ def test_what_people_read(tiny: Tiny, cut: Path) -> None:
     assert "No perplexity was measured" in card
     assert "\nsurgery prune atlas.h5 --model model --sparsity 0.5 --method wanda -o small --quiet\n" in card
     with Atlas.open(cut / "atlas.h5") as atlas:
-        assert f"`atlas.h5` here is the atlas, content SHA-256 `{atlas.content_sha256}`" in card
+        assert f"`atlas.h5` is the atlas, with content SHA-256 `{atlas.content_sha256}`" in card
     assert f"transformers {transformers.__version__}" in card
     assert 'AutoTokenizer.from_pretrained("small")' in card
     assert "0.0001 allowed" in card
-    assert "That of `model`: tiny-terms (LICENSE.md)." in card
+    assert "This model has the licence of `model`: tiny-terms (LICENSE.md)." in card
     code = re.search(r"```python\n(.*?)```", model_card(report, str(cut)), re.DOTALL)
     assert code
     names: dict[str, Any] = {}
@@ -139,7 +139,7 @@ def test_what_people_read(tiny: Tiny, cut: Path) -> None:
 def test_the_plan_that_travels_cuts_the_same(tiny: Tiny, cut: Path, tmp_path: Path) -> None:
     surgery("apply", cut / "kept_channels.safetensors", "--model", tiny.model, "-o", tmp_path / "again", "--quiet")
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (cut / "model.safetensors").read_bytes()
-    assert "The atlas is not here; it has content SHA-256" in (tmp_path / "again" / "README.md").read_text()
+    assert "The atlas is not part of this repository; it has content SHA-256" in (tmp_path / "again" / "README.md").read_text()
 
 
 def test_the_picture_shows_every_layer(cut: Path) -> None:
