@@ -295,7 +295,7 @@ def test_other_settings_are_refused(llama: Tiny, mixtral: Tiny, tmp_path: Path, 
         (["--methods", ","], "--methods names none"),
         (["--sparsity", "0.5:0.1:0.1"], "runs nowhere"),
         (["--sparsity", "50"], "write 0.5 for 50%"),
-        (["--sparsity", "half"], "no list of numbers"),
+        (["--sparsity", "half"], "is not a list of numbers"),
         (["--sparsity", "0,0.5"], "nothing would be cut"),
         (["--seeds", "x"], "not a seed"),
         (
