@@ -1,7 +1,7 @@
 """The command line as it is recorded in files that travel.
 
-Library code does not read ``sys.argv``, which is a notebook kernel's or another program's. Whoever runs a command line
-says so with `recorded`; everybody else finds nothing to record.
+Library code does not read ``sys.argv``, because that may be the command line of a notebook kernel or of another program.
+The code that runs a command line calls `recorded`. Otherwise there is nothing to record.
 """
 
 from __future__ import annotations

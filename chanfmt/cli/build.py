@@ -78,7 +78,7 @@ def _run(arguments: argparse.Namespace) -> int:
             paths = build_series(options, settings, locate_model)
     except ChanfmtError:
         if distributed.processes() > 1:
-            # What ended the others makes torchrun end this one, while it reports.
+            # torchrun terminates this process because the others have ended. This process must still print the error.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise
     if options.revisions is not None:
@@ -98,7 +98,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _follow(options: BuildOptions, settings: LabelSettings) -> int:
-    """Be one of torchrun's processes that leave all reports to the first."""
+    """Build as one of torchrun's processes that leave all messages to the first process."""
     if options.dry_run:
         return 0
     try:

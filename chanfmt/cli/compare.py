@@ -63,7 +63,9 @@ def _run(arguments: argparse.Namespace) -> int:
     from chanfmt.hub.locate import open_atlas
 
     if len(arguments.files) < 2:
-        raise UsageError("a comparison needs two atlases or more", hint=f"atlas compare {arguments.files[0]} ANOTHER")
+        raise UsageError(
+            "a comparison needs two atlases or more", hint=f"name another atlas: atlas compare {arguments.files[0]} FILE"
+        )
     with contextlib.ExitStack() as stack:
         atlases = [stack.enter_context(open_atlas(file, contained=True)) for file in arguments.files]
         run = _run_two if len(atlases) == 2 else _run_matrix
@@ -103,9 +105,9 @@ MATRICES = {
     "top_jaccard": ("Jaccard index of the largest by {metric}", "top_chance"),
     "supernode_jaccard": ("Jaccard index of the supernodes", "supernode_chance"),
     "halo_jaccard": ("Jaccard index of the halos", "halo_chance"),
-    "captured": ("{metric} of the row's atlas in the column's supernodes, over that in its own", None),
+    "captured": ("{metric} of the row's atlas in the column's supernodes, divided by its {metric} in its own supernodes", None),
 }
-"""Numbers of `FFNComparison` that are printed for each pair, medians over FFNs: their titles, and which number chance gives."""
+"""Fields of `FFNComparison` printed for each pair as medians over FFNs: title, and the field with the value by chance."""
 
 
 def _run_matrix(atlases: Sequence[Atlas], metric: str, *, as_json: bool) -> None:
@@ -162,7 +164,7 @@ def _run_matrix(atlases: Sequence[Atlas], metric: str, *, as_json: bool) -> None
 
 
 def _range(values: list[float]) -> str:
-    """Lowest and highest, or the one there is."""
+    """Lowest and highest value, or one value if they print alike."""
     low, high = (significant(value, 2) for value in (min(values), max(values)))
     return low if low == high else f"{low} to {high}"
 
@@ -201,7 +203,7 @@ def _line(atlas: Atlas) -> str:
 
 
 def _notes(first: Atlas, second: Atlas) -> Iterator[str]:
-    """What a reader of the numbers must know about the pair."""
+    """Facts about the pair that change how its numbers are read."""
     from chanfmt.algebra.compare import label_settings_note, shared_text_note
 
     if first.content_sha256 == second.content_sha256:

@@ -73,7 +73,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def info_data(atlas: Atlas) -> dict[str, Any]:
-    """What `atlas info --json` prints."""
+    """Contents of an atlas as `atlas info --json` prints them."""
     import dataclasses
 
     calibration = atlas.calibration

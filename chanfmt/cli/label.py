@@ -88,13 +88,13 @@ def _run(arguments: argparse.Namespace) -> int:
     if not given and arguments.model is None:
         raise UsageError(
             "no setting to change was given",
-            hint="give one of --rho --eta --support --alpha --gamma, or the weights with --model",
+            hint="add --rho, --eta, --support, --alpha or --gamma, or name the weights with --model",
         )
     if arguments.output is None and is_address(arguments.file):
-        raise UsageError(f"{arguments.file} is on the Hub", hint="say where the result goes: add -o FILE")
+        raise UsageError(f"{arguments.file} is on the Hub", hint="add -o FILE for the result")
     output = Path(arguments.output or arguments.file)
     check_target(output, overwrite=arguments.overwrite)
-    # A damaged file must not come out with a fresh digest.
+    # Verify first: a damaged file must not get a new, valid digest.
     with open_atlas(arguments.file, verify=True, contained=True) as atlas:
         before, digest, source = atlas.content(), atlas.content_sha256, atlas.hub_source
     settings = dataclasses.replace(before.labels, **given)
@@ -114,13 +114,13 @@ def _run(arguments: argparse.Namespace) -> int:
         details["weights"] = before.model.fingerprint
     lost = [name for name in after.dropped if name not in before.dropped]
     if lost:
-        say(f"note: dropped {', '.join(lost)}, which the new settings leave without a meaning")
+        say(f"note: dropped {', '.join(lost)}, which have no meaning with the new settings")
     if "redundancy" in lost:
-        say("note: the protection factor is 1 everywhere; only a build measures redundancy")
+        say("note: the protection factor is 1 everywhere, because only a build measures redundancy")
     if after.core_rho != settings.rho:
         say(
             f"note: connectivity and redundancy still refer to the top {after.core_rho:.4g} of channels; "
-            "--model computes connectivity anew"
+            "add --model to compute connectivity again"
         )
     written = write_atlas(noted(after, "label", [digest], [source], **details), output)
     rows = _changes(before, after)
@@ -146,7 +146,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _changes(before: AtlasContent, after: AtlasContent) -> list[dict[str, Any]]:
-    """One row per FFN, in model order: how many channels carry each label now and did before."""
+    """One row per FFN, in model order: number of channels with each label, now and before."""
     from chanfmt.format import schema
 
     labels = [{stack.name: stack.variables["label"] for stack in content.stacks} for content in (before, after)]

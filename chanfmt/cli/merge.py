@@ -73,7 +73,7 @@ def _run(arguments: argparse.Namespace) -> int:
             StoredWeights.of(locate_model(arguments.model, revision=own_revision(arguments.model, content.model)), content.model),
         )
     if content.dropped:
-        advice = "" if arguments.model else "; --model computes connectivity and the halo from the weights"
+        advice = "" if arguments.model else "; add --model to compute connectivity and the halo from the weights"
         say(f"note: dropped {', '.join(content.dropped)}{advice}")
     write_atlas(content, output)
     say(

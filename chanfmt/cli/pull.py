@@ -57,7 +57,7 @@ def _run(arguments: argparse.Namespace) -> int:
     wanted = parse_address(arguments.repo)
     if arguments.file is not None:
         if wanted.file is not None:
-            raise UsageError(f"the file is named twice: {wanted.file} and {arguments.file}")
+            raise UsageError(f"the file is named twice: {wanted.file} and {arguments.file}", hint="leave out one of them")
         wanted = parse_address(f"{dataclasses.replace(wanted, file=arguments.file)}")
     output = Path(arguments.output)
     check_target(output, overwrite=arguments.overwrite)

@@ -59,7 +59,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def publish(arguments: argparse.Namespace, make: Callable[[Progress], Report]) -> int:
-    """Write what ``make`` gives to ``arguments.output`` and say what it shows; the exit code of the command."""
+    """Write the report that ``make`` returns, and print its claims. Returns the exit code of the command."""
     from pathlib import Path
 
     from chanfmt.base.errors import UsageError
@@ -69,7 +69,7 @@ def publish(arguments: argparse.Namespace, make: Callable[[Progress], Report]) -
     output = Path(arguments.output)
     check_target(output, overwrite=arguments.overwrite, directory=True)
     if output.is_dir() and any(output.iterdir()) and not (output / "report.json").is_file():
-        raise UsageError(f"{output} holds something else than a report", hint="choose another -o")
+        raise UsageError(f"{output} holds something other than a report", hint="choose another -o")
     bars: list[Any] = []
 
     def progress(steps: int) -> Callable[[], object]:

@@ -1,4 +1,4 @@
-"""`atlas show`: a layer's channels, its experts, or one channel."""
+"""`atlas show`."""
 
 from __future__ import annotations
 
@@ -72,7 +72,9 @@ def _run(arguments: argparse.Namespace) -> int:
         if expert is not None and not 0 <= expert < block.n_experts:
             raise UsageError(
                 f"layer {block.layer_index} has no expert {expert}",
-                hint=(f"experts: 0 to {block.n_experts - 1}" if block.n_experts else "it is dense: leave out --expert"),
+                hint=(
+                    f"experts: 0 to {block.n_experts - 1}" if block.n_experts else "the layer has no experts: leave out --expert"
+                ),
             )
         if block.n_experts and expert is None:
             if arguments.channel is not None:
@@ -113,7 +115,7 @@ def _show_channels(stack: Stack, block: Block, arguments: argparse.Namespace) ->
     label = _values(stack, block, arguments.expert, "label")
     order = np.arange(stack.n_channels)
     if arguments.sort != "channel":
-        # NaN is unknown, not large: it goes last.
+        # NaN means unknown, not large, so it sorts last.
         order = np.argsort(-np.nan_to_num(values[arguments.sort], nan=-np.inf), kind="stable")
     order = order[: arguments.top or None]
     if arguments.json:
@@ -168,7 +170,7 @@ def _show_experts(stack: Stack, block: Block, rho: float, arguments: argparse.Na
             }
         )
     if arguments.sort != "lp":
-        raise UsageError("experts are printed in their order", hint="add --expert E to sort one's channels")
+        raise UsageError("--sort does not sort experts", hint="add --expert E to sort the channels of an expert")
     shown = rows[: arguments.top or None]
     if arguments.json:
         framework.print_json({**_place(block, None), "experts": shown})
@@ -245,17 +247,17 @@ def _print_card(card: Card) -> None:
             [(str(number), significant(split.lp, 3), str(split.rank or "-")) for number, split in enumerate(card.splits)],
         )
     if card.supports:
-        print("\nshare of its write vector on the write support")
+        print("\nshare of the channel's write vector on the write support")
         framework.print_table(
             ["dimensions", "share", "median channel"],
             [(str(size), share(own), share(median)) for size, own, median in card.supports],
         )
     if card.partners:
-        print("\nsupernodes that it is most redundant with")
+        print("\nsupernodes that the channel is most redundant with")
         framework.print_table(
             ["channel", "LP rank", "nats"],
             [(str(other), str(rank), significant(value, 3)) for other, value, rank in card.partners],
         )
     if card.dimensions:
-        print("\ndimensions of the write support that it writes to most")
+        print("\ndimensions of the write support that the channel writes to most")
         framework.print_table(["dimension", "share"], [(str(name), share(value)) for name, value in card.dimensions])

@@ -52,7 +52,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     output = Path(arguments.output)
     check_target(output, overwrite=arguments.overwrite)
-    # A damaged file must not come out with a fresh digest.
+    # Verify first: a damaged file must not get a new, valid digest.
     with open_atlas(arguments.file, verify=True, contained=True) as atlas:
         size = atlas.path.stat().st_size
         content = noted(

@@ -51,7 +51,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _names(paths: list[Path]) -> list[str]:
-    """The files' names, with as many directories before them as tell them apart."""
+    """Names of the files, with as many parent directories as are needed to make them different."""
     parts = [[*path.resolve().parent.parts, path.stem] for path in paths]
     depth = next(
         (

@@ -82,7 +82,7 @@ def _kind(name: str) -> type[Any]:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    import chanfmt
+    from chanfmt.hub.locate import open_atlas
     from surgery.experiments.ablation.experiments import plan_experiment
     from surgery.experiments.ablation.run import run, summary_table, table
     from surgery.experiments.results import check_directory
@@ -91,7 +91,7 @@ def _run(arguments: argparse.Namespace) -> None:
     output, talk = parse_options(arguments, ResultsOptions), parse_options(arguments, PrintOptions)
     options, directory = parse_options(arguments, _kind(arguments.experiment)), Path(output.output)
     check_directory(directory)
-    with chanfmt.open(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
+    with open_atlas(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
         check_atlas(atlas)
         experiment = plan_experiment(arguments.experiment, atlas, options)
         for warning in experiment.warnings:

@@ -25,14 +25,14 @@ EXAMPLES = (
 
 @dataclass(frozen=True)
 class PlanFileOptions:
-    """A plan that was written earlier."""
+    """Which plan."""
 
     plan: str = field(metadata={"help": "plan written by surgery plan", "positional": "PLAN"})
 
 
 @dataclass(frozen=True)
 class FineTuneOptions:
-    """Which weights a plan is for."""
+    """Which weights the plan accepts."""
 
     fine_tune: bool = field(
         default=False,

@@ -46,7 +46,7 @@ def _run(arguments: argparse.Namespace) -> None:
     talk = parse_options(arguments, PrintOptions)
     evaluations = evaluate(options)
     if len({item.tokens.sha256 for item in evaluations}) > 1:
-        # Beyond the same number of tokens two tokenizers read different parts of the text.
+        # With --max-tokens, models with different tokenizers read different parts of the text.
         others = "" if options.max_tokens else "; bits per byte do"
         warn(f"the models' tokenizers differ, so their losses per token do not compare{others}")
     if talk.json:

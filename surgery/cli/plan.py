@@ -61,8 +61,8 @@ def _options() -> tuple[type, ...]:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    import chanfmt
     from chanfmt.base.files import check_target
+    from chanfmt.hub.locate import open_atlas
     from surgery.planning.file import save_plan
     from surgery.planning.options import PlanOptions
 
@@ -70,7 +70,7 @@ def _run(arguments: argparse.Namespace) -> None:
     talk = parse_options(arguments, PrintOptions)
     if options.output:
         check_target(Path(options.output), overwrite=options.overwrite)
-    with chanfmt.open(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
+    with open_atlas(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
         plan = plan_and_warn(atlas, parse_options(arguments, PlanOptions))
     if options.output:
         save_plan(plan, Path(options.output))

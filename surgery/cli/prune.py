@@ -50,7 +50,7 @@ def _options() -> tuple[type, ...]:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    import chanfmt
+    from chanfmt.hub.locate import open_atlas
     from surgery.planning.options import PlanOptions
     from surgery.recovery.options import RecoveryOptions
 
@@ -63,7 +63,7 @@ def _run(arguments: argparse.Namespace) -> None:
     recovery_options.check()
     publishing = parse_options(arguments, PublishingOptions)
     publishing.check(login=not dry_run)
-    with chanfmt.open(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
+    with open_atlas(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
         if dry_run:
             print_plan(plan_and_warn(atlas, plan_options), talk)
             return

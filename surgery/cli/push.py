@@ -57,7 +57,7 @@ class PublishingOptions(VisibilityOptions):
             login: Check that there is a token, too.
         """
         if self.push is None and (self.public or self.create_pr):
-            raise UsageError("--public and --pr are for --push")
+            raise UsageError("--public and --pr are for --push", hint="add --push, or leave them out")
         if self.push:
             check_repo(self.push)
         if self.push is not None and login:

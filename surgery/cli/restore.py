@@ -21,7 +21,7 @@ EXAMPLES = (
 
 @dataclass(frozen=True)
 class RestoreOptions:
-    """What is restored, and where it goes."""
+    """What is restored, and where the result goes."""
 
     directory: str = field(
         metadata={"help": "result of surgery prune or apply; it may have been trained since", "positional": "DIR"}

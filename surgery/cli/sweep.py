@@ -45,7 +45,7 @@ def _options() -> tuple[type, ...]:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    import chanfmt
+    from chanfmt.hub.locate import open_atlas
     from surgery.experiments.results import check_directory
     from surgery.experiments.subject import SubjectOptions, check_atlas, open_subject
     from surgery.experiments.sweep import SweepOptions, plan_runs, sweep, table
@@ -54,9 +54,9 @@ def _run(arguments: argparse.Namespace) -> None:
     options, output = parse_options(arguments, SweepOptions), parse_options(arguments, ResultsOptions)
     talk = parse_options(arguments, PrintOptions)
     directory = Path(output.output)
-    # A download may follow: complain about the output before it.
+    # Check the output before a download.
     check_directory(directory)
-    with chanfmt.open(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
+    with open_atlas(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
         check_atlas(atlas)
         runs, warnings = plan_runs(atlas, options)
         for warning in warnings:
@@ -89,5 +89,5 @@ def tell_mixed(subject: Subject) -> None:
     if subject.mixed:
         say(
             f"warning: {len(subject.mixed)} FFNs, {subject.mixed[0]} among them, compute numbers from all their channels "
-            "between their projections, removed ones too; a model that is cut there would compute something else"
+            "between their projections, including removed channels; a cut model would compute something else there"
         )

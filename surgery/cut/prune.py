@@ -103,7 +103,7 @@ def apply(
         ChanfmtError: The disk is full or fails.
     """
     directory = Path(output or default_name(plan))
-    # A download may follow, and an error about the output should come before it.
+    # Check the output before a download.
     check_output(directory, overwrite=options.overwrite)
     source = find_model(plan.model, model, revision)
     say(f"cutting {source.id}")

@@ -49,7 +49,6 @@ class EvaluateOptions:
             "common: all rows, no special tokens (no BOS), whole blocks only; in both a blank line joins rows, blocks do "
             "not overlap, and a block's first token is not predicted",
             "choices": tuple(PROTOCOLS),
-            "noun": "protocol",
         },
     )
     seq_len: int = field(default=2048, metadata={"help": "tokens in a block"})

@@ -50,7 +50,6 @@ class PlanOptions:
         metadata={
             "help": "uniform: remove the same share of every FFN; global: remove the lowest scores of all FFNs together",
             "choices": ALLOCATIONS,
-            "noun": "allocation",
         },
     )
     max_layer_sparsity: float | None = field(

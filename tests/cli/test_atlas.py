@@ -1,4 +1,4 @@
-"""`atlas` as a user types it: results, refusals, exit codes, and what is left behind."""
+"""`atlas` as a user types it: results, errors, exit codes, and files that are left behind."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(*arguments, **environment):
 
 
 def refusal(capsys, *arguments):
-    """Exit code and error text of a command that must not work; it says so in one line and a hint."""
+    """Exit code and error text of a command that must fail with one line and a hint."""
     code = main([*map(str, arguments)])
     captured = capsys.readouterr()
     lines = captured.err.strip().splitlines()
@@ -103,7 +103,7 @@ def test_a_build_that_python_starts_records_no_command(tiny_checkpoint, tmp_path
     assert main(["validate", str(path)]) == 0
     assert main(["info", str(path), "--json"]) == 0
     assert '"command": ""' in capsys.readouterr().out
-    # A command line that Python gives is the one recorded.
+    # A command line that Python passes to main is recorded as it was passed.
     assert main(["build", str(tiny_checkpoint("llama")), "-o", str(tmp_path / "b.h5"), *SMALL]) == 0
     with chanfmt.open(tmp_path / "b.h5") as atlas:
         assert atlas.producer.command == "atlas build llama -o b.h5 --calib pydoc --sequences 4 --seq-len 32"
@@ -188,7 +188,7 @@ def test_no_such_output_directory(tiny_checkpoint, tmp_path, capsys):
 
 @pytest.mark.skipif(os.geteuid() == 0 and not os.path.exists("/usr/bin/setpriv"), reason="root writes anywhere")
 def test_no_write_permission(tiny_checkpoint, tmp_path):
-    # Dropping the capability makes root obey permissions as a user does.
+    # Without this capability root must obey permissions, as a user does.
     closed = tmp_path / "closed"
     closed.mkdir()
     closed.chmod(stat.S_IRUSR | stat.S_IXUSR)
@@ -307,7 +307,7 @@ def test_an_interrupt_leaves_a_checkpoint_and_says_how_to_continue(tiny_checkpoi
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         try:
             assert "FFNs" in process.stderr.readline()
-            time.sleep(0.5)  # well inside the pass, which takes many times that
+            time.sleep(0.5)  # well inside the pass, which takes many times longer
             process.send_signal(number)
             error = process.stderr.read()
             assert process.wait(timeout=60) == 130

@@ -1,4 +1,4 @@
-"""What every command line shares: groups, hints for misspelt words, bare commands, what is recorded, start-up."""
+"""The framework of the command lines: groups, suggestions, bare commands, recorded commands, imports at start-up."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_a_dataclass_is_a_group_titled_by_its_docstring(capsys) -> None:
         run_command(sample(print), ["do", "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    assert text.startswith("usage: sample do --size SIZE [options]\n\nDo it.\n\nwhat the sample does:\n  --size SIZE ")
+    assert text.startswith("usage: sample do --size N [options]\n\nDo it.\n\nwhat the sample does:\n  --size N ")
     assert "\nwhat is printed:\n  --json " in text
     assert "\n  --quiet " in text
     assert text.endswith("\n\nexamples:\n  sample do --size 3\n")
@@ -220,3 +220,16 @@ def test_groups_nest() -> None:
     )
     assert run_command(parser, ["inner", "one", "--quiet"]) == 0
     assert found == [7]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--recover", "lsq"], "unknown recovery 'lsq'; choose from none, bias, lstsq; did you mean lstsq?"),
+        (["--method", "scar-pro"], "; did you mean scar-prot?"),
+        (["--allocation", "globl"], "unknown value of --allocation 'globl'; choose from uniform, global; did you mean global?"),
+    ],
+)
+def test_values_that_the_library_checks_are_suggested_too(words, said, capsys) -> None:
+    assert surgery(["prune", "a.h5", "--sparsity", "0.5", *words]) == 2
+    assert said in capsys.readouterr().err

@@ -1,7 +1,7 @@
-"""What the command lines share: commands with option groups and examples, what they print, errors, exit codes.
+"""The framework of the command lines: commands with option groups and examples, printing, errors, exit codes.
 
-A command is a module with ``EXAMPLES``, ``add(commands)``, which calls `add_command`, and a function that runs it. Its
-options are dataclasses; each is a group in ``--help``.
+A command is a module with ``EXAMPLES``, a function ``add(commands)``, which calls `add_command`, and a function that runs
+the command. The options of a command are dataclasses. Each dataclass is a group in ``--help``.
 """
 
 from __future__ import annotations

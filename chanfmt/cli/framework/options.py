@@ -13,6 +13,8 @@ if typing.TYPE_CHECKING:
     from collections.abc import Callable
 
 Options = TypeVar("Options")
+_NUMBERS: dict[Any, str] = {int: "N", float: "X"}
+"""Names of values in the help, if the metadata does not name them."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,8 @@ def _valued(item: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
     if item.metadata.get("nargs") == "?":
         extra["const"] = ""
     if not {"metavar", "choices"} & item.metadata.keys():
-        extra["metavar"] = item.metadata.get("flag", item.name).strip("-").upper()
-    if extra["default"] not in (None, ()):
+        extra["metavar"] = _NUMBERS.get(extra["type"]) or item.metadata.get("flag", item.name).strip("-").upper()
+    if extra["default"] not in (None, (), ""):
         shown = ", ".join(item.default) if isinstance(item.default, tuple) else item.default
         extra["help"] = f"{item.metadata['help']} (default: {shown})"
     if item.metadata.get("repeat"):

@@ -1,4 +1,4 @@
-"""A parser of command lines that answers at once, shows examples, and says what a misspelt word may have meant."""
+"""A parser of command lines that starts fast, shows examples, and suggests a known word for a misspelt one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction["Parser"]
 
 _NEGATIVE = re.compile(r"-\d+$|-\d*\.\d+$")
-"""What argparse takes for a negative number and not for an option."""
+"""Words that argparse takes as negative numbers, and not as options."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
     Long options are not abbreviated: a script must keep its meaning when a command gains an option.
 
     Args:
-        fill: Adds the arguments, before the first use. What it imports does not slow other commands down.
+        fill: Adds the arguments. It is called before the first use, so its imports do not slow down other commands.
         examples: Command lines, printed at the end of ``--help``.
         printing: Add ``--json`` and ``--quiet``.
         version: Add ``--version``.
@@ -86,13 +86,13 @@ class Parser(argparse.ArgumentParser):
         return f"see: {self.prog} --help"
 
     def _check_options(self, words: Sequence[str]) -> None:
-        """Raise `UsageError` for an option that is not known. argparse would first ask for those that are missing."""
+        """Raise `UsageError` for an unknown option, before argparse complains about missing options."""
         for word in words:
             if word == "--":
                 return
             if not word.startswith("-") or word == "-" or " " in word or _NEGATIVE.match(word):
                 if self._subparsers is not None:
-                    # The rest is the subcommand's.
+                    # The following words belong to the subcommand.
                     return
                 continue
             name, known = word.partition("=")[0], self._option_string_actions
@@ -100,7 +100,7 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"unknown option {name}{did_you_mean(name, known)}")
 
     def _complete(self) -> None:
-        """Add the arguments, once."""
+        """Add the arguments, if this has not been done."""
         if self._filled:
             return
         self._filled = True
@@ -116,7 +116,7 @@ class Parser(argparse.ArgumentParser):
             self.usage = " ".join(["%(prog)s", *self._required()])
 
     def _required(self) -> Iterator[str]:
-        """What a command line cannot be without, then the place of the options."""
+        """The parts of the usage line: positional arguments, required options, ``[options]``."""
         options = []
         for action in self._actions:
             name = str(action.metavar or action.dest.upper())
@@ -132,13 +132,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def make_parser(program: str, description: str) -> tuple[Parser, Commands]:
-    """A program's parser, with ``--version`` and a place for its commands."""
+    """Make a program's parser, with ``--version`` and commands. Returns the parser, and what commands are added to."""
     parser = Parser(prog=program, description=description, printing=False, version=True)
     return parser, add_group(parser, "COMMAND")
 
 
 def add_group(parser: Parser, noun: str) -> Commands:
-    """Give ``parser`` a place for subcommands, which its help and errors call ``noun``. Without one it prints its help."""
+    """Let ``parser`` have subcommands, which its help and its errors call ``noun``. Without a subcommand it prints its help."""
     parser.set_defaults(run=lambda arguments: parser.print_help())
     return parser.add_subparsers(title=f"{noun.lower()}s", metavar=noun, prog=parser.prog)
 
@@ -159,8 +159,8 @@ def add_command(
     Args:
         summary: Half a line for the list of commands.
         run: Runs it with the parsed arguments, and returns the exit code; None is 0.
-        options: Its groups of options, see `chanfmt.cli.framework.options.add_options`, in order. They are asked for only
-            if the command is used, so the function may import what other commands do without.
+        options: Returns the dataclasses of its groups of options, see `chanfmt.cli.framework.options.add_options`, in order.
+            It is called only if the command is used, so it may import modules that other commands do not need.
         examples: Command lines for the end of its ``--help``.
         description: Sentences for its ``--help`` (default: the summary).
         defaults: Further attributes of the parsed arguments.
@@ -176,7 +176,7 @@ def add_command(
 
 
 class _Formatter(argparse.HelpFormatter):
-    """Commands in one column, and the value of an option once for all its flags."""
+    """Lists commands in one column, and the value of an option once for all its flags."""
 
     def _format_action(self, action: argparse.Action) -> str:
         if isinstance(action, argparse._SubParsersAction):

@@ -1,4 +1,4 @@
-"""What commands print on stdout."""
+"""Results on stdout."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
-    """Parse ``arguments``, those of the process if None, and call the function ``run`` among the parsed arguments.
+    """Parse ``arguments`` (None: the arguments of the process), and call the command's function with the parsed arguments.
 
     Files that the command writes record its command line. SIGTERM interrupts it as Ctrl-C does.
 
