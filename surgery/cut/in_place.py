@@ -83,12 +83,13 @@ def prune_(model: Any, plan: PruningPlan) -> Narrowed:
     cuts = plan_cuts(plan, layout.widths, index)
     before, after = (_stock(type(model), fields) for fields in (config, layout.config))
     _check_shapes(model, cuts, before, after)
-    parameters = _count(model)
+    sizes, parameters = _new_sizes(model, before, after), _count(model)
     for name, cut in cuts.items():
         parameter = model.get_parameter(name)
         parameter.grad = None
         parameter.data = _cut(parameter.data, cut)
-    _set_sizes(model, before, after)
+    for module, name, value in sizes:
+        setattr(module, name, value)
     _set_config(model, layout)
     return Narrowed(
         sum(block.is_cut for block in plan.blocks), plan.channels, plan.channels_kept, parameters, _count(model), layout.fields
@@ -277,14 +278,25 @@ def _count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _set_sizes(model: nn.Module, before: nn.Module, after: nn.Module) -> None:
-    """Give the modules of ``model`` the numbers that the stock class derives from the new widths, such as ``out_features``."""
+def _new_sizes(model: nn.Module, before: nn.Module, after: nn.Module) -> list[tuple[nn.Module, str, Any]]:
+    """The numbers of modules that the stock class derives from widths, such as ``out_features``: module, name, new value."""
+    found = []
     for name, module in after.named_modules():
-        old, mine = vars(before.get_submodule(name)), model.get_submodule(name)
+        try:
+            old, mine = vars(before.get_submodule(name)), model.get_submodule(name)
+        except AttributeError:
+            raise ModelError(f"{type(model).__name__} is not as its config says: it has no module {name}") from None
         for key, value in vars(module).items():
-            number = isinstance(value, int | float | tuple | list) and not isinstance(value, bool)
-            if number and not key.startswith("_") and old.get(key) != value:
-                setattr(mine, key, value)
+            if not key.startswith("_") and _is_size(value) and _is_size(old.get(key)) and old[key] != value:
+                found.append((mine, key, value))
+    return found
+
+
+def _is_size(value: Any) -> bool:
+    """Whether ``value`` is a number, or a list or tuple of numbers."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_size, value))
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _set_config(model: nn.Module, layout: Layout) -> None:
