@@ -13,7 +13,9 @@ from surgery.cli.options import AtlasOptions
 if TYPE_CHECKING:
     import argparse
 
-    from surgery.planning.plan import PlanOptions, PruningPlan
+    from chanfmt.format.reader import Atlas
+    from surgery.planning.options import PlanOptions
+    from surgery.planning.plan import PruningPlan
 
 EXAMPLES = (
     "surgery plan llama.h5 --sparsity 0.5",
@@ -53,33 +55,34 @@ def add(commands: Any) -> None:
 
 
 def _options() -> tuple[type, ...]:
-    from surgery.planning.plan import PlanOptions
+    from surgery.planning.options import PlanOptions
 
     return AtlasOptions, PlanOptions, PlanOutputOptions
 
 
 def _run(arguments: argparse.Namespace) -> None:
     from chanfmt.base.files import check_target
-    from surgery.planning.plan import PlanOptions, save_plan
+    from chanfmt.hub.locate import open_atlas
+    from surgery.planning.file import save_plan
+    from surgery.planning.options import PlanOptions
 
     options = parse_options(arguments, PlanOutputOptions)
     talk = parse_options(arguments, PrintOptions)
     if options.output:
         check_target(Path(options.output), overwrite=options.overwrite)
-    plan = read_and_plan(parse_options(arguments, AtlasOptions).atlas, parse_options(arguments, PlanOptions))
+    with open_atlas(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
+        plan = plan_and_warn(atlas, parse_options(arguments, PlanOptions))
     if options.output:
         save_plan(plan, Path(options.output))
         say(f"wrote {options.output}; apply it with: surgery apply {options.output} --model MODEL -o DIR")
     print_plan(plan, talk)
 
 
-def read_and_plan(path: str, options: PlanOptions) -> PruningPlan:
-    """Make a plan from the atlas ``path``, and tell its warnings."""
-    from chanfmt.hub.locate import open_atlas
+def plan_and_warn(atlas: Atlas, options: PlanOptions) -> PruningPlan:
+    """Make a plan from ``atlas``, and tell its warnings."""
     from surgery.planning.plan import make_plan
 
-    with open_atlas(path, contained=True) as atlas:
-        plan = make_plan(atlas, options)
+    plan = make_plan(atlas, options)
     for warning in plan.warnings:
         warn(warning)
     return plan
@@ -87,7 +90,8 @@ def read_and_plan(path: str, options: PlanOptions) -> PruningPlan:
 
 def print_plan(plan: PruningPlan, talk: PrintOptions) -> None:
     """Print ``plan``: one row for each layer, then the totals."""
-    from surgery.result.record import layer_rows, plan_json, summary_rows
+    from surgery.planning.plan import layer_rows
+    from surgery.result.record import plan_json, summary_rows
 
     if talk.json:
         print_json(plan_json(plan))

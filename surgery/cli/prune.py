@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.cli.framework import PrintOptions, add_command, parse_options
-from surgery.cli.apply import cut
+from surgery.cli.apply import as_data, tell
 from surgery.cli.options import AtlasOptions, CutOptions
-from surgery.cli.plan import print_plan, read_and_plan
+from surgery.cli.plan import plan_and_warn, print_plan
 from surgery.cli.push import PublishingOptions
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def add(commands: Any) -> None:
 
 
 def _options() -> tuple[type, ...]:
-    from surgery.planning.plan import PlanOptions
+    from surgery.planning.options import PlanOptions
     from surgery.recovery.options import RecoveryOptions
 
     return AtlasOptions, PlanOptions, CutOptions, RecoveryOptions, PublishingOptions, DryRunOptions
@@ -51,8 +51,8 @@ def _options() -> tuple[type, ...]:
 
 def _run(arguments: argparse.Namespace) -> None:
     from chanfmt.hub.locate import open_atlas
-    from surgery.planning.plan import PlanOptions
-    from surgery.recovery.options import RecoveryOptions, plan_recovery
+    from surgery.planning.options import PlanOptions
+    from surgery.recovery.options import RecoveryOptions
 
     options = parse_options(arguments, CutOptions)
     talk = parse_options(arguments, PrintOptions)
@@ -63,12 +63,14 @@ def _run(arguments: argparse.Namespace) -> None:
     recovery_options.check()
     publishing = parse_options(arguments, PublishingOptions)
     publishing.check(login=not dry_run)
-    path = parse_options(arguments, AtlasOptions).atlas
-    plan = read_and_plan(path, plan_options)
-    if dry_run:
-        print_plan(plan, talk)
-        return
-    # By now an address without a commit may name another file.
-    with open_atlas(plan.atlas_source or path) as atlas:
-        recovery, atlas_file = plan_recovery(recovery_options, atlas, plan), atlas.path
-    cut(plan, options, talk, recovery=recovery, atlas=atlas_file, publishing=publishing)
+    with open_atlas(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
+        if dry_run:
+            print_plan(plan_and_warn(atlas, plan_options), talk)
+            return
+        from surgery.cut.prune import prune
+
+        cut_options = as_data(options)
+        result = prune(
+            atlas, options.model, options.output, plan_options, cut_options, recovery_options, revision=options.revision
+        )
+    tell(result, options, talk, publishing)

@@ -52,19 +52,17 @@ def add(commands: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     from chanfmt.hub.locate import locate_model
+    from surgery.cut.options import CutOptions
     from surgery.cut.restore import restore
 
     options = parse_options(arguments, RestoreOptions)
     talk = parse_options(arguments, PrintOptions)
     output = Path(options.output)
-    shard_bytes = parse_size(options.shard_size)
     restored = restore(
-        locate_model(options.directory).directory,
+        locate_model(options.directory),
         output,
-        overwrite=options.overwrite,
-        verify=not options.no_verify,
-        shard_bytes=shard_bytes,
+        CutOptions(options.overwrite, not options.no_verify, shard_bytes=parse_size(options.shard_size)),
     )
     say(f"wrote {output}")
     if talk.json:
-        print_json(restored | {"output": str(output)})
+        print_json(restored.to_json() | {"output": str(output)})

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import gc
-import json
 import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from chanfmt.base.errors import UsageError
 from chanfmt.base.narrate import progress_bar
+from chanfmt.base.parsed import parse_json
 from surgery.evaluation.protocol import PROTOCOLS, EvaluationTokens, prepare_text
 from surgery.result.names import REPORT_FILE
 
@@ -208,15 +210,27 @@ def _evaluate_one(prepared: _Prepared, options: EvaluateOptions, tasks: Tasks | 
     )
 
 
+class _CutLayer(msgspec.Struct):
+    supernodes: int
+    supernodes_removed: int
+
+
+class _Cut(msgspec.Struct):
+    """The parts of a ``surgery.json`` that an evaluation shows."""
+
+    method: str
+    protect: list[str]
+    layers: list[_CutLayer]
+
+
 def _cut(directory: Path) -> dict[str, Any] | None:
     try:
-        report = json.loads((directory / REPORT_FILE).read_text(encoding="utf-8"))
-        layers = report["layers"]
-        return {
-            "method": report["method"],
-            "protect": report["protect"],
-            "supernodes": sum(layer["supernodes"] for layer in layers),
-            "supernodes_removed": sum(layer["supernodes_removed"] for layer in layers),
-        }
-    except (OSError, ValueError, KeyError, TypeError):
+        stored = parse_json((directory / REPORT_FILE).read_bytes(), _Cut)
+    except (OSError, ValueError):
         return None
+    return {
+        "method": stored.method,
+        "protect": stored.protect,
+        "supernodes": sum(layer.supernodes for layer in stored.layers),
+        "supernodes_removed": sum(layer.supernodes_removed for layer in stored.layers),
+    }

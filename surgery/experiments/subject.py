@@ -119,7 +119,7 @@ def open_subject(atlas: Atlas, options: SubjectOptions) -> Subject:
 
     source = find_model(atlas.model, options.model)
     name = options.model or source.id
-    check_fingerprint(atlas.model, source.directory, source.fingerprint)
+    check_fingerprint(atlas.model, source)
     text = read_text(options.data, "evaluate")
     _, tokens = prepare_text(name, source, text, PROTOCOLS["paper"], options.seq_len, options.max_tokens)
     model = load_model(source, dtype=options.dtype, device=options.device)

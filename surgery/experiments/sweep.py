@@ -14,7 +14,8 @@ from chanfmt.base.narrate import progress_bar, say
 from surgery.evaluation.perplexity import perplexity_text
 from surgery.experiments.results import Results, channels_sha256, finite
 from surgery.planning.grids import parse_names, parse_seeds, parse_shares
-from surgery.planning.plan import PlanOptions, make_plan
+from surgery.planning.options import PlanOptions
+from surgery.planning.plan import make_plan
 from surgery.planning.selectors import file_name
 from surgery.recovery.options import RECOVERIES, BiasRecovery, RecoveryOptions, Refit, plan_recovery
 

@@ -19,7 +19,8 @@ from chanfmt.cli.main import main
 from chanfmt.hub.atlases import atlas_card
 from chanfmt.hub.names import HubFile
 from surgery.cut.apply import apply_plan
-from surgery.planning.plan import PlanOptions, make_plan
+from surgery.planning.options import PlanOptions
+from surgery.planning.plan import make_plan
 from tests.support.builds import SETTINGS, build, request
 from tests.support.factory import random_atlas
 from tests.support.hygiene import heavy_imports

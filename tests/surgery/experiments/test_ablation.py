@@ -25,7 +25,8 @@ from surgery.experiments.ablation.halo import HaloOptions, plan_halo
 from surgery.experiments.ablation.removal import RemovalOptions, mean_activations, plan_removal
 from surgery.experiments.ablation.run import run
 from surgery.planning.methods import score
-from surgery.planning.plan import PlanOptions, make_plan
+from surgery.planning.options import PlanOptions
+from surgery.planning.plan import make_plan
 from tests.support.factory import moe_atlas, random_atlas
 from tests.support.measured import SEQ_LEN, TOKENS, Forwards, Tiny, make_tiny
 
@@ -190,7 +191,7 @@ def test_one_layer_at_a_time(experts: Atlas) -> None:
         (RemovalOptions(layers="9"), "--layers: there is no layer 9"),
         (RemovalOptions(("supernodes@1",), layers="2"), "names no channel of the layers"),
         (RemovalOptions(("top:lp=60%",)), "no control of its size"),
-        (RemovalOptions(("superb",)), "nothing to protect is called"),
+        (RemovalOptions(("superb",)), "unknown selector"),
     ],
 )
 def test_removals_that_cannot_be(dense: Atlas, options: RemovalOptions, message: str) -> None:

@@ -21,7 +21,8 @@ from surgery.evaluation.evaluate import EvaluateOptions, evaluate
 from surgery.experiments.sweep import COLUMNS, SweepOptions, plan_runs, removed_of, sweep
 from surgery.experiments.sweep_plot import lines_of
 from surgery.planning.grids import parse_names, parse_seeds, parse_shares
-from surgery.planning.plan import PlanOptions, make_plan
+from surgery.planning.options import PlanOptions
+from surgery.planning.plan import make_plan
 from tests.support.measured import SEQ_LEN, TOKENS, Forwards, Tiny, make_tiny
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def test_a_recovered_row_is_that_of_the_recovered_checkpoint(name: str, request:
 
 
 def test_a_recovery_that_is_not_possible_is_refused_before_anything_runs(mixtral: Tiny) -> None:
-    with pytest.raises(UsageError, match=r"scar-lp at 0.5 .* refits dense FFNs"):
+    with pytest.raises(UsageError, match=r"scar-lp at 0.5 .* refits only dense FFNs"):
         plan_runs(Atlas.open(mixtral.atlas), SweepOptions(methods="scar-lp", sparsity="0.5", recover="lstsq"))
     with pytest.raises(UsageError, match="unknown recovery 'magic'"):
         plan_runs(Atlas.open(mixtral.atlas), SweepOptions(methods="scar-lp", sparsity="0.5", recover="magic"))
@@ -294,7 +295,7 @@ def test_other_settings_are_refused(llama: Tiny, mixtral: Tiny, tmp_path: Path, 
         (["--methods", ","], "--methods names none"),
         (["--sparsity", "0.5:0.1:0.1"], "runs nowhere"),
         (["--sparsity", "50"], "write 0.5 for 50%"),
-        (["--sparsity", "half"], "no list of numbers"),
+        (["--sparsity", "half"], "is not a list of numbers"),
         (["--sparsity", "0,0.5"], "nothing would be cut"),
         (["--seeds", "x"], "not a seed"),
         (
