@@ -269,7 +269,7 @@ def add_restore(commands: Commands) -> None:
 
 def add_eval(commands: Commands) -> None:
     """``surgery eval``: losses, speed and memory side by side."""
-    from surgery.evaluation.evaluate import EvaluateOptions
+    from surgery.evaluation.options import EvaluateOptions
 
     _add(commands, "eval", "perplexity, speed and memory of several models on the same text", _eval, EvaluateOptions, TalkOptions)
 
@@ -398,22 +398,17 @@ def _restore(arguments: argparse.Namespace) -> None:
 
 
 def _eval(arguments: argparse.Namespace) -> None:
-    from surgery.evaluation.evaluate import EvaluateOptions, evaluate
-    from surgery.evaluation.tables import coverage, report_data, tables
+    from surgery.evaluation.evaluate import evaluate
+    from surgery.evaluation.options import EvaluateOptions
 
     options = parse_options(arguments, EvaluateOptions)
-    talk = parse_options(arguments, TalkOptions)
-    evaluations = evaluate(options)
-    if len({item.tokens.sha256 for item in evaluations}) > 1:
-        # Beyond the same number of tokens two tokenizers read different parts of the text.
-        others = "" if options.max_tokens else "; bits per byte do"
-        warn(f"the models' tokenizers differ, so their losses per token do not compare{others}")
-    if talk.json:
-        print_json(report_data(options, evaluations))
+    evaluations = evaluate(options.models, options.data, **options.settings())
+    if parse_options(arguments, TalkOptions).json:
+        print_json(evaluations.to_json())
         return
-    for line in coverage(options, evaluations):
+    for line in evaluations.coverage():
         print(printable(line))
-    for table in tables(evaluations):
+    for table in evaluations.tables():
         print()
         print_table(*table)
 

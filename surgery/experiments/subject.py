@@ -121,7 +121,7 @@ def open_subject(atlas: Atlas, options: SubjectOptions) -> Subject:
     name = options.model or source.id
     check_fingerprint(atlas.model, source.directory, source.fingerprint)
     text = read_text(options.data, "evaluate")
-    _, tokens = prepare_text(name, source, text, PROTOCOLS["paper"], options.seq_len, options.max_tokens)
+    tokens = prepare_text(name, source, text, PROTOCOLS["paper"], options.seq_len, options.max_tokens)
     model = load_model(source, dtype=options.dtype, device=options.device)
     check_causal(model)
     ffns = {}

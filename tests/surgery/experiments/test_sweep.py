@@ -17,7 +17,7 @@ import torch
 from chanfmt.base.errors import UsageError
 from chanfmt.format.reader import Atlas
 from surgery.cli.main import main
-from surgery.evaluation.evaluate import EvaluateOptions, evaluate
+from surgery.evaluation.evaluate import evaluate
 from surgery.experiments.sweep import COLUMNS, SweepOptions, plan_runs, removed_of, sweep
 from surgery.experiments.sweep_plot import lines_of
 from surgery.planning.grids import parse_names, parse_seeds, parse_shares
@@ -98,8 +98,7 @@ def test_a_row_is_what_the_cut_checkpoint_gives(
         )
         == 0
     )
-    options = EvaluateOptions((str(case.model), str(cut)), str(case.text), seq_len=SEQ_LEN, max_tokens=TOKENS)
-    found = evaluate(options)
+    found = evaluate((str(case.model), str(cut)), str(case.text), seq_len=SEQ_LEN, max_tokens=TOKENS)
     for evaluation, row in zip(found, (rows["dense", "none", 0.0], rows["magnitude", "supernodes", 0.5]), strict=True):
         assert row["nll"] == pytest.approx(evaluation.losses.mean, rel=1e-6)
         assert row["perplexity"] == pytest.approx(evaluation.losses.perplexity, rel=1e-5)
@@ -153,8 +152,7 @@ def test_a_recovered_row_is_that_of_the_recovered_checkpoint(name: str, request:
             )
             == 0
         )
-        options = EvaluateOptions((str(cut),), str(case.text), seq_len=SEQ_LEN, max_tokens=TOKENS)
-        found[recover] = evaluate(options)[0].losses.mean
+        found[recover] = evaluate(str(cut), str(case.text), seq_len=SEQ_LEN, max_tokens=TOKENS)[0].losses.mean
     assert found == pytest.approx(rows, rel=1e-5)
     assert len({round(value, 4) for value in rows.values()}) == 3
 
