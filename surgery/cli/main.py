@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from chanfmt.cli.framework import Parser
     from chanfmt.hub.publish import Published
-    from surgery.experiments.subject import Subject
     from surgery.planning.plan import PruningPlan
     from surgery.recovery.options import BiasRecovery, Refit
 
@@ -277,7 +276,7 @@ def add_eval(commands: Commands) -> None:
 def add_sweep(commands: Commands) -> None:
     """``surgery sweep``: perplexity of many cuts, without writing any."""
     from surgery.experiments.subject import SubjectOptions
-    from surgery.experiments.sweep import SweepOptions
+    from surgery.experiments.sweep_plan import SweepOptions
 
     _add(
         commands,
@@ -294,24 +293,15 @@ def add_sweep(commands: Commands) -> None:
 
 def add_ablate(commands: Commands) -> None:
     """``surgery ablate``: what removing chosen channels costs, an experiment each."""
-    from surgery.experiments.ablation.channels import ChannelOptions
-    from surgery.experiments.ablation.dose import DoseOptions
-    from surgery.experiments.ablation.halo import HaloOptions
-    from surgery.experiments.ablation.removal import RemovalOptions
+    from surgery.experiments.ablation.experiments import EXPERIMENTS
     from surgery.experiments.subject import SubjectOptions
 
     summary = "what removing chosen channels of a loaded model costs, with controls"
     parser = commands.add_parser("ablate", help=summary, description=summary[0].upper() + summary[1:] + ".")
     experiments = parser.add_subparsers(metavar="EXPERIMENT", required=True)
-    for name, text, kind in (
-        ("remove", "remove chosen channels", RemovalOptions),
-        ("mean-replace", "put the mean of each chosen channel in its place", RemovalOptions),
-        ("halo", "remove the halo with supernodes kept and removed, against channels alike in LP", HaloOptions),
-        ("dose", "at one sparsity, remove a growing share of the supernodes in place of other channels", DoseOptions),
-        ("channels", "remove single channels across the range of LP, and compare what they cost with it", ChannelOptions),
-    ):
-        _add(experiments, name, text, _ablate, AtlasOptions, kind, SubjectOptions, ResultsOptions, TalkOptions)
-        experiments.choices[name].set_defaults(experiment=name, kind=kind)
+    for name, kind in EXPERIMENTS.items():
+        _add(experiments, name, kind.summary, _ablate, AtlasOptions, kind.options, SubjectOptions, ResultsOptions, TalkOptions)
+        experiments.choices[name].set_defaults(experiment=name, kind=kind.options)
 
 
 def _add(commands: Commands, name: str, summary: str, run: object, *options: type) -> None:
@@ -416,82 +406,69 @@ def _eval(arguments: argparse.Namespace) -> None:
 def _sweep(arguments: argparse.Namespace) -> None:
     import chanfmt
     from surgery.experiments.results import check_directory
-    from surgery.experiments.subject import SubjectOptions, check_atlas, open_subject
-    from surgery.experiments.sweep import SweepOptions, plan_runs, sweep, table
-    from surgery.experiments.sweep_plot import draw
+    from surgery.experiments.subject import SubjectOptions
+    from surgery.experiments.sweep import sweep, table
+    from surgery.experiments.sweep_plan import SweepOptions
+    from surgery.experiments.sweep_plot import write_figure
 
     options, output = parse_options(arguments, SweepOptions), parse_options(arguments, ResultsOptions)
-    talk = parse_options(arguments, TalkOptions)
-    directory = Path(output.output)
-    # A download may follow: complain about the output before it.
-    check_directory(directory)
+    subject = parse_options(arguments, SubjectOptions)
+    # The atlas may be downloaded below. A fault in the output directory should show before that.
+    check_directory(Path(output.output))
     with chanfmt.open(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
-        check_atlas(atlas)
-        runs, warnings = plan_runs(atlas, options)
-        for warning in warnings:
-            warn(warning)
-        subject = open_subject(atlas, parse_options(arguments, SubjectOptions))
-        _warn_mixed(subject)
         results = sweep(
             atlas,
-            subject,
-            runs,
-            options.shared(),
-            directory,
+            subject.model,
+            subject.data,
+            **vars(options),
+            **subject.running(),
+            output=output.output,
             overwrite=output.overwrite,
         )
-        title = f"{atlas.model.id}, {subject.identity['data']}, {subject.identity['tokens']:,} tokens"
+    identity = results.identity
     try:
-        files = draw(results.rows, directory / "sweep", title)
+        title = f"{identity['model']}, {identity['data']}, {identity['tokens']:,} tokens"
+        figures = write_figure(results.rows, Path(output.output) / "sweep", title)
     except MissingPackageError as error:
-        files = ()
+        figures = ()
         say(f"no figure: {error.message}; {error.hint}")
-    say(f"wrote {', '.join(str(path) for path in (*results.files, *files))}")
-    if talk.json:
-        print_json({"identity": results.identity, "rows": results.rows})
+    say(f"wrote {', '.join(str(path) for path in (*results.files, *figures))}")
+    if parse_options(arguments, TalkOptions).json:
+        print_json({"identity": identity, "rows": results.rows})
     else:
         print_table(*table(results.rows))
 
 
 def _ablate(arguments: argparse.Namespace) -> None:
     import chanfmt
-    from surgery.experiments.ablation.experiments import plan_experiment
-    from surgery.experiments.ablation.run import run, summary_table, table
+    from surgery.experiments.ablation.run import ablate
+    from surgery.experiments.ablation.tables import summary_table
     from surgery.experiments.results import check_directory
-    from surgery.experiments.subject import SubjectOptions, check_atlas, open_subject
+    from surgery.experiments.subject import SubjectOptions
 
-    output, talk = parse_options(arguments, ResultsOptions), parse_options(arguments, TalkOptions)
-    options, directory = parse_options(arguments, arguments.kind), Path(output.output)
-    check_directory(directory)
+    options, output = parse_options(arguments, arguments.kind), parse_options(arguments, ResultsOptions)
+    subject = parse_options(arguments, SubjectOptions)
+    # The atlas may be downloaded below. A fault in the output directory should show before that.
+    check_directory(Path(output.output))
     with chanfmt.open(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
-        check_atlas(atlas)
-        experiment = plan_experiment(arguments.experiment, atlas, options)
-        for warning in experiment.warnings:
-            warn(warning)
-        subject = open_subject(atlas, parse_options(arguments, SubjectOptions))
-        _warn_mixed(subject)
-        results, rows, summary = run(
+        ablation = ablate(
             atlas,
-            subject,
-            experiment,
-            directory,
+            arguments.experiment,
+            subject.model,
+            subject.data,
+            **vars(options),
+            **subject.running(),
+            output=output.output,
             overwrite=output.overwrite,
         )
+    results = ablation.results
     say(f"wrote {', '.join(str(path) for path in results.files)}")
-    if talk.json:
-        print_json({"identity": results.identity, "summary": summary, "rows": rows})
+    if parse_options(arguments, TalkOptions).json:
+        print_json({"identity": results.identity, "summary": ablation.summary, "rows": ablation.rows})
         return
-    print_table(*table(experiment, rows))
+    print_table(*ablation.table())
     print()
-    print_table(*summary_table(summary))
-
-
-def _warn_mixed(subject: Subject) -> None:
-    if subject.mixed:
-        say(
-            f"warning: {len(subject.mixed)} FFNs, {subject.mixed[0]} among them, compute numbers from all their channels "
-            "between their projections, removed ones too; a model that is cut there would compute something else"
-        )
+    print_table(*summary_table(ablation.summary))
 
 
 def _make_plan(path: str, options: PlanOptions, talk: TalkOptions) -> PruningPlan:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import UsageError
 from chanfmt.models.source import ModelSource
-from surgery.evaluation.loaded import LoadedModel, evaluation_mode, is_model
+from surgery.evaluation.loaded import LoadedModel, as_measured, is_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -27,7 +27,7 @@ def given_models(models: GivenModel | Iterable[GivenModel]) -> tuple[GivenModel,
     """``models`` as a tuple; a single model may be passed as it is."""
     if isinstance(models, str | os.PathLike | ModelSource | LoadedModel) or _is_pair(models) or is_model(models):
         return (models,)  # type: ignore[return-value]
-    return tuple(models)  # type: ignore[arg-type]
+    return tuple(models)
 
 
 def given_model(model: GivenModel, *, revision: str | None = None) -> tuple[str, ModelSource | LoadedModel]:
@@ -86,9 +86,9 @@ def text_name(text: str | os.PathLike[str] | Text) -> str:
 
 @contextlib.contextmanager
 def runnable(model: ModelSource | LoadedModel, *, dtype: str = "auto", device: str = "auto") -> Iterator[Any]:
-    """A causal language model in evaluation mode, for the body.
+    """A causal language model in evaluation mode with frozen parameters, for the body.
 
-    A `ModelSource` is loaded. A `LoadedModel` stays on its device and in its dtype, and gets its mode back.
+    A `ModelSource` is loaded. A `LoadedModel` stays on its device and in its dtype, and is afterwards as it was.
 
     Raises:
         ModelError: The model cannot be loaded, or it is not causal.
@@ -98,7 +98,7 @@ def runnable(model: ModelSource | LoadedModel, *, dtype: str = "auto", device: s
     with contextlib.ExitStack() as stack:
         if isinstance(model, LoadedModel):
             loaded = model.model
-            stack.enter_context(evaluation_mode(loaded))
+            stack.enter_context(as_measured(loaded))
         else:
             loaded = load_model(model, dtype=dtype, device=device)
         check_causal(loaded)

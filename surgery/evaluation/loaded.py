@@ -54,12 +54,17 @@ def is_model(value: Any) -> bool:
 
 
 @contextlib.contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put ``model`` into evaluation mode in the body. Afterwards every module has its own mode again."""
+def as_measured(model: nn.Module) -> Iterator[None]:
+    """Put ``model`` into evaluation mode and freeze its parameters in the body. Afterwards both are as they were."""
     training = [module for module in model.modules() if module.training]
-    model.eval()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
+        model.eval()
+        for parameter in trained:
+            parameter.requires_grad_(False)
         yield
     finally:
         for module in training:
             module.training = True
+        for parameter in trained:
+            parameter.requires_grad_(True)

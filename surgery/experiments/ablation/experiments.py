@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from surgery.experiments.ablation.channels import plan_channels
-from surgery.experiments.ablation.dose import plan_dose
-from surgery.experiments.ablation.halo import plan_halo
-from surgery.experiments.ablation.removal import plan_removal
+from chanfmt.base.errors import UsageError
+from surgery.experiments.ablation.channels import ChannelOptions, plan_channels
+from surgery.experiments.ablation.dose import DoseOptions, plan_dose
+from surgery.experiments.ablation.halo import HaloOptions, plan_halo
+from surgery.experiments.ablation.removal import RemovalOptions, plan_removal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,15 +17,34 @@ if TYPE_CHECKING:
     from chanfmt.format.reader import Atlas
     from surgery.experiments.ablation.experiment import Experiment
 
-EXPERIMENTS: dict[str, Callable[[Atlas, Any], Experiment]] = {
-    "remove": partial(plan_removal, mean=False),
-    "mean-replace": partial(plan_removal, mean=True),
-    "halo": plan_halo,
-    "dose": plan_dose,
-    "channels": plan_channels,
+
+class Kind(NamedTuple):
+    """A kind of experiment.
+
+    Attributes:
+        summary: What it does, for ``--help``.
+        options: Dataclass of its options.
+        plan: Makes the conditions from an atlas and the options.
+    """
+
+    summary: str
+    options: type[Any]
+    plan: Callable[[Atlas, Any], Experiment]
+
+
+EXPERIMENTS = {
+    "remove": Kind("remove chosen channels", RemovalOptions, partial(plan_removal, mean=False)),
+    "mean-replace": Kind("replace each chosen channel by its mean", RemovalOptions, partial(plan_removal, mean=True)),
+    "halo": Kind("remove the halo with supernodes kept and removed, against channels of equal LP", HaloOptions, plan_halo),
+    "dose": Kind("at one sparsity, remove a growing share of the supernodes in place of other channels", DoseOptions, plan_dose),
+    "channels": Kind(
+        "remove single channels across the range of LP, and compare their cost with LP", ChannelOptions, plan_channels
+    ),
 }
 
 
-def plan_experiment(name: str, atlas: Atlas, options: Any) -> Experiment:
-    """The conditions of the experiment ``name`` under its own options. Raises as it does."""
-    return EXPERIMENTS[name](atlas, options)
+def kind_of(name: str) -> Kind:
+    """The kind of experiment called ``name``. Raises `UsageError` if there is none."""
+    if name not in EXPERIMENTS:
+        raise UsageError(f"unknown experiment {name!r}; choose from {', '.join(EXPERIMENTS)}")
+    return EXPERIMENTS[name]

@@ -18,7 +18,8 @@ from chanfmt.base.errors import UsageError
 from chanfmt.format.reader import Atlas
 from surgery.cli.main import main
 from surgery.evaluation.evaluate import evaluate
-from surgery.experiments.sweep import COLUMNS, SweepOptions, plan_runs, removed_of, sweep
+from surgery.experiments.sweep import COLUMNS, measure_runs
+from surgery.experiments.sweep_plan import SweepOptions, plan_runs, removed_of
 from surgery.experiments.sweep_plot import lines_of
 from surgery.planning.grids import parse_names, parse_seeds, parse_shares
 from surgery.planning.plan import PlanOptions, make_plan
@@ -43,7 +44,7 @@ def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 def swept(atlas: Atlas, subject: Subject, directory: Path, overwrite: bool = False, **options: Any) -> Results:
     chosen = SweepOptions(**options)
-    return sweep(atlas, subject, plan_runs(atlas, chosen)[0], chosen.shared(), directory, overwrite=overwrite)
+    return measure_runs(atlas, subject, plan_runs(atlas, chosen)[0], chosen.shared(), directory, overwrite=overwrite)
 
 
 def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -232,7 +233,7 @@ def test_ctrl_c_keeps_finished_rows(llama: Tiny, tmp_path: Path) -> None:
     whole = swept(atlas, subject, tmp_path / "whole", **options)
     atlas, subject = llama.subject()
     Forwards(subject, stop_at=forwards.count // 5 * 3 + 2)
-    with pytest.raises(KeyboardInterrupt, match=r"3 finished rows are in .*; the same command continues"):
+    with pytest.raises(KeyboardInterrupt, match=r"3 finished rows are in .*; run the same command to continue"):
         swept(atlas, subject, tmp_path / "out", **options)
     kept = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     assert timeless(kept) == timeless(whole.rows[:3])
@@ -282,14 +283,14 @@ def test_other_settings_are_refused(llama: Tiny, mixtral: Tiny, tmp_path: Path, 
     assert "holds 'sweep/1' and not 'ablation/1'" in capsys.readouterr().err
     (output / "results.json").write_text("{}")
     assert main(["sweep", *llama.arguments(output, *base)]) == 2
-    assert "is no results file" in capsys.readouterr().err
+    assert "is not a results file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (["--methods", "magick"], "there is no method 'magick'"),
-        (["--methods", ","], "--methods names none"),
+        (["--methods", ","], "--methods names no method"),
         (["--sparsity", "0.5:0.1:0.1"], "runs nowhere"),
         (["--sparsity", "50"], "write 0.5 for 50%"),
         (["--sparsity", "half"], "no list of numbers"),
