@@ -34,7 +34,8 @@ import numpy as np
 
 from chanfmt.format.records import TensorSlice
 from chanfmt.models.safetensors import CheckpointIndex, fingerprint
-from surgery.planning.plan import BlockPlan, PlannedModel, PruningPlan, save_plan
+from surgery.planning.file import save_plan
+from surgery.planning.plan import BlockPlan, PlannedModel, PruningPlan
 
 HIDDEN, WIDTH, HEADS, VOCABULARY = 4096, 14336, 32, 32000
 KEY_VALUE_HEADS = 8

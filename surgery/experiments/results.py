@@ -126,7 +126,7 @@ class Results:
             if stored.format != self._kind:
                 raise UsageError(f"{path} holds {stored.format[:40]!r} and not {self._kind!r}", hint=hint)
             check_rows(stored.rows, (*self._key, *self._columns))
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise UsageError(f"{path} is not a results file: {error}", hint=hint) from None
         other = [name for name in self.identity if stored.identity.get(name) != self.identity[name]]
         if other:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from chanfmt.base.parsed import check_type, parse_json
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
@@ -52,7 +54,7 @@ def read_stored(path: Path) -> Stored:
     """
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"the file is larger than {MAX_BYTES >> 20} MB")
-    return msgspec.json.decode(path.read_bytes(), type=Stored)
+    return parse_json(path.read_bytes(), Stored)
 
 
 def check_rows(rows: Sequence[dict[str, Any]], columns: Iterable[str]) -> None:
@@ -64,10 +66,17 @@ def check_rows(rows: Sequence[dict[str, Any]], columns: Iterable[str]) -> None:
     """
     names = tuple(columns)
     for number, row in enumerate(rows):
-        measured = msgspec.convert(row, _Measured)
-        if not measured.block_nll or len(measured.block_nll) != len(measured.block_predicted):
-            raise ValueError(f"row {number} has {len(measured.block_nll)} losses for {len(measured.block_predicted)} blocks")
-        missing = next((name for name in names if name not in row), None)
-        if missing is not None:
-            raise ValueError(f"row {number} lacks the column {missing!r}")
-        msgspec.convert([row[name] for name in names], list[Cell])
+        try:
+            _check_row(row, names)
+        except ValueError as error:
+            raise ValueError(f"row {number}: {error}") from None
+
+
+def _check_row(row: dict[str, Any], names: tuple[str, ...]) -> None:
+    measured = check_type(row, _Measured)
+    if not measured.block_nll or len(measured.block_nll) != len(measured.block_predicted):
+        raise ValueError(f"it has {len(measured.block_nll)} losses for {len(measured.block_predicted)} blocks")
+    for name in names:
+        if name not in row:
+            raise ValueError(f"it lacks the column {name!r}")
+    check_type([row[name] for name in names], list[Cell])

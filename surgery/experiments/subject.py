@@ -143,8 +143,8 @@ def open_subject(
     from chanfmt.models.find.discover import find_ffns
 
     name, given = _model_of(atlas, model)
-    if given.fingerprint is not None:
-        check_fingerprint(atlas.model, given.directory, given.fingerprint)
+    if not isinstance(given, LoadedModel):
+        check_fingerprint(atlas.model, given)
     read = given_text(text)
     tokens = prepare_text(name, given, read, PROTOCOLS["paper"], seq_len, max_tokens)
     ffns = {}

@@ -11,7 +11,8 @@ import numpy as np
 from chanfmt.base.errors import UsageError
 from surgery.experiments.columns import channels_sha256
 from surgery.planning.grids import parse_names, parse_seeds, parse_shares
-from surgery.planning.plan import PlanOptions, make_plan
+from surgery.planning.options import PlanOptions
+from surgery.planning.plan import make_plan
 from surgery.planning.selectors import file_name
 from surgery.recovery.options import RECOVERIES, BiasRecovery, RecoveryOptions, Refit, plan_recovery
 

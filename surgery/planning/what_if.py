@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from chanfmt.format.reader import Atlas
     from chanfmt.format.records import Block
-    from surgery.planning.plan import PlanOptions
+    from surgery.planning.options import PlanOptions
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,10 @@ class RecoveryOptions:
             raise UsageError(f"--spool-limit must be 0 or more GiB, not {self.spool_limit:g}")
 
 
+NO_RECOVERY = RecoveryOptions()
+"""The recovery unless another is asked for."""
+
+
 @dataclass(frozen=True, eq=False)
 class BiasRecovery:
     """Means to be added.

@@ -12,10 +12,11 @@ from chanfmt.data.text import ALIASES
 from chanfmt.models.source import TEMPLATE_DIRECTORY
 from surgery.evaluation.perplexity import perplexity_text
 from surgery.planning.methods import METHODS
+from surgery.planning.plan import layer_rows
 from surgery.recovery.options import RECOVERIES
 from surgery.result.base import NOTICE_FILE
 from surgery.result.names import ATLAS_FILE, EVALUATION_FILE, KEPT_FILE, PICTURE_FILE, REPORT_FILE
-from surgery.result.record import layer_rows, summary_rows
+from surgery.result.record import summary_rows
 
 if TYPE_CHECKING:
     from surgery.result.evaluated import Evaluated, Measured

@@ -127,11 +127,10 @@ def _resumable(directory: Path, command: str) -> Iterator[None]:
 
 
 def _evaluation(result: Result, path: str) -> Evaluated:
-    from chanfmt.models.safetensors import CheckpointIndex, fingerprint
+    from chanfmt.models.source import ModelSource
     from surgery.result.evaluated import take_evaluation
 
-    own = fingerprint(CheckpointIndex.open(result.directory))
-    return take_evaluation(Path(path), own, result.report.applied.fingerprint)
+    return take_evaluation(Path(path), ModelSource(result.directory).fingerprint, result.report.applied.fingerprint)
 
 
 def _write_card(result: Result, name: str, evaluated: Evaluated | None, *, new: bool) -> None:

@@ -6,7 +6,8 @@ import statistics
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from surgery.planning.choice import MAX_LAYER_SPARSITY
+from surgery.planning.options import MAX_LAYER_SPARSITY
+from surgery.planning.plan import percent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -128,25 +129,6 @@ def plan_json(plan: PruningPlan) -> dict[str, Any]:
             for block in plan.blocks
         ],
     }
-
-
-def layer_rows(plan: PruningPlan) -> tuple[list[str], list[list[str]]]:
-    """Headings and one row per FFN; where it has experts, widths are those of each."""
-    headings = ["layer", "module", "channels", "kept", "supernodes removed", "LP kept"]
-    rows = []
-    for block in plan.blocks:
-        experts = f"{block.n_experts} x " if block.n_experts else ""
-        rows.append(
-            [
-                str(block.layer_index),
-                block.module,
-                f"{experts}{block.n_channels:,}",
-                f"{experts}{block.n_kept:,}",
-                f"{block.supernodes - block.supernodes_kept:,} of {block.supernodes:,}",
-                _percent(block.lp_kept),
-            ]
-        )
-    return headings, rows
 
 
 def summary_rows(plan: PruningPlan, report: Report | None = None) -> list[list[str]]:
@@ -274,8 +256,4 @@ def _lp_summary(plan: PruningPlan) -> str:
     shares = [block.lp_kept for block in plan.blocks if block.lp_kept is not None]
     if not shares:
         return "unknown"
-    return f"{_percent(statistics.median(shares))} (median; {_percent(min(shares))} to {_percent(max(shares))})"
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"
+    return f"{percent(statistics.median(shares))} (median; {percent(min(shares))} to {percent(max(shares))})"

@@ -10,7 +10,8 @@ from chanfmt.base.errors import CheckError, UsageError
 from chanfmt.base.narrate import progress_bar
 from chanfmt.base.typed import typed
 from surgery.cut.check import LogitCheck, ShapeCheck
-from surgery.planning.plan import Change, load_applied
+from surgery.planning.file import load_applied
+from surgery.planning.plan import Change
 from surgery.recovery.options import LayerRecovery, RecoveryReport
 from surgery.result.base import Base
 from surgery.result.evaluated import Evaluated, load_evaluated

@@ -42,12 +42,8 @@ def understood(line: str) -> None:
         tui.make_parser().parse_args(arguments)
         return
     parser, commands = framework.make_parser(program, "")
-    if program == "atlas":
-        for command in COMMANDS:
-            command.add(commands)
-    else:
-        for add in surgery.COMMANDS:
-            add(commands)
+    for command in COMMANDS if program == "atlas" else surgery.COMMANDS:
+        command.add(commands)
     parser.parse_args(arguments)
 
 

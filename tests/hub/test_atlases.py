@@ -15,7 +15,7 @@ from chanfmt.cli.info import layer_rows, layer_table
 from chanfmt.format.writer import write_atlas
 from chanfmt.hub.atlases import atlas_card
 from chanfmt.hub.names import HubFile
-from surgery.planning.plan import load_plan
+from surgery.planning.file import load_plan
 from tests.support.factory import random_atlas, random_content
 from tests.support.hub.client import environment, run, session, start
 from tests.support.hub.faults import Fault

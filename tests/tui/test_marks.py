@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from chanfmt.base.errors import UsageError
 from chanfmt.format.reader import Atlas
-from surgery.planning.plan import PlanOptions, make_plan
+from surgery.planning.options import PlanOptions
+from surgery.planning.plan import make_plan
 from surgery.planning.protect_file import read_protect_file
 from tests.support import browsed as atlases
 from tests.support.browsing import browser_screen, in_layer, open_app, press, text_of, typed, wait_until

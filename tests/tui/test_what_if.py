@@ -12,9 +12,9 @@ import pytest
 
 from chanfmt.format.reader import Atlas
 from surgery.cli.main import main
-from surgery.planning.decide import ALLOCATIONS
 from surgery.planning.methods import METHODS
-from surgery.planning.plan import PlanOptions, make_plan
+from surgery.planning.options import ALLOCATIONS, PlanOptions
+from surgery.planning.plan import make_plan
 from surgery.planning.what_if import WhatIf
 from tests.support.browsing import open_app, press, text_of, wait_until
 from tui.screens.layer import LayerScreen

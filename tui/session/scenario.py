@@ -5,9 +5,8 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, replace
 
-from surgery.planning.decide import ALLOCATIONS
 from surgery.planning.methods import METHODS
-from surgery.planning.plan import PlanOptions
+from surgery.planning.options import ALLOCATIONS, PlanOptions
 
 PROTECTIONS: tuple[tuple[str, ...], ...] = ((), ("supernodes",), ("supernodes+halo",))
 HIGHEST = 95

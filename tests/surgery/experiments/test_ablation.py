@@ -25,7 +25,8 @@ from surgery.experiments.ablation.halo import HaloOptions, plan_halo
 from surgery.experiments.ablation.removal import RemovalOptions, mean_activations, plan_removal
 from surgery.experiments.ablation.run import run
 from surgery.planning.methods import score
-from surgery.planning.plan import PlanOptions, make_plan
+from surgery.planning.options import PlanOptions
+from surgery.planning.plan import make_plan
 from tests.support.factory import moe_atlas, random_atlas
 from tests.support.measured import SEQ_LEN, TOKENS, Forwards, Tiny, make_tiny
 

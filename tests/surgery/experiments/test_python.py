@@ -187,17 +187,23 @@ def test_a_sweep_is_drawn_into_axes_of_the_caller(llama: Tiny) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda value: value["rows"][1].update(nll="3.5"), "Expected `float`, got `str`"),
-        (lambda value: value["rows"][1].update(perplexity=True), "Expected `float | null`, got `bool`"),
-        (lambda value: value["rows"][1].update(block_nll=[1.0]), "row 1 has 1 losses for 5 blocks"),
-        (lambda value: value["rows"][1].update(block_nll=[], block_predicted=[]), "row 1 has 0 losses"),
-        (lambda value: value["rows"][1].update(block_predicted=[1.5] * 5), "Expected `int`, got `float`"),
-        (lambda value: value["rows"][1].update(method=["wanda"]), "got `array`"),
-        (lambda value: value["rows"][1].pop("hit_rate"), "row 1 lacks the column 'hit_rate'"),
-        (lambda value: value["rows"][1].pop("channels_sha256"), "missing required field `channels_sha256`"),
-        (lambda value: value["rows"].append(3), "Expected `object`, got `int`"),
-        (lambda value: value.update(identity=[]), "Expected `object`, got `array`"),
-        (lambda value: value.pop("rows"), "missing required field `rows`"),
+        (lambda value: value["rows"][1].update(nll="3.5"), "row 1: nll is not valid: expected float, got str"),
+        (
+            lambda value: value["rows"][1].update(perplexity=True),
+            "row 1: perplexity is not valid: expected float | null, got bool",
+        ),
+        (lambda value: value["rows"][1].update(block_nll=[1.0]), "row 1: it has 1 losses for 5 blocks"),
+        (lambda value: value["rows"][1].update(block_nll=[], block_predicted=[]), "row 1: it has 0 losses"),
+        (
+            lambda value: value["rows"][1].update(block_predicted=[1.5] * 5),
+            "block_predicted[0] is not valid: expected int, got float",
+        ),
+        (lambda value: value["rows"][1].update(method=["wanda"]), "got array"),
+        (lambda value: value["rows"][1].pop("hit_rate"), "row 1: it lacks the column 'hit_rate'"),
+        (lambda value: value["rows"][1].pop("channels_sha256"), "missing required field channels_sha256"),
+        (lambda value: value["rows"].append(3), "rows[2] is not valid: expected object, got int"),
+        (lambda value: value.update(identity=[]), "identity is not valid: expected object, got array"),
+        (lambda value: value.pop("rows"), "missing required field rows"),
     ],
 )
 def test_a_results_file_with_wrong_types_is_refused(llama: Tiny, tmp_path: Path, change: Any, message: str) -> None:

@@ -22,7 +22,8 @@ from surgery.experiments.sweep import COLUMNS, measure_runs
 from surgery.experiments.sweep_plan import SweepOptions, plan_runs, removed_of
 from surgery.experiments.sweep_plot import lines_of
 from surgery.planning.grids import parse_names, parse_seeds, parse_shares
-from surgery.planning.plan import PlanOptions, make_plan
+from surgery.planning.options import PlanOptions
+from surgery.planning.plan import make_plan
 from tests.support.measured import SEQ_LEN, TOKENS, Forwards, Tiny, make_tiny
 
 if TYPE_CHECKING:

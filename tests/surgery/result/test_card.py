@@ -21,9 +21,12 @@ from chanfmt.base.command_line import recorded_command
 from chanfmt.base.errors import CheckError, UsageError
 from chanfmt.format.reader import Atlas
 from chanfmt.format.writer import write_atlas
+from chanfmt.models.source import ModelSource
 from surgery.cli.main import main
 from surgery.cut.apply import apply_plan
-from surgery.planning.plan import PlannedModel, PlanOptions, make_plan
+from surgery.cut.options import CutOptions
+from surgery.planning.options import PlanOptions
+from surgery.planning.plan import PlannedModel, make_plan
 from surgery.result.base import Base, read_base
 from surgery.result.card import is_edited, model_card
 from surgery.result.evaluated import Evaluated, load_evaluated, take_evaluation
@@ -101,7 +104,7 @@ def test_a_model_of_the_hub_is_the_base(tmp_path: Path, model: str, relation: st
     with Atlas.open(save_atlas("llama", directory, tmp_path / "atlas.h5", source="hub", revision="c0ffee")) as atlas:
         plan = make_plan(atlas, PlanOptions(0.5))
     plan = dataclasses.replace(plan, model=dataclasses.replace(plan.model, id=model))
-    apply_plan(plan, directory, tmp_path / "out", verify=False)
+    apply_plan(plan, ModelSource(directory), tmp_path / "out", CutOptions(verify=False))
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.get("base_model") == (model if relation else None)
     assert card.data.get("base_model_relation") == relation
@@ -174,8 +177,8 @@ def test_an_atlas_that_tells_directories_stays_here(tmp_path: Path, command: str
     write_atlas(dataclasses.replace(content, producer=dataclasses.replace(content.producer, command=command)), atlas)
     with Atlas.open(atlas) as opened:
         plan = make_plan(opened, PlanOptions(0.5))
-    with heard() as said:
-        apply_plan(plan, directory, tmp_path / "out", verify=False, atlas=atlas)
+        with heard() as said:
+            apply_plan(plan, ModelSource(directory), tmp_path / "out", CutOptions(verify=False), atlas=opened)
     assert (tmp_path / "out" / "atlas.h5").is_file() is carried
     assert any("names directories" in text for text in said) is not carried
 

@@ -9,9 +9,10 @@ import pytest
 
 from chanfmt.format.reader import Atlas
 from surgery.cli.main import main
-from surgery.planning.plan import PlanOptions, make_plan
+from surgery.planning.options import PlanOptions
+from surgery.planning.plan import layer_rows, make_plan
 from surgery.result.names import default_name
-from surgery.result.record import layer_rows, plan_json, summary_rows
+from surgery.result.record import plan_json, summary_rows
 from tests.support.factory import moe_atlas, random_atlas
 
 if TYPE_CHECKING:
