@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    import chanfmt
+    from chanfmt.hub.locate import open_atlas
     from surgery.experiments.ablation.run import ablate
     from surgery.experiments.ablation.tables import summary_table
     from surgery.experiments.results import check_directory
@@ -38,7 +38,7 @@ def _run(arguments: argparse.Namespace) -> None:
     subject = parse_options(arguments, SubjectOptions)
     # The atlas may be downloaded below. A fault in the output directory should show before that.
     check_directory(Path(output.output))
-    with chanfmt.open(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
+    with open_atlas(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
         ablation = ablate(
             atlas,
             arguments.experiment,

@@ -32,7 +32,7 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    import chanfmt
+    from chanfmt.hub.locate import open_atlas
     from surgery.experiments.results import check_directory
     from surgery.experiments.subject import SubjectOptions
     from surgery.experiments.sweep import sweep, table
@@ -43,7 +43,7 @@ def _run(arguments: argparse.Namespace) -> None:
     subject = parse_options(arguments, SubjectOptions)
     # The atlas may be downloaded below. A fault in the output directory should show before that.
     check_directory(Path(output.output))
-    with chanfmt.open(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
+    with open_atlas(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
         results = sweep(
             atlas,
             subject.model,

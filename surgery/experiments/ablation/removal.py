@@ -37,7 +37,7 @@ class RemovalOptions:
         default="random",
         metadata={
             "help": "controls to remove for comparison, between commas: random, lp-matched (the nearest channels in LP), or none; "
-            "a control has as many channels of every FFN, none of them selected or a supernode",
+            "a control is as many channels of every FFN, but neither selected channels nor supernodes",
             "metavar": "CONTROLS",
         },
     )
