@@ -6,10 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chanfmt.base.narrate import say, warn
+from chanfmt.base.narrate import say
 from chanfmt.cli.framework import PrintOptions, add_command, add_group, parse_options, print_json, print_table
 from surgery.cli.options import AtlasOptions, ResultsOptions
-from surgery.cli.sweep import tell_mixed
 
 if TYPE_CHECKING:
     import argparse
@@ -72,43 +71,38 @@ def _options(name: str) -> tuple[type, ...]:
 
 def _kind(name: str) -> type[Any]:
     """The options of the experiment ``name``."""
-    from surgery.experiments.ablation.channels import ChannelOptions
-    from surgery.experiments.ablation.dose import DoseOptions
-    from surgery.experiments.ablation.halo import HaloOptions
-    from surgery.experiments.ablation.removal import RemovalOptions
+    from surgery.experiments.ablation.experiments import kind_of
 
-    kinds = {"halo": HaloOptions, "dose": DoseOptions, "channels": ChannelOptions}
-    return kinds.get(name, RemovalOptions)
+    return kind_of(name).options
 
 
 def _run(arguments: argparse.Namespace) -> None:
     from chanfmt.hub.locate import open_atlas
-    from surgery.experiments.ablation.experiments import plan_experiment
-    from surgery.experiments.ablation.run import run, summary_table, table
+    from surgery.experiments.ablation.run import ablate
+    from surgery.experiments.ablation.tables import summary_table
     from surgery.experiments.results import check_directory
-    from surgery.experiments.subject import SubjectOptions, check_atlas, open_subject
+    from surgery.experiments.subject import SubjectOptions
 
-    output, talk = parse_options(arguments, ResultsOptions), parse_options(arguments, PrintOptions)
-    options, directory = parse_options(arguments, _kind(arguments.experiment)), Path(output.output)
-    check_directory(directory)
+    options, output = parse_options(arguments, _kind(arguments.experiment)), parse_options(arguments, ResultsOptions)
+    subject = parse_options(arguments, SubjectOptions)
+    # The atlas may be downloaded below. A fault in the output directory should show before that.
+    check_directory(Path(output.output))
     with open_atlas(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
-        check_atlas(atlas)
-        experiment = plan_experiment(arguments.experiment, atlas, options)
-        for warning in experiment.warnings:
-            warn(warning)
-        subject = open_subject(atlas, parse_options(arguments, SubjectOptions))
-        tell_mixed(subject)
-        results, rows, summary = run(
+        ablation = ablate(
             atlas,
-            subject,
-            experiment,
-            directory,
+            arguments.experiment,
+            subject.model,
+            subject.data,
+            **vars(options),
+            **subject.running(),
+            output=output.output,
             overwrite=output.overwrite,
         )
+    results = ablation.results
     say(f"wrote {', '.join(str(path) for path in results.files)}")
-    if talk.json:
-        print_json({"identity": results.identity, "summary": summary, "rows": rows})
+    if parse_options(arguments, PrintOptions).json:
+        print_json({"identity": results.identity, "summary": ablation.summary, "rows": ablation.rows})
         return
-    print_table(*table(experiment, rows))
+    print_table(*ablation.table())
     print()
-    print_table(*summary_table(summary))
+    print_table(*summary_table(ablation.summary))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from chanfmt.base.narrate import warn
 from chanfmt.base.text import printable
 from chanfmt.cli.framework import PrintOptions, add_command, parse_options, print_json, print_table
 
@@ -33,27 +32,22 @@ def add(commands: Any) -> None:
 
 
 def _options() -> tuple[type, ...]:
-    from surgery.evaluation.evaluate import EvaluateOptions
+    from surgery.evaluation.options import EvaluateOptions
 
     return (EvaluateOptions,)
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from surgery.evaluation.evaluate import EvaluateOptions, evaluate
-    from surgery.evaluation.tables import coverage, report_data, tables
+    from surgery.evaluation.evaluate import evaluate
+    from surgery.evaluation.options import EvaluateOptions
 
     options = parse_options(arguments, EvaluateOptions)
-    talk = parse_options(arguments, PrintOptions)
-    evaluations = evaluate(options)
-    if len({item.tokens.sha256 for item in evaluations}) > 1:
-        # With --max-tokens, models with different tokenizers read different parts of the text.
-        others = "" if options.max_tokens else "; bits per byte do"
-        warn(f"the models' tokenizers differ, so their losses per token do not compare{others}")
-    if talk.json:
-        print_json(report_data(options, evaluations))
+    evaluations = evaluate(options.models, options.data, **options.settings())
+    if parse_options(arguments, PrintOptions).json:
+        print_json(evaluations.to_json())
         return
-    for line in coverage(options, evaluations):
+    for line in evaluations.coverage():
         print(printable(line))
-    for table in tables(evaluations):
+    for table in evaluations.tables():
         print()
         print_table(*table)

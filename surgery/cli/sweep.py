@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import MissingPackageError
-from chanfmt.base.narrate import say, warn
+from chanfmt.base.narrate import say
 from chanfmt.cli.framework import PrintOptions, add_command, parse_options, print_json, print_table
 from surgery.cli.options import AtlasOptions, ResultsOptions
 
 if TYPE_CHECKING:
     import argparse
-
-    from surgery.experiments.subject import Subject
 
 EXAMPLES = (
     "surgery sweep llama.h5 -o sweep",
@@ -39,7 +37,7 @@ def add(commands: Any) -> None:
 
 def _options() -> tuple[type, ...]:
     from surgery.experiments.subject import SubjectOptions
-    from surgery.experiments.sweep import SweepOptions
+    from surgery.experiments.sweep_plan import SweepOptions
 
     return AtlasOptions, SweepOptions, SubjectOptions, ResultsOptions
 
@@ -47,47 +45,34 @@ def _options() -> tuple[type, ...]:
 def _run(arguments: argparse.Namespace) -> None:
     from chanfmt.hub.locate import open_atlas
     from surgery.experiments.results import check_directory
-    from surgery.experiments.subject import SubjectOptions, check_atlas, open_subject
-    from surgery.experiments.sweep import SweepOptions, plan_runs, sweep, table
-    from surgery.experiments.sweep_plot import draw
+    from surgery.experiments.subject import SubjectOptions
+    from surgery.experiments.sweep import sweep, table
+    from surgery.experiments.sweep_plan import SweepOptions
+    from surgery.experiments.sweep_plot import write_figure
 
     options, output = parse_options(arguments, SweepOptions), parse_options(arguments, ResultsOptions)
-    talk = parse_options(arguments, PrintOptions)
-    directory = Path(output.output)
-    # Check the output before a download.
-    check_directory(directory)
+    subject = parse_options(arguments, SubjectOptions)
+    # The atlas may be downloaded below. A fault in the output directory should show before that.
+    check_directory(Path(output.output))
     with open_atlas(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
-        check_atlas(atlas)
-        runs, warnings = plan_runs(atlas, options)
-        for warning in warnings:
-            warn(warning)
-        subject = open_subject(atlas, parse_options(arguments, SubjectOptions))
-        tell_mixed(subject)
         results = sweep(
             atlas,
-            subject,
-            runs,
-            options.shared(),
-            directory,
+            subject.model,
+            subject.data,
+            **vars(options),
+            **subject.running(),
+            output=output.output,
             overwrite=output.overwrite,
         )
-        title = f"{atlas.model.id}, {subject.identity['data']}, {subject.identity['tokens']:,} tokens"
+    identity = results.identity
     try:
-        files = draw(results.rows, directory / "sweep", title)
+        title = f"{identity['model']}, {identity['data']}, {identity['tokens']:,} tokens"
+        figures = write_figure(results.rows, Path(output.output) / "sweep", title)
     except MissingPackageError as error:
-        files = ()
+        figures = ()
         say(f"no figure: {error.message}; {error.hint}")
-    say(f"wrote {', '.join(str(path) for path in (*results.files, *files))}")
-    if talk.json:
-        print_json({"identity": results.identity, "rows": results.rows})
+    say(f"wrote {', '.join(str(path) for path in (*results.files, *figures))}")
+    if parse_options(arguments, PrintOptions).json:
+        print_json({"identity": identity, "rows": results.rows})
     else:
         print_table(*table(results.rows))
-
-
-def tell_mixed(subject: Subject) -> None:
-    """Tell which FFNs of ``subject`` would compute something else in a cut model than they do here, masked."""
-    if subject.mixed:
-        say(
-            f"warning: {len(subject.mixed)} FFNs, {subject.mixed[0]} among them, compute numbers from all their channels "
-            "between their projections, including removed channels; a cut model would compute something else there"
-        )

@@ -248,7 +248,7 @@ def test_what_is_wrong_with_the_last_model_shows_before_the_first_runs(models, r
         (["--max-tokens", "-1"], "--max-tokens must be 0 or more"),
         (["--seed", "-1"], "--seed must be 0 or more"),
         (["--tasks", " , "], "--tasks names no task"),
-        (["--task-limit", "5"], "are for --tasks"),
+        (["--task-limit", "5"], "have no effect without --tasks"),
         (["--tasks", "a", "--tasks-from", "nowhere"], "--tasks-from nowhere is not a directory"),
     ],
 )
