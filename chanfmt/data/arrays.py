@@ -13,12 +13,14 @@ import torch
 
 from chanfmt.base.errors import UsageError, first_line
 from chanfmt.base.narrate import say
-from chanfmt.data.sources import Source
+from chanfmt.data.source import Source
 from chanfmt.data.tokens import canonical_order, check_context
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from chanfmt.models.source import ModelSource
 
 IDS = "input_ids"
 LABELS = "labels"
@@ -131,7 +133,7 @@ def read_inputs(path: Path) -> InputFile:
     return InputFile(path.name, sha256, arrays)
 
 
-def draw_tokens(file: InputFile, sequences: int, seq_len: int, seed: int, *, config: Any, model: str) -> Source:
+def draw_tokens(file: InputFile, sequences: int, seq_len: int, seed: int, *, model: ModelSource) -> Source:
     """``sequences`` of the token sequences in ``file``, or all where there are fewer, cut to ``seq_len``.
 
     Raises:
@@ -140,10 +142,10 @@ def draw_tokens(file: InputFile, sequences: int, seq_len: int, seed: int, *, con
     ids = file.arrays[IDS]
     if ids.ndim != 2 or ids.dtype.kind not in "iu" or ids.shape[1] < 2:
         raise UsageError(f"{file.name}: {IDS} is {ids.dtype} of shape {ids.shape}, not token ids (sample, position)")
-    rows = config.get_text_config().vocab_size
+    rows = model.config.get_text_config().vocab_size
     if ids.min() < 0 or ids.max() >= rows:
         raise UsageError(
-            f"{file.name}: {IDS} run from {ids.min()} to {ids.max()}, and the embedding of {model} has {rows} rows",
+            f"{file.name}: {IDS} run from {ids.min()} to {ids.max()}, and the embedding of {model.id} has {rows} rows",
             hint="make the file with the model's own tokenizer",
         )
     if ids.shape[1] > seq_len:
@@ -151,7 +153,7 @@ def draw_tokens(file: InputFile, sequences: int, seq_len: int, seed: int, *, con
             f"note: the sequences of {file.name} have {ids.shape[1]} tokens; the first {seq_len} of each are used (--seq-len)",
         )
         ids = ids[:, :seq_len]
-    check_context(config, ids.shape[1], model)
+    check_context(model.config, ids.shape[1], model.id)
     different = np.unique(ids.astype(np.int32), axis=0)
     chosen = _chosen(len(different), sequences, seed, file.name)
     return Source(file.name, file.sha256, len(file), different[chosen], file.layout)

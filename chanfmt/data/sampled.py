@@ -10,7 +10,7 @@ import torch
 
 from chanfmt.base.errors import ChanfmtError, ModelError, UsageError, first_line
 from chanfmt.data.tokens import check_vocabulary
-from chanfmt.models.load import check_causal
+from chanfmt.models.causal import check_causal
 from chanfmt.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from chanfmt import __version__
 from chanfmt.base.narrate import say
+from chanfmt.data.source import Source
 from chanfmt.data.text import read_text
 from chanfmt.data.tokens import CalibrationTokens, canonical, check_vocabulary, sample, tokenize, tokenize_documents
 from chanfmt.format.records import Contribution
@@ -19,47 +19,30 @@ if TYPE_CHECKING:
 
     from chanfmt.data.arrays import CalibrationInputs
     from chanfmt.format.records import ModelRecord
+    from chanfmt.models.source import ModelSource
 
 
-@dataclass(frozen=True)
-class Source:
-    """The sequences that one source gives.
-
-    Attributes:
-        name: As recorded in the atlas.
-        revision: SHA-256 of its text or file, or of its token ids where it has neither.
-        blocks: Blocks that there were to draw from.
-        ids: Token ids of the blocks drawn, int32 (sequence, position); none where the model is given other arrays.
-        inputs: Of a file of inputs its arrays, `chanfmt.data.arrays.InputFile.layout`.
-    """
-
-    name: str
-    revision: str
-    blocks: int
-    ids: np.ndarray
-    inputs: str = ""
-
-
-def draw_text(source: str, sequences: int, seq_len: int, seed: int, *, config: Any, tokenizer: Any, model: str) -> Source:
-    """``sequences`` of ``seq_len`` tokens from the calibration text of ``source``, or all where there are fewer.
+def draw_text(source: str, sequences: int, seq_len: int, seed: int, *, model: ModelSource) -> Source:
+    """Draw ``sequences`` sequences of ``seq_len`` tokens from the text of ``source``; all of them if there are fewer.
 
     Args:
-        config, tokenizer, model: The model's, and its name for messages.
+        model: The model whose tokenizer makes the tokens, and whose embedding has to have them.
 
     Raises:
-        UsageError: The source cannot be had, or has not one sequence.
-        ModelError: The tokenizer cannot take the text, or has tokens that the model has not.
+        UsageError: The source cannot be read, or its text is shorter than one sequence.
+        ModelError: The tokenizer cannot take the text, or makes a token that the model has no embedding for.
     """
+    tokenizer = model.tokenizer
     text = read_text(source, "calibrate")
     if text.documents and tokenizer.eos_token_id is not None:
         token_ids = tokenize_documents(tokenizer, text)
     else:
         if text.documents:
             say(
-                f"note: the tokenizer of {model} has no EOS; the documents of {text.source} are joined by a blank line",
+                f"note: the tokenizer of {model.id} has no EOS; the documents of {text.source} are joined by a blank line",
             )
         token_ids = tokenize(tokenizer, text)
-    check_vocabulary(config, tokenizer, token_ids, model)
+    check_vocabulary(model.config, tokenizer, token_ids, model.id)
     ids = sample(token_ids, sequences, seq_len, seed, source).ids
     if len(ids) < sequences:
         say(

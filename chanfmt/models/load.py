@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from chanfmt.base.errors import MissingPackageError, ModelError, first_line
+from chanfmt.base.errors import MissingPackageError, ModelError, UsageError, first_line
 from chanfmt.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ def load_model(
     """
     import torch
 
+    if source.loaded is not None:
+        return _as_it_is(source.loaded, dtype=dtype, device=device, device_map=device_map)
     place = pick_device(device)
     wanted = pick_dtype(dtype, place)
     extra = {} if device_map is None else {"device_map": device_map}
@@ -45,6 +47,7 @@ def load_model(
         with quiet_transformers():
             model, info = auto_class(source.config).from_pretrained(
                 source.directory,
+                config=source.config,
                 dtype=wanted,
                 use_safetensors=True,
                 trust_remote_code=source.trust_remote_code,
@@ -156,24 +159,23 @@ def check_finite(model: nn.Module, under: str = "") -> None:
             )
 
 
-def check_causal(model: PreTrainedModel) -> None:
-    """Raise `ModelError` where a later token reaches an earlier logit: there is no next-token loss then."""
-    import torch
-
-    from chanfmt.models.run import causal_rows, is_causal, run_text
-
-    if not is_causal(model):
-        with torch.no_grad():
-            logits = getattr(run_text(model, causal_rows(model)), "logits", None)
-        # Two NaNs are never equal, whatever a token sees.
-        if logits is not None and bool(logits.isnan().any()):
-            raise ModelError(
-                f"the logits of {type(model).__name__} are NaN: an activation overflowed", hint="use --dtype float32"
-            )
-        raise ModelError(
-            f"{type(model).__name__} is an encoder as configured: its tokens see later ones, so no next-token loss exists",
-            hint="perplexity is for causal language models, and for encoders with is_decoder=true",
+def _as_it_is(model: PreTrainedModel, *, dtype: str, device: str, device_map: str | None) -> PreTrainedModel:
+    """``model``, which is in memory. Raises `UsageError` if it would have to be changed for the request."""
+    parameter = next(model.parameters())
+    found = str(parameter.dtype).removeprefix("torch.")
+    if dtype not in ("auto", found):
+        raise UsageError(
+            f"--dtype {dtype} cannot be used with a model that is in memory in {found}",
+            hint=f"leave it out, or convert the model first: model.to(torch.{dtype})",
         )
+    if device != "auto" and pick_device(device).type != parameter.device.type:
+        raise UsageError(
+            f"--device {device} cannot be used with a model that is in memory on {parameter.device}",
+            hint=f"leave it out, or move the model first: model.to({device!r})",
+        )
+    if device_map is not None:
+        raise UsageError("--device-map cannot be used with a model that is in memory", hint="leave it out")
+    return model
 
 
 def _check_all_loaded(model: PreTrainedModel, name: str, place: torch.device) -> None:

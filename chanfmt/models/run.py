@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from chanfmt.base.errors import ModelError, first_line
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 TEST_TOKENS = 32
 """Tokens of the input that FFNs are found and verified with."""
-_CAUSAL_TOKENS = 8
+BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+"""Tokens in a batch if the user does not give its size: enough to fill the device, no more."""
 
 
 def run_text(model: Any, ids: torch.Tensor, *, decoder_ids: torch.Tensor | None = None) -> Any:
@@ -73,30 +76,6 @@ def vocabulary(model: Any) -> int:
     return int(model.config.get_text_config().vocab_size)
 
 
-@torch.no_grad()
-def is_causal(model: Any) -> bool:
-    """Whether no token sees a later one and it predicts tokens.
-
-    Asked of the instance: two dozen encoder types pass for causal language models by their class.
-    """
-    return not model.config.is_encoder_decoder and shows_causal(run_text(model, causal_rows(model)))
-
-
-def causal_rows(model: Any) -> torch.Tensor:
-    """Token ids of two sequences that differ in their last token only, for `shows_causal`."""
-    rows = test_tokens(model)[:, :_CAUSAL_TOKENS].repeat(2, 1)
-    rows[1, -1] = (rows[1, -1] + 1) % vocabulary(model)
-    return rows
-
-
-def shows_causal(output: Any) -> bool:
-    """Whether a model's output for `causal_rows` predicts tokens, and differs at the last one only."""
-    if not hasattr(output, "logits"):
-        return False
-    first, second = output.logits[:, :-1].float()
-    return float((first - second).abs().max()) <= 1e-3 * float(first.abs().max())
-
-
 @contextlib.contextmanager
 def eager_experts(model: Any) -> Iterator[None]:
     """Experts one after the other, each a plain product of its own tokens, which is what can be followed."""
@@ -113,3 +92,27 @@ def eager_experts(model: Any) -> Iterator[None]:
     finally:
         for config, implementation in zip(configs, before, strict=True):
             config._experts_implementation = implementation
+
+
+@contextlib.contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Raise what `Loss.backward` does for whatever goes wrong when the model runs ``what``."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, IndexError) as error:
+        # Only accelerators have an exception of their own for it.
+        if "allocate memory" in str(error):
+            raise torch.OutOfMemoryError(str(error)) from None
+        raise ModelError(f"the model cannot run {what}: {first_line(error)}") from error
+
+
+def tokens_at_once(ids: torch.Tensor) -> str:
+    """What `explained` says of token ids (sequence, position)."""
+    return f"{ids.shape[1]} tokens at a time"
+
+
+def usual_batch(device: torch.device, rows: int) -> int:
+    """Sequences in a batch if the user does not give their number, each of ``rows`` tokens."""
+    return max(1, BATCH_TOKENS.get(device.type, 4096) // rows)

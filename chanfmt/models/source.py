@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import os
@@ -42,7 +43,10 @@ class ModelSource:
         revision: Commit on the Hub; empty elsewhere.
         source: ``hub``, ``local`` or ``gguf``.
         trust_remote_code: Whether code from the model's repository may run.
+        loaded: The model itself, if it is in memory already (`chanfmt.models.memory`); otherwise None.
     """
+
+    loaded: Any = None
 
     def __init__(
         self, directory: Path, id: str = "", revision: str = "", source: str = "local", *, trust_remote_code: bool = False
@@ -99,12 +103,12 @@ class ModelSource:
         Raises:
             ModelError: Unknown model type, remote code without consent, or quantised weights.
         """
-        import transformers
-
         with quiet_transformers():
             try:
-                config = transformers.AutoConfig.from_pretrained(self.directory, trust_remote_code=self.trust_remote_code)
-            # A config is free-form JSON: what it trips over in transformers is anyone's guess.
+                config = self._parsed_config()
+            except ModelError:
+                raise
+            # A config is free-form JSON, so transformers may raise anything over it.
             except Exception as error:
                 text = first_line(error)
                 if "trust_remote_code" in text:
@@ -112,14 +116,29 @@ class ModelSource:
                         f"{self.id} needs code from its repository", hint="read that code, then add --trust-remote-code"
                     ) from None
                 raise ModelError(f"{self.id}: transformers cannot read its config: {text}") from None
-        if getattr(config, "quantization_config", None):
-            method = config.quantization_config
-            name = method.get("quant_method") if isinstance(method, dict) else getattr(method, "quant_method", "unknown")
-            raise ModelError(
-                f"{self.id} is quantised ({name}); its weights cannot be measured or cut channel by channel",
-                hint="use the unquantised checkpoint it was made from",
-            )
+        check_unquantised(config, self.id)
         return config
+
+    def _parsed_config(self) -> Any:
+        """The config object of `config_fields`, as ``AutoConfig.from_pretrained`` makes it.
+
+        transformers reads the file again only if the file holds something that needs more than the class of its model
+        type: code from the repository, another file's name, a number that JSON does not have.
+        """
+        import transformers
+
+        fields = self.config_fields
+        kind = fields.get("model_type")
+        plain = (
+            isinstance(kind, str)
+            and kind in transformers.CONFIG_MAPPING
+            and not fields.keys() & {"auto_map", "configuration_files"}
+            and '"__float__"' not in self.config_text
+            and not (kind == "mistral" and "layer_types" in fields)
+        )
+        if not plain:
+            return transformers.AutoConfig.from_pretrained(self.directory, trust_remote_code=self.trust_remote_code)
+        return transformers.CONFIG_MAPPING[kind].from_dict(copy.deepcopy(fields), name_or_path=str(self.directory))
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -135,6 +154,18 @@ class ModelSource:
                     hint="save the tokenizer into the same directory; models of images or sound are measured on a file of their "
                     "inputs, --calib FILE.npz",
                 ) from None
+
+
+def check_unquantised(config: Any, name: str) -> None:
+    """Raise `ModelError` if ``config`` is that of a quantised model, whose name is ``name``."""
+    method = getattr(config, "quantization_config", None)
+    if not method:
+        return
+    kind = method.get("quant_method") if isinstance(method, dict) else getattr(method, "quant_method", "unknown")
+    raise ModelError(
+        f"{name} is quantised ({kind}); its weights cannot be measured or cut channel by channel",
+        hint="use the unquantised checkpoint it was made from",
+    )
 
 
 def local_source(model: str, *, trust_remote_code: bool = False) -> ModelSource | None:

@@ -171,7 +171,8 @@ def _prepare(name: str, source: ModelSource, text: Text, options: EvaluateOption
 
 
 def _evaluate_one(prepared: _Prepared, options: EvaluateOptions, tasks: Tasks | None, first: Evaluation | None) -> Evaluation:
-    from chanfmt.models.load import check_causal, load_model
+    from chanfmt.models.causal import check_causal
+    from chanfmt.models.load import load_model
     from surgery.evaluation.memory import PeakMemory
     from surgery.evaluation.perplexity import block_losses, paired_bootstrap
 

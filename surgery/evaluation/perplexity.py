@@ -105,7 +105,7 @@ def block_losses(
     """
     import torch
 
-    from chanfmt.building.loss import NextTokenLoss
+    from chanfmt.models.next_token import NextTokenLoss
 
     if len(token_ids) < 2:
         raise UsageError(f"of {len(token_ids)} tokens none can be predicted", hint="choose a longer text")

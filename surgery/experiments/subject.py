@@ -114,8 +114,9 @@ def open_subject(atlas: Atlas, options: SubjectOptions) -> Subject:
     options.check()
     check_atlas(atlas)
     from chanfmt.data.text import read_text
+    from chanfmt.models.causal import check_causal
     from chanfmt.models.find.discover import find_ffns
-    from chanfmt.models.load import check_causal, load_model
+    from chanfmt.models.load import load_model
 
     source = find_model(atlas.model, options.model)
     name = options.model or source.id

@@ -343,7 +343,7 @@ def test_a_text_model_needs_token_ids(tmp_path, capsys):
 
 
 def test_an_interrupted_build_goes_on_to_the_same_bits(tmp_path, vit, monkeypatch):
-    from chanfmt.building.given import LabelsLoss
+    from chanfmt.building.array_losses import LabelsLoss
 
     assert built(tmp_path, "vit", images(), "--batch-size", "2") == 0
     with chanfmt.open(tmp_path / "a.h5") as atlas:

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from chanfmt.base.errors import ModelError, first_line
+from chanfmt.models.causal import is_causal
 from chanfmt.models.ffn import FFN, Matrix, Member, Projection, Read
 from chanfmt.models.find.intercept import Interceptor
 from chanfmt.models.find.probe import probe
 from chanfmt.models.find.trace import Call, decode, trace
-from chanfmt.models.run import TEST_TOKENS, is_causal, run_arrays, run_text, test_tokens
+from chanfmt.models.run import TEST_TOKENS, run_arrays, run_text, test_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -9,7 +9,6 @@ of numbers whatever the size of the parameter.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 from collections import defaultdict
@@ -22,10 +21,10 @@ import torch
 from chanfmt.base.errors import ModelError
 from chanfmt.format.records import TensorSlice
 from chanfmt.models.stored.repeated import Unwritten
+from chanfmt.models.stored.tensors import read_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from chanfmt.models.ffn import FFN, Bias, Matrix
     from chanfmt.models.safetensors import CheckpointIndex
@@ -39,8 +38,7 @@ def tensor_slices(model: Any, ffn: FFN, index: CheckpointIndex) -> tuple[TensorS
     Raises:
         ModelError: A parameter is stored in a form that cannot be followed.
     """
-    with contextlib.ExitStack() as files:
-        return tuple(_Layout(model, index, ffn, files).slices())
+    return tuple(_Layout(model, index, ffn).slices())
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,12 +83,10 @@ class _Stored:
 
 
 class _Layout:
-    def __init__(self, model: Any, index: CheckpointIndex, ffn: FFN, files: contextlib.ExitStack) -> None:
+    def __init__(self, model: Any, index: CheckpointIndex, ffn: FFN) -> None:
         self.model = model
         self.index = index
         self.ffn = ffn
-        self.files = files
-        self.opened: dict[Path, Any] = {}
         names = {projection.matrix.parameter for member in ffn.members for projection in _projections(member)}
         names |= {projection.bias.parameter for member in ffn.members for projection in _projections(member) if projection.bias}
         # By where they lie on the parameter's first axis: one parameter may be stored as hundreds of experts' tensors.
@@ -222,7 +218,9 @@ class _Layout:
         if parameter.is_meta:
             return True
         row = slice(stored.origin[0], stored.origin[0] + 1)
-        values = self._open(self.index.tensors[stored.tensor].file).get_slice(stored.tensor)[row]
+        values = read_row(self.index.tensors[stored.tensor], stored.origin[0])
+        if values is None:
+            return False
         places = tuple(torch.from_numpy(_core(axis[row])).long() for axis in stored.coordinates)
         if stored.mine is None:
             expected = parameter[places].cpu().expand(values.shape)
@@ -231,14 +229,6 @@ class _Layout:
             values = values[mine]
             expected = parameter[tuple(place.expand(mine.shape)[mine] for place in places)].cpu()
         return torch.equal(values.to(expected.dtype), expected)
-
-    def _open(self, file: Path) -> Any:
-        """Opened once: that parses the header, which names the tensors of all experts of all layers."""
-        from safetensors import safe_open
-
-        if file not in self.opened:
-            self.opened[file] = self.files.enter_context(safe_open(file, framework="pt"))
-        return self.opened[file]
 
 
 def _projections(member: Any) -> tuple[Any, ...]:

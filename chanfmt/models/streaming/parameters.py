@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
@@ -18,25 +17,13 @@ from torch import nn
 from chanfmt.base.errors import ModelError, first_line
 from chanfmt.models.load import check_surplus
 from chanfmt.models.quiet import quiet_transformers
+from chanfmt.models.stored.tensors import DTYPES, read_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from chanfmt.models.safetensors import CheckpointIndex, TensorEntry
-
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "BOOL": torch.bool,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-}
-"""Safetensors dtypes that torch has, and that weights come in."""
+    from chanfmt.models.safetensors import TensorEntry
+    from chanfmt.models.source import ModelSource
 
 _M_MMAP_THRESHOLD = -3
 _LARGE = 1 << 20
@@ -84,11 +71,11 @@ def return_freed_memory() -> None:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
-def stored_dtype(config: Any, index: CheckpointIndex) -> torch.dtype:
-    """What ``dtype="auto"`` means to transformers: what the config says, else that of the first floating tensor."""
-    if isinstance(config.dtype, torch.dtype):
-        return config.dtype
-    kinds = (DTYPES.get(entry.dtype) for entry in index.tensors.values())
+def stored_dtype(source: ModelSource) -> torch.dtype:
+    """The dtype that transformers takes for ``dtype="auto"``: the config's, or else that of the first floating tensor."""
+    if isinstance(source.config.dtype, torch.dtype):
+        return source.config.dtype
+    kinds = (DTYPES.get(entry.dtype) for entry in source.index.tensors.values())
     return next((dtype for dtype in kinds if dtype is not None and dtype.is_floating_point), torch.float32)
 
 
@@ -104,18 +91,18 @@ class StoredParameters:
         ModelError: The checkpoint holds a layer beyond the model's last.
     """
 
-    def __init__(self, model: Any, index: CheckpointIndex, dtype: torch.dtype, name: str) -> None:
+    def __init__(self, model: Any, source: ModelSource, dtype: torch.dtype) -> None:
         from transformers.conversion_mapping import get_model_conversion_mapping
 
         self._model = model
-        self._index = index
+        self._index = source.index
         self._dtype = dtype
-        self._name = name
+        self._name = source.id
         self._mapping = get_model_conversion_mapping(model)
         self._sources = self._targets()
         # What reverting the conversion of a name goes by, as `from_pretrained` leaves it.
         model._weight_conversions = [conversion for conversion in self._mapping if conversion.was_used()]
-        check_surplus(model, self._sources.keys() - model.state_dict().keys(), name)
+        check_surplus(model, self._sources.keys() - model.state_dict().keys(), source.id)
 
     def _targets(self) -> dict[str, list[str]]:
         """Name in the model (one of several, where a stored tensor becomes several) to stored tensors."""
@@ -184,27 +171,13 @@ class StoredParameters:
 
 
 class _Reader:
-    """One stored tensor, read when it is indexed with an ellipsis. No memory map: its pages would count as ours."""
+    """One stored tensor. transformers indexes it with an ellipsis when it wants the values; they are read then."""
 
     def __init__(self, entry: TensorEntry) -> None:
         self._entry = entry
 
     def __getitem__(self, index: Any) -> torch.Tensor:
-        entry = self._entry
-        if entry.dtype not in DTYPES:
-            raise ModelError(f"{entry.file} stores a weight as {entry.dtype}, which cannot be measured")
-        data = torch.empty(entry.nbytes, dtype=torch.uint8)
-        view, position = data.numpy().data, 0
-        try:
-            with entry.file.open("rb", buffering=0) as stream:
-                while position < entry.nbytes:
-                    count = os.preadv(stream.fileno(), [view[position:]], entry.start + position)
-                    if not count:
-                        raise ModelError(f"{entry.file} is cut short", hint="download the checkpoint again")
-                    position += count
-        except OSError as error:
-            raise ModelError(f"cannot read {entry.file}: {error.strerror}") from None
-        return data.view(DTYPES[entry.dtype]).reshape(entry.shape)
+        return read_tensor(self._entry)
 
 
 @contextlib.contextmanager

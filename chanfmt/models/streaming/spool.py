@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
@@ -45,7 +46,9 @@ class Spool:
     def __exit__(self, *exception: object) -> None:
         self.clear()
         if self._file is not None:
-            self._file.close()
+            # Nobody needs what is in it any more, and an error here would hide the body's.
+            with contextlib.suppress(OSError):
+                self._file.close()
 
     @property
     def on_disk(self) -> int:

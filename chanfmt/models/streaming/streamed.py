@@ -9,11 +9,12 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from chanfmt.base.errors import ModelError, first_line
+from chanfmt.models.causal import causal_rows, shows_causal
 from chanfmt.models.find.discover import Found, assemble, check_complete, examined
 from chanfmt.models.find.probe import probe
 from chanfmt.models.find.trace import Tracer
 from chanfmt.models.load import auto_class, check_finite, pick_device, pick_dtype
-from chanfmt.models.run import causal_rows, eager_experts, run_text, shows_causal, test_tokens
+from chanfmt.models.run import eager_experts, run_text, test_tokens
 from chanfmt.models.streaming.chain import Chain, equal, state_of
 from chanfmt.models.streaming.parameters import StoredParameters, return_freed_memory, stored_dtype, weightless
 
@@ -51,12 +52,11 @@ def open_streamed(source: ModelSource, *, dtype: str = "auto", device: str = "au
         ModelError: It is no chain of blocks, weights are missing or not finite, or an FFN cannot be verified.
     """
     return_freed_memory()
-    config, index = source.config, source.index
     place = pick_device(device)
     wanted = pick_dtype(dtype, place)
-    kind = stored_dtype(config, index) if wanted == "auto" else wanted
-    model = weightless(auto_class(config), config, kind, trust_remote_code=source.trust_remote_code)
-    chain = Chain(model, StoredParameters(model, index, kind, source.id), place)
+    kind = stored_dtype(source) if wanted == "auto" else wanted
+    model = weightless(auto_class(source.config), source.config, kind, trust_remote_code=source.trust_remote_code)
+    chain = Chain(model, StoredParameters(model, source, kind), place)
     with eager_experts(model), torch.no_grad():
         return _Opening(chain).opened()
 
