@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chanfmt.algebra import labels, metrics
+from chanfmt.building.weight_metrics import norms, wanda_group
 from chanfmt.format import schema
 from chanfmt.format.records import LabelSettings, StackData, Stacked
-from chanfmt.models.matrices import FFNWeights, norms, wanda_group
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from chanfmt.building.statistics import ChannelStatistics, FFNStatistics
     from chanfmt.models.ffn import FFN
+    from chanfmt.models.matrices import FFNWeights
 
 _SUFFIXES = {"dense": "", "experts": ".experts", "shared": ".shared_expert"}
 

@@ -125,7 +125,13 @@ class _Processes(Group):
         except KeyboardInterrupt:
             self._look_for_lost()
             raise
-        failures = [told for told in self.exchange(_told(failure)) if told is not None]
+        try:
+            failures = [told for told in self.exchange(_told(failure)) if told is not None]
+        except LostProcessError:
+            # What went wrong here is what the user has to mend; it may be why the other process is gone.
+            if isinstance(failure, ChanfmtError):
+                raise failure from None
+            raise
         if not failures:
             return result
         final = next((told for told in failures if not told.out_of_memory), None)

@@ -14,21 +14,21 @@ import torch
 from chanfmt.base.errors import ChanfmtError, ModelError
 from chanfmt.building.capture import Capture
 from chanfmt.building.distributed import Group
-from chanfmt.building.loss import Loss, NextTokenLoss
 from chanfmt.building.state import PassState
 from chanfmt.building.statistics import FFNStatistics
 from chanfmt.data.tokens import CalibrationTokens
 from chanfmt.format import schema
 from chanfmt.models.load import check_finite
+from chanfmt.models.next_token import NextTokenLoss
+from chanfmt.models.run import usual_batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
+    from chanfmt.building.loss import Loss
     from chanfmt.data.arrays import CalibrationInputs
     from chanfmt.models.ffn import FFN
-
-BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
-"""Tokens in a batch that is not asked for otherwise: enough to fill the device, no more."""
 
 
 @dataclass
@@ -72,6 +72,12 @@ class Measurement:
             item.collect(group)
         losses = group.exchange(self.loss)
         self.loss = 0.0 if group.rank else sum(losses)
+
+    def keep_beside(self, partial: Path) -> None:
+        """Write what belongs to the partial atlas ``partial`` and goes into a file of its own, before that is written."""
+
+    def kept(self, partial: Path) -> None:
+        """Take note that this measurement is in the partial atlas ``partial``."""
 
     def laid_aside(self, number: int, variables: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         """``variables`` of FFN ``number`` on the way to a file, kept where the statistics are."""
@@ -153,11 +159,6 @@ def measure(
         progress(-measurement.sequences * tokens.seq_len)
         size //= 2
         start, done = None, 0
-
-
-def usual_batch(device: torch.device, rows: int) -> int:
-    """Sequences of ``rows`` tokens in a batch that is not asked for otherwise."""
-    return max(1, BATCH_TOKENS.get(device.type, 4096) // rows)
 
 
 def split_ranges(split_of: np.ndarray) -> list[tuple[int, int]]:

@@ -114,6 +114,20 @@ class BuildOptions:
                 raise UsageError("--revisions names none", hint="for example: --revisions step1000,step2000")
         _ = self.batch
 
+    def check_in_memory(self) -> None:
+        """Raise `UsageError` for an option that cannot be used with a model that is in memory."""
+        for value, flag in (
+            (self.stream, "--stream"),
+            (self.device_map, "--device-map"),
+            (self.revision, "--revision"),
+            (self.revisions, "--revisions"),
+        ):
+            if value:
+                raise UsageError(
+                    f"{flag} is for a model that is read from its files, not for one that is in memory",
+                    hint="leave it out, or give the directory or the Hub id of the model",
+                )
+
     @property
     def revision_names(self) -> list[str]:
         """Revisions of a series, in the order given, each once."""
@@ -144,6 +158,6 @@ class BuildOptions:
         return Path(os.path.expanduser(self.output))
 
     @property
-    def checkpoint(self) -> Path:
-        """Where an unfinished build keeps what it has measured."""
+    def partial(self) -> Path:
+        """File of the partial atlas, which an unfinished build leaves."""
         return self.path.with_name(self.path.name + ".partial")

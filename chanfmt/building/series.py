@@ -44,7 +44,7 @@ def members(options: BuildOptions) -> list[tuple[str, BuildOptions]]:
             member = dataclasses.replace(member, model=str(model / revision))
         else:
             member = dataclasses.replace(member, revision=revision)
-        found[name] = (revision, dataclasses.replace(member, resume=os.path.lexists(member.checkpoint)))
+        found[name] = (revision, dataclasses.replace(member, resume=os.path.lexists(member.partial)))
     return list(found.values())
 
 

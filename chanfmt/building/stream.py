@@ -21,11 +21,11 @@ from chanfmt.base.errors import ChanfmtError, ModelError
 from chanfmt.base.files import atomic_file
 from chanfmt.building.capture import Capture
 from chanfmt.building.derive import reduce
-from chanfmt.building.loss import explained, tokens_at_once
-from chanfmt.building.measure import Measurement, split_ranges, usual_batch
+from chanfmt.building.gradients import gradient_path, remove_gradients
+from chanfmt.building.measure import Measurement, split_ranges
 from chanfmt.building.state import PassState, StreamState
 from chanfmt.building.statistics import FFNStatistics
-from chanfmt.models.run import eager_experts
+from chanfmt.models.run import eager_experts, explained, tokens_at_once, usual_batch
 from chanfmt.models.streaming.chain import Call
 from chanfmt.models.streaming.spool import Spooled, bytes_of
 
@@ -78,7 +78,7 @@ class StreamedMeasurement(Measurement):
         block: The first finished block; the number of blocks while there is none.
         fresh: Whether a block was finished since the last checkpoint.
         gradient: Gives the gradient of the loss by what that block reads, batch by batch in order.
-        gradient_sha256: Of the file that `save_gradient` wrote last.
+        gradient_sha256: Of the file that `keep_beside` wrote last.
     """
 
     statistics: Shelf
@@ -103,15 +103,20 @@ class StreamedMeasurement(Measurement):
             StreamState(self.block, self.gradient_sha256),
         )
 
-    def save_gradient(self, path: Path) -> None:
-        """Write the gradient to ``path`` and remember its digest. Raises `ChanfmtError` where that cannot be written."""
+    def keep_beside(self, partial: Path) -> None:
+        """Write the gradient beside ``partial``, and remember its digest. Raises `ChanfmtError` if it cannot be written."""
         digest = hashlib.sha256()
-        with atomic_file(path) as temporary, temporary.open("wb") as file:
+        with atomic_file(gradient_path(partial, self.block)) as temporary, temporary.open("wb") as file:
             for gradient in self.gradient():
                 data = bytes_of(gradient)
                 digest.update(data)
                 file.write(data)
         self.gradient_sha256 = digest.hexdigest()
+
+    def kept(self, partial: Path) -> None:
+        """Remove the gradients that belonged to earlier versions of ``partial``."""
+        self.fresh = False
+        remove_gradients(partial, self.block)
 
 
 def measure_streamed(
@@ -135,7 +140,7 @@ def measure_streamed(
         batch_size: Sequences in a batch; None picks one and halves it when memory runs out.
         progress: Called with the number of sequences that passed through a block, in either direction, see `steps`.
         start: Where an earlier pass over the same tokens stood; forward passes are repeated as far as they are needed.
-        gradient: The file that `StreamedMeasurement.save_gradient` wrote then.
+        gradient: The file that `StreamedMeasurement.keep_beside` wrote then.
         after_batch: Called after every batch of every block, and after every block that is finished.
 
     Raises:

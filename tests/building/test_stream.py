@@ -14,8 +14,7 @@ import torch
 from chanfmt.algebra.validate import validate
 from chanfmt.base.errors import ChanfmtError, ModelError, UsageError
 from chanfmt.building import build as building
-from chanfmt.building import state as checkpoint
-from chanfmt.building import stream
+from chanfmt.building import keeper, run_pass, stream
 from chanfmt.building.options import BuildOptions
 from chanfmt.building.statistics import FFNStatistics
 from chanfmt.format.reader import Atlas
@@ -156,7 +155,7 @@ def test_finished_layers_are_not_in_memory_when_the_atlas_is_written(tmp_path, t
         return original(content, path)
 
     monkeypatch.setattr(building, "write_atlas", write)
-    monkeypatch.setattr(checkpoint, "write_atlas", write)
+    monkeypatch.setattr(keeper, "write_atlas", write)
     build(options(tmp_path, text, "out.h5", stream=True, spool_limit=0.0, checkpoint_every=0.0), SETTINGS)
     assert written == ["out.h5.partial"] * 6 + ["out.h5"]
 
@@ -286,7 +285,7 @@ def test_a_batch_that_does_not_fit_is_halved(tmp_path, text, monkeypatch):
 
     expected = build(options(tmp_path, text, "one.h5", stream=True, batch_size="1"), SETTINGS)
     monkeypatch.setattr(stream._Pass, "_back", back)
-    monkeypatch.setattr(building, "measure_streamed", measure)
+    monkeypatch.setattr(run_pass, "measure_streamed", measure)
     assert_same(expected, build(options(tmp_path, text, "auto.h5", stream=True, batch_size="auto"), SETTINGS), 1e-9)
     with pytest.raises(ChanfmtError, match="out of memory with 2 sequences"):
         build(options(tmp_path, text, "two.h5", stream=True), SETTINGS)
