@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from chanfmt import __version__
 from chanfmt.base.command_line import recorded_command
+from chanfmt.base.version import __version__
 from chanfmt.building.distributed import processes
 from chanfmt.format.records import ProducerRecord
 
