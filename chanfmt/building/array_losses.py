@@ -27,23 +27,27 @@ REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, Key
 
 
 def choose_array_loss(model: Any, example: Samples, name: str, labels: np.ndarray | None) -> Loss:
-    """The loss called ``name``, `schema.LOSSES`' labels or embedding; ``auto`` is that of the labels where there are any.
+    """The loss called ``name``: ``labels`` or ``embedding``; for ``auto``, ``labels`` if there are labels.
 
     Args:
         example: One sample.
-        labels: Of all samples that there are.
+        labels: The labels of all samples in the file (sample, ...); None if the file has none.
 
     Raises:
-        UsageError: There is no such loss.
+        UsageError: The model does not have this loss, or the labels do not fit its logits.
     """
     kind = type(model).__name__
     if name not in ("auto", "labels", "embedding"):
-        raise UsageError(f"--loss {name} is of text; over given inputs there are labels and embedding")
+        raise UsageError(f"--loss {name} needs text; a file of inputs can be measured with --loss labels or --loss embedding")
     if name == "labels" and labels is None:
-        raise UsageError("--loss labels needs an array of labels beside the inputs", hint="add it, or use --loss embedding")
+        raise UsageError(
+            "--loss labels needs an array of labels beside the inputs", hint="add the array, or use --loss embedding"
+        )
     if labels is None or name == "embedding":
         if has_decoder(model) and DECODER_IDS not in example.arrays:
-            raise UsageError(f"the embedding of {kind} needs {DECODER_IDS}, which its decoder reads", hint="add them")
+            raise UsageError(
+                f"the embedding of {kind} needs {DECODER_IDS}, which its decoder reads", hint=f"add an array {DECODER_IDS}"
+            )
         return ArrayEmbeddingLoss(model, example)
     with torch.no_grad(), explained("a sample"):
         logits = getattr(run_arrays(model, taken(model, example.arrays)), "logits", None)
@@ -51,25 +55,25 @@ def choose_array_loss(model: Any, example: Samples, name: str, labels: np.ndarra
     if logits is None or labels.shape[1:] != logits.shape[1:-1]:
         shape = "none" if logits is None else f"of shape {tuple(logits.shape[1:])}"
         raise UsageError(
-            f"{kind} has not one row of logits for each label: a sample has labels of shape {labels.shape[1:]}, logits {shape}",
+            f"{kind} does not give one row of logits for each label: a sample has labels of shape {labels.shape[1:]} and logits {shape}",
             hint=hint,
         )
     if IDS in example.arrays and labels.ndim > 1 and not has_decoder(model):
         raise UsageError(
-            f"{kind} predicts the tokens that it reads: labels per token are no part of its inputs", hint=f"give {IDS} alone"
+            f"{kind} predicts the tokens that it reads, so it does not take a label per token", hint=f"give {IDS} alone"
         )
     if labels.max() >= logits.shape[-1]:
-        raise UsageError(f"the labels run to {labels.max()}, and {kind} tells {logits.shape[-1]} classes apart", hint=hint)
+        raise UsageError(f"the labels run to {labels.max()}, but {kind} has {logits.shape[-1]} classes", hint=hint)
     return LabelsLoss(model, int(labels[0].size))
 
 
 class LabelsLoss:
-    """Sum of the NLL of given labels under the model's logits: of one class per sample, or of a decoder's tokens."""
+    """Sum of the NLL of given labels under the model's logits: one class per sample, or the tokens of a decoder."""
 
     definition = schema.LOSSES["labels"]
 
     def __init__(self, model: Any, labels: int) -> None:
-        """Args: ``labels`` is how many a sample has."""
+        """Take ``labels``, the number of labels of a sample."""
         self.model = model
         self.labels = labels
 
@@ -83,7 +87,7 @@ class LabelsLoss:
 
 
 class ArrayEmbeddingLoss:
-    """`chanfmt.building.loss.EmbeddingLoss` over given arrays; the noise of a sample is drawn by its SHA-256."""
+    """The embedding loss (`chanfmt.building.loss.EmbeddingLoss`) over arrays. The noise is drawn by the sample's SHA-256."""
 
     definition = schema.LOSSES["embedding"]
 
@@ -93,11 +97,12 @@ class ArrayEmbeddingLoss:
             with torch.no_grad():
                 self.positions = self._hidden(example).shape[1]
         except ModelError as error:
-            error.hint = "give labels for it"
+            error.hint = "give labels for this model"
             raise
         except REFUSALS as error:
             raise ModelError(
-                f"{type(model).__name__} cannot run a sample without its head: {first_line(error)}", hint="give labels for it"
+                f"{type(model).__name__} cannot run a sample without its head: {first_line(error)}",
+                hint="give labels for this model",
             ) from error
 
     def terms(self, seq_len: int) -> int:
@@ -113,11 +118,11 @@ class ArrayEmbeddingLoss:
 
 
 def taken(model: Any, arrays: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What goes into the forward pass: labels only where a decoder reads them, one place later."""
+    """The arrays that go into the forward pass. Labels are among them only if a decoder reads them, one position later."""
     read = has_decoder(model) and DECODER_IDS not in arrays
     return {name: values for name, values in arrays.items() if name != LABELS or read}
 
 
 def has_decoder(model: Any) -> bool:
-    """Whether ``model`` has a decoder that runs; a classifier of an encoder-decoder's encoder has none."""
+    """Whether ``model`` has a decoder that runs. A classifier on the encoder of an encoder-decoder has none."""
     return bool(model.config.is_encoder_decoder) and DECODER_IDS in array_names(model)

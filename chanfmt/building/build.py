@@ -110,6 +110,6 @@ def _narrate(plan: BuildPlan) -> None:
     mixed = sorted({ffn.layer_index for ffn in plan.ffns if ffn.mixed})
     if mixed:
         say(
-            f"note: in layer {', '.join(map(str, mixed))} a norm or a threshold over all channels lies between read and write: "
-            "without some channels the others change",
+            f"note: in layer {', '.join(map(str, mixed))} a norm or a threshold over all channels lies between read and write, "
+            "so removing some channels changes the others",
         )

@@ -1,4 +1,4 @@
-"""When the partial atlas of a build is written, and that a failure to write it ends nothing."""
+"""Write the partial atlas of a build when it is due. A failure to write it does not end the build."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Keeper:
 
     @contextlib.contextmanager
     def saving_on_failure(self, measurement: Measurement) -> Iterator[None]:
-        """Save ``measurement`` if the body fails, and raise the body's error, whatever becomes of the saving.
+        """Save ``measurement`` if the body fails, and raise the body's error even if saving fails.
 
         A `ChanfmtError` of the body gains the hint how to continue. The body takes seconds; the pass before it may have
         taken days.
@@ -107,7 +107,7 @@ class Keeper:
             saved = False
             try:
                 saved = self.save(measurement)
-            # Whatever it is, the error that the user has to mend is the first one.
+            # Any second error is only a warning: the user has to mend the first one.
             except (Exception, KeyboardInterrupt) as second:
                 self._failed(second)
             if isinstance(error, ChanfmtError) and os.path.lexists(self.path):

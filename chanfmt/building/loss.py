@@ -23,40 +23,41 @@ MASKED_SHARE = 0.15
 
 
 class Loss(Protocol):
-    """A sum over the tokens of a batch that channels are measured against.
+    """A sum over the tokens of a batch, against which channels are measured.
 
     Attributes:
         model: The model that is run.
-        definition: What an atlas says of it, one of `chanfmt.format.schema.LOSSES`.
+        definition: The loss as an atlas records it: a value of `chanfmt.format.schema.LOSSES`.
     """
 
     model: Any
     definition: str
 
     def backward(self, batch: Any, /) -> float:
-        """Run ``batch`` forward and backward: token ids (sequence, position), or the samples that the loss is made for.
+        """Run ``batch`` forward and backward. Returns the summed loss in nats.
 
-        Returns the summed loss in nats.
+        Args:
+            batch: Token ids (sequence, position), or the samples that the loss is made for.
 
         Raises:
             ModelError: The model cannot run sequences of this length.
-            torch.OutOfMemoryError: On any device.
+            torch.OutOfMemoryError: Memory runs out, on any device.
         """
 
     def terms(self, seq_len: int) -> int:
-        """Terms of the sum for one sequence: what a mean is over."""
+        """Terms of the sum for one sequence of ``seq_len`` tokens, which a mean is taken over."""
 
 
 def choose_loss(model: Any, tokenizer: Any, example: torch.Tensor, name: str = "auto", *, causal: bool | None = None) -> Loss:
-    """The loss called ``name``, one of `chanfmt.format.schema.LOSSES`; ``auto`` is the one ``model`` was made for.
+    """The loss called ``name``, a key of `chanfmt.format.schema.LOSSES`; for ``auto``, the loss that ``model`` was made for.
 
     Args:
         example: Token ids (1, position) to try the model on.
-        causal: Whether no token sees a later one; None asks the model.
+        causal: Whether the model is causal, if that is known; None runs the model to find out.
 
     Raises:
-        UsageError: The model has no such loss.
-        ModelError: It cannot run ``example``.
+        UsageError: The model does not have this loss.
+        ModelError: The model cannot run ``example``.
     """
     if name == "embedding":
         return EmbeddingLoss(model)
@@ -78,14 +79,14 @@ def choose_loss(model: Any, tokenizer: Any, example: torch.Tensor, name: str = "
     if name == "auto":
         raise UsageError(
             f"{kind} is an encoder as configured, and its tokenizer has no mask token: "
-            "neither next tokens nor masked ones can be predicted",
+            "it can predict neither next tokens nor masked tokens",
             hint="measure it against its own embedding with --loss embedding",
         )
     raise UsageError(f"{kind} has no {name} loss", hint="leave out --loss, or use --loss embedding")
 
 
 class MaskedTokenLoss:
-    """Sum of the NLL of tokens that the mask token replaces: a fixed share of each sequence, which ones by its SHA-256."""
+    """Sum of the NLL of tokens that the mask token replaces: a fixed share of each sequence, drawn by the sequence's SHA-256."""
 
     definition = schema.LOSSES["masked-token"]
 
@@ -110,7 +111,7 @@ class MaskedTokenLoss:
 
 
 class ReconstructionLoss:
-    """Sum of the NLL of an encoder-decoder's decoder, which gives back token by token what the encoder reads."""
+    """Sum of the NLL of the decoder of an encoder-decoder, which repeats, token by token, what the encoder reads."""
 
     definition = schema.LOSSES["reconstruction"]
 
@@ -132,9 +133,9 @@ class ReconstructionLoss:
 class EmbeddingLoss:
     """NLL of the last hidden state under a unit Gaussian around itself, for encoders that predict no tokens.
 
-    The observation is drawn from the model: the state plus standard normal noise, by the sequence's
-    SHA-256. Its gradient is the noise, so that E[s^2] is how much the state moves with u: the Fisher
-    information of the embedding, up to the sample.
+    The observation is drawn from the model: it is the state plus standard normal noise, which is drawn by the sequence's
+    SHA-256. The gradient of the NLL is the noise. So E[s^2] says how much the state moves with u: it is the Fisher
+    information of the embedding, up to sampling.
     """
 
     definition = schema.LOSSES["embedding"]
@@ -152,7 +153,7 @@ class EmbeddingLoss:
 
 
 def hidden_state(model: Any, output: Any, sequences: int) -> torch.Tensor:
-    """The last hidden state (sequence, token, dimension) in the output of ``model`` without its head. Raises `ModelError`."""
+    """The last hidden state (sequence, token, dimension) in ``output``, which ``model`` gave without its head. Raises `ModelError`."""
     state = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
     if not isinstance(state, torch.Tensor) or state.ndim != 3 or len(state) != sequences:
         raise ModelError(f"{type(model).__name__} gives no hidden state per token")
@@ -160,7 +161,7 @@ def hidden_state(model: Any, output: Any, sequences: int) -> torch.Tensor:
 
 
 def sampled(state: torch.Tensor, generators: Iterable[np.random.Generator]) -> float:
-    """Draw an observation of ``state``, a generator for each sequence, and go backward from it. Returns its NLL in nats."""
+    """Draw an observation of ``state``, by one generator for each sequence, and run the backward pass. Returns its NLL in nats."""
     noise = torch.stack([torch.from_numpy(each.standard_normal(state.shape[1:])) for each in generators]).to(state)
     state.backward(-noise)
     return 0.5 * float(noise.double().square().sum())
@@ -171,5 +172,5 @@ def _generator(row: torch.Tensor) -> np.random.Generator:
 
 
 def generator_of(sha256: bytes) -> np.random.Generator:
-    """Random numbers that belong to a sequence, whatever batch it is in."""
+    """Random numbers for the sequence with this SHA-256, whatever batch it is in."""
     return np.random.default_rng(list(sha256))

@@ -64,8 +64,8 @@ def _check_names(model: Any, file: InputFile) -> None:
     unknown = [name for name in file.arrays if name not in known]
     if unknown:
         raise UsageError(
-            f"{file.name}: {kind} takes no {unknown[0]}; it takes {', '.join(known)}",
-            hint="name the arrays as the model's forward does",
+            f"{file.name}: {kind} does not take {unknown[0]}; it takes {', '.join(known)}",
+            hint="name the arrays as the arguments of the model's forward",
         )
     if model.main_input_name not in file.arrays:
         raise UsageError(
@@ -93,8 +93,8 @@ def _check_runs(model: Any, one: Mapping[str, torch.Tensor], file: InputFile) ->
     for name, value in first.items():
         if isinstance(value, torch.Tensor) and not _alike(value.float(), second[name].float()):
             raise ModelError(
-                f"{type(model).__name__} gives another {name} each time: it draws something at random",
-                hint=f"give that too; it takes {', '.join(array_names(model))}",
+                f"{type(model).__name__} gives another {name} each time, because it draws random numbers",
+                hint=f"give the random numbers as an array too; the model takes {', '.join(array_names(model))}",
             )
 
 

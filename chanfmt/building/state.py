@@ -1,7 +1,7 @@
-"""What a build keeps so that a killed one can go on: an atlas of the sequences measured so far.
+"""The content of a partial atlas, which an unfinished build leaves and continues from.
 
-The file is a valid atlas with status ``partial``. What readers have no use for and the pass needs
-to continue bit for bit lies in the extension groups ``x_chanfmt/<stack>`` and ``x_chanfmt/resume``.
+The file is a valid atlas of the sequences measured so far, with status ``partial``. The pass needs more than readers do to
+continue bit for bit; that lies in the extension groups ``x_chanfmt/<stack>`` and ``x_chanfmt/resume``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 OWNER = schema.RESUME_EXTENSION
 RESUME = f"{OWNER}/resume"
 LAYOUT = 2
-"""Version of what the extension groups hold."""
+"""Version of the content of the extension groups."""
 
 REQUEST: dict[str, str] = {
     "fingerprint": "the model's weights",
@@ -52,7 +52,7 @@ REQUEST: dict[str, str] = {
     "score": "score",
     "ties": "ties",
 }
-"""Attributes of ``x_chanfmt/resume`` that must be the same to continue, and what people call them."""
+"""Attributes of ``x_chanfmt/resume`` that must be the same to continue, with their names in messages."""
 
 ENVIRONMENT: dict[str, str] = {
     "chanfmt": "chanfmt",
@@ -61,7 +61,7 @@ ENVIRONMENT: dict[str, str] = {
     "threads": "the number of threads",
     "hardware": "the hardware",
 }
-"""Attributes of ``x_chanfmt/resume`` that may change the last bits of a sum, and what people call them."""
+"""Attributes of ``x_chanfmt/resume`` that may change the last bits of a sum, with their names in messages."""
 
 _STACK_STATE = (*(variable.name for variable in schema.SUMS), "sum_q2_split", "max_abs_u", "tokens_split")
 _CROSS = ("layer", "channel", "candidate")
@@ -85,11 +85,11 @@ _EXTRA_STATE: dict[str, tuple[tuple[str, ...], str, str]] = {
 
 @dataclass(frozen=True)
 class StreamState:
-    """Where a streamed pass stands between two blocks.
+    """The state of a streamed pass between two blocks.
 
     Attributes:
-        block: The first block of those that are finished, which are all from there on.
-        gradient_sha256: Digest of the file that holds the gradient of the loss by what that block reads.
+        block: The first finished block. All blocks behind it are finished too.
+        gradient_sha256: SHA-256 of the file with the gradient of the loss by the input of that block, hexadecimal.
     """
 
     block: int
@@ -98,14 +98,14 @@ class StreamState:
 
 @dataclass(frozen=True)
 class PassState:
-    """Where a pass stands between two batches.
+    """The state of a pass between two batches.
 
     Attributes:
-        sequences: Sequences measured, the first ones in canonical order.
+        sequences: Number of sequences measured: the first ones in canonical order.
         batch_size: Sequences in a batch.
-        loss: Their summed next-token NLL, nats.
-        ffns: `ChannelStatistics.state` of every FFN, in order; of a streamed pass of the last ones, which are finished.
-        stream: Of a streamed pass.
+        loss: Summed loss of the measured sequences, nats.
+        ffns: `FFNStatistics.state` of every FFN, in model order; in a streamed pass, of the finished FFNs, which are the last.
+        stream: The state of a streamed pass; None for a pass in memory.
     """
 
     sequences: int
@@ -117,13 +117,14 @@ class PassState:
 
 @dataclass(frozen=True)
 class PartialAtlas:
-    """What a checkpoint file says.
+    """A partial atlas, as a build continues from it.
 
     Attributes:
         request: Values of `REQUEST`.
         environment: Values of `ENVIRONMENT`.
-        producer: The sessions so far: seconds, command, history.
-        modules: Module of every FFN and its channels, in order.
+        state: The state of the pass.
+        producer: The record of the runs so far: seconds, command, history.
+        modules: Name of the module and number of channels of every FFN, in model order.
     """
 
     request: Mapping[str, Any]
@@ -134,12 +135,12 @@ class PartialAtlas:
 
 
 def sequences_digest(sha256: Sequence[str]) -> str:
-    """One SHA-256 for a list of sequences, hexadecimal."""
+    """One SHA-256 for a list of sequences, given by theirs; hexadecimal."""
     return hashlib.sha256("\n".join(sha256).encode()).hexdigest()
 
 
 def partial_variables(state: Mapping[str, np.ndarray], settings: LabelSettings) -> dict[str, np.ndarray]:
-    """What an unfinished FFN's atlas holds: sums, what follows from them, and supernodes; no layer dimension.
+    """The arrays of one FFN in a partial atlas, without the layer dimension: sums, metrics derived from them, supernodes.
 
     Connectivity comes last in a build, so there is no halo yet.
     """
@@ -159,7 +160,7 @@ def extensions(
     request: Mapping[str, Any],
     environment: Mapping[str, Any],
 ) -> tuple[ExtensionGroup, ...]:
-    """The groups that `read_partial` needs besides the atlas itself."""
+    """The extension groups that `read_partial` needs besides the atlas itself."""
     groups = []
     for stack in stacks:
         members = [state.ffns[block.index] for block in blocks if block.stack == stack.name]
@@ -202,10 +203,10 @@ def extensions(
 
 
 def read_partial(path: Path) -> PartialAtlas:
-    """Read ``path`` whole and check its digest.
+    """Read the partial atlas ``path`` whole and check its digest.
 
     Raises:
-        AtlasError: It is damaged, not a checkpoint, or one of another version.
+        AtlasError: The file is damaged, is not a partial atlas, or is from another version.
     """
     with Atlas.open(path, verify=True) as atlas:
         content = atlas.content()
@@ -224,11 +225,11 @@ def read_partial(path: Path) -> PartialAtlas:
             tuple((block.module, block.n_channels) for block in content.blocks),
         )
     except (KeyError, IndexError, ValueError) as error:
-        raise AtlasError(f"{path} is no checkpoint of a build: it lacks {error}") from None
+        raise AtlasError(f"{path} is not a partial atlas of a build: it lacks {error}") from None
 
 
 def is_partial(path: Path) -> bool:
-    """Whether ``path`` can be opened and is an unfinished build."""
+    """Whether ``path`` can be opened and is a partial atlas."""
     try:
         with Atlas.open(path) as atlas:
             return atlas.status == "partial"
@@ -247,7 +248,7 @@ def _ffn_state(content: AtlasContent, groups: Mapping[str, ExtensionGroup], bloc
 
 
 def _stack_padded(rows: list[np.ndarray]) -> np.ndarray:
-    """Rows of one stack; reads of FFNs of equal width may still differ in the width of their input."""
+    """Stack rows of one stack. Rows are padded, because FFNs of equal width may have reads of different input width."""
     shape = np.max([np.shape(row) for row in rows], axis=0).astype(int)
     result = np.zeros((len(rows), *shape), dtype=np.asarray(rows[0]).dtype)
     for index, row in enumerate(rows):

@@ -16,7 +16,7 @@ _PART = 1 << 20
 
 
 def norms(weights: FFNWeights) -> dict[str, np.ndarray]:
-    """``write_norm``, ``write_norm_l1``, ``up_norm`` and, where gated, ``gate_norm``; float64 (m,)."""
+    """``write_norm``, ``write_norm_l1``, ``up_norm`` and, for a gated FFN, ``gate_norm``; float64 (m,)."""
     result = {
         "write_norm": np.sqrt(_column_sums(weights.write, lambda part: np.square(part, dtype=np.float64))),
         "write_norm_l1": _column_sums(weights.write, np.abs),
@@ -41,11 +41,11 @@ def wanda_group(weights: FFNWeights, read_power: np.ndarray, write_power: np.nda
 
 
 def _column_sums(matrix: np.ndarray, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Sums over rows of ``function`` of the elements, float64."""
+    """Sums over the rows of ``function`` applied to the elements, float64 (m,)."""
     return np.sum([function(part).sum(axis=0, dtype=np.float64) for part in _parts(matrix)], axis=0)
 
 
 def _parts(matrix: np.ndarray) -> list[np.ndarray]:
-    """Runs of rows, so that what is computed of them in float64 is small beside the matrix."""
+    """Runs of rows of ``matrix``. A float64 copy of one run is small beside the matrix."""
     step = max(1, _PART // max(1, matrix.shape[1]))
     return [matrix[start : start + step] for start in range(0, len(matrix), step)]

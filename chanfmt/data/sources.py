@@ -1,4 +1,4 @@
-"""Sequences of one or several sources: drawn apart, measured together, each with its contribution."""
+"""Sequences of one or several sources: drawn separately, measured together, each source with its contribution."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def draw_text(source: str, sequences: int, seq_len: int, seed: int, *, model: Mo
 
 
 def together(sources: Sequence[Source]) -> tuple[tuple[Source, ...], CalibrationTokens]:
-    """The sources in an order of their own, whatever the one given, and all their sequences in canonical order.
+    """The sources sorted by name and revision, and all their sequences in canonical order.
 
-    A sequence that several sources have counts for the first of them, and a note says how many there are.
+    A sequence of several sources counts for the first of them. A note says how many such sequences there are.
     """
     ordered = tuple(sorted(sources, key=lambda source: (source.name, source.revision)))
     counts = [len(source.ids) for source in ordered]
@@ -70,14 +70,14 @@ def together(sources: Sequence[Source]) -> tuple[tuple[Source, ...], Calibration
 def contributions(
     sources: Sequence[Source], tokens: CalibrationTokens | CalibrationInputs, count: int, model: ModelRecord
 ) -> tuple[tuple[Contribution, ...], np.ndarray]:
-    """The contributions to the first ``count`` sequences, by id, and the row of each sequence, int32 (sequence,)."""
+    """The contributions to the first ``count`` sequences, sorted by id, and the row of each sequence, int32 (sequence,)."""
     source_of = tokens.source_of[:count]
     rows = []
     for number, source in enumerate(sources):
         sha256 = [digest for digest, of in zip(tokens.sha256, source_of, strict=False) if of == number]
         if not sha256:
             continue
-        # The same measurement has the same id, whoever makes it and in however many sessions.
+        # The same measurement has the same id, whoever makes it and in however many runs.
         identity = "\n".join([model.fingerprint, model.config_sha256, model.dtype, *sha256])
         rows.append(
             (

@@ -17,9 +17,9 @@ _CAUSAL_TOKENS = 8
 
 @torch.no_grad()
 def is_causal(model: Any) -> bool:
-    """Whether no token sees a later one and it predicts tokens.
+    """Whether ``model`` predicts tokens, and no token sees a later one.
 
-    Asked of the instance: two dozen encoder types pass for causal language models by their class.
+    The instance is asked, because two dozen encoder types pass for causal language models by their class.
     """
     return not model.config.is_encoder_decoder and shows_causal(run_text(model, causal_rows(model)))
 
@@ -32,7 +32,7 @@ def causal_rows(model: Any) -> torch.Tensor:
 
 
 def shows_causal(output: Any) -> bool:
-    """Whether a model's output for `causal_rows` predicts tokens, and differs at the last one only."""
+    """Whether the output of a model for `causal_rows` predicts tokens and differs at the last token only."""
     if not hasattr(output, "logits"):
         return False
     first, second = output.logits[:, :-1].float()
@@ -40,16 +40,16 @@ def shows_causal(output: Any) -> bool:
 
 
 def check_causal(model: PreTrainedModel) -> None:
-    """Raise `ModelError` where a later token reaches an earlier logit: there is no next-token loss then."""
+    """Raise `ModelError` if a later token reaches an earlier logit: the model has no next-token loss then."""
     if not is_causal(model):
         with torch.no_grad():
             logits = getattr(run_text(model, causal_rows(model)), "logits", None)
-        # Two NaNs are never equal, whatever a token sees.
+        # NaN differs from NaN, so NaN logits look as if tokens saw later ones.
         if logits is not None and bool(logits.isnan().any()):
             raise ModelError(
                 f"the logits of {type(model).__name__} are NaN: an activation overflowed", hint="use --dtype float32"
             )
         raise ModelError(
-            f"{type(model).__name__} is an encoder as configured: its tokens see later ones, so no next-token loss exists",
+            f"{type(model).__name__} is an encoder as configured: its tokens see later tokens, so it has no next-token loss",
             hint="perplexity is for causal language models, and for encoders with is_decoder=true",
         )

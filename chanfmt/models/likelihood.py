@@ -12,8 +12,8 @@ def nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def summed_nll(logits: torch.Tensor, targets: torch.Tensor) -> float:
-    """As `nll`, the terms added up in float64; it has no gradient."""
-    # On the CPU: not every accelerator has float64.
+    """The sum that `nll` returns, with its terms added up in float64 and without a gradient."""
+    # The sum is taken on the CPU, because not every accelerator has float64.
     return float(_nll(logits, targets, "none").cpu().double().sum())
 
 
@@ -21,11 +21,11 @@ def _nll(logits: torch.Tensor, targets: torch.Tensor, reduction: str) -> torch.T
     logits = logits.reshape(-1, logits.shape[-1])
     if logits.dtype != torch.float64:
         logits = logits.float()
-    # Of a model on several devices the logits need not be where the tokens are.
+    # A model on several devices may give its logits on another device than its tokens.
     return functional.cross_entropy(logits, targets.reshape(-1).to(logits.device), reduction=reduction)
 
 
 def differentiated(loss: torch.Tensor) -> float:
-    """The value of ``loss``, after its backward pass."""
+    """Run the backward pass of ``loss``. Returns its value."""
     loss.backward()
     return float(loss.detach())

@@ -28,18 +28,18 @@ class FFNWeights:
 
 
 def ffn_weights(model: nn.Module, member: Member) -> FFNWeights:
-    """Weights of ``member`` on the CPU, float32 (float64 where the model is)."""
+    """Weights of ``member`` on the CPU, float32; float64 if the model is."""
     width = member.write.matrix.inputs
     reads: dict[str, np.ndarray] = {}
     for read in member.reads:
-        # An adapter beside a read projection has rows of its own, in a space of its own.
+        # The rows of an adapter beside a read projection lie in another space than the residual stream.
         if read.role not in reads:
             reads[read.role] = _numpy(matrix_of(model, read.projection.matrix)[read.start :: read.step][:width])
     return FFNWeights(_numpy(matrix_of(model, member.write.matrix)), reads)
 
 
 def matrix_of(model: nn.Module, matrix: Matrix) -> torch.Tensor:
-    """``matrix`` as (outputs, inputs), a view of its parameter."""
+    """The values of ``matrix``, (outputs, inputs), as a view of its parameter."""
     weight = model.get_parameter(matrix.parameter).detach()
     if matrix.index is not None:
         weight = weight[matrix.index]

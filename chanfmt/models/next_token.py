@@ -11,35 +11,42 @@ from chanfmt.models.likelihood import differentiated, nll, summed_nll
 from chanfmt.models.run import explained, run_text, tokens_at_once
 
 LOGIT_BYTES = 128 << 20
-"""Logits held at a time. A vocabulary of 128k over 2k tokens would be a gigabyte, thrice."""
+"""Bytes of logits held at a time. The logits of 2k tokens over a vocabulary of 128k take a gigabyte, three times over."""
 
 
 class NextTokenLoss:
     """Sum of next-token NLL of a causal LM, forward and backward, with logits in chunks.
 
-    Where the model's logits are its output embedding applied to its decoder's last hidden state
-    (checked on the instance, bit for bit up to rounding), they are computed and differentiated a
-    chunk of tokens at a time; otherwise all at once through the model's own forward.
+    If the model's logits are its output embedding applied to its decoder's last hidden state, they are computed and
+    differentiated one chunk of tokens at a time. That is checked on the instance, up to rounding. Otherwise all logits are
+    computed at once by the model's own ``forward``.
     """
 
     definition = schema.LOSSES["next-token"]
 
     def __init__(self, model: Any, example: torch.Tensor) -> None:
-        """Args: ``example`` are token ids (1, position) to check the head on; at most 16 are used."""
+        """Check the head on ``example``, token ids (1, position), of which at most 16 are used."""
         self.model = model
         self.head = model.get_output_embeddings()
         self.chunked = isinstance(getattr(self.head, "weight", None), torch.Tensor) and self._head_is_plain(example[:, :16])
 
     def terms(self, seq_len: int) -> int:
+        """Predicted tokens of a sequence."""
         return seq_len - 1
 
     def backward(self, ids: torch.Tensor) -> float:
+        """Run ``ids`` (sequence, position) forward and backward. Returns the summed loss in nats.
+
+        Raises:
+            ModelError: The model cannot run sequences of this length.
+            torch.OutOfMemoryError: Memory runs out, on any device.
+        """
         with explained(tokens_at_once(ids)):
             return self._backward(ids)
 
     @torch.no_grad()
     def value(self, ids: torch.Tensor) -> float:
-        """Summed loss of ``ids`` (sequence, position) in nats, forward only. Raises as `backward`."""
+        """Summed loss of ``ids`` (sequence, position) in nats, by a forward pass alone. Raises the errors of `backward`."""
         with explained(tokens_at_once(ids)):
             return self._value(ids)
 

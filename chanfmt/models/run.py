@@ -20,10 +20,10 @@ BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 
 
 def run_text(model: Any, ids: torch.Tensor, *, decoder_ids: torch.Tensor | None = None) -> Any:
-    """One forward pass over token ids (sequence, position), nothing cached. Returns the model's own output.
+    """Run one forward pass over token ids (sequence, position) without a cache. Returns the model's own output.
 
     Args:
-        decoder_ids: What the decoder of an encoder-decoder reads; ``ids`` where that does not matter.
+        decoder_ids: Token ids that the decoder of an encoder-decoder reads; by default ``ids``.
     """
     known = inspect.signature(model.forward).parameters
     extra: dict[str, Any] = {}
@@ -36,21 +36,21 @@ def run_text(model: Any, ids: torch.Tensor, *, decoder_ids: torch.Tensor | None 
 
 
 def run_arrays(model: Any, arrays: Mapping[str, torch.Tensor]) -> Any:
-    """One forward pass over ``arrays``, by the names that the model's forward has for them, nothing cached."""
+    """Run one forward pass over ``arrays``, by the argument names of the model's ``forward``, without a cache."""
     extra = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
     with eager_experts(model):
         return model(**arrays, **extra)
 
 
 def array_names(model: Any) -> tuple[str, ...]:
-    """Arrays that the model's forward takes, its main one first."""
+    """Names of the arrays that the model's ``forward`` takes, the main input first."""
     parameters = inspect.signature(model.forward).parameters.values()
     names = [item.name for item in parameters if item.kind is item.POSITIONAL_OR_KEYWORD and not _is_switch(item)]
     return tuple(sorted(names, key=lambda name: name != model.main_input_name))
 
 
 def _is_switch(parameter: inspect.Parameter) -> bool:
-    """Whether a parameter of forward says how to run, or what earlier runs left, rather than on what."""
+    """Whether a parameter of ``forward`` says how to run, or is what an earlier run left, rather than an input."""
     name = parameter.name
     return (
         "bool" in str(parameter.annotation)
@@ -67,9 +67,9 @@ def test_tokens(model: Any) -> torch.Tensor:
 
 
 def vocabulary(model: Any) -> int:
-    """Token ids that the model has an embedding for."""
+    """Number of token ids that the model has an embedding for."""
     embedding: Any = model.get_input_embeddings()
-    # Music models have one table per codebook; a few have none that is a plain matrix.
+    # Music models have one table per codebook; the tables of a few models are not plain matrices.
     embedding = embedding[0] if isinstance(embedding, torch.nn.ModuleList) else embedding
     if isinstance(getattr(embedding, "weight", None), torch.Tensor):
         return int(embedding.weight.shape[0])
@@ -78,7 +78,7 @@ def vocabulary(model: Any) -> int:
 
 @contextlib.contextmanager
 def eager_experts(model: Any) -> Iterator[None]:
-    """Experts one after the other, each a plain product of its own tokens, which is what can be followed."""
+    """Run experts one after the other in the body, each as a plain product of its own tokens, which can be followed."""
     configs = [
         module.config
         for module in model.modules()
@@ -96,20 +96,20 @@ def eager_experts(model: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Raise what `Loss.backward` does for whatever goes wrong when the model runs ``what``."""
+    """Turn the errors of a model that runs ``what`` in the body into `ModelError`, or into `torch.OutOfMemoryError` on any device."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, IndexError) as error:
-        # Only accelerators have an exception of their own for it.
+        # Only accelerators have an exception of their own for memory that runs out.
         if "allocate memory" in str(error):
             raise torch.OutOfMemoryError(str(error)) from None
         raise ModelError(f"the model cannot run {what}: {first_line(error)}") from error
 
 
 def tokens_at_once(ids: torch.Tensor) -> str:
-    """What `explained` says of token ids (sequence, position)."""
+    """Token ids (sequence, position) as `explained` describes them in an error."""
     return f"{ids.shape[1]} tokens at a time"
 
 

@@ -1,4 +1,4 @@
-"""What is known of a model's files, read once and passed on."""
+"""A model's files: where they lie, and what is known of them, read once and passed on."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from chanfmt.models.quiet import quiet_transformers
 from chanfmt.models.safetensors import CheckpointIndex, fingerprint
 
 TEMPLATE_DIRECTORY = "additional_chat_templates"
-"""The one directory below a model's that belongs to it: transformers keeps a tokenizer's named chat templates there."""
+"""The only subdirectory of a model's directory that belongs to the model: the tokenizer's named chat templates lie there."""
 CONFIG_FILE = "config.json"
 _MAX_CONFIG = 16 << 20
 
 
 class Named(Protocol):
-    """What atlases and plans say alike of a model: `chanfmt.format.records.ModelRecord`, `surgery.planning.plan.PlannedModel`."""
+    """The fields that identify a model, in an atlas (`chanfmt.format.records.ModelRecord`) and in a pruning plan alike."""
 
     @property
     def id(self) -> str: ...
@@ -33,14 +33,14 @@ class Named(Protocol):
 
 
 class ModelSource:
-    """A model's files: where they lie, and what they say. Each file is read when first asked for, and once.
+    """A model's files: where they lie, and what they say. Each file is read once, when something in it is first needed.
 
     `chanfmt.hub.locate.locate_model` makes one from what a user writes.
 
     Attributes:
         directory: Local directory with config, weights and tokenizer.
         id: Hub id, or the name of the directory or GGUF file.
-        revision: Commit on the Hub; empty elsewhere.
+        revision: Commit on the Hub; empty for a model that is not from the Hub.
         source: ``hub``, ``local`` or ``gguf``.
         trust_remote_code: Whether code from the model's repository may run.
         loaded: The model itself, if it is in memory already (`chanfmt.models.memory`); otherwise None.
@@ -86,22 +86,23 @@ class ModelSource:
 
     @functools.cached_property
     def config_fields(self) -> dict[str, Any]:
-        """The fields of ``config.json`` as they stand there. Raises `ModelError` if they are no table."""
+        """The fields of ``config.json`` as parsed JSON. Raises `ModelError` if it is not a JSON object."""
         path = self.directory / CONFIG_FILE
         try:
             config = json.loads(self.config_text)
         except (ValueError, RecursionError) as error:
             raise ModelError(f"{path} is not valid JSON: {error}") from None
         if not isinstance(config, dict):
-            raise ModelError(f"{path} is not a table of fields")
+            raise ModelError(f"{path} is not a JSON object")
         return config
 
     @functools.cached_property
     def config(self) -> Any:
-        """The config as transformers reads it, after refusing what cannot be measured.
+        """The config object of transformers.
 
         Raises:
-            ModelError: Unknown model type, remote code without consent, or quantised weights.
+            ModelError: The model type is unknown, the model needs code from its repository and ``trust_remote_code`` is off,
+                or the weights are quantised.
         """
         with quiet_transformers():
             try:
@@ -151,8 +152,8 @@ class ModelSource:
             except Exception as error:
                 raise ModelError(
                     f"{self.id} has no tokenizer that transformers can load: {first_line(error)}",
-                    hint="save the tokenizer into the same directory; models of images or sound are measured on a file of their "
-                    "inputs, --calib FILE.npz",
+                    hint="save the tokenizer into the same directory; for a model of images or sound, give a file of its inputs: "
+                    "--calib FILE.npz",
                 ) from None
 
 
@@ -169,10 +170,10 @@ def check_unquantised(config: Any, name: str) -> None:
 
 
 def local_source(model: str, *, trust_remote_code: bool = False) -> ModelSource | None:
-    """The local directory or ``.gguf`` file called ``model``; None if nothing of that name is here.
+    """The local directory or ``.gguf`` file called ``model``; None if this machine has no file of that name.
 
     Raises:
-        ModelError: It is here, and it is not a model.
+        ModelError: There is a file of that name, and it is not a model.
     """
     path = Path(os.path.expanduser(model))
     if path.suffix == ".gguf":
@@ -186,12 +187,12 @@ def local_source(model: str, *, trust_remote_code: bool = False) -> ModelSource 
     if not path.is_dir():
         raise ModelError(f"{model} is a file; a model is a directory, a .gguf file or a Hub id")
     if not (path / CONFIG_FILE).is_file():
-        raise ModelError(f"the directory {model} holds no config.json, so it is not a transformers model")
+        raise ModelError(f"the directory {model} has no config.json, so it is not a transformers model")
     return ModelSource(path, trust_remote_code=trust_remote_code)
 
 
 def is_local(path: Path) -> bool:
-    """Whether ``path`` names something on this machine, a ``.gguf`` file that may be missing included."""
+    """Whether ``path`` names something on this machine. A ``.gguf`` file does, even if it is missing. Raises `ModelError`."""
     try:
         return path.suffix == ".gguf" or path.exists()
     except OSError as error:
@@ -199,6 +200,6 @@ def is_local(path: Path) -> bool:
 
 
 def own_revision(model: str, record: Named) -> str | None:
-    """The commit that ``record`` was measured at, if ``model`` is what the record calls its model on the Hub."""
+    """The commit in ``record``, if ``model`` is the Hub id in ``record`` and not a local file; otherwise None."""
     same = record.source == "hub" and model == record.id and not Path(model).exists()
     return (record.revision or None) if same else None

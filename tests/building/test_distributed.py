@@ -1,4 +1,4 @@
-"""Builds by several processes under torchrun, against the same in one."""
+"""Builds by several processes under torchrun, against the same build in one process."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def finish(process):
     try:
         _, error = process.communicate(timeout=100)
     except subprocess.TimeoutExpired:
-        # Not killed: torchrun would leave its processes behind.
+        # If torchrun were killed, it would leave its processes behind.
         process.terminate()
         _, error = process.communicate()
         pytest.fail(f"hangs: {error}")
@@ -97,7 +97,7 @@ def request(model, output, **changes):
 
 
 def assert_same(path, expected):
-    """All that does not depend on the order of summation is equal, the sums to 1e-9, what follows from them to float32."""
+    """Check that two atlases agree: sums to 1e-9, metrics to float32, everything without rounding exactly."""
     with chanfmt.open(path, verify=True) as found, chanfmt.open(expected, verify=True) as other:
         ours, theirs = found.content(), other.content()
     assert ours.status == "complete"
@@ -156,7 +156,7 @@ def test_three_processes_sum_fail_run_out_of_memory_and_measure_experts_as_one(t
     assert loss == pytest.approx(expected.loss, rel=1e-9)
     for found, item in zip(states, expected.statistics, strict=True):
         for name, values in item.state().items():
-            # The null pairs sequences of one process.
+            # The null pairs sequences of one process, so it depends on their number.
             if not name.startswith(("null", "last")):
                 np.testing.assert_allclose(found[name], values, 1e-9, 1e-12 * np.abs(values).max(), err_msg=name)
         assert found["null_count"] > 0
@@ -227,7 +227,7 @@ def test_a_killed_process_ends_the_run_which_others_continue(tiny_checkpoint, tm
     process = start(2, *flags(several))
     assert_same(build(dataclasses.replace(options, resume=True, checkpoint_every=None), SETTINGS), whole)
 
-    # Another number of processes, interrupted in its turn.
+    # Another number of processes continues the build, and is interrupted too.
     before = several.partial.stat().st_ino
     wait_for(lambda: several.partial.stat().st_ino != before, process)
     process.send_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""An unfinished build: what it keeps, when it writes it, and that what follows is as if nothing had happened."""
+"""Partial atlases: their content, when they are written, and that a continued build equals an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def test_nothing_to_continue_and_starting_over(options, uninterrupted, monkeypat
     assert not options.partial.exists()
 
 
-# A flipped bit is found by reading everything, which starting over has no need of.
+# A flipped bit is found only if the whole file is read, and a build that starts over does not read it.
 @pytest.mark.parametrize(
     ("damage", "resume"),
     [
@@ -348,7 +348,7 @@ def test_out_of_memory_starts_over_from_a_checkpoint_too(options, monkeypatch):
     monkeypatch.setattr(plan_module, "load_model", load)
     monkeypatch.setattr("chanfmt.models.run.BATCH_TOKENS", {"cpu": 16 * 32})
     stop_after(options, 1, monkeypatch)
-    # The warm-up has three sequences: this is met after the checkpoint.
+    # The warm-up has three sequences, so memory runs out after the partial atlas is written.
     limit[0] = 8
     build(dataclasses.replace(options, resume=True), SETTINGS)
     whole = build(dataclasses.replace(options, output=str(options.path.with_name("b.h5")), batch_size="8"), SETTINGS)
@@ -365,7 +365,7 @@ def test_reads_of_several_widths_keep_their_own():
 
 @pytest.mark.parametrize(("every", "seconds", "rate"), [(None, 20_000, 50e6), (None, 20_000, 1e9), (500.0, 20_000, 50e6)])
 def test_checkpoints_take_at_most_two_percent_of_the_time(every, seconds, rate):
-    """A run simulated: batches of 3 s, a state that grows from 0.1 to 4 GB after the warm-up."""
+    """Simulate a run with batches of 3 s and a state that grows from 0.1 to 4 GB after the warm-up."""
     now, spent, count = 0.0, 0.0, 0
     schedule = keeper.Schedule(every, now)
     while now < seconds:
@@ -386,8 +386,8 @@ def test_every_batch_or_none():
     assert not keeper.Schedule(math.inf, 5.0).due(1e9, 1)
 
 
-def test_a_checkpoint_of_another_version_is_no_checkpoint(tmp_path):
+def test_a_partial_atlas_of_another_version_is_refused(tmp_path):
     content = dataclasses.replace(random_content(), status="partial")
     write_atlas(content, tmp_path / "a.h5.partial")
-    with pytest.raises(AtlasError, match="no checkpoint of a build"):
+    with pytest.raises(AtlasError, match="is not a partial atlas of a build"):
         state.read_partial(tmp_path / "a.h5.partial")

@@ -74,7 +74,7 @@ def is_valid(path):
 
 
 def assert_same(first, second, tolerance):
-    """Two atlases of one measurement: labels equal, every other number to ``tolerance`` of the array's largest."""
+    """Check that two atlases agree: labels exactly, every other number to ``tolerance`` of the largest in its array."""
     with Atlas.open(first) as one, Atlas.open(second) as other:
         a, b = one.content(), other.content()
     assert a.calibration.mean_loss == pytest.approx(b.calibration.mean_loss, rel=1e-6)
@@ -148,7 +148,7 @@ def test_finished_layers_are_not_in_memory_when_the_atlas_is_written(tmp_path, t
     def write(content, path):
         written.append(path.name)
         gc.collect()
-        # That of the block under way, and of the one before it until this one is finished.
+        # The statistics of the current block, and of the block before it until the current one is finished.
         assert sum(type(item) is FFNStatistics for item in gc.get_objects()) <= 2
         for stack in content.stacks:
             assert all(isinstance(row, Spooled) for values in stack.variables.values() for row in values._rows)
@@ -161,7 +161,7 @@ def test_finished_layers_are_not_in_memory_when_the_atlas_is_written(tmp_path, t
 
 
 def stopping_after(blocks):
-    """`_Pass._back` with Ctrl-C when ``blocks`` blocks were finished, in the middle of the next."""
+    """`_Pass._back` with Ctrl-C in the middle of a block, when ``blocks`` blocks are finished."""
     original = stream._Pass._back
 
     def back(self, number, place, batch, call):
@@ -215,7 +215,7 @@ def test_checkpoints_while_it_runs_and_a_lost_gradient(tmp_path, text, monkeypat
     gradients = list(tmp_path.glob("out.h5.partial.gradient-*"))
     assert [path.name for path in gradients] == ["out.h5.partial.gradient-1"]
     gradients[0].write_bytes(bytes(gradients[0].stat().st_size))
-    with pytest.raises(ChanfmtError, match="is not what the build wrote there"):
+    with pytest.raises(ChanfmtError, match="has changed since the build wrote it"):
         build(options(tmp_path, text, "out.h5", stream=True, resume=True), SETTINGS)
     with monkeypatch.context() as patch:
         patch.setattr(building, "write_atlas", write)
@@ -237,7 +237,7 @@ def test_checkpoints_while_it_runs_and_a_lost_gradient(tmp_path, text, monkeypat
         ("t5", {"d_model": 36, "d_ff": 87, "num_layers": 2, "num_heads": 6, "d_kv": 6}, "its encoder as well as each other"),
     ],
 )
-def test_refuses_what_is_no_chain(tmp_path, model_type, changes, why):
+def test_refuses_a_model_that_is_not_a_chain(tmp_path, model_type, changes, why):
     import transformers
 
     from tests.support.tiny import VOCAB, tiny_tokenizer

@@ -75,7 +75,7 @@ def test_the_order_of_the_sources_changes_nothing(tiny_checkpoint, texts, tmp_pa
 
 
 def test_a_source_alone_is_measured_as_within_others(tiny_checkpoint, texts, tmp_path):
-    """Its sequences and its id are those of its own build with its share of the sequences."""
+    """A source's sequences and id are those of a build on this source alone, with its share of the sequences."""
     both = calibration(build(request(tiny_checkpoint("llama"), tmp_path / "a.h5", texts), SETTINGS))
     alone = calibration(build(request(tiny_checkpoint("llama"), tmp_path / "b.h5", texts[0], sequences=10), SETTINGS))
     (row,) = alone.contributions
