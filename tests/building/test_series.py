@@ -88,7 +88,7 @@ def test_a_break_loses_little(run_directory: Path, tmp_path: Path, monkeypatch: 
     ("changes", "reason"),
     [
         ({"revisions": "a/b,a-b"}, "would both be written"),
-        ({"revisions": " , "}, "names none"),
+        ({"revisions": " , "}, "names no revision"),
         ({"revisions": "a", "revision": "b"}, "cannot be combined"),
         ({"revisions": "a", "dry_run": True}, "cannot be combined"),
     ],
