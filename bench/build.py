@@ -32,14 +32,14 @@ import torch
 from torch.nn import functional
 
 from chanfmt.building.capture import Capture
-from chanfmt.building.loss import NextTokenLoss
-from chanfmt.building.measure import usual_batch
 from chanfmt.building.statistics import FFNStatistics
 from chanfmt.data.text import read_text
 from chanfmt.data.tokens import sample, tokenize
 from chanfmt.hub.locate import locate_model
 from chanfmt.models.find.discover import find_ffns
 from chanfmt.models.load import load_model
+from chanfmt.models.next_token import NextTokenLoss
+from chanfmt.models.run import usual_batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable

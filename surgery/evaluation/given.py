@@ -93,7 +93,8 @@ def runnable(model: ModelSource | LoadedModel, *, dtype: str = "auto", device: s
     Raises:
         ModelError: The model cannot be loaded, or it is not causal.
     """
-    from chanfmt.models.load import check_causal, load_model
+    from chanfmt.models.causal import check_causal
+    from chanfmt.models.load import load_model
 
     with contextlib.ExitStack() as stack:
         if isinstance(model, LoadedModel):

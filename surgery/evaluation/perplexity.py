@@ -110,7 +110,7 @@ def block_losses(
     """
     import torch
 
-    from chanfmt.building.loss import NextTokenLoss
+    from chanfmt.models.next_token import NextTokenLoss
 
     if len(token_ids) < 2:
         raise UsageError(

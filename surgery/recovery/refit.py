@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from chanfmt.base.errors import ModelError
-from chanfmt.building.measure import usual_batch
 from chanfmt.models.find.intercept import Interceptor
-from chanfmt.models.run import eager_experts, run_text
+from chanfmt.models.run import eager_experts, run_text, usual_batch
 from chanfmt.models.streaming.spool import Spool
 from chanfmt.models.streaming.streamed import StreamedModel, open_streamed
 from surgery.cut.checkpoint.patch import as_stored
