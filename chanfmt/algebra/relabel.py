@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -23,8 +23,27 @@ from chanfmt.format import schema
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from chanfmt.format.records import AtlasContent, LabelSettings, StackData
-    from chanfmt.models.stored.weights import StoredWeights
+    from chanfmt.format.records import AtlasContent, Block, LabelSettings, StackData
+
+
+class Weights(Protocol):
+    """The weights of one dense FFN or of one expert.
+
+    Attributes:
+        write: Write vectors as columns, float (d, m).
+        reads: Gate rows (if the FFN has a gate) and up rows, each float (m, d).
+    """
+
+    @property
+    def write(self) -> np.ndarray: ...
+    @property
+    def reads(self) -> list[np.ndarray]: ...
+
+
+class WeightsOfFFNs(Protocol):
+    """Gives the weights of every FFN in an atlas, such as `chanfmt.models.stored.weights.StoredWeights`."""
+
+    def ffn(self, ffn: Block, expert: int, /) -> Weights: ...
 
 
 def relabelled(content: AtlasContent, settings: LabelSettings) -> AtlasContent:
@@ -51,7 +70,7 @@ def relabelled(content: AtlasContent, settings: LabelSettings) -> AtlasContent:
     return _with_stacks(content, settings, stacks, core_rho(stacks, content.core_rho, settings))
 
 
-def relabelled_with_weights(content: AtlasContent, settings: LabelSettings, weights: StoredWeights) -> AtlasContent:
+def relabelled_with_weights(content: AtlasContent, settings: LabelSettings, weights: WeightsOfFFNs) -> AtlasContent:
     """``content`` labelled with ``settings`` as a build would: everything that rests on weights is made again.
 
     Connectivity, connectivity to supports of other sizes and read connectivity are computed from the

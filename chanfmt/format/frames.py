@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -10,12 +10,46 @@ from chanfmt.base.errors import AtlasError, MissingPackageError
 from chanfmt.format import schema
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
-    from chanfmt.format.reader import Atlas, Stack
+    from chanfmt.format.records import Block
 
 
-def stack_dataset(stack: Stack) -> Any:
+class StackArrays(Protocol):
+    """What `chanfmt.format.reader.Stack` offers of its arrays."""
+
+    name: str
+    kind: str
+    activation: str
+    layers: np.ndarray
+    n_channels: int
+    n_experts: int
+    splits: int
+    supports: tuple[int, ...]
+
+    @property
+    def variables(self) -> list[str]: ...
+    @property
+    def all_metrics(self) -> list[schema.Variable]: ...
+    @property
+    def extension_metrics(self) -> list[schema.Variable]: ...
+    def __contains__(self, name: str) -> bool: ...
+    def __getitem__(self, name: str) -> np.ndarray: ...
+    def row(self, name: str, row: int) -> np.ndarray: ...
+
+
+class AtlasArrays(Protocol):
+    """What `chanfmt.format.reader.Atlas` offers of its arrays."""
+
+    path: Path
+
+    @property
+    def stacks(self) -> Mapping[str, StackArrays]: ...
+    def rows(self) -> Iterator[tuple[Block, StackArrays]]: ...
+
+
+def stack_dataset(stack: StackArrays) -> Any:
     """See `chanfmt.format.reader.Stack.to_xarray`."""
     try:
         import xarray
@@ -40,7 +74,7 @@ def stack_dataset(stack: Stack) -> Any:
     return xarray.Dataset(variables, coordinates, {"stack": stack.name, "kind": stack.kind, "activation": stack.activation})
 
 
-def channel_frame(atlas: Atlas, metrics: Sequence[str] | None = None) -> Any:
+def channel_frame(atlas: AtlasArrays, metrics: Sequence[str] | None = None) -> Any:
     """See `chanfmt.format.reader.Atlas.to_pandas`."""
     try:
         import pandas as pd
