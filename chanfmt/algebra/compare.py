@@ -11,6 +11,7 @@ import numpy as np
 from chanfmt.algebra.labels import supernode_count, top_indices
 from chanfmt.base.errors import AtlasError
 from chanfmt.format import schema
+from chanfmt.format.unit import unit_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -181,8 +182,7 @@ def _compare_ffn(first: Atlas, block: Block, second: Atlas, other: Block, metric
     stacks = first.stacks[block.stack], second.stacks[other.stack]
     rows = block.row, other.row
     values = [stack.row(metric, row).astype(np.float64).ravel() for stack, row in zip(stacks, rows, strict=True)]
-    # (expert, channel); a dense FFN is one expert.
-    labels = [np.atleast_2d(stack.row("label", row)) for stack, row in zip(stacks, rows, strict=True)]
+    labels = [unit_rows(stack.row("label", row)) for stack, row in zip(stacks, rows, strict=True)]
     core = [label == schema.LABEL_SUPERNODE for label in labels]
     halo = [label == schema.LABEL_HALO for label in labels]
     tops = [_top(row.reshape(label.shape), first.labels.rho) for row, label in zip(values, labels, strict=True)]

@@ -90,9 +90,9 @@ def relabelled_with_weights(content: AtlasContent, settings: LabelSettings, weig
         place, mass = where, None
         for block in blocks:
             stack = made[block.stack]
-            for expert in range(max(1, block.n_experts)):
-                at = (block.row, expert) if block.n_experts else (block.row,)
-                ffn = weights.ffn(block, expert)
+            for expert in block.experts:
+                at = (block.row,) if expert is None else (block.row, expert)
+                ffn = weights.ffn(block, expert or 0)
                 if previous is not None and previous[-1] >= ffn.reads[0].shape[1]:
                     raise ModelError(
                         f"{block.module} reads {ffn.reads[0].shape[1]} dimensions, and the layer before it writes more"

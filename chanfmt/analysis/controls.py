@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from chanfmt.base.errors import UsageError
+from chanfmt.format.unit import unit_rows
 
 
 def random_control(selected: np.ndarray, pool: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -17,7 +18,7 @@ def random_control(selected: np.ndarray, pool: np.ndarray, generator: np.random.
         UsageError: The pool has fewer.
     """
     control = np.zeros(selected.shape, dtype=bool)
-    for chosen, free, drawn in zip(*map(np.atleast_2d, (selected, pool, control)), strict=True):
+    for chosen, free, drawn in zip(*map(unit_rows, (selected, pool, control)), strict=True):
         count, candidates = int(chosen.sum()), np.flatnonzero(free)
         _check_room(count, len(candidates))
         drawn[generator.choice(candidates, count, replace=False)] = True
@@ -34,7 +35,7 @@ def matched_control(selected: np.ndarray, pool: np.ndarray, lp: np.ndarray) -> n
         UsageError: The pool has fewer channels.
     """
     control = np.zeros(selected.shape, dtype=bool)
-    for chosen, free, values, drawn in zip(*map(np.atleast_2d, (selected, pool, lp, control)), strict=True):
+    for chosen, free, values, drawn in zip(*map(unit_rows, (selected, pool, lp, control)), strict=True):
         wanted, candidates = np.flatnonzero(chosen), np.flatnonzero(free)
         _check_room(len(wanted), len(candidates))
         drawn[candidates[_nearest(_log(values[wanted]), _log(values[candidates]))]] = True

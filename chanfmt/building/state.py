@@ -24,6 +24,7 @@ from chanfmt.building.statistics import REDUCED
 from chanfmt.format import schema
 from chanfmt.format.reader import Atlas
 from chanfmt.format.records import ExtensionGroup, ExtensionVariable
+from chanfmt.format.unit import unit_rows
 from chanfmt.format.writer import write_atlas
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def partial_variables(state: Mapping[str, np.ndarray], settings: LabelSettings) 
     variables = {name: state[name] for name in _STACK_STATE} | {"tokens": tokens}
     variables |= metrics.derive_metrics(variables, tokens) | {name: state[name] for name in REDUCED if name in state}
     score = variables[settings.score]
-    label = [labels.label_ffn(row, None, None, settings)[0] for row in np.atleast_2d(score)]
+    label = [labels.label_ffn(row, None, None, settings)[0] for row in unit_rows(score)]
     variables["label"] = np.reshape(label, score.shape)
     return variables
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,43 +10,9 @@ from chanfmt.base.errors import AtlasError, MissingPackageError
 from chanfmt.format import schema
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Sequence
 
-    from chanfmt.format.records import Block
-
-
-class StackArrays(Protocol):
-    """What `chanfmt.format.reader.Stack` offers of its arrays."""
-
-    name: str
-    kind: str
-    activation: str
-    layers: np.ndarray
-    n_channels: int
-    n_experts: int
-    splits: int
-    supports: tuple[int, ...]
-
-    @property
-    def variables(self) -> list[str]: ...
-    @property
-    def all_metrics(self) -> list[schema.Variable]: ...
-    @property
-    def extension_metrics(self) -> list[schema.Variable]: ...
-    def __contains__(self, name: str) -> bool: ...
-    def __getitem__(self, name: str) -> np.ndarray: ...
-    def row(self, name: str, row: int) -> np.ndarray: ...
-
-
-class AtlasArrays(Protocol):
-    """What `chanfmt.format.reader.Atlas` offers of its arrays."""
-
-    path: Path
-
-    @property
-    def stacks(self) -> Mapping[str, StackArrays]: ...
-    def rows(self) -> Iterator[tuple[Block, StackArrays]]: ...
+    from chanfmt.format.arrays import AtlasArrays, StackArrays
 
 
 def stack_dataset(stack: StackArrays) -> Any:

@@ -29,17 +29,23 @@ from chanfmt.format.records import (
     StoredSlices,
 )
 from chanfmt.format.sandbox import Crashed, run_contained
+from chanfmt.format.show import atlas_text, ffns_text, short, table
+from chanfmt.format.unit import units_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence, Set
     from types import TracebackType
 
     from chanfmt.format.container import Container
+    from chanfmt.format.unit import Unit
 
 TRIAL_SECONDS = 10
 """Processor time in which any file's structure can be read."""
 READ_WHOLE_BYTES = 32 << 20
 """An array up to this size is read at once: each read costs more than a megabyte of contiguous data."""
+
+MOST_STACKS = 20
+"""Stacks that the HTML table of an atlas lists."""
 
 
 class Location(NamedTuple):
@@ -92,6 +98,10 @@ class Stack:
         self.n_experts = lengths.get("expert", 0)
         self.splits = lengths["split"]
         self.supports: tuple[int, ...] = tuple(container.read(f"{self._path}/support").tolist()) if "support" in lengths else ()
+
+    def __repr__(self) -> str:
+        shape = (self.n_experts, self.n_channels) if self.n_experts else (self.n_channels,)
+        return f"<Stack {short(self.name)!r}: {self.kind}, {ffns_text([shape] * len(self.layers))}>"
 
     def __contains__(self, name: str) -> bool:
         return name in self._held or name in self._extension_places
@@ -250,6 +260,31 @@ class Atlas:
         self.stacks: dict[str, Stack] = {name: Stack(container, name, needed=needed) for name in container.children("stacks")}
         self.blocks = _read_blocks(container, self.stacks)
 
+    def __repr__(self) -> str:
+        about = atlas_text(self.model.id, (block.shape for block in self.blocks), self.status)
+        return f"<Atlas {short(self.path.name)!r}: {about}>"
+
+    def _repr_html_(self) -> str:
+        model, labels = self.model, self.labels
+        revision = f" at {short(model.revision, 12)}" if model.revision else ""
+        try:
+            sources = ", ".join(dict.fromkeys(row.source for row in self.calibration.contributions))
+            text = f"{self.calibration.sequences:,} x {self.calibration.seq_len:,} tokens of {short(sources)}"
+        except AtlasError as error:
+            text = f"cannot be read: {short(error.message)}"
+        shown = list(self.stacks.values())[:MOST_STACKS]
+        return table(
+            f"Importance atlas {short(self.path.name)}" + ("" if self.status == "complete" else " (partial)"),
+            [
+                ("model", f"{short(model.id)}{revision} ({short(model.model_type)}, {model.parameters:,} parameters)"),
+                ("calibration", text),
+                ("labels", f"rho {labels.rho:g}, eta {labels.eta:g}, support {labels.support_size}"),
+                ("FFNs", ffns_text(block.shape for block in self.blocks)),
+                *((f"stack {short(stack.name)}", _stack_summary(stack)) for stack in shown),
+                *([("other stacks", f"{len(self.stacks) - len(shown):,}")] if len(self.stacks) > len(shown) else []),
+            ],
+        )
+
     @functools.cached_property
     def calibration(self) -> CalibrationRecord:
         return _read_calibration(self._container)
@@ -370,6 +405,11 @@ class Atlas:
         for block in self.blocks:
             yield block, self.stacks[block.stack]
 
+    def units(self, block: Block | None = None) -> Iterator[Unit]:
+        """Every dense FFN and every expert in model order, or those of ``block``."""
+        for one in self.blocks if block is None else (block,):
+            yield from units_of(one, self.stacks[one.stack])
+
     def to_pandas(self, metrics: Sequence[str] | None = None) -> Any:
         """A `pandas.DataFrame` with a row per channel of every FFN and expert, in model order.
 
@@ -396,6 +436,14 @@ class Atlas:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _stack_summary(stack: Stack) -> str:
+    """Layers, shape and metrics of ``stack``, in one line."""
+    low, high = int(stack.layers.min()), int(stack.layers.max())
+    layers = f"layer {low}" if low == high else f"layers {low} to {high}"
+    shape = (stack.n_experts, stack.n_channels) if stack.n_experts else (stack.n_channels,)
+    return f"{layers}: {ffns_text([shape] * len(stack.layers))}, {len(stack.metrics)} metrics"
 
 
 def _try_contained(path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from chanfmt.base.errors import AtlasError, UsageError
+from chanfmt.format.show import atlas_text, short, units_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -161,7 +162,7 @@ class StoredSlices(Sequence[TensorSlice]):
         return hash(self._slices)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Block:
     """One FFN of the model: its place in the model, in the atlas and in the checkpoint."""
 
@@ -179,6 +180,14 @@ class Block:
     def shape(self) -> tuple[int, ...]:
         """Shape of one value per channel: (channels,), or (expert, channels) where it has experts."""
         return (self.n_experts, self.n_channels) if self.n_experts else (self.n_channels,)
+
+    @property
+    def experts(self) -> Sequence[int | None]:
+        """Numbers of its experts; one None for a dense FFN."""
+        return range(self.n_experts) if self.n_experts else (None,)
+
+    def __repr__(self) -> str:
+        return f"<Block {self.index}: layer {self.layer_index}, {short(self.module)!r}, {units_text(self.shape)} channels>"
 
     def tensors_json(self) -> str:
         rows = [dataclasses.asdict(tensor) for tensor in self.tensors]
@@ -300,7 +309,7 @@ class ExtensionGroup:
     variables: tuple[ExtensionVariable, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AtlasContent:
     """A whole atlas in memory: what the writer takes.
 
@@ -321,3 +330,6 @@ class AtlasContent:
     status: str = "complete"
     dropped: tuple[str, ...] = ()
     extensions: tuple[ExtensionGroup, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<AtlasContent: {atlas_text(self.model.id, (block.shape for block in self.blocks), self.status)}>"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from chanfmt.base.errors import AtlasError
 from chanfmt.base.text import printable
 from chanfmt.reporting.sections import concentrated, controls, factors, halo, reading, stable
-from chanfmt.reporting.units import find_units
+from chanfmt.reporting.units import find_units, has_experts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,7 +88,7 @@ def make_report(atlas: Atlas, progress: Callable[[int], Callable[[], object]] | 
         )
     if without:
         notes.append(f"Left out, as no calibration token reached them: FFNs or experts without LP, {without:,}.")
-    if any(unit.expert >= 0 for unit in units):
+    if has_experts(units):
         notes.append(
             "An FFN with experts counts as many FFNs as it has experts that tokens reached; intervals draw the FFNs "
             "with all of their experts."

@@ -75,7 +75,7 @@ def make_trajectory(
             key: np.array([getattr(item, key) for item in found])
             for key in ("mass", "top_share", "max_over_mean", "effective_channels", "gini")
         }
-        depth = np.array([unit.depth for unit in units])
+        depth = np.array([unit.index for unit in units])
         against = {kind: compare(atlas, other) for kind, other in (("last", atlases[-1]), ("first", atlases[0]))}
         rows.append(
             {

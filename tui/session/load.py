@@ -218,10 +218,9 @@ def _ffns(atlas: Atlas) -> tuple[tuple[Ffn, ...], tuple[range, ...]]:
     ffns: list[Ffn] = []
     blocks: list[range] = []
     for block in atlas.blocks:
-        experts = range(block.n_experts) if block.n_experts else (None,)
-        blocks.append(range(len(ffns), len(ffns) + len(experts)))
+        blocks.append(range(len(ffns), len(ffns) + len(block.experts)))
         of, module = printable(block.stack), printable(block.module)
-        ffns += [Ffn(block.layer_index, of, module, block.row, block.n_channels, expert) for expert in experts]
+        ffns += [Ffn(block.layer_index, of, module, block.row, block.n_channels, expert) for expert in block.experts]
     return tuple(ffns), tuple(blocks)
 
 

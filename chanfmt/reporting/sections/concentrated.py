@@ -17,7 +17,7 @@ from chanfmt.reporting.words import bracketed, percent, times, with_interval
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from chanfmt.reporting.units import Unit
+    from chanfmt.format.unit import Unit
 
 POINTS = 60
 """Points of a cumulative curve."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from chanfmt.analysis.resample import Middle
-    from chanfmt.reporting.units import Unit
+    from chanfmt.format.unit import Unit
 
 TITLE = "LP against activations and weights"
 NORMS = ("write_norm", "up_norm", "gate_norm")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from chanfmt.analysis.resample import Middle
-    from chanfmt.reporting.units import Unit
+    from chanfmt.format.unit import Unit
 
 TITLE = "Factors of the concentration"
 RHO = 0.01

@@ -11,13 +11,13 @@ from chanfmt.analysis.halo import HaloRedundancy, halo_redundancy
 from chanfmt.analysis.resample import middle
 from chanfmt.reporting import drawing, paper
 from chanfmt.reporting.section import Claim, Plot, Section, Table, above
-from chanfmt.reporting.units import name_columns
+from chanfmt.reporting.units import has_experts, name_columns
 from chanfmt.reporting.words import bracketed, percent, times, with_interval
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from chanfmt.reporting.units import Unit
+    from chanfmt.format.unit import Unit
 
 KINDS = {"halo": "halo", "matched": "others, as important", "others": "all others"}
 
@@ -64,7 +64,7 @@ def make(units: Sequence[Unit], tokens: int) -> Section:
     if beside.count:
         sentences.append(
             f"It is {times(beside.median)} times its null{bracketed(beside, times)}: the same channels against the supernodes of "
-            f"other tokens, {'half a batch' if any(unit.expert >= 0 for unit in kept) else 'a sequence'} away. What a place in "
+            f"other tokens, {'half a batch' if has_experts(kept) else 'a sequence'} away. What a place in "
             "the sequence and chance give is in both. Near one, redundancy says nothing."
         )
     if used.count:

@@ -18,7 +18,7 @@ from chanfmt.reporting.words import bracketed, percent, times
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from chanfmt.reporting.units import Unit
+    from chanfmt.format.unit import Unit
 
 HEADINGS = {"supernodes": "supernodes", "halo": "write halo", "others": "others"}
 

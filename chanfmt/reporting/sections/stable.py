@@ -15,7 +15,7 @@ from chanfmt.reporting.units import name_columns
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from chanfmt.reporting.units import Unit
+    from chanfmt.format.unit import Unit
 
 NAMES = ("top_share", "top_share_error", "top_share_low", "top_share_high", "leave_one_out", "persistence", "chance")
 
