@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -89,7 +90,7 @@ def schema_json() -> str:
     """The schema as data, for programs in other languages."""
 
     def variables(table: tuple[schema.Variable, ...]) -> list[dict[str, object]]:
-        return [dataclasses.asdict(variable) | {"dimensions": list(variable.dimensions)} for variable in table]
+        return [_row(variable) for variable in table]
 
     return (
         json.dumps(
@@ -121,6 +122,17 @@ def schema_json() -> str:
         )
         + "\n"
     )
+
+
+def _row(variable: schema.Variable) -> dict[str, object]:
+    """One variable of the schema as data; a stack's own variables say which values they may have, too."""
+    names = ("name", "dtype", "dimensions", "long_name", "units", "merge", "required", "gated_only", "heading")
+    row = {name: getattr(variable, name) for name in names}
+    if variable not in schema.STACK_VARIABLES:
+        return row
+    limits = [limit if math.isfinite(limit) else None for limit in (variable.range.low, variable.range.high)]
+    known = variable.known_where if variable.dtype in ("f4", "f8") else schema.ALWAYS
+    return row | {"range": limits, "known": known, "rests_on": variable.rests_on, "kept": variable.kept}
 
 
 def outputs() -> dict[Path, str]:

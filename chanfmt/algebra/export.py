@@ -106,7 +106,7 @@ def _choose(atlas: Atlas, metrics: Sequence[str] | None, *, table: bool) -> list
         for variable in schema.STACK_VARIABLES
         if variable.name != "label" and any(variable.name in stack for stack in atlas.stacks.values())
     ]
-    possible = [variable for variable in held if variable.dimensions == ("layer", "channel")] if table else held
+    possible = [variable for variable in held if variable.per_channel] if table else held
     if metrics is None:
         return possible
     for name in metrics:

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
     from chanfmt.format.records import LabelSettings
 
-MAX_REDUNDANCY = float(-0.5 * np.log(np.finfo(np.float64).eps))
-"""Redundancy of perfectly correlated channels: 1 - r^2 is not resolved below machine epsilon."""
-
 
 def top_indices(values: np.ndarray, count: int) -> np.ndarray:
     """Indices of the ``count`` largest ``values`` (1-D), ascending; ties to the lowest index."""
@@ -150,7 +147,7 @@ def pearson(
 
 
 def pair_redundancy(correlation: np.ndarray) -> np.ndarray:
-    """Equation 8: -1/2 log(1 - max(r, 0)^2) in nats, at most `MAX_REDUNDANCY`."""
+    """Equation 8: -1/2 log(1 - max(r, 0)^2) in nats, at most `chanfmt.format.schema.MAX_REDUNDANCY`."""
     positive = np.maximum(correlation, 0.0)
     rest = np.maximum((1.0 - positive) * (1.0 + positive), np.finfo(np.float64).eps)
     return -0.5 * np.log(rest) + 0.0

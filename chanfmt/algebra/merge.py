@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
     from chanfmt.format.reader import Stack
 
-ADDITIVE = ("sum", "max")
-"""Merge rules of the stack variables that a merge cannot do without."""
-
 _REBUILD = "build one of them again with this chanfmt"
 _RESET = "build one of them again with the other's settings"
 _CALIBRATION = {
@@ -126,9 +123,7 @@ def _check_mergeable(atlas: Atlas) -> None:
     if atlas.status != "complete":
         raise AtlasError(f"{atlas.path} is the checkpoint of an unfinished build", hint="finish that one first")
     for stack in atlas.stacks.values():
-        missing = [
-            variable.name for variable in schema.STACK_VARIABLES if variable.merge in ADDITIVE and variable.name not in stack
-        ]
+        missing = [variable.name for variable in schema.STACK_VARIABLES if variable.additive and variable.name not in stack]
         if missing:
             more = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
             raise AtlasError(
@@ -237,8 +232,7 @@ def _accumulated(atlases: Sequence[Atlas]) -> tuple[dict[str, dict[str, np.ndarr
         name: [
             variable
             for variable in schema.STACK_VARIABLES
-            if variable.merge in ADDITIVE
-            or (variable.merge == "equal" and all(variable.name in atlas.stacks[name] for atlas in atlases))
+            if variable.additive or (variable.merge == "equal" and all(variable.name in atlas.stacks[name] for atlas in atlases))
         ]
         for name in atlases[0].stacks
     }

@@ -9,14 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from chanfmt.algebra import labels
-from chanfmt.algebra.rewrite import (
-    REDUNDANCY_VARIABLES,
-    WRITE_VARIABLES,
-    check_complete,
-    core_rho,
-    dropped_names,
-    label_variables,
-)
+from chanfmt.algebra.rewrite import check_complete, core_rho, dropped_names, label_variables
 from chanfmt.base.errors import AtlasError, ModelError, UsageError
 from chanfmt.format import schema
 
@@ -61,9 +54,9 @@ def relabelled(content: AtlasContent, settings: LabelSettings) -> AtlasContent:
     for stack in content.stacks:
         variables = dict(stack.variables)
         if settings.support_size != content.labels.support_size:
-            for name in ("read_connectivity", *WRITE_VARIABLES):
+            for name in schema.resting_on(schema.SUPPORT):
                 variables.pop(name, None)
-            if "connectivity" in variables:
+            if "connectivity" in stack.variables:
                 variables["connectivity"] = _connectivity_at(stack, settings.support_size)
         variables |= label_variables(variables, settings)
         stacks.append(dataclasses.replace(stack, variables=variables))
@@ -117,7 +110,7 @@ def relabelled_with_weights(content: AtlasContent, settings: LabelSettings, weig
     for connectivities in made.values():
         variables = connectivities.variables(settings.support_size)
         if settings.rho != content.core_rho:
-            for name in REDUNDANCY_VARIABLES:
+            for name in schema.resting_on(schema.CORRELATIONS):
                 variables.pop(name, None)
         variables |= label_variables(variables, settings)
         stacks.append(dataclasses.replace(connectivities.data, variables=variables, supports=connectivities.sizes))

@@ -17,29 +17,6 @@ if TYPE_CHECKING:
 
     from chanfmt.format.records import AtlasContent, LabelSettings, StackData
 
-WRITE_VARIABLES = ("write_dimension", "write_share")
-"""Variables that refer to the write support, and so to ``support_size``, too."""
-CORE_VARIABLES = (
-    "connectivity",
-    "connectivity_at",
-    "read_connectivity",
-    "redundancy",
-    "redundancy_null",
-    "redundancy_partner",
-    "redundancy_pair",
-    *WRITE_VARIABLES,
-)
-"""Variables that refer to the core, and so to ``core_rho``."""
-REDUNDANCY_VARIABLES = (
-    "redundancy",
-    "redundancy_null",
-    "redundancy_tokens",
-    "core_covered",
-    "redundancy_partner",
-    "redundancy_pair",
-)
-"""Variables that a pass over text measured against the core."""
-
 
 def check_complete(content: AtlasContent, score: str) -> None:
     """Raise `AtlasError` where ``content`` cannot be labelled: an unfinished build, or without the metric ``score``."""
@@ -69,7 +46,7 @@ def label_variables(variables: Mapping[str, np.ndarray], settings: LabelSettings
 
 def core_rho(stacks: Iterable[StackData], before: float, settings: LabelSettings) -> float:
     """``before`` while something still refers to that core, and rho where nothing does."""
-    return before if any(name in stack.variables for stack in stacks for name in CORE_VARIABLES) else settings.rho
+    return before if any(name in stack.variables for stack in stacks for name in schema.resting_on(schema.CORE)) else settings.rho
 
 
 def dropped_names(candidates: Iterable[str], stacks: Iterable[StackData]) -> tuple[str, ...]:

@@ -12,17 +12,6 @@ from chanfmt.algebra.labels import supernode_count, supernodes
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-SERIES = (
-    "sum_q2_split",
-    "tokens_split",
-    "connectivity_at",
-    "redundancy_partner",
-    "redundancy_pair",
-    "write_dimension",
-    "write_share",
-)
-"""Variables with an axis of their own in front of the layer, of which a card tells."""
-
 
 @dataclass(frozen=True)
 class Standing:
@@ -84,7 +73,7 @@ def make_card(
 
     Args:
         metrics: Metrics of the FFN by name, ``lp`` among them, (channel,).
-        series: Those of `SERIES` that the atlas holds, of the FFN, (n,) or (n, channel).
+        series: Those of `chanfmt.format.schema.SERIES` that the atlas holds, of the FFN, (n,) or (n, channel).
         sizes: Sizes of the write support that ``connectivity_at`` is about.
         rho: Share of channels that are supernodes.
     """

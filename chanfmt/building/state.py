@@ -79,7 +79,7 @@ ENVIRONMENT: dict[str, str] = {
 }
 """Attributes of ``x_chanfmt/resume`` that may change the last bits of a sum, and what people call them."""
 
-_STACK_STATE = (*(variable.name for variable in schema.SUMS), "sum_q2_split", "max_abs_u", "tokens_split")
+_STACK_STATE = (*schema.STRIPPED, "tokens_split")
 _CROSS = ("layer", "channel", "candidate")
 _EXTRA_STATE: dict[str, tuple[tuple[str, ...], str, str]] = {
     "read_power": (("layer", "read_input"), "sum over tokens of the reads' squared input", "1"),

@@ -53,9 +53,7 @@ def test_every_expert_is_a_unit(experts):
         if block.n_experts:
             for unit in own:
                 assert unit.tokens == stack["tokens"][block.row, unit.expert]
-                np.testing.assert_array_equal(
-                    unit.by_split("sum_q2_split"), stack["sum_q2_split"][:, block.row, unit.expert]
-                )
+                np.testing.assert_array_equal(unit.by_split("sum_q2_split"), stack["sum_q2_split"][:, block.row, unit.expert])
 
 
 def test_known_leaves_out_what_no_token_reached(experts):

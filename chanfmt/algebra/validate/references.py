@@ -15,7 +15,18 @@ if TYPE_CHECKING:
     from chanfmt.algebra.validate.findings import Report
     from chanfmt.format.container import Container
 
-COUNTED = ("channel", "expert", "split", "nearest", "block", "sequence", "position", "contribution", "byte")
+COUNTED = frozenset(
+    variable.name
+    for table in (
+        schema.INDEX_VARIABLES,
+        schema.BLOCK_VARIABLES,
+        schema.CALIBRATION_VARIABLES,
+        schema.PRODUCER_VARIABLES,
+    )
+    for variable in table
+    if variable.merge == "index" and variable.counted
+)
+"""Indices whose values count from 0."""
 
 
 def check_references(container: Container, report: Report) -> None:

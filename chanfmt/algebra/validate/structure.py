@@ -26,8 +26,6 @@ ALLOWED: dict[str, dict[str, tuple[str, ...]]] = {
     "labels": {"score": tuple(schema.METRIC_BY_NAME), "ties": ("lowest index",)},
     "stacks/*": {"kind": schema.STACK_KINDS},
 }
-ALWAYS = ("tokens", "tokens_split")
-"""Stack variables that a partial atlas holds too."""
 
 
 def check_structure(container: Container, report: Report) -> None:
@@ -91,7 +89,13 @@ def _stack(container: Container, report: Report, path: str, root: dict[str, Any]
     values = _attributes(container, report, path, "/stacks/*")
     kind, gated = str(values.get("kind", "dense")), bool(values.get("gated", 0))
     dropped = set(str(root.get("dropped", "")).split())
-    required = {"layer", "channel", "split", *ALWAYS, *(["expert"] if kind == "experts" else [])}
+    required = {
+        "layer",
+        "channel",
+        "split",
+        *(item.name for item in schema.STACK_VARIABLES if item.kept),
+        *(["expert"] if kind == "experts" else []),
+    }
     if root.get("status") == "complete":
         required |= {
             item.name

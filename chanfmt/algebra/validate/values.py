@@ -18,23 +18,6 @@ if TYPE_CHECKING:
 SUM_TOLERANCE = 1e-9
 LAW_TOLERANCE = 1e-5
 """Slack of inequalities between sums that were partly accumulated in float32."""
-RANGES: dict[str, tuple[float, float]] = {
-    "connectivity": (0, 1),
-    "connectivity_at": (0, 1),
-    "read_connectivity": (0, 1),
-    "core_covered": (0, 1),
-    "protection": (0, 1),
-    "write_share": (0, 1),
-}
-IDS = ("redundancy_partner", "write_dimension")
-"""Whole numbers from -1, which is none, on."""
-MOST: dict[str, float] = dict.fromkeys(("redundancy", "redundancy_null", "redundancy_pair"), labels.MAX_REDUNDANCY)
-NEVER_NEGATIVE = frozenset(variable.name for variable in schema.STACK_VARIABLES) - {"sum_u", "sum_q", "label", *IDS, *RANGES}
-ALWAYS_KNOWN = frozenset(variable.name for variable in schema.STACK_VARIABLES if variable.merge in ("sum", "max", "equal")) | {
-    "protection"
-}
-"""Never NaN, tokens or not: what is summed, and what is known of the weights."""
-MAY_BE_UNKNOWN = frozenset({"redundancy", "redundancy_null", "read_connectivity", "redundancy_pair", "write_share"})
 RELATIVE_SLACK = 1e-6
 """Rounding of a share to float32."""
 
@@ -115,22 +98,10 @@ class _Stack:
                 if not self.check(~np.isinf(values), "E301", name, "is infinite"):
                     continue
                 self._check_known(variable)
-            if name in NEVER_NEGATIVE:
-                self.check(~(values < 0), "E303", name, "is negative")
-            if name in RANGES:
-                low, high = RANGES[name]
-                self.check(~((values < low) | (values > high * (1 + RELATIVE_SLACK))), "E311", name, f"is not in {low} to {high}")
-            if name in IDS:
-                # Residual dimensions are not counted in an atlas.
-                most = values.shape[-1] - 1 if name == "redundancy_partner" else np.iinfo(np.int32).max
-                self.check((values >= -1) & (values <= most), "E311", name, f"is not in -1 to {most}")
-                known = {"redundancy_partner": "redundancy_pair", "write_dimension": "write_share"}[name]
-                if known in self:
-                    self.check((values >= 0) == ~np.isnan(self[known]), "E302", known, f"is not known just where {name} is")
-            if name in MOST:
-                self.check(~(values > MOST[name] * (1 + RELATIVE_SLACK)), "E311", name, f"is more than {MOST[name]:.4g}")
-        if "label" in self:
-            self.check(self["label"] <= schema.LABEL_SUPERNODE, "E311", "label", "is none of 0, 1, 2")
+            self._check_range(variable)
+            if variable.beside in self:
+                there = ~np.isnan(self[variable.beside])
+                self.check((values >= 0) == there, "E302", variable.beside, f"is not known just where {name} is")
         if self.holds("write_norm", "write_norm_l1"):
             self.check(
                 self["write_norm"] <= self["write_norm_l1"] * np.float32(1 + LAW_TOLERANCE),
@@ -139,17 +110,31 @@ class _Stack:
                 "is larger than the L1 norm",
             )
 
+    def _check_range(self, variable: schema.Variable) -> None:
+        name, values, allowed = variable.name, self[variable.name], variable.range
+        low, high = allowed.low, allowed.high
+        if variable.ids_of == "channel":
+            high = values.shape[-1] - 1
+        if not allowed.closed:
+            self.check(~(values < low), "E303", name, "is negative")
+            self.check(~(values > high * (1 + RELATIVE_SLACK)), "E311", name, f"is more than {high:.4g}")
+        elif values.dtype.kind == "f":
+            outside = (values < low) | (values > high * (1 + RELATIVE_SLACK))
+            self.check(~outside, "E311", name, f"is not in {low} to {high}")
+        else:
+            self.check((values >= low) & (values <= high), "E311", name, f"is not in {low} to {high}")
+
     def _check_known(self, variable: schema.Variable) -> None:
-        name, unknown = variable.name, np.isnan(self[variable.name])
-        if name in ALWAYS_KNOWN:
+        name, unknown, known = variable.name, np.isnan(self[variable.name]), variable.known_where
+        if known == schema.ALWAYS:
             self.check(~unknown, "E302", name, "is NaN")
+            return
+        if known == schema.PER_FFN:
+            self.check(unknown.all(axis=-1) | ~unknown.any(axis=-1), "E302", name, "is NaN for some channels only")
             return
         # One flag per FFN, aligned with the array: (support, layer[, expert], channel) or (layer[, expert]).
         empty = self.empty if "channel" not in variable.dimensions else self.empty[..., None]
-        if name == "read_connectivity":
-            self.check(unknown.all(axis=-1) | ~unknown.any(axis=-1), "E302", name, "is NaN for some channels only")
-            return
-        if name not in MAY_BE_UNKNOWN:
+        if known == schema.WITH_TOKENS:
             self.check(~unknown | empty, "E302", name, "is NaN where tokens arrived")
         self.check(unknown | ~empty, "E302", name, "has a value where no token arrived")
 
@@ -189,8 +174,8 @@ class _Stack:
             )
             none = self.container.read(f"{self.path}/tokens_split") == 0
             self.check((self["sum_q2_split"] == 0) | ~none[..., None], "E307", "sum_q2_split", "is not 0 where no token arrived")
-        if judged and self.holds("sum_u2", "sum_s2", "sum_abs_q", "sum_q2"):
-            sums = {name: self[name] for name in ("sum_u2", "sum_s2", "sum_abs_q", "sum_q2")}
+        if judged:
+            sums = {variable.name: self[variable.name] for variable in schema.SUMS if variable.name in self}
             for name, expected in metrics.derive_metrics(sums, self.tokens).items():
                 if name in self:
                     self.check(_within_ulps(self[name], expected, 2), "E305", name, "does not follow from the sums")
