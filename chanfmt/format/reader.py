@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,6 +29,7 @@ from chanfmt.format.records import (
 )
 from chanfmt.format.sandbox import Crashed, run_contained
 from chanfmt.format.show import atlas_text, ffns_text, short, table
+from chanfmt.format.texts import object_lines, parsed
 from chanfmt.format.unit import units_of
 
 if TYPE_CHECKING:
@@ -128,9 +128,7 @@ class Stack:
         """Numbers per channel that other programs put here, each named ``x_owner/name`` (spec section "Extensions")."""
         found = []
         for name, path in self._extension_places.items():
-            long_name, units, merge = (
-                read_text(self._container.attribute(path, key) or "", f"/{path}@{key}") for key in ("long_name", "units", "merge")
-            )
+            long_name, units, merge = (_text_or_empty(self._container, path, key) for key in ("long_name", "units", "merge"))
             heading = name.rpartition("/")[2][:10]
             found.append(
                 schema.Variable(
@@ -480,6 +478,11 @@ def _attribute(container: Container, path: str, name: str, kind: type) -> Any:
     return kind(value)
 
 
+def _text_or_empty(container: Container, path: str, name: str) -> str:
+    value = container.attribute(path, name)
+    return "" if value is None else read_text(value, f"/{path}@{name}")
+
+
 def _attributes(container: Container, path: str, table: str) -> dict[str, Any]:
     if path:
         _need_group(container, path)
@@ -522,10 +525,7 @@ def _read_table(container: Container, group: str, table: tuple[schema.Variable, 
 
 def _read_model(container: Container) -> ModelRecord:
     values = _attributes(container, "model", "/model")
-    try:
-        architectures = tuple(str(name) for name in json.loads(values["architectures"]))
-    except (ValueError, TypeError, RecursionError):
-        raise AtlasError("/model@architectures is not a JSON list", code="E110", where="/model@architectures") from None
+    architectures = parsed(values["architectures"], tuple[str, ...], "/model@architectures")
     return ModelRecord(**(values | {"architectures": architectures}))
 
 
@@ -581,6 +581,8 @@ def _read_extension(container: Container, path: str) -> list[ExtensionGroup]:
     attributes: dict[str, str | int | float] = {}
     for name in container.attributes(path):
         value = container.attribute(path, name)
+        if not isinstance(value, str) and np.ndim(value) != 0:
+            raise AtlasError(f"/{path}@{name} is not a single text or number", code="E018", where=f"/{path}@{name}")
         attributes[name] = value if isinstance(value, str) else value.item()
     variables, inner = [], []
     for name in container.children(path):
@@ -589,9 +591,7 @@ def _read_extension(container: Container, path: str) -> list[ExtensionGroup]:
             inner += _read_extension(container, place)
             continue
         values = container.read(place)
-        texts = {
-            key: read_text(container.attribute(place, key) or "", f"/{place}@{key}") for key in ("long_name", "units", "merge")
-        }
+        texts = {key: _text_or_empty(container, place, key) for key in ("long_name", "units", "merge")}
         plain = values.tolist() if values.dtype.kind == "O" and values.ndim == 1 else values
         variables.append(ExtensionVariable(name, container.dimensions(place), plain, **texts))
     return [ExtensionGroup(path, attributes, tuple(variables)), *inner]
@@ -599,11 +599,8 @@ def _read_extension(container: Container, path: str) -> list[ExtensionGroup]:
 
 def _read_producer(container: Container) -> ProducerRecord:
     values = _attributes(container, "producer", "/producer")
-    try:
-        versions = {str(key): str(value) for key, value in json.loads(values["versions"]).items()}
-        history = tuple(json.loads(line) for line in values["history"].splitlines())
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        raise AtlasError("/producer holds invalid JSON") from None
+    versions = parsed(values["versions"], dict[str, str], "/producer@versions")
+    history = object_lines(values["history"], "/producer@history")
     return ProducerRecord(
         versions, values["command"], values["hardware"], values["seconds"], values["peak_memory_bytes"], history
     )

@@ -13,9 +13,13 @@ import numpy as np
 
 from chanfmt.base.errors import AtlasError, UsageError
 from chanfmt.format.show import atlas_text, short, units_text
+from chanfmt.format.texts import parsed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+MAX_INDEX = 2**63 - 1
+"""Largest index into a tensor: positions are 64-bit integers."""
 
 
 @dataclass(frozen=True)
@@ -129,9 +133,6 @@ class TensorSlice:
         return self.start + np.asarray(channels, dtype=np.int64) * self.step
 
 
-_SLICE_KEYS = frozenset(field.name for field in dataclasses.fields(TensorSlice))
-
-
 class StoredSlices(Sequence[TensorSlice]):
     """The slices that a file's ``tensors`` text lists; parsed when first asked for.
 
@@ -198,24 +199,20 @@ class Block:
 
     @staticmethod
     def tensors_from_json(text: str) -> tuple[TensorSlice, ...]:
-        """Parse the ``tensors`` column. Raises `AtlasError` on anything else than what we write."""
-        try:
-            rows = json.loads(text)
-            # Keys of a newer minor version are not ours to judge.
-            slices = tuple(TensorSlice(**{key: row[key] for key in row.keys() & _SLICE_KEYS}) for row in rows)
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise AtlasError(f"the FFN table's tensors column is not valid: {error}", code="E110") from None
+        """Parse the ``tensors`` column; keys of a newer minor version are passed over.
+
+        Raises:
+            AtlasError: Not a JSON list of slices (E110), or a slice of impossible numbers (E204).
+        """
+        slices = parsed(text, tuple[TensorSlice, ...], "/block/tensors")
         for item in slices:
-            numbers = (item.start, item.stop, item.step)
             if not (
-                all(isinstance(text, str) for text in (item.role, item.tensor, item.parameter))
-                and (item.axis is None or (type(item.axis) is int and 0 <= item.axis <= 3))
-                and all(type(number) is int for number in numbers)
-                and 0 <= item.start <= item.stop
-                and item.step >= 1
-                and (item.index is None or (type(item.index) is int and item.index >= 0))
+                0 <= item.start <= item.stop <= MAX_INDEX
+                and 1 <= item.step <= MAX_INDEX
+                and (item.axis is None or 0 <= item.axis <= 3)
+                and (item.index is None or 0 <= item.index <= MAX_INDEX)
             ):
-                raise AtlasError("the FFN table's tensors column holds a slice that cannot be", code="E204")
+                raise AtlasError("/block/tensors holds a slice that cannot be", code="E204", where="/block/tensors")
         return slices
 
 

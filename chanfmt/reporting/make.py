@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import AtlasError
 from chanfmt.base.text import printable
+from chanfmt.format.texts import configuration
 from chanfmt.reporting.sections import concentrated, controls, factors, halo, reading, stable
 from chanfmt.reporting.units import find_units, has_experts
 
@@ -115,6 +115,5 @@ def make_report(atlas: Atlas, progress: Callable[[int], Callable[[], object]] | 
 
 def _even_spread(atlas: Atlas) -> float | None:
     """Share of the residual dimensions that are in a write support; None where the model's configuration does not say."""
-    configuration = json.loads(atlas.model.config or "{}")
-    width = configuration.get("hidden_size") if isinstance(configuration, dict) else None
+    width = (configuration(atlas.model.config) or {}).get("hidden_size")
     return min(1.0, atlas.labels.support_size / width) if isinstance(width, int) and width > 0 else None

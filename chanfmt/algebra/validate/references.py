@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chanfmt.algebra.validate.structure import parse_json
 from chanfmt.format import schema
+from chanfmt.format.records import MAX_INDEX
+from chanfmt.format.texts import parsed
 
 if TYPE_CHECKING:
     from chanfmt.algebra.validate.findings import Report
@@ -88,7 +89,7 @@ def _blocks(container: Container, report: Report) -> None:
             where,
             f"is layer {row['layer_index']}, its stack says {layers[row['row']]}",
         )
-        slices = parse_json(row["tensors"])
+        slices = parsed(row["tensors"], list[dict[str, Any]], where)
         complaint = tensors_complaint(slices, channels, max(1, experts), gated=bool(container.attribute(stack, "gated")))
         report.check(not complaint, "E204", where, complaint)
         places.setdefault(row["stack"], row["place"])
@@ -116,7 +117,7 @@ def tensors_complaint(slices: list[dict[str, Any]], channels: int, ffns: int, *,
             if not role.endswith("_bias"):
                 return f"has a {role} slice without an axis"
             continue
-        if not 0 <= axis < 4 or step < 1 or start < 0 or -(-(stop - start) // step) != channels:
+        if not 0 <= axis < 4 or step < 1 or not 0 <= start <= stop <= MAX_INDEX or -(-(stop - start) // step) != channels:
             return f"has a {role} slice from {start} to {stop} by {step} of axis {axis!r} for {channels} channels"
     expected = {"write": ffns, "up": ffns, "gate": ffns if gated else 0}
     for role, count in expected.items():
