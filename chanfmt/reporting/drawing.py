@@ -2,53 +2,17 @@
 
 from __future__ import annotations
 
-import io
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-from chanfmt.base.errors import MissingPackageError
-
-if TYPE_CHECKING:
-    from chanfmt.reporting.section import Plot
 
 # Okabe and Ito's colours, which differ in brightness too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)))
 MARKERS = "osD^vPX"
 GREY = "#767676"
-
-
-def render(plot: Plot, kind: str) -> bytes:
-    """``plot`` as ``png`` or ``svg``, the same bytes every time.
-
-    Raises:
-        MissingPackageError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib as mpl
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingPackageError("matplotlib", "plot", "the figures of a report") from None
-    stream = io.BytesIO()
-    settings: dict[str, Any] = {
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "svg.hashsalt": plot.name,
-        "legend.frameon": False,
-        "legend.fontsize": 8,
-        "axes.titlesize": 9,
-        "lines.markersize": 3.5,
-        "lines.linewidth": 1.3,
-    }
-    with mpl.rc_context(settings):
-        figure = Figure(figsize=plot.size, dpi=150, layout="constrained")
-        FigureCanvasAgg(figure)
-        plot.draw(figure)
-        figure.savefig(stream, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
-    return stream.getvalue()
+DEPTH = "FFN, in model order"
+"""Label of the horizontal axis of `by_depth`."""
 
 
 def line_style(number: int) -> dict[str, Any]:

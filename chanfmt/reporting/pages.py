@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import csv
+import io
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from chanfmt.base import markdown
+from chanfmt.base.errors import MissingPackageError
 from chanfmt.base.files import atomic_directory
 from chanfmt.base.text import json_text, significant
 from chanfmt.reporting import drawing
@@ -48,10 +50,7 @@ def write_report(report: Report, directory: Path) -> list[str]:
         ChanfmtError: It cannot be written.
     """
     images = {
-        (plot.name, kind): drawing.render(plot, kind)
-        for section in report.sections
-        for plot in section.plots
-        for kind in ("png", "svg")
+        (plot.name, kind): render(plot, kind) for section in report.sections for plot in section.plots for kind in ("png", "svg")
     }
     with atomic_directory(directory) as temporary:
         for name in ("figures", "data"):
@@ -67,6 +66,42 @@ def write_report(report: Report, directory: Path) -> list[str]:
             html_page(report, {name: image for (name, kind), image in images.items() if kind == "svg"}), encoding="utf-8"
         )
         return sorted(str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file())
+
+
+def render(plot: Plot, kind: str) -> bytes:
+    """``plot`` as ``png`` or ``svg``, the same bytes every time.
+
+    Raises:
+        MissingPackageError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib as mpl
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingPackageError("matplotlib", "plot", "the figures of a report") from None
+    stream = io.BytesIO()
+    settings: dict[str, Any] = {
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "svg.hashsalt": plot.name,
+        "legend.frameon": False,
+        "legend.fontsize": 8,
+        "axes.titlesize": 9,
+        "lines.markersize": 3.5,
+        "lines.linewidth": 1.3,
+    }
+    with mpl.rc_context(settings):
+        figure = Figure(figsize=plot.size, dpi=150, layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(1, len(plot.draw), squeeze=False)[0]
+        for draw, axes in zip(plot.draw, panels, strict=True):
+            draw(axes)
+        if plot.legend_below:
+            drawing.legend_below(figure)
+        figure.savefig(stream, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
+    return stream.getvalue()
 
 
 def _write_csv(table: Table, path: Path) -> None:

@@ -29,17 +29,19 @@ class Plot:
         name: Of the files ``figures/NAME.png`` and ``.svg``.
         caption: What it shows, in sentences.
         data: Names of the tables that it is drawn from.
-        draw: Draws into a new matplotlib figure.
+        draw: One function per panel, from left to right; each draws into the matplotlib axes it is given.
         size: Width and height in inches.
         claims: Those of the section that it shows.
+        legend_below: Whether one legend below the panels names the lines of all of them.
     """
 
     name: str
     caption: str
     data: tuple[str, ...]
-    draw: Callable[[Any], None]
+    draw: tuple[Callable[[Any], None], ...]
     size: tuple[float, float] = (7.0, 3.2)
     claims: tuple[Claim, ...] = ()
+    legend_below: bool = False
 
 
 AGREES, DIFFERS, UNDECIDED, NOT_COMPARABLE = "agrees", "differs", "undecided", "not comparable"

@@ -190,7 +190,10 @@ def _concentration(x: np.ndarray, rows: Sequence[dict[str, Any]], per_ffn: Table
                 "Left: share of the LP mass in the top 1% of the channels, median FFN with its bootstrap interval, thin lines the "
                 f"FFNs (of many, {LINES} spread over the depth). Right: the largest channel over the mean.",
                 ("concentration", "by-ffn"),
-                lambda figure: _draw_concentration(figure, x, rows, per_ffn, named=named),
+                (
+                    lambda axes: draw_top_share(axes, x, rows, per_ffn, named=named),
+                    lambda axes: draw_largest(axes, x, rows, per_ffn, named=named),
+                ),
                 claims=claims,
             ),
         ),
@@ -221,7 +224,10 @@ def _overlap(x: np.ndarray, rows: Sequence[dict[str, Any]], *, named: bool) -> S
                 "Left: Jaccard index of each checkpoint's supernodes with the last one's and with the first one's, median FFN. "
                 "Right: the same for the ranks of all channels by LP (Spearman). Grey: by chance.",
                 ("overlap",),
-                lambda figure: _draw_overlap(figure, x, rows, chance, named=named),
+                (
+                    lambda axes: draw_supernodes(axes, x, rows, chance, named=named),
+                    lambda axes: draw_ranks(axes, x, rows, named=named),
+                ),
             ),
         ),
         tables=(
@@ -242,36 +248,73 @@ def _axis(axes: Any, x: np.ndarray, *, named: bool) -> None:
         axes.set_xscale("log")
 
 
-def _draw_concentration(figure: Any, x: np.ndarray, rows: Sequence[dict[str, Any]], per_ffn: Table, *, named: bool) -> None:
-    for number, (axes, key) in enumerate(zip(figure.subplots(1, 2), ("top_share", "max_over_mean"), strict=True)):
-        columns = per_ffn.columns
-        units = np.stack([columns["ffn"], columns.get("expert", np.zeros(len(columns["ffn"])))], axis=1)
-        found_units = np.unique(units, axis=0)
-        for unit in found_units[np.unique(np.linspace(0, len(found_units) - 1, LINES).astype(int))]:
-            mine = (units == unit).all(axis=1)
-            axes.plot(columns["step"][mine], columns[key][mine], color=drawing.GREY, linewidth=0.4, alpha=0.6)
-        found: list[Middle] = [row[key] for row in rows]
-        medians = np.array([item.median for item in found])
-        low, high = (np.array([getattr(item, name) for item in found]) for name in ("low", "high"))
-        errors = np.nan_to_num(np.abs(np.stack([medians - low, high - medians])))
-        axes.errorbar(x, medians, yerr=errors, capsize=2, **drawing.line_style(number))
-        _axis(axes, x, named=named)
-    left, right = figure.axes
-    drawing.share_axis(left)
-    left.set_title("share of LP in the top 1%")
-    drawing.log_axis(right, per_ffn.columns["max_over_mean"])
-    right.set_title("largest LP over the mean")
+def draw_top_share(axes: Any, x: np.ndarray, rows: Sequence[dict[str, Any]], per_ffn: Table, *, named: bool) -> None:
+    """Draw the share of LP in the top 1% of the channels into matplotlib ``axes``, over checkpoints.
+
+    Args:
+        x: Place of each checkpoint on the horizontal axis, (checkpoint,).
+        rows: One dictionary per checkpoint, with a `Middle` under ``top_share``.
+        per_ffn: One row per unit and checkpoint: ``step``, ``ffn``, perhaps ``expert``, and ``top_share``.
+        named: Whether ``x`` are training steps.
+    """
+    _draw_units(axes, x, rows, per_ffn, "top_share", 0)
+    _axis(axes, x, named=named)
+    drawing.share_axis(axes)
+    axes.set_title("share of LP in the top 1%")
 
 
-def _draw_overlap(figure: Any, x: np.ndarray, rows: Sequence[dict[str, Any]], chance: float, *, named: bool) -> None:
-    left, right = figure.subplots(1, 2)
-    for axes, key in ((left, "supernode_jaccard"), (right, "correlation")):
-        for number, kind in enumerate(("last", "first")):
-            axes.plot(x, [row[f"{kind}_{key}"].median for row in rows], label=f"with the {kind}", **drawing.line_style(number))
-        _axis(axes, x, named=named)
-    left.axhline(chance, color=drawing.GREY, linestyle=":", label="by chance")
-    right.axhline(0, color=drawing.GREY, linestyle=":")
-    left.set_ylim(0, 1.02)
-    left.set_title("Jaccard of the supernodes")
-    right.set_title("Spearman of LP ranks")
-    drawing.legend(left)
+def draw_largest(axes: Any, x: np.ndarray, rows: Sequence[dict[str, Any]], per_ffn: Table, *, named: bool) -> None:
+    """Draw the largest LP over the mean, ``max_over_mean``, with the arguments of `draw_top_share`."""
+    _draw_units(axes, x, rows, per_ffn, "max_over_mean", 1)
+    _axis(axes, x, named=named)
+    drawing.log_axis(axes, per_ffn.columns["max_over_mean"])
+    axes.set_title("largest LP over the mean")
+
+
+def draw_supernodes(axes: Any, x: np.ndarray, rows: Sequence[dict[str, Any]], chance: float, *, named: bool) -> None:
+    """Draw the Jaccard index of each checkpoint's supernodes with the last and the first one's into matplotlib ``axes``.
+
+    Args:
+        x, named: As for `draw_top_share`.
+        rows: One dictionary per checkpoint, with a `Middle` under ``last_supernode_jaccard`` and ``first_supernode_jaccard``.
+        chance: Index of random sets.
+    """
+    _draw_both(axes, x, rows, "supernode_jaccard")
+    _axis(axes, x, named=named)
+    axes.axhline(chance, color=drawing.GREY, linestyle=":", label="by chance")
+    axes.set_ylim(0, 1.02)
+    axes.set_title("Jaccard of the supernodes")
+    drawing.legend(axes)
+
+
+def draw_ranks(axes: Any, x: np.ndarray, rows: Sequence[dict[str, Any]], *, named: bool) -> None:
+    """Draw Spearman's correlation of each checkpoint's LP with the last and the first one's into matplotlib ``axes``.
+
+    Args:
+        x, named: As for `draw_top_share`.
+        rows: One dictionary per checkpoint, with a `Middle` under ``last_correlation`` and ``first_correlation``.
+    """
+    _draw_both(axes, x, rows, "correlation")
+    _axis(axes, x, named=named)
+    axes.axhline(0, color=drawing.GREY, linestyle=":")
+    axes.set_title("Spearman of LP ranks")
+
+
+def _draw_units(axes: Any, x: np.ndarray, rows: Sequence[dict[str, Any]], per_ffn: Table, key: str, number: int) -> None:
+    """Thin lines of single units, and the medians with their intervals."""
+    columns = per_ffn.columns
+    units = np.stack([columns["ffn"], columns.get("expert", np.zeros(len(columns["ffn"])))], axis=1)
+    found_units = np.unique(units, axis=0)
+    for unit in found_units[np.unique(np.linspace(0, len(found_units) - 1, LINES).astype(int))]:
+        mine = (units == unit).all(axis=1)
+        axes.plot(columns["step"][mine], columns[key][mine], color=drawing.GREY, linewidth=0.4, alpha=0.6)
+    found: list[Middle] = [row[key] for row in rows]
+    medians = np.array([item.median for item in found])
+    low, high = (np.array([getattr(item, name) for item in found]) for name in ("low", "high"))
+    errors = np.nan_to_num(np.abs(np.stack([medians - low, high - medians])))
+    axes.errorbar(x, medians, yerr=errors, capsize=2, **drawing.line_style(number))
+
+
+def _draw_both(axes: Any, x: np.ndarray, rows: Sequence[dict[str, Any]], key: str) -> None:
+    for number, kind in enumerate(("last", "first")):
+        axes.plot(x, [row[f"{kind}_{key}"].median for row in rows], label=f"with the {kind}", **drawing.line_style(number))

@@ -104,7 +104,10 @@ def make(units: Sequence[Unit], rho: float) -> Section:
                 f"Left: share of an FFN's LP mass in its {name}, by depth. Right: its largest channel over its mean. "
                 "Of an FFN with experts: their median and range.",
                 ("concentration",),
-                lambda figure: _draw_depth(figure, columns["ffn"], numbers),
+                (
+                    lambda axes: draw_top_share(axes, columns["ffn"], numbers["top_share"]),
+                    lambda axes: draw_largest(axes, columns["ffn"], numbers["max_over_mean"]),
+                ),
                 claims=claims,
             ),
             Plot(
@@ -112,7 +115,7 @@ def make(units: Sequence[Unit], rho: float) -> Section:
                 "Share of the LP mass in an FFN's largest channels. Grey: every FFN (of many, fifty). Black: the median, "
                 "shaded the middle half. Dashed: a mass spread evenly.",
                 ("cumulative",),
-                lambda figure: _draw_curves(figure, fractions, curves),
+                (lambda axes: draw_curves(axes, fractions, curves),),
                 (5.0, 3.6),
                 claims[:1],
             ),
@@ -135,20 +138,34 @@ def _curves(units: Sequence[Unit]) -> tuple[np.ndarray, np.ndarray]:
     return curves, fractions
 
 
-def _draw_depth(figure: Any, depth: np.ndarray, numbers: dict[str, np.ndarray]) -> None:
-    left, right = figure.subplots(1, 2)
-    drawing.by_depth(left, depth, numbers["top_share"], 0, "top 1%")
-    drawing.share_axis(left)
-    left.set_title("share of LP in the top 1%")
-    drawing.by_depth(right, depth, numbers["max_over_mean"], 1, "largest / mean")
-    drawing.log_axis(right, numbers["max_over_mean"])
-    right.set_title("largest LP over the mean")
-    for axes in (left, right):
-        axes.set_xlabel("FFN, in model order")
+def draw_top_share(axes: Any, depth: np.ndarray, shares: np.ndarray) -> None:
+    """Draw the share of LP in the top 1% of the channels into matplotlib ``axes``, by depth.
+
+    Args:
+        depth: Place of each unit's FFN in model order, (unit,).
+        shares: Share of each unit, (unit,).
+    """
+    drawing.by_depth(axes, depth, shares, 0, "top 1%")
+    drawing.share_axis(axes)
+    axes.set_title("share of LP in the top 1%")
+    axes.set_xlabel(drawing.DEPTH)
 
 
-def _draw_curves(figure: Any, fractions: np.ndarray, curves: np.ndarray) -> None:
-    axes = figure.subplots()
+def draw_largest(axes: Any, depth: np.ndarray, ratios: np.ndarray) -> None:
+    """Draw the largest LP over the mean, ``ratios`` (unit,), into matplotlib ``axes``, by ``depth`` (unit,)."""
+    drawing.by_depth(axes, depth, ratios, 1, "largest / mean")
+    drawing.log_axis(axes, ratios)
+    axes.set_title("largest LP over the mean")
+    axes.set_xlabel(drawing.DEPTH)
+
+
+def draw_curves(axes: Any, fractions: np.ndarray, curves: np.ndarray) -> None:
+    """Draw the share of the LP mass in the largest channels into matplotlib ``axes``.
+
+    Args:
+        fractions: Shares of the channels, (point,), ascending.
+        curves: Share of the mass in that share of the channels, (unit, point); units without mass are NaN.
+    """
     known = curves[np.isfinite(curves).all(axis=1)]
     for curve in known[np.unique(np.linspace(0, max(0, len(known) - 1), 50).astype(int))] if len(known) else []:
         axes.plot(fractions, curve, color=drawing.GREY, linewidth=0.4, alpha=0.6)

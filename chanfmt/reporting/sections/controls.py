@@ -131,17 +131,19 @@ def make(units: Sequence[Unit]) -> Section:
                 + ", ".join(f"{name} {value:g}" for name, value in paper.SPEARMAN.items())
                 + ".",
                 ("spearman",),
-                lambda figure: _draw_correlation(figure, columns["ffn"], correlation, held),
+                (lambda axes: draw_correlation(axes, columns["ffn"], {name: correlation[name] for name in held}),),
                 claims=tuple(of_ranks),
+                legend_below=True,
             ),
             Plot(
                 "overlap",
                 "Jaccard index of the top sets by LP and by each other quantity, median over FFNs, against their size. Grey: "
                 "sets drawn at random.",
                 ("overlap",),
-                lambda figure: _draw_sweep(figure, sizes, overlaps, by_chance),
+                (lambda axes: draw_overlap(axes, sizes, overlaps, by_chance),),
                 (5.0, 3.6),
                 tuple(of_sets),
+                legend_below=True,
             ),
         ),
         tables=(Table("spearman", columns | {name: correlation[name] for name in held}), sweep),
@@ -150,20 +152,30 @@ def make(units: Sequence[Unit]) -> Section:
     )
 
 
-def _draw_correlation(figure: Any, depth: np.ndarray, correlation: dict[str, np.ndarray], held: list[str]) -> None:
-    axes = figure.subplots()
-    for number, name in enumerate(held):
-        drawing.by_depth(axes, depth, correlation[name], number, name)
+def draw_correlation(axes: Any, depth: np.ndarray, correlation: dict[str, np.ndarray]) -> None:
+    """Draw Spearman's correlation of LP with other metrics into matplotlib ``axes``, by depth.
+
+    Args:
+        depth: Place of each unit's FFN in model order, (unit,).
+        correlation: Metric to the correlation of each unit, (unit,).
+    """
+    for number, (name, values) in enumerate(correlation.items()):
+        drawing.by_depth(axes, depth, values, number, name)
     axes.axhline(0, color=drawing.GREY, linewidth=0.8)
     axes.set_ylim(-1, 1)
-    axes.set_xlabel("FFN, in model order")
+    axes.set_xlabel(drawing.DEPTH)
     axes.set_title("Spearman's correlation with LP")
-    drawing.legend_below(figure)
 
 
-def _draw_sweep(figure: Any, sizes: list[float], overlaps: dict[str, list[Middle]], by_chance: list[float]) -> None:
-    axes = figure.subplots()
-    # Of narrow FFNs several sizes are the same number of channels.
+def draw_overlap(axes: Any, sizes: list[float], overlaps: dict[str, list[Middle]], by_chance: list[float]) -> None:
+    """Draw the Jaccard index of top sets by LP and by other metrics into matplotlib ``axes``, against the sets' size.
+
+    Args:
+        sizes: Share of the channels in a set, ascending.
+        overlaps: Metric to the index at each size.
+        by_chance: Index of random sets at each size.
+    """
+    # In narrow FFNs several sizes are the same number of channels.
     places = [place for place, size in enumerate(sizes) if size not in sizes[:place]]
     x = [sizes[place] for place in places]
     for number, (name, found) in enumerate(overlaps.items()):
@@ -175,4 +187,3 @@ def _draw_sweep(figure: Any, sizes: list[float], overlaps: dict[str, list[Middle
     axes.set_xticks(x, [f"{100 * size:.2g}%" for size in x])
     axes.minorticks_off()
     drawing.share_axis(axes)
-    drawing.legend_below(figure)

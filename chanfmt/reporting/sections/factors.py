@@ -74,8 +74,9 @@ def make(units: Sequence[Unit]) -> Section:
                 "Share of each quantity in its own top 1% of channels, by depth. "
                 f"Medians here: {listed(((NAMES[name], item) for name, item in found.items()), percent)}.",
                 ("factors",),
-                lambda figure: _draw(figure, columns["ffn"], shares),
+                (lambda axes: draw_shares(axes, columns["ffn"], shares),),
                 claims=claims,
+                legend_below=True,
             ),
         ),
         tables=(Table("factors", columns | {f"{name}_top_share": shares[name] for name in known}),),
@@ -90,11 +91,15 @@ def _points(found: Middle) -> str:
     return f"{100 * found.median:+.1f}{interval} points"
 
 
-def _draw(figure: Any, depth: np.ndarray, shares: dict[str, np.ndarray]) -> None:
-    axes = figure.subplots()
+def draw_shares(axes: Any, depth: np.ndarray, shares: dict[str, np.ndarray]) -> None:
+    """Draw the share of each metric in its own top 1% of the channels into matplotlib ``axes``, by depth.
+
+    Args:
+        depth: Place of each unit's FFN in model order, (unit,).
+        shares: Metric of `NAMES` to the share of each unit, (unit,).
+    """
     for number, (name, values) in enumerate(shares.items()):
         drawing.by_depth(axes, depth, values, number, NAMES[name])
     drawing.share_axis(axes)
-    axes.set_xlabel("FFN, in model order")
+    axes.set_xlabel(drawing.DEPTH)
     axes.set_title("share of the top 1%")
-    drawing.legend_below(figure)

@@ -118,8 +118,9 @@ def make(units: Sequence[Unit], tokens: int) -> Section:
                 "Mean redundancy to the supernodes by depth: of the halo, of other channels matched in LP, of all others; and "
                 "the halo's null.",
                 ("halo",),
-                lambda figure: _draw(figure, columns["ffn"], numbers),
+                (lambda axes: draw_redundancy(axes, columns["ffn"], numbers),),
                 claims=claims,
+                legend_below=True,
             ),
         ),
         tables=(Table("halo", columns | numbers | ratios),),
@@ -128,13 +129,17 @@ def make(units: Sequence[Unit], tokens: int) -> Section:
     )
 
 
-def _draw(figure: Any, depth: np.ndarray, numbers: dict[str, np.ndarray]) -> None:
-    axes = figure.subplots()
+def draw_redundancy(axes: Any, depth: np.ndarray, numbers: dict[str, np.ndarray]) -> None:
+    """Draw the mean redundancy of kinds of channels to the supernodes into matplotlib ``axes``, by depth.
+
+    Args:
+        depth: Place of each unit's FFN in model order, (unit,).
+        numbers: Mean redundancy of each unit in nats, (unit,), by the names of `KINDS` and ``halo_null``.
+    """
     for number, (name, label) in enumerate(KINDS.items()):
         drawing.by_depth(axes, depth, numbers[name], number, label)
     drawing.by_depth(axes, depth, numbers["halo_null"], 3, "halo, null")
     drawing.log_axis(axes, np.concatenate([numbers[name] for name in KINDS]))
-    axes.set_xlabel("FFN, in model order")
+    axes.set_xlabel(drawing.DEPTH)
     axes.set_ylabel("nats")
     axes.set_title("mean redundancy to the supernodes")
-    drawing.legend_below(figure)

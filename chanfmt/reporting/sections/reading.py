@@ -68,7 +68,10 @@ def make(units: Sequence[Unit], even: float | None) -> Section:
                 f"{'' if even is None else '; grey that of a row that reads from all dimensions alike'}. "
                 "Right: share of the supernodes, and of the LP mass, in the read halo; grey what chance gives.",
                 ("reading",),
-                lambda figure: _draw(figure, columns["ffn"], numbers, even),
+                (
+                    lambda axes: draw_reading(axes, columns["ffn"], numbers, even),
+                    lambda axes: draw_read_halo(axes, columns["ffn"], numbers),
+                ),
             ),
         ),
         tables=(Table("reading", columns | numbers),),
@@ -96,18 +99,37 @@ def _row(unit: Unit) -> dict[str, float] | None:
     }
 
 
-def _draw(figure: Any, depth: np.ndarray, numbers: dict[str, np.ndarray], even: float | None) -> None:
-    left, right = figure.subplots(1, 2)
+def draw_reading(axes: Any, depth: np.ndarray, numbers: dict[str, np.ndarray], even: float | None) -> None:
+    """Draw the mean read connectivity of kinds of channels into matplotlib ``axes``, by depth.
+
+    Args:
+        depth: Place of each unit's FFN in model order, (unit,).
+        numbers: Mean of each unit, (unit,), by the names of `HEADINGS`.
+        even: Read connectivity of a row that reads from all residual dimensions alike; None if it is not known.
+    """
     for number, (name, label) in enumerate(HEADINGS.items()):
-        drawing.by_depth(left, depth, numbers[name], number, label)
-    drawing.by_depth(right, depth, numbers["supernodes_in_read_halo"], 0, "supernodes")
-    drawing.by_depth(right, depth, numbers["lp_in_read_halo"], 1, "LP mass")
+        drawing.by_depth(axes, depth, numbers[name], number, label)
     if even is not None:
-        left.axhline(even, color=drawing.GREY, linestyle=":", label="spread evenly")
-    right.axhline(float(np.median(numbers["chance"])), color=drawing.GREY, linestyle=":", label="by chance")
-    left.set_title("read connectivity")
-    right.set_title("in the read halo")
-    for axes in (left, right):
-        drawing.share_axis(axes)
-        axes.set_xlabel("FFN, in model order")
-        drawing.legend(axes)
+        axes.axhline(even, color=drawing.GREY, linestyle=":", label="spread evenly")
+    axes.set_title("read connectivity")
+    _finish(axes)
+
+
+def draw_read_halo(axes: Any, depth: np.ndarray, numbers: dict[str, np.ndarray]) -> None:
+    """Draw what the read halo holds of the supernodes and of LP into matplotlib ``axes``, by depth.
+
+    Args:
+        depth: Place of each unit's FFN in model order, (unit,).
+        numbers: Share of each unit, (unit,), under ``supernodes_in_read_halo``, ``lp_in_read_halo`` and ``chance``.
+    """
+    drawing.by_depth(axes, depth, numbers["supernodes_in_read_halo"], 0, "supernodes")
+    drawing.by_depth(axes, depth, numbers["lp_in_read_halo"], 1, "LP mass")
+    axes.axhline(float(np.median(numbers["chance"])), color=drawing.GREY, linestyle=":", label="by chance")
+    axes.set_title("in the read halo")
+    _finish(axes)
+
+
+def _finish(axes: Any) -> None:
+    drawing.share_axis(axes)
+    axes.set_xlabel(drawing.DEPTH)
+    drawing.legend(axes)

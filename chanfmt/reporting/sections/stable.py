@@ -15,6 +15,7 @@ from chanfmt.reporting.units import name_columns
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from chanfmt.analysis.resample import Middle
     from chanfmt.format.unit import Unit
 
 NAMES = ("top_share", "top_share_error", "top_share_low", "top_share_high", "leave_one_out", "persistence", "chance")
@@ -81,7 +82,10 @@ def make(units: Sequence[Unit], rho: float, advance: Callable[[], object]) -> Se
                 "two disjoint parts of the text against their tokens, median FFN with its bootstrap interval; grey by chance. "
                 f"{paper.DOMAINS}",
                 ("stability", "stability-by-tokens"),
-                lambda figure: _draw(figure, columns["ffn"], numbers, curve, chance),
+                (
+                    lambda axes: draw_shares(axes, columns["ffn"], numbers),
+                    lambda axes: draw_agreement(axes, curve, chance),
+                ),
             ),
         ),
         tables=(
@@ -112,27 +116,41 @@ def _bars(depth: np.ndarray) -> str:
     return "bars the bootstrap interval over splits" if len(np.unique(depth)) == len(depth) else "median and range of the experts"
 
 
-def _draw(figure: Any, depth: np.ndarray, numbers: dict[str, np.ndarray], curve: list[Any], chance: float) -> None:
-    left, right = figure.subplots(1, 2)
+def draw_shares(axes: Any, depth: np.ndarray, numbers: dict[str, np.ndarray]) -> None:
+    """Draw the share of LP in the supernodes with its bootstrap interval into matplotlib ``axes``, by depth.
+
+    Args:
+        depth: Place of each unit's FFN in model order, (unit,).
+        numbers: ``top_share``, ``top_share_low`` and ``top_share_high`` of each unit, (unit,).
+    """
     share = numbers["top_share"]
     if len(np.unique(depth)) == len(depth):
         errors = np.abs(np.stack([share - numbers["top_share_low"], numbers["top_share_high"] - share]))
-        left.errorbar(depth, share, yerr=errors, fmt="o", color=drawing.COLOURS[0], elinewidth=0.8, capsize=1.5)
+        axes.errorbar(depth, share, yerr=errors, fmt="o", color=drawing.COLOURS[0], elinewidth=0.8, capsize=1.5)
     else:
-        drawing.by_depth(left, depth, share, 0, "top share")
-    drawing.share_axis(left)
-    left.set_xlabel("FFN, in model order")
-    left.set_title("share of LP in the supernodes")
+        drawing.by_depth(axes, depth, share, 0, "top share")
+    drawing.share_axis(axes)
+    axes.set_xlabel(drawing.DEPTH)
+    axes.set_title("share of LP in the supernodes")
+
+
+def draw_agreement(axes: Any, curve: Sequence[tuple[float, Middle]], chance: float) -> None:
+    """Draw the Jaccard index of the supernodes of disjoint parts of the text into matplotlib ``axes``.
+
+    Args:
+        curve: Tokens in each part, and the index over FFNs.
+        chance: Index of random sets.
+    """
     tokens = [place for place, _ in curve]
     medians = np.array([item.median for _, item in curve])
     low, high = (np.array([getattr(item, name) for _, item in curve]) for name in ("low", "high"))
     errors = np.nan_to_num(np.abs(np.stack([medians - low, high - medians])))
-    right.errorbar(tokens, medians, yerr=errors, marker="o", color=drawing.COLOURS[0], capsize=2)
-    right.axhline(chance, color=drawing.GREY, linestyle=":", label="by chance")
-    right.set_xscale("log")
-    right.set_xticks(tokens, [f"{place:,.0f}" for place in tokens])
-    right.minorticks_off()
-    right.set_ylim(0, 1)
-    right.set_xlabel("tokens in each part")
-    right.set_title("Jaccard of disjoint parts")
-    drawing.legend(right)
+    axes.errorbar(tokens, medians, yerr=errors, marker="o", color=drawing.COLOURS[0], capsize=2)
+    axes.axhline(chance, color=drawing.GREY, linestyle=":", label="by chance")
+    axes.set_xscale("log")
+    axes.set_xticks(tokens, [f"{place:,.0f}" for place in tokens])
+    axes.minorticks_off()
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("tokens in each part")
+    axes.set_title("Jaccard of disjoint parts")
+    drawing.legend(axes)
