@@ -1,4 +1,4 @@
-"""An atlas's arrays as xarray and pandas objects, for notebooks. Both are imported where they are asked for."""
+"""An atlas's arrays as xarray and pandas objects, for notebooks. xarray and pandas are imported when they are needed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def stack_dataset(stack: StackArrays) -> Any:
-    """See `chanfmt.format.reader.Stack.to_xarray`."""
+    """Make the dataset of `chanfmt.format.reader.Stack.to_xarray`."""
     try:
         import xarray
     except ImportError:
@@ -41,7 +41,7 @@ def stack_dataset(stack: StackArrays) -> Any:
 
 
 def channel_frame(atlas: AtlasArrays, metrics: Sequence[str] | None = None) -> Any:
-    """See `chanfmt.format.reader.Atlas.to_pandas`."""
+    """Make the frame of `chanfmt.format.reader.Atlas.to_pandas`."""
     try:
         import pandas as pd
     except ImportError:

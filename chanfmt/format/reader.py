@@ -40,16 +40,16 @@ if TYPE_CHECKING:
     from chanfmt.format.unit import Unit
 
 TRIAL_SECONDS = 10
-"""Processor time in which any file's structure can be read."""
+"""Seconds of processor time in which the structure of any file can be read."""
 READ_WHOLE_BYTES = 32 << 20
-"""An array up to this size is read at once: each read costs more than a megabyte of contiguous data."""
+"""Bytes up to which an array is read at once, because each read costs more time than a megabyte of contiguous data."""
 
 MOST_STACKS = 20
 """Stacks that the HTML table of an atlas lists."""
 
 
 class Location(NamedTuple):
-    """Where an array lies in its file: contiguous, from byte ``offset`` on."""
+    """Where an array lies in its file: contiguous, from the byte ``offset``."""
 
     offset: int
     dtype: np.dtype
@@ -57,7 +57,7 @@ class Location(NamedTuple):
 
 
 class Stack:
-    """FFNs of one kind, place and width; its arrays are read on demand and kept.
+    """FFNs of one kind, place and width. The arrays are read on demand and kept.
 
     Attributes:
         name: ``decoder``, ``encoder``, ...
@@ -65,7 +65,7 @@ class Stack:
         gated: Whether the FFNs have a gate projection.
         activation: Activation function named by the model's config.
         layers: Layer index of every row, int32 (layer,).
-        n_channels, n_experts, splits: Lengths of the other dimensions (0 experts where dense).
+        n_channels, n_experts, splits: Lengths of the other dimensions (0 experts in a stack of dense FFNs).
         supports: Write support sizes that ``connectivity_at`` holds.
     """
 
@@ -107,25 +107,25 @@ class Stack:
         return name in self._held or name in self._extension_places
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """The array ``name``, dimensions per `chanfmt.format.schema`. Raises `AtlasError` where it is absent."""
+        """The array ``name``, dimensions per `chanfmt.format.schema`. Raises `AtlasError` if the stack does not hold it."""
         if name not in self._cache:
             self._cache[name] = self._container.read(self._place(name))
         return self._cache[name]
 
     def row(self, name: str, row: int) -> np.ndarray:
-        """One layer's values of ``name``; the others are read along where they are few."""
+        """One layer's values of ``name``. All rows of a small array are read at once and kept."""
         if name in self._cache or self._container.nodes[self._place(name)].nbytes <= READ_WHOLE_BYTES:
             return self[name][row]
         return self._container.rows(self._place(name), row, row + 1)[0]
 
     def location(self, name: str) -> Location:
-        """Where the array ``name`` lies in the file. Raises `AtlasError` where it is absent."""
+        """Where the array ``name`` lies in the file. Raises `AtlasError` if the stack does not hold it."""
         node = self._container.nodes[self._place(name)]
         return Location(node.offset, np.dtype(NUMPY[node.code]), node.shape)
 
     @property
     def extension_metrics(self) -> list[schema.Variable]:
-        """Numbers per channel that other programs put here, each named ``x_owner/name`` (spec section "Extensions")."""
+        """Numbers per channel that other programs added, each named ``x_owner/name`` (spec section "Extensions")."""
         found = []
         for name, path in self._extension_places.items():
             long_name, units, merge = (_text_or_empty(self._container, path, key) for key in ("long_name", "units", "merge"))
@@ -146,7 +146,7 @@ class Stack:
 
     @property
     def all_metrics(self) -> list[schema.Variable]:
-        """The metrics this stack holds, in the schema's order, then other programs'."""
+        """The metrics this stack holds in the schema's order, and then the metrics of other programs."""
         return [*(schema.METRIC_BY_NAME[name] for name in self.metrics), *self.extension_metrics]
 
     @functools.cached_property
@@ -179,7 +179,7 @@ class Stack:
     def to_xarray(self) -> Any:
         """Everything this stack holds as an `xarray.Dataset` with named dimensions, coordinates, long names and units.
 
-        Extension metrics are among its variables. The arrays are those of the stack, not copies.
+        Extension metrics are among the variables. The dataset shares the stack's arrays; it holds no copies.
 
         Raises:
             MissingPackageError: xarray is not installed (extra ``notebook``).
@@ -216,15 +216,15 @@ class Atlas:
 
     Attributes:
         path: The file.
-        hub_source: Which file of which commit on the Hub it is, where it was opened by such an address; empty elsewhere.
+        hub_source: Address of the file's commit on the Hub, if the atlas was opened by its Hub address; empty otherwise.
         status: ``complete`` or ``partial``.
         dropped: Variables left out because they could not be merged or recomputed.
         core_rho: Share of channels in the core that connectivity and redundancy refer to.
-        model, calibration, labels, producer: What the file says of each; calibration and producer are
-            read when first asked for, and raise `AtlasError` then.
+        model, calibration, labels, producer: Records of what the file says. Calibration and producer are read at their
+            first use, which may raise `AtlasError`.
         blocks: One `Block` per FFN, in model order.
         stacks: Name to `Stack`.
-        content_sha256: Digest the file states (checked by `verify` only).
+        content_sha256: Digest that the file states (only `verify` checks it).
     """
 
     def __init__(self, container: Container, path: Path) -> None:
@@ -296,13 +296,13 @@ class Atlas:
         """Open ``path`` for reading.
 
         Args:
-            path: The file. `chanfmt.open` takes an address on the Hub too.
-            verify: Recompute its digests (0.1 s per 40 MB).
-            contained: Read its structure and tables in a process of its own first, so that a file on which
-                the HDF5 library crashes or hangs is an error like any other. For files nobody vouches for.
+            path: The file. `chanfmt.open` takes an address on the Hub, too.
+            verify: Whether to recompute the digests (0.1 s per 40 MB).
+            contained: Whether to read structure and tables in a separate process first, so that a file on which the HDF5
+                library crashes or hangs gives an error like any other. Use it for untrusted files.
 
         Raises:
-            AtlasError: Missing, not an atlas, newer major version, damaged or unsafe.
+            AtlasError: The file is missing, not an atlas, of a newer major version, damaged or unsafe.
         """
         path = Path(path)
         if contained:
@@ -323,7 +323,7 @@ class Atlas:
         return atlas
 
     def verify(self) -> None:
-        """Recompute both digests. Raises `AtlasError` where one differs from what the file states."""
+        """Recompute both digests. Raises `AtlasError` if one differs from the digest that the file states."""
         hint = "copy it again, or rebuild it"
         if content_sha256(self._container) != self.content_sha256:
             raise AtlasError(
@@ -360,7 +360,7 @@ class Atlas:
         )
 
     def identity(self) -> dict[str, Any]:
-        """What the file is and which model it measured, as JSON-ready data; the model's config is left out."""
+        """Format, producer and model as JSON-ready data, without the model's config."""
         model = dataclasses.asdict(self.model)
         del model["config"]
         return {
@@ -374,7 +374,7 @@ class Atlas:
         }
 
     def extensions(self) -> tuple[ExtensionGroup, ...]:
-        """What other programs put into the file, values read (spec section "Extensions")."""
+        """Groups that other programs added, with their values (spec section "Extensions")."""
         groups: list[ExtensionGroup] = []
         for name in self._container.children(""):
             if name.startswith(schema.EXTENSION_PREFIX) and self._container.is_group(name):
@@ -382,10 +382,10 @@ class Atlas:
         return tuple(groups)
 
     def block(self, layer: int, stack: str | None = None) -> Block:
-        """The FFN of model layer ``layer`` (in ``stack``, where a layer has several).
+        """The FFN of model layer ``layer``. If the layer has several FFNs, ``stack`` says which one.
 
         Raises:
-            AtlasError: There is none, or there are several and ``stack`` does not say which.
+            AtlasError: There is no such FFN, or there are several and ``stack`` is not given.
         """
         if stack is not None and stack not in self.stacks:
             raise AtlasError(f"there is no stack {stack!r}", hint=f"stacks: {', '.join(self.stacks)}")
@@ -399,7 +399,7 @@ class Atlas:
         return found[0]
 
     def rows(self) -> Iterator[tuple[Block, Stack]]:
-        """Every FFN with the stack that holds its arrays, in model order."""
+        """Every FFN and the stack that holds its arrays, in model order."""
         for block in self.blocks:
             yield block, self.stacks[block.stack]
 
@@ -411,14 +411,14 @@ class Atlas:
     def to_pandas(self, metrics: Sequence[str] | None = None) -> Any:
         """A `pandas.DataFrame` with a row per channel of every FFN and expert, in model order.
 
-        Columns: block, layer, stack, expert where there are any (-1 in dense FFNs), channel, label, and each metric, NaN where
-        a stack has none.
+        Columns: block, layer, stack, expert (if the atlas holds experts; -1 in dense FFNs), channel, label, and the metrics.
+        A metric is NaN in FFNs whose stack does not hold it.
 
         Args:
-            metrics: Names of metrics; None for all that the atlas holds, other programs' among them.
+            metrics: Names of metrics; None for all that the atlas holds, including the metrics of other programs.
 
         Raises:
-            AtlasError: The atlas holds no such metric.
+            AtlasError: The atlas does not hold one of the metrics.
             MissingPackageError: pandas is not installed (extra ``notebook``).
         """
         from chanfmt.format.frames import channel_frame
@@ -445,7 +445,7 @@ def _stack_summary(stack: Stack) -> str:
 
 
 def _try_contained(path: Path) -> None:
-    """Raise `AtlasError` where reading ``path`` crashes; whatever else is wrong with it shows when it is opened."""
+    """Raise `AtlasError` if reading ``path`` crashes. Other faults of the file show when it is opened."""
 
     def work() -> str:
         with contextlib.suppress(AtlasError), Atlas.open(path) as atlas:

@@ -1,7 +1,7 @@
 """Every name in an importance atlas, once: variables, attributes, labels, dimensions, units.
 
-The writer, the reader, the command lines, the terminal browser and ``spec/`` follow from the
-tables here. Pure data: importing this module costs nothing.
+The writer, the reader, the validator, merging, the command lines, the terminal browser and ``spec/`` follow from the tables
+in this module. It holds only data, so importing it costs nothing.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ LOSSES = {
     "embedding": "NLL of a sample of the last hidden state under a unit Gaussian around it, nats",
     "labels": "sum of the NLL of the labels given with the inputs, nats",
 }
-"""Losses by their names on the command line, and what an atlas says of them."""
+"""Name of a loss on the command line to the text that an atlas holds."""
 NEAREST = 3
-"""Partners, and dimensions, that are kept of a channel."""
+"""Number of partners, and of dimensions, that an atlas keeps per channel."""
 SPLITS = 8
 """Number of splits the calibration sequences fall into."""
 KNOWN_FEATURES: frozenset[str] = frozenset()
-"""Words of ``features_required`` that this reader understands (none are defined in 1.0)."""
+"""Words of ``features_required`` that this reader understands; 1.0 defines none."""
 
 LABEL_NONE, LABEL_HALO, LABEL_SUPERNODE = 0, 1, 2
 LABELS: dict[int, str] = {LABEL_NONE: "none", LABEL_HALO: "halo", LABEL_SUPERNODE: "supernode"}
@@ -36,14 +36,14 @@ MERGE_RULES: dict[str, str] = {
     "max": "the larger",
     "equal": "must agree, otherwise the atlases do not merge",
     "derive": "computed again from the merged sums and labels",
-    "weights": "computed again from the model's weights; dropped where they are not at hand",
+    "weights": "computed again from the model's weights; dropped if the weights are not given",
     "drop": "dropped",
     "index": "a dimension's own values",
 }
 EXTENSION_MERGE_RULES = ("sum", "max", "equal", "drop")
 EXTENSION_PREFIX = "x_"
 RESUME_EXTENSION = "x_chanfmt"
-"""What an unfinished build keeps for itself; no metrics."""
+"""Extension in which an unfinished build keeps its own state; it holds no metrics."""
 
 STATUSES = ("complete", "partial")
 STACK_KINDS = ("dense", "experts", "shared")
@@ -440,7 +440,7 @@ ATTRIBUTES: dict[str, tuple[Attribute, ...]] = {
         Attribute("format_version", "str", "MAJOR.MINOR of this specification"),
         Attribute("features_required", "str", "space-separated words a reader must understand; empty in 1.0"),
         Attribute("status", "str", "complete or partial"),
-        Attribute("dropped", "str", "space-separated variables left out because they could not be merged or recomputed"),
+        Attribute("dropped", "str", "space-separated variables that are left out because they could not be merged or recomputed"),
         Attribute("Conventions", "str", "CF conventions followed"),
         Attribute("title", "str", "one line for people"),
         Attribute("producer", "str", "program and version"),
@@ -449,7 +449,7 @@ ATTRIBUTES: dict[str, tuple[Attribute, ...]] = {
     ),
     "/model": (
         Attribute("id", "str", "Hub id, or the name of the directory or file; a label, never a path to open"),
-        Attribute("revision", "str", "commit the weights came from; empty where there is none"),
+        Attribute("revision", "str", "commit that the weights came from; empty if there is none"),
         Attribute("source", "str", "hub, local or gguf"),
         Attribute("model_type", "str", "transformers model type"),
         Attribute("architectures", "str", "JSON list of class names"),
@@ -462,14 +462,14 @@ ATTRIBUTES: dict[str, tuple[Attribute, ...]] = {
     "/calibration": (
         Attribute("loss", "str", "the loss differentiated"),
         Attribute("metric_definition", "str", "version of the metric definitions"),
-        Attribute("tokenizer", "str", "tokenizer used; empty where the model was given other arrays than tokens"),
-        Attribute("seq_len", "int", "tokens in every sequence, or rows that a sample is to an FFN"),
-        Attribute("seed", "int", "seed of the sample, of the first contribution where there are several"),
+        Attribute("tokenizer", "str", "tokenizer that was used; empty if the model's inputs were not tokens"),
+        Attribute("seq_len", "int", "tokens in every sequence, or rows that every sample gives to an FFN"),
+        Attribute("seed", "int", "seed of the sample; with several contributions, the seed of the first"),
         Attribute("mean_loss", "float", "mean of the loss over the predicted calibration tokens, nats"),
     ),
     "/labels": (
         Attribute("rho", "float", "share of channels that are supernodes"),
-        Attribute("eta", "float", "share of the others that are halo"),
+        Attribute("eta", "float", "share of the other channels that are halo"),
         Attribute("support_size", "int", "dimensions in the write support"),
         Attribute("alpha", "float", "floor of the protection factor"),
         Attribute("gamma", "float", "exponent of the protection factor"),
@@ -484,12 +484,12 @@ ATTRIBUTES: dict[str, tuple[Attribute, ...]] = {
         Attribute("hardware", "str", "device the model ran on"),
         Attribute("seconds", "float", "seconds of measurement"),
         Attribute("peak_memory_bytes", "int", "peak resident memory of the producing process"),
-        Attribute("history", "str", "one JSON object a line per command that touched the file"),
+        Attribute("history", "str", "one line with a JSON object per command that touched the file"),
     ),
     "/stacks/*": (
         Attribute("kind", "str", "dense, experts or shared"),
-        Attribute("gated", "int", "1 where the FFN has a gate projection"),
-        Attribute("activation", "str", "activation function named by the model's config"),
+        Attribute("gated", "int", "1 if the FFNs have a gate projection, otherwise 0"),
+        Attribute("activation", "str", "activation function that the model's config names"),
     ),
 }
 
