@@ -34,20 +34,20 @@ class Weights(Protocol):
 
 
 class WeightsOfFFNs(Protocol):
-    """Gives the weights of every FFN in an atlas, such as `chanfmt.models.stored.weights.StoredWeights`."""
+    """The weights of every FFN in an atlas, such as `chanfmt.models.stored.weights.StoredWeights`."""
 
     def ffn(self, ffn: Block, expert: int, /) -> Weights: ...
 
 
 def relabelled(content: AtlasContent, settings: LabelSettings) -> AtlasContent:
-    """``content`` labelled with ``settings``, from what it holds.
+    """``content`` labelled with ``settings``, without the model's weights.
 
-    Connectivity and redundancy keep referring to the core they were made with (``core_rho``). At another
-    ``support_size`` connectivity comes from ``connectivity_at``, and ``read_connectivity`` is dropped.
+    Connectivity and redundancy still refer to the core that they were made with (``core_rho``). With another
+    ``support_size``, connectivity comes from ``connectivity_at``, and ``read_connectivity`` is dropped.
 
     Raises:
         UsageError: A setting is out of range, or cannot be changed after a build.
-        AtlasError: The build is unfinished, or it holds no connectivity for that ``support_size``.
+        AtlasError: The build is unfinished, or the atlas holds no connectivity for that ``support_size``.
     """
     _check(content, settings)
     stacks = []
@@ -64,11 +64,11 @@ def relabelled(content: AtlasContent, settings: LabelSettings) -> AtlasContent:
 
 
 def relabelled_with_weights(content: AtlasContent, settings: LabelSettings, weights: WeightsOfFFNs) -> AtlasContent:
-    """``content`` labelled with ``settings`` as a build would: everything that rests on weights is made again.
+    """``content`` labelled with ``settings`` as a build would label it: everything that rests on weights is made again.
 
     Connectivity, connectivity to supports of other sizes and read connectivity are computed from the
-    checkpoint, one FFN in memory at a time. Redundancy was measured against the old core; where the core is
-    another now, it is dropped.
+    checkpoint, with one FFN in memory at a time. Redundancy was measured against the old core, so it is
+    dropped if the core changes.
 
     Raises:
         UsageError: A setting is out of range, or cannot be changed after a build.
@@ -95,7 +95,7 @@ def relabelled_with_weights(content: AtlasContent, settings: LabelSettings, weig
                 score = stack.data.variables[settings.score][at]
                 sizes = labels.support_sizes(len(ffn.write), settings.support_size)
                 stack.expect(sizes)
-                # Without tokens there is no core: its connectivity stays unknown.
+                # An FFN that no token reached has no core, so its connectivity stays unknown.
                 if not np.isnan(score).all():
                     core = labels.supernodes(score, settings.rho)
                     stack.at[(slice(None), *at)] = labels.connectivity(ffn.write, core, sizes)
@@ -118,7 +118,7 @@ def relabelled_with_weights(content: AtlasContent, settings: LabelSettings, weig
 
 
 class _Connectivities:
-    """What one stack gets from the weights, filled FFN by FFN; NaN where nothing was filled in."""
+    """The variables of one stack that come from the weights, filled in FFN by FFN; NaN until then."""
 
     def __init__(self, data: StackData) -> None:
         self.data = data
@@ -130,7 +130,7 @@ class _Connectivities:
         self.at = np.empty((0, *self.shape), dtype=np.float32)
 
     def expect(self, sizes: tuple[int, ...]) -> None:
-        """Make room for supports of ``sizes``; one stack's FFNs write to one residual stream."""
+        """Make room for supports of ``sizes``. Raises `ModelError` if an earlier FFN of the stack had other sizes."""
         if not self.sizes:
             self.sizes = sizes
             self.at = np.full((len(sizes), *self.shape), np.nan, dtype=np.float32)
@@ -138,7 +138,7 @@ class _Connectivities:
             raise ModelError(f"the FFNs of {self.data.name} write to residual streams of different widths")
 
     def variables(self, size: int) -> dict[str, np.ndarray]:
-        """The stack's variables with those from the weights in place of the old ones."""
+        """The stack's variables, with the new values of those that come from the weights."""
         return {
             **self.data.variables,
             "read_connectivity": self.read,

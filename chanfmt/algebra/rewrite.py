@@ -1,4 +1,4 @@
-"""What the commands that write an atlas anew from others share."""
+"""Functions that merging, relabelling and stripping share: each writes a new atlas from others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def check_complete(content: AtlasContent, score: str) -> None:
-    """Raise `AtlasError` where ``content`` cannot be labelled: an unfinished build, or without the metric ``score``."""
+    """Raise `AtlasError` if ``content`` cannot be labelled: the build is unfinished, or a stack lacks the metric ``score``."""
     if content.status != "complete":
         raise AtlasError("the atlas is the checkpoint of an unfinished build", hint="finish that one first")
     for stack in content.stacks:
@@ -28,7 +28,7 @@ def check_complete(content: AtlasContent, score: str) -> None:
 
 
 def label_variables(variables: Mapping[str, np.ndarray], settings: LabelSettings) -> dict[str, np.ndarray]:
-    """``label`` and ``protection`` of every FFN of a stack, from its other ``variables`` (spec section "Labels").
+    """``label`` and ``protection`` of every FFN of a stack, from the stack's other ``variables`` (spec section "Labels").
 
     Returns:
         uint8 and float32 arrays (layer[, expert], channel).
@@ -45,12 +45,12 @@ def label_variables(variables: Mapping[str, np.ndarray], settings: LabelSettings
 
 
 def core_rho(stacks: Iterable[StackData], before: float, settings: LabelSettings) -> float:
-    """``before`` while something still refers to that core, and rho where nothing does."""
+    """``before`` if a variable of ``stacks`` still refers to the core of that share, otherwise the rho of ``settings``."""
     return before if any(name in stack.variables for stack in stacks for name in schema.resting_on(schema.CORE)) else settings.rho
 
 
 def dropped_names(candidates: Iterable[str], stacks: Iterable[StackData]) -> tuple[str, ...]:
-    """The root's ``dropped``: stack variables among ``candidates`` that no stack holds, in the schema's order."""
+    """Stack variables among ``candidates`` that no stack holds, in the schema's order: the root's ``dropped``."""
     missing = set(candidates).difference(*(stack.variables for stack in stacks))
     return tuple(variable.name for variable in schema.STACK_VARIABLES if variable.name in missing)
 
@@ -60,9 +60,9 @@ def noted(content: AtlasContent, command: str, inputs: Sequence[str], sources: S
 
     Args:
         command: ``merge``, ``label``, ...
-        inputs: ``content_sha256`` of the files read.
-        sources: Where each of them was on the Hub, empty where it was not; the line says it where one was.
-        more: What else the line says.
+        inputs: ``content_sha256`` of each input.
+        sources: Address of each input on the Hub, empty for a local file. The line names them if one is not empty.
+        more: Further keys of the line.
     """
     line = {"command": command, "version": __version__, "inputs": list(inputs), **more}
     if any(sources):

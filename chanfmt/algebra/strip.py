@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 def stripped(content: AtlasContent, *, keep_tokens: bool = False) -> AtlasContent:
     """``content`` without `chanfmt.format.schema.STRIPPED` and, unless ``keep_tokens``, without the calibration token ids.
 
-    The stack variables left out are named in ``dropped``; the result cannot be merged. Everything else stays
-    as it is, extensions included.
+    ``dropped`` names the stack variables that are left out. The result cannot be merged. Everything else stays
+    unchanged, including extensions.
 
     Raises:
-        AtlasError: The build is unfinished: there would be nothing left.
+        AtlasError: The build is unfinished, so nothing would be left.
     """
     if content.status != "complete":
         raise AtlasError("the atlas is the checkpoint of an unfinished build", hint="finish that one first")

@@ -31,7 +31,7 @@ COUNTED = frozenset(
 
 
 def check_references(container: Container, report: Report) -> None:
-    """Add what breaks a rule E2.. to ``report``."""
+    """Add breaches of the rules E2.. to ``report``."""
     _indices(container, report)
     _blocks(container, report)
     _calibration(container, report)
@@ -106,7 +106,7 @@ def _blocks(container: Container, report: Report) -> None:
 
 
 def tensors_complaint(slices: list[dict[str, Any]], channels: int, ffns: int, *, gated: bool) -> str:
-    """What is wrong with one row of the ``tensors`` column (spec section "FFNs"); empty where nothing is."""
+    """Complaint about one row of the ``tensors`` column (spec section "FFNs"); empty if the row is right."""
     roles: Counter[str] = Counter()
     for item in slices:
         role, axis, start, stop, step = (item[name] for name in ("role", "axis", "start", "stop", "step"))
@@ -193,11 +193,11 @@ def _tokens(container: Container, report: Report) -> None:
         most = most.reshape(-1, *(1,) * (by_split.ndim - 1))
         exact = places.get(name) == "decoder" and container.attribute(path, "kind") != "experts"
         if exact:
-            # An FFN that its model uses several times meets every token as often.
+            # An FFN that the model uses n times sees every token n times.
             uses = np.maximum(1, tokens // max(1, int(most.sum())))
             right = (by_split == uses * most).all()
         else:
-            # A router may give a token to one expert in several of its slots.
+            # A router may send one token to the same expert in several slots.
             slots = by_split.shape[-1] if container.attribute(path, "kind") == "experts" else 2**32
             right = (by_split >= 0).all() and (by_split <= slots * most).all()
         report.check(

@@ -32,7 +32,7 @@ ALLOWED: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def check_structure(container: Container, report: Report) -> None:
-    """Add what breaks a rule E1.. to ``report``, and the remarks that can be seen here."""
+    """Add breaches of the rules E1.. to ``report``, and the remarks that concern names and versions."""
     missing = [name for name in GROUPS if not container.is_group(name)]
     for name in missing:
         report.add("E101", f"/{name}", "the group is missing")
@@ -80,7 +80,7 @@ def _attributes(container: Container, report: Report, path: str, table: str) -> 
 
 def _unknown_attributes(container: Container, report: Report, path: str, known: set[str]) -> None:
     for name in container.attributes(path):
-        # netCDF-4 libraries sign what they append to.
+        # netCDF-4 libraries add this attribute to files that they append to.
         report.check(
             name in known or name == "_NCProperties", "W502", f"/{path}@{name}", "the specification does not know this name"
         )
@@ -146,7 +146,7 @@ def _variables(
 
 
 def _variable_attributes(container: Container, report: Report, place: str, units: str | None) -> None:
-    """``units`` None: any will do."""
+    """Check ``long_name``, units and the flags of labels. None for ``units`` accepts any units."""
     long_name = container.attribute(place, "long_name")
     report.check(isinstance(long_name, str) and long_name, "E108", f"/{place}@long_name", "is missing, or not a text")
     found = container.attribute(place, "units")
@@ -193,7 +193,7 @@ def _extension(container: Container, report: Report, path: str) -> None:
 
 
 def _extension_lengths(container: Container, report: Report, path: str, place: str, dimensions: tuple[str, ...]) -> None:
-    """Arrays in ``x_<owner>/<stack>`` share that stack's lengths."""
+    """Check that arrays in ``x_<owner>/<stack>`` have the lengths of that stack."""
     stack = f"stacks/{path.rpartition('/')[2]}"
     for name, length in zip(dimensions, container.nodes[place].shape, strict=True):
         own, of_stack = container.nodes.get(f"{path}/{name}"), container.nodes.get(f"{stack}/{name}")
@@ -207,7 +207,7 @@ def _extension_lengths(container: Container, report: Report, path: str, place: s
 
 @dataclass(frozen=True)
 class _Slice:
-    """One entry of the ``tensors`` column with every key that the specification asks for."""
+    """One entry of the ``tensors`` column, with every key that the specification asks for."""
 
     role: str
     tensor: str

@@ -1,4 +1,4 @@
-"""Level 3: values, by themselves and against what they follow from."""
+"""Level 3: values, by themselves and against the values that they follow from."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ if TYPE_CHECKING:
     from chanfmt.format.container import Container
 
 SUM_TOLERANCE = 1e-9
+"""Relative tolerance of the splits' sums against the whole."""
 LAW_TOLERANCE = 1e-5
-"""Slack of inequalities between sums that were partly accumulated in float32."""
+"""Relative slack of inequalities between sums, which are partly accumulated in float32."""
 RELATIVE_SLACK = 1e-6
-"""Rounding of a share to float32."""
+"""Relative slack for the rounding of a share to float32."""
 
 
 def check_values(container: Container, report: Report) -> None:
-    """Add what breaks a rule E3.. to ``report``."""
+    """Add breaches of the rules E3.. to ``report``."""
     stated = {item.name: container.attribute("labels", item.name) for item in schema.ATTRIBUTES["/labels"]}
     core_rho = stated.pop("core_rho")
     settings = LabelSettings(**stated)
@@ -58,7 +59,7 @@ def _extensions(container: Container, report: Report) -> None:
 
 
 class _Stack:
-    """One stack's arrays, read as they are asked for and kept."""
+    """The arrays of one stack; each is read at its first use and kept."""
 
     def __init__(self, container: Container, report: Report, name: str) -> None:
         self.container = container
@@ -80,7 +81,7 @@ class _Stack:
         return all(name in self for name in names)
 
     def check(self, holds: Any, code: str, name: str, message: str) -> bool:
-        """``holds`` may be an array; the first place where it does not is named."""
+        """Add a finding unless ``holds``. If ``holds`` is an array, the finding names the first place where it is False."""
         wrong = ~np.asarray(holds, dtype=bool)
         if wrong.any() and wrong.ndim:
             places = np.argwhere(wrong)
@@ -88,7 +89,7 @@ class _Stack:
         return self.report.check(not wrong.any(), code, f"/{self.path}/{name}", message)
 
     def check_each(self) -> None:
-        """Every array by itself: finite, known where it must be, inside its range."""
+        """Check every array by itself: finite, known where it must be known, inside its range."""
         for variable in schema.STACK_VARIABLES:
             name = variable.name
             if name not in self:
@@ -101,7 +102,7 @@ class _Stack:
             self._check_range(variable)
             if variable.beside in self:
                 there = ~np.isnan(self[variable.beside])
-                self.check((values >= 0) == there, "E302", variable.beside, f"is not known just where {name} is")
+                self.check((values >= 0) == there, "E302", variable.beside, f"is not known exactly where {name} is given")
         if self.holds("write_norm", "write_norm_l1"):
             self.check(
                 self["write_norm"] <= self["write_norm_l1"] * np.float32(1 + LAW_TOLERANCE),
@@ -139,7 +140,7 @@ class _Stack:
         self.check(unknown | ~empty, "E302", name, "has a value where no token arrived")
 
     def check_sums(self, *, judged: bool) -> None:
-        """The sums against each other, and, where their definition is known (``judged``), the metrics against the sums."""
+        """Check the sums against each other, and the metrics against the sums if their definition is known (``judged``)."""
         count = self.tokens.astype(np.float64)[..., None]
         slack = 1 + LAW_TOLERANCE
         for variable in schema.SUMS:
@@ -181,7 +182,7 @@ class _Stack:
                     self.check(_within_ulps(self[name], expected, 2), "E305", name, "does not follow from the sums")
 
     def check_labels(self, settings: LabelSettings) -> None:
-        """Labels and protection against the metrics and the settings."""
+        """Check labels and protection against the metrics and the settings."""
         if not self.holds("label", settings.score):
             return
         width = self["label"].shape[-1]
@@ -218,7 +219,7 @@ class _Stack:
 
 
 def _within_ulps(found: np.ndarray, expected: np.ndarray, ulps: int) -> np.ndarray:
-    """Whether float32 arrays agree to ``ulps`` units in the last place; where NaN may be is another rule."""
+    """Whether float32 arrays agree to ``ulps`` units in the last place. NaN agrees with everything: E302 judges NaN."""
     with np.errstate(over="ignore"):
         distance = np.abs(found.astype(np.float64) - expected.astype(np.float64))
         unit = np.spacing(np.maximum(np.abs(found), np.abs(expected)))
