@@ -1,4 +1,4 @@
-"""Writes a report: ``report.html`` in one file, ``report.md``, ``report.json``, figures as PNG and SVG, numbers as CSV."""
+"""Write a report: ``report.html`` in one file, ``report.md``, ``report.json``, figures as PNG and SVG, numbers as CSV."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def write_report(report: Report, directory: Path) -> list[str]:
 
     Raises:
         MissingPackageError: matplotlib is not installed.
-        ChanfmtError: It cannot be written.
+        ChanfmtError: The directory cannot be written.
     """
     images = {
         (plot.name, kind): render(plot, kind) for section in report.sections for plot in section.plots for kind in ("png", "svg")
@@ -69,7 +69,7 @@ def write_report(report: Report, directory: Path) -> list[str]:
 
 
 def render(plot: Plot, kind: str) -> bytes:
-    """``plot`` as ``png`` or ``svg``, the same bytes every time.
+    """Make the figure of ``plot``. Returns it as ``png`` or ``svg``, the same bytes every time.
 
     Raises:
         MissingPackageError: matplotlib is not installed.
@@ -115,12 +115,12 @@ def _texts(values: np.ndarray) -> list[str]:
     if values.dtype.kind == "f":
         return ["" if np.isnan(value) else repr(value) for value in values.tolist()]
     texts = [str(value) for value in values.tolist()]
-    # A spreadsheet would run a cell that begins so.
+    # A spreadsheet would run a cell that begins with one of these characters.
     return [f"'{text}" if values.dtype.kind == "U" and text[:1] in "=+-@" else text for text in texts]
 
 
 def markdown_page(report: Report) -> str:
-    """The page that a repository shows."""
+    """``report.md``, the page that a repository shows."""
     parts = [f"# {markdown.inline(report.title)}", markdown.table(("", ""), list(report.facts.items()))]
     parts += [f"**Note.** {markdown.inline(note)}" for note in report.notes]
     parts.append(f"## Beside the paper\n\n{markdown.table(_CLAIM_HEADINGS, list(_claims(report)))}\n\n{_CLAIM_NOTE}")
@@ -139,7 +139,7 @@ def markdown_page(report: Report) -> str:
 
 
 def html_page(report: Report, figures: dict[str, bytes]) -> str:
-    """One self-contained page; ``figures`` are the SVGs by name."""
+    """``report.html``, one self-contained page; ``figures`` are the SVGs by name."""
     parts = [
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
@@ -158,11 +158,11 @@ def html_page(report: Report, figures: dict[str, bytes]) -> str:
     return "\n".join(part for part in parts if part) + "\n</body>\n</html>\n"
 
 
-_CLAIM_HEADINGS = ("the paper says", "its numbers", "here", "", "agrees where")
+_CLAIM_HEADINGS = ("the paper says", "its numbers", "here", "", "agrees if")
 _CLAIM_NOTE = (
-    'The paper is "Supernodes and Halos", arXiv 2604.23475; its numbers are of the models named and of WikiText-2. '
-    '"Differs" says that a claim does not carry over to this model on this text, "undecided" that the interval '
-    "holds both. Intervals are of medians over FFNs, 95%, by bootstrap."
+    'The paper is "Supernodes and Halos", arXiv 2604.23475. Its numbers refer to WikiText-2 and to the models named. '
+    '"Differs" means that a claim does not carry over to this model on this text. "Undecided" means that the interval '
+    "includes both answers. Intervals are 95% bootstrap intervals of medians over FFNs."
 )
 
 
@@ -173,9 +173,9 @@ def _claims(report: Report) -> Iterator[tuple[str, str, str, str, str]]:
 
 
 def _caption(plot: Plot) -> str:
-    """What it shows, whether the paper shows the same, and the data behind it."""
+    """The caption of ``plot``, the verdicts on the claims that it shows, and the names of its data files."""
     found = "; ".join(f"{claim.statement}: {claim.verdict} ({claim.measured}; the paper {claim.paper})" for claim in plot.claims)
-    beside = f"Beside the paper: {found}." if found else "We know of no number of the paper's to compare this with."
+    beside = f"Beside the paper: {found}." if found else "We do not know a number in the paper to compare this with."
     return f"{plot.caption} {beside} Data: {', '.join(f'data/{name}.csv' for name in plot.data)}."
 
 

@@ -65,7 +65,10 @@ def test_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     markdown = (target / "report.md").read_text()
     captions = [line for line in markdown.splitlines() if line.startswith("_") and line.endswith("_")]
     assert len(captions) == len(figures)
-    assert all(("Beside the paper: " in line or "We know of no number" in line) and "Data: data/" in line for line in captions)
+    assert all(
+        ("Beside the paper: " in line or "We do not know a number in the paper" in line) and "Data: data/" in line
+        for line in captions
+    )
     for name in figures:
         assert f"](figures/{name}.png)" in markdown
     for path in (target / "data").glob("*.csv"):

@@ -22,7 +22,7 @@ NAMES = ("top_share", "top_share_error", "top_share_low", "top_share_high", "lea
 
 
 def make(units: Sequence[Unit], rho: float, advance: Callable[[], object]) -> Section:
-    """``advance`` is called for every unit done."""
+    """Make the section about stability; ``advance`` is called after every unit."""
     title = "Stability of the supernodes"
     found, kept = [], []
     for unit in units:
@@ -37,7 +37,9 @@ def make(units: Sequence[Unit], rho: float, advance: Callable[[], object]) -> Se
         return Section(
             "stability",
             title,
-            missing=("no sums of several splits in this atlas: atlas strip drops them, and a text of one sequence has one",),
+            missing=(
+                "no sums of several splits in this atlas: atlas strip drops these sums, and a text of one sequence has one split",
+            ),
         )
     columns = name_columns(kept)
     numbers = {name: np.array([getattr(item, name) for item in found]) for name in NAMES}
@@ -59,11 +61,11 @@ def make(units: Sequence[Unit], rho: float, advance: Callable[[], object]) -> Se
         title=title,
         text=(
             f"Two disjoint parts of this text, of about {most[0]:,.0f} tokens each, agree on the supernodes with a Jaccard index "
-            f"of {most[1].median:.1%} in the median FFN (by chance {chance:.1%}). A supernode remains one in a mean of "
-            f"{persistence:.1%} of the bootstrap samples of the splits, and {steady:.1%} of them in at least 95%. Without one "
-            f"of the splits the sets agree to {left_out:.1%}.",
-            f"Splits are parts of one calibration text: text of another kind may change more. {paper.DOMAINS} Compare atlases "
-            "of several texts with atlas compare.",
+            f"of {most[1].median:.1%} in the median FFN (by chance {chance:.1%}). On average, a supernode stays a supernode in "
+            f"{persistence:.1%} of the bootstrap samples of the splits, and {steady:.1%} of the supernodes stay in at least 95%. "
+            f"If one of the splits is left out, the sets have a mean Jaccard index of {left_out:.1%}.",
+            f"Splits are parts of one calibration text. Text of another kind may change more. {paper.DOMAINS} To compare "
+            "atlases of several texts, use: atlas compare.",
         ),
         numbers={
             "persistence_median": persistence,
@@ -79,7 +81,7 @@ def make(units: Sequence[Unit], rho: float, advance: Callable[[], object]) -> Se
             Plot(
                 "stability",
                 f"Left: share of LP in the supernodes by depth, {_bars(columns['ffn'])}. Right: Jaccard index of the supernodes of "
-                "two disjoint parts of the text against their tokens, median FFN with its bootstrap interval; grey by chance. "
+                "two disjoint parts of the text against their tokens, median FFN with its bootstrap interval; grey: by chance. "
                 f"{paper.DOMAINS}",
                 ("stability", "stability-by-tokens"),
                 (
@@ -113,7 +115,11 @@ def make(units: Sequence[Unit], rho: float, advance: Callable[[], object]) -> Se
 
 
 def _bars(depth: np.ndarray) -> str:
-    return "bars the bootstrap interval over splits" if len(np.unique(depth)) == len(depth) else "median and range of the experts"
+    return (
+        "with the bootstrap interval over splits as bars"
+        if len(np.unique(depth)) == len(depth)
+        else "with the median and range of the experts"
+    )
 
 
 def draw_shares(axes: Any, depth: np.ndarray, numbers: dict[str, np.ndarray]) -> None:
