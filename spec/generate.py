@@ -1,7 +1,7 @@
 """Rewrite the specification's reference tables, and the schema as data, from `chanfmt.format.schema`.
 
 python spec/generate.py          rewrite spec/atlas-1.0.md and spec/atlas-1.0.json in place
-python spec/generate.py --check  exit 1 where one would change
+python spec/generate.py --check  exit 1 if one of them would change
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ LOSS_OF = {
     "embedding": "any, such as an encoder without a head",
     "labels": "given labels with its inputs",
 }
-"""Loss to the kind of model it is for."""
+"""Loss to the kind of model that it is for."""
 
 
 def tables() -> dict[str, str]:
-    """Marker to Markdown table."""
+    """Marker in the specification to Markdown table."""
     result = {f"attributes {group}": _attributes(group) for group in schema.ATTRIBUTES}
     result["variables index"] = _variables(schema.INDEX_VARIABLES)
     result["variables stack"] = _variables(schema.STACK_VARIABLES)
@@ -58,7 +58,7 @@ def tables() -> dict[str, str]:
 
 
 def rendered(text: str) -> str:
-    """``text`` with every generated table brought up to date."""
+    """``text`` with every generated table up to date."""
     for marker, table in tables().items():
         pattern = re.compile(rf"(<!-- generated: {re.escape(marker)} -->\n).*?(<!-- end -->)", re.DOTALL)
         if not pattern.search(text):
@@ -125,7 +125,7 @@ def schema_json() -> str:
 
 
 def _row(variable: schema.Variable) -> dict[str, object]:
-    """One variable of the schema as data; a stack's own variables say which values they may have, too."""
+    """One variable of the schema as data. The row of a stack's own variable also says which values it may have."""
     names = ("name", "dtype", "dimensions", "long_name", "units", "merge", "required", "gated_only", "heading")
     row = {name: getattr(variable, name) for name in names}
     if variable not in schema.STACK_VARIABLES:
@@ -136,7 +136,7 @@ def _row(variable: schema.Variable) -> dict[str, object]:
 
 
 def outputs() -> dict[Path, str]:
-    """Every generated file and what it should hold."""
+    """Every generated file to the text that it should hold."""
     return {SPEC: rendered(SPEC.read_text(encoding="utf-8")), SPEC.with_suffix(".json"): schema_json()}
 
 

@@ -117,11 +117,11 @@ def label_settings_note(first: Atlas, second: Atlas) -> Note | None:
 def check_same_ffns(first: Atlas, second: Atlas) -> None:
     """Raise `AtlasError` if the models differ in the name, the width or the number of experts of an FFN."""
     shapes = [{block.module: (block.n_channels, block.n_experts) for block in atlas.blocks} for atlas in (first, second)]
-    hint = "compare atlases of one architecture: other text, another checkpoint, other settings"
+    hint = "compare atlases of one architecture; text, weights and settings may differ"
     for atlas, own, other in ((first, shapes[0], shapes[1]), (second, shapes[1], shapes[0])):
         missing = [module for module in own if module not in other]
         if missing:
-            more = f" (nor {len(missing) - 1} others)" if len(missing) > 1 else ""
+            more = f" and {len(missing) - 1} others that the other atlas lacks" if len(missing) > 1 else ""
             raise AtlasError(f"only {atlas.path} has an FFN {missing[0]}{more}", hint=hint)
     for module, (channels, experts) in shapes[0].items():
         if shapes[1][module] != (channels, experts):
@@ -228,7 +228,7 @@ def _check_holds(atlas: Atlas, metric: str) -> None:
                 continue
             what = "labels" if name == "label" else repr(name)
             if atlas.status == "partial":
-                hint = "it is the checkpoint of an unfinished build; finish that one first"
+                hint = "it comes from an unfinished build; finish it with: atlas build ... --resume"
             else:
                 common = [held for held in stack.metrics if all(held in other for other in atlas.stacks.values())]
                 hint = f"metrics it holds: {', '.join(common)}"

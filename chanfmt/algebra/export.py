@@ -63,7 +63,7 @@ def export(atlas: Atlas, path: Path, *, metrics: Sequence[str] | None = None, ov
             raise AtlasError(f"{atlas.path}: the stack name {name!r} is not made of letters, digits, '.', '_' and '-'")
     check_target(path, overwrite=overwrite)
     if path.exists() and path.samefile(atlas.path):
-        raise UsageError(f"{path} is the atlas itself", hint="choose another -o")
+        raise UsageError(f"{path} is the atlas that is exported", hint="choose another -o")
     write = {"parquet": _write_parquet, "csv": _write_csv, "npz": _write_npz, "json": _write_json}[kind]
     with atomic_file(path) as temporary:
         return write(atlas, variables, temporary)
@@ -116,7 +116,9 @@ def _choose(atlas: Atlas, metrics: Sequence[str] | None, *, table: bool) -> list
                 if name in {variable.name for variable in held}
                 else "is not in this atlas"
             )
-            raise UsageError(f"--metrics: {name!r} {why}", hint=f"there are: {', '.join(variable.name for variable in possible)}")
+            raise UsageError(
+                f"--metrics: {name!r} {why}", hint=f"choose from: {', '.join(variable.name for variable in possible)}"
+            )
     return [variable for variable in possible if variable.name in metrics]
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from chanfmt.format.reader import Stack
 
 _REBUILD = "build one of them again with this chanfmt"
-_RESET = "build one of them again with the other's settings"
+_RESET = "build one of them again with the settings of the other"
 _CALIBRATION = {
     "loss": "they differentiate different losses",
     "metric_definition": "their metrics are defined differently",
@@ -121,7 +121,9 @@ def merge(atlases: Sequence[Atlas], *, narrate: Callable[[str], None] | None = N
 def _check_mergeable(atlas: Atlas) -> None:
     """Refuse an atlas that does not hold everything that a merge adds up."""
     if atlas.status != "complete":
-        raise AtlasError(f"{atlas.path} is the checkpoint of an unfinished build", hint="finish that one first")
+        raise AtlasError(
+            f"{atlas.path} is partial: it comes from an unfinished build", hint="finish it with: atlas build ... --resume"
+        )
     for stack in atlas.stacks.values():
         missing = [variable.name for variable in schema.STACK_VARIABLES if variable.additive and variable.name not in stack]
         if missing:
@@ -146,7 +148,7 @@ def _check_disjoint(atlases: Sequence[Atlas]) -> None:
             if other is not atlas:
                 raise AtlasError(
                     f"{other.path} and {atlas.path} both hold the contribution {_short(row.id)} ({_short(row.source)})",
-                    hint="merge atlases of different builds, and none that is already part of another",
+                    hint="merge atlases of different builds, and leave out an atlas that is already part of another",
                 )
     seen: dict[str, Atlas] = {}
     for atlas in atlases:
@@ -171,7 +173,7 @@ def _check_agreement(first: Atlas, other: Atlas) -> None:
         if mine != theirs:
             raise AtlasError(
                 f"{both} are of different models: {field} is {_short(mine)} in one and {_short(theirs)} in the other",
-                hint=_MODEL_HINTS.get(field, "only atlases of one model merge; set two beside each other with: atlas compare"),
+                hint=_MODEL_HINTS.get(field, "only atlases of one model merge; to compare two models, use: atlas compare"),
             )
     for field, what in _CALIBRATION.items():
         mine, theirs = getattr(first.calibration, field), getattr(other.calibration, field)
@@ -263,7 +265,7 @@ def _combine(totals: dict[str, np.ndarray], variable: schema.Variable, values: n
     elif variable.merge == "equal":
         if total.tobytes() != values.tobytes():
             raise AtlasError(
-                f"{pair[0].path} and {pair[1].path} disagree about {variable.name}, which one model has one of",
+                f"{pair[0].path} and {pair[1].path} disagree about {variable.name}, which must be equal for one model",
                 hint="build both with the same chanfmt on the same kind of machine",
             )
     else:
@@ -323,15 +325,17 @@ def _producer(atlases: Sequence[Atlas]) -> ProducerRecord:
 
 def _narrate(atlases: Sequence[Atlas], extensions: ExtensionMerge, narrate: Callable[[str], None]) -> None:
     if any(dict(atlas.producer.versions) != dict(atlases[0].producer.versions) for atlas in atlases):
-        narrate(f"the atlases were built with different versions of packages; those of {atlases[0].path} are stated")
+        narrate(
+            f"the atlases were built with different versions of packages; the result states the versions of {atlases[0].path}"
+        )
     without = [str(atlas.path) for atlas in atlases if atlas.calibration.token_ids is None]
     if 0 < len(without) < len(atlases):
-        narrate(f"the token ids are left out: {', '.join(without)} holds none")
+        narrate(f"the token ids are left out, because they are not in {', '.join(without)}")
     if extensions.lost:
         narrate(f"extension arrays that do not merge are left out: {', '.join(extensions.lost)}")
 
 
 def _short(value: Any) -> str:
-    """A value of a file, short enough for a sentence."""
+    """A value of a file as text, short enough for a sentence."""
     text = str(value)
     return text if len(text) <= 60 else f"{text[:24]}...{text[-24:]}"

@@ -88,7 +88,7 @@ def relabelled_with_weights(content: AtlasContent, settings: LabelSettings, weig
                 ffn = weights.ffn(block, expert or 0)
                 if previous is not None and previous[-1] >= ffn.reads[0].shape[1]:
                     raise ModelError(
-                        f"{block.module} reads {ffn.reads[0].shape[1]} dimensions, and the layer before it writes more"
+                        f"{block.module} reads {ffn.reads[0].shape[1]} dimensions, and the previous layer writes more"
                     )
                 if previous is not None:
                     stack.read[at] = labels.read_connectivity(ffn.reads, previous)
@@ -164,7 +164,7 @@ def _connectivity_at(stack: StackData, size: int) -> np.ndarray:
         sizes = ", ".join(map(str, stack.supports)) or "none"
         raise AtlasError(
             f"the atlas holds no connectivity to {size} dimensions for {stack.name}",
-            hint=f"sizes at hand: {sizes}; for another one give the weights: add --model MODEL",
+            hint=f"sizes that it holds: {sizes}; for another size, add --model MODEL",
         )
     return stack.variables["connectivity_at"][stack.supports.index(size)]
 

@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 def check_complete(content: AtlasContent, score: str) -> None:
     """Raise `AtlasError` if ``content`` cannot be labelled: the build is unfinished, or a stack lacks the metric ``score``."""
     if content.status != "complete":
-        raise AtlasError("the atlas is the checkpoint of an unfinished build", hint="finish that one first")
+        raise AtlasError(
+            "the atlas is partial: it comes from an unfinished build", hint="finish it with: atlas build ... --resume"
+        )
     for stack in content.stacks:
         if score not in schema.METRIC_BY_NAME or score not in stack.variables:
-            raise AtlasError(f"the atlas holds no {score!r} for {stack.name}, by which supernodes are ranked")
+            raise AtlasError(f"the atlas holds no {score!r} for {stack.name}, and its supernodes are ranked by {score!r}")
 
 
 def label_variables(variables: Mapping[str, np.ndarray], settings: LabelSettings) -> dict[str, np.ndarray]:

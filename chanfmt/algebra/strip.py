@@ -23,7 +23,9 @@ def stripped(content: AtlasContent, *, keep_tokens: bool = False) -> AtlasConten
         AtlasError: The build is unfinished, so nothing would be left.
     """
     if content.status != "complete":
-        raise AtlasError("the atlas is the checkpoint of an unfinished build", hint="finish that one first")
+        raise AtlasError(
+            "the atlas is partial: it comes from an unfinished build", hint="finish it with: atlas build ... --resume"
+        )
     stacks = tuple(
         dataclasses.replace(
             stack, variables={name: values for name, values in stack.variables.items() if name not in schema.STRIPPED}

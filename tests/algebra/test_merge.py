@@ -259,7 +259,7 @@ def test_token_ids_only_where_all_have_them(shards, tmp_path):
     notes = []
     found = merged([write(tmp_path / "a.h5", first), bare], narrate=notes.append)
     assert found.calibration.token_ids is None
-    assert notes == [f"the token ids are left out: {bare} holds none"]
+    assert notes == [f"the token ids are left out, because they are not in {bare}"]
     with chanfmt.open(write(tmp_path / "all.h5", found)) as atlas:
         assert atlas.dropped == found.dropped == DROPPED
 
