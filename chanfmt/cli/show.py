@@ -195,7 +195,7 @@ def _show_experts(stack: Stack, block: Block, rho: float, arguments: argparse.Na
 def _show_channel(atlas: Atlas, stack: Stack, block: Block, arguments: argparse.Namespace) -> None:
     import dataclasses
 
-    from chanfmt.analysis.channel import SERIES, make_card
+    from chanfmt.analysis.channel import make_card
     from chanfmt.format import schema
 
     channel, expert = arguments.channel, arguments.expert
@@ -205,7 +205,7 @@ def _show_channel(atlas: Atlas, stack: Stack, block: Block, arguments: argparse.
     if "lp" not in names:
         raise AtlasError(f"layer {block.layer_index} has no lp", hint="see: atlas info")
     series = {}
-    for name in SERIES:
+    for name in schema.SERIES:
         if name in stack:
             rows = stack[name][:, block.row]
             series[name] = rows if expert is None else rows[:, expert]

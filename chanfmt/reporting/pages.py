@@ -1,14 +1,16 @@
-"""Writes a report: ``report.html`` in one file, ``report.md``, ``report.json``, figures as PNG and SVG, numbers as CSV."""
+"""Write a report: ``report.html`` in one file, ``report.md``, ``report.json``, figures as PNG and SVG, numbers as CSV."""
 
 from __future__ import annotations
 
 import base64
 import csv
+import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from chanfmt.base import html, markdown
+from chanfmt.base.errors import MissingPackageError
 from chanfmt.base.files import atomic_directory
 from chanfmt.base.text import json_text, number, spreadsheet_text
 from chanfmt.reporting import drawing
@@ -44,13 +46,10 @@ def write_report(report: Report, directory: Path) -> list[str]:
 
     Raises:
         MissingPackageError: matplotlib is not installed.
-        ChanfmtError: It cannot be written.
+        ChanfmtError: The directory cannot be written.
     """
     images = {
-        (plot.name, kind): drawing.render(plot, kind)
-        for section in report.sections
-        for plot in section.plots
-        for kind in ("png", "svg")
+        (plot.name, kind): render(plot, kind) for section in report.sections for plot in section.plots for kind in ("png", "svg")
     }
     with atomic_directory(directory) as temporary:
         for name in ("figures", "data"):
@@ -68,6 +67,42 @@ def write_report(report: Report, directory: Path) -> list[str]:
         return sorted(str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file())
 
 
+def render(plot: Plot, kind: str) -> bytes:
+    """Make the figure of ``plot``. Returns it as ``png`` or ``svg``, the same bytes every time.
+
+    Raises:
+        MissingPackageError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib as mpl
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingPackageError("matplotlib", "plot", "the figures of a report") from None
+    stream = io.BytesIO()
+    settings: dict[str, Any] = {
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "svg.hashsalt": plot.name,
+        "legend.frameon": False,
+        "legend.fontsize": 8,
+        "axes.titlesize": 9,
+        "lines.markersize": 3.5,
+        "lines.linewidth": 1.3,
+    }
+    with mpl.rc_context(settings):
+        figure = Figure(figsize=plot.size, dpi=150, layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(1, len(plot.draw), squeeze=False)[0]
+        for draw, axes in zip(plot.draw, panels, strict=True):
+            draw(axes)
+        if plot.legend_below:
+            drawing.legend_below(figure)
+        figure.savefig(stream, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
+    return stream.getvalue()
+
+
 def _write_csv(table: Table, path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
@@ -83,7 +118,7 @@ def _texts(values: np.ndarray) -> list[str]:
 
 
 def markdown_page(report: Report) -> str:
-    """The page that a repository shows."""
+    """``report.md``, the page that a repository shows."""
     parts = [f"# {markdown.inline(report.title)}", markdown.table(("", ""), list(report.facts.items()))]
     parts += [f"**Note.** {markdown.inline(note)}" for note in report.notes]
     parts.append(f"## Beside the paper\n\n{markdown.table(_CLAIM_HEADINGS, list(_claims(report)))}\n\n{_CLAIM_NOTE}")
@@ -102,7 +137,7 @@ def markdown_page(report: Report) -> str:
 
 
 def html_page(report: Report, figures: dict[str, bytes]) -> str:
-    """One self-contained page; ``figures`` are the SVGs by name."""
+    """``report.html``, one self-contained page; ``figures`` are the SVGs by name."""
     parts = [
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
@@ -124,11 +159,11 @@ def html_page(report: Report, figures: dict[str, bytes]) -> str:
     return "\n".join(part for part in parts if part) + "\n</body>\n</html>\n"
 
 
-_CLAIM_HEADINGS = ("the paper says", "its numbers", "here", "", "agrees where")
+_CLAIM_HEADINGS = ("the paper says", "its numbers", "here", "", "agrees if")
 _CLAIM_NOTE = (
-    'The paper is "Supernodes and Halos", arXiv 2604.23475; its numbers are of the models named and of WikiText-2. '
-    '"Differs" says that a claim does not carry over to this model on this text, "undecided" that the interval '
-    "holds both. Intervals are of medians over FFNs, 95%, by bootstrap."
+    'The paper is "Supernodes and Halos", arXiv 2604.23475. Its numbers refer to WikiText-2 and to the models named. '
+    '"Differs" means that a claim does not carry over to this model on this text. "Undecided" means that the interval '
+    "includes both answers. Intervals are 95% bootstrap intervals of medians over FFNs."
 )
 
 
@@ -139,9 +174,9 @@ def _claims(report: Report) -> Iterator[tuple[str, str, str, str, str]]:
 
 
 def _caption(plot: Plot) -> str:
-    """What it shows, whether the paper shows the same, and the data behind it."""
+    """The caption of ``plot``, the verdicts on the claims that it shows, and the names of its data files."""
     found = "; ".join(f"{claim.statement}: {claim.verdict} ({claim.measured}; the paper {claim.paper})" for claim in plot.claims)
-    beside = f"Beside the paper: {found}." if found else "We know of no number of the paper's to compare this with."
+    beside = f"Beside the paper: {found}." if found else "We do not know a number in the paper to compare this with."
     return f"{plot.caption} {beside} Data: {', '.join(f'data/{name}.csv' for name in plot.data)}."
 
 

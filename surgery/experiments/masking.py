@@ -9,9 +9,9 @@ import contextlib
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
+from chanfmt.format.unit import unit_rows
 from chanfmt.models.find.intercept import Interceptor
 from chanfmt.models.matrices import matrix_of
 from chanfmt.models.run import eager_experts
@@ -19,6 +19,7 @@ from chanfmt.models.run import eager_experts
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    import numpy as np
     from torch import nn
 
     from chanfmt.models.ffn import FFN
@@ -41,8 +42,8 @@ def masked(
     for index, mask in removed.items():
         if not mask.any():
             continue
-        gone = torch.from_numpy(np.atleast_2d(mask))
-        values = torch.zeros(gone.shape) if means is None else torch.from_numpy(np.atleast_2d(means[index]))
+        gone = torch.from_numpy(unit_rows(mask))
+        values = torch.zeros(gone.shape) if means is None else torch.from_numpy(unit_rows(means[index]))
         members = ffns[index].members
         if members[0].write.matrix.batched:
             # One product computes all experts. Their rows lie along the first axis.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from chanfmt.base.errors import UsageError
+from chanfmt.format.unit import unit_rows
 from surgery.planning.allocation import Candidate, Pool, ladder
 from surgery.planning.methods import find_method, ranked_by_magnitude, score
 from surgery.planning.options import MAX_LAYER_SPARSITY
@@ -46,7 +47,7 @@ class Scores:
         Raises:
             UsageError: No calibration token reached any expert.
         """
-        rows = np.atleast_2d(self.of[block.index])
+        rows = unit_rows(self.of[block.index])
         used = np.ones(len(rows), dtype=bool)
         if block.n_experts:
             used = ~ranked_by_magnitude(self.method, self.atlas, block)
@@ -116,7 +117,7 @@ class Choice:
         if self._options.allocation == "uniform":
             self._check_room(uniform)
             return uniform
-        budget = sum(uniform[block.index] * _units(block) for block in self._scores.blocks)
+        budget = sum(uniform[block.index] * len(block.experts) for block in self._scores.blocks)
         self._check_pool(budget, sparsity)
         widths = self._pool.widths(budget, self._options.multiple_of)
         return {block.index: width for block, width in zip(self._scores.blocks, widths, strict=True)}
@@ -133,7 +134,7 @@ class Choice:
             most = block.n_channels - max(_fewest(block, self._cap), self._most_protected[block.index])
             rows, used = self._scores.comparable(block)
             candidates.append(
-                Candidate(block.n_channels, _units(block), ladder(rows, np.atleast_2d(self._protected[block.index])[used], most))
+                Candidate(block.n_channels, len(block.experts), ladder(rows, unit_rows(self._protected[block.index])[used], most))
             )
         return Pool(candidates)
 
@@ -158,25 +159,21 @@ class Choice:
 
     def _check_pool(self, budget: int, sparsity: float) -> None:
         blocks, cap = self._scores.blocks, self._cap
-        total = sum(_units(block) * block.n_channels for block in blocks)
-        capped = sum(_units(block) * _fewest(block, cap) for block in blocks)
+        total = sum(len(block.experts) * block.n_channels for block in blocks)
+        capped = sum(len(block.experts) * _fewest(block, cap) for block in blocks)
         if capped > budget:
             raise UsageError(
                 f"--max-layer-sparsity {cap:g} lets at most {total - capped:,} of {total:,} channels go, and a "
                 f"sparsity of {sparsity:g} removes {total - budget:,}",
                 hint="lower --sparsity, or raise --max-layer-sparsity",
             )
-        fixed = sum(_units(block) * max(_fewest(block, cap), self._most_protected[block.index]) for block in blocks)
+        fixed = sum(len(block.experts) * max(_fewest(block, cap), self._most_protected[block.index]) for block in blocks)
         if fixed > budget:
             raise UsageError(
                 f"the protected channels do not fit: they and --max-layer-sparsity {cap:g} keep {fixed:,} channels, "
                 f"{fixed - budget:,} more than a sparsity of {sparsity:g} leaves",
                 hint="lower --sparsity, or protect less",
             )
-
-
-def _units(block: Block) -> int:
-    return max(1, block.n_experts)
 
 
 def _fewest(block: Block, cap: float) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 from chanfmt.base.errors import UsageError
 from chanfmt.base.files import atomic_file
 from chanfmt.base.parsed import check_type, parse_unique
+from chanfmt.format.unit import unit_rows
 from surgery.planning.addresses import check_channel, find_ffn, find_unit, parse_number, unit_key
 
 if TYPE_CHECKING:
@@ -74,10 +75,10 @@ def write_protect_file(path: Path, atlas: Atlas, channels: Mapping[int, np.ndarr
     """
     layers = {}
     for block in atlas.blocks:
-        rows = np.atleast_2d(channels.get(block.index, np.zeros(block.shape, dtype=bool)))
-        for number, row in enumerate(rows):
+        rows = unit_rows(channels.get(block.index, np.zeros(block.shape, dtype=bool)))
+        for expert, row in zip(block.experts, rows, strict=True):
             if row.any():
-                layers[unit_key(atlas, block, number if block.n_experts else None)] = np.flatnonzero(row).tolist()
+                layers[unit_key(atlas, block, expert)] = np.flatnonzero(row).tolist()
     with atomic_file(path) as temporary:
         temporary.write_text(_as_json(atlas.content_sha256, layers), encoding="utf-8")
 

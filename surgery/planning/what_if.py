@@ -9,6 +9,7 @@ import numpy as np
 
 from chanfmt.base.errors import AtlasError
 from chanfmt.format import schema
+from chanfmt.format.unit import unit_rows
 from surgery.planning.choice import Choice, Scores
 from surgery.planning.decide import in_scope
 from surgery.planning.mass import lp_mass
@@ -104,10 +105,10 @@ class _Sums:
 
     def __init__(self, atlas: Atlas, block: Block, order: np.ndarray | None) -> None:
         stack = atlas.stacks[block.stack]
-        core = np.atleast_2d(stack.row("label", block.row) == schema.LABEL_SUPERNODE)
-        mass = np.atleast_2d(lp_mass(stack, block))
+        core = unit_rows(stack.row("label", block.row) == schema.LABEL_SUPERNODE)
+        mass = unit_rows(lp_mass(stack, block))
         if order is not None:
-            core, mass = (np.take_along_axis(values, np.atleast_2d(order), axis=-1) for values in (core, mass))
+            core, mass = (np.take_along_axis(values, unit_rows(order), axis=-1) for values in (core, mass))
         # (width + 1,): entry k is the sum over the first k channels of every expert.
         self._core = np.concatenate(([0], np.cumsum(core.sum(axis=0))))
         self._mass = np.concatenate(([0.0], np.cumsum(mass.sum(axis=0))))

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import chanfmt
+from chanfmt.algebra.metrics import FORMULAS
 from chanfmt.base.errors import AtlasError, ChanfmtError, UsageError
 from chanfmt.building import build as build_module
 from chanfmt.building import keeper, state
@@ -107,7 +108,7 @@ def test_a_checkpoint_is_an_atlas_of_what_was_measured(options, monkeypatch, cap
     assert all(variable.merge in ("", "drop") for group in content.extensions for variable in group.variables)
     snapshot = read_snapshot(options.partial)
     assert (snapshot.status, snapshot.calibration_tokens) == ("partial", done * 32)
-    assert tuple(snapshot.metrics) == ("lp", "lp_factored", "activation_power", "curvature", "taylor")
+    assert tuple(snapshot.metrics) == tuple(FORMULAS)
     assert main(["info", str(options.partial)]) == 0
     assert "partial" in capsys.readouterr().out
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def make_card(snapshot: Snapshot, ffn: int, channel: int) -> analysis.Card:
     """What ``snapshot`` says of ``channel`` of FFN ``ffn``."""
-    series = {name: snapshot.series(ffn, name) for name in analysis.SERIES}
+    series = {name: snapshot.series(ffn, name) for name in schema.SERIES}
     return analysis.make_card(
         {name: snapshot.values(ffn, name) for name in snapshot.metrics},
         {name: values for name, values in series.items() if values is not None},

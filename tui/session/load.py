@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import chanfmt
-from chanfmt.analysis.channel import SERIES
 from chanfmt.base.errors import AtlasError
 from chanfmt.base.text import printable
 from chanfmt.format import schema
@@ -68,7 +67,7 @@ class Snapshot:
         tokens: Stack to the tokens that reached each FFN, int64 (layer[, expert]); stacks that do not say are left out.
         calibration_tokens: Tokens of the calibration text.
         supports: Stack to the sizes of the write support that ``connectivity_at`` is about.
-        places: Stack and metric, or one of `chanfmt.analysis.channel.SERIES`, to where its values lie.
+        places: Stack and metric, or one of `chanfmt.format.schema.SERIES`, to where its values lie.
     """
 
     path: Path
@@ -142,7 +141,7 @@ class Snapshot:
         return None if tokens is None else int(tokens[place.row] if place.expert is None else tokens[place.row, place.expert])
 
     def series(self, ffn: int, name: str) -> np.ndarray | None:
-        """One of `chanfmt.analysis.channel.SERIES` for FFN ``ffn``, (n,) or (n, channel); None where it is not held."""
+        """One of `chanfmt.format.schema.SERIES` for FFN ``ffn``, (n,) or (n, channel); None where it is not held."""
         place = self.ffns[ffn]
         location = self.places.get((place.stack, name))
         if location is None:
@@ -218,10 +217,9 @@ def _ffns(atlas: Atlas) -> tuple[tuple[Ffn, ...], tuple[range, ...]]:
     ffns: list[Ffn] = []
     blocks: list[range] = []
     for block in atlas.blocks:
-        experts = range(block.n_experts) if block.n_experts else (None,)
-        blocks.append(range(len(ffns), len(ffns) + len(experts)))
+        blocks.append(range(len(ffns), len(ffns) + len(block.experts)))
         of, module = printable(block.stack), printable(block.module)
-        ffns += [Ffn(block.layer_index, of, module, block.row, block.n_channels, expert) for expert in experts]
+        ffns += [Ffn(block.layer_index, of, module, block.row, block.n_channels, expert) for expert in block.experts]
     return tuple(ffns), tuple(blocks)
 
 
@@ -237,7 +235,7 @@ def _read(atlas: Atlas, path: Path, stored: StoredArrays) -> Snapshot:
         held = stack.all_metrics
         metrics |= {printable(metric.name): metric for metric in held}
         places |= {(printable(name), printable(metric.name)): stack.location(metric.name) for metric in held}
-        places |= {(printable(name), series): stack.location(series) for series in SERIES if series in stack}
+        places |= {(printable(name), series): stack.location(series) for series in schema.SERIES if series in stack}
     order = list(schema.METRIC_BY_NAME)
     ffns, blocks = _ffns(atlas)
     return Snapshot(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from chanfmt.base.errors import UsageError
+from chanfmt.format.unit import unit_rows
 from surgery.planning.protect_file import read_protect_file, write_protect_file
 from surgery.planning.selectors import select
 from tui.session.load import PARTIAL_SUFFIX, Signature, file_signature, reopened
@@ -86,7 +87,7 @@ def to_ffns(masks: Mapping[int, np.ndarray], atlas: Atlas) -> dict[int, np.ndarr
     """FFN of a snapshot to bool (channel,), from block to bool of `Block.shape`."""
     rows: list[np.ndarray] = []
     for block in atlas.blocks:
-        rows += list(np.atleast_2d(masks.get(block.index, np.zeros(block.shape, dtype=bool))))
+        rows += list(unit_rows(masks.get(block.index, np.zeros(block.shape, dtype=bool))))
     return dict(enumerate(rows))
 
 
@@ -94,7 +95,7 @@ def to_blocks(masks: Mapping[int, np.ndarray], atlas: Atlas) -> dict[int, np.nda
     """Block to bool of `Block.shape`, from FFN of a snapshot to bool (channel,)."""
     blocks, start = {}, 0
     for block in atlas.blocks:
-        stop = start + (block.n_experts or 1)
+        stop = start + (len(block.experts))
         blocks[block.index] = np.stack([masks[ffn] for ffn in range(start, stop)]).reshape(block.shape)
         start = stop
     return blocks

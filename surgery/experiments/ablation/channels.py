@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chanfmt.base.errors import UsageError
+from chanfmt.format.unit import unit_rows
 from surgery.experiments.ablation.experiment import Condition, Experiment, masses
 from surgery.planning.addresses import chosen_layers
 
@@ -58,13 +59,13 @@ def plan_channels(atlas: Atlas, options: ChannelOptions) -> Experiment:
     for block in atlas.blocks:
         if block.layer_index not in layers:
             continue
-        rows = np.atleast_2d(mass[block.index])
+        rows = unit_rows(mass[block.index])
         expert = int(np.argmax(atlas.stacks[block.stack].row("tokens", block.row))) if block.n_experts else 0
         order = np.argsort(-rows[expert], kind="stable")
         for rank in np.unique(np.linspace(0, len(order) - 1, min(options.channels, len(order))).round().astype(int)):
             channel = int(order[rank])
             removed = np.zeros(block.shape, dtype=bool)
-            np.atleast_2d(removed)[expert, channel] = True
+            unit_rows(removed)[expert, channel] = True
             key = (str(block.layer_index), block.module, expert if block.n_experts else None, channel)
             extra = {"rank": int(rank) + 1, "lp": float(rows[expert, channel])}
             conditions.append(Condition(dict(zip(KEY, key, strict=True)), {block.index: removed}, extra=extra))

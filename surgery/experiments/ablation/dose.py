@@ -10,6 +10,7 @@ import numpy as np
 
 from chanfmt.base.errors import UsageError
 from chanfmt.format import schema
+from chanfmt.format.unit import unit_rows
 from surgery.experiments.ablation.experiment import Condition, Experiment, Scope
 from surgery.planning.addresses import chosen_layers
 from surgery.planning.grids import parse_seeds, parse_shares
@@ -95,14 +96,14 @@ def _order(atlas: Atlas, block: Block, core: np.ndarray, method: str, seed: int)
     """Channels of each row in the order of their removal, supernodes last; int (row, channel)."""
     values = np.where(core, np.inf, score(method, atlas, block, seed))
     # As in a plan: if scores are equal, the highest index is removed first.
-    return np.argsort(-np.atleast_2d(values), axis=-1, kind="stable")[:, ::-1]
+    return np.argsort(-unit_rows(values), axis=-1, kind="stable")[:, ::-1]
 
 
 def _removed(core: np.ndarray, count: int, order: np.ndarray, dose: float, seed: int, index: int) -> np.ndarray:
     """A mask of ``count`` channels of every row, among them the share ``dose`` of the supernodes."""
     removed = np.zeros(core.shape, dtype=bool)
     generator = np.random.default_rng([seed, index])
-    for row, ranked, gone in zip(np.atleast_2d(core), order, np.atleast_2d(removed), strict=True):
+    for row, ranked, gone in zip(unit_rows(core), order, unit_rows(removed), strict=True):
         nodes = generator.permutation(np.flatnonzero(row))
         forced = nodes[: math.floor(dose * len(nodes) + 0.5)]
         gone[forced] = True
@@ -111,7 +112,7 @@ def _removed(core: np.ndarray, count: int, order: np.ndarray, dose: float, seed:
 
 
 def _check_room(block: Block, core: np.ndarray, kept: int) -> None:
-    most = int(np.atleast_2d(core).sum(axis=-1).max())
+    most = int(unit_rows(core).sum(axis=-1).max())
     removed = block.n_channels - kept
     if most > kept or most > removed:
         what = "keeps" if most > kept else "removes"
