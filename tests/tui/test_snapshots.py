@@ -19,6 +19,7 @@ from tests.support.factory import moe_atlas, random_atlas
 from tui.app import AtlasApp
 from tui.session.load import read_snapshot
 from tui.session.place import Place
+from tui.session.session import Session
 
 KEPT = Path(__file__).parent / "snapshots"
 PINNED = re.search(r"^textual==(\S+)$", (Path(__file__).parents[2] / "constraints.txt").read_text(), re.MULTILINE)
@@ -70,7 +71,7 @@ async def test_screens_look_as_they_did(name: str, tmp_path: Path, monkeypatch: 
     place, size, keys = CASES[name]
     path = moe_atlas(tmp_path / "a.h5") if name == "experts" else random_atlas(tmp_path / "a.h5", channels=300)
     other = random_atlas(tmp_path / "b.h5", channels=300, seed=1) if place.screen in ("compare", "join") else None
-    app = AtlasApp(read_snapshot(path), place=place, other=other and read_snapshot(other))
+    app = AtlasApp(Session(read_snapshot(path), place=place, other=other and read_snapshot(other)))
     if "light" in name:
         app.theme = "textual-light"
     async with app.run_test(size=size) as pilot:

@@ -54,9 +54,10 @@ def test_the_browser_never_loads_torch_or_transformers(atlas: Path) -> None:
 import asyncio
 from tui.app import AtlasApp
 from tui.session.load import read_snapshot
+from tui.session.session import Session
 
 async def use():
-    app = AtlasApp(read_snapshot({str(atlas)!r}))
+    app = AtlasApp(Session(read_snapshot({str(atlas)!r})))
     async with app.run_test(size=(160, 50)) as pilot:
         await pilot.press("enter", "j", "m", "escape", "question_mark")
 
