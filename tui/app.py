@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from functools import partial
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from textual.app import App, SystemCommand
@@ -91,8 +91,7 @@ class AtlasApp(App[str], inherit_bindings=False):
             asyncio.get_running_loop().add_signal_handler(number, partial(self.exit, return_code=128 + number))
 
     def _made(self, name: str, opening: Opening) -> StatusScreen:
-        module, _, factory = ROW_OF[name].factory.partition(":")
-        screen: StatusScreen = getattr(import_module(module), factory)(self.session, opening)
+        screen: StatusScreen = resolve_name(ROW_OF[name].factory)(self.session, opening)
         return screen
 
     @property

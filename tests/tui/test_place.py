@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import pkgutil
 import subprocess
 import sys
 from functools import partial
@@ -19,41 +20,19 @@ from tests.support.browsing import browser_screen, open_app, press, text_of, typ
 from tests.support.factory import moe_atlas, random_atlas, random_content
 from tui.app import AtlasApp
 from tui.picture import parse_size
-from tui.screens.card import CardScreen
 from tui.screens.compare import CompareScreen
-from tui.screens.experts import ExpertsScreen
-from tui.screens.join import JoinScreen
 from tui.screens.layer import LayerScreen
-from tui.screens.overview import OverviewScreen
-from tui.screens.protect import ProtectScreen
-from tui.screens.scatter import ScatterScreen
 from tui.screens.what_if import WhatIfScreen
 from tui.session.export import write_table
 from tui.session.load import read_snapshot
 from tui.session.place import Place
-from tui.session.registry import OF_TWO, SCREENS
+from tui.session.registry import OF_TWO, REGISTRY, SCREENS
 from tui.session.session import Session
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-KINDS = dict(
-    zip(
-        SCREENS,
-        (
-            OverviewScreen,
-            ExpertsScreen,
-            LayerScreen,
-            CardScreen,
-            ScatterScreen,
-            ProtectScreen,
-            WhatIfScreen,
-            CompareScreen,
-            JoinScreen,
-        ),
-        strict=True,
-    )
-)
+KINDS = {row.name: pkgutil.resolve_name(row.factory) for row in REGISTRY}
 
 
 def rebuilt(text: str) -> dict[str, Any]:

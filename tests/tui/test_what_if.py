@@ -107,7 +107,7 @@ async def test_marks_count_and_the_command_runs(small: Path, capsys: pytest.Capt
         await wait_until(lambda: bool(screen.table.rows) and screen.table.rows[0].channels_kept == 92)
         await press(pilot, "y")
         await pilot.pause()
-        assert "W writes the marks" in text_of(app)
+        assert "press W to write the marks" in text_of(app)
         await press(pilot, "W")
         await wait_until(lambda: not any(app.session.marks.unsaved))
         command = shlex.split(app.clipboard)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from tui.session.place import Opening, Place
     from tui.session.session import Session
 
+SCROLLBAR = 2
+"""Cells at the right that a scrollbar may cover."""
+
 
 class CardScreen(StatusScreen):
     """The channel under the cursor of the screen below, whose cursor moves along."""
@@ -29,8 +32,8 @@ class CardScreen(StatusScreen):
     SCREEN = "card"
     AUTO_FOCUS = "#card-box"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left_square_bracket,h,left", "neighbour(-1)", "channel", tooltip="previous channel of the table"),
-        Binding("right_square_bracket,l,right", "neighbour(1)", "channel", tooltip="next channel of the table"),
+        Binding("left_square_bracket,h,left", "neighbour(-1)", "channel", tooltip="previous channel"),
+        Binding("right_square_bracket,l,right", "neighbour(1)", "channel", tooltip="next channel"),
         Binding("space", "mark", "mark", tooltip="mark or unmark the channel"),
         Binding("u", "undo", "undo", show=False, tooltip="undo a mark"),
         Binding("y", "copy", "copy", tooltip="copy the card"),
@@ -87,7 +90,7 @@ class CardScreen(StatusScreen):
         marked = "   ● protected" if self.session.marks.of(ffn)[self.channel] else ""
         label = labelled(int(snapshot.labels_of(ffn)[self.channel]))
         card = make_card(snapshot, ffn, self.channel)
-        lines = [[(f" channel {self.channel}", "strong"), (f"   {label}{marked}", "")], *card_lines(card, width)]
+        lines = [[(f" channel {self.channel}", "strong"), (f"   {label}{marked}", "")], *card_lines(card, width - SCROLLBAR)]
         body = self.lines("card")
         body.styles.height = len(lines)
         body.show(*lines)

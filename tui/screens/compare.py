@@ -32,7 +32,7 @@ class CompareScreen(FfnScreen):
 
     SCREEN = "compare"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "open", "join", tooltip="join the channels of the layer"),
+        Binding("enter", "open", "join", tooltip="join the layer's channels"),
         Binding("d", "ratio", "diff/ratio", tooltip="difference or ratio"),
         Binding("x", "swap", "swap", tooltip="swap A and B"),
         *(item for item in METRIC_BINDINGS if item.key == "m"),

@@ -27,9 +27,9 @@ class ProtectScreen(FfnScreen):
     SCREEN = "protect"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "layer", tooltip="open the layer"),
-        Binding("x", "remove", "remove", tooltip="unmark all channels of the layer"),
-        Binding("plus", "add", "add", tooltip="mark by rule, as in surgery prune --protect"),
-        Binding("minus", "take", "take", show=False, tooltip="unmark by rule"),
+        Binding("x", "remove", "remove", tooltip="unmark the whole layer"),
+        Binding("plus", "add", "add", tooltip="mark channels by rule"),
+        Binding("minus", "take", "take", show=False, tooltip="unmark channels by rule"),
         *common_bindings("protect"),
         Binding("U", "discard", "discard", show=False, tooltip="discard all unsaved marks"),
         Binding("o", "load_marks", "load", show=False, tooltip="read the protect file again"),
