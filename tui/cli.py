@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chanfmt import __version__
 from chanfmt.base.errors import UsageError
 from chanfmt.base.text import printable
+from chanfmt.base.version import __version__
 from chanfmt.cli.framework import Parser, run_command
 from tui.session.place import ASCENDING, Place
 from tui.session.registry import OF_TWO, SCREENS

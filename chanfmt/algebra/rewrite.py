@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chanfmt import __version__
 from chanfmt.algebra import labels
 from chanfmt.base.errors import AtlasError
+from chanfmt.base.version import __version__
 from chanfmt.format import schema
 
 if TYPE_CHECKING:

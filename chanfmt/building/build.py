@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from chanfmt import __version__
 from chanfmt.algebra import labels
 from chanfmt.base.command_line import recorded_command
 from chanfmt.base.errors import AtlasError, ChanfmtError, UsageError
 from chanfmt.base.files import check_target, remove_stale
 from chanfmt.base.narrate import progress_bar, say, silenced
+from chanfmt.base.version import __version__
 from chanfmt.building import state as checkpoint
 from chanfmt.building.derive import layer_variables, stack_layers
 from chanfmt.building.distributed import Group, LostProcessError, joined, processes

@@ -12,10 +12,10 @@ import types
 import typing
 from typing import Any, NoReturn, TypeVar
 
-from chanfmt import __version__
 from chanfmt.base import narrate
 from chanfmt.base.errors import ChanfmtError, UsageError
 from chanfmt.base.text import format_table, json_text, printable
+from chanfmt.base.version import __version__
 
 if typing.TYPE_CHECKING:
     from collections.abc import Callable, Sequence

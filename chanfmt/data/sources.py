@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chanfmt import __version__
 from chanfmt.base.narrate import say
+from chanfmt.base.version import __version__
 from chanfmt.data.text import read_text
 from chanfmt.data.tokens import CalibrationTokens, canonical, check_vocabulary, sample, tokenize, tokenize_documents
 from chanfmt.format.records import Contribution

@@ -18,9 +18,9 @@ import h5py
 import numpy as np
 from h5py import h5f, h5g, h5p
 
-from chanfmt import __version__
 from chanfmt.base.errors import CheckError
 from chanfmt.base.files import atomic_file, check_space, reserve
+from chanfmt.base.version import __version__
 from chanfmt.format import schema
 from chanfmt.format.container import MAX_ATTRIBUTES, NUMPY, Container, read_text
 from chanfmt.format.digest import SEAL, SEAL_BYTES, content_sha256, file_sha256, sealed

@@ -10,11 +10,11 @@ import shutil
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from chanfmt import __version__
 from chanfmt.base.command_line import names_directory, tells_directories
 from chanfmt.base.errors import ModelError, UsageError
 from chanfmt.base.files import atomic_directory, check_space, check_target
 from chanfmt.base.narrate import progress_bar, say
+from chanfmt.base.version import __version__
 from chanfmt.format.reader import Atlas
 from chanfmt.models.load import auto_class
 from chanfmt.models.safetensors import PICKLED_SUFFIXES, CheckpointIndex

@@ -33,6 +33,11 @@ from tui.session.session import Session
 from tui.widgets.lines import Lines
 
 
+@pytest.fixture
+def options(tiny_checkpoint, tmp_path):
+    return request(tiny_checkpoint("llama"), tmp_path / "a.h5", checkpoint_every=0)
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tiny_checkpoint, tmp_path_factory):
     return build(request(tiny_checkpoint("llama"), tmp_path_factory.mktemp("whole") / "a.h5"), SETTINGS)

@@ -50,13 +50,15 @@ def measured(tmp_path_factory):
 
 
 FIND = """
-import sys
+import logging, sys
 import chanfmt
 from chanfmt.base.errors import ChanfmtError
 from surgery.cut.source import find_model
+logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(message)s")
+logging.getLogger("chanfmt").setLevel(logging.INFO)
 with chanfmt.open(sys.argv[1]) as atlas:
     try:
-        print(find_model(atlas.model, sys.argv[2] or None, print, *sys.argv[3:]).revision)
+        print(find_model(atlas.model, sys.argv[2] or None, *sys.argv[3:]).revision)
     except ChanfmtError as error:
         print(error)
 """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import pytest
 
 import chanfmt
 from chanfmt.building.build import build as build_located
@@ -28,11 +27,6 @@ def build(options, settings):
 def request(model, output, **changes):
     values = {"calib": "pydoc", "sequences": SEQUENCES, "seq_len": 32, "batch_size": "2"} | changes
     return BuildOptions(str(model), str(output), **values)
-
-
-@pytest.fixture
-def options(tiny_checkpoint, tmp_path):
-    return request(tiny_checkpoint("llama"), tmp_path / "a.h5", checkpoint_every=0)
 
 
 def stop_after(options, batches, monkeypatch, settings=SETTINGS):
