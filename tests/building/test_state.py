@@ -134,7 +134,7 @@ async def test_the_browser_follows_a_build_to_its_end(options, monkeypatch):
         assert "PARTIAL" not in title()
         assert app.session.browser.snapshot.status == "complete"
         assert app.session.marks.counts == [1, 0, 0]
-        assert app.protect_file == options.path.with_name(f"{options.path.stem}.protect.json")
+        assert app.session.protect_file == options.path.with_name(f"{options.path.stem}.protect.json")
 
 
 def test_without_tokens(options, uninterrupted, monkeypatch):
