@@ -17,7 +17,7 @@ from tui.session.load import Snapshot, read_snapshot
 from tui.session.place import Place
 from tui.session.registry import OF_TWO, SCREENS
 from tui.session.session import Session
-from tui.widgets.text import left, right, spread
+from tui.widgets.text import left, right, spread, wrapped
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,6 +35,16 @@ def test_cells_not_characters() -> None:
     assert spread("字字字", "", 4) == "字字"
     for width in range(20):
         assert cell_len(spread("模型 abc", "層 x", width)) <= width
+
+
+def test_wrapped_by_cells() -> None:
+    assert wrapped("the cut keeps 字字字", 9) == ["the cut", "keeps", "字字字"]
+    assert wrapped("字字字字字 a", 5) == ["字字", "字字", "字 a"]
+    assert wrapped("", 5) == []
+    for width in range(2, 30):
+        lines = wrapped("surgery prune 模型.h5 --protect 模型.protect.json --sparsity 0.5", width)
+        assert all(cell_len(line) <= width for line in lines)
+        assert "".join(lines).replace(" ", "") == "surgeryprune模型.h5--protect模型.protect.json--sparsity0.5"
 
 
 def renamed(snapshot: Snapshot) -> Snapshot:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from textwrap import wrap
 from typing import TYPE_CHECKING, ClassVar
 
 from textual.binding import Binding, BindingType
@@ -14,7 +13,7 @@ from tui.screens.ffns import FfnScreen
 from tui.session.comparing import Comparing
 from tui.session.comparison import join
 from tui.widgets.compare_table import CompareTable
-from tui.widgets.text import number, percent
+from tui.widgets.text import number, percent, wrapped
 
 if TYPE_CHECKING:
     from chanfmt.algebra.compare import Note
@@ -96,7 +95,7 @@ class CompareScreen(FfnScreen):
         assert self.table.comparison is not None
         item = self.table.comparison.rows[self.table.place]
         joined = join(self.table.comparison, self.table.place)
-        notes = [line for note in self._notes for line in wrap(f"note: {printable(note.sentence)}", max(10, width - 1))]
+        notes = [line for note in self._notes for line in wrapped(f"note: {printable(note.sentence)}", width - 1)]
         lost = [channel for channel in joined.first.order if joined.words["only-A"][channel]]
         room = max(0, height - 14 - len(notes))
         fields = [

@@ -14,6 +14,7 @@ from surgery.planning.selectors import SYNTAX
 from tui.screens.base import BACK_BINDING, common_bindings
 from tui.screens.ffns import FfnScreen
 from tui.widgets.protect_table import ProtectTable
+from tui.widgets.text import wrapped
 
 if TYPE_CHECKING:
     from tui.session.place import Opening
@@ -78,7 +79,8 @@ class ProtectScreen(FfnScreen):
         lines += [[(f" {'+' if change.on else '-'} {change.sentence} ({change.count:,})", "")] for change in reversed(marks.done)]
         if not marks.done:
             lines.append([(" none: ␣ in a layer marks a channel, + here marks by rule", "dim")])
-        return [*lines[: height - 3], [], [("y copies this command", "dim")], [(self._command(), "")]]
+        command: list[Line] = [[(f" {line}", "")] for line in wrapped(self._command(), width - 1)]
+        return [*lines[: max(1, height - 2 - len(command))], [], [("y copies this command", "dim")], *command]
 
     def _command(self) -> str:
         path = self.session.protect_file

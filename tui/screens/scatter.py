@@ -38,8 +38,8 @@ class ScatterScreen(StatusScreen):
     SCREEN = "scatter"
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("x", "choose('x')", "x", tooltip="choose the x metric"),
-        Binding("m", "choose('y')", "y", tooltip="choose the y metric"),
+        Binding("x", "choose('x')", "x axis", tooltip="choose the x metric"),
+        Binding("m", "choose('y')", "y axis", tooltip="choose the y metric"),
         Binding("s", "swap", "swap", tooltip="swap the axes"),
         Binding("i", "axis", "log/rank", tooltip="log axes or ranks"),
         Binding("left_square_bracket,h,left", "neighbour(-1)", "layer", tooltip="previous layer"),

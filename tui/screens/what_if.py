@@ -16,7 +16,7 @@ from tui.screens.base import BACK_BINDING, common_bindings
 from tui.screens.ffns import FfnScreen
 from tui.session.scenario import HIGHEST, Scenario, answer, kept_curve
 from tui.widgets import plots
-from tui.widgets.text import percent
+from tui.widgets.text import percent, wrapped
 from tui.widgets.what_if_table import WhatIfTable
 
 if TYPE_CHECKING:
@@ -130,12 +130,13 @@ class WhatIfScreen(FfnScreen):
     def panel_lines(self, width: int, height: int) -> list[Line]:
         method = METHODS[self._shown.method]
         lines: list[Line] = [
-            [(method.name, "strong"), (f"  {method.description}", "")],
-            [(f" {method.source}", "dim")],
+            [(method.name, "strong")],
+            *([(f" {line}", "")] for line in wrapped(method.description, width - 1)),
+            *([(f" {line}", "dim")] for line in wrapped(method.source, width - 1)),
         ]
         if self._what_if is not None:
             lines.append([(f" {self._what_if.protected:,} channels protected", "")])
-            lines += [[(f" {printable(text)}", "")] for text in self._what_if.warnings]
+            lines += [[(f" {line}", "")] for text in self._what_if.warnings for line in wrapped(printable(text), width - 1)]
         if self._curve is not None and width > 20 and height > 14:
             cells, rows = width - 8, min(14, height - len(lines) - 6)
             at = np.clip(np.round(np.linspace(1, HIGHEST, 2 * cells)).astype(int), 1, HIGHEST) - 1

@@ -31,7 +31,7 @@ def overview_panel(browser: Browser, span: range, width: int, height: int) -> li
     of_model = percent(measured.mass / browser.mass) if browser.mass > 0 else "-"
     lines: list[Line] = [
         [(name, "strong"), (f"  {row.module}", "dim")],
-        _field(f"{browser.heading} mass", f"{number(measured.mass, 4)}  {of_model} of model"),
+        _field(f"{browser.heading} mass", f"{number(measured.mass, 4)}  {of_model} of all"),
         _field(f"top {100 * browser.snapshot.rho:g}% share", percent(measured.top_share)),
         _field("n_eff", f"{count(measured.effective_channels)} of {channels:,}"),
         _field("max / mean", number(measured.max_over_mean, 4)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len, chop_cells, set_cell_size
 
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 
@@ -58,3 +58,14 @@ def spread(start: str, end: str, width: int) -> str:
     room = max(0, width - cell_len(end) - 1)
     line = f"{left(start, room)} {end}"
     return line if cell_len(line) <= width else left(line, width)
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """``text`` as lines of at most ``width`` cells, broken at spaces; a longer word is broken at any character."""
+    lines = [""]
+    for word in text.split():
+        if lines[-1] and cell_len(lines[-1]) + 1 + cell_len(word) <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines += chop_cells(word, max(2, width))
+    return lines[1:]
