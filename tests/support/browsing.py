@@ -33,7 +33,7 @@ def browser_screen(app: AtlasApp) -> BrowserScreen:
 
 
 def text_of(app: AtlasApp) -> str:
-    """What the whole terminal shows."""
+    """The characters of the whole terminal."""
     return "\n".join("".join(segment.text for segment in strip) for strip in app.screen._compositor.render_strips())
 
 

@@ -271,7 +271,7 @@ async def test_shares_are_of_as_many_channels_and_notes_are_shown(small: Path, t
         assert all(first == second for first, second in map(screen.table.comparison.top_shares, range(4)))  # type: ignore[union-attr]
 
 
-async def test_the_second_file_is_read_again_where_it_changes(small: Path, tmp_path: Path) -> None:
+async def test_the_second_file_is_read_again_if_it_changes(small: Path, tmp_path: Path) -> None:
     other = random_atlas(tmp_path / "other.h5", layers=4, channels=96, calibration_seed=3)
     app = app_of((small, other))
     async with app.run_test(size=(160, 24)) as pilot:

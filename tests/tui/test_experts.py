@@ -1,4 +1,4 @@
-"""FFNs with experts: the layer opens its experts, and an expert its channels."""
+"""FFNs with experts: a layer opens its experts, and an expert opens its channels."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def test_a_layer_opens_its_experts(mixture: Path, size: tuple[int, int]) -
         assert isinstance(layer, LayerScreen)
         assert "expert 1" in text_of(app)
         assert layer.table.row_count == 24
-        # On to the next layer's first expert.
+        # The next FFN is the first expert of the next layer.
         await press(pilot, "3", "right_square_bracket")
         await pilot.pause()
         assert layer.ffn == 9

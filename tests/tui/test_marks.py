@@ -1,4 +1,4 @@
-"""Marks, filters and the protect file: keys, undo, conflicts, and what surgery makes of it."""
+"""Marks, filters and the protect file: keys, undo, conflicts, and what surgery does with the file."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ async def test_marks_ranges_filters_undo(small: Path, size: tuple[int, int]) -> 
         assert screen.table.row_count == 96
 
 
-async def test_a_range_ends_where_the_rows_become_others(small: Path) -> None:
+async def test_a_range_ends_if_the_rows_change(small: Path) -> None:
     app = open_app(small)
     async with app.run_test(size=(80, 24)) as pilot:
         screen = await in_layer(pilot, app)
@@ -273,7 +273,7 @@ async def test_what_was_forgotten_is_not_shown(small: Path) -> None:
         assert screen.table.marked_channels is app.session.marks.of(0)
 
 
-async def test_the_title_of_a_conflict_is_no_markup(small: Path) -> None:
+async def test_the_title_of_a_conflict_is_not_markup(small: Path) -> None:
     path = small.parent / "[red]x[b] [.protect.json"
     app = AtlasApp(Session(read_snapshot(small), protect_file=path))
     async with app.run_test(size=(120, 24)) as pilot:
@@ -334,7 +334,7 @@ async def test_an_atlas_that_has_grown_is_read_before_marks_are_written(tmp_path
 
 
 @pytest.mark.parametrize("choice", ["stay", "load"])
-async def test_loading_asks_where_marks_are_not_written(small: Path, choice: str) -> None:
+async def test_loading_asks_if_marks_are_not_saved(small: Path, choice: str) -> None:
     app = open_app(small)
     async with app.run_test(size=(80, 24)) as pilot:
         await press(pilot, "p")

@@ -37,7 +37,7 @@ KINDS = {row.name: pkgutil.resolve_name(row.factory) for row in REGISTRY}
 
 def rebuilt(text: str) -> dict[str, Any]:
     names: dict[str, Any] = {}
-    exec(compile(text, "printed", "exec"), names)  # What the program printed is to be run by the user.
+    exec(compile(text, "printed", "exec"), names)  # The program prints this code for the user to run.
     return names
 
 

@@ -1,4 +1,4 @@
-"""The file changes, goes, or goes bad while it is shown."""
+"""The file changes, disappears or is damaged while it is shown."""
 
 from __future__ import annotations
 

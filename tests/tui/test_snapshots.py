@@ -50,7 +50,7 @@ class Case(NamedTuple):
 
 
 CASES = {
-    # A new screen has a picture without further ado.
+    # Every screen of the registry has a picture, new screens included.
     **{name: Case(Place(name, 1)) for name in SCREENS},
     "overview": Case(Place("overview", 2)),
     "overview-wide": Case(Place("overview", 1), WIDE),

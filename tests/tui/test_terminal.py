@@ -180,7 +180,7 @@ class Terminal:
 
 @contextmanager
 def terminal(path: Path, **environment: str) -> Iterator[Terminal]:
-    """``atlas-tui`` on its first screen; killed at the end where it still runs."""
+    """``atlas-tui`` on its first screen; killed at the end if it still runs."""
     running = Terminal([*COMMAND, str(path)], **environment)
     try:
         running.read_until(b"help")

@@ -163,6 +163,33 @@ async def test_numbers_keep_their_title(small: Path, monkeypatch: pytest.MonkeyP
         await wait_until(lambda: "random" in text_of(app).splitlines()[0])
 
 
+async def test_an_answer_for_a_closed_screen_is_dropped(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> WhatIf:
+        begun.set()
+        assert go_on.wait(10)
+        ended.set()
+        return WhatIf(*arguments)
+
+    app = open_app(small)
+    async with app.run_test(size=(80, 24)) as pilot:
+        screen = await asked(pilot, app)
+        monkeypatch.setattr("tui.session.scenario.WhatIf", slow)
+        await press(pilot, "x")
+        await wait_until(begun.is_set)
+        await press(pilot, "q")
+        await wait_until(lambda: app.screen is not screen)
+        go_on.set()
+        await wait_until(ended.is_set)
+        await app.workers.wait_for_complete()
+        for _ in range(3):
+            await pilot.pause()
+        await press(pilot, "j")
+        assert app.is_running
+        assert app.return_code in (None, 0)
+
+
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
 def test_commands(allocation: str) -> None:
     for method in METHODS:
