@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,12 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Started in the background of a script, a process inherits that Ctrl-C is ignored; the tests send it on purpose.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the report about changed screens out of the tree, unless the command line names a file."""
+    if config.getoption("snapshot_report", None) == "snapshot_report.html":
+        config.option.snapshot_report = str(Path(tempfile.gettempdir()) / "atlas-tui-screens.html")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

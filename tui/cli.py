@@ -1,4 +1,4 @@
-"""``atlas-tui FILE``: check the file, then show it."""
+"""The command ``atlas-tui FILE``: check the file, then show the file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from chanfmt.base.choices import unknown
 from chanfmt.base.errors import UsageError
 from chanfmt.base.text import printable
 from chanfmt.cli.framework import Parser, add_options, run_command
-from tui.session.place import ASCENDING, OF_TWO, SCREENS, Place
+from tui.session.place import ASCENDING, Place
+from tui.session.registry import OF_TWO, SCREENS
 
 if TYPE_CHECKING:
     import argparse
@@ -125,7 +126,7 @@ def _fill(parser: Parser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    # Late, so that --help and a wrong option answer at once.
+    # These imports are late so that --help and a wrong option answer at once.
     from chanfmt.hub.locate import locate_atlas
     from tui.session.comparison import check_comparable
     from tui.session.load import read_snapshot
@@ -149,12 +150,13 @@ def _run(options: argparse.Namespace) -> int:
     if drawn is None and not (all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))):
         raise UsageError(
             "atlas-tui needs a terminal",
-            hint=f"for a pipe or a file: atlas info {options.file}, atlas show {options.file} --layer 0; "
-            "for a picture: --screenshot SCREEN",
+            hint=f"to a pipe or a file, use: atlas info {options.file}, or: atlas show {options.file} --layer 0; "
+            "for a picture, add --screenshot SCREEN",
         )
     from tui.app import AtlasApp
+    from tui.session.session import Session
 
-    app = AtlasApp(
+    session = Session(
         snapshot,
         atlas_name=options.file,
         protect_file=protect_file,
@@ -163,6 +165,7 @@ def _run(options: argparse.Namespace) -> int:
         other=other,
         place=place,
     )
+    app = AtlasApp(session)
     if options.theme is not None:
         if options.theme not in app.available_themes:
             raise unknown("theme", options.theme, sorted(app.available_themes))
@@ -174,7 +177,7 @@ def _run(options: argparse.Namespace) -> int:
         print(drawn)
         return 0
     if warnings:
-        app.call_later(app.say, printable(warnings[0]))
+        app.call_later(session.say, printable(warnings[0]))
     last_words = app.run()
     if last_words:
         print(last_words)
@@ -184,7 +187,7 @@ def _run(options: argparse.Namespace) -> int:
 def _place(options: argparse.Namespace, *, compared: bool) -> Place:
     screen = options.screenshot or options.screen or (OF_TWO[0] if compared else SCREENS[0])
     if screen in OF_TWO and not compared:
-        raise UsageError(f"the screen {screen} needs a second atlas", hint="atlas-tui FILE FILE")
+        raise UsageError(f"the screen {screen} needs a second atlas", hint="give two files: atlas-tui FILE FILE")
     return Place(
         screen,
         options.layer,
@@ -199,7 +202,7 @@ def _place(options: argparse.Namespace, *, compared: bool) -> Place:
 
 
 def _picture(options: argparse.Namespace, atlas: Path, place: Place) -> Path | None:
-    """The picture that is asked for, if one is."""
+    """The file to draw into; None if the user asked for no picture."""
     if options.export_svg is not None:
         return Path(options.export_svg)
     return Path(f"{atlas.name.partition('.')[0]}-{place.screen}.svg") if options.screenshot else None
@@ -208,11 +211,11 @@ def _picture(options: argparse.Namespace, atlas: Path, place: Place) -> Path | N
 def _check_picture(picture: Path, files: Sequence[Path]) -> None:
     for path in files:
         if os.path.realpath(picture) == os.path.realpath(path):
-            raise UsageError(f"the picture would replace {path}", hint="name another file after --export-svg")
+            raise UsageError(f"the picture would replace {path}", hint="give another file to --export-svg")
 
 
 def _check_filter(place: Place, snapshot: Snapshot, other: Snapshot | None, marks: dict[int, np.ndarray]) -> None:
-    """Raise `UsageError` where the filter means nothing, or no channel fits it."""
+    """Raise `UsageError` if the filter is not valid, or if no channel fits the filter."""
     import numpy as np
 
     from tui.session.comparison import counterparts, joined
@@ -237,5 +240,5 @@ def _protect_file(options: argparse.Namespace, atlas: Path) -> Path:
 
     if options.protect is not None:
         return Path(options.protect)
-    # What the Hub's cache holds is not the user's to write beside.
+    # The atlas is in the Hub cache, which is not a place for the user's files.
     return Path(default_protect_file(atlas).name) if options.file.startswith("hf://") else default_protect_file(atlas)
