@@ -121,7 +121,7 @@ def test_a_model_that_is_not_to_be_seen(measured, tmp_path):
     hub, _, path, _ = measured
     nobody = environment(hub, tmp_path / "home")
     hub.add_repo("bob/gated", {"config.json": b"{}"}, gated=True)
-    assert "run: hf auth login" in script(FIND, path, "", env=nobody)
+    assert "log in with: hf auth login" in script(FIND, path, "", env=nobody)
     text = script(FIND, path, "bob/gated", env=nobody)
     assert "bob/gated is gated" in text
     assert f"request access at {hub.url}/bob/gated" in text
