@@ -11,6 +11,7 @@ import numpy as np
 from chanfmt.algebra import metrics
 from chanfmt.algebra.rewrite import check_complete, dropped_names, label_variables, noted
 from chanfmt.base.errors import AtlasError, UsageError
+from chanfmt.base.narrate import say
 from chanfmt.format import schema
 from chanfmt.format.extensions import ExtensionMerge, added
 from chanfmt.format.reader import Atlas
@@ -25,7 +26,7 @@ from chanfmt.format.records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from chanfmt.format.reader import Stack
 
@@ -46,7 +47,7 @@ _MODEL_HINTS = {
 _LABEL_FLAGS = {"rho": "--rho", "eta": "--eta", "support_size": "--support", "alpha": "--alpha", "gamma": "--gamma"}
 
 
-def merge(atlases: Sequence[Atlas], *, narrate: Callable[[str], None] | None = None) -> AtlasContent:
+def merge(atlases: Sequence[Atlas]) -> AtlasContent:
     """Merge ``atlases`` into one atlas of all their sequences; their order does not matter.
 
     The merged arrays and the arrays of one input are in memory at a time. The digest of every input is checked while it
@@ -54,7 +55,6 @@ def merge(atlases: Sequence[Atlas], *, narrate: Callable[[str], None] | None = N
 
     Args:
         atlases: Two or more open, complete atlases of one model on different sequences.
-        narrate: Called with a sentence for what was lost or what differs without being in the way.
 
     Raises:
         UsageError: Fewer than two atlases.
@@ -108,8 +108,7 @@ def merge(atlases: Sequence[Atlas], *, narrate: Callable[[str], None] | None = N
         for stack in stacks
     ]
     dropped = dropped_names(lost, stacks)
-    if narrate is not None:
-        _narrate(ordered, extensions, narrate)
+    _narrate(ordered, extensions)
     return noted(
         dataclasses.replace(content, stacks=tuple(stacks), dropped=dropped),
         "merge",
@@ -323,16 +322,16 @@ def _producer(atlases: Sequence[Atlas]) -> ProducerRecord:
     )
 
 
-def _narrate(atlases: Sequence[Atlas], extensions: ExtensionMerge, narrate: Callable[[str], None]) -> None:
+def _narrate(atlases: Sequence[Atlas], extensions: ExtensionMerge) -> None:
     if any(dict(atlas.producer.versions) != dict(atlases[0].producer.versions) for atlas in atlases):
-        narrate(
-            f"the atlases were built with different versions of packages; the result states the versions of {atlases[0].path}"
+        say(
+            f"note: the atlases were built with different versions of packages; the result states the versions of {atlases[0].path}"
         )
     without = [str(atlas.path) for atlas in atlases if atlas.calibration.token_ids is None]
     if 0 < len(without) < len(atlases):
-        narrate(f"the token ids are left out, because they are not in {', '.join(without)}")
+        say(f"note: the token ids are left out, because they are not in {', '.join(without)}")
     if extensions.lost:
-        narrate(f"extension arrays that do not merge are left out: {', '.join(extensions.lost)}")
+        say(f"note: extension arrays that do not merge are left out: {', '.join(extensions.lost)}")
 
 
 def _short(value: Any) -> str:

@@ -11,15 +11,18 @@ import contextlib
 import logging
 import sys
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from chanfmt.base.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+Item = TypeVar("Item")
 LOGGER = logging.getLogger("chanfmt")
-_bars: ContextVar[bool] = ContextVar("bars", default=False)
+_bars: ContextVar[bool | None] = ContextVar("bars", default=False)
+_DISABLED = {True: False, False: True, None: None}
+"""The states of `bars` as tqdm names them; with None, tqdm looks whether stderr is a terminal."""
 
 
 def say(text: str) -> None:
@@ -42,19 +45,27 @@ def progress_bar(total: int, unit: str, description: str) -> Any:
         unit_scale=True,
         desc=description,
         leave=False,
-        disable=None if _bars.get() else True,
+        disable=_DISABLED[_bars.get()],
         file=sys.stderr,
     )
 
 
+def counted(items: Sequence[Item], unit: str, description: str) -> Iterator[Item]:
+    """The ``items``, with a progress bar that counts the finished items."""
+    with progress_bar(len(items), unit, description) as bar:
+        for item in items:
+            yield item
+            bar.update()
+
+
 def bars_shown() -> bool:
-    """Whether progress bars are drawn: `bars` turned them on, and stderr is a terminal."""
-    return _bars.get() and sys.stderr.isatty()
+    """Whether progress bars are drawn, see `bars`."""
+    return sys.stderr.isatty() if _bars.get() is None else bool(_bars.get())
 
 
 @contextlib.contextmanager
-def bars(shown: bool = True) -> Iterator[None]:
-    """Draw progress bars in the body if ``shown``."""
+def bars(shown: bool | None) -> Iterator[None]:
+    """Draw progress bars in the body if ``shown``; None draws them if stderr is a terminal."""
     token = _bars.set(shown)
     try:
         yield
@@ -87,7 +98,7 @@ def to_terminal(*, quiet: bool = False) -> Iterator[None]:
     LOGGER.setLevel(logging.WARNING if quiet else logging.INFO)
     LOGGER.propagate = False
     try:
-        with bars(not quiet):
+        with bars(False if quiet else None):
             yield
     finally:
         LOGGER.removeHandler(handler)

@@ -76,16 +76,12 @@ def _options() -> tuple[type, ...]:
 def _run(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from chanfmt.algebra.relabel import relabelled, relabelled_with_weights
-    from chanfmt.algebra.rewrite import noted
     from chanfmt.base.errors import UsageError
-    from chanfmt.base.files import check_target
-    from chanfmt.format.writer import write_atlas
-    from chanfmt.hub.locate import locate_model, open_atlas
     from chanfmt.hub.names import is_address
+    from chanfmt.hub.rewriting import SETTINGS, write_relabelled
 
-    given = {name: value for name, value in _settings(arguments).items() if value is not None}
-    if not given and arguments.model is None:
+    changes = {name: getattr(arguments, name) for name in SETTINGS if getattr(arguments, name) is not None}
+    if not changes and arguments.model is None:
         raise UsageError(
             "no setting to change was given",
             hint="add --rho, --eta, --support, --alpha or --gamma, or name the weights with --model",
@@ -93,36 +89,9 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.output is None and is_address(arguments.file):
         raise UsageError(f"{arguments.file} is on the Hub", hint="add -o FILE for the result")
     output = Path(arguments.output or arguments.file)
-    check_target(output, overwrite=arguments.overwrite)
-    # Verify first: a damaged file must not get a new, valid digest.
-    with open_atlas(arguments.file, verify=True, contained=True) as atlas:
-        before, digest, source = atlas.content(), atlas.content_sha256, atlas.hub_source
-    settings = dataclasses.replace(before.labels, **given)
-    details: dict[str, Any] = {"labels": {name: getattr(settings, name) for name in _settings(arguments)}}
-    if arguments.model is None:
-        after = relabelled(before, settings)
-    else:
-        from chanfmt.models.source import own_revision
-        from chanfmt.models.stored.weights import StoredWeights
-
-        settings.check()
-        after = relabelled_with_weights(
-            before,
-            settings,
-            StoredWeights.of(locate_model(arguments.model, revision=own_revision(arguments.model, before.model)), before.model),
-        )
-        details["weights"] = before.model.fingerprint
-    lost = [name for name in after.dropped if name not in before.dropped]
-    if lost:
-        say(f"note: dropped {', '.join(lost)}, which have no meaning with the new settings")
-    if "redundancy" in lost:
-        say("note: the protection factor is 1 everywhere, because only a build measures redundancy")
-    if after.core_rho != settings.rho:
-        say(
-            f"note: connectivity and redundancy still refer to the top {after.core_rho:.4g} of channels; "
-            "add --model to compute connectivity again"
-        )
-    written = write_atlas(noted(after, "label", [digest], [source], **details), output)
+    before, after, written = write_relabelled(
+        arguments.file, output, changes, model=arguments.model, overwrite=arguments.overwrite
+    )
     rows = _changes(before, after)
     say(f"wrote {output}; {sum(row['moved'] for row in rows):,} labels changed")
     if arguments.json:
@@ -130,19 +99,15 @@ def _run(arguments: argparse.Namespace) -> int:
             {
                 "file": str(output),
                 "content_sha256": written,
-                "labels": dataclasses.asdict(settings),
+                "labels": dataclasses.asdict(after.labels),
                 "core_rho": after.core_rho,
                 "dropped": list(after.dropped),
                 "layers": rows,
             }
         )
     else:
-        _print(rows, settings)
+        _print(rows, after.labels)
     return 0
-
-
-def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(arguments, name) for name in ("rho", "eta", "support_size", "alpha", "gamma")}
 
 
 def _changes(before: AtlasContent, after: AtlasContent) -> list[dict[str, Any]]:

@@ -47,40 +47,16 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    import contextlib
-    from pathlib import Path
-
-    from chanfmt.algebra.merge import merge
-    from chanfmt.algebra.relabel import relabelled_with_weights
-    from chanfmt.base.files import check_target
     from chanfmt.cli.info import info_data, print_layers
     from chanfmt.format.reader import Atlas
-    from chanfmt.format.writer import write_atlas
-    from chanfmt.hub.locate import locate_model, open_atlas
+    from chanfmt.hub.rewriting import write_merged
 
-    output = Path(arguments.output)
-    check_target(output, overwrite=arguments.overwrite)
-    with contextlib.ExitStack() as opened:
-        atlases = [opened.enter_context(open_atlas(path, contained=True)) for path in arguments.files]
-        content = merge(atlases, narrate=lambda text: say(f"note: {text}"))
-    if arguments.model is not None:
-        from chanfmt.models.source import own_revision
-        from chanfmt.models.stored.weights import StoredWeights
-
-        content = relabelled_with_weights(
-            content,
-            content.labels,
-            StoredWeights.of(locate_model(arguments.model, revision=own_revision(arguments.model, content.model)), content.model),
-        )
-    if content.dropped:
-        advice = "" if arguments.model else "; add --model to compute connectivity and the halo from the weights"
-        say(f"note: dropped {', '.join(content.dropped)}{advice}")
-    write_atlas(content, output)
-    say(
-        f"wrote {output}: {content.calibration.sequences:,} sequences of {len(arguments.files)} atlases; "
-        f"browse it with: atlas-tui {output}"
-    )
+    output = write_merged(arguments.files, arguments.output, model=arguments.model, overwrite=arguments.overwrite)
     with Atlas.open(output) as atlas:
+        say(
+            f"wrote {output}: {atlas.calibration.sequences:,} sequences of {len(arguments.files)} atlases; "
+            f"browse it with: atlas-tui {output}"
+        )
         data = info_data(atlas)
         if arguments.json:
             framework.print_json({"inputs": arguments.files, "dropped": list(atlas.dropped), **data})

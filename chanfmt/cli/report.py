@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from chanfmt.base.narrate import progress_bar, say
+from chanfmt.base.narrate import say
 from chanfmt.cli import framework
 from chanfmt.cli.options import AtlasOptions
 
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from chanfmt.reporting.make import Report
-
-    Progress = Callable[[int], Callable[[], object]]
 
 
 EXAMPLES = (
@@ -51,36 +49,22 @@ def _run(arguments: argparse.Namespace) -> int:
     from chanfmt.hub.locate import open_atlas
     from chanfmt.reporting.make import make_report
 
-    def make(progress: Progress) -> Report:
+    def make() -> Report:
         with open_atlas(arguments.file, contained=True) as atlas:
-            return make_report(atlas, progress)
+            return make_report(atlas)
 
     return publish(arguments, make)
 
 
-def publish(arguments: argparse.Namespace, make: Callable[[Progress], Report]) -> int:
+def publish(arguments: argparse.Namespace, make: Callable[[], Report]) -> int:
     """Write the report that ``make`` returns, and print its claims. Returns the exit code of the command."""
     from pathlib import Path
 
-    from chanfmt.base.errors import UsageError
-    from chanfmt.base.files import check_target
-    from chanfmt.reporting.pages import write_report
+    from chanfmt.reporting.pages import check_directory, write_report
 
     output = Path(arguments.output)
-    check_target(output, overwrite=arguments.overwrite, directory=True)
-    if output.is_dir() and any(output.iterdir()) and not (output / "report.json").is_file():
-        raise UsageError(f"{output} holds something other than a report", hint="choose another -o")
-    bars: list[Any] = []
-
-    def progress(steps: int) -> Callable[[], object]:
-        bars.append(progress_bar(steps, "step", "report"))
-        return bars[0].update
-
-    try:
-        report = make(progress)
-    finally:
-        for bar in bars:
-            bar.close()
+    check_directory(output, overwrite=arguments.overwrite)
+    report = make()
     files = write_report(report, output)
     for note in report.notes:
         say(f"note: {note}")

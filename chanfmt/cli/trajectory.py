@@ -43,9 +43,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
     with contextlib.ExitStack() as stack:
 
-        def make(progress: Any) -> Any:
+        def make() -> Any:
             atlases = [stack.enter_context(open_atlas(file, contained=True)) for file in arguments.files]
-            return make_trajectory(atlases, _names([atlas.path for atlas in atlases]), progress)
+            return make_trajectory(atlases, _names([atlas.path for atlas in atlases]))
 
         return publish(arguments, make)
 

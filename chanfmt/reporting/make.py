@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import AtlasError
+from chanfmt.base.narrate import progress_bar
 from chanfmt.base.text import printable
 from chanfmt.format.texts import configuration
 from chanfmt.reporting.sections import concentrated, controls, factors, halo, reading, stable
 from chanfmt.reporting.units import find_units, has_experts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from chanfmt.format.reader import Atlas
     from chanfmt.reporting.section import Section
 
@@ -52,11 +51,8 @@ class Report:
         }
 
 
-def make_report(atlas: Atlas, progress: Callable[[int], Callable[[], object]] | None = None) -> Report:
+def make_report(atlas: Atlas) -> Report:
     """Make the `Report` of ``atlas``. Its numbers depend on the file alone.
-
-    Args:
-        progress: Called with the number of steps. It returns a function that is called after each step.
 
     Raises:
         AtlasError: The atlas holds no measured LP.
@@ -72,12 +68,12 @@ def make_report(atlas: Atlas, progress: Callable[[int], Callable[[], object]] | 
         lambda: halo.make(units, atlas.calibration.tokens),
         lambda: reading.make(units, _even_spread(atlas)),
     )
-    advance = progress(len(steps) + len(units)) if progress else lambda: None
     sections = []
-    for step in steps:
-        sections.append(step())
-        advance()
-    sections.append(stable.make(units, rho, advance))
+    with progress_bar(len(steps) + len(units), "step", "report") as bar:
+        for step in steps:
+            sections.append(step())
+            bar.update()
+        sections.append(stable.make(units, rho, bar.update))
     notes = []
     if atlas.status != "complete":
         notes.append(f"This atlas is {printable(atlas.status)}: its build is unfinished, and its numbers will change.")

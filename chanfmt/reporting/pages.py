@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chanfmt.base import html, markdown
-from chanfmt.base.errors import MissingPackageError
-from chanfmt.base.files import atomic_directory
+from chanfmt.base.errors import MissingPackageError, UsageError
+from chanfmt.base.files import atomic_directory, check_target
 from chanfmt.base.text import json_text, number, spreadsheet_text
 from chanfmt.reporting import drawing
 
@@ -39,6 +39,13 @@ figcaption { font-size: .9rem; color: #333; }
   figure, tr { break-inside: avoid; } h2 { break-after: avoid; }
 }
 """
+
+
+def check_directory(directory: Path, *, overwrite: bool) -> None:
+    """Raise `UsageError` if no report can be written to ``directory``, or if it holds something other than a report."""
+    check_target(directory, overwrite=overwrite, directory=True)
+    if directory.is_dir() and any(directory.iterdir()) and not (directory / "report.json").is_file():
+        raise UsageError(f"{directory} holds something other than a report", hint="choose another directory")
 
 
 def write_report(report: Report, directory: Path) -> list[str]:

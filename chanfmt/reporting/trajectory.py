@@ -11,6 +11,7 @@ from chanfmt.algebra.compare import check_same_ffns, compare
 from chanfmt.analysis.concentration import concentration
 from chanfmt.analysis.resample import Middle, middle
 from chanfmt.base.errors import UsageError
+from chanfmt.base.narrate import counted
 from chanfmt.base.text import printable, significant
 from chanfmt.reporting import drawing
 from chanfmt.reporting.make import Report
@@ -19,7 +20,7 @@ from chanfmt.reporting.units import find_units, name_columns
 from chanfmt.reporting.words import percent, times
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from chanfmt.format.reader import Atlas
 
@@ -46,14 +47,11 @@ def steps_of(atlases: Sequence[Atlas]) -> list[int] | None:
     return None
 
 
-def make_trajectory(
-    atlases: Sequence[Atlas], names: Sequence[str], progress: Callable[[int], Callable[[], object]] | None = None
-) -> Report:
+def make_trajectory(atlases: Sequence[Atlas], names: Sequence[str]) -> Report:
     """Make the report of ``atlases`` of one architecture, in order of training.
 
     Args:
         names: Name of each checkpoint in the report.
-        progress: As for `chanfmt.reporting.make.make_report`.
 
     Raises:
         UsageError: Fewer than two atlases.
@@ -63,12 +61,11 @@ def make_trajectory(
         raise UsageError("a trajectory needs two atlases or more", hint="name the atlases in order of training")
     for atlas in atlases[:-1]:
         check_same_ffns(atlas, atlases[-1])
-    advance = progress(len(atlases)) if progress else lambda: None
     steps = steps_of(atlases)
     x = np.array(steps if steps else range(1, len(atlases) + 1))
     rows: list[dict[str, Any]] = []
     tables = []
-    for atlas, name, place in zip(atlases, names, x, strict=True):
+    for atlas, name, place in zip(counted(atlases, "atlas", "trajectory"), names, x, strict=True):
         units, _ = find_units(atlas)
         found = [concentration(unit.known("lp"), RHO) for unit in units]
         numbers = {
@@ -91,7 +88,6 @@ def make_trajectory(
             }
         )
         tables.append({"step": np.full(len(units), place), **name_columns(units), **numbers})
-        advance()
     same = len({atlases[place].model.fingerprint for place in (0, -1)}) == 1
     rise = middle(*_rise(tables[0], tables[-1]))
     per_ffn = Table("by-ffn", {key: np.concatenate([table[key] for table in tables]) for key in tables[0]})

@@ -24,6 +24,7 @@ from chanfmt.format.extensions import ExtensionMerge, added
 from chanfmt.format.records import ExtensionGroup, ExtensionVariable
 from chanfmt.format.writer import write_atlas
 from tests.support.factory import moe_content, random_content
+from tests.support.heard import heard
 from tests.support.hygiene import heavy_imports
 
 MAKERS = {"dense": random_content, "experts": moe_content}
@@ -192,8 +193,8 @@ def test_loss_is_weighted_and_producers_are_joined(tmp_path, shards):
             producer=dataclasses.replace(second.producer, seconds=3.0, hardware="B", versions={"chanfmt": "other"}),
         ),
     ]
-    notes = []
-    found = merged(paths, narrate=notes.append)
+    with heard() as notes:
+        found = merged(paths)
     assert found.calibration.mean_loss == pytest.approx((2.0 + 4.2) / 2, rel=1e-15)
     assert (found.producer.seconds, found.producer.peak_memory_bytes, found.producer.hardware) == (5.0, 7, "A + B")
     assert found.producer.versions == first.producer.versions
@@ -256,10 +257,10 @@ def test_the_merged_atlas_is_read_back(shards, tmp_path):
 def test_token_ids_only_where_all_have_them(shards, tmp_path):
     first, second = contents(shards("dense")[:2])
     bare = write(tmp_path / "bare.h5", second, calibration=dataclasses.replace(second.calibration, token_ids=None))
-    notes = []
-    found = merged([write(tmp_path / "a.h5", first), bare], narrate=notes.append)
+    with heard() as notes:
+        found = merged([write(tmp_path / "a.h5", first), bare])
     assert found.calibration.token_ids is None
-    assert notes == [f"the token ids are left out, because they are not in {bare}"]
+    assert notes == [f"note: the token ids are left out, because they are not in {bare}"]
     with chanfmt.open(write(tmp_path / "all.h5", found)) as atlas:
         assert atlas.dropped == found.dropped == DROPPED
 
@@ -460,8 +461,8 @@ def test_extensions_merge_by_their_rules(shards, tmp_path):
         )
         extra = (ExtensionGroup("x_other", {"only": 1}, ()),) if number == 1 else ()
         paths.append(write(tmp_path / f"{number}.h5", content, extensions=(groups[-1], *extra)))
-    notes = []
-    found = merged(paths, narrate=notes.append)
+    with heard() as notes:
+        found = merged(paths)
     (group,) = found.extensions
     values = {item.name: item.values for item in group.variables}
     parts = [{item.name: item.values for item in group.variables} for group in groups]
