@@ -1,13 +1,14 @@
 """Rewrite the specification's reference tables, and the schema as data, from `chanfmt.format.schema`.
 
 python spec/generate.py          rewrite spec/atlas-1.0.md and spec/atlas-1.0.json in place
-python spec/generate.py --check  exit 1 where one would change
+python spec/generate.py --check  exit 1 if one of them would change
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -25,11 +26,11 @@ LOSS_OF = {
     "embedding": "any, such as an encoder without a head",
     "labels": "given labels with its inputs",
 }
-"""Loss to the kind of model it is for."""
+"""Loss to the kind of model that it is for."""
 
 
 def tables() -> dict[str, str]:
-    """Marker to Markdown table."""
+    """Marker in the specification to Markdown table."""
     result = {f"attributes {group}": _attributes(group) for group in schema.ATTRIBUTES}
     result["variables index"] = _variables(schema.INDEX_VARIABLES)
     result["variables stack"] = _variables(schema.STACK_VARIABLES)
@@ -57,7 +58,7 @@ def tables() -> dict[str, str]:
 
 
 def rendered(text: str) -> str:
-    """``text`` with every generated table brought up to date."""
+    """``text`` with every generated table up to date."""
     for marker, table in tables().items():
         pattern = re.compile(rf"(<!-- generated: {re.escape(marker)} -->\n).*?(<!-- end -->)", re.DOTALL)
         if not pattern.search(text):
@@ -89,7 +90,7 @@ def schema_json() -> str:
     """The schema as data, for programs in other languages."""
 
     def variables(table: tuple[schema.Variable, ...]) -> list[dict[str, object]]:
-        return [dataclasses.asdict(variable) | {"dimensions": list(variable.dimensions)} for variable in table]
+        return [_row(variable) for variable in table]
 
     return (
         json.dumps(
@@ -123,8 +124,19 @@ def schema_json() -> str:
     )
 
 
+def _row(variable: schema.Variable) -> dict[str, object]:
+    """One variable of the schema as data. The row of a stack's own variable also says which values it may have."""
+    names = ("name", "dtype", "dimensions", "long_name", "units", "merge", "required", "gated_only", "heading")
+    row = {name: getattr(variable, name) for name in names}
+    if variable not in schema.STACK_VARIABLES:
+        return row
+    limits = [limit if math.isfinite(limit) else None for limit in (variable.range.low, variable.range.high)]
+    known = variable.known_where if variable.dtype in ("f4", "f8") else schema.ALWAYS
+    return row | {"range": limits, "known": known, "rests_on": variable.rests_on, "kept": variable.kept}
+
+
 def outputs() -> dict[Path, str]:
-    """Every generated file and what it should hold."""
+    """Every generated file to the text that it should hold."""
     return {SPEC: rendered(SPEC.read_text(encoding="utf-8")), SPEC.with_suffix(".json"): schema_json()}
 
 

@@ -1,4 +1,4 @@
-"""Read and validate importance atlases with h5py and numpy alone, written from atlas-1.0.md and nothing else.
+"""Read and validate importance atlases with h5py and numpy alone, written from atlas-1.0.md alone.
 
     python spec/reader.py FILE...   one JSON line a file; exit 0 when all are valid, 1 otherwise, 2 on usage
 
@@ -70,7 +70,7 @@ class Node:
 
 
 class Atlas:
-    """The tree of an open file, path to Node, and what was found in it so far."""
+    """The tree of an open file, path to Node, and the findings so far."""
 
     def __init__(self, nodes: dict[str, Node]):
         self.nodes, self.found = nodes, []
@@ -106,7 +106,7 @@ def join(group: str, name: str) -> str:
 
 
 def stated_end(head: bytes) -> int:
-    """The end of the file as the superblock (version 0 to 3) states it."""
+    """The end of the file that the superblock (version 0 to 3) states."""
     if len(head) < 64 or head[:8] != b"\x89HDF\r\n\x1a\n" or head[8] > 3:
         raise Invalid("E001", "/", "no HDF5 signature and superblock at byte 0")
     offset = {0: 40, 1: 44, 2: 28, 3: 28}[head[8]]
@@ -126,7 +126,7 @@ def check_size(path: str | Path) -> int:
 
 
 def check_version(file: h5py.File) -> None:
-    """[2] What a reader must know before it looks at anything else."""
+    """[2] Check what a reader must know before it looks at anything else."""
 
     def text(name: str) -> str | None:
         value = attribute_value(file.id, name, "/") if h5a.exists(file.id, name.encode()) else None
@@ -144,7 +144,7 @@ def check_version(file: h5py.File) -> None:
 
 
 def attribute_value(owner: object, name: str, path: str) -> object:
-    """A scalar text, int or float; flag_values also as an array of u1."""
+    """The value of an attribute: a scalar text, int or float; flag_values may also be an array of u1."""
     attribute = h5a.open(owner, name.encode("utf-8", "surrogateescape"))
     kind, scalar = attribute.get_type(), attribute.get_space().get_simple_extent_type() == h5s.SCALAR
     flags = path.endswith("/label") and name == "flag_values" and attribute.get_storage_size() < 256
@@ -167,7 +167,7 @@ def attribute_value(owner: object, name: str, path: str) -> object:
 
 
 def attributes_of(owner: object, path: str) -> dict:
-    """Every attribute by name but HDF5's own, in code-point order."""
+    """Every attribute by name in code-point order, without the attributes of HDF5 itself."""
     count = h5a.get_num_attrs(owner)
     if count > MAX_ATTRIBUTES:
         raise Invalid("E008", path, f"{count} attributes")
@@ -184,7 +184,7 @@ def type_of(dataset: h5d.DatasetID) -> str | None:
 
 
 def dataset_node(dataset: h5d.DatasetID, path: str, size: int) -> tuple[Node, range]:
-    """A dataset whose storage is as [1] and [14] ask, and the bytes it occupies."""
+    """A dataset whose storage follows [1] and [14], and the bytes that it occupies."""
     layout, kind, space = dataset.get_create_plist(), type_of(dataset), None
     if kind is None:
         raise Invalid("E010", path, "its type is none of f4 f8 i4 i8 u1 str")
@@ -204,7 +204,7 @@ def dataset_node(dataset: h5d.DatasetID, path: str, size: int) -> tuple[Node, ra
 
 
 def walk(file: h5py.File, size: int) -> dict[str, Node]:
-    """Every object, once each; the storage of all datasets apart; then the scales of their axes, then their texts."""
+    """Read every object once, check that no two datasets share storage, then read the scales of their axes and their texts."""
     nodes, extents, addresses = {"/": Node("/", "group", attributes_of(file.id, "/"))}, [], {h5o.get_info(file.id).addr: "/"}
 
     def visit(group: object, path: str, depth: int) -> None:
@@ -252,7 +252,7 @@ def walk(file: h5py.File, size: int) -> dict[str, Node]:
 
 
 def scale_of(node: Node, axis: int, addresses: dict[int, str]) -> str | None:
-    """Path of the one scale of ``axis``; a scale's own is itself. None where there is none, or several."""
+    """Path of the scale of ``axis``; a scale is its own scale. None if the axis has no scale, or several."""
     try:
         if h5ds.is_scale(node.id):
             return node.path if len(node.shape) == 1 else None
@@ -345,7 +345,7 @@ def check_lengths(atlas: Atlas, node: Node) -> None:
 
 
 def check_unknown(atlas: Atlas, node: Node) -> None:
-    """[1] holds for every dataset, [13] for those of extensions."""
+    """Check a variable's attributes: [1] holds for every dataset, and [13] for datasets of extensions."""
     group = parent(node.path)
     outside = any(scale is None or parent(scale) != group for scale in node.dimensions)
     atlas.report(outside, "E106", node.path, f"dimensions {node.dimensions}")
@@ -461,7 +461,7 @@ def check_references(atlas: Atlas) -> None:
 
 
 def columns(atlas: Atlas, group: str) -> dict[str, np.ndarray]:
-    """The variables of a tabulated group that are there, by name."""
+    """Name to values, for the variables that a group with a table holds."""
     table = VARIABLES["/stacks/*" if parent(group) == "/stacks" else group]
     found = {row["name"]: atlas.values(join(group, row["name"])) for row in table}
     return {name: values for name, values in found.items() if values is not None}
@@ -605,7 +605,7 @@ def check_stack(atlas: Atlas, path: str, settings: dict, known_metrics: bool, ju
 
 
 def wrong_nan(name: str, values: np.ndarray, reached: np.ndarray) -> np.ndarray | bool:
-    """[6] Whether NaN and numbers stand where they may not."""
+    """[6] Where NaN or a number stands that may not stand there."""
     nan = np.isnan(values)
     if name in (*SUMS, *NORMS, "sum_q2_split", "max_abs_u", "protection"):
         return nan
@@ -636,12 +636,12 @@ def impossible(data: dict, n: np.ndarray) -> bool:
 
 
 def share(rate: float, count: int) -> int:
-    """[8] floor(rate count), up where less than 1e-12 is missing."""
+    """[8] floor(rate count), rounded up if less than 1e-12 is missing."""
     return int(np.floor(rate * count * (1 + 1e-12)))
 
 
 def largest(values: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the largest; a stable sort leaves ties to the lowest index, and NaN at the end."""
+    """Indices of the largest values; in a stable sort the lowest index wins a tie, and NaN comes last."""
     return np.argsort(-values.astype(float), kind="stable")[:count]
 
 
@@ -745,7 +745,7 @@ def remarks(atlas: Atlas) -> None:
 
 
 def examined(path: str | Path, content: object = None) -> tuple[list[tuple[str, str, str]], object]:
-    """The findings, and ``content(atlas)`` of a file without errors."""
+    """The findings, and ``content(atlas)`` if the file has no errors."""
     try:
         size = check_size(path)
         with h5py.File(path, "r", locking="best-effort") as file:
@@ -766,7 +766,7 @@ def examined(path: str | Path, content: object = None) -> tuple[list[tuple[str, 
 
 
 def validate(path: str | Path) -> list[tuple[str, str, str]]:
-    """Everything wrong or remarkable about a file: (code, path, message)."""
+    """Every error and remark about a file: (code, path, message)."""
     return examined(path)[0]
 
 

@@ -1,1 +1,1 @@
-"""What is computed from finished atlases: labels, merging, comparing, exporting, validating. Pure numpy."""
+"""Computations on finished atlases: labels, merging, relabelling, comparing, exporting, validating. Pure numpy."""

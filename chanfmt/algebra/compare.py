@@ -1,4 +1,8 @@
-"""Two atlases of one architecture beside each other: do they rank and label the same channels? Pure numpy."""
+"""Compare two atlases of one architecture: do they rank and label the same channels? Pure numpy.
+
+`scipy.stats` gives the same ranks, correlations and chances, and the tests compare with it. It is not used here, because
+importing it takes longer than comparing two atlases, and `spearmanr` takes seven times as long per FFN.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ import numpy as np
 from chanfmt.algebra.labels import supernode_count, top_indices
 from chanfmt.base.errors import AtlasError
 from chanfmt.format import schema
+from chanfmt.format.unit import unit_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,22 +26,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FFNComparison:
-    """One FFN in two atlases; the channels of all its experts count together.
+    """One FFN in two atlases. The channels of all experts count together.
 
-    Numbers that are not defined are NaN.
+    Undefined numbers are NaN.
 
     Attributes:
-        layer, stack, module: Which FFN; names are those of the first atlas.
-        channels: Channels, over all experts.
-        correlation: Spearman's rank correlation of the metric over the channels whose value both know,
-            ties ranked by their mean; undefined where either side is constant.
+        layer, stack, module: The FFN, by its names in the first atlas.
+        channels: Channels of all experts.
+        correlation: Spearman's rank correlation of the metric over the channels whose value is known in both atlases; tied
+            values share their mean rank. Undefined if the metric is constant in one atlas.
         supernodes_first, supernodes_second, supernodes_shared: Sizes of the two sets and of their intersection.
-        supernode_jaccard: Shared over all supernodes of either.
-        supernode_chance: Its expectation were the second's drawn at random, as many per expert as they are.
-        halo_jaccard, halo_chance: The same for the halos.
-        captured: What the second's supernodes hold of the first's metric mass, over what the first's own hold.
-        top_jaccard, top_chance: As for the supernodes, for the largest by the metric itself, as many in every expert as the
-            first atlas's rho asks for.
+        supernode_jaccard: Jaccard index of the two sets: shared supernodes over the supernodes in at least one set.
+        supernode_chance: Expected Jaccard index if both sets are drawn at random, with their present sizes in every expert.
+        halo_jaccard, halo_chance: The same two numbers for the halos.
+        captured: Mass of the first atlas's metric in the second atlas's supernodes, over the mass in the first atlas's own
+            supernodes.
+        top_jaccard, top_chance: The two numbers for the channels of largest metric, as many in every expert as the first
+            atlas's rho gives.
     """
 
     layer: int
@@ -57,12 +63,12 @@ class FFNComparison:
 
 
 def compare(first: Atlas, second: Atlas, metric: str = "lp") -> list[FFNComparison]:
-    """One `FFNComparison` per FFN, in model order, by ``metric`` (one of `chanfmt.format.schema.METRICS`).
+    """Compare ``metric``, one of `chanfmt.format.schema.METRICS`, and the labels of every FFN, in model order.
 
-    Revisions, weights and calibration texts may differ: comparing them is the point.
+    Revisions, weights and calibration texts of the two atlases may differ.
 
     Raises:
-        AtlasError: The models have different FFNs, or an atlas holds no ``metric`` or no labels.
+        AtlasError: The models have different FFNs, or one atlas does not hold ``metric`` or labels.
     """
     check_same_ffns(first, second)
     for atlas in (first, second):
@@ -72,19 +78,19 @@ def compare(first: Atlas, second: Atlas, metric: str = "lp") -> list[FFNComparis
 
 
 class Note(NamedTuple):
-    """What a reader of a comparison must know, in a few words and in a sentence."""
+    """A caution for the reader of a comparison, in a few words and in a sentence."""
 
     short: str
     sentence: str
 
 
 def shared_sequences(first: Atlas, second: Atlas) -> int:
-    """Calibration sequences that are in both."""
+    """Number of calibration sequences that both atlases hold."""
     return len({*first.calibration.sequence_sha256} & {*second.calibration.sequence_sha256})
 
 
 def shared_text_note(first: Atlas, second: Atlas) -> Note | None:
-    """That the two rest on some of the same text, where they do."""
+    """A note that both atlases were measured on some of the same text; None if they were not."""
     shared, smaller = shared_sequences(first, second), min(first.calibration.sequences, second.calibration.sequences)
     return (
         Note(
@@ -97,7 +103,7 @@ def shared_text_note(first: Atlas, second: Atlas) -> Note | None:
 
 
 def label_settings_note(first: Atlas, second: Atlas) -> Note | None:
-    """That the labels were made otherwise, where they were."""
+    """A note that the atlases were labelled with different settings; None if the settings are equal."""
     ours, theirs = (dataclasses.asdict(atlas.labels) for atlas in (first, second))
     differing = [name for name in ours if ours[name] != theirs[name]]
     settings = ", ".join(f"{name} {ours[name]} and {theirs[name]}" for name in differing)
@@ -109,13 +115,13 @@ def label_settings_note(first: Atlas, second: Atlas) -> Note | None:
 
 
 def check_same_ffns(first: Atlas, second: Atlas) -> None:
-    """Raise `AtlasError` where the atlases' models differ in an FFN's name, width or number of experts."""
+    """Raise `AtlasError` if the models differ in the name, the width or the number of experts of an FFN."""
     shapes = [{block.module: (block.n_channels, block.n_experts) for block in atlas.blocks} for atlas in (first, second)]
-    hint = "compare atlases of one architecture: other text, another checkpoint, other settings"
+    hint = "compare atlases of one architecture; text, weights and settings may differ"
     for atlas, own, other in ((first, shapes[0], shapes[1]), (second, shapes[1], shapes[0])):
         missing = [module for module in own if module not in other]
         if missing:
-            more = f" (nor {len(missing) - 1} others)" if len(missing) > 1 else ""
+            more = f" and {len(missing) - 1} others that the other atlas lacks" if len(missing) > 1 else ""
             raise AtlasError(f"only {atlas.path} has an FFN {missing[0]}{more}", hint=hint)
     for module, (channels, experts) in shapes[0].items():
         if shapes[1][module] != (channels, experts):
@@ -127,7 +133,7 @@ def check_same_ffns(first: Atlas, second: Atlas) -> None:
 
 
 def medians(rows: Sequence[FFNComparison]) -> dict[str, float]:
-    """Median over FFNs of every fractional number of ``rows``, the undefined left out; NaN where none is defined."""
+    """Median over FFNs of every fractional number of ``rows``, without undefined values; NaN if all are undefined."""
     names = [field.name for field in dataclasses.fields(FFNComparison) if field.type == "float"]
     result = {}
     for name in names:
@@ -138,13 +144,14 @@ def medians(rows: Sequence[FFNComparison]) -> dict[str, float]:
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Spearman's rank correlation of two 1-D arrays over the places where neither is NaN.
+    """Spearman's rank correlation of two 1-D arrays over the places where neither array is NaN.
 
-    Equal values share the mean of their ranks. NaN where fewer than two places are left or either side is constant.
+    Equal values share the mean of their ranks. The result is NaN if fewer than two places are left, or if one array is
+    constant there.
     """
     known = ~(np.isnan(first) | np.isnan(second))
     ranks = [_average_ranks(values[known]) for values in (first, second)]
-    # The mean of n ranks is (n + 1) / 2 whatever the ties, so that a constant side deviates by exactly zero.
+    # The mean of n ranks is (n + 1) / 2 with and without ties, so a constant array deviates from it by exactly zero.
     a, b = (values - (len(values) + 1) / 2 for values in ranks)
     scale = np.sqrt(np.dot(a, a)) * np.sqrt(np.dot(b, b))
     return float(np.clip(np.dot(a, b) / scale, -1.0, 1.0)) if scale > 0 else float("nan")
@@ -154,11 +161,11 @@ def expected_jaccard(channels: int, first: Sequence[int], second: Sequence[int])
     """Mean Jaccard index of random sets.
 
     Args:
-        channels: Channels to draw from, in each of the experts (one where dense).
-        first, second: Sizes of the two sets in each expert, of equal length.
+        channels: Channels to draw from in each expert; a dense FFN counts as one expert.
+        first, second: Size of each of the two sets in every expert; both have the same length.
 
     Returns:
-        Expectation over sets drawn independently in every expert; NaN where both are empty.
+        Expectation over sets that are drawn independently in every expert; NaN if both sets are empty.
 
     >>> round(expected_jaccard(14336, [143], [143]), 4)
     0.005
@@ -167,7 +174,7 @@ def expected_jaccard(channels: int, first: Sequence[int], second: Sequence[int])
     if not total:
         return float("nan")
     log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, channels + 1)))])
-    # Distribution of the size of the intersection: hypergeometric in one expert, a convolution over several.
+    # The size of the intersection has a hypergeometric distribution in one expert, and their convolution in several.
     start, probability = 0, np.ones(1)
     for a, b in zip(first, second, strict=True):
         below, alone = _without_tails(_hypergeometric(channels, a, b, log_factorial))
@@ -181,8 +188,7 @@ def _compare_ffn(first: Atlas, block: Block, second: Atlas, other: Block, metric
     stacks = first.stacks[block.stack], second.stacks[other.stack]
     rows = block.row, other.row
     values = [stack.row(metric, row).astype(np.float64).ravel() for stack, row in zip(stacks, rows, strict=True)]
-    # (expert, channel); a dense FFN is one expert.
-    labels = [np.atleast_2d(stack.row("label", row)) for stack, row in zip(stacks, rows, strict=True)]
+    labels = [unit_rows(stack.row("label", row)) for stack, row in zip(stacks, rows, strict=True)]
     core = [label == schema.LABEL_SUPERNODE for label in labels]
     halo = [label == schema.LABEL_HALO for label in labels]
     tops = [_top(row.reshape(label.shape), first.labels.rho) for row, label in zip(values, labels, strict=True)]
@@ -207,7 +213,7 @@ def _compare_ffn(first: Atlas, block: Block, second: Atlas, other: Block, metric
 
 
 def _top(values: np.ndarray, rho: float) -> np.ndarray:
-    """The ``rho`` largest of each expert's ``values``, bool (expert, channel); none where one is unknown."""
+    """The ``rho`` largest of each expert's ``values``, bool (expert, channel); none if a value of the expert is unknown."""
     mask = np.zeros(values.shape, dtype=bool)
     for row, chosen in zip(values, mask, strict=True):
         if not np.isnan(row).any():
@@ -222,7 +228,7 @@ def _check_holds(atlas: Atlas, metric: str) -> None:
                 continue
             what = "labels" if name == "label" else repr(name)
             if atlas.status == "partial":
-                hint = "it is the checkpoint of an unfinished build; finish that one first"
+                hint = "it comes from an unfinished build; finish it with: atlas build ... --resume"
             else:
                 common = [held for held in stack.metrics if all(held in other for other in atlas.stacks.values())]
                 hint = f"metrics it holds: {', '.join(common)}"
@@ -258,9 +264,9 @@ def _hypergeometric(channels: int, first: int, second: int, log_factorial: np.nd
 
 
 def _without_tails(probability: np.ndarray) -> tuple[int, np.ndarray]:
-    """Where ``probability`` begins to count beside its peak, and its values up to where it ceases to.
+    """The part of ``probability`` that is not negligible beside its peak, after the index of its first value.
 
-    Hundreds of experts would otherwise carry a distribution over every channel they have.
+    Without this cut, the distribution for hundreds of experts would have a value for every one of their channels.
     """
     counts = np.flatnonzero(probability > np.finfo(np.float64).eps ** 2 * probability.max())
     return int(counts[0]), probability[counts[0] : counts[-1] + 1]

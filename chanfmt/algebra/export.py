@@ -1,7 +1,7 @@
 """An atlas as a table (parquet, csv) or as plain arrays (npz, json), for programs that do not read HDF5.
 
-A table has one row per channel; what is not per channel, like sums per split, is in npz and json only.
-Numbers are written so that they read back as the same bits.
+A table has one row per channel. Variables that are not per channel, such as sums per split, are in npz and json only.
+Every number is written so that reading it gives the same bits.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 
 from chanfmt.base.errors import AtlasError, MissingPackageError, UsageError
 from chanfmt.base.files import atomic_file, check_target
+from chanfmt.base.text import spreadsheet_text
 from chanfmt.format import schema
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ _NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 
 
 def export_format(path: Path) -> str:
-    """The format that ``path``'s extension names, one of `FORMATS`. Raises `UsageError` for any other."""
+    """The format that the extension of ``path`` names, one of `FORMATS`. Raises `UsageError` for other extensions."""
     name = path.suffix.lower().removeprefix(".")
     if name not in FORMATS:
         raise UsageError(f"cannot tell the format from {path.name!r}", hint=f"end -o in .{', .'.join(FORMATS)}")
@@ -44,33 +45,33 @@ def export(atlas: Atlas, path: Path, *, metrics: Sequence[str] | None = None, ov
     """Write ``atlas`` to ``path``, whole or not at all, in the format that its extension names.
 
     Args:
-        metrics: Variables to write beside the labels; None for all that the format can hold.
+        metrics: Variables to write besides the labels; None for all that the format can hold.
 
     Returns:
-        Number of rows of a table, of arrays in npz and json.
+        Number of rows of a table, or of arrays in npz and json.
 
     Raises:
-        UsageError: Unknown extension or metric, or ``path`` exists and ``overwrite`` is off.
-        AtlasError: A stack has a name that does not belong in a table or an archive.
-        MissingPackageError: Parquet without pyarrow.
-        ChanfmtError: The disk is full or the place cannot be written.
+        UsageError: Unknown extension or metric, or ``path`` exists and ``overwrite`` is False.
+        AtlasError: The name of a stack does not fit into a table or an archive.
+        MissingPackageError: The format is parquet, and pyarrow is not installed.
+        ChanfmtError: The disk is full, or ``path`` cannot be written.
     """
     kind = export_format(path)
     variables = _choose(atlas, metrics, table=kind in TABLES)
     for name in atlas.stacks:
-        # A spreadsheet runs a cell that starts with = + - @, and an archive's member may be called ../x.
+        # A spreadsheet runs a cell that starts with = + - @, and a member of an archive could be called ../x.
         if not _NAME.fullmatch(name):
             raise AtlasError(f"{atlas.path}: the stack name {name!r} is not made of letters, digits, '.', '_' and '-'")
     check_target(path, overwrite=overwrite)
     if path.exists() and path.samefile(atlas.path):
-        raise UsageError(f"{path} is the atlas itself", hint="choose another -o")
+        raise UsageError(f"{path} is the atlas that is exported", hint="choose another -o")
     write = {"parquet": _write_parquet, "csv": _write_csv, "npz": _write_npz, "json": _write_json}[kind]
     with atomic_file(path) as temporary:
         return write(atlas, variables, temporary)
 
 
 def describe(atlas: Atlas) -> dict[str, Any]:
-    """What ``atlas`` says besides its arrays, as JSON-ready data: model, calibration, labels, FFNs."""
+    """Model, calibration, labels and FFNs of ``atlas`` as JSON-ready data, without arrays."""
     calibration = atlas.calibration
     return {
         **atlas.identity(),
@@ -100,13 +101,13 @@ def describe(atlas: Atlas) -> dict[str, Any]:
 
 
 def _choose(atlas: Atlas, metrics: Sequence[str] | None, *, table: bool) -> list[schema.Variable]:
-    """Variables to write besides ``label``, in the schema's order."""
+    """Variables to write besides ``label``, in the schema's order. Raises `UsageError` if one cannot be written."""
     held = [
         variable
         for variable in schema.STACK_VARIABLES
         if variable.name != "label" and any(variable.name in stack for stack in atlas.stacks.values())
     ]
-    possible = [variable for variable in held if variable.dimensions == ("layer", "channel")] if table else held
+    possible = [variable for variable in held if variable.per_channel] if table else held
     if metrics is None:
         return possible
     for name in metrics:
@@ -116,7 +117,9 @@ def _choose(atlas: Atlas, metrics: Sequence[str] | None, *, table: bool) -> list
                 if name in {variable.name for variable in held}
                 else "is not in this atlas"
             )
-            raise UsageError(f"--metrics: {name!r} {why}", hint=f"there are: {', '.join(variable.name for variable in possible)}")
+            raise UsageError(
+                f"--metrics: {name!r} {why}", hint=f"choose from: {', '.join(variable.name for variable in possible)}"
+            )
     return [variable for variable in possible if variable.name in metrics]
 
 
@@ -126,10 +129,10 @@ def _columns(atlas: Atlas, variables: Sequence[schema.Variable]) -> list[str]:
 
 
 def _tables(atlas: Atlas, columns: Sequence[str]) -> Iterator[tuple[int, list[_Column]]]:
-    """Every FFN's rows, in model order and one FFN at a time, so that the table is never whole in memory.
+    """Make the rows of one FFN after the other, in model order, so that the whole table is never in memory.
 
     Yields:
-        The number of rows, and per column its values (row,), or the one value of all rows; None is missing.
+        The number of rows, and per column its values (row,), or the one value of all rows; None is a missing value.
     """
     for block, stack in atlas.rows():
         experts = max(stack.n_experts, 1)
@@ -155,7 +158,9 @@ def _write_csv(atlas: Atlas, variables: Sequence[schema.Variable], path: Path) -
         for count, table in _tables(atlas, columns):
             cells: list[list[bytes]] = []
             for name, values in zip(columns, table, strict=True):
-                if not isinstance(values, np.ndarray):
+                if isinstance(values, str):
+                    cells.append([spreadsheet_text(values).encode()] * count)
+                elif not isinstance(values, np.ndarray):
                     cells.append([b"" if values is None else str(values).encode()] * count)
                 elif name == "label":
                     cells.append([labels.get(code, b"") for code in values.tolist()])
@@ -177,7 +182,7 @@ def _write_parquet(atlas: Atlas, variables: Sequence[schema.Variable], path: Pat
     numbers = {"f4": arrow.float32(), "f8": arrow.float64(), "i4": arrow.int32(), "i8": arrow.int64(), "u1": arrow.uint8()}
     types = {"stack": text, "label": text} | {variable.name: numbers[variable.dtype] for variable in variables}
     description = describe(atlas)
-    # A row group per FFN: one layer is read without the others.
+    # One row group per FFN, so that a reader can read one layer without the other layers.
     layout = arrow.schema(
         [(name, types.get(name, arrow.int32())) for name in columns],
         metadata={
@@ -221,7 +226,7 @@ def _write_npz(atlas: Atlas, variables: Sequence[schema.Variable], path: Path) -
 
 
 def _add_member(archive: zipfile.ZipFile, name: str, values: np.ndarray) -> None:
-    # A fixed time of writing: equal atlases give equal archives.
+    # The stated time is fixed, so that equal atlases give equal archives.
     with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
         np.lib.format.write_array(member, values, allow_pickle=False)
 
@@ -251,7 +256,7 @@ def _write_json(atlas: Atlas, variables: Sequence[schema.Variable], path: Path) 
 
 
 def _nested(values: np.ndarray) -> Iterator[bytes]:
-    """``values`` as nested JSON lists, a line per row of the last dimension; NaN is null."""
+    """``values`` as nested JSON lists with one line per row of the last dimension; NaN becomes null."""
     if values.ndim == 1:
         yield b"[" + b",".join(_texts(values, missing=b"null")) + b"]"
         return
@@ -270,7 +275,7 @@ def _held(stack: Stack, variables: Sequence[schema.Variable]) -> list[str]:
 
 
 def _texts(values: np.ndarray, *, missing: bytes) -> list[bytes]:
-    """The shortest decimal text of each of ``values`` (1-D) that reads back as the same number; NaN is ``missing``."""
+    """The shortest decimal text of each of ``values`` (1-D) that reads back as the same number; NaN becomes ``missing``."""
     texts = values.astype("S")
     if values.dtype.kind == "f":
         texts[np.isnan(values)] = missing

@@ -1,7 +1,7 @@
 """The paper's definitions as functions of arrays (arXiv 2604.23475; spec section "Labels").
 
-Pure numpy, float64 inside. One layer at a time: m channels, d residual dimensions. Ties are
-always broken in favour of the lowest index, so that labels do not depend on a sort's whims.
+Pure numpy, float64 inside. Each function takes one layer with m channels and d residual dimensions. The
+lowest index wins a tie, so that labels do not depend on the order in which a sort leaves equal values.
 """
 
 from __future__ import annotations
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from chanfmt.format.records import LabelSettings
-
-MAX_REDUNDANCY = float(-0.5 * np.log(np.finfo(np.float64).eps))
-"""Redundancy of perfectly correlated channels: 1 - r^2 is not resolved below machine epsilon."""
 
 
 def top_indices(values: np.ndarray, count: int) -> np.ndarray:
@@ -43,9 +40,9 @@ def supernodes(lp: np.ndarray, rho: float) -> np.ndarray:
 
 
 def write_mass(write: np.ndarray, core: np.ndarray) -> np.ndarray:
-    """How much the supernodes ``core`` write to each residual dimension: sum of |write[:, core]|, float64 (d,).
+    """Sum of |write[:, core]|: how much the supernodes ``core`` write to each residual dimension, float64 (d,).
 
-    The masses of several FFNs of one layer add up to what the next layer reads.
+    The sum of the masses of all FFNs of one layer chooses the dimensions that the next layer is judged by.
     """
     return np.abs(write[:, core]).sum(axis=1, dtype=np.float64)
 
@@ -56,7 +53,7 @@ def write_support(write: np.ndarray, core: np.ndarray, size: int) -> np.ndarray:
     Args:
         write: Write vectors as columns, (d, m).
         core: Supernode indices.
-        size: K; all d dimensions where it is larger.
+        size: K; all d dimensions if K is larger.
 
     Returns:
         Ascending dimension indices, (min(K, d),).
@@ -66,7 +63,7 @@ def write_support(write: np.ndarray, core: np.ndarray, size: int) -> np.ndarray:
 
 
 def support_sizes(dimensions: int, size: int) -> tuple[int, ...]:
-    """Write support sizes an atlas keeps connectivity for: powers of two below d, and ``size`` itself."""
+    """Write support sizes that an atlas keeps connectivity for: powers of two below d, and ``size`` itself."""
     powers = {2**exponent for exponent in range(4, dimensions.bit_length()) if 2**exponent < dimensions}
     return tuple(sorted(powers | {size}))
 
@@ -80,8 +77,7 @@ def connectivity(write: np.ndarray, core: np.ndarray, sizes: Sequence[int]) -> n
         sizes: Write support sizes K, ascending.
 
     Returns:
-        Share of each write vector's L1 norm on the support of each size, float64 (sizes, m); 0 for a
-        zero vector.
+        Share of each write vector's L1 norm on the support of each size, float64 (sizes, m); 0 for a zero vector.
     """
     magnitude = np.abs(write)
     total = magnitude.sum(axis=0, dtype=np.float64)
@@ -135,22 +131,22 @@ def pearson(
         sum_b, sum_b2: Sums of b_j and b_j^2, (c,).
 
     Returns:
-        (m, c) in [-1, 1]; 0 where either side does not vary. No epsilon: covariances of q are
-        about 1e-16, and an absolute one would turn the correlation into a covariance.
+        (m, c) in [-1, 1]; 0 if a_i or b_j does not vary. No epsilon is added: covariances of q are
+        about 1e-16, and an absolute epsilon would turn the correlation into a covariance.
     """
     if count < 2:
         return np.zeros(cross.shape)
     covariance = cross / count - np.outer(sum_a / count, sum_b / count)
     deviation_a = _deviation(sum_a, sum_a2, count)
     deviation_b = _deviation(sum_b, sum_b2, count)
-    # Dividing twice keeps the product of two tiny deviations from underflowing.
+    # Two divisions keep the product of two tiny deviations from underflowing.
     scaled = np.divide(covariance, deviation_a[:, None], out=np.zeros_like(covariance), where=deviation_a[:, None] > 0)
     result = np.divide(scaled, deviation_b[None, :], out=np.zeros_like(covariance), where=deviation_b[None, :] > 0)
     return np.clip(result, -1.0, 1.0)
 
 
 def pair_redundancy(correlation: np.ndarray) -> np.ndarray:
-    """Equation 8: -1/2 log(1 - max(r, 0)^2) in nats, at most `MAX_REDUNDANCY`."""
+    """Equation 8: -1/2 log(1 - max(r, 0)^2) in nats, at most `chanfmt.format.schema.MAX_REDUNDANCY`."""
     positive = np.maximum(correlation, 0.0)
     rest = np.maximum((1.0 - positive) * (1.0 + positive), np.finfo(np.float64).eps)
     return -0.5 * np.log(rest) + 0.0
@@ -162,7 +158,7 @@ def redundancy_to_core(correlation: np.ndarray, core: np.ndarray, top_k: int) ->
     Args:
         correlation: (m, c), one column per member of ``core``.
         core: Channel indices of the columns, (c,). A channel is not compared with itself.
-        top_k: k; fewer where the core has fewer other members; NaN where it has none.
+        top_k: k; fewer if the core has fewer other members. The result is NaN if it has no other member.
     """
     pairs = pair_redundancy(correlation)
     pairs[core, np.arange(len(core))] = -1.0
@@ -180,8 +176,8 @@ def nearest_in_core(correlation: np.ndarray, core: np.ndarray, count: int) -> tu
         correlation, core: As for `redundancy_to_core`.
 
     Returns:
-        Channel ids, int32 (count, m), and pair redundancies, float32 (count, m); -1 and NaN where the core has no more
-        members of positive redundancy.
+        Channel ids, int32 (count, m), and pair redundancies, float32 (count, m); -1 and NaN in the remaining places if the
+        core has fewer members of positive redundancy.
     """
     pairs = pair_redundancy(correlation)
     pairs[core, np.arange(len(core))] = -1.0
@@ -195,8 +191,8 @@ def written_dimensions(write: np.ndarray, support: np.ndarray, count: int) -> tu
         write: Write vectors as columns, (d, m).
 
     Returns:
-        Dimensions, int32 (count, m), and their share of the write vector's L1 norm, float32 (count, m); -1 and NaN where
-        the channel writes to no more of them.
+        Dimensions, int32 (count, m), and their share of the write vector's L1 norm, float32 (count, m); -1 and NaN in the
+        remaining places if the channel writes to fewer dimensions of the support.
     """
     total = np.abs(write).sum(axis=0, dtype=np.float64)
     shares = np.divide(np.abs(write[support]), total, out=np.zeros((len(support), write.shape[1])), where=total > 0)
@@ -204,11 +200,11 @@ def written_dimensions(write: np.ndarray, support: np.ndarray, count: int) -> tu
 
 
 def _largest(values: np.ndarray, names: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The ``count`` largest positive of ``values`` (n, m) in each column, and which of ``names`` (n,) they are of."""
+    """The ``names`` (n,) of the ``count`` largest positive ``values`` (n, m) in each column, and these values."""
     left, columns = values.copy(), np.arange(values.shape[1])
     ids = np.full((count, values.shape[1]), -1, dtype=np.int32)
     best = np.full(ids.shape, np.nan, dtype=np.float32)
-    # A few maxima are found faster than all are sorted, and the first of equals is taken.
+    # Finding a few maxima is faster than sorting all values, and argmax takes the first of equal values.
     for place in range(min(count, len(values))):
         rows = left.argmax(axis=0)
         found = left[rows, columns]
@@ -239,9 +235,9 @@ def label_ffn(
     """Labels and protection factors of one FFN, from what an atlas stores (spec section "Labels").
 
     Args:
-        score: The metric that ranks supernodes, (m,); NaN throughout where no token reached the FFN.
-        conn: Connectivity, (m,); None where it is unknown, and then there is no halo.
-        redundancy: Redundancy, (m,), may be NaN; None where it is unknown.
+        score: The metric that ranks supernodes, (m,); all NaN if no token reached the FFN.
+        conn: Connectivity, (m,); None if it is unknown, and then the FFN has no halo.
+        redundancy: Redundancy, (m,), may be NaN; None if it is unknown.
 
     Returns:
         Labels, uint8 (m,); protection, float32 (m,).
@@ -267,5 +263,5 @@ def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 def _deviation(total: np.ndarray, total_squares: np.ndarray, count: int) -> np.ndarray:
     power = total_squares / count
     variance = power - (total / count) ** 2
-    # Below this the difference is the rounding of its own terms: the channel does not vary.
+    # A smaller difference is only the rounding of its own terms, so the channel does not vary.
     return np.sqrt(np.where(variance > 1e-13 * power, variance, 0.0))

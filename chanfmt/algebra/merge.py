@@ -1,4 +1,4 @@
-"""Several atlases of one model as one: sums added, everything else derived again (spec section "Merging")."""
+"""Merge atlases of one model: sums are added, everything else is derived again (spec section "Merging")."""
 
 from __future__ import annotations
 
@@ -29,11 +29,8 @@ if TYPE_CHECKING:
 
     from chanfmt.format.reader import Stack
 
-ADDITIVE = ("sum", "max")
-"""Merge rules of the stack variables that a merge cannot do without."""
-
 _REBUILD = "build one of them again with this chanfmt"
-_RESET = "build one of them again with the other's settings"
+_RESET = "build one of them again with the settings of the other"
 _CALIBRATION = {
     "loss": "they differentiate different losses",
     "metric_definition": "their metrics are defined differently",
@@ -50,10 +47,10 @@ _LABEL_FLAGS = {"rho": "--rho", "eta": "--eta", "support_size": "--support", "al
 
 
 def merge(atlases: Sequence[Atlas], *, narrate: Callable[[str], None] | None = None) -> AtlasContent:
-    """One atlas of all the sequences of ``atlases``, whatever their order.
+    """Merge ``atlases`` into one atlas of all their sequences; their order does not matter.
 
-    One input's arrays are in memory at a time, beside the merged ones; each input's digest is checked as it
-    is read. Without the weights the result has no halo (`chanfmt.algebra.relabel.relabelled_with_weights` adds it).
+    The merged arrays and the arrays of one input are in memory at a time. The digest of every input is checked while it
+    is read. Without the weights, the result has no halo (`chanfmt.algebra.relabel.relabelled_with_weights` adds it).
 
     Args:
         atlases: Two or more open, complete atlases of one model on different sequences.
@@ -61,15 +58,15 @@ def merge(atlases: Sequence[Atlas], *, narrate: Callable[[str], None] | None = N
 
     Raises:
         UsageError: Fewer than two atlases.
-        AtlasError: They do not merge: other models, settings, losses or shapes, sequences or contributions
-            in common, nothing to add up, or a damaged file.
+        AtlasError: The atlases do not merge: they have different models, settings, losses or shapes, they share sequences or
+            contributions, one holds no sums, or a file is damaged.
     """
     if len(atlases) < 2:
         raise UsageError(
             f"a merge needs at least two atlases, not {len(atlases)}",
             hint="name the atlases of all the parts: atlas merge A.h5 B.h5 -o ALL.h5",
         )
-    # One set of files gives one result: the first decides wherever one must.
+    # One set of files gives one result: the first atlas in this order decides everything that must be decided.
     ordered = sorted(atlases, key=lambda atlas: min(row.id for row in atlas.calibration.contributions))
     for atlas in ordered:
         _check_mergeable(atlas)
@@ -122,13 +119,13 @@ def merge(atlases: Sequence[Atlas], *, narrate: Callable[[str], None] | None = N
 
 
 def _check_mergeable(atlas: Atlas) -> None:
-    """Refuse an atlas that does not hold all that is added up."""
+    """Refuse an atlas that does not hold everything that a merge adds up."""
     if atlas.status != "complete":
-        raise AtlasError(f"{atlas.path} is the checkpoint of an unfinished build", hint="finish that one first")
+        raise AtlasError(
+            f"{atlas.path} is partial: it comes from an unfinished build", hint="finish it with: atlas build ... --resume"
+        )
     for stack in atlas.stacks.values():
-        missing = [
-            variable.name for variable in schema.STACK_VARIABLES if variable.merge in ADDITIVE and variable.name not in stack
-        ]
+        missing = [variable.name for variable in schema.STACK_VARIABLES if variable.additive and variable.name not in stack]
         if missing:
             more = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
             raise AtlasError(
@@ -151,7 +148,7 @@ def _check_disjoint(atlases: Sequence[Atlas]) -> None:
             if other is not atlas:
                 raise AtlasError(
                     f"{other.path} and {atlas.path} both hold the contribution {_short(row.id)} ({_short(row.source)})",
-                    hint="merge atlases of different builds, and none that is already part of another",
+                    hint="merge atlases of different builds, and leave out an atlas that is already part of another",
                 )
     seen: dict[str, Atlas] = {}
     for atlas in atlases:
@@ -169,14 +166,14 @@ def _check_disjoint(atlases: Sequence[Atlas]) -> None:
 
 
 def _check_agreement(first: Atlas, other: Atlas) -> None:
-    """Refuse another model, other definitions, other shapes, other label settings."""
+    """Refuse atlases with different models, definitions, shapes or label settings."""
     both = f"{first.path} and {other.path}"
     for field in ("fingerprint", "config_sha256", *(item.name for item in dataclasses.fields(ModelRecord))):
         mine, theirs = getattr(first.model, field), getattr(other.model, field)
         if mine != theirs:
             raise AtlasError(
                 f"{both} are of different models: {field} is {_short(mine)} in one and {_short(theirs)} in the other",
-                hint=_MODEL_HINTS.get(field, "only atlases of one model merge; set two beside each other with: atlas compare"),
+                hint=_MODEL_HINTS.get(field, "only atlases of one model merge; to compare two models, use: atlas compare"),
             )
     for field, what in _CALIBRATION.items():
         mine, theirs = getattr(first.calibration, field), getattr(other.calibration, field)
@@ -232,20 +229,19 @@ def _check_stack(mine: Stack, theirs: Stack, both: str) -> None:
 
 
 def _accumulated(atlases: Sequence[Atlas]) -> tuple[dict[str, dict[str, np.ndarray]], ExtensionMerge]:
-    """Per stack what is summed, maximised and equal over ``atlases``; and their extensions."""
+    """Per stack, the arrays that ``atlases`` add up, take the maximum of or agree on; and the merged extensions."""
     names = {
         name: [
             variable
             for variable in schema.STACK_VARIABLES
-            if variable.merge in ADDITIVE
-            or (variable.merge == "equal" and all(variable.name in atlas.stacks[name] for atlas in atlases))
+            if variable.additive or (variable.merge == "equal" and all(variable.name in atlas.stacks[name] for atlas in atlases))
         ]
         for name in atlases[0].stacks
     }
     arrays: dict[str, dict[str, np.ndarray]] = {}
     extensions: ExtensionMerge | None = None
     for stated in atlases:
-        # Opened again, so that its arrays are gone when it is closed, and because it may be another file by now.
+        # Open the file again: closing it frees its arrays, and the digest shows whether the file has changed.
         with Atlas.open(stated.path, verify=True) as atlas:
             if atlas.content_sha256 != stated.content_sha256:
                 raise AtlasError(f"{stated.path} changed while it was being merged", hint="merge again")
@@ -262,14 +258,14 @@ def _accumulated(atlases: Sequence[Atlas]) -> tuple[dict[str, dict[str, np.ndarr
 
 
 def _combine(totals: dict[str, np.ndarray], variable: schema.Variable, values: np.ndarray, pair: tuple[Atlas, Atlas]) -> None:
-    """Put ``values`` of the second of ``pair`` into ``totals``, by the variable's rule."""
+    """Combine ``values`` of the second atlas of ``pair`` with ``totals`` by the variable's merge rule."""
     total = totals[variable.name]
     if variable.merge == "max":
         np.maximum(total, values, out=total)
     elif variable.merge == "equal":
         if total.tobytes() != values.tobytes():
             raise AtlasError(
-                f"{pair[0].path} and {pair[1].path} disagree about {variable.name}, which one model has one of",
+                f"{pair[0].path} and {pair[1].path} disagree about {variable.name}, which must be equal for one model",
                 hint="build both with the same chanfmt on the same kind of machine",
             )
     else:
@@ -280,7 +276,7 @@ def _combine(totals: dict[str, np.ndarray], variable: schema.Variable, values: n
 
 
 def _calibration(atlases: Sequence[Atlas]) -> CalibrationRecord:
-    """Contributions in the order of their ids, sequences in that of their SHA-256 (spec section "Calibration")."""
+    """Contributions in the order of their ids, and sequences in the order of their SHA-256 (spec section "Calibration")."""
     records = [atlas.calibration for atlas in atlases]
     rows = sorted((row.id, part, index) for part, record in enumerate(records) for index, row in enumerate(record.contributions))
     position = {(part, index): row for row, (_, part, index) in enumerate(rows)}
@@ -329,15 +325,17 @@ def _producer(atlases: Sequence[Atlas]) -> ProducerRecord:
 
 def _narrate(atlases: Sequence[Atlas], extensions: ExtensionMerge, narrate: Callable[[str], None]) -> None:
     if any(dict(atlas.producer.versions) != dict(atlases[0].producer.versions) for atlas in atlases):
-        narrate(f"the atlases were built with different versions of packages; those of {atlases[0].path} are stated")
+        narrate(
+            f"the atlases were built with different versions of packages; the result states the versions of {atlases[0].path}"
+        )
     without = [str(atlas.path) for atlas in atlases if atlas.calibration.token_ids is None]
     if 0 < len(without) < len(atlases):
-        narrate(f"the token ids are left out: {', '.join(without)} holds none")
+        narrate(f"the token ids are left out, because they are not in {', '.join(without)}")
     if extensions.lost:
         narrate(f"extension arrays that do not merge are left out: {', '.join(extensions.lost)}")
 
 
 def _short(value: Any) -> str:
-    """A value of a file, short enough for a sentence."""
+    """A value of a file as text, short enough for a sentence."""
     text = str(value)
     return text if len(text) <= 60 else f"{text[:24]}...{text[-24:]}"

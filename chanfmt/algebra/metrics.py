@@ -1,36 +1,62 @@
-"""Metrics that follow from an atlas's sums (spec section "Metrics"). Pure numpy."""
+"""Metrics that follow from an atlas's sums (spec section "Metrics"). Pure numpy.
+
+A new one is a row of `chanfmt.format.schema.METRICS` with the merge rule ``derive``, and its formula in `FORMULAS`.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+
+@dataclass(frozen=True)
+class Formula:
+    """How a metric follows from token means.
+
+    Attributes:
+        sums: Names of the sums whose means it takes.
+        of: The means, float64 in that order, to the metric.
+    """
+
+    sums: tuple[str, ...]
+    of: Callable[..., np.ndarray]
+
+
+FORMULAS: dict[str, Formula] = {
+    "lp": Formula(("sum_q2",), lambda q2: 0.5 * q2),
+    "lp_factored": Formula(("sum_u2", "sum_s2"), lambda u2, s2: 0.5 * u2 * s2),
+    "activation_power": Formula(("sum_u2",), lambda u2: u2),
+    "curvature": Formula(("sum_s2",), lambda s2: s2),
+    "taylor": Formula(("sum_abs_q",), lambda abs_q: abs_q),
+}
+"""Metric to formula, in the order of `chanfmt.format.schema.METRICS`; ``lp`` is equation 4 of arXiv 2604.23475."""
 
 
 def derive_metrics(sums: Mapping[str, np.ndarray], tokens: np.ndarray | np.int64) -> dict[str, np.ndarray]:
-    """Token means of an atlas's sums, float32.
+    """Metrics of an atlas's sums, those of `FORMULAS` whose sums are given.
 
     Args:
-        sums: ``sum_u2 sum_s2 sum_abs_q sum_q2``, float64 (layer[, expert], channel).
+        sums: Variable to sums over tokens, float64 (layer[, expert], channel); other variables are passed over.
         tokens: Tokens behind each row, int64 (layer[, expert]).
 
     Returns:
-        ``lp`` (equation 4), ``lp_factored``, ``activation_power``, ``curvature`` and ``taylor``;
-        NaN in rows that no token reached.
+        Metric to values, float32 of the sums' shape; NaN in rows that no token reached.
     """
     count = np.asarray(tokens, dtype=np.float64)[..., None]
+    mean: dict[str, np.ndarray] = {}
+    metrics = {}
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        mean = {name: np.where(count > 0, sums[name] / count, np.nan) for name in ("sum_u2", "sum_s2", "sum_abs_q", "sum_q2")}
-        metrics = {
-            "lp": 0.5 * mean["sum_q2"],
-            "lp_factored": 0.5 * mean["sum_u2"] * mean["sum_s2"],
-            "activation_power": mean["sum_u2"],
-            "curvature": mean["sum_s2"],
-            "taylor": mean["sum_abs_q"],
-        }
-    # What float32 cannot hold becomes infinite, which no atlas may hold: the writer and the validator say so.
-    with np.errstate(over="ignore"):
-        return {name: values.astype(np.float32) for name, values in metrics.items()}
+        for name, formula in FORMULAS.items():
+            if not all(term in sums for term in formula.sums):
+                continue
+            for term in formula.sums:
+                if term not in mean:
+                    mean[term] = np.where(count > 0, sums[term] / count, np.nan)
+            # A value that float32 cannot hold becomes infinite. No atlas may hold that: the writer and the validator refuse it.
+            metrics[name] = formula.of(*(mean[term] for term in formula.sums)).astype(np.float32)
+    return metrics

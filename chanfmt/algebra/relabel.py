@@ -4,59 +4,71 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from chanfmt.algebra import labels
-from chanfmt.algebra.rewrite import (
-    REDUNDANCY_VARIABLES,
-    WRITE_VARIABLES,
-    check_complete,
-    core_rho,
-    dropped_names,
-    label_variables,
-)
+from chanfmt.algebra.rewrite import check_complete, core_rho, dropped_names, label_variables
 from chanfmt.base.errors import AtlasError, ModelError, UsageError
 from chanfmt.format import schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from chanfmt.format.records import AtlasContent, LabelSettings, StackData
-    from chanfmt.models.stored.weights import StoredWeights
+    from chanfmt.format.records import AtlasContent, Block, LabelSettings, StackData
+
+
+class Weights(Protocol):
+    """The weights of one dense FFN or of one expert.
+
+    Attributes:
+        write: Write vectors as columns, float (d, m).
+        reads: Gate rows (if the FFN has a gate) and up rows, each float (m, d).
+    """
+
+    @property
+    def write(self) -> np.ndarray: ...
+    @property
+    def reads(self) -> list[np.ndarray]: ...
+
+
+class WeightsOfFFNs(Protocol):
+    """The weights of every FFN in an atlas, such as `chanfmt.models.stored.weights.StoredWeights`."""
+
+    def ffn(self, ffn: Block, expert: int, /) -> Weights: ...
 
 
 def relabelled(content: AtlasContent, settings: LabelSettings) -> AtlasContent:
-    """``content`` labelled with ``settings``, from what it holds.
+    """``content`` labelled with ``settings``, without the model's weights.
 
-    Connectivity and redundancy keep referring to the core they were made with (``core_rho``). At another
-    ``support_size`` connectivity comes from ``connectivity_at``, and ``read_connectivity`` is dropped.
+    Connectivity and redundancy still refer to the core that they were made with (``core_rho``). With another
+    ``support_size``, connectivity comes from ``connectivity_at``, and ``read_connectivity`` is dropped.
 
     Raises:
         UsageError: A setting is out of range, or cannot be changed after a build.
-        AtlasError: The build is unfinished, or it holds no connectivity for that ``support_size``.
+        AtlasError: The build is unfinished, or the atlas holds no connectivity for that ``support_size``.
     """
     _check(content, settings)
     stacks = []
     for stack in content.stacks:
         variables = dict(stack.variables)
         if settings.support_size != content.labels.support_size:
-            for name in ("read_connectivity", *WRITE_VARIABLES):
+            for name in schema.resting_on(schema.SUPPORT):
                 variables.pop(name, None)
-            if "connectivity" in variables:
+            if "connectivity" in stack.variables:
                 variables["connectivity"] = _connectivity_at(stack, settings.support_size)
         variables |= label_variables(variables, settings)
         stacks.append(dataclasses.replace(stack, variables=variables))
     return _with_stacks(content, settings, stacks, core_rho(stacks, content.core_rho, settings))
 
 
-def relabelled_with_weights(content: AtlasContent, settings: LabelSettings, weights: StoredWeights) -> AtlasContent:
-    """``content`` labelled with ``settings`` as a build would: everything that rests on weights is made again.
+def relabelled_with_weights(content: AtlasContent, settings: LabelSettings, weights: WeightsOfFFNs) -> AtlasContent:
+    """``content`` labelled with ``settings`` as a build would label it: everything that rests on weights is made again.
 
     Connectivity, connectivity to supports of other sizes and read connectivity are computed from the
-    checkpoint, one FFN in memory at a time. Redundancy was measured against the old core; where the core is
-    another now, it is dropped.
+    checkpoint, with one FFN in memory at a time. Redundancy was measured against the old core, so it is
+    dropped if the core changes.
 
     Raises:
         UsageError: A setting is out of range, or cannot be changed after a build.
@@ -71,19 +83,19 @@ def relabelled_with_weights(content: AtlasContent, settings: LabelSettings, weig
         place, mass = where, None
         for block in blocks:
             stack = made[block.stack]
-            for expert in range(max(1, block.n_experts)):
-                at = (block.row, expert) if block.n_experts else (block.row,)
-                ffn = weights.ffn(block, expert)
+            for expert in block.experts:
+                at = (block.row,) if expert is None else (block.row, expert)
+                ffn = weights.ffn(block, expert or 0)
                 if previous is not None and previous[-1] >= ffn.reads[0].shape[1]:
                     raise ModelError(
-                        f"{block.module} reads {ffn.reads[0].shape[1]} dimensions, and the layer before it writes more"
+                        f"{block.module} reads {ffn.reads[0].shape[1]} dimensions, and the previous layer writes more"
                     )
                 if previous is not None:
                     stack.read[at] = labels.read_connectivity(ffn.reads, previous)
                 score = stack.data.variables[settings.score][at]
                 sizes = labels.support_sizes(len(ffn.write), settings.support_size)
                 stack.expect(sizes)
-                # Without tokens there is no core: its connectivity stays unknown.
+                # An FFN that no token reached has no core, so its connectivity stays unknown.
                 if not np.isnan(score).all():
                     core = labels.supernodes(score, settings.rho)
                     stack.at[(slice(None), *at)] = labels.connectivity(ffn.write, core, sizes)
@@ -98,7 +110,7 @@ def relabelled_with_weights(content: AtlasContent, settings: LabelSettings, weig
     for connectivities in made.values():
         variables = connectivities.variables(settings.support_size)
         if settings.rho != content.core_rho:
-            for name in REDUNDANCY_VARIABLES:
+            for name in schema.resting_on(schema.CORRELATIONS):
                 variables.pop(name, None)
         variables |= label_variables(variables, settings)
         stacks.append(dataclasses.replace(connectivities.data, variables=variables, supports=connectivities.sizes))
@@ -106,7 +118,7 @@ def relabelled_with_weights(content: AtlasContent, settings: LabelSettings, weig
 
 
 class _Connectivities:
-    """What one stack gets from the weights, filled FFN by FFN; NaN where nothing was filled in."""
+    """The variables of one stack that come from the weights, filled in FFN by FFN; NaN until then."""
 
     def __init__(self, data: StackData) -> None:
         self.data = data
@@ -118,7 +130,7 @@ class _Connectivities:
         self.at = np.empty((0, *self.shape), dtype=np.float32)
 
     def expect(self, sizes: tuple[int, ...]) -> None:
-        """Make room for supports of ``sizes``; one stack's FFNs write to one residual stream."""
+        """Make room for supports of ``sizes``. Raises `ModelError` if an earlier FFN of the stack had other sizes."""
         if not self.sizes:
             self.sizes = sizes
             self.at = np.full((len(sizes), *self.shape), np.nan, dtype=np.float32)
@@ -126,7 +138,7 @@ class _Connectivities:
             raise ModelError(f"the FFNs of {self.data.name} write to residual streams of different widths")
 
     def variables(self, size: int) -> dict[str, np.ndarray]:
-        """The stack's variables with those from the weights in place of the old ones."""
+        """The stack's variables, with the new values of those that come from the weights."""
         return {
             **self.data.variables,
             "read_connectivity": self.read,
@@ -152,7 +164,7 @@ def _connectivity_at(stack: StackData, size: int) -> np.ndarray:
         sizes = ", ".join(map(str, stack.supports)) or "none"
         raise AtlasError(
             f"the atlas holds no connectivity to {size} dimensions for {stack.name}",
-            hint=f"sizes at hand: {sizes}; for another one give the weights: add --model MODEL",
+            hint=f"sizes that it holds: {sizes}; for another size, add --model MODEL",
         )
     return stack.variables["connectivity_at"][stack.supports.index(size)]
 

@@ -1,4 +1,4 @@
-"""What the commands that write an atlas anew from others share."""
+"""Functions that merging, relabelling and stripping share: each writes a new atlas from others."""
 
 from __future__ import annotations
 
@@ -17,41 +17,20 @@ if TYPE_CHECKING:
 
     from chanfmt.format.records import AtlasContent, LabelSettings, StackData
 
-WRITE_VARIABLES = ("write_dimension", "write_share")
-"""Variables that refer to the write support, and so to ``support_size``, too."""
-CORE_VARIABLES = (
-    "connectivity",
-    "connectivity_at",
-    "read_connectivity",
-    "redundancy",
-    "redundancy_null",
-    "redundancy_partner",
-    "redundancy_pair",
-    *WRITE_VARIABLES,
-)
-"""Variables that refer to the core, and so to ``core_rho``."""
-REDUNDANCY_VARIABLES = (
-    "redundancy",
-    "redundancy_null",
-    "redundancy_tokens",
-    "core_covered",
-    "redundancy_partner",
-    "redundancy_pair",
-)
-"""Variables that a pass over text measured against the core."""
-
 
 def check_complete(content: AtlasContent, score: str) -> None:
-    """Raise `AtlasError` where ``content`` cannot be labelled: an unfinished build, or without the metric ``score``."""
+    """Raise `AtlasError` if ``content`` cannot be labelled: the build is unfinished, or a stack lacks the metric ``score``."""
     if content.status != "complete":
-        raise AtlasError("the atlas is the checkpoint of an unfinished build", hint="finish that one first")
+        raise AtlasError(
+            "the atlas is partial: it comes from an unfinished build", hint="finish it with: atlas build ... --resume"
+        )
     for stack in content.stacks:
         if score not in schema.METRIC_BY_NAME or score not in stack.variables:
-            raise AtlasError(f"the atlas holds no {score!r} for {stack.name}, by which supernodes are ranked")
+            raise AtlasError(f"the atlas holds no {score!r} for {stack.name}, and its supernodes are ranked by {score!r}")
 
 
 def label_variables(variables: Mapping[str, np.ndarray], settings: LabelSettings) -> dict[str, np.ndarray]:
-    """``label`` and ``protection`` of every FFN of a stack, from its other ``variables`` (spec section "Labels").
+    """``label`` and ``protection`` of every FFN of a stack, from the stack's other ``variables`` (spec section "Labels").
 
     Returns:
         uint8 and float32 arrays (layer[, expert], channel).
@@ -68,12 +47,12 @@ def label_variables(variables: Mapping[str, np.ndarray], settings: LabelSettings
 
 
 def core_rho(stacks: Iterable[StackData], before: float, settings: LabelSettings) -> float:
-    """``before`` while something still refers to that core, and rho where nothing does."""
-    return before if any(name in stack.variables for stack in stacks for name in CORE_VARIABLES) else settings.rho
+    """``before`` if a variable of ``stacks`` still refers to the core of that share, otherwise the rho of ``settings``."""
+    return before if any(name in stack.variables for stack in stacks for name in schema.resting_on(schema.CORE)) else settings.rho
 
 
 def dropped_names(candidates: Iterable[str], stacks: Iterable[StackData]) -> tuple[str, ...]:
-    """The root's ``dropped``: stack variables among ``candidates`` that no stack holds, in the schema's order."""
+    """Stack variables among ``candidates`` that no stack holds, in the schema's order: the root's ``dropped``."""
     missing = set(candidates).difference(*(stack.variables for stack in stacks))
     return tuple(variable.name for variable in schema.STACK_VARIABLES if variable.name in missing)
 
@@ -83,9 +62,9 @@ def noted(content: AtlasContent, command: str, inputs: Sequence[str], sources: S
 
     Args:
         command: ``merge``, ``label``, ...
-        inputs: ``content_sha256`` of the files read.
-        sources: Where each of them was on the Hub, empty where it was not; the line says it where one was.
-        more: What else the line says.
+        inputs: ``content_sha256`` of each input.
+        sources: Address of each input on the Hub, empty for a local file. The line names them if one is not empty.
+        more: Further keys of the line.
     """
     line = {"command": command, "version": __version__, "inputs": list(inputs), **more}
     if any(sources):

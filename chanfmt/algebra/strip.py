@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from chanfmt.algebra.merge import ADDITIVE
 from chanfmt.algebra.rewrite import dropped_names
 from chanfmt.base.errors import AtlasError
 from chanfmt.format import schema
@@ -13,29 +12,28 @@ from chanfmt.format import schema
 if TYPE_CHECKING:
     from chanfmt.format.records import AtlasContent
 
-STRIPPED = tuple(
-    variable.name for variable in schema.STACK_VARIABLES if variable.merge in ADDITIVE and not variable.name.startswith("tokens")
-)
-"""Stack variables that are left out: what two atlases add up, but for the token counts."""
-
 
 def stripped(content: AtlasContent, *, keep_tokens: bool = False) -> AtlasContent:
-    """``content`` without `STRIPPED` and, unless ``keep_tokens``, without the calibration token ids.
+    """``content`` without `chanfmt.format.schema.STRIPPED` and, unless ``keep_tokens``, without the calibration token ids.
 
-    The stack variables left out are named in ``dropped``; the result cannot be merged. Everything else stays
-    as it is, extensions included.
+    ``dropped`` names the stack variables that are left out. The result cannot be merged. Everything else stays
+    unchanged, including extensions.
 
     Raises:
-        AtlasError: The build is unfinished: there would be nothing left.
+        AtlasError: The build is unfinished, so nothing would be left.
     """
     if content.status != "complete":
-        raise AtlasError("the atlas is the checkpoint of an unfinished build", hint="finish that one first")
+        raise AtlasError(
+            "the atlas is partial: it comes from an unfinished build", hint="finish it with: atlas build ... --resume"
+        )
     stacks = tuple(
-        dataclasses.replace(stack, variables={name: values for name, values in stack.variables.items() if name not in STRIPPED})
+        dataclasses.replace(
+            stack, variables={name: values for name, values in stack.variables.items() if name not in schema.STRIPPED}
+        )
         for stack in content.stacks
     )
     calibration = content.calibration
     if not keep_tokens:
         calibration = dataclasses.replace(calibration, token_ids=None)
-    dropped = dropped_names({*content.dropped, *STRIPPED}, stacks)
+    dropped = dropped_names({*content.dropped, *schema.STRIPPED}, stacks)
     return dataclasses.replace(content, calibration=calibration, stacks=stacks, dropped=dropped)

@@ -1,4 +1,4 @@
-"""How far two metrics of one FFN's channels agree: ranks, and the sets at the top. Pure numpy."""
+"""How far two metrics of one FFN agree on the top channels. Pure numpy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Overlap:
     Attributes:
         size: Channels in each.
         shared: Channels in both.
-        jaccard: Shared over those in either.
+        jaccard: Shared channels over channels in at least one set.
         chance: Expectation of ``jaccard`` for sets drawn at random.
     """
 
@@ -29,9 +29,9 @@ class Overlap:
 
 
 def top_overlap(first: np.ndarray, second: np.ndarray, rho: float) -> Overlap:
-    """`Overlap` of the top ``rho`` of two metrics (channel,), over the channels whose values both are known.
+    """`Overlap` of the top ``rho`` of two metrics (channel,), over the channels whose two values are known.
 
-    NaN and sets of no channel where none is known.
+    If no channel is known, the sets are empty and the indices are NaN.
 
     >>> top_overlap(np.array([4.0, 3.0, 2.0, 1.0]), np.array([4.0, 1.0, 2.0, 3.0]), rho=0.5).shared
     1

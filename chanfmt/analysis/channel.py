@@ -1,4 +1,4 @@
-"""All that an atlas knows of one channel, among those of its FFN. Pure numpy."""
+"""Everything that an atlas knows about one channel, compared with the other channels of its FFN. Pure numpy."""
 
 from __future__ import annotations
 
@@ -12,26 +12,16 @@ from chanfmt.algebra.labels import supernode_count, supernodes
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-SERIES = (
-    "sum_q2_split",
-    "tokens_split",
-    "connectivity_at",
-    "redundancy_partner",
-    "redundancy_pair",
-    "write_dimension",
-    "write_share",
-)
-"""Variables with an axis of their own in front of the layer, of which a card tells."""
-
 
 @dataclass(frozen=True)
 class Standing:
-    """One metric of the channel among those of its FFN; NaN, and rank 0, where it is unknown.
+    """One metric of the channel beside the FFN's other channels. An unknown value is NaN and has rank 0.
 
     Attributes:
-        rank: 1 is the largest; equal values share the lowest.
+        rank: 1 for the largest value; equal values share the smallest of their ranks.
+        known: Channels of the FFN whose value is known.
         below: Share of the FFN's known channels with a smaller value.
-        times_median: Value over the FFN's median; NaN where that is not positive.
+        times_median: Value over the FFN's median; NaN if the median is not positive.
     """
 
     name: str
@@ -44,7 +34,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Split:
-    """The channel in one split of the calibration text: LP, its rank, whether it is a supernode there."""
+    """The channel in one split of the calibration text: its LP, its rank, and whether it is a supernode there."""
 
     lp: float
     rank: int
@@ -56,12 +46,12 @@ class Card:
     """One channel.
 
     Attributes:
-        metrics: Every metric the atlas holds.
-        splits: Empty where the atlas holds no sums by split.
-        partners: Supernodes that it is most redundant with, their pair redundancy in nats, and their rank by LP.
-        dimensions: Dimensions of the write support that it writes to most, and their share of its write vector.
+        metrics: Every metric that the atlas holds.
+        splits: Every split; empty if the atlas holds no sums by split.
+        partners: Supernodes that the channel is most redundant with, their pair redundancy in nats, and their rank by LP.
+        dimensions: Dimensions of the write support that the channel writes to most, and their share of its write vector.
         supports: Size of the write support, share of the channel's write vector on it, and the FFN's median share;
-            empty where the atlas does not hold them.
+            empty if the atlas does not hold these shares.
     """
 
     metrics: tuple[Standing, ...]
@@ -72,7 +62,7 @@ class Card:
 
     @property
     def variation(self) -> float:
-        """Standard deviation of the splits' LP over its mean, NaN without splits."""
+        """Standard deviation of LP over splits, divided by the mean; NaN with fewer than two splits."""
         values = np.array([split.lp for split in self.splits if np.isfinite(split.lp)])
         return float(values.std(ddof=1) / values.mean()) if len(values) > 1 and values.mean() > 0 else float("nan")
 
@@ -84,8 +74,8 @@ def make_card(
 
     Args:
         metrics: Metrics of the FFN by name, ``lp`` among them, (channel,).
-        series: Those of `SERIES` that the atlas holds, of the FFN, (n,) or (n, channel).
-        sizes: Sizes of the write support that ``connectivity_at`` is about.
+        series: Variables of `chanfmt.format.schema.SERIES` that the atlas holds, for the FFN, (n,) or (n, channel).
+        sizes: Sizes of the write support that ``connectivity_at`` refers to.
         rho: Share of channels that are supernodes.
     """
     splits = (
@@ -104,7 +94,7 @@ def make_card(
         )
     )
     lp = metrics["lp"]
-    # A file may name channels that are not there.
+    # A file may name channels that do not exist.
     partners = tuple(
         (other, value, int((lp > lp[other]).sum()) + 1)
         for other, value in _nearest(series, channel, "redundancy_partner", "redundancy_pair")

@@ -16,7 +16,7 @@ class Concentration:
     Attributes:
         mass: Sum over channels.
         top_share: Share of ``mass`` in the top ``rho`` of the channels.
-        effective_channels: (sum x)^2 / sum x^2, how many channels effectively carry the mass.
+        effective_channels: (sum x)^2 / sum x^2, the number of channels that effectively carry the mass.
         max_over_mean: Largest value over the mean.
         gini: Gini coefficient in [0, 1).
     """
@@ -29,15 +29,15 @@ class Concentration:
 
 
 def concentration(values: np.ndarray, rho: float = 0.01) -> Concentration:
-    """`Concentration` of ``values`` (channel,); a layer without mass gives zeros, NaN and infinity give NaN.
+    """`Concentration` of ``values`` (channel,). A layer without mass gives zeros; NaN or infinity among the values give NaN.
 
     >>> found = concentration(np.array([6.0, 1.0, 1.0, 0.0]), rho=0.25)
     >>> found.mass, found.top_share, found.max_over_mean
     (8.0, 0.75, 3.0)
     """
-    # A file may hold anything: a signalling NaN complains where it is converted.
+    # A file may hold anything, and numpy warns when it converts a signalling NaN.
     with np.errstate(invalid="ignore", over="ignore"):
-        # Sorted as they are: half the time of sorting them as float64.
+        # Sorting before the conversion takes half the time of sorting float64.
         ordered = np.sort(values)[::-1].astype(np.float64)
         mass = float(ordered.sum())
     if not np.isfinite(mass):

@@ -1,6 +1,6 @@
-"""Channels to compare a selection with: as many of them, drawn at random or alike in LP. Pure numpy.
+"""Channels to compare a selection with: as many channels, drawn at random or similar in LP. Pure numpy.
 
-Every FFN, and every expert, is matched with channels of its own.
+The control of every FFN, and of every expert, comes from its own channels.
 """
 
 from __future__ import annotations
@@ -8,16 +8,17 @@ from __future__ import annotations
 import numpy as np
 
 from chanfmt.base.errors import UsageError
+from chanfmt.format.unit import unit_rows
 
 
 def random_control(selected: np.ndarray, pool: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """As many channels of ``pool`` as ``selected`` marks; masks are bool (channel,), or (expert, channel).
 
     Raises:
-        UsageError: The pool has fewer.
+        UsageError: The pool has fewer channels.
     """
     control = np.zeros(selected.shape, dtype=bool)
-    for chosen, free, drawn in zip(*map(np.atleast_2d, (selected, pool, control)), strict=True):
+    for chosen, free, drawn in zip(*map(unit_rows, (selected, pool, control)), strict=True):
         count, candidates = int(chosen.sum()), np.flatnonzero(free)
         _check_room(count, len(candidates))
         drawn[generator.choice(candidates, count, replace=False)] = True
@@ -25,16 +26,18 @@ def random_control(selected: np.ndarray, pool: np.ndarray, generator: np.random.
 
 
 def matched_control(selected: np.ndarray, pool: np.ndarray, lp: np.ndarray) -> np.ndarray:
-    """A channel of ``pool`` for each that ``selected`` marks, the nearest in log LP that is left, largest LP first.
+    """One channel of ``pool`` for each channel that ``selected`` marks: the nearest in log LP that is still free.
+
+    The selected channels choose in order, the largest LP first.
 
     Args:
-        lp: LP of each channel, of the shape of the masks.
+        lp: LP of each channel, in the shape of the masks.
 
     Raises:
         UsageError: The pool has fewer channels.
     """
     control = np.zeros(selected.shape, dtype=bool)
-    for chosen, free, values, drawn in zip(*map(np.atleast_2d, (selected, pool, lp, control)), strict=True):
+    for chosen, free, values, drawn in zip(*map(unit_rows, (selected, pool, lp, control)), strict=True):
         wanted, candidates = np.flatnonzero(chosen), np.flatnonzero(free)
         _check_room(len(wanted), len(candidates))
         drawn[candidates[_nearest(_log(values[wanted]), _log(values[candidates]))]] = True
@@ -42,10 +45,10 @@ def matched_control(selected: np.ndarray, pool: np.ndarray, lp: np.ndarray) -> n
 
 
 def _nearest(wanted: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """Positions in ``candidates``, each once: for each of ``wanted``, from the largest down, the nearest that is left."""
+    """For each of ``wanted``, from the largest down, the position of the nearest of ``candidates`` that is still free."""
     order = np.argsort(candidates, kind="stable")
     values, end = candidates[order], len(candidates)
-    # above[p] leads to the first place from p on that is left, below[p] to the last one before p.
+    # above[p] leads to the first free place from p on, and below[p] to the last free place before p.
     above, below = list(range(end + 1)), list(range(end + 1))
     found = []
     for value in np.sort(wanted)[::-1]:
@@ -59,7 +62,7 @@ def _nearest(wanted: np.ndarray, candidates: np.ndarray) -> np.ndarray:
 
 
 def _follow(links: list[int], place: int) -> int:
-    """Where ``links`` lead from ``place``; the way is shortened for the next time."""
+    """Follow ``links`` from ``place`` to their end, and shorten the way for the next call. Returns the end."""
     end = place
     while links[end] != end:
         end = links[end]
@@ -69,7 +72,7 @@ def _follow(links: list[int], place: int) -> int:
 
 
 def _log(lp: np.ndarray) -> np.ndarray:
-    # A channel of LP 0 is farther from all others than they are from each other.
+    # A channel of LP 0 is farther from all other channels than these are from each other.
     with np.errstate(divide="ignore"):
         return np.maximum(np.log(lp.astype(np.float64)), -1e3)
 

@@ -1,4 +1,4 @@
-"""Whether the halo is redundant with the supernodes beyond what channels as important, and chance, would be. Pure numpy."""
+"""Is the halo more redundant with the supernodes than equally important channels, and than chance? Pure numpy."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from chanfmt.format import schema
 
 @dataclass(frozen=True)
 class HaloRedundancy:
-    """Mean redundancy to the supernodes over kinds of channels of one FFN, and its null of the same channels.
+    """Mean redundancy to the supernodes over three kinds of channels of one FFN, and the null of the same channels.
 
     Attributes:
-        channels: Halo channels, and as many controls.
+        channels: Number of halo channels, and of matched channels.
         halo, halo_null: The halo.
-        matched, matched_null: Channels outside halo and supernodes, each the nearest in LP to one of the halo.
+        matched, matched_null: Channels outside halo and supernodes, each the nearest in LP to one halo channel.
         others, others_null: All channels outside halo and supernodes.
     """
 
@@ -31,9 +31,10 @@ class HaloRedundancy:
 
 
 def halo_redundancy(lp: np.ndarray, labels: np.ndarray, redundancy: np.ndarray, null: np.ndarray | None) -> HaloRedundancy | None:
-    """`HaloRedundancy` of one FFN, arrays (channel,); None without a halo, or with fewer others than that.
+    """`HaloRedundancy` of one FFN, from arrays (channel,).
 
-    Channels whose redundancy is unknown are left out.
+    Channels whose redundancy is unknown are left out. The result is None if the FFN has no halo, or fewer channels outside
+    halo and supernodes than in the halo.
     """
     known = np.isfinite(redundancy) & np.isfinite(lp)
     halo = (labels == schema.LABEL_HALO) & known

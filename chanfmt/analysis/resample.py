@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Middle:
-    """The median of ``count`` known values, their extremes, and the median's bootstrap interval (2.5% to 97.5%)."""
+    """Median and extremes of ``count`` known values, and the bootstrap interval of the median (2.5% to 97.5%)."""
 
     count: int
     median: float
@@ -20,10 +20,13 @@ class Middle:
 
 
 def middle(values: np.ndarray, clusters: np.ndarray | None = None, *, replicates: int = 2000, seed: int = 0) -> Middle:
-    """`Middle` of ``values`` (n,), the unknown left out; NaN where none is known, no interval for a single cluster.
+    """`Middle` of ``values`` (n,) without unknown values.
+
+    All numbers are NaN if no value is known. The interval is NaN if all values are in one cluster.
 
     Args:
-        clusters: What is resampled as a whole, int (n,), such as the FFN of every expert; each value by itself without.
+        clusters: Number of the cluster that each value belongs to, int (n,), such as the FFN of every expert. A cluster is
+            resampled as a whole. None makes each value its own cluster.
 
     >>> middle(np.array([3.0, 1.0, 2.0, np.nan])).median
     2.0
@@ -40,7 +43,7 @@ def middle(values: np.ndarray, clusters: np.ndarray | None = None, *, replicates
     low = high = float("nan")
     if count > 1:
         random = np.random.default_rng(seed)
-        # Of thousands of experts each, in blocks.
+        # A sample may have thousands of experts, so the samples are drawn in blocks.
         medians = np.concatenate(
             [_medians(ordered, member, random.integers(0, count, (100, count))) for _ in range(replicates // 100)]
         )
@@ -49,7 +52,13 @@ def middle(values: np.ndarray, clusters: np.ndarray | None = None, *, replicates
 
 
 def _medians(ordered: np.ndarray, member: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """Medians of the ascending values (n,) of the clusters ``drawn`` (sample, cluster), each as often as it was drawn."""
+    """Medians of samples of the ascending values (n,): each value counts as often as its cluster is in ``drawn``.
+
+    Args:
+        ordered: Values, ascending, (n,).
+        member: Cluster of each value, (n,).
+        drawn: Clusters of each sample, (sample, cluster).
+    """
     times = np.stack([np.bincount(row, minlength=drawn.shape[1]) for row in drawn])[:, member]
     ends = np.cumsum(times, axis=1)
     total = ends[:, -1:]

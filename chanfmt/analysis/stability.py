@@ -1,4 +1,4 @@
-"""Whether other calibration text would have given the same supernodes, from the sums of each split. Pure numpy."""
+"""Would other calibration text have given the same supernodes? The sums of each split answer this. Pure numpy."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ from chanfmt.algebra.labels import supernode_count, top_indices
 from chanfmt.analysis.association import chance_jaccard
 
 BLOCK = 32
-"""Bootstrap replicates worked on at once."""
+"""Bootstrap replicates that are computed at once."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Supernodes of disjoint parts of the text, of ``tokens`` each (their mean): Jaccard index over ``pairs`` of parts."""
+    """Mean Jaccard index of the supernodes of disjoint parts of the text.
+
+    Attributes:
+        tokens: Mean tokens in a part.
+        jaccard: Mean index over all pairs of parts.
+        pairs: Number of pairs.
+    """
 
     tokens: float
     jaccard: float
@@ -27,19 +33,19 @@ class Agreement:
 class Stability:
     """One FFN's supernodes over splits of the calibration text.
 
-    Splits are taken as exchangeable; texts of another kind may differ by more.
+    Splits count as exchangeable. Text of another kind may differ by more.
 
     Attributes:
         splits: Splits with tokens.
-        top_share: Share of the LP mass in the top rho, from all of them.
+        top_share: Share of the LP mass in the top rho, from all splits.
         top_share_error: Its jackknife standard error over splits.
         top_share_low, top_share_high: Its bootstrap interval, 2.5% to 97.5%.
-        leave_one_out: Mean Jaccard index of the supernodes with those that all splits but one give.
-        persistence: Share of bootstrap replicates in which a supernode remains one, mean over supernodes.
-        core: Supernodes that remain in at least 95% of the replicates.
-        supernodes: Supernodes.
-        by_tokens: `Agreement` of disjoint parts, smallest first.
-        chance: The Jaccard index of sets drawn at random.
+        leave_one_out: Mean Jaccard index of the supernodes from all splits with the supernodes from all splits but one.
+        persistence: Share of bootstrap replicates in which a supernode stays a supernode, mean over supernodes.
+        core: Supernodes that stay supernodes in at least 95% of the replicates.
+        supernodes: Number of supernodes.
+        by_tokens: `Agreement` of disjoint parts, from the smallest parts to the largest.
+        chance: Expected Jaccard index of sets drawn at random.
     """
 
     splits: int
@@ -56,10 +62,10 @@ class Stability:
 
 
 def stability(sums: np.ndarray, tokens: np.ndarray, rho: float, *, replicates: int = 200, seed: int = 0) -> Stability | None:
-    """`Stability` of one FFN, None with fewer than two splits of text or without mass.
+    """`Stability` of one FFN; None if fewer than two splits have tokens, or if the FFN has no mass.
 
     Args:
-        sums: Sum over a split's tokens of q^2, (split, channel).
+        sums: Sum of q^2 over the tokens of each split, (split, channel).
         tokens: Tokens of each split that reached the FFN, (split,).
         replicates: Bootstrap samples of splits.
     """
@@ -78,7 +84,7 @@ def stability(sums: np.ndarray, tokens: np.ndarray, rho: float, *, replicates: i
     replicate_shares = np.empty(replicates)
     for start in range(0, replicates, BLOCK):
         block = weights[start : start + BLOCK] @ sums
-        # Which of equal values is taken does not matter to a share, and to persistence only where LP is zero.
+        # The choice among equal values does not change a share, and changes persistence only if LP is zero.
         tops = np.argpartition(-block, size - 1, axis=1)[:, :size]
         np.add.at(found, tops.ravel(), 1)
         masses = block.sum(axis=1)

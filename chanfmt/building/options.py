@@ -47,6 +47,7 @@ class BuildOptions:
             "head), reconstruction (encoder-decoders), embedding (any model), labels (given with the inputs in a .npz or "
             ".safetensors file), or auto, the loss that the model was made for",
             "choices": ("auto", *schema.LOSSES),
+            "noun": "loss",
         },
     )
     sequences: int = field(default=64, metadata={"help": "number of calibration sequences, or of samples from a file of inputs"})
@@ -89,7 +90,6 @@ class BuildOptions:
     )
     overwrite: bool = field(default=False, metadata={"help": "replace an existing output"})
     dry_run: bool = field(default=False, metadata={"help": "find the FFNs and print what would be measured; write nothing"})
-    quiet: bool = field(default=False, metadata={"help": "print warnings and errors only"})
 
     def check(self) -> None:
         """Raise `UsageError` for a value that is not allowed, or for options that cannot be combined."""

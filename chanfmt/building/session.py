@@ -44,7 +44,7 @@ def begin_session(partial: PartialAtlas | None) -> Session:
     if partial is None:
         return Session(time.monotonic())
     line = {
-        "command": recorded_command("atlas"),
+        "command": recorded_command(),
         "resumed_at_sequence": partial.state.sequences,
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
@@ -56,7 +56,7 @@ def producer_record(session: Session, model: Any) -> ProducerRecord:
     seconds = time.monotonic() - session.started
     # Kilobytes on Linux, bytes on macOS.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    command = recorded_command("atlas")
+    command = recorded_command()
     if session.before is not None:
         seconds += session.before.seconds
         peak = max(peak, session.before.peak_memory_bytes)

@@ -18,6 +18,7 @@ from chanfmt.building.statistics import REDUCED
 from chanfmt.format import schema
 from chanfmt.format.reader import Atlas
 from chanfmt.format.records import ExtensionGroup, ExtensionVariable
+from chanfmt.format.unit import unit_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -63,7 +64,7 @@ ENVIRONMENT: dict[str, str] = {
 }
 """Attributes of ``x_chanfmt/resume`` that may change the last bits of a sum, with their names in messages."""
 
-_STACK_STATE = (*(variable.name for variable in schema.SUMS), "sum_q2_split", "max_abs_u", "tokens_split")
+_STACK_STATE = (*schema.STRIPPED, "tokens_split")
 _CROSS = ("layer", "channel", "candidate")
 _EXTRA_STATE: dict[str, tuple[tuple[str, ...], str, str]] = {
     "read_power": (("layer", "read_input"), "sum over tokens of the reads' squared input", "1"),
@@ -148,7 +149,7 @@ def partial_variables(state: Mapping[str, np.ndarray], settings: LabelSettings) 
     variables = {name: state[name] for name in _STACK_STATE} | {"tokens": tokens}
     variables |= metrics.derive_metrics(variables, tokens) | {name: state[name] for name in REDUCED if name in state}
     score = variables[settings.score]
-    label = [labels.label_ffn(row, None, None, settings)[0] for row in np.atleast_2d(score)]
+    label = [labels.label_ffn(row, None, None, settings)[0] for row in unit_rows(score)]
     variables["label"] = np.reshape(label, score.shape)
     return variables
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 CANDIDATE_SHARE = 0.05
 """Share of the channels kept as candidates for the core while redundancy is accumulated."""
 _LAST = ("last", "last_total", "last_q2")
-REDUCED = ("redundancy", "redundancy_null", "redundancy_tokens", "core_covered", "redundancy_partner", "redundancy_pair")
+REDUCED = schema.resting_on(schema.CORRELATIONS)
 """Names of the arrays that the cross moments with the core are reduced to."""
 
 

@@ -1,8 +1,8 @@
 """Open an HDF5 file that nobody vouches for (spec section "Security").
 
-`open_container` is the only place in the project that opens an atlas for reading. It refuses
-links out of the file, virtual and external data, filters, references and shapes that the file
-does not hold, before anything is read, so that what comes after may index freely.
+`open_container` is the only place in the project that opens an atlas for reading. Before it reads any
+values, it refuses links out of the file, virtual and external data, filters, references and shapes
+that the file does not hold. Code that reads values afterwards may index freely.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import stat
 import struct
 
-# HDF5 would otherwise load filter code from a directory on this machine for a foreign file.
+# Otherwise a file from elsewhere could make HDF5 load filter code from a directory on this machine.
 os.environ.setdefault("HDF5_PLUGIN_PRELOAD", "::")
 
 import functools
@@ -41,20 +41,20 @@ MAX_ATTRIBUTES = 64
 MAX_TEXT = 16 << 20
 MAX_RANK = 4
 TEXT_REFERENCE = 16
-"""Bytes that a dataset holds for each of its texts: a length, a heap's address, an index."""
+"""Bytes that a dataset holds for each of its texts: a length, the address of a heap, an index."""
 NUMPY = {"u1": "u1", "i4": "<i4", "i8": "<i8", "f4": "<f4", "f8": "<f8"}
 TYPES = {"f4": h5t.IEEE_F32LE, "f8": h5t.IEEE_F64LE, "i4": h5t.STD_I32LE, "i8": h5t.STD_I64LE, "u1": h5t.STD_U8LE}
 SCALE_ATTRIBUTES = frozenset(
     {"CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST", "DIMENSION_LABELS", "_Netcdf4Dimid", "_Netcdf4Coordinates"}
 )
-"""Bookkeeping of HDF5 dimension scales and netCDF-4; neither read nor digested as attributes."""
+"""Attributes that HDF5 dimension scales and netCDF-4 use for bookkeeping; we neither read nor digest them."""
 
 
 _COPY = "copy it again, or rebuild it"
 
 
 def _guarded(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """What HDF5 complains of while it decodes a damaged file, as an `AtlasError`."""
+    """Turn the errors that HDF5 raises on a damaged file into `AtlasError`."""
 
     @functools.wraps(method)
     def guarded(*arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
@@ -68,12 +68,12 @@ def _guarded(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]
 
 @dataclass(slots=True)
 class Node:
-    """One object of a file: a group where ``code`` is empty, otherwise a dataset.
+    """One object of a file: a group if ``code`` is empty, otherwise a dataset.
 
     Attributes:
         code: Type, one of ``f4 f8 i4 i8 u1 str``.
         shape: Lengths of the axes.
-        offset: Byte of the file where the values begin.
+        offset: Position in the file of the first byte of the values.
     """
 
     id: h5g.GroupID | h5d.DatasetID
@@ -83,40 +83,40 @@ class Node:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the values, of a text its reference."""
+        """Bytes of the values; a text counts with its reference."""
         return math.prod(self.shape) * (TEXT_REFERENCE if self.code == "str" else int(self.code[1]))
 
 
 class Container:
-    """An open file whose structure was checked: what is in it by path, ``""`` being the root.
+    """An open file whose structure was checked. It gives every object by path; the path of the root is ``""``.
 
-    It uses HDF5's own calls: h5py's convenient objects would take five times as long.
+    It uses HDF5's own calls, because h5py's convenient objects take five times as long.
     """
 
     def __init__(self, file: h5py.File, path: Path | None, size: int) -> None:
-        """Walk through ``file``; ``path`` is None where it is in memory only.
+        """Walk through ``file``; ``path`` is None for a file that is in memory only.
 
         Raises:
-            AtlasError: It breaks a rule of level 0.
+            AtlasError: The file breaks a rule of level 0.
         """
         self.path = path
         self.nodes: dict[str, Node] = {}
         self._file = file
         self._by_address: dict[tuple[int, int], str] = {}
-        """Addresses are pairs of machine words; links out of the file are refused, so they are its own."""
+        """Address, a pair of machine words, to path. Links out of the file are refused, so all objects are in this file."""
         self._children: dict[str, list[str]] = {}
         self._walk(size)
 
     @property
     def descriptor(self) -> int:
-        """Descriptor of the open file: ``path`` may be another file by now."""
+        """Descriptor of the open file. By now, ``path`` may name another file."""
         return int(self._file.id.get_vfd_handle())
 
     def __contains__(self, path: str) -> bool:
         return path in self.nodes
 
     def children(self, path: str) -> list[str]:
-        """Names in the group ``path``; empty where it is none."""
+        """Names in the group ``path``; empty if there is no such group."""
         return self._children.get(path, [])
 
     def is_group(self, path: str) -> bool:
@@ -129,7 +129,7 @@ class Container:
 
     @_guarded
     def dimensions(self, path: str) -> tuple[str, ...]:
-        """Names of the dimension scales along a dataset's axes; "" where an axis has none of its own group."""
+        """Names of the dimension scales along a dataset's axes; "" for an axis without a scale in the dataset's group."""
         node = self.nodes[path]
         parent, _, leaf = path.rpartition("/")
         if h5ds.is_scale(node.id):
@@ -138,17 +138,17 @@ class Container:
 
     @_guarded
     def attributes(self, path: str) -> list[str]:
-        """Names of an object's attributes, bookkeeping left out."""
+        """Names of an object's attributes, without bookkeeping."""
         item = self.nodes[path].id
         names = [h5a.open(item, index=index).name.decode("utf-8", "replace") for index in range(h5a.get_num_attrs(item))]
         return [name for name in names if name not in SCALE_ATTRIBUTES]
 
     @_guarded
     def attribute(self, path: str, name: str) -> Any:
-        """An attribute's value: str, numpy scalar or array; None where there is none.
+        """An attribute's value: str, list of str, numpy scalar or array; None if there is no such attribute.
 
         Raises:
-            AtlasError: It is of a type that an atlas may not hold.
+            AtlasError: The attribute has a type that an atlas may not hold.
         """
         item, key = self.nodes[path].id, name.encode()
         if not h5a.exists(item, key):
@@ -164,12 +164,12 @@ class Container:
         return values[()]
 
     def read(self, path: str) -> np.ndarray:
-        """A dataset's values, texts as an object array of str. Raises `AtlasError` where they cannot be read."""
+        """A dataset's values; texts as an object array of str. Raises `AtlasError` if they cannot be read."""
         return self.rows(path, 0, self.nodes[path].shape[0])
 
     @_guarded
     def rows(self, path: str, start: int, stop: int) -> np.ndarray:
-        """Values ``start`` to ``stop`` along the first axis. Raises `AtlasError` where they cannot be read."""
+        """Values ``start`` to ``stop`` along the first axis. Raises `AtlasError` if they cannot be read."""
         node = self.nodes[path]
         shape = (stop - start, *node.shape[1:])
         if node.code == "str":
@@ -185,7 +185,7 @@ class Container:
 
     @_guarded
     def check_contents(self) -> None:
-        """The part of level 0 that costs more than opening may.
+        """Check the part of level 0 that takes too long for every opening.
 
         Raises:
             AtlasError: An attribute is not a text, a 64-bit integer or a double, or a text is not UTF-8.
@@ -282,7 +282,7 @@ class Container:
             self._check_texts(node, where, size)
 
     def _check_layout(self, dataset: h5d.DatasetID, where: str) -> None:
-        """Say why a dataset has no place of its own in the file: only a contiguous one does."""
+        """Refuse a dataset without an offset in the file, and say why: only a contiguous dataset has one."""
         properties = dataset.get_create_plist()
         layout = properties.get_layout()
         if layout == h5d.VIRTUAL or properties.get_external_count():
@@ -291,7 +291,7 @@ class Container:
             self._refuse("E013", where, "is chunked or compressed; atlases are contiguous")
 
     def _check_texts(self, node: Node, where: str, size: int) -> None:
-        """Texts that share a heap object could claim far more memory than the file has bytes."""
+        """Refuse texts that claim more memory than the file has bytes, which texts that share a heap object could."""
         raw = os.pread(self.descriptor, node.nbytes, node.offset)
         if len(raw) != node.nbytes:
             self._refuse("E014", where, "ends before its values do")
@@ -312,8 +312,8 @@ def open_container(path: str | os.PathLike[str]) -> Container:
     """Open ``path`` read-only, unlocked, after checking its whole structure.
 
     Raises:
-        AtlasError: The file is missing, not an atlas, of a newer major version, or unsafe. Its ``code``
-            is the rule of level 0 that the file breaks; empty where there is no file to speak of.
+        AtlasError: The file is missing, not an atlas, of a newer major version, or unsafe. The error's ``code``
+            is the rule of level 0 that the file breaks; empty if no file could be read.
     """
     path = Path(path)
     while True:
@@ -324,7 +324,7 @@ def open_container(path: str | os.PathLike[str]) -> Container:
             raise AtlasError(f"{path} is damaged: {first_line(error)}", hint=_COPY, code="E001") from None
         if os.path.samestat(status, os.fstat(file.id.get_vfd_handle())):
             break
-        # A writer has just put a new file in its place.
+        # A writer has just replaced the file.
         file.close()
     try:
         _gate(file, path)
@@ -338,7 +338,7 @@ def open_container(path: str | os.PathLike[str]) -> Container:
 
 
 def read_text(value: object, what: str) -> str:
-    """A value of the file as text. Raises `AtlasError` where it is anything else."""
+    """A value of the file as text. Raises `AtlasError` if the value is not a text."""
     if isinstance(value, bytes):
         try:
             value = value.decode("utf-8")
@@ -352,7 +352,7 @@ def read_text(value: object, what: str) -> str:
 
 
 def _check_outside(path: Path) -> os.stat_result:
-    """Check what can be seen without HDF5. Returns the status of the file that was looked at."""
+    """Check what can be checked without HDF5. Returns the status of the checked file."""
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -380,7 +380,7 @@ def _check_outside(path: Path) -> os.stat_result:
 
 
 def _stated_end(superblock: bytes) -> int | None:
-    """The end of file that an HDF5 superblock states; None where only HDF5 can tell."""
+    """The end of file that an HDF5 superblock states; None if only HDF5 can tell."""
     version = superblock[8] if len(superblock) > 8 else 255
     offset, widths = {0: (40, 13), 2: (28, 9), 3: (28, 9)}.get(version, (0, 0))
     if not offset or len(superblock) < offset + 8 or superblock[widths] != 8:

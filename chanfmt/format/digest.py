@@ -1,4 +1,4 @@
-"""The content digest: what an atlas says, independent of how HDF5 laid it out (spec section "Digest")."""
+"""The content digest: it depends on the data, not on how HDF5 lays the data out (spec section "Digest")."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def file_sha256(descriptor: int, offset: int) -> bytes:
     digest = hashlib.sha256()
     position = 0
     while True:
-        # The descriptor is HDF5's: its position stays where it is.
+        # HDF5 uses the same descriptor, so its position must not change.
         block = os.pread(descriptor, SLAB if position >= offset else min(SLAB, offset - position), position)
         if not block:
             return digest.digest()
@@ -42,9 +42,9 @@ def sealed(image: bytes, offset: int) -> bytes:
 def content_sha256(container: Container) -> str:
     """SHA-256 over paths, types, shapes, dimension names, attributes and values of an open atlas.
 
-    Objects are visited by path in code-point order, attributes by name; the root attribute
-    ``content_sha256``, `SEAL` and the bookkeeping of dimension scales are left out. Every text is UTF-8,
-    preceded by its length in bytes as a little-endian 64-bit integer.
+    Objects come in the code-point order of their paths, and attributes in the order of their names. The root attribute
+    ``content_sha256``, `SEAL` and the bookkeeping of dimension scales are left out. Every text is UTF-8, after its
+    length in bytes as a little-endian 64-bit integer.
     """
     digest = hashlib.sha256()
     for path in sorted(container.nodes):

@@ -1,4 +1,4 @@
-"""Combine what other programs put into atlases, by the merge rule each array names (spec section "Extensions")."""
+"""Combine the extensions of several atlases by the merge rule of each array (spec section "Extensions")."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 class ExtensionMerge:
     """The extensions of several atlases, added one atlas at a time in the order of a merge.
 
-    An array is kept where every atlas has it, in the same type, shape, dimensions and units, over equal
-    values of its dimensions, and its rule gives a value; attributes are kept where all agree.
+    An array is kept if every atlas has it with the same type, shape, dimensions and units, if the values of its dimensions
+    are equal, and if its rule gives a value. An attribute is kept if all atlases agree.
 
     Attributes:
-        lost: Paths of the arrays that could not be merged; those whose own rule is ``drop`` are not among them.
+        lost: Paths of the arrays that could not be merged, without arrays whose rule is ``drop``.
     """
 
     def __init__(self, groups: Iterable[ExtensionGroup]) -> None:
@@ -31,7 +31,7 @@ class ExtensionMerge:
         }
 
     def add(self, groups: Iterable[ExtensionGroup]) -> None:
-        """Combine with another atlas's extensions."""
+        """Combine with the extensions of another atlas."""
         others = {group.path: group for group in groups}
         for path in sorted(self._groups.keys() ^ others.keys()):
             self._lose(path, (self._groups.pop(path, None) or others[path]).variables)
@@ -45,13 +45,13 @@ class ExtensionMerge:
             self._groups[path] = ExtensionGroup(path, attributes, self._variables(path, group, other))
 
     def groups(self) -> tuple[ExtensionGroup, ...]:
-        """What is left, without groups that lost all they held."""
+        """The merged groups, without groups that lost all of their arrays and attributes."""
         return tuple(group for group in self._groups.values() if group.variables or group.attributes)
 
     def _variables(self, path: str, group: ExtensionGroup, other: ExtensionGroup) -> tuple[ExtensionVariable, ...]:
         theirs = {item.name: item for item in other.variables}
         self._lose(path, [item for item in other.variables if item.name not in {own.name for own in group.variables}])
-        # Sums over bins are only sums where the bins are the same.
+        # Sums over bins can be added only if the bins are the same.
         scales = {
             item.name
             for item in group.variables
@@ -84,13 +84,13 @@ class ExtensionMerge:
 
 
 def added(first: np.ndarray, second: np.ndarray) -> np.ndarray | None:
-    """``first + second`` in their own type, None where an integer or a float overflows."""
+    """``first + second`` in their own type; None if an integer or a float overflows."""
     with np.errstate(over="ignore"):
         total = first + second
     if total.dtype.kind == "u":
         fits = total >= first
     elif total.dtype.kind == "i":
-        # The sum of two numbers of one sign has that sign, unless it wrapped around.
+        # The sum of two numbers of one sign has that sign, unless the sum wrapped around.
         fits = ((first ^ total) & (second ^ total)) >= 0
     else:
         fits = ~np.isinf(total)
@@ -102,7 +102,7 @@ def _is_scale(item: ExtensionVariable) -> bool:
 
 
 def _combined(rule: str, first: Any, second: Any) -> Any | None:
-    """Two arrays by ``rule``, or None where that gives nothing."""
+    """Two arrays combined by ``rule``; None if the rule gives nothing."""
     if rule == "equal":
         return first if _same(first, second) else None
     if not (isinstance(first, np.ndarray) and isinstance(second, np.ndarray)) or (first.dtype, first.shape) != (

@@ -1,4 +1,4 @@
-"""An atlas's arrays as xarray and pandas objects, for notebooks. Both are imported where they are asked for."""
+"""An atlas's arrays as xarray and pandas objects, for notebooks. xarray and pandas are imported when they are needed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from chanfmt.format import schema
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from chanfmt.format.reader import Atlas, Stack
+    from chanfmt.format.arrays import AtlasArrays, StackArrays
 
 
-def stack_dataset(stack: Stack) -> Any:
-    """See `chanfmt.format.reader.Stack.to_xarray`."""
+def stack_dataset(stack: StackArrays) -> Any:
+    """Make the dataset of `chanfmt.format.reader.Stack.to_xarray`."""
     try:
         import xarray
     except ImportError:
@@ -40,8 +40,8 @@ def stack_dataset(stack: Stack) -> Any:
     return xarray.Dataset(variables, coordinates, {"stack": stack.name, "kind": stack.kind, "activation": stack.activation})
 
 
-def channel_frame(atlas: Atlas, metrics: Sequence[str] | None = None) -> Any:
-    """See `chanfmt.format.reader.Atlas.to_pandas`."""
+def channel_frame(atlas: AtlasArrays, metrics: Sequence[str] | None = None) -> Any:
+    """Make the frame of `chanfmt.format.reader.Atlas.to_pandas`."""
     try:
         import pandas as pd
     except ImportError:

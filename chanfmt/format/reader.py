@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,21 +28,28 @@ from chanfmt.format.records import (
     StoredSlices,
 )
 from chanfmt.format.sandbox import Crashed, run_contained
+from chanfmt.format.show import atlas_text, ffns_text, short, table
+from chanfmt.format.texts import object_lines, parsed
+from chanfmt.format.unit import units_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence, Set
     from types import TracebackType
 
     from chanfmt.format.container import Container
+    from chanfmt.format.unit import Unit
 
 TRIAL_SECONDS = 10
-"""Processor time in which any file's structure can be read."""
+"""Seconds of processor time in which the structure of any file can be read."""
 READ_WHOLE_BYTES = 32 << 20
-"""An array up to this size is read at once: each read costs more than a megabyte of contiguous data."""
+"""Bytes up to which an array is read at once, because each read costs more time than a megabyte of contiguous data."""
+
+MOST_STACKS = 20
+"""Stacks that the HTML table of an atlas lists."""
 
 
 class Location(NamedTuple):
-    """Where an array lies in its file: contiguous, from byte ``offset`` on."""
+    """Where an array lies in its file: contiguous, from the byte ``offset``."""
 
     offset: int
     dtype: np.dtype
@@ -51,7 +57,7 @@ class Location(NamedTuple):
 
 
 class Stack:
-    """FFNs of one kind, place and width; its arrays are read on demand and kept.
+    """FFNs of one kind, place and width. The arrays are read on demand and kept.
 
     Attributes:
         name: ``decoder``, ``encoder``, ...
@@ -59,7 +65,7 @@ class Stack:
         gated: Whether the FFNs have a gate projection.
         activation: Activation function named by the model's config.
         layers: Layer index of every row, int32 (layer,).
-        n_channels, n_experts, splits: Lengths of the other dimensions (0 experts where dense).
+        n_channels, n_experts, splits: Lengths of the other dimensions (0 experts in a stack of dense FFNs).
         supports: Write support sizes that ``connectivity_at`` holds.
     """
 
@@ -93,34 +99,36 @@ class Stack:
         self.splits = lengths["split"]
         self.supports: tuple[int, ...] = tuple(container.read(f"{self._path}/support").tolist()) if "support" in lengths else ()
 
+    def __repr__(self) -> str:
+        shape = (self.n_experts, self.n_channels) if self.n_experts else (self.n_channels,)
+        return f"<Stack {short(self.name)!r}: {self.kind}, {ffns_text([shape] * len(self.layers))}>"
+
     def __contains__(self, name: str) -> bool:
         return name in self._held or name in self._extension_places
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """The array ``name``, dimensions per `chanfmt.format.schema`. Raises `AtlasError` where it is absent."""
+        """The array ``name``, dimensions per `chanfmt.format.schema`. Raises `AtlasError` if the stack does not hold it."""
         if name not in self._cache:
             self._cache[name] = self._container.read(self._place(name))
         return self._cache[name]
 
     def row(self, name: str, row: int) -> np.ndarray:
-        """One layer's values of ``name``; the others are read along where they are few."""
+        """One layer's values of ``name``. All rows of a small array are read at once and kept."""
         if name in self._cache or self._container.nodes[self._place(name)].nbytes <= READ_WHOLE_BYTES:
             return self[name][row]
         return self._container.rows(self._place(name), row, row + 1)[0]
 
     def location(self, name: str) -> Location:
-        """Where the array ``name`` lies in the file. Raises `AtlasError` where it is absent."""
+        """Where the array ``name`` lies in the file. Raises `AtlasError` if the stack does not hold it."""
         node = self._container.nodes[self._place(name)]
         return Location(node.offset, np.dtype(NUMPY[node.code]), node.shape)
 
     @property
     def extension_metrics(self) -> list[schema.Variable]:
-        """Numbers per channel that other programs put here, each named ``x_owner/name`` (spec section "Extensions")."""
+        """Numbers per channel that other programs added, each named ``x_owner/name`` (spec section "Extensions")."""
         found = []
         for name, path in self._extension_places.items():
-            long_name, units, merge = (
-                read_text(self._container.attribute(path, key) or "", f"/{path}@{key}") for key in ("long_name", "units", "merge")
-            )
+            long_name, units, merge = (_text_or_empty(self._container, path, key) for key in ("long_name", "units", "merge"))
             heading = name.rpartition("/")[2][:10]
             found.append(
                 schema.Variable(
@@ -138,7 +146,7 @@ class Stack:
 
     @property
     def all_metrics(self) -> list[schema.Variable]:
-        """The metrics this stack holds, in the schema's order, then other programs'."""
+        """The metrics this stack holds in the schema's order, and then the metrics of other programs."""
         return [*(schema.METRIC_BY_NAME[name] for name in self.metrics), *self.extension_metrics]
 
     @functools.cached_property
@@ -171,7 +179,7 @@ class Stack:
     def to_xarray(self) -> Any:
         """Everything this stack holds as an `xarray.Dataset` with named dimensions, coordinates, long names and units.
 
-        Extension metrics are among its variables. The arrays are those of the stack, not copies.
+        Extension metrics are among the variables. The dataset shares the stack's arrays; it holds no copies.
 
         Raises:
             MissingPackageError: xarray is not installed (extra ``notebook``).
@@ -208,15 +216,15 @@ class Atlas:
 
     Attributes:
         path: The file.
-        hub_source: Which file of which commit on the Hub it is, where it was opened by such an address; empty elsewhere.
+        hub_source: Address of the file's commit on the Hub, if the atlas was opened by its Hub address; empty otherwise.
         status: ``complete`` or ``partial``.
         dropped: Variables left out because they could not be merged or recomputed.
         core_rho: Share of channels in the core that connectivity and redundancy refer to.
-        model, calibration, labels, producer: What the file says of each; calibration and producer are
-            read when first asked for, and raise `AtlasError` then.
+        model, calibration, labels, producer: Records of what the file says. Calibration and producer are read at their
+            first use, which may raise `AtlasError`.
         blocks: One `Block` per FFN, in model order.
         stacks: Name to `Stack`.
-        content_sha256: Digest the file states (checked by `verify` only).
+        content_sha256: Digest that the file states (only `verify` checks it).
     """
 
     def __init__(self, container: Container, path: Path) -> None:
@@ -250,6 +258,31 @@ class Atlas:
         self.stacks: dict[str, Stack] = {name: Stack(container, name, needed=needed) for name in container.children("stacks")}
         self.blocks = _read_blocks(container, self.stacks)
 
+    def __repr__(self) -> str:
+        about = atlas_text(self.model.id, (block.shape for block in self.blocks), self.status)
+        return f"<Atlas {short(self.path.name)!r}: {about}>"
+
+    def _repr_html_(self) -> str:
+        model, labels = self.model, self.labels
+        revision = f" at {short(model.revision, 12)}" if model.revision else ""
+        try:
+            sources = ", ".join(dict.fromkeys(row.source for row in self.calibration.contributions))
+            text = f"{self.calibration.sequences:,} x {self.calibration.seq_len:,} tokens of {short(sources)}"
+        except AtlasError as error:
+            text = f"cannot be read: {short(error.message)}"
+        shown = list(self.stacks.values())[:MOST_STACKS]
+        return table(
+            f"Importance atlas {short(self.path.name)}" + ("" if self.status == "complete" else " (partial)"),
+            [
+                ("model", f"{short(model.id)}{revision} ({short(model.model_type)}, {model.parameters:,} parameters)"),
+                ("calibration", text),
+                ("labels", f"rho {labels.rho:g}, eta {labels.eta:g}, support {labels.support_size}"),
+                ("FFNs", ffns_text(block.shape for block in self.blocks)),
+                *((f"stack {short(stack.name)}", _stack_summary(stack)) for stack in shown),
+                *([("other stacks", f"{len(self.stacks) - len(shown):,}")] if len(self.stacks) > len(shown) else []),
+            ],
+        )
+
     @functools.cached_property
     def calibration(self) -> CalibrationRecord:
         return _read_calibration(self._container)
@@ -263,13 +296,13 @@ class Atlas:
         """Open ``path`` for reading.
 
         Args:
-            path: The file. `chanfmt.open` takes an address on the Hub too.
-            verify: Recompute its digests (0.1 s per 40 MB).
-            contained: Read its structure and tables in a process of its own first, so that a file on which
-                the HDF5 library crashes or hangs is an error like any other. For files nobody vouches for.
+            path: The file. `chanfmt.open` takes an address on the Hub, too.
+            verify: Whether to recompute the digests (0.1 s per 40 MB).
+            contained: Whether to read structure and tables in a separate process first, so that a file on which the HDF5
+                library crashes or hangs gives an error like any other. Use it for untrusted files.
 
         Raises:
-            AtlasError: Missing, not an atlas, newer major version, damaged or unsafe.
+            AtlasError: The file is missing, not an atlas, of a newer major version, damaged or unsafe.
         """
         path = Path(path)
         if contained:
@@ -290,7 +323,7 @@ class Atlas:
         return atlas
 
     def verify(self) -> None:
-        """Recompute both digests. Raises `AtlasError` where one differs from what the file states."""
+        """Recompute both digests. Raises `AtlasError` if one differs from the digest that the file states."""
         hint = "copy it again, or rebuild it"
         if content_sha256(self._container) != self.content_sha256:
             raise AtlasError(
@@ -327,7 +360,7 @@ class Atlas:
         )
 
     def identity(self) -> dict[str, Any]:
-        """What the file is and which model it measured, as JSON-ready data; the model's config is left out."""
+        """Format, producer and model as JSON-ready data, without the model's config."""
         model = dataclasses.asdict(self.model)
         del model["config"]
         return {
@@ -341,7 +374,7 @@ class Atlas:
         }
 
     def extensions(self) -> tuple[ExtensionGroup, ...]:
-        """What other programs put into the file, values read (spec section "Extensions")."""
+        """Groups that other programs added, with their values (spec section "Extensions")."""
         groups: list[ExtensionGroup] = []
         for name in self._container.children(""):
             if name.startswith(schema.EXTENSION_PREFIX) and self._container.is_group(name):
@@ -349,10 +382,10 @@ class Atlas:
         return tuple(groups)
 
     def block(self, layer: int, stack: str | None = None) -> Block:
-        """The FFN of model layer ``layer`` (in ``stack``, where a layer has several).
+        """The FFN of model layer ``layer``. If the layer has several FFNs, ``stack`` says which one.
 
         Raises:
-            AtlasError: There is none, or there are several and ``stack`` does not say which.
+            AtlasError: There is no such FFN, or there are several and ``stack`` is not given.
         """
         if stack is not None and stack not in self.stacks:
             raise AtlasError(f"there is no stack {stack!r}", hint=f"stacks: {', '.join(self.stacks)}")
@@ -366,21 +399,26 @@ class Atlas:
         return found[0]
 
     def rows(self) -> Iterator[tuple[Block, Stack]]:
-        """Every FFN with the stack that holds its arrays, in model order."""
+        """Every FFN and the stack that holds its arrays, in model order."""
         for block in self.blocks:
             yield block, self.stacks[block.stack]
+
+    def units(self, block: Block | None = None) -> Iterator[Unit]:
+        """Every dense FFN and every expert in model order, or those of ``block``."""
+        for one in self.blocks if block is None else (block,):
+            yield from units_of(one, self.stacks[one.stack])
 
     def to_pandas(self, metrics: Sequence[str] | None = None) -> Any:
         """A `pandas.DataFrame` with a row per channel of every FFN and expert, in model order.
 
-        Columns: block, layer, stack, expert where there are any (-1 in dense FFNs), channel, label, and each metric, NaN where
-        a stack has none.
+        Columns: block, layer, stack, expert (if the atlas holds experts; -1 in dense FFNs), channel, label, and the metrics.
+        A metric is NaN in FFNs whose stack does not hold it.
 
         Args:
-            metrics: Names of metrics; None for all that the atlas holds, other programs' among them.
+            metrics: Names of metrics; None for all that the atlas holds, including the metrics of other programs.
 
         Raises:
-            AtlasError: The atlas holds no such metric.
+            AtlasError: The atlas does not hold one of the metrics.
             MissingPackageError: pandas is not installed (extra ``notebook``).
         """
         from chanfmt.format.frames import channel_frame
@@ -398,8 +436,16 @@ class Atlas:
         self.close()
 
 
+def _stack_summary(stack: Stack) -> str:
+    """Layers, shape and metrics of ``stack``, in one line."""
+    low, high = int(stack.layers.min()), int(stack.layers.max())
+    layers = f"layer {low}" if low == high else f"layers {low} to {high}"
+    shape = (stack.n_experts, stack.n_channels) if stack.n_experts else (stack.n_channels,)
+    return f"{layers}: {ffns_text([shape] * len(stack.layers))}, {len(stack.metrics)} metrics"
+
+
 def _try_contained(path: Path) -> None:
-    """Raise `AtlasError` where reading ``path`` crashes; whatever else is wrong with it shows when it is opened."""
+    """Raise `AtlasError` if reading ``path`` crashes. Other faults of the file show when it is opened."""
 
     def work() -> str:
         with contextlib.suppress(AtlasError), Atlas.open(path) as atlas:
@@ -430,6 +476,11 @@ def _attribute(container: Container, path: str, name: str, kind: type) -> Any:
     if np.ndim(value) != 0 or np.asarray(value).dtype.kind not in ("iu" if kind is int else "iuf"):
         raise AtlasError(f"{where} is not a number", code="E104", where=where)
     return kind(value)
+
+
+def _text_or_empty(container: Container, path: str, name: str) -> str:
+    value = container.attribute(path, name)
+    return "" if value is None else read_text(value, f"/{path}@{name}")
 
 
 def _attributes(container: Container, path: str, table: str) -> dict[str, Any]:
@@ -474,10 +525,7 @@ def _read_table(container: Container, group: str, table: tuple[schema.Variable, 
 
 def _read_model(container: Container) -> ModelRecord:
     values = _attributes(container, "model", "/model")
-    try:
-        architectures = tuple(str(name) for name in json.loads(values["architectures"]))
-    except (ValueError, TypeError, RecursionError):
-        raise AtlasError("/model@architectures is not a JSON list", code="E110", where="/model@architectures") from None
+    architectures = parsed(values["architectures"], tuple[str, ...], "/model@architectures")
     return ModelRecord(**(values | {"architectures": architectures}))
 
 
@@ -533,6 +581,8 @@ def _read_extension(container: Container, path: str) -> list[ExtensionGroup]:
     attributes: dict[str, str | int | float] = {}
     for name in container.attributes(path):
         value = container.attribute(path, name)
+        if not isinstance(value, str) and np.ndim(value) != 0:
+            raise AtlasError(f"/{path}@{name} is not a single text or number", code="E018", where=f"/{path}@{name}")
         attributes[name] = value if isinstance(value, str) else value.item()
     variables, inner = [], []
     for name in container.children(path):
@@ -541,9 +591,7 @@ def _read_extension(container: Container, path: str) -> list[ExtensionGroup]:
             inner += _read_extension(container, place)
             continue
         values = container.read(place)
-        texts = {
-            key: read_text(container.attribute(place, key) or "", f"/{place}@{key}") for key in ("long_name", "units", "merge")
-        }
+        texts = {key: _text_or_empty(container, place, key) for key in ("long_name", "units", "merge")}
         plain = values.tolist() if values.dtype.kind == "O" and values.ndim == 1 else values
         variables.append(ExtensionVariable(name, container.dimensions(place), plain, **texts))
     return [ExtensionGroup(path, attributes, tuple(variables)), *inner]
@@ -551,11 +599,8 @@ def _read_extension(container: Container, path: str) -> list[ExtensionGroup]:
 
 def _read_producer(container: Container) -> ProducerRecord:
     values = _attributes(container, "producer", "/producer")
-    try:
-        versions = {str(key): str(value) for key, value in json.loads(values["versions"]).items()}
-        history = tuple(json.loads(line) for line in values["history"].splitlines())
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        raise AtlasError("/producer holds invalid JSON") from None
+    versions = parsed(values["versions"], dict[str, str], "/producer@versions")
+    history = object_lines(values["history"], "/producer@history")
     return ProducerRecord(
         versions, values["command"], values["hardware"], values["seconds"], values["peak_memory_bytes"], history
     )

@@ -1,4 +1,4 @@
-"""What an atlas says besides its arrays, as plain data: model, calibration, settings, FFN table."""
+"""Plain data of an atlas: model, calibration, label settings, FFN table, producer, and whole stacks in memory."""
 
 from __future__ import annotations
 
@@ -12,9 +12,14 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from chanfmt.base.errors import AtlasError, UsageError
+from chanfmt.format.show import atlas_text, short, units_text
+from chanfmt.format.texts import parsed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+MAX_INDEX = 2**63 - 1
+"""Largest index into a tensor: positions are 64-bit integers."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class LabelSettings:
     ties: str = "lowest index"
 
     def check(self) -> None:
-        """Raise `UsageError` for a value outside its range."""
+        """Raise `UsageError` if a value is outside its range."""
         for name, low, high in (("rho", 0.0, 1.0), ("eta", 0.0, 1.0), ("alpha", 0.0, 1.0)):
             value = getattr(self, name)
             if not low <= value <= high:
@@ -74,10 +79,10 @@ class Contribution:
 
 @dataclass(frozen=True)
 class CalibrationRecord:
-    """What the model was measured on (``/calibration``).
+    """The calibration data that the model was measured on (``/calibration``).
 
-    ``token_ids`` has shape (sequence, position), int32, and is None where it was not stored;
-    ``sequence_sha256`` is always there. ``split_of`` and ``source_of`` have shape (sequence,).
+    ``token_ids`` has shape (sequence, position), int32; None if it was not stored. ``sequence_sha256`` is
+    always stored. ``split_of`` and ``source_of`` have shape (sequence,).
     """
 
     loss: str
@@ -103,15 +108,15 @@ class CalibrationRecord:
 
 @dataclass(frozen=True)
 class TensorSlice:
-    """Where one role of an FFN lies in the checkpoint.
+    """Where the weights or biases of one role of an FFN lie in the checkpoint.
 
     Attributes:
         role: ``write``, ``up``, ``gate``, or one of these with ``_bias``.
         tensor: Name in the checkpoint files.
         parameter: Name of the parameter in the loaded model.
-        axis: Axis that runs over channels; None for a bias that is not per channel.
+        axis: Axis that runs over channels; None for a bias without such an axis.
         start, stop, step: Channel i is at index ``start + i * step`` of that axis.
-        index: Index on the tensor's first axis that selects one expert; None where the tensor has no such axis.
+        index: Index on the tensor's first axis that selects one expert; None if the tensor has no such axis.
     """
 
     role: str
@@ -128,13 +133,10 @@ class TensorSlice:
         return self.start + np.asarray(channels, dtype=np.int64) * self.step
 
 
-_SLICE_KEYS = frozenset(field.name for field in dataclasses.fields(TensorSlice))
-
-
 class StoredSlices(Sequence[TensorSlice]):
-    """The slices that a file's ``tensors`` text lists; parsed when first asked for.
+    """The slices that a file's ``tensors`` text lists. The text is parsed at the first use.
 
-    A model of many experts has tens of thousands, and most readers of an atlas need none.
+    A model with many experts has tens of thousands of slices, and most readers of an atlas do not need them.
     """
 
     def __init__(self, text: str) -> None:
@@ -161,9 +163,9 @@ class StoredSlices(Sequence[TensorSlice]):
         return hash(self._slices)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Block:
-    """One FFN of the model: its place in the model, in the atlas and in the checkpoint."""
+    """One FFN of the model: where it lies in the model, in the atlas and in the checkpoint."""
 
     index: int
     layer_index: int
@@ -177,8 +179,16 @@ class Block:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one value per channel: (channels,), or (expert, channels) where it has experts."""
+        """Shape of one value per channel: (channels,), or (expert, channels) if the FFN has experts."""
         return (self.n_experts, self.n_channels) if self.n_experts else (self.n_channels,)
+
+    @property
+    def experts(self) -> Sequence[int | None]:
+        """Numbers of its experts; one None for a dense FFN."""
+        return range(self.n_experts) if self.n_experts else (None,)
+
+    def __repr__(self) -> str:
+        return f"<Block {self.index}: layer {self.layer_index}, {short(self.module)!r}, {units_text(self.shape)} channels>"
 
     def tensors_json(self) -> str:
         rows = [dataclasses.asdict(tensor) for tensor in self.tensors]
@@ -189,30 +199,26 @@ class Block:
 
     @staticmethod
     def tensors_from_json(text: str) -> tuple[TensorSlice, ...]:
-        """Parse the ``tensors`` column. Raises `AtlasError` on anything else than what we write."""
-        try:
-            rows = json.loads(text)
-            # Keys of a newer minor version are not ours to judge.
-            slices = tuple(TensorSlice(**{key: row[key] for key in row.keys() & _SLICE_KEYS}) for row in rows)
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise AtlasError(f"the FFN table's tensors column is not valid: {error}", code="E110") from None
+        """Parse the ``tensors`` column; keys of a newer minor version are passed over.
+
+        Raises:
+            AtlasError: Not a JSON list of slices (E110), or a slice of impossible numbers (E204).
+        """
+        slices = parsed(text, tuple[TensorSlice, ...], "/block/tensors")
         for item in slices:
-            numbers = (item.start, item.stop, item.step)
             if not (
-                all(isinstance(text, str) for text in (item.role, item.tensor, item.parameter))
-                and (item.axis is None or (type(item.axis) is int and 0 <= item.axis <= 3))
-                and all(type(number) is int for number in numbers)
-                and 0 <= item.start <= item.stop
-                and item.step >= 1
-                and (item.index is None or (type(item.index) is int and item.index >= 0))
+                0 <= item.start <= item.stop <= MAX_INDEX
+                and 1 <= item.step <= MAX_INDEX
+                and (item.axis is None or 0 <= item.axis <= 3)
+                and (item.index is None or 0 <= item.index <= MAX_INDEX)
             ):
-                raise AtlasError("the FFN table's tensors column holds a slice that cannot be", code="E204")
+                raise AtlasError("/block/tensors holds a slice that cannot be", code="E204", where="/block/tensors")
         return slices
 
 
 @dataclass(frozen=True)
 class ProducerRecord:
-    """How the file came to be (``/producer``)."""
+    """Program, hardware and commands that made the file (``/producer``)."""
 
     versions: Mapping[str, str]
     command: str
@@ -222,12 +228,12 @@ class ProducerRecord:
     history: tuple[Mapping[str, Any], ...] = ()
 
     def commands(self) -> tuple[str, ...]:
-        """The command lines that made the file, the first one first."""
+        """The command lines that made the file, in order."""
         return (self.command, *(str(line.get("command", "")) for line in self.history))
 
 
 class Stacked:
-    """The arrays ``name`` of ``rows``, stacked along ``axis``; read one by one, so that they need not be in memory together."""
+    """The arrays ``name`` of ``rows``, stacked along ``axis``. Iterate over them, so that only one must be in memory."""
 
     def __init__(self, rows: Sequence[Mapping[str, np.ndarray]], name: str, axis: int) -> None:
         self._rows = rows
@@ -287,11 +293,10 @@ class ExtensionVariable:
 
 @dataclass(frozen=True)
 class ExtensionGroup:
-    """A group that somebody else's program put into the file (spec section "Extensions").
+    """A group that another program put into the file (spec section "Extensions").
 
     Attributes:
-        path: ``x_<owner>`` or ``x_<owner>/<name>``; a name that is a stack's says that the arrays are
-            that stack's.
+        path: ``x_<owner>`` or ``x_<owner>/<name>``. If the name is the name of a stack, the arrays belong to that stack.
         attributes: Texts and numbers.
     """
 
@@ -300,14 +305,14 @@ class ExtensionGroup:
     variables: tuple[ExtensionVariable, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AtlasContent:
-    """A whole atlas in memory: what the writer takes.
+    """A whole atlas in memory; the writer takes it.
 
     Attributes:
-        core_rho: Share of channels in the core that connectivity and redundancy refer to; differs from
+        core_rho: Share of channels in the core that connectivity and redundancy refer to. It differs from
             ``labels.rho`` in an atlas that was relabelled without its model.
-        dropped: Variables left out because they could not be merged or recomputed.
+        dropped: Variables that are left out because they could not be merged or computed again.
     """
 
     title: str
@@ -321,3 +326,6 @@ class AtlasContent:
     status: str = "complete"
     dropped: tuple[str, ...] = ()
     extensions: tuple[ExtensionGroup, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<AtlasContent: {atlas_text(self.model.id, (block.shape for block in self.blocks), self.status)}>"

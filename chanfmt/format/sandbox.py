@@ -1,7 +1,7 @@
-"""Run a piece of work in a process of its own, with limits: what breaks there breaks only that.
+"""Run a function in a separate process with limits, so that a crash ends only that process.
 
-HDF5 is a C library, and a damaged or hostile file can make it crash, hang, or ask for any amount of
-memory. On Linux the process is forked, which costs a few milliseconds; elsewhere the work runs here.
+HDF5 is a C library. A damaged or hostile file can make it crash, hang, or ask for any amount of memory. On
+Linux the separate process is a fork, which costs a few milliseconds. On other systems the function runs here.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ CPU_SECONDS_PER_GIGABYTE = 60
 
 
 class Crashed(Exception):
-    """The work did not come to an end of its own; the text says how it ended."""
+    """The work did not finish; the text says how it ended."""
 
 
 def run_contained(work: Callable[[], str], *, size: int, cpu_seconds: int) -> str:
-    """The result of ``work``, whose memory and time are limited by the ``size`` of the file it reads.
+    """Run ``work`` with limits on memory and time that depend on the ``size`` of the file it reads. Returns its result.
 
     Args:
-        size: Bytes of the file: ``work`` may use eight times that and `SPARE_MEMORY`.
-        cpu_seconds: Processor time it may use, and `CPU_SECONDS_PER_GIGABYTE` more for each of the file's.
+        size: Bytes of the file. ``work`` may use eight times as much memory, plus `SPARE_MEMORY`.
+        cpu_seconds: Processor time that ``work`` may use, plus `CPU_SECONDS_PER_GIGABYTE` per gigabyte of the file.
 
     Raises:
-        Crashed: It was ended by a signal, ran out of memory or time, or raised an exception.
+        Crashed: A signal ended ``work``, it ran out of memory or time, or it raised an exception.
     """
     if sys.platform != "linux":
         return work()
@@ -62,7 +62,7 @@ _NO_MEMORY = 3
 
 
 def _child(work: Callable[[], str], writer: int, size: int, cpu_seconds: int) -> None:
-    """Never returns."""
+    """Run ``work``, write its result, and end the process. Does not return."""
     code = 1
     try:
         _limit(size, cpu_seconds)
@@ -73,7 +73,7 @@ def _child(work: Callable[[], str], writer: int, size: int, cpu_seconds: int) ->
     except MemoryError:
         code = _NO_MEMORY
     except BaseException:
-        # A mistake of ours should be seen, but nothing of the parent's may run twice.
+        # The traceback of our own mistakes should be seen, but the parent's cleanup must not run twice.
         sys.excepthook(*sys.exc_info())
     finally:
         os._exit(code)
@@ -91,11 +91,11 @@ def _limit(size: int, cpu_seconds: int) -> None:
         _, hard = resource.getrlimit(which)
         resource.setrlimit(which, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
     signal.signal(signal.SIGXCPU, signal.SIG_DFL)
-    # Ctrl-C is the parent's to answer.
+    # The parent process handles Ctrl-C.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def mapped_memory() -> int:
-    """Bytes of address space this process has already."""
+    """Bytes of address space that this process uses already."""
     with open("/proc/self/statm", encoding="ascii") as statm:
         return int(statm.read().split()[0]) * os.sysconf("SC_PAGESIZE")

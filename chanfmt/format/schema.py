@@ -1,11 +1,12 @@
 """Every name in an importance atlas, once: variables, attributes, labels, dimensions, units.
 
-The writer, the reader, the command lines, the terminal browser and ``spec/`` follow from the
-tables here. Pure data: importing this module costs nothing.
+The writer, the reader, the validator, merging, the command lines, the terminal browser and ``spec/`` follow from the tables
+in this module. It holds only data, so importing it costs nothing.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 FORMAT = "channel-importance-atlas"
@@ -19,13 +20,13 @@ LOSSES = {
     "embedding": "NLL of a sample of the last hidden state under a unit Gaussian around it, nats",
     "labels": "sum of the NLL of the labels given with the inputs, nats",
 }
-"""Losses by their names on the command line, and what an atlas says of them."""
+"""Name of a loss on the command line to the text that an atlas holds."""
 NEAREST = 3
-"""Partners, and dimensions, that are kept of a channel."""
+"""Number of partners, and of dimensions, that an atlas keeps per channel."""
 SPLITS = 8
 """Number of splits the calibration sequences fall into."""
 KNOWN_FEATURES: frozenset[str] = frozenset()
-"""Words of ``features_required`` that this reader understands (none are defined in 1.0)."""
+"""Words of ``features_required`` that this reader understands; 1.0 defines none."""
 
 LABEL_NONE, LABEL_HALO, LABEL_SUPERNODE = 0, 1, 2
 LABELS: dict[int, str] = {LABEL_NONE: "none", LABEL_HALO: "halo", LABEL_SUPERNODE: "supernode"}
@@ -35,14 +36,14 @@ MERGE_RULES: dict[str, str] = {
     "max": "the larger",
     "equal": "must agree, otherwise the atlases do not merge",
     "derive": "computed again from the merged sums and labels",
-    "weights": "computed again from the model's weights; dropped where they are not at hand",
+    "weights": "computed again from the model's weights; dropped if the weights are not given",
     "drop": "dropped",
     "index": "a dimension's own values",
 }
 EXTENSION_MERGE_RULES = ("sum", "max", "equal", "drop")
 EXTENSION_PREFIX = "x_"
 RESUME_EXTENSION = "x_chanfmt"
-"""What an unfinished build keeps for itself; no metrics."""
+"""Extension in which an unfinished build keeps its own state; it holds no metrics."""
 
 STATUSES = ("complete", "partial")
 STACK_KINDS = ("dense", "experts", "shared")
@@ -52,8 +53,41 @@ ROLES = ("write", "up", "gate", "write_bias", "up_bias", "gate_bias")
 
 
 @dataclass(frozen=True)
+class Range:
+    """The values that a variable may have, both ends included.
+
+    Attributes:
+        closed: Whether a value below ``low`` breaks the rule about ranges (E311). Otherwise a negative value breaks the rule
+            about signs (E303).
+    """
+
+    low: float
+    high: float
+    closed: bool = False
+
+
+MAX_REDUNDANCY = 26 * math.log(2)
+"""Redundancy of perfectly correlated channels, -1/2 log(2^-52): float64 does not resolve a smaller 1 - r^2."""
+ANY = Range(-math.inf, math.inf)
+AMOUNT = Range(0, math.inf)
+SHARE = Range(0, 1, closed=True)
+NATS = Range(0, MAX_REDUNDANCY)
+ID = Range(-1, 2**31 - 1, closed=True)
+"""An id, or -1 for none."""
+LABEL = Range(0, LABEL_SUPERNODE, closed=True)
+
+CORE, SUPPORT, CORRELATIONS = "core", "support", "correlations"
+"""What a variable may rest on besides its own FFN: the supernodes that ``core_rho`` chose, the write support of
+``support_size`` dimensions, and the correlations that a pass over text measured with the core."""
+
+ALWAYS, WITH_TOKENS, PER_FFN, PARTLY = "always", "with tokens", "per FFN", "partly"
+"""Where a variable is not NaN: everywhere; exactly where a token arrived; for all channels of an FFN or for none; only where a
+token arrived, but not everywhere there."""
+
+
+@dataclass(frozen=True)
 class Variable:
-    """One array of the file.
+    """One array of the file, and all that programs need to know to handle it.
 
     Attributes:
         name: Dataset name.
@@ -64,8 +98,16 @@ class Variable:
         units: CF ``units``; ``1`` is dimensionless or in the model's own activation units.
         merge: How two atlases combine it, one of `MERGE_RULES`.
         required: Whether a complete atlas must hold it, unless its name is among the root's ``dropped``.
-        gated_only: Present only where the FFN has a gate.
+        gated_only: Present only if the FFN has a gate.
         heading: Column heading of at most ten characters.
+        range: Values that it may have.
+        known: Where it is not NaN: `ALWAYS`, `WITH_TOKENS`, `PER_FFN` or `PARTLY`. Empty stands for `ALWAYS` if atlases add it
+            up or agree on it, and for `WITH_TOKENS` otherwise.
+        rests_on: What makes it out of date when it changes: some of `CORE`, `SUPPORT`, `CORRELATIONS`.
+        ids_of: The dimension whose ids are its values; "residual" for residual dimensions, which an atlas does not count.
+        beside: The variable that is known exactly where an id is given.
+        kept: Whether unfinished and stripped atlases hold it too.
+        counted: Whether the values of an index are 0, 1, 2, ...
     """
 
     name: str
@@ -77,15 +119,47 @@ class Variable:
     required: bool = True
     gated_only: bool = False
     heading: str = ""
+    range: Range = AMOUNT
+    known: str = ""
+    rests_on: tuple[str, ...] = ()
+    ids_of: str = ""
+    beside: str = ""
+    kept: bool = False
+    counted: bool = True
+
+    @property
+    def additive(self) -> bool:
+        """Whether a merge cannot do without it: atlases add it up, or take the larger value."""
+        return self.merge in ("sum", "max")
+
+    @property
+    def stripped(self) -> bool:
+        """Whether `chanfmt.algebra.strip` leaves it out."""
+        return self.additive and not self.kept
+
+    @property
+    def series(self) -> bool:
+        """Whether an axis of its own, such as splits, comes before the layer."""
+        return "layer" in self.dimensions[1:]
+
+    @property
+    def per_channel(self) -> bool:
+        """Whether it is one number per channel, a column of a table."""
+        return self.dimensions == _CHANNEL
+
+    @property
+    def known_where(self) -> str:
+        """``known``, with its default filled in."""
+        return self.known or (ALWAYS if self.additive or self.merge == "equal" else WITH_TOKENS)
 
 
 _CHANNEL = ("layer", "channel")
 
 SUMS: tuple[Variable, ...] = (
-    Variable("sum_u", "f8", _CHANNEL, "sum over tokens of u", "1", "sum"),
+    Variable("sum_u", "f8", _CHANNEL, "sum over tokens of u", "1", "sum", range=ANY),
     Variable("sum_u2", "f8", _CHANNEL, "sum over tokens of u^2", "1", "sum"),
     Variable("sum_s2", "f8", _CHANNEL, "sum over tokens of s^2, s = dL/du", "nats2", "sum"),
-    Variable("sum_q", "f8", _CHANNEL, "sum over tokens of q = u s", "nats", "sum"),
+    Variable("sum_q", "f8", _CHANNEL, "sum over tokens of q = u s", "nats", "sum", range=ANY),
     Variable("sum_abs_q", "f8", _CHANNEL, "sum over tokens of |u s|", "nats", "sum"),
     Variable("sum_q2", "f8", _CHANNEL, "sum over tokens of (u s)^2", "nats2", "sum"),
 )
@@ -140,6 +214,8 @@ METRICS: tuple[Variable, ...] = (
         "1",
         "weights",
         heading="conn",
+        range=SHARE,
+        rests_on=(CORE, SUPPORT),
     ),
     Variable(
         "redundancy",
@@ -150,6 +226,9 @@ METRICS: tuple[Variable, ...] = (
         "drop",
         required=False,
         heading="redund",
+        range=NATS,
+        known=PARTLY,
+        rests_on=(CORE, CORRELATIONS),
     ),
     Variable(
         "redundancy_null",
@@ -160,6 +239,9 @@ METRICS: tuple[Variable, ...] = (
         "drop",
         required=False,
         heading="red null",
+        range=NATS,
+        known=PARTLY,
+        rests_on=(CORE, CORRELATIONS),
     ),
     Variable(
         "protection",
@@ -169,6 +251,8 @@ METRICS: tuple[Variable, ...] = (
         "1",
         "derive",
         heading="protect",
+        range=SHARE,
+        known=ALWAYS,
     ),
     Variable(
         "read_connectivity",
@@ -178,12 +262,15 @@ METRICS: tuple[Variable, ...] = (
         "1",
         "weights",
         heading="read conn",
+        range=SHARE,
+        known=PER_FFN,
+        rests_on=(CORE, SUPPORT),
     ),
 )
 
 STACK_VARIABLES: tuple[Variable, ...] = (
-    Variable("tokens", "i8", ("layer",), "tokens that reached the FFN", "1", "sum"),
-    Variable("tokens_split", "i8", ("split", "layer"), "tokens that reached the FFN, per split", "1", "sum"),
+    Variable("tokens", "i8", ("layer",), "tokens that reached the FFN", "1", "sum", kept=True),
+    Variable("tokens_split", "i8", ("split", "layer"), "tokens that reached the FFN, per split", "1", "sum", kept=True),
     *SUMS,
     Variable("sum_q2_split", "f8", ("split", "layer", "channel"), "sum over tokens of (u s)^2, per split", "nats2", "sum"),
     Variable("max_abs_u", "f4", _CHANNEL, "largest |u|", "1", "max"),
@@ -197,6 +284,8 @@ STACK_VARIABLES: tuple[Variable, ...] = (
         "1",
         "weights",
         required=False,
+        range=SHARE,
+        rests_on=(CORE,),
     ),
     Variable(
         "redundancy_partner",
@@ -206,6 +295,10 @@ STACK_VARIABLES: tuple[Variable, ...] = (
         "1",
         "drop",
         required=False,
+        range=ID,
+        rests_on=(CORE, CORRELATIONS),
+        ids_of="channel",
+        beside="redundancy_pair",
     ),
     Variable(
         "redundancy_pair",
@@ -215,6 +308,9 @@ STACK_VARIABLES: tuple[Variable, ...] = (
         "nats",
         "drop",
         required=False,
+        range=NATS,
+        known=PARTLY,
+        rests_on=(CORE, CORRELATIONS),
     ),
     Variable(
         "write_dimension",
@@ -224,6 +320,10 @@ STACK_VARIABLES: tuple[Variable, ...] = (
         "1",
         "drop",
         required=False,
+        range=ID,
+        rests_on=(CORE, SUPPORT),
+        ids_of="residual",
+        beside="write_share",
     ),
     Variable(
         "write_share",
@@ -233,6 +333,9 @@ STACK_VARIABLES: tuple[Variable, ...] = (
         "1",
         "drop",
         required=False,
+        range=SHARE,
+        known=PARTLY,
+        rests_on=(CORE, SUPPORT),
     ),
     Variable(
         "wanda_group",
@@ -243,7 +346,7 @@ STACK_VARIABLES: tuple[Variable, ...] = (
         "drop",
         required=False,
     ),
-    Variable("label", "u1", _CHANNEL, "0 none, 1 halo, 2 supernode", "1", "derive"),
+    Variable("label", "u1", _CHANNEL, "0 none, 1 halo, 2 supernode", "1", "derive", range=LABEL),
     Variable(
         "redundancy_tokens",
         "i8",
@@ -252,6 +355,7 @@ STACK_VARIABLES: tuple[Variable, ...] = (
         "1",
         "drop",
         required=False,
+        rests_on=(CORRELATIONS,),
     ),
     Variable(
         "core_covered",
@@ -261,16 +365,20 @@ STACK_VARIABLES: tuple[Variable, ...] = (
         "1",
         "drop",
         required=False,
+        range=SHARE,
+        rests_on=(CORRELATIONS,),
     ),
 )
 
 INDEX_VARIABLES: tuple[Variable, ...] = (
-    Variable("layer", "i4", ("layer",), "layer index in the model", "1", "index"),
+    Variable("layer", "i4", ("layer",), "layer index in the model", "1", "index", counted=False),
     Variable("channel", "i4", ("channel",), "channel index in the FFN", "1", "index"),
     Variable("expert", "i4", ("expert",), "expert index in the FFN", "1", "index", required=False),
     Variable("split", "i4", ("split",), "calibration split", "1", "index"),
     Variable("nearest", "i4", ("nearest",), "place in the order, 0 is first", "1", "index", required=False),
-    Variable("support", "i4", ("support",), "residual dimensions in the write support", "1", "index", required=False),
+    Variable(
+        "support", "i4", ("support",), "residual dimensions in the write support", "1", "index", required=False, counted=False
+    ),
 )
 
 CALIBRATION_VARIABLES: tuple[Variable, ...] = (
@@ -332,7 +440,7 @@ ATTRIBUTES: dict[str, tuple[Attribute, ...]] = {
         Attribute("format_version", "str", "MAJOR.MINOR of this specification"),
         Attribute("features_required", "str", "space-separated words a reader must understand; empty in 1.0"),
         Attribute("status", "str", "complete or partial"),
-        Attribute("dropped", "str", "space-separated variables left out because they could not be merged or recomputed"),
+        Attribute("dropped", "str", "space-separated variables that are left out because they could not be merged or recomputed"),
         Attribute("Conventions", "str", "CF conventions followed"),
         Attribute("title", "str", "one line for people"),
         Attribute("producer", "str", "program and version"),
@@ -341,7 +449,7 @@ ATTRIBUTES: dict[str, tuple[Attribute, ...]] = {
     ),
     "/model": (
         Attribute("id", "str", "Hub id, or the name of the directory or file; a label, never a path to open"),
-        Attribute("revision", "str", "commit the weights came from; empty where there is none"),
+        Attribute("revision", "str", "commit that the weights came from; empty if there is none"),
         Attribute("source", "str", "hub, local or gguf"),
         Attribute("model_type", "str", "transformers model type"),
         Attribute("architectures", "str", "JSON list of class names"),
@@ -354,14 +462,14 @@ ATTRIBUTES: dict[str, tuple[Attribute, ...]] = {
     "/calibration": (
         Attribute("loss", "str", "the loss differentiated"),
         Attribute("metric_definition", "str", "version of the metric definitions"),
-        Attribute("tokenizer", "str", "tokenizer used; empty where the model was given other arrays than tokens"),
-        Attribute("seq_len", "int", "tokens in every sequence, or rows that a sample is to an FFN"),
-        Attribute("seed", "int", "seed of the sample, of the first contribution where there are several"),
+        Attribute("tokenizer", "str", "tokenizer that was used; empty if the model's inputs were not tokens"),
+        Attribute("seq_len", "int", "tokens in every sequence, or rows that every sample gives to an FFN"),
+        Attribute("seed", "int", "seed of the sample; with several contributions, the seed of the first"),
         Attribute("mean_loss", "float", "mean of the loss over the predicted calibration tokens, nats"),
     ),
     "/labels": (
         Attribute("rho", "float", "share of channels that are supernodes"),
-        Attribute("eta", "float", "share of the others that are halo"),
+        Attribute("eta", "float", "share of the other channels that are halo"),
         Attribute("support_size", "int", "dimensions in the write support"),
         Attribute("alpha", "float", "floor of the protection factor"),
         Attribute("gamma", "float", "exponent of the protection factor"),
@@ -376,17 +484,26 @@ ATTRIBUTES: dict[str, tuple[Attribute, ...]] = {
         Attribute("hardware", "str", "device the model ran on"),
         Attribute("seconds", "float", "seconds of measurement"),
         Attribute("peak_memory_bytes", "int", "peak resident memory of the producing process"),
-        Attribute("history", "str", "one JSON object a line per command that touched the file"),
+        Attribute("history", "str", "one line with a JSON object per command that touched the file"),
     ),
     "/stacks/*": (
         Attribute("kind", "str", "dense, experts or shared"),
-        Attribute("gated", "int", "1 where the FFN has a gate projection"),
-        Attribute("activation", "str", "activation function named by the model's config"),
+        Attribute("gated", "int", "1 if the FFNs have a gate projection, otherwise 0"),
+        Attribute("activation", "str", "activation function that the model's config names"),
     ),
 }
 
 METRIC_BY_NAME: dict[str, Variable] = {metric.name: metric for metric in METRICS}
 STACK_VARIABLE_BY_NAME: dict[str, Variable] = {variable.name: variable for variable in STACK_VARIABLES}
+SERIES: tuple[str, ...] = tuple(variable.name for variable in STACK_VARIABLES if variable.series)
+"""Stack variables with an axis of their own before the layer."""
+STRIPPED: tuple[str, ...] = tuple(variable.name for variable in STACK_VARIABLES if variable.stripped)
+"""Stack variables that an atlas for sharing leaves out."""
+
+
+def resting_on(what: str) -> tuple[str, ...]:
+    """Names of the stack variables that rest on ``what``, one of `CORE`, `SUPPORT`, `CORRELATIONS`."""
+    return tuple(variable.name for variable in STACK_VARIABLES if what in variable.rests_on)
 
 
 def stack_dimensions(variable: Variable, kind: str) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Write an atlas whole or not at all, and check it (spec section "Writing").
 
-A small one is built in memory. One that is not is built in the file, stack row by stack row.
+A small atlas is built in memory. A larger atlas is built in the file, one stack row after the other.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
 IMAGE_STEP = 1 << 20
 """Bytes by which an image in memory grows."""
 IN_MEMORY = 16 << 20
-"""Bytes up to which an atlas is built in memory: that takes several times as much."""
+"""Bytes up to which an atlas is built in memory, which takes several times its size."""
 MARGIN = 1 << 20
-"""Bytes allowed for what surrounds the arrays in a file."""
+"""Bytes allowed for everything in a file besides the arrays."""
 
 
 def write_atlas(content: AtlasContent, path: str | Path) -> str:
     """Write ``content`` to ``path``, whole or not at all. Returns the content digest.
 
     Raises:
-        CheckError: The written image does not read back as an atlas.
-        ChanfmtError: The disk is full or the place cannot be written.
+        CheckError: The written file does not read back as the same atlas.
+        ChanfmtError: The disk is full, or the path cannot be written.
     """
     path = Path(path)
     size = _size(content)
@@ -71,17 +71,17 @@ def atlas_image(content: AtlasContent) -> tuple[bytes, str]:
 def _write_file(content: AtlasContent, path: Path, size: int) -> str:
     """Write ``content``, of about ``size`` bytes, into the empty file ``path``. Returns the content digest.
 
-    On a full disk HDF5 can crash as it closes a file, so the space is taken before it opens one.
+    On a full disk HDF5 can crash while it closes a file, so the space is reserved before HDF5 opens the file.
     """
     with _new_file() as file:
         file.flush()
         path.write_bytes(file.id.get_file_image())
     reserve(path, size)
     access = h5p.create(h5p.FILE_ACCESS)
-    # `atomic_file` holds a lock of its own.
+    # `atomic_file` already holds a lock on the file.
     access.set_file_locking(False, True)
     with h5py.File(h5f.open(bytes(path), h5f.ACC_RDWR, access)) as file:
-        # Not flushed before it is closed: that would give back what is reserved and not yet used.
+        # No flush before the close: a flush would give reserved space back that is not used yet.
         digest = _fill(file, content)
         offset = file[SEAL].id.get_offset()
     with path.open("r+b", buffering=0) as raw:
@@ -90,7 +90,7 @@ def _write_file(content: AtlasContent, path: Path, size: int) -> str:
 
 
 def _fill(file: h5py.File, content: AtlasContent) -> str:
-    """Write all of ``content`` but the seal. Returns the content digest."""
+    """Write ``content`` without the seal. Returns the content digest."""
     _write_root(file, content)
     _write_model(file, content)
     _write_calibration(file, content)
@@ -108,7 +108,7 @@ def _fill(file: h5py.File, content: AtlasContent) -> str:
 
 
 def _size(content: AtlasContent) -> int:
-    """About how many bytes ``content`` takes in a file, rather more than less."""
+    """Estimate how many bytes ``content`` takes in a file; the estimate is rather too high than too low."""
     arrays: list[tuple[Any, Any]] = [
         (values, NUMPY[schema.STACK_VARIABLE_BY_NAME[name].dtype])
         for stack in content.stacks
@@ -132,12 +132,13 @@ def _new_group(parent: h5py.Group, name: str) -> h5py.Group:
 
 
 def _ordered(kind: Any) -> Any:
-    """Creation properties of a group or a file: order kept, attributes inside the header however many.
+    """Creation properties of a group or a file that keep the order, and keep all attributes inside the header.
 
-    Beyond eight, HDF5 would put them into a heap and a B-tree: 13 kB more, and a third more time to open.
+    By default, HDF5 puts more than eight attributes into a heap and a B-tree, which takes 13 kB more and makes opening a
+    third slower.
     """
     properties = h5p.create(kind)
-    # The same content is the same bytes, whenever it is written.
+    # The same content gives the same bytes at any time.
     properties.set_obj_track_times(False)
     order = h5p.CRT_ORDER_TRACKED | h5p.CRT_ORDER_INDEXED
     properties.set_link_creation_order(order)
@@ -333,7 +334,7 @@ def _create(group: h5py.Group, variable: schema.Variable, values: Any) -> h5py.D
 
 
 def _checked(group: h5py.Group, variable: schema.Variable, values: Any) -> np.ndarray:
-    """``values`` in the type of ``variable``."""
+    """``values`` in the type of ``variable``. Raises `CheckError` if one is infinite."""
     array: np.ndarray = np.asarray(values, dtype=NUMPY[variable.dtype], order="C")
     if array.dtype.kind == "f" and np.isinf(array).any():
         raise CheckError(f"{group.name}/{variable.name} would hold an infinite value")

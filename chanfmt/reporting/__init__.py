@@ -1,1 +1,1 @@
-"""``atlas report``: what an atlas shows, as statistics, figures and pages, beside what the paper found."""
+"""``atlas report``: statistics, figures and pages of an atlas, beside the numbers of the paper."""

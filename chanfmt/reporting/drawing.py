@@ -1,54 +1,18 @@
-"""How the figures look: colours that the colour-blind tell apart, and a line style and a marker for each besides."""
+"""The look of the figures: each line has its own line style, marker and colour, and the colour-blind can tell the colours apart."""
 
 from __future__ import annotations
 
-import io
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from chanfmt.base.errors import MissingPackageError
-
-if TYPE_CHECKING:
-    from chanfmt.reporting.section import Plot
-
-# Okabe and Ito's colours, which differ in brightness too.
+# Okabe and Ito's colours, which differ in brightness, too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)))
 MARKERS = "osD^vPX"
 GREY = "#767676"
-
-
-def render(plot: Plot, kind: str) -> bytes:
-    """``plot`` as ``png`` or ``svg``, the same bytes every time.
-
-    Raises:
-        MissingPackageError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib as mpl
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingPackageError("matplotlib", "plot", "the figures of a report") from None
-    stream = io.BytesIO()
-    settings: dict[str, Any] = {
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "svg.hashsalt": plot.name,
-        "legend.frameon": False,
-        "legend.fontsize": 8,
-        "axes.titlesize": 9,
-        "lines.markersize": 3.5,
-        "lines.linewidth": 1.3,
-    }
-    with mpl.rc_context(settings):
-        figure = Figure(figsize=plot.size, dpi=150, layout="constrained")
-        FigureCanvasAgg(figure)
-        plot.draw(figure)
-        figure.savefig(stream, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
-    return stream.getvalue()
+DEPTH = "FFN, in model order"
+"""Label of the horizontal axis of `by_depth`."""
 
 
 def line_style(number: int) -> dict[str, Any]:
@@ -61,7 +25,7 @@ def line_style(number: int) -> dict[str, Any]:
 
 
 def by_depth(axes: Any, depth: np.ndarray, values: np.ndarray, number: int, label: str) -> None:
-    """A line over the FFNs in model order; of one with experts their median, and their range shaded."""
+    """Draw a line over the FFNs in model order. FFNs with experts show the median of the experts, and their range shaded."""
     places = np.unique(depth)
     rows = [values[(depth == place) & np.isfinite(values)] for place in places]
     known = [(place, row) for place, row in zip(places, rows, strict=True) if len(row)]
@@ -81,7 +45,7 @@ def by_depth(axes: Any, depth: np.ndarray, values: np.ndarray, number: int, labe
 
 
 def share_axis(axes: Any) -> None:
-    """A vertical axis of shares, from 0 in percent."""
+    """Make the vertical axis show shares in percent, from 0."""
     from matplotlib.ticker import PercentFormatter
 
     axes.set_ylim(bottom=0)
@@ -89,19 +53,19 @@ def share_axis(axes: Any) -> None:
 
 
 def log_axis(axes: Any, values: np.ndarray) -> None:
-    """A logarithmic vertical axis where there is a positive value to show."""
+    """Make the vertical axis logarithmic if one of ``values`` is positive."""
     if (np.asarray(values)[np.isfinite(values)] > 0).any():
         axes.set_yscale("log")
 
 
 def legend(axes: Any, **arguments: Any) -> None:
-    """A legend, where anything was drawn."""
+    """Add a legend if something with a label was drawn."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(**arguments)
 
 
 def legend_below(figure: Any) -> None:
-    """One legend for all axes, out of the way of their lines, where anything was drawn."""
+    """Add one legend for all axes below them, if something with a label was drawn."""
     entries = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if entries:
         figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(4, len(entries)))

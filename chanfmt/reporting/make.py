@@ -1,15 +1,15 @@
-"""Makes the report of an atlas: its sections, in the order of the questions."""
+"""Make the report of an atlas: its sections, in the order of the questions."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import AtlasError
 from chanfmt.base.text import printable
+from chanfmt.format.texts import configuration
 from chanfmt.reporting.sections import concentrated, controls, factors, halo, reading, stable
-from chanfmt.reporting.units import find_units
+from chanfmt.reporting.units import find_units, has_experts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,10 +23,10 @@ class Report:
     """The report of one atlas.
 
     Attributes:
-        title: A line.
-        facts: What was measured, name to text.
-        notes: What a reader must know of the whole.
-        sections: Questions.
+        title: One line.
+        facts: Name to text: model, calibration, labels.
+        notes: Cautions about the whole report, in sentences.
+        sections: One per question.
     """
 
     title: str
@@ -35,7 +35,7 @@ class Report:
     sections: tuple[Section, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """Every number of the pages, JSON-ready but for NaN."""
+        """Every number of the pages as JSON-ready data, except that numbers may be NaN."""
         return {
             "title": self.title,
             "facts": self.facts,
@@ -53,10 +53,10 @@ class Report:
 
 
 def make_report(atlas: Atlas, progress: Callable[[int], Callable[[], object]] | None = None) -> Report:
-    """The `Report` of ``atlas``. Its numbers do not depend on anything but the file.
+    """Make the `Report` of ``atlas``. Its numbers depend on the file alone.
 
     Args:
-        progress: Called with the number of steps; gives what is called for each.
+        progress: Called with the number of steps. It returns a function that is called after each step.
 
     Raises:
         AtlasError: The atlas holds no measured LP.
@@ -80,18 +80,17 @@ def make_report(atlas: Atlas, progress: Callable[[int], Callable[[], object]] | 
     sections.append(stable.make(units, rho, advance))
     notes = []
     if atlas.status != "complete":
-        notes.append(f"This atlas is {printable(atlas.status)}: a build has not finished it, and its numbers will change.")
+        notes.append(f"This atlas is {printable(atlas.status)}: its build is unfinished, and its numbers will change.")
     if atlas.core_rho != rho:
         notes.append(
-            f"Labels are of the top {rho:.4g} of the channels, connectivity and redundancy still refer to the top "
-            f"{atlas.core_rho:.4g}: what is said of the halo here is of two different cores."
+            f"Labels refer to the top {rho:.4g} of the channels, but connectivity and redundancy still refer to the top "
+            f"{atlas.core_rho:.4g}. The statements about the halo therefore mix two different cores."
         )
     if without:
-        notes.append(f"Left out, as no calibration token reached them: FFNs or experts without LP, {without:,}.")
-    if any(unit.expert >= 0 for unit in units):
+        notes.append(f"{without:,} FFNs or experts without LP are left out, because no calibration token reached them.")
+    if has_experts(units):
         notes.append(
-            "An FFN with experts counts as many FFNs as it has experts that tokens reached; intervals draw the FFNs "
-            "with all of their experts."
+            "Each expert that tokens reached counts as one FFN. Intervals resample whole FFNs with all of their experts."
         )
     calibration = atlas.calibration
     return Report(
@@ -114,7 +113,6 @@ def make_report(atlas: Atlas, progress: Callable[[int], Callable[[], object]] | 
 
 
 def _even_spread(atlas: Atlas) -> float | None:
-    """Share of the residual dimensions that are in a write support; None where the model's configuration does not say."""
-    configuration = json.loads(atlas.model.config or "{}")
-    width = configuration.get("hidden_size") if isinstance(configuration, dict) else None
+    """Share of the residual dimensions that are in a write support; None if the model's configuration has no hidden size."""
+    width = (configuration(atlas.model.config) or {}).get("hidden_size")
     return min(1.0, atlas.labels.support_size / width) if isinstance(width, int) and width > 0 else None

@@ -1,21 +1,22 @@
-"""Writes a report: ``report.html`` in one file, ``report.md``, ``report.json``, figures as PNG and SVG, numbers as CSV."""
+"""Write a report: ``report.html`` in one file, ``report.md``, ``report.json``, figures as PNG and SVG, numbers as CSV."""
 
 from __future__ import annotations
 
 import base64
 import csv
-from html import escape
+import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chanfmt.base import markdown
+from chanfmt.base import html, markdown
+from chanfmt.base.errors import MissingPackageError
 from chanfmt.base.files import atomic_directory
-from chanfmt.base.text import json_text, significant
+from chanfmt.base.text import json_text, number, spreadsheet_text
 from chanfmt.reporting import drawing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
     from chanfmt.reporting.make import Report
@@ -45,13 +46,10 @@ def write_report(report: Report, directory: Path) -> list[str]:
 
     Raises:
         MissingPackageError: matplotlib is not installed.
-        ChanfmtError: It cannot be written.
+        ChanfmtError: The directory cannot be written.
     """
     images = {
-        (plot.name, kind): drawing.render(plot, kind)
-        for section in report.sections
-        for plot in section.plots
-        for kind in ("png", "svg")
+        (plot.name, kind): render(plot, kind) for section in report.sections for plot in section.plots for kind in ("png", "svg")
     }
     with atomic_directory(directory) as temporary:
         for name in ("figures", "data"):
@@ -69,6 +67,42 @@ def write_report(report: Report, directory: Path) -> list[str]:
         return sorted(str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file())
 
 
+def render(plot: Plot, kind: str) -> bytes:
+    """Make the figure of ``plot``. Returns it as ``png`` or ``svg``, the same bytes every time.
+
+    Raises:
+        MissingPackageError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib as mpl
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingPackageError("matplotlib", "plot", "the figures of a report") from None
+    stream = io.BytesIO()
+    settings: dict[str, Any] = {
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "svg.hashsalt": plot.name,
+        "legend.frameon": False,
+        "legend.fontsize": 8,
+        "axes.titlesize": 9,
+        "lines.markersize": 3.5,
+        "lines.linewidth": 1.3,
+    }
+    with mpl.rc_context(settings):
+        figure = Figure(figsize=plot.size, dpi=150, layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(1, len(plot.draw), squeeze=False)[0]
+        for draw, axes in zip(plot.draw, panels, strict=True):
+            draw(axes)
+        if plot.legend_below:
+            drawing.legend_below(figure)
+        figure.savefig(stream, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
+    return stream.getvalue()
+
+
 def _write_csv(table: Table, path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
@@ -80,12 +114,11 @@ def _texts(values: np.ndarray) -> list[str]:
     if values.dtype.kind == "f":
         return ["" if np.isnan(value) else repr(value) for value in values.tolist()]
     texts = [str(value) for value in values.tolist()]
-    # A spreadsheet would run a cell that begins so.
-    return [f"'{text}" if values.dtype.kind == "U" and text[:1] in "=+-@" else text for text in texts]
+    return [spreadsheet_text(text) for text in texts] if values.dtype.kind == "U" else texts
 
 
 def markdown_page(report: Report) -> str:
-    """The page that a repository shows."""
+    """``report.md``, the page that a repository shows."""
     parts = [f"# {markdown.inline(report.title)}", markdown.table(("", ""), list(report.facts.items()))]
     parts += [f"**Note.** {markdown.inline(note)}" for note in report.notes]
     parts.append(f"## Beside the paper\n\n{markdown.table(_CLAIM_HEADINGS, list(_claims(report)))}\n\n{_CLAIM_NOTE}")
@@ -99,35 +132,38 @@ def markdown_page(report: Report) -> str:
                 f"*{markdown.inline(_caption(plot))}*".replace("*", "_")
             )
         if section.numbers:
-            parts.append(markdown.table(("number", "value"), [(name, _number(value)) for name, value in section.numbers.items()]))
+            parts.append(markdown.table(("number", "value"), [(name, number(value)) for name, value in section.numbers.items()]))
     return "\n\n".join(parts) + "\n"
 
 
 def html_page(report: Report, figures: dict[str, bytes]) -> str:
-    """One self-contained page; ``figures`` are the SVGs by name."""
+    """``report.html``, one self-contained page; ``figures`` are the SVGs by name."""
     parts = [
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(report.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{escape(report.title)}</h1>",
-        _html_table((), list(report.facts.items())),
-        *(f"<p><strong>Note.</strong> {escape(note)}</p>" for note in report.notes),
+        f"<title>{html.inline(report.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{html.inline(report.title)}</h1>",
+        html.table((), list(report.facts.items())),
+        *(f"<p><strong>Note.</strong> {html.inline(note)}</p>" for note in report.notes),
         "<h2>Beside the paper</h2>",
-        _html_table(_CLAIM_HEADINGS, list(_claims(report))),
-        f"<p>{escape(_CLAIM_NOTE)}</p>",
+        html.table(_CLAIM_HEADINGS, list(_claims(report))),
+        f"<p>{html.inline(_CLAIM_NOTE)}</p>",
     ]
     for section in report.sections:
-        parts += [f'<h2 id="{section.key}">{escape(section.title)}</h2>', *(f"<p>{escape(text)}</p>" for text in section.text)]
-        parts += [f'<p class="missing">Missing: {escape(text)}.</p>' for text in section.missing]
+        parts += [
+            f'<h2 id="{section.key}">{html.inline(section.title)}</h2>',
+            *(f"<p>{html.inline(text)}</p>" for text in section.text),
+        ]
+        parts += [f'<p class="missing">Missing: {html.inline(text)}.</p>' for text in section.missing]
         parts += [_html_figure(plot, figures[plot.name]) for plot in section.plots]
         parts.append(_html_numbers(section))
     return "\n".join(part for part in parts if part) + "\n</body>\n</html>\n"
 
 
-_CLAIM_HEADINGS = ("the paper says", "its numbers", "here", "", "agrees where")
+_CLAIM_HEADINGS = ("the paper says", "its numbers", "here", "", "agrees if")
 _CLAIM_NOTE = (
-    'The paper is "Supernodes and Halos", arXiv 2604.23475; its numbers are of the models named and of WikiText-2. '
-    '"Differs" says that a claim does not carry over to this model on this text, "undecided" that the interval '
-    "holds both. Intervals are of medians over FFNs, 95%, by bootstrap."
+    'The paper is "Supernodes and Halos", arXiv 2604.23475. Its numbers refer to WikiText-2 and to the models named. '
+    '"Differs" means that a claim does not carry over to this model on this text. "Undecided" means that the interval '
+    "includes both answers. Intervals are 95% bootstrap intervals of medians over FFNs."
 )
 
 
@@ -138,27 +174,17 @@ def _claims(report: Report) -> Iterator[tuple[str, str, str, str, str]]:
 
 
 def _caption(plot: Plot) -> str:
-    """What it shows, whether the paper shows the same, and the data behind it."""
+    """The caption of ``plot``, the verdicts on the claims that it shows, and the names of its data files."""
     found = "; ".join(f"{claim.statement}: {claim.verdict} ({claim.measured}; the paper {claim.paper})" for claim in plot.claims)
-    beside = f"Beside the paper: {found}." if found else "We know of no number of the paper's to compare this with."
+    beside = f"Beside the paper: {found}." if found else "We do not know a number in the paper to compare this with."
     return f"{plot.caption} {beside} Data: {', '.join(f'data/{name}.csv' for name in plot.data)}."
-
-
-def _number(value: float | int) -> str:
-    return f"{value:,}" if isinstance(value, int) else significant(value, 4)
-
-
-def _html_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in headings) + "</tr>\n" if headings else ""
-    body = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table>\n{head}{body}\n</table>"
 
 
 def _html_numbers(section: Section) -> str:
     if not section.numbers:
         return ""
     rows = "\n".join(
-        f'<tr><td>{escape(name)}</td><td class="number">{_number(value)}</td></tr>' for name, value in section.numbers.items()
+        f'<tr><td>{html.inline(name)}</td><td class="number">{number(value)}</td></tr>' for name, value in section.numbers.items()
     )
     return f"<table>\n{rows}\n</table>"
 
@@ -166,6 +192,6 @@ def _html_numbers(section: Section) -> str:
 def _html_figure(plot: Plot, svg: bytes) -> str:
     source: Any = base64.b64encode(svg).decode()
     return (
-        f'<figure>\n<img alt="{escape(plot.caption)}" src="data:image/svg+xml;base64,{source}">\n'
-        f"<figcaption>{escape(_caption(plot))}</figcaption>\n</figure>"
+        f'<figure>\n<img alt="{html.inline(plot.caption)}" src="data:image/svg+xml;base64,{source}">\n'
+        f"<figcaption>{html.inline(_caption(plot))}</figcaption>\n</figure>"
     )

@@ -1,4 +1,4 @@
-"""What a report is made of. Data only: `chanfmt.reporting.pages` writes it."""
+"""The parts of a report, as data; `chanfmt.reporting.pages` writes them."""
 
 from __future__ import annotations
 
@@ -26,20 +26,22 @@ class Plot:
     """A figure.
 
     Attributes:
-        name: Of the files ``figures/NAME.png`` and ``.svg``.
-        caption: What it shows, in sentences.
-        data: Names of the tables that it is drawn from.
-        draw: Draws into a new matplotlib figure.
+        name: Name of the files ``figures/NAME.png`` and ``.svg``.
+        caption: Description in sentences.
+        data: Names of the tables that hold the drawn numbers.
+        draw: One function per panel, from left to right; each draws into the matplotlib axes it is given.
         size: Width and height in inches.
-        claims: Those of the section that it shows.
+        claims: Claims of the section that the figure shows.
+        legend_below: Whether one legend below the panels names the lines of all of them.
     """
 
     name: str
     caption: str
     data: tuple[str, ...]
-    draw: Callable[[Any], None]
+    draw: tuple[Callable[[Any], None], ...]
     size: tuple[float, float] = (7.0, 3.2)
     claims: tuple[Claim, ...] = ()
+    legend_below: bool = False
 
 
 AGREES, DIFFERS, UNDECIDED, NOT_COMPARABLE = "agrees", "differs", "undecided", "not comparable"
@@ -50,12 +52,12 @@ class Claim:
     """A statement of the paper beside the same number of this atlas.
 
     Attributes:
-        statement: What is claimed.
+        statement: The claim.
         paper: The paper's number, with the model.
         measured: This atlas's number.
-        verdict: Whether this atlas shows the same: ``AGREES``, ``DIFFERS``, ``UNDECIDED`` where the interval of its number
-            holds both, ``NOT_COMPARABLE`` where there is no such number or interval.
-        criterion: When it agrees.
+        verdict: Whether this atlas shows the same: ``AGREES``, ``DIFFERS``, ``UNDECIDED`` if the interval of its number
+            includes both answers, ``NOT_COMPARABLE`` if the number or its interval is not known.
+        criterion: Condition under which the atlas agrees.
     """
 
     statement: str
@@ -66,19 +68,19 @@ class Claim:
 
 
 def above(found: Middle, limit: float) -> str:
-    """Verdict on a median being above ``limit``, by its interval."""
+    """Verdict on the claim that a median is above ``limit``, by the median's interval."""
     if not (np.isfinite(found.low) and np.isfinite(found.high)):
         return NOT_COMPARABLE
     return AGREES if found.low > limit else DIFFERS if found.high < limit else UNDECIDED
 
 
 def below(found: Middle, limit: float) -> str:
-    """Verdict on a median being below ``limit``, by its interval."""
+    """Verdict on the claim that a median is below ``limit``, by the median's interval."""
     return {AGREES: DIFFERS, DIFFERS: AGREES}.get(verdict := above(found, limit), verdict)
 
 
 def worst(verdicts: Iterable[str]) -> str:
-    """Verdict on all of several: what speaks most against it."""
+    """Verdict on several claims together: the verdict that speaks most against them."""
     return max(verdicts, key=(AGREES, UNDECIDED, NOT_COMPARABLE, DIFFERS).index, default=NOT_COMPARABLE)
 
 
@@ -87,10 +89,11 @@ class Section:
     """One question.
 
     Attributes:
-        title: The question's subject.
+        key: Name of the section in ``report.json`` and in links.
+        title: Subject of the question.
         text: Paragraphs.
         numbers: Name to value, for ``report.json`` and the section's table.
-        missing: What of it the atlas cannot say, and what would; empty where nothing is missing.
+        missing: Parts of the answer that the atlas does not hold, and what would give them; empty if nothing is missing.
     """
 
     key: str

@@ -1,4 +1,4 @@
-"""``atlas trajectory``: how the loss proxy concentrates, and on which channels, over checkpoints of one model."""
+"""``atlas trajectory``: how the loss proxy concentrates over checkpoints of one model, and on which channels."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 RHO = 0.01
 LINES = 64
-"""FFNs that are drawn one by one."""
+"""Number of FFNs that are drawn one by one."""
 _STEP = re.compile(r"(?:step|checkpoint|iter)\D{0,2}(\d+)", re.IGNORECASE)
 PAPER = "1B 18.6%; 9B 26%; 84B 60%; 416B 65%; 3.8T 63%; at the end 71.7% (OLMo-2-7B, tokens of pretraining)"
 
 
 def steps_of(atlases: Sequence[Atlas]) -> list[int] | None:
-    """Training steps as all revisions, or all models' or files' names, tell them (``step1000``, ``checkpoint-20``).
+    """Training steps, as revisions, model names or file names give them (``step1000``, ``checkpoint-20``).
 
-    None where none of the three has a step for every atlas, ascending as the files do.
+    The first of the three that has a step for every atlas, in ascending order of the files, is used. None if none has.
     """
     for names in (
         [atlas.model.revision for atlas in atlases],
@@ -49,18 +49,18 @@ def steps_of(atlases: Sequence[Atlas]) -> list[int] | None:
 def make_trajectory(
     atlases: Sequence[Atlas], names: Sequence[str], progress: Callable[[int], Callable[[], object]] | None = None
 ) -> Report:
-    """The report of ``atlases`` of one architecture, in order of training.
+    """Make the report of ``atlases`` of one architecture, in order of training.
 
     Args:
-        names: What to call each.
+        names: Name of each checkpoint in the report.
         progress: As for `chanfmt.reporting.make.make_report`.
 
     Raises:
-        UsageError: Fewer than two.
-        AtlasError: Their models have other FFNs, or one holds no measured LP.
+        UsageError: Fewer than two atlases.
+        AtlasError: The models have different FFNs, or an atlas holds no measured LP.
     """
     if len(atlases) < 2:
-        raise UsageError("a trajectory needs two atlases or more", hint="in order of training")
+        raise UsageError("a trajectory needs two atlases or more", hint="name the atlases in order of training")
     for atlas in atlases[:-1]:
         check_same_ffns(atlas, atlases[-1])
     advance = progress(len(atlases)) if progress else lambda: None
@@ -75,7 +75,7 @@ def make_trajectory(
             key: np.array([getattr(item, key) for item in found])
             for key in ("mass", "top_share", "max_over_mean", "effective_channels", "gini")
         }
-        depth = np.array([unit.depth for unit in units])
+        depth = np.array([unit.index for unit in units])
         against = {kind: compare(atlas, other) for kind, other in (("last", atlases[-1]), ("first", atlases[0]))}
         rows.append(
             {
@@ -99,7 +99,7 @@ def make_trajectory(
         title=f"Trajectory of {printable(atlases[-1].model.id)}",
         facts={
             "checkpoints": f"{len(atlases)}: {', '.join(map(printable, names))}",
-            "axis": "training steps, from the names" if steps else "the order given",
+            "axis": "training steps, from the names" if steps else "the given order",
             "FFNs": f"{len(atlases[-1].blocks):,}",
             "calibration": f"{atlases[-1].calibration.sequences:,} x {atlases[-1].calibration.seq_len:,} tokens",
         },
@@ -114,11 +114,11 @@ def make_trajectory(
 def _notes(atlases: Sequence[Atlas]) -> list[str]:
     notes = []
     if len({atlas.calibration.sequence_sha256 for atlas in atlases}) > 1:
-        notes.append("The checkpoints were not measured on the same tokens, so some of what changes is the text.")
+        notes.append("The checkpoints were not measured on the same tokens, so some of the changes come from the text.")
     if len({atlas.labels.rho for atlas in atlases}) > 1:
-        notes.append("The supernodes were labelled at different rho.")
+        notes.append("The atlases were labelled with different rho.")
     if any(atlas.status != "complete" for atlas in atlases):
-        notes.append("A checkpoint's build is not finished, and its numbers will change.")
+        notes.append("The build of one checkpoint's atlas is unfinished, and its numbers will change.")
     prints = [atlas.model.fingerprint for atlas in atlases]
     if len(set(prints)) < len(prints):
         notes.append("Two checkpoints have the same weights.")
@@ -138,7 +138,7 @@ def _table(name: str, x: np.ndarray, rows: Sequence[dict[str, Any]], keys: Seque
 
 
 def _rise(first: dict[str, np.ndarray], last: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """How much the top 1% share of each FFN that both have rose, (n,), and which FFN that is."""
+    """Rise of the top 1% share of every unit that both tables hold, (n,), and the number of its FFN, (n,)."""
     places, shares = [], []
     for table in (first, last):
         experts = table.get("expert", np.full(len(table["ffn"]), -1))
@@ -149,7 +149,12 @@ def _rise(first: dict[str, np.ndarray], last: dict[str, np.ndarray]) -> tuple[np
 
 
 def _concentration(x: np.ndarray, rows: Sequence[dict[str, Any]], per_ffn: Table, rise: Middle | None, *, named: bool) -> Section:
-    """``rise``: of the top 1% share within an FFN, first to last; None where these have the same weights."""
+    """Make the section about concentration.
+
+    Args:
+        rise: Rise of the top 1% share within an FFN from the first to the last checkpoint; None if these two checkpoints have
+            the same weights.
+    """
     shares: list[Middle] = [row["top_share"] for row in rows]
     first, last = shares[0], shares[-1]
     peaks = [times(row["max_over_mean"].median) for row in rows]
@@ -187,10 +192,13 @@ def _concentration(x: np.ndarray, rows: Sequence[dict[str, Any]], per_ffn: Table
         plots=(
             Plot(
                 "concentration",
-                "Left: share of the LP mass in the top 1% of the channels, median FFN with its bootstrap interval, thin lines the "
-                f"FFNs (of many, {LINES} spread over the depth). Right: the largest channel over the mean.",
+                "Left: share of the LP mass in the top 1% of the channels, median FFN with its bootstrap interval; thin lines: "
+                f"single FFNs (at most {LINES}, spread over the depth). Right: the largest channel over the mean.",
                 ("concentration", "by-ffn"),
-                lambda figure: _draw_concentration(figure, x, rows, per_ffn, named=named),
+                (
+                    lambda axes: draw_top_share(axes, x, rows, per_ffn, named=named),
+                    lambda axes: draw_largest(axes, x, rows, per_ffn, named=named),
+                ),
                 claims=claims,
             ),
         ),
@@ -204,10 +212,10 @@ def _overlap(x: np.ndarray, rows: Sequence[dict[str, Any]], *, named: bool) -> S
     chance = rows[-1]["last_supernode_chance"].median
     return Section(
         key="overlap",
-        title="When the supernodes become what they are",
+        title="When the final supernodes appear",
         text=(
-            f"Of the last checkpoint's supernodes the first shares {significant(before[0], 3)} (Jaccard, median FFN; "
-            f"{significant(chance, 2)} by chance), the one before the last {significant(before[-1], 3)}.",
+            f"The supernodes of the first and the last checkpoint have a Jaccard index of {significant(before[0], 3)} in the median "
+            f"FFN ({significant(chance, 2)} by chance). For the last two checkpoints, it is {significant(before[-1], 3)}.",
         ),
         numbers={
             "first_with_last_jaccard_median": before[0],
@@ -218,10 +226,14 @@ def _overlap(x: np.ndarray, rows: Sequence[dict[str, Any]], *, named: bool) -> S
         plots=(
             Plot(
                 "overlap",
-                "Left: Jaccard index of each checkpoint's supernodes with the last one's and with the first one's, median FFN. "
-                "Right: the same for the ranks of all channels by LP (Spearman). Grey: by chance.",
+                "Left: Jaccard index of each checkpoint's supernodes with the supernodes of the last and of the first checkpoint, "
+                "median FFN. Right: Spearman's correlation of LP over all channels, with the same two checkpoints. Grey: by "
+                "chance.",
                 ("overlap",),
-                lambda figure: _draw_overlap(figure, x, rows, chance, named=named),
+                (
+                    lambda axes: draw_supernodes(axes, x, rows, chance, named=named),
+                    lambda axes: draw_ranks(axes, x, rows, named=named),
+                ),
             ),
         ),
         tables=(
@@ -242,36 +254,73 @@ def _axis(axes: Any, x: np.ndarray, *, named: bool) -> None:
         axes.set_xscale("log")
 
 
-def _draw_concentration(figure: Any, x: np.ndarray, rows: Sequence[dict[str, Any]], per_ffn: Table, *, named: bool) -> None:
-    for number, (axes, key) in enumerate(zip(figure.subplots(1, 2), ("top_share", "max_over_mean"), strict=True)):
-        columns = per_ffn.columns
-        units = np.stack([columns["ffn"], columns.get("expert", np.zeros(len(columns["ffn"])))], axis=1)
-        found_units = np.unique(units, axis=0)
-        for unit in found_units[np.unique(np.linspace(0, len(found_units) - 1, LINES).astype(int))]:
-            mine = (units == unit).all(axis=1)
-            axes.plot(columns["step"][mine], columns[key][mine], color=drawing.GREY, linewidth=0.4, alpha=0.6)
-        found: list[Middle] = [row[key] for row in rows]
-        medians = np.array([item.median for item in found])
-        low, high = (np.array([getattr(item, name) for item in found]) for name in ("low", "high"))
-        errors = np.nan_to_num(np.abs(np.stack([medians - low, high - medians])))
-        axes.errorbar(x, medians, yerr=errors, capsize=2, **drawing.line_style(number))
-        _axis(axes, x, named=named)
-    left, right = figure.axes
-    drawing.share_axis(left)
-    left.set_title("share of LP in the top 1%")
-    drawing.log_axis(right, per_ffn.columns["max_over_mean"])
-    right.set_title("largest LP over the mean")
+def draw_top_share(axes: Any, x: np.ndarray, rows: Sequence[dict[str, Any]], per_ffn: Table, *, named: bool) -> None:
+    """Draw the share of LP in the top 1% of the channels into matplotlib ``axes``, over checkpoints.
+
+    Args:
+        x: Place of each checkpoint on the horizontal axis, (checkpoint,).
+        rows: One dictionary per checkpoint, with a `Middle` under ``top_share``.
+        per_ffn: One row per unit and checkpoint: ``step``, ``ffn``, perhaps ``expert``, and ``top_share``.
+        named: Whether ``x`` are training steps.
+    """
+    _draw_units(axes, x, rows, per_ffn, "top_share", 0)
+    _axis(axes, x, named=named)
+    drawing.share_axis(axes)
+    axes.set_title("share of LP in the top 1%")
 
 
-def _draw_overlap(figure: Any, x: np.ndarray, rows: Sequence[dict[str, Any]], chance: float, *, named: bool) -> None:
-    left, right = figure.subplots(1, 2)
-    for axes, key in ((left, "supernode_jaccard"), (right, "correlation")):
-        for number, kind in enumerate(("last", "first")):
-            axes.plot(x, [row[f"{kind}_{key}"].median for row in rows], label=f"with the {kind}", **drawing.line_style(number))
-        _axis(axes, x, named=named)
-    left.axhline(chance, color=drawing.GREY, linestyle=":", label="by chance")
-    right.axhline(0, color=drawing.GREY, linestyle=":")
-    left.set_ylim(0, 1.02)
-    left.set_title("Jaccard of the supernodes")
-    right.set_title("Spearman of LP ranks")
-    drawing.legend(left)
+def draw_largest(axes: Any, x: np.ndarray, rows: Sequence[dict[str, Any]], per_ffn: Table, *, named: bool) -> None:
+    """Draw the largest LP over the mean, ``max_over_mean``, with the arguments of `draw_top_share`."""
+    _draw_units(axes, x, rows, per_ffn, "max_over_mean", 1)
+    _axis(axes, x, named=named)
+    drawing.log_axis(axes, per_ffn.columns["max_over_mean"])
+    axes.set_title("largest LP over the mean")
+
+
+def draw_supernodes(axes: Any, x: np.ndarray, rows: Sequence[dict[str, Any]], chance: float, *, named: bool) -> None:
+    """Draw the Jaccard index of each checkpoint's supernodes with the last and the first one's into matplotlib ``axes``.
+
+    Args:
+        x, named: As for `draw_top_share`.
+        rows: One dictionary per checkpoint, with a `Middle` under ``last_supernode_jaccard`` and ``first_supernode_jaccard``.
+        chance: Index of random sets.
+    """
+    _draw_both(axes, x, rows, "supernode_jaccard")
+    _axis(axes, x, named=named)
+    axes.axhline(chance, color=drawing.GREY, linestyle=":", label="by chance")
+    axes.set_ylim(0, 1.02)
+    axes.set_title("Jaccard of the supernodes")
+    drawing.legend(axes)
+
+
+def draw_ranks(axes: Any, x: np.ndarray, rows: Sequence[dict[str, Any]], *, named: bool) -> None:
+    """Draw Spearman's correlation of each checkpoint's LP with the last and the first one's into matplotlib ``axes``.
+
+    Args:
+        x, named: As for `draw_top_share`.
+        rows: One dictionary per checkpoint, with a `Middle` under ``last_correlation`` and ``first_correlation``.
+    """
+    _draw_both(axes, x, rows, "correlation")
+    _axis(axes, x, named=named)
+    axes.axhline(0, color=drawing.GREY, linestyle=":")
+    axes.set_title("Spearman of LP ranks")
+
+
+def _draw_units(axes: Any, x: np.ndarray, rows: Sequence[dict[str, Any]], per_ffn: Table, key: str, number: int) -> None:
+    """Thin lines of single units, and the medians with their intervals."""
+    columns = per_ffn.columns
+    units = np.stack([columns["ffn"], columns.get("expert", np.zeros(len(columns["ffn"])))], axis=1)
+    found_units = np.unique(units, axis=0)
+    for unit in found_units[np.unique(np.linspace(0, len(found_units) - 1, LINES).astype(int))]:
+        mine = (units == unit).all(axis=1)
+        axes.plot(columns["step"][mine], columns[key][mine], color=drawing.GREY, linewidth=0.4, alpha=0.6)
+    found: list[Middle] = [row[key] for row in rows]
+    medians = np.array([item.median for item in found])
+    low, high = (np.array([getattr(item, name) for item in found]) for name in ("low", "high"))
+    errors = np.nan_to_num(np.abs(np.stack([medians - low, high - medians])))
+    axes.errorbar(x, medians, yerr=errors, capsize=2, **drawing.line_style(number))
+
+
+def _draw_both(axes: Any, x: np.ndarray, rows: Sequence[dict[str, Any]], key: str) -> None:
+    for number, kind in enumerate(("last", "first")):
+        axes.plot(x, [row[f"{kind}_{key}"].median for row in rows], label=f"with the {kind}", **drawing.line_style(number))

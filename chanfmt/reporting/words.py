@@ -15,25 +15,25 @@ if TYPE_CHECKING:
 
 
 def times(value: float) -> str:
-    """A factor, or a correlation."""
+    """A factor or a correlation as text."""
     return significant(value, 3)
 
 
 def percent(value: float) -> str:
-    """A share."""
+    """A share as text."""
     return "-" if np.isnan(value) else f"{value:.1%}"
 
 
 def bracketed(found: Middle, show: Callable[[float], str]) -> str:
-    """A median's interval in brackets, to follow it; nothing where there is none."""
+    """The interval of a median in brackets, to follow the median; empty if there is no interval."""
     return f" (interval {show(found.low)} to {show(found.high)})" if np.isfinite(found.low) else ""
 
 
 def with_interval(found: Middle, show: Callable[[float], str]) -> str:
-    """A median with its interval."""
+    """A median with its interval as text."""
     return f"{show(found.median)}{bracketed(found, show)}"
 
 
 def listed(items: Iterable[tuple[str, Middle]], show: Callable[[float], str]) -> str:
-    """Names with their medians, those left out that are not known."""
+    """Names with their medians as text, without unknown medians."""
     return ", ".join(f"{name} {show(found.median)}" for name, found in items if found.count)

@@ -486,7 +486,7 @@ def renamed(file: h5py.File) -> None:
 NEAREST = (*contents.NEAREST, *contents.NEAREST.values())
 SLIM = ("connectivity_at", "wanda_group", "redundancy_null", *NEAREST)
 RELABELLED = dataclasses.replace(contents.SETTINGS, rho=0.5)
-WITHOUT_SUMS = (*(item.name for item in schema.SUMS), "sum_q2_split", "max_abs_u")
+WITHOUT_SUMS = schema.STRIPPED
 RAGGED = (contents.Kind(layers=(0, 2)), contents.Kind("decoder.wide", (1,), 12))
 ENCODER = (contents.Kind("encoder", (0, 1), 4, place="encoder", share=0.7), contents.Kind(layers=(0, 1)))
 UNGATED = (contents.Kind(layers=(0,), gated=False, bias=True),)

@@ -1,6 +1,6 @@
-"""Remove channels of a loaded model, and refit others, for a while.
+"""Remove channels of a loaded model, or replace write vectors, for the time of a ``with`` block.
 
-What is removed stays in its weights: activations are replaced on the way to the write.
+The weights of removed channels stay: their activations are replaced before the write projection.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import contextlib
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
+from chanfmt.format.unit import unit_rows
 from chanfmt.models.find.intercept import Interceptor
 from chanfmt.models.matrices import matrix_of
 from chanfmt.models.run import eager_experts
@@ -19,6 +19,7 @@ from chanfmt.models.run import eager_experts
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    import numpy as np
     from torch import nn
 
     from chanfmt.models.ffn import FFN
@@ -29,28 +30,28 @@ if TYPE_CHECKING:
 def masked(
     model: nn.Module, ffns: Mapping[int, FFN], removed: Mapping[int, np.ndarray], means: Mapping[int, np.ndarray] | None = None
 ) -> Iterator[None]:
-    """While entered, ``model`` computes as if channels were removed; its parameters are only read.
+    """Make ``model`` compute as if channels were removed, in the body. Its parameters are only read.
 
     Args:
         ffns: Block index to the FFN of ``model``.
-        removed: Block index to a mask of the channels that go, bool (channel,), or (expert, channel); blocks may be
+        removed: Block index to a mask of the channels to remove, bool (channel,), or (expert, channel). Blocks may be
             left out.
-        means: Block index to what stands in for a removed channel's activation, likewise; None is 0.
+        means: Block index to the values that replace the activations, of the shape of the masks; None for 0.
     """
     interceptor = Interceptor(model)
     for index, mask in removed.items():
         if not mask.any():
             continue
-        gone = torch.from_numpy(np.atleast_2d(mask))
-        values = torch.zeros(gone.shape) if means is None else torch.from_numpy(np.atleast_2d(means[index]))
+        gone = torch.from_numpy(unit_rows(mask))
+        values = torch.zeros(gone.shape) if means is None else torch.from_numpy(unit_rows(means[index]))
         members = ffns[index].members
         if members[0].write.matrix.batched:
-            # One product for all experts: their rows come along the first axis.
+            # One product computes all experts. Their rows lie along the first axis.
             interceptor.on(members[0].write.matrix, before=partial(_replaced, gone[:, None], values[:, None]))
             continue
         for expert, member in enumerate(members):
             interceptor.on(member.write.matrix, before=partial(_replaced, gone[expert], values[expert]))
-    # Fused kernels of experts would pass the interceptor by.
+    # The interceptor does not see fused kernels of experts.
     with eager_experts(model), interceptor:
         yield
 
@@ -59,11 +60,11 @@ def masked(
 def refitted_writes(
     model: nn.Module, ffns: Mapping[int, FFN], weights: Mapping[int, tuple[np.ndarray, FittedWrite]]
 ) -> Iterator[None]:
-    """While entered, ``model`` has other write vectors; afterwards its own, bit by bit.
+    """Give ``model`` other write vectors in the body. Afterwards it has its own again, bit by bit.
 
     Args:
         ffns: Block index to the FFN of ``model``.
-        weights: Block index of a dense FFN to ids of its channels (kept,), and their write vectors.
+        weights: Block index of a dense FFN to the ids of its kept channels (kept,), and their write vectors.
     """
     before: list[tuple[torch.Tensor, torch.Tensor]] = []
     try:

@@ -167,7 +167,7 @@ def renamed(content):
     [
         (other_width, "96 channels in .* and 64 channels"),
         (fewer_layers, r"only .*a.h5 has an FFN model.layers.3.mlp"),
-        (renamed, "nor 3 others"),
+        (renamed, "and 3 others that the other atlas lacks"),
         (lambda content: moe_content(), "only"),
     ],
 )
@@ -226,7 +226,7 @@ def test_one_file_twice_is_said(tmp_path, capsys):
     [
         (["A"], "two atlases or more"),
         ([], "required: FILE"),
-        (["A", "A", "--metric", "beauty"], "invalid choice"),
+        (["A", "A", "--metric", "beauty"], "unknown metric 'beauty'"),
         (["A", "NOWHERE"], "does not exist"),
     ],
 )

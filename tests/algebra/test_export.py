@@ -252,7 +252,7 @@ def test_an_export_is_reported(tmp_path, capsys):
 def test_the_atlas_is_not_its_own_export(tmp_path):
     path = random_atlas(tmp_path / "a.csv")
     before = path.read_bytes()
-    with chanfmt.open(path) as atlas, pytest.raises(UsageError, match="the atlas itself"):
+    with chanfmt.open(path) as atlas, pytest.raises(UsageError, match="the atlas that is exported"):
         export(atlas, path, overwrite=True)
     assert path.read_bytes() == before
 

@@ -143,7 +143,7 @@ def test_small_covariances_are_correlations_all_the_same():
 
 
 def test_identical_channels_have_finite_redundancy():
-    assert labels.pair_redundancy(np.array([1.0]))[0] == labels.MAX_REDUNDANCY
+    assert labels.pair_redundancy(np.array([1.0]))[0] == schema.MAX_REDUNDANCY
     assert labels.pair_redundancy(np.array([-0.9, 0.0])).tolist() == [0.0, 0.0]
 
 

@@ -131,7 +131,6 @@ def test_a_build_in_a_worker_thread(tiny_checkpoint, tmp_path):
     assert_equal(options.path, build(dataclasses.replace(options, output=str(tmp_path / "b.h5")), SETTINGS))
 
 
-@pytest.mark.xfail(strict=True, reason="recorded_command still reads sys.argv")
 def test_a_notebook_records_no_command(tiny_checkpoint, tmp_path, monkeypatch):
     kernel = ["/usr/lib/python3/site-packages/ipykernel_launcher.py", "-f", "/home/someone/kernel-123.json"]
     monkeypatch.setattr("sys.argv", kernel)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import chanfmt
+from chanfmt.algebra.metrics import FORMULAS
 from chanfmt.base.errors import AtlasError, ChanfmtError, UsageError
 from chanfmt.building import build as build_module
 from chanfmt.building import keeper, state
@@ -31,6 +32,7 @@ from tests.support.heard import heard
 from tests.support.tiny import tiny_model
 from tui.app import AtlasApp
 from tui.session.load import read_snapshot
+from tui.session.session import Session
 from tui.widgets.lines import Lines
 
 
@@ -107,22 +109,22 @@ def test_a_checkpoint_is_an_atlas_of_what_was_measured(options, monkeypatch, cap
     assert all(variable.merge in ("", "drop") for group in content.extensions for variable in group.variables)
     snapshot = read_snapshot(options.partial)
     assert (snapshot.status, snapshot.calibration_tokens) == ("partial", done * 32)
-    assert tuple(snapshot.metrics) == ("lp", "lp_factored", "activation_power", "curvature", "taylor")
+    assert tuple(snapshot.metrics) == tuple(FORMULAS)
     assert main(["info", str(options.partial)]) == 0
     assert "partial" in capsys.readouterr().out
 
 
 async def test_the_browser_follows_a_build_to_its_end(options, monkeypatch):
     stop_after(options, 2, monkeypatch)
-    app = AtlasApp(read_snapshot(options.path))
+    app = AtlasApp(Session(read_snapshot(options.path)))
     options = dataclasses.replace(options, resume=True)
 
     def title():
         return app.screen.query_one("#title", Lines).text
 
     async def polled(text):
-        app.poll()
-        app.poll()
+        app.session.poll()
+        app.session.poll()
         await wait_until(lambda: text in title())
 
     async with app.run_test(size=(100, 24)) as pilot:
@@ -132,17 +134,17 @@ async def test_the_browser_follows_a_build_to_its_end(options, monkeypatch):
         await press(pilot, "enter", "j", "space")
         await pilot.pause()
         stop_after(options, 3, monkeypatch)
-        app.poll()
-        app.poll()
-        await wait_until(lambda: app.browser.snapshot.calibration_tokens > 3 * 32)
-        assert app.marks.counts == [1, 0, 0]
+        app.session.poll()
+        app.session.poll()
+        await wait_until(lambda: app.session.browser.snapshot.calibration_tokens > 3 * 32)
+        assert app.session.marks.counts == [1, 0, 0]
         build(options, SETTINGS)
         await press(pilot, "q")
         await polled(f" {options.path.name}   ")
         assert "PARTIAL" not in title()
-        assert app.browser.snapshot.status == "complete"
-        assert app.marks.counts == [1, 0, 0]
-        assert app.protect_file == options.path.with_name(f"{options.path.stem}.protect.json")
+        assert app.session.browser.snapshot.status == "complete"
+        assert app.session.marks.counts == [1, 0, 0]
+        assert app.session.protect_file == options.path.with_name(f"{options.path.stem}.protect.json")
 
 
 def test_without_tokens(options, uninterrupted, monkeypatch):

@@ -65,7 +65,7 @@ def text(tmp_path):
 
 
 def options(tmp_path, text, name, **changes):
-    values = {"sequences": 13, "seq_len": 24, "batch_size": "2", "dtype": "float64", "quiet": True, "device": "cpu"}
+    values = {"sequences": 13, "seq_len": 24, "batch_size": "2", "dtype": "float64", "device": "cpu"}
     return BuildOptions(str(tmp_path / "model"), str(tmp_path / name), calib=str(text), **(values | changes))
 
 

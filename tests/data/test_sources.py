@@ -38,7 +38,7 @@ def texts(tmp_path_factory):
 
 
 def request(model, output, calib, **changes):
-    values = {"calib": calib, "sequences": 20, "seq_len": SEQ_LEN, "batch_size": "4", "quiet": True} | changes
+    values = {"calib": calib, "sequences": 20, "seq_len": SEQ_LEN, "batch_size": "4"} | changes
     return BuildOptions(str(model), str(output), **values)
 
 

@@ -65,7 +65,10 @@ def test_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     markdown = (target / "report.md").read_text()
     captions = [line for line in markdown.splitlines() if line.startswith("_") and line.endswith("_")]
     assert len(captions) == len(figures)
-    assert all(("Beside the paper: " in line or "We know of no number" in line) and "Data: data/" in line for line in captions)
+    assert all(
+        ("Beside the paper: " in line or "We do not know a number in the paper" in line) and "Data: data/" in line
+        for line in captions
+    )
     for name in figures:
         assert f"](figures/{name}.png)" in markdown
     for path in (target / "data").glob("*.csv"):
@@ -169,7 +172,7 @@ def test_outputs_are_not_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     (target / "thesis.tex").write_text("mine")
     assert main(["report", str(source), "-o", str(target)]) == 2
     assert main(["report", str(source), "-o", str(target), "--overwrite"]) == 2
-    assert "something else than a report" in capsys.readouterr().err
+    assert "something other than a report" in capsys.readouterr().err
     assert (target / "thesis.tex").read_text() == "mine"
     shutil.rmtree(target)
     assert main(["report", str(source), "-o", str(target)]) == 0
@@ -186,3 +189,20 @@ def test_an_atlas_without_lp_is_refused(tmp_path: Path) -> None:
     write_atlas(content, tmp_path / "a.h5")
     with chanfmt.open(tmp_path / "a.h5") as atlas, pytest.raises(AtlasError, match="no measured LP"):
         make_report(atlas)
+
+
+def test_every_panel_is_drawn_into_the_axes_of_the_caller(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    with chanfmt.open(random_atlas(tmp_path / "a.h5")) as atlas:
+        report = make_report(atlas)
+    plots = [plot for section in report.sections for plot in section.plots]
+    assert plots
+    for plot in plots:
+        figure = Figure()
+        for axes, draw in zip(figure.subplots(2, len(plot.draw), squeeze=False)[1], plot.draw, strict=True):
+            draw(axes)
+            assert axes.has_data(), plot.name
+            assert not figure.legends
+        assert not any(axes.has_data() for axes in figure.axes[: len(plot.draw)])

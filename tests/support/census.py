@@ -130,7 +130,7 @@ def build_atlas(directory: Path, atlas: Path, calib: str = "pydoc") -> Any:
     from chanfmt.format.writer import write_atlas
     from chanfmt.hub.locate import locate_model
 
-    options = BuildOptions(str(directory), str(atlas), calib=calib, sequences=SEQUENCES, seq_len=SEQ_LEN, quiet=True)
+    options = BuildOptions(str(directory), str(atlas), calib=calib, sequences=SEQUENCES, seq_len=SEQ_LEN)
     settings = LabelSettings(rho=0.05)
     plan = plan_build(options, settings, locate_model)
     measured = measure(plan.model, plan.ffns, plan.tokens, rho=settings.rho, loss=plan.loss)

@@ -1,7 +1,7 @@
 """Check a file against the specification, level by level (spec section "Validation").
 
-Reading a hostile file may crash the HDF5 library: `chanfmt.algebra.validate.contained` does the same in a
-process of its own.
+A hostile file may crash the HDF5 library: `chanfmt.algebra.validate.contained` checks the file in a separate
+process.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ LEVELS = (check_structure, check_references, check_values, check_digests)
 
 
 def validate(path: str | os.PathLike[str]) -> list[Finding]:
-    """Every breach of the specification in ``path``; no finding of severity ``error`` means valid.
+    """Check ``path`` against the specification. The file is valid if no finding has the severity ``error``.
 
-    A level is checked where the levels below it found no error.
+    A level is checked only if the levels below it found no error.
 
     Raises:
-        UsageError: There is no such file, or it cannot be opened at all.
+        UsageError: The file does not exist, or it cannot be opened at all.
     """
     report = Report()
     try:

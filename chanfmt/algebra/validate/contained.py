@@ -1,4 +1,4 @@
-"""Validate in a process of its own, so that a file that breaks the HDF5 library breaks only that."""
+"""Validate in a separate process, so that a file that crashes the HDF5 library crashes only that process."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _RECORD, _FIELD = "\x1e", "\x1f"
 
 
 def validate_contained(path: Path) -> list[Finding]:
-    """`chanfmt.algebra.validate.validate` with limits on memory and time; a crash is the finding E017.
+    """Run `chanfmt.algebra.validate.validate` with limits on memory and time. A crash becomes the finding E017.
 
     Raises:
-        UsageError: There is no such file, or it cannot be opened at all.
+        UsageError: The file does not exist, or it cannot be opened at all.
     """
 
     def work() -> str:

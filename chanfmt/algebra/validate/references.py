@@ -8,18 +8,30 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chanfmt.algebra.validate.structure import parse_json
 from chanfmt.format import schema
+from chanfmt.format.records import MAX_INDEX
+from chanfmt.format.texts import parsed
 
 if TYPE_CHECKING:
     from chanfmt.algebra.validate.findings import Report
     from chanfmt.format.container import Container
 
-COUNTED = ("channel", "expert", "split", "nearest", "block", "sequence", "position", "contribution", "byte")
+COUNTED = frozenset(
+    variable.name
+    for table in (
+        schema.INDEX_VARIABLES,
+        schema.BLOCK_VARIABLES,
+        schema.CALIBRATION_VARIABLES,
+        schema.PRODUCER_VARIABLES,
+    )
+    for variable in table
+    if variable.merge == "index" and variable.counted
+)
+"""Indices whose values count from 0."""
 
 
 def check_references(container: Container, report: Report) -> None:
-    """Add what breaks a rule E2.. to ``report``."""
+    """Add breaches of the rules E2.. to ``report``."""
     _indices(container, report)
     _blocks(container, report)
     _calibration(container, report)
@@ -77,7 +89,7 @@ def _blocks(container: Container, report: Report) -> None:
             where,
             f"is layer {row['layer_index']}, its stack says {layers[row['row']]}",
         )
-        slices = parse_json(row["tensors"])
+        slices = parsed(row["tensors"], list[dict[str, Any]], where)
         complaint = tensors_complaint(slices, channels, max(1, experts), gated=bool(container.attribute(stack, "gated")))
         report.check(not complaint, "E204", where, complaint)
         places.setdefault(row["stack"], row["place"])
@@ -94,7 +106,7 @@ def _blocks(container: Container, report: Report) -> None:
 
 
 def tensors_complaint(slices: list[dict[str, Any]], channels: int, ffns: int, *, gated: bool) -> str:
-    """What is wrong with one row of the ``tensors`` column (spec section "FFNs"); empty where nothing is."""
+    """Complaint about one row of the ``tensors`` column (spec section "FFNs"); empty if the row is right."""
     roles: Counter[str] = Counter()
     for item in slices:
         role, axis, start, stop, step = (item[name] for name in ("role", "axis", "start", "stop", "step"))
@@ -105,7 +117,7 @@ def tensors_complaint(slices: list[dict[str, Any]], channels: int, ffns: int, *,
             if not role.endswith("_bias"):
                 return f"has a {role} slice without an axis"
             continue
-        if not 0 <= axis < 4 or step < 1 or start < 0 or -(-(stop - start) // step) != channels:
+        if not 0 <= axis < 4 or step < 1 or not 0 <= start <= stop <= MAX_INDEX or -(-(stop - start) // step) != channels:
             return f"has a {role} slice from {start} to {stop} by {step} of axis {axis!r} for {channels} channels"
     expected = {"write": ffns, "up": ffns, "gate": ffns if gated else 0}
     for role, count in expected.items():
@@ -181,11 +193,11 @@ def _tokens(container: Container, report: Report) -> None:
         most = most.reshape(-1, *(1,) * (by_split.ndim - 1))
         exact = places.get(name) == "decoder" and container.attribute(path, "kind") != "experts"
         if exact:
-            # An FFN that its model uses several times meets every token as often.
+            # An FFN that the model uses n times sees every token n times.
             uses = np.maximum(1, tokens // max(1, int(most.sum())))
             right = (by_split == uses * most).all()
         else:
-            # A router may give a token to one expert in several of its slots.
+            # A router may send one token to the same expert in several slots.
             slots = by_split.shape[-1] if container.attribute(path, "kind") == "experts" else 2**32
             right = (by_split >= 0).all() and (by_split <= slots * most).all()
         report.check(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def check_digests(container: Container, report: Report) -> None:
-    """Add what breaks a rule E4.. to ``report``."""
+    """Add breaches of the rules E4.. to ``report``."""
     stated = container.attribute("", "content_sha256")
     report.check(content_sha256(container) == stated, "E401", "/@content_sha256", "is not the digest of the content")
     if SEAL in container and container.path is not None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import numpy as np
 
+from chanfmt.base.errors import AtlasError
 from chanfmt.format import schema
+from chanfmt.format.texts import configuration, parsed
 
 if TYPE_CHECKING:
     from chanfmt.algebra.validate.findings import Report
@@ -26,12 +29,10 @@ ALLOWED: dict[str, dict[str, tuple[str, ...]]] = {
     "labels": {"score": tuple(schema.METRIC_BY_NAME), "ties": ("lowest index",)},
     "stacks/*": {"kind": schema.STACK_KINDS},
 }
-ALWAYS = ("tokens", "tokens_split")
-"""Stack variables that a partial atlas holds too."""
 
 
 def check_structure(container: Container, report: Report) -> None:
-    """Add what breaks a rule E1.. to ``report``, and the remarks that can be seen here."""
+    """Add breaches of the rules E1.. to ``report``, and the remarks that concern names and versions."""
     missing = [name for name in GROUPS if not container.is_group(name)]
     for name in missing:
         report.add("E101", f"/{name}", "the group is missing")
@@ -79,7 +80,7 @@ def _attributes(container: Container, report: Report, path: str, table: str) -> 
 
 def _unknown_attributes(container: Container, report: Report, path: str, known: set[str]) -> None:
     for name in container.attributes(path):
-        # netCDF-4 libraries sign what they append to.
+        # netCDF-4 libraries add this attribute to files that they append to.
         report.check(
             name in known or name == "_NCProperties", "W502", f"/{path}@{name}", "the specification does not know this name"
         )
@@ -91,7 +92,13 @@ def _stack(container: Container, report: Report, path: str, root: dict[str, Any]
     values = _attributes(container, report, path, "/stacks/*")
     kind, gated = str(values.get("kind", "dense")), bool(values.get("gated", 0))
     dropped = set(str(root.get("dropped", "")).split())
-    required = {"layer", "channel", "split", *ALWAYS, *(["expert"] if kind == "experts" else [])}
+    required = {
+        "layer",
+        "channel",
+        "split",
+        *(item.name for item in schema.STACK_VARIABLES if item.kept),
+        *(["expert"] if kind == "experts" else []),
+    }
     if root.get("status") == "complete":
         required |= {
             item.name
@@ -139,7 +146,7 @@ def _variables(
 
 
 def _variable_attributes(container: Container, report: Report, place: str, units: str | None) -> None:
-    """``units`` None: any will do."""
+    """Check ``long_name``, units and the flags of labels. None for ``units`` accepts any units."""
     long_name = container.attribute(place, "long_name")
     report.check(isinstance(long_name, str) and long_name, "E108", f"/{place}@long_name", "is missing, or not a text")
     found = container.attribute(place, "units")
@@ -186,7 +193,7 @@ def _extension(container: Container, report: Report, path: str) -> None:
 
 
 def _extension_lengths(container: Container, report: Report, path: str, place: str, dimensions: tuple[str, ...]) -> None:
-    """Arrays in ``x_<owner>/<stack>`` share that stack's lengths."""
+    """Check that arrays in ``x_<owner>/<stack>`` have the lengths of that stack."""
     stack = f"stacks/{path.rpartition('/')[2]}"
     for name, length in zip(dimensions, container.nodes[place].shape, strict=True):
         own, of_stack = container.nodes.get(f"{path}/{name}"), container.nodes.get(f"{stack}/{name}")
@@ -198,24 +205,41 @@ def _extension_lengths(container: Container, report: Report, path: str, place: s
             )
 
 
+@dataclass(frozen=True)
+class _Slice:
+    """One entry of the ``tensors`` column, with every key that the specification asks for."""
+
+    role: str
+    tensor: str
+    parameter: str
+    axis: int | None
+    start: int
+    stop: int
+    step: int
+    index: int | None = None
+
+
+_Arrays = dict[str, tuple[str, list[Annotated[int, msgspec.Meta(gt=0)]]]]
+"""Name to type and shape of a sample."""
+
+
 def _texts(container: Container, report: Report) -> None:
-    for path, name, kind in (("model", "config", dict), ("model", "architectures", list), ("producer", "versions", dict)):
-        value = parse_json(str(container.attribute(path, name)))
-        report.check(isinstance(value, kind), "E110", f"/{path}@{name}", f"is not a JSON {'object' if kind is dict else 'list'}")
-    for line in str(container.attribute("producer", "history")).splitlines():
-        report.check(isinstance(parse_json(line), dict), "E110", "/producer@history", f"holds the line {line[:40]!r}")
+    for path, name, kind, what in (
+        ("model", "architectures", list[str], "list of texts"),
+        ("producer", "versions", dict[str, str], "object of names to texts"),
+    ):
+        text = str(container.attribute(path, name))
+        report.check(_is(text, kind), "E110", f"/{path}@{name}", f"is not a JSON {what}")
+    config = configuration(str(container.attribute("model", "config")))
+    report.check(config is not None, "E110", "/model@config", "is not a JSON object")
+    for line in str(container.attribute("producer", "history")).split("\n"):
+        report.check(not line or _is(line, dict[str, Any]), "E110", "/producer@history", f"holds the line {line[:40]!r}")
     for row, text in enumerate(container.read("block/tensors")):
-        value = parse_json(text)
-        report.check(
-            isinstance(value, list) and all(_is_slice(item) for item in value),
-            "E110",
-            "/block/tensors",
-            f"row {row} is not a JSON list of slices",
-        )
+        report.check(_is(text, list[_Slice]), "E110", "/block/tensors", f"row {row} is not a JSON list of slices")
     if "calibration/contribution_inputs" in container:
         for row, text in enumerate(container.read("calibration/contribution_inputs")):
             report.check(
-                not text or _are_arrays(parse_json(text)),
+                not text or _is(text, _Arrays),
                 "E110",
                 "/calibration/contribution_inputs",
                 f"row {row} is not a JSON object of names to types and shapes",
@@ -226,35 +250,13 @@ def _texts(container: Container, report: Report) -> None:
         )
 
 
-def _is_slice(item: Any) -> bool:
-    """Whether ``item`` has the keys of a slice, with values of their types."""
-    return (
-        isinstance(item, dict)
-        and all(isinstance(item.get(name), str) for name in ("role", "tensor", "parameter"))
-        and all(type(item.get(name)) is int for name in ("start", "stop", "step"))
-        and "axis" in item
-        and (item["axis"] is None or type(item["axis"]) is int)
-    )
-
-
-def _are_arrays(value: Any) -> bool:
-    """Whether ``value`` gives every name a type and a shape."""
-    return isinstance(value, dict) and all(
-        isinstance(item, list)
-        and len(item) == 2
-        and isinstance(item[0], str)
-        and isinstance(item[1], list)
-        and all(type(length) is int and length > 0 for length in item[1])
-        for item in value.values()
-    )
-
-
-def parse_json(text: str) -> Any:
-    """``text`` as JSON; None where it is none."""
+def _is(text: str, kind: Any) -> bool:
+    """Whether ``text`` is JSON of the type ``kind``."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+        parsed(text, kind, "")
+    except AtlasError:
+        return False
+    return True
 
 
 def _remarks(container: Container, report: Report, root: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Level 3: values, by themselves and against what they follow from."""
+"""Level 3: values, by themselves and against the values that they follow from."""
 
 from __future__ import annotations
 
@@ -16,31 +16,15 @@ if TYPE_CHECKING:
     from chanfmt.format.container import Container
 
 SUM_TOLERANCE = 1e-9
+"""Relative tolerance of the splits' sums against the whole."""
 LAW_TOLERANCE = 1e-5
-"""Slack of inequalities between sums that were partly accumulated in float32."""
-RANGES: dict[str, tuple[float, float]] = {
-    "connectivity": (0, 1),
-    "connectivity_at": (0, 1),
-    "read_connectivity": (0, 1),
-    "core_covered": (0, 1),
-    "protection": (0, 1),
-    "write_share": (0, 1),
-}
-IDS = ("redundancy_partner", "write_dimension")
-"""Whole numbers from -1, which is none, on."""
-MOST: dict[str, float] = dict.fromkeys(("redundancy", "redundancy_null", "redundancy_pair"), labels.MAX_REDUNDANCY)
-NEVER_NEGATIVE = frozenset(variable.name for variable in schema.STACK_VARIABLES) - {"sum_u", "sum_q", "label", *IDS, *RANGES}
-ALWAYS_KNOWN = frozenset(variable.name for variable in schema.STACK_VARIABLES if variable.merge in ("sum", "max", "equal")) | {
-    "protection"
-}
-"""Never NaN, tokens or not: what is summed, and what is known of the weights."""
-MAY_BE_UNKNOWN = frozenset({"redundancy", "redundancy_null", "read_connectivity", "redundancy_pair", "write_share"})
+"""Relative slack of inequalities between sums, which are partly accumulated in float32."""
 RELATIVE_SLACK = 1e-6
-"""Rounding of a share to float32."""
+"""Relative slack for the rounding of a share to float32."""
 
 
 def check_values(container: Container, report: Report) -> None:
-    """Add what breaks a rule E3.. to ``report``."""
+    """Add breaches of the rules E3.. to ``report``."""
     stated = {item.name: container.attribute("labels", item.name) for item in schema.ATTRIBUTES["/labels"]}
     core_rho = stated.pop("core_rho")
     settings = LabelSettings(**stated)
@@ -75,7 +59,7 @@ def _extensions(container: Container, report: Report) -> None:
 
 
 class _Stack:
-    """One stack's arrays, read as they are asked for and kept."""
+    """The arrays of one stack; each is read at its first use and kept."""
 
     def __init__(self, container: Container, report: Report, name: str) -> None:
         self.container = container
@@ -97,7 +81,7 @@ class _Stack:
         return all(name in self for name in names)
 
     def check(self, holds: Any, code: str, name: str, message: str) -> bool:
-        """``holds`` may be an array; the first place where it does not is named."""
+        """Add a finding unless ``holds``. If ``holds`` is an array, the finding names the first place where it is False."""
         wrong = ~np.asarray(holds, dtype=bool)
         if wrong.any() and wrong.ndim:
             places = np.argwhere(wrong)
@@ -105,7 +89,7 @@ class _Stack:
         return self.report.check(not wrong.any(), code, f"/{self.path}/{name}", message)
 
     def check_each(self) -> None:
-        """Every array by itself: finite, known where it must be, inside its range."""
+        """Check every array by itself: finite, known where it must be known, inside its range."""
         for variable in schema.STACK_VARIABLES:
             name = variable.name
             if name not in self:
@@ -115,22 +99,10 @@ class _Stack:
                 if not self.check(~np.isinf(values), "E301", name, "is infinite"):
                     continue
                 self._check_known(variable)
-            if name in NEVER_NEGATIVE:
-                self.check(~(values < 0), "E303", name, "is negative")
-            if name in RANGES:
-                low, high = RANGES[name]
-                self.check(~((values < low) | (values > high * (1 + RELATIVE_SLACK))), "E311", name, f"is not in {low} to {high}")
-            if name in IDS:
-                # Residual dimensions are not counted in an atlas.
-                most = values.shape[-1] - 1 if name == "redundancy_partner" else np.iinfo(np.int32).max
-                self.check((values >= -1) & (values <= most), "E311", name, f"is not in -1 to {most}")
-                known = {"redundancy_partner": "redundancy_pair", "write_dimension": "write_share"}[name]
-                if known in self:
-                    self.check((values >= 0) == ~np.isnan(self[known]), "E302", known, f"is not known just where {name} is")
-            if name in MOST:
-                self.check(~(values > MOST[name] * (1 + RELATIVE_SLACK)), "E311", name, f"is more than {MOST[name]:.4g}")
-        if "label" in self:
-            self.check(self["label"] <= schema.LABEL_SUPERNODE, "E311", "label", "is none of 0, 1, 2")
+            self._check_range(variable)
+            if variable.beside in self:
+                there = ~np.isnan(self[variable.beside])
+                self.check((values >= 0) == there, "E302", variable.beside, f"is not known exactly where {name} is given")
         if self.holds("write_norm", "write_norm_l1"):
             self.check(
                 self["write_norm"] <= self["write_norm_l1"] * np.float32(1 + LAW_TOLERANCE),
@@ -139,22 +111,36 @@ class _Stack:
                 "is larger than the L1 norm",
             )
 
+    def _check_range(self, variable: schema.Variable) -> None:
+        name, values, allowed = variable.name, self[variable.name], variable.range
+        low, high = allowed.low, allowed.high
+        if variable.ids_of == "channel":
+            high = values.shape[-1] - 1
+        if not allowed.closed:
+            self.check(~(values < low), "E303", name, "is negative")
+            self.check(~(values > high * (1 + RELATIVE_SLACK)), "E311", name, f"is more than {high:.4g}")
+        elif values.dtype.kind == "f":
+            outside = (values < low) | (values > high * (1 + RELATIVE_SLACK))
+            self.check(~outside, "E311", name, f"is not in {low} to {high}")
+        else:
+            self.check((values >= low) & (values <= high), "E311", name, f"is not in {low} to {high}")
+
     def _check_known(self, variable: schema.Variable) -> None:
-        name, unknown = variable.name, np.isnan(self[variable.name])
-        if name in ALWAYS_KNOWN:
+        name, unknown, known = variable.name, np.isnan(self[variable.name]), variable.known_where
+        if known == schema.ALWAYS:
             self.check(~unknown, "E302", name, "is NaN")
+            return
+        if known == schema.PER_FFN:
+            self.check(unknown.all(axis=-1) | ~unknown.any(axis=-1), "E302", name, "is NaN for some channels only")
             return
         # One flag per FFN, aligned with the array: (support, layer[, expert], channel) or (layer[, expert]).
         empty = self.empty if "channel" not in variable.dimensions else self.empty[..., None]
-        if name == "read_connectivity":
-            self.check(unknown.all(axis=-1) | ~unknown.any(axis=-1), "E302", name, "is NaN for some channels only")
-            return
-        if name not in MAY_BE_UNKNOWN:
+        if known == schema.WITH_TOKENS:
             self.check(~unknown | empty, "E302", name, "is NaN where tokens arrived")
         self.check(unknown | ~empty, "E302", name, "has a value where no token arrived")
 
     def check_sums(self, *, judged: bool) -> None:
-        """The sums against each other, and, where their definition is known (``judged``), the metrics against the sums."""
+        """Check the sums against each other, and the metrics against the sums if their definition is known (``judged``)."""
         count = self.tokens.astype(np.float64)[..., None]
         slack = 1 + LAW_TOLERANCE
         for variable in schema.SUMS:
@@ -189,14 +175,14 @@ class _Stack:
             )
             none = self.container.read(f"{self.path}/tokens_split") == 0
             self.check((self["sum_q2_split"] == 0) | ~none[..., None], "E307", "sum_q2_split", "is not 0 where no token arrived")
-        if judged and self.holds("sum_u2", "sum_s2", "sum_abs_q", "sum_q2"):
-            sums = {name: self[name] for name in ("sum_u2", "sum_s2", "sum_abs_q", "sum_q2")}
+        if judged:
+            sums = {variable.name: self[variable.name] for variable in schema.SUMS if variable.name in self}
             for name, expected in metrics.derive_metrics(sums, self.tokens).items():
                 if name in self:
                     self.check(_within_ulps(self[name], expected, 2), "E305", name, "does not follow from the sums")
 
     def check_labels(self, settings: LabelSettings) -> None:
-        """Labels and protection against the metrics and the settings."""
+        """Check labels and protection against the metrics and the settings."""
         if not self.holds("label", settings.score):
             return
         width = self["label"].shape[-1]
@@ -233,7 +219,7 @@ class _Stack:
 
 
 def _within_ulps(found: np.ndarray, expected: np.ndarray, ulps: int) -> np.ndarray:
-    """Whether float32 arrays agree to ``ulps`` units in the last place; where NaN may be is another rule."""
+    """Whether float32 arrays agree to ``ulps`` units in the last place. NaN agrees with everything: E302 judges NaN."""
     with np.errstate(over="ignore"):
         distance = np.abs(found.astype(np.float64) - expected.astype(np.float64))
         unit = np.spacing(np.maximum(np.abs(found), np.abs(expected)))

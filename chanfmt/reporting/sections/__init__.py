@@ -1,1 +1,1 @@
-"""One question of the report each: ``make(units)`` gives its `chanfmt.reporting.section.Section`."""
+"""One module per question of the report; its ``make(units)`` gives the `chanfmt.reporting.section.Section`."""

@@ -1,4 +1,4 @@
-"""How much of the loss proxy sits in few channels."""
+"""How much of the loss proxy lies in few channels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from chanfmt.reporting.words import bracketed, percent, times, with_interval
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from chanfmt.reporting.units import Unit
+    from chanfmt.format.unit import Unit
 
 POINTS = 60
 """Points of a cumulative curve."""
@@ -26,6 +26,7 @@ RHO = 0.01
 
 
 def make(units: Sequence[Unit], rho: float) -> Section:
+    """Make the section about concentration; ``rho`` is the atlas's share of supernodes."""
     measured = [concentration(unit.known("lp"), RHO) for unit in units]
     own = [concentration(unit.known("lp"), rho).top_share for unit in units]
     columns = name_columns(units)
@@ -34,7 +35,7 @@ def make(units: Sequence[Unit], rho: float) -> Section:
         for name in ("mass", "top_share", "max_over_mean", "effective_channels", "gini")
     }
     channels = np.array([len(unit.known("lp")) for unit in units])
-    # Of a narrow FFN one channel is more than 1%.
+    # In a narrow FFN, one channel is more than 1%.
     size = np.array([supernode_count(count, RHO) for count in channels.tolist()]) / channels
     numbers["top_channels"], numbers["top_over_even"] = size, numbers["top_share"] / size
     table = Table("concentration", columns | {"channels": channels, **numbers})
@@ -58,21 +59,21 @@ def make(units: Sequence[Unit], rho: float) -> Section:
             f"({paper.MODEL})",
             f"median {with_interval(top, percent)}",
             NOT_COMPARABLE if narrow else above(top, 0.5),
-            "the median FFN's top 1% hold over half; FFNs of 50 channels or more",
+            "the top 1% of the median FFN hold more than half; FFNs of 50 channels or more",
         ),
         Claim(
             "The top 1% hold many times their share",
             f"{paper.TOP_SHARE / RHO:.0f} times",
             f"{with_interval(even, times)} times",
             above(even, 10),
-            "over ten times their share of the channels",
+            "they hold more than ten times their share of the channels",
         ),
         Claim(
             "The largest channel is far above the mean",
             f"about {paper.MAX_OVER_MEAN:,.0f} times ({paper.MODEL})",
             f"{with_interval(peak, times)} times",
             above(peak, 100) if np.median(channels) >= 1000 else NOT_COMPARABLE,
-            "over a hundred times in the median FFN; FFNs of 1,000 channels or more",
+            "it is more than a hundred times the mean in the median FFN; FFNs of 1,000 channels or more",
         ),
     )
     return Section(
@@ -80,9 +81,9 @@ def make(units: Sequence[Unit], rho: float) -> Section:
         title="Concentration of the loss proxy",
         text=(
             f"In the median FFN the {name} hold {percent(top.median)} of the LP mass{bracketed(top, percent)}, "
-            f"{times(even.median)} times what they would of a mass spread evenly; FFNs from {percent(top.smallest)} to "
-            f"{percent(top.largest)}. The largest channel has {times(peak.median)} times the mean; "
-            f"{times(found['effective_channels'].median)} channels would carry as much if they were alike (n_eff), and the Gini "
+            f"{times(even.median)} times their share of an evenly spread mass. The FFNs range from {percent(top.smallest)} to "
+            f"{percent(top.largest)}. The largest channel has {times(peak.median)} times the mean. "
+            f"{times(found['effective_channels'].median)} channels of equal LP would carry the same mass (n_eff), and the Gini "
             f"coefficient is {times(found['gini'].median)}.",
         ),
         numbers={
@@ -102,17 +103,20 @@ def make(units: Sequence[Unit], rho: float) -> Section:
             Plot(
                 "concentration",
                 f"Left: share of an FFN's LP mass in its {name}, by depth. Right: its largest channel over its mean. "
-                "Of an FFN with experts: their median and range.",
+                "For an FFN with experts, the figure shows their median and range.",
                 ("concentration",),
-                lambda figure: _draw_depth(figure, columns["ffn"], numbers),
+                (
+                    lambda axes: draw_top_share(axes, columns["ffn"], numbers["top_share"]),
+                    lambda axes: draw_largest(axes, columns["ffn"], numbers["max_over_mean"]),
+                ),
                 claims=claims,
             ),
             Plot(
                 "cumulative",
-                "Share of the LP mass in an FFN's largest channels. Grey: every FFN (of many, fifty). Black: the median, "
-                "shaded the middle half. Dashed: a mass spread evenly.",
+                "Share of the LP mass in an FFN's largest channels. Grey: every FFN (fifty of them, if there are more). Black: the "
+                "median FFN; shaded: the middle half. Dashed: an evenly spread mass.",
                 ("cumulative",),
-                lambda figure: _draw_curves(figure, fractions, curves),
+                (lambda axes: draw_curves(axes, fractions, curves),),
                 (5.0, 3.6),
                 claims[:1],
             ),
@@ -135,20 +139,34 @@ def _curves(units: Sequence[Unit]) -> tuple[np.ndarray, np.ndarray]:
     return curves, fractions
 
 
-def _draw_depth(figure: Any, depth: np.ndarray, numbers: dict[str, np.ndarray]) -> None:
-    left, right = figure.subplots(1, 2)
-    drawing.by_depth(left, depth, numbers["top_share"], 0, "top 1%")
-    drawing.share_axis(left)
-    left.set_title("share of LP in the top 1%")
-    drawing.by_depth(right, depth, numbers["max_over_mean"], 1, "largest / mean")
-    drawing.log_axis(right, numbers["max_over_mean"])
-    right.set_title("largest LP over the mean")
-    for axes in (left, right):
-        axes.set_xlabel("FFN, in model order")
+def draw_top_share(axes: Any, depth: np.ndarray, shares: np.ndarray) -> None:
+    """Draw the share of LP in the top 1% of the channels into matplotlib ``axes``, by depth.
+
+    Args:
+        depth: Place of each unit's FFN in model order, (unit,).
+        shares: Share of each unit, (unit,).
+    """
+    drawing.by_depth(axes, depth, shares, 0, "top 1%")
+    drawing.share_axis(axes)
+    axes.set_title("share of LP in the top 1%")
+    axes.set_xlabel(drawing.DEPTH)
 
 
-def _draw_curves(figure: Any, fractions: np.ndarray, curves: np.ndarray) -> None:
-    axes = figure.subplots()
+def draw_largest(axes: Any, depth: np.ndarray, ratios: np.ndarray) -> None:
+    """Draw the largest LP over the mean, ``ratios`` (unit,), into matplotlib ``axes``, by ``depth`` (unit,)."""
+    drawing.by_depth(axes, depth, ratios, 1, "largest / mean")
+    drawing.log_axis(axes, ratios)
+    axes.set_title("largest LP over the mean")
+    axes.set_xlabel(drawing.DEPTH)
+
+
+def draw_curves(axes: Any, fractions: np.ndarray, curves: np.ndarray) -> None:
+    """Draw the share of the LP mass in the largest channels into matplotlib ``axes``.
+
+    Args:
+        fractions: Shares of the channels, (point,), ascending.
+        curves: Share of the mass in that share of the channels, (unit, point); units without mass are NaN.
+    """
     known = curves[np.isfinite(curves).all(axis=1)]
     for curve in known[np.unique(np.linspace(0, max(0, len(known) - 1), 50).astype(int))] if len(known) else []:
         axes.plot(fractions, curve, color=drawing.GREY, linewidth=0.4, alpha=0.6)

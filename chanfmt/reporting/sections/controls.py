@@ -1,4 +1,4 @@
-"""Whether something cheaper than LP finds the same channels: activations, norms of weights."""
+"""Whether cheaper metrics than LP find the same channels: activations, norms of weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from chanfmt.analysis.resample import Middle
-    from chanfmt.reporting.units import Unit
+    from chanfmt.format.unit import Unit
 
 TITLE = "LP against activations and weights"
 NORMS = ("write_norm", "up_norm", "gate_norm")
@@ -28,6 +28,7 @@ RHOS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
 
 
 def make(units: Sequence[Unit]) -> Section:
+    """Make the section that compares LP with cheaper metrics."""
     correlation = {name: np.full(len(units), np.nan) for name in CONTROLS}
     jaccard = {name: np.full((len(RHOS), len(units)), np.nan) for name in CONTROLS}
     chance = np.full((len(RHOS), len(units)), np.nan)
@@ -68,7 +69,7 @@ def make(units: Sequence[Unit]) -> Section:
         },
     )
     norms = {name: middle(np.abs(correlation[name]), columns["ffn"]) for name in NORMS if name in held}
-    text = [f"Spearman's correlation with LP over an FFN's channels, median over FFNs: {listed(spearman.items(), times)}."]
+    text = [f"Spearman's correlation with LP over the channels of an FFN has these medians: {listed(spearman.items(), times)}."]
     of_sets, of_ranks = [], []
     if "activation_power" in held:
         power, ranks = overlaps["activation_power"][one], spearman["activation_power"]
@@ -83,12 +84,12 @@ def make(units: Sequence[Unit]) -> Section:
                 f"Jaccard {paper.ACTIVATION_JACCARD:.1%} ({paper.MODEL})",
                 f"Jaccard {with_interval(power, percent)}",
                 below(power, 1 / 3),
-                "less than half of each set is in the other, a Jaccard index below a third",
+                "less than half of each set is in the other set: the Jaccard index is below a third",
             )
         )
         of_ranks.append(
             Claim(
-                "LP ranks all channels otherwise than activation power",
+                "LP and activation power rank the channels differently",
                 f"Spearman {paper.SPEARMAN['activation_power']:g} ({paper.MODEL})",
                 f"Spearman {with_interval(ranks, times)}",
                 below(ranks, 0.5),
@@ -98,19 +99,19 @@ def make(units: Sequence[Unit]) -> Section:
     if norms:
         ranges = ", ".join(f"{name} {times(spearman[name].smallest)} to {times(spearman[name].largest)}" for name in norms)
         text.append(
-            f"Over the FFNs the correlation with the norms of weights runs over {ranges}. Its median without the sign: "
-            f"{listed(norms.items(), times)}."
+            f"The correlation with the norms of weights ranges over the FFNs as follows: {ranges}. The median of its size, "
+            f"without the sign, is: {listed(norms.items(), times)}."
         )
         of_ranks.append(
             Claim(
-                "LP is not read off the norms of weights",
+                "The norms of weights do not determine LP",
                 ", ".join(f"{name} {paper.SPEARMAN[name]:g}" for name in NORMS) + f" ({paper.MODEL}; medians with their signs)",
                 ", ".join(
                     f"{name} {times(spearman[name].median)}, without sign {with_interval(item, times)}"
                     for name, item in norms.items()
                 ),
                 worst(below(item, 0.3) for item in norms.values()),
-                "each correlation's size is below 0.3 in the median FFN",
+                "the size of each correlation is below 0.3 in the median FFN",
             )
         )
     return Section(
@@ -126,22 +127,24 @@ def make(units: Sequence[Unit]) -> Section:
         plots=(
             Plot(
                 "spearman",
-                "Spearman's correlation of LP with other quantities over an FFN's channels, by depth. Medians here: "
+                "Spearman's correlation of LP with other metrics over an FFN's channels, by depth. Medians here: "
                 f"{listed(spearman.items(), times)}; in the paper's {paper.MODEL}: "
                 + ", ".join(f"{name} {value:g}" for name, value in paper.SPEARMAN.items())
                 + ".",
                 ("spearman",),
-                lambda figure: _draw_correlation(figure, columns["ffn"], correlation, held),
+                (lambda axes: draw_correlation(axes, columns["ffn"], {name: correlation[name] for name in held}),),
                 claims=tuple(of_ranks),
+                legend_below=True,
             ),
             Plot(
                 "overlap",
-                "Jaccard index of the top sets by LP and by each other quantity, median over FFNs, against their size. Grey: "
-                "sets drawn at random.",
+                "Jaccard index of the top set by LP with the top set by each other metric, against the size of the sets; median "
+                "over FFNs. Grey: sets drawn at random.",
                 ("overlap",),
-                lambda figure: _draw_sweep(figure, sizes, overlaps, by_chance),
+                (lambda axes: draw_overlap(axes, sizes, overlaps, by_chance),),
                 (5.0, 3.6),
                 tuple(of_sets),
+                legend_below=True,
             ),
         ),
         tables=(Table("spearman", columns | {name: correlation[name] for name in held}), sweep),
@@ -150,20 +153,30 @@ def make(units: Sequence[Unit]) -> Section:
     )
 
 
-def _draw_correlation(figure: Any, depth: np.ndarray, correlation: dict[str, np.ndarray], held: list[str]) -> None:
-    axes = figure.subplots()
-    for number, name in enumerate(held):
-        drawing.by_depth(axes, depth, correlation[name], number, name)
+def draw_correlation(axes: Any, depth: np.ndarray, correlation: dict[str, np.ndarray]) -> None:
+    """Draw Spearman's correlation of LP with other metrics into matplotlib ``axes``, by depth.
+
+    Args:
+        depth: Place of each unit's FFN in model order, (unit,).
+        correlation: Metric to the correlation of each unit, (unit,).
+    """
+    for number, (name, values) in enumerate(correlation.items()):
+        drawing.by_depth(axes, depth, values, number, name)
     axes.axhline(0, color=drawing.GREY, linewidth=0.8)
     axes.set_ylim(-1, 1)
-    axes.set_xlabel("FFN, in model order")
+    axes.set_xlabel(drawing.DEPTH)
     axes.set_title("Spearman's correlation with LP")
-    drawing.legend_below(figure)
 
 
-def _draw_sweep(figure: Any, sizes: list[float], overlaps: dict[str, list[Middle]], by_chance: list[float]) -> None:
-    axes = figure.subplots()
-    # Of narrow FFNs several sizes are the same number of channels.
+def draw_overlap(axes: Any, sizes: list[float], overlaps: dict[str, list[Middle]], by_chance: list[float]) -> None:
+    """Draw the Jaccard index of top sets by LP and by other metrics into matplotlib ``axes``, against the sets' size.
+
+    Args:
+        sizes: Share of the channels in a set, ascending.
+        overlaps: Metric to the index at each size.
+        by_chance: Index of random sets at each size.
+    """
+    # In narrow FFNs several sizes are the same number of channels.
     places = [place for place, size in enumerate(sizes) if size not in sizes[:place]]
     x = [sizes[place] for place in places]
     for number, (name, found) in enumerate(overlaps.items()):
@@ -175,4 +188,3 @@ def _draw_sweep(figure: Any, sizes: list[float], overlaps: dict[str, list[Middle
     axes.set_xticks(x, [f"{100 * size:.2g}%" for size in x])
     axes.minorticks_off()
     drawing.share_axis(axes)
-    drawing.legend_below(figure)

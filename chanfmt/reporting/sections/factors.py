@@ -1,4 +1,4 @@
-"""What the concentration comes from: activations, gradients, or the two together."""
+"""Whether the concentration comes from activations, from gradients, or from both together."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from chanfmt.analysis.resample import Middle
-    from chanfmt.reporting.units import Unit
+    from chanfmt.format.unit import Unit
 
 TITLE = "Factors of the concentration"
 RHO = 0.01
@@ -31,6 +31,7 @@ NAMES = {
 
 
 def make(units: Sequence[Unit]) -> Section:
+    """Make the section that compares the concentration of LP with the concentration of its factors."""
     shares = {}
     for name in NAMES:
         row = []
@@ -44,26 +45,26 @@ def make(units: Sequence[Unit]) -> Section:
     missing = tuple(f"no {name} in this atlas" for name in NAMES if name not in known)
     if not set(known) - {"lp"}:
         return Section("factors", TITLE, missing=missing)
-    # Of the same FFN, so that differences between FFNs do not hide them.
+    # Differences within one FFN, so that differences between FFNs do not hide them.
     pairs = {
         f"{first} over {second}": middle(shares[first] - shares[second], columns["ffn"])
         for first, second in itertools.pairwise(paper.FACTORS)
     }
     claims = (
         Claim(
-            "LP is more concentrated than its factored form, that than activation power, that than curvature",
+            "Concentration falls from LP to its factored form, to activation power, to curvature",
             f"{', '.join(f'{name} {value:.1%}' for name, value in paper.FACTORS.items())} ({paper.MODEL})",
             ", ".join(f"{name} {_points(item)}" for name, item in pairs.items() if item.count),
             NOT_COMPARABLE if missing else worst(above(item, 0.0) for item in pairs.values()),
-            "each step's difference within an FFN is above zero in the median",
+            "every step's difference within an FFN has a median above zero",
         ),
     )
     return Section(
         key="factors",
         title=TITLE,
         text=(
-            "LP is the mean of a product. The factored proxy multiplies the means instead, so what it lacks comes from "
-            "activation and gradient being large on the same tokens. Median share of the top 1% by each: "
+            "LP is the mean of a product. The factored proxy multiplies the means instead. The difference comes from tokens "
+            "on which activation and gradient are large together. Median share in the top 1% by each metric: "
             f"{listed(found.items(), percent)}.",
         ),
         numbers={f"{name}_top_share_median": found[name].median for name in known}
@@ -71,11 +72,12 @@ def make(units: Sequence[Unit]) -> Section:
         plots=(
             Plot(
                 "factors",
-                "Share of each quantity in its own top 1% of channels, by depth. "
+                "Share of each metric in its own top 1% of the channels, by depth. "
                 f"Medians here: {listed(((NAMES[name], item) for name, item in found.items()), percent)}.",
                 ("factors",),
-                lambda figure: _draw(figure, columns["ffn"], shares),
+                (lambda axes: draw_shares(axes, columns["ffn"], shares),),
                 claims=claims,
+                legend_below=True,
             ),
         ),
         tables=(Table("factors", columns | {f"{name}_top_share": shares[name] for name in known}),),
@@ -90,11 +92,15 @@ def _points(found: Middle) -> str:
     return f"{100 * found.median:+.1f}{interval} points"
 
 
-def _draw(figure: Any, depth: np.ndarray, shares: dict[str, np.ndarray]) -> None:
-    axes = figure.subplots()
+def draw_shares(axes: Any, depth: np.ndarray, shares: dict[str, np.ndarray]) -> None:
+    """Draw the share of each metric in its own top 1% of the channels into matplotlib ``axes``, by depth.
+
+    Args:
+        depth: Place of each unit's FFN in model order, (unit,).
+        shares: Metric of `NAMES` to the share of each unit, (unit,).
+    """
     for number, (name, values) in enumerate(shares.items()):
         drawing.by_depth(axes, depth, values, number, NAMES[name])
     drawing.share_axis(axes)
-    axes.set_xlabel("FFN, in model order")
+    axes.set_xlabel(drawing.DEPTH)
     axes.set_title("share of the top 1%")
-    drawing.legend_below(figure)

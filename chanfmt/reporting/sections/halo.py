@@ -1,4 +1,4 @@
-"""Whether the halo repeats the supernodes, beyond channels as important and beyond chance."""
+"""Whether the halo repeats the supernodes, more than equally important channels do and more than by chance."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from chanfmt.analysis.halo import HaloRedundancy, halo_redundancy
 from chanfmt.analysis.resample import middle
 from chanfmt.reporting import drawing, paper
 from chanfmt.reporting.section import Claim, Plot, Section, Table, above
-from chanfmt.reporting.units import name_columns
+from chanfmt.reporting.units import has_experts, name_columns
 from chanfmt.reporting.words import bracketed, percent, times, with_interval
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from chanfmt.reporting.units import Unit
+    from chanfmt.format.unit import Unit
 
 KINDS = {"halo": "halo", "matched": "others, as important", "others": "all others"}
 
 
 def make(units: Sequence[Unit], tokens: int) -> Section:
-    """``tokens``: those of the calibration text."""
+    """Make the section about the halo; ``tokens`` is the number of calibration tokens."""
     title = "Redundancy of the halo"
     if not any(unit.holds("redundancy") and unit.holds("label") for unit in units):
         return Section(
             "halo",
             title,
-            missing=("no redundancy in this atlas: merging drops it, and a file need not hold it; a build measures it",),
+            missing=("no redundancy in this atlas: a build measures it, merging drops it, and a file need not hold it",),
         )
     rows, kept = [], []
     for unit in units:
@@ -57,20 +57,20 @@ def make(units: Sequence[Unit], tokens: int) -> Section:
     over, others, beside = found["over_matched"], found["over_others"], found["over_null"]
     covered, used = middle(numbers["core_covered"]), middle(numbers["redundancy_tokens"])
     sentences = [
-        f"In the median FFN the halo's redundancy to the supernodes is {times(over.median)} times that of as many other "
-        f"channels of the nearest LP{bracketed(over, times)}, and {times(others.median)} times that of all "
-        f"others{bracketed(others, times)}.",
+        f"In the median FFN, the halo's redundancy to the supernodes is {times(over.median)} times the redundancy of as many "
+        f"other channels of similar LP{bracketed(over, times)}, and {times(others.median)} times the redundancy of all other "
+        f"channels{bracketed(others, times)}.",
     ]
     if beside.count:
         sentences.append(
-            f"It is {times(beside.median)} times its null{bracketed(beside, times)}: the same channels against the supernodes of "
-            f"other tokens, {'half a batch' if any(unit.expert >= 0 for unit in kept) else 'a sequence'} away. What a place in "
-            "the sequence and chance give is in both. Near one, redundancy says nothing."
+            f"It is {times(beside.median)} times its null{bracketed(beside, times)}. The null compares the same channels with the "
+            f"supernodes on other tokens, {'half a batch' if has_experts(kept) else 'a sequence'} away, so both numbers include "
+            "chance and the effect of the position in the sequence. If the ratio is near one, redundancy says nothing."
         )
     if used.count:
         sentences.append(
-            f"It was measured on {used.median:,.0f} of {tokens:,} tokens (median), against the supernodes that were "
-            f"foreseen before they were known: a median of {percent(covered.median)} of an FFN's, at least "
+            f"Redundancy was measured on {used.median:,.0f} of {tokens:,} tokens (median), with the supernodes that were among the "
+            f"candidates chosen early in the pass: a median of {percent(covered.median)} of an FFN's supernodes, and at least "
             f"{percent(covered.smallest)}."
         )
     claims = (
@@ -82,9 +82,9 @@ def make(units: Sequence[Unit], tokens: int) -> Section:
             "its interval lies above 1",
         ),
         Claim(
-            "That is not because its channels are more important",
-            "above matched channels, without a number that we know",
-            f"{with_interval(over, times)} times the matched",
+            "The halo's larger importance does not explain this",
+            "more than matched channels, without a number that we know",
+            f"{with_interval(over, times)} times the matched channels",
             above(over, 1.0),
             "its interval lies above 1",
         ),
@@ -115,11 +115,12 @@ def make(units: Sequence[Unit], tokens: int) -> Section:
         plots=(
             Plot(
                 "halo",
-                "Mean redundancy to the supernodes by depth: of the halo, of other channels matched in LP, of all others; and "
-                "the halo's null.",
+                "Mean redundancy to the supernodes, by depth: the halo, other channels matched in LP, all other channels, and the "
+                "halo's null.",
                 ("halo",),
-                lambda figure: _draw(figure, columns["ffn"], numbers),
+                (lambda axes: draw_redundancy(axes, columns["ffn"], numbers),),
                 claims=claims,
+                legend_below=True,
             ),
         ),
         tables=(Table("halo", columns | numbers | ratios),),
@@ -128,13 +129,17 @@ def make(units: Sequence[Unit], tokens: int) -> Section:
     )
 
 
-def _draw(figure: Any, depth: np.ndarray, numbers: dict[str, np.ndarray]) -> None:
-    axes = figure.subplots()
+def draw_redundancy(axes: Any, depth: np.ndarray, numbers: dict[str, np.ndarray]) -> None:
+    """Draw the mean redundancy of kinds of channels to the supernodes into matplotlib ``axes``, by depth.
+
+    Args:
+        depth: Place of each unit's FFN in model order, (unit,).
+        numbers: Mean redundancy of each unit in nats, (unit,), by the names of `KINDS` and ``halo_null``.
+    """
     for number, (name, label) in enumerate(KINDS.items()):
         drawing.by_depth(axes, depth, numbers[name], number, label)
     drawing.by_depth(axes, depth, numbers["halo_null"], 3, "halo, null")
     drawing.log_axis(axes, np.concatenate([numbers[name] for name in KINDS]))
-    axes.set_xlabel("FFN, in model order")
+    axes.set_xlabel(drawing.DEPTH)
     axes.set_ylabel("nats")
     axes.set_title("mean redundancy to the supernodes")
-    drawing.legend_below(figure)

@@ -1,4 +1,4 @@
-"""Whether a layer's important channels read what the supernodes of the layer before write."""
+"""Whether the important channels of a layer read the dimensions that the supernodes of the previous layer write."""
 
 from __future__ import annotations
 
@@ -18,13 +18,17 @@ from chanfmt.reporting.words import bracketed, percent, times
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from chanfmt.reporting.units import Unit
+    from chanfmt.format.unit import Unit
 
 HEADINGS = {"supernodes": "supernodes", "halo": "write halo", "others": "others"}
 
 
 def make(units: Sequence[Unit], even: float | None) -> Section:
-    """``even``: read connectivity of a row that reads from all residual dimensions alike; None where it is not known."""
+    """Make the section about read connectivity.
+
+    Args:
+        even: Read connectivity of a row that reads from all residual dimensions alike; None if it is not known.
+    """
     title = "Reading from the write support"
     rows, kept = [], []
     for unit in units:
@@ -38,37 +42,38 @@ def make(units: Sequence[Unit], even: float | None) -> Section:
         return Section(
             "reading",
             title,
-            missing=(
-                "no read connectivity in this atlas: it is known where a layer before has supernodes and the weights were read",
-            ),
+            missing=("no read connectivity in this atlas: it needs supernodes in a previous layer, and the weights",),
         )
     columns = name_columns(kept)
     numbers = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     found = {name: middle(values, columns["ffn"]) for name, values in numbers.items()}
     core, mass = found["supernodes_in_read_halo"], found["lp_in_read_halo"]
-    spread = "" if even is None else f"; a row that reads from all dimensions alike would have {percent(even)}"
+    spread = "" if even is None else f" A row that reads from all dimensions alike would have {percent(even)}."
     return Section(
         key="reading",
         title=title,
         text=(
-            f"Of the L1 norm of their read rows, supernodes have a median of {percent(found['supernodes'].median)} on the "
-            f"dimensions that the supernodes of the layer before write, the halo {percent(found['halo'].median)}, others "
-            f"{percent(found['others'].median)}{spread}. The read halo is the {paper.READ_HALO:.0%} of a layer's channels that "
-            f"read most there: a median of {percent(core.median)} of the supernodes are in it{bracketed(core, percent)}, by "
-            f"chance {percent(found['chance'].median)}. It holds {percent(mass.median)} of the LP mass"
-            f"{bracketed(mass, percent)}, and read connectivity and LP have a Spearman correlation of "
-            f"{times(found['spearman'].median)}.",
+            "Read connectivity is the share of a channel's read rows, by L1 norm, on the dimensions that the supernodes of the "
+            f"previous layer write. Its median is {percent(found['supernodes'].median)} for supernodes, "
+            f"{percent(found['halo'].median)} for the halo and {percent(found['others'].median)} for other channels.{spread} "
+            f"The read halo is the {paper.READ_HALO:.0%} of a layer's channels with the largest read connectivity. It holds a "
+            f"median of {percent(core.median)} of the supernodes{bracketed(core, percent)}; chance would give "
+            f"{percent(found['chance'].median)}. It holds {percent(mass.median)} of the LP mass{bracketed(mass, percent)}. "
+            f"Read connectivity and LP have a Spearman correlation of {times(found['spearman'].median)}.",
         ),
         numbers={f"{name}_median": item.median for name, item in found.items() if item.count}
         | ({} if even is None else {"even_spread": even}),
         plots=(
             Plot(
                 "reading",
-                "Left: mean share of the read rows' L1 norm on the write support of the layer before, for three kinds of channels"
-                f"{'' if even is None else '; grey that of a row that reads from all dimensions alike'}. "
-                "Right: share of the supernodes, and of the LP mass, in the read halo; grey what chance gives.",
+                "Left: mean share of the read rows' L1 norm on the write support of the previous layer, for three kinds of "
+                f"channels{'' if even is None else '; grey: a row that reads from all dimensions alike'}. "
+                "Right: share of the supernodes, and of the LP mass, in the read halo; grey: by chance.",
                 ("reading",),
-                lambda figure: _draw(figure, columns["ffn"], numbers, even),
+                (
+                    lambda axes: draw_reading(axes, columns["ffn"], numbers, even),
+                    lambda axes: draw_read_halo(axes, columns["ffn"], numbers),
+                ),
             ),
         ),
         tables=(Table("reading", columns | numbers),),
@@ -96,18 +101,37 @@ def _row(unit: Unit) -> dict[str, float] | None:
     }
 
 
-def _draw(figure: Any, depth: np.ndarray, numbers: dict[str, np.ndarray], even: float | None) -> None:
-    left, right = figure.subplots(1, 2)
+def draw_reading(axes: Any, depth: np.ndarray, numbers: dict[str, np.ndarray], even: float | None) -> None:
+    """Draw the mean read connectivity of kinds of channels into matplotlib ``axes``, by depth.
+
+    Args:
+        depth: Place of each unit's FFN in model order, (unit,).
+        numbers: Mean of each unit, (unit,), by the names of `HEADINGS`.
+        even: Read connectivity of a row that reads from all residual dimensions alike; None if it is not known.
+    """
     for number, (name, label) in enumerate(HEADINGS.items()):
-        drawing.by_depth(left, depth, numbers[name], number, label)
-    drawing.by_depth(right, depth, numbers["supernodes_in_read_halo"], 0, "supernodes")
-    drawing.by_depth(right, depth, numbers["lp_in_read_halo"], 1, "LP mass")
+        drawing.by_depth(axes, depth, numbers[name], number, label)
     if even is not None:
-        left.axhline(even, color=drawing.GREY, linestyle=":", label="spread evenly")
-    right.axhline(float(np.median(numbers["chance"])), color=drawing.GREY, linestyle=":", label="by chance")
-    left.set_title("read connectivity")
-    right.set_title("in the read halo")
-    for axes in (left, right):
-        drawing.share_axis(axes)
-        axes.set_xlabel("FFN, in model order")
-        drawing.legend(axes)
+        axes.axhline(even, color=drawing.GREY, linestyle=":", label="spread evenly")
+    axes.set_title("read connectivity")
+    _finish(axes)
+
+
+def draw_read_halo(axes: Any, depth: np.ndarray, numbers: dict[str, np.ndarray]) -> None:
+    """Draw what the read halo holds of the supernodes and of LP into matplotlib ``axes``, by depth.
+
+    Args:
+        depth: Place of each unit's FFN in model order, (unit,).
+        numbers: Share of each unit, (unit,), under ``supernodes_in_read_halo``, ``lp_in_read_halo`` and ``chance``.
+    """
+    drawing.by_depth(axes, depth, numbers["supernodes_in_read_halo"], 0, "supernodes")
+    drawing.by_depth(axes, depth, numbers["lp_in_read_halo"], 1, "LP mass")
+    axes.axhline(float(np.median(numbers["chance"])), color=drawing.GREY, linestyle=":", label="by chance")
+    axes.set_title("in the read halo")
+    _finish(axes)
+
+
+def _finish(axes: Any) -> None:
+    drawing.share_axis(axes)
+    axes.set_xlabel(drawing.DEPTH)
+    drawing.legend(axes)

@@ -15,13 +15,14 @@ from chanfmt.reporting.units import name_columns
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from chanfmt.reporting.units import Unit
+    from chanfmt.analysis.resample import Middle
+    from chanfmt.format.unit import Unit
 
 NAMES = ("top_share", "top_share_error", "top_share_low", "top_share_high", "leave_one_out", "persistence", "chance")
 
 
 def make(units: Sequence[Unit], rho: float, advance: Callable[[], object]) -> Section:
-    """``advance`` is called for every unit done."""
+    """Make the section about stability; ``advance`` is called after every unit."""
     title = "Stability of the supernodes"
     found, kept = [], []
     for unit in units:
@@ -36,7 +37,9 @@ def make(units: Sequence[Unit], rho: float, advance: Callable[[], object]) -> Se
         return Section(
             "stability",
             title,
-            missing=("no sums of several splits in this atlas: atlas strip drops them, and a text of one sequence has one",),
+            missing=(
+                "no sums of several splits in this atlas: atlas strip drops these sums, and a text of one sequence has one split",
+            ),
         )
     columns = name_columns(kept)
     numbers = {name: np.array([getattr(item, name) for item in found]) for name in NAMES}
@@ -58,11 +61,11 @@ def make(units: Sequence[Unit], rho: float, advance: Callable[[], object]) -> Se
         title=title,
         text=(
             f"Two disjoint parts of this text, of about {most[0]:,.0f} tokens each, agree on the supernodes with a Jaccard index "
-            f"of {most[1].median:.1%} in the median FFN (by chance {chance:.1%}). A supernode remains one in a mean of "
-            f"{persistence:.1%} of the bootstrap samples of the splits, and {steady:.1%} of them in at least 95%. Without one "
-            f"of the splits the sets agree to {left_out:.1%}.",
-            f"Splits are parts of one calibration text: text of another kind may change more. {paper.DOMAINS} Compare atlases "
-            "of several texts with atlas compare.",
+            f"of {most[1].median:.1%} in the median FFN (by chance {chance:.1%}). On average, a supernode stays a supernode in "
+            f"{persistence:.1%} of the bootstrap samples of the splits, and {steady:.1%} of the supernodes stay in at least 95%. "
+            f"If one of the splits is left out, the sets have a mean Jaccard index of {left_out:.1%}.",
+            f"Splits are parts of one calibration text. Text of another kind may change more. {paper.DOMAINS} To compare "
+            "atlases of several texts, use: atlas compare.",
         ),
         numbers={
             "persistence_median": persistence,
@@ -78,10 +81,13 @@ def make(units: Sequence[Unit], rho: float, advance: Callable[[], object]) -> Se
             Plot(
                 "stability",
                 f"Left: share of LP in the supernodes by depth, {_bars(columns['ffn'])}. Right: Jaccard index of the supernodes of "
-                "two disjoint parts of the text against their tokens, median FFN with its bootstrap interval; grey by chance. "
+                "two disjoint parts of the text against their tokens, median FFN with its bootstrap interval; grey: by chance. "
                 f"{paper.DOMAINS}",
                 ("stability", "stability-by-tokens"),
-                lambda figure: _draw(figure, columns["ffn"], numbers, curve, chance),
+                (
+                    lambda axes: draw_shares(axes, columns["ffn"], numbers),
+                    lambda axes: draw_agreement(axes, curve, chance),
+                ),
             ),
         ),
         tables=(
@@ -109,30 +115,48 @@ def make(units: Sequence[Unit], rho: float, advance: Callable[[], object]) -> Se
 
 
 def _bars(depth: np.ndarray) -> str:
-    return "bars the bootstrap interval over splits" if len(np.unique(depth)) == len(depth) else "median and range of the experts"
+    return (
+        "with the bootstrap interval over splits as bars"
+        if len(np.unique(depth)) == len(depth)
+        else "with the median and range of the experts"
+    )
 
 
-def _draw(figure: Any, depth: np.ndarray, numbers: dict[str, np.ndarray], curve: list[Any], chance: float) -> None:
-    left, right = figure.subplots(1, 2)
+def draw_shares(axes: Any, depth: np.ndarray, numbers: dict[str, np.ndarray]) -> None:
+    """Draw the share of LP in the supernodes with its bootstrap interval into matplotlib ``axes``, by depth.
+
+    Args:
+        depth: Place of each unit's FFN in model order, (unit,).
+        numbers: ``top_share``, ``top_share_low`` and ``top_share_high`` of each unit, (unit,).
+    """
     share = numbers["top_share"]
     if len(np.unique(depth)) == len(depth):
         errors = np.abs(np.stack([share - numbers["top_share_low"], numbers["top_share_high"] - share]))
-        left.errorbar(depth, share, yerr=errors, fmt="o", color=drawing.COLOURS[0], elinewidth=0.8, capsize=1.5)
+        axes.errorbar(depth, share, yerr=errors, fmt="o", color=drawing.COLOURS[0], elinewidth=0.8, capsize=1.5)
     else:
-        drawing.by_depth(left, depth, share, 0, "top share")
-    drawing.share_axis(left)
-    left.set_xlabel("FFN, in model order")
-    left.set_title("share of LP in the supernodes")
+        drawing.by_depth(axes, depth, share, 0, "top share")
+    drawing.share_axis(axes)
+    axes.set_xlabel(drawing.DEPTH)
+    axes.set_title("share of LP in the supernodes")
+
+
+def draw_agreement(axes: Any, curve: Sequence[tuple[float, Middle]], chance: float) -> None:
+    """Draw the Jaccard index of the supernodes of disjoint parts of the text into matplotlib ``axes``.
+
+    Args:
+        curve: Tokens in each part, and the index over FFNs.
+        chance: Index of random sets.
+    """
     tokens = [place for place, _ in curve]
     medians = np.array([item.median for _, item in curve])
     low, high = (np.array([getattr(item, name) for _, item in curve]) for name in ("low", "high"))
     errors = np.nan_to_num(np.abs(np.stack([medians - low, high - medians])))
-    right.errorbar(tokens, medians, yerr=errors, marker="o", color=drawing.COLOURS[0], capsize=2)
-    right.axhline(chance, color=drawing.GREY, linestyle=":", label="by chance")
-    right.set_xscale("log")
-    right.set_xticks(tokens, [f"{place:,.0f}" for place in tokens])
-    right.minorticks_off()
-    right.set_ylim(0, 1)
-    right.set_xlabel("tokens in each part")
-    right.set_title("Jaccard of disjoint parts")
-    drawing.legend(right)
+    axes.errorbar(tokens, medians, yerr=errors, marker="o", color=drawing.COLOURS[0], capsize=2)
+    axes.axhline(chance, color=drawing.GREY, linestyle=":", label="by chance")
+    axes.set_xscale("log")
+    axes.set_xticks(tokens, [f"{place:,.0f}" for place in tokens])
+    axes.minorticks_off()
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("tokens in each part")
+    axes.set_title("Jaccard of disjoint parts")
+    drawing.legend(axes)

@@ -1,4 +1,4 @@
-"""Is LP what it claims to be? Remove single channels across its range and compare the loss they cost with it."""
+"""Does LP predict the cost of a channel? Remove single channels across the range of LP and compare the loss with LP."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chanfmt.base.errors import UsageError
+from chanfmt.format.unit import unit_rows
 from surgery.experiments.ablation.experiment import Condition, Experiment, masses
 from surgery.planning.addresses import chosen_layers
 
@@ -23,32 +24,32 @@ KEY = ("layers", "module", "expert", "channel")
 
 @dataclass(frozen=True)
 class ChannelOptions:
-    """Which channels are removed one by one."""
+    """Which channels are removed, one at a time."""
 
     channels: int = field(
         default=32,
         metadata={
-            "help": "channels of each FFN, evenly spaced by their rank in LP; of experts, those of the busiest one",
+            "help": "channels of each FFN, evenly spaced by their rank in LP; an FFN with experts uses its busiest expert",
             "metavar": "N",
         },
     )
     layers: str | None = field(
         default=None,
         metadata={
-            "help": "channels of these layers (default: the first, the middle and the last one)",
+            "help": "remove channels of these layers (default: the first, the middle and the last layer)",
             "metavar": "LAYERS",
         },
     )
 
 
 def plan_channels(atlas: Atlas, options: ChannelOptions) -> Experiment:
-    """The experiment ``channels``.
+    """Plan the experiment ``channels``.
 
     Raises:
-        UsageError: An option cannot mean anything for this atlas.
+        UsageError: An option has no meaning for this atlas.
     """
     if options.channels < 2:
-        raise UsageError(f"--channels must be at least 2, not {options.channels}", hint="a correlation takes several")
+        raise UsageError(f"--channels must be at least 2, not {options.channels}", hint="a correlation needs several channels")
     layers = chosen_layers(options.layers, atlas)
     if options.layers is None:
         ordered = sorted(layers)
@@ -58,13 +59,13 @@ def plan_channels(atlas: Atlas, options: ChannelOptions) -> Experiment:
     for block in atlas.blocks:
         if block.layer_index not in layers:
             continue
-        rows = np.atleast_2d(mass[block.index])
+        rows = unit_rows(mass[block.index])
         expert = int(np.argmax(atlas.stacks[block.stack].row("tokens", block.row))) if block.n_experts else 0
         order = np.argsort(-rows[expert], kind="stable")
         for rank in np.unique(np.linspace(0, len(order) - 1, min(options.channels, len(order))).round().astype(int)):
             channel = int(order[rank])
             removed = np.zeros(block.shape, dtype=bool)
-            np.atleast_2d(removed)[expert, channel] = True
+            unit_rows(removed)[expert, channel] = True
             key = (str(block.layer_index), block.module, expert if block.n_experts else None, channel)
             extra = {"rank": int(rank) + 1, "lp": float(rows[expert, channel])}
             conditions.append(Condition(dict(zip(KEY, key, strict=True)), {block.index: removed}, extra=extra))
@@ -81,16 +82,16 @@ def plan_channels(atlas: Atlas, options: ChannelOptions) -> Experiment:
 
 
 def _against_lp(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Measured over expected, 1 where LP is what removing the channel costs; and what it costs or gives by chance.
+    """Measured loss divided by LP, which is 1 if LP is what the removal costs; and the standard deviation by chance.
 
-    To first order a token's loss changes by -q, whose mean square is 2 LP: over a text these average out to
-    sqrt(2 LP / tokens), which hides an LP below 2 / tokens.
+    To first order, the loss of a token changes by -q, and the mean square of q is 2 LP. The mean of q over a text
+    has the standard deviation sqrt(2 LP / tokens), which hides an LP below 2 / tokens.
     """
     return {"ratio": row["delta_nll"] / row["lp"] if row["lp"] else None, "chance": math.sqrt(2 * row["lp"] / row["tokens"])}
 
 
 def _summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """How measured losses go with LP, in each FFN and in all."""
+    """Agreement of measured losses with LP, in each FFN and in all FFNs together."""
     groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
         groups[row["module"]].append(row)
