@@ -1,16 +1,16 @@
-"""What a cut costs, beside copying the checkpoint and beside doing it with transformers.
+"""Time and memory of a cut, compared with a copy of the checkpoint and with a cut by transformers.
 
     python bench/apply.py [--gigabytes 4.5] [--rounds 3] [--directory DIR]
 
-Makes a random Llama-shaped bfloat16 checkpoint in shards and a plan that removes half of every FFN, and
-runs in turn, each in a process of its own, with the files dropped from the page cache, and until the result
-is on the disk (the file system is synced at the end, within the time):
+The script makes a random Llama-shaped bfloat16 checkpoint in shards, and a plan that removes half of every FFN. Then it
+runs these commands in turn, each in a process of its own. Before a command, the files are dropped from the page cache.
+The time ends when the result is on the disk: it includes a sync of the file system.
 
-- ``surgery apply --no-verify``, as a user runs it: imports, checks of shapes and fsync included;
+- ``surgery apply --no-verify``, as a user runs it, with imports, checks of shapes and fsync;
 - ``cp -r`` of the checkpoint;
-- loading it with transformers, slicing the modules, ``save_pretrained`` (once).
+- transformers, once: load the checkpoint, slice the modules, ``save_pretrained``.
 
-Prints seconds, peak resident memory, and their ratios.
+The script prints seconds, peak resident memory, and their ratios.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ import numpy as np
 
 from chanfmt.format.records import TensorSlice
 from chanfmt.models.safetensors import CheckpointIndex, fingerprint
-from surgery.planning.plan import BlockPlan, PlannedModel, PruningPlan, save_plan
+from surgery.planning.file import save_plan
+from surgery.planning.plan import BlockPlan, PlannedModel, PruningPlan
 
 HIDDEN, WIDTH, HEADS, VOCABULARY = 4096, 14336, 32, 32000
 KEY_VALUE_HEADS = 8
@@ -67,7 +68,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.directory) as name:
         directory = Path(name)
         model, plan = directory / "model", directory / "plan.safetensors"
-        # In a process of its own: a peak is inherited by whatever this one starts.
+        # In a process of its own, because every process that this process starts inherits its memory peak.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             layers = pool.submit(make_checkpoint, model, arguments.gigabytes).result()
         save_plan(make_plan(model, layers), plan)
@@ -111,7 +112,7 @@ def main() -> None:
 
 
 def make_checkpoint(directory: Path, gigabytes: float) -> int:
-    """A checkpoint of about ``gigabytes``, written shard by shard. Returns its number of layers."""
+    """Write a checkpoint of about ``gigabytes``, shard by shard. Returns its number of layers."""
     import torch
     import transformers
     from safetensors.torch import save_file
@@ -159,7 +160,7 @@ def make_checkpoint(directory: Path, gigabytes: float) -> int:
 
 
 def make_plan(model: Path, layers: int) -> PruningPlan:
-    """Keep a random half of every FFN."""
+    """Plan a cut that keeps a random half of every FFN."""
     random = np.random.default_rng(0)
     blocks = []
     for layer in range(layers):
@@ -199,9 +200,9 @@ def make_plan(model: Path, layers: int) -> PruningPlan:
 
 
 def timed(command: list[str], directory: Path) -> tuple[float, int]:
-    """Seconds until the output of ``command`` is on the disk, and its peak resident bytes; the output is removed.
+    """Run ``command`` with no file of ``directory`` in the page cache, and remove its output.
 
-    Nothing of ``directory`` is in the page cache at first.
+    Returns seconds until the output is on the disk, and peak resident memory in bytes.
     """
     drop_cache(directory)
     start = time.perf_counter()
@@ -221,6 +222,7 @@ def timed(command: list[str], directory: Path) -> tuple[float, int]:
 
 
 def drop_cache(directory: Path) -> None:
+    """Drop the weights in ``directory`` from the page cache."""
     os.sync()
     for path in directory.rglob("*.safetensors"):
         descriptor = os.open(path, os.O_RDONLY)

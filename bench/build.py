@@ -1,16 +1,16 @@
-"""What `atlas build` costs beside what it cannot do without, and beside the paper's way. Prints ratios of one run.
+"""Cost of `atlas build`, compared with a bare loop and with the procedure of the paper. Prints ratios of one run.
 
     python bench/build.py [--model smollm2|8b] [--device cpu] [--sequences 16] [--seq-len 512]
 
-Side by side, batch by batch, on SmolLM2-135M (SMOLLM2_GGUF names the file) or on a random bfloat16 model of
-Llama-3.1-8B's shape:
+The contenders run side by side, batch by batch, on SmolLM2-135M (the environment variable SMOLLM2_GGUF names the file) or
+on a random bfloat16 model with the shape of Llama-3.1-8B:
 
-* bare: forward and activation-only backward of the same batches, with the same chunked loss: the floor;
-* ours: the measuring pass, redundancy and its null included;
-* paper: gradients of all parameters, one sequence at a time, logits at once, and everything again for
-  redundancy: arXiv 2604.23475's procedure, written anew.
+* bare, the floor: forward and activation-only backward of the same batches, with the same chunked loss;
+* ours: the measuring pass, including redundancy and its null;
+* paper, the procedure of arXiv 2604.23475 in an implementation of ours: gradients of all parameters, one sequence at a time,
+  all logits at once, and a second pass for redundancy.
 
-Peak memory is that of a process (on Linux), or of the GPU, that does nothing else, once it has loaded its model.
+Peak memory is measured after the model is loaded, in a process (on Linux) or on a GPU that does nothing else.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ import torch
 from torch.nn import functional
 
 from chanfmt.building.capture import Capture
-from chanfmt.building.loss import NextTokenLoss
-from chanfmt.building.measure import usual_batch
 from chanfmt.building.statistics import FFNStatistics
 from chanfmt.data.text import read_text
 from chanfmt.data.tokens import sample, tokenize
 from chanfmt.hub.locate import locate_model
 from chanfmt.models.find.discover import find_ffns
 from chanfmt.models.load import load_model
+from chanfmt.models.next_token import NextTokenLoss
+from chanfmt.models.run import usual_batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,7 +96,7 @@ class Bench:
         capture = Capture(self.model, self.ffns, found)
 
         def bare(ids: torch.Tensor) -> None:
-            # The gradient must start somewhere: at the embeddings, as a bare loop would have it.
+            # A bare loop would start the gradient at the embeddings.
             handle = self.model.get_input_embeddings().register_forward_hook(lambda m, i, o: o.requires_grad_(True))
             self.loss.backward(ids)
             handle.remove()
@@ -113,7 +113,7 @@ class Bench:
         self.contenders = {"bare": bare, "ours": ours, "paper": Paper(self.model, self.ffns)}
 
     def race(self) -> dict[str, list[float]]:
-        """Seconds of every contender for every batch, taken in turns."""
+        """Run the contenders in turns. Returns the seconds of every contender for every batch."""
         for run in self.contenders.values():
             run(self.ids[: self.batch])
         seconds: dict[str, list[float]] = {name: [] for name in self.contenders}
@@ -123,6 +123,7 @@ class Bench:
         return seconds
 
     def timed(self, run: Callable[[torch.Tensor], None], ids: torch.Tensor) -> float:
+        """Run a contender on ``ids`` (sequence, position). Returns seconds."""
         self._wait()
         began = time.perf_counter()
         run(ids)
@@ -180,12 +181,12 @@ class Paper:
 
 
 def peak_memory(arguments: argparse.Namespace) -> int:
-    """Peak bytes of this process, or of the GPU, while one contender runs one batch twice."""
+    """Run one batch twice through one contender. Returns the peak memory of this process, or of the GPU, in bytes."""
     bench = Bench(arguments)
     if bench.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
-        # Loading is not to count. Resets VmHWM; the peak of getrusage stays, and begins with that of the process that forked.
+        # This resets VmHWM, so that loading does not count. The peak of getrusage cannot be reset.
         Path("/proc/self/clear_refs").write_text("5")
     for _ in range(2):
         bench.contenders[arguments.memory_of](bench.ids[: bench.batch])
@@ -197,11 +198,13 @@ def peak_memory(arguments: argparse.Namespace) -> int:
 
 
 def memory_of(name: str) -> int:
+    """Measure `peak_memory` of the contender ``name`` in a process of its own."""
     done = subprocess.run([sys.executable, *sys.argv, "--memory-of", name], check=True, capture_output=True, text=True)
     return int(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
 def hardware(device: str) -> str:
+    """Name of the hardware that runs ``device``."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(0)
     return f"{os.cpu_count()} cores of {platform.processor() or platform.machine()}"

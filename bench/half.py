@@ -1,11 +1,11 @@
-"""What is left of a model at half its FFN channels: every method, and what recovery gives back.
+"""Measure a model with half of its FFN channels: every method, and what recovery gains.
 
     python bench/half.py MODEL ATLAS TEXT [--methods M,M,...] [--refitted M,M,...] [--held-out pydoc] -o DIR
 
-ATLAS is of MODEL, on text of the kind of TEXT. Runs ``surgery sweep`` at sparsity 0.5 on TEXT for every method
-without recovery, for ``flap`` with its bias, and for some with least squares; these with and without on the
-held-out text too, from which nothing was calibrated. Rows that are in DIR are not measured again. Prints a
-page in Markdown.
+ATLAS is the atlas of MODEL, measured on text of the same kind as TEXT. The script runs ``surgery sweep`` at sparsity 0.5
+on TEXT: for every method without recovery, for ``flap`` with its bias, and for the --refitted methods with least squares.
+The --refitted methods also run, with and without recovery, on the held-out text, which was not used for calibration.
+Rows that DIR already has are not measured again. The script prints a page in Markdown.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.output.mkdir(exist_ok=True)
     today = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
-    print(f"# Half the channels\n\n`python bench/half.py`, {today}. {origin(arguments.atlas)}")
+    print(f"# Half the channels\n\n`python bench/half.py` printed these tables on {today}. {origin(arguments.atlas)}")
     for text, tokens, runs in (
         (arguments.text, arguments.max_tokens, ((arguments.methods, "none"), ("flap", "bias"), (arguments.refitted, "lstsq"))),
         (arguments.held_out, arguments.held_out_tokens, ((arguments.refitted, "none"), (arguments.refitted, "lstsq"))),
@@ -50,17 +50,18 @@ def main() -> None:
 
 
 def origin(path: str) -> str:
-    """What the scores come from."""
+    """Sentences that say what was removed, and what the scores come from."""
     with chanfmt.open(path) as atlas:
         record = atlas.calibration
         sources = ", ".join(dict.fromkeys(Path(item.source).name for item in record.contributions))
         return (
-            f"{atlas.model.id}, {SPARSITY} of every FFN removed; scores and refits from {record.sequences} x "
-            f"{record.seq_len} tokens of {sources} (seed {record.seed}); `random` with seed 0."
+            f"Half of every FFN of {atlas.model.id} was removed (sparsity {SPARSITY}). Scores and refits come from "
+            f"{record.sequences} x {record.seq_len} tokens of {sources} (seed {record.seed}). The method `random` uses seed 0."
         )
 
 
 def sweep(arguments: argparse.Namespace, text: str, tokens: int, methods: str, recover: str, output: Path) -> dict[str, Any]:
+    """Run ``surgery sweep`` in a process of its own. Returns the content of its results file."""
     command = [
         sys.executable,
         "-m",
@@ -88,13 +89,13 @@ def sweep(arguments: argparse.Namespace, text: str, tokens: int, methods: str, r
 
 
 def page(results: dict[str, Any]) -> str:
-    """The rows, the best cut first."""
+    """The rows as a Markdown table, the best cut first."""
     identity = results["identity"]
     dense, *rows = sorted(results["rows"], key=lambda row: (row["method"] != "dense", row["nll"]))
     best = min(row["perplexity"] for row in rows if row["recover"] == "none")
     lines = [
-        f"{identity['tokens']:,} tokens in blocks of {identity['seq_len']:,}, {identity['dtype']}; "
-        f"dense: {dense['perplexity']:.2f}.",
+        f"The text is {identity['tokens']:,} tokens in sequences of {identity['seq_len']:,}, measured in {identity['dtype']}. "
+        f"The dense model reaches {dense['perplexity']:.2f}.",
         "",
         "| method | recovery | perplexity | nats/token | of the best without recovery | supernodes removed |",
         "|---|---|---:|---:|---:|---:|",

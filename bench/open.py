@@ -1,10 +1,9 @@
-"""What opening a large atlas costs, warm. Prints medians in milliseconds beside their budgets.
+"""Time to open a large atlas that is in the page cache. Prints medians in milliseconds next to their budgets.
 
     python bench/open.py [REPETITIONS]
 
-Two atlases of random numbers are written to a temporary directory: a dense gated model of 32 x 14336
-channels, and 48 layers of 128 experts with 768 channels each. Opening includes the check of the whole
-structure.
+The script writes two atlases of random numbers to a temporary directory: a dense gated model of 32 x 14336 channels, and
+48 layers of 128 experts with 768 channels each. To open an atlas includes the check of its whole structure.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Time and memory of ``atlas report`` on atlases as large as those of real models: ``python bench/report.py``."""
+"""Time and memory of ``atlas report`` on atlases of the size of real ones: ``python bench/report.py [8B|70B|MoE ...]``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from chanfmt.format.writer import write_atlas
 
 SIZES = {"8B": (32, 0, 14336), "70B": (80, 0, 28672), "MoE": (48, 128, 768)}
 SECONDS, MEGABYTES = 30, 1000
-"""Budget of an 8B model."""
+"""Budget of an 8B model: seconds, and MB of peak resident memory."""
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
             began = time.perf_counter()
             child = os.fork()
             if not child:
-                # Started anew, so that the memory of making the atlas does not count.
+                # A new program, so that the memory used to make the atlas does not count.
                 os.execv(sys.executable, [sys.executable, "-m", "chanfmt", "report", str(path), "-o", f"{directory}/{name}"])
             _, status, usage = os.wait4(child, 0)
             if status:

@@ -1,12 +1,12 @@
-"""`atlas build --stream` of a model several times larger than the memory it may have. Prints peaks beside the bound.
+"""`atlas build --stream` for a model several times larger than the memory limit. Prints memory peaks next to the bound.
 
     python bench/stream.py [--blocks 25] [--limit-mib 1000] [--spool-limit GIB] [--directory DIR]
 
-Writes a random Llama checkpoint shard by shard (float32, 268 MB a block), then builds an atlas of it in a
-process whose private memory (RLIMIT_DATA: heap and anonymous mappings) is limited; the same build in
-memory, under the same limit, must fail. "Bound" is what the design allows on top of the bare
-interpreter with its libraries: one block, what stays (embeddings, head), and the inputs kept in memory.
-The rest is the workspace of a batch, one block's sums, and weights on their way through a cast.
+The script writes a random Llama checkpoint shard by shard (float32, 268 MB per block). Then it builds an atlas in a process
+with limited private memory (RLIMIT_DATA: heap and anonymous mappings). The same build in memory, under the same limit, must
+fail. The "bound" is what the design allows in addition to the bare interpreter with its libraries: one block, the resident
+parts (embeddings and head), and the inputs kept in memory. A measured peak also includes the workspace of a batch, the sums
+of one block, and weights during a cast.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MIB = 2**20
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, default=25)
     parser.add_argument("--limit-mib", type=int, default=1000)
     parser.add_argument("--spool-limit", type=float, default=0.03125)
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 class Ran:
-    """How a process ended: exit status, seconds, peak resident set and peak private memory in bytes, last line of stderr."""
+    """A finished process: exit status, seconds, peak resident set and peak private memory in bytes, last line of stderr."""
 
     def __init__(self, status: int, seconds: float, rss: int, data: int, last: str) -> None:
         self.status, self.seconds, self.rss, self.data, self.last = status, seconds, rss, data, last
@@ -101,7 +101,7 @@ class Ran:
 
 
 def run(arguments: list[str], limit: int | None) -> Ran:
-    """Run Python in a process that may have ``limit`` bytes of private memory."""
+    """Run Python in a process with at most ``limit`` bytes of private memory; None means no limit."""
 
     def limited() -> None:
         if limit is not None:
@@ -114,7 +114,7 @@ def run(arguments: list[str], limit: int | None) -> Ran:
     peaks = {"VmHWM": 0, "VmData": 0}
 
     def watch() -> None:
-        # Not getrusage: its peak begins with that of the process that forked.
+        # getrusage is not used, because its peak begins with the peak of the process that forked.
         while process.poll() is None:
             status = Path(f"/proc/{process.pid}/status").read_text()
             for name, before in peaks.items():
@@ -131,7 +131,7 @@ def run(arguments: list[str], limit: int | None) -> Ran:
 
 
 def write_model(directory: Path, blocks: int) -> int:
-    """A checkpoint of random weights, a shard for every block, and a tokenizer of characters. Returns its bytes."""
+    """Write a checkpoint of random weights, one shard per block, and a tokenizer of characters. Returns its size in bytes."""
     directory.mkdir()
     config = transformers.LlamaConfig(
         vocab_size=VOCAB,
@@ -161,6 +161,7 @@ def write_model(directory: Path, blocks: int) -> int:
 
 
 def shards(blocks: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Random tensors of the shards by name: first the embeddings and the head, then one block at a time."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> torch.Tensor:

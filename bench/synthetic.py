@@ -1,4 +1,4 @@
-"""Atlases as large as those of real models, for the other scripts."""
+"""Atlases of the size of real ones, for the other scripts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HIDDEN = 4096
 
 
 def synthetic_content(layers: int, experts: int, channels: int) -> AtlasContent:
-    """An atlas of the whole shape of the format, with as many tensors as a real model: heavy-tailed noise for values."""
+    """An atlas with every variable of the format and as many tensors as a real model. Its values are heavy-tailed noise."""
     random = np.random.default_rng(0)
     kind = "experts" if experts else "dense"
     sequences, seq_len = 64, 512

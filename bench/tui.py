@@ -1,10 +1,10 @@
-"""What atlas-tui costs in a terminal: CPU time and bytes a key, beside their budgets.
+"""Costs of atlas-tui in a terminal: CPU time and bytes per key, next to their budgets.
 
     python bench/tui.py [ATLAS ...]
 
-Without files, atlases of the sizes of an 8B and a 70B model are made in a temporary directory.
-The program runs on a pseudo-terminal. CPU time is that of all its threads until it is quiet, bytes are what it
-writes. Two keys that undo each other are pressed in turn, several times, and the median counts.
+Without files, the script makes atlases of the sizes of an 8B model, a 70B model and an MoE in a temporary directory.
+The program runs on a pseudo-terminal. CPU time is that of all threads until the program is quiet; bytes are the program's
+output. The script presses two keys that undo each other, several times in turn, and prints the median.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 QUIET = 0.35
-"""Seconds without output after which a key has had its effect."""
+"""Seconds without output after which the effect of a key is complete."""
 SMALL, LARGE = (80, 24), (160, 50)
 SIZES = {"8B": (32, 0, 14336), "70B": (80, 0, 28672), "MoE": (48, 128, 768)}
-# The MoE's atlas has twice the channels of the 70B's, and its budgets.
+# The atlas of the MoE has twice the channels of the 70B model, and the same budgets.
 ON_SCREEN = {"8B": 1.0, "70B": 1.5, "MoE": 1.5}
-"""Seconds until the overview is there."""
+"""Seconds until the overview is on screen."""
 MEMORY = {"8B": 100, "70B": 160, "MoE": 160}
 """MB at the end of a run."""
 PAGES = ("\x1b[6~", "\x1b[5~")
@@ -56,11 +56,11 @@ class Program:
         fcntl.ioctl(self.descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", size[1], size[0], 0, 0))
 
     def read_until(self, text: bytes) -> float:
-        """Seconds since the start at which ``text`` had come."""
+        """Read output until ``text`` is in it. Returns seconds since the start."""
         output = b""
         while text not in output:
             if time.monotonic() > self.began + 60:
-                raise SystemExit(f"{text!r} did not come: {output[-500:]!r}")
+                raise SystemExit(f"the program did not print {text!r}: {output[-500:]!r}")
             try:
                 output += self._read(1.0)
             except OSError:
@@ -68,7 +68,7 @@ class Program:
         return time.monotonic() - self.began
 
     def settle(self, quiet: float = QUIET) -> int:
-        """Bytes written until ``quiet`` seconds without any."""
+        """Read output until there is none for ``quiet`` seconds. Returns its bytes."""
         total = 0
         while data := self._read(quiet):
             total += len(data)
@@ -80,7 +80,7 @@ class Program:
         return os.read(self.descriptor, 1 << 20)
 
     def press(self, keys: str) -> tuple[float, int]:
-        """CPU milliseconds and bytes that ``keys`` cost."""
+        """Press ``keys``. Returns CPU milliseconds and bytes of output."""
         before = self.cpu()
         os.write(self.descriptor, keys.encode())
         size = self.settle()
@@ -88,7 +88,7 @@ class Program:
 
     def cpu(self) -> float:
         """CPU milliseconds used so far, by all threads."""
-        # Linux's clock of another process counts threads that have ended, too.
+        # Linux's CPU clock of another process includes threads that have ended.
         return time.clock_gettime_ns((~self.pid << 3) | 2) / 1e6
 
     def memory(self) -> float:
@@ -99,7 +99,7 @@ class Program:
 
 @contextmanager
 def running(path: Path, size: tuple[int, int]) -> Iterator[tuple[Program, float]]:
-    """The program with its overview on screen, and the seconds that took."""
+    """Start the program and wait for its overview. Yields the program and the seconds until the overview was on screen."""
     program = Program(path, size)
     try:
         seconds = program.read_until(b"help")
@@ -112,10 +112,12 @@ def running(path: Path, size: tuple[int, int]) -> Iterator[tuple[Program, float]
 
 
 def row(name: str, value: float, budget: float, unit: str) -> None:
+    """Print a measured value next to its budget."""
     print(f"  {name:<44} {value:>9.2f} {unit:<3} {budget:>7g}   {value / budget:5.2f}", flush=True)
 
 
 def keys(program: Program, name: str, pair: tuple[str, str], cpu: float | None, size: float | None) -> None:
+    """Press the two keys of ``pair`` in turn, and print the median costs next to their budgets in ms and kB."""
     for key in pair:
         program.press(key)
     costs = [program.press(key) for key in pair * 4]
@@ -126,6 +128,7 @@ def keys(program: Program, name: str, pair: tuple[str, str], cpu: float | None, 
 
 
 def measure(name: str, path: Path) -> None:
+    """Print the costs of the screens for the atlas at ``path``."""
     print(f"\n{name}: {path.stat().st_size / 1e6:.0f} MB{'':<37} measured      budget   ratio")
     with running(path, SMALL) as (program, seconds):
         row("overview on screen", seconds, ON_SCREEN.get(name, 1.0), "s")
@@ -138,13 +141,13 @@ def measure(name: str, path: Path) -> None:
             program.press("\r")
         keys(program, "channels, cursor", ("j", "k"), 5, 2)
         keys(program, "channels, page", PAGES, 15, 8)
-        # Five milliseconds for the order, and a page's, since every row changes.
+        # The budget is 5 ms for the order and 15 ms for a page, because every row changes.
         keys(program, "channels, sort", ("S", "s"), 5 + 15, None)
         print(f"  {'idle for 5 s, bytes':<44} {program.settle(5.0):>9} {'':<3} {0:>7}", flush=True)
         row("memory", program.memory(), MEMORY.get(name, 100), "MB")
         program.press("w")
         program.settle(3.0)
-        # The same.
+        # The same budget as for a sort.
         keys(program, "what-if, one percent", ("l", "h"), 5 + 15, 8)
     with running(path, LARGE) as (program, _):
         keys(program, "strips at 160x50", ("i", "i"), None, 60)

@@ -1,13 +1,13 @@
-"""Runs the commands of a page and compares, or writes, what they print.
+"""Run the commands of a page, and compare or replace the output that the page shows.
 
     python docs/console.py MODEL.gguf docs/commands.md            # compare
     python docs/console.py MODEL.gguf docs/commands.md --write    # replace what the page shows
 
-A block ```console holds ``$ command`` lines, each followed by its output, stdout and stderr. All blocks of a page run in
-one fresh directory that holds the model as SmolLM2.gguf. Numbers may differ by a tenth, or by one in their last decimal, as
-machines round differently; times, digests and what is but rounding (1e-5 and less) by anything. The line that says that a
-model is converted is left out: it is printed where no earlier command on this machine did so. The Hub is the one that the
-tests run, with ann's token in the environment; its address is shown as the real one's.
+A block ```console holds ``$ command`` lines, each followed by its stdout and stderr. All blocks of a page run in one fresh
+directory that holds the model as SmolLM2.gguf. Machines round differently, so numbers may differ by a tenth, or by one in
+their last decimal. Times, digests and rounding errors (1e-5 and less) may differ by any amount. The line about the
+conversion of the model is left out, because it is printed only once on a machine. The Hub is the test Hub, with ann's token
+in the environment. Its address is shown as the address of the real Hub.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
 def commands(block: str) -> list[tuple[str, list[str]]]:
-    """Commands of a block with the lines that follow each."""
+    """Commands of a block, each with the lines that follow it."""
     found: list[tuple[str, list[str]]] = []
     continued = False
     for line in block.splitlines():
@@ -48,7 +48,7 @@ def commands(block: str) -> list[tuple[str, list[str]]]:
 
 
 def run(command: str, directory: Path, hub: Hub) -> list[str]:
-    """What ``command`` prints in ``directory``. Raises `SystemExit` where it fails."""
+    """Output of ``command``, run in ``directory``. Raises `SystemExit` if it fails."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     settings = environment(hub, directory / ".hf", TOKEN, PATH=path, COLUMNS="100", PYTHONWARNINGS="ignore", TMUX="")
     done = subprocess.run(
@@ -67,7 +67,7 @@ def run(command: str, directory: Path, hub: Hub) -> list[str]:
 
 
 def alike(shown: str, printed: str) -> bool:
-    """Whether two lines say the same, but for what may vary."""
+    """Whether two lines are equal, except for parts that may vary."""
     (words, numbers), (other_words, others) = map(_parts, (shown, printed))
     if words != other_words or len(numbers) != len(others):
         return False
@@ -77,7 +77,7 @@ def alike(shown: str, printed: str) -> bool:
 
 
 def _parts(line: str) -> tuple[str, list[tuple[float, float]]]:
-    """A line without its numbers, and these, each with one and a half of its last decimal, 0 of a whole number."""
+    """A line without its numbers, and its numbers, each with its tolerance: 1.5 units of its last decimal, 0 for an integer."""
     text = _VARIES.sub("VARIES", line)
     numbers = []
     for item in _NUMBER.findall(text):
@@ -88,7 +88,7 @@ def _parts(line: str) -> tuple[str, list[tuple[float, float]]]:
 
 
 def check(page: Path, model: Path, *, write: bool = False) -> list[str]:
-    """Run a page. Returns what differs, or rewrites the page."""
+    """Run a page. Returns the differences; with ``write``, replaces the output in the page instead."""
     problems: list[str] = []
     text = page.read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as directory, Hub() as hub:

@@ -1,8 +1,8 @@
-"""Calibration rows as some pruning scripts feed them: one line of text each, cut or padded with EOS to one length.
+"""Write calibration rows as some pruning scripts use them: one line of text per row, cut or padded with EOS to one length.
 
     python examples/padded_rows.py MODEL TEXT ROWS LENGTH OUT.npz
 
-`atlas build --calib OUT.npz` measures them as they stand, so that what the padding does can be measured as well.
+`atlas build --calib OUT.npz` measures the rows as they are, so that the effect of the padding can be measured.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Redundancy of channels to supernodes with an exact correlation, and with one whose denominator has 1e-8 added.
+"""Redundancy of channels to supernodes, with an exact correlation and with 1e-8 added in the denominator.
 
     python examples/redundancy_epsilon.py MODEL TEXT [LAYER ...]
 
-Nothing of chanfmt measures here, so this is a check of it too. Each estimate stands beside its null: the same channels
-against what the supernodes did a sequence earlier.
+The script does not use chanfmt to measure, so it is an independent check of chanfmt too. Each estimate stands next to its
+null: the correlation of the same channels with the supernodes one sequence earlier.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SEQUENCES, LENGTH, NEAREST, RHO = 16, 512, 5, 0.01
 
 
 def products(model: Any, tokens: torch.Tensor, layers: list[int]) -> dict[int, torch.Tensor]:
-    """q = u dL/du of the channels of each layer over all tokens, float64 (token, channel); L is a sequence's mean."""
+    """q = u dL/du of the channels of each layer over all tokens, float64 (token, channel). L is the mean loss of a sequence."""
     found: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
 
     def keep(layer: int, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -34,7 +34,7 @@ def products(model: Any, tokens: torch.Tensor, layers: list[int]) -> dict[int, t
         for layer in layers
     ]
     for row in tokens:
-        # The graph begins at the embeddings, whose gradient nobody needs.
+        # The graph begins after the embedding table, because nothing needs the gradient of the table.
         start = model.get_input_embeddings()(row[None]).detach().requires_grad_(True)
         logits = model(inputs_embeds=start).logits[0, :-1]
         torch.nn.functional.cross_entropy(logits.float(), row[1:]).backward()

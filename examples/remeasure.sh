@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Three questions about how the paper measured, asked of a model of your own: docs/remeasured.md has SmolLM2's answers.
+# Ask three questions about the measurements of the paper, for a model of your own. docs/remeasured.md has the answers for
+# SmolLM2.
 # Usage: examples/remeasure.sh MODEL CALIBRATION.txt EVALUATION.txt [DIR]
 set -euo pipefail
 
@@ -26,7 +27,7 @@ show python "$examples/redundancy_epsilon.py" "$model" "$calibration"
 
 echo
 echo "3. What does padding do to scores?"
-# The same lines without padding, too: they are fewer tokens, and other ones, than the packed text.
+# The same lines without padding are measured too, because they hold fewer and other tokens than the packed text.
 grep --max-count 64 '[^[:space:]]' "$calibration" > "$work/lines.txt"
 show python "$examples/padded_rows.py" "$model" "$calibration" 64 512 "$work/padded.npz"
 [ -f "$work/lines.h5" ] || show atlas build "$model" -o "$work/lines.h5" --calib "$work/lines.txt" --quiet

@@ -1,10 +1,10 @@
-"""Trains a small Llama from scratch on the documentation that ships with Python, and keeps checkpoints on the way.
+"""Train a small Llama from scratch on the documentation that ships with Python, and save checkpoints on the way.
 
     python examples/train.py DIR
 
-Four layers of 512 FFN channels, 1.2 million parameters, a byte-level BPE of 1,024 tokens, AdamW for 1,024 steps of 2,048
-tokens: a few minutes on two cores. Checkpoints after 1, 2, 4, ... 1,024 steps lie in DIR/checkpoint-STEP, each a directory
-that transformers loads.
+The model has four layers of 512 FFN channels, 1.2 million parameters, and a byte-level BPE of 1,024 tokens. AdamW trains it
+for 1,024 steps of 2,048 tokens, which takes a few minutes on two cores. The checkpoints after 1, 2, 4, ... 1,024 steps are
+written to DIR/checkpoint-STEP; transformers can load each directory.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ PEAK_RATE, WARM_UP = 3e-3, 50
 
 
 def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE of `VOCABULARY` tokens on ``texts``."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -37,7 +38,7 @@ def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def rate(step: int) -> float:
-    """Learning rate: a warm-up, then a straight line to a tenth of the peak."""
+    """Learning rate at ``step``: a warm-up, then a linear decay to a tenth of the peak."""
     return PEAK_RATE * min(step / WARM_UP, 1.0 - 0.9 * step / STEPS)
 
 

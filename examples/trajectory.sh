@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train a small model, measure its checkpoints, draw how its supernodes come about. Usage: examples/trajectory.sh [DIR]
+# Train a small model, measure its checkpoints, and draw how its supernodes emerge. Usage: examples/trajectory.sh [DIR]
 set -euo pipefail
 
 work=${1:-.demo/trajectory}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,12 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Started in the background of a script, a process inherits that Ctrl-C is ignored; the tests send it on purpose.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the report about changed screens out of the tree, unless the command line names a file."""
+    if config.getoption("snapshot_report", None) == "snapshot_report.html":
+        config.option.snapshot_report = str(Path(tempfile.gettempdir()) / "atlas-tui-screens.html")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -47,9 +54,7 @@ def tiny_atlas(tiny_checkpoint, tmp_path_factory):
     def get(model_type: str) -> Path:
         if model_type not in made:
             path = tmp_path_factory.mktemp("atlas") / f"{model_type}.h5"
-            options = BuildOptions(
-                str(tiny_checkpoint(model_type)), str(path), calib="pydoc", sequences=16, seq_len=64, quiet=True
-            )
+            options = BuildOptions(str(tiny_checkpoint(model_type)), str(path), calib="pydoc", sequences=16, seq_len=64)
             made[model_type] = build(options, LabelSettings(rho=0.03, support_size=8))
         return made[model_type]
 

@@ -1,4 +1,4 @@
-"""``python -m tui``."""
+"""Run ``atlas-tui`` as ``python -m tui``."""
 
 import sys
 

@@ -1,17 +1,19 @@
-"""``atlas-tui FILE``: check the file, then show it."""
+"""The command ``atlas-tui FILE``: check the file, then show the file."""
 
 from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chanfmt.base.choices import unknown
 from chanfmt.base.errors import UsageError
 from chanfmt.base.text import printable
-from chanfmt.base.version import __version__
-from chanfmt.cli.framework import Parser, run_command
-from tui.session.place import ASCENDING, OF_TWO, SCREENS, Place
+from chanfmt.cli.framework import Parser, add_options, run_command
+from tui.session.place import ASCENDING, Place
+from tui.session.registry import OF_TWO, SCREENS
 
 if TYPE_CHECKING:
     import argparse
@@ -27,46 +29,104 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(make_parser(), arguments)
 
 
+EXAMPLES = (
+    "atlas-tui llama.h5",
+    "atlas-tui base.h5 tuned.h5",
+    "atlas-tui llama.h5 --screenshot overview --size 100x30",
+)
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """Which atlas."""
+
+    file: str = field(metadata={"help": "atlas: a file, or hf://REPO/FILE", "positional": "FILE"})
+    other: str | None = field(
+        default=None,
+        metadata={"help": "another atlas of the same architecture, to compare with", "positional": "FILE", "nargs": "?"},
+    )
+    protect: str | None = field(
+        default=None,
+        metadata={
+            "help": "protect file (.json) to read marks from and write them to (default: FILE.protect.json next to the atlas)",
+            "metavar": "FILE",
+        },
+    )
+
+
+@dataclass(frozen=True)
+class PlaceOptions:
+    """What is shown first."""
+
+    screen: str | None = field(
+        default=None,
+        metadata={"help": "screen (default: overview; compare for two atlases)", "choices": SCREENS, "noun": "screen"},
+    )
+    layer: int | None = field(default=None, metadata={"help": "layer number in the model", "metavar": "L"})
+    stack: str | None = field(
+        default=None, metadata={"help": "stack of the FFN, if the layer has FFNs in several stacks", "metavar": "NAME"}
+    )
+    expert: int | None = field(default=None, metadata={"help": "expert of the layer", "metavar": "E"})
+    channel: int | None = field(default=None, metadata={"help": "channel under the cursor", "metavar": "C"})
+    metric: str = field(default="lp", metadata={"help": "metric shown", "metavar": "METRIC"})
+    by_index: bool = field(default=False, metadata={"help": "draw x axes by index instead of log rank"})
+    sort: str = field(
+        default="",
+        metadata={
+            "help": f"order of the channels: a metric, channel or label; COLUMN{ASCENDING} puts the smallest first",
+            "metavar": "COLUMN",
+        },
+    )
+    filter: str = field(
+        default="", metadata={"help": "condition for the channels shown, as after the key f", "metavar": "CONDITION"}
+    )
+    theme: str | None = field(
+        default=None, metadata={"help": "colours: any theme of Textual, such as textual-light", "metavar": "NAME"}
+    )
+
+
+@dataclass(frozen=True)
+class PictureOptions:
+    """Pictures, without a terminal."""
+
+    screenshot: str | None = field(
+        default=None,
+        metadata={
+            "help": "draw this screen as an SVG (ATLAS-SCREEN.svg), and quit",
+            "choices": SCREENS,
+            "noun": "screen",
+            "metavar": "SCREEN",
+        },
+    )
+    export_svg: str | None = field(
+        default=None,
+        metadata={"help": "draw the first screen, or the screen of --screenshot, into FILE, and quit", "metavar": "FILE"},
+    )
+    size: str | None = field(default=None, metadata={"help": "size of the picture (default: 120x36)", "metavar": "COLSxROWS"})
+    overwrite: bool = field(default=False, metadata={"help": "replace the picture if it exists"})
+
+
 def make_parser() -> Parser:
     """The command line."""
-    parser = Parser(prog="atlas-tui", description="Browse an importance atlas in the terminal.")
-    parser.add_argument("file", metavar="FILE", help="the atlas, a file or hf://REPO/FILE")
-    parser.add_argument("other", nargs="?", metavar="FILE", help="another of the same architecture, to compare it with")
-    parser.add_argument(
-        "--protect",
-        metavar="FILE",
-        help=("protect file (.json) that marks are read from and written to (default: FILE.protect.json beside the atlas)"),
+    parser = Parser(
+        prog="atlas-tui",
+        description="Browse an importance atlas in the terminal.",
+        fill=_fill,
+        examples=EXAMPLES,
+        printing=False,
+        version=True,
     )
-    where = parser.add_argument_group("where to begin")
-    where.add_argument("--screen", choices=SCREENS, help="screen (default: overview, of two atlases compare)")
-    where.add_argument("--layer", type=int, metavar="L", help="layer index in the model")
-    where.add_argument("--stack", metavar="NAME", help="which FFN, where a layer has several")
-    where.add_argument("--expert", type=int, metavar="E", help="expert of the layer")
-    where.add_argument("--channel", type=int, metavar="C", help="channel under the cursor")
-    where.add_argument("--metric", default="lp", metavar="METRIC", help="metric shown (default: lp)")
-    where.add_argument("--by-index", action="store_true", help="x axes by index instead of log rank")
-    where.add_argument(
-        "--sort",
-        default="",
-        metavar="COLUMN",
-        help=f"order of the channels: a metric, channel, label; COLUMN{ASCENDING} is smallest first",
-    )
-    where.add_argument("--filter", default="", metavar="CONDITION", help="channels to show, as after the key f")
-    where.add_argument("--theme", metavar="NAME", help="colours: any theme of Textual, for example textual-light")
-    picture = parser.add_argument_group("pictures, without a terminal")
-    picture.add_argument(
-        "--screenshot", choices=SCREENS, metavar="SCREEN", help="draw this screen as an SVG (ATLAS-SCREEN.svg), and quit"
-    )
-    picture.add_argument("--export-svg", metavar="FILE", help="draw the first screen, or --screenshot's, into FILE, and quit")
-    picture.add_argument("--size", metavar="COLSxROWS", help="of the picture (default: 120x36)")
-    picture.add_argument("--overwrite", action="store_true", help="replace the picture")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.set_defaults(run=_run)
     return parser
 
 
+def _fill(parser: Parser) -> None:
+    for kind in (FileOptions, PlaceOptions, PictureOptions):
+        add_options(parser, kind)
+
+
 def _run(options: argparse.Namespace) -> int:
-    # Late, so that --help and a wrong option answer at once.
+    # These imports are late so that --help and a wrong option answer at once.
     from chanfmt.hub.locate import locate_atlas
     from tui.session.comparison import check_comparable
     from tui.session.load import read_snapshot
@@ -90,12 +150,13 @@ def _run(options: argparse.Namespace) -> int:
     if drawn is None and not (all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))):
         raise UsageError(
             "atlas-tui needs a terminal",
-            hint=f"for a pipe or a file: atlas info {options.file}, atlas show {options.file} --layer 0; "
-            "for a picture: --screenshot SCREEN",
+            hint=f"to a pipe or a file, use: atlas info {options.file}, or: atlas show {options.file} --layer 0; "
+            "for a picture, add --screenshot SCREEN",
         )
     from tui.app import AtlasApp
+    from tui.session.session import Session
 
-    app = AtlasApp(
+    session = Session(
         snapshot,
         atlas_name=options.file,
         protect_file=protect_file,
@@ -104,9 +165,10 @@ def _run(options: argparse.Namespace) -> int:
         other=other,
         place=place,
     )
+    app = AtlasApp(session)
     if options.theme is not None:
         if options.theme not in app.available_themes:
-            raise UsageError(f"there is no theme {options.theme!r}", hint=f"there are: {', '.join(sorted(app.available_themes))}")
+            raise unknown("theme", options.theme, sorted(app.available_themes))
         app.theme = options.theme
     if drawn is not None:
         from tui.picture import SIZE, draw, parse_size
@@ -115,7 +177,7 @@ def _run(options: argparse.Namespace) -> int:
         print(drawn)
         return 0
     if warnings:
-        app.call_later(app.say, printable(warnings[0]))
+        app.call_later(session.say, printable(warnings[0]))
     last_words = app.run()
     if last_words:
         print(last_words)
@@ -125,7 +187,7 @@ def _run(options: argparse.Namespace) -> int:
 def _place(options: argparse.Namespace, *, compared: bool) -> Place:
     screen = options.screenshot or options.screen or (OF_TWO[0] if compared else SCREENS[0])
     if screen in OF_TWO and not compared:
-        raise UsageError(f"the screen {screen} needs a second atlas", hint="atlas-tui FILE FILE")
+        raise UsageError(f"the screen {screen} needs a second atlas", hint="give two files: atlas-tui FILE FILE")
     return Place(
         screen,
         options.layer,
@@ -140,7 +202,7 @@ def _place(options: argparse.Namespace, *, compared: bool) -> Place:
 
 
 def _picture(options: argparse.Namespace, atlas: Path, place: Place) -> Path | None:
-    """The picture that is asked for, if one is."""
+    """The file to draw into; None if the user asked for no picture."""
     if options.export_svg is not None:
         return Path(options.export_svg)
     return Path(f"{atlas.name.partition('.')[0]}-{place.screen}.svg") if options.screenshot else None
@@ -149,11 +211,11 @@ def _picture(options: argparse.Namespace, atlas: Path, place: Place) -> Path | N
 def _check_picture(picture: Path, files: Sequence[Path]) -> None:
     for path in files:
         if os.path.realpath(picture) == os.path.realpath(path):
-            raise UsageError(f"the picture would replace {path}", hint="name another file after --export-svg")
+            raise UsageError(f"the picture would replace {path}", hint="give another file to --export-svg")
 
 
 def _check_filter(place: Place, snapshot: Snapshot, other: Snapshot | None, marks: dict[int, np.ndarray]) -> None:
-    """Raise `UsageError` where the filter means nothing, or no channel fits it."""
+    """Raise `UsageError` if the filter is not valid, or if no channel fits the filter."""
     import numpy as np
 
     from tui.session.comparison import counterparts, joined
@@ -178,5 +240,5 @@ def _protect_file(options: argparse.Namespace, atlas: Path) -> Path:
 
     if options.protect is not None:
         return Path(options.protect)
-    # What the Hub's cache holds is not the user's to write beside.
+    # The atlas is in the Hub cache, which is not a place for the user's files.
     return Path(default_protect_file(atlas).name) if options.file.startswith("hf://") else default_protect_file(atlas)

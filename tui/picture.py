@@ -1,4 +1,4 @@
-"""Draws a screen of the program as an SVG, without a terminal."""
+"""Draw a screen of the program as an SVG, without a terminal."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ if TYPE_CHECKING:
     from tui.app import AtlasApp
 
 SIZE = (120, 36)
-"""Columns and rows where nobody says."""
+"""Default columns and rows."""
 _SIZE = re.compile(r"(\d{2,3})x(\d{1,3})")
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Columns and rows of ``COLUMNSxROWS``. Raises `UsageError` for anything else, or less than 20x5."""
+    """Columns and rows of ``COLUMNSxROWS``. Raises `UsageError` for other text and for less than 20x5."""
     match = _SIZE.fullmatch(text)
     size = (int(match[1]), int(match[2])) if match else (0, 0)
     if size[0] < 20 or size[1] < 5:
-        raise UsageError(f"--size: {text!r} is not COLUMNSxROWS", hint="for example 80x24; at least 20x5")
+        raise UsageError(f"--size: {text!r} is not COLUMNSxROWS", hint="give at least 20x5, for example --size 80x24")
     return size
 
 
 def draw(app: AtlasApp, path: Path, size: tuple[int, int], *, overwrite: bool) -> None:
-    """Write what ``app`` begins with to ``path``, whole or not at all.
+    """Draw the first screen of ``app`` into ``path``, whole or not at all.
 
     Raises:
-        UsageError: ``path`` exists and ``overwrite`` is off, or it cannot be written.
+        UsageError: ``path`` exists and ``overwrite`` is False, or ``path`` cannot be written.
         ChanfmtError: The disk is full.
     """
     check_target(path, overwrite=overwrite)
@@ -41,10 +41,10 @@ def draw(app: AtlasApp, path: Path, size: tuple[int, int], *, overwrite: bool) -
 
     async def look(pilot: Pilot[object]) -> None:
         await app.workers.wait_for_complete()
-        # What a worker says opens another screen, which paints once it knows its size.
+        # The result of a worker may open another screen, which paints only when it knows its size.
         for _ in range(3):
             await pilot.pause()
-        svg.append(app.export_screenshot(title=app.file_name))
+        svg.append(app.export_screenshot(title=app.session.file_name))
         app.exit()
 
     app.run(headless=True, size=size, auto_pilot=look)

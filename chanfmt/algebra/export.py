@@ -17,6 +17,7 @@ import numpy as np
 
 from chanfmt.base.errors import AtlasError, MissingPackageError, UsageError
 from chanfmt.base.files import atomic_file, check_target
+from chanfmt.base.text import spreadsheet_text
 from chanfmt.format import schema
 
 if TYPE_CHECKING:
@@ -157,7 +158,9 @@ def _write_csv(atlas: Atlas, variables: Sequence[schema.Variable], path: Path) -
         for count, table in _tables(atlas, columns):
             cells: list[list[bytes]] = []
             for name, values in zip(columns, table, strict=True):
-                if not isinstance(values, np.ndarray):
+                if isinstance(values, str):
+                    cells.append([spreadsheet_text(values).encode()] * count)
+                elif not isinstance(values, np.ndarray):
                     cells.append([b"" if values is None else str(values).encode()] * count)
                 elif name == "label":
                     cells.append([labels.get(code, b"") for code in values.tolist()])

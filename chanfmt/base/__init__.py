@@ -1,1 +1,1 @@
-"""What every other part stands on: errors, files, text, narration. No torch, no HDF5."""
+"""The lowest layer: errors, files, text, narration, the recorded command line. It imports no torch and no HDF5."""

@@ -1,36 +1,62 @@
-"""The command line as it is recorded in files that travel."""
+"""The command line as it is recorded in files that travel.
+
+Library code does not read ``sys.argv``, because that may be the command line of a notebook kernel or of another program.
+The code that runs a command line calls `recorded`. Otherwise there is nothing to record.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
-import sys
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_command: ContextVar[str] = ContextVar("command", default="")
 
 
-def recorded_command(program: str) -> str:
-    """The command this process runs, with files and directories by their names alone.
+@contextlib.contextmanager
+def recorded(program: str, arguments: Sequence[str]) -> Iterator[None]:
+    """Let `recorded_command` return this command line in the body."""
+    token = _command.set(portable_command(program, arguments))
+    try:
+        yield
+    finally:
+        _command.reset(token)
 
-    What is recorded ends up in atlases, model cards and public repositories, and says nothing there about
-    this machine's directories or users.
+
+def recorded_command() -> str:
+    """The command line that is being run, as `portable_command` writes it; empty if Python code called the library."""
+    return _command.get()
+
+
+def portable_command(program: str, arguments: Sequence[str]) -> str:
+    """A command line with the names of files and directories, but not the paths to them.
+
+    A recorded command ends up in atlases, model cards and public repositories. There it must not tell this machine's
+    directories or users.
     """
-    text = shlex.join([program, *(_without_directory(argument) for argument in sys.argv[1:])])
+    text = shlex.join([program, *map(_without_directory, arguments)])
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def names_directory(text: str) -> bool:
-    """Whether ``text`` is a path below some directory of a machine, as far as can be told."""
+    """Whether ``text`` is a path below a directory of this machine, as far as we can tell."""
     path = os.path.expanduser(text)
     if "://" in text:
         return False
-    # A Hub id has a separator too. An output may not exist yet, but the directory it goes to does.
+    # A Hub id has a separator too. An output may not exist yet, but its directory does.
     inside = os.sep in path and (os.path.exists(path) or os.path.isdir(os.path.dirname(path)))
     return os.path.isabs(path) or text.startswith(("~", f".{os.sep}", f"..{os.sep}")) or inside
 
 
 def tells_directories(command: str) -> bool:
-    """Whether a recorded ``command`` names a directory of a machine, as `recorded_command` does not."""
-    # No shell's rules: whatever is quoted, joined by "=" or neither, a path begins after one of these.
+    """Whether a recorded ``command`` names a directory of a machine, which `portable_command` leaves out."""
+    # Not by a shell's rules: a path, quoted or joined by "=" or neither, begins after one of these characters.
     return any(names_directory(word) for word in re.split(r"[\s'\"=]+", command))
 
 

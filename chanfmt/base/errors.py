@@ -1,20 +1,20 @@
-"""Errors a user can act on. Every one carries what is wrong and, where there is one, the way out."""
+"""Errors that a user can act on: each says what is wrong, and what to do about it."""
 
 from __future__ import annotations
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's exception says, in one line."""
+    """Message of another library's exception, cut to one line."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
 
 
 class ChanfmtError(Exception):
-    """A failure that is reported in one line, without a traceback.
+    """A failure that the command line reports in one line and a hint, without a traceback.
 
     Args:
         message: What is wrong, as a sentence without a final full stop.
-        hint: What to do next.
+        hint: What to do next, best as a command.
     """
 
     exit_code = 1
@@ -29,17 +29,17 @@ class ChanfmtError(Exception):
 
 
 class UsageError(ChanfmtError):
-    """The command cannot mean anything as given: a bad option value, a missing file."""
+    """A command cannot be carried out as given: a bad value of an option, a missing file."""
 
     exit_code = 2
 
 
 class AtlasError(ChanfmtError):
-    """A file is not a readable importance atlas, or not the right one.
+    """A file is not a readable importance atlas, or not the atlas that is needed.
 
     Args:
-        code: The rule of the specification that the file breaks, a key of `chanfmt.algebra.validate.findings.RULES`.
-        where: Path of the object at fault.
+        code: Code of the rule of the specification that the file breaks, such as ``E101``; empty if it breaks none.
+        where: Path of the object in the file.
     """
 
     exit_code = 2
@@ -57,11 +57,17 @@ class ModelError(ChanfmtError):
 
 
 class CheckError(ChanfmtError):
-    """A result was produced and did not pass its own check; nothing was published."""
+    """A result did not pass its own check, and was not published."""
 
 
 class MissingPackageError(ChanfmtError):
-    """An optional dependency is needed for what was asked."""
+    """A command needs an optional package that is not installed.
+
+    Args:
+        package: Name of the package to import.
+        extra: The extra of ``chanfmt`` that installs it.
+        purpose: What needs it, as the subject of the message.
+    """
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(

@@ -1,9 +1,8 @@
-"""Publish files and directories whole or not at all: write beside, fsync, rename.
+"""Write files and directories whole or not at all: write a temporary next to the target, fsync, rename.
 
-What a killed process left behind is removed by the next one that writes the same target. A
-temporary is locked (shared, so that readers with locks of their own still open what it becomes)
-while its writer lives; one that can be locked exclusively has no writer any more. Where locks do
-not work, nothing is removed.
+A killed process may leave its temporary behind. The next process that writes the same target removes it. A writer holds
+a shared lock on its temporary, so a temporary that can be locked exclusively has no writer any more. (The lock is shared
+so that readers with locks of their own can open the published file.) If the file system has no locks, nothing is removed.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from chanfmt.base.errors import ChanfmtError, UsageError
 
 try:
     import fcntl
-except ImportError:  # Not on this platform: no locks, and nothing is taken for stale.
+except ImportError:  # This platform has no locks, so no temporary is removed.
     fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
@@ -29,13 +28,13 @@ if TYPE_CHECKING:
 
 
 def check_target(path: Path, *, overwrite: bool, directory: bool = False) -> None:
-    """Refuse, before any work, an output that exists or that cannot be written.
+    """Raise an error, before any work, for an output that exists or that cannot be written.
 
     Args:
         directory: The output is a directory, not a file.
 
     Raises:
-        UsageError: ``path`` exists and ``overwrite`` is off, or its directory is missing or read-only.
+        UsageError: ``path`` exists and ``overwrite`` is False, or its directory is missing or read-only.
     """
     what = "directory" if directory else "file"
     try:
@@ -51,7 +50,7 @@ def check_target(path: Path, *, overwrite: bool, directory: bool = False) -> Non
             raise UsageError(f"{path} exists and is not a {what}", hint="choose another -o")
     if not has_parent:
         raise UsageError(f"the directory {parent} does not exist", hint=f"create it with: mkdir -p {parent}")
-    # os.access says yes to root on read-only mounts, so try it.
+    # os.access returns True for root on a read-only mount, so write a file to find out.
     probe = parent / temporary_name(path.name)
     try:
         probe.touch(exist_ok=False)
@@ -61,7 +60,7 @@ def check_target(path: Path, *, overwrite: bool, directory: bool = False) -> Non
 
 
 def check_space(directory: Path, needed: int) -> None:
-    """Raise `ChanfmtError` where the file system of ``directory`` has fewer than ``needed`` bytes free."""
+    """Raise `ChanfmtError` if the file system of ``directory`` has fewer than ``needed`` bytes free."""
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise ChanfmtError(
@@ -71,7 +70,7 @@ def check_space(directory: Path, needed: int) -> None:
 
 
 def reserve(path: Path, size: int) -> None:
-    """Make the file ``path`` at least ``size`` bytes long, and take the room for them. Raises `OSError` where there is none."""
+    """Make the file ``path`` at least ``size`` bytes long and allocate them. Raises `OSError` if the disk is full."""
     with path.open("r+b", buffering=0) as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)
@@ -82,7 +81,7 @@ def reserve(path: Path, size: int) -> None:
 
 
 def read_at(descriptor: int, buffer: memoryview, offset: int) -> int:
-    """Fill ``buffer`` from ``offset`` on. Returns how many bytes there were: fewer than it holds at the file's end."""
+    """Fill ``buffer`` from ``offset`` on. Returns the number of bytes read: less than its length at the end of the file."""
     done = 0
     while done < len(buffer):
         count = os.preadv(descriptor, [buffer[done:]], offset + done)
@@ -93,7 +92,7 @@ def read_at(descriptor: int, buffer: memoryview, offset: int) -> int:
 
 
 def write_at(descriptor: int, data: memoryview | bytes, offset: int) -> int:
-    """Write all of ``data`` at ``offset``. Returns how many bytes that were."""
+    """Write all of ``data`` at ``offset``. Returns the number of bytes written."""
     view, done = memoryview(data), 0
     while done < len(view):
         done += os.pwrite(descriptor, view[done:], offset + done)
@@ -101,12 +100,12 @@ def write_at(descriptor: int, data: memoryview | bytes, offset: int) -> int:
 
 
 def temporary_name(name: str) -> str:
-    """A hidden sibling name for ``name`` that no other process uses."""
+    """A hidden name, next to ``name``, that no other process uses."""
     return f".{name}.{uuid.uuid4().hex[:12]}.tmp"
 
 
 def fsync_path(path: Path) -> None:
-    """Flush a file or a directory entry to the disk."""
+    """Flush a file or a directory to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -116,10 +115,10 @@ def fsync_path(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield the path of an empty temporary file beside ``path``; publish it on success, remove it otherwise.
+    """Yield an empty temporary file next to ``path``; rename it to ``path`` on success, remove it otherwise.
 
     Raises:
-        ChanfmtError: For every `OSError` on the way.
+        ChanfmtError: An `OSError` occurred, in the body too.
     """
     parent = path.absolute().parent
     temporary = None
@@ -140,15 +139,15 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield a temporary directory beside ``path``; publish it on success, remove it otherwise.
+    """Yield a temporary directory next to ``path``; rename it to ``path`` on success, remove it otherwise.
 
-    An existing ``path`` is moved aside and removed only after the new one is in place; one that a
-    killed process left aside is put back.
+    An existing directory ``path`` is moved aside, and removed only after the new directory is in its place. If a process
+    is killed between the two steps, the next process puts the old directory back.
 
     Raises:
-        ChanfmtError: For every `OSError` on the way.
+        ChanfmtError: An `OSError` occurred, in the body too.
     """
-    # Behind a symbolic link it is the link's target that is replaced.
+    # If `path` is a symbolic link, the target of the link is replaced.
     path = path.resolve()
     temporary = None
     try:
@@ -172,7 +171,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def remove_stale(path: Path) -> None:
-    """Remove what killed writers of ``path`` left beside it, and put back a directory they had moved aside."""
+    """Remove the temporaries that killed writers of ``path`` left, and put back a directory that they moved aside."""
     pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{12}}\.(tmp|old)")
     parent = path.absolute().parent
     try:
@@ -181,7 +180,7 @@ def remove_stale(path: Path) -> None:
         return
     for name in names:
         item = parent / name
-        # A writer at work, another user's file, a file system without locks: each is an OSError.
+        # OSError: a writer is at work, the file belongs to another user, or the file system has no locks.
         with contextlib.suppress(OSError), _lock(item, exclusive=True) as locked:
             if not locked:
                 continue
@@ -194,7 +193,7 @@ def remove_stale(path: Path) -> None:
 
 
 def _create(parent: Path, name: str, *, directory: bool) -> tuple[Path, contextlib.ExitStack]:
-    """A new temporary for ``name``, and the lock on it: release it by leaving the stack's context."""
+    """Create a temporary for ``name``. Returns its path, and a stack whose context holds the lock on it."""
     while True:
         temporary = parent / temporary_name(name)
         if directory:
@@ -205,20 +204,20 @@ def _create(parent: Path, name: str, *, directory: bool) -> tuple[Path, contextl
             try:
                 stack.enter_context(_lock(temporary, exclusive=False))
             except (BlockingIOError, FileNotFoundError):
-                # Before it was locked it looked stale, and another process is taking it away.
+                # It was not locked yet, so another process removes it.
                 continue
             except OSError:
-                pass  # No locks here: nobody will take it for stale.
+                pass  # Without locks no process removes temporaries.
             if temporary.exists():
                 return temporary, stack.pop_all()
 
 
 @contextlib.contextmanager
 def _lock(path: Path, *, exclusive: bool) -> Iterator[bool]:
-    """Hold a lock on the file or directory ``path``; yields whether there are locks at all.
+    """Hold a lock on the file or directory ``path``. Yields whether this platform has locks.
 
     Raises:
-        OSError: Another process holds one, or this file system has none.
+        OSError: Another process holds a lock, or this file system has no locks.
     """
     if fcntl is None:
         yield False
@@ -236,8 +235,8 @@ def _lock(path: Path, *, exclusive: bool) -> Iterator[bool]:
 
 
 def _swap(new: Path, path: Path) -> None:
-    """Put the directory ``new`` where the directory ``path`` is, and remove that one."""
-    # Another suffix than a temporary's: it is all there is of the target for a moment.
+    """Replace the directory ``path`` by the directory ``new``."""
+    # Its suffix differs from a temporary's: for a moment this is the only copy of the target.
     old = path.parent / (temporary_name(path.name).removesuffix("tmp") + "old")
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):

@@ -1,8 +1,8 @@
-"""The one way in which long work speaks: notes, warnings and progress bars.
+"""Notes, warnings and progress bars of long work.
 
 Library code calls `say`, `warn` and `progress_bar`, and takes no ``quiet`` or ``progress`` arguments. Notes and
 warnings go to the logger ``chanfmt``, so a program that imports chanfmt decides with `logging` what it shows. Progress
-bars are off until somebody turns them on. The command lines turn all of it on with `to_terminal`.
+bars are off by default. The command lines show notes, warnings and bars with `to_terminal`.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _bars: ContextVar[bool] = ContextVar("bars", default=False)
 
 
 def say(text: str) -> None:
-    """Tell ``text``, a sentence about the work in progress. It is not shown with ``--quiet``."""
+    """Log ``text``, a sentence about the work in progress. ``--quiet`` hides it."""
     LOGGER.info("%s", printable(text))
 
 
 def warn(text: str) -> None:
-    """Tell ``text``, something that may make the result other than expected. It is shown with ``--quiet`` too."""
+    """Log ``text``, a sentence about something that may change the result. ``--quiet`` does not hide it."""
     LOGGER.warning("%s", printable(text))
 
 
 def progress_bar(total: int, unit: str, description: str) -> Any:
-    """A tqdm bar on stderr with rate and time left. It is drawn on a terminal only, and only if `bars_shown`."""
+    """A tqdm bar on stderr with rate and time left. It is drawn only if `bars_shown`."""
     from tqdm import tqdm
 
     return tqdm(
@@ -48,13 +48,13 @@ def progress_bar(total: int, unit: str, description: str) -> Any:
 
 
 def bars_shown() -> bool:
-    """Whether progress bars are drawn: somebody turned them on, and stderr is a terminal."""
+    """Whether progress bars are drawn: `bars` turned them on, and stderr is a terminal."""
     return _bars.get() and sys.stderr.isatty()
 
 
 @contextlib.contextmanager
 def bars(shown: bool = True) -> Iterator[None]:
-    """Draw progress bars in the body, or do not."""
+    """Draw progress bars in the body if ``shown``."""
     token = _bars.set(shown)
     try:
         yield
@@ -64,7 +64,7 @@ def bars(shown: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
-    """Tell nothing but warnings in the body, and draw no bars: for the processes of a group that do not speak for it."""
+    """Log only warnings in the body, and draw no bars: for all but the first process of a distributed group."""
     level = LOGGER.level
     LOGGER.setLevel(logging.WARNING)
     try:
@@ -96,7 +96,7 @@ def to_terminal(*, quiet: bool = False) -> Iterator[None]:
 
 
 class _StderrHandler(logging.Handler):
-    """A line on stderr, as it is at that moment, for each record."""
+    """Prints each record as a line on the current ``sys.stderr``."""
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
@@ -108,6 +108,6 @@ class _StderrHandler(logging.Handler):
 
 
 def _above_bars() -> contextlib.AbstractContextManager[object]:
-    """A context in which a printed line does not run into a bar that is being drawn."""
+    """A context in which a printed line does not mix with a progress bar."""
     tqdm = sys.modules.get("tqdm")
     return contextlib.nullcontext() if tqdm is None else tqdm.tqdm.external_write_mode(file=sys.stderr)

@@ -1,4 +1,4 @@
-"""See u at every write projection on the way forward and s = dL/du on the way back."""
+"""See the activation u at every write projection in the forward pass, and s = dL/du in the backward pass."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Capture:
-    """Feeds one `FFNStatistics` per FFN while the model runs inside `running`."""
+    """Feeds one `FFNStatistics` per FFN while the model runs in the body of `running`."""
 
     def __init__(self, model: nn.Module, ffns: list[FFN], statistics: list[FFNStatistics]) -> None:
         self.model = model
@@ -40,12 +40,12 @@ class Capture:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Products are seen inside this context."""
+        """See the products of the model in the body."""
         with eager_experts(self.model), self._interceptor:
             yield
 
     def begin(self, sequences: int, split: int) -> None:
-        """Say how many sequences the next batch has, and which split they all belong to."""
+        """Set the number of sequences of the next batch, and the split that all of them belong to."""
         self._sequences = sequences
         self._split = split
 
@@ -71,7 +71,7 @@ class Capture:
         self._interceptor.on(member.write.matrix, before=partial(self._write_all, number, statistics))
 
     def _read_all(self, number: int, statistics: FFNStatistics, x: torch.Tensor) -> None:
-        """Each expert gets all tokens, those that were not routed to it as zeros: they are not its tokens."""
+        """Add the read inputs of all experts. Each expert gets all tokens; those that were not routed to it are zeros, and skipped."""
         if torch.is_grad_enabled():
             x = x.detach()
             self._reached[number] = (x != 0).any(-1)
@@ -91,7 +91,7 @@ class Capture:
 
 
 def _differentiable(u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """``u``, or a leaf in its place: nothing before the first FFN needs a gradient, so the backward pass ends there."""
+    """``u``, or a leaf in its place if it needs no gradient: before the first FFN nothing does, so the backward pass ends there."""
     if u.requires_grad:
         return u, None
     leaf = u.detach().requires_grad_(True)

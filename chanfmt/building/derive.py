@@ -1,4 +1,4 @@
-"""Statistics and weights to labelled stacks: the last step of a build, without running anything."""
+"""Labelled stacks from statistics and weights: the last step of a build, which runs no model."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chanfmt.algebra import labels, metrics
+from chanfmt.building.weight_metrics import norms, wanda_group
 from chanfmt.format import schema
 from chanfmt.format.records import LabelSettings, StackData, Stacked
-from chanfmt.models.matrices import FFNWeights, norms, wanda_group
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from chanfmt.building.statistics import ChannelStatistics, FFNStatistics
     from chanfmt.models.ffn import FFN
+    from chanfmt.models.matrices import FFNWeights
 
 _SUFFIXES = {"dense": "", "experts": ".experts", "shared": ".shared_expert"}
 
@@ -30,11 +31,11 @@ def layer_variables(
     """Every array of one FFN, and how much its supernodes write to each residual dimension.
 
     Args:
-        weights: Of the FFN, or of each of its experts.
-        previous_support: Write support of the layer before, None for the first.
+        weights: Weights of the FFN, or of each of its experts.
+        previous_support: Write support of the layer before; None for the first layer.
 
     Returns:
-        Name to values in `chanfmt.format.schema.STACK_VARIABLES`, without the layer dimension; write mass (d,).
+        Name in `chanfmt.format.schema.STACK_VARIABLES` to values without the layer dimension; write mass (d,).
     """
     found = [
         member_variables(member, of_member, settings, previous_support)
@@ -51,7 +52,7 @@ def layer_variables(
 
 
 def reduce(statistics: FFNStatistics, settings: LabelSettings) -> None:
-    """Reduce the cross moments of a finished FFN to what `layer_variables` needs of them, to save memory."""
+    """Reduce the cross moments of a finished FFN to the arrays that `layer_variables` needs, to save memory."""
     for member in statistics.members:
         tokens = np.int64(member.tokens)
         score = metrics.derive_metrics(_sums(member), tokens)[settings.score]
@@ -65,7 +66,7 @@ def reduce(statistics: FFNStatistics, settings: LabelSettings) -> None:
 def member_variables(
     statistics: ChannelStatistics, weights: FFNWeights, settings: LabelSettings, previous_support: np.ndarray | None
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """`layer_variables` of one dense FFN or one expert."""
+    """As `layer_variables`, for one dense FFN or one expert."""
     tokens = np.int64(statistics.tokens)
     variables = _sums(statistics) | {
         **norms(weights),
@@ -119,7 +120,7 @@ def _none_nearest(n_channels: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _unreached(n_channels: int, sizes: int) -> dict[str, np.ndarray]:
-    """What rests on the tokens of an expert that got none (spec section "Stacks")."""
+    """The arrays of an expert that got no token (spec section "Stacks")."""
     return _unreached_redundancy(n_channels) | {
         **dict(zip(("write_dimension", "write_share"), _none_nearest(n_channels), strict=True)),
         **dict.fromkeys(("wanda_group", "connectivity"), np.full(n_channels, np.nan)),
@@ -135,12 +136,12 @@ def stack_layers(
     """Stack FFNs of equal place, kind, width and gating; arrays gain the layer dimension, as `Stacked`.
 
     Returns:
-        The stacks, and per FFN its stack's name and its row there.
+        The stacks; for each FFN the name of its stack and its row there.
     """
     groups: dict[tuple[Any, ...], list[int]] = {}
     for index, ffn in enumerate(ffns):
         key = (ffn.place, ffn.kind, ffn.width, ffn.gated, ffn.experts, ffn.outputs)
-        # Several FFNs of one kind in one layer are no rows of one array.
+        # Several FFNs of one kind in one layer cannot be rows of one array.
         slot = next(
             slot
             for slot in itertools.count()
@@ -172,7 +173,7 @@ def stack_layers(
 
 
 def _stack_name(key: tuple[Any, ...], keys: Sequence[tuple[Any, ...]]) -> str:
-    """``decoder``, ``decoder.experts``, ``decoder.shared_expert``, with what tells it from others of that name."""
+    """``decoder``, ``decoder.experts`` or ``decoder.shared_expert``, with a suffix that tells it from other stacks of that name."""
     place, kind, width, gated, experts, outputs, slot = key
     name = f"{place}{_SUFFIXES[kind]}"
     alike = [other for other in keys if other[:2] == key[:2]]
@@ -193,7 +194,7 @@ def _stacked(rows: list[Mapping[str, np.ndarray]]) -> Iterator[tuple[str, Stacke
 
 
 def _redundancy(statistics: ChannelStatistics, core: np.ndarray, settings: LabelSettings) -> dict[str, np.ndarray]:
-    """Redundancy to the part of ``core`` that was among the candidates, and its null."""
+    """Redundancy of the channels to the part of ``core`` that was among the candidates, and its null."""
     if statistics.reduced is not None:
         return statistics.reduced
     correlation = statistics.core
@@ -213,7 +214,7 @@ def _redundancy(statistics: ChannelStatistics, core: np.ndarray, settings: Label
     return {
         "redundancy_partner": partner,
         "redundancy_pair": pair,
-        # Ranks, like those of every metric, are taken on what is stored.
+        # Ranks, like those of every metric, are taken on the stored float32 values.
         "redundancy": labels.redundancy_to_core(real, covered, top_k).astype(np.float32),
         "redundancy_null": null,
         "redundancy_tokens": np.asarray(correlation.real.count),

@@ -1,4 +1,4 @@
-"""The processes that torchrun starts for one build: what they tell each other, and what becomes of it when one is lost."""
+"""The processes that torchrun starts for one build: what they tell each other, and what happens if one is lost."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TIMEOUT = datetime.timedelta(minutes=30)
-"""How long the others wait for one: longer than the first writes a checkpoint. One that was killed is missed at once."""
+"""How long the processes wait for each other: longer than a partial atlas takes to write. A killed process is missed at once."""
 FAREWELL = datetime.timedelta(seconds=5)
-"""How long a process that is told to stop waits to hear that all others live: torchrun kills it after 30 seconds."""
+"""How long a process that is told to stop waits for signs of the others. torchrun kills it after 30 seconds."""
 FLAT_BYTES = 64 << 20
-"""Small tensors are summed in buffers of up to this size: thousands of messages would take longer than their bytes."""
+"""Bytes of a buffer in which small tensors are summed together: thousands of messages would take longer than their bytes."""
 
 
 def processes() -> int:
-    """How many processes torchrun started for this build; 1 without torchrun."""
+    """Number of processes that torchrun started for this build; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
 def rank() -> int:
-    """Which of the `processes` this is. The first, 0, speaks and writes for all."""
+    """Number of this process among the `processes`. The first process, 0, speaks and writes for all."""
     return int(os.environ["RANK"]) if processes() > 1 else 0
 
 
 class LostProcessError(ChanfmtError):
-    """Another process died or fell silent, and with it what it had summed."""
+    """Another process died or fell silent. What it had summed is lost."""
 
 
 class Group:
-    """The processes that measure together, seen from one of them. This one is alone.
+    """The processes that measure together, seen from one of them. In this class it is the only one.
 
     Attributes:
-        rank: Which one it is.
-        size: How many there are.
-        leads_machine: Whether it is the first on its machine.
-        device: What to pass for ``--device``.
+        rank: Number of this process.
+        size: Number of processes.
+        leads_machine: Whether this process is the first on its machine.
+        device: The device of this process, as ``--device`` takes it.
     """
 
     rank = 0
@@ -59,44 +59,44 @@ class Group:
         self.device = device
 
     def share(self, start: int, stop: int) -> tuple[int, int]:
-        """This process's part of the sequences from ``start`` to ``stop``; it may be empty."""
+        """First sequence and end of this process's part of the sequences ``start`` to ``stop`` (excluded). It may be empty."""
         count = stop - start
         return start + count * self.rank // self.size, start + count * (self.rank + 1) // self.size
 
     def exchange(self, value: T) -> list[T]:
-        """The values that all processes call this with, in order of rank. Raises `LostProcessError`."""
+        """Exchange ``value`` with all processes, which must all call this. Returns their values by rank. Raises `LostProcessError`."""
         return [value]
 
     def together(self, work: Callable[[], T]) -> T:
-        """What ``work`` returns here, once it has succeeded everywhere; it must not call this group itself.
+        """Run ``work``, which must not call this group, in all processes. Returns its result once all have succeeded.
 
         Raises:
-            ChanfmtError: Everywhere, where it was raised in one process.
+            ChanfmtError: ``work`` raised it in one process. It is raised in all of them.
             torch.OutOfMemoryError: Likewise.
             LostProcessError: Another process did not get there.
         """
         return work()
 
     def collect(self, sums: Sequence[torch.Tensor], maxima: Sequence[torch.Tensor]) -> None:
-        """Add up ``sums`` and take the largest of ``maxima`` over all processes, in place in the first.
+        """Add up ``sums`` and take the largest of ``maxima`` over all processes, in place in the first process.
 
-        Those of the others become zero. Shapes and dtypes are the same everywhere. Raises `LostProcessError`.
+        The sums of the other processes become zero. Shapes and dtypes must be the same in all. Raises `LostProcessError`.
         """
 
 
 class _Processes(Group):
-    """One of several processes. They must call the methods in the same order."""
+    """One of several processes. All of them must call the methods in the same order."""
 
     def __init__(self, device: str) -> None:
-        """Find the others. Raises `ChanfmtError` where they do not come, `UsageError` for a device they cannot share."""
+        """Find the other processes. Raises `ChanfmtError` if they do not come, and `UsageError` if they cannot share the device."""
         super().__init__(_own_device(device))
         self.rank = rank()
         self.size = processes()
         self.leads_machine = _local_rank() == 0
         cuda = self.device.startswith("cuda")
         try:
-            # Messages travel over gloo whatever the device: it tells whose connection broke, nccl does not.
-            # It stays for the next build of a script: a second one would find addresses of the first, and hang.
+            # Messages travel over gloo, whatever the device: gloo tells whose connection broke, and nccl does not.
+            # The gloo group stays for the next build of a script: a second one would find the addresses of the first, and hang.
             if not distributed.is_initialized():
                 distributed.init_process_group("gloo", timeout=TIMEOUT)
             if cuda:
@@ -106,7 +106,7 @@ class _Processes(Group):
             raise ChanfmtError(f"rank {self.rank} of {self.size} cannot reach the others: {first_line(error)}") from None
 
     def exchange(self, value: T) -> list[T]:
-        # Through the first process rather than all to all: so it can tell which one is lost.
+        # Values go through the first process rather than from all to all, so it can tell which process is lost.
         if self.rank:
             self._send(value, 0)
             values: list[T] = self._receive(0)
@@ -125,7 +125,13 @@ class _Processes(Group):
         except KeyboardInterrupt:
             self._look_for_lost()
             raise
-        failures = [told for told in self.exchange(_told(failure)) if told is not None]
+        try:
+            failures = [told for told in self.exchange(_told(failure)) if told is not None]
+        except LostProcessError:
+            # The user has to mend the failure of this process, which may be why the other one is gone.
+            if isinstance(failure, ChanfmtError):
+                raise failure from None
+            raise
         if not failures:
             return result
         final = next((told for told in failures if not told.out_of_memory), None)
@@ -134,8 +140,8 @@ class _Processes(Group):
         raise failure if isinstance(failure, ChanfmtError) else final.error()
 
     def collect(self, sums: Sequence[torch.Tensor], maxima: Sequence[torch.Tensor]) -> None:
-        # One after the other, not as a collective operation: where one is lost in the middle of one of
-        # those, gloo breaks connections of the others too, and some wait for good.
+        # The processes send one after the other. If a process is lost in the middle of a collective operation, gloo breaks
+        # the connections of other processes too, and some of them wait forever.
         for tensors, add in ((sums, torch.Tensor.add_), (maxima, _largest)):
             for bucket in _buckets(tensors):
                 flat = bucket[0] if len(bucket) == 1 else torch.cat([tensor.reshape(-1) for tensor in bucket])
@@ -153,13 +159,13 @@ class _Processes(Group):
                 if len(bucket) > 1:
                     for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
                         tensor.copy_(part.view_as(tensor))
-        # nccl only queues what it is told: were one lost now, the first would wait for its sums without an end.
+        # nccl only queues the operations: if this process were lost now, the first one would wait for its sums forever.
         if self.rank and self._sums is not None:
             torch.cuda.synchronize()
         self.exchange(None)
 
     def close(self) -> None:
-        """Give up what belongs to one build, after a success: after a failure there is nobody to say goodbye to."""
+        """Give up the group that belongs to one build, after it succeeded. After a failure the others may be gone."""
         if self._sums is not None:
             distributed.destroy_process_group(self._sums)
 
@@ -178,7 +184,7 @@ class _Processes(Group):
         return pickle.loads(data.numpy().tobytes())
 
     def _look_for_lost(self) -> None:
-        """Raise `LostProcessError` where torchrun ends this process because another died, not because somebody asked."""
+        """Raise `LostProcessError` if torchrun ends this process because another one died, not because somebody asked for it."""
         for other in range(1, self.size) if self.rank == 0 else (0,):
             try:
                 message = torch.zeros(1, dtype=torch.int64)
@@ -186,7 +192,7 @@ class _Processes(Group):
                 assert request is not None
                 request.wait(FAREWELL)
             except RuntimeError as error:
-                # Busy where no signal reaches it; after this no connection tells anything.
+                # The other process is busy with something that no signal ends. Afterwards no connection tells anything.
                 if "Timed out" in str(error):
                     return
                 raise self._lost(other) from None
@@ -206,13 +212,14 @@ class _Processes(Group):
 
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[Group]:
-    """The group of this process: those that torchrun started it with, or itself alone.
+    """Join the processes that torchrun started with this one, and yield their group; without torchrun, this one alone.
 
     Args:
-        device: ``--device``; of several processes on a machine with GPUs each gets its own.
+        device: As ``--device``. On a machine with GPUs, each of several processes gets a GPU of its own.
 
     Raises:
-        UsageError, ChanfmtError: They cannot share the device, or cannot reach each other.
+        UsageError: The processes cannot share the device.
+        ChanfmtError: They cannot reach each other.
     """
     if processes() == 1:
         yield Group(device)
@@ -224,7 +231,7 @@ def joined(device: str) -> Iterator[Group]:
 
 @dataclass(frozen=True)
 class _Failure:
-    """What the others need to know of a failure; an exception of another package may not survive pickling."""
+    """A failure as the other processes are told of it. An exception of another package may not survive pickling."""
 
     message: str
     hint: str | None
@@ -246,7 +253,7 @@ def _told(error: Exception | None) -> _Failure | None:
 
 
 def _buckets(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    """Consecutive tensors (of one dtype and device) that fit into `FLAT_BYTES`; a larger one stays alone."""
+    """Consecutive tensors (of one dtype and device) that fit into `FLAT_BYTES`. A larger tensor is a bucket of its own."""
     bucket: list[torch.Tensor] = []
     nbytes = 0
     for tensor in tensors:
@@ -272,7 +279,7 @@ def _own_device(device: str) -> str:
         return "cpu"
     if device not in ("auto", "cuda"):
         raise UsageError(
-            f"--device {device} cannot be shared by {processes()} processes", hint="leave it out, or use --device cpu"
+            f"--device {device} cannot be shared by {processes()} processes", hint="leave out --device, or use --device cpu"
         )
     here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if here > gpus:

@@ -2,62 +2,62 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from torch.nn import functional
 
-from chanfmt.base.errors import ModelError, UsageError, first_line
+from chanfmt.base.errors import ModelError, UsageError
 from chanfmt.format import schema
-from chanfmt.models.run import is_causal, run_text
+from chanfmt.models.causal import is_causal
+from chanfmt.models.likelihood import differentiated, nll
+from chanfmt.models.next_token import NextTokenLoss
+from chanfmt.models.run import explained, run_text, tokens_at_once
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
-LOGIT_BYTES = 128 << 20
-"""Logits held at a time. A vocabulary of 128k over 2k tokens would be a gigabyte, thrice."""
 MASKED_SHARE = 0.15
 """Share of the tokens that `MaskedTokenLoss` hides."""
 
 
 class Loss(Protocol):
-    """A sum over the tokens of a batch that channels are measured against.
+    """A sum over the tokens of a batch, against which channels are measured.
 
     Attributes:
         model: The model that is run.
-        definition: What an atlas says of it, one of `chanfmt.format.schema.LOSSES`.
+        definition: The loss as an atlas records it: a value of `chanfmt.format.schema.LOSSES`.
     """
 
     model: Any
     definition: str
 
     def backward(self, batch: Any, /) -> float:
-        """Run ``batch`` forward and backward: token ids (sequence, position), or the samples that the loss is made for.
+        """Run ``batch`` forward and backward. Returns the summed loss in nats.
 
-        Returns the summed loss in nats.
+        Args:
+            batch: Token ids (sequence, position), or the samples that the loss is made for.
 
         Raises:
             ModelError: The model cannot run sequences of this length.
-            torch.OutOfMemoryError: On any device.
+            torch.OutOfMemoryError: Memory runs out, on any device.
         """
 
     def terms(self, seq_len: int) -> int:
-        """Terms of the sum for one sequence: what a mean is over."""
+        """Terms of the sum for one sequence of ``seq_len`` tokens, which a mean is taken over."""
 
 
 def choose_loss(model: Any, tokenizer: Any, example: torch.Tensor, name: str = "auto", *, causal: bool | None = None) -> Loss:
-    """The loss called ``name``, one of `chanfmt.format.schema.LOSSES`; ``auto`` is the one ``model`` was made for.
+    """The loss called ``name``, a key of `chanfmt.format.schema.LOSSES`; for ``auto``, the loss that ``model`` was made for.
 
     Args:
         example: Token ids (1, position) to try the model on.
-        causal: Whether no token sees a later one; None asks the model.
+        causal: Whether the model is causal, if that is known; None runs the model to find out.
 
     Raises:
-        UsageError: The model has no such loss.
-        ModelError: It cannot run ``example``.
+        UsageError: The model does not have this loss.
+        ModelError: The model cannot run ``example``.
     """
     if name == "embedding":
         return EmbeddingLoss(model)
@@ -79,92 +79,14 @@ def choose_loss(model: Any, tokenizer: Any, example: torch.Tensor, name: str = "
     if name == "auto":
         raise UsageError(
             f"{kind} is an encoder as configured, and its tokenizer has no mask token: "
-            "neither next tokens nor masked ones can be predicted",
+            "it can predict neither next tokens nor masked tokens",
             hint="measure it against its own embedding with --loss embedding",
         )
     raise UsageError(f"{kind} has no {name} loss", hint="leave out --loss, or use --loss embedding")
 
 
-class NextTokenLoss:
-    """Sum of next-token NLL of a causal LM, forward and backward, with logits in chunks.
-
-    Where the model's logits are its output embedding applied to its decoder's last hidden state
-    (checked on the instance, bit for bit up to rounding), they are computed and differentiated a
-    chunk of tokens at a time; otherwise all at once through the model's own forward.
-    """
-
-    definition = schema.LOSSES["next-token"]
-
-    def __init__(self, model: Any, example: torch.Tensor) -> None:
-        """Args: ``example`` are token ids (1, position) to check the head on; at most 16 are used."""
-        self.model = model
-        self.head = model.get_output_embeddings()
-        self.chunked = isinstance(getattr(self.head, "weight", None), torch.Tensor) and self._head_is_plain(example[:, :16])
-
-    def terms(self, seq_len: int) -> int:
-        return seq_len - 1
-
-    def backward(self, ids: torch.Tensor) -> float:
-        with explained(tokens_at_once(ids)):
-            return self._backward(ids)
-
-    @torch.no_grad()
-    def value(self, ids: torch.Tensor) -> float:
-        """Summed loss of ``ids`` (sequence, position) in nats, forward only. Raises as `backward`."""
-        with explained(tokens_at_once(ids)):
-            return self._value(ids)
-
-    def _backward(self, ids: torch.Tensor) -> float:
-        if not self.chunked:
-            return differentiated(nll(run_text(self.model, ids).logits[:, :-1], ids[:, 1:]))
-        hidden = self._decoder(ids)
-        rows = hidden[:, :-1].reshape(-1, hidden.shape[-1])
-        targets = ids[:, 1:].reshape(-1)
-        gradient = torch.empty_like(rows)
-        total = 0.0
-        for start, stop in self._chunks(len(targets)):
-            part = rows[start:stop].detach().requires_grad_(True)
-            loss = nll(self.head(part), targets[start:stop])
-            loss.backward()
-            assert part.grad is not None
-            gradient[start:stop] = part.grad
-            total += float(loss.detach())
-        rows.backward(gradient)
-        return total
-
-    def _value(self, ids: torch.Tensor) -> float:
-        if not self.chunked:
-            return summed_nll(run_text(self.model, ids).logits[:, :-1], ids[:, 1:])
-        hidden = self._decoder(ids)
-        rows, targets = hidden[:, :-1].reshape(-1, hidden.shape[-1]), ids[:, 1:].reshape(-1)
-        return sum(summed_nll(self.head(rows[start:stop]), targets[start:stop]) for start, stop in self._chunks(len(targets)))
-
-    def _decoder(self, ids: torch.Tensor) -> torch.Tensor:
-        return run_text(self.model.base_model, ids)[0]
-
-    def _chunks(self, rows: int) -> list[tuple[int, int]]:
-        step = max(1, LOGIT_BYTES // (4 * self.head.weight.shape[0]))
-        return [(start, min(start + step, rows)) for start in range(0, rows, step)]
-
-    @torch.no_grad()
-    def _head_is_plain(self, example: torch.Tensor) -> bool:
-        if self.model.base_model is self.model:
-            return False
-        try:
-            hidden = self._decoder(example)
-        except (RuntimeError, ValueError, TypeError, AttributeError):
-            return False
-        if not isinstance(hidden, torch.Tensor) or hidden.shape[-1] != self.head.weight.shape[-1]:
-            return False
-        expected = run_text(self.model, example).logits.float()
-        # In bfloat16 two kernels may round apart; a scale or a soft cap would show far above this.
-        tolerance = 1e-5 if hidden.dtype in (torch.float32, torch.float64) else 1e-2
-        found = self.head(hidden).float().to(expected.device)
-        return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
-
-
 class MaskedTokenLoss:
-    """Sum of the NLL of tokens that the mask token replaces: a fixed share of each sequence, which ones by its SHA-256."""
+    """Sum of the NLL of tokens that the mask token replaces: a fixed share of each sequence, drawn by the sequence's SHA-256."""
 
     definition = schema.LOSSES["masked-token"]
 
@@ -189,7 +111,7 @@ class MaskedTokenLoss:
 
 
 class ReconstructionLoss:
-    """Sum of the NLL of an encoder-decoder's decoder, which gives back token by token what the encoder reads."""
+    """Sum of the NLL of the decoder of an encoder-decoder, which repeats, token by token, what the encoder reads."""
 
     definition = schema.LOSSES["reconstruction"]
 
@@ -211,9 +133,9 @@ class ReconstructionLoss:
 class EmbeddingLoss:
     """NLL of the last hidden state under a unit Gaussian around itself, for encoders that predict no tokens.
 
-    The observation is drawn from the model: the state plus standard normal noise, by the sequence's
-    SHA-256. Its gradient is the noise, so that E[s^2] is how much the state moves with u: the Fisher
-    information of the embedding, up to the sample.
+    The observation is drawn from the model: it is the state plus standard normal noise, which is drawn by the sequence's
+    SHA-256. The gradient of the NLL is the noise. So E[s^2] says how much the state moves with u: it is the Fisher
+    information of the embedding, up to sampling.
     """
 
     definition = schema.LOSSES["embedding"]
@@ -231,7 +153,7 @@ class EmbeddingLoss:
 
 
 def hidden_state(model: Any, output: Any, sequences: int) -> torch.Tensor:
-    """The last hidden state (sequence, token, dimension) in the output of ``model`` without its head. Raises `ModelError`."""
+    """The last hidden state (sequence, token, dimension) in ``output``, which ``model`` gave without its head. Raises `ModelError`."""
     state = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
     if not isinstance(state, torch.Tensor) or state.ndim != 3 or len(state) != sequences:
         raise ModelError(f"{type(model).__name__} gives no hidden state per token")
@@ -239,7 +161,7 @@ def hidden_state(model: Any, output: Any, sequences: int) -> torch.Tensor:
 
 
 def sampled(state: torch.Tensor, generators: Iterable[np.random.Generator]) -> float:
-    """Draw an observation of ``state``, a generator for each sequence, and go backward from it. Returns its NLL in nats."""
+    """Draw an observation of ``state``, by one generator for each sequence, and run the backward pass. Returns its NLL in nats."""
     noise = torch.stack([torch.from_numpy(each.standard_normal(state.shape[1:])) for each in generators]).to(state)
     state.backward(-noise)
     return 0.5 * float(noise.double().square().sum())
@@ -250,49 +172,5 @@ def _generator(row: torch.Tensor) -> np.random.Generator:
 
 
 def generator_of(sha256: bytes) -> np.random.Generator:
-    """Random numbers that belong to a sequence, whatever batch it is in."""
+    """Random numbers for the sequence with this SHA-256, whatever batch it is in."""
     return np.random.default_rng(list(sha256))
-
-
-def differentiated(loss: torch.Tensor) -> float:
-    """The value of ``loss``, after its backward pass."""
-    loss.backward()
-    return float(loss.detach())
-
-
-@contextlib.contextmanager
-def explained(what: str) -> Iterator[None]:
-    """Raise what `Loss.backward` does for whatever goes wrong when the model runs ``what``."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, IndexError) as error:
-        # Only accelerators have an exception of their own for it.
-        if "allocate memory" in str(error):
-            raise torch.OutOfMemoryError(str(error)) from None
-        raise ModelError(f"the model cannot run {what}: {first_line(error)}") from error
-
-
-def tokens_at_once(ids: torch.Tensor) -> str:
-    """What `explained` says of token ids (sequence, position)."""
-    return f"{ids.shape[1]} tokens at a time"
-
-
-def nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Sum of the negative log-likelihoods of ``targets`` (...) under ``logits`` (..., class), in float32 at least."""
-    return _nll(logits, targets, "sum")
-
-
-def summed_nll(logits: torch.Tensor, targets: torch.Tensor) -> float:
-    """As `nll`, the terms added up in float64; it has no gradient."""
-    # On the CPU: not every accelerator has float64.
-    return float(_nll(logits, targets, "none").cpu().double().sum())
-
-
-def _nll(logits: torch.Tensor, targets: torch.Tensor, reduction: str) -> torch.Tensor:
-    logits = logits.reshape(-1, logits.shape[-1])
-    if logits.dtype != torch.float64:
-        logits = logits.float()
-    # Of a model on several devices the logits need not be where the tokens are.
-    return functional.cross_entropy(logits, targets.reshape(-1).to(logits.device), reduction=reduction)

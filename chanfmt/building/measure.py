@@ -1,4 +1,4 @@
-"""One pass over the calibration tokens: forward, activation-only backward, sums."""
+"""One pass over the calibration tokens: forward, backward along the activations only, sums."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ import torch
 from chanfmt.base.errors import ChanfmtError, ModelError
 from chanfmt.building.capture import Capture
 from chanfmt.building.distributed import Group
-from chanfmt.building.loss import Loss, NextTokenLoss
 from chanfmt.building.state import PassState
 from chanfmt.building.statistics import FFNStatistics
 from chanfmt.data.tokens import CalibrationTokens
 from chanfmt.format import schema
 from chanfmt.models.load import check_finite
+from chanfmt.models.next_token import NextTokenLoss
+from chanfmt.models.run import usual_batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
+    from chanfmt.building.loss import Loss
     from chanfmt.data.arrays import CalibrationInputs
     from chanfmt.models.ffn import FFN
-
-BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
-"""Tokens in a batch that is not asked for otherwise: enough to fill the device, no more."""
 
 
 @dataclass
 class Measurement:
-    """What a pass yields; between two batches, what it has so far.
+    """The result of a pass; between two batches, its result so far.
 
-    Where several processes measure, each sums what it has seen itself since `collect`.
+    If several processes measure, each holds the sums of what it has measured itself since `collect`.
 
     Attributes:
-        statistics: One per FFN, in order.
+        statistics: The statistics of each FFN, in model order.
         terms: Terms of the loss in a sequence.
         batch_size: Sequences in a batch of one process.
         sequences: Sequences measured, by all processes.
-        loss: Their summed loss, nats.
+        loss: Summed loss of these sequences, nats.
     """
 
     statistics: Sequence[FFNStatistics]
@@ -52,7 +52,7 @@ class Measurement:
     loss: float = 0.0
 
     fresh = True
-    """Whether something was measured since the last checkpoint."""
+    """Whether something was measured since the last partial atlas."""
 
     @property
     def mean_loss(self) -> float:
@@ -61,11 +61,11 @@ class Measurement:
 
     @property
     def nbytes(self) -> int:
-        """About how many bytes `state` holds."""
+        """Approximate number of bytes in `state`."""
         return sum(item.nbytes for item in self.statistics)
 
     def collect(self, group: Group) -> None:
-        """Move all sums to the first process; the others go on from zero. Raises `LostProcessError`."""
+        """Move all sums to the first process. The others continue from zero. Raises `LostProcessError`."""
         if group.size == 1:
             return
         for item in self.statistics:
@@ -73,12 +73,18 @@ class Measurement:
         losses = group.exchange(self.loss)
         self.loss = 0.0 if group.rank else sum(losses)
 
+    def keep_beside(self, partial: Path) -> None:
+        """Write the files that belong beside the partial atlas ``partial``, before it is written."""
+
+    def kept(self, partial: Path) -> None:
+        """Take note that this measurement is in the partial atlas ``partial``."""
+
     def laid_aside(self, number: int, variables: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        """``variables`` of FFN ``number`` on the way to a file, kept where the statistics are."""
+        """``variables`` of FFN ``number``, kept in memory or in the spool, like the statistics, until they are written."""
         return variables
 
     def state(self) -> PassState:
-        """What `measure` needs to start from here; on a CPU valid until the next batch only."""
+        """The state that `measure` needs to start from here. On a CPU it is valid until the next batch only."""
         return PassState(self.sequences, self.batch_size, self.loss, [item.state() for item in self.statistics])
 
 
@@ -97,22 +103,25 @@ def measure(
 ) -> Measurement:
     """Accumulate the statistics of ``ffns`` over ``tokens``.
 
-    The first split fixes the candidate core; redundancy is accumulated over the others. Several
-    processes each take a part of every batch; in the end the first has the sums.
+    The first split fixes the candidate core; redundancy is accumulated over the other splits. Each of several processes
+    takes a part of every batch. At the end the first process has the sums.
 
     Args:
         model: A loaded model with frozen parameters.
+        ffns: The FFNs of ``model`` to measure, in model order.
+        tokens: The sequences or samples to measure on.
         rho: Share of channels that will be supernodes.
-        loss: What is differentiated; the sum of next-token NLL unless given.
-        batch_size: Sequences in a batch of one process; None picks one and halves it when memory runs out.
-        progress: Called with the number of tokens of every finished batch; negative when it starts over.
-        start: Where an earlier pass over the same tokens stood; its batch size is kept. Read in the first process.
+        loss: The loss to differentiate; by default the sum of next-token NLL.
+        batch_size: Sequences in a batch of one process; None chooses a number, and halves it when memory runs out.
+        progress: Called with the number of tokens of every finished batch; with a negative number if the pass starts over.
+        start: The state of an earlier pass over the same tokens, which is continued with the same batch size. Only the first
+            process reads it.
         after_batch: Called after every batch, while the sums are consistent.
         group: The processes that measure together.
 
     Raises:
         ModelError: The loss or a gradient is not finite.
-        ChanfmtError: Memory runs out even so.
+        ChanfmtError: Memory runs out with the smallest batch, or with the given one.
         LostProcessError: Another process is gone.
     """
     group = group or Group()
@@ -124,7 +133,7 @@ def measure(
     if start is not None:
         size = start.batch_size
     size, done = group.exchange((size, 0 if start is None else start.sequences))[0]
-    # How much memory a batch takes is not known beforehand: where one does not fit, start over with half.
+    # How much memory a batch takes is not known beforehand: if one does not fit, start over with half of it.
     while True:
         statistics = [FFNStatistics(ffn, model.get_parameter(ffn.write).device) for ffn in ffns]
         measurement = Measurement(statistics, loss.terms(tokens.seq_len), size, done)
@@ -155,13 +164,8 @@ def measure(
         start, done = None, 0
 
 
-def usual_batch(device: torch.device, rows: int) -> int:
-    """Sequences of ``rows`` tokens in a batch that is not asked for otherwise."""
-    return max(1, BATCH_TOKENS.get(device.type, 4096) // rows)
-
-
 def split_ranges(split_of: np.ndarray) -> list[tuple[int, int]]:
-    """First sequence of every split, and the one after its last."""
+    """First sequence and end (excluded) of every split."""
     ends = np.bincount(split_of, minlength=schema.SPLITS).cumsum().tolist()
     return list(itertools.pairwise([0, *ends]))
 
@@ -175,11 +179,11 @@ def _batches(
     rho: float,
     group: Group,
 ) -> Iterator[int]:
-    """Measure batch by batch from where ``measurement`` stands; yields the sequences of each.
+    """Measure batch by batch from where ``measurement`` stands. Yields the number of sequences of each batch.
 
-    The tokens of a batch belong to one split: an expert's tokens come without word of their sequence.
-    A batch is as large as all processes take together, so that what is done is always a run of the
-    first sequences, whatever their number.
+    All tokens of a batch belong to one split, because the tokens of an expert do not say which sequence they come from. A
+    batch is divided among all processes, so the measured sequences are always the first ones, whatever the number of
+    processes.
     """
     size, done = measurement.batch_size * group.size, measurement.sequences
     for split, (first, last) in enumerate(split_ranges(tokens.split_of)):
@@ -223,7 +227,7 @@ def _batch(
 
 
 def _choose_cores(measurement: Measurement, rho: float, group: Group) -> None:
-    """Fix the candidate cores that are not fixed yet, from all sums: those of the first process."""
+    """Fix the candidate cores that are not fixed yet, from the sums of all processes, which the first one has."""
     members = [member for item in measurement.statistics for member in item.members]
     if group.rank == 0:
         for member in members:

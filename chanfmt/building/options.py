@@ -1,4 +1,4 @@
-"""Options of `atlas build`: the command line's flags and the Python API's argument."""
+"""The options of `atlas build`, for the command line and for Python."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from chanfmt.format import schema
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What to measure, on what, and where to put it."""
+    """What to measure, on what, and where to write the atlas."""
 
     model: str = field(metadata={"help": "Hub id, local directory, or .gguf file", "positional": "MODEL"})
     output: str = field(metadata={"help": "atlas file to write", "flag": "--output", "short": "-o", "metavar": "FILE"})
@@ -22,9 +22,10 @@ class BuildOptions:
     revisions: str | None = field(
         default=None,
         metadata={
-            "help": "an atlas of each of these, one after the other, into the directory that -o names: branches, tags or commits of "
-            "a model on the Hub, directories (checkpoint-100) in a local one. The same command goes on after a break; what it "
-            "downloaded is removed from the cache before the next",
+            "help": "write one atlas for each of these revisions, one after the other, into the directory that -o names. Revisions "
+            "are branches, tags or commits of a model on the Hub, or directories (checkpoint-100) inside a local directory. "
+            "The same command continues after an interruption; files downloaded for one revision are removed from the cache "
+            "before the next",
             "metavar": "R1,R2,...",
         },
     )
@@ -32,9 +33,9 @@ class BuildOptions:
         default="wikitext2",
         metadata={
             "help": "calibration text: wikitext2, c4, pydoc (ships with Python), self (sampled from the model), "
-            "a .txt, .jsonl or .parquet file, or any data set as NAME[:CONFIG][@SPLIT]; repeat for several, which "
-            "share the sequences equally or by their weights. For images, sound and anything else a .npz or .safetensors "
-            "file of the arrays that the model's forward takes, by its names, first axis samples",
+            "a .txt, .jsonl or .parquet file, or any data set as NAME[:CONFIG][@SPLIT]. Repeat the option for several "
+            "texts, which share the sequences equally or by their weights. For models that do not take text, pass a .npz or "
+            ".safetensors file with the inputs of forward: one array per argument name, samples along the first axis",
             "metavar": "SOURCE[=WEIGHT]",
             "repeat": True,
         },
@@ -42,47 +43,56 @@ class BuildOptions:
     loss: str = field(
         default="auto",
         metadata={
-            "help": "what is differentiated: next-token (causal models), masked-token (encoders with a language-model "
-            "head), reconstruction (encoder-decoders), embedding (any), labels (given with the inputs in a .npz or .safetensors "
-            "file), or auto, the one the model was made for",
+            "help": "loss that is differentiated: next-token (causal models), masked-token (encoders with a language-model "
+            "head), reconstruction (encoder-decoders), embedding (any model), labels (given with the inputs in a .npz or "
+            ".safetensors file), or auto, the loss that the model was made for",
             "choices": ("auto", *schema.LOSSES),
+            "noun": "loss",
         },
     )
-    sequences: int = field(default=64, metadata={"help": "calibration sequences, or samples of a file of inputs"})
-    seq_len: int = field(default=512, metadata={"help": "tokens in a sequence"})
-    seed: int = field(default=0, metadata={"help": "seed of the sample"})
-    batch_size: str = field(default="auto", metadata={"help": "sequences in a batch, or auto"})
-    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:1, ..."})
+    sequences: int = field(default=64, metadata={"help": "number of calibration sequences, or of samples from a file of inputs"})
+    seq_len: int = field(default=512, metadata={"help": "number of tokens in a sequence"})
+    seed: int = field(default=0, metadata={"help": "seed of the random sample"})
+    batch_size: str = field(default="auto", metadata={"help": "number of sequences in a batch, or auto"})
+    device: str = field(default="auto", metadata={"help": "device to run on: auto, cpu, cuda, cuda:1, ..."})
     device_map: str | None = field(
         default=None, metadata={"help": "spread one model over all GPUs of the machine", "choices": ("auto",)}
     )
-    dtype: str = field(default="auto", metadata={"help": "auto, float32, bfloat16, float16 or float64; auto is float32 on a CPU"})
+    dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "dtype of the model: auto, float32, bfloat16, float16 or float64; auto is float32 on a CPU, "
+            "and the checkpoint's dtype on other devices"
+        },
+    )
     stream: bool = field(
-        default=False, metadata={"help": "for a model larger than memory: one block at a time, weights read as needed"}
+        default=False, metadata={"help": "measure a model larger than memory: one block at a time, weights read as needed"}
     )
     spool_limit: float = field(
         default=4.0,
-        metadata={"help": "memory for what --stream lays aside; what is more lies in a file beside the output", "metavar": "GIB"},
+        metadata={
+            "help": "memory for --stream's intermediate results; the rest goes to a file next to the output",
+            "metavar": "GIB",
+        },
     )
-    no_store_tokens: bool = field(default=False, metadata={"help": "keep only the hashes of the calibration tokens"})
-    trust_remote_code: bool = field(default=False, metadata={"help": "run the model repository's own code"})
-    resume: bool = field(
-        default=False, metadata={"help": "continue a build that was interrupted, from FILE.partial beside the output"}
+    no_store_tokens: bool = field(
+        default=False, metadata={"help": "write only the hashes of the calibration tokens, not the tokens"}
     )
+    trust_remote_code: bool = field(default=False, metadata={"help": "allow code from the model's repository to run"})
+    resume: bool = field(default=False, metadata={"help": "continue an interrupted build from FILE.partial next to the output"})
     checkpoint_every: float | None = field(
         default=None,
         metadata={
-            "help": "seconds between checkpoints, 0 after every batch, inf none before an interrupt; "
-            "by default as often as takes at most 2%% of the time, in runs over 30 seconds",
+            "help": "seconds between checkpoints (0: after every batch; inf: only on interrupt; default: as often as costs at "
+            "most 2%% of the run time, in runs over 30 seconds)",
             "metavar": "SECONDS",
         },
     )
     overwrite: bool = field(default=False, metadata={"help": "replace an existing output"})
-    dry_run: bool = field(default=False, metadata={"help": "find the FFNs and say what would be measured"})
-    quiet: bool = field(default=False, metadata={"help": "no progress, no narration"})
+    dry_run: bool = field(default=False, metadata={"help": "find the FFNs and print what would be measured; write nothing"})
 
     def check(self) -> None:
-        """Raise `UsageError` for a value that cannot be."""
+        """Raise `UsageError` for a value that is not allowed, or for options that cannot be combined."""
         for name in ("sequences", "seq_len"):
             low = 2 if name == "seq_len" else 1
             if getattr(self, name) < low:
@@ -95,44 +105,60 @@ class BuildOptions:
             raise UsageError(f"--spool-limit must be 0 or more GiB, not {self.spool_limit:g}")
         if self.stream and SELF in self.shares:
             raise UsageError(
-                f"--calib {SELF} and --stream do not go together: sampling runs the whole model for every token",
-                hint="measure a smaller model on text of its own, or use another --calib",
+                f"--calib {SELF} and --stream cannot be combined: sampling runs the whole model for every token",
+                hint="use another --calib, or measure without --stream",
             )
         if len(self.shares) > 1 and any(PurePath(source).suffix in ARRAYS for source in self.shares):
-            raise UsageError("--calib takes one file of inputs alone", hint="build several atlases, and merge them")
+            raise UsageError("--calib takes a file of inputs only by itself", hint="build several atlases, and merge them")
         if self.device_map and self.device != "auto":
             raise UsageError("--device-map chooses the devices itself", hint="leave out --device")
         if self.device_map and self.stream:
             raise UsageError(
-                "--device-map keeps all weights on devices, --stream those of one block", hint="leave out one of them"
+                "--device-map keeps all weights on devices, and --stream keeps one block's", hint="leave out one of them"
             )
         if self.revisions is not None:
             for name in ("revision", "resume", "dry_run"):
                 if getattr(self, name):
-                    raise UsageError(f"--revisions and --{name.replace('_', '-')} do not go together")
+                    raise UsageError(
+                        f"--revisions and --{name.replace('_', '-')} cannot be combined", hint="leave out one of them"
+                    )
             if not self.revision_names:
-                raise UsageError("--revisions names none", hint="for example: --revisions step1000,step2000")
+                raise UsageError("--revisions names no revision", hint="for example: --revisions step1000,step2000")
         _ = self.batch
+
+    def check_in_memory(self) -> None:
+        """Raise `UsageError` for an option that cannot be used with a model that is in memory."""
+        for value, flag in (
+            (self.stream, "--stream"),
+            (self.device_map, "--device-map"),
+            (self.revision, "--revision"),
+            (self.revisions, "--revisions"),
+        ):
+            if value:
+                raise UsageError(
+                    f"{flag} is for a model that is read from its files, not for one that is in memory",
+                    hint="leave it out, or give the directory or the Hub id of the model",
+                )
 
     @property
     def revision_names(self) -> list[str]:
-        """Revisions of a series, in the order given, each once."""
+        """The revisions of ``revisions``, in the order given, without duplicates."""
         return list(dict.fromkeys(name.strip() for name in (self.revisions or "").split(",") if name.strip()))
 
     @property
     def shares(self) -> dict[str, int]:
-        """Sequences of every calibration source."""
+        """Number of sequences of each calibration source."""
         return divide(read_weights((self.calib,) if isinstance(self.calib, str) else self.calib), self.sequences)
 
     @property
     def inputs(self) -> Path | None:
-        """The file of inputs that the model is calibrated on in place of text."""
+        """The file of inputs that takes the place of text; None if the model is calibrated on text."""
         source = next(iter(self.shares))
         return Path(os.path.expanduser(source)) if PurePath(source).suffix in ARRAYS else None
 
     @property
     def batch(self) -> int | None:
-        """Sequences in a batch, None for automatic."""
+        """Sequences in a batch; None for ``auto``. Raises `UsageError`."""
         if self.batch_size == "auto":
             return None
         if not (self.batch_size.isascii() and self.batch_size.isdigit()) or int(self.batch_size) < 1:
@@ -141,9 +167,10 @@ class BuildOptions:
 
     @property
     def path(self) -> Path:
+        """File of the atlas."""
         return Path(os.path.expanduser(self.output))
 
     @property
-    def checkpoint(self) -> Path:
-        """Where an unfinished build keeps what it has measured."""
+    def partial(self) -> Path:
+        """File of the partial atlas, which an unfinished build leaves."""
         return self.path.with_name(self.path.name + ".partial")

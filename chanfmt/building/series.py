@@ -1,4 +1,4 @@
-"""`atlas build --revisions`: one atlas per checkpoint of a model, one after the other."""
+"""`atlas build --revisions`: one atlas for each revision of a model, one after the other."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ HINT = "choose another -o, or add --overwrite"
 def members(options: BuildOptions) -> list[tuple[str, BuildOptions]]:
     """Every revision with the options of its own build, in the order given.
 
-    A revision of a local directory is a directory in it, such as ``checkpoint-100``.
+    A revision of a local directory is a directory inside it, such as ``checkpoint-100``.
 
     Raises:
-        UsageError: Two revisions are alike, or would be written to one file.
+        UsageError: Two revisions would be written to one file.
     """
     model = Path(os.path.expanduser(options.model))
     found: dict[str, tuple[str, BuildOptions]] = {}
@@ -44,18 +44,19 @@ def members(options: BuildOptions) -> list[tuple[str, BuildOptions]]:
             member = dataclasses.replace(member, model=str(model / revision))
         else:
             member = dataclasses.replace(member, revision=revision)
-        found[name] = (revision, dataclasses.replace(member, resume=os.path.lexists(member.checkpoint)))
+        found[name] = (revision, dataclasses.replace(member, resume=os.path.lexists(member.partial)))
     return list(found.values())
 
 
 def build_series(options: BuildOptions, settings: LabelSettings, locate: Locate) -> list[Path]:
     """Write an atlas of every revision into the directory ``options.path``. Returns their paths, in the order given.
 
-    One that is there already is left as it is, and an unfinished one is continued, so the same command goes on after
-    any break. What was downloaded for one is removed from the Hub's cache before the next, unless it was there before.
+    An atlas that exists already is left as it is, and an unfinished build is continued. So the same command continues after
+    any interruption. Files that were downloaded for one revision are removed from the Hub's cache before the next revision,
+    unless they were there before.
 
     Raises:
-        ChanfmtError: As `build`.
+        ChanfmtError: As for `build`, or an existing atlas was made with other options.
     """
     options.check()
     chosen = members(options)
@@ -68,7 +69,7 @@ def build_series(options: BuildOptions, settings: LabelSettings, locate: Locate)
         paths.append(member.path)
         if member.path.exists() and not options.overwrite:
             _check_same(member, settings, text_of)
-            say(f"{revision}: {member.path} is there")
+            say(f"{revision}: {member.path} exists already")
             continue
         say(f"{revision} ({place + 1} of {len(chosen)})")
         before = set(_cached(options.model))
@@ -78,14 +79,14 @@ def build_series(options: BuildOptions, settings: LabelSettings, locate: Locate)
 
 
 def _check_same(member: BuildOptions, settings: LabelSettings, text_of: Callable[[str], tuple[str, str] | None]) -> None:
-    """Refuse to go on beside an atlas that this command would not have written."""
+    """Raise `AtlasError` if the atlas of ``member``, which exists, was made with other options than these."""
     with Atlas.open(member.path, contained=True) as atlas:
         model, calibration = atlas.model, atlas.calibration
         local = Path(os.path.expanduser(member.model)).is_dir()
         name = Path(member.model).resolve().name if local else member.model
-        # What a file or data set holds may have changed under its name.
+        # The content of a file or data set may have changed under its name.
         asked = {source: text_of(source) for source in member.shares}
-        # Of a text with fewer sequences than asked for, all that differ were taken.
+        # If a text has fewer sequences than asked for, all different ones were taken.
         blocks = sum(int(row.range.rpartition(":")[2]) for row in calibration.contributions)
         measured = {(row.source, row.revision) for row in calibration.contributions}
         for what, found, wanted in (
@@ -113,7 +114,7 @@ def _told(settings: LabelSettings) -> str:
 
 
 def _text(source: str) -> tuple[str, str] | None:
-    """Name and SHA-256 of a source of text; None of what is no text."""
+    """Name and SHA-256 of a text source; None if the source is not a text."""
     if source == SELF or Path(source).suffix in ARRAYS:
         return None
     text = read_text(source, "calibrate")
@@ -121,7 +122,7 @@ def _text(source: str) -> tuple[str, str] | None:
 
 
 def _cached(model: str) -> Iterator[str]:
-    """Commits of a model that the Hub's cache holds."""
+    """The commits of a model that the Hub's cache holds."""
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -135,7 +136,7 @@ def _cached(model: str) -> Iterator[str]:
 
 
 def _forget(model: str, before: set[str]) -> None:
-    """Remove what was downloaded since ``before``; files that other commits share stay."""
+    """Remove the commits of ``model`` from the Hub's cache that are not in ``before``. Files of other commits stay."""
     new = set(_cached(model)) - before
     if new:
         from huggingface_hub import scan_cache_dir

@@ -21,17 +21,20 @@ CANDIDATE_SHARE = 0.05
 """Share of the channels kept as candidates for the core while redundancy is accumulated."""
 _LAST = ("last", "last_total", "last_q2")
 REDUCED = schema.resting_on(schema.CORRELATIONS)
-"""What the cross moments with the core come down to."""
+"""Names of the arrays that the cross moments with the core are reduced to."""
 
 
 class ChannelStatistics:
     """Sums over tokens for the m channels of one dense FFN or one expert (spec section "Sums").
 
-    Products are formed in float32 (float64 where the model is); each sequence is summed in that
-    precision, and sequences add up in float64. Of an expert the tokens of one batch count as one sequence.
+    Products are formed in float32, or in float64 if the model is in float64. Each sequence is summed in that precision, and
+    sequences add up in float64. For an expert, the tokens of one batch count as one sequence.
 
     Args:
-        routed: Whether its tokens are some of each sequence, so that those of two sequences do not correspond.
+        n_channels: Number of channels, m.
+        read_inputs: Length of the vectors that the read projections read.
+        device: Device of the sums.
+        routed: Whether only some tokens of each sequence arrive, so that the tokens of two sequences do not correspond.
     """
 
     def __init__(self, n_channels: int, read_inputs: int, device: torch.device, *, routed: bool = False) -> None:
@@ -87,20 +90,21 @@ class ChannelStatistics:
         self.core = CoreCorrelation(candidates.to(self.device), self.n_channels, routed=self.routed)
 
     def reduce(self, variables: dict[str, np.ndarray]) -> None:
-        """Take ``variables`` (`REDUCED`) in place of the cross moments, which are larger than all else. Ends the sums."""
+        """Keep ``variables`` (`REDUCED`) in place of the cross moments, which take most of the memory. Nothing can be added then."""
         self.core, self.reduced = None, variables
 
     @property
     def tokens(self) -> int:
+        """Tokens added so far."""
         return int(self.tokens_split.sum())
 
     @property
     def nbytes(self) -> int:
-        """Bytes that `state` holds."""
+        """Bytes in `state`."""
         return sum(values.nbytes for values in self._tensors().values())
 
     def state(self) -> dict[str, np.ndarray]:
-        """Everything accumulated so far, for `restore`; on a CPU valid until the next batch only."""
+        """Everything accumulated so far, by name, for `restore`. On a CPU it is valid until the next batch only."""
         state = {name: values.cpu().numpy() for name, values in self._tensors().items()}
         state["tokens_split"] = self.tokens_split
         if self.core is not None:
@@ -108,7 +112,7 @@ class ChannelStatistics:
         return state | (self.reduced or {})
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Take over the `state` of another instance for the same FFN: what follows is as if it went on, bit for bit."""
+        """Take over the `state` of another instance for the same FFN. What is added then gives the same bits as it would there."""
         if "candidates" in state:
             self.set_core(torch.from_numpy(np.array(state["candidates"])))
             assert self.core is not None
@@ -116,14 +120,14 @@ class ChannelStatistics:
             if "last" in state:
                 self.core.last = tuple(torch.from_numpy(np.array(state[name])).to(self.device)[None] for name in _LAST)
         for name, values in self._tensors().items():
-            # What was stacked with longer rows is padded.
+            # Rows that were stacked with longer rows are padded.
             values.copy_(torch.from_numpy(np.array(state[name])[tuple(map(slice, values.shape))]))
         self.tokens_split = np.array(state["tokens_split"])
         if REDUCED[0] in state:
             self.reduced = {name: np.asarray(state[name]) for name in REDUCED}
 
     def counts(self) -> torch.Tensor:
-        """Tokens of every split, of the cross moments and of their null, float64 (SPLITS + 2,): they add up like sums."""
+        """Numbers of tokens in each split, in the cross moments and in their null, float64 (SPLITS + 2,). They add up like sums."""
         pairs = (0, 0) if self.core is None else (self.core.real.count, self.core.null.count)
         return torch.tensor([*self.tokens_split, *pairs], dtype=torch.float64, device=self.device)
 
@@ -158,17 +162,17 @@ class FFNStatistics:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that `state` holds."""
+        """Bytes in `state`."""
         return sum(member.nbytes for member in self.members)
 
     def is_finite(self) -> bool:
-        """Whether no u and no gradient was infinite or NaN so far."""
-        # At once for all experts: one by one a GPU would be waited for thousands of times a batch.
+        """Whether every activation and every gradient so far was finite."""
+        # One check for all experts: a check for each would wait for the GPU thousands of times in a batch.
         squares = [member.sums[name] for member in self.members for name in ("sum_u2", "sum_s2", "sum_q2")]
         return math.isfinite(float(torch.stack(squares).sum()))
 
     def collect(self, group: Group) -> None:
-        """Move what the processes of ``group`` have summed to the first; the others go on from zero."""
+        """Move the sums of all processes of ``group`` to the first one. The others continue from zero."""
         counts = [member.counts() for member in self.members]
         group.collect(
             [*counts, *(tensor for member in self.members for tensor in member.additive())],
@@ -178,7 +182,7 @@ class FFNStatistics:
             member.set_counts(count)
 
     def state(self) -> dict[str, np.ndarray]:
-        """`ChannelStatistics.state`; of experts with the dimension ``expert`` where the atlas has it."""
+        """`ChannelStatistics.state`; for experts, with the dimension ``expert`` at its place in the atlas."""
         states = [member.state() for member in self.members]
         if not self.experts:
             return states[0]
@@ -200,10 +204,9 @@ def _expert_axis(name: str) -> int:
 class CoreCorrelation:
     """Cross moments of q between all channels and c candidates, and the same with a shift as null.
 
-    The null pairs each sequence's q with the candidates' q of the sequence before it: same
-    marginals, same positions, no shared text. Tokens that were routed are paired with those half
-    of their batch away. Where several processes measure, the sequence before is the one before in
-    the same process; the real moments are those of one process.
+    The null pairs the q of each sequence with the candidates' q of the sequence before it: same marginals, same positions, no
+    shared text. Tokens that were routed to an expert are paired with tokens half a batch away. If several processes measure,
+    the sequence before is the previous one in the same process; the real moments do not depend on the number of processes.
     """
 
     def __init__(self, candidates: torch.Tensor, n_channels: int, *, routed: bool = False) -> None:
@@ -236,7 +239,7 @@ class CoreCorrelation:
         self.last = (core[-1:].clone(), core_total[-1:].clone(), core_q2[-1:].clone())
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Everything it holds between two batches, by name."""
+        """All tensors between two batches, by name."""
         tensors = {"candidates": self.candidates}
         for name, pair in (("real", self.real), ("null", self.null)):
             tensors |= {f"{name}_cross": pair.cross, f"{name}_channel": pair.channel, f"{name}_other": pair.other}
@@ -246,7 +249,7 @@ class CoreCorrelation:
 
 
 class _PairSums:
-    """Raw sums that Pearson correlations between m channels and c others follow from."""
+    """The raw sums from which Pearson correlations between m channels and c candidates follow."""
 
     def __init__(self, n_channels: int, n_others: int, device: torch.device) -> None:
         self.count = 0

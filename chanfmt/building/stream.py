@@ -1,9 +1,9 @@
 """The pass over the calibration tokens for a model larger than memory: one block at a time.
 
-Forward, every block's inputs are kept; then the loss gives the gradient behind the last block, and the
-blocks run again in reverse, each from its kept inputs, with autograd. The weights are read twice: once in
-each direction. With those of opening the model (`chanfmt.models.streaming.streamed`) and of the FFNs for what rests
-on weights alone, a build reads them four times.
+In the forward direction, the inputs of every block are kept. Then the loss gives the gradient behind the last block, and the
+blocks run again in reverse order, each from its kept inputs, with autograd. The pass reads the weights twice, once in each
+direction. Opening the model (`chanfmt.models.streaming.streamed`) reads all weights once more, and the metrics of the weights
+alone read those of the FFNs, so a build reads them four times.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from chanfmt.base.errors import ChanfmtError, ModelError
 from chanfmt.base.files import atomic_file
 from chanfmt.building.capture import Capture
 from chanfmt.building.derive import reduce
-from chanfmt.building.loss import explained, tokens_at_once
-from chanfmt.building.measure import Measurement, split_ranges, usual_batch
+from chanfmt.building.gradients import gradient_path, remove_gradients
+from chanfmt.building.measure import Measurement, split_ranges
 from chanfmt.building.state import PassState, StreamState
 from chanfmt.building.statistics import FFNStatistics
-from chanfmt.models.run import eager_experts
+from chanfmt.models.run import eager_experts, explained, tokens_at_once, usual_batch
 from chanfmt.models.streaming.chain import Call
 from chanfmt.models.streaming.spool import Spooled, bytes_of
 
@@ -45,9 +45,9 @@ if TYPE_CHECKING:
 
 
 class Shelf(Sequence[FFNStatistics]):
-    """The statistics of finished FFNs, in a spool: each is made anew, on the CPU, whenever it is asked for.
+    """The statistics of finished FFNs, in a spool. They are made anew, on the CPU, whenever they are asked for.
 
-    All of them in memory would grow with the number of blocks, which is what streaming is to avoid.
+    In memory they would grow with the number of blocks, which streaming has to avoid.
     """
 
     def __init__(self, spool: Spool) -> None:
@@ -56,7 +56,7 @@ class Shelf(Sequence[FFNStatistics]):
         self._ffns: list[FFN] = []
 
     def put_first(self, ffn: FFN, state: Mapping[str, np.ndarray]) -> None:
-        """Put `FFNStatistics.state` of ``ffn`` before those that are here."""
+        """Put ``state``, `FFNStatistics.state` of ``ffn``, before the states that are on the shelf."""
         self.states.insert(0, Spooled(self.spool, ("statistics", len(self)), state))
         self._ffns.insert(0, ffn)
 
@@ -71,14 +71,14 @@ class Shelf(Sequence[FFNStatistics]):
 
 @dataclass
 class StreamedMeasurement(Measurement):
-    """What a streamed pass yields; between two steps, what it has so far.
+    """The result of a streamed pass; between two steps, its result so far.
 
     Attributes:
-        statistics: Of the FFNs of finished blocks, which are the model's last; all of them in the end.
-        block: The first finished block; the number of blocks while there is none.
-        fresh: Whether a block was finished since the last checkpoint.
-        gradient: Gives the gradient of the loss by what that block reads, batch by batch in order.
-        gradient_sha256: Of the file that `save_gradient` wrote last.
+        statistics: The statistics of the FFNs of finished blocks, which are the last blocks of the model; at the end, of all.
+        block: The first finished block; the number of blocks if none is finished.
+        fresh: Whether a block was finished since the last partial atlas.
+        gradient: Gives the gradient of the loss by the input of that block, batch by batch in order.
+        gradient_sha256: SHA-256 of the file that `keep_beside` wrote last, hexadecimal.
     """
 
     statistics: Shelf
@@ -89,6 +89,7 @@ class StreamedMeasurement(Measurement):
 
     @property
     def nbytes(self) -> int:
+        """Approximate number of bytes in `state`."""
         return sum(state.nbytes for state in self.statistics.states)
 
     def laid_aside(self, number: int, variables: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
@@ -103,15 +104,20 @@ class StreamedMeasurement(Measurement):
             StreamState(self.block, self.gradient_sha256),
         )
 
-    def save_gradient(self, path: Path) -> None:
-        """Write the gradient to ``path`` and remember its digest. Raises `ChanfmtError` where that cannot be written."""
+    def keep_beside(self, partial: Path) -> None:
+        """Write the gradient beside ``partial``, and remember its digest. Raises `ChanfmtError` if it cannot be written."""
         digest = hashlib.sha256()
-        with atomic_file(path) as temporary, temporary.open("wb") as file:
+        with atomic_file(gradient_path(partial, self.block)) as temporary, temporary.open("wb") as file:
             for gradient in self.gradient():
                 data = bytes_of(gradient)
                 digest.update(data)
                 file.write(data)
         self.gradient_sha256 = digest.hexdigest()
+
+    def kept(self, partial: Path) -> None:
+        """Remove the gradients that belonged to earlier versions of ``partial``."""
+        self.fresh = False
+        remove_gradients(partial, self.block)
 
 
 def measure_streamed(
@@ -130,17 +136,19 @@ def measure_streamed(
     """Accumulate the statistics of all FFNs over ``tokens``, as `chanfmt.building.measure.measure` does.
 
     Args:
-        spool: Keeps block inputs and the statistics of finished blocks; empty, and open as long as the result is used.
-        settings: Of the labels; redundancy is reduced to the core as soon as a block is finished.
-        batch_size: Sequences in a batch; None picks one and halves it when memory runs out.
-        progress: Called with the number of sequences that passed through a block, in either direction, see `steps`.
-        start: Where an earlier pass over the same tokens stood; forward passes are repeated as far as they are needed.
-        gradient: The file that `StreamedMeasurement.save_gradient` wrote then.
-        after_batch: Called after every batch of every block, and after every block that is finished.
+        spool: Keeps block inputs and the statistics of finished blocks. It is empty at first, and must stay open while the
+            result is used.
+        settings: How channels are labelled. Redundancy is reduced to the core as soon as a block is finished.
+        loss: The loss to differentiate.
+        batch_size: Sequences in a batch; None chooses a number, and halves it when memory runs out.
+        progress: Called with the number of sequences that passed through a block, in either direction; see `steps`.
+        start: The state of an earlier pass over the same tokens. Forward passes are repeated as far as they are needed.
+        gradient: The file that `StreamedMeasurement.keep_beside` wrote with that state.
+        after_batch: Called after every batch of every block, and after every finished block.
 
     Raises:
         ModelError: The loss or a gradient is not finite.
-        ChanfmtError: Memory or the spool's disk runs out, or ``gradient`` is not what was written.
+        ChanfmtError: Memory or the spool's disk runs out, or the content of ``gradient`` has changed.
     """
     ids = torch.from_numpy(tokens.ids).long()
     size = batch_size or usual_batch(streamed.chain.device, ids.shape[1])
@@ -165,7 +173,7 @@ def measure_streamed(
 
 
 def steps(streamed: StreamedModel, sequences: int) -> int:
-    """What `measure_streamed` reports of progress, in all."""
+    """Sum of the numbers that `measure_streamed` calls ``progress`` with."""
     return 2 * len(streamed.chain) * sequences
 
 
@@ -183,7 +191,7 @@ class _Batch:
 
 
 def _batches(split_of: np.ndarray, size: int) -> list[_Batch]:
-    """The batches of `measure`: those of a split, then those of the next."""
+    """The batches of `chanfmt.building.measure.measure`: those of the first split, then those of the next."""
     return [
         _Batch(start, min(start + size, last), split)
         for split, (first, last) in enumerate(split_ranges(split_of))
@@ -192,7 +200,7 @@ def _batches(split_of: np.ndarray, size: int) -> list[_Batch]:
 
 
 class _Pass:
-    """One pass. The spool holds under (i, b) what block i reads of batch b, or the gradient of the loss by it."""
+    """One pass. Under (i, b) the spool holds the input of block i in batch b, or later the gradient of the loss by that input."""
 
     def __init__(
         self,
@@ -220,7 +228,7 @@ class _Pass:
             assert number is not None
             self.ffns[number].append(ffn)
         self.lowest = next(number for number, ffns in enumerate(self.ffns) if ffns)
-        """Nothing before this block needs a gradient."""
+        """The first block with an FFN. No block before it needs a gradient."""
 
     def result(self, size: int, start: PassState | None, gradient: Path | None) -> StreamedMeasurement:
         count = len(self.chain)
@@ -254,12 +262,12 @@ class _Pass:
         return found
 
     def _begin(self) -> list[list[Call]]:
-        """Keep what the first block reads. Returns what the blocks are called with, for each batch."""
+        """Keep the inputs of the first block. Returns the calls of the blocks, for each batch."""
         calls: list[list[Call]] = []
         for place, batch in enumerate(self.batches):
             hidden, own = self.chain.calls(partial(self.loss.backward, self._ids(batch)))
             self.spool.put((0, place), hidden)
-            # Masks and positions are the same for all batches of a size, as a rule, and not small.
+            # Masks and positions are large, and usually the same for all batches of one size.
             calls.append(next((other for other in (*calls[:1], *calls[-1:]) if all(map(Call.same, own, other))), own))
         return calls
 
@@ -274,7 +282,7 @@ class _Pass:
                 self.after_batch(self.found)
 
     def _end(self) -> None:
-        """The loss, and its gradient by what the last block returned."""
+        """Compute the loss, and its gradient by the output of the last block."""
         count = len(self.chain)
         for place, batch in enumerate(self.batches):
             hidden = self._get(count, place).requires_grad_(True)
@@ -291,7 +299,7 @@ class _Pass:
             self.after_batch(self.found)
 
     def _backward(self, number: int, calls: list[list[Call]]) -> list[tuple[FFN, FFNStatistics]]:
-        """Run block ``number`` again from what it read, and back; its inputs make room for the gradients by them."""
+        """Run block ``number`` again from its inputs, forward and backward. The gradients take the place of the inputs."""
         ffns = self.ffns[number]
         statistics = [FFNStatistics(ffn, self.chain.device) for ffn in ffns]
         with self.chain.loaded(number):
@@ -315,7 +323,7 @@ class _Pass:
     def _back(self, number: int, place: int, batch: _Batch, call: Call) -> torch.Tensor | None:
         hidden = self._get(number, place).requires_grad_(number > self.lowest)
         with explained(tokens_at_once(self._ids(batch))), torch.enable_grad():
-            # A block may add to what it reads in place, which autograd allows on a copy only.
+            # A block may change its input in place, which autograd allows on a copy only.
             output = self.chain.run(number, call, hidden.clone())
             output.backward(self._get(number + 1, place))
         return hidden.grad
@@ -327,7 +335,7 @@ class _Pass:
                     member.choose_core(self.settings.rho)
 
     def _restore(self, block: int, start: PassState) -> None:
-        """Move the states in ``start`` into the spool; none of them stays in memory."""
+        """Move the states in ``start`` into the spool. None of them stays in memory."""
         for ffn in reversed([ffn for ffns in self.ffns[block:] for ffn in ffns]):
             self.found.statistics.put_first(ffn, start.ffns.pop())
 
@@ -344,7 +352,7 @@ class _Pass:
         except OSError as error:
             raise ChanfmtError(f"cannot read {path}: {error.strerror}", hint="start over without --resume") from None
         if digest.hexdigest() != state.gradient_sha256:
-            raise ChanfmtError(f"{path} is not what the build wrote there", hint="start over without --resume")
+            raise ChanfmtError(f"{path} has changed since the build wrote it", hint="start over without --resume")
 
     def _get(self, number: int, place: int) -> torch.Tensor:
         return self.spool.get((number, place)).to(self.chain.device)

@@ -1,1 +1,1 @@
-"""The `atlas` command: one file per subcommand, and the framework that `surgery` shares."""
+"""The `atlas` command: one file per command, and the framework that `surgery` and `atlas-tui` share."""

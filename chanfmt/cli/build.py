@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import ChanfmtError
 from chanfmt.base.narrate import say
+from chanfmt.base.text import number
 from chanfmt.cli import framework
 
 if TYPE_CHECKING:
@@ -17,21 +18,32 @@ if TYPE_CHECKING:
     from chanfmt.format.records import LabelSettings
 
 
+EXAMPLES = (
+    "atlas build meta-llama/Llama-3.2-1B -o llama.h5",
+    "atlas build SmolLM2.gguf -o small.h5 --calib pydoc --sequences 16 --seq-len 256",
+    "atlas build ./checkpoint -o mixed.h5 --calib wikitext2=3 --calib notes.txt=1 --resume",
+)
+
+
 def add(commands: Any) -> None:
+    framework.add_command(
+        commands,
+        "build",
+        "measure a model and write its atlas",
+        run=_run,
+        options=_options,
+        examples=EXAMPLES,
+        description=(
+            "Measure every FFN channel of MODEL in one pass over calibration text, or over given inputs, and write the result to FILE."
+        ),
+    )
+
+
+def _options() -> tuple[type, ...]:
     from chanfmt.building.options import BuildOptions
     from chanfmt.format.records import LabelSettings
 
-    parser = commands.add_parser(
-        "build",
-        help="measure a model and write its atlas",
-        description=(
-            "Measure every FFN channel of MODEL in one pass over calibration text, or given inputs, and write the result to FILE."
-        ),
-    )
-    framework.add_options(parser, BuildOptions)
-    framework.add_options(parser, LabelSettings)
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.set_defaults(run=_run)
+    return BuildOptions, LabelSettings
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -66,7 +78,7 @@ def _run(arguments: argparse.Namespace) -> int:
             paths = build_series(options, settings, locate_model)
     except ChanfmtError:
         if distributed.processes() > 1:
-            # What ended the others makes torchrun end this one, while it reports.
+            # torchrun terminates this process because the others have ended. This process must still print the error.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise
     if options.revisions is not None:
@@ -86,7 +98,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _follow(options: BuildOptions, settings: LabelSettings) -> int:
-    """Be one of torchrun's processes that leave all reports to the first."""
+    """Build as one of torchrun's processes that leave all messages to the first process."""
     if options.dry_run:
         return 0
     try:
@@ -105,4 +117,4 @@ def _follow(options: BuildOptions, settings: LabelSettings) -> int:
 def _cell(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return number(value) if isinstance(value, int) and not isinstance(value, bool) else str(value)

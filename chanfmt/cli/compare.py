@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.narrate import progress_bar, say
 from chanfmt.base.text import printable, significant
 from chanfmt.cli import framework
-from chanfmt.hub.locate import open_atlas
+from chanfmt.cli.options import SeveralAtlasesOptions
+from chanfmt.format import schema
 
 if TYPE_CHECKING:
     import argparse
@@ -17,36 +19,53 @@ if TYPE_CHECKING:
     from chanfmt.format.reader import Atlas
 
 
-def add(commands: Any) -> None:
-    from chanfmt.format import schema
+EXAMPLES = (
+    "atlas compare wikitext.h5 code.h5",
+    "atlas compare base.h5 tuned.h5 --metric activation_power",
+    "atlas compare a.h5 b.h5 c.h5 --json",
+)
 
-    parser = commands.add_parser(
+
+@dataclass(frozen=True)
+class ComparedOptions:
+    """What is compared."""
+
+    metric: str = field(
+        default="lp",
+        metadata={
+            "help": "metric whose ranks and mass are compared",
+            "choices": tuple(schema.METRIC_BY_NAME),
+            "noun": "metric",
+            "metavar": "METRIC",
+        },
+    )
+
+
+def add(commands: Any) -> None:
+    framework.add_command(
+        commands,
         "compare",
-        help="whether atlases rank and label the same channels",
+        "compare how atlases rank and label channels",
+        run=_run,
+        options=lambda: (SeveralAtlasesOptions, ComparedOptions),
+        examples=EXAMPLES,
         description=(
-            "Compare two atlases of one architecture FFN by FFN, or each of several with each: other text, another checkpoint, "
-            "other settings."
+            "Compare two atlases of one architecture FFN by FFN, or each pair of several atlases. They may differ in text, "
+            "checkpoint or settings."
         ),
     )
-    parser.add_argument("files", metavar="FILE", nargs="+", help="two or more atlases")
-    parser.add_argument(
-        "--metric",
-        default="lp",
-        choices=list(schema.METRIC_BY_NAME),
-        metavar="METRIC",
-        help="metric whose ranks and mass are compared (default: lp)",
-    )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     import contextlib
 
     from chanfmt.base.errors import UsageError
+    from chanfmt.hub.locate import open_atlas
 
     if len(arguments.files) < 2:
-        raise UsageError("a comparison needs two atlases or more", hint=f"atlas compare {arguments.files[0]} ANOTHER")
+        raise UsageError(
+            "a comparison needs two atlases or more", hint=f"name another atlas: atlas compare {arguments.files[0]} FILE"
+        )
     with contextlib.ExitStack() as stack:
         atlases = [stack.enter_context(open_atlas(file, contained=True)) for file in arguments.files]
         run = _run_two if len(atlases) == 2 else _run_matrix
@@ -86,9 +105,9 @@ MATRICES = {
     "top_jaccard": ("Jaccard index of the largest by {metric}", "top_chance"),
     "supernode_jaccard": ("Jaccard index of the supernodes", "supernode_chance"),
     "halo_jaccard": ("Jaccard index of the halos", "halo_chance"),
-    "captured": ("{metric} of the row's atlas in the column's supernodes, over that in its own", None),
+    "captured": ("{metric} of the row's atlas in the column's supernodes, divided by its {metric} in its own supernodes", None),
 }
-"""Numbers of `FFNComparison` that are printed for each pair, medians over FFNs: their titles, and which number chance gives."""
+"""Fields of `FFNComparison` printed for each pair as medians over FFNs: title, and the field with the value by chance."""
 
 
 def _run_matrix(atlases: Sequence[Atlas], metric: str, *, as_json: bool) -> None:
@@ -145,7 +164,7 @@ def _run_matrix(atlases: Sequence[Atlas], metric: str, *, as_json: bool) -> None
 
 
 def _range(values: list[float]) -> str:
-    """Lowest and highest, or the one there is."""
+    """Lowest and highest value, or one value if they print alike."""
     low, high = (significant(value, 2) for value in (min(values), max(values)))
     return low if low == high else f"{low} to {high}"
 
@@ -184,7 +203,7 @@ def _line(atlas: Atlas) -> str:
 
 
 def _notes(first: Atlas, second: Atlas) -> Iterator[str]:
-    """What a reader of the numbers must know about the pair."""
+    """Facts about the pair that change how its numbers are read."""
     from chanfmt.algebra.compare import label_settings_note, shared_text_note
 
     if first.content_sha256 == second.content_sha256:

@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.narrate import say
+from chanfmt.cli import framework
+from chanfmt.cli.options import AtlasOptions
 
 if TYPE_CHECKING:
     import argparse
 
 
-def add(commands: Any) -> None:
-    parser = commands.add_parser("export", help="an atlas as parquet, csv, npz or json")
-    parser.add_argument("file", metavar="FILE")
-    parser.add_argument(
-        "-o",
-        dest="output",
-        metavar="OUT",
-        required=True,
-        help="file to write; .parquet and .csv hold a row per channel, .npz and .json the arrays",
+EXAMPLES = (
+    "atlas export llama.h5 -o llama.parquet",
+    "atlas export llama.h5 -o lp.csv --metrics lp,protection",
+)
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Where the result goes, and what it holds."""
+
+    output: str = field(
+        metadata={
+            "help": "file to write: .parquet and .csv hold one row per channel, .npz and .json hold the arrays",
+            "flag": "--output",
+            "short": "-o",
+            "metavar": "OUT",
+        }
     )
-    parser.add_argument("--metrics", metavar="A,B", help="write only these variables beside the labels")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
-    parser.set_defaults(run=_run)
+    metrics: str | None = field(
+        default=None, metadata={"help": "write only these variables, and the labels (default: all)", "metavar": "A,B"}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "replace the output if it exists"})
+
+
+def add(commands: Any) -> None:
+    framework.add_command(
+        commands,
+        "export",
+        "write an atlas as parquet, csv, npz or json",
+        run=_run,
+        options=lambda: (AtlasOptions, ExportOptions),
+        examples=EXAMPLES,
+        description=("Write the channels of an atlas as a table, or its arrays, for programs that do not read HDF5."),
+    )
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -36,5 +60,8 @@ def _run(arguments: argparse.Namespace) -> int:
     metrics = None if arguments.metrics is None else [name.strip() for name in arguments.metrics.split(",")]
     with open_atlas(arguments.file, contained=True) as atlas:
         count = export(atlas, output, metrics=metrics, overwrite=arguments.overwrite)
-    say(f"wrote {output}: {count:,} {'rows' if kind in TABLES else 'arrays'}, {output.stat().st_size / 1e6:,.1f} MB")
+    size, items = output.stat().st_size, "rows" if kind in TABLES else "arrays"
+    say(f"wrote {output}: {count:,} {items}, {size / 1e6:,.1f} MB")
+    if arguments.json:
+        framework.print_json({"file": str(output), "format": kind, items: count, "bytes": size})
     return 0

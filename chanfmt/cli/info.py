@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.text import printable, significant
 from chanfmt.cli import framework
-from chanfmt.hub.locate import open_atlas
+from chanfmt.cli.options import AtlasOptions
 
 if TYPE_CHECKING:
     import argparse
@@ -16,14 +16,26 @@ if TYPE_CHECKING:
     from chanfmt.format.reader import Atlas
 
 
+EXAMPLES = (
+    "atlas info llama.h5",
+    "atlas info hf://datasets/USER/NAME/llama.h5 --json",
+)
+
+
 def add(commands: Any) -> None:
-    parser = commands.add_parser("info", help="what an atlas holds, layer by layer")
-    parser.add_argument("file", metavar="FILE")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.set_defaults(run=_run)
+    framework.add_command(
+        commands,
+        "info",
+        "print what an atlas holds, layer by layer",
+        run=_run,
+        options=lambda: (AtlasOptions,),
+        examples=EXAMPLES,
+        description=("Print the model, the text and the settings behind an atlas, and one row of numbers for each layer."),
+    )
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from chanfmt.hub.locate import open_atlas
 
     with open_atlas(arguments.file, contained=True) as atlas:
         data = info_data(atlas)
@@ -61,7 +73,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def info_data(atlas: Atlas) -> dict[str, Any]:
-    """What `atlas info --json` prints."""
+    """Contents of an atlas as `atlas info --json` prints them."""
     import dataclasses
 
     calibration = atlas.calibration

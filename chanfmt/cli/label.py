@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import typing
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.narrate import say
 from chanfmt.cli import framework
+from chanfmt.cli.options import AtlasOptions
 
 if TYPE_CHECKING:
     import argparse
@@ -13,40 +17,63 @@ if TYPE_CHECKING:
     from chanfmt.format.records import AtlasContent, LabelSettings
 
 
-def add(commands: Any) -> None:
-    import dataclasses
-    import typing
+EXAMPLES = (
+    "atlas label llama.h5 --rho 0.02 -o wider.h5",
+    "atlas label llama.h5 --eta 0.2 --support 512 --model meta-llama/Llama-3.2-1B --overwrite",
+)
 
+
+@dataclass(frozen=True)
+class LabelOutputOptions:
+    """Which weights are read, and where the result goes."""
+
+    model: str | None = field(
+        default=None,
+        metadata={
+            "help": "the measured model (Hub id, directory or .gguf file), to compute connectivity from its weights",
+            "metavar": "MODEL",
+        },
+    )
+    output: str | None = field(
+        default=None,
+        metadata={"help": "atlas to write (default: FILE itself)", "flag": "--output", "short": "-o", "metavar": "FILE"},
+    )
+    overwrite: bool = field(default=False, metadata={"help": "replace the output if it exists"})
+
+
+def add(commands: Any) -> None:
+    framework.add_command(
+        commands,
+        "label",
+        "label the channels of an atlas with other settings",
+        run=_run,
+        options=_options,
+        examples=EXAMPLES,
+        description=("Label the channels of FILE again. Settings that are not given stay as they are in the file."),
+    )
+
+
+def _options() -> tuple[type, ...]:
     from chanfmt.format.records import LabelSettings
 
-    parser = commands.add_parser(
-        "label",
-        help="label an atlas again with other settings",
-        description=("Label FILE again. Settings that are not given stay as they are in the file."),
-    )
-    parser.add_argument("file", metavar="FILE")
     kinds = typing.get_type_hints(LabelSettings)
-    for field in dataclasses.fields(LabelSettings):
-        if "help" in field.metadata:
-            parser.add_argument(
-                field.metadata.get("flag", f"--{field.name}"),
-                dest=field.name,
-                type=kinds[field.name],
-                help=f"{field.metadata['help']} (default: as in FILE)",
+    changes = dataclasses.make_dataclass(
+        "LabelChanges",
+        [
+            (
+                item.name,
+                kinds[item.name] | None,
+                field(default=None, metadata={**item.metadata, "help": f"{item.metadata['help']} (default: as in FILE)"}),
             )
-    parser.add_argument(
-        "--model",
-        metavar="MODEL",
-        help="the measured model (Hub id, directory or .gguf file), to compute connectivity from its weights",
+            for item in dataclasses.fields(LabelSettings)
+            if "help" in item.metadata
+        ],
     )
-    parser.add_argument("-o", dest="output", metavar="FILE", help="atlas to write (default: FILE itself)")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.set_defaults(run=_run)
+    changes.__doc__ = LabelSettings.__doc__
+    return AtlasOptions, changes, LabelOutputOptions
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    import dataclasses
     from pathlib import Path
 
     from chanfmt.algebra.relabel import relabelled, relabelled_with_weights
@@ -61,13 +88,13 @@ def _run(arguments: argparse.Namespace) -> int:
     if not given and arguments.model is None:
         raise UsageError(
             "no setting to change was given",
-            hint="give one of --rho --eta --support --alpha --gamma, or the weights with --model",
+            hint="add --rho, --eta, --support, --alpha or --gamma, or name the weights with --model",
         )
     if arguments.output is None and is_address(arguments.file):
-        raise UsageError(f"{arguments.file} is on the Hub", hint="say where the result goes: add -o FILE")
+        raise UsageError(f"{arguments.file} is on the Hub", hint="add -o FILE for the result")
     output = Path(arguments.output or arguments.file)
     check_target(output, overwrite=arguments.overwrite)
-    # A damaged file must not come out with a fresh digest.
+    # Verify first: a damaged file must not get a new, valid digest.
     with open_atlas(arguments.file, verify=True, contained=True) as atlas:
         before, digest, source = atlas.content(), atlas.content_sha256, atlas.hub_source
     settings = dataclasses.replace(before.labels, **given)
@@ -87,13 +114,13 @@ def _run(arguments: argparse.Namespace) -> int:
         details["weights"] = before.model.fingerprint
     lost = [name for name in after.dropped if name not in before.dropped]
     if lost:
-        say(f"note: dropped {', '.join(lost)}, which the new settings leave without a meaning")
+        say(f"note: dropped {', '.join(lost)}, which have no meaning with the new settings")
     if "redundancy" in lost:
-        say("note: the protection factor is 1 everywhere; only a build measures redundancy")
+        say("note: the protection factor is 1 everywhere, because only a build measures redundancy")
     if after.core_rho != settings.rho:
         say(
             f"note: connectivity and redundancy still refer to the top {after.core_rho:.4g} of channels; "
-            "--model computes connectivity anew"
+            "add --model to compute connectivity again"
         )
     written = write_atlas(noted(after, "label", [digest], [source], **details), output)
     rows = _changes(before, after)
@@ -119,7 +146,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _changes(before: AtlasContent, after: AtlasContent) -> list[dict[str, Any]]:
-    """One row per FFN, in model order: how many channels carry each label now and did before."""
+    """One row per FFN, in model order: number of channels with each label, now and before."""
     from chanfmt.format import schema
 
     labels = [{stack.name: stack.variables["label"] for stack in content.stacks} for content in (before, after)]

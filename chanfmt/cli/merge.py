@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.narrate import say
 from chanfmt.cli import framework
+from chanfmt.cli.options import OutputOptions, SeveralAtlasesOptions
 
 if TYPE_CHECKING:
     import argparse
 
 
+EXAMPLES = (
+    "atlas merge part1.h5 part2.h5 -o all.h5",
+    "atlas merge wikitext.h5 code.h5 -o both.h5 --model meta-llama/Llama-3.2-1B",
+)
+
+
+@dataclass(frozen=True)
+class WeightsOptions:
+    """Which weights are read."""
+
+    model: str | None = field(
+        default=None,
+        metadata={
+            "help": "the measured model (Hub id, directory or .gguf file), to compute connectivity and the halo",
+            "metavar": "MODEL",
+        },
+    )
+
+
 def add(commands: Any) -> None:
-    parser = commands.add_parser(
+    framework.add_command(
+        commands,
         "merge",
-        help="atlases of one model on different text as one",
+        "add up atlases of one model on different text",
+        run=_run,
+        options=lambda: (SeveralAtlasesOptions, OutputOptions, WeightsOptions),
+        examples=EXAMPLES,
         description=(
             "Add up atlases of one model that were built on different sequences. Without --model the result has no halo."
         ),
     )
-    parser.add_argument("files", metavar="FILE", nargs="+")
-    parser.add_argument("-o", dest="output", metavar="FILE", required=True, help="atlas to write")
-    parser.add_argument(
-        "--model",
-        metavar="MODEL",
-        help="the measured model (Hub id, directory or .gguf file), to compute connectivity and the halo",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("--quiet", action="store_true", help="no narration")
-    parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -44,14 +58,11 @@ def _run(arguments: argparse.Namespace) -> int:
     from chanfmt.format.writer import write_atlas
     from chanfmt.hub.locate import locate_model, open_atlas
 
-    def tell(text: str) -> None:
-        say(text)
-
     output = Path(arguments.output)
     check_target(output, overwrite=arguments.overwrite)
     with contextlib.ExitStack() as opened:
         atlases = [opened.enter_context(open_atlas(path, contained=True)) for path in arguments.files]
-        content = merge(atlases, narrate=lambda text: tell(f"note: {text}"))
+        content = merge(atlases, narrate=lambda text: say(f"note: {text}"))
     if arguments.model is not None:
         from chanfmt.models.source import own_revision
         from chanfmt.models.stored.weights import StoredWeights
@@ -62,10 +73,10 @@ def _run(arguments: argparse.Namespace) -> int:
             StoredWeights.of(locate_model(arguments.model, revision=own_revision(arguments.model, content.model)), content.model),
         )
     if content.dropped:
-        advice = "" if arguments.model else "; --model computes connectivity and the halo from the weights"
-        tell(f"note: dropped {', '.join(content.dropped)}{advice}")
+        advice = "" if arguments.model else "; add --model to compute connectivity and the halo from the weights"
+        say(f"note: dropped {', '.join(content.dropped)}{advice}")
     write_atlas(content, output)
-    tell(
+    say(
         f"wrote {output}: {content.calibration.sequences:,} sequences of {len(arguments.files)} atlases; "
         f"browse it with: atlas-tui {output}"
     )

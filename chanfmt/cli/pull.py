@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.narrate import say
 from chanfmt.cli import framework
+from chanfmt.cli.options import OutputOptions
 
 if TYPE_CHECKING:
     import argparse
 
 
-def add(commands: Any) -> None:
-    parser = commands.add_parser(
-        "pull",
-        help="get an atlas from the Hugging Face Hub",
-        description=("Get an atlas from the data set REPO, check it, and write it to OUT."),
+EXAMPLES = (
+    "atlas pull USER/llama-atlas -o llama.h5",
+    "atlas pull USER/atlases@main small.h5 -o small.h5 --overwrite",
+)
+
+
+@dataclass(frozen=True)
+class PullOptions:
+    """Which atlas."""
+
+    repo: str = field(metadata={"help": "USER/NAME, USER/NAME@REVISION, or an address hf://...", "positional": "REPO"})
+    file: str | None = field(
+        default=None, metadata={"help": "file in REPO (default: its only .h5 file)", "positional": "FILE", "nargs": "?"}
     )
-    parser.add_argument("repo", metavar="REPO", help="USER/NAME or USER/NAME@REVISION, or an address hf://...")
-    parser.add_argument("file", metavar="FILE", nargs="?", help="file in REPO (default: its only .h5 file)")
-    parser.add_argument("-o", dest="output", metavar="OUT", required=True, help="atlas to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("--quiet", action="store_true", help="no narration")
-    parser.set_defaults(run=_run)
+
+
+def add(commands: Any) -> None:
+    framework.add_command(
+        commands,
+        "pull",
+        "download an atlas from the Hugging Face Hub",
+        run=_run,
+        options=lambda: (PullOptions, OutputOptions),
+        examples=EXAMPLES,
+        description=("Download an atlas from the data set REPO, check it, and write it to the output."),
+    )
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -39,13 +54,10 @@ def _run(arguments: argparse.Namespace) -> int:
     from chanfmt.hub.locate import SUFFIX
     from chanfmt.hub.names import parse_address
 
-    def tell(text: str) -> None:
-        say(text)
-
     wanted = parse_address(arguments.repo)
     if arguments.file is not None:
         if wanted.file is not None:
-            raise UsageError(f"the file is named twice: {wanted.file} and {arguments.file}")
+            raise UsageError(f"the file is named twice: {wanted.file} and {arguments.file}", hint="leave out one of them")
         wanted = parse_address(f"{dataclasses.replace(wanted, file=arguments.file)}")
     output = Path(arguments.output)
     check_target(output, overwrite=arguments.overwrite)
@@ -53,7 +65,7 @@ def _run(arguments: argparse.Namespace) -> int:
     check_valid(fetched.path, str(fetched.source))
     with atomic_file(output) as temporary:
         shutil.copyfile(fetched.path, temporary)
-    tell(f"wrote {output}, a copy of {fetched.source}; browse it with: atlas-tui {output}")
+    say(f"wrote {output}, a copy of {fetched.source}; browse it with: atlas-tui {output}")
     if arguments.json:
         with Atlas.open(output) as atlas:
             framework.print_json(

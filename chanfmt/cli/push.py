@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.narrate import say
@@ -11,23 +12,39 @@ if TYPE_CHECKING:
     import argparse
 
 
-def add(commands: Any) -> None:
-    from chanfmt.hub.publish import PublishOptions
+EXAMPLES = (
+    "atlas push llama.h5 llama-atlas",
+    "atlas push llama.h5 USER/llama-atlas --public",
+)
 
-    parser = commands.add_parser(
+
+@dataclass(frozen=True)
+class PushedOptions:
+    """Which atlas, and where to."""
+
+    file: str = field(metadata={"help": "atlas: a file, or hf://REPO/FILE", "positional": "FILE"})
+    repo: str = field(metadata={"help": "USER/NAME, or NAME for a repository of yours", "positional": "REPO"})
+
+
+def add(commands: Any) -> None:
+    framework.add_command(
+        commands,
         "push",
-        help="publish an atlas on the Hugging Face Hub",
+        "publish an atlas on the Hugging Face Hub",
+        run=_run,
+        options=_options,
+        examples=EXAMPLES,
         description=(
-            "Publish FILE with a card as the data set REPO, private unless --public, and read it back. After a break, the same "
-            "command uploads what is missing."
+            "Publish FILE with a card as the data set REPO, private unless --public, and read it back. After an interruption, "
+            "run the same command again: it uploads what is missing."
         ),
     )
-    parser.add_argument("file", metavar="FILE")
-    parser.add_argument("repo", metavar="REPO", help="USER/NAME, or NAME for one of yours")
-    framework.add_options(parser, PublishOptions)
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("--quiet", action="store_true", help="no narration")
-    parser.set_defaults(run=_run)
+
+
+def _options() -> tuple[type, ...]:
+    from chanfmt.hub.publish import PublishOptions
+
+    return PushedOptions, PublishOptions
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -37,18 +54,15 @@ def _run(arguments: argparse.Namespace) -> int:
     from chanfmt.hub.names import check_repo
     from chanfmt.hub.publish import PublishOptions
 
-    def tell(text: str) -> None:
-        say(text)
-
     check_repo(arguments.repo)
     path = locate_atlas(arguments.file).path
     check_valid(path, arguments.file)
     with open_atlas(path, contained=True) as atlas:
         options = framework.parse_options(arguments, PublishOptions)
         if options.public and atlas.calibration.token_ids is not None:
-            tell("note: the file holds the token ids of its calibration text; atlas strip leaves them out")
+            say("note: the file holds the token ids of its calibration text; atlas strip leaves them out")
         done, place = publish_atlas(atlas, arguments.repo, layer_table(atlas, layer_rows(atlas)), options)
-    tell(f"published and read back; use it as: {place}")
+    say(f"published and read back; use it as: {place}")
     if arguments.json:
         framework.print_json({"repo": done.repo, "url": done.url, "commit": done.commit, "address": str(place)})
     else:

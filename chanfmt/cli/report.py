@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.narrate import progress_bar, say
 from chanfmt.cli import framework
+from chanfmt.cli.options import AtlasOptions
 
 if TYPE_CHECKING:
     import argparse
@@ -16,25 +18,33 @@ if TYPE_CHECKING:
     Progress = Callable[[int], Callable[[], object]]
 
 
+EXAMPLES = (
+    "atlas report llama.h5 -o llama-report",
+    "atlas report hf://datasets/USER/NAME/llama.h5 -o llama-report --overwrite --json",
+)
+
+
+@dataclass(frozen=True)
+class ReportOutputOptions:
+    """Where the report goes."""
+
+    output: str = field(metadata={"help": "directory to write", "flag": "--output", "short": "-o", "metavar": "DIR"})
+    overwrite: bool = field(default=False, metadata={"help": "replace an earlier report in that directory"})
+
+
 def add(commands: Any) -> None:
-    parser = commands.add_parser(
+    framework.add_command(
+        commands,
         "report",
-        help="what an atlas shows, with figures, beside what the paper found",
+        "show what an atlas says, with figures, next to the paper's findings",
+        run=_run,
+        options=lambda: (AtlasOptions, ReportOutputOptions),
+        examples=EXAMPLES,
         description=(
             "Write a directory with report.html (one self-contained page), report.md, report.json, figures/ (PNG and SVG) and "
             "data/ (CSV): concentration, its factors, controls, the halo's redundancy, read connectivity, stability."
         ),
     )
-    parser.add_argument("file", metavar="FILE")
-    add_output(parser)
-    parser.set_defaults(run=_run)
-
-
-def add_output(parser: argparse.ArgumentParser) -> None:
-    """Add what `publish` reads."""
-    parser.add_argument("-o", dest="output", metavar="DIR", required=True, help="directory to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier report there")
-    parser.add_argument("--json", action="store_true", help="print the numbers as JSON as well")
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -49,7 +59,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def publish(arguments: argparse.Namespace, make: Callable[[Progress], Report]) -> int:
-    """Write what ``make`` gives to ``arguments.output`` and say what it shows; the exit code of the command."""
+    """Write the report that ``make`` returns, and print its claims. Returns the exit code of the command."""
     from pathlib import Path
 
     from chanfmt.base.errors import UsageError
@@ -59,7 +69,7 @@ def publish(arguments: argparse.Namespace, make: Callable[[Progress], Report]) -
     output = Path(arguments.output)
     check_target(output, overwrite=arguments.overwrite, directory=True)
     if output.is_dir() and any(output.iterdir()) and not (output / "report.json").is_file():
-        raise UsageError(f"{output} holds something else than a report", hint="choose another -o")
+        raise UsageError(f"{output} holds something other than a report", hint="choose another -o")
     bars: list[Any] = []
 
     def progress(steps: int) -> Callable[[], object]:

@@ -1,12 +1,14 @@
-"""`atlas show`: a layer's channels, its experts, or one channel."""
+"""`atlas show`."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import AtlasError, UsageError
 from chanfmt.base.text import significant
 from chanfmt.cli import framework
+from chanfmt.cli.options import AtlasOptions
 
 if TYPE_CHECKING:
     import argparse
@@ -18,26 +20,44 @@ if TYPE_CHECKING:
     from chanfmt.format.records import Block
 
 
+EXAMPLES = (
+    "atlas show llama.h5 --layer 3",
+    "atlas show llama.h5 --layer 3 --sort activation_power --top 50",
+    "atlas show mixtral.h5 --layer 3 --expert 5 --channel 1234 --json",
+)
+
+
+@dataclass(frozen=True)
+class ShowOptions:
+    """Which channels, and in which order."""
+
+    layer: int = field(metadata={"help": "layer number in the model", "metavar": "L"})
+    stack: str | None = field(
+        default=None, metadata={"help": "stack of the FFN, if the layer has FFNs in several stacks", "metavar": "NAME"}
+    )
+    expert: int | None = field(default=None, metadata={"help": "expert, if the layer has experts", "metavar": "E"})
+    channel: int | None = field(
+        default=None, metadata={"help": "this channel alone: its ranks, splits, partners, dimensions", "metavar": "C"}
+    )
+    sort: str = field(
+        default="lp", metadata={"help": "metric to sort by, largest first; or channel, for the order of ids", "metavar": "METRIC"}
+    )
+    top: int = field(default=20, metadata={"help": "rows to print, 0 for all", "metavar": "N"})
+
+
 def add(commands: Any) -> None:
-    parser = commands.add_parser(
+    framework.add_command(
+        commands,
         "show",
-        help="the channels of one layer, its experts, or one channel",
+        "list a layer's channels or experts, or all numbers of one channel",
+        run=_run,
+        options=lambda: (AtlasOptions, ShowOptions),
+        examples=EXAMPLES,
         description=(
-            "Print the channels of a layer's FFN; of a layer with experts these, or with --expert one's channels; with --channel all "
-            "that the atlas knows of one."
+            "List the channels of a layer's FFN. If the layer has experts, list the experts, or with --expert the channels of one "
+            "expert. With --channel, print all that the atlas holds about one channel."
         ),
     )
-    parser.add_argument("file", metavar="FILE")
-    parser.add_argument("--layer", type=int, required=True, help="layer index in the model")
-    parser.add_argument("--stack", help="which FFN, where a layer has several")
-    parser.add_argument("--expert", type=int, metavar="E", help="which expert, where the layer has some")
-    parser.add_argument("--channel", type=int, metavar="C", help="this channel alone: ranks, splits, partners, dimensions")
-    parser.add_argument(
-        "--sort", default="lp", metavar="METRIC", help="metric to sort by, largest first, or channel (default: lp)"
-    )
-    parser.add_argument("--top", type=int, default=20, help="rows to print, 0 for all (default: 20)")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -52,7 +72,9 @@ def _run(arguments: argparse.Namespace) -> int:
         if expert is not None and not 0 <= expert < block.n_experts:
             raise UsageError(
                 f"layer {block.layer_index} has no expert {expert}",
-                hint=(f"experts: 0 to {block.n_experts - 1}" if block.n_experts else "it is dense: leave out --expert"),
+                hint=(
+                    f"experts: 0 to {block.n_experts - 1}" if block.n_experts else "the layer has no experts: leave out --expert"
+                ),
             )
         if block.n_experts and expert is None:
             if arguments.channel is not None:
@@ -93,7 +115,7 @@ def _show_channels(stack: Stack, block: Block, arguments: argparse.Namespace) ->
     label = _values(stack, block, arguments.expert, "label")
     order = np.arange(stack.n_channels)
     if arguments.sort != "channel":
-        # NaN is unknown, not large: it goes last.
+        # NaN means unknown, not large, so it sorts last.
         order = np.argsort(-np.nan_to_num(values[arguments.sort], nan=-np.inf), kind="stable")
     order = order[: arguments.top or None]
     if arguments.json:
@@ -148,7 +170,7 @@ def _show_experts(stack: Stack, block: Block, rho: float, arguments: argparse.Na
             }
         )
     if arguments.sort != "lp":
-        raise UsageError("experts are printed in their order", hint="add --expert E to sort one's channels")
+        raise UsageError("--sort does not sort experts", hint="add --expert E to sort the channels of an expert")
     shown = rows[: arguments.top or None]
     if arguments.json:
         framework.print_json({**_place(block, None), "experts": shown})
@@ -225,17 +247,17 @@ def _print_card(card: Card) -> None:
             [(str(number), significant(split.lp, 3), str(split.rank or "-")) for number, split in enumerate(card.splits)],
         )
     if card.supports:
-        print("\nshare of its write vector on the write support")
+        print("\nshare of the channel's write vector on the write support")
         framework.print_table(
             ["dimensions", "share", "median channel"],
             [(str(size), share(own), share(median)) for size, own, median in card.supports],
         )
     if card.partners:
-        print("\nsupernodes that it is most redundant with")
+        print("\nsupernodes that the channel is most redundant with")
         framework.print_table(
             ["channel", "LP rank", "nats"],
             [(str(other), str(rank), significant(value, 3)) for other, value, rank in card.partners],
         )
     if card.dimensions:
-        print("\ndimensions of the write support that it writes to most")
+        print("\ndimensions of the write support that the channel writes to most")
         framework.print_table(["dimension", "share"], [(str(name), share(value)) for name, value in card.dimensions])

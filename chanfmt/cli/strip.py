@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.narrate import say
+from chanfmt.cli import framework
+from chanfmt.cli.options import AtlasOptions, OutputOptions
 
 if TYPE_CHECKING:
     import argparse
 
 
+EXAMPLES = (
+    "atlas strip llama.h5 -o shared.h5",
+    "atlas strip llama.h5 -o shared.h5 --keep-tokens",
+)
+
+
+@dataclass(frozen=True)
+class StripOptions:
+    """What is kept."""
+
+    keep_tokens: bool = field(default=False, metadata={"help": "keep the token ids of the calibration text"})
+
+
 def add(commands: Any) -> None:
-    parser = commands.add_parser(
+    framework.add_command(
+        commands,
         "strip",
-        help="an atlas for sharing, without its sums and its text",
+        "write an atlas for sharing, without its sums and its text",
+        run=_run,
+        options=lambda: (AtlasOptions, OutputOptions, StripOptions),
+        examples=EXAMPLES,
         description=(
             "Write FILE again with its metrics and labels, without the sums behind them and without the token ids of the "
             "calibration text. The result cannot be merged."
         ),
     )
-    parser.add_argument("file", metavar="FILE")
-    parser.add_argument("-o", dest="output", metavar="FILE", required=True, help="atlas to write")
-    parser.add_argument("--keep-tokens", action="store_true", help="keep the token ids of the calibration text")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
-    parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -37,13 +52,17 @@ def _run(arguments: argparse.Namespace) -> int:
 
     output = Path(arguments.output)
     check_target(output, overwrite=arguments.overwrite)
-    # A damaged file must not come out with a fresh digest.
+    # Verify first: a damaged file must not get a new, valid digest.
     with open_atlas(arguments.file, verify=True, contained=True) as atlas:
         size = atlas.path.stat().st_size
         content = noted(
             stripped(atlas.content(), keep_tokens=arguments.keep_tokens), "strip", [atlas.content_sha256], [atlas.hub_source]
         )
-    write_atlas(content, output)
+    digest = write_atlas(content, output)
     without = [*content.dropped, *(["the token ids"] if content.calibration.token_ids is None else [])]
     say(f"wrote {output}: {output.stat().st_size / 1e6:,.1f} of {size / 1e6:,.1f} MB; without {', '.join(without)}")
+    if arguments.json:
+        framework.print_json(
+            {"file": str(output), "content_sha256": digest, "bytes": output.stat().st_size, "dropped": list(content.dropped)}
+        )
     return 0

@@ -4,26 +4,35 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from chanfmt.cli.report import add_output, publish
+from chanfmt.cli import framework
+from chanfmt.cli.options import SeveralAtlasesOptions
+from chanfmt.cli.report import ReportOutputOptions, publish
 
 if TYPE_CHECKING:
     import argparse
     from pathlib import Path
 
 
+EXAMPLES = (
+    "atlas trajectory step1000.h5 step2000.h5 step4000.h5 -o trajectory",
+    "atlas trajectory atlases/checkpoint-100.h5 atlases/checkpoint-200.h5 -o trajectory --json",
+)
+
+
 def add(commands: Any) -> None:
-    parser = commands.add_parser(
+    framework.add_command(
+        commands,
         "trajectory",
-        help="how importance moves over checkpoints of one model",
+        "show how importance moves over the checkpoints of a model",
+        run=_run,
+        options=lambda: (SeveralAtlasesOptions, ReportOutputOptions),
+        examples=EXAMPLES,
         description=(
             "Compare atlases of one model's checkpoints, given in order of training, and write a directory as atlas report does: "
-            "concentration over training, and when the supernodes become what they are. Steps in all revisions, or in all names of "
-            "models or files (step1000, checkpoint-20), make the axis."
+            "concentration over training, and when the supernodes settle. The axis shows training steps if all revisions, or all "
+            "names of models or files, contain one (step1000, checkpoint-20)."
         ),
     )
-    parser.add_argument("files", metavar="FILE", nargs="+", help="two or more atlases")
-    add_output(parser)
-    parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -42,7 +51,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _names(paths: list[Path]) -> list[str]:
-    """The files' names, with as many directories before them as tell them apart."""
+    """Names of the files, with as many parent directories as are needed to make them different."""
     parts = [[*path.resolve().parent.parts, path.stem] for path in paths]
     depth = next(
         (

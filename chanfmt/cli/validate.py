@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.text import printable
@@ -14,18 +15,34 @@ if TYPE_CHECKING:
     from chanfmt.algebra.validate.findings import Finding
 
 
+EXAMPLES = (
+    "atlas validate llama.h5",
+    "atlas validate a.h5 b.h5 --json",
+)
+
+
+@dataclass(frozen=True)
+class FilesOptions:
+    """Which files."""
+
+    files: tuple[str, ...] = field(
+        metadata={"help": "atlases to check: files, or hf://REPO/FILE", "positional": "FILE", "nargs": "+"}
+    )
+
+
 def add(commands: Any) -> None:
-    parser = commands.add_parser(
+    framework.add_command(
+        commands,
         "validate",
-        help="check files against the specification",
+        "check files against the specification",
+        run=_run,
+        options=lambda: (FilesOptions,),
+        examples=EXAMPLES,
         description=(
-            "Check every FILE against the specification: structure, references, values, digests. Exit code 0 when "
-            "all are valid, 1 when one is not, 2 when one is not there."
+            "Check every FILE against the specification: structure, references, values, digests. The exit code is 0 if all files "
+            "are valid, 1 if a file is not valid, 2 if a file is missing."
         ),
     )
-    parser.add_argument("files", metavar="FILE", nargs="+")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Calibration on given arrays: a file of what the model's forward takes, first axis samples (``--calib FILE.npz``)."""
+"""Calibration on a file of arrays: the inputs of the model's ``forward``, samples along the first axis (``--calib FILE.npz``)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ import torch
 
 from chanfmt.base.errors import UsageError, first_line
 from chanfmt.base.narrate import say
-from chanfmt.data.sources import Source
+from chanfmt.data.source import Source
 from chanfmt.data.tokens import canonical_order, check_context
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from chanfmt.models.source import ModelSource
 
 IDS = "input_ids"
 LABELS = "labels"
@@ -27,12 +29,12 @@ _MASK = "attention_mask"
 
 @dataclass(frozen=True)
 class InputFile:
-    """Arrays of equally many samples, none of them padded.
+    """The arrays of a file, each with the same number of samples, without padding.
 
     Attributes:
-        name: The file's name, without its directory.
-        sha256: Of the file.
-        arrays: Name to values (sample, ...), numbers all finite.
+        name: Name of the file, without its directory.
+        sha256: SHA-256 of the file, hexadecimal.
+        arrays: Name to values (sample, ...), all finite.
     """
 
     name: str
@@ -44,12 +46,12 @@ class InputFile:
 
     @property
     def holds_tokens(self) -> bool:
-        """Whether it holds sequences of tokens and nothing else: then they are calibrated on as text is."""
+        """Whether the file holds sequences of tokens and nothing else. Such a file is treated as text is."""
         return IDS in self.arrays and not self.arrays.keys() - {IDS, _MASK}
 
     @property
     def layout(self) -> str:
-        """Its arrays as an atlas states them: JSON, name to type and shape of a sample."""
+        """The arrays as an atlas records them: JSON, name to type and shape of one sample."""
         return json.dumps({name: [_code(values), list(values.shape[1:])] for name, values in sorted(self.arrays.items())})
 
 
@@ -58,7 +60,8 @@ class Samples:
     """A batch of samples, ready for the model.
 
     Attributes:
-        sha256: Of every sample.
+        arrays: Name to values (sample, ...), on the device of the model.
+        sha256: SHA-256 of each sample, hexadecimal.
     """
 
     arrays: Mapping[str, torch.Tensor]
@@ -70,8 +73,12 @@ class CalibrationInputs:
     """The samples that a model is measured on, in canonical order; see `chanfmt.data.tokens.CalibrationTokens`.
 
     Attributes:
-        seq_len: Rows that a sample is to an FFN of the decoder, or, where there is none, to the FFN that sees most.
-        rows: Rows that a sample is to the FFN that sees most.
+        arrays: Name to values (sample, ...).
+        sha256: SHA-256 of each sample, hexadecimal.
+        split_of: Split of each sample, uint8.
+        source_of: Number of the source of each sample, int32.
+        seq_len: Rows of one sample in an FFN of the decoder; if there is no decoder, in the FFN with the most rows.
+        rows: Rows of one sample in the FFN with the most rows.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -91,10 +98,10 @@ class CalibrationInputs:
 
 
 def read_inputs(path: Path) -> InputFile:
-    """The arrays in ``path``, a ``.npz`` or ``.safetensors`` file.
+    """Read the arrays in ``path``, a ``.npz`` or ``.safetensors`` file.
 
     Raises:
-        UsageError: It cannot be read, or what it holds is no set of whole samples.
+        UsageError: The file cannot be read, or its arrays are not a set of whole samples.
     """
     try:
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -131,19 +138,19 @@ def read_inputs(path: Path) -> InputFile:
     return InputFile(path.name, sha256, arrays)
 
 
-def draw_tokens(file: InputFile, sequences: int, seq_len: int, seed: int, *, config: Any, model: str) -> Source:
-    """``sequences`` of the token sequences in ``file``, or all where there are fewer, cut to ``seq_len``.
+def draw_tokens(file: InputFile, sequences: int, seq_len: int, seed: int, *, model: ModelSource) -> Source:
+    """Draw ``sequences`` of the token sequences in ``file``, cut to ``seq_len``; all of them if there are fewer.
 
     Raises:
-        UsageError: They are no token ids, none that ``model`` has an embedding for, or longer than its context.
+        UsageError: The sequences are not token ids, ``model`` has no embedding for one, or they are longer than its context.
     """
     ids = file.arrays[IDS]
     if ids.ndim != 2 or ids.dtype.kind not in "iu" or ids.shape[1] < 2:
         raise UsageError(f"{file.name}: {IDS} is {ids.dtype} of shape {ids.shape}, not token ids (sample, position)")
-    rows = config.get_text_config().vocab_size
+    rows = model.config.get_text_config().vocab_size
     if ids.min() < 0 or ids.max() >= rows:
         raise UsageError(
-            f"{file.name}: {IDS} run from {ids.min()} to {ids.max()}, and the embedding of {model} has {rows} rows",
+            f"{file.name}: {IDS} run from {ids.min()} to {ids.max()}, and the embedding of {model.id} has {rows} rows",
             hint="make the file with the model's own tokenizer",
         )
     if ids.shape[1] > seq_len:
@@ -151,14 +158,14 @@ def draw_tokens(file: InputFile, sequences: int, seq_len: int, seed: int, *, con
             f"note: the sequences of {file.name} have {ids.shape[1]} tokens; the first {seq_len} of each are used (--seq-len)",
         )
         ids = ids[:, :seq_len]
-    check_context(config, ids.shape[1], model)
+    check_context(model.config, ids.shape[1], model.id)
     different = np.unique(ids.astype(np.int32), axis=0)
     chosen = _chosen(len(different), sequences, seed, file.name)
     return Source(file.name, file.sha256, len(file), different[chosen], file.layout)
 
 
 def draw_samples(file: InputFile, sequences: int, seed: int, *, seq_len: int, rows: int) -> tuple[Source, CalibrationInputs]:
-    """``sequences`` of the different samples in ``file``, or all where there are fewer, in canonical order."""
+    """Draw ``sequences`` of the different samples in ``file``, in canonical order; all of them if there are fewer."""
     order, sha256, _ = canonical_order([_digest(file.arrays, index) for index in range(len(file))])
     chosen = _chosen(len(order), sequences, seed, file.name)
     _, sha256, split_of = canonical_order([sha256[index] for index in chosen])
@@ -174,7 +181,7 @@ def draw_samples(file: InputFile, sequences: int, seed: int, *, seq_len: int, ro
 
 
 def placed(arrays: Mapping[str, np.ndarray], model: Any) -> dict[str, torch.Tensor]:
-    """``arrays`` where ``model`` is: floats in its dtype, whole numbers as int64."""
+    """``arrays`` on the device of ``model``: floats in the dtype of ``model``, whole numbers as int64."""
     parameter = next(model.parameters())
     wanted = {"f": parameter.dtype, "i": torch.int64, "u": torch.int64, "b": torch.bool}
     return {
@@ -193,7 +200,7 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         except (SafetensorError, KeyError, TypeError) as error:
             raise UsageError(f"{path} is not a readable .safetensors file of numpy's types: {first_line(error)}") from None
     try:
-        # An object array is a pickle, which runs code.
+        # An object array is a pickle, and a pickle can run code.
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
@@ -207,17 +214,17 @@ def _check_labels(labels: np.ndarray, path: Path) -> None:
     if labels.dtype.kind not in "iu":
         raise UsageError(
             f"{path}: {LABELS} has the type {labels.dtype}; classes and token ids are whole numbers",
-            hint="leave them out to measure against the embedding",
+            hint="leave the labels out to measure against the embedding",
         )
     if labels.min() < 0:
         raise UsageError(
-            f"{path}: {LABELS} holds {labels.min()}; places without a label would count as tokens all the same",
+            f"{path}: {LABELS} holds {labels.min()}; positions without a label would count as tokens too",
             hint="cut all samples to the length of the shortest",
         )
 
 
 def _chosen(available: int, sequences: int, seed: int, name: str) -> np.ndarray:
-    """Which of the ``available`` samples are used, ascending."""
+    """Indices of the samples that are used, out of ``available``, ascending."""
     if sequences < available:
         return np.sort(np.random.default_rng(seed).choice(available, sequences, replace=False))
     if sequences > available:
@@ -236,5 +243,5 @@ def _digest(arrays: Mapping[str, np.ndarray], index: int) -> str:
 
 
 def _code(values: Any) -> str:
-    """Type as in the specification, such as f4 or i8."""
+    """Type of ``values`` as in the specification, such as f4 or i8."""
     return f"{values.dtype.kind}{values.dtype.itemsize}"

@@ -1,4 +1,4 @@
-"""Calibration sequences that the measured model writes itself: ``--calib self``."""
+"""Calibration sequences that are sampled from the measured model: ``--calib self``."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 
 from chanfmt.base.errors import ChanfmtError, ModelError, UsageError, first_line
 from chanfmt.data.tokens import check_vocabulary
-from chanfmt.models.load import check_causal
+from chanfmt.models.causal import check_causal
 from chanfmt.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 BATCH = 16
-"""Sequences sampled side by side where no batch size is asked for."""
+"""Sequences sampled side by side if no batch size is given."""
 
 
 def sample_sequences(
@@ -31,21 +31,21 @@ def sample_sequences(
     batch_size: int | None = None,
     progress: Callable[[int], object] = lambda tokens: None,
 ) -> np.ndarray:
-    """Token ids sampled from ``model`` at temperature 1 from all of its vocabulary; int32 (sequence, position).
+    """Sample token ids from ``model`` at temperature 1, from all of its vocabulary. Returns int32 (sequence, position).
 
-    Every sequence starts with the tokenizer's BOS, or with a random ordinary token where it has none. An EOS
-    is a token like any other: what follows it is the next document, as in packed text. The random numbers
-    belong to the sequence and the position, so a batch changes them no more than it changes the logits.
+    Every sequence starts with the tokenizer's BOS, or with a random ordinary token if the tokenizer has no BOS. An EOS is a
+    token like any other: the next document follows it, as in packed text. The random numbers belong to the sequence and the
+    position, so they do not depend on the batch size.
 
     Args:
         model: A loaded causal LM with frozen parameters.
-        name: The model's name for messages.
+        name: Name of the model in messages.
         batch_size: Sequences at a time; None for `BATCH`.
-        progress: Called with the number of tokens sampled.
+        progress: Called with the number of tokens sampled since the last call.
 
     Raises:
         UsageError: The model is not causal.
-        ModelError: It has no embedding for the tokenizer's BOS, or its logits are not finite.
+        ModelError: The model has no embedding for the tokenizer's BOS, or its logits are not finite.
         ChanfmtError: Memory runs out.
     """
     _check_samples(model, name)
@@ -71,7 +71,7 @@ def sample_sequences(
                     .numpy()
                 )
     except (RuntimeError, IndexError) as error:
-        # Only accelerators have an exception of their own for it.
+        # Only accelerators have an exception of their own for memory that runs out.
         if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
             raise ChanfmtError(
                 f"out of memory sampling {min(size, sequences)} sequences at a time",
@@ -99,14 +99,14 @@ def _first_tokens(model: Any, tokenizer: Any, sequences: int, seed: int, name: s
         return first
     known = min(len(tokenizer), model.config.get_text_config().vocab_size)
     ordinary = np.setdiff1d(np.arange(known), tokenizer.all_special_ids)
-    # A stream of its own: whether there is a BOS does not move the other numbers.
+    # A generator of its own: the other random numbers do not depend on whether there is a BOS.
     return np.random.default_rng([seed, 1]).choice(ordinary, sequences)
 
 
 def _continue(
     model: Any, ids: torch.Tensor, uniform: torch.Tensor, cached: bool, progress: Callable[[int], object]
 ) -> torch.Tensor:
-    """``ids`` int64 (sequence, 1) and one token for each number of ``uniform`` float64 (sequence, position)."""
+    """``ids`` int64 (sequence, 1), continued by one token for each number in ``uniform`` float64 (sequence, position)."""
     cache = None
     for position in range(uniform.shape[1]):
         logits, cache = _next_logits(model, ids[:, -1:] if cached else ids, cache, cached)
@@ -116,17 +116,17 @@ def _continue(
 
 
 def _pick(logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """The token at ``uniform`` (sequence, 1) of the distribution of ``logits`` (sequence, token); int64 (sequence, 1)."""
+    """The tokens at the quantiles ``uniform`` (sequence, 1) of the distribution of ``logits`` (sequence, token); int64 (sequence, 1)."""
     cumulative = torch.softmax(logits.double(), dim=-1).cumsum(dim=-1)
     if not bool(torch.isfinite(cumulative[:, -1]).all()):
         raise ModelError("the logits of a sampled text are not finite; an activation overflowed", hint="use --dtype float32")
-    # Rounding may leave the last sum a little beside 1.
+    # Rounding may leave the last sum slightly above or below 1.
     tokens = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
     return tokens.clamp(max=logits.shape[-1] - 1)
 
 
 def _next_logits(model: Any, ids: torch.Tensor, cache: Any, cached: bool) -> tuple[torch.Tensor, Any]:
-    """Logits (sequence, token) after the last of ``ids``, and the cache that has seen it."""
+    """Logits (sequence, token) behind the last token of ``ids``, and the cache with that token."""
     only_last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     if not cached:
         return model(ids, use_cache=False, **only_last).logits[:, -1], None
@@ -135,9 +135,9 @@ def _next_logits(model: Any, ids: torch.Tensor, cache: Any, cached: bool) -> tup
 
 
 def _cache_works(model: Any, device: torch.device) -> bool:
-    """Whether the model, fed a token at a time with its cache, says what it says of all of them at once.
+    """Whether the model gives the same logits for one token at a time, with its cache, as for all tokens at once.
 
-    Asked of the instance: caches go by several names, and some models take one and ignore it.
+    The instance is asked, because caches have several names, and some models take a cache and ignore it.
     """
     ids = (torch.arange(8, device=device) % model.config.get_text_config().vocab_size)[None]
     expected, _ = _next_logits(model, ids, None, False)
@@ -147,9 +147,9 @@ def _cache_works(model: Any, device: torch.device) -> bool:
             logits, cache = _next_logits(model, ids[:, position : position + 1], cache, True)
             if cache is None:
                 return False
-    # A model without a cache may trip over the argument, the missing output, or the lone token.
+    # A model without a cache may raise anything over the argument, the missing output, or the single token.
     except Exception:
         return False
-    # In bfloat16 two kernels round apart; a forgotten past shows far above this.
+    # In bfloat16 two kernels may round differently. The error of a cache that is ignored is far larger.
     tolerance = 1e-3 if expected.dtype in (torch.float32, torch.float64) else 0.1
     return bool((logits.float() - expected.float()).abs().max() <= tolerance * expected.float().abs().max())

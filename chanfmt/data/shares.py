@@ -1,4 +1,4 @@
-"""Who gives how many of the calibration sequences: what ``--calib`` says, as numbers."""
+"""The number of calibration sequences that each source gives, from the values of ``--calib``."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 def read_weights(calib: Sequence[str]) -> dict[str, float]:
-    """``SOURCE`` or ``SOURCE=WEIGHT`` as source to weight, 1 where none is given.
+    """Source to weight, from texts ``SOURCE`` or ``SOURCE=WEIGHT``. The weight is 1 if none is given.
 
     Raises:
-        UsageError: No source, one that is named twice, or a weight that is not a positive number.
+        UsageError: There is no source, a source is named twice, or a weight is not a positive number.
     """
     weights: dict[str, float] = {}
     for text in calib:
         source, mark, weight = text.rpartition("=")
-        # A file may have the mark in its own name.
+        # The name of a file may contain the mark.
         if not mark or PurePath(text).suffix in (*FILES, *ARRAYS):
             source, weight = text, "1"
         if not source:
@@ -41,10 +41,10 @@ def read_weights(calib: Sequence[str]) -> dict[str, float]:
 
 
 def divide(weights: Mapping[str, float], sequences: int) -> dict[str, int]:
-    """``sequences`` in proportion to ``weights``, by largest remainders; the same whatever the order.
+    """Divide ``sequences`` in proportion to ``weights``, by largest remainders, whatever the order of the sources.
 
     Raises:
-        UsageError: A source would get none.
+        UsageError: A source would get no sequence.
     """
     largest = max(weights.values())
     total = math.fsum(weight / largest for weight in weights.values())

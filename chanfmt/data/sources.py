@@ -1,15 +1,15 @@
-"""Sequences of one or several sources: drawn apart, measured together, each with its contribution."""
+"""Sequences of one or several sources: drawn separately, measured together, each source with its contribution."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from chanfmt.base.narrate import say
 from chanfmt.base.version import __version__
+from chanfmt.data.source import Source
 from chanfmt.data.text import read_text
 from chanfmt.data.tokens import CalibrationTokens, canonical, check_vocabulary, sample, tokenize, tokenize_documents
 from chanfmt.format.records import Contribution
@@ -19,47 +19,30 @@ if TYPE_CHECKING:
 
     from chanfmt.data.arrays import CalibrationInputs
     from chanfmt.format.records import ModelRecord
+    from chanfmt.models.source import ModelSource
 
 
-@dataclass(frozen=True)
-class Source:
-    """The sequences that one source gives.
-
-    Attributes:
-        name: As recorded in the atlas.
-        revision: SHA-256 of its text or file, or of its token ids where it has neither.
-        blocks: Blocks that there were to draw from.
-        ids: Token ids of the blocks drawn, int32 (sequence, position); none where the model is given other arrays.
-        inputs: Of a file of inputs its arrays, `chanfmt.data.arrays.InputFile.layout`.
-    """
-
-    name: str
-    revision: str
-    blocks: int
-    ids: np.ndarray
-    inputs: str = ""
-
-
-def draw_text(source: str, sequences: int, seq_len: int, seed: int, *, config: Any, tokenizer: Any, model: str) -> Source:
-    """``sequences`` of ``seq_len`` tokens from the calibration text of ``source``, or all where there are fewer.
+def draw_text(source: str, sequences: int, seq_len: int, seed: int, *, model: ModelSource) -> Source:
+    """Draw ``sequences`` sequences of ``seq_len`` tokens from the text of ``source``; all of them if there are fewer.
 
     Args:
-        config, tokenizer, model: The model's, and its name for messages.
+        model: The model whose tokenizer makes the tokens, and whose embedding has to have them.
 
     Raises:
-        UsageError: The source cannot be had, or has not one sequence.
-        ModelError: The tokenizer cannot take the text, or has tokens that the model has not.
+        UsageError: The source cannot be read, or its text is shorter than one sequence.
+        ModelError: The tokenizer cannot take the text, or makes a token that the model has no embedding for.
     """
+    tokenizer = model.tokenizer
     text = read_text(source, "calibrate")
     if text.documents and tokenizer.eos_token_id is not None:
         token_ids = tokenize_documents(tokenizer, text)
     else:
         if text.documents:
             say(
-                f"note: the tokenizer of {model} has no EOS; the documents of {text.source} are joined by a blank line",
+                f"note: the tokenizer of {model.id} has no EOS; the documents of {text.source} are joined by a blank line",
             )
         token_ids = tokenize(tokenizer, text)
-    check_vocabulary(config, tokenizer, token_ids, model)
+    check_vocabulary(model.config, tokenizer, token_ids, model.id)
     ids = sample(token_ids, sequences, seq_len, seed, source).ids
     if len(ids) < sequences:
         say(
@@ -70,9 +53,9 @@ def draw_text(source: str, sequences: int, seq_len: int, seed: int, *, config: A
 
 
 def together(sources: Sequence[Source]) -> tuple[tuple[Source, ...], CalibrationTokens]:
-    """The sources in an order of their own, whatever the one given, and all their sequences in canonical order.
+    """The sources sorted by name and revision, and all their sequences in canonical order.
 
-    A sequence that several sources have counts for the first of them, and a note says how many there are.
+    A sequence of several sources counts for the first of them. A note says how many such sequences there are.
     """
     ordered = tuple(sorted(sources, key=lambda source: (source.name, source.revision)))
     counts = [len(source.ids) for source in ordered]
@@ -87,14 +70,14 @@ def together(sources: Sequence[Source]) -> tuple[tuple[Source, ...], Calibration
 def contributions(
     sources: Sequence[Source], tokens: CalibrationTokens | CalibrationInputs, count: int, model: ModelRecord
 ) -> tuple[tuple[Contribution, ...], np.ndarray]:
-    """The contributions to the first ``count`` sequences, by id, and the row of each sequence, int32 (sequence,)."""
+    """The contributions to the first ``count`` sequences, sorted by id, and the row of each sequence, int32 (sequence,)."""
     source_of = tokens.source_of[:count]
     rows = []
     for number, source in enumerate(sources):
         sha256 = [digest for digest, of in zip(tokens.sha256, source_of, strict=False) if of == number]
         if not sha256:
             continue
-        # The same measurement has the same id, whoever makes it and in however many sessions.
+        # The same measurement has the same id, whoever makes it and in however many runs.
         identity = "\n".join([model.fingerprint, model.config_sha256, model.dtype, *sha256])
         rows.append(
             (

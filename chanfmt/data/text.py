@@ -1,8 +1,8 @@
 """Text to measure on: files, data sets, and the language reference that ships with Python.
 
-A source gives *rows*; the text is its non-empty rows joined by a blank line, as the paper joins
-the rows of WikiText-2. In most data sets a row is a document of its own, and then calibration keeps
-them apart (`chanfmt.data.tokens`). Sources that have splits calibrate on one and evaluate on the other.
+A source gives *rows*. The text consists of its non-empty rows, joined by a blank line, as the paper joins the rows of
+WikiText-2. In most data sets a row is a document of its own; calibration then keeps the documents apart
+(`chanfmt.data.tokens`). If a source has splits, calibration reads one split and evaluation another.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ FILES = (".txt", ".jsonl", ".parquet")
 """Suffixes of the files that can be read."""
 
 ARRAYS = (".npz", ".safetensors")
-"""Suffixes of files that are no text, but arrays for the model's forward (`chanfmt.data.arrays`)."""
+"""Suffixes of files that hold arrays for the model's ``forward`` instead of text (`chanfmt.data.arrays`)."""
 
 MAX_CHARACTERS = 16_000_000
-"""Text taken from one source at most: all of WikiText-2, and not all of C4."""
+"""Most characters taken from one source: all of WikiText-2, but only a part of C4."""
 
 ALIASES = {
     "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1", {"calibrate": "train", "evaluate": "test"}),
@@ -36,13 +36,13 @@ ALIASES = {
 """Short names of data sets: repository, configuration, split per purpose."""
 
 LINES = ("Salesforce/wikitext", "wikitext")
-"""Data sets whose rows are the lines of a text, and no documents."""
+"""Data sets whose rows are the lines of one text, not documents."""
 
 SELF = "self"
-"""The source that is no text: sequences sampled from the model that is measured (`chanfmt.data.sampled`)."""
+"""The source that is not a text: sequences sampled from the measured model (`chanfmt.data.sampled`)."""
 
 JOINT = "\n\n"
-"""What stands between two rows."""
+"""The text between two rows."""
 
 PYDOC_HELD_OUT = 5
 """Every fifth topic of the language reference is kept for evaluation."""
@@ -52,14 +52,14 @@ Purpose = Literal["calibrate", "evaluate"]
 
 @dataclass(frozen=True)
 class Text:
-    """One source's text.
+    """The text of one source.
 
     Attributes:
-        source: Name of the source as recorded in the atlas.
-        revision: SHA-256 of ``text``; with the source's name it says what was read.
-        text: Rows joined by a blank line, without the empty ones unless these were asked for.
-        documents: The rows, where each is a document of its own; empty where they are parts of one text.
-        cut: Whether the source went on after `MAX_CHARACTERS`.
+        source: Name of the source, as the atlas records it.
+        revision: SHA-256 of ``text``, hexadecimal. Together with the name it identifies what was read.
+        text: The rows, joined by a blank line. Empty rows are left out unless they were asked for.
+        documents: The rows, if each is a document of its own; empty if they are parts of one text.
+        cut: Whether the source is longer than `MAX_CHARACTERS`.
     """
 
     source: str
@@ -70,28 +70,29 @@ class Text:
 
 
 def read_text(source: str, purpose: Purpose, *, empty_rows: bool = False) -> Text:
-    """The text of ``source``.
+    """Read the text of ``source``.
 
     Args:
-        source: ``pydoc``, ``wikitext2``, ``c4``, a ``.txt``, ``.jsonl`` or ``.parquet`` file (a
-            ``.txt`` is one row; the others have a ``text`` column), or ``NAME[:CONFIG][@SPLIT]``
-            of any data set on the Hub with a ``text`` column.
-        purpose: Which split, where the source has several.
-        empty_rows: Join the rows that hold nothing too.
+        source: ``pydoc``, ``wikitext2``, ``c4``, a ``.txt``, ``.jsonl`` or ``.parquet`` file, or ``NAME[:CONFIG][@SPLIT]`` of
+            any data set on the Hub with a ``text`` column. A ``.txt`` file is one row; the other files have a ``text`` column.
+        purpose: Decides which split is read, if the source has several.
+        empty_rows: Whether empty rows are joined too.
 
     Raises:
-        UsageError: The source does not exist, cannot be read, holds no text, or is `SELF`.
+        UsageError: The source does not exist, cannot be read, has no text, or is `SELF`.
     """
     path = Path(os.path.expanduser(source))
     rows: Iterable[str]
     documents = False
     if source == SELF:
         raise UsageError(
-            "self is sampled from the model at hand: every model would be measured on another text",
-            hint="use wikitext2, pydoc, a file or a data set; self is for atlas build --calib",
+            "self is sampled from the measured model, so every model would be measured on another text",
+            hint="use wikitext2, pydoc, a file or a data set; self can be used with atlas build --calib only",
         )
     if path.suffix in ARRAYS:
-        raise UsageError(f"{source} holds inputs of one model, and no text", hint="it is for atlas build --calib")
+        raise UsageError(
+            f"{source} holds inputs of one model, not text", hint="such a file can be used with atlas build --calib only"
+        )
     if source == "pydoc":
         name, rows = f"pydoc/{purpose}", _pydoc_rows(purpose)
     elif path.suffix in FILES:
@@ -100,18 +101,18 @@ def read_text(source: str, purpose: Purpose, *, empty_rows: bool = False) -> Tex
         raise UsageError(f"{source} is not a text source", hint="use a .txt, .jsonl or .parquet file")
     else:
         name, rows, documents = _dataset_rows(source, purpose)
-    # Half a surrogate pair, as JSON can spell it, is no text to a tokenizer.
+    # JSON can spell half a surrogate pair, which a tokenizer cannot take.
     kept, cut = _bounded(row.encode("utf-8", "replace").decode("utf-8") for row in rows if empty_rows or row.strip())
     if not any(row.strip() for row in kept):
         raise UsageError(f"the text source {source} is empty", hint="choose another file or data set")
     if cut:
-        say(f"note: of {name} the first {MAX_CHARACTERS:,} characters are used")
+        say(f"note: only the first {MAX_CHARACTERS:,} characters of {name} are used")
     text = JOINT.join(kept)
     return Text(name, hashlib.sha256(text.encode("utf-8")).hexdigest(), text, tuple(kept) if documents else (), cut)
 
 
 def _bounded(rows: Iterable[str]) -> tuple[list[str], bool]:
-    """The first `MAX_CHARACTERS` of ``rows`` joined, as rows, and whether there was more."""
+    """The rows that make up the first `MAX_CHARACTERS` characters, and whether there was more."""
     kept: list[str] = []
     room = MAX_CHARACTERS
     for row in rows:
@@ -130,13 +131,13 @@ def _pydoc_rows(purpose: Purpose) -> list[str]:
     held_out = {name for index, name in enumerate(sorted(topics)) if index % PYDOC_HELD_OUT == PYDOC_HELD_OUT - 1}
     if purpose == "evaluate":
         return [topics[name] for name in sorted(held_out)]
-    # Topics overlap: "compound" holds most of "while". Whatever shares a paragraph is not calibrated on.
+    # Topics overlap: "compound" holds most of "while". A topic that shares a paragraph with a held-out one is left out.
     seen = set().union(*(_paragraphs(topics[name]) for name in held_out))
     return [topics[name] for name in sorted(set(topics) - held_out) if not _paragraphs(topics[name]) & seen]
 
 
 def _paragraphs(text: str) -> set[str]:
-    """Paragraphs long enough that two texts do not share one by chance."""
+    """The paragraphs of ``text`` that are so long that two texts do not share one by chance."""
     return {paragraph for paragraph in text.split("\n\n") if len(paragraph) > 80}
 
 
@@ -164,9 +165,9 @@ def _json_row(line: str, where: str) -> str:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
-        raise UsageError(f"{where}: not JSON") from None
+        raise UsageError(f"{where}: the line is not JSON") from None
     if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-        raise UsageError(f"{where}: no text in a field called 'text'")
+        raise UsageError(f"{where}: the line has no field 'text' with text")
     return row["text"]
 
 
@@ -186,7 +187,7 @@ def _parquet_rows(path: Path) -> Iterator[str]:
 
 
 def _dataset_rows(source: str, purpose: Purpose) -> tuple[str, Iterator[str], bool]:
-    """Name, rows, and whether these are documents."""
+    """Name of the data set, its rows, and whether the rows are documents."""
     if source in ALIASES:
         name, config, splits = ALIASES[source]
         split = splits[purpose]
@@ -203,12 +204,12 @@ def _dataset_rows(source: str, purpose: Purpose) -> tuple[str, Iterator[str], bo
         try:
             for row in datasets.load_dataset(name, config or None, split=split, streaming=True):
                 if "text" not in row:
-                    raise UsageError(f"the data set {source} has no text column called 'text'")
+                    raise UsageError(f"the data set {source} has no column 'text'")
                 if isinstance(row["text"], str):
                     yield row["text"]
         except UsageError:
             raise
-        # datasets raises a dozen kinds for a name it cannot find, a network that drops, a bad split.
+        # datasets raises a dozen kinds of error for an unknown name, a lost connection or a bad split.
         except Exception as error:
             raise UsageError(
                 f"the data set {source} cannot be read ({type(error).__name__}: {first_line(error)})",

@@ -1,4 +1,4 @@
-"""Text to equal, unpadded blocks of tokens."""
+"""Blocks of tokens of equal length and without padding, from text."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CalibrationTokens:
-    """The sequences a model is measured on, in canonical order.
+    """The sequences that a model is measured on, in canonical order.
 
-    Sequences are sorted by their SHA-256: the numbers in an atlas depend on the set of sequences
-    alone, not on the order a sampler drew them in.
+    Sequences are sorted by their SHA-256, so the numbers in an atlas depend on the set of sequences alone, not on the order
+    in which they were drawn.
 
     Attributes:
         ids: Token ids, int32 (sequence, position).
-        sha256: Digest of each sequence's little-endian int32 bytes.
-        split_of: Split of each sequence, uint8; equal runs, split 0 first.
+        sha256: SHA-256 of the little-endian int32 bytes of each sequence, hexadecimal.
+        split_of: Split of each sequence, uint8: runs of equal length, split 0 first.
         source_of: Number of the source of each sequence, int32.
     """
 
@@ -47,7 +47,7 @@ class CalibrationTokens:
 
     @property
     def rows(self) -> int:
-        """Rows that a sequence is to the FFN that sees most."""
+        """Rows of one sequence in the FFN with the most rows."""
         return self.seq_len
 
     def batch(self, start: int, stop: int, model: Any) -> torch.Tensor:
@@ -56,7 +56,7 @@ class CalibrationTokens:
 
 
 def tokenize(tokenizer: Any, text: Text) -> np.ndarray:
-    """All of ``text`` as one, with the special tokens that the tokenizer puts around a text; int32 (token,).
+    """Tokenise all of ``text`` at once, with the special tokens that the tokenizer puts around a text. Returns int32 (token,).
 
     Raises:
         ModelError: The tokenizer cannot take the text.
@@ -65,13 +65,13 @@ def tokenize(tokenizer: Any, text: Text) -> np.ndarray:
 
 
 def tokenize_located(tokenizer: Any, text: Text, *, special: bool = True) -> tuple[np.ndarray, np.ndarray | None]:
-    """As `tokenize`, with where each token ends: UTF-8 bytes from the beginning of the text, int64 (token,).
+    """Tokenise as `tokenize` does, and return also the end of each token in the text, in UTF-8 bytes, int64 (token,).
 
-    What no token covers belongs to the next one, a character that several share to the first of them, and to a
-    special token nothing. None instead where the tokenizer does not keep track.
+    Text that no token covers belongs to the next token, and a character that several tokens share to the first of them.
+    Special tokens have no text. The ends are None if the tokenizer does not keep track of them.
 
     Args:
-        special: Whether to add special tokens at all.
+        special: Whether special tokens are added.
 
     Raises:
         ModelError: The tokenizer cannot take the text.
@@ -89,13 +89,13 @@ def tokenize_located(tokenizer: Any, text: Text, *, special: bool = True) -> tup
 
 
 def tokenize_documents(tokenizer: Any, text: Text) -> np.ndarray:
-    """The documents of ``text`` one by one, joined by the tokenizer's EOS; int32 (token,).
+    """Tokenise the documents of ``text`` one by one, and join them by the tokenizer's EOS. Returns int32 (token,).
 
-    Every document begins with what the tokenizer puts before a text (its BOS, two tokens, or nothing), and is
-    otherwise without special tokens. Where that beginning is an EOS itself, as OPT's is, it is what joins.
+    Every document begins with the tokens that the tokenizer puts before a text (its BOS, two tokens, or none), and has no
+    other special tokens. If these tokens begin with an EOS themselves, as OPT's do, no further EOS joins the documents.
 
     Args:
-        tokenizer: One that has an EOS.
+        tokenizer: A tokenizer that has an EOS.
 
     Raises:
         ModelError: The tokenizer cannot take the text.
@@ -110,15 +110,15 @@ def tokenize_documents(tokenizer: Any, text: Text) -> np.ndarray:
 
 
 def check_context(config: Any, seq_len: int, model: str) -> None:
-    """Raise `UsageError` where ``model`` cannot take sequences of ``seq_len``."""
+    """Raise `UsageError` if sequences of ``seq_len`` are longer than the context of ``model``, the name of the model."""
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    # XLNet says -1: no limit.
+    # XLNet's value is -1, which means no limit.
     if limit and 0 < limit < seq_len:
         raise UsageError(f"--seq-len {seq_len} is longer than the context of {model}, {limit}", hint=f"use --seq-len {limit}")
 
 
 def check_vocabulary(config: Any, tokenizer: Any, token_ids: np.ndarray, model: str) -> None:
-    """Raise `ModelError` naming a token of ``token_ids`` that ``model`` has no embedding for."""
+    """Raise `ModelError` if ``model`` has no embedding for a token in ``token_ids``. The error names the first such token."""
     rows = config.get_text_config().vocab_size
     beyond = token_ids[token_ids >= rows]
     if len(beyond):
@@ -134,8 +134,8 @@ def canonical(blocks: np.ndarray, source_of: np.ndarray | None = None) -> Calibr
     """``blocks`` (sequence, position) without duplicates, in canonical order, with their splits.
 
     Args:
-        source_of: Number of each block's source, int (sequence,); None for a single source. Of two equal
-            blocks the first one's counts.
+        source_of: Number of the source of each block, int (sequence,); None for a single source. If two blocks are equal, the
+            source of the first one counts.
     """
     blocks = np.ascontiguousarray(blocks, dtype="<i4")
     chosen, ordered, split_of = canonical_order([hashlib.sha256(row.tobytes()).hexdigest() for row in blocks])
@@ -144,7 +144,7 @@ def canonical(blocks: np.ndarray, source_of: np.ndarray | None = None) -> Calibr
 
 
 def canonical_order(digests: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...], np.ndarray]:
-    """The canonical order of sequences by their digests, each digest's first: indices, digests, and splits."""
+    """The canonical order of sequences by their digests, without duplicates: indices, digests, and splits."""
     first: dict[str, int] = {}
     for index, digest in enumerate(digests):
         first.setdefault(digest, index)
@@ -154,10 +154,10 @@ def canonical_order(digests: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]
 
 
 def sample(token_ids: np.ndarray, sequences: int, seq_len: int, seed: int, source: str) -> CalibrationTokens:
-    """``sequences`` of the different packed blocks of ``token_ids``, drawn without replacement.
+    """Draw ``sequences`` of the different packed blocks of ``token_ids``, without replacement.
 
     Raises:
-        UsageError: The text has not a single whole block.
+        UsageError: The text is shorter than one block.
     """
     available = len(token_ids) // seq_len
     if available == 0:
@@ -172,11 +172,11 @@ def sample(token_ids: np.ndarray, sequences: int, seq_len: int, seed: int, sourc
 
 
 def _encoded(tokenizer: Any, text: str | list[str], source: str, *, special: bool, **options: bool) -> Any:
-    """What ``tokenizer`` makes of ``text``, one or several."""
+    """The encoding of ``text``, one text or several, by ``tokenizer``. Raises `ModelError`."""
     try:
-        # verbose=False: a warning that a text is longer than the model's context is no news here.
+        # verbose=False: the text is longer than the model's context on purpose, so transformers need not warn of it.
         return tokenizer(text, add_special_tokens=special, verbose=False, **options)
-    # Tokenizers raise what they like, plain Exception among it.
+    # Tokenizers raise errors of any kind, plain Exception among them.
     except Exception as error:
         raise ModelError(
             f"the tokenizer cannot take the text of {source} ({type(error).__name__}: {first_line(error)})",
@@ -185,8 +185,8 @@ def _encoded(tokenizer: Any, text: str | list[str], source: str, *, special: boo
 
 
 def _beginning(tokenizer: Any) -> list[int]:
-    """What ``tokenizer`` puts before a text."""
-    # Asked of the tokenizer at work: add_bos_token says it for some classes only.
+    """The tokens that ``tokenizer`` puts before a text."""
+    # The tokenizer is tried out, because add_bos_token says it for some classes only.
     with_special, without = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
     for start in range(len(with_special) - len(without) + 1):
         if with_special[start : start + len(without)] == without:

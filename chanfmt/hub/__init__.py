@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: names there, what can go wrong, publishing a folder, fetching a file, atlases as data sets.
+"""The Hugging Face Hub: names, failures, publishing a folder, fetching files, atlases as data sets.
 
-`huggingface_hub` is imported when something is asked of the Hub, not before.
+`huggingface_hub` is imported only when a request is made.
 """

@@ -1,4 +1,4 @@
-"""Atlases as data sets on the Hub: what is published, and its card."""
+"""Atlases as data sets on the Hub: publishing an atlas with a card."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TAGS = ("chanfmt", "channel-importance-atlas", "interpretability", "pruning")
 
 
 def check_valid(path: Path, name: str) -> None:
-    """Raise `AtlasError` where the file ``path``, called ``name``, breaks a rule of the specification."""
+    """Raise `AtlasError` if the file ``path``, called ``name`` in the error, breaks a rule of the specification."""
     broken = [finding for finding in validate_contained(path) if finding.rule.severity == ERROR]
     if broken:
         raise AtlasError(
@@ -44,25 +44,25 @@ def publish_atlas(
     layers: tuple[Sequence[str], Sequence[Sequence[str]]],
     options: PublishOptions,
 ) -> tuple[Published, HubFile]:
-    """Publish ``atlas``, which is valid, with a card as a data set.
+    """Publish a valid ``atlas`` with a card as a data set.
 
     Args:
-        repo: ``USER/NAME``, or ``NAME`` of the logged-in user's.
-        layers: Headings and rows of its layers, for the card.
+        repo: ``USER/NAME``, or ``NAME`` for a repository of the logged-in user.
+        layers: Headings and rows of the table of layers in the card.
 
     Returns:
-        What was published, and the address of the file at that commit.
+        The published repository, and the address of the file at the new commit.
 
     Raises:
-        AtlasError: It is unfinished.
-        UsageError, HubError, CheckError: As `chanfmt.hub.publish.publish_folder`.
+        AtlasError: ``atlas`` is a partial atlas.
+        UsageError, HubError, CheckError: As `chanfmt.hub.publish.publish_folder` raises them.
     """
     if atlas.status != "complete":
         raise AtlasError(f"{atlas.path} is unfinished", hint="finish it with: atlas build ... --resume")
     repo = full_name(repo)
     name = atlas.path.name if atlas.path.suffix == SUFFIX else atlas.path.name + SUFFIX
     if any(map(tells_directories, atlas.producer.commands())):
-        say(f"note: {name} records commands that name directories of a machine; the card leaves them out, the file does not")
+        say(f"note: {name} records commands with paths of a machine; the card leaves these commands out, but the file holds them")
     calibration = atlas.calibration
     message = f"Atlas of {atlas.model.id}: {len(atlas.blocks)} FFNs, {calibration.tokens:,} tokens, {atlas.content_sha256[:12]}"
     with tempfile.TemporaryDirectory(prefix="atlas-push-") as text:
@@ -74,11 +74,11 @@ def publish_atlas(
 
 
 def atlas_card(atlas: Atlas, place: HubFile, layers: tuple[Sequence[str], Sequence[Sequence[str]]]) -> str:
-    """Markdown with front matter: which model, measured on what, how concentrated, from where, how to use it.
+    """The card of an atlas, as Markdown with front matter: model, calibration text, layers, origin, use.
 
     Args:
-        place: Where the file will be.
-        layers: As in `publish_atlas`.
+        place: Address that the file will have.
+        layers: Headings and rows of the table of layers.
     """
     from huggingface_hub import DatasetCardData
 
@@ -87,7 +87,7 @@ def atlas_card(atlas: Atlas, place: HubFile, layers: tuple[Sequence[str], Sequen
     link = f"[{inline(model.id)}](https://huggingface.co/{inline(model.id)})" if model.source == "hub" else inline(model.id)
     model_rows = [
         ["id", model.id],
-        ["commit", model.revision or "none: a local model"],
+        ["commit", model.revision or "none (a local model)"],
         ["type", f"{model.model_type}, {model.parameters:,} parameters, measured in {model.dtype}"],
         ["fingerprint", model.fingerprint],
     ]
@@ -102,7 +102,7 @@ def atlas_card(atlas: Atlas, place: HubFile, layers: tuple[Sequence[str], Sequen
         ["format", f"channel-importance-atlas {atlas.format_version}"],
         ["made by", ", ".join(f"{name} {version}" for name, version in producer.versions.items())],
         ["on", f"{producer.hardware}, {producer.seconds:,.0f} s"],
-        ["command", _public(producer.command)],
+        *([["command", _public(producer.command)]] if producer.command else []),
         *(["then", _public(json.dumps(dict(line), sort_keys=True))] for line in producer.history),
     ]
     return "\n".join(
@@ -151,4 +151,4 @@ def atlas_card(atlas: Atlas, place: HubFile, layers: tuple[Sequence[str], Sequen
 
 
 def _public(text: str) -> str:
-    return "names directories of a machine; the file has it" if tells_directories(text) else text
+    return "left out here, because it names directories of a machine; the file holds it" if tells_directories(text) else text

@@ -1,4 +1,4 @@
-"""What the Hub calls a file's content, computed from the file: how an upload or a download is checked."""
+"""The Hub's digests of files, computed from a file to check an upload or a download."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def is_content(path: Path, entry: Any) -> bool:
-    """Whether the file ``path`` is what the Hub's file list says of a file.
+    """Whether the file ``path`` has the size and the digest of an entry in the Hub's list of files.
 
     Args:
         entry: A `huggingface_hub.hf_api.RepoFile`.
@@ -21,7 +21,7 @@ def is_content(path: Path, entry: Any) -> bool:
 
 
 def is_named(path: Path, name: str) -> bool:
-    """Whether ``name`` is what the Hub calls the content of ``path``: its SHA-256, or git's id where git holds it."""
+    """Whether ``name`` is the Hub's digest of the file ``path``: its SHA-256, or the id of its blob if git holds the file."""
     digest = hashlib.sha256() if len(name) == 64 else hashlib.sha1(b"blob %d\0" % path.stat().st_size)
     with path.open("rb") as file:
         while block := file.read(1 << 20):

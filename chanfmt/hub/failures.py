@@ -1,4 +1,4 @@
-"""What can go wrong with the Hub, each as one line and the way out. The one place where the client's errors are read."""
+"""Failures of the Hub, each as one line and a hint. No other module reads the errors of the Hub's client."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ Result = TypeVar("Result")
 
 ATTEMPTS = 4
 LONGEST_WAIT = 60.0
-"""Seconds that the Hub may ask us to wait before we leave that to the user."""
-_AGAIN = "run the same command again; what was uploaded stays there"
-# What the client tries again itself: uploads, and what leads up to them.
+"""Longest wait, in seconds, that the Hub may ask for. If it asks for more, the user decides."""
+_AGAIN = "run the same command again; it does not repeat finished uploads"
+# The client repeats these requests itself: uploads, and the requests that prepare them.
 _TRIED_BY_CLIENT = re.compile(r"/preupload/|/lfs/objects/batch|/tree/")
 
 
 class HubError(ChanfmtError):
-    """The Hub, or the way to it, did not do what was asked."""
+    """A request to the Hub failed."""
 
 
 @contextlib.contextmanager
 def hub_errors(repo: str, *, kind: str = "model", revision: str | None = None, writing: bool = False) -> Iterator[None]:
-    """Turn whatever the client raises inside into a `ChanfmtError`.
+    """Turn every exception of the Hub's client in the body into a `ChanfmtError`.
 
     Args:
-        repo: The repository in question, for the message.
+        repo: The repository, for the message.
         kind: ``model`` or ``dataset``.
-        revision: What of it was asked for; None is the main branch.
-        writing: Something was to be changed there.
+        revision: Branch, tag or commit that was asked for; None is the main branch.
+        writing: The request would have changed the repository.
     """
     try:
         yield
@@ -48,7 +48,7 @@ def hub_errors(repo: str, *, kind: str = "model", revision: str | None = None, w
 
 
 def _translated(error: BaseException, repo: str, kind: str, revision: str | None, *, writing: bool) -> ChanfmtError:
-    """What to tell the user about ``error``, which the client raised."""
+    """The error to report for ``error``, which the client raised."""
     from huggingface_hub import constants, errors
 
     error = _cause(error)
@@ -60,29 +60,31 @@ def _translated(error: BaseException, repo: str, kind: str, revision: str | None
         return no_token()
     if isinstance(error, errors.OfflineModeIsEnabled):
         if writing:
-            return HubError("HF_HUB_OFFLINE is set", hint="unset it, and run the same command again")
+            return HubError("HF_HUB_OFFLINE is set", hint="unset HF_HUB_OFFLINE, and run the same command again")
         return HubError(
             f"HF_HUB_OFFLINE is set, and {repo} is not in the cache",
-            hint=f"unset it and run the same command, or: {_download(repo, kind, revision)}",
+            hint=f"unset HF_HUB_OFFLINE and run the same command again, or run: {_download(repo, kind, revision)}",
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return HubError(f"{repo} has no branch, tag or commit {revision!r}", hint=f"see: {page}/commits/main")
     if isinstance(error, errors.LocalEntryNotFoundError):
-        return HubError(f"{repo} is not in the cache, or only in part", hint=f"get it with: {_download(repo, kind, revision)}")
+        return HubError(
+            f"{repo} is not in the cache, or not all of it is", hint=f"download it with: {_download(repo, kind, revision)}"
+        )
     if isinstance(error, errors.EntryNotFoundError):
         return HubError(f"{repo} has no such file", hint=f"see: {page}/tree/main")
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return HubError(
-            f"no space is left in {constants.HF_HOME}, where the Hub cache is",
-            hint="free some, or name another directory in HF_HOME",
+            f"no space is left for the Hub cache in {constants.HF_HOME}",
+            hint="free some space, or set HF_HOME to another directory",
         )
     if status := _status(error):
         return _by_status(error, status, repo, what, page, writing=writing)
-    # The token cannot even be sent.
+    # The token has characters that cannot be sent.
     if isinstance(error, UnicodeError) or type(error).__name__ == "LocalProtocolError":
         return bad_token()
     if is_unreachable(error):
-        hint = _AGAIN if writing else f"check the network; or, where there is one, get it with: {_download(repo, kind, revision)}"
+        hint = _AGAIN if writing else f"check the network; on a machine with a network, run: {_download(repo, kind, revision)}"
         return HubError(f"the Hub cannot be reached at {constants.ENDPOINT} ({type(error).__name__})", hint=hint)
     return HubError(
         f"the Hub client failed on {repo}: {without_secrets(first_line(error))}",
@@ -94,14 +96,14 @@ def _by_status(error: BaseException, status: int, repo: str, what: str, page: st
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):
-        login = ", then: hf auth login" if status == 401 else ""
+        login = ", then run: hf auth login" if status == 401 else ""
         return HubError(f"{repo} is gated", hint=f"request access at {page}{login}")
     if isinstance(error, errors.DisabledRepoError):
         return HubError(f"the Hub has disabled {repo}", hint=f"see: {page}")
     if isinstance(error, errors.RepositoryNotFoundError):
         if status == 401:
-            return HubError(f"there is no {what} {repo} to be seen without a token", hint="check the name, or run: hf auth login")
-        return HubError(f"there is no {what} {repo} that you may see", hint="check the name, or ask its owner for access")
+            return HubError(f"the Hub shows no {what} {repo} without a token", hint="check the name, or run: hf auth login")
+        return HubError(f"the Hub shows you no {what} {repo}", hint="check the name, or ask its owner for access")
     if status == 401:
         return bad_token()
     if status == 402:
@@ -110,8 +112,8 @@ def _by_status(error: BaseException, status: int, repo: str, what: str, page: st
         if writing:
             return HubError(
                 f"you may not write to {repo}",
-                hint="use a token with write access (hf auth login), ask its "
-                "organisation for the right, name a repository of yours, or propose the change with --pr",
+                hint="use a token with write access (hf auth login), ask the owner "
+                "for access, name a repository of yours, or propose the change with --pr",
             )
         return HubError(f"you may not read {repo}", hint=f"request access at {page}")
     if status == 404:
@@ -122,8 +124,8 @@ def _by_status(error: BaseException, status: int, repo: str, what: str, page: st
         wait = _asked_wait(error)
         when = f"in {wait:.0f} s " if wait else ""
         return HubError(
-            "the Hub asks to slow down",
-            hint=f"run the same command again {when}".rstrip() + ("; what was uploaded stays there" if writing else ""),
+            "the Hub asks for fewer requests",
+            hint=f"run the same command again {when}".rstrip() + ("; it does not repeat finished uploads" if writing else ""),
         )
     if status >= 500:
         return HubError(f"the Hub failed with status {status}", hint=_AGAIN if writing else "run the same command again later")
@@ -132,23 +134,23 @@ def _by_status(error: BaseException, status: int, repo: str, what: str, page: st
 
 
 def no_token() -> HubError:
-    """Nobody is logged in."""
+    """The error if nobody is logged in."""
     return HubError("the Hub needs to know who you are", hint="log in with: hf auth login")
 
 
 def bad_token() -> HubError:
-    """The token is not one."""
+    """The error if the Hub does not know the user's token."""
     import os
 
-    where = "the one in HF_TOKEN" if os.environ.get("HF_TOKEN") else "the stored one"
+    which = "the token in HF_TOKEN" if os.environ.get("HF_TOKEN") else "the stored token"
     return HubError(
-        f"the Hub does not accept your token ({where})",
+        f"the Hub does not accept your token ({which})",
         hint="log in with: hf auth login" + (", and unset HF_TOKEN" if os.environ.get("HF_TOKEN") else ""),
     )
 
 
 def without_secrets(text: str) -> str:
-    """``text`` without the user's token, and without anything that looks like one."""
+    """``text`` without the user's token, and without anything that looks like a token."""
     from huggingface_hub import get_token
 
     token = get_token()
@@ -158,10 +160,10 @@ def without_secrets(text: str) -> str:
 
 
 def retried(call: Callable[[], Result], *, safe: bool = True) -> Result:
-    """``call()``, again where the Hub or the way to it failed for the moment and the client does not try again itself.
+    """Return ``call()``. Repeat it after a failure that may pass, unless the client has repeated it already.
 
     Args:
-        safe: The call may be made twice.
+        safe: The call may be repeated: doing it twice does no harm.
     """
     for attempt in range(ATTEMPTS):
         try:
@@ -176,17 +178,17 @@ def retried(call: Callable[[], Result], *, safe: bool = True) -> Result:
 
 
 def _wait(error: BaseException, attempt: int) -> float | None:
-    """Seconds until ``error`` may have passed; None where it does not pass, or the client has waited already."""
+    """Seconds to wait before the next attempt; None if ``error`` will not pass, or if the client has waited already."""
     from huggingface_hub import errors
 
     request = None
     if isinstance(error, errors.HfHubHTTPError):
         if error.response.status_code not in (408, 409, 429) and error.response.status_code < 500:
             return None
-    # An error that is not of the HTTP library is of Xet's, which has tried again itself.
+    # Other errors come from Xet's client, which has repeated the request itself.
     elif not isinstance(error, errors.HTTPError) or type(error).__name__ in ("ConnectError", "LocalProtocolError"):
         return None
-    with contextlib.suppress(RuntimeError, AttributeError):  # An error of the connection need not know what was asked.
+    with contextlib.suppress(RuntimeError, AttributeError):  # An error of the connection may not hold its request.
         request = error.request
     if request is not None and (request.method == "PUT" or _TRIED_BY_CLIENT.search(str(request.url))):
         return None
@@ -197,7 +199,7 @@ def _wait(error: BaseException, attempt: int) -> float | None:
 
 
 def _asked_wait(error: BaseException) -> float | None:
-    """Seconds that the answer asks to wait, in ``Retry-After`` or in the Hub's ``RateLimit``."""
+    """Seconds that the response asks us to wait, in ``Retry-After`` or in the Hub's ``RateLimit``; None if it does not ask."""
     response = getattr(error, "response", None)
     if response is None:
         return None
@@ -207,18 +209,18 @@ def _asked_wait(error: BaseException) -> float | None:
 
 
 def _status(error: BaseException) -> int:
-    """HTTP status of the answer that ``error`` is about; 0 where it is about none."""
+    """HTTP status of the response behind ``error``; 0 if there was no response."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.HfHubHTTPError):
         return int(error.response.status_code)
-    # Xet's client says it in words only.
+    # Xet's client gives the status only in its message.
     match = re.search(r"HTTP status \w+ error \((\d{3})", str(error))
     return int(match[1]) if match else 0
 
 
 def is_unreachable(error: BaseException) -> bool:
-    """Whether ``error`` is of the connection, or that there is to be none."""
+    """Whether ``error`` says that the Hub cannot be reached, or must not be (offline mode)."""
     from huggingface_hub import errors
 
     kinds = errors.HTTPError | ConnectionError | TimeoutError
@@ -226,7 +228,7 @@ def is_unreachable(error: BaseException) -> bool:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The error behind those that only say in which step it happened."""
+    """The first cause of ``error``: some errors only say in which step another error happened."""
     from huggingface_hub import errors
 
     while error.__cause__ is not None and (type(error) is RuntimeError or isinstance(error, errors.LocalEntryNotFoundError)):
@@ -244,7 +246,10 @@ def _download(repo: str, kind: str, revision: str | None) -> str:
 
 @contextlib.contextmanager
 def quiet_client() -> Iterator[None]:
-    """Let the client's own log lines through as notes without addresses, which may be signed; its bars on a terminal."""
+    """Turn the client's log lines into notes, and show its progress bars only if ours are shown.
+
+    Only lines without addresses pass: an address may be signed, and give access to whoever reads it.
+    """
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     logger = logging.getLogger("huggingface_hub")

@@ -1,4 +1,4 @@
-"""Fetch a file, or a repository, from the Hub into its cache, checked against what the Hub says of it."""
+"""Fetch a file or a repository from the Hub into the Hub cache, and check it against the Hub's digests."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Fetched:
     """A file in the cache.
 
     Attributes:
-        path: Where it lies.
-        source: Which file of which commit it is.
+        path: The file.
+        source: Its address, with the commit.
     """
 
     path: Path
@@ -32,15 +32,15 @@ class Fetched:
 
 
 def fetch(wanted: HubFile, *, suffix: str) -> Fetched:
-    """The file ``wanted``, from the cache where it is there and the Hub has no other, or cannot be asked.
+    """Fetch the file ``wanted``. The copy in the cache is used if it is current, or if the Hub cannot be reached.
 
     Args:
-        suffix: What the file's name ends with, where ``wanted`` names none and the repository has one.
+        suffix: Ending of the file's name, to find the file if ``wanted`` does not name it.
 
     Raises:
-        UsageError: ``wanted`` names no file, and the repository has none or several.
-        HubError: It cannot be had.
-        CheckError: What arrived is not what the Hub says of it.
+        UsageError: ``wanted`` does not name a file, and the repository does not have exactly one file with ``suffix``.
+        HubError: The file cannot be fetched.
+        CheckError: The file does not have the digest that the Hub gives.
     """
     from huggingface_hub import hf_hub_download
 
@@ -60,7 +60,7 @@ def fetch_snapshot(
     wanted: Sequence[str],
     unwanted: Sequence[str],
 ) -> Path:
-    """The files of a model at a commit, in a directory named after that; from the cache where they are there.
+    """Fetch the files of a model at a commit that are not in the cache. Returns the directory, named after the commit.
 
     Args:
         revision: Branch, tag or commit; None is the main branch.
@@ -68,12 +68,12 @@ def fetch_snapshot(
 
     Raises:
         UsageError: ``repo`` cannot be a name.
-        HubError: They cannot be had.
-        CheckError: What arrived is not what the Hub says of it.
+        HubError: The files cannot be fetched.
+        CheckError: A file does not have the digest that the Hub gives.
     """
     from huggingface_hub import snapshot_download
 
-    # A file's time may be a little behind the clock.
+    # The time of a file may be a little behind the clock.
     started = time.time() - 1
     with quiet_client(), hub_errors(repo, revision=revision):
         folder = Path(
@@ -82,7 +82,7 @@ def fetch_snapshot(
             )
         )
     for path in sorted(folder.rglob("*")):
-        # What was there before was checked before; a large model takes minutes to read.
+        # Older files were checked when they arrived, and reading a large model again takes minutes.
         if path.is_file() and path.stat().st_mtime >= started:
             _check(path, repo, path.relative_to(folder).as_posix())
     return folder
@@ -93,7 +93,7 @@ def _only_file(wanted: HubFile, suffix: str) -> str:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        # Listing files would wait long where there is no network.
+        # This request fails quickly without a network; listing the files would wait long.
         info = retried(lambda: HfApi().repo_info(wanted.repo, repo_type=wanted.kind, revision=wanted.revision))
         names = [item.rfilename for item in getattr(info, "siblings", None) or ()]
     except Exception as error:
@@ -118,14 +118,14 @@ def _cached_files(wanted: HubFile) -> list[str]:
 
 
 def _check(path: Path, repo: str, file: str) -> None:
-    """Compare a file of the cache with its digest, which is the name of the blob that it links to."""
+    """Compare a file of the cache with its digest, which is the name of the blob that the file links to."""
     blob = path.resolve()
     if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name):
-        return  # No links on this file system.
+        return  # This file system has no links, so the digest is not known.
     if not is_named(blob, blob.name):
         path.unlink()
         blob.unlink()
         raise CheckError(
-            f"{file} of {repo} arrived damaged: its digest is not the one that the Hub gives",
+            f"{file} of {repo} arrived damaged: its digest differs from the Hub's",
             hint="run the same command again; the damaged copy was removed from the cache",
         )

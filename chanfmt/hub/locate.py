@@ -1,4 +1,4 @@
-"""Atlases and models by name: something on this machine, or on the Hub. The Hub is asked only for what is named so."""
+"""Find atlases and models by name, on this machine or on the Hub. No other module asks the Hub for something to read."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from chanfmt.models.source import TEMPLATE_DIRECTORY, ModelSource, is_local, loc
 
 SUFFIX = ".h5"
 _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.py", "*.md", "LICENSE*"]
-# Some repositories carry the same weights again, in their makers' own layout, below or beside. Patterns cannot say
-# "every directory but one"; these say it letter by letter.
+# Some repositories hold the same weights again in another layout, in other files or directories. A pattern cannot exclude
+# every directory but one, so one pattern for each letter of its name does.
 _UNWANTED = ["consolidated*", *(f"{TEMPLATE_DIRECTORY[:at]}[!{letter}]*/*" for at, letter in enumerate(TEMPLATE_DIRECTORY))]
 _PATIENCE = 5.0
-"""Seconds to wait for an answer that is good to have and not needed."""
+"""Seconds to wait for an answer that is useful but not needed."""
 
 
 class Located(NamedTuple):
-    """Where an atlas lies.
+    """An atlas on this machine.
 
     Attributes:
         path: The file.
-        source: Which file of which commit on the Hub it is; empty if it was named by its path.
+        source: Address of the file on the Hub, with the commit; empty if the atlas was named by its path.
     """
 
     path: Path
@@ -33,11 +33,11 @@ class Located(NamedTuple):
 
 
 def locate_atlas(name: str | os.PathLike[str]) -> Located:
-    """The file called ``name``. A file on the Hub is fetched to the Hub cache.
+    """Find the atlas called ``name``. An atlas on the Hub is fetched to the Hub cache.
 
     Raises:
-        UsageError: The address names nothing, or several files.
-        HubError: The file cannot be had.
+        UsageError: The address does not name exactly one file.
+        HubError: The file cannot be fetched.
         CheckError: The file arrived damaged.
     """
     if isinstance(name, Path) or not is_address(os.fspath(name)):
@@ -64,11 +64,11 @@ def locate_model(model: str, *, revision: str | None = None, trust_remote_code: 
     """Find ``model``: a local directory, a ``.gguf`` file, or a Hub id, which is downloaded to the Hub cache.
 
     Raises:
-        ModelError: There is no such model, or it cannot be had.
-        UsageError: ``revision`` for a local model.
+        ModelError: The model does not exist, or cannot be fetched.
+        UsageError: ``revision`` is given for a local model.
     """
     if revision is not None and is_local(Path(os.path.expanduser(model))):
-        raise UsageError(f"--revision {revision} names a commit on the Hub, and {model} is a local model")
+        raise UsageError(f"--revision is for models on the Hub, and {model} is a local model", hint="leave out --revision")
     here = local_source(model, trust_remote_code=trust_remote_code)
     if here is not None:
         return here
@@ -77,18 +77,18 @@ def locate_model(model: str, *, revision: str | None = None, trust_remote_code: 
     try:
         directory = fetch_snapshot(model, revision, wanted=_WANTED, unwanted=_UNWANTED)
     except ChanfmtError as error:
-        raise ModelError(f"there is no directory {model!r}; {error.message}", hint=error.hint) from None
+        raise ModelError(f"{model!r} is not a local directory; {error.message}", hint=error.hint) from None
     # snapshots/<commit>/ is the Hub cache's documented layout.
     return ModelSource(directory, model, directory.name, "hub", trust_remote_code=trust_remote_code)
 
 
 def main_commit(model: ModelSource) -> str:
-    """Commit that the main branch of a model from the Hub is at; empty if the Hub does not say so at once."""
+    """Commit of the main branch of a model from the Hub; empty if the Hub does not answer at once."""
     if model.source != "hub":
         return ""
     import huggingface_hub
 
     try:
         return huggingface_hub.HfApi().model_info(model.id, timeout=_PATIENCE).sha or ""
-    except Exception:  # Offline, gone, not to be seen: whatever it is, the model is here already.
+    except Exception:  # Whatever the reason is, the model is already on this machine.
         return ""

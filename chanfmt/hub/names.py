@@ -23,7 +23,7 @@ class HubFile:
         repo: ``USER/NAME``.
         kind: ``dataset`` or ``model``.
         revision: Branch, tag, pull request or commit; None is the main branch.
-        file: Path in the repository; None where it is for the repository to say.
+        file: Path in the repository; None for the only file of its kind there.
     """
 
     repo: str
@@ -37,31 +37,32 @@ class HubFile:
 
 
 def is_address(name: str) -> bool:
-    """Whether ``name`` is of a file on the Hub rather than of one here."""
+    """Whether ``name`` is the address of a file on the Hub, and not a path."""
     return name.startswith(SCHEME)
 
 
 def parse_address(address: str) -> HubFile:
-    """``hf://[datasets/|models/]USER/NAME[@REVISION][/FILE]``; a data set where it does not say.
+    """Parse ``hf://[datasets/|models/]USER/NAME[@REVISION][/FILE]``, by default the address of a data set.
 
     Raises:
-        UsageError: It is not of that form.
+        UsageError: ``address`` does not have that form.
     """
     match = _ADDRESS.fullmatch(address.removeprefix(SCHEME))
     if match is None:
         raise UsageError(
-            f"{address!r} names nothing on the Hub", hint="write hf://datasets/USER/NAME/FILE or hf://USER/NAME/FILE"
+            f"{address!r} is not the address of a file on the Hub",
+            hint="write hf://datasets/USER/NAME/FILE or hf://USER/NAME/FILE",
         )
     check_repo(match["repo"])
     file = match["file"]
     if file is not None and any(part in ("", ".", "..") for part in file.split("/")):
-        raise UsageError(f"{file!r} is no path in a repository", hint="write it from the repository's root, without '..'")
+        raise UsageError(f"{file!r} is not a path in a repository", hint="write it from the repository's root, without '..'")
     revision = None if match["revision"] is None else unquote(match["revision"])
     return HubFile(match["repo"], KINDS[match["kind"] or "datasets"], revision, file)
 
 
 def check_repo(repo: str) -> None:
-    """Raise `UsageError` where ``repo`` cannot be the name of a repository, ``USER/NAME`` or ``NAME``."""
+    """Raise `UsageError` if ``repo`` cannot be the name of a repository, ``USER/NAME`` or ``NAME``."""
     parts = repo.split("/")
     fits = len(parts) <= 2 and len(repo) <= 96 and all(re.fullmatch(_NAME, part) for part in parts)
     if not fits or ".." in repo or "--" in repo or repo.endswith(".git"):

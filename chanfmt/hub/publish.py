@@ -21,13 +21,13 @@ KEPT = (".gitattributes",)
 
 @dataclass(frozen=True)
 class VisibilityOptions:
-    """Who sees what is published, and whether the repository's owner is asked first."""
+    """Who sees the repository, and whether its owner is asked first."""
 
-    public: bool = field(default=False, metadata={"help": "let others see the repository"})
+    public: bool = field(default=False, metadata={"help": "make the repository public"})
     create_pr: bool = field(
         default=False,
         metadata={
-            "help": "open a pull request in a repository that exists, in place of a commit",
+            "help": "open a pull request in an existing repository instead of committing to it",
             "flag": "--pr",
         },
     )
@@ -35,12 +35,12 @@ class VisibilityOptions:
 
 @dataclass(frozen=True)
 class PublishOptions(VisibilityOptions):
-    """How a folder is published."""
+    """How the repository is published."""
 
     overwrite: bool = field(
         default=False,
         metadata={
-            "help": "take the place of what the repository holds; its history keeps that",
+            "help": "replace what the repository holds; its history keeps the old content",
         },
     )
 
@@ -69,20 +69,20 @@ def publish_folder(
     options: PublishOptions,
     names: Iterable[str] | None = None,
 ) -> Published:
-    """Make a repository hold what ``folder`` holds, check that it does, and say where.
+    """Make a repository hold the files of ``folder``, and check that it does.
 
-    What an earlier call uploaded is not uploaded again. A new repository is private until the check has passed.
+    Files that an earlier call uploaded are not uploaded again. A new repository is private until the check has passed.
 
     Args:
-        repo: ``USER/NAME``, or ``NAME`` of the logged-in user's.
+        repo: ``USER/NAME``, or ``NAME`` for a repository of the logged-in user.
         kind: ``model`` or ``dataset``.
-        message: Of the commit, or title of the pull request.
-        names: Paths below ``folder`` of the files that are meant; None for all.
+        message: Message of the commit, or title of the pull request.
+        names: Paths, relative to ``folder``, of the files to publish; None for all.
 
     Raises:
-        UsageError: The name is none, or the repository cannot be used as asked.
-        HubError: The Hub refused or could not be reached. What is in ``folder`` is untouched.
-        CheckError: The Hub holds something else than ``folder`` afterwards.
+        UsageError: ``repo`` cannot be a name, or the repository cannot be used as asked.
+        HubError: The Hub refused or could not be reached. ``folder`` is unchanged.
+        CheckError: The Hub holds other files than ``folder`` after the upload.
     """
     from huggingface_hub import HfApi, get_token
 
@@ -103,7 +103,7 @@ def publish_folder(
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Path in the repository to file, of all but what git and the Hub's client keep in a folder for themselves."""
+    """Path in the repository to file, for every file except those that git and the Hub's client keep for themselves."""
     from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects
 
     found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
@@ -111,7 +111,7 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def full_name(repo: str) -> str:
-    """``repo`` with the logged-in user's name before it where it has none. Raises `HubError`."""
+    """``repo`` as ``USER/NAME``: a bare name belongs to the logged-in user. Raises `HubError`."""
     if "/" in repo:
         return repo
     from huggingface_hub import HfApi
@@ -127,7 +127,7 @@ class _Target:
         self._api, self._repo, self._kind = api, repo, kind
 
     def prepare(self, files: Mapping[str, Path], options: PublishOptions) -> bool:
-        """Create the repository, or see that the one there can take ``files``. Returns whether it is private."""
+        """Create the repository, or check that the existing one can take ``files``. Returns whether it is private."""
         from huggingface_hub.errors import RepositoryNotFoundError
 
         try:
@@ -135,9 +135,9 @@ class _Target:
         except RepositoryNotFoundError:
             if options.create_pr:
                 raise UsageError(
-                    f"there is no {self._repo} to open a pull request in", hint="leave out --pr to create it"
+                    f"{self._repo} does not exist, so no pull request can be opened in it", hint="leave out --pr to create it"
                 ) from None
-            # A repeated call that finds its own repository is no conflict.
+            # A repeated request may find the repository that the first one created.
             self._tried(lambda: self._api.create_repo(self._repo, repo_type=self._kind, private=True, exist_ok=True))
             say(f"created {self._repo}, private")
             return True
@@ -152,17 +152,17 @@ class _Target:
             if other:
                 raise UsageError(
                     f"{self._repo} holds other content ({_some(other)})",
-                    hint="name another repository, or add --overwrite: its history keeps what is there",
+                    hint="name another repository, or add --overwrite: the history keeps the old content",
                 )
         return bool(info.private)
 
     def upload(self, files: Mapping[str, Path], message: str, options: PublishOptions) -> tuple[str, str]:
-        """Upload what is missing and commit it. Returns the commit, and the page where it shows."""
+        """Upload what is missing and commit it. Returns the commit, and the page that shows it."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-        # What `upload_folder` does without Xet. With Xet it may commit in parts, and divides a commit that fails: between
-        # two of them the repository would hold half of a model, or new weights among those they take the place of.
-        # One commit is all or nothing, and what was uploaded for it need not be uploaded again.
+        # `upload_folder` does the same without Xet. With Xet it may commit in parts, and it divides a commit that fails.
+        # Between two such commits the repository would hold half of a model, or a mixture of old and new weights.
+        # One commit is all or nothing, and files that were uploaded for it are not uploaded again.
         operations: list[Any] = [CommitOperationAdd(name, path) for name, path in files.items()]
         if options.overwrite and not options.create_pr:
             operations += [CommitOperationDelete(entry.path) for entry in self._entries("main") if entry.path not in files]
@@ -180,7 +180,7 @@ class _Target:
         return done.oid, done.pr_url or page
 
     def check(self, files: Mapping[str, Path], commit: str, *, alone: bool) -> None:
-        """Read the commit's file list back. Raises `CheckError` where it is not ``files``."""
+        """Read the commit's file list back. Raises `CheckError` if it differs from ``files``."""
         there = {entry.path: entry for entry in self._entries(commit)}
         wrong = [name for name, path in files.items() if name not in there or not is_content(path, there[name])]
         more = sorted(there.keys() - files.keys()) if alone else []

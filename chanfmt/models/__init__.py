@@ -1,1 +1,1 @@
-"""From a MODEL argument to its FFNs: resolve, load, discover, map to checkpoint tensors."""
+"""A model: its files, the loaded model, its FFNs, and where their weights lie in the files."""

@@ -1,4 +1,4 @@
-"""What an FFN of a model is made of, as data."""
+"""The parts of an FFN of a model, as data."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Matrix:
-    """One matrix that a product applies: a parameter, or a slice of one.
+    """One matrix that a product applies: a parameter, or a slice of a parameter.
 
     Attributes:
-        parameter: Name in the model.
-        index: Index on the parameter's first axis, where that axis runs over experts; None otherwise.
-        row: First row on the parameter's first axis, where the matrix is a run of its rows.
-        transposed: Whether it is stored as (inputs, outputs) rather than (outputs, inputs).
-        inputs, outputs: Its size.
+        parameter: Name of the parameter in the model.
+        index: Index on the parameter's first axis if that axis runs over experts; otherwise None.
+        row: First row on the parameter's first axis if the matrix is a run of its rows; otherwise 0.
+        transposed: Whether the matrix is stored as (inputs, outputs) rather than (outputs, inputs).
+        inputs, outputs: Size of the matrix.
         batched: Whether one product applies the matrices of all experts, each to inputs of its own.
     """
 
@@ -29,7 +29,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Bias:
-    """What is added to a product: a vector parameter, or row ``index`` of a matrix of them."""
+    """The bias added to a product: a vector parameter, or row ``index`` of a matrix parameter."""
 
     parameter: str
     index: int | None
@@ -37,7 +37,7 @@ class Bias:
 
 @dataclass(frozen=True)
 class Projection:
-    """A linear map of the model."""
+    """A linear map of the model: a matrix and perhaps a bias."""
 
     matrix: Matrix
     bias: Bias | None
@@ -45,7 +45,7 @@ class Projection:
 
 @dataclass(frozen=True)
 class Read:
-    """One role of a read projection: channel i is output ``start + i * step`` of ``projection``."""
+    """A read projection in one role, ``gate`` or ``up``: channel i is output ``start + i * step`` of ``projection``."""
 
     projection: Projection
     role: str
@@ -55,10 +55,12 @@ class Read:
 
 @dataclass(frozen=True)
 class Member:
-    """A dense FFN's projections, or one expert's.
+    """The projections of a dense FFN, or of one expert.
 
     Attributes:
-        reads: ``gate`` first where there is one, then ``up``; a role can have several (an adapter beside it).
+        write: The write projection.
+        reads: The read projections: ``gate`` first if the FFN is gated, then ``up``. A role has several read projections if
+            an adapter lies beside the first.
     """
 
     write: Projection
@@ -67,17 +69,17 @@ class Member:
 
 @dataclass(frozen=True)
 class FFN:
-    """One FFN as found in a model, or the routed experts of one layer.
+    """One FFN of a model, or the routed experts of one layer.
 
     Attributes:
         layer_index: Position of its block in the model.
         place: ``decoder``, ``encoder`` or ``other``.
         kind: ``dense``, ``shared`` or ``experts``.
-        container: Smallest module that holds reads and write.
-        members: One where it is dense, otherwise one per expert.
-        width: Number of channels, of each expert.
-        uses: How many times the model applies it to a token.
-        mixed: Whether numbers computed from all channels (a norm, a threshold) act between read and write.
+        container: Name of the smallest module that holds the read and write projections.
+        members: One member for each expert; a single member for a dense or shared FFN.
+        width: Number of channels; for experts, of each expert.
+        uses: How many times the model applies the FFN to a token.
+        mixed: Whether numbers computed from all channels (a norm, a threshold) act between the reads and the write.
     """
 
     layer_index: int
@@ -91,21 +93,22 @@ class FFN:
 
     @property
     def gated(self) -> bool:
+        """Whether the FFN has a gate."""
         return any(read.role == "gate" for read in self.members[0].reads)
 
     @property
     def experts(self) -> int:
-        """Number of routed experts, 0 where it is dense or shared."""
+        """Number of routed experts; 0 for a dense or shared FFN."""
         return len(self.members) if self.kind == "experts" else 0
 
     @property
     def write(self) -> str:
-        """Parameter that holds the write projection."""
+        """Name of the parameter that holds the write projection, or the first expert's."""
         return self.members[0].write.matrix.parameter
 
     @property
     def outputs(self) -> int:
-        """Residual dimensions that it writes to."""
+        """Number of residual dimensions that the FFN writes to."""
         return self.members[0].write.matrix.outputs
 
     @property

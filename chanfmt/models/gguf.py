@@ -5,18 +5,22 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import os
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+import platformdirs
 
 from chanfmt.base.errors import ChanfmtError, MissingPackageError, ModelError, first_line
 from chanfmt.base.files import atomic_directory, check_space
 from chanfmt.base.narrate import say
 from chanfmt.models.quiet import quiet_transformers
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 
 def dequantized_directory(path: Path) -> Path:
-    """A float32 safetensors checkpoint of the GGUF file ``path``, made on first use.
+    """The directory of a float32 safetensors checkpoint of the GGUF file ``path``. It is made on first use.
 
     Raises:
         ModelError: transformers cannot read the file.
@@ -30,7 +34,7 @@ def dequantized_directory(path: Path) -> Path:
             raise ChanfmtError(
                 f"cannot make {target.parent} for the dequantised model: {error.strerror}", hint="set XDG_CACHE_HOME"
             ) from None
-        # Four bytes for every half byte or more.
+        # A value takes at least half a byte in the file, and four bytes in the checkpoint.
         check_space(target.parent, 8 * path.stat().st_size)
         say(f"dequantising {path.name} to {target} (once)")
         _convert(path, target)
@@ -49,7 +53,7 @@ def _convert(path: Path, target: Path) -> None:
     if hasattr(transformers, "GgufConfig"):
         extra["quantization_config"] = transformers.GgufConfig(dequantize=True)
     try:
-        # transformers draws this bar into files, too.
+        # transformers draws its progress bar even if stderr is a file.
         quiet = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
         with quiet_transformers(), quiet:
             model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -58,7 +62,7 @@ def _convert(path: Path, target: Path) -> None:
             tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except Exception as error:
         raise ModelError(f"transformers cannot read {path}: {first_line(error)}") from error
-    # The weights are dense now; what is left of the quantiser would refuse to save them.
+    # The weights are dense now; with its quantiser still in place, transformers would refuse to save the model.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -68,8 +72,7 @@ def _convert(path: Path, target: Path) -> None:
 
 
 def _cache() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "chanfmt" / "gguf"
+    return platformdirs.user_cache_path("chanfmt", appauthor=False) / "gguf"
 
 
 def _sha256(path: Path) -> str:

@@ -1,11 +1,11 @@
-"""Load a model for measuring: frozen, in evaluation mode, refused where it cannot be measured."""
+"""Load a model for measuring: frozen and in evaluation mode. A model that cannot be measured is refused."""
 
 from __future__ import annotations
 
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from chanfmt.base.errors import MissingPackageError, ModelError, first_line
+from chanfmt.base.errors import MissingPackageError, ModelError, UsageError, first_line
 from chanfmt.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -23,19 +23,24 @@ DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 def load_model(
     source: ModelSource, *, dtype: str = "auto", device: str = "auto", device_map: str | None = None
 ) -> PreTrainedModel:
-    """The model that its config names, on its device, in evaluation mode, with every parameter frozen.
+    """Load the model that the config of ``source`` names: on its device, in evaluation mode, with every parameter frozen.
+
+    A model that is in memory already (``source.loaded``) is returned as it is.
 
     Args:
-        dtype: One of `DTYPES`; ``auto`` is float32 on a CPU and the checkpoint's own elsewhere.
+        dtype: One of `DTYPES`; ``auto`` is float32 on a CPU and the checkpoint's own dtype on other devices.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
-        device_map: ``auto`` to spread it over all GPUs instead; None not to.
+        device_map: ``auto`` spreads the model over all GPUs; None uses ``device``.
 
     Raises:
-        ModelError: transformers cannot load it, weights are missing or not finite, or memory runs out.
-        MissingPackageError: ``device_map`` without accelerate.
+        ModelError: transformers cannot load the model, weights are missing or not finite, or memory runs out.
+        MissingPackageError: ``device_map`` is given and accelerate is not installed.
+        UsageError: The model is in memory already, in another dtype or on another device than asked for.
     """
     import torch
 
+    if source.loaded is not None:
+        return _as_it_is(source.loaded, dtype=dtype, device=device, device_map=device_map)
     place = pick_device(device)
     wanted = pick_dtype(dtype, place)
     extra = {} if device_map is None else {"device_map": device_map}
@@ -45,6 +50,7 @@ def load_model(
         with quiet_transformers():
             model, info = auto_class(source.config).from_pretrained(
                 source.directory,
+                config=source.config,
                 dtype=wanted,
                 use_safetensors=True,
                 trust_remote_code=source.trust_remote_code,
@@ -65,7 +71,7 @@ def load_model(
     if extra:
         _check_all_loaded(model, source.id, place)
     try:
-        # What accelerate has spread stays where it is.
+        # A model that accelerate has spread stays on its devices.
         model = model if extra else model.to(place)
     except torch.OutOfMemoryError:
         raise ModelError(
@@ -78,7 +84,7 @@ def load_model(
 
 
 def auto_class(config: Any) -> Any:
-    """The transformers class that loads what ``config`` says was saved: with the head it has, else without one."""
+    """The transformers class that loads the saved model: with its head if ``config`` names one, otherwise without."""
     import transformers
     from transformers.models.auto import modeling_auto
 
@@ -95,10 +101,10 @@ def auto_class(config: Any) -> Any:
     ):
         if _names(names.get(config.model_type)) & {saved}:
             return loader
-    # A few text models have configs that no automatic class knows, and are saved under their own names.
+    # No automatic class knows the configs of a few text models; they are saved under the names of their own classes.
     if isinstance(getattr(transformers, saved, None), type) and saved.endswith(("CausalLM", "ConditionalGeneration", "MaskedLM")):
         return getattr(transformers, saved)
-    # Remote code has classes of its own; a base model saved without its head has none.
+    # Remote code has classes of its own; a base model that was saved without its head names no class with a head.
     known = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if saved.endswith("CausalLM") or (not saved and config.model_type in known):
         return transformers.AutoModelForCausalLM
@@ -110,7 +116,7 @@ def _names(value: Any) -> set[str]:
 
 
 def pick_device(device: str) -> torch.device:
-    """``auto`` is the first GPU where there is one. Raises `ModelError` for a device that is not there."""
+    """The device called ``device``; for ``auto``, the first GPU, or the CPU if there is none. Raises `ModelError`."""
     import torch
 
     if device == "auto":
@@ -124,18 +130,18 @@ def pick_device(device: str) -> torch.device:
 
 
 def pick_dtype(dtype: str, place: torch.device) -> Any:
-    """One of `DTYPES` as transformers takes it: ``auto`` stays that where it is the checkpoint's own. Raises `ModelError`."""
+    """One of `DTYPES` as transformers takes it: a torch dtype, or ``auto`` for the checkpoint's own. Raises `ModelError`."""
     import torch
 
     if dtype not in DTYPES:
-        raise ModelError(f"--dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+        raise ModelError(f"unknown dtype {dtype!r}; choose from {', '.join(DTYPES)}")
     if dtype == "auto":
         return torch.float32 if place.type == "cpu" else dtype
     return getattr(torch, dtype)
 
 
 def check_surplus(model: PreTrainedModel, unexpected: Iterable[str], name: str) -> None:
-    """Raise `ModelError` where tensors that ``model`` has no place for belong to a layer beyond its last."""
+    """Raise `ModelError` if a tensor in ``unexpected``, which ``model`` has no place for, belongs to a layer beyond the last."""
     surplus = sorted(key for key in unexpected if key.endswith(".weight") and _layer_is_missing(model, key))
     if surplus:
         raise ModelError(
@@ -145,49 +151,48 @@ def check_surplus(model: PreTrainedModel, unexpected: Iterable[str], name: str) 
 
 
 def check_finite(model: nn.Module, under: str = "") -> None:
-    """Raise `ModelError` naming the first parameter below the name ``under`` that holds NaN or infinity."""
+    """Raise `ModelError` if a parameter holds NaN or infinity. The error names it; ``under`` is the name of ``model``."""
     import torch
 
     for name, parameter in model.named_parameters(prefix=under):
-        # The extremes, in which NaN would show too: a mask would take memory of its own.
+        # NaN shows in the extremes too. A mask of all values would take memory of its own.
         if parameter.numel() and not bool(torch.isfinite(torch.stack(parameter.aminmax())).all()):
             raise ModelError(
                 f"the weight {name} holds NaN or infinite values", hint="download the checkpoint again, or repair it"
             )
 
 
-def check_causal(model: PreTrainedModel) -> None:
-    """Raise `ModelError` where a later token reaches an earlier logit: there is no next-token loss then."""
-    import torch
-
-    from chanfmt.models.run import causal_rows, is_causal, run_text
-
-    if not is_causal(model):
-        with torch.no_grad():
-            logits = getattr(run_text(model, causal_rows(model)), "logits", None)
-        # Two NaNs are never equal, whatever a token sees.
-        if logits is not None and bool(logits.isnan().any()):
-            raise ModelError(
-                f"the logits of {type(model).__name__} are NaN: an activation overflowed", hint="use --dtype float32"
-            )
-        raise ModelError(
-            f"{type(model).__name__} is an encoder as configured: its tokens see later ones, so no next-token loss exists",
-            hint="perplexity is for causal language models, and for encoders with is_decoder=true",
+def _as_it_is(model: PreTrainedModel, *, dtype: str, device: str, device_map: str | None) -> PreTrainedModel:
+    """``model``, which is in memory. Raises `UsageError` if it would have to be changed for the request."""
+    parameter = next(model.parameters())
+    found = str(parameter.dtype).removeprefix("torch.")
+    if dtype not in ("auto", found):
+        raise UsageError(
+            f"--dtype {dtype} cannot be used with a model that is in memory in {found}",
+            hint=f"leave it out, or convert the model first: model.to(torch.{dtype})",
         )
+    if device != "auto" and pick_device(device).type != parameter.device.type:
+        raise UsageError(
+            f"--device {device} cannot be used with a model that is in memory on {parameter.device}",
+            hint=f"leave it out, or move the model first: model.to({device!r})",
+        )
+    if device_map is not None:
+        raise UsageError("--device-map cannot be used with a model that is in memory", hint="leave it out")
+    return model
 
 
 def _check_all_loaded(model: PreTrainedModel, name: str, place: torch.device) -> None:
-    """Raise `ModelError` where accelerate left weights outside the devices that are to run them."""
+    """Raise `ModelError` if accelerate left weights outside the devices that run them."""
     left = sorted({str(where) for where in getattr(model, "hf_device_map", {}).values()} & {"cpu", "disk"})
     if left and (place.type != "cpu" or "disk" in left):
         raise ModelError(
-            f"{name} does not fit on the devices there are: accelerate would leave weights on {' and '.join(left)}",
+            f"{name} does not fit on the available devices: accelerate would leave weights on {' and '.join(left)}",
             hint="use --stream, --dtype bfloat16, or more GPUs",
         )
 
 
 def _layer_is_missing(model: PreTrainedModel, name: str) -> bool:
-    """Whether tensor ``name`` belongs to an element of a layer list that the model has, beyond its end."""
+    """Whether the tensor ``name`` belongs to an element beyond the end of a layer list of ``model``."""
     parts = name.split(".")
     for index, part in enumerate(parts):
         if part.isdigit():

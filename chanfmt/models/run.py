@@ -8,19 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from chanfmt.base.errors import ModelError, first_line
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 TEST_TOKENS = 32
 """Tokens of the input that FFNs are found and verified with."""
-_CAUSAL_TOKENS = 8
+BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+"""Tokens in a batch if the user does not give its size: enough to fill the device, no more."""
 
 
 def run_text(model: Any, ids: torch.Tensor, *, decoder_ids: torch.Tensor | None = None) -> Any:
-    """One forward pass over token ids (sequence, position), nothing cached. Returns the model's own output.
+    """Run one forward pass over token ids (sequence, position) without a cache. Returns the model's own output.
 
     Args:
-        decoder_ids: What the decoder of an encoder-decoder reads; ``ids`` where that does not matter.
+        decoder_ids: Token ids that the decoder of an encoder-decoder reads; by default ``ids``.
     """
     known = inspect.signature(model.forward).parameters
     extra: dict[str, Any] = {}
@@ -33,21 +36,21 @@ def run_text(model: Any, ids: torch.Tensor, *, decoder_ids: torch.Tensor | None 
 
 
 def run_arrays(model: Any, arrays: Mapping[str, torch.Tensor]) -> Any:
-    """One forward pass over ``arrays``, by the names that the model's forward has for them, nothing cached."""
+    """Run one forward pass over ``arrays``, by the argument names of the model's ``forward``, without a cache."""
     extra = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
     with eager_experts(model):
         return model(**arrays, **extra)
 
 
 def array_names(model: Any) -> tuple[str, ...]:
-    """Arrays that the model's forward takes, its main one first."""
+    """Names of the arrays that the model's ``forward`` takes, the main input first."""
     parameters = inspect.signature(model.forward).parameters.values()
     names = [item.name for item in parameters if item.kind is item.POSITIONAL_OR_KEYWORD and not _is_switch(item)]
     return tuple(sorted(names, key=lambda name: name != model.main_input_name))
 
 
 def _is_switch(parameter: inspect.Parameter) -> bool:
-    """Whether a parameter of forward says how to run, or what earlier runs left, rather than on what."""
+    """Whether a parameter of ``forward`` says how to run, or is what an earlier run left, rather than an input."""
     name = parameter.name
     return (
         "bool" in str(parameter.annotation)
@@ -64,42 +67,18 @@ def test_tokens(model: Any) -> torch.Tensor:
 
 
 def vocabulary(model: Any) -> int:
-    """Token ids that the model has an embedding for."""
+    """Number of token ids that the model has an embedding for."""
     embedding: Any = model.get_input_embeddings()
-    # Music models have one table per codebook; a few have none that is a plain matrix.
+    # Music models have one table per codebook; the tables of a few models are not plain matrices.
     embedding = embedding[0] if isinstance(embedding, torch.nn.ModuleList) else embedding
     if isinstance(getattr(embedding, "weight", None), torch.Tensor):
         return int(embedding.weight.shape[0])
     return int(model.config.get_text_config().vocab_size)
 
 
-@torch.no_grad()
-def is_causal(model: Any) -> bool:
-    """Whether no token sees a later one and it predicts tokens.
-
-    Asked of the instance: two dozen encoder types pass for causal language models by their class.
-    """
-    return not model.config.is_encoder_decoder and shows_causal(run_text(model, causal_rows(model)))
-
-
-def causal_rows(model: Any) -> torch.Tensor:
-    """Token ids of two sequences that differ in their last token only, for `shows_causal`."""
-    rows = test_tokens(model)[:, :_CAUSAL_TOKENS].repeat(2, 1)
-    rows[1, -1] = (rows[1, -1] + 1) % vocabulary(model)
-    return rows
-
-
-def shows_causal(output: Any) -> bool:
-    """Whether a model's output for `causal_rows` predicts tokens, and differs at the last one only."""
-    if not hasattr(output, "logits"):
-        return False
-    first, second = output.logits[:, :-1].float()
-    return float((first - second).abs().max()) <= 1e-3 * float(first.abs().max())
-
-
 @contextlib.contextmanager
 def eager_experts(model: Any) -> Iterator[None]:
-    """Experts one after the other, each a plain product of its own tokens, which is what can be followed."""
+    """Run experts one after the other in the body, each as a plain product of its own tokens, which can be followed."""
     configs = [
         module.config
         for module in model.modules()
@@ -113,3 +92,27 @@ def eager_experts(model: Any) -> Iterator[None]:
     finally:
         for config, implementation in zip(configs, before, strict=True):
             config._experts_implementation = implementation
+
+
+@contextlib.contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn the errors of a model that runs ``what`` in the body into `ModelError`, or into `torch.OutOfMemoryError` on any device."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, IndexError) as error:
+        # Only accelerators have an exception of their own for memory that runs out.
+        if "allocate memory" in str(error):
+            raise torch.OutOfMemoryError(str(error)) from None
+        raise ModelError(f"the model cannot run {what}: {first_line(error)}") from error
+
+
+def tokens_at_once(ids: torch.Tensor) -> str:
+    """Token ids (sequence, position) as `explained` describes them in an error."""
+    return f"{ids.shape[1]} tokens at a time"
+
+
+def usual_batch(device: torch.device, rows: int) -> int:
+    """Sequences in a batch if the user does not give their number, each of ``rows`` tokens."""
+    return max(1, BATCH_TOKENS.get(device.type, 4096) // rows)

@@ -1,7 +1,7 @@
-"""What a safetensors checkpoint directory holds, read from its headers alone, and its fingerprint.
+"""The tensors of a safetensors checkpoint directory, read from the headers alone, and the checkpoint's fingerprint.
 
-Checkpoints are untrusted input: everything here is checked before a byte range is used. Neither
-torch nor safetensors is needed, so that no dtype is out of reach.
+Checkpoints are untrusted input: every byte range is checked before it is used. The module needs neither torch nor
+safetensors, so it knows every dtype.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ DTYPE_BITS: dict[str, int] = {
 }
 """Bits per element of every safetensors dtype."""
 CONTAINERS = {8: "u1", 16: "<u2", 32: "<u4", 64: "<u8"}
-"""Unsigned integer that holds an element's bits, by their number; none where a byte holds several."""
+"""Unsigned integer type that holds an element, by the element's bits. Elements smaller than a byte have none."""
 
 _MAX_HEADER = 100_000_000
 _MAX_INDEX = 100_000_000
@@ -64,7 +64,7 @@ class TensorEntry:
         file: The shard.
         dtype: safetensors dtype name, such as ``BF16``.
         shape: Lengths of its axes, slowest first.
-        start, stop: Byte range in ``file``, counted from its first byte.
+        start, stop: Byte range in ``file``, counted from the file's first byte.
     """
 
     file: Path
@@ -75,10 +75,12 @@ class TensorEntry:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the tensor."""
         return self.stop - self.start
 
     @property
     def elements(self) -> int:
+        """Elements of the tensor."""
         count = 1
         for length in self.shape:
             count *= length
@@ -92,7 +94,7 @@ class CheckpointIndex:
     Attributes:
         directory: The checkpoint directory.
         tensors: Name to `TensorEntry`, shard by shard, in the order of the bytes.
-        metadata: ``__metadata__`` of the shards, merged; ``{"format": "pt"}`` as a rule.
+        metadata: ``__metadata__`` of the shards, merged; usually ``{"format": "pt"}``.
         files: Shards, in the order of their names.
     """
 
@@ -134,7 +136,7 @@ class CheckpointIndex:
         for tensor, name in weight_map.items():
             if tensor not in tensors or tensors[tensor].file.name != name:
                 raise ModelError(
-                    f"{INDEX_FILE} says that {name} holds {tensor!r}, and it does not",
+                    f"{INDEX_FILE} says that {name} holds {tensor!r}, but {name} does not",
                     hint="download the checkpoint again",
                 )
         return cls(directory, tensors, metadata, tuple(directory / name for name in names))
@@ -171,10 +173,10 @@ def read_header(file: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     except (ValueError, RecursionError) as error:
         raise ModelError(f"the header of {file} is damaged: {error}") from None
     if not isinstance(header, dict):
-        raise ModelError(f"the header of {file} is not a table of tensors")
+        raise ModelError(f"the header of {file} is not a JSON object")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise ModelError(f"the metadata of {file} is not a table of texts")
+        raise ModelError(f"the metadata of {file} is not a JSON object of strings")
     base = 8 + length
     entries = {name: _entry(file, name, item, base) for name, item in header.items()}
     ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)))
@@ -196,10 +198,10 @@ def read_header(file: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
 
 
 def fingerprint(index: CheckpointIndex) -> str:
-    """SHA-256 that identifies a checkpoint's values, however it is sharded.
+    """SHA-256 that identifies a checkpoint's values, whatever its shards are; hexadecimal.
 
-    Over every tensor in the order of names: its name, dtype and shape as one JSON line, then at
-    most 256 bytes from its start, its middle and its end (all of it up to 768 bytes).
+    For every tensor in the order of names, the digest covers its name, dtype and shape as one JSON line, then 256 bytes
+    each from its start, its middle and its end. A tensor of up to 768 bytes is covered whole.
 
     Raises:
         ModelError: A shard cannot be read.
@@ -250,7 +252,7 @@ def _counts(value: Any) -> TypeGuard[list[int]]:
 
 
 def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """``object_pairs_hook`` for JSON of unknown origin: a name that appears twice is a `ValueError`."""
+    """Make a dictionary of ``pairs``, as ``object_pairs_hook`` for untrusted JSON. Raises `ValueError` for a name that appears twice."""
     result = dict(pairs)
     if len(result) != len(pairs):
         raise ValueError("a name appears twice")
@@ -283,8 +285,8 @@ def _nothing_to_read(directory: Path) -> ModelError:
     pickled = [name for name in names if name.endswith(PICKLED_SUFFIXES)]
     if pickled:
         return ModelError(
-            f"{directory} has pickled weights only ({pickled[0]}), and reading them can run code",
-            hint="convert it once, where you trust it: "
+            f"{directory} has only pickled weights ({pickled[0]}), and reading pickled weights can run code",
+            hint="convert it once, on a machine where you trust it: "
             "AutoModelForCausalLM.from_pretrained(...).save_pretrained(DIRECTORY), which writes safetensors",
         )
     return ModelError(

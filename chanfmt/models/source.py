@@ -1,7 +1,8 @@
-"""What is known of a model's files, read once and passed on."""
+"""A model's files: where they lie, and what is known of them, read once and passed on."""
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import os
@@ -13,13 +14,13 @@ from chanfmt.models.quiet import quiet_transformers
 from chanfmt.models.safetensors import CheckpointIndex, fingerprint
 
 TEMPLATE_DIRECTORY = "additional_chat_templates"
-"""The one directory below a model's that belongs to it: transformers keeps a tokenizer's named chat templates there."""
+"""The only subdirectory of a model's directory that belongs to the model: the tokenizer's named chat templates lie there."""
 CONFIG_FILE = "config.json"
 _MAX_CONFIG = 16 << 20
 
 
 class Named(Protocol):
-    """What atlases and plans say alike of a model: `chanfmt.format.records.ModelRecord`, `surgery.planning.plan.PlannedModel`."""
+    """The fields that identify a model, in an atlas (`chanfmt.format.records.ModelRecord`) and in a pruning plan alike."""
 
     @property
     def id(self) -> str: ...
@@ -32,17 +33,20 @@ class Named(Protocol):
 
 
 class ModelSource:
-    """A model's files: where they lie, and what they say. Each file is read when first asked for, and once.
+    """A model's files: where they lie, and what they say. Each file is read once, when something in it is first needed.
 
     `chanfmt.hub.locate.locate_model` makes one from what a user writes.
 
     Attributes:
         directory: Local directory with config, weights and tokenizer.
         id: Hub id, or the name of the directory or GGUF file.
-        revision: Commit on the Hub; empty elsewhere.
+        revision: Commit on the Hub; empty for a model that is not from the Hub.
         source: ``hub``, ``local`` or ``gguf``.
         trust_remote_code: Whether code from the model's repository may run.
+        loaded: The model itself, if it is in memory already (`chanfmt.models.memory`); otherwise None.
     """
+
+    loaded: Any = None
 
     def __init__(
         self, directory: Path, id: str = "", revision: str = "", source: str = "local", *, trust_remote_code: bool = False
@@ -82,29 +86,30 @@ class ModelSource:
 
     @functools.cached_property
     def config_fields(self) -> dict[str, Any]:
-        """The fields of ``config.json`` as they stand there. Raises `ModelError` if they are no table."""
+        """The fields of ``config.json`` as parsed JSON. Raises `ModelError` if it is not a JSON object."""
         path = self.directory / CONFIG_FILE
         try:
             config = json.loads(self.config_text)
         except (ValueError, RecursionError) as error:
             raise ModelError(f"{path} is not valid JSON: {error}") from None
         if not isinstance(config, dict):
-            raise ModelError(f"{path} is not a table of fields")
+            raise ModelError(f"{path} is not a JSON object")
         return config
 
     @functools.cached_property
     def config(self) -> Any:
-        """The config as transformers reads it, after refusing what cannot be measured.
+        """The config object of transformers.
 
         Raises:
-            ModelError: Unknown model type, remote code without consent, or quantised weights.
+            ModelError: The model type is unknown, the model needs code from its repository and ``trust_remote_code`` is off,
+                or the weights are quantised.
         """
-        import transformers
-
         with quiet_transformers():
             try:
-                config = transformers.AutoConfig.from_pretrained(self.directory, trust_remote_code=self.trust_remote_code)
-            # A config is free-form JSON: what it trips over in transformers is anyone's guess.
+                config = self._parsed_config()
+            except ModelError:
+                raise
+            # A config is free-form JSON, so transformers may raise anything over it.
             except Exception as error:
                 text = first_line(error)
                 if "trust_remote_code" in text:
@@ -112,14 +117,29 @@ class ModelSource:
                         f"{self.id} needs code from its repository", hint="read that code, then add --trust-remote-code"
                     ) from None
                 raise ModelError(f"{self.id}: transformers cannot read its config: {text}") from None
-        if getattr(config, "quantization_config", None):
-            method = config.quantization_config
-            name = method.get("quant_method") if isinstance(method, dict) else getattr(method, "quant_method", "unknown")
-            raise ModelError(
-                f"{self.id} is quantised ({name}); its weights cannot be measured or cut channel by channel",
-                hint="use the unquantised checkpoint it was made from",
-            )
+        check_unquantised(config, self.id)
         return config
+
+    def _parsed_config(self) -> Any:
+        """The config object of `config_fields`, as ``AutoConfig.from_pretrained`` makes it.
+
+        transformers reads the file again only if the file holds something that needs more than the class of its model
+        type: code from the repository, another file's name, a number that JSON does not have.
+        """
+        import transformers
+
+        fields = self.config_fields
+        kind = fields.get("model_type")
+        plain = (
+            isinstance(kind, str)
+            and kind in transformers.CONFIG_MAPPING
+            and not fields.keys() & {"auto_map", "configuration_files"}
+            and '"__float__"' not in self.config_text
+            and not (kind == "mistral" and "layer_types" in fields)
+        )
+        if not plain:
+            return transformers.AutoConfig.from_pretrained(self.directory, trust_remote_code=self.trust_remote_code)
+        return transformers.CONFIG_MAPPING[kind].from_dict(copy.deepcopy(fields), name_or_path=str(self.directory))
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -132,16 +152,28 @@ class ModelSource:
             except Exception as error:
                 raise ModelError(
                     f"{self.id} has no tokenizer that transformers can load: {first_line(error)}",
-                    hint="save the tokenizer into the same directory; models of images or sound are measured on a file of their "
-                    "inputs, --calib FILE.npz",
+                    hint="save the tokenizer into the same directory; for a model of images or sound, give a file of its inputs: "
+                    "--calib FILE.npz",
                 ) from None
 
 
+def check_unquantised(config: Any, name: str) -> None:
+    """Raise `ModelError` if ``config`` is that of a quantised model, whose name is ``name``."""
+    method = getattr(config, "quantization_config", None)
+    if not method:
+        return
+    kind = method.get("quant_method") if isinstance(method, dict) else getattr(method, "quant_method", "unknown")
+    raise ModelError(
+        f"{name} is quantised ({kind}); its weights cannot be measured or cut channel by channel",
+        hint="use the unquantised checkpoint it was made from",
+    )
+
+
 def local_source(model: str, *, trust_remote_code: bool = False) -> ModelSource | None:
-    """The local directory or ``.gguf`` file called ``model``; None if nothing of that name is here.
+    """The local directory or ``.gguf`` file called ``model``; None if this machine has no file of that name.
 
     Raises:
-        ModelError: It is here, and it is not a model.
+        ModelError: There is a file of that name, and it is not a model.
     """
     path = Path(os.path.expanduser(model))
     if path.suffix == ".gguf":
@@ -155,12 +187,12 @@ def local_source(model: str, *, trust_remote_code: bool = False) -> ModelSource 
     if not path.is_dir():
         raise ModelError(f"{model} is a file; a model is a directory, a .gguf file or a Hub id")
     if not (path / CONFIG_FILE).is_file():
-        raise ModelError(f"the directory {model} holds no config.json, so it is not a transformers model")
+        raise ModelError(f"the directory {model} has no config.json, so it is not a transformers model")
     return ModelSource(path, trust_remote_code=trust_remote_code)
 
 
 def is_local(path: Path) -> bool:
-    """Whether ``path`` names something on this machine, a ``.gguf`` file that may be missing included."""
+    """Whether ``path`` names something on this machine. A ``.gguf`` file does, even if it is missing. Raises `ModelError`."""
     try:
         return path.suffix == ".gguf" or path.exists()
     except OSError as error:
@@ -168,6 +200,6 @@ def is_local(path: Path) -> bool:
 
 
 def own_revision(model: str, record: Named) -> str | None:
-    """The commit that ``record`` was measured at, if ``model`` is what the record calls its model on the Hub."""
+    """The commit in ``record``, if ``model`` is the Hub id in ``record`` and not a local file; otherwise None."""
     same = record.source == "hub" and model == record.id and not Path(model).exists()
     return (record.revision or None) if same else None

@@ -5,19 +5,18 @@ from __future__ import annotations
 import base64
 import csv
 import io
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chanfmt.base import markdown
+from chanfmt.base import html, markdown
 from chanfmt.base.errors import MissingPackageError
 from chanfmt.base.files import atomic_directory
-from chanfmt.base.text import json_text, significant
+from chanfmt.base.text import json_text, number, spreadsheet_text
 from chanfmt.reporting import drawing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
     from chanfmt.reporting.make import Report
@@ -115,8 +114,7 @@ def _texts(values: np.ndarray) -> list[str]:
     if values.dtype.kind == "f":
         return ["" if np.isnan(value) else repr(value) for value in values.tolist()]
     texts = [str(value) for value in values.tolist()]
-    # A spreadsheet would run a cell that begins with one of these characters.
-    return [f"'{text}" if values.dtype.kind == "U" and text[:1] in "=+-@" else text for text in texts]
+    return [spreadsheet_text(text) for text in texts] if values.dtype.kind == "U" else texts
 
 
 def markdown_page(report: Report) -> str:
@@ -134,7 +132,7 @@ def markdown_page(report: Report) -> str:
                 f"*{markdown.inline(_caption(plot))}*".replace("*", "_")
             )
         if section.numbers:
-            parts.append(markdown.table(("number", "value"), [(name, _number(value)) for name, value in section.numbers.items()]))
+            parts.append(markdown.table(("number", "value"), [(name, number(value)) for name, value in section.numbers.items()]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -143,16 +141,19 @@ def html_page(report: Report, figures: dict[str, bytes]) -> str:
     parts = [
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(report.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{escape(report.title)}</h1>",
-        _html_table((), list(report.facts.items())),
-        *(f"<p><strong>Note.</strong> {escape(note)}</p>" for note in report.notes),
+        f"<title>{html.inline(report.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{html.inline(report.title)}</h1>",
+        html.table((), list(report.facts.items())),
+        *(f"<p><strong>Note.</strong> {html.inline(note)}</p>" for note in report.notes),
         "<h2>Beside the paper</h2>",
-        _html_table(_CLAIM_HEADINGS, list(_claims(report))),
-        f"<p>{escape(_CLAIM_NOTE)}</p>",
+        html.table(_CLAIM_HEADINGS, list(_claims(report))),
+        f"<p>{html.inline(_CLAIM_NOTE)}</p>",
     ]
     for section in report.sections:
-        parts += [f'<h2 id="{section.key}">{escape(section.title)}</h2>', *(f"<p>{escape(text)}</p>" for text in section.text)]
-        parts += [f'<p class="missing">Missing: {escape(text)}.</p>' for text in section.missing]
+        parts += [
+            f'<h2 id="{section.key}">{html.inline(section.title)}</h2>',
+            *(f"<p>{html.inline(text)}</p>" for text in section.text),
+        ]
+        parts += [f'<p class="missing">Missing: {html.inline(text)}.</p>' for text in section.missing]
         parts += [_html_figure(plot, figures[plot.name]) for plot in section.plots]
         parts.append(_html_numbers(section))
     return "\n".join(part for part in parts if part) + "\n</body>\n</html>\n"
@@ -179,21 +180,11 @@ def _caption(plot: Plot) -> str:
     return f"{plot.caption} {beside} Data: {', '.join(f'data/{name}.csv' for name in plot.data)}."
 
 
-def _number(value: float | int) -> str:
-    return f"{value:,}" if isinstance(value, int) else significant(value, 4)
-
-
-def _html_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in headings) + "</tr>\n" if headings else ""
-    body = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table>\n{head}{body}\n</table>"
-
-
 def _html_numbers(section: Section) -> str:
     if not section.numbers:
         return ""
     rows = "\n".join(
-        f'<tr><td>{escape(name)}</td><td class="number">{_number(value)}</td></tr>' for name, value in section.numbers.items()
+        f'<tr><td>{html.inline(name)}</td><td class="number">{number(value)}</td></tr>' for name, value in section.numbers.items()
     )
     return f"<table>\n{rows}\n</table>"
 
@@ -201,6 +192,6 @@ def _html_numbers(section: Section) -> str:
 def _html_figure(plot: Plot, svg: bytes) -> str:
     source: Any = base64.b64encode(svg).decode()
     return (
-        f'<figure>\n<img alt="{escape(plot.caption)}" src="data:image/svg+xml;base64,{source}">\n'
-        f"<figcaption>{escape(_caption(plot))}</figcaption>\n</figure>"
+        f'<figure>\n<img alt="{html.inline(plot.caption)}" src="data:image/svg+xml;base64,{source}">\n'
+        f"<figcaption>{html.inline(_caption(plot))}</figcaption>\n</figure>"
     )

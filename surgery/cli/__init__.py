@@ -1,1 +1,1 @@
-"""The `surgery` command: one file per subcommand."""
+"""The `surgery` command: one file per command."""

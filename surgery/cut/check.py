@@ -1,10 +1,9 @@
-"""Prove that a cut checkpoint is what it claims to be, before anyone sees it."""
+"""Check a cut checkpoint before it is published: its shapes, and what it computes."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from chanfmt.base.errors import CheckError
 from chanfmt.models.load import auto_class
 from chanfmt.models.quiet import quiet_transformers
-from chanfmt.models.safetensors import CheckpointIndex
 from surgery.cut.matching import match_ffns
 from surgery.cut.stock import meta_shapes, parse_config
 
@@ -23,6 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from chanfmt.models.find.intercept import Interceptor
+    from chanfmt.models.safetensors import CheckpointIndex
+    from chanfmt.models.source import ModelSource
     from surgery.cut.checkpoint.cuts import Cut
     from surgery.cut.config_width import Allowed
     from surgery.cut.inputs import Inputs
@@ -33,12 +33,12 @@ LOGIT_TOLERANCE = 1e-4
 """Largest accepted max|difference| / max|masked dense logits|."""
 
 FITTED_TOLERANCE = 2e-2
-"""The same for a refitted model, whose refit may have run in bfloat16."""
+"""Largest accepted relative error of a refitted model, whose refit may have run in bfloat16."""
 
 
 @dataclass(frozen=True)
 class ShapeCheck:
-    """Check 1: every tensor on disk and every parameter of the stock model has its shape."""
+    """Check 1, passed: every tensor on disk and every parameter of the stock model has the planned shape."""
 
     tensors: int
     parameters: int
@@ -46,14 +46,14 @@ class ShapeCheck:
 
 @dataclass(frozen=True)
 class LogitCheck:
-    """Check 2: the cut model computes what the dense one computes with the channels masked.
+    """Check 2, passed: the cut model computes what the dense model computes with the removed channels masked.
 
     Attributes:
         relative_error: max|difference| / max|masked dense logits|.
-        tolerance: Largest accepted value of it.
-        count: Tokens (of other inputs: samples) compared.
-        text: What they are: ``calibration tokens``, ``random tokens``, ``random pixel_values``, ...
-        dtype: ``float32``, or ``float64`` where rounding alone exceeded the tolerance in float32.
+        tolerance: Largest accepted relative error.
+        count: Number of tokens compared, or of samples for other inputs.
+        text: Kind of the inputs: ``calibration tokens``, ``random tokens``, ``random pixel_values``, ...
+        dtype: ``float32``, or ``float64`` if rounding alone exceeded the tolerance in float32.
     """
 
     relative_error: float
@@ -63,24 +63,23 @@ class LogitCheck:
     dtype: str
 
 
-def check_shapes(index: CheckpointIndex, cuts: Mapping[str, Cut], allowed: Allowed, output: Path) -> ShapeCheck:
-    """Compare the checkpoint in ``output`` with the cut that was asked for, on disk and as stock code sees it.
+def check_shapes(index: CheckpointIndex, cuts: Mapping[str, Cut], allowed: Allowed, output: ModelSource) -> ShapeCheck:
+    """Compare the checkpoint ``output`` with the planned cut, on disk and as stock code sees it.
 
     Args:
         index: The uncut checkpoint.
         allowed: Shapes that the stock model may have after the cut, by parameter name.
 
     Raises:
-        CheckError: A tensor or a parameter is missing, is surplus, or has another shape or dtype.
+        CheckError: A tensor or a parameter is missing, is not expected, or has another shape or dtype.
     """
-    written = CheckpointIndex.open(output)
     expected = {name: (entry.dtype, cuts[name].shape if name in cuts else entry.shape) for name, entry in index.tensors.items()}
-    for name in sorted(written.tensors.keys() | expected.keys()):
-        entry = written.tensors.get(name)
+    for name in sorted(output.index.tensors.keys() | expected.keys()):
+        entry = output.index.tensors.get(name)
         found = (entry.dtype, entry.shape) if entry else None
         if found != expected.get(name):
             raise _wrong("checkpoint", name, found, expected.get(name))
-    shapes = meta_shapes(json.loads((output / "config.json").read_text(encoding="utf-8")))
+    shapes = meta_shapes(output.config_fields)
     for name in sorted(shapes.keys() | allowed.keys()):
         if shapes.get(name) not in allowed.get(name, ()):
             raise _wrong("stock model", name, shapes.get(name), " or ".join(map(str, allowed.get(name, ()))))
@@ -88,27 +87,31 @@ def check_shapes(index: CheckpointIndex, cuts: Mapping[str, Cut], allowed: Allow
 
 
 def check_logits(
-    plan: PruningPlan, source: Path, output: Path, *, mask: bool = True, added: Mapping[str, np.ndarray] | None = None
+    plan: PruningPlan,
+    source: ModelSource,
+    output: ModelSource,
+    *,
+    mask: bool = True,
+    added: Mapping[str, np.ndarray] | None = None,
 ) -> LogitCheck:
-    """Compare the logits of ``output`` with those of ``source`` whose removed channels are masked.
+    """Compare the logits of ``output`` with those of ``source`` with the removed channels masked.
 
-    The channels are masked where the model, traced, shows its FFNs, and not where the plan says that
-    they lie: a wrong tensor map fails here. Both models are loaded by stock ``from_pretrained`` in
-    float32, one after the other. A cut that leaves a model in ruins also leaves one that magnifies
-    rounding, which differs between the two because their sums have different lengths; so what fails in
-    float32 is decided in float64, if it fits.
+    Tracing the model shows where its FFNs lie, and the channels are masked there. The plan's tensor map is not used,
+    so a wrong map fails here. Stock ``from_pretrained`` loads both models in float32, one after the other. A cut that
+    ruins a model also makes it magnify rounding, and rounding differs between the two models because their sums have
+    different lengths. A difference in float32 is therefore checked again in float64, if the model fits.
 
     Args:
-        mask: Off where ``output`` should compute what ``source`` does as it is.
-        added: Name of an FFN to what the result adds to its output besides, (outputs,).
+        mask: False if ``output`` should compute what ``source`` computes without a mask.
+        added: Name of an FFN to the vector that the result adds to the FFN's output, (outputs,).
 
     Raises:
-        CheckError: They differ by more than `LOGIT_TOLERANCE`, keys are missing or surplus, or
-            tied parameters came apart.
+        CheckError: The logits differ by more than `LOGIT_TOLERANCE`, keys are missing or not expected, or
+            parameters that ``source`` ties are not tied in ``output``.
     """
     check = _compare_logits(plan, source, output, "float32", mask, added or {})
     # Not "error > tolerance": a NaN must fail.
-    if not check.relative_error <= LOGIT_TOLERANCE and memory_shortage(CheckpointIndex.open(source).parameters, 8) is None:
+    if not check.relative_error <= LOGIT_TOLERANCE and memory_shortage(source.index.parameters, 8) is None:
         check = _compare_logits(plan, source, output, "float64", mask, added or {})
     if not check.relative_error <= LOGIT_TOLERANCE:
         what = "the masked dense model's" if mask else "the pruned model's"
@@ -120,7 +123,7 @@ def check_logits(
 
 
 def _compare_logits(
-    plan: PruningPlan, source: Path, output: Path, dtype: str, mask: bool, added: Mapping[str, np.ndarray]
+    plan: PruningPlan, source: ModelSource, output: ModelSource, dtype: str, mask: bool, added: Mapping[str, np.ndarray]
 ) -> LogitCheck:
     from surgery.cut.inputs import check_inputs
 
@@ -133,7 +136,7 @@ def _compare_logits(
     gc.collect()
     pruned, pruned_report = _load(output, dtype)
     for kind, keys in pruned_report.items():
-        # What the source's own checkpoint lacks or adds is no work of ours.
+        # Keys that the source's own checkpoint lacks or adds were not caused by the cut.
         new = keys - report[kind]
         if new:
             raise CheckError(f"the result loads with {kind.replace('_', ' ')}: {', '.join(sorted(new)[:3])}")
@@ -145,8 +148,11 @@ def _compare_logits(
     return LogitCheck(error, LOGIT_TOLERANCE, inputs.count, inputs.text, dtype)
 
 
-def check_fitted(output: Path, fitted: Refitted) -> float:
-    """Compare the logits of the refitted model in ``output`` with those that the refit ended in, relative to the largest.
+def check_fitted(output: ModelSource, fitted: Refitted) -> float:
+    """Compare the logits of the refitted model ``output`` with the logits at the end of the refit.
+
+    Returns:
+        max|difference| / max|logits|.
 
     Raises:
         CheckError: They differ by more than `FITTED_TOLERANCE`, or stock transformers cannot load it.
@@ -161,15 +167,15 @@ def check_fitted(output: Path, fitted: Refitted) -> float:
     error = float((found - fitted.logits).abs().max() / fitted.logits.abs().max())
     if not error <= FITTED_TOLERANCE:
         raise CheckError(
-            f"the refitted model's logits differ from those that were fitted by {error:.2g} of their largest "
+            f"the refitted model's logits differ from those at the end of the refit by {error:.2g} of their largest "
             f"value, and {FITTED_TOLERANCE:g} is allowed; nothing was written"
         )
     return error
 
 
 def memory_shortage(parameters: int, bytes_each: int = 4) -> str | None:
-    """Why `check_logits` does not fit in memory for a model of ``parameters``, or None where it does."""
-    # The weights, and a quarter for the pages read and the activations.
+    """The reason why `check_logits` does not fit in memory for a model of ``parameters``; None if it fits."""
+    # The weights, and a quarter of their size for the pages read and the activations.
     needed = parameters * bytes_each * 5 // 4 + (512 << 20)
     available = available_memory()
     if needed <= available:
@@ -178,7 +184,7 @@ def memory_shortage(parameters: int, bytes_each: int = 4) -> str | None:
 
 
 def available_memory() -> int:
-    """Bytes that this process may still use: free memory, or less where its control group says so."""
+    """Bytes that this process may still use: the free memory, or less if its control group limits it."""
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
@@ -199,23 +205,30 @@ def _wrong(what: str, name: str, found: object, expected: object) -> CheckError:
     )
 
 
-def _load(directory: Path, dtype: str) -> tuple[Any, dict[str, set[str]]]:
+def _load(source: ModelSource, dtype: str) -> tuple[Any, dict[str, set[str]]]:
     import torch
 
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     try:
         with quiet_transformers():
-            model, info = auto_class(parse_config(config)).from_pretrained(
-                directory, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True, output_loading_info=True
+            model, info = auto_class(parse_config(source.config_fields)).from_pretrained(
+                source.directory,
+                dtype=getattr(torch, dtype),
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
             )
     except Exception as error:
-        raise CheckError(f"stock transformers cannot load {directory}: {error}") from error
+        raise CheckError(f"stock transformers cannot load {source.directory}: {error}") from error
     kinds = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
     return model.eval(), {kind: {str(key) for key in info[kind]} for kind in kinds}
 
 
 def _masked(model: Any, plan: PruningPlan, inputs: Inputs, added: Mapping[str, np.ndarray]) -> Interceptor:
-    """Zero the write vectors of the channels that ``plan`` removes from ``model``. Returns what adds ``added``, to be entered."""
+    """Zero the write vectors of the channels that ``plan`` removes from ``model``.
+
+    Returns:
+        A context manager that adds ``added`` while it is entered.
+    """
     import torch
 
     from chanfmt.models.find.intercept import Interceptor
@@ -231,8 +244,8 @@ def _masked(model: Any, plan: PruningPlan, inputs: Inputs, added: Mapping[str, n
         if ffn.mixed:
             raise CheckError(
                 f"{block.module} computes numbers from all its channels (a norm, a threshold) between its projections, so "
-                "those that stay would compute something else than in the dense model with the others masked",
-                hint="to cut it nonetheless, add --no-verify, and evaluate the result",
+                "the kept channels would compute something else than in the dense model with the others masked",
+                hint="to cut this model anyway, add --no-verify, and evaluate the result",
             )
         for expert, member in enumerate(ffn.members):
             removed = torch.from_numpy(block.removed_of(expert)).long()

@@ -1,8 +1,8 @@
-"""Find the config fields that hold FFN widths, by trying: no table of models to keep up to date.
+"""Find the config fields that hold FFN widths by trial, so that no table of models must be kept up to date.
 
-A candidate is a field that is the old width, a list of old widths, a divisor of the old width, or unset.
-It is edited, the stock model is rebuilt on the meta device, and *all* shapes are compared: the edit is
-right where it moves the wanted axes and nothing else.
+A candidate is a field that equals the old width, a list of old widths, a divisor of the old width, or an unset field. The
+field is edited, the stock model is rebuilt on the meta device, and *all* shapes are compared. The edit is right if it
+changes the wanted axes and nothing else.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Layout:
 
     Attributes:
         widths: Width of every FFN in the result.
-        cuts: What that makes of the checkpoint's tensors.
+        cuts: Name of every tensor that changes to its cut.
         config: The edited config.
-        fields: Width fields that were edited, dotted where nested.
+        fields: Width fields that were edited, dotted if nested.
         allowed: Shapes that the stock model of the edited config may have.
-        switched: Other fields that were edited, which stay so when the cut is undone.
+        switched: Other fields that were edited. They stay edited when the cut is undone.
     """
 
     widths: Widths
@@ -55,8 +55,8 @@ class Layout:
 def find_layout(plan: PruningPlan, config: dict[str, Any], index: CheckpointIndex) -> Layout:
     """The smallest layout of ``plan``'s result that the stock class of ``config`` can load.
 
-    Where no config gives every FFN a width of its own, FFNs of a kind get the width of the widest of
-    them, filled up with zero channels; where no field sets their width at all, they keep it.
+    If no config can give every FFN a width of its own, FFNs of a kind get the width of the widest of them and are padded
+    with zero channels. If no field sets their width at all, they keep their old width.
 
     Raises:
         ModelError: A tensor cannot be cut, or a parameter of the plan is not in the model.
@@ -77,7 +77,7 @@ def find_layout(plan: PruningPlan, config: dict[str, Any], index: CheckpointInde
 
 
 def _widths(plan: PruningPlan) -> Iterator[Widths]:
-    """Layouts to try, smallest first, each once."""
+    """The widths of the layouts to try, smallest first, each once."""
     tried: list[Widths] = []
     groups: tuple[dict[str, Any], ...] = (
         {block.name: block.name for block in plan.blocks},
@@ -98,9 +98,8 @@ def _widths(plan: PruningPlan) -> Iterator[Widths]:
 def allowed_shapes(plan: PruningPlan, widths: Widths, cuts: Mapping[str, Cut], index: CheckpointIndex, before: Shapes) -> Allowed:
     """Shapes that the loaded model may have after ``cuts``, by parameter name.
 
-    A parameter that lies in the checkpoint as it is has the shape of its tensor. Of one that
-    transformers converts as it loads it, any one axis may lose the removed channels of the roles (and
-    experts) that it holds.
+    A parameter that is stored as a tensor of its own has the shape of that tensor. If transformers converts a parameter
+    when it loads it, any one axis may lose the removed channels of the roles (and experts) that the parameter holds.
 
     Args:
         index: The uncut checkpoint.
@@ -138,7 +137,7 @@ def _narrowed(shape: tuple[int, ...], removed: set[int]) -> Iterator[tuple[int, 
 
 
 def in_model(parameter: str, shapes: Shapes) -> str:
-    """What the stock model calls ``parameter``: another head changes the names' beginning."""
+    """The stock model's name of ``parameter``: with another head, names begin differently."""
     if parameter in shapes:
         return parameter
     found = [name for name in shapes if name.endswith(f".{parameter}") or parameter.endswith(f".{name}")]
@@ -150,17 +149,17 @@ def in_model(parameter: str, shapes: Shapes) -> str:
 def narrow_config(
     config: dict[str, Any], before: Shapes, allowed: Allowed, plan: PruningPlan, widths: Widths
 ) -> tuple[dict[str, Any], dict[str, Change]]:
-    """``config`` with its width fields changed so that the stock model has ``allowed`` shapes.
+    """Change the width fields of ``config`` such that the stock model has ``allowed`` shapes.
 
     Args:
         config: Content of ``config.json``.
         before: Shapes of the stock model now, by parameter name.
 
     Returns:
-        The edited copy, and the edited fields (dotted where nested).
+        The edited copy, and the edited fields, dotted if nested.
 
     Raises:
-        ModelError: No field, or no set of fields, gives these shapes and no others.
+        ModelError: No set of fields gives these shapes and no others.
     """
     missing = {name for name in before if before[name] not in allowed[name]}
     edits: dict[FieldPath, Any] = {}
@@ -169,7 +168,7 @@ def narrow_config(
         if path in edits:
             continue
         moved = _moved(edit_config(config, edits | {path: new}), before)
-        # A field that moves anything else than wanted, or moves it elsewhere, is another quantity.
+        # A field that also changes another shape, or changes a shape to another value, holds another quantity.
         if moved and moved.keys() & missing and all(shape in allowed[name] for name, shape in moved.items()):
             edits[path] = new
             missing -= moved.keys()
@@ -181,14 +180,14 @@ def narrow_config(
         example = min(missing or allowed)
         raise ModelError(
             f"no config field of the model type {config.get('model_type')!r} sets the FFN width alone, so stock code "
-            f"could not load the result (it would have to move {example} from {list(before[example])} to "
-            f"{' or '.join(str(list(shape)) for shape in sorted(allowed[example]))} and nothing else)",
+            f"could not load the result (the field would have to change {example} from {list(before[example])} to "
+            f"{' or '.join(str(list(shape)) for shape in sorted(allowed[example]))}, and nothing else)",
         )
     return edited, {".".join(path): Change(fields[path], value) for path, value in edits.items()}
 
 
 def _moved(config: dict[str, Any], before: Shapes) -> Shapes:
-    """Shapes that differ from ``before``; empty where the model cannot be built or has other names."""
+    """Shapes that differ from ``before``; empty if the model cannot be built or has other names."""
     try:
         after = meta_shapes(config)
     except ModelError:
@@ -199,7 +198,7 @@ def _moved(config: dict[str, Any], before: Shapes) -> Shapes:
 
 
 def _candidates(fields: Mapping[FieldPath, Any], plan: PruningPlan, widths: Widths) -> Iterator[tuple[FieldPath, Any]]:
-    """Fields of a config and values to try, likely ones first."""
+    """Fields of a config with values to try, likely fields first."""
     moves: dict[int, set[int]] = defaultdict(set)
     for block in plan.blocks:
         moves[block.n_channels].add(widths[block.name])
@@ -213,7 +212,7 @@ def _candidates(fields: Mapping[FieldPath, Any], plan: PruningPlan, widths: Widt
     for path, value in fields.items():
         if isinstance(value, list) and value and all(type(item) is int for item in value) and set(value) & moves.keys():
             yield from ((path, new) for new in _lists(plan, widths, value))
-    # Unset fields mean a multiple of another width; names that suggest an FFN are tried first.
+    # An unset field stands for a multiple of another width. Names that suggest an FFN are tried first.
     unset = [path for path, value in fields.items() if value is None]
     unset.sort(key=lambda path: not any(word in path[-1] for word in _LIKELY_UNSET))
     for path in unset:
@@ -230,16 +229,16 @@ def _candidates(fields: Mapping[FieldPath, Any], plan: PruningPlan, widths: Widt
 
 
 def _per_layer(plan: PruningPlan, widths: Widths, old: int, layers: Any) -> Iterator[list[int]]:
-    """Lists of widths, one per layer, for a field that is one number so far; one list per stack of FFNs."""
+    """Lists of one width per layer, for a field that holds one number so far; one list per stack of FFNs."""
     if type(layers) is int and layers > 0:
         yield from _lists(plan, widths, [old] * layers)
 
 
 def _lists(plan: PruningPlan, widths: Widths, values: list[int]) -> Iterator[list[int]]:
-    """``values`` with the entries of layers that are cut replaced, for every stack that fits them."""
+    """``values`` with new widths for the layers that are cut; one list per stack that fits ``values``."""
     stacks: dict[str, list[BlockPlan]] = defaultdict(list)
     for block in plan.blocks:
-        # Stacks of other widths beside "decoder" are the same layers' list.
+        # Stacks such as "decoder-8192" belong to the same list of layers as "decoder".
         stacks[block.stack.partition("-")[0]].append(block)
     for blocks in stacks.values():
         if all(block.layer_index < len(values) and values[block.layer_index] == block.n_channels for block in blocks):
@@ -250,7 +249,7 @@ def _lists(plan: PruningPlan, widths: Widths, values: list[int]) -> Iterator[lis
 
 
 def config_fields(config: Mapping[str, Any], prefix: FieldPath = ()) -> Iterator[tuple[FieldPath, Any]]:
-    """Every field of ``config`` that is no table, with its value."""
+    """Every field of ``config`` that is not a table, with its value."""
     for name, value in config.items():
         if isinstance(value, dict):
             yield from config_fields(value, (*prefix, name))

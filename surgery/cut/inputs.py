@@ -1,4 +1,4 @@
-"""What a model is run on to compare it with its cut: text where it reads tokens, otherwise noise of the right shape."""
+"""Inputs on which a model is compared with its cut: text if it reads tokens, otherwise noise of the right shape."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _SOUND_SAMPLES = 16_000
 
 @dataclass(frozen=True)
 class Inputs:
-    """Arguments of a model's forward, and what they are.
+    """Arguments of a model's ``forward``, and their description.
 
     Attributes:
-        arrays: By the names that forward has for them; first axis is samples.
-        count: Tokens, or samples of anything else.
-        text: What they are, for people.
+        arrays: Argument name to array; the first axis is samples.
+        count: Number of tokens, or of samples for other inputs.
+        text: Description of the inputs, for people.
     """
 
     arrays: dict[str, torch.Tensor]
@@ -46,17 +46,17 @@ class Inputs:
         )
 
     def find_ffns(self, model: Any) -> Sequence[FFN]:
-        """The FFNs that these inputs reach."""
+        """The FFNs of ``model`` that these inputs reach, in model order. Raises `ModelError`."""
         if "input_ids" in self.arrays:
             return find_ffns(model)
         return find_ffns_given(model, self.arrays)[0]
 
 
 def check_inputs(model: Any, tokens: Sequence[int], seed: int) -> Inputs:
-    """Inputs for ``model``: ``tokens`` where they fit it, random ones otherwise.
+    """Inputs for ``model``: ``tokens`` if they fit the model, otherwise random inputs.
 
     Raises:
-        CheckError: It reads something that nothing is known about here.
+        CheckError: The model reads a kind of input of which this module does not know the shape.
     """
     generator = torch.Generator().manual_seed(seed)
     forward = inspect.signature(model.forward).parameters
@@ -66,8 +66,8 @@ def check_inputs(model: Any, tokens: Sequence[int], seed: int) -> Inputs:
     shape = _shape(model, name)
     if shape is None:
         raise CheckError(
-            f"{type(model).__name__} reads {name}, and nothing of that kind can be made up to compare logits on",
-            hint="to cut it nonetheless, add --no-verify, and evaluate the result",
+            f"{type(model).__name__} reads {name}, and the shape of {name} is unknown, so its logits cannot be compared",
+            hint="to cut this model anyway, add --no-verify, and evaluate the result",
         )
     arrays = {name: torch.randn(_SAMPLES, *shape, generator=generator)}
     if "decoder_input_ids" in forward:
@@ -87,7 +87,7 @@ def _tokens(model: Any, tokens: Sequence[int], generator: torch.Generator) -> In
 
 
 def _shape(model: Any, name: str) -> tuple[int, ...] | None:
-    """Shape of one sample of the input ``name``; None where that is unknown."""
+    """Shape of one sample of the input ``name``; None if it is unknown."""
     config = getattr(model.config, "vision_config", model.config)
     if name == "pixel_values" and hasattr(config, "image_size"):
         size = config.image_size

@@ -1,4 +1,4 @@
-"""Which FFN of a loaded model is which of an atlas or a plan."""
+"""Match the FFNs of a loaded model with those of an atlas or a plan."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 def match_ffns(blocks: Sequence[Described], ffns: Sequence[FFN]) -> list[FFN | None]:
-    """The FFN of each of ``blocks``, None where there is none: those of one module, width and kind pair up in model order."""
+    """The FFN that belongs to each of ``blocks``; None if there is none.
+
+    FFNs with the same module, width and number of experts are paired in model order.
+    """
     found: dict[tuple[str, int, int], list[FFN]] = defaultdict(list)
     for ffn in ffns:
         found[ffn.container, ffn.width, ffn.experts].append(ffn)

@@ -1,65 +1,85 @@
-"""A pruned checkpoint back in its full width: what was kept where it was, zeros where something was removed."""
+"""Put a pruned checkpoint back into its full width: kept channels in their old places, zeros in place of the others."""
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.narrate import say
-from chanfmt.models.safetensors import CheckpointIndex
-from surgery.cut.apply import check_output, published, read_config, versions, write_json
+from chanfmt.models.source import ModelSource
+from surgery.cut.apply import check_output, published, versions, write_json
 from surgery.cut.check import check_logits, check_shapes, memory_shortage
 from surgery.cut.checkpoint.cuts import plan_restoration
 from surgery.cut.config_width import edit_config
+from surgery.cut.options import CUT_DEFAULTS, CutOptions
+from surgery.cut.source import unquantised_config
 from surgery.cut.stock import meta_shapes
-from surgery.planning.plan import load_applied
+from surgery.planning.file import load_applied
 from surgery.result.names import KEPT_FILE, REPORT_FILE
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    import os
+    from collections.abc import Mapping
 
 RESTORE_FORMAT = "surgery-restore/1"
 
 
-def restore(
-    directory: Path, output: Path, *, overwrite: bool = False, verify: bool = True, shard_bytes: int | None = None
-) -> dict[str, Any]:
-    """Write the pruned checkpoint in ``directory`` (perhaps trained since) to ``output`` in its full width.
+@dataclass(frozen=True)
+class Restored:
+    """A pruned model that was put back into its full width.
 
-    Every tensor of an FFN holds the pruned model's bits at the channels that were kept and zeros
-    elsewhere, so it computes what the pruned model computes.
+    Attributes:
+        model: The dense model, as the plan names it.
+        atlas_sha256: ``content_sha256`` of the plan's atlas.
+        tensors: Tensors of the checkpoint.
+        relative_error: max|difference| / max|logits| between the pruned and the restored model; None if it was not measured.
+        versions: Package to version.
+    """
+
+    model: str
+    atlas_sha256: str
+    tensors: int
+    relative_error: float | None
+    versions: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``surgery.json``."""
+        return {"format": RESTORE_FORMAT, **asdict(self)}
+
+
+def restore(source: ModelSource, output: str | os.PathLike[str], options: CutOptions = CUT_DEFAULTS) -> Restored:
+    """Write the pruned checkpoint ``source``, perhaps trained since, to the directory ``output`` in its full width.
+
+    Every tensor of an FFN holds the pruned model's bits at the kept channels and zeros elsewhere. The restored model
+    therefore computes what the pruned model computes.
 
     Args:
-        overwrite, verify, shard_bytes, progress, note: As in `surgery.cut.apply.apply_plan`.
-
-    Returns:
-        The content of its ``surgery.json``.
+        source: A result of `surgery.cut.prune` or `surgery.cut.apply`.
+        options: How the restored model is written and checked. ``fine_tune`` has no meaning here.
 
     Raises:
-        UsageError: ``directory`` has no kept channels, or ``output`` cannot be written or replaced.
-        ModelError: The checkpoint is not what the kept channels were made for.
+        UsageError: ``source`` has no list of kept channels, or ``output`` cannot be written or replaced.
+        ModelError: The checkpoint does not fit the list of kept channels.
         CheckError: The result did not pass its checks.
         ChanfmtError: The disk is full or fails.
     """
-    check_output(output, overwrite=overwrite, source=directory)
-    plan, applied = load_applied(directory / KEPT_FILE)
-    index = CheckpointIndex.open(directory)
-    cuts = plan_restoration(plan, applied.widths, index)
+    directory = Path(output)
+    check_output(directory, overwrite=options.overwrite, source=source.directory)
+    plan, applied = load_applied(source.directory / KEPT_FILE)
+    cuts = plan_restoration(plan, applied.widths, source.index)
     before = {tuple(name.split(".")): change.before for name, change in applied.config.items()}
-    config = edit_config(read_config(directory), before)
+    config = edit_config(unquantised_config(source), before)
     allowed = {name: frozenset({shape}) for name, shape in meta_shapes(config).items()}
-    with published(output, index, cuts, config, shard_bytes) as temporary:
-        shapes = check_shapes(index, cuts, allowed, temporary)
-        skipped = "--no-verify" if not verify else memory_shortage(CheckpointIndex.open(temporary).parameters)
-        logits = check_logits(plan, directory, temporary, mask=False) if skipped is None else None
+    with published(directory, source.index, cuts, config, options.shard_bytes) as temporary:
+        written = ModelSource(temporary)
+        shapes = check_shapes(source.index, cuts, allowed, written)
+        skipped = "--no-verify" if not options.verify else memory_shortage(written.index.parameters)
+        logits = check_logits(plan, source, written, mask=False) if skipped is None else None
         if skipped:
             say(f"logits are not compared with the pruned model's: {skipped}")
-        report = {
-            "format": RESTORE_FORMAT,
-            "model": plan.model.id,
-            "atlas_sha256": plan.atlas_sha256,
-            "tensors": shapes.tensors,
-            "relative_error": logits.relative_error if logits else None,
-            "versions": versions(),
-        }
-        write_json(report, temporary / REPORT_FILE)
-    return report
+        restored = Restored(
+            plan.model.id, plan.atlas_sha256, shapes.tensors, logits.relative_error if logits else None, versions()
+        )
+        write_json(restored.to_json(), temporary / REPORT_FILE)
+    return restored

@@ -1,32 +1,33 @@
-"""Which model an atlas or a plan is of, and whether the one at hand is that model."""
+"""The model of an atlas or a plan: how it is found, and whether it is the model that was measured."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import ModelError, UsageError
 from chanfmt.base.narrate import say
 from chanfmt.hub.locate import locate_model, main_commit
-from chanfmt.models.source import own_revision
+from chanfmt.models.source import ModelSource, own_revision
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from chanfmt.models.source import ModelSource, Named
+    from chanfmt.models.source import Named
 
 
-def find_model(model: Named, given: str | None, revision: str | None = None) -> ModelSource:
-    """The model of an atlas or a plan, at the commit that was measured, or what the user names in its place.
+def find_model(model: Named, given: ModelSource | str | os.PathLike[str] | None, revision: str | None = None) -> ModelSource:
+    """The model of an atlas or a plan, at the commit that was measured, or the model that the user names instead.
 
     Args:
-        given: What the user names.
+        given: What the user names: a model's files, a Hub id, a directory or a ``.gguf`` file; None for ``model``.
         revision: Branch, tag or commit in place of the measured one.
 
     Raises:
-        UsageError: The model is on some machine only.
-        ModelError: It cannot be had.
+        UsageError: ``model`` was a local model, and nothing is ``given``.
+        ModelError: The model does not exist, or cannot be downloaded.
     """
-    name = _name_of(model) if given is None else given
+    if isinstance(given, ModelSource):
+        return given
+    name = _name_of(model) if given is None else os.fspath(given)
     found = locate_model(name, revision=revision or own_revision(name, model))
     if found.source != "hub" or found.id != model.id or model.source != "hub":
         return found
@@ -39,7 +40,7 @@ def find_model(model: Named, given: str | None, revision: str | None = None) -> 
 
 
 def _name_of(model: Named) -> str:
-    """Where the atlas says its model is. Raises `UsageError` where that is on some machine only."""
+    """The Hub id of ``model``. Raises `UsageError` if it was a local model."""
     if model.source != "hub":
         raise UsageError(
             f"the atlas was built from a local model named {model.id!r}, and does not say where it is",
@@ -48,14 +49,24 @@ def _name_of(model: Named) -> str:
     return model.id
 
 
-def check_fingerprint(model: Named, directory: Path, found: str, way_out: str = "") -> None:
-    """Raise `ModelError` where ``directory``, of fingerprint ``found``, holds other weights than the atlas was built from.
+def check_fingerprint(model: Named, source: ModelSource, way_out: str = "") -> None:
+    """Raise `ModelError` if ``source`` has other weights than ``model``, from which the atlas was built.
 
     Args:
-        way_out: What the hint says besides.
+        way_out: A further way out, for the end of the hint.
     """
-    if found != model.fingerprint:
+    if source.fingerprint != model.fingerprint:
         raise ModelError(
-            f"{directory} is not the model of the atlas: its weights differ from those of {model.id!r}",
+            f"{source.directory} is not the model of the atlas: its weights differ from those of {model.id!r}",
             hint=f"pass the model (and the revision) that the atlas was built from{way_out}",
         )
+
+
+def unquantised_config(source: ModelSource) -> dict[str, Any]:
+    """The fields of ``source``'s ``config.json``. Raises `ModelError` if there are none, or if the weights are quantised."""
+    config = source.config_fields
+    if config.get("quantization_config"):
+        raise ModelError(
+            f"{source.directory} is quantised, and its scales would be wrong after a cut", hint="dequantise the model first"
+        )
+    return config

@@ -1,4 +1,4 @@
-"""What stock transformers makes of a config: the model class, its shapes."""
+"""The model that stock transformers builds from a config, and its shapes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def parse_config(config: dict[str, Any]) -> Any:
     """The transformers config object of a ``config.json``.
 
     Raises:
-        ModelError: Its model type is unknown to the installed transformers, or it does not parse.
+        ModelError: The installed transformers does not know the model type, or cannot read the config.
     """
     import transformers
 
@@ -30,7 +30,7 @@ def parse_config(config: dict[str, Any]) -> Any:
             hint="update it with: pip install -U transformers",
         )
     try:
-        # Only the way through a file restores what JSON has no numbers for, such as an infinite limit.
+        # Only a file restores numbers that JSON cannot name, such as an infinite limit.
         with tempfile.TemporaryDirectory() as directory, quiet_transformers():
             file = Path(directory) / "config.json"
             file.write_text(json.dumps(config), encoding="utf-8")
@@ -40,7 +40,7 @@ def parse_config(config: dict[str, Any]) -> Any:
 
 
 def meta_model(config: dict[str, Any]) -> Any:
-    """The stock model of ``config`` on the meta device: names and shapes without numbers.
+    """The stock model of ``config`` on the meta device, which has names and shapes but no numbers.
 
     Raises:
         ModelError: The stock class cannot be built from ``config``.
@@ -58,7 +58,7 @@ def meta_model(config: dict[str, Any]) -> Any:
 
 
 def meta_shapes(config: dict[str, Any]) -> Shapes:
-    """Name to shape of every parameter and stored buffer of the stock model, which is never filled.
+    """Name to shape, for every parameter and stored buffer of the stock model of ``config``.
 
     Raises:
         ModelError: As `meta_model`.

@@ -13,7 +13,7 @@ _PROCESS = Path("/proc/self")
 
 
 class PeakMemory:
-    """The largest memory use since this was made: a GPU's allocations, or else the process's resident set.
+    """The largest memory use since the object was made: torch's allocations on a GPU, or else the process's resident set.
 
     Attributes:
         kind: ``cuda`` or ``rss``.
@@ -25,7 +25,7 @@ class PeakMemory:
         self._known = self._start()
 
     def bytes(self) -> int | None:
-        """The peak; None where the system keeps none, or none that begins anew. On Linux it does."""
+        """The peak in bytes; None if the system records no peak that can be reset. Linux does."""
         if not self._known:
             return None
         if self.kind == "cuda":
@@ -42,7 +42,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self.device)
             return True
         try:
-            # 5 makes the peak what is resident now: without it a small model after a large one would have the large one's.
+            # Writing 5 resets the peak to what is resident now. Otherwise a small model would show the peak of a large one before it.
             (_PROCESS / "clear_refs").write_text("5")
         except OSError:
             return False

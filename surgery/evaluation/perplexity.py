@@ -1,4 +1,4 @@
-"""Next-token losses of a loaded model, block by block, and how sure a comparison of two of them is."""
+"""Next-token losses of a loaded model, block by block, and the bootstrap that compares two models."""
 
 from __future__ import annotations
 
@@ -17,39 +17,42 @@ if TYPE_CHECKING:
 RESAMPLES = 10_000
 """Bootstrap resamples of a comparison."""
 CONFIDENCE = 0.95
-"""Coverage of its interval."""
+"""Coverage of the bootstrap interval."""
 _DRAWS = 1 << 20
-"""Block numbers held at a time while resampling."""
+"""Block numbers in memory at a time while resampling."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BlockLosses:
-    """Losses of one model on consecutive blocks of a text. A token is predicted from those before it in its block.
+    """Losses of one model on consecutive blocks of tokens. A token is predicted from the tokens before it in its block.
 
     Attributes:
         nll: Summed next-token NLL of each block in nats, float64 (block,).
-        predicted: Tokens predicted in each block, int64 (block,); all but the block's first.
+        predicted: Tokens predicted in each block, int64 (block,): all but the first token of the block.
     """
 
     nll: np.ndarray
     predicted: np.ndarray
 
+    def __repr__(self) -> str:
+        return f"<BlockLosses of {len(self.nll):,} blocks: {self.mean:.4f} nats per token>"
+
     @cached_property
     def mean(self) -> float:
-        """NLL per predicted token, nats."""
+        """NLL per predicted token, in nats."""
         return float(self.nll.sum() / self.predicted.sum())
 
     @property
     def perplexity(self) -> float:
-        """exp of `mean`; infinity where that is beyond float64."""
+        """exp of `mean`; infinity beyond float64."""
         return perplexity_of(self.mean)
 
     @cached_property
     def standard_error(self) -> float:
-        """Standard error of `mean` over blocks as a sample of the text; NaN of a single block.
+        """Standard error of `mean`, with the blocks as a sample of the text; NaN for a single block.
 
-        Blocks weigh as many tokens as they predict: the linearised variance of a ratio of sums, which for blocks
-        of one length is the standard deviation of their means over the root of their number.
+        A block weighs as many tokens as it predicts. This is the linearised variance of a ratio of sums. For blocks of
+        equal length it is the standard deviation of the block means, divided by the root of their number.
         """
         blocks = len(self.nll)
         if blocks < 2:
@@ -60,12 +63,14 @@ class BlockLosses:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How a model's mean NLL differs from that of a reference on the same blocks.
+    """Difference between the mean NLL of a model and that of a reference model, on the same blocks.
 
     Attributes:
-        difference: Mean NLL minus the reference's, nats per token.
-        low, high: Ends of the bootstrap interval of ``difference``; NaN of a single block.
-        blocks, resamples, confidence: Blocks drawn from, how often, and the coverage of the interval.
+        difference: Mean NLL minus that of the reference, in nats per token.
+        low, high: Ends of the bootstrap interval of ``difference``; NaN for a single block.
+        blocks: Number of blocks.
+        resamples: Number of bootstrap resamples.
+        confidence: Coverage of the interval.
     """
 
     difference: float
@@ -77,38 +82,40 @@ class Comparison:
 
     @property
     def ratio(self) -> tuple[float, float, float]:
-        """Perplexity over the reference's, and the ends of its interval: exp of those of the difference."""
+        """Perplexity divided by that of the reference, and the ends of its interval: exp of the difference and of its ends."""
         return perplexity_of(self.difference), perplexity_of(self.low), perplexity_of(self.high)
 
 
 def perplexity_of(nll: float) -> float:
-    """exp(``nll``); infinity where that is beyond float64."""
+    """exp(``nll``); infinity beyond float64."""
     return math.inf if nll > 700 else math.exp(nll)
 
 
 def block_losses(
     model: Any, token_ids: np.ndarray, seq_len: int, *, progress: Callable[[int], object] | None = None, name: str = "the model"
 ) -> BlockLosses:
-    """Losses of ``model`` on ``token_ids`` in blocks of ``seq_len`` that do not overlap; a shorter last one counts.
+    """Compute the losses of ``model`` on ``token_ids`` in blocks that do not overlap. The last block may be shorter.
 
     Args:
-        model: A loaded causal language model in evaluation mode, whose vocabulary and context suffice.
+        model: A loaded causal language model in evaluation mode. Its vocabulary and context must suffice.
         token_ids: Integers (token,). A last block of one token predicts nothing and is left out.
-        seq_len: At least 2.
+        seq_len: Tokens in a block, at least 2.
         progress: Called after each block with its number of tokens.
         name: What errors call the model.
 
     Raises:
         UsageError: There are fewer than two tokens.
-        ModelError: A block's loss is not finite, or the model cannot run it.
+        ModelError: The model cannot run a block, or the loss of a block is not finite.
         ChanfmtError: Memory ran out.
     """
     import torch
 
-    from chanfmt.building.loss import NextTokenLoss
+    from chanfmt.models.next_token import NextTokenLoss
 
     if len(token_ids) < 2:
-        raise UsageError(f"of {len(token_ids)} tokens none can be predicted", hint="choose a longer text")
+        raise UsageError(
+            f"no token can be predicted: there are {len(token_ids)}, and at least 2 are needed", hint="choose a longer text"
+        )
     ids = torch.from_numpy(np.asarray(token_ids, dtype=np.int64)).to(next(model.parameters()).device)
     loss = NextTokenLoss(model, ids[None, : min(16, seq_len)])
     sums: list[float] = []
@@ -137,13 +144,13 @@ def block_losses(
 def paired_bootstrap(
     reference: BlockLosses, other: BlockLosses, *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = 0
 ) -> Comparison:
-    """Percentile interval of ``other``'s mean NLL minus ``reference``'s.
+    """Compare the mean NLL of ``other`` with that of ``reference``: their difference and its percentile interval.
 
-    A resample draws as many blocks as there are, with replacement, the same ones for both models: what makes a
-    block hard for both does not blur their difference.
+    A resample draws as many blocks as there are, with replacement. Both models get the same blocks, so that a block
+    which is hard for both does not blur the difference.
 
     Raises:
-        ValueError: The two do not predict equally many tokens in every block.
+        ValueError: The two do not predict the same number of tokens in every block.
     """
     if not np.array_equal(reference.predicted, other.predicted):
         raise ValueError("the losses are not of the same blocks")
@@ -163,7 +170,7 @@ def paired_bootstrap(
 
 
 def perplexity_text(perplexity: float | None) -> str:
-    """A perplexity for a table's cell; None is one beyond all numbers."""
+    """A perplexity for a table's cell; None stands for a perplexity beyond float64."""
     if perplexity is None:
         return "inf"
     return f"{perplexity:,.2f}" if perplexity < 1e6 else f"{perplexity:.2e}"

@@ -1,4 +1,4 @@
-"""What a perplexity is measured on: a text's tokens, by one of two protocols that people publish numbers of."""
+"""The tokens that a perplexity is measured on, by one of two protocols that published numbers use."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ if TYPE_CHECKING:
 
     from chanfmt.data.text import Text
     from chanfmt.models.source import ModelSource
+    from surgery.evaluation.loaded import LoadedModel
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a text becomes blocks. In both the first token of a block is context only, and no block sees another.
+    """How a text becomes blocks of tokens. The first token of a block is context only, and no block sees another block.
 
     Attributes:
-        rows: Which rows the text has; a blank line joins them.
-        special_tokens: Whether the tokenizer adds its own (BOS, say) around the whole text, once.
+        name: As ``--protocol`` takes it.
+        empty_rows: Whether empty rows of the source are kept. A blank line joins the rows.
+        special_tokens: Whether the tokenizer adds its special tokens, such as BOS, once around the whole text.
         partial_block: Whether the tokens after the last whole block count.
-        statement: All of it in a sentence.
+        statement: The protocol in words, for results.
     """
 
     name: str
@@ -58,16 +60,16 @@ PROTOCOLS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class EvaluationTokens:
     """The tokens that a model is evaluated on.
 
     Attributes:
-        ids: int32 (token,), in the text's order.
-        text_tokens: Tokens of the whole text, those beyond ``ids`` too.
-        predicted_bytes: UTF-8 bytes of the text that the predicted tokens stand for; None where the tokenizer does
-            not keep track.
-        sha256: Digest of ``ids`` as little-endian int32; losses with different ones do not compare.
+        ids: Token ids in the order of the text, int32 (token,).
+        text_tokens: Number of tokens in the whole text, including those after ``ids``.
+        predicted_bytes: UTF-8 bytes of the text that the predicted tokens stand for; None if the tokenizer does not
+            record the places of its tokens.
+        sha256: SHA-256 of ``ids`` as little-endian int32. Losses on different tokens do not compare.
     """
 
     ids: np.ndarray
@@ -75,12 +77,19 @@ class EvaluationTokens:
     predicted_bytes: int | None
     sha256: str
 
+    def __repr__(self) -> str:
+        return f"<EvaluationTokens: {len(self.ids):,} of {self.text_tokens:,}, SHA-256 {self.sha256[:12]}>"
+
 
 def evaluation_tokens(tokenizer: Any, text: Text, protocol: Protocol, seq_len: int, max_tokens: int = 0) -> EvaluationTokens:
-    """The tokens of ``text`` that ``protocol`` evaluates, the first ``max_tokens`` where that is not 0.
+    """Tokenize ``text`` and choose the tokens that ``protocol`` evaluates.
+
+    Args:
+        seq_len: Tokens in a block, at least 2.
+        max_tokens: Tokens to use at most; 0 means all.
 
     Raises:
-        UsageError: Nothing would be predicted.
+        UsageError: No token would be predicted.
         ModelError: The tokenizer cannot take the text.
     """
     from chanfmt.data.tokens import tokenize_located
@@ -93,7 +102,7 @@ def evaluation_tokens(tokenizer: Any, text: Text, protocol: Protocol, seq_len: i
         if len(ids) < seq_len:
             what = f"--max-tokens {len(ids)} is" if len(ids) < text_tokens else f"{text.source} has {text_tokens} tokens,"
             raise UsageError(
-                f"{what} fewer than one block of {seq_len}, and --protocol {protocol.name} has whole blocks only",
+                f"{what} fewer than one block of {seq_len}, and --protocol {protocol.name} uses whole blocks only",
                 hint="use a smaller --seq-len, more text, or --protocol paper",
             )
         ids = ids[: len(ids) // seq_len * seq_len]
@@ -111,18 +120,22 @@ def evaluation_tokens(tokenizer: Any, text: Text, protocol: Protocol, seq_len: i
 
 
 def prepare_text(
-    name: str, source: ModelSource, text: Text, protocol: Protocol, seq_len: int, max_tokens: int
-) -> tuple[Any, EvaluationTokens]:
-    """The tokenizer of a model, and `evaluation_tokens` of ``text`` that are checked against its config. No weight is read.
+    name: str, model: ModelSource | LoadedModel, text: Text, protocol: Protocol, seq_len: int, max_tokens: int
+) -> EvaluationTokens:
+    """Choose the `evaluation_tokens` of ``text`` for a model, and check them against its config. No weight is read.
+
+    Args:
+        name: What errors call the model.
+        seq_len: Tokens in a block, at least 2.
+        max_tokens: Tokens to use at most; 0 means all.
 
     Raises:
-        UsageError: Nothing would be predicted.
-        ModelError: The model has no tokenizer, its context is too short, or its embedding lacks tokens.
+        UsageError: No token would be predicted, or the context of the model is shorter than ``seq_len``.
+        ModelError: The model has no tokenizer, or its embedding lacks tokens of the text.
     """
     from chanfmt.data.tokens import check_context, check_vocabulary
 
-    config, tokenizer = source.config, source.tokenizer
-    check_context(config, seq_len, name)
-    tokens = evaluation_tokens(tokenizer, text, protocol, seq_len, max_tokens)
-    check_vocabulary(config, tokenizer, tokens.ids, name)
-    return tokenizer, tokens
+    check_context(model.config, seq_len, name)
+    tokens = evaluation_tokens(model.tokenizer, text, protocol, seq_len, max_tokens)
+    check_vocabulary(model.config, model.tokenizer, tokens.ids, name)
+    return tokens

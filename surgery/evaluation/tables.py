@@ -1,89 +1,24 @@
-"""What `surgery eval` prints: JSON for machines, tables for people."""
+"""The tables that `surgery eval` prints."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgery.evaluation.perplexity import perplexity_text
-from surgery.evaluation.protocol import PROTOCOLS
 
 if TYPE_CHECKING:
-    from surgery.evaluation.evaluate import EvaluateOptions, Evaluation
-    from surgery.evaluation.perplexity import Comparison
+    from collections.abc import Sequence
+
+    from surgery.evaluation.measured import Evaluation
 
 Table = tuple[list[str], list[list[str]]]
+"""Headings and rows."""
 
 
-def report_data(options: EvaluateOptions, evaluations: list[Evaluation]) -> dict[str, Any]:
-    """What ``--json`` prints."""
-    return {
-        "data": options.data,
-        "seq_len": options.seq_len,
-        "max_tokens": options.max_tokens,
-        "protocol": {"name": options.protocol, "statement": PROTOCOLS[options.protocol].statement},
-        "models": [_model_data(item, options) for item in evaluations],
-    }
-
-
-def _model_data(item: Evaluation, options: EvaluateOptions) -> dict[str, Any]:
-    tokens, losses = item.tokens, item.losses
-    return {
-        "model": item.model,
-        "fingerprint": item.fingerprint,
-        "parameters": item.parameters,
-        "text_tokens": tokens.text_tokens,
-        "tokens": len(tokens.ids),
-        "tokens_sha256": tokens.sha256,
-        "predicted": int(losses.predicted.sum()),
-        "predicted_bytes": tokens.predicted_bytes,
-        "blocks": len(losses.nll),
-        "nll": losses.mean,
-        "nll_standard_error": losses.standard_error,
-        "perplexity": losses.perplexity,
-        "bits_per_byte": item.bits_per_byte,
-        "against_first": _comparison_data(item.comparison, options.seed) if item.comparison else None,
-        "seconds": item.seconds,
-        "tokens_per_second": item.tokens_per_second,
-        "peak_memory_bytes": item.peak_memory_bytes,
-        "memory": item.memory,
-        "cut": item.cut,
-        "tasks": [asdict(result) for result in item.tasks],
-    }
-
-
-def _comparison_data(comparison: Comparison, seed: int) -> dict[str, Any]:
-    ratio, low, high = comparison.ratio
-    return {
-        "nll_difference": comparison.difference,
-        "nll_difference_interval": [comparison.low, comparison.high],
-        "perplexity_ratio": ratio,
-        "perplexity_ratio_interval": [low, high],
-        "interval": f"percentile bootstrap over blocks, paired, {comparison.confidence:.0%}",
-        "blocks": comparison.blocks,
-        "resamples": comparison.resamples,
-        "seed": seed,
-    }
-
-
-def coverage(options: EvaluateOptions, evaluations: list[Evaluation]) -> list[str]:
-    """What the numbers are of, a line for each tokenisation."""
-    lines = []
-    for item in {item.tokens.sha256: item for item in reversed(evaluations)}.values():
-        tokens, losses = item.tokens, item.losses
-        size = "" if tokens.predicted_bytes is None else f" ({tokens.predicted_bytes:,} bytes)"
-        blocks = f"{len(losses.nll):,} block{'' if len(losses.nll) == 1 else 's'} of {options.seq_len:,}"
-        lines.append(
-            f"{options.data}, protocol {options.protocol}: {len(tokens.ids):,} of {tokens.text_tokens:,} tokens in "
-            f"{blocks}, {int(losses.predicted.sum()):,} predicted{size}"
-        )
-    return lines[::-1]
-
-
-def tables(evaluations: list[Evaluation]) -> list[Table]:
-    """Headings and rows for people: the models, the others against the first, cuts and tasks where there are any."""
+def evaluation_tables(evaluations: Sequence[Evaluation]) -> list[Table]:
+    """Headings and rows for people: the models; then comparisons with the first model, cuts and tasks, if there are any."""
     names = _names(evaluations)
     found = [_model_table(evaluations, names)]
     if any(item.comparison for item in evaluations):
@@ -95,13 +30,13 @@ def tables(evaluations: list[Evaluation]) -> list[Table]:
     return found
 
 
-def _names(evaluations: list[Evaluation]) -> list[str]:
-    """The models' own names where no two are the same, else as they were given."""
+def _names(evaluations: Sequence[Evaluation]) -> list[str]:
+    """The last part of each model's name; the whole names if two of the parts are equal."""
     short = [Path(item.model).name or item.model for item in evaluations]
     return short if len(set(short)) == len(short) else [item.model for item in evaluations]
 
 
-def _model_table(evaluations: list[Evaluation], names: list[str]) -> Table:
+def _model_table(evaluations: Sequence[Evaluation], names: list[str]) -> Table:
     memory = "peak VRAM" if any(item.memory == "cuda" for item in evaluations) else "peak RSS"
     headings = ["model", "params", "perplexity", "nats/token", "std err", "bits/byte", "tokens/s", memory]
     rows = []
@@ -122,7 +57,7 @@ def _model_table(evaluations: list[Evaluation], names: list[str]) -> Table:
     return headings, rows
 
 
-def _comparison_table(evaluations: list[Evaluation], names: list[str]) -> Table:
+def _comparison_table(evaluations: Sequence[Evaluation], names: list[str]) -> Table:
     headings = [f"against {names[0]}", "nats/token", "95% interval", "perplexity", "95% interval"]
     rows = []
     for item, name in zip(evaluations[1:], names[1:], strict=True):
@@ -139,7 +74,7 @@ def _comparison_table(evaluations: list[Evaluation], names: list[str]) -> Table:
     return headings, rows
 
 
-def _cut_table(evaluations: list[Evaluation], names: list[str]) -> Table:
+def _cut_table(evaluations: Sequence[Evaluation], names: list[str]) -> Table:
     headings = ["cut", "method", "protected", "supernodes removed"]
     return headings, [
         [name, item.cut["method"], ", ".join(item.cut["protect"]) or "none", _supernodes(item.cut)]
@@ -148,10 +83,10 @@ def _cut_table(evaluations: list[Evaluation], names: list[str]) -> Table:
     ]
 
 
-def _task_table(evaluations: list[Evaluation], names: list[str]) -> Table:
+def _task_table(evaluations: Sequence[Evaluation], names: list[str]) -> Table:
     headings = ["task", "metric", "model", "value", "std err", "items", "shots"]
     rows = []
-    # One metric's models below each other.
+    # The rows of one metric stand together, one per model.
     for key in dict.fromkeys((result.task, result.metric, result.filter) for item in evaluations for result in item.tasks):
         for item, name in zip(evaluations, names, strict=True):
             for result in item.tasks:

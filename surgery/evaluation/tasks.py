@@ -1,4 +1,4 @@
-"""Benchmark tasks of lm-eval on a model that is loaded already."""
+"""Benchmark tasks of lm-eval on a loaded model."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class TaskResult:
     """One number that lm-eval reports.
 
     Attributes:
-        task, metric, filter: lm-eval's names, of a group too where it has a number of its own.
+        task, metric, filter: lm-eval's names. A group of tasks is listed too if it has a number of its own.
         value: The number.
-        standard_error: As lm-eval estimates it; None where it does not.
-        shots: Examples in a prompt; None of a group.
-        items: Items that were evaluated; None of a group.
-        higher_is_better: None where lm-eval does not say.
-        version: The task's version.
+        standard_error: lm-eval's estimate; None if lm-eval gives none.
+        shots: Examples in a prompt; None for a group.
+        items: Number of items that were evaluated; None for a group.
+        higher_is_better: None if lm-eval does not say.
+        version: Version of the task.
     """
 
     task: str
@@ -43,17 +43,16 @@ class TaskResult:
 
 
 class Tasks:
-    """The tasks that were asked for, found and loaded before any model is.
+    """Tasks of lm-eval, found and loaded before any model is loaded.
 
     Args:
-        names: lm-eval's names of tasks, groups and tags; ``*`` stands for anything.
-        directory: Directory of further task files; None for lm-eval's own only.
-        limit: Items of each task to evaluate, 0 for all.
-        progress: Whether lm-eval may show its bars, where stderr is a terminal.
+        names: lm-eval's names of tasks, groups and tags; ``*`` stands for any characters.
+        directory: Directory with more task files; None for lm-eval's own tasks only.
+        limit: Items to evaluate of each task; 0 means all.
 
     Raises:
         MissingPackageError: lm-eval is not installed.
-        UsageError: There is no such task, or its data cannot be had.
+        UsageError: lm-eval has no such task, or the task cannot be loaded.
     """
 
     def __init__(self, names: tuple[str, ...], *, directory: str | None = None, limit: int = 0) -> None:
@@ -72,23 +71,23 @@ class Tasks:
                 if not found:
                     raise UsageError(
                         f"lm-eval has no task called {name!r}",
-                        hint="list them with: lm-eval ls tasks; name a directory of your own with --tasks-from",
+                        hint="list the tasks with: lm-eval ls tasks; add a directory of your own with --tasks-from DIR",
                     )
                 self.names += [each for each in found if each not in self.names]
             try:
                 get_task_dict(self.names, self.manager)
-            # A task is a file of anyone's that loads data from anywhere.
+            # Anyone can write a task file, and a task can load data from anywhere, so any exception is possible.
             except Exception as error:
                 raise UsageError(
                     f"the tasks {', '.join(self.names)} cannot be loaded ({type(error).__name__}: {first_line(error)})",
-                    hint="their data sets come from the Hub unless their files say otherwise",
+                    hint="lm-eval fetches their data sets from the Hub, unless the task files name another place",
                 ) from None
 
     def run(self, model: Any, tokenizer: Any) -> tuple[TaskResult, ...]:
-        """Results of ``model``, a loaded causal language model, in the order of tasks and metrics.
+        """Run the tasks on ``model``, a loaded causal language model. The results are sorted by task and metric.
 
         Raises:
-            ChanfmtError: lm-eval fails.
+            ChanfmtError: lm-eval failed, or memory ran out.
         """
         import torch
 
@@ -97,7 +96,7 @@ class Tasks:
             from lm_eval.models.huggingface import HFLM
 
             try:
-                # On a GPU lm-eval finds the largest batch that fits. On a CPU padding costs more than batches save.
+                # On a GPU, lm-eval finds the largest batch that fits. On a CPU, padding costs more than batches save.
                 batch = "auto" if next(model.parameters()).device.type == "cuda" else 1
                 wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch)
                 found = lm_eval.simple_evaluate(
@@ -110,7 +109,7 @@ class Tasks:
             except torch.OutOfMemoryError:
                 raise ChanfmtError("out of memory in lm-eval's tasks", hint="use --dtype bfloat16") from None
             except Exception as error:
-                raise ChanfmtError(f"lm-eval fails: {type(error).__name__}: {first_line(error)}") from error
+                raise ChanfmtError(f"lm-eval failed: {type(error).__name__}: {first_line(error)}") from error
         return tuple(_results(found))
 
 
@@ -137,7 +136,7 @@ def _results(found: dict[str, Any]) -> Iterator[TaskResult]:
 
 @contextlib.contextmanager
 def _quiet(progress: bool) -> Iterator[None]:
-    """Keep lm-eval's narration away but for bars, and all of it off stdout, which carries results; what goes wrong raises."""
+    """Silence lm-eval in the body. Its bars go to stderr if ``progress`` is set; stdout is for results. Errors still raise."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)

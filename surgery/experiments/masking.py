@@ -1,6 +1,6 @@
-"""Remove channels of a loaded model, and refit others, for a while.
+"""Remove channels of a loaded model, or replace write vectors, for the time of a ``with`` block.
 
-What is removed stays in its weights: activations are replaced on the way to the write.
+The weights of removed channels stay: their activations are replaced before the write projection.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 def masked(
     model: nn.Module, ffns: Mapping[int, FFN], removed: Mapping[int, np.ndarray], means: Mapping[int, np.ndarray] | None = None
 ) -> Iterator[None]:
-    """While entered, ``model`` computes as if channels were removed; its parameters are only read.
+    """Make ``model`` compute as if channels were removed, in the body. Its parameters are only read.
 
     Args:
         ffns: Block index to the FFN of ``model``.
-        removed: Block index to a mask of the channels that go, bool (channel,), or (expert, channel); blocks may be
+        removed: Block index to a mask of the channels to remove, bool (channel,), or (expert, channel). Blocks may be
             left out.
-        means: Block index to what stands in for a removed channel's activation, likewise; None is 0.
+        means: Block index to the values that replace the activations, of the shape of the masks; None for 0.
     """
     interceptor = Interceptor(model)
     for index, mask in removed.items():
@@ -46,12 +46,12 @@ def masked(
         values = torch.zeros(gone.shape) if means is None else torch.from_numpy(unit_rows(means[index]))
         members = ffns[index].members
         if members[0].write.matrix.batched:
-            # One product for all experts: their rows come along the first axis.
+            # One product computes all experts. Their rows lie along the first axis.
             interceptor.on(members[0].write.matrix, before=partial(_replaced, gone[:, None], values[:, None]))
             continue
         for expert, member in enumerate(members):
             interceptor.on(member.write.matrix, before=partial(_replaced, gone[expert], values[expert]))
-    # Fused kernels of experts would pass the interceptor by.
+    # The interceptor does not see fused kernels of experts.
     with eager_experts(model), interceptor:
         yield
 
@@ -60,11 +60,11 @@ def masked(
 def refitted_writes(
     model: nn.Module, ffns: Mapping[int, FFN], weights: Mapping[int, tuple[np.ndarray, FittedWrite]]
 ) -> Iterator[None]:
-    """While entered, ``model`` has other write vectors; afterwards its own, bit by bit.
+    """Give ``model`` other write vectors in the body. Afterwards it has its own again, bit by bit.
 
     Args:
         ffns: Block index to the FFN of ``model``.
-        weights: Block index of a dense FFN to ids of its channels (kept,), and their write vectors.
+        weights: Block index of a dense FFN to the ids of its kept channels (kept,), and their write vectors.
     """
     before: list[tuple[torch.Tensor, torch.Tensor]] = []
     try:

@@ -1,81 +1,80 @@
-"""A loaded model, its atlas's FFNs in it and a text: what experiments remove channels of and measure, in place."""
+"""A loaded model, the FFNs of an atlas in it, and a text: what experiments remove channels of and measure, in place."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import AtlasError, ModelError, UsageError
+from chanfmt.base.narrate import warn
 from surgery.cut.matching import match_ffns
 from surgery.cut.source import check_fingerprint, find_model
+from surgery.evaluation.given import given_model, given_text, runnable
+from surgery.evaluation.loaded import LoadedModel, as_measured
+from surgery.evaluation.options import TextOptions
 from surgery.evaluation.protocol import PROTOCOLS, prepare_text
-from surgery.experiments.results import loss_columns
+from surgery.experiments.columns import loss_columns
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Mapping
 
     import numpy as np
 
+    from chanfmt.data.text import Text
     from chanfmt.format.reader import Atlas
     from chanfmt.models.ffn import FFN
     from chanfmt.models.source import ModelSource
+    from surgery.evaluation.given import GivenModel
     from surgery.recovery.refit import FittedWrite
+
+_SAMPLED = 1024
+"""Values of each parameter that `weights_digest` reads at most."""
 
 
 @dataclass(frozen=True)
-class SubjectOptions:
-    """Which model is measured, and on what."""
+class SubjectOptions(TextOptions):
+    """Which model is measured, and on which text."""
 
     model: str | None = field(
         default=None,
         metadata={
-            "help": "Hub id, directory or .gguf file of the atlas's model (default: the one the atlas names, from the Hub)",
+            "help": "Hub id, directory or .gguf file of the atlas's model (default: the model that the atlas names, from the Hub)",
             "metavar": "MODEL",
         },
     )
-    data: str = field(
-        default="wikitext2",
-        metadata={
-            "help": "text: wikitext2, pydoc (its held-out part), a .txt, .jsonl or .parquet file, or any data set",
-            "metavar": "SOURCE",
-        },
-    )
-    seq_len: int = field(default=2048, metadata={"help": "tokens in a block"})
-    max_tokens: int = field(default=0, metadata={"help": "stop after this many tokens, 0 for all"})
-    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:1, ..."})
-    dtype: str = field(default="auto", metadata={"help": "auto, float32, bfloat16, float16 or float64"})
-
-    def check(self) -> None:
-        """Raise `UsageError` for a value that cannot be."""
-        if self.seq_len < 2:
-            raise UsageError(f"--seq-len must be at least 2, not {self.seq_len}")
-        if self.max_tokens < 0:
-            raise UsageError(f"--max-tokens must be 0 or more, not {self.max_tokens}")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Subject:
-    """See the module.
+    """A loaded model, its FFNs and a text.
 
     Attributes:
-        model: In evaluation mode; nothing here changes it.
-        ffns: Block index to the model's FFN.
-        source: The model's files.
-        token_ids: The text, int32 (token,).
+        model: The model. A measurement leaves its weights, device and mode as they were.
+        ffns: Block index to the FFN of the model.
+        source: The files of the model; None for a model that was passed in memory.
+        token_ids: Tokens of the text, int32 (token,).
         seq_len: Tokens in a block.
-        identity: What numbers must have in common to be compared, as JSON-ready data.
+        identity: What two numbers must have in common to be compared, as JSON-ready data.
         mixed: Modules whose FFNs compute numbers from all their channels.
     """
 
     model: Any
     ffns: Mapping[int, FFN]
-    source: ModelSource
+    source: ModelSource | None
     token_ids: np.ndarray
     seq_len: int
     identity: dict[str, Any]
     mixed: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return (
+            f"<Subject {self.identity['model']!r} on {self.identity['data']!r}: "
+            f"{len(self.ffns)} FFNs, {len(self.token_ids):,} tokens>"
+        )
 
     def measure(
         self,
@@ -84,17 +83,22 @@ class Subject:
         progress: Callable[[int], object] | None = None,
         weights: Mapping[int, tuple[np.ndarray, FittedWrite]] | None = None,
     ) -> dict[str, Any]:
-        """The `surgery.experiments.results.loss_columns` with ``removed`` gone; with none it is dense.
+        """Measure the loss without the channels ``removed``; with none removed, the loss of the dense model.
 
         Args:
             removed, means: As for `surgery.experiments.masking.masked`.
+            progress: Called after each block of tokens with its number of tokens.
             weights: As for `surgery.experiments.masking.refitted_writes`.
+
+        Returns:
+            The `surgery.experiments.columns.LOSS_COLUMNS` of a row.
         """
         from surgery.evaluation.perplexity import block_losses
         from surgery.experiments.masking import masked, refitted_writes
 
         started = time.monotonic()
         with contextlib.ExitStack() as stack:
+            stack.enter_context(as_measured(self.model))
             if weights:
                 stack.enter_context(refitted_writes(self.model, self.ffns, weights))
             if removed:
@@ -103,49 +107,98 @@ class Subject:
         return loss_columns(losses, time.monotonic() - started)
 
 
-def open_subject(atlas: Atlas, options: SubjectOptions) -> Subject:
-    """Load the model and the text, and find the FFNs.
+def open_subject(
+    atlas: Atlas,
+    model: Subject | GivenModel | None = None,
+    text: str | os.PathLike[str] | Text = "wikitext2",
+    *,
+    seq_len: int = 2048,
+    max_tokens: int = 0,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> Subject:
+    """Load the model of ``atlas`` and a text, and find the FFNs that the atlas lists.
+
+    Args:
+        model: As for `surgery.evaluation.evaluate.evaluate`; None for the model that the atlas names, from the Hub. A
+            `Subject` is returned as it is.
+        text: As for `surgery.evaluation.evaluate.evaluate`.
+        seq_len: Tokens in a block, at least 2.
+        max_tokens: Tokens of the text to use at most; 0 means all.
+        device, dtype: For a model that is loaded here.
 
     Raises:
-        UsageError: The options cannot mean anything.
-        ModelError: The model cannot be had, is not the atlas's, or is no causal language model.
+        UsageError: An option is not possible, the text cannot be read, or a `Subject` was opened with another atlas.
+        ModelError: The model cannot be loaded, is not causal, or is not the model of the atlas.
         AtlasError: The atlas is unfinished, or lists no FFN.
     """
-    options.check()
+    if isinstance(model, Subject):
+        if model.identity["atlas_sha256"] != atlas.content_sha256:
+            raise UsageError(
+                "the subject was opened with another atlas", hint="open a subject with this atlas: open_subject(atlas, ...)"
+            )
+        return model
+    TextOptions(seq_len=seq_len, max_tokens=max_tokens).check()
     check_atlas(atlas)
-    from chanfmt.data.text import read_text
     from chanfmt.models.find.discover import find_ffns
-    from chanfmt.models.load import check_causal, load_model
 
-    source = find_model(atlas.model, options.model)
-    name = options.model or source.id
-    check_fingerprint(atlas.model, source.directory, source.fingerprint)
-    text = read_text(options.data, "evaluate")
-    _, tokens = prepare_text(name, source, text, PROTOCOLS["paper"], options.seq_len, options.max_tokens)
-    model = load_model(source, dtype=options.dtype, device=options.device)
-    check_causal(model)
+    name, given = _model_of(atlas, model)
+    if not isinstance(given, LoadedModel):
+        check_fingerprint(atlas.model, given)
+    read = given_text(text)
+    tokens = prepare_text(name, given, read, PROTOCOLS["paper"], seq_len, max_tokens)
     ffns = {}
-    for block, ffn in zip(atlas.blocks, match_ffns(atlas.blocks, find_ffns(model)), strict=True):
-        if ffn is None:
-            raise ModelError(f"{name} has no FFN {block.module} of {block.n_channels} channels, which the atlas lists")
-        ffns[block.index] = ffn
+    with runnable(given, dtype=dtype, device=device) as loaded:
+        for block, ffn in zip(atlas.blocks, match_ffns(atlas.blocks, find_ffns(loaded)), strict=True):
+            if ffn is None:
+                raise ModelError(
+                    f"{name} does not have the FFN {block.module} with {block.n_channels} channels that the atlas lists",
+                    hint="pass the model that the atlas was built from",
+                )
+            ffns[block.index] = ffn
     identity = {
         "atlas_sha256": atlas.content_sha256,
         "model": atlas.model.id,
-        "fingerprint": atlas.model.fingerprint,
-        "data": text.source,
+        "fingerprint": weights_digest(loaded) if isinstance(given, LoadedModel) else atlas.model.fingerprint,
+        "data": read.source,
         "tokens_sha256": tokens.sha256,
         "tokens": len(tokens.ids),
-        "seq_len": options.seq_len,
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "seq_len": seq_len,
+        "dtype": str(next(loaded.parameters()).dtype).removeprefix("torch."),
     }
     mixed = tuple(ffn.container for ffn in ffns.values() if ffn.mixed)
-    return Subject(model, ffns, source, tokens.ids, options.seq_len, identity, mixed)
+    if mixed:
+        warn(
+            f"{len(mixed)} FFNs, {mixed[0]} among them, compute numbers from all their channels between their projections, "
+            "removed channels too; a model that is cut there would compute something else"
+        )
+    return Subject(loaded, ffns, None if isinstance(given, LoadedModel) else given, tokens.ids, seq_len, identity, mixed)
 
 
 def check_atlas(atlas: Atlas) -> None:
-    """Raise `AtlasError` where ``atlas`` has nothing that channels could be chosen by."""
+    """Raise `AtlasError` if ``atlas`` holds nothing to choose channels by."""
     if atlas.status != "complete":
         raise AtlasError(f"{atlas.path} is unfinished", hint="finish it with: atlas build ... --resume")
     if not atlas.blocks:
         raise AtlasError(f"{atlas.path} lists no FFN")
+
+
+def weights_digest(model: Any) -> str:
+    """SHA-256 of the names, shapes, dtypes and a sample of the values of the parameters of a loaded model.
+
+    It tells whether rows in a directory belong to the same weights. It differs from the fingerprint of a checkpoint.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().flatten()
+        sample = values[:: max(1, len(values) // _SAMPLED)].double().cpu().numpy()
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode() + sample.astype("<f8").tobytes())
+    return f"loaded-{digest.hexdigest()}"
+
+
+def _model_of(atlas: Atlas, model: GivenModel | None) -> tuple[str, ModelSource | LoadedModel]:
+    """The name and the model to measure: ``model``, or the model that ``atlas`` names."""
+    if model is None or isinstance(model, str):
+        source = find_model(atlas.model, model)
+        return model or source.id, source
+    return given_model(model)

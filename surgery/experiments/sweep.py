@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import statistics
-from dataclasses import dataclass, field
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from chanfmt.base.errors import UsageError
-from chanfmt.base.narrate import progress_bar, say
+from chanfmt.base.narrate import progress_bar, say, warn
 from surgery.evaluation.perplexity import perplexity_text
-from surgery.experiments.results import Results, channels_sha256, finite
-from surgery.planning.grids import parse_names, parse_seeds, parse_shares
-from surgery.planning.plan import PlanOptions, make_plan
-from surgery.planning.selectors import file_name
-from surgery.recovery.options import RECOVERIES, BiasRecovery, RecoveryOptions, Refit, plan_recovery
+from surgery.experiments.columns import finite
+from surgery.experiments.results import Results, check_directory
+from surgery.experiments.spelled import spelled
+from surgery.experiments.subject import Subject, check_atlas, open_subject
+from surgery.experiments.sweep_plan import DENSE, KEY, SweepOptions, means_of, plan_runs, removed_of
+from surgery.planning.plan import make_plan
+from surgery.recovery.options import Refit, plan_recovery
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
+    from chanfmt.data.text import Text
     from chanfmt.format.reader import Atlas
-    from surgery.experiments.subject import Subject
+    from surgery.evaluation.given import GivenModel
+    from surgery.experiments.sweep_plan import Run
     from surgery.planning.plan import PruningPlan
+    from surgery.recovery.options import RecoveryOptions
 
 SWEEP_FORMAT = "sweep/1"
-DENSE = "dense"
-SEEDED = "random"
-"""The method that seeds mean something to."""
-KEY = ("method", "protect", "sparsity_asked", "recover", "seed")
 COLUMNS = (
     "method",
     "protect",
@@ -47,153 +47,129 @@ COLUMNS = (
     "tokens",
     "seconds",
 )
-_PLAN = {item.name: item.metadata for item in dataclasses.fields(PlanOptions)}
-_SHARED = ("allocation", "max_layer_sparsity", "layers", "stack", "multiple_of")
-"""Options of a plan that all runs of a sweep have in common."""
-
-
-@dataclass(frozen=True)
-class SweepOptions:
-    """Which cuts to compare."""
-
-    methods: str = field(
-        default="scar-prot,wanda,activation,magnitude,random",
-        metadata={
-            "help": "scores to compare, between commas",
-            "metavar": "METHODS",
-        },
-    )
-    sparsity: str = field(
-        default="0.1:0.7:0.1",
-        metadata={
-            "help": "shares to remove: FIRST:LAST:STEP, or numbers between commas",
-            "metavar": "GRID",
-        },
-    )
-    protect: tuple[str, ...] = field(
-        default=("none",),
-        metadata={
-            "help": "protection to run every method under, as in surgery plan; repeat for alternatives",
-            "metavar": "WHAT",
-            "repeat": True,
-        },
-    )
-    recover: str = field(
-        default="none",
-        metadata={
-            "help": f"how to make up for each cut, between commas: {', '.join(RECOVERIES)}",
-            "metavar": "HOW",
-        },
-    )
-    seeds: str = field(default="0", metadata={"help": "seeds of the method random, such as 0,1,2 or 0-4", "metavar": "SEEDS"})
-    allocation: str = field(default="uniform", metadata=_PLAN["allocation"])
-    max_layer_sparsity: float | None = field(default=None, metadata=_PLAN["max_layer_sparsity"])
-    layers: str | None = field(default=None, metadata=_PLAN["layers"])
-    stack: tuple[str, ...] = field(default=(), metadata=_PLAN["stack"])
-    multiple_of: int | None = field(default=None, metadata=_PLAN["multiple_of"])
-
-    def shared(self) -> dict[str, Any]:
-        """What all plans have in common, by the names of `PlanOptions`."""
-        return {name: getattr(self, name) for name in _SHARED}
-
-
-@dataclass(frozen=True)
-class Run:
-    """One cut of a sweep.
-
-    Attributes:
-        key: What identifies its row.
-        options: Its plan's; None is the dense model.
-        recovery: How it is made up for.
-        channels_sha256: Of what it removes, see `surgery.experiments.results.channels_sha256`; empty until it is planned.
-    """
-
-    key: dict[str, Any]
-    options: PlanOptions | None
-    recovery: RecoveryOptions = field(default_factory=RecoveryOptions)
-    channels_sha256: str = ""
-
-
-def runs_of(options: SweepOptions) -> tuple[Run, ...]:
-    """The cuts of a sweep, in their order, none of them planned.
-
-    Raises:
-        UsageError: An option cannot mean anything.
-    """
-    methods, seeds = parse_names(options.methods), parse_seeds(options.seeds)
-    recoveries = [RecoveryOptions(name) for name in parse_names(options.recover)]
-    for recovery in recoveries:
-        recovery.check()
-    shares = parse_shares(options.sparsity, "--sparsity")
-    if not methods:
-        raise UsageError("--methods names none", hint="write them as in scar-prot,wanda")
-    if not recoveries:
-        raise UsageError("--recover names none", hint="write them as in none,lstsq")
-    runs = []
-    for method in methods:
-        for protect in dict.fromkeys(options.protect):
-            for sparsity in shares:
-                for seed in seeds if method == SEEDED else (None,):
-                    plan = PlanOptions(sparsity, method, protect=(protect,), seed=seed or 0, **options.shared())
-                    plan.check()
-                    for recovery in recoveries:
-                        # A path of this machine is no name for what was protected.
-                        values = (method, file_name(protect), sparsity, recovery.recover, seed)
-                        runs.append(Run(dict(zip(KEY, values, strict=True)), plan, recovery))
-    if len({tuple(run.key.values()) for run in runs}) < len(runs):
-        raise UsageError("two files of --protect have the same name, so their rows could not be told apart")
-    return tuple(runs)
-
-
-def plan_runs(atlas: Atlas, options: SweepOptions) -> tuple[tuple[Run, ...], tuple[str, ...]]:
-    """The runs of a sweep, the dense model first; each is planned once, so that none fails after hours. And warnings.
-
-    Raises:
-        UsageError: An option cannot mean anything, or a plan is not possible; the message names the cut.
-        AtlasError: The atlas lacks what a method needs.
-    """
-    planned = [Run(dict(zip(KEY, (DENSE, "none", 0.0, "none", None), strict=True)), None, channels_sha256=channels_sha256({}))]
-    warnings: dict[str, None] = {}
-    for run in runs_of(options):
-        assert run.options is not None
-        try:
-            plan = make_plan(atlas, run.options)
-            recovery = plan_recovery(run.recovery, atlas, plan)
-        except UsageError as error:
-            what = f"{run.key['method']} at {run.key['sparsity_asked']:g} with {run.key['protect']} protected"
-            raise UsageError(f"{what}: {error.message}", hint=error.hint) from None
-        warnings |= dict.fromkeys(f"{run.key['method']}: {warning}" for warning in plan.warnings)
-        # What a name such as top:lp=1% or a file stands for may have changed since a row was made.
-        refit = run.recovery.recover if isinstance(recovery, Refit) else ""
-        digest = channels_sha256(removed_of(atlas, plan), _means(atlas, plan, recovery), refit)
-        planned.append(dataclasses.replace(run, channels_sha256=digest))
-    return tuple(planned), tuple(warnings)
 
 
 def sweep(
-    atlas: Atlas, subject: Subject, runs: Sequence[Run], shared: dict[str, Any], directory: Path, *, overwrite: bool = False
+    atlas: Atlas,
+    model: Subject | GivenModel | None = None,
+    text: str | os.PathLike[str] | Text = "wikitext2",
+    *,
+    methods: str | Sequence[str] = "scar-prot,wanda,activation,magnitude,random",
+    sparsity: str | float | Sequence[float] = "0.1:0.7:0.1",
+    protect: str | Sequence[str] = ("none",),
+    recover: str | Sequence[str] = "none",
+    seeds: str | int | Sequence[int] = "0",
+    allocation: str = "uniform",
+    max_layer_sparsity: float | None = None,
+    layers: str | Sequence[int] | None = None,
+    stack: str | Sequence[str] = (),
+    multiple_of: int | None = None,
+    seq_len: int = 2048,
+    max_tokens: int = 0,
+    device: str = "auto",
+    dtype: str = "auto",
+    output: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+) -> Results:
+    """Measure the perplexity of every combination of method, protection, sparsity and recovery. No cut is written.
+
+    The channels are masked in one loaded model, which has its own weights, device and mode afterwards. Every cut is
+    planned before the model is loaded.
+
+    Args:
+        atlas: Atlas of the model, open.
+        model: The model of the atlas: a Hub id, a directory, a ``.gguf`` file, a `ModelSource`, a pair of a loaded
+            transformers model and its tokenizer, or a `LoadedModel`; None for the model that the atlas names, from the
+            Hub. A `Subject` from `open_subject` saves the loading if there are several experiments; its text, ``seq_len``
+            and ``max_tokens`` then count.
+        text: Name of a source as ``--data`` takes it; a string with a line break, which is the text itself; or a
+            `chanfmt.data.text.Text`.
+        methods: Names of the scores, as a sequence or between commas.
+        sparsity: Shares of channels to remove: numbers, or text such as ``0.1:0.7:0.1``.
+        protect: Protections to run every method under, as in ``surgery plan``.
+        recover: How to make up for each cut: ``none``, ``bias``, ``lstsq``. ``lstsq`` needs the files of the model.
+        seeds: Seeds of the method ``random``.
+        allocation, max_layer_sparsity, layers, stack, multiple_of: As for `surgery.planning.plan.PlanOptions`.
+        seq_len: Tokens in a block, at least 2.
+        max_tokens: Tokens of the text to use at most; 0 means all.
+        device, dtype: For a model that is loaded here.
+        output: Directory for ``results.csv`` and ``results.json``; rows that it holds are not measured again. None keeps
+            the rows in memory.
+        overwrite: Drop the rows that ``output`` holds.
+
+    Returns:
+        One row per cut, the dense model first. ``pandas.DataFrame(results.rows)`` makes a table of them.
+
+    Raises:
+        UsageError: An option or a plan is not possible, or the rows in ``output`` were measured differently.
+        AtlasError: The atlas is unfinished, or lacks what a method needs.
+        ModelError: The model cannot be loaded, or it is not the model of the atlas.
+        KeyboardInterrupt: Ctrl-C. Finished rows stay in ``output``.
+    """
+    options = spelled(
+        SweepOptions,
+        {
+            "methods": methods,
+            "sparsity": sparsity,
+            "protect": protect,
+            "recover": recover,
+            "seeds": seeds,
+            "allocation": allocation,
+            "max_layer_sparsity": max_layer_sparsity,
+            "layers": layers,
+            "stack": stack,
+            "multiple_of": multiple_of,
+        },
+    )
+    directory = None if output is None else Path(output)
+    if directory is not None:
+        # The model may be downloaded below. A fault in the output directory should show before that.
+        check_directory(directory)
+    check_atlas(atlas)
+    runs, warnings = plan_runs(atlas, options)
+    for warning in warnings:
+        warn(warning)
+    subject = open_subject(atlas, model, text, seq_len=seq_len, max_tokens=max_tokens, device=device, dtype=dtype)
+    return measure_runs(atlas, subject, runs, options.shared(), directory, overwrite=overwrite)
+
+
+def measure_runs(
+    atlas: Atlas,
+    subject: Subject,
+    runs: Sequence[Run],
+    shared: dict[str, Any],
+    directory: Path | None = None,
+    *,
+    overwrite: bool = False,
 ) -> Results:
     """Measure every one of ``runs`` that ``directory`` has no row for.
 
     Args:
-        runs: From `plan_runs`.
-        shared: What the plans have in common, from `SweepOptions.shared`.
+        runs: From `surgery.experiments.sweep_plan.plan_runs`.
+        shared: The options that all plans have in common, from `SweepOptions.shared`.
+        directory: Directory of the results; None to keep them in memory.
+        overwrite: Drop the rows that ``directory`` holds.
 
     Raises:
-        UsageError: The rows in ``directory`` are of something else.
-        KeyboardInterrupt: Ctrl-C; its text says that finished rows stay.
+        UsageError: The rows in ``directory`` were measured differently, or a refit lacks the files of the model.
+        KeyboardInterrupt: Ctrl-C; the text says which rows stay.
     """
+    if subject.source is None and any(run.recovery.recover == "lstsq" for run in runs):
+        raise UsageError(
+            "the recovery lstsq reads the model's files, and a loaded model has none",
+            hint="pass the Hub id or the directory of the model",
+        )
     options = {name: list(value) if isinstance(value, tuple) else value for name, value in shared.items()}
     results = Results(directory, SWEEP_FORMAT, subject.identity | options, COLUMNS, KEY, overwrite=overwrite)
     pending = [run for run in runs if results.find(run.key, run.channels_sha256) is None]
     if len(pending) < len(runs):
-        say(f"{len(runs) - len(pending)} of {len(runs)} rows are in {directory} already")
+        say(f"{directory} already has {len(runs) - len(pending)} of {len(runs)} rows")
     try:
         with progress_bar(len(subject.token_ids) * len(pending), "tok", DENSE) as bar:
             for run in pending:
                 bar.set_description(_describe(run.key))
                 plan = None if run.options is None else make_plan(atlas, run.options)
-                # Protection often changes nothing, and then another row's cut is this one.
+                # Protection often changes nothing. Then the cut of another row is the same cut.
                 losses = results.losses(run.channels_sha256)
                 if losses is None:
                     losses = _measure(atlas, subject, plan, run.recovery, directory, bar.update)
@@ -201,7 +177,7 @@ def sweep(
                     bar.update(len(subject.token_ids))
                 results.add(run.key | _plan_columns(plan) | losses | {"channels_sha256": run.channels_sha256})
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"{len(results.rows)} finished rows are in {directory}; the same command continues") from None
+        raise results.interrupted() from None
     return results
 
 
@@ -210,46 +186,27 @@ def _measure(
     subject: Subject,
     plan: PruningPlan | None,
     options: RecoveryOptions,
-    directory: Path,
+    directory: Path | None,
     progress: Callable[[int], object],
 ) -> dict[str, Any]:
-    """What a cut costs, made up for as ``options`` say."""
+    """Measure the loss of a cut, with the recovery that ``options`` ask for."""
     if plan is None:
         return subject.measure({}, progress=progress)
     removed, recovery = removed_of(atlas, plan), plan_recovery(options, atlas, plan)
     if not isinstance(recovery, Refit):
-        return subject.measure(removed, _means(atlas, plan, recovery), progress)
+        return subject.measure(removed, means_of(atlas, plan, recovery), progress)
     from surgery.recovery.refit import refitted
 
-    with refitted(plan, subject.source, recovery, spool_directory=directory) as fitted:
+    assert subject.source is not None
+    with contextlib.ExitStack() as stack:
+        spool = directory or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        fitted = stack.enter_context(refitted(plan, subject.source, recovery, spool_directory=spool))
         weights = {
             block.index: (planned.kept, fitted.fitted(planned.name))
             for block, planned in zip(atlas.blocks, plan.blocks, strict=True)
             if planned.is_cut
         }
     return subject.measure(removed, progress=progress, weights=weights)
-
-
-def _means(atlas: Atlas, plan: PruningPlan, recovery: Refit | BiasRecovery | None) -> dict[int, np.ndarray] | None:
-    """Block index to what stands in for removed channels: a bias of what they write on average is their mean in their place."""
-    if not isinstance(recovery, BiasRecovery):
-        return None
-    return {
-        block.index: recovery.means[planned.name]
-        for block, planned in zip(atlas.blocks, plan.blocks, strict=True)
-        if planned.is_cut
-    }
-
-
-def removed_of(atlas: Atlas, plan: PruningPlan) -> dict[int, np.ndarray]:
-    """Block index to a mask of what ``plan`` removes, bool of `Block.shape`, for the FFNs that it cuts."""
-    removed = {}
-    for block, planned in zip(atlas.blocks, plan.blocks, strict=True):
-        if planned.is_cut:
-            mask = np.ones(block.shape, dtype=bool)
-            np.put_along_axis(mask, planned.kept.astype(np.int64), False, axis=-1)
-            removed[block.index] = mask
-    return removed
 
 
 def _plan_columns(plan: PruningPlan | None) -> dict[str, Any]:
@@ -272,7 +229,7 @@ def _describe(key: dict[str, Any]) -> str:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows for people."""
+    """Headings and rows for people, from the rows of a sweep."""
     headings = [
         "method",
         "protect",

@@ -1,4 +1,4 @@
-"""Log perplexity against sparsity, a line per method, protection and recovery, with the share of supernodes that goes."""
+"""Log perplexity against sparsity: one line per method, protection and recovery, with the share of supernodes removed."""
 
 from __future__ import annotations
 
@@ -9,31 +9,27 @@ import numpy as np
 
 from chanfmt.base.errors import MissingPackageError
 from chanfmt.base.files import atomic_file
-from surgery.experiments.sweep import DENSE
+from surgery.experiments.sweep_plan import DENSE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from matplotlib.axes import Axes
 
 SUFFIXES = (".png", ".svg")
 _MARKERS = "osD^vP*X<>"
 _STYLES = ("-", "--", ":", "-.")
 
 
-def draw(rows: Sequence[dict[str, Any]], stem: Path, title: str) -> tuple[Path, ...]:
-    """Draw the rows of a sweep into ``stem`` with each of `SUFFIXES`. Returns the files.
+def draw(axes: Axes, rows: Sequence[dict[str, Any]], title: str = "") -> None:
+    """Draw the rows of a sweep into matplotlib axes. The perplexity axis becomes logarithmic.
 
-    Raises:
-        MissingPackageError: matplotlib is not installed.
+    Args:
+        axes: Axes of a figure of yours.
+        rows: `surgery.experiments.results.Results.rows` of a sweep.
+        title: Title of the axes; empty for none.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingPackageError("matplotlib", "plot", "the figure of a sweep") from None
-    figure = Figure(figsize=(9, 6), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
     lines = lines_of(rows)
     names = list(dict.fromkeys(method for method, _, _ in lines))
     kinds = list(dict.fromkeys((protect, recover) for _, protect, recover in lines))
@@ -68,10 +64,28 @@ def draw(rows: Sequence[dict[str, Any]], stem: Path, title: str) -> tuple[Path, 
     axes.set_yscale("log")
     axes.set_xlabel("share of FFN channels removed")
     axes.set_ylabel("perplexity")
-    axes.set_title(title, fontsize=10)
+    if title:
+        axes.set_title(title, fontsize=10)
     axes.grid(which="both", alpha=0.2)
     if lines:
         axes.legend(fontsize=8, title="method (numbers: share of supernodes removed)", title_fontsize=7)
+
+
+def write_figure(rows: Sequence[dict[str, Any]], stem: Path, title: str) -> tuple[Path, ...]:
+    """Write a figure of a sweep's rows to ``stem`` with each of `SUFFIXES`. Returns the files.
+
+    Raises:
+        MissingPackageError: matplotlib is not installed.
+        ChanfmtError: A file cannot be written.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingPackageError("matplotlib", "plot", "the figure of a sweep") from None
+    figure = Figure(figsize=(9, 6), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    draw(figure.add_subplot(), rows, title)
     files = []
     for suffix in SUFFIXES:
         path = stem.with_name(stem.name + suffix)
@@ -82,16 +96,16 @@ def draw(rows: Sequence[dict[str, Any]], stem: Path, title: str) -> tuple[Path, 
 
 
 def lines_of(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str, str], list[tuple[float, float, float, float, float]]]:
-    """Method, protection and recovery to points: sparsity, perplexity, share of supernodes removed, extremes of perplexity.
+    """Method, protection and recovery to points: sparsity, perplexity, share of supernodes removed, lowest and highest perplexity.
 
-    Seeds are one point: their geometric mean, the mean of what they remove, and their range. Every line starts at the
-    dense model.
+    All seeds together are one point: the geometric mean of their perplexities, the mean share of supernodes, and the range.
+    Every line starts at the dense model.
     """
     dense = next((row for row in rows if row["method"] == DENSE), None)
     start = [] if dense is None else [(0.0, dense["perplexity"], 0.0, dense["perplexity"], dense["perplexity"])]
     groups: dict[tuple[str, str, str], dict[float, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        # A perplexity beyond all numbers has no place on the axis.
+        # A perplexity beyond float64 is not drawn.
         if row["method"] != DENSE and row["perplexity"] is not None:
             groups[row["method"], row["protect"], row["recover"]][row["sparsity_reached"]].append(row)
     return {

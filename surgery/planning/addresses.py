@@ -1,4 +1,4 @@
-"""How people name layers, FFNs and channels: ``0-7,12``, ``decoder/3``, ``3/17``, ``1:313,1392-1400``."""
+"""The names that people give to layers, FFNs and channels: ``0-7,12``, ``decoder/3``, ``3/17``, ``1:313,1392-1400``."""
 
 from __future__ import annotations
 
@@ -14,23 +14,26 @@ if TYPE_CHECKING:
     from chanfmt.format.records import Block
 
 KEYS = "LAYER, STACK/LAYER, LAYER/EXPERT or STACK/LAYER/EXPERT"
-# One spelling per number: "01" beside "1" would name one layer twice.
+# Each number has one spelling: "01" and "1" would name one layer twice.
 _NUMBER = re.compile(r"(?:0|[1-9][0-9]{0,8})")
 _RANGE = re.compile(rf"({_NUMBER.pattern})(?:-({_NUMBER.pattern}))?")
 
 
 def parse_number(text: str, what: str) -> int:
-    """A number below 10^9. Raises `UsageError` where ``text`` is not one, calling it ``what``."""
+    """``text`` as a number below 10^9. Raises `UsageError` ("... is not ``what``") if it is not one."""
     if not _NUMBER.fullmatch(text):
         raise UsageError(f"{_short(text)} is not {what}")
     return int(text)
 
 
 def parse_ranges(text: str, what: str) -> list[tuple[int, int]]:
-    """``3,7-9`` as pairs of first and last.
+    """``3,7-9`` as pairs of first and last number.
+
+    Args:
+        what: The kind of number, such as "a layer", for the error.
 
     Raises:
-        UsageError: It is not such a list; ``what`` says of what.
+        UsageError: ``text`` is not such a list.
     """
     ranges = []
     for item in text.split(","):
@@ -46,10 +49,10 @@ def parse_ranges(text: str, what: str) -> list[tuple[int, int]]:
 
 
 def parse_layers(text: str, atlas: Atlas) -> frozenset[int]:
-    """The layers that ``0-7,12`` names.
+    """The layers that a list such as ``0-7,12`` names.
 
     Raises:
-        UsageError: It is no such list, or the model has no such layer.
+        UsageError: ``text`` is not such a list, or the model lacks one of the layers.
     """
     layers = {block.layer_index for block in atlas.blocks}
     chosen: set[int] = set()
@@ -62,7 +65,7 @@ def parse_layers(text: str, atlas: Atlas) -> frozenset[int]:
 
 
 def chosen_layers(text: str | None, atlas: Atlas) -> frozenset[int]:
-    """The layers that ``--layers`` names; all of them where it is not given. Raises `UsageError` as `parse_layers`."""
+    """The layers that ``--layers`` names; all layers if ``text`` is None. Raises `UsageError` as `parse_layers`."""
     if text is None:
         return frozenset(block.layer_index for block in atlas.blocks)
     try:
@@ -72,10 +75,10 @@ def chosen_layers(text: str | None, atlas: Atlas) -> frozenset[int]:
 
 
 def channel_ids(text: str, channels: int) -> Iterator[int]:
-    """The channels that ``313,1392-1400`` names, as they come, of ``channels``.
+    """The channels that a list such as ``313,1392-1400`` names, one after the other, in an FFN of ``channels``.
 
     Raises:
-        UsageError: It is no such list, or there is no such channel.
+        UsageError: ``text`` is not such a list, or the FFN lacks one of the channels.
     """
     for first, last in parse_ranges(text, "a channel"):
         check_channel(last, channels)
@@ -83,16 +86,16 @@ def channel_ids(text: str, channels: int) -> Iterator[int]:
 
 
 def check_channel(channel: int, channels: int) -> None:
-    """Raise `UsageError` where there is no such channel among ``channels``."""
+    """Raise `UsageError` if an FFN of ``channels`` has no channel ``channel``."""
     if not 0 <= channel < channels:
-        raise UsageError(f"there is no channel {channel}: the FFN has {channels}, from 0")
+        raise UsageError(f"there is no channel {channel}: the FFN has {channels}, counted from 0")
 
 
 def find_unit(key: str, atlas: Atlas) -> tuple[Block, int | None]:
-    """The FFN, and the expert where it has experts, that ``key`` names (see `KEYS`).
+    """The FFN that ``key`` names (see `KEYS`), and the expert if the FFN has experts, else None.
 
     Raises:
-        UsageError: It names none, or more than one.
+        UsageError: ``key`` names no FFN, or more than one.
     """
     parts = key.split("/")
     stack = parts.pop(0) if len(parts) > 1 and not parts[0].isdecimal() else None
@@ -107,10 +110,12 @@ def find_unit(key: str, atlas: Atlas) -> tuple[Block, int | None]:
 
 
 def find_ffn(atlas: Atlas, stack: str | None, layer: int, expert: int | None) -> tuple[Block, int | None]:
-    """The FFN of ``layer`` in ``stack`` (None: in any) that has experts exactly where ``expert`` is given.
+    """The FFN of ``layer`` in ``stack`` (None: in any stack), and ``expert``.
+
+    The FFN has experts if ``expert`` is a number, and is dense if ``expert`` is None.
 
     Raises:
-        UsageError: There is none, or more than one.
+        UsageError: There is no such FFN, or more than one.
     """
     if stack is not None and stack not in atlas.stacks:
         raise UsageError(f"there is no stack {_short(stack)}", hint=f"stacks: {', '.join(atlas.stacks)}")
@@ -122,19 +127,19 @@ def find_ffn(atlas: Atlas, stack: str | None, layer: int, expert: int | None) ->
     if not found and expert is None:
         raise UsageError(f"layer {layer} has experts", hint=f"name one as {layer}/EXPERT")
     if not found:
-        raise UsageError(f"layer {layer} has no experts", hint="leave the expert out")
+        raise UsageError(f"layer {layer} has no experts", hint="leave out the expert")
     if len(found) > 1:
         raise UsageError(f"layer {layer} has several FFNs", hint=f"name one of its stacks: {_stacks_of(found)}")
     if expert is not None and expert >= found[0].n_experts:
-        raise UsageError(f"layer {layer} has no expert {expert}: it has {found[0].n_experts}, from 0")
+        raise UsageError(f"layer {layer} has no expert {expert}: it has {found[0].n_experts}, counted from 0")
     return found[0], expert
 
 
 def unit_key(atlas: Atlas, block: Block, expert: int | None) -> str:
-    """The shortest key that `find_unit` takes for ``block`` and ``expert``.
+    """The shortest key by which `find_unit` finds ``block`` and ``expert``.
 
     Raises:
-        UsageError: There is none, since its layer has two FFNs in one stack.
+        UsageError: No key does, because the layer has two FFNs in one stack.
     """
     for stack in (None, block.stack):
         try:

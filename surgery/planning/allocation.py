@@ -1,4 +1,4 @@
-"""How many channels each FFN keeps when all of them share one pool. Pure numpy."""
+"""How many channels each FFN keeps if all FFNs share one pool of channels. Pure numpy."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Candidate:
     """An FFN in the pool.
 
     Attributes:
-        width: Its channels, of each expert where it has experts.
-        units: Its experts, or 1: so many channels go at once.
-        ladder: Score of its first removal, of its second, ...; ascending, and only as long as it may be cut,
-            which is shorter than its width.
+        width: Its channels, of each expert if it has experts.
+        units: The number of its experts, or 1 for a dense FFN. One removal removes so many channels.
+        ladder: Score of the first removal, of the second, ...; float64 (removals,), ascending. It has one entry per
+            removal that is allowed, fewer than ``width``.
     """
 
     width: int
@@ -30,27 +30,27 @@ class Candidate:
 
     @property
     def fewest(self) -> int:
-        """Channels it keeps at least."""
+        """Smallest number of channels that the FFN keeps."""
         return self.width - len(self.ladder)
 
 
 def ladder(scores: np.ndarray, protected: np.ndarray, most: int) -> np.ndarray:
-    """What each removal costs an FFN, ascending.
+    """The score of each removal from an FFN, ascending, float64 (most,).
 
-    All experts keep the same count, so the k-th removal takes the k-th lowest unprotected channel of each,
-    and its score is their mean.
+    All experts keep the same number of channels. The k-th removal takes the unprotected channel with the k-th lowest
+    score from every expert, and its score is the mean of theirs.
 
     Args:
-        scores, protected: (expert, channels), or one row for a dense FFN.
-        most: Removals that are allowed; no row may protect so many that fewer are possible.
+        scores, protected: float64 and bool (expert, channels); one row for a dense FFN.
+        most: Removals that are allowed. Every row has at least so many unprotected channels.
     """
     return np.sort(np.where(protected, np.inf, scores), axis=-1)[:, :most].mean(axis=0)
 
 
 class Pool:
-    """FFNs that share one number of kept channels. What does not depend on that number is computed once.
+    """FFNs that share one number of kept channels. Everything that does not depend on that number is computed once.
 
-    Removals are taken from the pool in the order of their scores; of equal ones, those of the last FFN first.
+    Removals leave the pool in the order of their scores. Of removals with equal scores, those of the last FFN come first.
     """
 
     def __init__(self, candidates: Sequence[Candidate]) -> None:
@@ -63,13 +63,13 @@ class Pool:
         self._taken = np.cumsum(self._units[self._owner])
 
     def widths(self, keep: int, multiple_of: int | None = None) -> list[int]:
-        """Kept widths, so that ``keep`` channels stay in all, or as near to it as multiples allow.
+        """Kept widths, one per FFN, such that ``keep`` channels stay in total, or as close to that as multiples allow.
 
-        Each width is rounded like a uniform one is, and the roundings that moved a width least for what they
-        give are turned until the total is right.
+        Each width is rounded as for uniform allocation. Then single widths move by one multiple until the total is right;
+        the width that moves least away from its target, per channel gained, moves first.
 
         Raises:
-            ValueError: More than ``keep`` must stay.
+            ValueError: More than ``keep`` channels must stay.
         """
         candidates = self._candidates
         if sum(item.units * item.fewest for item in candidates) > keep:
@@ -108,7 +108,7 @@ class Pool:
 
 
 def _choices(item: Candidate, multiple: int) -> list[int]:
-    """Widths that ``item`` may have, ascending: multiples, and all of it."""
+    """Widths that ``item`` may have, ascending: the multiples of ``multiple``, and its full width."""
     first = -(-item.fewest // multiple) * multiple
     return [*range(first, item.width, multiple), item.width]
 

@@ -1,4 +1,4 @@
-"""What stays at one sparsity or another, under one score and one protection. Pure numpy."""
+"""What stays at any sparsity, under one score and one protection. Pure numpy."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from chanfmt.base.errors import UsageError
 from chanfmt.format.unit import unit_rows
 from surgery.planning.allocation import Candidate, Pool, ladder
 from surgery.planning.methods import find_method, ranked_by_magnitude, score
+from surgery.planning.options import MAX_LAYER_SPARSITY
 from surgery.planning.width import kept_width
 
 if TYPE_CHECKING:
@@ -19,20 +20,17 @@ if TYPE_CHECKING:
 
     from chanfmt.format.reader import Atlas
     from chanfmt.format.records import Block
-    from surgery.planning.plan import PlanOptions
-
-MAX_LAYER_SPARSITY = 0.7
-"""Share of a layer that global allocation removes at most, where nothing else is asked."""
+    from surgery.planning.options import PlanOptions
 
 
 class Scores:
     """One method's scores of the FFNs that may be cut.
 
     Attributes:
-        atlas: Where they come from.
+        atlas: The atlas that the scores come from.
         blocks: The FFNs.
         method: The method's name.
-        of: Block index to scores, float64 of `Block.shape`.
+        of: Block index to the FFN's scores, float64 of `Block.shape`.
     """
 
     def __init__(self, atlas: Atlas, method: str, seed: int, blocks: tuple[Block, ...]) -> None:
@@ -42,15 +40,21 @@ class Scores:
         self.of = {block.index: score(method, atlas, block, seed) for block in blocks}
 
     def comparable(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
-        """Scores that compare with other FFNs', (row, channels), and which experts they are, bool (expert,)."""
+        """Scores that compare with those of other FFNs, float64 (row, channels), and which experts the rows are, bool (expert,).
+
+        Experts that no calibration token reached are left out.
+
+        Raises:
+            UsageError: No calibration token reached any expert.
+        """
         rows = unit_rows(self.of[block.index])
         used = np.ones(len(rows), dtype=bool)
         if block.n_experts:
             used = ~ranked_by_magnitude(self.method, self.atlas, block)
             if not used.any():
                 raise UsageError(
-                    f"no calibration token reached any expert of layer {block.layer_index} ({block.module}), so nothing "
-                    "says what its channels are worth beside those of other layers",
+                    f"no calibration token reached any expert of layer {block.layer_index} ({block.module}), so its "
+                    "channels cannot be compared with those of other layers",
                     hint="use --allocation uniform, or build the atlas on more text",
                 )
         rows = rows[used]
@@ -60,7 +64,7 @@ class Scores:
         return rows, used
 
     def warnings(self) -> tuple[str, ...]:
-        """What was ranked by something else than was asked."""
+        """A note on every FFN whose channels another method ranks than the requested one."""
         unseen = sum(int(ranked_by_magnitude(self.method, self.atlas, block).sum()) for block in self.blocks)
         if not unseen:
             return ()
@@ -69,12 +73,12 @@ class Scores:
 
 
 class Choice:
-    """What stays under one protection, at any sparsity; channels are put in order once.
+    """What stays under one protection, at any sparsity. The channels are sorted once.
 
     Args:
-        scores: Of the FFNs that may be cut.
-        options: How they share what goes; their sparsity means nothing here.
-        protected: Block index to a mask of the channels that may not go, bool of `Block.shape`.
+        scores: Scores of the FFNs that may be cut.
+        options: How the FFNs share the removal. The sparsity of ``options`` is not used.
+        protected: Block index to a mask of the protected channels, bool of `Block.shape`.
     """
 
     def __init__(self, scores: Scores, options: PlanOptions, protected: Mapping[int, np.ndarray]) -> None:
@@ -84,14 +88,17 @@ class Choice:
 
     @cached_property
     def orders(self) -> dict[int, np.ndarray]:
-        """Block index to channels, the last to go first, of equal scores the lowest index: ints of `Block.shape`."""
+        """Block index to channel ids, best first: the first id is the last channel to go. Ints of `Block.shape`.
+
+        Of channels with equal scores, the lowest index comes first.
+        """
         return {
             index: np.argsort(-np.where(self._protected[index], np.inf, values), axis=-1, kind="stable")
             for index, values in self._scores.of.items()
         }
 
     def kept(self, sparsity: float) -> dict[int, np.ndarray]:
-        """What stays, as masks of all FFNs, bool of `Block.shape`."""
+        """Block index to a mask of the channels that stay, bool of `Block.shape`, for every FFN. Raises `UsageError` as `widths`."""
         widths = self.widths(sparsity)
         kept = {block.index: np.ones(block.shape, dtype=bool) for block in self._scores.atlas.blocks}
         for index, order in self.orders.items():
@@ -99,10 +106,10 @@ class Choice:
         return kept
 
     def widths(self, sparsity: float) -> dict[int, int]:
-        """Block index to the channels that stay, of each expert where it has experts; for the FFNs that may be cut.
+        """Block index to the number of channels that stay (in each expert), for the FFNs that may be cut.
 
         Raises:
-            UsageError: ``sparsity`` cuts nothing or all, or what may not go is more than what stays.
+            UsageError: ``sparsity`` removes no channel or all channels, or more channels are protected than would stay.
         """
         uniform = {
             block.index: kept_width(block.n_channels, sparsity, self._options.multiple_of) for block in self._scores.blocks
@@ -117,7 +124,7 @@ class Choice:
 
     @cached_property
     def _most_protected(self) -> dict[int, int]:
-        """Protected channels of each FFN, or of the expert that has most of them."""
+        """Block index to the number of protected channels, in the expert that has most of them."""
         return {block.index: int(self._protected[block.index].sum(axis=-1).max()) for block in self._scores.blocks}
 
     @cached_property
@@ -156,20 +163,20 @@ class Choice:
         capped = sum(len(block.experts) * _fewest(block, cap) for block in blocks)
         if capped > budget:
             raise UsageError(
-                f"--max-layer-sparsity {cap:g} lets {total - capped:,} of {total:,} channels go, and a sparsity of "
-                f"{sparsity:g} needs {total - budget:,}",
+                f"--max-layer-sparsity {cap:g} lets at most {total - capped:,} of {total:,} channels go, and a "
+                f"sparsity of {sparsity:g} removes {total - budget:,}",
                 hint="lower --sparsity, or raise --max-layer-sparsity",
             )
         fixed = sum(len(block.experts) * max(_fewest(block, cap), self._most_protected[block.index]) for block in blocks)
         if fixed > budget:
             raise UsageError(
-                f"the protected channels do not fit: with them and --max-layer-sparsity {cap:g} {fixed:,} channels stay, "
+                f"the protected channels do not fit: they and --max-layer-sparsity {cap:g} keep {fixed:,} channels, "
                 f"{fixed - budget:,} more than a sparsity of {sparsity:g} leaves",
                 hint="lower --sparsity, or protect less",
             )
 
 
 def _fewest(block: Block, cap: float) -> int:
-    """Channels that an FFN keeps where ``cap`` of it may go."""
+    """Fewest channels that an FFN keeps if the share ``cap`` of it may go."""
     # The relative slack keeps 0.29 * 100 from flooring to 28.
     return max(1, block.n_channels - math.floor(cap * block.n_channels * (1 + 1e-12)))

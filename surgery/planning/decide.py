@@ -1,4 +1,4 @@
-"""Which channels stay: scores, protection and allocation put together, and what each protection cost."""
+"""Decide which channels stay: scores, protection and allocation together, and the cost of each protection."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
     from chanfmt.format.reader import Atlas
     from chanfmt.format.records import Block
-    from surgery.planning.plan import PlanOptions
-
-ALLOCATIONS = ("uniform", "global")
+    from surgery.planning.options import PlanOptions
 
 
 @dataclass(frozen=True)
@@ -29,11 +27,11 @@ class SelectorEffect:
     """What one ``--protect`` did.
 
     Attributes:
-        selector: As it was written; a file without its directory.
-        selected: Channels it names.
-        new: Of these, channels that no earlier selector names and that are not unprotected.
-        safe: Of these, channels that the method keeps without any protection.
-        cost: Channels that would have stayed but for this selector, and that go for those it protects.
+        selector: The selector as it was written; a file is named without its directory.
+        selected: Channels that the selector names.
+        new: Selected channels that no earlier selector names and that are not unprotected.
+        safe: New channels that the method keeps without any protection.
+        cost: Channels that stay with the earlier selectors alone and go once this selector is added.
     """
 
     selector: str
@@ -45,13 +43,13 @@ class SelectorEffect:
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """What stays.
+    """What a plan keeps.
 
     Attributes:
         kept: Block index to a mask of the channels that stay, bool of `Block.shape`.
         scope: Indices of the FFNs that could be cut.
         protection: What each selector did, before any inversion.
-        protected, released: Channels that are protected, and that ``--unprotect`` kept from it.
+        protected, released: Channels that are protected, and channels that ``--unprotect`` released.
         warnings: What the user should know.
     """
 
@@ -64,17 +62,17 @@ class Decision:
 
 
 def decide(atlas: Atlas, options: PlanOptions) -> Decision:
-    """Decide what ``atlas``'s model keeps.
+    """Decide which channels ``atlas``'s model keeps.
 
     Raises:
-        UsageError: An option cannot mean anything for this model, or the protected channels do not fit.
+        UsageError: An option has no meaning for this model, or the protected channels do not fit.
         AtlasError: The atlas lacks what the method or a selector needs.
     """
     method = find_method(options.method)
     blocks = in_scope(atlas, options)
     protected = protect_list(tuple(dict.fromkeys((*method.always_protects, *options.protect))), atlas, options.unprotect)
     scores = Scores(atlas, options.method, options.seed, blocks)
-    # What does not fit is said of all that is protected, not of the first selector that is too much.
+    # An error about channels that do not fit should count all protected channels, not those up to the first selector too many.
     Choice(scores, options, protected.masks).widths(options.sparsity)
     union = no_channels(atlas)
     kept = bare = Choice(scores, options, union).kept(options.sparsity)
@@ -100,7 +98,7 @@ def decide(atlas: Atlas, options: PlanOptions) -> Decision:
 
 
 def in_scope(atlas: Atlas, options: PlanOptions) -> tuple[Block, ...]:
-    """The FFNs that may be cut. Raises `UsageError` where the options name none."""
+    """The FFNs that may be cut. Raises `UsageError` if the options name none."""
     for name in options.stack:
         if name not in atlas.stacks:
             raise UsageError(f"there is no stack {name!r}", hint=f"stacks: {', '.join(atlas.stacks)}")
@@ -110,17 +108,18 @@ def in_scope(atlas: Atlas, options: PlanOptions) -> tuple[Block, ...]:
     )
     if not blocks:
         raise UsageError(
-            f"none of the layers {options.layers} is in {', '.join(options.stack)}", hint="leave --layers or --stack out"
+            f"none of the layers {options.layers} is in the stack {', '.join(options.stack)}",
+            hint="leave out --layers or --stack",
         )
     return blocks
 
 
 def _inverted(kept: Mapping[int, np.ndarray], blocks: tuple[Block, ...]) -> dict[int, np.ndarray]:
-    """What was to go stays and the other way round, in ``blocks``."""
+    """``kept`` with kept and removed channels swapped in ``blocks``."""
     for block in blocks:
         if kept[block.index].all():
             raise UsageError(
-                f"--invert would remove all of layer {block.layer_index} ({block.module}), of which the plan removes nothing",
+                f"--invert would remove every channel of layer {block.layer_index} ({block.module}): without it, the plan removes none",
                 hint="leave the layer out with --layers, or use --allocation uniform",
             )
     chosen = {block.index for block in blocks}

@@ -1,4 +1,4 @@
-"""How much of the loss proxy channels hold. Pure numpy."""
+"""Share of the loss proxy LP that channels hold. Pure numpy."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def lp_mass(stack: Stack, block: Block) -> np.ndarray:
-    """LP of each channel times its tokens, float64 of `Block.shape`: comparable, and additive, over FFNs and experts.
+    """LP of each channel times its tokens, nats^2, float64 of `Block.shape`. It can be summed over FFNs and experts.
 
-    What no token reached holds none of the loss.
+    Channels that no token reached have mass 0.
     """
     lp = np.asarray(stack.row("lp", block.row), dtype=np.float64)
     tokens = np.asarray(stack.row("tokens", block.row), dtype=np.float64)[..., None]

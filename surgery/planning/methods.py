@@ -1,18 +1,20 @@
 """Score every channel of an FFN from its atlas alone: higher means keep. Pure numpy, float64.
 
-An FFN with experts has a row of scores per expert, each from the expert's own tokens.
+An FFN with experts has a row of scores per expert, from the expert's own tokens.
 
-`METHODS` is the one table of methods; the command line, the plan and the browser follow it.
+To add a method, add its formula below, under a line with its name, and a test. The command line, plans, model cards and the
+browser read the table `METHODS`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chanfmt.base.errors import AtlasError, UsageError
+from chanfmt.base.choices import unknown
+from chanfmt.base.errors import AtlasError
 from chanfmt.format import schema
 
 if TYPE_CHECKING:
@@ -21,16 +23,18 @@ if TYPE_CHECKING:
     from chanfmt.format.reader import Atlas, Stack
     from chanfmt.format.records import Block
 
+    Formula = Callable[["Channels"], np.ndarray]
+
 
 @dataclass(frozen=True)
 class Channels:
-    """One FFN's row of its stack, and the seed of whatever is random.
+    """One FFN's row of its stack, and the seed of the method ``random``.
 
     Attributes:
         stack: Arrays of the FFN's stack.
-        row: The FFN's row in them.
+        row: The FFN's row in these arrays.
         block: The FFN.
-        seed: Seed of the `random` method.
+        seed: Seed of the method ``random``.
     """
 
     stack: Stack
@@ -39,10 +43,10 @@ class Channels:
     seed: int
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """The variable ``name``, float64: (channels,), or (1,) for one value per FFN; experts come before.
+        """The variable ``name``, float64: (channels,), or (1,) if it has one value per FFN; with a first axis of experts.
 
         Raises:
-            AtlasError: The atlas lacks it.
+            AtlasError: The atlas lacks the variable.
         """
         values = np.asarray(self.stack.row(name, self.row), dtype=np.float64)
         return values if "channel" in schema.STACK_VARIABLE_BY_NAME[name].dimensions else values[..., None]
@@ -54,12 +58,12 @@ class Method:
 
     Attributes:
         name: As written after ``--method``.
-        description: One line for people.
-        source: Where the formula comes from.
-        score: Channels to scores, float64: (channels,), or (expert, channels).
-        always_protects: Selectors of `surgery.planning.protect` that belong to the method's definition.
-        needs_tokens: Whether its scores are undefined where no calibration token came.
-        standardised: Whether scores of different FFNs compare only after each FFN's are standardised.
+        description: The formula in one line, for people.
+        source: The paper or idea that the formula comes from.
+        score: The formula. It returns float64 scores: (channels,), or (expert, channels).
+        always_protects: Selectors (see `surgery.planning.selectors`) that belong to the method's definition.
+        needs_tokens: Whether the scores are undefined for FFNs that no calibration token reached.
+        standardised: Whether scores must be standardised within each FFN before FFNs are compared.
     """
 
     name: str
@@ -71,15 +75,31 @@ class Method:
     standardised: bool = False
 
 
+_PAPER = "arXiv 2604.23475"
+
+METHODS: dict[str, Method] = {}
+"""Name to method, in the order in which they are listed."""
+
+
+def _method(name: str, description: str, source: str, **traits: Any) -> Callable[[Formula], Formula]:
+    """Enter the formula that follows into `METHODS`. See `Method` for the arguments."""
+
+    def enter(formula: Formula) -> Formula:
+        METHODS[name] = Method(name, description, source, formula, **traits)
+        return formula
+
+    return enter
+
+
 def score(method: str, atlas: Atlas, block: Block, seed: int = 0) -> np.ndarray:
-    """Scores of ``block``'s channels, float64, finite; the lowest is pruned first.
+    """Scores of ``block``'s channels, float64, finite. The lowest score is pruned first.
 
     Returns:
-        (channels,), or (expert, channels) where it has experts. The row of an expert that
-        `ranked_by_magnitude` is in other units than the rest.
+        (channels,), or (expert, channels) if the FFN has experts. Experts that are `ranked_by_magnitude` have scores in
+        other units than the other experts.
 
     Raises:
-        UsageError: There is no such method.
+        UsageError: ``method`` is unknown.
         AtlasError: The atlas lacks what the method needs, or has no value for some channel.
     """
     chosen = find_method(method)
@@ -103,9 +123,9 @@ def score(method: str, atlas: Atlas, block: Block, seed: int = 0) -> np.ndarray:
 
 
 def ranked_by_magnitude(method: str, atlas: Atlas, block: Block) -> np.ndarray:
-    """Which experts no calibration token reached, so that only their weights can rank their channels, bool (expert,).
+    """Which experts no calibration token reached, bool (expert,). Only their weights can rank their channels.
 
-    None (and an empty array for a dense FFN) where ``method`` needs no tokens.
+    All are False if ``method`` needs no tokens. The array is empty for a dense FFN.
     """
     if not block.n_experts or not find_method(method).needs_tokens:
         return np.zeros(block.n_experts, dtype=bool)
@@ -113,41 +133,49 @@ def ranked_by_magnitude(method: str, atlas: Atlas, block: Block) -> np.ndarray:
 
 
 def find_method(name: str) -> Method:
-    """The method called ``name``. Raises `UsageError` where there is none."""
+    """The method called ``name``. Raises `UsageError` if it is unknown."""
     if name not in METHODS:
-        raise UsageError(f"there is no method {name!r}", hint=f"methods: {', '.join(METHODS)}")
+        raise unknown("method", name, METHODS)
     return METHODS[name]
 
 
+@_method("scar-lp", "loss proxy LP", f"{_PAPER}, equation 11", always_protects=("supernodes",))
 def _scar_lp(channels: Channels) -> np.ndarray:
     return channels["lp"]
 
 
+@_method("scar-prot", "LP x Protect", f"{_PAPER}, equation 12", always_protects=("supernodes",))
 def _scar_prot(channels: Channels) -> np.ndarray:
     return channels["lp"] * channels["protection"]
 
 
+@_method("scar-conn", "LP x ((1 - Conn) + Conn x Protect)", f"{_PAPER}, equation 13", always_protects=("supernodes",))
 def _scar_conn(channels: Channels) -> np.ndarray:
     conn = channels["connectivity"]
     return channels["lp"] * ((1 - conn) + conn * channels["protection"])
 
 
+@_method("taylor", "E|u s|", "first-order Taylor expansion, arXiv 1906.10771")
 def _taylor(channels: Channels) -> np.ndarray:
     return channels["taylor"]
 
 
+@_method("activation", "E[u^2]", "activation power")
 def _activation(channels: Channels) -> np.ndarray:
     return channels["activation_power"]
 
 
+@_method("wanda", "sqrt(E[u^2]) x L1 norm of the write vector", "Wanda-sp, arXiv 2306.11695")
 def _wanda(channels: Channels) -> np.ndarray:
     return np.sqrt(channels["activation_power"]) * channels["write_norm_l1"]
 
 
+@_method("wanda-group", "|W| x RMS input, summed over gate, up and write weights", f"{_PAPER}, Wanda-channel")
 def _wanda_group(channels: Channels) -> np.ndarray:
     return channels["wanda_group"]
 
 
+@_method("flap", "Var[u] x squared L2 norm of the write vector", "arXiv 2312.11983", standardised=True)
 def _flap(channels: Channels) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = channels["sum_u"] / channels["tokens"]
@@ -156,35 +184,13 @@ def _flap(channels: Channels) -> np.ndarray:
     return np.maximum(power - mean**2, 0.0) * channels["write_norm"] ** 2
 
 
+@_method("magnitude", "sum of the L2 norms of write, up and gate", "weights alone", needs_tokens=False)
 def _magnitude(channels: Channels) -> np.ndarray:
     total = channels["write_norm"] + channels["up_norm"]
     return total + channels["gate_norm"] if channels.stack.gated else total
 
 
+@_method("random", "uniform random numbers", "control", needs_tokens=False)
 def _random(channels: Channels) -> np.ndarray:
-    # Seeded by the FFN's own index, so that no score depends on which FFNs were scored before.
+    # The FFN's own index is part of the seed, so the scores do not depend on which FFNs were scored before.
     return np.random.default_rng([channels.seed, channels.block.index]).random(channels.block.shape)
-
-
-_PAPER = "arXiv 2604.23475"
-
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        Method("scar-lp", "loss proxy LP", f"{_PAPER}, equation 11", _scar_lp, ("supernodes",)),
-        Method("scar-prot", "LP x Protect", f"{_PAPER}, equation 12", _scar_prot, ("supernodes",)),
-        Method("scar-conn", "LP x ((1 - Conn) + Conn x Protect)", f"{_PAPER}, equation 13", _scar_conn, ("supernodes",)),
-        Method("taylor", "E|u s|", "first-order Taylor expansion, arXiv 1906.10771", _taylor),
-        Method("activation", "E[u^2]", "activation power", _activation),
-        Method("wanda", "sqrt(E[u^2]) x L1 norm of the write vector", "Wanda-sp, arXiv 2306.11695", _wanda),
-        Method(
-            "wanda-group",
-            "|W| x RMS input, summed over gate, up and write weights",
-            f"{_PAPER}, Wanda-channel",
-            _wanda_group,
-        ),
-        Method("flap", "Var[u] x squared L2 norm of the write vector", "arXiv 2312.11983", _flap, standardised=True),
-        Method("magnitude", "sum of the L2 norms of write, up and gate", "weights alone", _magnitude, needs_tokens=False),
-        Method("random", "uniform random numbers", "control", _random, needs_tokens=False),
-    )
-}

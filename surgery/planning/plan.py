@@ -1,135 +1,36 @@
-"""What a cut will do, as data: which channels every FFN keeps. No torch, no model.
-
-A plan file (spec/plan-1.md) is one safetensors file. Its ``__metadata__`` holds ``format`` and ``plan``,
-the plan as JSON; its tensors are the kept channel ids, ascending I32, one tensor per FFN.
-"""
+"""What a cut will do, as data: which channels every FFN of a model keeps. Pure numpy."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chanfmt.base.errors import AtlasError, ChanfmtError, UsageError
-from chanfmt.base.files import atomic_file
-from chanfmt.base.typed import list_of, typed
+from chanfmt.base import html
+from chanfmt.base.errors import AtlasError
+from chanfmt.base.text import printable
 from chanfmt.format import schema
-from chanfmt.format.records import Block, TensorSlice
-from chanfmt.models.safetensors import read_header
-from surgery.planning.choice import MAX_LAYER_SPARSITY
-from surgery.planning.decide import ALLOCATIONS, SelectorEffect, decide
+from surgery.planning.decide import SelectorEffect, decide
 from surgery.planning.mass import lp_mass
-from surgery.planning.methods import METHODS, find_method
-from surgery.planning.selectors import SYNTAX, file_name
-from surgery.planning.width import check_sparsity
+from surgery.planning.selectors import file_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from chanfmt.format.reader import Atlas, Stack
+    from chanfmt.format.records import Block, TensorSlice
+    from surgery.planning.options import PlanOptions
 
-PLAN_FORMAT = "pruning-plan/1"
 CHECK_TOKENS = 128
 """Tokens of the atlas's first sequence that a plan carries, so that its result can be checked."""
 
 
 @dataclass(frozen=True)
-class PlanOptions:
-    """What to cut."""
-
-    sparsity: float = field(metadata={"help": "share of the FFN channels to remove, such as 0.5", "metavar": "S"})
-    method: str = field(
-        default="scar-prot",
-        metadata={"help": f"score that ranks channels: {', '.join(METHODS)}", "metavar": "METHOD"},
-    )
-    protect: tuple[str, ...] = field(
-        default=(),
-        metadata={
-            "help": f"channels that are never removed; repeat for their union: {SYNTAX.replace('%', '%%')}",
-            "metavar": "WHAT",
-            "repeat": True,
-        },
-    )
-    unprotect: tuple[str, ...] = field(
-        default=(),
-        metadata={
-            "help": "channels to take out of what --protect and the method protect, written likewise; repeat for more",
-            "metavar": "WHAT",
-            "repeat": True,
-        },
-    )
-    allocation: str = field(
-        default="uniform",
-        metadata={
-            "help": "uniform: the same share of every FFN; global: the lowest scores of all FFNs together",
-            "choices": ALLOCATIONS,
-        },
-    )
-    max_layer_sparsity: float | None = field(
-        default=None,
-        metadata={
-            "help": f"share of an FFN that --allocation global removes at most (default: {MAX_LAYER_SPARSITY})",
-            "metavar": "S",
-        },
-    )
-    layers: str | None = field(
-        default=None,
-        metadata={
-            "help": "cut these layers only, such as 0-7,12; the others keep every channel",
-            "metavar": "LAYERS",
-        },
-    )
-    stack: tuple[str, ...] = field(
-        default=(),
-        metadata={
-            "help": "cut the FFNs of this stack only; repeat for more",
-            "metavar": "NAME",
-            "repeat": True,
-        },
-    )
-    invert: bool = field(
-        default=False,
-        metadata={
-            "help": "keep exactly what would be removed, and remove what would be kept",
-        },
-    )
-    multiple_of: int | None = field(
-        default=None,
-        metadata={
-            "help": "round kept widths to a multiple of N (default: up to 256, where that moves them by less than 2%%)",
-            "metavar": "N",
-        },
-    )
-    seed: int = field(default=0, metadata={"help": "seed of the method random"})
-
-    def check(self) -> None:
-        """Raise `UsageError` for a value outside its range."""
-        check_sparsity(self.sparsity)
-        find_method(self.method)
-        if self.seed < 0:
-            raise UsageError(f"--seed must not be negative, not {self.seed}")
-        if self.multiple_of is not None and self.multiple_of < 1:
-            raise UsageError(f"--multiple-of must be at least 1, not {self.multiple_of}")
-        if self.allocation not in ALLOCATIONS:
-            raise UsageError(f"there is no allocation {self.allocation!r}", hint=f"allocations: {', '.join(ALLOCATIONS)}")
-        if self.max_layer_sparsity is None:
-            return
-        if self.allocation == "uniform":
-            raise UsageError(
-                "--max-layer-sparsity means nothing where all FFNs lose the same share", hint="add --allocation global"
-            )
-        if not 0 < self.max_layer_sparsity <= 1:
-            raise UsageError(f"--max-layer-sparsity must lie above 0 and at most 1, not {self.max_layer_sparsity:g}")
-
-
-@dataclass(frozen=True)
 class PlannedModel:
-    """The model a plan is for, as its atlas names it."""
+    """The model that a plan is for, as its atlas names it (see `chanfmt.format.records.ModelRecord`)."""
 
     id: str
     revision: str
@@ -144,11 +45,11 @@ class BlockPlan:
     """What one FFN keeps.
 
     Attributes:
-        name: What the plan file calls it: its module, with a number where another FFN has the same one.
+        name: The FFN's name in the plan file: its module, with a number if another FFN has the same module.
         layer_index, place, module, stack, n_channels, n_experts, tensors: As in `chanfmt.format.records.Block`.
-        kept: Ids of the channels that stay, ascending, int32: (kept,), or (expert, kept) where it has experts.
-        supernodes, supernodes_kept: Supernodes before and after.
-        lp_kept: Share of the FFN's LP that its kept channels hold; None where LP is unknown or 0.
+        kept: Ids of the channels that stay, ascending, int32: (kept,), or (expert, kept) if the FFN has experts.
+        supernodes, supernodes_kept: Supernodes before and after the cut, over all experts.
+        lp_kept: Share of the FFN's LP that its kept channels hold; None if the LP is unknown or 0.
     """
 
     name: str
@@ -166,43 +67,43 @@ class BlockPlan:
 
     @property
     def n_kept(self) -> int:
-        """Channels that stay, of each expert where it has experts."""
+        """Channels that stay, of each expert if the FFN has experts."""
         return int(self.kept.shape[-1])
 
     @property
     def is_cut(self) -> bool:
-        """Whether any channel goes."""
+        """Whether the plan removes any channel of this FFN."""
         return self.n_kept < self.n_channels
 
     def kept_of(self, expert: int) -> np.ndarray:
-        """Ascending ids of the channels that stay in expert number ``expert`` (0 where it is dense), int32."""
+        """Ascending ids of the channels that stay in expert number ``expert`` (0 for a dense FFN), int32 (kept,)."""
         return self.kept[expert] if self.n_experts else self.kept
 
     def removed_of(self, expert: int) -> np.ndarray:
-        """Ascending ids of the channels that go from expert number ``expert`` (0 where it is dense), int32."""
+        """Ascending ids of the channels that go from expert number ``expert`` (0 for a dense FFN), int32 (removed,)."""
         mask = np.ones(self.n_channels, dtype=bool)
         mask[self.kept_of(expert)] = False
         return np.flatnonzero(mask).astype(np.int32)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PruningPlan:
     """Which channels every FFN of a model keeps, and why.
 
     Attributes:
-        model: The model it is for; its fingerprint decides whether a checkpoint is that model.
+        model: The model that the plan is for. Its fingerprint decides whether a checkpoint is that model.
         method, seed, sparsity, multiple_of, allocation, max_layer_sparsity, layers, stack, invert: What was asked, as
-            in `PlanOptions`; ``layers`` None and ``stack`` empty are all.
-        protection: What each selector of ``--protect`` and of the method did, before any inversion.
-        unprotect: The selectors that were taken out of protection.
-        protected, released: Channels that were protected, in all FFNs, and that ``unprotect`` kept from it.
-        scope_channels: Channels of the FFNs that could be cut.
+            in `surgery.planning.options.PlanOptions`. ``layers`` None and an empty ``stack`` mean all of them.
+        protection: What each selector of ``protect`` and of the method did, before any inversion.
+        unprotect: The selectors that took channels out of protection.
+        protected, released: Channels that were protected, and channels that ``unprotect`` released; over all FFNs.
+        scope_channels: Channels of the FFNs that could be cut, over all experts.
         atlas_sha256: ``content_sha256`` of the atlas.
-        atlas_source: Which file of which commit on the Hub the atlas was; empty for a local file.
+        atlas_source: File and commit of the atlas on the Hub; empty for a local file.
         calibration: What the atlas was measured on, for people.
-        check_tokens: Token ids to compare logits on; empty where the atlas stores none.
+        check_tokens: Token ids to compare logits on, at most `CHECK_TOKENS`; empty if the atlas stores none.
         blocks: One `BlockPlan` per FFN, in model order.
-        warnings: What the user should know; not part of the file.
+        warnings: What the user should know. A plan file does not hold them.
     """
 
     model: PlannedModel
@@ -227,6 +128,17 @@ class PruningPlan:
     atlas_source: str = ""
     warnings: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        name = printable(self.model.id.rstrip("/").rsplit("/", 1)[-1])
+        return (
+            f"<PruningPlan of {name}: {len(self.blocks)} FFNs, {self.channels:,} to {self.channels_kept:,} channels "
+            f"({-self.sparsity_reached:+.1%}), {printable(self.method)}>"
+        )
+
+    def _repr_html_(self) -> str:
+        """The plan for a notebook: its `repr`, and a row per FFN."""
+        return f"<p>{html.inline(repr(self))}</p>\n{html.table(*layer_rows(self))}"
+
     @property
     def protect(self) -> tuple[str, ...]:
         """The selectors whose channels were protected."""
@@ -239,7 +151,7 @@ class PruningPlan:
 
     @property
     def channels_kept(self) -> int:
-        """Channels of all FFNs after it."""
+        """Channels of all FFNs after the cut."""
         return sum(block.kept.size for block in self.blocks)
 
     @property
@@ -249,13 +161,22 @@ class PruningPlan:
 
     @property
     def scope_sparsity_reached(self) -> float:
-        """Share that it removes of the channels of the FFNs that could be cut."""
+        """Share that the plan removes of the channels of the FFNs that could be cut."""
         return (self.channels - self.channels_kept) / self.scope_channels
+
+    def check_atlas(self, atlas: Atlas) -> None:
+        """Raise `AtlasError` if ``atlas`` has another content digest than the atlas that the plan was made from."""
+        if atlas.content_sha256 != self.atlas_sha256:
+            raise AtlasError(
+                f"{atlas.path} is not the atlas of the plan: its content SHA-256 is {atlas.content_sha256[:12]}..., "
+                f"and the plan was made from {self.atlas_sha256[:12]}...",
+                hint="make the plan again from this atlas",
+            )
 
 
 @dataclass(frozen=True)
 class Change:
-    """A config field's value before and after; None where it was unset."""
+    """A config field's value before and after; None if the field was unset."""
 
     before: Any
     after: Any
@@ -263,12 +184,12 @@ class Change:
 
 @dataclass(frozen=True)
 class Applied:
-    """How a plan's result was laid out, so that it can be undone.
+    """How a plan's result is laid out, so that the cut can be undone.
 
     Attributes:
-        widths: Name of every FFN to its width in the result: what it keeps, and zero channels up to that.
-        config: Config fields that changed, dotted where nested.
-        fingerprint: Of the checkpoint that was cut.
+        widths: Name of every FFN to its width in the result: the kept channels, followed by zero channels up to this width.
+        config: Config fields that changed, dotted if nested.
+        fingerprint: Fingerprint of the checkpoint that was cut.
     """
 
     widths: dict[str, int]
@@ -277,13 +198,14 @@ class Applied:
 
 
 def make_plan(atlas: Atlas, options: PlanOptions) -> PruningPlan:
-    """Decide what ``atlas``'s model keeps.
+    """Decide which channels ``atlas``'s model keeps.
 
-    The lowest scores go first, of equal ones the highest index; protected channels never go.
+    The channels with the lowest scores go first; of equal scores, the highest index goes first. Protected channels
+    never go. No model is read.
 
     Raises:
-        UsageError: An option cannot mean anything, or the protected channels do not fit.
-        AtlasError: The atlas is unfinished, or lacks what the method needs.
+        UsageError: An option is out of range or has no meaning for this model, or the protected channels do not fit.
+        AtlasError: The atlas is unfinished, or lacks what the method or a selector needs.
     """
     options.check()
     if atlas.status != "complete":
@@ -321,153 +243,28 @@ def make_plan(atlas: Atlas, options: PlanOptions) -> PruningPlan:
     )
 
 
-def save_plan(plan: PruningPlan, path: Path) -> None:
-    """Write ``plan`` to ``path``, whole or not at all.
-
-    Raises:
-        ChanfmtError: The place cannot be written.
-    """
-    with atomic_file(path) as temporary:
-        write_plan(plan, temporary)
-
-
-def write_plan(plan: PruningPlan, path: Path, applied: Applied | None = None) -> None:
-    """Write ``plan`` to ``path`` as it is, for a caller that publishes a whole directory.
-
-    Args:
-        applied: How its result was laid out, where this copy travels with one.
-    """
-    from safetensors.numpy import save
-
-    value = {
-        "model": asdict(plan.model),
-        **{name: getattr(plan, name) for name in (*_SCALARS, *_LISTS)},
-        "protection": [asdict(effect) for effect in plan.protection],
-        "blocks": [
-            {name: getattr(block, name) for name in _BLOCK_FIELDS} | {"tensors": [asdict(tensor) for tensor in block.tensors]}
-            for block in plan.blocks
-        ],
-    }
-    metadata = {"format": PLAN_FORMAT, "plan": json.dumps(value, separators=(",", ":"), allow_nan=False)}
-    if applied is not None:
-        metadata["applied"] = json.dumps(asdict(applied), separators=(",", ":"), allow_nan=False)
-    path.write_bytes(save({block.name: block.kept.astype("<i4") for block in plan.blocks}, metadata))
+def layer_rows(plan: PruningPlan) -> tuple[list[str], list[list[str]]]:
+    """Headings and one row per FFN. The widths of an FFN with experts are those of each expert."""
+    headings = ["layer", "module", "channels", "kept", "supernodes removed", "LP kept"]
+    rows = []
+    for block in plan.blocks:
+        experts = f"{block.n_experts} x " if block.n_experts else ""
+        rows.append(
+            [
+                str(block.layer_index),
+                block.module,
+                f"{experts}{block.n_channels:,}",
+                f"{experts}{block.n_kept:,}",
+                f"{block.supernodes - block.supernodes_kept:,} of {block.supernodes:,}",
+                percent(block.lp_kept),
+            ]
+        )
+    return headings, rows
 
 
-def load_plan(path: Path) -> PruningPlan:
-    """Read a plan file. Nothing in it is trusted.
-
-    Raises:
-        UsageError: The file is missing, damaged, or no plan.
-    """
-    return _load(path)[0]
-
-
-def load_applied(path: Path) -> tuple[PruningPlan, Applied]:
-    """Read the copy of a plan that travels with its result. Nothing in it is trusted.
-
-    Raises:
-        UsageError: The file is missing, damaged, no plan, or does not say how it was applied.
-    """
-    plan, applied = _load(path)
-    if applied is None:
-        raise UsageError(f"{path} is a plan that was not applied")
-    return plan, applied
-
-
-def _load(path: Path) -> tuple[PruningPlan, Applied | None]:
-    try:
-        entries, metadata = read_header(path)
-        if metadata.get("format") != PLAN_FORMAT:
-            raise ValueError(f"its format is not {PLAN_FORMAT}")
-        value = json.loads(metadata["plan"])
-        kept = {}
-        for name, entry in entries.items():
-            if entry.dtype != "I32" or len(entry.shape) not in (1, 2):
-                raise ValueError(f"{name!r} is not a list of channel ids, nor one per expert")
-            ids = np.fromfile(path, dtype="<i4", count=entry.elements, offset=entry.start)
-            kept[name] = ids.reshape(entry.shape).astype(np.int32)
-        plan = _parse(value, kept)
-        return plan, _parse_applied(json.loads(metadata["applied"]), plan) if "applied" in metadata else None
-    except ChanfmtError as error:
-        raise UsageError(f"{path} is not a pruning plan: {error.message}", hint=error.hint) from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UsageError(f"{path} is not a pruning plan: {error}") from None
-
-
-_SCALARS: dict[str, Any] = {
-    "method": str,
-    "protected": int,
-    "released": int,
-    "seed": int,
-    "sparsity": float,
-    "multiple_of": int | None,
-    "allocation": str,
-    "max_layer_sparsity": float | None,
-    "layers": str | None,
-    "invert": bool,
-    "scope_channels": int,
-    "atlas_sha256": str,
-    "atlas_source": str,
-    "calibration": str,
-}
-_LISTS: dict[str, type] = {"unprotect": str, "stack": str, "check_tokens": int}
-_EFFECT_FIELDS: dict[str, Any] = {"selector": str, "selected": int, "new": int, "safe": int, "cost": int}
-_BLOCK_FIELDS: dict[str, Any] = {
-    "name": str,
-    "layer_index": int,
-    "place": str,
-    "module": str,
-    "stack": str,
-    "n_channels": int,
-    "n_experts": int,
-    "supernodes": int,
-    "supernodes_kept": int,
-    "lp_kept": float | None,
-}
-_MODEL_TEXTS = ("id", "revision", "source", "model_type", "fingerprint")
-
-
-def _parse(value: Any, kept: dict[str, np.ndarray]) -> PruningPlan:
-    """A plan from its JSON and its tensors. Raises ValueError, KeyError, TypeError or `ChanfmtError`."""
-    blocks = tuple(_parse_block(item, kept) for item in typed(value["blocks"], list, "blocks"))
-    if not blocks or {block.name for block in blocks} != kept.keys() or len(blocks) != len(kept):
-        raise ValueError("its FFNs and its tensors do not match")
-    model = value["model"]
-    if typed(value["scope_channels"], int, "scope_channels") < 1:
-        raise ValueError("scope_channels is not a number of channels")
-    lists: dict[str, Any] = {name: list_of(value[name], kind, name) for name, kind in _LISTS.items()}
-    return PruningPlan(
-        model=PlannedModel(
-            **{name: typed(model[name], str, name) for name in _MODEL_TEXTS},
-            architectures=list_of(model["architectures"], str, "architectures"),
-        ),
-        **{name: typed(value[name], kind, name) for name, kind in _SCALARS.items()},
-        protection=tuple(
-            SelectorEffect(**{name: typed(item[name], kind, name) for name, kind in _EFFECT_FIELDS.items()})
-            for item in typed(value["protection"], list, "protection")
-        ),
-        **lists | {"check_tokens": lists["check_tokens"][:CHECK_TOKENS]},
-        blocks=blocks,
-    )
-
-
-def _parse_block(item: Any, kept: dict[str, np.ndarray]) -> BlockPlan:
-    values = {name: typed(item[name], kind, name) for name, kind in _BLOCK_FIELDS.items()}
-    width, experts, ids = values["n_channels"], values["n_experts"], kept[values["name"]]
-    if ids.shape[:-1] != ((experts,) if experts else ()):
-        raise ValueError(f"the kept channels of {values['name']!r} are not those of {experts or 'no'} experts")
-    if not ids.size or ids.min() < 0 or ids.max() >= width or (np.diff(ids) <= 0).any():
-        raise ValueError(f"the kept channels of {values['name']!r} are not ascending ids below {width}")
-    return BlockPlan(**values, kept=ids, tensors=Block.tensors_from_json(json.dumps(item["tensors"])))
-
-
-def _parse_applied(value: Any, plan: PruningPlan) -> Applied:
-    widths = {block.name: typed(value["widths"][block.name], int, "widths") for block in plan.blocks}
-    if any(not block.n_kept <= widths[block.name] <= block.n_channels for block in plan.blocks):
-        raise ValueError("a width lies outside what its FFN keeps and had")
-    config = {str(name): Change(item["before"], item["after"]) for name, item in typed(value["config"], dict, "config").items()}
-    return Applied(widths, config, typed(value["fingerprint"], str, "fingerprint"))
+def percent(share: float | None) -> str:
+    """``share`` as a percentage with one decimal, for a table's cell; ``-`` if it is unknown."""
+    return "-" if share is None else f"{share:.1%}"
 
 
 def _describe_calibration(atlas: Atlas) -> str:
@@ -477,7 +274,7 @@ def _describe_calibration(atlas: Atlas) -> str:
 
 
 def _names(blocks: Sequence[Block]) -> list[str]:
-    """A name for every block: its module, and its number where another block has the same module."""
+    """A name for every FFN: its module, with its number if another FFN has the same module."""
     modules = Counter(block.module for block in blocks)
     return [block.module if modules[block.module] == 1 else f"{block.module}#{block.index}" for block in blocks]
 
@@ -502,7 +299,7 @@ def _plan_block(atlas: Atlas, block: Block, name: str, kept: np.ndarray) -> Bloc
 
 
 def _lp_kept(stack: Stack, block: Block, kept: np.ndarray) -> float | None:
-    """Share of the FFN's LP in its kept channels, each expert's weighted by its tokens; None where it is unknown or 0."""
+    """Share of the FFN's LP in its kept channels, each expert weighted by its tokens; None if the LP is unknown or 0."""
     mass = lp_mass(stack, block)
     total = float(mass.sum())
     return float(mass[kept].sum()) / total if total > 0 else None

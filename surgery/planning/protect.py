@@ -1,4 +1,4 @@
-"""Which channels a plan may never remove: the union of ``--protect``, less what ``--unprotect`` names."""
+"""The channels that a plan never removes: the union of ``--protect``, without the channels of ``--unprotect``."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """What one selector adds.
+    """What one selector adds to the protected channels.
 
     Attributes:
-        name: The selector, files without their directory.
-        selected: Channels it names.
-        new: Block index to a mask of the channels that no earlier selector names, less what is unprotected.
+        name: The selector; a file is named without its directory.
+        selected: Number of channels that the selector names.
+        new: Block index to a mask of the channels that no earlier selector names and that are not unprotected.
     """
 
     name: str
@@ -37,10 +37,10 @@ class ProtectList:
     """Protected channels of every FFN.
 
     Attributes:
-        masks: Block index to a mask of its protected channels, bool of `Block.shape`.
-        selections: What each ``--protect`` adds, in order.
-        released: Channels that would be protected but for ``--unprotect``.
-        warnings: What the user should know about where they came from.
+        masks: Block index to a mask of the protected channels, bool of `Block.shape`.
+        selections: What each selector of ``--protect`` adds, in order.
+        released: Number of channels that ``--unprotect`` took out of protection.
+        warnings: What the user should know about the selectors.
     """
 
     masks: Mapping[int, np.ndarray]
@@ -54,16 +54,16 @@ class ProtectList:
 
     @property
     def count(self) -> int:
-        """Protected channels in all FFNs."""
+        """Number of protected channels, over all FFNs."""
         return count(self.masks)
 
 
 def protect_list(selectors: Sequence[str], atlas: Atlas, unprotect: Sequence[str] = ()) -> ProtectList:
-    """The union of ``selectors``, less what ``unprotect`` names.
+    """The union of ``selectors``, without the channels that ``unprotect`` names.
 
     Raises:
-        UsageError: A selector or a protect file cannot mean anything for this atlas.
-        AtlasError: The atlas lacks a metric that one needs.
+        UsageError: A selector or a protect file has no meaning for this atlas.
+        AtlasError: The atlas lacks a metric that a selector needs.
     """
     warnings: list[str] = []
     freed = no_channels(atlas)
@@ -84,5 +84,5 @@ def protect_list(selectors: Sequence[str], atlas: Atlas, unprotect: Sequence[str
 
 
 def count(masks: Mapping[int, np.ndarray]) -> int:
-    """Channels that ``masks`` mark, in all FFNs."""
+    """Number of channels that ``masks`` mark, over all FFNs."""
     return sum(int(np.count_nonzero(mask)) for mask in masks.values())

@@ -1,4 +1,4 @@
-"""Protect files: channels that people chose, as JSON, csv or plain lines (spec/protect-1.md)."""
+"""Protect files (spec/protect-1.md): channels that people chose, as JSON, csv or plain lines."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import stat
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from chanfmt.base.errors import UsageError
 from chanfmt.base.files import atomic_file
+from chanfmt.base.parsed import check_type, parse_unique
 from chanfmt.format.unit import unit_rows
-from chanfmt.models.safetensors import no_duplicates
 from surgery.planning.addresses import check_channel, find_ffn, find_unit, parse_number, unit_key
 
 if TYPE_CHECKING:
@@ -29,21 +30,29 @@ _MAX_FILE = 64 << 20
 _COLUMNS = ("layer", "channel", "stack", "expert")
 
 
+class _StoredList(msgspec.Struct):
+    """A JSON protect file. A list of ids is checked where its layer can be named."""
+
+    format: str
+    layers: dict[str, Any]
+    atlas_sha256: Any = None
+
+
 def no_channels(atlas: Atlas) -> dict[int, np.ndarray]:
-    """Block index to a mask of its channels, bool of `Block.shape`, all False."""
+    """Block index to a mask of the FFN's channels, bool of `Block.shape`, all False."""
     return {block.index: np.zeros(block.shape, dtype=bool) for block in atlas.blocks}
 
 
 def read_protect_file(path: Path, atlas: Atlas) -> tuple[dict[int, np.ndarray], tuple[str, ...]]:
-    """Read a protect file; its suffix says which kind. Nothing in it is trusted.
+    """Read a protect file. Its suffix says which kind it is. Nothing in the file is trusted.
 
-    A file made for another atlas is read with a warning: channel ids outlive a new calibration.
+    A file that was made for another atlas is read with a warning, because channel ids outlive a new calibration.
 
     Returns:
-        Block index to a mask of its channels, and warnings.
+        Block index to a mask of the named channels, bool of `Block.shape`, for every FFN; and warnings.
 
     Raises:
-        UsageError: It cannot be read, or names a layer or a channel that is not there, or one twice.
+        UsageError: The file cannot be read, names a layer or channel that does not exist, or names a channel twice.
     """
     text = _read_text(path)
     if path.suffix == ".json":
@@ -58,11 +67,11 @@ def write_protect_file(path: Path, atlas: Atlas, channels: Mapping[int, np.ndarr
     """Write a JSON protect file, whole or not at all.
 
     Args:
-        channels: Block index to a mask of its channels, bool of `Block.shape`; blocks may be left out.
+        channels: Block index to a mask of the listed channels, bool of `Block.shape`. A missing FFN has no listed channels.
 
     Raises:
-        UsageError: No key names one of the FFNs.
-        ChanfmtError: The place cannot be written.
+        UsageError: No key tells one of the FFNs from the others.
+        ChanfmtError: The file cannot be written.
     """
     layers = {}
     for block in atlas.blocks:
@@ -75,10 +84,10 @@ def write_protect_file(path: Path, atlas: Atlas, channels: Mapping[int, np.ndarr
 
 
 def mark(masks: Mapping[int, np.ndarray], block: Block, expert: int | None, channels: Iterable[int]) -> None:
-    """Set ``channels`` of one FFN, or of one expert, in ``masks``.
+    """Set ``channels`` of one FFN, or of one of its experts, in ``masks``.
 
     Raises:
-        UsageError: One of them is not there, or is set already.
+        UsageError: A channel does not exist, or is set already.
     """
     row = masks[block.index] if expert is None else masks[block.index][expert]
     for channel in channels:
@@ -91,7 +100,7 @@ def mark(masks: Mapping[int, np.ndarray], block: Block, expert: int | None, chan
 def _read_text(path: Path) -> str:
     try:
         status = path.stat()
-        # Reading a pipe or a device may never end.
+        # Reading a pipe or a device might never end.
         if not stat.S_ISREG(status.st_mode):
             raise UsageError(f"the protect file {path} is not a file")
         if status.st_size > _MAX_FILE:
@@ -104,7 +113,7 @@ def _read_text(path: Path) -> str:
 
 
 def _as_json(atlas_sha256: str, layers: Mapping[str, list[int]]) -> str:
-    """A protect file with a line per layer, so that ``git diff`` shows which of them changed."""
+    """A protect file with one line per layer, so that ``git diff`` shows which layers changed."""
     outer = json.dumps({"format": PROTECT_FORMAT, "atlas_sha256": atlas_sha256, "layers": {}}, indent=1)
     if not layers:
         return outer + "\n"
@@ -114,19 +123,22 @@ def _as_json(atlas_sha256: str, layers: Mapping[str, list[int]]) -> str:
 
 def _from_json(path: Path, text: str, atlas: Atlas) -> tuple[dict[int, np.ndarray], tuple[str, ...]]:
     try:
-        value = json.loads(text, object_pairs_hook=no_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"the protect file {path} is not valid JSON: {error}") from None
-    layers = value.get("layers") if isinstance(value, dict) and value.get("format") == PROTECT_FORMAT else None
-    if not isinstance(layers, dict):
-        raise UsageError(f'{path} is not a protect file: it has no "format": "{PROTECT_FORMAT}" and "layers"')
+        stored = check_type(parse_unique(text), _StoredList)
+        if stored.format != PROTECT_FORMAT:
+            raise ValueError(f"its format is not {PROTECT_FORMAT}")
+    except ValueError as error:
+        raise UsageError(
+            f"{path} is not a protect file: {error}", hint=f'a protect file has "format": "{PROTECT_FORMAT}" and "layers"'
+        ) from None
     masks = no_channels(atlas)
-    for key, ids in layers.items():
+    for key, ids in stored.layers.items():
         with _naming(f"{path}: layer {key[:40]!r}"):
-            if not isinstance(ids, list) or not all(type(item) is int for item in ids):
-                raise UsageError("its value is not a list of channel ids")
-            mark(masks, *find_unit(key, atlas), ids)
-    if value.get("atlas_sha256") == atlas.content_sha256:
+            try:
+                channels = check_type(ids, list[int])
+            except ValueError as error:
+                raise UsageError(f"its value is not a list of channel ids: {error}") from None
+            mark(masks, *find_unit(key, atlas), channels)
+    if stored.atlas_sha256 == atlas.content_sha256:
         return masks, ()
     return masks, (f"{path.name} was written for another atlas; its channel ids are used as they are",)
 
@@ -152,7 +164,7 @@ def _from_rows(path: Path, rows: Any, atlas: Atlas) -> dict[int, np.ndarray]:
 
 
 def _header(cells: list[str]) -> list[str] | None:
-    """Column names where the first line is a header; other columns than ours, as `atlas export` writes, mean nothing."""
+    """Column names if the first line is a header, else None. Other columns, such as those of `atlas export`, are skipped."""
     if cells[0][:1].isdecimal():
         return None
     for name in _COLUMNS:
@@ -177,7 +189,7 @@ def _mark_row(masks: Mapping[int, np.ndarray], columns: list[str], cells: list[s
 
 @contextmanager
 def _naming(where: str) -> Iterator[None]:
-    """Say where a `UsageError` happened."""
+    """Add ``where`` to every `UsageError` of the body."""
     try:
         yield
     except UsageError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from chanfmt.algebra.labels import supernode_count
+from chanfmt.base.choices import did_you_mean
 from chanfmt.base.errors import UsageError
 from chanfmt.format import schema
 from surgery.planning.addresses import channel_ids, find_unit, parse_layers, parse_number, parse_ranges
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SYNTAX = (
     "supernodes, halo, supernodes+halo, none, top:METRIC=2%, top:METRIC=50, rank:METRIC=A-B, above:METRIC=VALUE, "
-    "below:METRIC=VALUE, LAYER:IDS, or a FILE ending in .json, .csv or .txt; @LAYERS behind it restricts it to layers"
+    "below:METRIC=VALUE, LAYER:IDS, or a FILE that ends in .json, .csv or .txt; add @LAYERS to restrict a selector to some layers"
 )
 _LABELS = {
     "supernodes": (schema.LABEL_SUPERNODE,),
@@ -39,10 +39,10 @@ def select(selector: str, atlas: Atlas) -> tuple[dict[int, np.ndarray], tuple[st
     """The channels that ``selector`` names (see `SYNTAX`).
 
     Returns:
-        Block index to a mask of its channels, bool of `Block.shape`, for every block; and warnings.
+        Block index to a mask of the selected channels, bool of `Block.shape`, for every FFN; and warnings.
 
     Raises:
-        UsageError: It cannot mean anything for this atlas.
+        UsageError: The selector has no meaning for this atlas.
         AtlasError: The atlas lacks the metric.
     """
     text, layers = _split_layers(selector, atlas)
@@ -56,10 +56,7 @@ def select(selector: str, atlas: Atlas) -> tuple[dict[int, np.ndarray], tuple[st
     elif match := _BY_ID.fullmatch(text):
         masks = _by_id(match[1], match[2], selector, atlas)
     else:
-        close = difflib.get_close_matches(text, _LABELS, n=1)
-        raise UsageError(
-            f"nothing to protect is called {selector!r}", hint=f"did you mean {close[0]}?" if close else f"write {SYNTAX}"
-        )
+        raise UsageError(f"unknown selector {selector!r}{did_you_mean(text, _LABELS)}", hint=f"write {SYNTAX}")
     for block in atlas.blocks:
         if layers is not None and block.layer_index not in layers:
             masks[block.index][...] = False
@@ -67,7 +64,7 @@ def select(selector: str, atlas: Atlas) -> tuple[dict[int, np.ndarray], tuple[st
 
 
 def file_name(selector: str) -> str:
-    """``selector`` without the directory of a file: a plan travels with the model, paths of this machine should not."""
+    """``selector``, with a file's name in place of its path: a plan travels with the model, and must not tell paths."""
     text, separator, layers = (selector, "", "") if _is_file(selector) else selector.rpartition("@")
     if not separator:
         text, layers = selector, ""
@@ -79,7 +76,7 @@ def _is_file(text: str) -> bool:
 
 
 def _split_layers(selector: str, atlas: Atlas) -> tuple[str, frozenset[int] | None]:
-    """A selector and the layers that ``@0-3,7`` restricts it to; None is all of them."""
+    """A selector and the layers that a suffix such as ``@0-3,7`` restricts it to; None for all layers."""
     if _is_file(selector) or "@" not in selector:
         return selector, None
     text, _, layers = selector.rpartition("@")
@@ -108,9 +105,10 @@ def _by_metric(
     kind: str, metric: str, value: str, selector: str, atlas: Atlas, layers: frozenset[int] | None
 ) -> dict[int, np.ndarray]:
     if metric not in schema.METRIC_BY_NAME:
-        close = difflib.get_close_matches(metric, schema.METRIC_BY_NAME, n=1)
-        meant = f"did you mean {close[0]}? " if close else ""
-        raise UsageError(f"{selector}: there is no metric {metric!r}", hint=f"{meant}metrics: {', '.join(schema.METRIC_BY_NAME)}")
+        raise UsageError(
+            f"{selector}: unknown metric {metric!r}{did_you_mean(metric, schema.METRIC_BY_NAME)}",
+            hint=f"choose from {', '.join(schema.METRIC_BY_NAME)}",
+        )
     try:
         choose = _CHOICES[kind](value)
         return {
@@ -128,27 +126,27 @@ def _top(text: str) -> Callable[[np.ndarray], np.ndarray]:
         return _ranks(1, parse_number(text, "a count or a percentage"))
     share = _number(text.removesuffix("%")) / 100
     if not 0 < share <= 1:
-        raise UsageError(f"{text} is not above 0% and at most 100%")
-    # As supernodes are counted, so that top:lp at rho is the supernodes.
+        raise UsageError(f"{text} must be above 0% and at most 100%")
+    # The same rounding as for supernodes, so that top:lp with the share rho selects the supernodes.
     return lambda values: _ranks(1, supernode_count(values.shape[-1], share))(values)
 
 
 def _rank(text: str) -> Callable[[np.ndarray], np.ndarray]:
     ranges = parse_ranges(text, "a rank")
     if len(ranges) > 1:
-        raise UsageError(f"{text} is more than one range", hint="repeat the selector for each")
+        raise UsageError(f"{text} is more than one range", hint="repeat the selector for each range")
     return _ranks(*ranges[0])
 
 
 def _ranks(first: int, last: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Channels from rank ``first`` to ``last``, 1 being the largest value, of equal ones the lowest index."""
+    """Channels from rank ``first`` to ``last``. Rank 1 is the largest value; of equal values, the lowest index comes first."""
     if first < 1 or last < 1:
         raise UsageError("ranks and counts start at 1")
 
     def choose(values: np.ndarray) -> np.ndarray:
         if last > values.shape[-1]:
             raise UsageError(f"there is no rank {last}: an FFN has {values.shape[-1]} channels")
-        # NaN sorts last, and has no rank.
+        # NaN sorts last and has no rank.
         order = np.argsort(-values, axis=-1, kind="stable")[..., first - 1 : last]
         chosen = np.zeros(values.shape, dtype=bool)
         np.put_along_axis(chosen, order, True, axis=-1)

@@ -1,4 +1,4 @@
-"""What every sparsity would leave, from one reading of an atlas: `surgery plan`'s numbers, a look-up each. Pure numpy."""
+"""The numbers of `surgery plan` for any sparsity. The atlas is read once; each sparsity is then a look-up. Pure numpy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from chanfmt.format.reader import Atlas
     from chanfmt.format.records import Block
-    from surgery.planning.plan import PlanOptions
+    from surgery.planning.options import PlanOptions
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Left:
     """What one FFN keeps.
 
     Attributes:
-        channels, channels_kept: Of all its experts.
-        supernodes, supernodes_kept: Likewise.
-        lp: Its LP times tokens, comparable over FFNs.
-        lp_kept: What its kept channels hold of that.
+        channels, channels_kept: Channels before and after, over all experts.
+        supernodes, supernodes_kept: Supernodes before and after, over all experts.
+        lp: LP times tokens of all channels (see `surgery.planning.mass.lp_mass`).
+        lp_kept: LP times tokens of the kept channels.
     """
 
     channels: int
@@ -44,7 +44,7 @@ class Left:
 
     @property
     def lp_share(self) -> float | None:
-        """Share of the LP that stays, `surgery.planning.plan.BlockPlan.lp_kept`; None where LP is unknown or 0."""
+        """Share of the LP that stays, as `surgery.planning.plan.BlockPlan.lp_kept`; None if the LP is unknown or 0."""
         return self.lp_kept / self.lp if np.isfinite(self.lp) and self.lp > 0 else None
 
     def __add__(self, other: Left) -> Left:
@@ -52,19 +52,19 @@ class Left:
 
 
 class WhatIf:
-    """One method, protection and allocation, ready to answer for any sparsity.
+    """One method, protection and allocation, evaluated at any sparsity.
 
     Attributes:
-        protected: Channels that are protected, in all FFNs.
-        warnings: What the user should know about where scores and protection came from.
+        protected: Number of protected channels, over all FFNs.
+        warnings: What the user should know about scores and protection.
 
     Args:
-        atlas: May be closed afterwards.
-        options: Their sparsity and inversion mean nothing here.
-        masks: Channels to protect besides, as block index to bool of `Block.shape`.
+        atlas: The atlas. It may be closed afterwards.
+        options: Method, protection, allocation and scope. Sparsity and inversion are not used.
+        masks: Further channels to protect: block index to bool of `Block.shape`.
 
     Raises:
-        UsageError: An option cannot mean anything for this model.
+        UsageError: An option has no meaning for this model.
         AtlasError: The atlas is unfinished, or lacks what the method or a selector needs.
     """
 
@@ -86,14 +86,14 @@ class WhatIf:
         """What stays of every FFN, in model order.
 
         Raises:
-            UsageError: ``sparsity`` cuts nothing or all, or what may not go does not fit.
+            UsageError: ``sparsity`` removes no channel or all channels, or the protected channels do not fit.
         """
         widths = self._choice.widths(sparsity)
         return tuple(self._sums[block.index].left(widths.get(block.index, block.n_channels)) for block in self._blocks)
 
 
 def total(rows: tuple[Left, ...]) -> Left:
-    """What stays of the model."""
+    """The sum of ``rows``: what stays of the model."""
     result = rows[0]
     for row in rows[1:]:
         result += row
@@ -101,7 +101,7 @@ def total(rows: tuple[Left, ...]) -> Left:
 
 
 class _Sums:
-    """Supernodes and LP of an FFN along the order in which channels stay."""
+    """Running sums of supernodes and LP of an FFN, best channel first."""
 
     def __init__(self, atlas: Atlas, block: Block, order: np.ndarray | None) -> None:
         stack = atlas.stacks[block.stack]
@@ -109,7 +109,7 @@ class _Sums:
         mass = unit_rows(lp_mass(stack, block))
         if order is not None:
             core, mass = (np.take_along_axis(values, unit_rows(order), axis=-1) for values in (core, mass))
-        # (width + 1,): of the first k channels of every expert.
+        # (width + 1,): entry k is the sum over the first k channels of every expert.
         self._core = np.concatenate(([0], np.cumsum(core.sum(axis=0))))
         self._mass = np.concatenate(([0.0], np.cumsum(mass.sum(axis=0))))
         self._units = len(core)

@@ -1,4 +1,4 @@
-"""How many channels an FFN keeps."""
+"""Number of channels that an FFN keeps."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ import math
 from chanfmt.base.errors import UsageError
 
 PREFERRED_MULTIPLES = (256, 128, 64, 32, 1)
-"""Widths that matrix hardware likes, best first."""
+"""Multiples that suit matrix hardware, best first."""
 MAX_SHIFT = 0.02
-"""Largest relative move of the kept width that a default multiple may cause."""
+"""Largest relative change of the kept width that rounding to a default multiple may cause."""
 
 
 def kept_width(width: int, sparsity: float, multiple_of: int | None = None) -> int:
     """Channels that remain of ``width`` at ``sparsity``, between 1 and ``width - 1``.
 
-    The target ``width - floor(sparsity * width)`` is rounded to the nearest multiple of
-    ``multiple_of`` (half way: up), which by default is the largest of `PREFERRED_MULTIPLES` that
-    divides ``width`` and moves the target by less than `MAX_SHIFT`.
+    The target ``width - floor(sparsity * width)`` is rounded to the nearest multiple of ``multiple_of`` (up if it lies half
+    way). The default multiple is the largest of `PREFERRED_MULTIPLES` that divides ``width`` and changes the target by
+    less than `MAX_SHIFT`.
 
     Raises:
-        UsageError: ``sparsity`` is outside (0, 1), cuts no channel, or no multiple fits.
+        UsageError: ``sparsity`` lies outside (0, 1) or removes no channel, or no multiple fits.
     """
     check_sparsity(sparsity)
     # The relative slack keeps 0.29 * 100 from flooring to 28.
     target = width - min(width - 1, math.floor(sparsity * width * (1 + 1e-12)))
     if target == width:
-        raise UsageError(f"a sparsity of {sparsity:g} removes none of {width} channels", hint="ask for more")
+        raise UsageError(f"a sparsity of {sparsity:g} removes none of {width} channels", hint="raise --sparsity")
     if multiple_of is None:
         multiple_of = preferred_multiple(width, target)
     if multiple_of < 1:
@@ -38,17 +38,17 @@ def kept_width(width: int, sparsity: float, multiple_of: int | None = None) -> i
 
 
 def preferred_multiple(width: int, target: int) -> int:
-    """The largest of `PREFERRED_MULTIPLES` that divides ``width`` and moves ``target`` by less than `MAX_SHIFT`."""
+    """The largest of `PREFERRED_MULTIPLES` that divides ``width`` and changes ``target`` by less than `MAX_SHIFT`."""
     return next(multiple for multiple in PREFERRED_MULTIPLES if _suits(multiple, width, target))
 
 
 def nearest_multiple(target: int, multiple: int) -> int:
-    """The multiple nearest to ``target``, half way: up."""
+    """The multiple of ``multiple`` nearest to ``target``; the higher one if ``target`` lies half way."""
     return (2 * target + multiple) // (2 * multiple) * multiple
 
 
 def check_sparsity(sparsity: float) -> None:
-    """Raise `UsageError` where ``sparsity`` is not a share that leaves something and cuts something."""
+    """Raise `UsageError` unless ``sparsity`` lies between 0 and 1."""
     if 0 < sparsity < 1:
         return
     reason = "it is a share of the channels"
@@ -62,5 +62,5 @@ def check_sparsity(sparsity: float) -> None:
 
 def _suits(multiple: int, width: int, target: int) -> bool:
     rounded = nearest_multiple(target, multiple)
-    # Rounding never makes a cut none.
+    # Rounding must not turn a cut into no cut.
     return width % multiple == 0 and (rounded < width or target == width) and abs(rounded - target) < MAX_SHIFT * target

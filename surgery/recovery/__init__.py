@@ -1,1 +1,1 @@
-"""What was kept, refitted in closed form: options and results as data, the fits, and the pass through the model."""
+"""Refit the kept channels in closed form: options and results as data, the fits, and the pass through the model."""

@@ -1,8 +1,8 @@
-"""What the channels that go wrote on average, added to the bias of their write projection.
+"""Add the mean output of the removed channels to the bias of their write projection.
 
-The bias of FLAP (arXiv 2312.11983): W_P mu_P, with W_P the write vectors of the removed channels and mu_P
-their mean activations, which the atlas holds; no model is run. Where the projections have no bias, a
-switch of the config that gives them one is looked for, as widths are: by trying it.
+This is the bias of FLAP (arXiv 2312.11983): W_P mu_P, with W_P the write vectors of the removed channels and mu_P their mean
+activations. The atlas holds these means, so no model is run. If the projections have no bias, a switch of the config that
+gives them one is found by trial, as the width fields are.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from surgery.cut.stock import Shapes
 
 SWITCHED = ("llama", "smollm3", "granite", "nemotron", "helium")
-"""Model types that have such a switch, to name in an error."""
+"""Model types that have such a switch, for an error message."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,11 +36,11 @@ class BiasPlan:
     """A cut whose write projections have biases.
 
     Attributes:
-        plan: The plan, its FFNs with the biases that are new among their tensors.
-        index: The checkpoint, with the new biases as tensors of no elements.
-        layout: The cut of that, which fills them up with zeros, and the config that has them.
-        values: Name of every FFN that is cut to its write bias afterwards, (outputs,) float64.
-        added: Likewise, what that is more than before.
+        plan: The plan, with the new biases among the tensors of its FFNs.
+        index: The checkpoint, with the new biases as tensors without elements.
+        layout: The layout of the cut, which fills the new biases with zeros, and the config that has them.
+        values: Name of every FFN that is cut to its new write bias, float64 (outputs,).
+        added: Name of every FFN that is cut to the difference between its new and its old write bias, float64 (outputs,).
     """
 
     plan: PruningPlan
@@ -50,21 +50,21 @@ class BiasPlan:
     added: Mapping[str, np.ndarray]
 
     def places(self) -> Iterator[tuple[TensorSlice, np.ndarray]]:
-        """Where each of `values` goes."""
+        """The slice of every write bias that changes, with its new values."""
         for block in self.plan.blocks:
             if block.name in self.values:
                 yield _write_bias(block), self.values[block.name]
 
 
 def plan_biases(plan: PruningPlan, layout: Layout, index: CheckpointIndex, means: Mapping[str, np.ndarray]) -> BiasPlan:
-    """Decide where biases go and what they are.
+    """Decide which biases change, and compute their new values.
 
     Args:
-        layout: How the cut is laid out without them.
-        means: Name of every FFN to the mean activations of its channels, float64.
+        layout: The layout of the cut without new biases.
+        means: Name of every FFN to the mean activations of its channels, float64 (channels,).
 
     Raises:
-        ModelError: The model's class gives write projections no bias, or weights cannot be read.
+        ModelError: The model's class cannot give write projections a bias, or weights cannot be read.
     """
     if not all(any(item.role == "write_bias" for item in block.tensors) for block in plan.blocks if block.is_cut):
         plan, layout, index = _with_biases(plan, layout, index)
@@ -95,7 +95,7 @@ def _with_biases(plan: PruningPlan, layout: Layout, index: CheckpointIndex) -> t
         cut = next(block for block in plan.blocks if block.is_cut)
         raise ModelError(
             f"the write projection of {cut.module} has no bias, and no field of its config gives it one",
-            hint=f"use --recover lstsq or none; of the models without biases these can have them: {', '.join(SWITCHED)}",
+            hint=f"use --recover lstsq or none; these model types have such a field: {', '.join(SWITCHED)}",
         )
     tensors, cuts = dict(index.tensors), dict(layout.cuts)
     blocks = []
@@ -120,7 +120,7 @@ def _with_biases(plan: PruningPlan, layout: Layout, index: CheckpointIndex) -> t
 
 
 def _new_slices(block: BlockPlan, shapes: Shapes) -> list[TensorSlice]:
-    """Biases that the projections of a dense FFN could have."""
+    """Slices of the biases that the projections of a dense FFN could have."""
     found = []
     for item in block.tensors:
         if item.tensor.endswith(".weight") and item.index is None and not item.role.endswith("_bias"):
@@ -148,7 +148,7 @@ def _write_bias(block: BlockPlan) -> TensorSlice:
 
 
 def _before(item: TensorSlice, index: CheckpointIndex) -> np.ndarray | float:
-    """The bias that is there, float64; 0 for one that is new."""
+    """The old bias, float64 (outputs,); 0 for a new bias."""
     entry = index.tensors[item.tensor]
     if entry.shape == (0,):
         return 0.0

@@ -1,7 +1,7 @@
-"""The linear map that comes closest to wanted outputs, from second moments. float64.
+"""Fit a linear map to wanted outputs by least squares, from second moments, in float64.
 
-The normal equations of W = argmin sum_t a_t |y_t - W u_t|^2 + damping |W - P|^2, where P is the map
-that is there already: at that penalty the fit is never worse on its own data than P is.
+The fit solves the normal equations of W = argmin sum_t a_t |y_t - W u_t|^2 + damping |W - P|^2. P is the old map. With this
+penalty, the fit is never worse than P on its own data.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from scipy.linalg import lapack
 
 _RETRIES = 12
 _PART = 8192
-"""Rows whose products are taken in their own precision; sums over parts are float64."""
+"""Rows per product in the dtype of the inputs; the products are summed in float64."""
 
 
 class Moments:
-    """Second moments of inputs u (k) and targets y (d), added up over tokens.
+    """Second moments of inputs u (k,) and targets y (d,), summed over tokens.
 
     Attributes:
         inputs: Sum of a u u^T, float64 (k, k).
@@ -37,7 +37,7 @@ class Moments:
         Args:
             inputs: (tokens, k).
             targets: (tokens, d).
-            weights: What each token counts, (tokens,).
+            weights: Weight a of each token, (tokens,).
         """
         for u, y, a in zip(inputs.split(_PART), targets.split(_PART), weights.split(_PART), strict=True):
             root = a.sqrt()[:, None].to(u.dtype)
@@ -47,7 +47,7 @@ class Moments:
             self.targets += float(wanted.double().square().sum())
 
     def error(self, weight: torch.Tensor) -> float:
-        """sum a |y - W u|^2 / sum a |y|^2 of ``weight`` (d, k); 0 where there is no target."""
+        """sum a |y - W u|^2 / sum a |y|^2 of the map ``weight`` (d, k); 0 if all targets are 0."""
         if not self.targets:
             return 0.0
         weight = weight.double()
@@ -61,9 +61,9 @@ class Fit:
 
     Attributes:
         weight: (d, k), float64.
-        damping: What was added to the diagonal, relative to its mean.
+        damping: The number that was added to the diagonal, relative to its mean.
         condition: Estimated condition number (1-norm) of the damped moments.
-        before, after: `Moments.error` of the map that was there and of this one.
+        before, after: `Moments.error` of the old map and of the fitted map.
     """
 
     weight: torch.Tensor
@@ -77,9 +77,9 @@ def fit(moments: Moments, prior: torch.Tensor, damping: float) -> Fit:
     """The map that fits ``moments`` best, drawn towards ``prior``.
 
     Args:
-        prior: The map that is there, (d, k).
-        damping: Penalty on leaving ``prior``, as a share of the mean squared input; ten times more is tried
-            where the moments are not positive definite with it.
+        prior: The old map, (d, k).
+        damping: Penalty on the distance from ``prior``, as a share of the mean squared input. If the moments are not positive
+            definite with it, ten times as much is tried.
     """
     prior = prior.double()
     before = moments.error(prior)
@@ -93,7 +93,7 @@ def fit(moments: Moments, prior: torch.Tensor, damping: float) -> Fit:
         if not failed:
             weight = torch.cholesky_solve(moments.cross + damping * scale * prior.T, factor).T
             after = moments.error(weight)
-            # Rounding alone could make it worse, where there is nothing to gain.
+            # If there is nothing to gain, rounding alone could make the fit worse.
             if math.isfinite(after) and after <= before:
                 return Fit(weight, damping, _condition(damped, factor), before, after)
         damping = max(damping, 1e-12) * 10

@@ -1,4 +1,4 @@
-"""How what survived a cut is refitted, and what that gave, as data. No torch, no model."""
+"""How the kept channels are refitted, and the outcome, as data. No torch, no model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from chanfmt.base.choices import unknown
 from chanfmt.base.errors import AtlasError, UsageError
 
 if TYPE_CHECKING:
@@ -18,53 +19,57 @@ if TYPE_CHECKING:
     from surgery.planning.plan import PruningPlan
 
 RECOVERIES = {
-    "none": "what was kept stays as it was",
-    "bias": "what the removed channels wrote on average becomes a bias, as in FLAP",
+    "none": "the kept weights stay unchanged",
+    "bias": "the mean output of the removed channels becomes a bias, as in FLAP",
     "lstsq": "write projections are refitted by least squares, block by block, on the atlas's calibration tokens",
 }
 
 
 @dataclass(frozen=True)
 class RecoveryOptions:
-    """Whether and where to refit what was kept."""
+    """Whether and how the kept channels are refitted."""
 
     recover: str = field(
         default="none",
         metadata={
-            "help": "refit what was kept, without gradients or labels: " + ", ".join(RECOVERIES),
+            "help": "refit the kept channels, without gradients or labels: " + ", ".join(RECOVERIES),
             "metavar": "HOW",
         },
     )
     recover_device: str = field(
         default="auto",
         metadata={
-            "help": "where the refit runs: auto, cpu, cuda, cuda:1, ...",
+            "help": "device of the refit: auto, cpu, cuda, cuda:1, ...",
             "metavar": "DEVICE",
         },
     )
     spool_limit: float = field(
         default=4.0,
         metadata={
-            "help": "GiB of hidden states that the refit keeps in memory; more lie on disk beside the output",
+            "help": "memory in GiB for hidden states of the refit; the rest goes to a file next to the output",
             "metavar": "GIB",
         },
     )
 
     def check(self) -> None:
-        """Raise `UsageError` for a value that cannot be."""
+        """Raise `UsageError` for a value outside its range."""
         if self.recover not in RECOVERIES:
-            raise UsageError(f"there is no --recover {self.recover!r}", hint=f"one of: {', '.join(RECOVERIES)}")
+            raise unknown("recovery", self.recover, RECOVERIES)
         if not 0 <= self.spool_limit < 2**33:
             raise UsageError(f"--spool-limit must be 0 or more GiB, not {self.spool_limit:g}")
 
 
+NO_RECOVERY = RecoveryOptions()
+"""The recovery unless another is asked for."""
+
+
 @dataclass(frozen=True, eq=False)
 class BiasRecovery:
-    """Means to be added.
+    """A recovery by biases, to be done.
 
     Attributes:
-        means: Name of every FFN of the plan to the mean activations of its channels, float64.
-        tokens: Calibration tokens they were taken over.
+        means: Name of every FFN that the plan cuts to the mean activations of its channels, float64 (channels,).
+        tokens: Number of calibration tokens behind the means.
     """
 
     means: Mapping[str, np.ndarray]
@@ -73,12 +78,12 @@ class BiasRecovery:
 
 @dataclass(frozen=True, eq=False)
 class Refit:
-    """A refit by least squares to be done.
+    """A recovery by least squares, to be done.
 
     Attributes:
-        tokens: Calibration text, int32 (sequence, position).
-        device: Where it runs.
-        spool_bytes: Bytes of hidden states kept in memory.
+        tokens: Calibration tokens, int32 (sequence, position).
+        device: Device of the refit.
+        spool_bytes: Bytes of hidden states that are kept in memory.
     """
 
     tokens: np.ndarray
@@ -91,11 +96,12 @@ class LayerRecovery:
     """What a refit did to one FFN.
 
     Attributes:
-        layer_index, module: Which.
-        error_before, error_after: Squared distance of the block's output from the dense model's, as a share of what the
-            FFN has to make up, with the weights that were kept and with the fitted ones; on the calibration tokens.
-        condition: Estimated condition number of the damped second moments; None where it is not finite.
-        damping: The penalty on leaving the old weights, as a share of the mean squared activation.
+        layer_index, module: The FFN.
+        error_before, error_after: Squared distance between the outputs of the cut and the dense model's block on the
+            calibration tokens, as a share of the squared output that the FFN has to produce; with the kept weights, and with
+            the fitted weights.
+        condition: Estimated condition number of the damped second moments; None if it is not finite.
+        damping: The penalty on the distance from the kept weights, as a share of the mean squared activation.
     """
 
     layer_index: int
@@ -108,14 +114,14 @@ class LayerRecovery:
 
 @dataclass(frozen=True)
 class RecoveryReport:
-    """A refit that was done.
+    """A recovery that was done.
 
     Attributes:
-        method: One of `RECOVERIES`.
-        tokens: Calibration tokens it was fitted on.
-        layers: One per FFN that was refitted, in model order; none for ``bias``.
-        logit_error: Difference between the written model's logits and those of the refit, relative to the largest; None for
-            ``bias``, which is part of the check of all logits.
+        method: A key of `RECOVERIES`.
+        tokens: Number of calibration tokens of the fit.
+        layers: One entry per FFN that was refitted, in model order; empty for ``bias``.
+        logit_error: max|difference| / max|logits| between the written model and the refit (``lstsq``) or the masked dense
+            model with the biases (``bias``); None if it was not measured.
     """
 
     method: str
@@ -124,11 +130,11 @@ class RecoveryReport:
     logit_error: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """What ``surgery.json`` says of it."""
+        """The object ``recovery`` of ``surgery.json``."""
         return asdict(self)
 
     def summary(self) -> str:
-        """One line for people."""
+        """One line on the outcome, for people."""
         if not self.layers:
             return f"{self.method}: {RECOVERIES[self.method]}, over {self.tokens:,} tokens"
         before = statistics.median(layer.error_before for layer in self.layers)
@@ -140,20 +146,21 @@ class RecoveryReport:
 
 
 def plan_recovery(options: RecoveryOptions, atlas: Atlas, plan: PruningPlan) -> Refit | BiasRecovery | None:
-    """The recovery that ``options`` ask for, on what ``atlas`` knows of its calibration tokens; None for none.
+    """Prepare the recovery that ``options`` ask for from the tokens or sums of ``atlas``, the plan's atlas; None for none.
 
     Raises:
-        UsageError: There is no such method, or ``plan`` cuts what cannot be refitted.
-        AtlasError: ``atlas`` holds no tokens, or no sums.
+        UsageError: The recovery is unknown, or ``plan`` cuts an FFN that cannot be refitted.
+        AtlasError: ``atlas`` is not the plan's, or holds no tokens or no sums.
     """
     options.check()
     if options.recover == "none":
         return None
+    plan.check_atlas(atlas)
     experts = next((block for block in plan.blocks if block.is_cut and block.n_experts), None)
     if experts is not None:
         raise UsageError(
-            f"--recover refits dense FFNs, and {experts.module} has {experts.n_experts} routed experts",
-            hint="cut without --recover, or only the dense FFNs: --stack NAME",
+            f"--recover refits only dense FFNs, and {experts.module} has {experts.n_experts} routed experts",
+            hint="leave out --recover, or cut only the dense FFNs with --stack NAME",
         )
     if options.recover == "bias":
         return BiasRecovery(
@@ -168,7 +175,7 @@ def plan_recovery(options: RecoveryOptions, atlas: Atlas, plan: PruningPlan) -> 
     if tokens is None or not len(tokens):
         raise AtlasError(
             f"{atlas.path} holds no calibration tokens, which --recover fits on",
-            hint="use the atlas as it was built, not one that was stripped or made on arrays",
+            hint="use the atlas as it was built from text, before atlas strip",
         )
     return Refit(tokens, options.recover_device, int(options.spool_limit * 2**30))
 

@@ -1,12 +1,11 @@
-"""Refit what survived a cut: write projections by least squares, block by block, without a gradient or a label.
+"""Refit write projections of the kept channels by least squares, block by block, without gradients or labels.
 
-Two streams of hidden states go through the model side by side: the dense model's, and that of the model
-cut and refitted so far. In every block the write projection of what was kept is fitted so that the block
-gives, on what reaches it in the cut model, what it gives in the dense one: it makes up for the channels
-that went and for what went wrong in the blocks before. Where a block does more with what its FFN writes than
-adding it (a norm follows), the fit aims at what the FFN writes in the dense model instead. Every token
-counts by the inverse of its squared norm: a normalisation follows, and a few tokens are a thousand times as
-large as the others.
+Two streams of hidden states pass through the model in parallel: that of the dense model, and that of the model that is cut and
+refitted up to this block. In every block, the write projection of the kept channels is fitted such that the cut block, on the
+stream of the cut model, gives the output of the dense block on the stream of the dense model. The fit thus compensates for the
+removed channels and for the errors of earlier blocks. Some blocks do more with the FFN's output than add it (a norm follows).
+There, the target is the FFN's output in the dense model. Every token is weighted by the inverse of its squared norm, because a
+normalisation follows, and a few tokens are a thousand times as large as the others.
 """
 
 from __future__ import annotations
@@ -20,9 +19,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from chanfmt.base.errors import ModelError
-from chanfmt.building.measure import usual_batch
 from chanfmt.models.find.intercept import Interceptor
-from chanfmt.models.run import eager_experts, run_text
+from chanfmt.models.run import eager_experts, run_text, usual_batch
 from chanfmt.models.streaming.spool import Spool
 from chanfmt.models.streaming.streamed import StreamedModel, open_streamed
 from surgery.cut.checkpoint.patch import as_stored
@@ -42,12 +40,12 @@ if TYPE_CHECKING:
     from surgery.planning.plan import BlockPlan, PruningPlan
 
 DAMPING = 1e-1
-"""Penalty on leaving the weights that are there, as a share of the mean squared activation."""
+"""Penalty on the distance from the kept weights, as a share of the mean squared activation."""
 CHECK_TOKENS = 128
 _FEW = 32
 """Tokens on which a block's code is tried out."""
 _SMALL = 1e-4
-"""Share of the median squared norm below which tokens count no more for being smaller."""
+"""Share of the median squared norm below which the weight of a token no longer grows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,10 +53,10 @@ class Refitted:
     """The fitted model.
 
     Attributes:
-        layers: What was done, in model order.
-        logits: What it makes of the first tokens of the first sequence, (token, vocabulary).
-        ids: Those tokens.
-        fitted: Name of an FFN of the plan to its write projection.
+        layers: What was done to each FFN, in model order.
+        logits: The fitted model's logits for the first tokens of the first sequence, float32 (token, vocabulary).
+        ids: These tokens, int64 (1, token).
+        fitted: Name of an FFN of the plan to its fitted write projection.
     """
 
     layers: tuple[LayerRecovery, ...]
@@ -73,7 +71,7 @@ class FittedWrite:
 
     Attributes:
         weight: (outputs, kept).
-        bias: (outputs,); None where it has none.
+        bias: (outputs,); None if the projection has no bias.
     """
 
     weight: torch.Tensor
@@ -90,17 +88,17 @@ def refitted(
     begin: Callable[[int], object] = lambda total: None,
     progress: Callable[[int], object] = lambda sequences: None,
 ) -> Iterator[Refitted]:
-    """Fit the write projections of ``plan``'s cut of the dense model in ``source``; they are kept in the context.
+    """Fit the write projections of ``plan``'s cut of the dense model ``source``. They exist as long as the context.
 
     Args:
-        options: On what, and where.
-        spool_directory: Where hidden states and fitted weights lie beyond what is kept in memory.
-        begin: Called once with the total of what ``progress`` is called with.
-        progress: Called with the number of sequences that passed through a block.
+        options: Tokens, device and memory of the fit.
+        spool_directory: Directory for hidden states and fitted weights that exceed the memory limit.
+        begin: Called once with the total of the numbers that ``progress`` will be called with.
+        progress: Called with the number of sequences that just passed through a block.
 
     Raises:
-        ModelError: The model cannot be run block by block, or its FFNs are of a kind that cannot be fitted.
-        ChanfmtError: Memory or the spool's disk runs out.
+        ModelError: The model cannot run block by block, or its FFNs are of a kind that cannot be fitted.
+        ChanfmtError: Memory or disk space runs out.
     """
     streamed = open_streamed(source, device=options.device)
     tokens = torch.from_numpy(options.tokens.astype("int64"))
@@ -112,8 +110,10 @@ def refitted(
 
 
 class _Pass:
-    """The spool holds, of batch b, the hidden states under ("dense", b) and ("cut", b), what the dense model's FFN writes
-    under ("written", b), and activations under ("u", b); and what was fitted under ("weight", name) and ("bias", name).
+    """One pass of both streams through the model.
+
+    For batch b, the spool holds the hidden states under ("dense", b) and ("cut", b), the output of the dense model's FFN under
+    ("written", b), and activations under ("u", b). It holds the fitted weights under ("weight", name) and ("bias", name).
     """
 
     def __init__(
@@ -186,7 +186,7 @@ class _Pass:
                 self.spool.put(("cut", place), without)
                 self.spool.put(("u", place), activations)
             else:
-                # The bias that is there stays; what the fit adds to it is its own.
+                # The old bias stays in place, and the fit finds what is added to it.
                 wanted = self._get("written", place)
                 wanted = wanted if survivors.bias is None else wanted - survivors.bias
                 moments.add(inputs.of(activations), wanted, _inverse_square(wanted))
@@ -205,7 +205,7 @@ class _Pass:
         calls: list[Call],
         adds: bool,
     ) -> None:
-        """Keep what was fitted, and have the cut model's hidden states pass it as the checkpoint will hold it."""
+        """Keep the fitted weights, and pass the cut model's hidden states through them, rounded as the checkpoint stores them."""
         dtypes = {item.role: self.index.tensors[item.tensor].dtype for item in block.tensors}
         device = self.chain.device
         stored = as_stored(weight, dtypes["write"])
@@ -227,7 +227,7 @@ class _Pass:
             self.spool.drop(("written", place))
 
     def _pass_written(self, number: int, ffn: FFN, calls: list[Call]) -> None:
-        """`_pass` of the dense model, keeping what its FFN writes."""
+        """`_pass` of the dense model that also keeps the FFN's output."""
         written: list[torch.Tensor] = []
         interceptor = Interceptor(self.chain.model)
         interceptor.on(ffn.members[0].write.matrix, after=written.append)
@@ -242,11 +242,11 @@ class _Pass:
 
 
 class _Inputs:
-    """What is fitted to: the activations of channels, and a constant as large where the write projection has a bias.
+    """The inputs of the fit: the channels' activations, and a constant of their size if the write projection has a bias.
 
     Attributes:
-        count: How many.
-        prior: The map that is there, (outputs, count).
+        count: Number of inputs.
+        prior: The old map, (outputs, count).
     """
 
     def __init__(self, survivors: Survivors) -> None:
@@ -257,26 +257,26 @@ class _Inputs:
         self.count = self.prior.shape[1]
 
     def of(self, activations: torch.Tensor) -> torch.Tensor:
-        """(token, count)."""
+        """The inputs for ``activations``, (token, count)."""
         if not self._biased:
             return activations
-        # The penalty on it is then like those on the others.
+        # The constant has the size of the activations, so that the penalty on the bias is like that on the weights.
         self._constant = self._constant or float(activations.square().mean().sqrt())
         return torch.cat([activations, activations.new_full((len(activations), 1), self._constant)], 1)
 
     def parts(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Write vectors (outputs, kept), and what the bias gains, (outputs,), of a fitted map."""
+        """The parts of a fitted map: write vectors (outputs, kept), and the change of the bias (outputs,)."""
         return (weight[:, :-1], weight[:, -1] * self._constant) if self._biased else (weight, None)
 
 
 def _inverse_square(vectors: torch.Tensor) -> torch.Tensor:
-    """1 / mean square of each of ``vectors`` (token, feature); 0 for one that is 0."""
+    """1 / mean square of each of ``vectors`` (token, feature); 0 for a vector of zeros."""
     power = vectors.square().mean(1)
     return torch.where(power > 0, 1 / power.clamp_min(_SMALL * power.median()), 0.0)
 
 
 def _cut_of_each_block(plan: PruningPlan, streamed: StreamedModel) -> Mapping[int, tuple[BlockPlan, FFN]]:
-    """Number of a block in the chain to the FFN in it that is cut."""
+    """Number of a block in the chain to the FFN in that block that is cut."""
     found: dict[int, tuple[BlockPlan, FFN]] = {}
     for block, ffn in zip(plan.blocks, match_ffns(plan.blocks, streamed.ffns), strict=True):
         if not block.is_cut:
@@ -285,6 +285,8 @@ def _cut_of_each_block(plan: PruningPlan, streamed: StreamedModel) -> Mapping[in
         if ffn is None or ffn.experts or number is None:
             raise ModelError(f"{block.module} is not among the FFNs of the model's list of blocks")
         if number in found:
-            raise ModelError(f"{block.module} and {found[number][0].module} are in one block, and --recover fits one FFN in each")
+            raise ModelError(
+                f"{block.module} and {found[number][0].module} are in one block, and --recover fits one FFN per block"
+            )
         found[number] = (block, ffn)
     return found

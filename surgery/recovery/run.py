@@ -1,4 +1,4 @@
-"""A recovery as the two steps that surround the writing of a cut: prepare it, put it into the files."""
+"""The two steps of a recovery, before and after a cut is written: prepare it, and put it into the files."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 
 
 class Prepared(Protocol):
-    """A recovery that is ready to be put in.
+    """A recovery that is ready to be put into the files of a cut.
 
     Attributes:
-        plan, index, layout: What to write, the checkpoint it is cut from and how, in place of those it was prepared for.
+        plan, index, layout: The plan, the checkpoint that it cuts, and the layout of the result. They replace those that
+            the recovery was prepared for.
     """
 
     @property
@@ -41,11 +42,11 @@ class Prepared(Protocol):
     @property
     def layout(self) -> Layout: ...
 
-    def put_in(self, written: CheckpointIndex, *, verify: bool) -> RecoveryReport:
-        """Change the weights of ``written`` in its files, and check what stock code makes of it.
+    def put_in(self, written: ModelSource, *, verify: bool) -> RecoveryReport:
+        """Change the weights in the files of ``written``, and check what stock code computes with them.
 
         Args:
-            verify: Whether the dense model may be loaded for it.
+            verify: Whether the dense model may be loaded for the check.
 
         Raises:
             CheckError: The result computes something else than it should.
@@ -56,19 +57,19 @@ class Prepared(Protocol):
 def prepared(
     recovery: Refit | BiasRecovery, plan: PruningPlan, layout: Layout, source: ModelSource, directory: Path
 ) -> Iterator[Prepared]:
-    """Do the work of ``recovery`` for the cut that ``layout`` makes of ``source``. What it made is kept in the context.
+    """Do the work of ``recovery`` for the cut that ``layout`` makes of ``source``. Its result lives as long as the context.
 
     Args:
-        directory: Where the result will go, and what does not fit in memory.
+        directory: Directory for intermediate results that do not fit in memory. The cut will be written there too.
 
     Raises:
-        ModelError: The model is of a kind that this recovery cannot be done for.
-        ChanfmtError: Memory or disk run out.
+        ModelError: This recovery does not work for this kind of model.
+        ChanfmtError: Memory or disk space runs out.
     """
     if isinstance(recovery, BiasRecovery):
-        yield _Biases(plan_biases(plan, layout, source.index, recovery.means), recovery.tokens)
+        yield _Biases(plan_biases(plan, layout, source.index, recovery.means), source, recovery.tokens)
         return
-    # It may take long: complain about the room for its result before it.
+    # The refit may take long, and an error about disk space should come before it.
     check_space(directory, output_bytes(source.index, layout.cuts))
     with contextlib.ExitStack() as stack:
         with progress_bar(0, "seq", "refitting") as bar:
@@ -86,20 +87,23 @@ class _Fitted:
     fitted: Refitted
     tokens: int
 
-    def put_in(self, written: CheckpointIndex, *, verify: bool) -> RecoveryReport:
+    def put_in(self, written: ModelSource, *, verify: bool) -> RecoveryReport:
         for block in self.plan.blocks:
             if block.is_cut:
                 items = {item.role: item for item in block.tensors}
                 item, write = items["write"], self.fitted.fitted(block.name)
-                write_kept(written.tensors[item.tensor], self.layout.cuts[item.tensor], item.indices(block.kept), write.weight)
+                write_kept(
+                    written.index.tensors[item.tensor], self.layout.cuts[item.tensor], item.indices(block.kept), write.weight
+                )
                 if write.bias is not None:
-                    write_vector(written.tensors[items["write_bias"].tensor], items["write_bias"].index, write.bias)
-        return RecoveryReport("lstsq", self.tokens, self.fitted.layers, check_fitted(written.directory, self.fitted))
+                    write_vector(written.index.tensors[items["write_bias"].tensor], items["write_bias"].index, write.bias)
+        return RecoveryReport("lstsq", self.tokens, self.fitted.layers, check_fitted(written, self.fitted))
 
 
 @dataclass(frozen=True, eq=False)
 class _Biases:
     biases: BiasPlan
+    source: ModelSource
     tokens: int
 
     @property
@@ -114,11 +118,11 @@ class _Biases:
     def layout(self) -> Layout:
         return self.biases.layout
 
-    def put_in(self, written: CheckpointIndex, *, verify: bool) -> RecoveryReport:
+    def put_in(self, written: ModelSource, *, verify: bool) -> RecoveryReport:
         for item, value in self.biases.places():
-            entry = written.tensors[item.tensor]
+            entry = written.index.tensors[item.tensor]
             write_vector(entry, item.index, as_stored(torch.from_numpy(value), entry.dtype))
         error = None
         if verify:
-            error = check_logits(self.plan, self.index.directory, written.directory, added=self.biases.added).relative_error
+            error = check_logits(self.plan, self.source, written, added=self.biases.added).relative_error
         return RecoveryReport("bias", self.tokens, (), error)

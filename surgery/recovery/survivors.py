@@ -1,4 +1,4 @@
-"""Run a block of a model with what stays of its FFN: what those channels give, and what the block makes of it."""
+"""Run a block of a model with the kept channels of its FFN, and see their activations and the block's output."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ _HALF_TOLERANCE = 5e-2
 
 @dataclass(frozen=True, eq=False)
 class Write:
-    """What is made of the channels that stay, besides the bias that was there.
+    """New weights for the kept channels; the original bias is passed separately.
 
     Attributes:
-        weight: Write vectors as columns, (outputs, kept) float32.
-        shift: What the bias gains, (outputs,) float32; None for nothing.
+        weight: Write vectors as columns, float32 (outputs, kept).
+        shift: Change of the bias, float32 (outputs,); None for no change.
     """
 
     weight: torch.Tensor
     shift: torch.Tensor | None = None
 
     def of(self, activations: torch.Tensor) -> torch.Tensor:
-        """What ``activations`` (token, kept) write, (token, outputs)."""
+        """The output for ``activations`` (token, kept), (token, outputs)."""
         written = activations @ self.weight.T
         return written if self.shift is None else written + self.shift
 
 
 class Survivors:
-    """The channels of a loaded block's FFN that stay.
+    """The kept channels of a loaded block's FFN.
 
-    The write projection is taken out of every run here: its input is seen, and what it gives is that of
-    another matrix, or nothing. Other runs of the block are as ever, up to `narrow`.
+    In every run of this class, the write projection is taken out: its input is recorded, and its output is replaced by that of
+    another matrix, or by nothing. Until `narrow` is called, other runs of the block are unchanged.
 
     Args:
-        number: The block in ``chain``, which is loaded.
-        ffn: Dense, in that block.
+        number: Number of the block in ``chain``. The block is loaded.
+        ffn: A dense FFN of that block.
         kept: Ids of the channels that stay, int64 (kept,).
 
     Attributes:
-        weight: Their write vectors as columns, (outputs, kept) float32.
-        bias: What the write projection adds, (outputs,) float32; None where it has no bias.
+        weight: The write vectors of the kept channels as columns, float32 (outputs, kept).
+        bias: Bias of the write projection, float32 (outputs,); None if it has none.
     """
 
     def __init__(self, chain: Chain, number: int, ffn: FFN, kept: torch.Tensor) -> None:
@@ -70,13 +70,13 @@ class Survivors:
         self._interceptor.on(self._matrix, before=self._before, after=self._after)
 
     def run(self, call: Call, hidden: torch.Tensor, write: Write | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the channels give for ``hidden`` and what the block does.
+        """Run the block on ``hidden``.
 
         Args:
-            write: What is made of them; None for nothing: the FFN then writes its bias only.
+            write: The write projection of the kept channels; None for none, so that the FFN writes only its bias.
 
         Returns:
-            Activations (token, kept), float32; the block's output (sequence, position, feature).
+            The activations, float32 (token, kept), and the block's output (sequence, position, feature).
 
         Raises:
             ModelError: The block does not run the FFN exactly once.
@@ -84,7 +84,7 @@ class Survivors:
         self._put_in = write
         whole = self._parameter.data
         if self._alone(whole):
-            # A product over no channels costs nothing.
+            # A product over zero channels costs nothing.
             self._parameter.data = whole.narrow(0 if self._matrix.transposed else 1, 0, 0)
         try:
             with self._interceptor:
@@ -97,7 +97,7 @@ class Survivors:
         return seen[0], output
 
     def adds(self, call: Call, hidden: torch.Tensor) -> bool:
-        """Whether the block's output is what it is without the FFN, plus what that writes: no norm follows, for one."""
+        """Whether the block adds the FFN's output to its own output. It does not if a norm follows the FFN, for example."""
         write = Write(self.weight)
         activations, without = self.run(call, hidden)
         _, output = self.run(call, hidden, write)
@@ -105,7 +105,7 @@ class Survivors:
         return _close(output.float() - without.float(), update, output)
 
     def narrow(self, call: Call, hidden: torch.Tensor) -> None:
-        """Compute no other channels from here on, where the block's code allows that, which is tried on ``hidden``."""
+        """Compute only the kept channels from now on, if the block's code allows it. ``hidden`` is used to try."""
         narrowed = self._narrowed_reads()
         if narrowed is None:
             return
@@ -119,7 +119,7 @@ class Survivors:
             after, _ = self.run(call, hidden)
             worked = after.shape == before.shape and _close(after, before, before)
         except (RuntimeError, ValueError, TypeError, IndexError):
-            # Code that goes by the config's width rather than by the weights.
+            # The code takes the width from the config, not from the weights.
             worked = False
         if not worked:
             self._kept = kept
@@ -137,12 +137,12 @@ class Survivors:
         return output + self._put_in.of(self._seen[-1]).to(output.dtype).reshape(output.shape)
 
     def _alone(self, parameter: torch.Tensor) -> bool:
-        """Whether the write projection has its parameter to itself."""
+        """Whether the parameter holds only the write projection."""
         shape = (self._matrix.outputs, self._matrix.inputs)
         return parameter.shape == (shape[::-1] if self._matrix.transposed else shape)
 
     def _narrowed_reads(self) -> dict[str, torch.Tensor] | None:
-        """Parameters of the read projections, reduced to the channels that stay; None where other things lie in them too."""
+        """Parameters of the read projections, reduced to the kept channels; None if they hold other weights too."""
         assert self._kept is not None
         positions: dict[tuple[str, int], list[torch.Tensor]] = defaultdict(list)
         for read in self._ffn.members[0].reads:
@@ -163,6 +163,6 @@ class Survivors:
 
 
 def _close(one: torch.Tensor, other: torch.Tensor, scale: torch.Tensor) -> bool:
-    """Whether two tensors differ by no more than rounding in numbers like those of ``scale``."""
+    """Whether two tensors differ by no more than the rounding of numbers as large as those of ``scale``."""
     tolerance = _TOLERANCE.get(scale.dtype, _HALF_TOLERANCE)
     return float((one - other).abs().max()) <= tolerance * float(scale.abs().max())

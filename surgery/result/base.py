@@ -1,4 +1,4 @@
-"""The model that was cut: its name on the Hub, its licence, and what that asks of whoever passes the result on."""
+"""The model that was cut: its name on the Hub, its licence, and the duties of those who pass the result on."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Base:
 
     Attributes:
         id, revision, source: As in `chanfmt.format.records.ModelRecord`.
-        license: The Hub's identifier of its licence, such as ``apache-2.0``, or ``other``; empty where nothing names one.
-        license_name, license_link: Of a licence ``other``: what it is called, and a file of the repository or a URL.
+        license: The Hub's identifier of the licence, such as ``apache-2.0``, or ``other``; empty if nothing names a licence.
+        license_name, license_link: For a licence ``other``: its name, and a file of the repository or a URL.
     """
 
     id: str
@@ -40,18 +40,18 @@ class Base:
 
     @property
     def terms(self) -> Terms | None:
-        """What its licence asks for by name; None where that is nothing this module knows of."""
+        """The duties that the licence names; None if this module knows of none."""
         return _TERMS.get(self.license_name if self.license == "other" else self.license)
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What a licence asks of whoever passes on a changed model, beside a copy of itself.
+    """What a licence demands of those who pass on a changed model, besides a copy of the licence.
 
     Attributes:
-        notice: Text that a file NOTICE has to hold.
-        statement: Words that have to be shown.
-        prefix: Beginning that the model's name has to have.
+        notice: Text that a file NOTICE must hold.
+        statement: Words that must be shown.
+        prefix: Beginning that the model's name must have.
     """
 
     notice: str
@@ -88,11 +88,11 @@ _TERMS = {
     "llama4": _llama("4"),
     "gemma": Terms("Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms"),
 }
-"""By the Hub's identifier of the licence."""
+"""The Hub's identifier of a licence to its terms."""
 
 
 def read_base(model: Named | ModelSource, directory: Path) -> Base:
-    """``model``, with the licence that the card in ``directory`` names, or else a licence file there."""
+    """``model``, with the licence that the card in ``directory`` names, or else that of a licence file there."""
     fields = _card_fields(directory / "README.md")
     license, name, link = (_text(fields.get(key)) for key in ("license", "license_name", "license_link"))
     if not license and (file := _license_file(directory)):
@@ -103,20 +103,20 @@ def read_base(model: Named | ModelSource, directory: Path) -> Base:
 
 
 def _card_fields(path: Path) -> dict[str, Any]:
-    """The front matter of a card that others wrote; empty where there is none that can be read."""
+    """The front matter of a card that others wrote; empty if there is none, or if it cannot be read."""
     from huggingface_hub import metadata_load
 
     try:
         if path.stat().st_size > _MAX_CARD:
             return {}
         return metadata_load(path) or {}
-    # A card is text for people: no mistake in it is a reason not to cut its model. YAML has errors of its own.
+    # A mistake in a card, which is text for people, must not stop the cut. YAML raises many kinds of errors.
     except Exception:
         return {}
 
 
 def _text(value: Any) -> str:
-    """A field of one line; a list's only item, as licences may be given."""
+    """A text field in one line. A list of one text is that text, because licences may be given so."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     return " ".join(printable(value).split())[:_MAX_TEXT] if isinstance(value, str) else ""

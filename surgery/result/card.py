@@ -12,10 +12,11 @@ from chanfmt.data.text import ALIASES
 from chanfmt.models.source import TEMPLATE_DIRECTORY
 from surgery.evaluation.perplexity import perplexity_text
 from surgery.planning.methods import METHODS
+from surgery.planning.plan import layer_rows
 from surgery.recovery.options import RECOVERIES
 from surgery.result.base import NOTICE_FILE
 from surgery.result.names import ATLAS_FILE, EVALUATION_FILE, KEPT_FILE, PICTURE_FILE, REPORT_FILE
-from surgery.result.record import layer_rows, summary_rows
+from surgery.result.record import summary_rows
 
 if TYPE_CHECKING:
     from surgery.result.evaluated import Evaluated, Measured
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 
 TAGS = ("pruned", "structured-pruning", "ffn-pruning", "chanfmt")
 
-# Of the relations that the Hub knows, an adapter needs its base to load, a merge has several, and a quantized model
-# keeps every weight in fewer bits. A finetune stands for itself with weights of its own, which is what a cut model does;
-# the tags say that nothing was trained.
+# The Hub knows four relations to a base model. An adapter needs its base to load, a merge has several bases, and a quantized
+# model keeps every weight in fewer bits. A finetune has weights of its own, as a cut model has. The tags say that nothing was
+# trained.
 RELATION = "finetune"
 
 PIPELINES = {
@@ -38,22 +39,22 @@ PIPELINES = {
     "AutoModelForCTC": "automatic-speech-recognition",
     "AutoModel": "feature-extraction",
 }
-"""Class that loads a model to the Hub's name of its task. It has none for text to text in general."""
+"""Name of the class that loads a model to the Hub's name of its task. The Hub has no name for text to text in general."""
 
 UNVERIFIED = "Not verified"
-"""How a card of a result whose logits were not compared says so."""
+"""Words in the card of every result whose logits were not compared."""
 
 _SEAL = "<!-- written by surgery; sha256 of the lines above: "
 
 
 def model_card(report: Report, name: str, evaluated: Evaluated | None = None) -> str:
-    """Markdown with front matter: what the model is, what was removed, how it was checked, how to load and make it.
+    """Markdown with front matter: what the model is, what was removed, how it was checked, how to load and reproduce it.
 
-    Its last line is a digest of the others, by which `is_edited` tells whether somebody else wrote in it.
+    The last line is a digest of the other lines. From it, `is_edited` tells whether somebody changed the card.
 
     Args:
         name: Repository, or name of the output directory.
-        evaluated: What was measured of it.
+        evaluated: Numbers that were measured for the result.
     """
     plan, base = report.plan, report.base
     title = name.rsplit("/", 1)[-1]
@@ -104,7 +105,7 @@ def model_card(report: Report, name: str, evaluated: Evaluated | None = None) ->
 
 
 def is_edited(card: str) -> bool:
-    """Whether ``card`` is not, or no longer, what `model_card` wrote."""
+    """Whether ``card`` differs from what `model_card` wrote."""
     text, _, seal = card.removesuffix("\n").rpartition("\n")
     return seal != _seal(text)
 
@@ -125,7 +126,7 @@ def _front_matter(report: Report, title: str, evaluated: Evaluated | None) -> st
             validate_repo_id(base.id)
             fields = {"base_model": base.id, "base_model_relation": RELATION}
         except HFValidationError:
-            pass  # The Hub takes no card with such a name.
+            pass  # The Hub refuses a card with such a name.
     if evaluated and evaluated.result.perplexity is not None:
         fields |= {"model_name": title, "eval_results": [_eval_result(evaluated, evaluated.result.perplexity)]}
     return ModelCardData(
@@ -162,14 +163,14 @@ def _removal(report: Report) -> list[str]:
     supernodes, kept = (sum(getattr(block, name) for block in plan.blocks) for name in ("supernodes", "supernodes_kept"))
     retention = f" {kept:,} of {supernodes:,} supernodes are kept ({kept / supernodes:.1%})." if supernodes else ""
     return [
-        f"The channels with the {'highest' if plan.invert else 'lowest'} score were removed, by the method "
-        f"`{plan.method}`{formula}. The scores come from an importance atlas measured on: {inline(plan.calibration)}."
+        f"The channels with the {'highest' if plan.invert else 'lowest'} scores were removed. The method is "
+        f"`{plan.method}`{formula}. The scores come from an importance atlas, which was measured on: {inline(plan.calibration)}."
         f"{retention}",
         "",
         table(["", ""], summary_rows(plan, report)),
         "",
-        "LP is the loss proxy 1/2 E[(u dL/du)^2]; supernodes are the channels that lead each layer by it. LP mass kept "
-        "is a proxy for the loss, not a perplexity: evaluate the model on your own data before you use it.",
+        "LP is the loss proxy 1/2 E[(u dL/du)^2]. Supernodes are the channels with the highest LP of each layer. The kept LP "
+        "mass is a proxy for the loss, not a perplexity: evaluate the model on your own data before you use it.",
         "",
         "<details><summary>Every layer</summary>",
         "",
@@ -181,7 +182,7 @@ def _removal(report: Report) -> list[str]:
 
 def _evaluation(report: Report, evaluated: Evaluated | None) -> list[str]:
     if evaluated is None:
-        return ["No perplexity was measured. `surgery eval` measures it, of this model and its base on the same text."]
+        return ["No perplexity was measured. `surgery eval` measures the perplexity of this model and its base on the same text."]
     rows = [*([("dense", evaluated.dense)] if evaluated.dense else []), ("pruned", evaluated.result)]
     numbers = evaluated.result
     lines = [
@@ -189,7 +190,7 @@ def _evaluation(report: Report, evaluated: Evaluated | None) -> list[str]:
         "",
         f"On `{inline(evaluated.data)}`, protocol `{inline(evaluated.protocol)}`: {numbers.tokens:,} tokens in "
         f"{numbers.blocks:,} blocks of {evaluated.seq_len:,}, {numbers.predicted:,} predicted; {inline(evaluated.statement)}. "
-        f"`{EVALUATION_FILE}` has the numbers in full.",
+        f"`{EVALUATION_FILE}` has all digits.",
     ]
     scores = [{(task["task"], task["metric"], task["filter"]): f"{task['value']:.4f}" for task in item.tasks} for _, item in rows]
     keys = list(dict.fromkeys(key for found in scores for key in found))
@@ -228,18 +229,22 @@ def _loading(report: Report, name: str) -> list[str]:
 
 def _making(report: Report) -> list[str]:
     plan = report.plan
-    atlas = f"`{ATLAS_FILE}` here is the atlas, " if ATLAS_FILE in report.files else "The atlas is not here; it has "
+    atlas = (
+        f"`{ATLAS_FILE}` is the atlas, with "
+        if ATLAS_FILE in report.files
+        else "The atlas is not part of this repository; it has "
+    )
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     return [
         *(["```sh", _code(report.command), "```", ""] if report.command else []),
-        f"{atlas}content SHA-256 `{inline(plan.atlas_sha256)}`. `{KEPT_FILE}` lists the channels that stayed and is a plan: "
-        f"`surgery apply {KEPT_FILE} --model MODEL -o DIR` cuts the same ones. `{REPORT_FILE}` has everything else, SHA-256 of "
-        f"the files included. Made with {inline(versions)}.",
+        f"{atlas}content SHA-256 `{inline(plan.atlas_sha256)}`. `{KEPT_FILE}` lists the kept channels and is a plan: "
+        f"`surgery apply {KEPT_FILE} --model MODEL -o DIR` makes the same cut. `{REPORT_FILE}` holds all other details, with the "
+        f"SHA-256 of every file. This model was made with {inline(versions)}.",
     ]
 
 
 def _code(text: str) -> str:
-    # Inside a fence only its end means anything.
+    # Inside a code fence, only the end of the fence has a meaning.
     return " ".join(printable(text).split("\n")).replace("```", "'''")
 
 
@@ -249,7 +254,7 @@ def _licence(report: Report) -> list[str]:
     if not name:
         return [f"The card of `{inline(base.id)}` names no licence."]
     where = f" ({inline(base.license_link)})" if base.license_link else ""
-    lines = [f"That of `{inline(base.id)}`: {inline(name)}{where}."]
+    lines = [f"This model has the licence of `{inline(base.id)}`: {inline(name)}{where}."]
     if base.terms:
         lines += [
             "",
@@ -260,16 +265,16 @@ def _licence(report: Report) -> list[str]:
 
 
 def _form(report: Report) -> str:
-    """How the removal shows in the files."""
+    """One or two sentences on how the files show the removal."""
     fields = ", ".join(f"`{inline(field)}` is {inline(str(change.after))}" for field, change in report.config_fields.items())
     if not report.padded:
-        return f"The channels are gone, not zeroed: {fields} in `config.json`."
-    zeros = f"Stock code knows no width of their own for {len(report.padded)} FFNs, which are filled up with zero channels."
+        return f"The channels are really removed, not set to zero: {fields} in `config.json`."
+    zeros = f"Stock code cannot load {len(report.padded)} FFNs at their own widths, so they are padded with zero channels."
     return f"{zeros} {fields[:1].upper()}{fields[1:]} in `config.json`." if fields else zeros
 
 
 def _weights(report: Report) -> str:
     if report.recovery is None:
-        return "No weight that stayed was changed, and nothing was trained."
+        return "The kept weights are unchanged, and nothing was trained."
     what = RECOVERIES[report.recovery.method]
-    return f"{what[:1].upper()}{what[1:]}; no gradient was taken."
+    return f"{what[:1].upper()}{what[1:]}. No gradient was computed."

@@ -1,4 +1,4 @@
-"""Which files a result consists of, by size and SHA-256: what says whether it is still what was checked."""
+"""The files of a result, with sizes and SHA-256. They tell whether the result changed since it was checked."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def hash_files(directory: Path, names: Iterable[str], progress: Callable[[int], 
     """The records of ``names`` below ``directory``, several files at a time. Raises OSError.
 
     Args:
-        progress: Told of bytes as they are read.
+        progress: Called with the number of bytes just read.
     """
 
     def record(name: str) -> FileRecord:
@@ -49,6 +49,6 @@ def hash_files(directory: Path, names: Iterable[str], progress: Callable[[int], 
         return FileRecord(size, digest.hexdigest())
 
     ordered = sorted(names)
-    # hashlib lets go of the interpreter while it works.
+    # hashlib releases the interpreter lock while it works.
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
         return dict(zip(ordered, pool.map(record, ordered), strict=True))

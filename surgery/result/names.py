@@ -1,4 +1,4 @@
-"""What a result is called where nobody says, and what its own files are called."""
+"""The default name of a result, and the names of its files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EVALUATION_FILE = "evaluation.json"
 
 
 def default_name(plan: PruningPlan) -> str:
-    """``MODEL-METHOD-PERCENT`` and what else was asked: a directory name, whatever the atlas says the model is called."""
+    """``MODEL-METHOD-PERCENT`` and further options: a valid directory name, whatever name the atlas gives the model."""
     base = re.sub(r"[^A-Za-z0-9._-]+", "_", plan.model.id.rstrip("/").rsplit("/", 1)[-1]).lstrip("._-")
     base = base.removesuffix(".gguf")
     extra = [
@@ -29,7 +29,7 @@ def default_name(plan: PruningPlan) -> str:
 
 
 def default_repository(plan: PruningPlan) -> str:
-    """`default_name` as the Hub takes it, for the logged-in user's namespace."""
+    """`default_name` in the spelling that the Hub accepts, for the logged-in user's namespace."""
     name = re.sub(r"-{2,}", "-", re.sub(r"[.]{2,}", ".", default_name(plan)))
-    # The namespace, at most 42 characters, counts too.
+    # The name together with its namespace, which has at most 42 characters, must not exceed the Hub's limit.
     return name[:53].strip("-.")

@@ -1,4 +1,4 @@
-"""A picture of a cut, layer by layer, as SVG: written by hand, so that it is the same bits wherever it is made."""
+"""A picture of a cut, layer by layer, as SVG. It is written without a library, so that every machine writes the same bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _COLORS = {"channels": "#4c78a8", "supernodes": "#e45756", "LP": "#54a24b"}
 
 
 def layer_picture(plan: PruningPlan) -> str:
-    """What every FFN keeps, in model order: its share of channels, of supernodes and of LP; nothing where that is unknown."""
+    """The share of channels, supernodes and LP that every FFN keeps, in model order. An unknown share has no bar."""
     panels: list[tuple[str, list[float | None]]] = [
         ("channels", [block.n_kept / block.n_channels for block in plan.blocks]),
         ("supernodes", [block.supernodes_kept / block.supernodes if block.supernodes else None for block in plan.blocks]),

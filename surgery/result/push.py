@@ -1,4 +1,4 @@
-"""A finished result to the Hub: checked here, described, uploaded in one commit, and read back."""
+"""Push a finished result to the Hub: check it, describe it, upload it in one commit, and read it back."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from surgery.result.names import CARD_FILE, EVALUATION_FILE, default_repository
 from surgery.result.result import check_unchanged, open_result
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator
 
     from chanfmt.hub.publish import Published
@@ -35,41 +36,52 @@ class PushOptions(PublishOptions):
     eval: str | None = field(
         default=None,
         metadata={
-            "help": "put the numbers of this output of surgery eval --json into the card",
+            "help": "output of surgery eval --json, whose numbers go into the card",
             "metavar": "FILE",
         },
     )
     no_verify: bool = field(
         default=False,
         metadata={
-            "help": "push a result whose logits were not compared; its card says so",
+            "help": "push the result even if its logits were not compared; its card then says so",
         },
     )
 
 
-def push(directory: Path, repo: str | None, options: PushOptions) -> Published:
-    """Publish the result in ``directory``.
+PUSH_DEFAULTS = PushOptions()
+"""Push to a private repository that holds nothing else, and refuse a result that was not verified."""
+
+
+def push(directory: str | os.PathLike[str], repo: str | None = None, options: PushOptions = PUSH_DEFAULTS) -> Published:
+    """Publish the result in ``directory`` on the Hub, in one commit, and read the commit back.
+
+    If the push is interrupted, the directory stays, and the same call uploads what is missing.
 
     Args:
-        repo: ``USER/NAME``, or ``NAME`` of the logged-in user's; None for `default_repository`.
+        directory: A result of `surgery.cut.prune`.
+        repo: ``USER/NAME``, or ``NAME`` in the logged-in user's namespace; None for `default_repository`.
+
+    Returns:
+        The URL and the commit.
 
     Raises:
-        UsageError: ``directory`` holds no result, or one that was not verified, or the repository cannot be used as asked.
-        CheckError: The result has changed since it was checked, or the Hub holds something else afterwards.
-        HubError: The Hub refused or could not be reached.
+        UsageError: ``directory`` holds no result, or a result that was not verified, or the repository cannot be used as asked.
+        CheckError: The result changed since it was checked, or the Hub holds something else afterwards.
+        HubError: The Hub refused, or could not be reached.
     """
+    directory = Path(directory)
     result = open_result(directory)
     name = repo or default_repository(result.report.plan)
     check_repo(name)
     if result.report.logits is None and not options.no_verify:
         raise UsageError(
             f"the logits of {directory} were not compared with the masked dense model's: {result.report.logits_skipped}",
-            hint="cut the model again where it can be compared, or add --no-verify; the card will say so",
+            hint="cut the model again on a machine with more memory, or add --no-verify; the card will then say so",
         )
     check_unchanged(result)
     evaluated = _evaluation(result, options.eval) if options.eval else result.evaluated
     if evaluated and evaluated.dense is None:
-        say("note: no perplexity of the dense model on the same tokens is at hand; the card gives the result's alone")
+        say("note: there is no perplexity of the dense model on the same tokens; the card gives only the result's")
     with _resumable(directory, push_command(directory, repo, options)):
         name = full_name(name)
         _write_card(result, name, evaluated, new=options.eval is not None)
@@ -90,7 +102,7 @@ def push(directory: Path, repo: str | None, options: PushOptions) -> Published:
 
 
 def commit_message(report: Report, evaluated: Evaluated | None) -> str:
-    """What was done, with its numbers, in one line."""
+    """One line on what was done, with its numbers."""
     plan = report.plan
     share = 1 - report.parameters_after / report.parameters_before
     parts = [f"{plan.method}: {plan.sparsity_reached:.1%} of the FFN channels removed, {share:.1%} of the parameters"]
@@ -103,7 +115,7 @@ def commit_message(report: Report, evaluated: Evaluated | None) -> str:
 
 
 def push_command(directory: Path, repo: str | None, options: PushOptions) -> str:
-    """The command line that does what `push` does."""
+    """The command line that pushes ``directory`` with the same arguments."""
     flags = [
         field.metadata.get("flag", f"--{field.name.replace('_', '-')}")
         for field in fields(options)
@@ -115,7 +127,7 @@ def push_command(directory: Path, repo: str | None, options: PushOptions) -> str
 
 @contextlib.contextmanager
 def _resumable(directory: Path, command: str) -> Iterator[None]:
-    """Let whatever ends the push inside say that the result is still there, and how to go on."""
+    """Add to every error of the body, and to an interrupt, that the result is whole and how to continue."""
     text = f"{directory} is whole; to go on: {command}"
     try:
         yield
@@ -127,15 +139,14 @@ def _resumable(directory: Path, command: str) -> Iterator[None]:
 
 
 def _evaluation(result: Result, path: str) -> Evaluated:
-    from chanfmt.models.safetensors import CheckpointIndex, fingerprint
+    from chanfmt.models.source import ModelSource
     from surgery.result.evaluated import take_evaluation
 
-    own = fingerprint(CheckpointIndex.open(result.directory))
-    return take_evaluation(Path(path), own, result.report.applied.fingerprint)
+    return take_evaluation(Path(path), ModelSource(result.directory).fingerprint, result.report.applied.fingerprint)
 
 
 def _write_card(result: Result, name: str, evaluated: Evaluated | None, *, new: bool) -> None:
-    """Make the card name the repository and the numbers, unless somebody else wrote in it; keep the numbers beside it."""
+    """Put the repository's name and the numbers into the card, unless somebody edited it. Keep the numbers in a file, too."""
     path = result.directory / CARD_FILE
     try:
         text = path.read_text(encoding="utf-8") if path.exists() else None
@@ -144,13 +155,13 @@ def _write_card(result: Result, name: str, evaluated: Evaluated | None, *, new: 
     if text is not None and is_edited(text):
         if new:
             raise UsageError(
-                f"{path} was edited, so that no numbers can be put into it",
-                hint="write them yourself and leave out --eval, or remove the file to have it written anew",
+                f"{path} was edited, so no numbers can be put into it",
+                hint="write the numbers yourself and leave out --eval, or remove the file to have it written again",
             )
         if result.report.logits is None and UNVERIFIED not in text:
             raise UsageError(
                 f"{path} was edited, and no longer says that the logits were not compared",
-                hint=f"write {UNVERIFIED!r} into it, or remove the file to have it written anew",
+                hint=f"write {UNVERIFIED!r} into the card, or remove the file to have it written again",
             )
         say(f"{path} was edited, and is pushed as it is")
         return

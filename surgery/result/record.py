@@ -1,4 +1,4 @@
-"""What was cut and what it gave: one record behind ``surgery.json``, the model card and the tables."""
+"""The record of a cut, behind ``surgery.json``, the model card and the tables."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import statistics
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from surgery.planning.choice import MAX_LAYER_SPARSITY
+from surgery.planning.options import MAX_LAYER_SPARSITY
+from surgery.planning.plan import percent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,18 +27,19 @@ class Report:
     """A cut that was made and that passed its checks.
 
     Attributes:
-        plan: What was cut.
-        base: The model it was cut from: the plan's, or a fine-tune of it.
+        plan: Which channels stay.
+        base: The model that was cut: the plan's model, or a fine-tune of it.
         applied: How the result is laid out.
-        parameters_before, parameters_after: Elements of the checkpoints.
-        bytes_before, bytes_after: Bytes of their tensors.
-        shapes, logits: The checks; ``logits`` is None where it was not run, for the reason ``logits_skipped``.
+        parameters_before, parameters_after: Elements of the two checkpoints.
+        bytes_before, bytes_after: Bytes of the tensors of the two checkpoints.
+        shapes, logits: The checks. ``logits`` is None if it was not run, and ``logits_skipped`` is then the reason.
         versions: Package to version.
-        command: The command line, without directories.
-        loader: Class of transformers that loads the result.
-        files: What the result consists of, but for ``surgery.json``, which holds this, and the card, which may change.
-        recovery: How what was kept was refitted; None where it stayed as it was.
-        switched: Config fields that were changed for that, dotted where nested.
+        command: The command line, without directories; empty if Python code made the cut.
+        loader: Name of the transformers class that loads the result.
+        files: The files of the result. ``surgery.json``, which holds this record, and the card, which may change, are left
+            out.
+        recovery: How the kept channels were refitted; None if they were not.
+        switched: Config fields that the recovery changed, dotted if nested.
     """
 
     plan: PruningPlan
@@ -59,12 +61,12 @@ class Report:
 
     @property
     def config_fields(self) -> dict[str, Change]:
-        """Config fields that changed, dotted where nested."""
+        """All config fields that changed, dotted if nested."""
         return {**self.applied.config, **self.switched}
 
     @property
     def padded(self) -> list[BlockPlan]:
-        """FFNs that are filled up with zero channels."""
+        """FFNs that are padded with zero channels."""
         return [block for block in self.plan.blocks if self.applied.widths[block.name] > block.n_kept]
 
     def to_json(self) -> dict[str, Any]:
@@ -91,7 +93,7 @@ class Report:
 
 
 def plan_json(plan: PruningPlan) -> dict[str, Any]:
-    """A plan for machines, without the channel ids (those are in the plan file)."""
+    """A plan for programs, without the channel ids, which are in the plan file."""
     return {
         "source": asdict(plan.model),
         "atlas_sha256": plan.atlas_sha256,
@@ -130,27 +132,8 @@ def plan_json(plan: PruningPlan) -> dict[str, Any]:
     }
 
 
-def layer_rows(plan: PruningPlan) -> tuple[list[str], list[list[str]]]:
-    """Headings and one row per FFN; where it has experts, widths are those of each."""
-    headings = ["layer", "module", "channels", "kept", "supernodes removed", "LP kept"]
-    rows = []
-    for block in plan.blocks:
-        experts = f"{block.n_experts} x " if block.n_experts else ""
-        rows.append(
-            [
-                str(block.layer_index),
-                block.module,
-                f"{experts}{block.n_channels:,}",
-                f"{experts}{block.n_kept:,}",
-                f"{block.supernodes - block.supernodes_kept:,} of {block.supernodes:,}",
-                _percent(block.lp_kept),
-            ]
-        )
-    return headings, rows
-
-
 def summary_rows(plan: PruningPlan, report: Report | None = None) -> list[list[str]]:
-    """What was asked and reached, as pairs of a quantity and its value."""
+    """Pairs of a quantity and its value: what was asked and reached, and with ``report`` what was written and checked."""
     supernodes = sum(block.supernodes for block in plan.blocks)
     kept = sum(block.supernodes_kept for block in plan.blocks)
     model = report.base if report else plan.model
@@ -183,35 +166,35 @@ def _allocation(plan: PruningPlan) -> str:
     if plan.allocation == "global":
         cap = MAX_LAYER_SPARSITY if plan.max_layer_sparsity is None else plan.max_layer_sparsity
         text = f"global: the lowest scores of all FFNs, at most {cap:.4g} of each"
-    return text + (", inverted: what it would remove stays, and what it would keep goes" if plan.invert else "")
+    return text + (", inverted: the channels that would go stay, and the others go" if plan.invert else "")
 
 
 def _protection_rows(plan: PruningPlan) -> list[list[str]]:
-    """What is protected, and what each selector did."""
+    """The protected channels, and what each selector did."""
     names = [effect.selector for effect in plan.protection if effect.selector != "none"]
     total = f"{', '.join(names) or 'nothing'} ({_number_of(plan.protected, 'channel')})"
     rows = [["protected", total + (", before the inversion" if plan.invert and plan.protected else "")]]
     rows += [[f"- {effect.selector}", _effect(plan, effect)] for effect in plan.protection if effect.selector != "none"]
     if plan.unprotect:
         released = _number_of(plan.released, "channel")
-        rows.append(["unprotected", f"{', '.join(plan.unprotect)} (takes protection from {released})"])
+        rows.append(["unprotected", f"{', '.join(plan.unprotect)} ({released} no longer protected)"])
     return rows
 
 
 def _effect(plan: PruningPlan, effect: SelectorEffect) -> str:
     text = _number_of(effect.selected, "channel")
     if effect.new < effect.selected:
-        text += f", {effect.new:,} of them new"
+        text += f", {effect.new:,} of which are new"
     if not effect.cost:
-        return text + f"; it changes nothing: {_kept_anyway(plan, effect)}"
-    cost = f"{_number_of(effect.cost, 'other')} go for it ({effect.cost / plan.channels_kept:.2%} of those kept)"
-    return f"{text}, {effect.safe:,} of these safe anyway; {cost}"
+        return text + f"; no effect: {_kept_anyway(plan, effect)}"
+    cost = f"{_number_of(effect.cost, 'other channel')} go in their place ({effect.cost / plan.channels_kept:.2%} of the kept)"
+    return f"{text}, {effect.safe:,} of which stay anyway; {cost}"
 
 
 def _kept_anyway(plan: PruningPlan, effect: SelectorEffect) -> str:
     if not effect.new:
-        return "all of them are protected or unprotected already"
-    return f"{plan.method} keeps all of them without it"
+        return "all of them are already protected or unprotected"
+    return f"{plan.method} keeps all of them anyway"
 
 
 def _sparsity(plan: PruningPlan) -> str:
@@ -224,7 +207,7 @@ def _sparsity(plan: PruningPlan) -> str:
 
 
 def _widths(plan: PruningPlan) -> str:
-    """Old widths with the range of what is kept."""
+    """Old widths, each with the range of the kept widths."""
     groups: dict[tuple[int, int], list[int]] = {}
     for block in plan.blocks:
         groups.setdefault((block.n_channels, block.n_experts), []).append(block.n_kept)
@@ -248,16 +231,16 @@ def _number_of(count: int, what: str) -> str:
 
 
 def _padding_text(report: Report) -> str:
-    """Which FFNs are wider in the file than what they keep, and why."""
+    """Which FFNs are wider in the file than the number of channels they keep, and why."""
     padded = report.padded
     fixed = [block for block in padded if report.applied.widths[block.name] == block.n_channels]
     whole = {block.n_channels for block in report.plan.blocks if not block.is_cut}
     if fixed and not {block.n_channels for block in fixed} <= whole:
         return (
-            f"{_number_of(len(padded), 'FFN')} as wide as before, with zeros for what was removed: "
-            "no config field gives stock code another width there"
+            f"in {_number_of(len(padded), 'FFN')} the removed channels are zeros, and the file is not smaller there: "
+            "no config field sets another width"
         )
-    return f"{_number_of(len(padded), 'FFN')} filled up to the width of the widest: stock code knows one width for all of them"
+    return f"{_number_of(len(padded), 'FFN')} padded with zeros to the width of the widest: stock code has one width for all FFNs"
 
 
 def _logit_text(report: Report) -> str:
@@ -274,8 +257,4 @@ def _lp_summary(plan: PruningPlan) -> str:
     shares = [block.lp_kept for block in plan.blocks if block.lp_kept is not None]
     if not shares:
         return "unknown"
-    return f"{_percent(statistics.median(shares))} (median; {_percent(min(shares))} to {_percent(max(shares))})"
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"
+    return f"{percent(statistics.median(shares))} (median; {percent(min(shares))} to {percent(max(shares))})"

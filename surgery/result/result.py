@@ -1,18 +1,21 @@
-"""A finished result of `surgery prune` or `apply`, read back from its directory."""
+"""A finished result of `surgery prune` or `surgery apply`, read back from its directory."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from msgspec import Raw, Struct, to_builtins
 
 from chanfmt.base.errors import CheckError, UsageError
 from chanfmt.base.narrate import progress_bar
-from chanfmt.base.typed import typed
+from chanfmt.base.parsed import parse_json
+from chanfmt.base.text import printable
 from surgery.cut.check import LogitCheck, ShapeCheck
-from surgery.planning.plan import Change, load_applied
+from surgery.planning.file import load_applied
+from surgery.planning.plan import Change  # noqa: TC001 (msgspec reads the annotations)
 from surgery.recovery.options import LayerRecovery, RecoveryReport
-from surgery.result.base import Base
+from surgery.result.base import Base  # noqa: TC001
 from surgery.result.evaluated import Evaluated, load_evaluated
 from surgery.result.manifest import FileRecord, hash_files, list_files
 from surgery.result.names import CARD_FILE, EVALUATION_FILE, KEPT_FILE, REPORT_FILE
@@ -25,60 +28,142 @@ _MAX_REPORT = 64 << 20
 _OWN = (REPORT_FILE, CARD_FILE, EVALUATION_FILE)
 
 
-@dataclass(frozen=True)
+class _Format(Struct):
+    """The first question about a ``surgery.json``: which kind it is."""
+
+    format: str = ""
+
+
+class _BeforeAfter(Struct):
+    before: int
+    after: int
+
+
+class _Shapes(Struct, forbid_unknown_fields=True):
+    """As `ShapeCheck`."""
+
+    tensors: int
+    parameters: int
+
+
+class _Logits(Struct, forbid_unknown_fields=True):
+    """As `LogitCheck`."""
+
+    relative_error: float
+    tolerance: float
+    count: int
+    text: str
+    dtype: str
+
+
+class _AnySkipped(Struct):
+    """The reason for which logits were not compared; empty if they were, and then the object is a `_Logits`."""
+
+    skipped: str = ""
+
+
+class _Checks(Struct):
+    shapes: _Shapes
+    logits: Raw
+
+
+class _Layer(Struct, forbid_unknown_fields=True):
+    """As `LayerRecovery`."""
+
+    layer_index: int
+    module: str
+    error_before: float
+    error_after: float
+    condition: float | None
+    damping: float
+
+
+class _Recovery(Struct):
+    """As `RecoveryReport`."""
+
+    method: str
+    tokens: int
+    layers: list[_Layer]
+    logit_error: float | None
+
+
+class _StoredReport(Struct):
+    """The parts of ``surgery.json`` that the plan does not hold."""
+
+    base: Base
+    parameters: _BeforeAfter
+    bytes: _BeforeAfter
+    config_fields: dict[str, Change]
+    checks: _Checks
+    recovery: _Recovery | None
+    versions: dict[str, str]
+    command: str
+    loader: str
+    files: dict[str, FileRecord]
+
+
+@dataclass(frozen=True, repr=False)
 class Result:
-    """A result's directory and what it says of itself.
+    """A finished result: its directory, and the records in it.
 
     Attributes:
-        directory: Where it is.
+        directory: The directory of the result.
         report: Content of ``surgery.json``.
-        evaluated: What was measured of it; None where nothing was.
+        evaluated: Content of ``evaluation.json``; None if nothing was measured.
     """
 
     directory: Path
     report: Report
     evaluated: Evaluated | None
 
+    def __repr__(self) -> str:
+        before, after = self.report.parameters_before, self.report.parameters_after
+        return (
+            f"<Result in {str(self.directory)!r}: {printable(self.report.base.id)}, {before:,} to {after:,} parameters "
+            f"({after / before - 1:+.1%})>"
+        )
+
     @property
     def names(self) -> list[str]:
-        """The files that belong to it, as paths below its directory."""
+        """The files that belong to the result, as paths below its directory."""
         return sorted({*self.report.files, *(name for name in _OWN if (self.directory / name).is_file())})
 
     @property
     def strangers(self) -> list[str]:
-        """Files in its directory that do not."""
+        """Files in the directory that do not belong to the result."""
         return sorted(set(list_files(self.directory)).difference(self.names))
 
 
 def open_result(directory: Path) -> Result:
-    """Read what the result in ``directory`` says of itself. Nothing in it is trusted.
+    """Read the records of the result in ``directory``. Nothing in them is trusted.
 
     Raises:
-        UsageError: There is none, or its record is damaged or of another kind.
+        UsageError: There is no result, or its record is damaged or of another kind.
     """
     path = directory / REPORT_FILE
     try:
         if path.stat().st_size > _MAX_REPORT:
             raise UsageError(f"{path} is larger than {_MAX_REPORT >> 20} MB")
-        value = typed(json.loads(path.read_text(encoding="utf-8")), dict, REPORT_FILE)
-        if value.get("format") != REPORT_FORMAT:
-            raise UsageError(f"{directory} is no result of surgery prune or apply: {path.name} says {value.get('format')!r}")
-        report = _parse(value, directory)
+        text = path.read_bytes()
+        kind = parse_json(text, _Format).format
+        if kind != REPORT_FORMAT:
+            raise UsageError(f"{directory} is not a result of surgery prune or apply: {path.name} says {kind!r:.60}")
+        report = _report(parse_json(text, _StoredReport), directory)
     except FileNotFoundError:
         raise UsageError(
-            f"{directory} is no result of surgery: it has no {REPORT_FILE}",
+            f"{directory} is not a result of surgery: it has no {REPORT_FILE}",
             hint="make one with: surgery prune ATLAS --sparsity S -o DIR",
         ) from None
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except ValueError as error:
         raise UsageError(f"{path} is damaged: {error}", hint="cut the model again") from None
     evaluation = directory / EVALUATION_FILE
     return Result(directory, report, load_evaluated(evaluation) if evaluation.is_file() else None)
 
 
 def check_unchanged(result: Result) -> None:
-    """Compare every file with what it was when the result had passed its checks.
+    """Compare the size and SHA-256 of every file with those at the time of the checks.
 
     Raises:
         CheckError: A file is missing, or has changed.
@@ -99,44 +184,37 @@ def check_unchanged(result: Result) -> None:
         raise CheckError(f"{result.directory / changed[0]} has changed since the result was checked", hint=hint)
 
 
-def _parse(value: dict[str, Any], directory: Path) -> Report:
+def _report(stored: _StoredReport, directory: Path) -> Report:
     plan, applied = load_applied(directory / KEPT_FILE)
-    checks, recovery = value["checks"], value["recovery"]
-    skipped = checks["logits"].get("skipped", "")
-    files = {
-        name: FileRecord(typed(item["bytes"], int, "bytes"), typed(item["sha256"], str, "sha256"))
-        for name, item in typed(value["files"], dict, "files").items()
-    }
-    if any(_leaves(name) for name in files):
+    if any(_leaves(name) for name in stored.files):
         raise ValueError("a file's name leads out of its directory")
+    skipped = parse_json(stored.checks.logits, _AnySkipped).skipped
+    logits = None if skipped else parse_json(stored.checks.logits, _Logits)
+    recovery = stored.recovery
     return Report(
         plan=plan,
-        base=Base(**{field.name: typed(value["base"][field.name], str, field.name) for field in fields(Base)}),
+        base=stored.base,
         applied=applied,
-        parameters_before=typed(value["parameters"]["before"], int, "parameters"),
-        parameters_after=typed(value["parameters"]["after"], int, "parameters"),
-        bytes_before=typed(value["bytes"]["before"], int, "bytes"),
-        bytes_after=typed(value["bytes"]["after"], int, "bytes"),
-        shapes=ShapeCheck(**checks["shapes"]),
-        logits=None if skipped else LogitCheck(**checks["logits"]),
-        logits_skipped=typed(skipped, str, "skipped"),
-        versions={str(name): typed(text, str, "versions") for name, text in value["versions"].items()},
-        command=typed(value["command"], str, "command"),
-        loader=typed(value["loader"], str, "loader"),
-        files=files,
+        parameters_before=stored.parameters.before,
+        parameters_after=stored.parameters.after,
+        bytes_before=stored.bytes.before,
+        bytes_after=stored.bytes.after,
+        shapes=ShapeCheck(**to_builtins(stored.checks.shapes)),
+        logits=None if logits is None else LogitCheck(**to_builtins(logits)),
+        logits_skipped=skipped,
+        versions=stored.versions,
+        command=stored.command,
+        loader=stored.loader,
+        files=stored.files,
         recovery=None
         if recovery is None
         else RecoveryReport(
-            typed(recovery["method"], str, "method"),
-            typed(recovery["tokens"], int, "tokens"),
-            [LayerRecovery(**layer) for layer in recovery["layers"]],
-            recovery["logit_error"],
+            recovery.method,
+            recovery.tokens,
+            [LayerRecovery(**to_builtins(layer)) for layer in recovery.layers],
+            recovery.logit_error,
         ),
-        switched={
-            name: Change(item["before"], item["after"])
-            for name, item in value["config_fields"].items()
-            if name not in applied.config
-        },
+        switched={name: change for name, change in stored.config_fields.items() if name not in applied.config},
     )
 
 

@@ -226,7 +226,7 @@ def test_one_file_twice_is_said(tmp_path, capsys):
     [
         (["A"], "two atlases or more"),
         ([], "required: FILE"),
-        (["A", "A", "--metric", "beauty"], "invalid choice"),
+        (["A", "A", "--metric", "beauty"], "unknown metric 'beauty'"),
         (["A", "NOWHERE"], "does not exist"),
     ],
 )

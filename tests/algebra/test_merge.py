@@ -562,7 +562,6 @@ def halves(tiny_checkpoint, tmp_path_factory):
         options = BuildOptions(
             str(tiny_checkpoint("llama")),
             str(directory / f"{name}.h5"),
-            quiet=True,
             seq_len=32,
             calib=str(directory / f"{name}.txt"),
             sequences=sequences,

@@ -179,7 +179,7 @@ def test_weights_are_rounded_as_the_model_was(stored, ran, tmp_path):
     from tests.support.tiny import save_tiny
 
     directory = save_tiny(tmp_path / "model", "llama", dtype=getattr(torch, stored))
-    options = BuildOptions(str(directory), str(tmp_path / "a.h5"), calib="pydoc", sequences=4, seq_len=32, dtype=ran, quiet=True)
+    options = BuildOptions(str(directory), str(tmp_path / "a.h5"), calib="pydoc", sequences=4, seq_len=32, dtype=ran)
     content = read(build(options, LabelSettings(rho=0.03, support_size=8)))
     found = relabelled_with_weights(content, content.labels, StoredWeights.of(ModelSource(directory), content.model))
     assert_same_arrays(found, content)

@@ -1,4 +1,4 @@
-"""What a killed writer leaves beside its target, and who may remove it."""
+"""A killed writer leaves a temporary next to its target; only the next writer may remove it."""
 
 from __future__ import annotations
 

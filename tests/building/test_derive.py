@@ -1,4 +1,4 @@
-"""What a finished atlas holds, recomputed from its own tokens, settings and the checkpoint's weights."""
+"""The arrays of a finished atlas, recomputed from its own tokens, settings and the checkpoint's weights."""
 
 from __future__ import annotations
 
@@ -123,6 +123,6 @@ def test_supernodes_and_labels_with_so_few_channels_that_rho_m_is_below_one():
     found = measure(model, ffns, canonical(random_tokens(8, 24).numpy()), rho=0.001)
     variables, _ = layer_variables(found.statistics[0], [ffn_weights(model, ffns[0].members[0])], LabelSettings(rho=0.001), None)
     assert (variables["label"] == schema.LABEL_SUPERNODE).sum() == 1
-    # A core of one member: everybody has it as partner but the member itself.
+    # With a core of one member, every channel except the member itself has it as partner.
     if variables["core_covered"]:
         assert np.isnan(variables["redundancy"]).sum() == 1

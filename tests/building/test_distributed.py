@@ -1,4 +1,4 @@
-"""Builds by several processes under torchrun, against the same in one."""
+"""Builds by several processes under torchrun, against the same build in one process."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ import torch
 import chanfmt
 from chanfmt.base.errors import ChanfmtError, MissingPackageError, ModelError, UsageError
 from chanfmt.building import distributed
-from chanfmt.building.build import _check_alike, build
 from chanfmt.building.distributed import Group
 from chanfmt.building.measure import measure
 from chanfmt.building.options import BuildOptions
-from chanfmt.building.state import ASKED
+from chanfmt.building.resume import check_alike
+from chanfmt.building.state import REQUEST
 from chanfmt.data.tokens import canonical
 from chanfmt.format import schema
 from chanfmt.format.records import LabelSettings
@@ -30,6 +30,7 @@ from chanfmt.models import load
 from chanfmt.models.find.discover import find_ffns
 from chanfmt.models.source import ModelSource
 from tests.support import distributed_worker
+from tests.support.builds import build
 from tests.support.tiny import random_tokens, save_tiny, tiny_model
 
 SETTINGS = LabelSettings(rho=0.03, support_size=8)
@@ -62,7 +63,7 @@ def finish(process):
     try:
         _, error = process.communicate(timeout=100)
     except subprocess.TimeoutExpired:
-        # Not killed: torchrun would leave its processes behind.
+        # If torchrun were killed, it would leave its processes behind.
         process.terminate()
         _, error = process.communicate()
         pytest.fail(f"hangs: {error}")
@@ -96,7 +97,7 @@ def request(model, output, **changes):
 
 
 def assert_same(path, expected):
-    """All that does not depend on the order of summation is equal, the sums to 1e-9, what follows from them to float32."""
+    """Check that two atlases agree: sums to 1e-9, metrics to float32, everything without rounding exactly."""
     with chanfmt.open(path, verify=True) as found, chanfmt.open(expected, verify=True) as other:
         ours, theirs = found.content(), other.content()
     assert ours.status == "complete"
@@ -120,7 +121,7 @@ def assert_several_did_what_one_does(options, processes):
     assert_same(options.path, whole)
     with chanfmt.open(options.path) as atlas:
         assert atlas.producer.hardware.startswith(f"{processes} x ")
-    assert not options.checkpoint.exists()
+    assert not options.partial.exists()
 
 
 def test_two_processes_measure_what_one_does(tiny_checkpoint, tmp_path):
@@ -155,7 +156,7 @@ def test_three_processes_sum_fail_run_out_of_memory_and_measure_experts_as_one(t
     assert loss == pytest.approx(expected.loss, rel=1e-9)
     for found, item in zip(states, expected.statistics, strict=True):
         for name, values in item.state().items():
-            # The null pairs sequences of one process.
+            # The null pairs sequences of one process, so it depends on their number.
             if not name.startswith(("null", "last")):
                 np.testing.assert_allclose(found[name], values, 1e-9, 1e-12 * np.abs(values).max(), err_msg=name)
         assert found["null_count"] > 0
@@ -177,9 +178,9 @@ def test_processes_that_differ_say_in_what():
         def exchange(self, value):
             return [value | {"revision": "1f"}, value]
 
-    asked = dict.fromkeys(ASKED, "same")
+    asked = dict.fromkeys(REQUEST, "same")
     with pytest.raises(ChanfmtError, match=r"ranks 1 and 0 of 2 differ in: the calibration text\n"):
-        _check_alike(asked, Other())
+        check_alike(asked, Other())
 
 
 @pytest.mark.parametrize(
@@ -210,30 +211,30 @@ def test_a_killed_process_ends_the_run_which_others_continue(tiny_checkpoint, tm
     options = request(tiny_checkpoint("llama"), tmp_path / "a.h5", sequences=160, checkpoint_every=0)
     process = start(3, *flags(options))
     whole = build(dataclasses.replace(options, output=str(tmp_path / "one.h5"), checkpoint_every=None), SETTINGS)
-    wait_for(options.checkpoint.exists, process)
+    wait_for(options.partial.exists, process)
     os.kill(pid_of(process, 1), signal.SIGKILL)
     code, error = finish(process)
     assert code == 1
     (line,) = (line for line in error.splitlines() if line.startswith("atlas:"))
     assert line.startswith("atlas: error: rank 1 of 3 was lost")
-    assert f"{options.checkpoint} holds what was measured; continue with the same command and --resume" in error
+    assert f"{options.partial} holds what was measured; continue with the same command and --resume" in error
 
-    with chanfmt.open(options.checkpoint, verify=True) as atlas:
+    with chanfmt.open(options.partial, verify=True) as atlas:
         done = atlas.calibration.sequences
         assert 0 < done < 160
     several = dataclasses.replace(options, output=str(tmp_path / "b.h5"), resume=True, checkpoint_every=0)
-    shutil.copy(options.checkpoint, several.checkpoint)
+    shutil.copy(options.partial, several.partial)
     process = start(2, *flags(several))
     assert_same(build(dataclasses.replace(options, resume=True, checkpoint_every=None), SETTINGS), whole)
 
-    # Another number of processes, interrupted in its turn.
-    before = several.checkpoint.stat().st_ino
-    wait_for(lambda: several.checkpoint.stat().st_ino != before, process)
+    # Another number of processes continues the build, and is interrupted too.
+    before = several.partial.stat().st_ino
+    wait_for(lambda: several.partial.stat().st_ino != before, process)
     process.send_signal(signal.SIGINT)
     _, error = finish(process)
     assert f"continuing after {done} of 160 sequences" in error
     assert "atlas: interrupted; " in error
-    with chanfmt.open(several.checkpoint, verify=True) as atlas:
+    with chanfmt.open(several.partial, verify=True) as atlas:
         assert done < atlas.calibration.sequences < 160
     assert_same(build(dataclasses.replace(several, checkpoint_every=None), SETTINGS), whole)
 

@@ -1,4 +1,4 @@
-"""Routed experts: each one's statistics come from its own tokens, against a computation that spells the layer out."""
+"""Routed experts: the statistics of each expert come from its own tokens, against a computation that spells the layer out."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_each_expert_is_measured_on_its_own_tokens():
 def test_an_expert_without_tokens_has_sums_of_zero_and_no_metrics():
     model = tiny_model("mixtral", **MIXTRAL, num_experts_per_tok=1).requires_grad_(False)
     with torch.no_grad():
-        # Halfway between two others' scores it is never the first.
+        # An expert whose score lies halfway between the scores of two others is never the first.
         gate = model.model.layers[1].mlp.gate.weight
         gate[1:] = gate[0] * torch.tensor([-1.0, 0.0, 0.5])[:, None]
     ffns = find_ffns(model)
@@ -99,7 +99,7 @@ def test_an_expert_without_tokens_has_sums_of_zero_and_no_metrics():
     assert np.isfinite(variables["lp"][:2]).all()
 
 
-# Halves, interleaved with biases, applied to all tokens at once, transposed, ragged batches, beside dense and shared ones.
+# Experts as halves, interleaved with biases, applied to all tokens at once, transposed, in ragged batches, beside dense FFNs.
 @pytest.mark.parametrize("model_type", ["qwen2_moe", "gpt_oss", "llama4_text", "aria_text", "jetmoe", "deepseek_v3", "dbrx"])
 def test_slices_of_every_expert_point_at_its_weights(tmp_path, model_type):
     import safetensors.torch

@@ -1,4 +1,4 @@
-"""What is differentiated where there are no next tokens: values, independence of the batch, and the choice."""
+"""The losses of models that do not predict next tokens: values, independence of the batch, and the choice."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_an_overflowing_gradient_names_its_layer_and_batch():
     tokens = canonical(random_tokens(9, 24).numpy())
     ffns = find_ffns(model)
     write = model.get_parameter(ffns[1].write)
-    # Small in the forward pass, where it meets small u; large in the backward pass.
+    # The write weights are large but meet small u in the forward pass, so only the backward pass overflows.
     for read in ffns[1].members[0].reads:
         model.get_parameter(read.projection.matrix.parameter).mul_(1e-3)
     write.mul_(60000)

@@ -1,4 +1,4 @@
-"""The one pass against a direct computation: one sequence at a time, plain autograd on u, float64 sums."""
+"""The pass against a direct computation: one sequence at a time, plain autograd on u, float64 sums."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_equals_direct_computation(model_type, dtype, tolerance):
         for name in ("sum_u2", "sum_s2", "sum_abs_q", "sum_q2"):
             assert_metrics_close(statistics.sums[name].numpy(), expected[name], tolerance)
         for name in ("sum_u", "sum_q"):
-            # Signed sums cancel: their error is relative to the sum of magnitudes.
+            # The terms of signed sums cancel, so their error is relative to the sum of magnitudes.
             magnitude = np.abs(u if name == "sum_u" else u * s).sum((0, 1)).max()
             assert np.abs(statistics.sums[name].numpy() - expected[name]).max() < tolerance * magnitude
         q2 = (u * s) ** 2
@@ -141,7 +141,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_nothing_counted_twice():
     tokens = canonical(random_tokens(80, 24).numpy())
 
     def too_large(module, args):
-        # A real device refuses by size, and in the middle of the pass: the first batch still fits.
+        # A real device runs out of memory in the middle of the pass: the first batch still fits.
         if torch.is_grad_enabled() and args[0].shape[0] > 6 and next(calls) > 0:
             raise torch.OutOfMemoryError("this batch does not fit")
 

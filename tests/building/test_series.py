@@ -1,4 +1,4 @@
-"""One atlas per checkpoint of a model: local directories, commits on a Hub, breaks and what is there already."""
+"""One atlas for each revision of a model: local directories, commits on a Hub, interruptions, existing atlases."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ print(*sorted(revision.commit_hash for repo in scan_cache_dir().repos for revisi
 
 @pytest.fixture(scope="module")
 def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory as a trainer leaves it."""
+    """A directory with the checkpoints that a trainer leaves."""
     home = tmp_path_factory.mktemp("run")
     for seed, name in enumerate(("checkpoint-10", "checkpoint-20", "checkpoint-30")):
         save_tiny(home / name, "llama", seed=seed)
@@ -88,9 +88,9 @@ def test_a_break_loses_little(run_directory: Path, tmp_path: Path, monkeypatch: 
     ("changes", "reason"),
     [
         ({"revisions": "a/b,a-b"}, "would both be written"),
-        ({"revisions": " , "}, "names none"),
-        ({"revisions": "a", "revision": "b"}, "do not go together"),
-        ({"revisions": "a", "dry_run": True}, "do not go together"),
+        ({"revisions": " , "}, "names no revision"),
+        ({"revisions": "a", "revision": "b"}, "cannot be combined"),
+        ({"revisions": "a", "dry_run": True}, "cannot be combined"),
     ],
 )
 def test_refusals(changes: dict[str, object], reason: str, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_files_of_other_models_and_texts_stay(run_directory: Path, tmp_path: Pat
     few = [*command[:4], "-o", str(tmp_path / "few"), "--calib", str(text), "--sequences", "4000", "--seq-len", "16"]
     assert main(few) == 0
     assert main(few) == 0
-    assert "is there" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     text.write_text("other words " * 2000)
     assert main(few) == 2
     assert "measured on other text" in capsys.readouterr().err

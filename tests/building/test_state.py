@@ -1,4 +1,4 @@
-"""An unfinished build: what it keeps, when it writes it, and that what follows is as if nothing had happened."""
+"""Partial atlases: their content, when they are written, and that a continued build equals an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import chanfmt
 from chanfmt.algebra.metrics import FORMULAS
 from chanfmt.base.errors import AtlasError, ChanfmtError, UsageError
 from chanfmt.building import build as build_module
-from chanfmt.building import state as checkpoint
+from chanfmt.building import keeper, state
+from chanfmt.building import plan as plan_module
 from chanfmt.building.measure import measure
 from chanfmt.cli.main import main
 from chanfmt.data.tokens import canonical
@@ -27,15 +28,24 @@ from chanfmt.models.source import ModelSource
 from tests.support.browsing import press, wait_until
 from tests.support.builds import SEQUENCES, SETTINGS, assert_equal, build, request, stop_after
 from tests.support.factory import random_atlas, random_content
+from tests.support.heard import heard
 from tests.support.tiny import tiny_model
 from tui.app import AtlasApp
 from tui.session.load import read_snapshot
+from tui.session.session import Session
 from tui.widgets.lines import Lines
 
 
 @pytest.fixture
 def options(tiny_checkpoint, tmp_path):
     return request(tiny_checkpoint("llama"), tmp_path / "a.h5", checkpoint_every=0)
+
+
+@pytest.fixture
+def said():
+    """The lines that the build says."""
+    with heard() as lines:
+        yield lines
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +55,12 @@ def uninterrupted(tiny_checkpoint, tmp_path_factory):
 
 # The first batch, the second of the warm-up (which ends with an odd sequence), the first after it, the middle, the last.
 @pytest.mark.parametrize("batches", [1, 2, 3, 6, 12])
-def test_a_continued_build_equals_an_uninterrupted_one(options, uninterrupted, monkeypatch, capsys, batches):
+def test_a_continued_build_equals_an_uninterrupted_one(options, uninterrupted, monkeypatch, said, batches):
     stop_after(options, batches, monkeypatch)
-    with chanfmt.open(options.checkpoint) as atlas:
+    with chanfmt.open(options.partial) as atlas:
         done = atlas.calibration.sequences
     path = build(dataclasses.replace(options, resume=True), SETTINGS)
-    assert f"continuing after {done} of {SEQUENCES} sequences" in capsys.readouterr().err
+    assert f"continuing after {done} of {SEQUENCES} sequences" in "\n".join(said)
     assert_equal(path, uninterrupted)
     assert [item.name for item in path.parent.iterdir() if item.is_file()] == ["a.h5"]
     with chanfmt.open(path) as atlas:
@@ -61,7 +71,7 @@ def test_a_continued_build_equals_an_uninterrupted_one(options, uninterrupted, m
 
 def test_several_sessions_add_up(options, uninterrupted, monkeypatch):
     stop_after(options, 2, monkeypatch)
-    with chanfmt.open(options.checkpoint) as atlas:
+    with chanfmt.open(options.partial) as atlas:
         first = atlas.producer.seconds
     options = dataclasses.replace(options, resume=True)
     stop_after(options, 1, monkeypatch)
@@ -75,14 +85,14 @@ def test_several_sessions_add_up(options, uninterrupted, monkeypatch):
 def test_a_checkpoint_is_an_atlas_of_what_was_measured(options, monkeypatch, capsys):
     stop_after(options, 6, monkeypatch)
     done = 10
-    with chanfmt.open(options.checkpoint, verify=True) as atlas:
+    with chanfmt.open(options.partial, verify=True) as atlas:
         content = atlas.content()
     assert content.status == "partial"
     assert content.calibration.sequences == len(content.calibration.token_ids) == done
     tokens = canonical(content.calibration.token_ids)
     assert tokens.sha256 == content.calibration.sequence_sha256
     assert content.calibration.contributions[0].tokens == done * 32
-    model = build_module.load_model(ModelSource(options.model))
+    model = plan_module.load_model(ModelSource(options.model))
     ffns = find_ffns(model)
     direct = measure(model, ffns, dataclasses.replace(tokens, split_of=content.calibration.split_of), rho=0.03, batch_size=2)
     assert content.calibration.mean_loss == direct.mean_loss
@@ -97,44 +107,44 @@ def test_a_checkpoint_is_an_atlas_of_what_was_measured(options, monkeypatch, cap
         assert set(np.flatnonzero(variables["label"][row])) == set(np.argsort(-lp)[:2])
     assert set(np.unique(variables["label"])) == {schema.LABEL_NONE, schema.LABEL_SUPERNODE}
     assert all(variable.merge in ("", "drop") for group in content.extensions for variable in group.variables)
-    snapshot = read_snapshot(options.checkpoint)
+    snapshot = read_snapshot(options.partial)
     assert (snapshot.status, snapshot.calibration_tokens) == ("partial", done * 32)
     assert tuple(snapshot.metrics) == tuple(FORMULAS)
-    assert main(["info", str(options.checkpoint)]) == 0
+    assert main(["info", str(options.partial)]) == 0
     assert "partial" in capsys.readouterr().out
 
 
 async def test_the_browser_follows_a_build_to_its_end(options, monkeypatch):
     stop_after(options, 2, monkeypatch)
-    app = AtlasApp(read_snapshot(options.path))
+    app = AtlasApp(Session(read_snapshot(options.path)))
     options = dataclasses.replace(options, resume=True)
 
     def title():
         return app.screen.query_one("#title", Lines).text
 
     async def polled(text):
-        app.poll()
-        app.poll()
+        app.session.poll()
+        app.session.poll()
         await wait_until(lambda: text in title())
 
     async with app.run_test(size=(100, 24)) as pilot:
         await pilot.pause()
-        assert f"{options.checkpoint.name}   PARTIAL: " in title()
+        assert f"{options.partial.name}   PARTIAL: " in title()
         assert f" {3 * 32:,} tokens" in title()
         await press(pilot, "enter", "j", "space")
         await pilot.pause()
         stop_after(options, 3, monkeypatch)
-        app.poll()
-        app.poll()
-        await wait_until(lambda: app.browser.snapshot.calibration_tokens > 3 * 32)
-        assert app.marks.counts == [1, 0, 0]
+        app.session.poll()
+        app.session.poll()
+        await wait_until(lambda: app.session.browser.snapshot.calibration_tokens > 3 * 32)
+        assert app.session.marks.counts == [1, 0, 0]
         build(options, SETTINGS)
         await press(pilot, "q")
         await polled(f" {options.path.name}   ")
         assert "PARTIAL" not in title()
-        assert app.browser.snapshot.status == "complete"
-        assert app.marks.counts == [1, 0, 0]
-        assert app.protect_file == options.path.with_name(f"{options.path.stem}.protect.json")
+        assert app.session.browser.snapshot.status == "complete"
+        assert app.session.marks.counts == [1, 0, 0]
+        assert app.session.protect_file == options.path.with_name(f"{options.path.stem}.protect.json")
 
 
 def test_without_tokens(options, uninterrupted, monkeypatch):
@@ -156,12 +166,12 @@ def test_without_tokens(options, uninterrupted, monkeypatch):
 )
 def test_a_changed_request_is_refused_by_name(options, monkeypatch, changes, settings, message):
     stop_after(options, 3, monkeypatch)
-    before = options.checkpoint.read_bytes()
+    before = options.partial.read_bytes()
     with pytest.raises(UsageError) as caught:
         build(dataclasses.replace(options, resume=True, **changes), dataclasses.replace(SETTINGS, **settings))
-    assert caught.value.message == f"{options.checkpoint} cannot be continued: {message}"
+    assert caught.value.message == f"{options.partial} cannot be continued: {message}"
     assert "leave out --resume" in caught.value.hint
-    assert options.checkpoint.read_bytes() == before
+    assert options.partial.read_bytes() == before
 
 
 def test_a_changed_model_or_text_is_refused_by_name(options, monkeypatch, tmp_path):
@@ -175,7 +185,7 @@ def test_a_changed_model_or_text_is_refused_by_name(options, monkeypatch, tmp_pa
     def refused(what):
         with pytest.raises(UsageError) as caught:
             build(options, SETTINGS)
-        assert caught.value.message == f"{options.checkpoint} cannot be continued: {what}"
+        assert caught.value.message == f"{options.partial} cannot be continued: {what}"
 
     text.write_bytes(words[::-1])
     refused("the calibration text changed")
@@ -189,29 +199,29 @@ def test_a_changed_model_or_text_is_refused_by_name(options, monkeypatch, tmp_pa
     refused("the model's weights changed")
 
 
-def test_another_environment_is_noted(options, uninterrupted, monkeypatch, capsys):
+def test_another_environment_is_noted(options, uninterrupted, monkeypatch, said):
     stop_after(options, 3, monkeypatch)
-    real = build_module._environment
-    monkeypatch.setattr(build_module, "_environment", lambda plan: real(plan) | {"torch": "1.0", "threads": 99})
+    real = build_module.environment_of
+    monkeypatch.setattr(build_module, "environment_of", lambda model: real(model) | {"torch": "1.0", "threads": 99})
     build(dataclasses.replace(options, resume=True), SETTINGS)
-    note = next(line for line in capsys.readouterr().err.splitlines() if "last bits" in line)
+    note = next(line for line in said if "last bits" in line)
     assert note.startswith(f"note: torch was {torch.__version__} and is 1.0; the number of threads was ")
 
 
-def test_nothing_to_continue_and_starting_over(options, uninterrupted, monkeypatch, capsys):
+def test_nothing_to_continue_and_starting_over(options, uninterrupted, monkeypatch, said):
     assert_equal(build(dataclasses.replace(options, resume=True), SETTINGS), uninterrupted)
-    assert "there is no" in capsys.readouterr().err
+    assert "there is no" in "\n".join(said)
     with pytest.raises(UsageError, match="exists"):
         build(dataclasses.replace(options, resume=True), SETTINGS)
     options.path.unlink()
     stop_after(options, 3, monkeypatch)
-    capsys.readouterr()
+    said.clear()
     assert_equal(build(options, SETTINGS), uninterrupted)
-    assert "holds an unfinished build, which --resume would continue" in capsys.readouterr().err
-    assert not options.checkpoint.exists()
+    assert "holds an unfinished build, which --resume would continue" in "\n".join(said)
+    assert not options.partial.exists()
 
 
-# A flipped bit is found by reading everything, which starting over has no need of.
+# A flipped bit is found only if the whole file is read, and a build that starts over does not read it.
 @pytest.mark.parametrize(
     ("damage", "resume"),
     [
@@ -223,8 +233,8 @@ def test_nothing_to_continue_and_starting_over(options, uninterrupted, monkeypat
         ("directory", False),
     ],
 )
-def test_what_cannot_be_continued_is_moved_aside(options, uninterrupted, monkeypatch, capsys, damage, resume):
-    kept = options.checkpoint
+def test_what_cannot_be_continued_is_moved_aside(options, uninterrupted, monkeypatch, said, damage, resume):
+    kept = options.partial
     if damage == "directory":
         kept.mkdir()
     elif damage == "text":
@@ -237,31 +247,31 @@ def test_what_cannot_be_continued_is_moved_aside(options, uninterrupted, monkeyp
         image[len(image) // 2] ^= 1
         kept.write_bytes(image if damage == "flipped" else image[: len(image) // 2])
     before = kept.read_bytes() if kept.is_file() else None
-    capsys.readouterr()
+    said.clear()
     assert_equal(build(dataclasses.replace(options, resume=resume), SETTINGS), uninterrupted)
     broken = kept.with_name("a.h5.partial.broken")
-    assert f"moved to {broken}" in capsys.readouterr().err
+    assert f"moved to {broken}" in "\n".join(said)
     assert (broken.read_bytes() if broken.is_file() else None) == before
     assert not kept.exists()
 
 
 def test_a_checkpoint_left_by_a_finished_build_is_removed(options, monkeypatch):
     stop_after(options, 3, monkeypatch)
-    left = options.checkpoint.read_bytes()
+    left = options.partial.read_bytes()
     build(dataclasses.replace(options, resume=True), SETTINGS)
-    options.checkpoint.write_bytes(left)
+    options.partial.write_bytes(left)
     with pytest.raises(UsageError, match="exists"):
         build(dataclasses.replace(options, resume=True), SETTINGS)
-    assert not options.checkpoint.exists()
+    assert not options.partial.exists()
     random_atlas(options.path)
-    options.checkpoint.write_bytes(left)
+    options.partial.write_bytes(left)
     with pytest.raises(UsageError, match="exists"):
         build(options, SETTINGS)
-    assert options.checkpoint.read_bytes() == left
+    assert options.partial.read_bytes() == left
 
 
-def test_a_checkpoint_that_cannot_be_written_is_said_once(options, uninterrupted, monkeypatch, capsys):
-    real, calls = checkpoint.write_atlas, []
+def test_a_checkpoint_that_cannot_be_written_is_said_once(options, uninterrupted, monkeypatch, said):
+    real, calls = keeper.write_atlas, []
 
     def full_from_the_third_on(content, path):
         calls.append(path)
@@ -269,10 +279,10 @@ def test_a_checkpoint_that_cannot_be_written_is_said_once(options, uninterrupted
             raise ChanfmtError("the disk is full")
         return real(content, path)
 
-    monkeypatch.setattr(checkpoint, "write_atlas", full_from_the_third_on)
+    monkeypatch.setattr(keeper, "write_atlas", full_from_the_third_on)
     assert_equal(build(options, SETTINGS), uninterrupted)
     assert len(calls) == 12
-    error = capsys.readouterr().err
+    error = "\n".join(said)
     assert error.count("no checkpoint written: the disk is full") == 1
 
 
@@ -289,35 +299,35 @@ def test_an_atlas_that_cannot_be_written_leaves_a_checkpoint(options, uninterrup
             build(options, SETTINGS)
     assert "free some space" in caught.value.hint
     assert "--resume" in caught.value.hint
-    with chanfmt.open(options.checkpoint) as atlas:
+    with chanfmt.open(options.partial) as atlas:
         assert atlas.calibration.sequences == SEQUENCES
     assert_equal(build(dataclasses.replace(options, resume=True), SETTINGS), uninterrupted)
 
 
 def test_a_signal_waits_for_the_batch_and_the_second_does_not(options, uninterrupted, monkeypatch):
     options = dataclasses.replace(options, checkpoint_every=math.inf)
-    real = checkpoint.Keeper.due
+    real = keeper.Keeper.due
 
     def interrupt(count):
-        def due(keeper, measurement):
+        def due(self, measurement):
             if measurement.sequences == 5:
                 for _ in range(count):
                     os.kill(os.getpid(), signal.SIGINT)
-            return real(keeper, measurement)
+            return real(self, measurement)
 
         return due
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.Keeper, "due", interrupt(2))
+        patch.setattr(keeper.Keeper, "due", interrupt(2))
         with pytest.raises(KeyboardInterrupt) as caught:
             build(options, SETTINGS)
         assert str(caught.value) == ""
-        assert not options.checkpoint.exists()
-        patch.setattr(checkpoint.Keeper, "due", interrupt(1))
+        assert not options.partial.exists()
+        patch.setattr(keeper.Keeper, "due", interrupt(1))
         with pytest.raises(KeyboardInterrupt, match="--resume"):
             build(options, SETTINGS)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    with chanfmt.open(options.checkpoint) as atlas:
+    with chanfmt.open(options.partial) as atlas:
         assert atlas.calibration.sequences == 7
     assert_equal(build(dataclasses.replace(options, resume=True), SETTINGS), uninterrupted)
 
@@ -336,11 +346,11 @@ def test_out_of_memory_starts_over_from_a_checkpoint_too(options, monkeypatch):
         model.model.layers[2].mlp.register_forward_pre_hook(too_large)
         return model
 
-    real = build_module.load_model
-    monkeypatch.setattr(build_module, "load_model", load)
-    monkeypatch.setattr("chanfmt.building.measure.BATCH_TOKENS", {"cpu": 16 * 32})
+    real = plan_module.load_model
+    monkeypatch.setattr(plan_module, "load_model", load)
+    monkeypatch.setattr("chanfmt.models.run.BATCH_TOKENS", {"cpu": 16 * 32})
     stop_after(options, 1, monkeypatch)
-    # The warm-up has three sequences: this is met after the checkpoint.
+    # The warm-up has three sequences, so memory runs out after the partial atlas is written.
     limit[0] = 8
     build(dataclasses.replace(options, resume=True), SETTINGS)
     whole = build(dataclasses.replace(options, output=str(options.path.with_name("b.h5")), batch_size="8"), SETTINGS)
@@ -349,7 +359,7 @@ def test_out_of_memory_starts_over_from_a_checkpoint_too(options, monkeypatch):
 
 def test_reads_of_several_widths_keep_their_own():
     rows = [np.arange(3.0), np.arange(5.0)]
-    stacked = checkpoint._stack_padded(rows)
+    stacked = state._stack_padded(rows)
     assert stacked.shape == (2, 5)
     np.testing.assert_array_equal(stacked[0, :3], rows[0])
     assert not stacked[0, 3:].any()
@@ -357,9 +367,9 @@ def test_reads_of_several_widths_keep_their_own():
 
 @pytest.mark.parametrize(("every", "seconds", "rate"), [(None, 20_000, 50e6), (None, 20_000, 1e9), (500.0, 20_000, 50e6)])
 def test_checkpoints_take_at_most_two_percent_of_the_time(every, seconds, rate):
-    """A run simulated: batches of 3 s, a state that grows from 0.1 to 4 GB after the warm-up."""
+    """Simulate a run with batches of 3 s and a state that grows from 0.1 to 4 GB after the warm-up."""
     now, spent, count = 0.0, 0.0, 0
-    schedule = checkpoint.Schedule(every, now)
+    schedule = keeper.Schedule(every, now)
     while now < seconds:
         now += 3
         nbytes = 4_000_000_000 if now > 1000 else 100_000_000
@@ -367,19 +377,19 @@ def test_checkpoints_take_at_most_two_percent_of_the_time(every, seconds, rate):
             took = nbytes / rate
             schedule.tried(now, now + took, nbytes)
             now, spent, count = now + took, spent + took, count + 1
-            assert every is not None or spent <= checkpoint.SHARE * now
+            assert every is not None or spent <= keeper.SHARE * now
     assert count >= 5
-    short = checkpoint.Schedule(None, 0.0)
+    short = keeper.Schedule(None, 0.0)
     assert not any(short.due(now, 1000) for now in range(30))
 
 
 def test_every_batch_or_none():
-    assert checkpoint.Schedule(0, 5.0).due(5.0, 10**12)
-    assert not checkpoint.Schedule(math.inf, 5.0).due(1e9, 1)
+    assert keeper.Schedule(0, 5.0).due(5.0, 10**12)
+    assert not keeper.Schedule(math.inf, 5.0).due(1e9, 1)
 
 
-def test_a_checkpoint_of_another_version_is_no_checkpoint(tmp_path):
+def test_a_partial_atlas_of_another_version_is_refused(tmp_path):
     content = dataclasses.replace(random_content(), status="partial")
     write_atlas(content, tmp_path / "a.h5.partial")
-    with pytest.raises(AtlasError, match="no checkpoint of a build"):
-        checkpoint.read_checkpoint(tmp_path / "a.h5.partial")
+    with pytest.raises(AtlasError, match="is not a partial atlas of a build"):
+        state.read_partial(tmp_path / "a.h5.partial")

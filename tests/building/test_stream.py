@@ -14,8 +14,7 @@ import torch
 from chanfmt.algebra.validate import validate
 from chanfmt.base.errors import ChanfmtError, ModelError, UsageError
 from chanfmt.building import build as building
-from chanfmt.building import state as checkpoint
-from chanfmt.building import stream
+from chanfmt.building import keeper, run_pass, stream
 from chanfmt.building.options import BuildOptions
 from chanfmt.building.statistics import FFNStatistics
 from chanfmt.format.reader import Atlas
@@ -66,7 +65,7 @@ def text(tmp_path):
 
 
 def options(tmp_path, text, name, **changes):
-    values = {"sequences": 13, "seq_len": 24, "batch_size": "2", "dtype": "float64", "quiet": True, "device": "cpu"}
+    values = {"sequences": 13, "seq_len": 24, "batch_size": "2", "dtype": "float64", "device": "cpu"}
     return BuildOptions(str(tmp_path / "model"), str(tmp_path / name), calib=str(text), **(values | changes))
 
 
@@ -75,7 +74,7 @@ def is_valid(path):
 
 
 def assert_same(first, second, tolerance):
-    """Two atlases of one measurement: labels equal, every other number to ``tolerance`` of the array's largest."""
+    """Check that two atlases agree: labels exactly, every other number to ``tolerance`` of the largest in its array."""
     with Atlas.open(first) as one, Atlas.open(second) as other:
         a, b = one.content(), other.content()
     assert a.calibration.mean_loss == pytest.approx(b.calibration.mean_loss, rel=1e-6)
@@ -149,20 +148,20 @@ def test_finished_layers_are_not_in_memory_when_the_atlas_is_written(tmp_path, t
     def write(content, path):
         written.append(path.name)
         gc.collect()
-        # That of the block under way, and of the one before it until this one is finished.
+        # The statistics of the current block, and of the block before it until the current one is finished.
         assert sum(type(item) is FFNStatistics for item in gc.get_objects()) <= 2
         for stack in content.stacks:
             assert all(isinstance(row, Spooled) for values in stack.variables.values() for row in values._rows)
         return original(content, path)
 
     monkeypatch.setattr(building, "write_atlas", write)
-    monkeypatch.setattr(checkpoint, "write_atlas", write)
+    monkeypatch.setattr(keeper, "write_atlas", write)
     build(options(tmp_path, text, "out.h5", stream=True, spool_limit=0.0, checkpoint_every=0.0), SETTINGS)
     assert written == ["out.h5.partial"] * 6 + ["out.h5"]
 
 
 def stopping_after(blocks):
-    """`_Pass._back` with Ctrl-C when ``blocks`` blocks were finished, in the middle of the next."""
+    """`_Pass._back` with Ctrl-C in the middle of a block, when ``blocks`` blocks are finished."""
     original = stream._Pass._back
 
     def back(self, number, place, batch, call):
@@ -216,7 +215,7 @@ def test_checkpoints_while_it_runs_and_a_lost_gradient(tmp_path, text, monkeypat
     gradients = list(tmp_path.glob("out.h5.partial.gradient-*"))
     assert [path.name for path in gradients] == ["out.h5.partial.gradient-1"]
     gradients[0].write_bytes(bytes(gradients[0].stat().st_size))
-    with pytest.raises(ChanfmtError, match="is not what the build wrote there"):
+    with pytest.raises(ChanfmtError, match="has changed since the build wrote it"):
         build(options(tmp_path, text, "out.h5", stream=True, resume=True), SETTINGS)
     with monkeypatch.context() as patch:
         patch.setattr(building, "write_atlas", write)
@@ -238,7 +237,7 @@ def test_checkpoints_while_it_runs_and_a_lost_gradient(tmp_path, text, monkeypat
         ("t5", {"d_model": 36, "d_ff": 87, "num_layers": 2, "num_heads": 6, "d_kv": 6}, "its encoder as well as each other"),
     ],
 )
-def test_refuses_what_is_no_chain(tmp_path, model_type, changes, why):
+def test_refuses_a_model_that_is_not_a_chain(tmp_path, model_type, changes, why):
     import transformers
 
     from tests.support.tiny import VOCAB, tiny_tokenizer
@@ -286,7 +285,7 @@ def test_a_batch_that_does_not_fit_is_halved(tmp_path, text, monkeypatch):
 
     expected = build(options(tmp_path, text, "one.h5", stream=True, batch_size="1"), SETTINGS)
     monkeypatch.setattr(stream._Pass, "_back", back)
-    monkeypatch.setattr(building, "measure_streamed", measure)
+    monkeypatch.setattr(run_pass, "measure_streamed", measure)
     assert_same(expected, build(options(tmp_path, text, "auto.h5", stream=True, batch_size="auto"), SETTINGS), 1e-9)
     with pytest.raises(ChanfmtError, match="out of memory with 2 sequences"):
         build(options(tmp_path, text, "two.h5", stream=True), SETTINGS)

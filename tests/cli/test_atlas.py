@@ -1,4 +1,4 @@
-"""`atlas` as a user types it: results, refusals, exit codes, and what is left behind."""
+"""`atlas` as a user types it: results, errors, exit codes, and files that are left behind."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ import torch
 
 import chanfmt
 from chanfmt.cli.main import main
+from chanfmt.hub.atlases import atlas_card
+from chanfmt.hub.names import HubFile
+from surgery.cut.apply import apply_plan
+from surgery.planning.options import PlanOptions
+from surgery.planning.plan import make_plan
+from tests.support.builds import SETTINGS, build, request
 from tests.support.factory import random_atlas
 from tests.support.hygiene import heavy_imports
 from tests.support.tiny import save_tiny, tiny_model, tiny_tokenizer
@@ -34,7 +40,7 @@ def run(*arguments, **environment):
 
 
 def refusal(capsys, *arguments):
-    """Exit code and error text of a command that must not work; it says so in one line and a hint."""
+    """Exit code and error text of a command that must fail with one line and a hint."""
     code = main([*map(str, arguments)])
     captured = capsys.readouterr()
     lines = captured.err.strip().splitlines()
@@ -83,6 +89,35 @@ def test_build_writes_what_the_api_measures(tiny_checkpoint, tmp_path, capsys):
         assert not atlas.stacks["decoder"].gated
         assert "gate_norm" not in atlas.stacks["decoder"]
     assert [item.name for item in tmp_path.iterdir()] == ["a.h5"]
+
+
+def test_a_build_that_python_starts_records_no_command(tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/usr/lib/ipykernel_launcher.py", "-f", "/home/me/.local/kernel.json"])
+    path = build(request(tiny_checkpoint("llama"), tmp_path / "a.h5"), SETTINGS)
+    assert b"ipykernel" not in path.read_bytes()
+    with chanfmt.open(path, verify=True) as atlas:
+        assert atlas.producer.command == ""
+        card = atlas_card(atlas, HubFile("ann/a", file="a.h5"), (("layer",), [("0",)]))
+    assert "| command |" not in card
+    assert "| made by |" in card
+    assert main(["validate", str(path)]) == 0
+    assert main(["info", str(path), "--json"]) == 0
+    assert '"command": ""' in capsys.readouterr().out
+    # A command line that Python passes to main is recorded as it was passed.
+    assert main(["build", str(tiny_checkpoint("llama")), "-o", str(tmp_path / "b.h5"), *SMALL]) == 0
+    with chanfmt.open(tmp_path / "b.h5") as atlas:
+        assert atlas.producer.command == "atlas build llama -o b.h5 --calib pydoc --sequences 4 --seq-len 32"
+        assert "| command | atlas build " in atlas_card(atlas, HubFile("ann/a", file="a.h5"), (("layer",), [("0",)]))
+
+
+def test_a_plan_that_python_applies_records_no_command(tiny_atlas, tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/usr/lib/ipykernel_launcher.py", "-f", "/home/me/.local/kernel.json"])
+    with chanfmt.open(tiny_atlas("llama")) as atlas:
+        plan = make_plan(atlas, PlanOptions(sparsity=0.5))
+    apply_plan(plan, tiny_checkpoint("llama"), tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "ipykernel" not in card
+    assert json.loads((tmp_path / "out" / "surgery.json").read_text())["command"] == ""
 
 
 def test_dry_run_measures_nothing(tiny_checkpoint, tmp_path, capsys):
@@ -153,7 +188,7 @@ def test_no_such_output_directory(tiny_checkpoint, tmp_path, capsys):
 
 @pytest.mark.skipif(os.geteuid() == 0 and not os.path.exists("/usr/bin/setpriv"), reason="root writes anywhere")
 def test_no_write_permission(tiny_checkpoint, tmp_path):
-    # Dropping the capability makes root obey permissions as a user does.
+    # Without this capability root must obey permissions, as a user does.
     closed = tmp_path / "closed"
     closed.mkdir()
     closed.chmod(stat.S_IRUSR | stat.S_IXUSR)
@@ -272,7 +307,7 @@ def test_an_interrupt_leaves_a_checkpoint_and_says_how_to_continue(tiny_checkpoi
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         try:
             assert "FFNs" in process.stderr.readline()
-            time.sleep(0.5)  # well inside the pass, which takes many times that
+            time.sleep(0.5)  # well inside the pass, which takes many times longer
             process.send_signal(number)
             error = process.stderr.read()
             assert process.wait(timeout=60) == 130
@@ -296,7 +331,7 @@ def test_quick_commands_do_not_import_torch(tmp_path, arguments):
 
 
 def test_usage_errors_exit_2():
-    assert run().returncode == 2
+    assert run("--quiet").returncode == 2
     assert run("frobnicate").returncode == 2
     assert run("build").returncode == 2
 

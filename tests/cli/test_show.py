@@ -70,7 +70,7 @@ def test_channels_of_every_conformance_file(path: Path, capsys: pytest.CaptureFi
     ("arguments", "reason"),
     [
         (["--layer", "1", "--expert", "9"], "experts: 0 to 3"),
-        (["--layer", "0", "--expert", "0"], "it is dense"),
+        (["--layer", "0", "--expert", "0"], "the layer has no experts"),
         (["--layer", "1", "--channel", "0"], "add --expert"),
         (["--layer", "0", "--channel", "96"], "channels: 0 to 95"),
         (["--layer", "1", "--sort", "taylor"], "add --expert"),

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from chanfmt.format import writer
 from chanfmt.base.errors import ChanfmtError
+from chanfmt.base.narrate import to_terminal
 from tests.support.builds import build
 from chanfmt.building.options import BuildOptions
 from chanfmt.format.records import LabelSettings
@@ -29,7 +30,8 @@ said = {}
 
 def attempt(name, work):
     try:
-        work()
+        with to_terminal():
+            work()
         said[name] = "done"
     except ChanfmtError as error:
         said[name] = str(error)
@@ -66,17 +68,17 @@ said["left by build"] = sorted(item.name for item in place.iterdir())
 free()
 
 # Full from the third batch on, when there is a checkpoint already.
-from chanfmt.building import state as checkpoint
-save = checkpoint.Keeper.save
+from chanfmt.building.keeper import Keeper
+save = Keeper.save
 def save_and_fill(keeper, measurement):
     save(keeper, measurement)
     if measurement.sequences == 3:
         fill()
-checkpoint.Keeper.save = save_and_fill
+Keeper.save = save_and_fill
 attempt("build 2", lambda: build(options, settings))
 said["left by build 2"] = sorted(item.name for item in place.iterdir())
-said["sequences kept"] = content(options.checkpoint).calibration.sequences
-checkpoint.Keeper.save = save
+said["sequences kept"] = content(options.partial).calibration.sequences
+Keeper.save = save
 free()
 attempt("resumed", lambda: build(dataclasses.replace(options, resume=True), settings))
 attempt("whole", lambda: build(dataclasses.replace(options, output=str(place / "c.h5")), settings))

@@ -256,7 +256,7 @@ def test_a_draw_is_of_different_samples_whatever_their_order(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"pixel_value": images()["pixel_values"]}, "takes no pixel_value; it takes pixel_values, "),
+        ({"pixel_value": images()["pixel_values"]}, "does not take pixel_value; it takes pixel_values, "),
         ({"labels": np.zeros(5, int)}, "different numbers of samples: pixel_values 18, labels 5"),
         ({"pixel_values": np.full((SAMPLES, 3, 16, 16), np.nan, np.float32)}, "pixel_values holds NaN or infinite"),
         ({"pixel_values": images(size=32)["pixel_values"]}, r"cannot run a sample of in.npz \(pixel_values \(3, 32, 32\)"),
@@ -264,7 +264,7 @@ def test_a_draw_is_of_different_samples_whatever_their_order(tmp_path):
         ({"labels": np.full(SAMPLES, 7)}, "labels run to 7, and ViTForImageClassification tells 7 classes apart"),
         ({"labels": np.full(SAMPLES, -100)}, "labels holds -100"),
         ({"labels": np.zeros(SAMPLES)}, "labels has the type float64"),
-        ({"labels": np.zeros((SAMPLES, 3), int)}, "has not one row of logits for each label"),
+        ({"labels": np.zeros((SAMPLES, 3), int)}, "does not give one row of logits for each label"),
         ({"labels": np.array([{}] * SAMPLES)}, "not a readable .npz file of numbers"),
         ({"labels": np.array(["cat"] * SAMPLES)}, "labels has the type <U3"),
         ({"labels": np.array(3)}, "labels is a single number"),
@@ -283,7 +283,7 @@ def test_a_model_without_rows_of_states_needs_labels(tmp_path, capsys):
     assert built(tmp_path, "convnext", {"pixel_values": images()["pixel_values"]}) != 0
     said = capsys.readouterr().err
     assert "gives no hidden state per token" in said
-    assert "give labels for it" in said
+    assert "give labels for this model" in said
     assert built(tmp_path, "convnext", images()) == 0
 
 
@@ -313,7 +313,7 @@ def test_what_a_model_draws_at_random_must_be_given(tmp_path, capsys):
     assert "noise" in said
 
 
-def test_convolutions_are_no_ffns(tmp_path, capsys):
+def test_convolutions_are_not_ffns(tmp_path, capsys):
     config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=7)
     saved(tmp_path / "resnet", config, transformers.ResNetForImageClassification)
     assert built(tmp_path, "resnet", images()) != 0
@@ -324,7 +324,7 @@ def test_convolutions_are_no_ffns(tmp_path, capsys):
     ("more", "message"),
     [
         (["--stream"], "--stream runs token sequences, and in.npz holds labels, pixel_values"),
-        (["--calib", "pydoc"], "--calib takes one file of inputs alone"),
+        (["--calib", "pydoc"], "--calib takes a file of inputs only by itself"),
         (["--loss", "masked-token"], "--loss masked-token is of text"),
     ],
 )
@@ -343,7 +343,7 @@ def test_a_text_model_needs_token_ids(tmp_path, capsys):
 
 
 def test_an_interrupted_build_goes_on_to_the_same_bits(tmp_path, vit, monkeypatch):
-    from chanfmt.building.given import LabelsLoss
+    from chanfmt.building.array_losses import LabelsLoss
 
     assert built(tmp_path, "vit", images(), "--batch-size", "2") == 0
     with chanfmt.open(tmp_path / "a.h5") as atlas:

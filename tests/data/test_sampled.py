@@ -13,7 +13,7 @@ from tests.support.tiny import CONFIGS, VOCAB, tiny_model, tiny_tokenizer
 
 BOS = 1
 MAMBA = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}
-"""Its cache goes by another name."""
+"""Fields of a Mamba config. Mamba's cache has another name."""
 
 
 def sequences_of(model, sequences=6, seq_len=24, seed=0, tokenizer=None, **options):

@@ -1,4 +1,4 @@
-"""Who gives how many sequences."""
+"""The number of sequences that each source gives."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_weight_follows_the_source(calib, weights):
         (["pydoc", "c4", "pydoc=2"], "names pydoc twice"),
     ],
 )
-def test_what_is_no_weight(calib, message):
+def test_a_weight_that_is_not_a_weight_is_refused(calib, message):
     with pytest.raises(UsageError, match=message):
         read_weights(calib)
 

@@ -15,9 +15,11 @@ from chanfmt.algebra.merge import merge
 from chanfmt.base.errors import AtlasError, UsageError
 from chanfmt.building.options import BuildOptions
 from chanfmt.cli.main import main
-from chanfmt.data.sources import Source, together
+from chanfmt.data.source import Source
+from chanfmt.data.sources import together
 from chanfmt.format.records import LabelSettings
 from tests.support.builds import assert_equal, build, stop_after
+from tests.support.heard import heard
 from tests.support.tiny import save_tiny, tiny_tokenizer
 
 SETTINGS = LabelSettings(rho=0.03, support_size=8)
@@ -36,7 +38,7 @@ def texts(tmp_path_factory):
 
 
 def request(model, output, calib, **changes):
-    values = {"calib": calib, "sequences": 20, "seq_len": SEQ_LEN, "batch_size": "4", "quiet": True} | changes
+    values = {"calib": calib, "sequences": 20, "seq_len": SEQ_LEN, "batch_size": "4"} | changes
     return BuildOptions(str(model), str(output), **values)
 
 
@@ -73,7 +75,7 @@ def test_the_order_of_the_sources_changes_nothing(tiny_checkpoint, texts, tmp_pa
 
 
 def test_a_source_alone_is_measured_as_within_others(tiny_checkpoint, texts, tmp_path):
-    """Its sequences and its id are those of its own build with its share of the sequences."""
+    """A source's sequences and id are those of a build on this source alone, with its share of the sequences."""
     both = calibration(build(request(tiny_checkpoint("llama"), tmp_path / "a.h5", texts), SETTINGS))
     alone = calibration(build(request(tiny_checkpoint("llama"), tmp_path / "b.h5", texts[0], sequences=10), SETTINGS))
     (row,) = alone.contributions
@@ -112,7 +114,7 @@ def test_an_interrupted_build_of_several_sources_continues(tiny_checkpoint, text
     whole = build(request(tiny_checkpoint("llama"), tmp_path / "whole.h5", calib), SETTINGS)
     options = request(tiny_checkpoint("llama"), tmp_path / "a.h5", calib, checkpoint_every=0)
     stop_after(options, 1, monkeypatch, SETTINGS)
-    assert main(["validate", str(options.checkpoint)]) == 0
+    assert main(["validate", str(options.partial)]) == 0
     resumed = dataclasses.replace(options, resume=True)
     for changed, message in ((texts, "--calib was .*7 of a.txt.* and is 10 of a.txt"), ((*texts, "self=3"), "--calib was ")):
         with pytest.raises(UsageError, match=message):
@@ -125,8 +127,8 @@ def test_a_source_that_is_not_yet_measured_is_not_listed(tiny_checkpoint, texts,
         tiny_checkpoint("llama"), tmp_path / "a.h5", (f"{texts[0]}=19", texts[1]), checkpoint_every=0, batch_size="1"
     )
     stop_after(options, 1, monkeypatch, SETTINGS)
-    assert main(["validate", str(options.checkpoint)]) == 0
-    found = calibration(options.checkpoint)
+    assert main(["validate", str(options.partial)]) == 0
+    found = calibration(options.partial)
     assert (found.sequences, len(found.contributions)) == (1, 1)
 
 
@@ -144,12 +146,13 @@ def test_splits_mix_the_sources():
     assert shares.sum(0).tolist() == [384, 128]
 
 
-def test_a_sequence_of_two_sources_counts_once(capsys):
+def test_a_sequence_of_two_sources_counts_once():
     ids = np.arange(64, dtype=np.int32).reshape(4, 16)
     parts = [Source("b", "", 3, ids[1:]), Source("a", "", 2, ids[:2])]
     for order in (parts, parts[::-1]):
-        sources, tokens = together(order)
-        assert "1 of 5 calibration sequences occur twice" in capsys.readouterr().err
+        with heard() as said:
+            sources, tokens = together(order)
+        assert "1 of 5 calibration sequences occur twice" in "\n".join(said)
         assert [source.name for source in sources] == ["a", "b"]
         assert {int(row[0]): int(of) for row, of in zip(tokens.ids, tokens.source_of, strict=True)} == {0: 0, 16: 0, 32: 1, 48: 1}
 

@@ -104,7 +104,7 @@ def test_long_sources_are_bounded(tmp_path, monkeypatch):
     path.write_text("\n".join(json.dumps({"text": "abcdef"}) for _ in range(9)))
     found = read_text(str(path), "calibrate")
     assert (found.text, found.documents, found.cut) == ("abcdef\n\nab", ("abcdef", "ab"), True)
-    # Nine characters, and the blank line reaches beyond the limit.
+    # The row has nine characters, and the blank line behind it reaches beyond the limit.
     path.write_text("\n".join(json.dumps({"text": "abcdefghi"}) for _ in range(2)))
     found = read_text(str(path), "calibrate")
     assert (found.text, found.documents, found.cut) == ("abcdefghi", ("abcdefghi",), True)
@@ -187,7 +187,7 @@ def test_a_sequence_longer_than_the_context_is_refused():
         check_context(config, 129, "m")
 
 
-def test_self_is_no_text():
+def test_self_is_not_a_text():
     with pytest.raises(UsageError, match="every model would be measured on another text"):
         read_text("self", "evaluate")
 

@@ -1,7 +1,8 @@
-"""Every command line in the README and in docs/ is one that the commands understand; every link leads somewhere."""
+"""Every command line in the README, in docs/ and in a --help is understood by its command; every link leads somewhere."""
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from chanfmt.base.errors import ChanfmtError
-from chanfmt.cli import framework
+from chanfmt.cli.framework import Parser, make_parser
 from chanfmt.cli.main import COMMANDS
 from surgery.cli import main as surgery
 from tui import cli as tui
@@ -38,17 +39,52 @@ def understood(line: str) -> None:
     words = shlex.split(line, comments=True)
     cut = next((place for place, word in enumerate(words) if re.fullmatch(r"[|>&;].*|\d?>.*", word)), len(words))
     program, *arguments = [word for word in words[:cut] if word != "..."]
+    parser_of(program).parse_args(arguments)
+
+
+def parser_of(program: str) -> Parser:
     if program == "atlas-tui":
-        tui.make_parser().parse_args(arguments)
-        return
-    parser, commands = framework.make_parser(program, "")
-    if program == "atlas":
-        for command in COMMANDS:
-            command.add(commands)
-    else:
-        for add in surgery.COMMANDS:
-            add(commands)
-    parser.parse_args(arguments)
+        return tui.make_parser()
+    parser, commands = make_parser(program, "")
+    for command in COMMANDS if program == "atlas" else surgery.COMMANDS:
+        command.add(commands)
+    return parser
+
+
+def leaves(parser: Parser) -> list[Parser]:
+    """The parsers of the commands of ``parser``; itself if it has none."""
+    groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return [leaf for group in groups for child in group.choices.values() for leaf in leaves(child)] or [parser]
+
+
+LEAVES = [leaf for program in ("atlas", "surgery", "atlas-tui") for leaf in leaves(parser_of(program))]
+
+
+@pytest.mark.parametrize("parser", LEAVES, ids=lambda parser: parser.prog)
+def test_every_help_ends_in_examples_that_are_understood(parser: Parser, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 2 <= len(parser.examples) <= 3
+    for columns in (80, 50, 200):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        _, _, examples = parser.format_help().partition("\nexamples:\n")
+        assert all(len(line) <= columns - 2 for line in examples.splitlines())
+        shown = [" ".join(line.split()) for line in examples.replace("\\\n", " ").splitlines()]
+        assert shown == list(parser.examples)
+    for line in parser.examples:
+        assert line.startswith(f"{parser.prog} ")
+        understood(line)
+
+
+def test_help_of_every_command_fits_eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for parser in [*LEAVES, parser_of("atlas"), parser_of("surgery")]:
+        assert max(map(len, parser.format_help().splitlines())) <= 80, parser.prog
+
+
+def test_every_option_has_a_help_text() -> None:
+    for parser in LEAVES:
+        parser.format_help()
+        for action in parser._actions:
+            assert action.help, f"{parser.prog} {action.dest}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,4 +1,4 @@
-"""The commands page prints what it shows, run on the real model; and the comparison that says so can fail."""
+"""The commands of docs/commands.md print what the page shows, and the comparison can fail."""
 
 from __future__ import annotations
 

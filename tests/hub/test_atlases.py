@@ -1,4 +1,4 @@
-"""Atlases that travel: `atlas push`, `atlas pull`, and hf:// wherever an atlas is read."""
+"""Atlases on the Hub: `atlas push`, `atlas pull`, and hf:// in every command that reads an atlas."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from chanfmt.cli.info import layer_rows, layer_table
 from chanfmt.format.writer import write_atlas
 from chanfmt.hub.atlases import atlas_card
 from chanfmt.hub.names import HubFile
-from surgery.planning.plan import load_plan
+from surgery.planning.file import load_plan
 from tests.support.factory import random_atlas, random_content
 from tests.support.hub.client import environment, run, session, start
 from tests.support.hub.faults import Fault
@@ -49,7 +49,7 @@ def atlas(*arguments, env, code=0):
 
 
 def refusal(*arguments, env, code):
-    """Error text of a command that must not work: one line and a way out."""
+    """Error text of a command that must fail with one line and a hint."""
     done = atlas(*arguments, env=env, code=code)
     first, hint = done.stderr.splitlines()[-2:]
     assert first.startswith("atlas: error: ")
@@ -77,7 +77,7 @@ def test_push_and_pull(hub, ann, path, tmp_path):
             assert text in card
         assert len([line for line in card.splitlines() if line.startswith(tuple(f"| {n} |" for n in range(4)))]) == 4
     assert TOKEN not in files["README.md"].decode()
-    # A pinned pull gives that commit's file, whatever came after it.
+    # A pull that names a commit gives the file of that commit, also after later commits.
     hub.change(hub.repo("ann/tiny-atlas", "dataset"), {"a.h5": random_atlas(tmp_path / "b.h5", seed=1).read_bytes()})
     atlas("pull", f"ann/tiny-atlas@{commit}", "-o", tmp_path / "c.h5", env=ann)
     assert (tmp_path / "c.h5").read_bytes() == path.read_bytes()
@@ -190,8 +190,8 @@ def test_addresses_that_lead_nowhere(hub, anyone):
         "hf://ann/gated/a.h5": ("request access at", 1),
         "hf://ann/x/b.h5": ("has no such file", 1),
         "hf://ann/x@v9/a.h5": ("has no branch, tag or commit 'v9'", 1),
-        "hf://ann": ("names nothing on the Hub", 2),
-        "hf://ann/x/../a.h5": ("is no path in a repository", 2),
+        "hf://ann": ("is not the address of a file on the Hub", 2),
+        "hf://ann/x/../a.h5": ("is not a path in a repository", 2),
         "hf://ann/x y/a.h5": ("cannot be the name of a repository", 2),
     }
     for (text, code), done in zip(

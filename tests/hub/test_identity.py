@@ -1,4 +1,4 @@
-"""Which commit of a model was measured, cut, and is there to be had."""
+"""The commit of a model that is measured, recorded, cut, and downloaded."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def measured(tmp_path_factory):
             env=env,
         )
         assert done.returncode == 0, done.stderr
-        # The Hub moves on: other words first, then other weights.
+        # Later commits change first the README, then the weights.
         hub.change(repo, {"README.md": b"words"})
         other = home / "other"
         save_tiny(other, "llama", seed=1)
@@ -62,7 +62,7 @@ with chanfmt.open(sys.argv[1]) as atlas:
     except ChanfmtError as error:
         print(error)
 """
-"""How every command that needs an atlas's model finds it, without the torch that `prune` loads for the rest."""
+"""Finds a model as every command does that needs the model of an atlas, but without loading torch as `prune` does."""
 
 
 def prune(atlas, output, *arguments, env):

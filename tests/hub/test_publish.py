@@ -1,4 +1,4 @@
-"""Publishing a folder: what the Hub holds afterwards, or the one line that says what to do."""
+"""Publishing a folder: the content of the Hub afterwards, or one line that says what to do."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_new_repository_is_private_and_read_back(hub, ann, folder):
     assert repo.head.title == "numbers"
     assert hub.files("ann/thing") == content(folder)
     assert hub.requests("GET", rf"/tree/{done['commit']}")
-    # Again: nothing moves, nothing changes.
+    # A second call uploads nothing and changes nothing.
     assert publish(folder, "ann/thing", env=ann)["commit"] == done["commit"]
     assert set(hub.store.uploaded.values()) == {1}
 
@@ -101,10 +101,10 @@ def test_pull_request(hub, ann, folder):
     assert hub.files("bob/thing") == {"theirs.txt": b"theirs"}
     assert hub.files("bob/thing", revision="refs/pr/1") == {"theirs.txt": b"theirs", **content(folder)}
     done = publish(folder, "ann/none", "create_pr", env=ann)
-    assert "no ann/none to open a pull request in" in done["error"]
+    assert "ann/none does not exist, so no pull request can be opened in it" in done["error"]
 
 
-# Each meets a publication of its own, to the repository whose name it is given.
+# Each fault meets a publication of its own, to the repository that is named like the fault.
 PASSING = {
     "500-at-the-second-upload": ("PUT", "/lfs/whole/.*{}", {"first": 2, "status": 500}),
     "upload-cut": ("PUT", "/lfs/whole/.*{}", {"cut": 5000}),
@@ -141,7 +141,7 @@ STAYING = {
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """Name of a fault to what became of the publication that met it, and the Hub. All run at once: they mostly wait."""
+    """Name of each fault to the outcome of the publication that met it, and the Hub. All run at once, because they mostly wait."""
     home = tmp_path_factory.mktemp("outcomes")
     folder = make_folder(home / "folder")
     with Hub() as hub:
@@ -179,7 +179,7 @@ def test_what_stays_is_one_line_with_the_way_out(outcomes, name):
     assert STAYING[name][3] in done[name]["hint"], done[name]
     assert "\n" not in done[name]["error"] + done[name]["hint"]
     repo = hub.store.repos.get(("model", f"ann/{name}"))
-    # Nothing of it shows, or all of it where nobody else sees it.
+    # The repository shows nothing, or it shows everything but is private.
     assert repo is None or not hub.files(repo.id) or (repo.private and hub.files(repo.id) == files)
 
 
@@ -205,7 +205,7 @@ def test_token_that_is_none(hub, ann, folder, tmp_path, token):
 @pytest.mark.parametrize("xet", ["", "xet"])
 def test_killed_and_run_again(hub, ann, folder, xet):
     env = ann | ({"HF_HUB_DISABLE_XET": "0"} if xet else {})
-    # What was uploaded before is whole: two of three files; with Xet, which registers files together, all of them.
+    # Two of three files were uploaded before; with Xet, which registers files together, all of them were.
     fault = Fault("POST", "/commit/", pace=60) if xet else Fault("PUT", "/lfs/whole", first=3, pace=60)
     hub.faults.append(fault)
     process = start("-c", PUBLISH, folder, "ann/thing", env=env)

@@ -1,4 +1,4 @@
-"""The real client against the test Hub, without anything of ours: what other tests here stand on."""
+"""The real client against the test Hub, without code of chanfmt: the other tests of the Hub rely on this."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_folder_goes_up_and_comes_back(hub, tmp_path, folder, kind, create_pr):
     name, files = json.loads(script(DOWNLOAD, "ann/thing", kind, done["revision"], env=env))
     assert name == done["sha"]
     assert {path: bytes.fromhex(text) for path, text in files.items() if path != ".gitattributes"} == content(folder)
-    # The same again moves nothing.
+    # A second upload of the same files moves nothing.
     if not create_pr:
         assert json.loads(script(UPLOAD, "ann/thing", folder, kind, "", env=env))["oid"] == done["oid"]
         assert set(hub.store.uploaded.values()) == {1}
@@ -97,7 +97,7 @@ def test_folder_goes_up_through_xet(hub, tmp_path, folder, create_pr):
 
 
 def test_download_resumes_by_range(hub, tmp_path):
-    # The client keeps what arrived in pieces of 10 MiB.
+    # The client keeps data that arrived, in pieces of 10 MiB.
     blob = bytes(range(251)) * 44_000
     hub.add_repo("ann/thing", {"weights.bin": blob})
     fault = Fault("GET", "/cdn/", cut=11_000_000)

@@ -80,7 +80,7 @@ def test_atlas_is_plausible(atlas_path):
         assert (stack["core_covered"] > 0.3).all()
         assert 1.5 < atlas.calibration.mean_loss < 4.0
         real, null = stack["redundancy"], stack["redundancy_null"]
-        # Related text correlates where shuffled text does not; without that, redundancy means nothing.
+        # Related text correlates, and shuffled text does not; otherwise redundancy would mean nothing.
         assert np.median(real) > 1.5 * np.median(null)
 
 

@@ -172,7 +172,7 @@ def test_outputs_are_not_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     (target / "thesis.tex").write_text("mine")
     assert main(["report", str(source), "-o", str(target)]) == 2
     assert main(["report", str(source), "-o", str(target), "--overwrite"]) == 2
-    assert "something else than a report" in capsys.readouterr().err
+    assert "something other than a report" in capsys.readouterr().err
     assert (target / "thesis.tex").read_text() == "mine"
     shutil.rmtree(target)
     assert main(["report", str(source), "-o", str(target)]) == 0

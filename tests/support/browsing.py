@@ -12,6 +12,7 @@ from tui.app import AtlasApp
 from tui.screens.base import BrowserScreen
 from tui.screens.layer import LayerScreen
 from tui.session.load import read_snapshot
+from tui.session.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def open_app(path: Path) -> AtlasApp:
-    return AtlasApp(read_snapshot(path))
+    return AtlasApp(Session(read_snapshot(path)))
 
 
 def browser_screen(app: AtlasApp) -> BrowserScreen:
@@ -32,7 +33,7 @@ def browser_screen(app: AtlasApp) -> BrowserScreen:
 
 
 def text_of(app: AtlasApp) -> str:
-    """What the whole terminal shows."""
+    """The characters of the whole terminal."""
     return "\n".join("".join(segment.text for segment in strip) for strip in app.screen._compositor.render_strips())
 
 

@@ -121,18 +121,20 @@ def examine(model_type: str, family: str) -> Verdict:
 
 def build_atlas(directory: Path, atlas: Path, calib: str = "pydoc") -> Any:
     """What `atlas build` of the checkpoint in ``directory`` does on ``calib``. Returns its plan."""
-    from chanfmt.building import build as module
+    from chanfmt.building.assemble import assemble
     from chanfmt.building.measure import measure
     from chanfmt.building.options import BuildOptions
+    from chanfmt.building.plan import plan_build
+    from chanfmt.building.session import Session
     from chanfmt.format.records import LabelSettings
     from chanfmt.format.writer import write_atlas
     from chanfmt.hub.locate import locate_model
 
-    options = BuildOptions(str(directory), str(atlas), calib=calib, sequences=SEQUENCES, seq_len=SEQ_LEN, quiet=True)
+    options = BuildOptions(str(directory), str(atlas), calib=calib, sequences=SEQUENCES, seq_len=SEQ_LEN)
     settings = LabelSettings(rho=0.05)
-    plan = module.plan_build(options, settings, locate_model)
+    plan = plan_build(options, settings, locate_model)
     measured = measure(plan.model, plan.ffns, plan.tokens, rho=settings.rho, loss=plan.loss)
-    write_atlas(module.assemble(plan, measured, settings, options, module.Session(0.0)), atlas)
+    write_atlas(assemble(plan, measured, Session(0.0)), atlas)
     return plan
 
 

@@ -22,7 +22,12 @@ sys.exit(code)
 
 def heavy_imports(module: str, arguments: list[str]) -> set[str]:
     """Packages of `HEAVY` in memory after ``module.main(arguments)``, which must succeed."""
+    return HEAVY & modules_after(module, arguments)
+
+
+def modules_after(module: str, arguments: list[str]) -> set[str]:
+    """Modules in memory after ``module.main(arguments)``, which must succeed."""
     command = [sys.executable, "-c", _SCRIPT, module, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return HEAVY & set(json.loads(done.stderr.splitlines()[-1]))
+    return set(json.loads(done.stderr.splitlines()[-1]))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from chanfmt.building import state as checkpoint
+from chanfmt.building.keeper import Keeper
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +21,7 @@ class Killed(BaseException):
 def killed_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What runs inside is to end once ``batches`` batches are done and their checkpoint is written."""
     left = [batches]
-    save = checkpoint.Keeper.save
+    save = Keeper.save
 
     def save_and_stop(keeper, measurement):  # type: ignore[no-untyped-def]
         save(keeper, measurement)
@@ -30,6 +30,6 @@ def killed_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.Keeper, "save", save_and_stop)
+        patch.setattr(Keeper, "save", save_and_stop)
         with pytest.raises(Killed):
             yield

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from chanfmt.building.options import BuildOptions
 from chanfmt.format.reader import Atlas
 from chanfmt.format.records import LabelSettings
-from surgery.experiments.subject import Subject, SubjectOptions, open_subject
+from surgery.experiments.subject import Subject, open_subject
 from tests.support.builds import build
 from tests.support.tiny import tiny_tokenizer
 from tests.support.zoo import tiny
@@ -30,8 +30,8 @@ class Tiny:
 
     def subject(self, **options: Any) -> tuple[Atlas, Subject]:
         atlas = Atlas.open(self.atlas)
-        values = {"model": str(self.model), "data": str(self.text), "seq_len": SEQ_LEN, "max_tokens": TOKENS, "dtype": "float64"}
-        return atlas, open_subject(atlas, SubjectOptions(**{**values, **options}))
+        values = {"seq_len": SEQ_LEN, "max_tokens": TOKENS, "dtype": "float64"}
+        return atlas, open_subject(atlas, str(self.model), str(self.text), **{**values, **options})
 
     def arguments(self, output: Path, *more: str) -> list[str]:
         """Command line behind the command's name."""

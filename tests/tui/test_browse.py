@@ -94,7 +94,7 @@ async def test_columns_are_marked_sorted_and_scrolled(atlas: Path, size: tuple[i
         screen = browser_screen(app)
         assert isinstance(screen, OverviewScreen)
         table = screen.table
-        masses = np.array([item.concentration.mass for item in app.browser.summaries])
+        masses = np.array([item.concentration.mass for item in app.session.browser.summaries])
         await press(pilot, "s")
         await pilot.pause()
         assert masses[table.order].tolist() == sorted(masses, reverse=True)
@@ -105,7 +105,7 @@ async def test_columns_are_marked_sorted_and_scrolled(atlas: Path, size: tuple[i
         await press(pilot, "full_stop", "full_stop", "s")
         await pilot.pause()
         assert "›n_eff▾" in text_of(app)
-        effective = [app.browser.summaries[ffn].concentration.effective_channels for ffn in table.order]
+        effective = [app.session.browser.summaries[ffn].concentration.effective_channels for ffn in table.order]
         assert effective == sorted(effective, reverse=True)
         await press(pilot, "2", "comma", "comma", "S")
         await pilot.pause()
@@ -169,12 +169,12 @@ async def test_layer_screen_ranks_by_lp_and_sorts_by_any_column(atlas: Path, siz
         screen = app.screen
         assert isinstance(screen, LayerScreen)
         table = screen.table
-        values = app.browser.snapshot.values(0, "lp")
+        values = app.session.browser.snapshot.values(0, "lp")
         assert table.order.tolist() == np.argsort(-values, kind="stable").tolist()
         first = text_of(app).splitlines()[2]
         assert first.startswith("▶")
         assert first.split()[1:4] == ["1", str(int(values.argmax())), "SUPER"]
-        taylor = app.browser.snapshot.values(0, "taylor")
+        taylor = app.session.browser.snapshot.values(0, "taylor")
         keys = [column.key for column in table.columns]
         steps = keys.index("taylor") - keys.index("lp")
         await press(pilot, *["full_stop"] * steps, "S")
@@ -211,7 +211,7 @@ async def test_find_a_layer_and_a_channel(atlas: Path, size: tuple[int, int]) ->
         await press(pilot, *"217", "enter")
         await pilot.pause()
         assert screen.table.channel == 217
-        labels = app.browser.snapshot.labels_of(12)
+        labels = app.session.browser.snapshot.labels_of(12)
         await pilot.press("g", "slash")
         await press(pilot, *"halo", "enter")
         await pilot.pause()
@@ -256,10 +256,10 @@ async def test_metric_switch_holds_on_both_screens(atlas: Path, size: tuple[int,
         await press(pilot, "j", "j", "enter")
         await wait_until(lambda: isinstance(app.screen, OverviewScreen))
         await pilot.pause()
-        assert app.browser.metric == "activation_power"
+        assert app.session.browser.metric == "activation_power"
         assert "act pow" in line(app, "title")
-        power = app.browser.snapshot.values(0, "activation_power")
-        assert app.browser.summaries[0].concentration.mass == pytest.approx(float(power.sum(dtype=np.float64)))
+        power = app.session.browser.snapshot.values(0, "activation_power")
+        assert app.session.browser.summaries[0].concentration.mass == pytest.approx(float(power.sum(dtype=np.float64)))
         await press(pilot, "enter")
         await wait_until(lambda: isinstance(app.screen, LayerScreen))
         await pilot.pause()
@@ -271,12 +271,12 @@ async def test_metric_switch_holds_on_both_screens(atlas: Path, size: tuple[int,
         await press(pilot, "g", "enter")
         await wait_until(lambda: app.screen is screen)
         await pilot.pause()
-        assert app.browser.metric == "lp"
+        assert app.session.browser.metric == "lp"
         assert screen.table.channel == int(power.argmax())
         assert screen.table.sort_key == "lp"
         await press(pilot, "m", "escape")
         await wait_until(lambda: app.screen is screen)
-        assert app.browser.metric == "lp"
+        assert app.session.browser.metric == "lp"
 
 
 @sizes
@@ -379,7 +379,7 @@ async def test_copy_a_row(atlas: Path, size: tuple[int, int]) -> None:
         names, values = app.clipboard.rstrip("\n").split("\n")
         row = dict(zip(names.split("\t"), values.split("\t"), strict=True))
         assert row["layer"] == "1"
-        assert float(row["mass"]) == app.browser.summaries[1].concentration.mass
+        assert float(row["mass"]) == app.session.browser.summaries[1].concentration.mass
         assert "copied" in line(app, "status")
         await press(pilot, "enter")
         await wait_until(lambda: isinstance(app.screen, LayerScreen))
@@ -387,7 +387,7 @@ async def test_copy_a_row(atlas: Path, size: tuple[int, int]) -> None:
         names, values = app.clipboard.rstrip("\n").split("\n")
         row = dict(zip(names.split("\t"), values.split("\t"), strict=True))
         assert row["label"] == "supernode"
-        assert np.float32(row["lp"]) == app.browser.snapshot.values(1, "lp").max()
+        assert np.float32(row["lp"]) == app.session.browser.snapshot.values(1, "lp").max()
 
 
 @pytest.mark.parametrize("keys", ["q", "ctrl+c", "question_mark ctrl+c", "slash ctrl+c", "enter q q"])

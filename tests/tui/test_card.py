@@ -128,7 +128,7 @@ async def test_every_key_of_the_card(small: Path, size: tuple[int, int]) -> None
         assert "● protected" in text_of(app)
         await press(pilot, "u")
         await pilot.pause()
-        assert app.marks.counts == [0, 0, 0, 0]
+        assert app.session.marks.counts == [0, 0, 0, 0]
         assert "● protected" not in text_of(app)
         await press(pilot, "y")
         assert "lp_factored" in app.clipboard

@@ -16,11 +16,13 @@ from tests.support.factory import moe_atlas, random_atlas
 from tui.app import AtlasApp
 from tui.cli import main
 from tui.screens.choice import ChoiceScreen
-from tui.screens.compare import CompareScreen, JoinScreen
+from tui.screens.compare import CompareScreen
+from tui.screens.join import JoinScreen
 from tui.screens.overview import OverviewScreen
 from tui.screens.protect import ProtectScreen
 from tui.session.load import read_snapshot
 from tui.session.place import Place
+from tui.session.session import Session
 from tui.widgets.lines import Lines
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def app_of(pair: tuple[Path, Path]) -> AtlasApp:
-    return AtlasApp(read_snapshot(pair[0]), other=read_snapshot(pair[1]))
+    return AtlasApp(Session(read_snapshot(pair[0]), other=read_snapshot(pair[1])))
 
 
 async def compared(app: AtlasApp) -> CompareScreen:
@@ -82,7 +84,7 @@ async def test_the_numbers_are_those_of_atlas_compare(
                 expected["supernodes_first"] - expected["supernodes_shared"],
                 expected["supernodes_second"] - expected["supernodes_shared"],
             ]
-        first = app.browser.summaries[0].concentration.top_share
+        first = app.session.browser.summaries[0].concentration.top_share
         assert rows[0].replace("▶", " ").split()[1] == f"{100 * first:.1f}%"
         for column in screen.table.columns:
             screen.table.marked = column.key
@@ -155,7 +157,7 @@ async def test_every_key_of_the_join_screen(pair: tuple[Path, Path], size: tuple
         assert table.row_count == 400
         assert "no channel here fits" in screen.query_one("#status", Lines).text
         await typed(pilot, "f", "nothing>1")
-        assert "there is no column 'nothing'" in screen.query_one("#status", Lines).text
+        assert "unknown column 'nothing'" in screen.query_one("#status", Lines).text
         for column in table.columns:
             table.marked = column.key
             await press(pilot, "s", "S")
@@ -176,7 +178,7 @@ async def test_every_key_of_the_join_screen(pair: tuple[Path, Path], size: tuple
 
 async def test_experts_are_joined_as_one(tmp_path: Path) -> None:
     paths = [moe_atlas(tmp_path / f"{seed}.h5", calibration_seed=seed) for seed in (1, 2)]
-    app = AtlasApp(read_snapshot(paths[0]), other=read_snapshot(paths[1]))
+    app = AtlasApp(Session(read_snapshot(paths[0]), other=read_snapshot(paths[1])))
     async with app.run_test(size=(160, 50)) as pilot:
         await compared(app)
         await press(pilot, "1", "j")
@@ -222,7 +224,7 @@ async def test_what_is_printed_is_swapped_and_filtered(pair: tuple[Path, Path]) 
     command, *code = app.return_value.splitlines()
     assert command == f"# atlas-tui {pair[1]} {pair[0]} --screen join --layer 3 --filter only-A"
     assert f"with chanfmt.open({str(pair[1])!r}) as first, chanfmt.open({str(pair[0])!r}) as second:" in code
-    app = AtlasApp(read_snapshot(pair[1]), other=read_snapshot(pair[0]), place=Place("join", 3, filter="only-A"))
+    app = AtlasApp(Session(read_snapshot(pair[1]), other=read_snapshot(pair[0]), place=Place("join", 3, filter="only-A")))
     async with app.run_test(size=(80, 24)) as pilot:
         await wait_until(lambda: isinstance(app.screen, JoinScreen))
         await pilot.pause()
@@ -231,7 +233,7 @@ async def test_what_is_printed_is_swapped_and_filtered(pair: tuple[Path, Path]) 
 
 def test_a_filter_of_the_join_is_checked(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = random_atlas(tmp_path / "other.h5", calibration_seed=3)
-    refusals = {"only-C": "'only-C' is no", "rank_c>1": "there is no column 'rank_c'", "ratio<0": "no channel of layer"}
+    refusals = {"only-C": "'only-C' is not a label", "rank_c>1": "unknown column 'rank_c'", "ratio<0": "no channel of layer"}
     for text, reason in refusals.items():
         assert main([str(small), str(other), "--screenshot", "join", "--filter", text]) == 2
         assert reason in capsys.readouterr().err
@@ -239,7 +241,7 @@ def test_a_filter_of_the_join_is_checked(small: Path, tmp_path: Path, capsys: py
 
 async def test_a_metric_that_one_lacks_is_refused_both_ways(small: Path, tmp_path: Path) -> None:
     other = read_snapshot(atlases.without(tmp_path / "b.h5", "redundancy"))
-    app = AtlasApp(read_snapshot(small), other=other, place=Place("compare", metric="redundancy"))
+    app = AtlasApp(Session(read_snapshot(small), other=other, place=Place("compare", metric="redundancy")))
     async with app.run_test(size=(400, 24)) as pilot:
         for _ in range(2):
             await app.workers.wait_for_complete()
@@ -252,7 +254,7 @@ async def test_a_metric_that_one_lacks_is_refused_both_ways(small: Path, tmp_pat
 @sizes
 async def test_shares_are_of_as_many_channels_and_notes_are_shown(small: Path, tmp_path: Path, size: tuple[int, int]) -> None:
     other = atlases.with_rho(tmp_path / "b.h5", 0.25)
-    app = AtlasApp(read_snapshot(small), other=read_snapshot(other))
+    app = AtlasApp(Session(read_snapshot(small), other=read_snapshot(other)))
     async with app.run_test(size=size) as pilot:
         screen = await compared(app)
         await pilot.pause()
@@ -269,7 +271,7 @@ async def test_shares_are_of_as_many_channels_and_notes_are_shown(small: Path, t
         assert all(first == second for first, second in map(screen.table.comparison.top_shares, range(4)))  # type: ignore[union-attr]
 
 
-async def test_the_second_file_is_read_again_where_it_changes(small: Path, tmp_path: Path) -> None:
+async def test_the_second_file_is_read_again_if_it_changes(small: Path, tmp_path: Path) -> None:
     other = random_atlas(tmp_path / "other.h5", layers=4, channels=96, calibration_seed=3)
     app = app_of((small, other))
     async with app.run_test(size=(160, 24)) as pilot:
@@ -278,15 +280,15 @@ async def test_the_second_file_is_read_again_where_it_changes(small: Path, tmp_p
         screen = await joined(pilot, app)
         os.replace(random_atlas(tmp_path / "new.h5", layers=4, channels=96, calibration_seed=4), other)
         new = read_snapshot(other)
-        app.poll()
-        app.poll()
+        app.session.poll()
+        app.session.poll()
         await wait_until(lambda: np.array_equal(screen._joined.second.values, new.values(2, "lp")))
         assert compare.table.comparison is screen._comparison
         assert "layer 2" in screen.query_one("#title", Lines).text
         other.write_bytes(b"not an atlas")
-        app.poll()
-        app.poll()
-        await wait_until(lambda: "kept what was read" in screen.query_one("#status", Lines).text)
+        app.session.poll()
+        app.session.poll()
+        await wait_until(lambda: "still shown as read at" in screen.query_one("#status", Lines).text)
         os.replace(random_atlas(tmp_path / "wide.h5", layers=4, channels=128), other)
         await press(pilot, "r")
         await wait_until(lambda: "128" in screen.query_one("#status", Lines).text)
@@ -311,7 +313,7 @@ async def test_c_asks_for_a_file_and_refuses_another_architecture(small: Path, t
         await wait_until(lambda: "does not exist" in text_of(app))
         await typed(pilot, "c", str(wide))
         await wait_until(lambda: "has 96 channels" in text_of(app))
-        assert app.other is None
+        assert app.session.other is None
         await typed(pilot, "c", str(other))
         await compared(app)
 

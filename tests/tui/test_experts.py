@@ -1,4 +1,4 @@
-"""FFNs with experts: the layer opens its experts, and an expert its channels."""
+"""FFNs with experts: a layer opens its experts, and an expert opens its channels."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from tests.support.browsing import browser_screen, open_app, press, text_of, typ
 from tests.support.factory import moe_atlas, moe_content
 from tui.app import AtlasApp
 from tui.screens.compare import CompareScreen
+from tui.screens.experts import ExpertsScreen
 from tui.screens.layer import LayerScreen
-from tui.screens.overview import ExpertsScreen, OverviewScreen
+from tui.screens.overview import OverviewScreen
 from tui.screens.protect import ProtectScreen
 from tui.screens.what_if import WhatIfScreen
 from tui.session.load import read_snapshot
+from tui.session.session import Session
 from tui.widgets.lines import Lines
 
 VALID = Path(__file__).parents[2] / "spec" / "conformance" / "valid"
@@ -38,7 +40,7 @@ async def test_a_layer_opens_its_experts(mixture: Path, size: tuple[int, int]) -
         await pilot.pause()
         assert "4 FFNs × 1–4 experts × 24–96 ch" in text_of(app)
         lp = content.stacks[1].variables["lp"]
-        assert app.browser.summaries[2].concentration.mass == pytest.approx(float(np.nansum(lp[1])), rel=1e-6)
+        assert app.session.browser.summaries[2].concentration.mass == pytest.approx(float(np.nansum(lp[1])), rel=1e-6)
         await press(pilot, "2", "j", "enter")
         await wait_until(lambda: isinstance(app.screen, ExpertsScreen))
         await pilot.pause()
@@ -57,7 +59,7 @@ async def test_a_layer_opens_its_experts(mixture: Path, size: tuple[int, int]) -
         assert isinstance(layer, LayerScreen)
         assert "expert 1" in text_of(app)
         assert layer.table.row_count == 24
-        # On to the next layer's first expert.
+        # The next FFN is the first expert of the next layer.
         await press(pilot, "3", "right_square_bracket")
         await pilot.pause()
         assert layer.ffn == 9
@@ -82,7 +84,7 @@ async def test_a_layer_opens_its_experts(mixture: Path, size: tuple[int, int]) -
 
 @pytest.mark.parametrize("key", ["p", "w", "c"])
 async def test_the_expert_is_kept_behind_other_screens(key: str, mixture: Path, tmp_path: Path) -> None:
-    app = AtlasApp(read_snapshot(mixture), other=read_snapshot(moe_atlas(tmp_path / "b.h5", calibration_seed=1)))
+    app = AtlasApp(Session(read_snapshot(mixture), other=read_snapshot(moe_atlas(tmp_path / "b.h5", calibration_seed=1))))
     async with app.run_test(size=(80, 24)) as pilot:
         await wait_until(lambda: isinstance(app.screen, CompareScreen))
         await press(pilot, "q", "2", "j", "enter", "2", "j")
@@ -141,27 +143,27 @@ async def test_marks_of_experts_reach_surgery(mixture: Path, size: tuple[int, in
         await press(pilot, "V", "2", "j", "space", "p")
         await wait_until(lambda: isinstance(app.screen, ProtectScreen))
         await pilot.pause()
-        marked = np.flatnonzero(app.marks.of(7)).tolist()
+        marked = np.flatnonzero(app.session.marks.of(7)).tolist()
         assert len(marked) == 3
         assert " ".join(f"2:{channel}" for channel in marked) in text_of(app)
         assert "layer 2 decoder.experts: 3 channels" in app.screen.query_one("#status", Lines).text
         await press(pilot, "W")
-        await wait_until(lambda: not any(app.marks.unsaved))
+        await wait_until(lambda: not any(app.session.marks.unsaved))
         with Atlas.open(mixture) as atlas:
-            masks, _ = read_protect_file(app.protect_file, atlas)
+            masks, _ = read_protect_file(app.session.protect_file, atlas)
         assert [tuple(place) for place in np.argwhere(masks[2])] == [(2, channel) for channel in marked]
         assert sum(int(mask.sum()) for mask in masks.values()) == 3
         await press(pilot, "o")
         await pilot.pause()
-        assert app.marks.counts[7] == 3
+        assert app.session.marks.counts[7] == 3
         await typed(pilot, "plus", "supernodes")
-        await wait_until(lambda: sum(app.marks.counts) > 3)
+        await wait_until(lambda: sum(app.session.marks.counts) > 3)
         await press(pilot, "x")
         await pilot.pause()
-        assert sum(app.marks.counts[5:9]) == 0
+        assert sum(app.session.marks.counts[5:9]) == 0
         await press(pilot, "u")
         await pilot.pause()
-        assert app.marks.counts[7] > 0
+        assert app.session.marks.counts[7] > 0
         await press(pilot, "w")
         await wait_until(lambda: isinstance(app.screen, WhatIfScreen) and app.screen.table.row_count == 4)
         await press(pilot, "P", "P", "P")
@@ -185,7 +187,7 @@ async def test_marks_of_experts_reach_surgery(mixture: Path, size: tuple[int, in
 async def test_every_shape_of_the_conformance_files(name: str) -> None:
     app = open_app(VALID / f"{name}.h5")
     async with app.run_test(size=(110, 24)) as pilot:
-        for row in range(len(app.browser.snapshot.blocks)):
+        for row in range(len(app.session.browser.snapshot.blocks)):
             await press(pilot, "g", *str(row + 1), "G")
             block = app.screen.table.span  # type: ignore[attr-defined]
             await press(pilot, "enter")

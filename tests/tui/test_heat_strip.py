@@ -19,7 +19,7 @@ GROUND = Style(color="#c0c0c0", bgcolor="#102030")
 
 
 def samples(segments: list[Segment]) -> list[int]:
-    """Levels that a terminal would show, two a cell."""
+    """Levels that a terminal would show, two per cell."""
     levels = [GROUND.bgcolor, *map(Color.parse, DARK_RAMP)]
     shown = []
     for text, style, _ in segments:

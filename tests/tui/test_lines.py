@@ -1,4 +1,4 @@
-"""Lines of text: what of one is painted again."""
+"""Lines of text: which cells are painted again."""
 
 from __future__ import annotations
 

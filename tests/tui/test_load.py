@@ -1,4 +1,4 @@
-"""Reading an atlas whole, and atlases that are not the usual one."""
+"""Reading a whole atlas, and unusual atlases."""
 
 from __future__ import annotations
 

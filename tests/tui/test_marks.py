@@ -1,4 +1,4 @@
-"""Marks, filters and the protect file: keys, undo, conflicts, and what surgery makes of it."""
+"""Marks, filters and the protect file: keys, undo, conflicts, and what surgery does with the file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from chanfmt.base.errors import UsageError
 from chanfmt.format.reader import Atlas
-from surgery.planning.plan import PlanOptions, make_plan
+from surgery.planning.options import PlanOptions
+from surgery.planning.plan import make_plan
 from surgery.planning.protect_file import read_protect_file
 from tests.support import browsed as atlases
 from tests.support.browsing import browser_screen, in_layer, open_app, press, text_of, typed, wait_until
@@ -30,6 +31,7 @@ from tui.session.filter import counted, filtered
 from tui.session.load import read_snapshot
 from tui.session.marks import Marks
 from tui.session.protect import read_marks, write_marks
+from tui.session.session import Session
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,18 +77,18 @@ def test_filters() -> None:
     assert wanted("label!=halo & none") == [2, 3]
     assert wanted("lp!=1") == [1, 3]
     for text, reason in [
-        ("lp>", "no condition"),
-        ("lp>x", "no number"),
-        ("zz>1", "no column"),
-        ("quux", "no label"),
-        ("", "no condition"),
+        ("lp>", "not a condition"),
+        ("lp>x", "not a number"),
+        ("zz>1", "unknown column"),
+        ("quux", "not a label"),
+        ("", "not a condition"),
     ]:
         with pytest.raises(UsageError, match=reason):
             wanted(text)
     columns = {"lp": lp}
     assert counted("lp>0.1", columns, labels, {}) == "2 of 4"
     assert counted("", columns, labels, {}) == "all"
-    assert "no column" in counted("zz>1", columns, labels, {})
+    assert "unknown column" in counted("zz>1", columns, labels, {})
 
 
 @sizes
@@ -96,7 +98,7 @@ async def test_the_count_follows_what_is_typed(small: Path, size: tuple[int, int
         await in_layer(pilot, app)
         await press(pilot, "f")
         await pilot.pause()
-        for text, shown in [("rank<9", "8 of 96"), ("5", "94 of 96"), ("&zz", "'zz' is no label")]:
+        for text, shown in [("rank<9", "8 of 96"), ("5", "94 of 96"), ("&zz", "'zz' is not a label")]:
             await press(pilot, *text)
             await pilot.pause()
             assert shown in text_of(app)
@@ -115,7 +117,7 @@ async def test_marks_ranges_filters_undo(small: Path, size: tuple[int, int]) -> 
         screen = await in_layer(pilot, app)
         first = screen.table.channel
         await press(pilot, "space")
-        assert np.flatnonzero(app.marks.of(0)).tolist() == [first]
+        assert np.flatnonzero(app.session.marks.of(0)).tolist() == [first]
         await pilot.pause()
         assert "●" in text_of(app)
         assert "1 unsaved" in text_of(app) or "marked 1" in text_of(app)
@@ -123,35 +125,35 @@ async def test_marks_ranges_filters_undo(small: Path, size: tuple[int, int]) -> 
         await pilot.pause()
         assert "range of 4" in text_of(app)
         await press(pilot, "space")
-        assert sorted(screen.table.order[:5]) == np.flatnonzero(app.marks.of(0)).tolist()
+        assert sorted(screen.table.order[:5]) == np.flatnonzero(app.session.marks.of(0)).tolist()
         await press(pilot, "u", "u")
-        assert not app.marks.of(0).any()
+        assert not app.session.marks.of(0).any()
         await press(pilot, "R")
-        assert app.marks.counts == [1, 0, 0, 0]
+        assert app.session.marks.counts == [1, 0, 0, 0]
         await press(pilot, "g", "V", "escape", "space")
-        assert app.marks.counts == [0, 0, 0, 0]
+        assert app.session.marks.counts == [0, 0, 0, 0]
         await typed(pilot, "f", "rank<=7 & !super")
-        labels = app.browser.snapshot.labels_of(0)
-        kept = [channel for channel in app.browser.ranking(range(1)).order[:7] if labels[channel] != 2]
+        labels = app.session.browser.snapshot.labels_of(0)
+        kept = [channel for channel in app.session.browser.ranking(range(1)).order[:7] if labels[channel] != 2]
         assert screen.table.order.tolist() == kept
         assert f"{len(kept)} of 96 ch" in text_of(app)
         await press(pilot, "a")
-        assert np.flatnonzero(app.marks.of(0)).tolist() == sorted(kept)
+        assert np.flatnonzero(app.session.marks.of(0)).tolist() == sorted(kept)
         await press(pilot, "right_square_bracket")
         assert screen.ffn == 1
         assert len(screen.table.order) < 8
         await press(pilot, "left_square_bracket", "A")
-        assert app.marks.counts == [0, 0, 0, 0]
+        assert app.session.marks.counts == [0, 0, 0, 0]
         await press(pilot, "escape")
         assert screen.table.row_count == 96
         await typed(pilot, "f", "lp>1e30")
         assert "no channel here fits" in text_of(app)
         await typed(pilot, "f", "nonsense>1")
-        assert "no column" in text_of(app)
+        assert "unknown column" in text_of(app)
         assert screen.table.row_count == 96
 
 
-async def test_a_range_ends_where_the_rows_become_others(small: Path) -> None:
+async def test_a_range_ends_if_the_rows_change(small: Path) -> None:
     app = open_app(small)
     async with app.run_test(size=(80, 24)) as pilot:
         screen = await in_layer(pilot, app)
@@ -160,17 +162,17 @@ async def test_a_range_ends_where_the_rows_become_others(small: Path) -> None:
             await pilot.pause()
             assert "range" not in text_of(app)
             await press(pilot, "space")
-            assert np.flatnonzero(app.marks.of(screen.ffn)).tolist() == [screen.table.channel]
+            assert np.flatnonzero(app.session.marks.of(screen.ffn)).tolist() == [screen.table.channel]
             await press(pilot, "u")
         await press(pilot, "V", "2", "j")
         await typed(pilot, "f", "rank<50")
         await press(pilot, "space")
-        assert sum(app.marks.counts) == 1
+        assert sum(app.session.marks.counts) == 1
         await press(pilot, "u", "V", "2", "j", "enter")
         await wait_until(lambda: isinstance(app.screen, CardScreen))
         await press(pilot, "space")
         await pilot.pause()
-        assert np.flatnonzero(app.marks.of(screen.ffn)).tolist() == [screen.table.channel]
+        assert np.flatnonzero(app.session.marks.of(screen.ffn)).tolist() == [screen.table.channel]
 
 
 @sizes
@@ -183,21 +185,21 @@ async def test_the_protect_screen(small: Path, size: tuple[int, int]) -> None:
         screen = browser_screen(app)
         assert screen.ffn == 2
         await typed(pilot, "plus", "supernodes")
-        await wait_until(lambda: any(app.marks.counts))
-        core = [int((app.browser.snapshot.labels_of(ffn) == 2).sum()) for ffn in range(4)]
-        assert app.marks.counts == core
+        await wait_until(lambda: any(app.session.marks.counts))
+        core = [int((app.session.browser.snapshot.labels_of(ffn) == 2).sum()) for ffn in range(4)]
+        assert app.session.marks.counts == core
         await pilot.pause()
         assert f"{sum(core):,} channels in 4 of 4 FFNs" in text_of(app)
         await press(pilot, "x")
-        assert app.marks.counts[2] == 0
+        assert app.session.marks.counts[2] == 0
         await typed(pilot, "minus", "0:0-95")
-        await wait_until(lambda: app.marks.counts[0] == 0)
+        await wait_until(lambda: app.session.marks.counts[0] == 0)
         await typed(pilot, "plus", "top:nonsense=3")
         await wait_until(lambda: "nonsense" in text_of(app))
         await press(pilot, "U")
-        assert app.marks.counts == [0, 0, 0, 0]
+        assert app.session.marks.counts == [0, 0, 0, 0]
         await press(pilot, "u")
-        assert any(app.marks.counts)
+        assert any(app.session.marks.counts)
         await press(pilot, "y")
         assert app.clipboard == f"surgery prune {small} --protect {small.parent / 'a.protect.json'} --sparsity 0.5\n"
         await press(pilot, "enter")
@@ -217,8 +219,8 @@ async def test_what_is_written_is_what_surgery_protects(small: Path) -> None:
         await in_layer(pilot, app)
         await press(pilot, "G", "V", "4", "k", "space", "W")
         await wait_until(path.exists)
-        await wait_until(lambda: not any(app.marks.unsaved))
-        marked = np.flatnonzero(app.marks.of(1))
+        await wait_until(lambda: not any(app.session.marks.unsaved))
+        marked = np.flatnonzero(app.session.marks.of(1))
     assert len(marked) == 5
     assert json.loads(path.read_text())["layers"] == {"1": marked.tolist()}
     with Atlas.open(small) as atlas:
@@ -228,9 +230,9 @@ async def test_what_is_written_is_what_surgery_protects(small: Path) -> None:
     assert np.flatnonzero(masks[1]).tolist() == marked.tolist()
     assert set(marked) <= set(plan.blocks[1].kept.tolist())
     marks, _, signature = read_marks(path, read_snapshot(small))
-    again = AtlasApp(read_snapshot(small), marks=marks, protect_signature=signature)
-    assert again.marks.counts == [0, 5, 0, 0]
-    assert not any(again.marks.unsaved)
+    again = AtlasApp(Session(read_snapshot(small), marks=marks, protect_signature=signature))
+    assert again.session.marks.counts == [0, 5, 0, 0]
+    assert not any(again.session.marks.unsaved)
 
 
 @pytest.mark.parametrize("choice", ["stay", "load", "write"])
@@ -247,10 +249,10 @@ async def test_a_file_that_changed_is_not_written_over(small: Path, choice: str)
         await press(pilot, *{"stay": ["escape"], "load": ["j", "enter"], "write": ["j", "j", "enter"]}[choice])
         await wait_until(lambda: isinstance(app.screen, LayerScreen))
         if choice == "load":
-            await wait_until(lambda: app.marks.counts == [0, 0, 0, 2])
-            assert not any(app.marks.unsaved)
+            await wait_until(lambda: app.session.marks.counts == [0, 0, 0, 2])
+            assert not any(app.session.marks.unsaved)
         elif choice == "write":
-            await wait_until(lambda: not any(app.marks.unsaved))
+            await wait_until(lambda: not any(app.session.marks.unsaved))
             assert list(json.loads(path.read_text())["layers"]) == ["0"]
         if choice != "write":
             assert path.read_text() == other
@@ -266,15 +268,15 @@ async def test_what_was_forgotten_is_not_shown(small: Path) -> None:
         await press(pilot, "W")
         await wait_until(lambda: isinstance(app.screen, ChoiceScreen))
         await press(pilot, "j", "enter")
-        await wait_until(lambda: app.marks.counts == [0, 0, 0, 2])
+        await wait_until(lambda: app.session.marks.counts == [0, 0, 0, 2])
         await pilot.pause()
         assert "●" not in text_of(app)
-        assert screen.table.marked_channels is app.marks.of(0)
+        assert screen.table.marked_channels is app.session.marks.of(0)
 
 
-async def test_the_title_of_a_conflict_is_no_markup(small: Path) -> None:
+async def test_the_title_of_a_conflict_is_not_markup(small: Path) -> None:
     path = small.parent / "[red]x[b] [.protect.json"
-    app = AtlasApp(read_snapshot(small), protect_file=path)
+    app = AtlasApp(Session(read_snapshot(small), protect_file=path))
     async with app.run_test(size=(120, 24)) as pilot:
         await in_layer(pilot, app)
         await press(pilot, "space")
@@ -293,7 +295,7 @@ async def test_marks_made_while_it_is_written_are_not_written(small: Path, monke
         assert go_on.wait(10)
         return write_marks(*arguments)
 
-    monkeypatch.setattr("tui.app.write_marks", slow)
+    monkeypatch.setattr("tui.session.marking.write_marks", slow)
     app = open_app(small)
     async with app.run_test(size=(80, 24)) as pilot:
         screen = await in_layer(pilot, app)
@@ -305,10 +307,10 @@ async def test_marks_made_while_it_is_written_are_not_written(small: Path, monke
         assert "still writing" in text_of(app)
         go_on.set()
         await wait_until(lambda: "wrote" in text_of(app))
-        assert app.marks.unsaved == (1, 0)
-        assert json.loads(app.protect_file.read_text())["layers"] == {"0": [first]}
+        assert app.session.marks.unsaved == (1, 0)
+        assert json.loads(app.session.protect_file.read_text())["layers"] == {"0": [first]}
         await press(pilot, "W")
-        await wait_until(lambda: not any(app.marks.unsaved))
+        await wait_until(lambda: not any(app.session.marks.unsaved))
 
 
 async def test_an_atlas_that_has_grown_is_read_before_marks_are_written(tmp_path: Path) -> None:
@@ -317,41 +319,41 @@ async def test_an_atlas_that_has_grown_is_read_before_marks_are_written(tmp_path
     async with app.run_test(size=(160, 24)) as pilot:
         await press(pilot, "p")
         await wait_until(lambda: isinstance(app.screen, ProtectScreen))
-        app.mark({1: np.arange(3)}, "three", on=True)
+        app.session.mark({1: np.arange(3)}, "three", on=True)
         random_atlas(tmp_path / "next.h5").replace(path)
         for keys, text in ((["W"], ""), (["plus"], "supernodes"), (["w"], "")):
             await (typed(pilot, keys[0], text) if text else press(pilot, *keys))
-            await wait_until(lambda: "holds other FFNs by now" in text_of(app))
+            await wait_until(lambda: "have changed: press r" in text_of(app))
             await press(pilot, "j")
             await pilot.pause()
         await press(pilot, "r")
-        await wait_until(lambda: len(app.browser.snapshot.ffns) == 4)
+        await wait_until(lambda: len(app.session.browser.snapshot.ffns) == 4)
         await press(pilot, "W")
-        await wait_until(app.protect_file.exists)
-        await wait_until(lambda: not any(app.marks.unsaved))
-    assert json.loads(app.protect_file.read_text())["layers"] == {"3": [0, 1, 2]}
+        await wait_until(app.session.protect_file.exists)
+        await wait_until(lambda: not any(app.session.marks.unsaved))
+    assert json.loads(app.session.protect_file.read_text())["layers"] == {"3": [0, 1, 2]}
 
 
 @pytest.mark.parametrize("choice", ["stay", "load"])
-async def test_loading_asks_where_marks_are_not_written(small: Path, choice: str) -> None:
+async def test_loading_asks_if_marks_are_not_saved(small: Path, choice: str) -> None:
     app = open_app(small)
     async with app.run_test(size=(80, 24)) as pilot:
         await press(pilot, "p")
         await wait_until(lambda: isinstance(app.screen, ProtectScreen))
-        app.mark({0: np.arange(3)}, "three", on=True)
+        app.session.mark({0: np.arange(3)}, "three", on=True)
         await press(pilot, "o")
-        await wait_until(lambda: "there is no a.protect.json" in text_of(app))
-        assert app.marks.counts[0] == 3
+        await wait_until(lambda: "a.protect.json does not exist" in text_of(app))
+        assert app.session.marks.counts[0] == 3
         await press(pilot, "W")
-        await wait_until(lambda: not any(app.marks.unsaved))
+        await wait_until(lambda: not any(app.session.marks.unsaved))
         await press(pilot, "x", "o")
         await wait_until(lambda: isinstance(app.screen, ChoiceScreen))
         await press(pilot, *{"stay": ["enter"], "load": ["j", "enter"]}[choice])
         await wait_until(lambda: isinstance(app.screen, ProtectScreen))
         if choice == "load":
-            await wait_until(lambda: app.marks.counts[0] == 3)
+            await wait_until(lambda: app.session.marks.counts[0] == 3)
         else:
-            assert app.marks.counts[0] == 0
+            assert app.session.marks.counts[0] == 0
 
 
 @pytest.mark.parametrize("choice", ["stay", "write"])
@@ -359,16 +361,16 @@ async def test_quitting_asks_before_it_writes_over_what_changed(small: Path, cho
     app = open_app(small)
     other = '{"format": "protect/1", "layers": {"3": [1, 2]}}'
     async with app.run_test(size=(80, 24)) as pilot:
-        app.mark({0: np.arange(3)}, "three", on=True)
-        app.protect_file.write_text(other)
+        app.session.mark({0: np.arange(3)}, "three", on=True)
+        app.session.protect_file.write_text(other)
         await press(pilot, "q")
-        await wait_until(lambda: "marks are not written" in text_of(app))
+        await wait_until(lambda: "some marks are not saved" in text_of(app))
         await press(pilot, "j", "enter")
         await wait_until(lambda: "has changed on disk" in text_of(app))
-        assert app.protect_file.read_text() == other
+        assert app.session.protect_file.read_text() == other
         await press(pilot, *{"stay": ["enter"], "write": ["G", "enter"]}[choice])
         await wait_until(lambda: isinstance(app.screen, OverviewScreen) if choice == "stay" else not app.is_running)
-    assert (app.protect_file.read_text() == other) == (choice == "stay")
+    assert (app.session.protect_file.read_text() == other) == (choice == "stay")
 
 
 @pytest.mark.parametrize("choice", ["stay", "write", "quit"])
@@ -392,12 +394,12 @@ async def test_unsaved_marks_are_asked_about_once(small: Path, choice: str) -> N
 
 
 async def test_a_place_that_cannot_be_written(small: Path) -> None:
-    app = AtlasApp(read_snapshot(small), protect_file=small.parent / "none" / "p.json")
+    app = AtlasApp(Session(read_snapshot(small), protect_file=small.parent / "none" / "p.json"))
     async with app.run_test(size=(120, 24)) as pilot:
         await in_layer(pilot, app)
         await press(pilot, "space", "W")
         await wait_until(lambda: "none" in text_of(app))
-        assert app.marks.unsaved == (1, 0)
+        assert app.session.marks.unsaved == (1, 0)
 
 
 @pytest.mark.parametrize(

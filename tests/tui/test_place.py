@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import pkgutil
 import subprocess
 import sys
 from functools import partial
@@ -19,42 +20,24 @@ from tests.support.browsing import browser_screen, open_app, press, text_of, typ
 from tests.support.factory import moe_atlas, random_atlas, random_content
 from tui.app import AtlasApp
 from tui.picture import parse_size
-from tui.screens.card import CardScreen
-from tui.screens.compare import CompareScreen, JoinScreen
+from tui.screens.compare import CompareScreen
 from tui.screens.layer import LayerScreen
-from tui.screens.overview import ExpertsScreen, OverviewScreen
-from tui.screens.protect import ProtectScreen
-from tui.screens.scatter import ScatterScreen
 from tui.screens.what_if import WhatIfScreen
 from tui.session.export import write_table
 from tui.session.load import read_snapshot
-from tui.session.place import OF_TWO, SCREENS, Place
+from tui.session.place import Place
+from tui.session.registry import OF_TWO, REGISTRY, SCREENS
+from tui.session.session import Session
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-KINDS = dict(
-    zip(
-        SCREENS,
-        (
-            OverviewScreen,
-            ExpertsScreen,
-            LayerScreen,
-            CardScreen,
-            ScatterScreen,
-            CompareScreen,
-            JoinScreen,
-            ProtectScreen,
-            WhatIfScreen,
-        ),
-        strict=True,
-    )
-)
+KINDS = {row.name: pkgutil.resolve_name(row.factory) for row in REGISTRY}
 
 
 def rebuilt(text: str) -> dict[str, Any]:
     names: dict[str, Any] = {}
-    exec(compile(text, "printed", "exec"), names)  # What the program printed is to be run by the user.
+    exec(compile(text, "printed", "exec"), names)  # The program prints this code for the user to run.
     return names
 
 
@@ -67,14 +50,14 @@ async def test_every_screen_opens_from_options_and_prints_them(screen: str, smal
     other = read_snapshot(random_atlas(tmp_path / "b.h5", seed=1)) if screen in OF_TWO else None
     path = moe_atlas(tmp_path / "moe.h5") if screen == "experts" else small
     place = Place(screen, 2, expert=1 if screen == "experts" else None, metric="taylor", by_index=True)
-    app = AtlasApp(read_snapshot(path), place=place, other=other)
+    app = AtlasApp(Session(read_snapshot(path), place=place, other=other))
     async with app.run_test(size=(80, 24)) as pilot:
         await wait_until(lambda: isinstance(app.screen, KINDS[screen]))
         await app.workers.wait_for_complete()
         await pilot.pause()
-        layer = app.browser.snapshot.ffns[app.screen_stack[1].ffn if screen == "card" else browser_screen_below(app).ffn]
+        layer = app.session.browser.snapshot.ffns[app.screen_stack[1].ffn if screen == "card" else browser_screen_below(app).ffn]
         assert layer.layer_index == 2
-        assert (app.browser.metric, app.browser.log_axis) == ("taylor", False)
+        assert (app.session.browser.metric, app.session.browser.log_axis) == ("taylor", False)
         await press(pilot, "D")
     assert app.return_value is not None
     command, *_ = app.return_value.splitlines()
@@ -89,7 +72,9 @@ def browser_screen_below(app: AtlasApp) -> Any:
 
 
 async def test_the_printed_python_gives_the_rows_shown(small: Path) -> None:
-    app = AtlasApp(read_snapshot(small), place=Place("layer", 1, sort="activation_power:up", filter="rank<=40 & !super | marked"))
+    app = AtlasApp(
+        Session(read_snapshot(small), place=Place("layer", 1, sort="activation_power:up", filter="rank<=40 & !super | marked"))
+    )
     async with app.run_test(size=(80, 24)) as pilot:
         await wait_until(lambda: isinstance(app.screen, LayerScreen))
         await pilot.pause()
@@ -100,7 +85,7 @@ async def test_the_printed_python_gives_the_rows_shown(small: Path) -> None:
         shown = screen.table.order.tolist()
         assert 30 < len(shown) < 96
         await press(pilot, "D")
-        await wait_until(lambda: "marks are not written" in text_of(app))
+        await wait_until(lambda: "some marks are not saved" in text_of(app))
         await press(pilot, "G", "enter")
     assert app.return_value is not None
     assert rebuilt(app.return_value)["order"].tolist() == shown
@@ -112,7 +97,7 @@ async def test_the_printed_python_of_the_overview(small: Path) -> None:
         await press(pilot, "m")
         await press(pilot, "j", "j", "enter")
         await pilot.pause()
-        assert app.browser.metric == "activation_power"
+        assert app.session.browser.metric == "activation_power"
         await press(pilot, "D")
     assert app.return_value is not None
     rows = rebuilt(app.return_value)["rows"]
@@ -121,7 +106,7 @@ async def test_the_printed_python_of_the_overview(small: Path) -> None:
 
 
 async def test_what_if_prints_the_command_that_cuts(small: Path) -> None:
-    app = AtlasApp(read_snapshot(small), place=Place("what-if"))
+    app = AtlasApp(Session(read_snapshot(small), place=Place("what-if")))
     async with app.run_test(size=(80, 24)) as pilot:
         await wait_until(lambda: isinstance(app.screen, WhatIfScreen))
         await press(pilot, "3", "5", "l", "D")
@@ -131,7 +116,7 @@ async def test_what_if_prints_the_command_that_cuts(small: Path) -> None:
 
 async def test_a_layer_is_exported_as_shown(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    app = AtlasApp(read_snapshot(small), place=Place("layer", 1, filter="rank<=7", sort="channel:up"))
+    app = AtlasApp(Session(read_snapshot(small), place=Place("layer", 1, filter="rank<=7", sort="channel:up")))
     variables = random_content().stacks[0].variables
     refusals = {"x.xlsx": "cannot tell the format", "no/x.csv": "does not exist", "a-layer-L1.csv": "exists"}
     async with app.run_test(size=(160, 50)) as pilot:
@@ -163,7 +148,7 @@ async def test_a_layer_is_exported_as_shown(small: Path, tmp_path: Path, monkeyp
 async def test_every_table_is_exported_whole(screen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path, other = moe_atlas(tmp_path / "moe.h5"), read_snapshot(moe_atlas(tmp_path / "b.h5"))
-    app = AtlasApp(read_snapshot(path), place=Place(screen, 1 if screen == "experts" else None), other=other)
+    app = AtlasApp(Session(read_snapshot(path), place=Place(screen, 1 if screen == "experts" else None), other=other))
     async with app.run_test(size=(80, 24)) as pilot:
         await wait_until(lambda: isinstance(app.screen, KINDS[screen]))
         await app.workers.wait_for_complete()
@@ -203,16 +188,16 @@ def test_pictures_without_a_terminal(small: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--layer", "9"], "there is no layer 9"),
-        (["--metric", "fame"], "there is no metric 'fame'"),
+        (["--layer", "9"], "unknown layer 9"),
+        (["--metric", "fame"], "unknown metric 'fame'"),
         (["--layer", "1", "--channel", "96"], "channels: 0 to 95"),
-        (["--expert", "0"], "there is no expert 0"),
+        (["--expert", "0"], "unknown expert 0"),
         (["--screenshot", "compare"], "needs a second atlas"),
         (["--screenshot", "layer", "--size", "10x3"], "not COLUMNSxROWS"),
-        (["--screenshot", "layer", "--theme", "mauve"], "there is no theme 'mauve'"),
-        (["--screenshot", "attic"], "invalid choice"),
-        (["--sort", "fame:up"], "there is no column 'fame' to sort by"),
-        (["--screenshot", "layer", "--filter", "lpp>1"], "there is no column 'lpp'"),
+        (["--screenshot", "layer", "--theme", "mauve"], "unknown theme 'mauve'"),
+        (["--screenshot", "attic"], "unknown screen 'attic'"),
+        (["--sort", "fame:up"], "unknown column 'fame' after --sort"),
+        (["--screenshot", "layer", "--filter", "lpp>1"], "unknown column 'lpp'"),
         (["--screenshot", "layer", "--filter", "lp>1e30"], "no channel of layer 0 fits"),
         (["x" * 300 + ".h5"], "File name too long"),
         ([], "needs a terminal"),
@@ -268,7 +253,7 @@ def test_sizes() -> None:
 @pytest.mark.parametrize("screen", SCREENS)
 async def test_every_screen_holds_at_every_size(screen: str, tmp_path: Path) -> None:
     path, other = moe_atlas(tmp_path / "moe.h5"), read_snapshot(moe_atlas(tmp_path / "b.h5"))
-    app = AtlasApp(read_snapshot(path), place=Place(screen, 1), other=other)
+    app = AtlasApp(Session(read_snapshot(path), place=Place(screen, 1), other=other))
     async with app.run_test(size=(20, 5)) as pilot:
         await wait_until(lambda: isinstance(app.screen, KINDS[screen]))
         await app.workers.wait_for_complete()

@@ -1,4 +1,4 @@
-"""The file changes, goes, or goes bad while it is shown."""
+"""The file changes, disappears or is damaged while it is shown."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tui.screens.protect import ProtectScreen
 from tui.screens.scatter import ScatterScreen
 from tui.screens.what_if import WhatIfScreen
 from tui.session.load import read_snapshot
+from tui.session.session import Session
 from tui.session.watch import Watcher
 from tui.widgets.lines import Lines
 
@@ -48,21 +49,21 @@ async def test_polling_reads_a_replaced_file_and_keeps_the_place(small: Path) ->
         await pilot.pause()
         screen = app.screen
         assert isinstance(screen, LayerScreen)
-        channel, before = screen.table.channel, app.browser
+        channel, before = screen.table.channel, app.session.browser
         replace(small, seed=1)
-        app.poll()
-        assert app.browser is before
-        app.poll()
-        await wait_until(lambda: app.browser is not before)
+        app.session.poll()
+        assert app.session.browser is before
+        app.session.poll()
+        await wait_until(lambda: app.session.browser is not before)
         await pilot.pause()
         assert "read again" in status(app)
         assert (screen.table.ffn, screen.table.channel) == (2, channel)
-        after = app.browser
-        app.poll()
-        app.poll()
+        after = app.session.browser
+        app.session.poll()
+        app.session.poll()
         await pilot.press("q")
         await pilot.pause()
-        assert app.browser is after
+        assert app.session.browser is after
         assert browser_screen(app).table.cursor == 2
 
 
@@ -85,7 +86,7 @@ async def test_a_smaller_atlas_under_an_open_layer(small: Path) -> None:
         await wait_until(lambda: isinstance(app.screen, LayerScreen))
         replace(small, layers=2, channels=40)
         await pilot.press("r")
-        await wait_until(lambda: len(app.browser.snapshot.ffns) == 2)
+        await wait_until(lambda: len(app.session.browser.snapshot.ffns) == 2)
         await pilot.pause()
         screen = app.screen
         assert isinstance(screen, LayerScreen)
@@ -110,7 +111,7 @@ async def test_ffns_in_front_move_no_cursor(key: str, tmp_path: Path) -> None:
         await press(pilot, *([] if key == "enter" else ["r"]))
         if key == "enter":
             app.action_reload()
-        await wait_until(lambda: len(app.browser.snapshot.ffns) == 4)
+        await wait_until(lambda: len(app.session.browser.snapshot.ffns) == 4)
         await app.workers.wait_for_complete()
         await pilot.pause()
         if key == "enter":
@@ -136,32 +137,32 @@ async def test_card_and_scatter_are_read_again(key: str, kind: type, small: Path
         await pilot.pause()
         before = text_of(app)
         replace(small, seed=1)
-        app.poll()
-        app.poll()
+        app.session.poll()
+        app.session.poll()
         await wait_until(lambda: "read again" in text_of(app))
         rows = text_of(app).splitlines()
         if kind is CardScreen:
-            value = app.browser.snapshot.values(0, "lp")[layer.table.channel]
+            value = app.session.browser.snapshot.values(0, "lp")[layer.table.channel]
             assert any(row.split()[:2] == ["lp", f"{value:#.4g}"] for row in rows)
         assert [row for row in rows if "read again" not in row][:15] != before.splitlines()[:15]
         small.unlink()
-        app.poll()
+        app.session.poll()
         await pilot.pause()
-        assert "kept what was read" in text_of(app)
+        assert "still shown as read at" in text_of(app)
 
 
 async def test_commands_name_the_file_that_is_finished(small: Path) -> None:
     partial = small.with_name("b.h5.partial")
     os.replace(small, partial)
-    app = AtlasApp(read_snapshot(partial), atlas_name=str(partial))
+    app = AtlasApp(Session(read_snapshot(partial), atlas_name=str(partial)))
     async with app.run_test(size=(80, 24)) as pilot:
         await press(pilot, "p")
         await wait_until(lambda: isinstance(app.screen, ProtectScreen))
         partial.unlink()
         finished = random_atlas(small.with_name("b.h5"), seed=1)
-        app.poll()
-        app.poll()
-        await wait_until(lambda: app.browser.snapshot.path == finished)
+        app.session.poll()
+        app.session.poll()
+        await wait_until(lambda: app.session.browser.snapshot.path == finished)
         await press(pilot, "y", "D")
     assert app.clipboard.startswith(f"surgery prune {finished} ")
     assert app.return_value is not None
@@ -174,10 +175,10 @@ async def test_a_metric_and_a_stack_that_went_away(tmp_path: Path) -> None:
     async with app.run_test(size=(80, 24)) as pilot:
         await pilot.press("comma", "s", "m")
         await press(pilot, *"jjjjjjjjj", "enter")
-        await wait_until(lambda: app.browser.metric == "redundancy")
+        await wait_until(lambda: app.session.browser.metric == "redundancy")
         os.replace(atlases.without(tmp_path / "b.h5", "redundancy"), path)
         await pilot.press("r")
-        await wait_until(lambda: app.browser.metric == "lp")
+        await wait_until(lambda: app.session.browser.metric == "lp")
         await pilot.press("j", "s")
         assert browser_screen(app).table.row_count == 4
 
@@ -186,18 +187,18 @@ async def test_what_was_read_is_kept_when_the_file_goes_or_goes_bad(small: Path)
     app = open_app(small)
     async with app.run_test(size=(80, 24)) as pilot:
         await pilot.pause()
-        before = app.browser
+        before = app.session.browser
         small.unlink()
-        app.poll()
+        app.session.poll()
         await pilot.pause()
-        assert "kept what was read" in status(app)
+        assert "still shown as read at" in status(app)
         assert "No such file" in status(app)
         small.write_text("not an atlas")
-        app.poll()
-        app.poll()
+        app.session.poll()
+        app.session.poll()
         await wait_until(lambda: "not an importance" in status(app))
         await press(pilot, "r", "j")
-        assert app.browser is before
+        assert app.session.browser is before
         assert browser_screen(app).table.cursor == 1
 
 
@@ -210,8 +211,8 @@ async def test_reading_while_the_file_is_rewritten_in_place(small: Path) -> None
             app.action_reload()
             await pilot.pause()
         small.write_bytes(whole)
-        before = app.browser
+        before = app.session.browser
         app.action_reload()
-        await wait_until(lambda: app.browser is not before)
+        await wait_until(lambda: app.session.browser is not before)
         await press(pilot, "j")
         assert browser_screen(app).table.cursor == 1

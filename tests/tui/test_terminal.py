@@ -54,9 +54,10 @@ def test_the_browser_never_loads_torch_or_transformers(atlas: Path) -> None:
 import asyncio
 from tui.app import AtlasApp
 from tui.session.load import read_snapshot
+from tui.session.session import Session
 
 async def use():
-    app = AtlasApp(read_snapshot({str(atlas)!r}))
+    app = AtlasApp(Session(read_snapshot({str(atlas)!r})))
     async with app.run_test(size=(160, 50)) as pilot:
         await pilot.press("enter", "j", "m", "escape", "question_mark")
 
@@ -179,7 +180,7 @@ class Terminal:
 
 @contextmanager
 def terminal(path: Path, **environment: str) -> Iterator[Terminal]:
-    """``atlas-tui`` on its first screen; killed at the end where it still runs."""
+    """``atlas-tui`` on its first screen; killed at the end if it still runs."""
     running = Terminal([*COMMAND, str(path)], **environment)
     try:
         running.read_until(b"help")

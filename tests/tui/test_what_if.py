@@ -12,9 +12,9 @@ import pytest
 
 from chanfmt.format.reader import Atlas
 from surgery.cli.main import main
-from surgery.planning.decide import ALLOCATIONS
 from surgery.planning.methods import METHODS
-from surgery.planning.plan import PlanOptions, make_plan
+from surgery.planning.options import ALLOCATIONS, PlanOptions
+from surgery.planning.plan import make_plan
 from surgery.planning.what_if import WhatIf
 from tests.support.browsing import open_app, press, text_of, wait_until
 from tui.screens.layer import LayerScreen
@@ -97,7 +97,7 @@ async def test_the_numbers_are_the_plan_s(atlas: Path) -> None:
 async def test_marks_count_and_the_command_runs(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     app = open_app(small)
     async with app.run_test(size=(160, 50)) as pilot:
-        app.mark({0: np.arange(90)}, "many", on=True)
+        app.session.mark({0: np.arange(90)}, "many", on=True)
         screen = await asked(pilot, app)
         await press(pilot, "P", "P", "P")
         await wait_until(lambda: "protected: marks" in text_of(app))
@@ -107,9 +107,9 @@ async def test_marks_count_and_the_command_runs(small: Path, capsys: pytest.Capt
         await wait_until(lambda: bool(screen.table.rows) and screen.table.rows[0].channels_kept == 92)
         await press(pilot, "y")
         await pilot.pause()
-        assert "W writes the marks" in text_of(app)
+        assert "press W to write the marks" in text_of(app)
         await press(pilot, "W")
-        await wait_until(lambda: not any(app.marks.unsaved))
+        await wait_until(lambda: not any(app.session.marks.unsaved))
         command = shlex.split(app.clipboard)
         assert command[:2] == ["surgery", "prune"]
         rows = screen.table.rows
@@ -132,7 +132,7 @@ async def test_the_title_says_all_that_is_protected(small: Path) -> None:
     path = small.rename(small.with_name("Meta-Llama-3-8B-Instruct.h5"))
     app = open_app(path)
     async with app.run_test(size=(80, 24)) as pilot:
-        app.mark({0: np.arange(9)}, "some", on=True)
+        app.session.mark({0: np.arange(9)}, "some", on=True)
         await asked(pilot, app)
         for text in ("supernodes", "supernodes+halo", "marks", "supernodes + marks", "supernodes+halo + marks", "none"):
             await press(pilot, "P")
@@ -150,7 +150,7 @@ async def test_numbers_keep_their_title(small: Path, monkeypatch: pytest.MonkeyP
     app = open_app(small)
     async with app.run_test(size=(80, 24)) as pilot:
         screen = await asked(pilot, app)
-        monkeypatch.setattr("tui.screens.what_if.WhatIf", slow)
+        monkeypatch.setattr("tui.session.scenario.WhatIf", slow)
         await press(pilot, "x")
         await wait_until(begun.is_set)
         await press(pilot, "l", "y")
@@ -161,6 +161,33 @@ async def test_numbers_keep_their_title(small: Path, monkeypatch: pytest.MonkeyP
         assert screen.table.row_count == 4
         go_on.set()
         await wait_until(lambda: "random" in text_of(app).splitlines()[0])
+
+
+async def test_an_answer_for_a_closed_screen_is_dropped(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> WhatIf:
+        begun.set()
+        assert go_on.wait(10)
+        ended.set()
+        return WhatIf(*arguments)
+
+    app = open_app(small)
+    async with app.run_test(size=(80, 24)) as pilot:
+        screen = await asked(pilot, app)
+        monkeypatch.setattr("tui.session.scenario.WhatIf", slow)
+        await press(pilot, "x")
+        await wait_until(begun.is_set)
+        await press(pilot, "q")
+        await wait_until(lambda: app.screen is not screen)
+        go_on.set()
+        await wait_until(ended.is_set)
+        await app.workers.wait_for_complete()
+        for _ in range(3):
+            await pilot.pause()
+        await press(pilot, "j")
+        assert app.is_running
+        assert app.return_code in (None, 0)
 
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS)

@@ -1,4 +1,4 @@
-"""What all screens are: title, table and panel, legend, status, a line to type in, keys."""
+"""A screen with a table: title, table and panel, legend, status, a line to type in, keys."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from textual import work
 from textual.binding import Binding
 from textual.containers import Horizontal
 from textual.widgets import Input, Label
 
-from chanfmt.base.errors import ChanfmtError
 from chanfmt.base.text import printable
 from tui.screens.keys import key_line, key_rows
 from tui.screens.status import StatusScreen
 from tui.session import view
 from tui.session.export import FORMATS, write_table
 from tui.session.place import Place
+from tui.session.registry import REGISTRY, ROW_OF
 from tui.widgets.lines import Line, Lines
 from tui.widgets.text import spread
 
@@ -27,26 +26,8 @@ if TYPE_CHECKING:
     import numpy as np
     from textual.app import ComposeResult
 
-    from tui.session.model import Browser
+    from tui.session.session import Session
     from tui.widgets.line_table import LineTable
-
-
-WHOLE = ("overview", "compare", "protect", "what-if")
-"""Screens that are not about one layer."""
-COMMON_BINDINGS: list[Binding] = [
-    Binding("slash", "find", "find", tooltip="find"),
-    Binding("n", "find_next(1)", "next", show=False, tooltip="find the next"),
-    Binding("N", "find_next(-1)", "previous", show=False, tooltip="find the previous"),
-    Binding("y", "copy", "copy", tooltip="copy row or command"),
-    Binding("p", "app.visit('protect')", "protect", tooltip="protect list"),
-    Binding("w", "app.visit('what_if')", "what-if", tooltip="what would a cut leave"),
-    Binding("c", "compare", "compare", tooltip="compare with another atlas"),
-    Binding("u", "app.undo", "undo", show=False, tooltip="undo a mark"),
-    Binding("R", "app.redo", "redo", show=False, tooltip="redo a mark"),
-    Binding("e", "export", "export", show=False, tooltip="export to a file"),
-    Binding("W", "app.write_marks", "write", show=False, tooltip="write the protect file"),
-]
-"""Keys of every screen, for subclasses to put among their own."""
 METRIC_BINDINGS: list[Binding] = [
     Binding("i", "axis", "rank/idx", tooltip="x axis: log rank or index"),
     Binding("m", "metric", "metric", tooltip="choose the metric"),
@@ -55,30 +36,44 @@ METRIC_BINDINGS: list[Binding] = [
 BACK_BINDING = Binding("q,escape", "back", "back", tooltip="back")
 
 
+def common_bindings(name: str) -> list[Binding]:
+    """The keys that the screen ``name`` shares with every screen with a table."""
+    here = (name, ROW_OF[name].on)
+    return [
+        Binding("slash", "find", "find", tooltip="find"),
+        Binding("n", "find_next(1)", "next", show=False, tooltip="find the next"),
+        Binding("N", "find_next(-1)", "previous", show=False, tooltip="find the previous"),
+        Binding("y", "copy", "copy", tooltip="copy the row or command"),
+        *(
+            Binding(row.key, f"visit('{row.name}')", row.word, tooltip=row.sentence)
+            for row in REGISTRY
+            if row.key and row.name not in here
+        ),
+        Binding("u", "undo", "undo", show=False, tooltip="undo a mark"),
+        Binding("R", "redo", "redo", show=False, tooltip="redo a mark"),
+        Binding("e", "export", "export", show=False, tooltip="export to a file"),
+        Binding("W", "write_marks", "write", show=False, tooltip="write the protect file"),
+    ]
+
+
 class BrowserScreen(StatusScreen):
-    """A table of the atlas. Subclasses say what the lines around it hold and what a find matches."""
+    """A table of the atlas. Subclasses define the lines around the table and what a search finds."""
 
     AUTO_FOCUS = "#table"
-    SCREEN: ClassVar[str]
-    """Its name among `tui.session.place.SCREENS`."""
     FIND_HINT: ClassVar[str]
+    """What the user may search for."""
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012
     VERTICAL_BREAKPOINTS = [(0, "-short"), (14, "-tall")]  # noqa: RUF012
 
-    def __init__(self, table: LineTable) -> None:
-        super().__init__()
+    def __init__(self, session: Session, table: LineTable) -> None:
+        super().__init__(session)
         self.table = table
         self.query_text = ""
         self._answer: Callable[[str], object] = self._find
         self._preview: Callable[[str], str] | None = None
 
     @property
-    def browser(self) -> Browser:
-        return self.atlas_app.browser
-
-    @property
     def place(self) -> Place:
-        """What is being looked at."""
         snapshot = self.browser.snapshot
         ffn = snapshot.ffns[self.ffn]
         return Place(
@@ -89,43 +84,39 @@ class BrowserScreen(StatusScreen):
             by_index=not self.browser.log_axis,
         )
 
-    # What subclasses say.
-
-    @property
-    def ffn(self) -> int:
-        """The FFN that the cursor is on or in."""
-        raise NotImplementedError
+    # What subclasses define.
 
     @property
     def span(self) -> range:
-        """The FFNs that the cursor is on or in: one, or all of a block."""
+        """The FFNs that the cursor is on or in: one FFN, or a whole block."""
         return range(self.ffn, self.ffn + 1)
 
     def show_ffn(self, ffn: int) -> None:
-        """Put the cursor on ``ffn``, where it is one of the rows."""
+        """Put the cursor on ``ffn``, if ``ffn`` has a row."""
         raise NotImplementedError
 
     def show_marks(self) -> None:
-        """Show that other channels are marked."""
         self.table.refresh()
         self.paint()
 
     def title_texts(self) -> tuple[str, str]:
-        """Left and right of the title line."""
+        """Text at the left and at the right end of the title line."""
         raise NotImplementedError
 
     def panel_lines(self, width: int, height: int) -> list[Line]:
+        """The side panel, at most ``height`` lines of ``width`` cells."""
         raise NotImplementedError
 
     def legend_line(self, width: int) -> Line:
+        """The line below the table, ``width`` cells."""
         raise NotImplementedError
 
     def copy_text(self) -> str:
-        """The row under the cursor as tab-separated names and values."""
+        """What the key y copies: usually the row under the cursor as tab-separated names and values."""
         raise NotImplementedError
 
     def matches(self, query: str) -> np.ndarray:
-        """Rows that ``query`` finds, bool (row,)."""
+        """Rows that ``query`` finds, bool (row,), in the order shown."""
         raise NotImplementedError
 
     # Painting.
@@ -169,7 +160,7 @@ class BrowserScreen(StatusScreen):
 
     def on_mount(self) -> None:
         self.show_browser()
-        # A message would come too late for the frame that shows the cursor, and cost another one.
+        # A message would come after the frame that shows the cursor, and would cost a second frame.
         self.watch(self.table, "cursor", self.paint_cursor, init=False)
 
     def on_line_table_rows_replaced(self) -> None:
@@ -189,29 +180,31 @@ class BrowserScreen(StatusScreen):
         self.paint()
 
     def action_metric(self) -> None:
-        self.atlas_app.choose_metric()
+        self.session.choose_metric()
 
     def action_copy(self) -> None:
-        self.atlas_app.copy(self.copy_text())
+        self.front.copy(self.copy_text())
         self.say("copied")
 
     def action_export(self) -> None:
         if self.table.row_count:
             place = self.place
-            of_one = "" if place.screen in WHOLE else f"-L{place.layer}" + ("" if place.expert is None else f"e{place.expert}")
+            of_one = (
+                ""
+                if ROW_OF[self.SCREEN].about == "model"
+                else f"-L{place.layer}" + ("" if place.expert is None else f"e{place.expert}")
+            )
             stem = self.browser.snapshot.path.name.partition(".")[0]
             self.ask("e", f"a file that ends in {', '.join(FORMATS)}", self._export, f"{stem}-{place.screen}{of_one}.csv")
 
-    @work(thread=True, exclusive=True, group="export")
     def _export(self, name: str) -> None:
-        if not name:
-            return
-        try:
-            rows = write_table(Path(os.path.expanduser(name)), self.table.shown())
-        except ChanfmtError as error:
-            self.atlas_app.call_from_thread(self.say, printable(error.message))
-        else:
-            self.atlas_app.call_from_thread(self.say, printable(f"wrote {rows:,} rows to {name}"))
+        if name:
+            self.front.start(
+                lambda: write_table(Path(os.path.expanduser(name)), self.table.shown()),
+                lambda rows: self.session.say(printable(f"wrote {rows:,} rows to {name}")),
+                refused=self.session.say,
+                group="export",
+            )
 
     def ask(
         self,
@@ -222,12 +215,13 @@ class BrowserScreen(StatusScreen):
         *,
         preview: Callable[[str], str] | None = None,
     ) -> None:
-        """Let the user type a line, and give it to ``answer``.
+        """Let the user type a line, and call ``answer`` with the line.
 
         Args:
-            hint: What may be typed.
-            value: What is there to begin with.
-            preview: What to say of the line while it is typed.
+            prompt: The text before the line.
+            hint: What the user may type, shown while the line is empty.
+            value: The text that the line starts with.
+            preview: Computes a remark about the line, shown while the user types.
         """
         self._answer, self._preview = answer, preview
         self.query_one("#prompt", Label).update(prompt)
@@ -240,7 +234,7 @@ class BrowserScreen(StatusScreen):
         find.focus()
 
     def close_find(self) -> None:
-        """Close the line that is typed in."""
+        """Close the line to type in."""
         self.remove_class("-finding")
         self.table.focus()
 
@@ -265,7 +259,7 @@ class BrowserScreen(StatusScreen):
 
     def action_find_next(self, step: int) -> None:
         if not self.query_text:
-            self.say("nothing to find: / first")
+            self.say("nothing to find: press / first")
             return
         for _ in range(self.table.take_count() or 1):
             row = view.next_match(self.matches(self.query_text), self.table.cursor, step)
@@ -275,20 +269,32 @@ class BrowserScreen(StatusScreen):
             self.table.go_to(row)
 
     def action_escape(self) -> None:
-        """Close the line that is typed in."""
+        """Close the line to type in."""
         self.close_find()
 
     def action_back(self) -> None:
         if self.has_class("-finding"):
             self.close_find()
         else:
-            self.atlas_app.leave(self.span)
+            self.front.leave(self.span)
 
-    def action_compare(self) -> None:
-        if self.atlas_app.other is None:
-            self.ask("c", "file of another atlas of this architecture, or hf://REPO/FILE", self.atlas_app.compare_with)
+    def come_back(self, span: range) -> None:
+        if self.ffn not in span:
+            self.show_ffn(span[0])
+
+    def action_visit(self, name: str) -> None:
+        """Go to the screen ``name``; ask for a second atlas first, if the screen needs one."""
+        row = ROW_OF[name]
+        if row.needs_other and self.session.other is None:
+            self.ask(row.key, "file of another atlas of this architecture, or hf://REPO/FILE", self.session.compare_with)
         else:
-            self.atlas_app.action_visit("compare")
+            self.front.visit(name)
+
+    def action_redo(self) -> None:
+        self.session.marking.redo()
+
+    def action_write_marks(self) -> None:
+        self.session.marking.write()
 
     def action_open(self) -> None:
         """Open what is under the cursor."""

@@ -1,7 +1,8 @@
-"""One channel: every metric with its rank, how it fares over the splits, where it writes."""
+"""One channel: every metric with its rank, its LP in every split, and the dimensions to which it writes."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from textual.binding import Binding, BindingType
@@ -11,33 +12,39 @@ from tui.screens.keys import key_line, key_rows
 from tui.screens.status import StatusScreen
 from tui.session.card import labelled, make_card
 from tui.widgets.lines import Line, Lines
-from tui.widgets.text import bar, number, percent, spread
+from tui.widgets.text import bar, left, number, percent, spread
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
 
     from chanfmt.analysis.channel import Card
-    from tui.screens.layer import LayerScreen
+    from tui.screens.channels import Channels
+    from tui.session.place import Opening, Place
+    from tui.session.session import Session
+
+SCROLLBAR = 2
+"""Cells at the right that a scrollbar may cover."""
 
 
 class CardScreen(StatusScreen):
-    """The channel under the cursor of ``layer``, which moves along."""
+    """The channel under the cursor of the screen below, whose cursor moves along."""
 
+    SCREEN = "card"
     AUTO_FOCUS = "#card-box"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left_square_bracket,h,left", "neighbour(-1)", "channel", tooltip="previous channel of the table"),
-        Binding("right_square_bracket,l,right", "neighbour(1)", "channel", tooltip="next channel of the table"),
-        Binding("space", "mark", "mark", tooltip="mark the channel, or unmark it"),
-        Binding("u", "app.undo", "undo", show=False, tooltip="undo a mark"),
+        Binding("left_square_bracket,h,left", "neighbour(-1)", "channel", tooltip="previous channel"),
+        Binding("right_square_bracket,l,right", "neighbour(1)", "channel", tooltip="next channel"),
+        Binding("space", "mark", "mark", tooltip="mark or unmark the channel"),
+        Binding("u", "undo", "undo", show=False, tooltip="undo a mark"),
         Binding("y", "copy", "copy", tooltip="copy the card"),
         Binding("j,down", "scroll(1)", "down", show=False, tooltip="down"),
         Binding("k,up", "scroll(-1)", "up", show=False, tooltip="up"),
         Binding("q,escape", "back", "back", tooltip="back"),
     ]
 
-    def __init__(self, layer: LayerScreen) -> None:
-        super().__init__()
-        self.layer_screen = layer
+    def __init__(self, session: Session, opening: Opening) -> None:
+        super().__init__(session)
+        self._channels: Channels = opening.below
 
     def compose(self) -> ComposeResult:
         yield Lines(id="title")
@@ -50,8 +57,17 @@ class CardScreen(StatusScreen):
         self.paint()
 
     @property
+    def ffn(self) -> int:
+        return self._channels.ffn
+
+    @property
     def channel(self) -> int:
-        return self.layer_screen.table.channel
+        """The channel shown."""
+        return self._channels.channel
+
+    @property
+    def place(self) -> Place:
+        return replace(self._channels.place, screen=self.SCREEN)
 
     def show_marks(self) -> None:
         self.paint()
@@ -60,22 +76,21 @@ class CardScreen(StatusScreen):
         self.paint()
 
     def status_text(self) -> str:
-        return self.layer_screen.channel_text
+        return self._channels.channel_text
 
     @property
     def _about(self) -> str:
-        snapshot = self.atlas_app.browser.snapshot
-        ffn = snapshot.ffns[self.layer_screen.ffn].name(with_stack=snapshot.several_stacks)
-        return f"{self.atlas_app.file_name} ▸ {ffn} ▸ channel {self.channel:,}"
+        snapshot = self.browser.snapshot
+        ffn = snapshot.ffns[self.ffn].name(with_stack=snapshot.several_stacks)
+        return f"{self.session.file_name} ▸ {ffn} ▸ channel {self.channel}"
 
     def paint(self) -> None:
-        app = self.atlas_app
-        snapshot, ffn, width = app.browser.snapshot, self.layer_screen.ffn, app.size.width
+        snapshot, ffn, width = self.browser.snapshot, self.ffn, self.app.size.width
         self.lines("title").show([(spread(f" {self._about}", "card ", width), "")])
-        marked = "   ● protected" if app.marks.of(ffn)[self.channel] else ""
+        marked = "   ● protected" if self.session.marks.of(ffn)[self.channel] else ""
         label = labelled(int(snapshot.labels_of(ffn)[self.channel]))
         card = make_card(snapshot, ffn, self.channel)
-        lines = [[(f" channel {self.channel:,}", "strong"), (f"   {label}{marked}", "")], *card_lines(card, width)]
+        lines = [[(f" channel {self.channel}", "strong"), (f"   {label}{marked}", "")], *card_lines(card, width - SCROLLBAR)]
         body = self.lines("card")
         body.styles.height = len(lines)
         body.show(*lines)
@@ -83,14 +98,14 @@ class CardScreen(StatusScreen):
         self.lines("keys").show(key_line(key_rows(self), width))
 
     def action_neighbour(self, step: int) -> None:
-        self.layer_screen.table.action_move(step)
+        self._channels.step_channel(step)
         self.paint()
 
     def action_mark(self) -> None:
-        self.layer_screen.mark_channel()
+        self._channels.mark_channel()
 
     def action_copy(self) -> None:
-        self.atlas_app.copy(f"{self._about}\n{self.lines('card').text}\n")
+        self.front.copy(f"{self._about}\n{self.lines('card').text}\n")
         self.say("copied")
 
     def action_scroll(self, lines: int) -> None:
@@ -101,7 +116,7 @@ class CardScreen(StatusScreen):
 
 
 def card_lines(card: Card, width: int) -> list[Line]:
-    """A card as lines of ``width`` cells."""
+    """``card`` as lines of ``width`` cells."""
     bars = max(0, min(30, width - 68))
     lines: list[Line] = [[(f" {'metric':<20}{'value':>10}{'rank':>8} {'of':>7}{'above':>9}{'x median':>10}", "dim")]]
     for item in card.metrics:
@@ -110,7 +125,7 @@ def card_lines(card: Card, width: int) -> list[Line]:
         lines.append(
             [
                 (
-                    f" {item.name:<20.20}{number(item.value, 4):>10}{rank:>8} {item.known:>7,}{percent(item.below, 2):>9}"
+                    f" {left(item.name, 20)}{number(item.value, 4):>10}{rank:>8} {item.known:>7,}{percent(item.below, 2):>9}"
                     f"{number(item.times_median):>10}  {bar(share, bars)}",
                     "",
                 )
@@ -122,7 +137,7 @@ def card_lines(card: Card, width: int) -> list[Line]:
 
 def _split_lines(card: Card, width: int) -> list[Line]:
     if not card.splits:
-        return [[(" no sums by split in this atlas: nothing is known of stability", "dim")], []]
+        return [[(" this atlas has no sums by split, so it does not tell how stable the channel is", "dim")], []]
     core = sum(split.supernode for split in card.splits)
     cells = min(12, (width - 12) // len(card.splits))
     return [
@@ -160,7 +175,7 @@ def _nearest_lines(card: Card) -> list[Line]:
 
 def _support_lines(card: Card, width: int) -> list[Line]:
     if not card.supports:
-        return [[(" connectivity by size of the write support is not in this atlas", "dim")]]
+        return [[(" this atlas has no connectivity by size of the write support", "dim")]]
     cells = 8
     shown = card.supports[: max(1, (width - 20) // cells)]
     return [

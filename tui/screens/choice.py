@@ -1,4 +1,4 @@
-"""A list to choose one of: metrics, themes."""
+"""A list to choose from: metrics, themes, answers to a question."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from textual.widgets.option_list import Option
 if TYPE_CHECKING:
     from textual.app import ComposeResult
 
+    from tui.session.front import Question
+
 
 class ChoiceList(OptionList):
     """An option list that also moves with j and k."""
@@ -26,27 +28,24 @@ class ChoiceList(OptionList):
 
 
 class ChoiceScreen(ModalScreen[str | None]):
-    """Returns the id of the choice, or None.
+    """Returns the id of the choice, or None if the user closed the list.
 
     Args:
-        title: What is chosen.
-        choices: Id and text of each.
-        current: Id of the one that holds now, marked and under the cursor.
+        question: The list. The cursor starts on its current choice, or else on the first choice.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q", "dismiss", "close")]
 
-    def __init__(self, title: str, choices: list[tuple[str, str]], current: str) -> None:
+    def __init__(self, question: Question) -> None:
         super().__init__()
-        self.choice_title = title
-        self.choices = choices
-        self.current = current
+        self.question = question
 
     def compose(self) -> ComposeResult:
-        options = [Option(f"{'●' if key == self.current else ' '} {text}", id=key) for key, text in self.choices]
+        title, choices, current = self.question
+        options = [Option(f"{'●' if key == current else ' '} {text}", id=key) for key, text in choices]
         choice = ChoiceList(*options, id="choices", markup=False)
-        choice.border_title = Content(self.choice_title)  # A file's name may look like markup.
-        choice.highlighted = next((place for place, (key, _) in enumerate(self.choices) if key == self.current), 0)
+        choice.border_title = Content(title)  # The name of a file in the title may look like markup.
+        choice.highlighted = next((place for place, (key, _) in enumerate(choices) if key == current), 0)
         yield choice
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:

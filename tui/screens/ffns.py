@@ -1,4 +1,4 @@
-"""What the screens with a row per FFN, or per expert, have in common."""
+"""What the screens with a row per FFN, block or expert have in common."""
 
 from __future__ import annotations
 
@@ -11,29 +11,34 @@ if TYPE_CHECKING:
     import numpy as np
 
     from tui.session.load import Ffn
+    from tui.session.session import Session
     from tui.widgets.ffn_table import FfnTable
 
 
 class FfnScreen(BrowserScreen):
-    """A table of FFNs: finds by layer, stack, module or expert, and opens what is under the cursor."""
+    """A table of FFNs. A search finds a layer, stack, module or expert; opening a row opens its experts or its channels.
 
-    FIND_HINT = "layer number, or part of a stack or module name"
+    Args:
+        ffn: The FFN that the cursor starts on.
+    """
+
+    FIND_HINT = "layer number, or part of the name of a stack or module"
     table: FfnTable
 
-    def __init__(self, table: FfnTable, ffn: int = 0) -> None:
-        super().__init__(table)
+    def __init__(self, session: Session, table: FfnTable, ffn: int) -> None:
+        super().__init__(session, table)
         self._last = table.snapshot.ffns[ffn]
 
     @property
     def record(self) -> Ffn:
-        """The FFN that the cursor is on, or was on when there were rows."""
+        """The FFN that the cursor is on, or was on when the table last had rows."""
         if self.table.row_count:
             self._last = self.table.snapshot.ffns[self.table.span[0]]
         return self._last
 
     @property
     def ffn(self) -> int:
-        # The table may show another atlas than the app's, or what was read of it before.
+        # The table may show the other atlas of the session, or an earlier reading of this one.
         return self.browser.snapshot.nearest(self.record)
 
     @property
@@ -49,4 +54,5 @@ class FfnScreen(BrowserScreen):
 
     def action_open(self) -> None:
         if self.table.row_count:
-            self.atlas_app.open_span(self.span)
+            span = self.span
+            self.open("layer" if len(span) == 1 else "experts", ffn=span[0])

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 
 class HelpScreen(ModalScreen[None]):
-    """Shows ``rows``, made from bindings by `tui.screens.keys.key_rows`."""
+    """Shows the keys of a screen.
+
+    Args:
+        rows: The keys, as `tui.screens.keys.key_rows` reads them from the bindings.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q,question_mark", "dismiss", "close"),

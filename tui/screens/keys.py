@@ -34,7 +34,16 @@ Piece = tuple[str, str]
 
 @dataclass(frozen=True)
 class KeyRow:
-    """One action: its keys, a word for the key line, a sentence for the help, and how to run it."""
+    """One action.
+
+    Attributes:
+        keys: The keys that run the action.
+        word: What the key line says.
+        sentence: What the help and the palette say.
+        shown: Whether the key line has the action.
+        action: The action, as a binding names it.
+        node: The widget, screen or app that has the binding.
+    """
 
     keys: tuple[str, ...]
     word: str
@@ -60,7 +69,7 @@ def key_rows(screen: Screen[Any]) -> list[KeyRow]:
 
 
 def key_line(rows: list[KeyRow], width: int) -> list[Piece]:
-    """The shown keys that fit in ``width`` cells; the last (help) always does."""
+    """The shown keys that fit in ``width`` cells. The last key, help, always fits."""
     words: dict[str, list[str]] = {}
     for row in rows:
         if row.shown:
@@ -78,7 +87,7 @@ def key_line(rows: list[KeyRow], width: int) -> list[Piece]:
 
 
 def help_lines(rows: list[KeyRow], width: int) -> list[list[Piece]]:
-    """Keys and sentences in two columns, in one where ``width`` has no room for two."""
+    """Keys and sentences in two columns, or in one column if ``width`` has no room for two."""
     columns = 2 if width >= 70 else 1
     cells = width // columns
     entries = [(" ".join(row.keys), row.sentence) for row in rows]

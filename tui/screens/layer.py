@@ -1,4 +1,4 @@
-"""The second screen: every channel of one FFN."""
+"""Every channel of one FFN."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from textual.binding import Binding, BindingType
 from chanfmt.base.errors import UsageError
 from chanfmt.base.text import printable
 from chanfmt.format import schema
-from tui.screens.base import BACK_BINDING, COMMON_BINDINGS, METRIC_BINDINGS, BrowserScreen
-from tui.screens.card import CardScreen
-from tui.screens.scatter import ScatterScreen
+from tui.screens.base import BACK_BINDING, METRIC_BINDINGS, BrowserScreen, common_bindings
 from tui.session import view
 from tui.session.filter import HINT, counted, filtered
 from tui.session.place import ASCENDING
@@ -22,36 +20,37 @@ from tui.widgets.channel_table import ChannelTable
 from tui.widgets.text import percent
 
 if TYPE_CHECKING:
-    from tui.session.model import Browser
-    from tui.session.place import Place
+    from tui.session.place import Opening, Place
+    from tui.session.session import Session
     from tui.widgets.lines import Line
 
 
 class LayerScreen(BrowserScreen):
-    """Channels with their rank, label and metrics."""
+    """Channels with their rank, label and metrics. The card and the scatter show what this screen has selected."""
 
     SCREEN = "layer"
     FIND_HINT = "channel id, or a label: super, halo, none"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "open", "card", tooltip="all that is known of the channel"),
-        Binding("x", "scatter", "scatter", tooltip="metric against metric"),
+        Binding("enter", "open", "card", tooltip="card of the channel"),
+        Binding("x", "scatter", "scatter", tooltip="plot metric against metric"),
         Binding("left_square_bracket", "neighbour(-1)", "layer", tooltip="previous layer"),
         Binding("right_square_bracket", "neighbour(1)", "layer", tooltip="next layer"),
-        Binding("space", "mark", "mark", tooltip="mark the channel, or the range, or unmark it"),
-        Binding("V", "range", "range", show=False, tooltip="begin a range; space marks it"),
-        Binding("f", "filter", "filter", tooltip="show some channels only"),
+        Binding("space", "mark", "mark", tooltip="mark or unmark"),
+        Binding("V", "range", "range", show=False, tooltip="start a range to mark"),
+        Binding("f", "filter", "filter", tooltip="show only some channels"),
         Binding("a", "mark_all(True)", "all", show=False, tooltip="mark all channels shown"),
         Binding("A", "mark_all(False)", "none", show=False, tooltip="unmark all channels shown"),
         *METRIC_BINDINGS,
-        *COMMON_BINDINGS,
+        *common_bindings("layer"),
         BACK_BINDING,
     ]
     table: ChannelTable
 
-    def __init__(self, browser: Browser, ffn: int, *, channel: int | None = None, sort: str = "", filter_text: str = "") -> None:
-        super().__init__(ChannelTable(browser, ffn))
-        self.filter_text = filter_text
-        self._first_channel = channel
+    def __init__(self, session: Session, opening: Opening) -> None:
+        super().__init__(session, ChannelTable(session.browser, opening.ffn))
+        self.filter_text = opening.place.filter
+        self._first_channel = opening.place.channel
+        sort = opening.place.sort
         if sort:
             self.table.sort_key = self.table.marked = sort.removesuffix(ASCENDING)
             self.table.descending = not sort.endswith(ASCENDING)
@@ -78,7 +77,7 @@ class LayerScreen(BrowserScreen):
         self._show(ffn, None)
 
     def show_marks(self) -> None:
-        self.table.marked_channels = self.atlas_app.marks.of(self.ffn)
+        self.table.marked_channels = self.session.marks.of(self.ffn)
         if "marked" in self.filter_text:
             self.show_browser()
         super().show_marks()
@@ -90,7 +89,7 @@ class LayerScreen(BrowserScreen):
 
     def _show(self, ffn: int, channel: int | None) -> None:
         table = self.table
-        marks = self.atlas_app.marks.of(ffn)
+        marks = self.session.marks.of(ffn)
         table.show(self.browser, ffn, marks=marks, channel=channel, row=table.cursor)
         if not self.filter_text:
             return
@@ -114,7 +113,7 @@ class LayerScreen(BrowserScreen):
         channels = f"{table.row_count:,} ch"
         if self.filter_text:
             channels = f"{table.row_count:,} of {snapshot.ffns[table.ffn].n_channels:,} ch: {self.filter_text}"
-        left = f"{self.atlas_app.file_name} ▸ {name}   {channels}   sort {column.heading} {arrow}"
+        left = f"{self.session.file_name} ▸ {name}   {channels}   sort {column.heading} {arrow}"
         return left, f"{self.browser.heading}  layer"
 
     def status_text(self) -> str:
@@ -122,11 +121,11 @@ class LayerScreen(BrowserScreen):
 
     @property
     def channel_text(self) -> str:
-        """What the channel under the cursor is."""
+        """The channel under the cursor, in words."""
         table = self.table
         label = int(self.browser.snapshot.labels_of(table.ffn)[table.channel])
         return (
-            f"row {table.cursor + 1:,}/{table.row_count:,}  ch {table.channel:,}  "
+            f"row {table.cursor + 1:,}/{table.row_count:,}  ch {table.channel}  "
             f"{schema.LABELS.get(label, str(label))}  rank {table.ranking.rank[table.channel]:,}  "
             f"cum {percent(float(table.ranking.cumulative[table.channel]))} of layer {self.browser.heading}"
         )
@@ -153,6 +152,15 @@ class LayerScreen(BrowserScreen):
         fields |= {name: float(snapshot.values(table.ffn, name)[table.channel]) for name in snapshot.metrics}
         return "\t".join(fields) + "\n" + "\t".join(str(value) for value in fields.values()) + "\n"
 
+    @property
+    def channel(self) -> int:
+        """The channel under the cursor."""
+        return self.table.channel
+
+    def step_channel(self, step: int) -> None:
+        """Move the cursor by ``step`` rows."""
+        self.table.action_move(step)
+
     def matches(self, query: str) -> np.ndarray:
         return view.match_channels(self.browser.snapshot.labels_of(self.table.ffn), query)[self.table.order]
 
@@ -166,8 +174,8 @@ class LayerScreen(BrowserScreen):
 
     @property
     def _range_start(self) -> int | None:
-        """The row that a range began at."""
-        # It ends where the rows become others: sorted, filtered, of another layer.
+        """The row at which a range starts, or None."""
+        # A range ends when the rows change: by sorting, by a filter, by another layer.
         return self._range[0] if self._range is not None and self._range[1] is self.table.order else None
 
     def _range_text(self) -> str:
@@ -184,7 +192,7 @@ class LayerScreen(BrowserScreen):
         self._mark_rows(self.table.cursor if start is None else start)
 
     def mark_channel(self) -> None:
-        """Mark the one channel under the cursor, or unmark it."""
+        """Mark or unmark the channel under the cursor."""
         self._mark_rows(self.table.cursor)
 
     def _mark_rows(self, start: int) -> None:
@@ -198,14 +206,14 @@ class LayerScreen(BrowserScreen):
 
     def _mark(self, channels: np.ndarray, *, on: bool) -> None:
         name = self.browser.snapshot.ffns[self.ffn].name(with_stack=self.browser.snapshot.several_stacks)
-        what = f"ch {channels[0]:,}" if len(channels) == 1 else f"{len(channels):,} channels"
-        self.atlas_app.mark({self.ffn: channels}, f"{what} in {name}", on=on)
+        what = f"ch {channels[0]}" if len(channels) == 1 else f"{len(channels):,} channels"
+        self.session.mark({self.ffn: channels}, f"{what} in {name}", on=on)
 
     def action_open(self) -> None:
-        self.app.push_screen(CardScreen(self))
+        self.open("card")
 
     def action_scatter(self) -> None:
-        self.app.push_screen(ScatterScreen(self))
+        self.open("scatter")
 
     def action_filter(self) -> None:
         self.ask("f", HINT, self._filter, self.filter_text, preview=self._count)
@@ -215,8 +223,8 @@ class LayerScreen(BrowserScreen):
 
     @property
     def _known(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Labels and words that a filter may name."""
-        return self.browser.snapshot.labels_of(self.ffn), {"marked": self.atlas_app.marks.of(self.ffn)}
+        """Labels and further words that a filter may use."""
+        return self.browser.snapshot.labels_of(self.ffn), {"marked": self.session.marks.of(self.ffn)}
 
     def _filter(self, text: str) -> None:
         self.filter_text = text

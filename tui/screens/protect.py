@@ -1,50 +1,48 @@
-"""The marked channels of every FFN, and the protect file they go to."""
+"""The marked channels of every block, and the protect file."""
 
 from __future__ import annotations
 
 import shlex
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from textual import work
 from textual.binding import Binding, BindingType
 
-from chanfmt.base.errors import ChanfmtError
 from chanfmt.base.text import printable
 from surgery.planning.selectors import SYNTAX
-from tui.screens.base import BACK_BINDING, COMMON_BINDINGS
+from tui.screens.base import BACK_BINDING, common_bindings
 from tui.screens.ffns import FfnScreen
-from tui.session.protect import selected
 from tui.widgets.protect_table import ProtectTable
+from tui.widgets.text import wrapped
 
 if TYPE_CHECKING:
-    from tui.session.model import Browser
+    from tui.session.place import Opening
+    from tui.session.session import Session
     from tui.widgets.lines import Line
 
 
 class ProtectScreen(FfnScreen):
-    """What ``surgery prune --protect`` would be told."""
+    """The list that ``surgery prune --protect`` would get."""
 
     SCREEN = "protect"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "layer", tooltip="open the layer"),
-        Binding("x", "remove", "remove", tooltip="unmark all channels of the layer"),
-        Binding("plus", "add", "add", tooltip="mark by rule, as after surgery prune --protect"),
-        Binding("minus", "take", "take", show=False, tooltip="unmark by rule"),
-        *(item for item in COMMON_BINDINGS if item.key != "p"),
-        Binding("U", "discard", "discard", show=False, tooltip="undo everything that was not written"),
-        Binding("o", "app.load_marks", "load", show=False, tooltip="read the protect file again"),
+        Binding("x", "remove", "remove", tooltip="unmark the whole layer"),
+        Binding("plus", "add", "add", tooltip="mark channels by rule"),
+        Binding("minus", "take", "take", show=False, tooltip="unmark channels by rule"),
+        *common_bindings("protect"),
+        Binding("U", "discard", "discard", show=False, tooltip="discard all unsaved marks"),
+        Binding("o", "load_marks", "load", show=False, tooltip="read the protect file again"),
         BACK_BINDING,
     ]
     table: ProtectTable
 
-    def __init__(self, browser: Browser, ffn: int) -> None:
-        super().__init__(ProtectTable(browser.snapshot), ffn)
+    def __init__(self, session: Session, opening: Opening) -> None:
+        super().__init__(session, ProtectTable(session.browser.snapshot), opening.ffn)
 
     def show_browser(self) -> None:
-        self.table.show(self.browser.snapshot, self.atlas_app.marks, self.ffn)
+        self.table.show(self.browser.snapshot, self.session.marks, self.ffn)
 
     def show_marks(self) -> None:
         self.show_browser()
@@ -54,7 +52,7 @@ class ProtectScreen(FfnScreen):
         counts = self._counts()
         layers = sum(1 for count in counts if count)
         return (
-            f"{self.atlas_app.file_name} ▸ protect list   {sum(counts):,} channels in {layers} of {len(counts)} FFNs",
+            f"{self.session.file_name} ▸ protect list   {sum(counts):,} channels in {layers} of {len(counts)} FFNs",
             "protect",
         )
 
@@ -62,8 +60,8 @@ class ProtectScreen(FfnScreen):
         return f"{self._place_name()}: {self._counts()[self.table.place]:,} channels"
 
     def _counts(self) -> list[int]:
-        """Marked channels of every block."""
-        counts = self.atlas_app.marks.counts
+        """Number of marked channels of every block."""
+        counts = self.session.marks.counts
         return [sum(counts[ffn] for ffn in block) for block in self.browser.snapshot.blocks]
 
     def _place_name(self) -> str:
@@ -71,49 +69,43 @@ class ProtectScreen(FfnScreen):
         return replace(snapshot.ffns[self.ffn], expert=None).name(with_stack=snapshot.several_stacks)
 
     def legend_line(self, width: int) -> Line:
-        added, removed = self.atlas_app.marks.unsaved
-        state = f"+{added:,} -{removed:,} not written" if added or removed else "as written"
-        return [(f" {printable(self.atlas_app.protect_file.name)}: {state}", "dim")]
+        added, removed = self.session.marks.unsaved
+        state = f"+{added:,} -{removed:,} unsaved" if added or removed else "no unsaved marks"
+        return [(f" {printable(self.session.protect_file.name)}: {state}", "dim")]
 
     def panel_lines(self, width: int, height: int) -> list[Line]:
-        marks = self.atlas_app.marks
-        lines: list[Line] = [[("changes, the last first", "strong")]]
+        marks = self.session.marks
+        lines: list[Line] = [[("changes, newest first", "strong")]]
         lines += [[(f" {'+' if change.on else '-'} {change.sentence} ({change.count:,})", "")] for change in reversed(marks.done)]
         if not marks.done:
-            lines.append([(" none: mark channels with ␣ in a layer, or with +", "dim")])
-        return [*lines[: height - 3], [], [("y copies", "dim")], [(self._command(), "")]]
+            lines.append([(" none: ␣ in a layer marks a channel, + here marks by rule", "dim")])
+        command: list[Line] = [[(f" {line}", "")] for line in wrapped(self._command(), width - 1)]
+        return [*lines[: max(1, height - 2 - len(command))], [], [("y copies this command", "dim")], *command]
 
     def _command(self) -> str:
-        path = self.atlas_app.protect_file
-        return shlex.join(["surgery", "prune", self.atlas_app.atlas_name, "--protect", str(path), "--sparsity", "0.5"])
+        path = self.session.protect_file
+        return shlex.join(["surgery", "prune", self.session.atlas_name, "--protect", str(path), "--sparsity", "0.5"])
 
     def copy_text(self) -> str:
         return self._command() + "\n"
 
     def action_remove(self) -> None:
-        marks = self.atlas_app.marks
+        marks = self.session.marks
         marked = {ffn: np.flatnonzero(marks.of(ffn)) for ffn in self.table.span}
-        self.atlas_app.mark(marked, f"all of {self._place_name()}", on=False)
+        self.session.mark(marked, f"all of {self._place_name()}", on=False)
 
     def action_discard(self) -> None:
-        self.atlas_app.restore_marks()
+        self.session.marking.discard()
+
+    def action_load_marks(self) -> None:
+        self.session.marking.load()
 
     def action_add(self) -> None:
-        self.ask("+", SYNTAX, partial(self._rule, on=True))
+        self.ask("+", SYNTAX, lambda selector: self._rule(selector, on=True))
 
     def action_take(self) -> None:
-        self.ask("-", SYNTAX, partial(self._rule, on=False))
+        self.ask("-", SYNTAX, lambda selector: self._rule(selector, on=False))
 
     def _rule(self, selector: str, *, on: bool) -> None:
         if selector:
-            self._select(selector, on=on)
-
-    @work(thread=True, exclusive=True, group="select")
-    def _select(self, selector: str, *, on: bool) -> None:
-        app = self.atlas_app
-        try:
-            channels = selected(selector, app.browser.snapshot)
-        except ChanfmtError as error:
-            app.call_from_thread(self.say, printable(error.message))
-        else:
-            app.call_from_thread(app.mark, channels, printable(selector), on=on)
+            self.session.marking.mark_rule(selector, on=on)

@@ -1,14 +1,14 @@
-"""Metric against metric over the channels of an FFN, in braille."""
+"""One metric against another over the channels of an FFN, in braille."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING, ClassVar
 
 from textual.binding import Binding, BindingType
 
 from chanfmt.format import schema
-from tui.screens.choice import ChoiceScreen
 from tui.screens.keys import key_line, key_rows
 from tui.screens.status import StatusScreen
 from tui.session.scatter import make_scatter
@@ -21,21 +21,25 @@ if TYPE_CHECKING:
     import numpy as np
     from textual.app import ComposeResult
 
-    from tui.screens.layer import LayerScreen
+    from tui.screens.channels import Channels
+    from tui.session.place import Opening, Place
     from tui.session.scatter import Scatter
+    from tui.session.session import Session
 
 AXIS = 9
 """Cells left of the plot."""
 LETTERS = {schema.LABEL_HALO: "h", schema.LABEL_SUPERNODE: "S"}
-"""What stands for a cell with such a channel where there are no colours."""
+"""Without colours, the letter of a cell that has a channel with this label."""
 
 
 class ScatterScreen(StatusScreen):
-    """Channels of the FFN of ``layer_screen``, which walks along."""
+    """Channels of the FFN of the screen below, which walks along."""
+
+    SCREEN = "scatter"
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("x", "choose('x')", "x", tooltip="choose the metric of the x axis"),
-        Binding("m", "choose('y')", "y", tooltip="choose the metric of the y axis"),
+        Binding("x", "choose('x')", "x axis", tooltip="choose the x metric"),
+        Binding("m", "choose('y')", "y axis", tooltip="choose the y metric"),
         Binding("s", "swap", "swap", tooltip="swap the axes"),
         Binding("i", "axis", "log/rank", tooltip="log axes or ranks"),
         Binding("left_square_bracket,h,left", "neighbour(-1)", "layer", tooltip="previous layer"),
@@ -44,11 +48,11 @@ class ScatterScreen(StatusScreen):
         Binding("q,escape", "back", "back", tooltip="back"),
     ]
 
-    def __init__(self, layer: LayerScreen) -> None:
-        super().__init__()
-        self.layer_screen = layer
-        metrics = list(layer.browser.snapshot.metrics)
-        self.y = layer.browser.metric
+    def __init__(self, session: Session, opening: Opening) -> None:
+        super().__init__(session)
+        self._channels: Channels = opening.below
+        metrics = list(session.browser.snapshot.metrics)
+        self.y = session.browser.metric
         others = [name for name in ("activation_power", "lp", *metrics) if name in metrics and name != self.y]
         self.x = others[0] if others else self.y
         self.log_axes = True
@@ -63,8 +67,16 @@ class ScatterScreen(StatusScreen):
     def on_mount(self) -> None:
         self.call_after_refresh(self.paint)
 
+    @property
+    def ffn(self) -> int:
+        return self._channels.ffn
+
+    @property
+    def place(self) -> Place:
+        return replace(self._channels.place, screen=self.SCREEN)
+
     def show_browser(self) -> None:
-        metrics = self.atlas_app.browser.snapshot.metrics
+        metrics = self.browser.snapshot.metrics
         self.x, self.y = (metric if metric in metrics else "lp" for metric in (self.x, self.y))
         self.paint()
 
@@ -76,12 +88,12 @@ class ScatterScreen(StatusScreen):
 
     @property
     def _about(self) -> str:
-        snapshot = self.atlas_app.browser.snapshot
-        name = snapshot.ffns[self.layer_screen.ffn].name(with_stack=snapshot.several_stacks)
-        return f"{self.atlas_app.file_name} ▸ {name}   {self.y} against {self.x}"
+        snapshot = self.browser.snapshot
+        name = snapshot.ffns[self.ffn].name(with_stack=snapshot.several_stacks)
+        return f"{self.session.file_name} ▸ {name}   {self.y} against {self.x}"
 
     def paint(self) -> None:
-        snapshot, ffn = self.atlas_app.browser.snapshot, self.layer_screen.ffn
+        snapshot, ffn = self.browser.snapshot, self.ffn
         width = self.app.size.width
         self.lines("title").show([(spread(f" {self._about}", "scatter ", width), "")])
         scatter = make_scatter(snapshot.values(ffn, self.x), snapshot.values(ffn, self.y), snapshot.rho, log=self.log_axes)
@@ -92,10 +104,10 @@ class ScatterScreen(StatusScreen):
         self.lines("keys").show(key_line(key_rows(self), width))
 
     def _numbers(self, scatter: Scatter) -> str:
-        left_out = f"   {scatter.left_out:,} not shown (zero or unknown)" if scatter.left_out else ""
+        left_out = f"  {scatter.left_out:,} not shown (zero or unknown)" if scatter.left_out else ""
         return (
-            f"Spearman ρ {number(scatter.correlation)}   top {scatter.top:,} of both: {scatter.shared:,} shared, "
-            f"Jaccard {number(scatter.jaccard)} (chance {number(scatter.chance, 2)}){left_out}"
+            f"Spearman ρ {number(scatter.correlation)}  top {scatter.top:,}: {scatter.shared:,} shared, "
+            f"Jaccard {number(scatter.jaccard)}, by chance {number(scatter.chance, 2)}{left_out}"
         )
 
     def _plot(self, scatter: Scatter, labels: np.ndarray, width: int, height: int) -> list[Line]:
@@ -109,7 +121,7 @@ class ScatterScreen(StatusScreen):
         for row in range(rows):
             pieces = [(f"{edges.get(row, ''):>{AXIS}}┤", "dim")]
             for label, run in groupby(zip(top[row].tolist(), dots[row].tolist(), strict=True), key=lambda cell: cell[0]):
-                letter = LETTERS.get(label) if self.atlas_app.colourless else None
+                letter = LETTERS.get(label) if self.front.colourless else None
                 text = "".join(letter or plots.braille(bits) for _, bits in run)
                 pieces.append((text, LABEL_STYLES.get(label, "")))
             lines.append(pieces)
@@ -126,7 +138,7 @@ class ScatterScreen(StatusScreen):
         return number(10.0**value) if self.log_axes else f"{value:,.0f}"
 
     def _legend(self) -> Line:
-        if self.atlas_app.colourless:
+        if self.front.colourless:
             return [("    S supernode in the cell, h halo", "dim")]
         return [("    supernode", "super"), ("  halo", "halo"), ("  other", "")]
 
@@ -136,7 +148,7 @@ class ScatterScreen(StatusScreen):
                 setattr(self, axis, metric)
                 self.paint()
 
-        self.app.push_screen(ChoiceScreen(f"{axis} axis", self.atlas_app.metric_choices(), getattr(self, axis)), chosen)
+        self.front.ask(self.session.metric_question(getattr(self, axis), f"{axis} axis"), chosen)
 
     def action_swap(self) -> None:
         self.x, self.y = self.y, self.x
@@ -147,11 +159,11 @@ class ScatterScreen(StatusScreen):
         self.paint()
 
     def action_neighbour(self, step: int) -> None:
-        self.layer_screen.action_neighbour(step)
+        self._channels.action_neighbour(step)
         self.paint()
 
     def action_copy(self) -> None:
-        self.atlas_app.copy(f"{self._about}   {self._measured}\n")
+        self.front.copy(f"{self._about}   {self._measured}\n")
         self.say("copied")
 
     def action_back(self) -> None:

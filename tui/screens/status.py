@@ -1,73 +1,150 @@
-"""What every screen but the dialogs has: lines that are painted where they changed, one of them for notices."""
+"""What every screen but the lists and the help has: a session, lines that repaint only what changed, and a status line."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from textual.screen import Screen
 
+from tui.session.place import Opening, Place
 from tui.widgets.lines import Lines
 from tui.widgets.text import spread
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from textual import events
 
-    from tui.app import AtlasApp
+    from tui.session.front import Front
+    from tui.session.model import Browser
+    from tui.session.session import Session
+
+T = TypeVar("T")
 
 
 class StatusScreen(Screen[None]):
-    """A screen with a status line, which also says what has happened."""
+    """A screen with a status line, which also shows notices.
 
-    def __init__(self) -> None:
+    Args:
+        session: What is open.
+
+    Attributes:
+        swapped: Whether the other atlas of the session is the first one on this screen.
+    """
+
+    SCREEN: ClassVar[str]
+    """Name of the screen in `tui.session.registry`."""
+
+    def __init__(self, session: Session) -> None:
         super().__init__()
+        self.session = session
         self._notice = ""
 
     @property
-    def atlas_app(self) -> AtlasApp:
-        return cast("AtlasApp", self.app)
+    def front(self) -> Front:
+        return self.session.front
 
-    # What subclasses say.
+    @property
+    def browser(self) -> Browser:
+        return self.session.browser
+
+    @property
+    def swapped(self) -> bool:
+        return False
+
+    # What subclasses define.
+
+    @property
+    def ffn(self) -> int:
+        """The FFN that the cursor is on or in."""
+        raise NotImplementedError
+
+    @property
+    def place(self) -> Place:
+        """The view, as data."""
+        raise NotImplementedError
 
     def show_browser(self) -> None:
-        """Show the app's new browser, keeping the cursor where it can stay."""
+        """Show the session's browser; the cursor stays if it can."""
         raise NotImplementedError
 
     def show_marks(self) -> None:
-        """Show that other channels are marked."""
+        """Show the session's marks."""
         raise NotImplementedError
 
     def paint(self) -> None:
-        """Bring every line up to date; those that did not change are not painted."""
+        """Bring every line up to date; a line that did not change is not painted."""
         raise NotImplementedError
 
     def status_text(self) -> str:
         """What is under the cursor."""
         raise NotImplementedError
 
+    # What subclasses may define.
+
+    def show_comparison(self) -> None:
+        """Show the comparison as it is now."""
+
+    def come_back(self, span: range) -> None:
+        """Put the cursor on the FFNs ``span``, which the screen above has shown until now."""
+
+    def comments(self) -> tuple[str, ...]:
+        """Command lines that the key D prints beside the command that opens the view."""
+        return ()
+
+    # Navigation and work.
+
+    def open(self, name: str, *, ffn: int | None = None, filter: str = "") -> None:
+        """Put the screen ``name`` on top of this screen."""
+        ffn = self.ffn if ffn is None else ffn
+        self.front.open(name, Opening(ffn, Place(name, filter=filter), self))
+
+    def start(
+        self,
+        work: Callable[[], T],
+        then: Callable[[T], object],
+        *,
+        refused: Callable[[str], object],
+        group: str,
+    ) -> None:
+        """Run ``work`` in a thread, then ``then`` or ``refused``, as `Front.start` does; neither if the screen has closed."""
+        self.front.start(work, self._if_open(then), refused=self._if_open(refused), group=group)
+
+    def _if_open(self, action: Callable[[T], object]) -> Callable[[T], None]:
+        def run(value: T) -> None:
+            if self.is_running and self.is_attached:
+                action(value)
+
+        return run
+
+    def action_undo(self) -> None:
+        self.session.marking.undo()
+
     # Painting.
 
     def say(self, notice: str) -> None:
         """Show ``notice`` in the status line until the next key."""
         self._notice = notice
-        # A screen that is just opening paints by itself, and one that closes has lost its lines.
+        # A screen that is opening paints by itself, and a screen that is closing has lost its lines.
         if self.query("#status"):
             self.paint_status()
 
     def paint_status(self) -> None:
+        """Bring the status line up to date."""
         text = spread(f" {self.status_text()}", f"{self.status_end()} ", self.app.size.width)
         self.lines("status").show([(text, "")])
 
     def status_end(self) -> str:
-        """What stands at the right of the status."""
-        unsaved = sum(self.atlas_app.marks.unsaved)
+        """The text at the right end of the status line."""
+        unsaved = sum(self.session.marks.unsaved)
         return self._notice or (f"{unsaved:,} unsaved" if unsaved else "")
 
     def lines(self, identity: str) -> Lines:
-        """The widget ``identity``."""
+        """The widget with the id ``identity``."""
         return self.query_one(f"#{identity}", Lines)
 
     def on_resize(self) -> None:
-        # After the children know their new sizes.
+        # The children know their new sizes only after the refresh.
         self.call_after_refresh(self.paint)
 
     def on_screen_resume(self) -> None:

@@ -1,57 +1,57 @@
-"""What a cut would leave of every FFN, for any method, protection, allocation and sparsity."""
+"""What a cut would leave of every block, for any method, protection, allocation and sparsity."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from textual import work
+from rich.cells import cell_len
 from textual.binding import Binding, BindingType
 
 from chanfmt.base.errors import ChanfmtError
 from chanfmt.base.text import printable
 from surgery.planning.methods import METHODS
-from surgery.planning.what_if import WhatIf, total
-from tui.screens.base import BACK_BINDING, COMMON_BINDINGS
+from surgery.planning.what_if import total
+from tui.screens.base import BACK_BINDING, common_bindings
 from tui.screens.ffns import FfnScreen
-from tui.session.load import reopened
-from tui.session.protect import to_blocks
-from tui.session.scenario import HIGHEST, Scenario
+from tui.session.scenario import HIGHEST, Scenario, answer, kept_curve
 from tui.widgets import plots
-from tui.widgets.text import percent
+from tui.widgets.text import percent, wrapped
 from tui.widgets.what_if_table import WhatIfTable
 
 if TYPE_CHECKING:
-    from surgery.planning.what_if import Left
+    from surgery.planning.what_if import Left, WhatIf
     from tui.session.load import Snapshot
-    from tui.session.model import Browser
+    from tui.session.place import Opening
+    from tui.session.session import Session
     from tui.widgets.lines import Line
 
 
 class WhatIfScreen(FfnScreen):
-    """The numbers of ``surgery plan``, a key each."""
+    """The numbers of ``surgery plan``, one key away."""
 
     SCREEN = "what-if"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("x", "method(1)", "method", tooltip="the next method"),
-        Binding("X", "method(-1)", "method back", show=False, tooltip="the method before"),
-        Binding("o", "allocation", "alloc", tooltip="allocation: uniform or global"),
+        Binding("X", "method(-1)", "method back", show=False, tooltip="the previous method"),
+        Binding("o", "allocation", "alloc", tooltip="the next allocation"),
         Binding("P", "protection", "protection", tooltip="what is protected"),
         Binding("enter", "open", "layer", show=False, tooltip="open the layer"),
-        *(item for item in COMMON_BINDINGS if item.key != "w"),
+        *common_bindings("what-if"),
         BACK_BINDING,
     ]
     table: WhatIfTable
 
-    def __init__(self, browser: Browser, ffn: int) -> None:
-        super().__init__(WhatIfTable(browser.snapshot), ffn)
+    def __init__(self, session: Session, opening: Opening) -> None:
+        super().__init__(session, WhatIfTable(session.browser.snapshot), opening.ffn)
         self._scenario = Scenario()
-        self._snapshot = browser.snapshot
+        self._snapshot = session.browser.snapshot
         self._answered = self._scenario
         self._what_if: WhatIf | None = None
         self._rows: tuple[Left, ...] = ()
         self._curve: np.ndarray | None = None
         self._refusal = "reading the atlas"
+        # An answer with an older generation has been overtaken and is dropped.
         self._generation = 0
 
     def show_browser(self) -> None:
@@ -65,35 +65,31 @@ class WhatIfScreen(FfnScreen):
     # Numbers.
 
     def _prepare(self) -> None:
-        """Score and sort what the scenario asks for, in a thread."""
+        """Ask for the numbers of the scenario, which a thread computes."""
         self._generation += 1
-        self._read(self._generation, self._scenario, self.browser.snapshot, self.atlas_app.marks.masks)
-
-    @work(thread=True, exclusive=True, group="what-if")
-    def _read(self, generation: int, scenario: Scenario, snapshot: Snapshot, marks: dict[int, np.ndarray]) -> None:
-        app = self.atlas_app
-        what_if, refusal = None, ""
-        try:
-            with reopened(snapshot) as atlas:
-                what_if = WhatIf(atlas, scenario.options, to_blocks(marks, atlas) if scenario.marked else None)
-        except ChanfmtError as error:
-            refusal = error.message
-        app.call_from_thread(self._have, generation, scenario, snapshot, what_if, refusal)
+        generation, scenario = self._generation, self._scenario
+        snapshot, masks = self.browser.snapshot, self.session.marks.masks
+        self.start(
+            lambda: answer(scenario, snapshot, masks),
+            lambda what_if: self._have(generation, scenario, snapshot, what_if, ""),
+            refused=lambda reason: self._have(generation, scenario, snapshot, None, reason),
+            group="what-if",
+        )
 
     def _have(self, generation: int, scenario: Scenario, snapshot: Snapshot, what_if: WhatIf | None, refusal: str) -> None:
         if generation != self._generation:
             return
         self._answered, self._snapshot, self._what_if, self._refusal = scenario, snapshot, what_if, refusal
-        self._curve = None if what_if is None else _curve(what_if)
+        self._curve = None if what_if is None else kept_curve(what_if)
         self._ask()
 
     @property
     def _shown(self) -> Scenario:
-        """What the numbers are of, until there are those of the scenario that is asked for; any has all sparsities."""
+        """The scenario of the numbers shown: the last one answered, at the sparsity asked for. An answer covers every sparsity."""
         return self._answered.with_percent(self._scenario.percent)
 
     def _ask(self) -> None:
-        """Show what stays at the scenario's sparsity."""
+        """Show what is kept at the sparsity asked for."""
         rows: tuple[Left, ...] = ()
         if self._what_if is not None:
             try:
@@ -112,9 +108,9 @@ class WhatIfScreen(FfnScreen):
         shown = self._shown
         right = f"{shown.percent}% cut  what-if"
         settings = f"{shown.method}  {shown.allocation}  protected: {shown.protection_text()}"
-        left = f"{self.atlas_app.file_name} ▸ {settings}"
-        # The settings are what the numbers are of; there may be no room for the name before them.
-        return left if len(left) + len(right) + 3 <= self.size.width else settings, right
+        left = f"{self.session.file_name} ▸ {settings}"
+        # If there is no room for both, the settings are worth more than the name of the file.
+        return left if cell_len(left) + cell_len(right) + 3 <= self.size.width else settings, right
 
     def status_text(self) -> str:
         if self._refusal:
@@ -134,12 +130,13 @@ class WhatIfScreen(FfnScreen):
     def panel_lines(self, width: int, height: int) -> list[Line]:
         method = METHODS[self._shown.method]
         lines: list[Line] = [
-            [(method.name, "strong"), (f"  {method.description}", "")],
-            [(f" {method.source}", "dim")],
+            [(method.name, "strong")],
+            *([(f" {line}", "")] for line in wrapped(method.description, width - 1)),
+            *([(f" {line}", "dim")] for line in wrapped(method.source, width - 1)),
         ]
         if self._what_if is not None:
             lines.append([(f" {self._what_if.protected:,} channels protected", "")])
-            lines += [[(f" {printable(text)}", "")] for text in self._what_if.warnings]
+            lines += [[(f" {line}", "")] for text in self._what_if.warnings for line in wrapped(printable(text), width - 1)]
         if self._curve is not None and width > 20 and height > 14:
             cells, rows = width - 8, min(14, height - len(lines) - 6)
             at = np.clip(np.round(np.linspace(1, HIGHEST, 2 * cells)).astype(int), 1, HIGHEST) - 1
@@ -155,20 +152,23 @@ class WhatIfScreen(FfnScreen):
             ]
         return lines
 
+    def comments(self) -> tuple[str, ...]:
+        return (self.copy_text().strip(),)
+
     def copy_text(self) -> str:
-        return self._shown.command(self.atlas_app.atlas_name, str(self.atlas_app.protect_file)) + "\n"
+        return self._shown.command(self.session.atlas_name, str(self.session.protect_file)) + "\n"
 
     def action_copy(self) -> None:
         super().action_copy()
-        if self._shown.marked and any(self.atlas_app.marks.unsaved):
-            self.say("copied; W writes the marks that it names")
+        if self._shown.marked and any(self.session.marks.unsaved):
+            self.say("copied; press W to write the marks that the command reads")
 
     # Keys.
 
     def action_step(self, step: int) -> None:
         count = self.table.take_count()
         if count is not None:
-            # A number before h or l is the sparsity itself.
+            # A number typed before h or l is the new sparsity.
             self._scenario = self._scenario.with_percent(count)
         else:
             self._scenario = self._scenario.with_percent(self._scenario.percent + step)
@@ -183,17 +183,5 @@ class WhatIfScreen(FfnScreen):
         self._prepare()
 
     def action_protection(self) -> None:
-        self._scenario = self._scenario.next_protection(marks=any(self.atlas_app.marks.counts))
+        self._scenario = self._scenario.next_protection(marks=any(self.session.marks.counts))
         self._prepare()
-
-
-def _curve(what_if: WhatIf) -> np.ndarray:
-    """Share of the model's LP that stays at 1% to `HIGHEST`%, (HIGHEST,); NaN where the cut is refused."""
-    shares = np.full(HIGHEST, np.nan)
-    for percent_cut in range(1, HIGHEST + 1):
-        try:
-            share = total(what_if.at(percent_cut / 100)).lp_share
-        except ChanfmtError:
-            continue
-        shares[percent_cut - 1] = np.nan if share is None else share
-    return shares

@@ -1,1 +1,1 @@
-"""What the screens show and keep: the atlas in memory, marks, protect files, watching. Pure numpy, no widgets."""
+"""What the screens show and change: the atlas in memory, marks, protect files, watching. Nothing here imports Textual."""

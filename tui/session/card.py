@@ -1,4 +1,4 @@
-"""The card of a channel of a snapshot."""
+"""The card of one channel of a snapshot. Pure numpy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def make_card(snapshot: Snapshot, ffn: int, channel: int) -> analysis.Card:
-    """What ``snapshot`` says of ``channel`` of FFN ``ffn``."""
+    """Everything that ``snapshot`` knows about ``channel`` of FFN ``ffn``."""
     series = {name: snapshot.series(ffn, name) for name in schema.SERIES}
     return analysis.make_card(
         {name: snapshot.values(ffn, name) for name in snapshot.metrics},
@@ -24,5 +24,5 @@ def make_card(snapshot: Snapshot, ffn: int, channel: int) -> analysis.Card:
 
 
 def labelled(label: int) -> str:
-    """A label in words."""
+    """The name of a label."""
     return schema.LABELS.get(label, str(label))

@@ -1,4 +1,4 @@
-"""Writes what a table shows: csv, json or npy by the file's extension."""
+"""Write what a table shows as csv, json or npy; the file's extension decides."""
 
 from __future__ import annotations
 
@@ -12,29 +12,28 @@ import numpy as np
 
 from chanfmt.base.errors import UsageError
 from chanfmt.base.files import atomic_file, check_target
+from chanfmt.base.text import spreadsheet_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
 FORMATS = (".csv", ".json", ".npy")
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What a spreadsheet runs where a cell begins with it."""
 
 
 def write_table(path: Path, columns: Mapping[str, np.ndarray]) -> int:
-    """Write ``columns``, name to values (row,), to the new file ``path``; returns the number of rows.
+    """Write ``columns``, name to values (row,), to the new file ``path``; return the number of rows.
 
-    csv: a line each, nothing where a value is unknown. json: a list of objects, null where it is unknown.
-    npy: a structured array, NaN where it is unknown. Numbers read back as the same bits.
+    csv: one line per row; the cell of an unknown value is empty. json: a list of objects; an unknown value is null.
+    npy: a structured array; an unknown value is NaN. Numbers read back as the same bits.
 
     Raises:
-        UsageError: The extension is none of `FORMATS`, or ``path`` exists or cannot be written.
+        UsageError: The extension is not one of `FORMATS`, or ``path`` exists or cannot be written.
         ChanfmtError: The disk is full.
     """
     write = {".csv": _csv, ".json": _json, ".npy": _npy}.get(path.suffix.lower())
     if write is None:
-        raise UsageError(f"cannot tell the format from {path.name!r}", hint=f"end the name in {', '.join(FORMATS)}")
+        raise UsageError(f"cannot tell the format from {path.name!r}", hint=f"use a name that ends in {', '.join(FORMATS)}")
     check_target(path, overwrite=False)
     data = write(columns)
     with atomic_file(path) as temporary:
@@ -54,7 +53,7 @@ def _cell(value: np.generic) -> str:
     if isinstance(value, np.floating):
         return "" if np.isnan(value) else str(value)
     text = str(value)
-    return f"'{text}" if isinstance(value, np.str_) and text.startswith(FORMULA) else text
+    return spreadsheet_text(text) if isinstance(value, np.str_) else text
 
 
 def _json(columns: Mapping[str, np.ndarray]) -> bytes:
@@ -65,7 +64,7 @@ def _json(columns: Mapping[str, np.ndarray]) -> bytes:
 def _plain(values: np.ndarray) -> list[object]:
     if values.dtype.kind != "f":
         return list(values.tolist())
-    # The shortest text of a float32 is shorter than that of the same float64.
+    # The shortest text of a float32 is shorter than the shortest text of the same value in float64.
     return [float(str(value)) if math.isfinite(value) else None for value in values]
 
 

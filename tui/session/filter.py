@@ -1,4 +1,4 @@
-"""Which channels a filter such as ``lp>1e-3 & super`` or ``rank<200 | marked`` shows. Pure numpy."""
+"""Filters such as ``lp>1e-3 & super`` or ``rank<200 | marked``, which choose channels. Pure numpy."""
 
 from __future__ import annotations
 
@@ -29,15 +29,17 @@ _OPERATORS = {
 
 
 def filtered(text: str, columns: Mapping[str, np.ndarray], labels: np.ndarray, words: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Channels that ``text`` describes, bool (channel,): terms joined by ``&``, and these by ``|``; ``!`` is not.
+    """Channels that ``text`` describes, bool (channel,).
+
+    ``text`` is terms joined by ``&``, and such groups joined by ``|``. ``!`` before a term negates the term.
 
     Args:
-        columns: Name to values, (channel,); a value that is unknown fulfils no comparison.
-        labels: uint8 (channel,).
-        words: What else a term may be, name to bool (channel,).
+        columns: Name to values, (channel,). An unknown value (NaN) fulfils no comparison.
+        labels: Label of every channel, uint8 (channel,).
+        words: Further words that a term may be, name to bool (channel,).
 
     Raises:
-        UsageError: A term means nothing.
+        UsageError: A term is not a condition, or names an unknown column or label.
     """
     masks = [
         np.logical_and.reduce([_term(term.strip(), columns, labels, words) for term in part.split("&")])
@@ -47,7 +49,7 @@ def filtered(text: str, columns: Mapping[str, np.ndarray], labels: np.ndarray, w
 
 
 def counted(text: str, columns: Mapping[str, np.ndarray], labels: np.ndarray, words: Mapping[str, np.ndarray]) -> str:
-    """How many channels `filtered` would show, or why it would not, in words."""
+    """How many channels `filtered` would choose, or why it would refuse ``text``, in words."""
     if not text:
         return "all"
     try:
@@ -59,7 +61,7 @@ def counted(text: str, columns: Mapping[str, np.ndarray], labels: np.ndarray, wo
 def _term(text: str, columns: Mapping[str, np.ndarray], labels: np.ndarray, words: Mapping[str, np.ndarray]) -> np.ndarray:
     match = _TERM.fullmatch(text)
     if match is None:
-        raise UsageError(f"{text!r} is no condition", hint=HINT)
+        raise UsageError(f"{text!r} is not a condition", hint=HINT)
     negated, name, comparison, value = match.groups()
     if comparison is None:
         mask = words[name] if name in words else _label(name, labels, words)
@@ -73,17 +75,19 @@ def _term(text: str, columns: Mapping[str, np.ndarray], labels: np.ndarray, word
 def _label(name: str, labels: np.ndarray, words: Mapping[str, np.ndarray]) -> np.ndarray:
     wanted = [value for value, label in schema.LABELS.items() if label.startswith(name.lower())]
     if not wanted:
-        raise UsageError(f"{name!r} is no label", hint=f"labels: {', '.join(schema.LABELS.values())}; or: {', '.join(words)}")
+        raise UsageError(
+            f"{name!r} is not a label", hint=f"labels: {', '.join(schema.LABELS.values())}; other words: {', '.join(words)}"
+        )
     return np.isin(labels, wanted)
 
 
 def _compared(name: str, comparison: str, value: str, columns: Mapping[str, np.ndarray]) -> np.ndarray:
     if name not in columns:
-        raise UsageError(f"there is no column {name!r}", hint=f"columns: {', '.join(columns)}")
+        raise UsageError(f"unknown column {name!r}", hint=f"choose from {', '.join(columns)}")
     try:
         number = float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
     except ValueError:
-        raise UsageError(f"{value!r} is no number", hint=HINT) from None
+        raise UsageError(f"{value!r} is not a number", hint=HINT) from None
     values = columns[name]
-    # An unknown value is neither equal to a number nor unequal.
+    # An unknown value is neither equal to a number nor unequal to it.
     return np.asarray(_OPERATORS[comparison](values, number)) & ~np.isnan(values)

@@ -1,4 +1,4 @@
-"""An atlas as the screens need it: structure, LP and labels in memory, other metrics where they lie in the file."""
+"""An atlas as the screens need it: structure, LP and labels in memory; the other metrics stay in the file until asked for."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-import chanfmt
 from chanfmt.base.errors import AtlasError
 from chanfmt.base.text import printable
 from chanfmt.format import schema
+from chanfmt.format.reader import Atlas
 from tui.session.stored import StoredArrays
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from chanfmt.format.reader import Atlas, Location
+    from chanfmt.format.reader import Location
     from chanfmt.format.schema import Variable
 
 Signature = tuple[int, int, int]
 PARTIAL_SUFFIX = ".partial"
-"""What ``atlas build`` adds to the name of its output while it is not finished."""
+"""Ending that ``atlas build`` adds to the name of its output until the build is finished."""
 TRIES = 20
+"""Attempts to read a file that another program keeps replacing."""
 
 
 @dataclass(frozen=True)
 class Ffn:
-    """Channels that are ranked together: a dense FFN, or one expert of one with experts."""
+    """Channels that are ranked together: a dense FFN, or one expert."""
 
     layer_index: int
     stack: str
@@ -43,31 +44,33 @@ class Ffn:
 
     @property
     def identity(self) -> tuple[int, str, int | None]:
-        """What it is called in any atlas of the model."""
+        """What identifies the FFN in every atlas of the model."""
         return self.layer_index, self.module, self.expert
 
     def name(self, *, with_stack: bool) -> str:
+        """The FFN in words."""
         stack = f" {self.stack}" if with_stack else ""
         return f"layer {self.layer_index}{stack}" + ("" if self.expert is None else f" expert {self.expert}")
 
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """What an atlas held when it was read.
+    """What an atlas contained when it was read.
 
     Attributes:
         path: The file.
-        signature: `file_signature` of what was read.
-        read_at: When it was read.
-        metrics: Name to metric, those at least one stack holds: the schema's, in its order, then other programs'.
+        signature: `file_signature` of the file that was read.
+        read_at: When the file was read.
+        metrics: Name to metric, for every metric that a stack has: metrics of the schema in its order, then other programs'.
         ffns: Every dense FFN and every expert, in model order.
-        blocks: The model's FFNs as ranges of ``ffns``: several experts, or one.
+        blocks: The blocks of the model as ranges of ``ffns``: one dense FFN, or all experts of a block.
         lp: Stack to float32 (layer[, expert], channel).
         labels: Stack to uint8 (layer[, expert], channel).
-        tokens: Stack to the tokens that reached each FFN, int64 (layer[, expert]); stacks that do not say are left out.
+        tokens: Stack to the number of tokens that reached each FFN, int64 (layer[, expert]); a stack without counts is left out.
         calibration_tokens: Tokens of the calibration text.
-        supports: Stack to the sizes of the write support that ``connectivity_at`` is about.
-        places: Stack and metric, or one of `chanfmt.format.schema.SERIES`, to where its values lie.
+        supports: Stack to the sizes of the write support for which ``connectivity_at`` has values.
+        places: Stack and name (a metric, or one of `chanfmt.format.schema.SERIES`) to where the values are in the file.
+        stored: The open file.
     """
 
     path: Path
@@ -96,7 +99,10 @@ class Snapshot:
         return any(len(block) > 1 for block in self.blocks)
 
     def nearest(self, ffn: Ffn) -> int:
-        """The FFN called like ``ffn`` of another atlas of the model; where there is none, the last of no later layer."""
+        """The FFN with the identity of ``ffn``, which may come from another atlas of the model.
+
+        If there is none: the last FFN whose layer is not later.
+        """
         place = self._places_of_ffns.get(ffn.identity)
         if place is None:
             place = max((place for place, own in enumerate(self.ffns) if own.layer_index <= ffn.layer_index), default=0)
@@ -107,20 +113,20 @@ class Snapshot:
         return {ffn.identity: place for place, ffn in enumerate(self.ffns)}
 
     def block_of(self, ffn: int) -> int:
-        """Which of ``blocks`` FFN ``ffn`` is in."""
+        """Number of the block that contains FFN ``ffn``."""
         return next(number for number, block in enumerate(self.blocks) if ffn in block)
 
     def block_around(self, ffn: int) -> range:
-        """Of ``blocks``, the one that FFN ``ffn`` is in."""
+        """The block that contains FFN ``ffn``, as a range of FFNs."""
         return self.blocks[self.block_of(ffn)]
 
     def values(self, ffn: int, metric: str) -> np.ndarray:
-        """``metric`` of FFN ``ffn``, floating point (channel,); NaN where its stack has no such metric."""
+        """``metric`` of FFN ``ffn``, floating point (channel,); all NaN if the stack lacks the metric."""
         place = self.ffns[ffn]
         return _one(self._row(place, metric), place)
 
     def span_values(self, span: range, metric: str) -> np.ndarray:
-        """``metric`` of all of ``span``, one FFN or all of a block, (channels,)."""
+        """``metric`` of every channel of ``span``, which is one FFN or a whole block, floating point (channels,)."""
         place = self.ffns[span[0]]
         return self.values(span[0], metric) if len(span) == 1 else self._row(place, metric).ravel()
 
@@ -130,18 +136,18 @@ class Snapshot:
         return _one(self.labels[place.stack][place.row], place)
 
     def span_labels(self, span: range) -> np.ndarray:
-        """Labels of all of ``span``, one FFN or all of a block, uint8 (channels,)."""
+        """Labels of every channel of ``span``, which is one FFN or a whole block, uint8 (channels,)."""
         place = self.ffns[span[0]]
         return self.labels_of(span[0]) if len(span) == 1 else self.labels[place.stack][place.row].ravel()
 
     def tokens_of(self, ffn: int) -> int | None:
-        """Tokens that reached FFN ``ffn``, None where the file does not say."""
+        """Number of tokens that reached FFN ``ffn``; None if the file does not say."""
         place = self.ffns[ffn]
         tokens = self.tokens.get(place.stack)
         return None if tokens is None else int(tokens[place.row] if place.expert is None else tokens[place.row, place.expert])
 
     def series(self, ffn: int, name: str) -> np.ndarray | None:
-        """One of `chanfmt.format.schema.SERIES` for FFN ``ffn``, (n,) or (n, channel); None where it is not held."""
+        """One of `chanfmt.format.schema.SERIES` for FFN ``ffn``, (n,) or (n, channel); None if the stack lacks it."""
         place = self.ffns[ffn]
         location = self.places.get((place.stack, name))
         if location is None:
@@ -163,14 +169,18 @@ def _one(row: np.ndarray, place: Ffn) -> np.ndarray:
 
 
 def file_signature(path: Path) -> Signature:
-    """What changes when the file is replaced or written. Raises `OSError`."""
+    """Time, size and inode of the file: at least one changes if the file is replaced or written. Raises `OSError`."""
     status = os.stat(path)
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def present_file(path: Path) -> Path:
-    """``path``, or what a build that will write it has measured so far, or what such a build has since written."""
-    # Unlike a path's own methods, these two say no where one cannot look; why shows when the file is opened.
+    """The file to read for ``path``.
+
+    If ``path`` does not exist: the partial atlas of the build that will write ``path``, or, if ``path`` is a partial atlas,
+    the finished atlas. If neither exists, ``path``.
+    """
+    # Unlike methods of Path, these functions answer False for a folder that may not be read. Opening the file says why.
     if os.path.exists(path):
         return path
     finished = path.with_name(path.name.removesuffix(PARTIAL_SUFFIX))
@@ -180,35 +190,35 @@ def present_file(path: Path) -> Path:
 
 
 def read_snapshot(path: str | Path, *, contained: bool = False) -> Snapshot:
-    """Read ``path``, or what `present_file` finds in its place; ``contained`` as in `chanfmt.open`.
+    """Read the file that `present_file` finds for ``path``; ``contained`` is as in `Atlas.open`.
 
     Raises:
-        AtlasError: Not a readable atlas, or nothing in it that can be shown.
+        AtlasError: The file is not a readable atlas, or has nothing to show.
     """
     path = present_file(Path(path))
     for _ in range(TRIES):
-        with chanfmt.open(path, contained=contained) as atlas:
+        with Atlas.open(path, contained=contained) as atlas:
             try:
                 stored = StoredArrays(path)
                 snapshot = _read(atlas, path, stored)
-                # Otherwise a writer put another file there since it was opened.
+                # If the signatures differ, another program has replaced the file since we opened it.
                 if file_signature(path) == stored.signature:
                     return snapshot
             except (OSError, RuntimeError) as error:
                 raise AtlasError(f"{path} could not be read: {error}", hint="copy it again, or rebuild it") from None
-    raise AtlasError(f"{path} changes faster than it can be read", hint="wait until it is written")
+    raise AtlasError(f"{path} changes faster than it can be read", hint="wait until it has been written")
 
 
 @contextmanager
 def reopened(snapshot: Snapshot) -> Iterator[Atlas]:
-    """The file of ``snapshot``, open again.
+    """Open the file of ``snapshot`` again.
 
     Raises:
-        AtlasError: It is not an atlas any more, or holds other FFNs by now.
+        AtlasError: The file is no longer an atlas, or its FFNs have changed.
     """
-    with chanfmt.open(snapshot.path) as atlas:
+    with Atlas.open(snapshot.path) as atlas:
         if _ffns(atlas)[0] != snapshot.ffns:
-            raise AtlasError(f"{snapshot.path.name} holds other FFNs by now: r reads it again")
+            raise AtlasError(f"the FFNs in {snapshot.path.name} have changed: press r to read it again")
         yield atlas
 
 
@@ -225,10 +235,10 @@ def _ffns(atlas: Atlas) -> tuple[tuple[Ffn, ...], tuple[range, ...]]:
 
 def _read(atlas: Atlas, path: Path, stored: StoredArrays) -> Snapshot:
     if not atlas.blocks:
-        raise AtlasError(f"{path} holds no FFN", hint=f"see: atlas info {path}")
+        raise AtlasError(f"{path} has no FFNs", hint=f"see: atlas info {path}")
     lp = {printable(name): stack["lp"] for name, stack in atlas.stacks.items()}
     if all(np.isnan(array).all() for array in lp.values()):
-        raise AtlasError(f"{path} holds no measured LP: every value is NaN", hint="build it again")
+        raise AtlasError(f"{path} has no measured LP: every value is NaN", hint="build it again")
     metrics: dict[str, Variable] = {}
     places: dict[tuple[str, str], Location] = {}
     for name, stack in atlas.stacks.items():

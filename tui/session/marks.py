@@ -1,4 +1,4 @@
-"""Channels marked for protection, with undo. Pure numpy; the file is written elsewhere."""
+"""Channels marked for protection, with undo. Pure numpy; `tui.session.protect` writes the file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """One operation: ``channels`` (FFN to ascending ids) became marked, or ceased to be."""
+    """One operation: ``channels`` (FFN to ascending ids) were marked if ``on``, or else unmarked."""
 
     sentence: str
     channels: Mapping[int, np.ndarray]
@@ -21,21 +21,24 @@ class Change:
 
     @property
     def count(self) -> int:
-        """Channels that changed."""
+        """Number of channels that changed."""
         return sum(map(len, self.channels.values()))
 
 
 class Marks:
-    """Marks of every FFN.
+    """Marks of every FFN, and the changes that led to them.
 
     Args:
-        widths: Channels of every FFN, in the order of `tui.session.load.Snapshot.ffns`.
+        widths: Number of channels of every FFN, in the order of `tui.session.load.Snapshot.ffns`.
         masks: Marks that are on disk, FFN to bool (channel,).
+
+    Attributes:
+        done: The changes that can be undone, oldest first.
     """
 
     def __init__(self, widths: Sequence[int], masks: Mapping[int, np.ndarray] | None = None) -> None:
         self.widths = tuple(widths)
-        # One array: pages of it that nothing is marked in take no memory.
+        # One array for all FFNs: its pages without a mark take no memory.
         ends = np.cumsum((0, *self.widths))
         self._masks = np.split(np.zeros(ends[-1], dtype=bool), ends[1:-1])
         for ffn, mask in (masks or {}).items():
@@ -44,17 +47,17 @@ class Marks:
         self._unsaved: tuple[int, int] | None = None
         self.done: list[Change] = []
         self._undone: list[Change] = []
-        # A mask is copied once it changes.
+        # `_put` copies a mask before its first change.
         self._on_disk = list(self._masks)
 
     def of(self, ffn: int) -> np.ndarray:
-        """Marks of FFN ``ffn``, bool (channel,); not to be written to."""
+        """Marks of FFN ``ffn``, bool (channel,). Do not write to the array."""
         return self._masks[ffn]
 
     @property
     def counts(self) -> list[int]:
-        """Marked channels of every FFN."""
-        # Asked at every key, and an atlas may have thousands of experts.
+        """Number of marked channels of every FFN."""
+        # Every key asks for the counts, and an atlas may have thousands of experts.
         if self._counts is None:
             self._counts = [int(np.count_nonzero(mask)) for mask in self._masks]
         return self._counts
@@ -66,14 +69,14 @@ class Marks:
 
     @property
     def unsaved(self) -> tuple[int, int]:
-        """Channels that are marked and not on disk, and the other way round."""
+        """Number of channels that are marked but not on disk, and number that are on disk but not marked."""
         if self._unsaved is None:
             added, removed = self.differences()
             self._unsaved = sum(map(len, added.values())), sum(map(len, removed.values()))
         return self._unsaved
 
     def differences(self) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
-        """FFN to the ids that are marked and not on disk, and the other way round."""
+        """FFN to the channel ids that are marked but not on disk, and FFN to the ids that are on disk but not marked."""
         pairs = [
             (ffn, now, disk)
             for ffn, (now, disk) in enumerate(zip(self._masks, self._on_disk, strict=True))
@@ -85,7 +88,13 @@ class Marks:
         )
 
     def moved(self, old: Sequence[Hashable], new: Sequence[Hashable], widths: Sequence[int]) -> Marks:
-        """The marks of the FFNs named ``old`` where they are called the same in ``new`` and as wide; no changes to undo."""
+        """The marks for an atlas with other FFNs. They start without changes to undo.
+
+        Args:
+            old: Name of every FFN so far.
+            new: Name of every FFN from now on. An FFN keeps its marks if its name is in ``old`` and its width is the same.
+            widths: Number of channels of every FFN from now on.
+        """
         places = {name: ffn for ffn, name in enumerate(old)}
         kept = {ffn: places[name] for ffn, name in enumerate(new) if name in places and self.widths[places[name]] == widths[ffn]}
         marks = Marks(widths, {ffn: self._on_disk[place] for ffn, place in kept.items()})
@@ -95,7 +104,7 @@ class Marks:
         return marks
 
     def saved(self, masks: Mapping[int, np.ndarray]) -> None:
-        """Say that ``masks``, of every FFN, are on disk."""
+        """Record that ``masks``, FFN to bool (channel,) for every FFN, are on disk."""
         self._on_disk = [now if np.array_equal(now, masks[ffn]) else masks[ffn] for ffn, now in enumerate(self._masks)]
         self._changed()
 
@@ -103,7 +112,7 @@ class Marks:
         self._counts, self._unsaved = None, None
 
     def mark(self, channels: Mapping[int, np.ndarray], sentence: str, *, on: bool) -> int:
-        """Mark, or unmark, FFN to channel ids. Returns how many changed."""
+        """Mark or unmark ``channels``, FFN to channel ids; return how many changed."""
         changed = {ffn: ids[self._masks[ffn][ids] != on] for ffn, ids in channels.items()}
         change = Change(sentence, {ffn: ids for ffn, ids in changed.items() if len(ids)}, on)
         if change.count:
@@ -113,7 +122,7 @@ class Marks:
         return change.count
 
     def undo(self) -> Change | None:
-        """Take the last change back and return it; None where there is none."""
+        """Undo the last change and return it; return None if there is none."""
         if not self.done:
             return None
         change = self.done.pop()
@@ -122,7 +131,7 @@ class Marks:
         return change
 
     def redo(self) -> Change | None:
-        """Make the change that was taken back last again; None where there is none."""
+        """Redo the change that was undone last and return it; return None if there is none."""
         if not self._undone:
             return None
         change = self._undone.pop()

@@ -1,4 +1,4 @@
-"""What is being looked at: the snapshot, the metric and the axis, with what follows from them cached."""
+"""The browser: a snapshot, a metric and an axis, with everything computed from them cached."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from chanfmt.base.text import printable
 from tui.session import view
 
 if TYPE_CHECKING:
@@ -14,14 +15,15 @@ if TYPE_CHECKING:
 
 
 class Browser:
-    """State shared by the screens. A new snapshot or metric makes a new `Browser`; the axis may change.
+    """What every screen shows. A new snapshot or metric makes a new `Browser`; the axis may change in place.
 
-    A ``span`` is a range of the snapshot's FFNs: one of them, or all of a block.
+    A ``span`` is a range of the snapshot's FFNs: one FFN, or a whole block.
 
     Attributes:
         snapshot: The atlas as read.
         metric: Name of the metric shown.
-        log_axis: Whether strips and curves run by log rank rather than by index or linear rank.
+        log_axis: Whether the x axis of strips and curves is the logarithm of the rank. If not, the axis of strips is the
+            channel index, and the axis of curves is the rank.
     """
 
     def __init__(self, snapshot: Snapshot, metric: str = "lp", *, log_axis: bool = True) -> None:
@@ -34,7 +36,7 @@ class Browser:
     @property
     def heading(self) -> str:
         """The metric's column heading."""
-        return self.snapshot.metrics[self.metric].heading
+        return printable(self.snapshot.metrics[self.metric].heading)
 
     def summary(self, span: range) -> view.Summary:
         """Mass, concentration and labels of ``span``."""
@@ -47,20 +49,21 @@ class Browser:
 
     @property
     def summaries(self) -> tuple[view.Summary, ...]:
-        """One per block."""
+        """One summary per block."""
         return tuple(map(self.summary, self.snapshot.blocks))
 
     @cached_property
     def mass(self) -> float:
-        """The metric's sum over every FFN that has one."""
+        """Sum of the metric over every FFN that has the metric."""
         return float(np.nansum([summary.concentration.mass for summary in self.summaries]))
 
     @property
     def top_heading(self) -> str:
+        """Column heading for the share of the top channels."""
         return f"top{100 * self.snapshot.rho:g}%"
 
     def ranking(self, span: range) -> view.Ranking:
-        """The span's channels by the metric; the last few are kept."""
+        """The channels of ``span`` by the metric. The last few rankings are kept."""
         if span not in self._rankings:
             if len(self._rankings) >= 8:
                 self._rankings.pop(next(iter(self._rankings)))
@@ -68,7 +71,7 @@ class Browser:
         return self._rankings[span]
 
     def columns(self, ffn: int) -> dict[str, np.ndarray]:
-        """What a filter may compare of FFN ``ffn``: name to values, (channel,)."""
+        """Columns of FFN ``ffn`` that a filter may compare: name to values, (channel,)."""
         ranking = self.ranking(range(ffn, ffn + 1))
         metrics = {name: self.snapshot.values(ffn, name) for name in self.snapshot.metrics}
         return {
@@ -80,6 +83,6 @@ class Browser:
         }
 
     def strip(self, span: range, samples: int, steps: int) -> np.ndarray:
-        """Levels 0..``steps`` of the span's heat strip, (samples,)."""
+        """Levels 0 to ``steps`` of the heat strip of ``span``, int64 (samples,)."""
         values = self.snapshot.span_values(span, self.metric)
         return view.strip_levels(view.strip_shares(values, samples, log=self.log_axis), len(values), steps)

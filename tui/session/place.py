@@ -1,32 +1,31 @@
-"""What is being looked at, as data: options of ``atlas-tui`` that open it again, and Python that computes it."""
+"""A view as data: the options of ``atlas-tui`` that open it again, and the Python code that computes it."""
 
 from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from chanfmt.base.errors import UsageError
+from tui.session.registry import ROW_OF
 
 if TYPE_CHECKING:
     from tui.session.load import Snapshot
 
-SCREENS = ("overview", "experts", "layer", "card", "scatter", "compare", "join", "protect", "what-if")
-OF_TWO = ("compare", "join")
-"""Screens that need a second atlas."""
 ASCENDING = ":up"
+"""Ending of a column's name that sorts the smallest first."""
 COLUMNS = ("rank", "channel", "label", "share", "cumulative")
 """Columns of the layer screen besides the metrics."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A view. None and empty text are what the program shows by itself.
+    """A view. None and empty text stand for the default.
 
     Attributes:
-        screen: One of `SCREENS`.
-        sort: A column of the layer screen, largest first, or with `ASCENDING` after it.
-        filter: Of the layer screen, or of the join.
+        screen: Name of a screen in `tui.session.registry`.
+        sort: Column that orders the layer screen, largest first; with `ASCENDING` after it, smallest first.
+        filter: Filter of the layer screen or of the join.
     """
 
     screen: str = "overview"
@@ -41,7 +40,7 @@ class Place:
 
     @property
     def options(self) -> list[str]:
-        """Command line options that open it."""
+        """Command line options that open this view."""
         values = {
             "screen": "" if self.screen == "overview" else self.screen,
             "layer": self.layer,
@@ -56,16 +55,16 @@ class Place:
         return [*given, *(["--by-index"] if self.by_index else [])]
 
     def find(self, snapshot: Snapshot) -> int:
-        """The FFN of ``snapshot``, the first where none is named.
+        """The FFN of ``snapshot`` in this view; the first FFN if the view names none.
 
         Raises:
-            UsageError: There is none, or there are several, or there is no such metric, column or channel.
+            UsageError: The FFN, metric, column or channel does not exist in ``snapshot``, or the layer has several FFNs.
         """
         if self.metric not in snapshot.metrics:
-            raise UsageError(f"there is no metric {self.metric!r}", hint=f"there are: {', '.join(snapshot.metrics)}")
+            raise UsageError(f"unknown metric {self.metric!r}", hint=f"choose from {', '.join(snapshot.metrics)}")
         column, columns = self.sort.removesuffix(ASCENDING), (*COLUMNS, *snapshot.metrics)
         if column and column not in columns:
-            raise UsageError(f"there is no column {column!r} to sort by", hint=f"there are: {', '.join(columns)}")
+            raise UsageError(f"unknown column {column!r} after --sort", hint=f"choose from {', '.join(columns)}")
         wanted = {"layer_index": self.layer, "stack": self.stack, "expert": self.expert}
         found = [
             number
@@ -80,16 +79,30 @@ class Place:
             }
             layers = sorted({ffn.layer_index for ffn in snapshot.ffns})
             raise UsageError(
-                f"there is no {' '.join(f'{name} {value}' for name, value in named.items())}",
+                f"unknown {' '.join(f'{name} {value}' for name, value in named.items())}",
                 hint=f"layers: {layers[0]} to {layers[-1]}; stacks: {', '.join(snapshot.labels)}",
             )
         stacks = sorted({snapshot.ffns[ffn].stack for ffn in found})
         if self.layer is not None and len(stacks) > 1:
-            raise UsageError(f"layer {self.layer} has several FFNs", hint=f"add --stack, one of: {', '.join(stacks)}")
+            raise UsageError(f"layer {self.layer} has several FFNs", hint=f"add --stack with one of {', '.join(stacks)}")
         ffn = snapshot.ffns[found[0]]
         if self.channel is not None and not 0 <= self.channel < ffn.n_channels:
-            raise UsageError(f"there is no channel {self.channel}", hint=f"channels: 0 to {ffn.n_channels - 1}")
+            raise UsageError(f"unknown channel {self.channel}", hint=f"channels: 0 to {ffn.n_channels - 1}")
         return found[0]
+
+
+class Opening(NamedTuple):
+    """What a screen is opened with.
+
+    Attributes:
+        ffn: The FFN that the cursor starts on or in.
+        place: What else the screen starts with: channel, order, filter.
+        below: The screen below, for a screen that shows what the screen below has selected.
+    """
+
+    ffn: int
+    place: Place
+    below: Any = None
 
 
 def command(place: Place, atlas: str, other: str | None = None) -> str:
@@ -98,12 +111,13 @@ def command(place: Place, atlas: str, other: str | None = None) -> str:
 
 
 def python(place: Place, atlas: str, other: str | None = None, *, marked: list[int]) -> str:
-    """Python that computes what ``place`` shows.
+    """Python code that computes what ``place`` shows.
 
     Args:
-        marked: Marked channels of the FFN, for a filter that asks for them.
+        marked: Ids of the marked channels of the FFN, for a filter that uses them.
     """
-    if place.screen in OF_TWO:
+    row = ROW_OF[place.screen]
+    if row.needs_other:
         return "\n".join(
             [
                 "import chanfmt",
@@ -113,7 +127,7 @@ def python(place: Place, atlas: str, other: str | None = None, *, marked: list[i
                 f"    rows = compare(first, second, {place.metric!r})",
             ]
         )
-    if place.screen in ("layer", "card", "scatter"):
+    if row.about == "channels":
         return _layer(place, atlas, marked)
     return "\n".join(
         [

@@ -1,4 +1,4 @@
-"""The protect file of the marks: the one that ``surgery prune --protect`` reads (spec/protect-1.md)."""
+"""Read and write the protect file, which ``surgery prune --protect`` also reads (spec/protect-1.md)."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ if TYPE_CHECKING:
     from tui.session.load import Snapshot
 
 NO_FILE: Signature = (0, 0, 0)
+"""The signature of a file that does not exist."""
 
 
 def check_name(path: Path) -> None:
-    """Raise `UsageError` where the marks could not be written to ``path``."""
+    """Raise `UsageError` if ``path`` does not end in .json, because the marks are written as JSON."""
     if path.suffix != ".json":
         raise UsageError(
-            f"the marks are written as JSON, and {path.name} does not end in .json",
-            hint="name another file; surgery prune --protect reads .csv and .txt as well",
+            f"the protect file is JSON, and {path.name} does not end in .json",
+            hint="name a .json file (surgery prune --protect also reads .csv and .txt)",
         )
 
 
 def default_protect_file(atlas: Path) -> Path:
-    """Where the marks of ``atlas`` go where nobody says."""
+    """Where the marks of ``atlas`` go by default: ``NAME.protect.json`` beside the atlas."""
     finished = Path(str(atlas).removesuffix(PARTIAL_SUFFIX))
     return finished.with_name(f"{finished.stem}.protect.json")
 
 
 def signature_of(path: Path) -> Signature:
-    """`file_signature`, `NO_FILE` where there is none."""
+    """`file_signature` of ``path``; `NO_FILE` if ``path`` does not exist."""
     try:
         return file_signature(path)
     except OSError:
@@ -46,11 +47,15 @@ def signature_of(path: Path) -> Signature:
 
 
 def read_marks(path: Path, snapshot: Snapshot) -> tuple[dict[int, np.ndarray], tuple[str, ...], Signature]:
-    """FFN of ``snapshot`` to marks, bool (channel,), of the protect file ``path``, if there is one; warnings; its signature.
+    """Read the protect file ``path``.
+
+    Returns:
+        Marks (FFN of ``snapshot`` to bool (channel,)), warnings, and the signature of ``path``. If ``path`` does not exist:
+        no marks, no warnings, and `NO_FILE`.
 
     Raises:
-        UsageError: It is not a protect file for this atlas.
-        AtlasError: The atlas has changed.
+        UsageError: ``path`` is not a protect file for this atlas.
+        AtlasError: The FFNs of the atlas have changed.
     """
     signature = signature_of(path)
     if signature == NO_FILE:
@@ -61,10 +66,10 @@ def read_marks(path: Path, snapshot: Snapshot) -> tuple[dict[int, np.ndarray], t
 
 
 def write_marks(path: Path, snapshot: Snapshot, masks: Mapping[int, np.ndarray]) -> Signature:
-    """Write ``masks``, FFN to bool (channel,), whole or not at all. Returns the file's signature.
+    """Write ``masks``, FFN to bool (channel,), whole or not at all; return the signature of the new file.
 
     Raises:
-        ChanfmtError: The place cannot be written, or the atlas has changed.
+        ChanfmtError: ``path`` cannot be written, or the FFNs of the atlas have changed.
     """
     with reopened(snapshot) as opened:
         write_protect_file(path, opened, to_blocks(masks, opened))
@@ -72,11 +77,11 @@ def write_marks(path: Path, snapshot: Snapshot, masks: Mapping[int, np.ndarray])
 
 
 def selected(selector: str, snapshot: Snapshot) -> dict[int, np.ndarray]:
-    """FFN to the ids that ``selector`` names, as after ``surgery prune --protect``.
+    """FFN to the channel ids that ``selector`` names, as after ``surgery prune --protect``.
 
     Raises:
-        UsageError: It means nothing for this atlas.
-        AtlasError: The atlas lacks a metric that it needs, or has changed.
+        UsageError: ``selector`` means nothing for this atlas.
+        AtlasError: The atlas lacks a metric that ``selector`` needs, or its FFNs have changed.
     """
     with reopened(snapshot) as opened:
         masks, _ = select(selector, opened)
@@ -84,7 +89,7 @@ def selected(selector: str, snapshot: Snapshot) -> dict[int, np.ndarray]:
 
 
 def to_ffns(masks: Mapping[int, np.ndarray], atlas: Atlas) -> dict[int, np.ndarray]:
-    """FFN of a snapshot to bool (channel,), from block to bool of `Block.shape`."""
+    """Masks by FFN of a snapshot, bool (channel,), from masks by block, bool of `Block.shape`."""
     rows: list[np.ndarray] = []
     for block in atlas.blocks:
         rows += list(unit_rows(masks.get(block.index, np.zeros(block.shape, dtype=bool))))
@@ -92,7 +97,7 @@ def to_ffns(masks: Mapping[int, np.ndarray], atlas: Atlas) -> dict[int, np.ndarr
 
 
 def to_blocks(masks: Mapping[int, np.ndarray], atlas: Atlas) -> dict[int, np.ndarray]:
-    """Block to bool of `Block.shape`, from FFN of a snapshot to bool (channel,)."""
+    """Masks by block, bool of `Block.shape`, from masks by FFN of a snapshot, bool (channel,)."""
     blocks, start = {}, 0
     for block in atlas.blocks:
         stop = start + (len(block.experts))

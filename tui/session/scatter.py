@@ -16,14 +16,15 @@ class Scatter:
     """Two metrics of one FFN.
 
     Attributes:
-        correlation: Spearman's, over the channels that both know.
-        top: Channels in each top set.
-        shared: Channels in both.
-        jaccard, chance: Of the top sets, and its expectation for random ones.
-        left_out: Channels that a logarithm cannot show: zero, negative or unknown.
-        x, y: Places of the others in [0, 1], (points,).
-        channels: Which they are, (points,).
-        ranges: Ends of both axes, log10 of the metric or ranks.
+        correlation: Spearman's rank correlation over the channels for which both metrics are known.
+        top: Number of channels in each top set.
+        shared: Number of channels in both top sets.
+        jaccard: Jaccard index of the two top sets.
+        chance: Expected Jaccard index of two random sets of that size.
+        left_out: Number of channels that are not shown: unknown, and on log axes also zero or negative.
+        x, y: Positions of the shown channels in [0, 1], float64 (points,).
+        channels: Ids of the shown channels, int64 (points,).
+        ranges: Ends of the x axis and of the y axis: log10 of the metric on log axes, ranks otherwise.
     """
 
     correlation: float
@@ -39,7 +40,7 @@ class Scatter:
 
 
 def make_scatter(x: np.ndarray, y: np.ndarray, rho: float, *, log: bool) -> Scatter:
-    """``x`` against ``y``, (channel,) each; on log axes, or by rank, the largest last."""
+    """``x`` against ``y``, floating point (channel,) each: on log axes if ``log``, otherwise by rank, largest last."""
     top = supernode_count(len(x), rho)
     sets = [set(top_indices(np.where(np.isnan(values), -np.inf, values), top).tolist()) for values in (x, y)]
     shared = len(sets[0] & sets[1])

@@ -1,4 +1,4 @@
-"""Arrays that stay in the file until they are looked at: those of a large model would fill the memory."""
+"""Arrays that stay in the file until a screen shows them, because the arrays of a large model would fill the memory."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ if TYPE_CHECKING:
     from chanfmt.format.reader import Location
 
 KEPT_BYTES = 8 << 20
+"""Size of the cache."""
 
 
 class StoredArrays:
-    """Rows of a file's arrays, the last few of them kept.
+    """Rows of the arrays in one file. The rows read last are kept.
 
-    The file is held open without HDF5's lock, so that others may write to it. One that is replaced stays what
-    it was for us; one that is written in place gives what is there, and NaN where it has become too short.
+    The file is open without HDF5's lock, so other programs may write to it. If another program replaces the file, this
+    object goes on reading the old file. If another program writes the file in place, this object reads the new bytes, and
+    NaN if the file has become too short.
 
     Raises:
-        OSError: It cannot be opened.
+        OSError: The file cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,7 +39,7 @@ class StoredArrays:
         self._bytes = 0
 
     def at(self, location: Location, *index: int) -> np.ndarray:
-        """The part of the array at ``location`` with this ``index`` along its first axes, floating point."""
+        """The part of the array at ``location`` that ``index`` selects along the first axes, floating point."""
         key = (location.offset, *index)
         if key in self._kept:
             self._kept.move_to_end(key)

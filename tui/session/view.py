@@ -1,4 +1,4 @@
-"""What the screens show, computed from arrays: summaries, orders, strips, searches. Pure numpy."""
+"""Computations from arrays for the screens: summaries, orders, strips, searches. Pure numpy."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 LABEL_TEXT = {schema.LABEL_NONE: "·", schema.LABEL_HALO: "halo", schema.LABEL_SUPERNODE: "SUPER"}
 STRIP_FLOOR = 0.01
-"""Lowest share a heat strip shows, as a multiple of the layer's mean share."""
+"""Lowest share that a heat strip shows, as a multiple of the layer's mean share per channel."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One FFN's row of the overview; ``known`` counts the channels whose value is a number."""
+    """One row of the overview. ``known`` is the number of channels whose value is not NaN."""
 
     concentration: Concentration
     supernodes: int
@@ -35,12 +35,12 @@ class Ranking:
     """One layer's channels by one metric.
 
     Attributes:
-        values: The metric, (channel,).
-        order: Channels by descending value, ties to the lowest index, unknown last, (channel,).
-        rank: 1-based place of every channel in ``order``, (channel,).
-        share: Share of the layer's mass, (channel,); NaN where unknown.
-        cumulative: Share of the mass in the channels up to this one in ``order``, (channel,).
-        curve: ``cumulative`` by rank with a leading zero, (channel + 1,), never NaN.
+        values: The metric, floating point (channel,).
+        order: Channels by descending value, ties by ascending index, NaN last, int64 (channel,).
+        rank: 1-based position of every channel in ``order``, int64 (channel,).
+        share: Share of the layer's mass in every channel, (channel,); NaN if the value is NaN.
+        cumulative: Share of the mass in the channels up to and including this one in ``order``, (channel,).
+        curve: ``cumulative`` by rank with a leading zero, float64 (channel + 1,), never NaN.
     """
 
     values: np.ndarray
@@ -52,7 +52,7 @@ class Ranking:
 
 
 def summarize(values: np.ndarray, labels: np.ndarray, rho: float) -> Summary:
-    """`Summary` of one layer over the channels that have a value."""
+    """`Summary` of one layer over the channels whose value is finite."""
     known = values[np.isfinite(values)]
     measured = concentration(known, rho) if len(known) else Concentration(*[float("nan")] * 5)
     return Summary(
@@ -64,7 +64,7 @@ def summarize(values: np.ndarray, labels: np.ndarray, rho: float) -> Summary:
 
 
 def order_by(values: np.ndarray, *, descending: bool) -> np.ndarray:
-    """Stable order of ``values`` (n,), unknown last both ways."""
+    """Stable order of ``values`` (n,), int64 (n,); NaN comes last both ways."""
     keys = values.astype(np.int64) if values.dtype.kind in "iub" else values
     return np.argsort(-keys if descending else keys, kind="stable")
 
@@ -82,22 +82,22 @@ def ranking(values: np.ndarray) -> Ranking:
 
 
 def cumulative(values: np.ndarray) -> np.ndarray:
-    """Running share of the sum of ``values`` (n,) with a leading zero, (n + 1,); zeros without mass."""
+    """Running share of the sum of ``values`` (n,) with a leading zero, (n + 1,); all zeros if the sum is not positive."""
     sums = np.concatenate(([0.0], np.cumsum(values, dtype=np.float64)))
     return sums / sums[-1] if sums[-1] > 0 else np.zeros(len(sums))
 
 
 def bin_edges(channels: int, samples: int, *, log: bool) -> np.ndarray:
-    """Edges of ``samples`` bins over ``channels`` places, (samples + 1,), from 0 to ``channels``.
+    """Edges of ``samples`` bins over ``channels`` positions, float64 (samples + 1,), from 0 to ``channels``.
 
-    With ``log`` the place of rank r is [log r, log(r + 1)): the first channels are wide.
+    With ``log``, rank r covers [log r, log(r + 1)), so the first channels are wide.
     """
     ticks = np.linspace(0.0, 1.0, samples + 1)
     return (channels + 1.0) ** ticks - 1.0 if log else channels * ticks
 
 
 def curve_samples(curve: np.ndarray, samples: int, *, log: bool) -> np.ndarray:
-    """`Ranking.curve` read at the right edge of every bin, (samples,)."""
+    """`Ranking.curve` at the right edge of every bin, (samples,)."""
     edges = bin_edges(len(curve) - 1, samples, log=log)[1:]
     return np.interp(edges, np.arange(len(curve)), curve)
 
@@ -105,7 +105,7 @@ def curve_samples(curve: np.ndarray, samples: int, *, log: bool) -> np.ndarray:
 def strip_shares(values: np.ndarray, samples: int, *, log: bool) -> np.ndarray:
     """Mean share of the layer's mass per channel in each bin, (samples,).
 
-    With ``log`` channels run by descending value on a log axis, otherwise by index.
+    With ``log``, the channels are in descending order on a log axis. Otherwise they are in the order of their index.
     """
     known = np.where(np.isfinite(values), values, 0)
     curve = cumulative(np.sort(known)[::-1] if log else known)
@@ -114,14 +114,14 @@ def strip_shares(values: np.ndarray, samples: int, *, log: bool) -> np.ndarray:
 
 
 def strip_levels(shares: np.ndarray, channels: int, steps: int) -> np.ndarray:
-    """Shares on a log scale as 0..``steps``, (samples,): 0 is nothing, ``steps`` up to the whole layer."""
+    """Shares as levels on a log scale, int64 (samples,): 0 is nothing, ``steps`` is close to the whole layer."""
     floor = STRIP_FLOOR / channels
     scaled = np.log(np.maximum(shares, 1e-300) / floor) / np.log(1.0 / floor)
     return np.clip(np.ceil(scaled * steps), 0, steps).astype(np.int64)
 
 
 def row_of(order: np.ndarray, channel: int | None, otherwise: int) -> int:
-    """The row of ``channel`` in ``order`` (row,), or ``otherwise`` where it is in none."""
+    """The row of ``channel`` in ``order`` (row,); ``otherwise`` if ``channel`` is None or has no row."""
     rows = np.flatnonzero(order == (-1 if channel is None else channel))
     return int(rows[0]) if len(rows) else otherwise
 
@@ -129,7 +129,8 @@ def row_of(order: np.ndarray, channel: int | None, otherwise: int) -> int:
 def match_spans(snapshot: Snapshot, spans: Sequence[range], query: str, *, of_experts: bool = False) -> np.ndarray:
     """Spans of FFNs that ``query`` names, bool (span,).
 
-    ``query`` is a layer index (``11`` or ``L11``), or part of a stack or module; of experts it is their index.
+    ``query`` is a layer index (``11`` or ``L11``), or part of the name of a stack or module. With ``of_experts``, a number is
+    the index of an expert.
     """
     ffns = [snapshot.ffns[span[0]] for span in spans]
     number = query.lower().removeprefix("layer").removeprefix("l").strip()
@@ -140,7 +141,7 @@ def match_spans(snapshot: Snapshot, spans: Sequence[range], query: str, *, of_ex
 
 
 def match_channels(labels: np.ndarray, query: str) -> np.ndarray:
-    """Channels that ``query`` names, bool (channel,): an id, or the beginning of a label's name."""
+    """Channels that ``query`` names, bool (channel,). ``query`` is a channel id, or the beginning of a label's name."""
     if query.isdecimal():
         return np.arange(len(labels)) == int(query)
     wanted = [value for value, name in schema.LABELS.items() if name.startswith(query.lower())]
@@ -148,7 +149,7 @@ def match_channels(labels: np.ndarray, query: str) -> np.ndarray:
 
 
 def next_match(matches: np.ndarray, start: int, step: int) -> int | None:
-    """Place of the next true entry of ``matches`` (n,) after ``start``, going round; None where there is none."""
+    """Index of the next true entry of ``matches`` (n,) after ``start``, going round; None if no entry is true."""
     places = np.flatnonzero(matches)
     if not len(places):
         return None

@@ -1,4 +1,4 @@
-"""When to read the file again: pure decision, no clock and no file system."""
+"""When to read a file again. A pure decision: it uses neither clock nor file system."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ if TYPE_CHECKING:
 
 
 class Watcher:
-    """Tells from successive file signatures when a change has settled.
+    """Decides from successive file signatures when a change has settled.
 
-    A writer that does not rename may be half way through, so a new signature counts
-    only once two looks in a row agree on it.
+    A program that writes in place may be half way through. A new signature therefore counts only when two looks in a row
+    agree on it.
+
+    Args:
+        shown: The signature of the file as it is shown.
     """
 
     def __init__(self, shown: Signature) -> None:
@@ -20,7 +23,7 @@ class Watcher:
         self._pending: Signature | None = None
 
     def changed(self, signature: Signature) -> bool:
-        """Record one look; True once for each change that settled."""
+        """Record one look; return True once for each change that has settled."""
         if signature == self._shown:
             self._pending = None
             return False

@@ -1,1 +1,1 @@
-"""Widgets of the terminal browser, one a file."""
+"""Widgets of the terminal browser, one per file."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from rich.cells import cell_len
 
+from chanfmt.base.text import printable
 from chanfmt.format import schema
 from tui.session import view
 from tui.widgets.line_table import Column, LineTable
@@ -21,10 +23,11 @@ MARK = "●"
 
 
 class ChannelTable(LineTable):
-    """Channels of one FFN in the order asked for; ``order`` maps rows to channels.
+    """Channels of one FFN.
 
     Attributes:
-        keep: Channels that are shown, bool (channel,), at least one; None for all.
+        order: Row to channel, int64 (row,).
+        keep: Channels that are shown, bool (channel,) with at least one True; None shows all channels.
         marked_channels: Channels with a mark, bool (channel,).
     """
 
@@ -55,7 +58,7 @@ class ChannelTable(LineTable):
         channel: int | None = None,
         row: int = 0,
     ) -> None:
-        """Show FFN ``ffn`` of ``browser``, sorted as before, the cursor on ``channel`` or else on ``row``."""
+        """Show FFN ``ffn`` of ``browser`` in the same order as before, with the cursor on ``channel`` or else on ``row``."""
         self.keep, self.marked_channels = keep, marks
         if self.sort_key == self.browser.metric:
             self.sort_key = browser.metric
@@ -69,13 +72,13 @@ class ChannelTable(LineTable):
         self.sort(channel=channel, row=row)
 
     def sort(self, *, channel: int | None = None, row: int = 0) -> None:
-        """Put the rows in order and the cursor on ``channel``, or else on ``row``."""
+        """Sort the rows, and put the cursor on ``channel`` or else on ``row``."""
         order = view.order_by(self._sort_values(), descending=self.descending)
         self.order = order if self.keep is None else order[self.keep[order]]
         self.set_rows(len(self.order), view.row_of(self.order, channel, row))
 
     def layout_columns(self) -> None:
-        """Choose columns and digits for the width."""
+        """Choose columns and digits that suit the width."""
         snapshot, metric = self.browser.snapshot, self.browser.metric
         self._digits = 4 if self.row_width >= 100 else 3
         width = self._digits + 5
@@ -94,8 +97,8 @@ class ChannelTable(LineTable):
         self.set_columns(columns, 4)
 
     def _metric_column(self, name: str, width: int) -> Column:
-        heading = self.browser.snapshot.metrics[name].heading
-        return Column(name, heading, max(width, len(heading) + 1))
+        heading = printable(self.browser.snapshot.metrics[name].heading)
+        return Column(name, heading, max(width, cell_len(heading) + 1))
 
     def on_resize(self) -> None:
         self.layout_columns()
@@ -123,7 +126,7 @@ class ChannelTable(LineTable):
         return {name: values[self.order] for name, values in columns.items()}
 
     def columns_by_name(self) -> dict[str, np.ndarray]:
-        """What a filter may compare: name to values, (channel,)."""
+        """Columns that a filter may compare: name to values, (channel,)."""
         return self.browser.columns(self.ffn)
 
     def _sort_values(self) -> np.ndarray:
@@ -133,7 +136,7 @@ class ChannelTable(LineTable):
             return np.arange(len(self._labels))
         if self.sort_key == "label":
             return self._labels
-        # Shares fall as the metric does; their own rounding could reorder ties.
+        # Shares are in the order of the metric, but rounding could reorder ties among shares.
         if self.sort_key == "share":
             return self.ranking.values
         if self.sort_key == "cumulative":

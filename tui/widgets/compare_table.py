@@ -1,4 +1,4 @@
-"""The compare screen's table: the FFNs of two atlases beside each other."""
+"""The compare screen's table: the blocks of two atlases side by side."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ if TYPE_CHECKING:
     from tui.session.load import Snapshot
 
 ARROWS = 6
-"""Cells to either side of no change."""
+"""Cells for arrows on each side of zero."""
 
 
 class CompareTable(FfnTable):
     """A row per block of the first atlas.
 
     Attributes:
-        as_ratio: Whether the change is told as a ratio rather than in points.
+        comparison: The numbers; None for no rows.
+        as_ratio: Whether the change is a ratio. If not, it is a difference in percentage points.
     """
 
     def __init__(self, snapshot: Snapshot) -> None:
@@ -33,7 +34,7 @@ class CompareTable(FfnTable):
         self.as_ratio = False
 
     def show(self, snapshot: Snapshot, comparison: Comparison | None, ffn: int) -> None:
-        """Show ``comparison`` (None: no row), sorted as before, the cursor on ``ffn``."""
+        """Show ``comparison`` (None: no rows) in the same order as before, with the cursor on ``ffn``."""
         self.snapshot, self.comparison = snapshot, comparison
         self.spans = comparison.first.snapshot.blocks if comparison else ()
         self.layout_columns()
@@ -46,7 +47,12 @@ class CompareTable(FfnTable):
                 *self.name_columns(),
                 Column("first", f"A {top}", 7),
                 Column("second", f"B {top}", 7),
-                Column("change", "B/A" if self.as_ratio else "B-A", 7 if self.as_ratio else 7 + 2 * ARROWS + 2),
+                Column(
+                    "change",
+                    "B/A" if self.as_ratio else "B-A",
+                    7 if self.as_ratio else 7 + 2 * ARROWS + 2,
+                    at_left=not self.as_ratio,
+                ),
                 Column("correlation", "ρ", 5),
                 Column("shared", "super∩", 6),
                 Column("only_first", "only A", 6),
@@ -113,10 +119,10 @@ def _ratio(value: float, base: float) -> str:
 
 
 def _change(points: float) -> str:
-    """Points of a share and as many arrows, from the middle."""
+    """A difference of shares in percentage points, with one arrow per point to the left or right of a middle line."""
     if np.isnan(points):
-        return "-" + " " * (2 * ARROWS + 2)
+        return f"{'-':>7}"
     arrows = min(ARROWS, round(abs(100 * points)))
     left = "◀" * arrows if points < 0 else ""
     right = "▶" * arrows if points > 0 else ""
-    return f"{100 * points:+.1f}% {left:>{ARROWS}}│{right:<{ARROWS}}"
+    return f"{100 * points:>+6.1f}% {left:>{ARROWS}}│{right:<{ARROWS}}"

@@ -1,10 +1,11 @@
-"""What the tables with a row per FFN, or per expert, have in common."""
+"""What the tables with a row per FFN, block or expert have in common."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import numpy as np
+from rich.cells import cell_len
 
 from tui.session import view
 from tui.widgets.line_table import Column, LineTable
@@ -16,13 +17,13 @@ if TYPE_CHECKING:
 
 
 class FfnTable(LineTable):
-    """Rows in the order asked for.
+    """A row per span of FFNs. A ``place`` is the index of a span in model order.
 
     Attributes:
         snapshot: The atlas.
-        spans: What every place stands for, ranges of the snapshot's FFNs.
-        of_experts: Whether the rows are the experts of one FFN.
-        order: Row to place, (row,).
+        spans: The FFNs of every place, as ranges of the snapshot's FFNs.
+        of_experts: Whether the rows are the experts of one block.
+        order: Row to place, int64 (row,).
     """
 
     def __init__(self, snapshot: Snapshot, spans: Sequence[range], *, marked: str, of_experts: bool = False) -> None:
@@ -32,14 +33,14 @@ class FfnTable(LineTable):
         self.of_experts = of_experts
         self.order = np.zeros(0, dtype=np.int64)
 
-    # What subclasses say.
+    # What subclasses define.
 
     def layout_columns(self) -> None:
-        """Choose columns for the width."""
+        """Choose columns that suit the width."""
         raise NotImplementedError
 
     def place_values(self, key: str) -> np.ndarray:
-        """What the column ``key``, not one of `name_columns`, sorts by, (place,)."""
+        """Values by which the column ``key`` sorts, (place,). ``key`` is not one of `name_columns`."""
         raise NotImplementedError
 
     # What screens use.
@@ -55,13 +56,13 @@ class FfnTable(LineTable):
         return self.spans[self.place]
 
     def show_ffn(self, ffn: int) -> None:
-        """Put the cursor on the row of ``ffn``, where there is one."""
+        """Put the cursor on the row of ``ffn``, if ``ffn`` has a row."""
         row = self._row_of(ffn)
         if row is not None:
             self.go_to(row)
 
     def sort(self, ffn: int | None = None) -> None:
-        """Put the rows in order and the cursor on the one of ``ffn``, or else on top."""
+        """Sort the rows, and put the cursor on the row of ``ffn`` or else on the first row."""
         self.order = view.order_by(self._sort_values(), descending=self.descending)
         self.set_rows(len(self.order), 0 if ffn is None else self._row_of(ffn) or 0)
 
@@ -80,11 +81,14 @@ class FfnTable(LineTable):
     # What subclasses use.
 
     def name_columns(self) -> list[Column]:
-        """Columns that say which row it is."""
+        """Columns that name a row."""
         if self.of_experts:
             return [Column("layer", "expert", 6)]
         stacks = self.snapshot.labels
-        return [Column("layer", "layer", 6), *([Column("stack", "stack", max(6, *map(len, stacks)))] if len(stacks) > 1 else [])]
+        return [
+            Column("layer", "layer", 6),
+            *([Column("stack", "stack", max(6, *map(cell_len, stacks)))] if len(stacks) > 1 else []),
+        ]
 
     def name_texts(self, place: int) -> dict[str, str]:
         """Cells of `name_columns`."""

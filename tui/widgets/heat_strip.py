@@ -1,4 +1,4 @@
-"""Levels as a strip of colours, two samples a cell, or of glyphs."""
+"""Levels as a strip of colours, two samples per cell, or as a strip of glyphs."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class HeatStrip:
-    """Turns levels into segments; styles are made once.
+    """Turns levels into segments, and caches the styles.
 
     Args:
-        ramp: Colours low to high, or empty for the glyph ramp.
+        ramp: Colours from low to high; empty for glyphs.
     """
 
     def __init__(self, ramp: Sequence[str]) -> None:
@@ -37,14 +37,14 @@ class HeatStrip:
         return 2 if self._colors else 1
 
     def segments(self, levels: np.ndarray, base: Style) -> list[Segment]:
-        """``levels`` (cells * `samples_per_cell`,) over ``base``, where level 0 shows through."""
+        """Segments for ``levels``, int (cells * `samples_per_cell`,). Level 0 shows ``base``."""
         if not self._colors:
             return [Segment("".join(GLYPH_RAMP[level] for level in levels.tolist()), base)]
         segments: list[Segment] = []
         text, fore, ground = "", None, -1
         for left, right in zip(levels[::2].tolist(), levels[1::2].tolist(), strict=True):
             needed = None if left == right else left
-            # A blank shows no foreground, so it needs no style of its own beside a half cell on the same ground.
+            # A blank shows no foreground, so it can share the style of a neighbouring half cell on the same background.
             if right != ground or (None not in (needed, fore) and needed != fore):
                 if text:
                     segments.append(Segment(text, self._style(fore, ground, base)))
@@ -56,7 +56,7 @@ class HeatStrip:
     def _style(self, fore: int | None, ground: int, base: Style) -> Style:
         key = (fore, ground, base)
         if key not in self._styles:
-            # Naming a foreground that no cell shows would cost 17 bytes a run.
+            # A foreground that no cell shows would cost 17 bytes per run.
             self._styles[key] = Style(color=None if fore is None else self._color(fore, base), bgcolor=self._color(ground, base))
         return self._styles[key]
 

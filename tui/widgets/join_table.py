@@ -1,4 +1,4 @@
-"""Channels of one FFN in two atlases, joined by their ids."""
+"""The join screen's table: the channels of one block in two atlases."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from chanfmt.format import schema
 from tui.session import view
 from tui.widgets.channel_table import LABEL_STYLES
 from tui.widgets.line_table import Column, LineTable
-from tui.widgets.text import number
+from tui.widgets.text import left, number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,11 +21,12 @@ LABEL_KEYS = ("label_a", "label_b")
 
 
 class JoinTable(LineTable):
-    """Channels in the order asked for; ``order`` maps rows to channels.
+    """A row per channel.
 
     Attributes:
-        width: Channels of an expert; a channel of one is told as EXPERT:CHANNEL.
-        keep: Channels that are shown, bool (channel,), at least one; None for all.
+        order: Row to channel, int64 (row,).
+        width: Channels per expert, whose channels are named EXPERT:CHANNEL; 0 if the block is dense.
+        keep: Channels that are shown, bool (channel,) with at least one True; None shows all channels.
     """
 
     def __init__(self) -> None:
@@ -52,14 +53,20 @@ class JoinTable(LineTable):
         channel: int | None = None,
         row: int = 0,
     ) -> None:
-        """Show ``joined``, values under ``heading``, sorted as before, the cursor on ``channel`` or else on ``row``."""
+        """Show ``joined`` in the same order as before, with the cursor on ``channel`` or else on ``row``.
+
+        Args:
+            heading: Column heading of the metric.
+            width: As the attribute.
+            keep: As the attribute.
+        """
         self.joined, self.heading, self.width, self.keep = joined, heading, width, keep
         self._columns = joined.columns
         self.layout_columns()
         self.sort(channel=channel, row=row)
 
     def sort(self, *, channel: int | None = None, row: int = 0) -> None:
-        """Put the rows in order and the cursor on ``channel``, or else on ``row``."""
+        """Sort the rows, and put the cursor on ``channel`` or else on ``row``."""
         if self.joined is None:
             return
         if self.sort_key in LABEL_KEYS:
@@ -71,7 +78,7 @@ class JoinTable(LineTable):
         self.set_rows(len(self.order), view.row_of(self.order, channel, row))
 
     def layout_columns(self) -> None:
-        """Choose columns for the width."""
+        """Choose columns that suit the width."""
         ids = max(6, len(self.channel_name(len(self._columns["channel"]) - 1))) if self._columns else 6
         self.set_columns(
             (
@@ -81,8 +88,8 @@ class JoinTable(LineTable):
                 Column("rank_a", "A rank", ids + 1),
                 Column("rank_b", "B rank", ids + 1),
                 Column("moved", "moved", ids + 1),
-                Column("a", f"A {self.heading}"[:9], 9),
-                Column("b", f"B {self.heading}"[:9], 9),
+                Column("a", left(f"A {self.heading}", 9).rstrip(), 9),
+                Column("b", left(f"B {self.heading}", 9).rstrip(), 9),
                 Column("ratio", "B/A", 8),
             ),
             3,
@@ -93,11 +100,11 @@ class JoinTable(LineTable):
         super().on_resize()
 
     def channel_name(self, channel: int) -> str:
-        """How ``channel`` is told."""
+        """The name of ``channel`` on the screen."""
         return f"{channel // self.width}:{channel % self.width}" if self.width else str(channel)
 
     def named(self, name: str) -> int | None:
-        """The channel that is told as ``name``, EXPERT:CHANNEL."""
+        """The channel that `channel_name` calls ``name``, if ``name`` is EXPERT:CHANNEL; None otherwise."""
         expert, colon, channel = name.partition(":")
         if not (self.width and colon and expert.isdecimal() and channel.isdecimal() and int(channel) < self.width):
             return None
@@ -115,7 +122,7 @@ class JoinTable(LineTable):
         return {name: values[self.order] for name, values in columns.items()}
 
     def columns_by_name(self) -> dict[str, np.ndarray]:
-        """What a filter may compare: name to values, (channel,)."""
+        """Columns that a filter may compare: name to values, (channel,)."""
         return self._columns
 
     def cells(self, row: int, columns: Sequence[Column]) -> list[tuple[str, str]]:

@@ -1,10 +1,11 @@
-"""The table of FFNs, or of the experts of one, with a heat strip."""
+"""The table of blocks, or of the experts of one block, with a heat strip."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import numpy as np
+from rich.cells import cell_len
 from rich.segment import Segment
 
 from tui.widgets.ffn_table import FfnTable
@@ -20,12 +21,17 @@ if TYPE_CHECKING:
     from tui.session.model import Browser
 
 MIN_STRIP = 10
+"""Fewest cells for which a strip is drawn."""
 GAP = 2
-"""Cells left of the strip; one more is free right of it."""
+"""Empty cells to the left of the strip. One more cell is empty to its right."""
 
 
 class LayerTable(FfnTable):
-    """A row per span of FFNs; in the overview these are the model's FFNs, in one with experts its experts."""
+    """A row per span of FFNs: the blocks of the model, or with ``of_experts`` the experts of one block.
+
+    Args:
+        ramp: As for `HeatStrip`.
+    """
 
     def __init__(self, browser: Browser, spans: Sequence[range], ramp: tuple[str, ...], *, of_experts: bool = False) -> None:
         super().__init__(browser.snapshot, spans, marked="mass", of_experts=of_experts)
@@ -34,14 +40,14 @@ class LayerTable(FfnTable):
         self._strips: dict[tuple[range, int, bool], np.ndarray] = {}
 
     def show(self, browser: Browser, spans: Sequence[range], ffn: int) -> None:
-        """Show ``spans`` of ``browser``, sorted as before, with the cursor on ``ffn``."""
+        """Show ``spans`` of ``browser`` in the same order as before, with the cursor on ``ffn``."""
         self.browser, self.snapshot, self.spans = browser, browser.snapshot, tuple(spans)
         self._strips.clear()
         self.layout_columns()
         self.sort(ffn)
 
     def set_ramp(self, ramp: tuple[str, ...]) -> None:
-        """Paint the strips in other colours."""
+        """Paint the strips in the colours ``ramp``."""
         self.heat = HeatStrip(ramp)
         self._strips.clear()
         self.refresh()
@@ -53,7 +59,7 @@ class LayerTable(FfnTable):
             columns.append(Column("tokens", "tokens", 9))
         columns += [
             Column("mass", "mass", 8),
-            Column("top", self.browser.top_heading, 14 if not wide else 20),
+            Column("top", self.browser.top_heading, 14 if not wide else 20, at_left=True),
             Column("effective", "n_eff", 6 if not wide else 8),
         ]
         if wide:
@@ -86,7 +92,7 @@ class LayerTable(FfnTable):
         if key not in self._strips:
             samples = self.heat.samples_per_cell
             levels = self.browser.strip(span, cells * samples, self.heat.steps)
-            # The cell after it is part of it, so that it needs no style of its own.
+            # The empty cell after the strip is a part of the strip, so that it needs no style of its own.
             self._strips[key] = np.pad(levels, (0, samples))
         return [Segment(" " * GAP, base), *self.heat.segments(self._strips[key], self.style(""))]
 
@@ -104,11 +110,12 @@ class LayerTable(FfnTable):
         names = (f"channels by {self.browser.heading} rank, log", f"by {self.browser.heading} rank, log", "log rank")
         if not log:
             names = ("channels by index", "by index", "index")
-        name = next((f" {name} " for name in names if len(name) + 4 <= room), "")
-        return f"{'':{GAP}}{first} {name:─^{max(0, room)}} {last}"
+        name = next((f" {name} " for name in names if cell_len(name) + 4 <= room), "")
+        before = max(0, room - cell_len(name)) // 2
+        return f"{'':{GAP}}{first} {'─' * before}{name}{'─' * (room - cell_len(name) - before)} {last}"
 
     def shown(self) -> dict[str, np.ndarray]:
-        # A narrow table has no room for them.
+        # A narrow table does not show these two columns.
         return super().shown() | {key: self.place_values(key)[self.order] for key in ("super", "halo")}
 
     def place_values(self, key: str) -> np.ndarray:

@@ -1,10 +1,11 @@
-"""A table that renders only the lines on screen; a million rows cost nothing."""
+"""A table that renders only the visible lines, so a million rows cost nothing."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from rich.cells import cell_len
 from rich.segment import Segment
 from textual.binding import Binding, BindingType
 from textual.geometry import Size
@@ -12,6 +13,8 @@ from textual.message import Message
 from textual.reactive import reactive
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
+
+from tui.widgets.text import left, right
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,24 +24,45 @@ if TYPE_CHECKING:
     from textual import events
 
 CONTEXT = 2
-"""Rows kept in sight above and below the cursor."""
+"""Rows that stay visible above and below the cursor."""
 MAX_COUNT_DIGITS = 7
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column: ``key`` says what it sorts by; ``width`` is without the gap before it."""
+    """A column.
+
+    Attributes:
+        key: The name by which the table knows the column.
+        heading: The text above the column.
+        width: Cells, without the gap before the column.
+        at_left: Whether heading and cells begin at the left of the column. If not, they end at its right.
+    """
 
     key: str
     heading: str
     width: int
+    at_left: bool = False
+
+    def aligned(self, text: str) -> str:
+        """``text`` in the cells of the column."""
+        return left(text, self.width) if self.at_left else right(text, self.width)
 
 
 class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
-    """Rows under a fixed heading, a cursor, a column mark, and vi-like movement with counts.
+    """Rows under a fixed heading, with a cursor, a marked column, and movement keys with counts as in vi.
 
-    Subclasses say what a row holds with `cells`, and may fill the rest of the line with `tail`.
-    Columns before ``frozen`` stay when the others are scrolled.
+    Subclasses define the cells of a row with `cells`, and may fill the rest of the line with `tail`.
+
+    Attributes:
+        columns: All columns.
+        frozen: Number of columns, from the left, that stay when the user scrolls columns.
+        row_count: Number of rows.
+        sort_key: Key of the column that orders the rows.
+        descending: Whether the largest value is first.
+        marked: Key of the marked column, by which the keys s and S sort.
+        cursor: The row under the cursor.
+        count: The digits typed before a key.
     """
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {
@@ -82,13 +106,13 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
     count: reactive[str] = reactive("", init=False, repaint=False)
 
     class RowsReplaced(Message):
-        """The rows are others, the one under the cursor, too."""
+        """The table has new rows, and another row is under the cursor."""
 
     class Opened(Message):
-        """The row under the cursor was chosen with the mouse."""
+        """The user clicked the row under the cursor."""
 
     class CountTyped(Message):
-        """A count was typed, or used up."""
+        """The user typed a count, or a key has used the count."""
 
     class ColumnMarked(Message):
         """Another column is marked."""
@@ -104,22 +128,22 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
         self._offset = 0
         self._styles: dict[str, Style] = {}
 
-    # What subclasses say.
+    # What subclasses define.
 
     def cells(self, row: int, columns: Sequence[Column]) -> list[tuple[str, str]]:
         """Text and style (``""``, ``super`` or ``halo``) of ``columns`` of ``row``."""
         raise NotImplementedError
 
     def shown(self) -> dict[str, np.ndarray]:
-        """Every column's values in the order of the rows, (row,), and what else the rows are known by."""
+        """Name to values in the order of the rows, (row,): every column, and what else names a row."""
         raise NotImplementedError
 
     def sort(self) -> None:
-        """Put the rows in order by ``sort_key`` and ``descending``, the cursor on top."""
+        """Sort the rows by ``sort_key`` and ``descending``, and put the cursor on the first row."""
         raise NotImplementedError
 
     def tail(self, row: int, width: int, base: Style) -> list[Segment]:
-        """What follows the columns, at most ``width`` cells."""
+        """What follows the columns of ``row``, at most ``width`` cells."""
         return []
 
     def tail_heading(self, width: int) -> str:
@@ -129,7 +153,7 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
     # What screens use.
 
     def set_columns(self, columns: tuple[Column, ...], frozen: int) -> None:
-        """Replace the columns; mark and order stay where their column does, and else go to the last frozen one."""
+        """Replace the columns. If the marked or the sorting column is gone, the last frozen column takes its part."""
         self.columns = columns
         self.frozen = frozen
         keys = [column.key for column in columns]
@@ -141,7 +165,7 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
         self.refresh()
 
     def set_rows(self, count: int, cursor: int) -> None:
-        """Say that there are ``count`` rows, all of them new, and put the cursor on one."""
+        """Replace all rows by ``count`` new rows, with the cursor on row ``cursor``."""
         self.row_count = count
         self.virtual_size = Size(0, count + 1)
         self.set_reactive(LineTable.cursor, max(0, min(cursor, count - 1)))
@@ -150,13 +174,13 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
         self.post_message(self.RowsReplaced())
 
     def take_count(self) -> int | None:
-        """The count typed before a key, used up."""
+        """The count typed before this key, or None. The count is used up."""
         count, self.count = self.count, ""
         return int(count) if count else None
 
     @property
     def shown_columns(self) -> list[Column]:
-        """Columns that fit, in order."""
+        """Columns that fit into the width, from the left."""
         return self._columns_in(self.row_width)
 
     def _columns_in(self, width: int) -> list[Column]:
@@ -171,17 +195,18 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
 
     @property
     def row_width(self) -> int:
-        """Cells of a line, without the scrollbar."""
+        """Cells in a line, without the scrollbar."""
         return self.scrollable_size.width
 
     @property
     def page_rows(self) -> int:
+        """Rows that fit into the height."""
         return max(1, self.size.height - 1)
 
     # Painting.
 
     def style(self, name: str) -> Style:
-        """The component style ``name``, or the table's own for ``""``; made once a theme."""
+        """The component style ``name``, or the style of the table for ``""``. It is cached until the theme changes."""
         if name not in self._styles:
             self._styles[name] = self.get_component_rich_style(f"line-table--{name}") if name else self.rich_style
         return self._styles[name]
@@ -208,10 +233,11 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
             arrow = ("▾" if self.descending else "▴") if column.key == self.sort_key else ""
             text = f"{column.heading}{arrow}"
             if column.key == self.marked:
-                pad = " " * (column.width - len(text))
-                segments += [Segment(f"{pad}›", heading), Segment(text, self.style("marked"))]
+                pad = " " * (column.width - cell_len(text))
+                before, after = ("", pad) if column.at_left else (pad, "")
+                segments += [Segment(f"{before}›", heading), Segment(text, self.style("marked")), Segment(after, heading)]
             else:
-                segments.append(Segment(f" {text:>{column.width}}", heading))
+                segments.append(Segment(f" {column.aligned(text)}", heading))
             used += column.width + 1
         segments.append(Segment(self.tail_heading(width - used), heading))
         return segments
@@ -223,7 +249,7 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
         text = "▶" if on_cursor else " "
         segments = []
         for column, (cell, style) in zip(columns, self.cells(row, columns), strict=True):
-            padded = f" {cell:>{column.width}}"
+            padded = f" {column.aligned(cell)}"
             if style and not on_cursor:
                 segments += [Segment(text, base), Segment(padded, self.style(style))]
                 text = ""
@@ -250,7 +276,7 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
         self._show_cursor()
 
     def go_to(self, row: int) -> None:
-        """Put the cursor on ``row``, or the nearest there is."""
+        """Put the cursor on ``row``, or on the nearest row that exists."""
         self.cursor = max(0, min(row, self.row_count - 1))
 
     def _show_cursor(self) -> None:
@@ -264,7 +290,7 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
         if top != self.scroll_offset.y:
             self.scroll_to(y=top, animate=False)
 
-    # Keys of a burst are handled one by one only as bindings: a digit taken in `on_key` would overtake the key before it.
+    # A digit is a binding because bindings handle fast keys in order. `on_key` would handle a digit before the earlier key.
     def action_digit(self, digit: str) -> None:
         if self.count or digit != "0":
             self.count = (self.count + digit)[:MAX_COUNT_DIGITS]
@@ -273,7 +299,7 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
         self.count = ""
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Leave escape to the screen where there is no count."""
+        """Leave escape to the screen if there is no count."""
         return bool(self.count) if action == "clear_count" else True
 
     def action_move(self, step: int) -> None:

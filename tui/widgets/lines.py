@@ -1,4 +1,4 @@
-"""A few lines of styled text that repaint only where they changed: title, status, keys, panel."""
+"""A few lines of styled text that repaint only the cells that changed: title, status, keys, panel."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 Line = Sequence[tuple[str, str | Style]]
-"""Pieces of text, each with ``""``, ``strong``, ``dim``, ``super``, ``halo`` or a style of its own."""
+"""Pieces of text, each with ``""``, ``strong``, ``dim``, ``super``, ``halo``, or a style."""
 
 
 class Lines(Widget):
-    """Shows `Line`s from the top; what does not fit is cut."""
+    """Shows lines from the top, and cuts what does not fit."""
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {"lines--strong", "lines--dim", "lines--super", "lines--halo"}
     DEFAULT_CSS = """
@@ -37,11 +37,11 @@ class Lines(Widget):
 
     @property
     def text(self) -> str:
-        """What is shown, without styles."""
+        """The lines without styles."""
         return "\n".join("".join(piece for piece, _ in line) for line in self._lines)
 
     def show(self, *lines: Line) -> None:
-        """Replace all lines; only what differs is painted again."""
+        """Replace all lines; only cells that differ are painted again."""
         old, self._lines = self._lines, list(lines)
         changed = []
         for y, (before, after) in enumerate(zip_longest(old, lines, fillvalue=())):
@@ -65,7 +65,7 @@ class Lines(Widget):
 
 
 def difference(before: Line, after: Line, width: int) -> range:
-    """Cells, of ``width``, outside which the two show the same."""
+    """The cells, out of ``width``, that contain every difference between two lines."""
     if before == after:
         return range(0)
     old, new = ([(character, style) for text, style in line for character in text] for line in (before, after))

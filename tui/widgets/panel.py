@@ -1,4 +1,4 @@
-"""The side panel's lines, and the one-line version below the table of a narrow terminal."""
+"""The lines of the side panel, and the single line that stands for the panel in a narrow terminal."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import numpy as np
 from chanfmt.format import schema
 from tui.session import view
 from tui.widgets import plots
-from tui.widgets.text import count, number, percent
+from tui.widgets.text import count, left, number, percent
 
 if TYPE_CHECKING:
     from tui.session.model import Browser
     from tui.widgets.lines import Line
 
 AXIS = 6
-"""Cells left of a plot for its axis labels."""
+"""Cells to the left of a plot for its axis labels."""
 MIN_PLOT = 3
-"""Fewest lines a plot is worth drawing in."""
+"""Fewest lines for which a plot is drawn."""
 
 
 def overview_panel(browser: Browser, span: range, width: int, height: int) -> list[Line]:
-    """What is known of the FFNs ``span`` as at most ``height`` lines of ``width`` cells."""
+    """The summary and plots of the FFNs ``span``: at most ``height`` lines of ``width`` cells."""
     row, summary = browser.snapshot.ffns[span[0]], browser.summary(span)
     channels = len(span) * row.n_channels
     name = (row if len(span) == 1 else replace(row, expert=None)).name(with_stack=True)
@@ -31,7 +31,7 @@ def overview_panel(browser: Browser, span: range, width: int, height: int) -> li
     of_model = percent(measured.mass / browser.mass) if browser.mass > 0 else "-"
     lines: list[Line] = [
         [(name, "strong"), (f"  {row.module}", "dim")],
-        _field(f"{browser.heading} mass", f"{number(measured.mass, 4)}  {of_model} of model"),
+        _field(f"{browser.heading} mass", f"{number(measured.mass, 4)}  {of_model} of all"),
         _field(f"top {100 * browser.snapshot.rho:g}% share", percent(measured.top_share)),
         _field("n_eff", f"{count(measured.effective_channels)} of {channels:,}"),
         _field("max / mean", number(measured.max_over_mean, 4)),
@@ -46,12 +46,12 @@ def overview_panel(browser: Browser, span: range, width: int, height: int) -> li
 
 
 def layer_panel(browser: Browser, ffn: int, channel: int, width: int, height: int) -> list[Line]:
-    """Every metric of ``channel`` with its rank in FFN ``ffn``, then plots of the FFN."""
+    """Every metric of ``channel`` with its rank in FFN ``ffn``, then plots of the FFN: at most ``height`` lines of ``width`` cells."""
     snapshot, span = browser.snapshot, range(ffn, ffn + 1)
     ranking = browser.ranking(span)
     label = int(snapshot.labels_of(ffn)[channel])
     lines: list[Line] = [
-        [(f"channel {channel:,}", "strong"), (f"  {schema.LABELS.get(label, str(label))}", "")],
+        [(f"channel {channel}", "strong"), (f"  {schema.LABELS.get(label, str(label))}", "")],
         [(f" {'share of layer':<17}", "dim"), (f"{percent(float(ranking.share[channel]), 2):>10}", "")],
         [(f" {'metric':<17}{'value':>10}{'rank':>9}", "dim")],
     ]
@@ -59,12 +59,12 @@ def layer_panel(browser: Browser, ffn: int, channel: int, width: int, height: in
         values = snapshot.values(ffn, name)
         value = float(values[channel])
         rank = "-" if np.isnan(value) else f"{int((values > value).sum()) + 1:,}"
-        lines.append([(f" {name:<17}{number(value, 4):>10}{rank:>9}", "strong" if name == browser.metric else "")])
+        lines.append([(f" {left(name, 17)}{number(value, 4):>10}{rank:>9}", "strong" if name == browser.metric else "")])
     return lines + _plots(browser, span, width, height - len(lines))
 
 
 def layer_line(browser: Browser, ffn: int) -> Line:
-    """FFN ``ffn``'s summary in one line."""
+    """The summary of FFN ``ffn`` in one line."""
     summary = browser.summary(range(ffn, ffn + 1))
     measured = summary.concentration
     return [
@@ -93,11 +93,11 @@ def mini_plots(browser: Browser, ffn: int, width: int) -> Line:
 
 
 def _field(name: str, value: str) -> Line:
-    return [(f" {name:<15}", "dim"), (value, "")]
+    return [(f" {left(name, 15)}", "dim"), (value, "")]
 
 
 def _plots(browser: Browser, span: range, width: int, height: int) -> list[Line]:
-    # Each plot has an empty line and a title above, its axis below.
+    # Each plot needs an empty line and a title above it, and its axis below it.
     room = height - 4 - 3
     cells = width - AXIS - 1
     curve_height = min(12, room if room < 2 * MIN_PLOT else (room * 3) // 5)

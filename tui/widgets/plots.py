@@ -10,21 +10,21 @@ _DOTS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])
 
 
 def braille(dots: int) -> str:
-    """The character with ``dots`` of U+2800; a space for none, which every font has."""
+    """The braille character with ``dots``, bits as in U+2800 to U+28FF; a space for no dots, because every font has a space."""
     return chr(0x2800 + dots) if dots else " "
 
 
 def braille_curve(samples: np.ndarray, height: int) -> list[str]:
-    """A joined line through ``samples`` (2 * width,) in [0, 1], NaN for none: ``height`` lines of ``width`` cells."""
+    """A line through ``samples``, float (2 * width,) in [0, 1] or NaN, as ``height`` lines of ``width`` cells."""
     rows = 4 * height
     known = np.isfinite(samples)
     if not known.all():
-        # What is unknown takes part in no join: as the last that is known, or else the first.
+        # The line must not jump at an unknown sample. So the sample repeats the last known one, or else the first known one.
         last = np.maximum.accumulate(np.where(known, np.arange(len(samples)), -1))
         samples = np.where(last >= 0, samples[last], samples[np.argmax(known)]) if known.any() else np.zeros(len(samples))
     places = np.clip(np.round((1.0 - samples) * (rows - 1)), 0, rows - 1).astype(np.int64)
     before = np.concatenate((places[:1], places[:-1]))
-    # A step is drawn in its right column, from next to the previous dot on.
+    # A step is drawn in its right column, beginning next to the previous dot.
     low = np.where(before < places, np.minimum(before + 1, places), places)
     high = np.where(before > places, np.maximum(before - 1, places), places)
     grid = np.arange(rows)[:, None]
@@ -34,7 +34,15 @@ def braille_curve(samples: np.ndarray, height: int) -> list[str]:
 
 
 def braille_scatter(x: np.ndarray, y: np.ndarray, labels: np.ndarray, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-    """Points at ``x``, ``y`` in [0, 1], (points,) each, as (height, width): dots of U+2800, and the highest label in a cell."""
+    """Points as braille dots.
+
+    Args:
+        x, y: Positions in [0, 1], float (points,) each.
+        labels: Label of every point, (points,).
+
+    Returns:
+        Bits as in U+2800 to U+28FF, int64 (height, width), and the highest label in every cell, int64 (height, width).
+    """
     columns = np.minimum((x * 2 * width).astype(np.int64), 2 * width - 1)
     rows = np.minimum(((1.0 - y) * 4 * height).astype(np.int64), 4 * height - 1)
     dots, top = np.zeros((height, width), dtype=np.int64), np.zeros((height, width), dtype=np.int64)
@@ -45,7 +53,7 @@ def braille_scatter(x: np.ndarray, y: np.ndarray, labels: np.ndarray, width: int
 
 
 def histogram(counts: np.ndarray, height: int) -> list[str]:
-    """Bars for ``counts`` (width,), heights by square root, tallest full: ``height`` lines of ``width`` cells."""
+    """Bars for ``counts``, int (width,), as ``height`` lines of ``width`` cells. Heights are square roots; the tallest bar is full."""
     top = counts.max(initial=0)
     if top <= 0:
         return [" " * len(counts)] * height
@@ -55,7 +63,7 @@ def histogram(counts: np.ndarray, height: int) -> list[str]:
 
 
 def log_counts(values: np.ndarray, bins: int) -> tuple[np.ndarray, float, float]:
-    """Counts of log10 of the positive ``values`` in ``bins`` equal bins, and the range's ends (0, 0 if none)."""
+    """Histogram of log10 of the positive ``values``: counts, int64 (bins,), and the ends of the range (0, 0 if no value is positive)."""
     positive = values[np.isfinite(values) & (values > 0)]
     if not len(positive):
         return np.zeros(bins, dtype=np.int64), 0.0, 0.0
@@ -67,7 +75,7 @@ def log_counts(values: np.ndarray, bins: int) -> tuple[np.ndarray, float, float]
 
 
 def axis_labels(ticks: list[tuple[float, str]], width: int) -> str:
-    """Texts centred at positions in [0, 1] of a line of ``width`` cells; one that would touch another is left out."""
+    """Texts centred at positions in [0, 1] of a line of ``width`` cells. A text that would touch the previous text is left out."""
     line = [" "] * width
     free = 0
     for position, text in ticks:
@@ -80,7 +88,7 @@ def axis_labels(ticks: list[tuple[float, str]], width: int) -> str:
 
 
 def rank_ticks(channels: int, *, log: bool) -> list[tuple[float, str]]:
-    """Labels of a rank axis that `view.bin_edges` laid out: first, last, and round ranks between."""
+    """Labels of a rank axis whose scale is that of `view.bin_edges`: first rank, last rank, and round ranks between."""
     if not log:
         return [(0.0, "1"), (0.5, f"{channels // 2:,}"), (1.0, f"{channels:,}")]
     scale = np.log(channels + 1.0)
@@ -89,7 +97,7 @@ def rank_ticks(channels: int, *, log: bool) -> list[tuple[float, str]]:
 
 
 def decade_ticks(low: float, high: float, width: int) -> list[tuple[float, str]]:
-    """Labels at evenly spaced whole decades between log10 values ``low`` and ``high``, as many as fit."""
+    """As many labels as fit, at evenly spaced whole decades between the log10 values ``low`` and ``high``."""
     step = max(1, int(np.ceil((high - low) * 7 / width)))
     decades = range(int(np.ceil(low / step)) * step, int(np.floor(high)) + 1, step)
     return [((decade - low) / (high - low), f"1e{decade}") for decade in decades]

@@ -1,4 +1,4 @@
-"""The protect screen's table: marked channels per FFN."""
+"""The protect screen's table: the marked channels of every block."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 class ProtectTable(FfnTable):
-    """A row per block; of one with experts the channels are written EXPERT:CHANNEL."""
+    """A row per block. A channel of an expert is named EXPERT:CHANNEL."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         super().__init__(snapshot, snapshot.blocks, marked="protected")
         self._rows: list[tuple[int, int, int, float, np.ndarray]] = []
 
     def show(self, snapshot: Snapshot, marks: Marks, ffn: int) -> None:
-        """Show ``marks``, sorted as before, the cursor on ``ffn``."""
+        """Show ``marks`` in the same order as before, with the cursor on ``ffn``."""
         self.snapshot, self.spans = snapshot, snapshot.blocks
         self._rows = [_row(snapshot, span, np.concatenate([marks.of(ffn) for ffn in span])) for span in self.spans]
         self.layout_columns()
@@ -41,7 +41,7 @@ class ProtectTable(FfnTable):
                 Column("protected", "protected", 9),
                 Column("super", "of super", 11),
                 Column("share", "LP share", 8),
-                Column("channels", "channels", max(10, self.row_width - used - 1)),
+                Column("channels", "channels", max(10, self.row_width - used - 1), at_left=True),
             ),
             1,
         )
@@ -56,8 +56,8 @@ class ProtectTable(FfnTable):
             "protected": (f"{protected:,}" if protected else "-", ""),
             "super": (f"{core:,}/{supernodes:,}", "super" if core else ""),
             "share": (percent(share), ""),
-            # More ids than fit are cut, so no more of them are made into text.
-            "channels": (self._ids(place, channels[: width // 2])[:width].ljust(width), ""),
+            # Every id takes two cells or more, so further ids would not be visible.
+            "channels": (self._ids(place, channels[: width // 2])[:width], ""),
         }
         return [cells[column.key] for column in columns]
 
@@ -77,7 +77,7 @@ class ProtectTable(FfnTable):
 
 
 def _row(snapshot: Snapshot, span: range, marked: np.ndarray) -> tuple[int, int, int, float, np.ndarray]:
-    """Marked channels, supernodes among them, supernodes, share of LP that is marked, and the channels' ids."""
+    """Number of marked channels, of marked supernodes, and of supernodes; share of the LP that is marked; ids of the marked channels."""
     core = snapshot.span_labels(span) == schema.LABEL_SUPERNODE
     lp = np.nan_to_num(snapshot.span_values(span, "lp").astype(np.float64))
     total = float(lp.sum())

@@ -1,14 +1,16 @@
-"""Numbers as short text for table cells."""
+"""Numbers as short text, and text in cells of the terminal. Chinese, Japanese and Korean characters take two cells."""
 
 from __future__ import annotations
 
 import math
 
+from rich.cells import cell_len, chop_cells, set_cell_size
+
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
 def number(value: float, digits: int = 3) -> str:
-    """``digits`` significant digits, short exponents, ``-`` for NaN."""
+    """``value`` with ``digits`` significant digits and a short exponent; ``-`` for NaN."""
     if math.isnan(value):
         return "-"
     if value == 0:
@@ -19,19 +21,19 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def percent(value: float, decimals: int = 1) -> str:
-    """A share as percent, ``-`` for NaN."""
+    """A share as a percentage; ``-`` for NaN."""
     return "-" if math.isnan(value) else f"{100 * value:.{decimals}f}%"
 
 
 def count(value: float) -> str:
-    """A count with thousands separated, one decimal below ten, ``-`` for NaN."""
+    """A count with thousands separators, and with one decimal below ten; ``-`` for NaN."""
     if math.isnan(value):
         return "-"
     return f"{value:.1f}" if value < 9.95 and value != int(value) else f"{value:,.0f}"
 
 
 def bar(share: float, width: int) -> str:
-    """``share`` of ``width`` cells as a bar in eighths, padded to ``width``; blank for NaN."""
+    """A bar that fills ``share`` of ``width`` cells, in eighths of a cell, padded to ``width``; blank for NaN."""
     if math.isnan(share):
         return " " * width
     eighths = round(8 * width * min(max(share, 0.0), 1.0))
@@ -39,9 +41,31 @@ def bar(share: float, width: int) -> str:
     return ("█" * full + (EIGHTHS[rest] if rest else "")).ljust(width)
 
 
-def spread(left: str, right: str, width: int) -> str:
-    """``left`` and ``right`` at the ends of a line of ``width`` cells; ``left`` is cut first."""
-    if not right:
-        return left[:width]
-    room = max(0, width - len(right) - 1)
-    return f"{left[:room]:<{room}} {right}"[:width]
+def left(text: str, width: int) -> str:
+    """``text`` in exactly ``width`` cells, at the left; what does not fit is cut."""
+    return set_cell_size(text, width)
+
+
+def right(text: str, width: int) -> str:
+    """``text`` in ``width`` cells, at the right; a longer text stays whole."""
+    return " " * (width - cell_len(text)) + text
+
+
+def spread(start: str, end: str, width: int) -> str:
+    """``start`` and ``end`` at the ends of a line of ``width`` cells; ``start`` is cut first."""
+    if not end:
+        return set_cell_size(start, min(width, cell_len(start)))
+    room = max(0, width - cell_len(end) - 1)
+    line = f"{left(start, room)} {end}"
+    return line if cell_len(line) <= width else left(line, width)
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """``text`` as lines of at most ``width`` cells, broken at spaces; a longer word is broken at any character."""
+    lines = [""]
+    for word in text.split():
+        if lines[-1] and cell_len(lines[-1]) + 1 + cell_len(word) <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines += chop_cells(word, max(2, width))
+    return lines[1:]

@@ -1,4 +1,4 @@
-"""The what-if screen's table: what every FFN would keep."""
+"""The what-if screen's table: what every block would keep."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class WhatIfTable(FfnTable):
-    """A row per block. The keys that scroll columns elsewhere set the sparsity."""
+    """A row per block. The keys that scroll columns in other tables set the sparsity in this one."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("h,left", "screen.step(-1)", "±1%", tooltip="one percent less (35h: 35%)"),
@@ -33,7 +33,7 @@ class WhatIfTable(FfnTable):
         self.rows: tuple[Left, ...] = ()
 
     def show(self, snapshot: Snapshot, rows: tuple[Left, ...], ffn: int) -> None:
-        """Show what stays (nothing: no row), sorted as before, the cursor on ``ffn``."""
+        """Show ``rows``, one per block or none, in the same order as before, with the cursor on ``ffn``."""
         self.snapshot, self.rows = snapshot, rows
         self.spans = snapshot.blocks if rows else ()
         self.layout_columns()
@@ -47,7 +47,7 @@ class WhatIfTable(FfnTable):
                 Column("kept", "kept ch", 9),
                 Column("super", "super kept", 13),
                 Column("lost", "super lost", 11),
-                Column("lp", "LP mass kept", 13 + bars),
+                Column("lp", "LP mass kept", 13 + bars, at_left=True),
             ),
             1,
         )

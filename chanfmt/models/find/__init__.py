@@ -1,1 +1,1 @@
-"""Find the FFNs of a loaded model by what it computes."""
+"""Find the FFNs of a loaded model by what the model computes."""

@@ -1,10 +1,10 @@
-"""Find the FFNs of a loaded model by what it computes, not by what its modules are called.
+"""Find the FFNs of a loaded model by what the model computes, not by the names of its modules.
 
-A write projection is a linear map whose input is an elementwise, nonlinear function of the outputs of
-read projections of the same width, and of nothing else that differs from channel to channel; it maps
-back to where the reads read from, and what it gives is added up, not bent again. `chanfmt.models.find.trace`
-says what each product's input is made of; `chanfmt.models.find.probe` then checks on the instance, with
-numbers, what the trace concluded.
+A write projection is a linear map whose input is an elementwise, nonlinear function of the outputs of read projections of
+the same width, and of nothing else that differs from channel to channel. The write projection maps back to the space that
+the reads read from, and its output is added to that space without another nonlinear function.
+`chanfmt.models.find.trace` says what the input of each product depends on; `chanfmt.models.find.probe` then checks with
+numbers, on the instance, what the trace concluded.
 """
 
 from __future__ import annotations
@@ -20,35 +20,36 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from chanfmt.base.errors import ModelError, first_line
+from chanfmt.models.causal import is_causal
 from chanfmt.models.ffn import FFN, Matrix, Member, Projection, Read
 from chanfmt.models.find.intercept import Interceptor
 from chanfmt.models.find.probe import probe
 from chanfmt.models.find.trace import Call, decode, trace
-from chanfmt.models.run import TEST_TOKENS, is_causal, run_arrays, run_text, test_tokens
+from chanfmt.models.run import TEST_TOKENS, run_arrays, run_text, test_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
 _EXPERT = re.compile(r"(.*experts?[._])([0-9]+)([.].*)", re.IGNORECASE)
-"""A parameter of one expert in a list or a table of modules: ``experts.3.``, ``experts.expert_3.``."""
+"""Name of a parameter of one expert in a list or table of modules: ``experts.3.``, ``experts.expert_3.``."""
 
 Site = tuple[str, int | None, int]
 
 
 @dataclass(frozen=True)
 class Found:
-    """A write projection and its reads, as one call of it showed them."""
+    """A write projection and its reads, as one call of the write projection showed them."""
 
     member: Member
     mixed: bool
 
 
 def find_ffns(model: Any) -> list[FFN]:
-    """Every FFN that text reaches in ``model``, verified on the instance, in model order.
+    """Find every FFN that text reaches in ``model``, and verify it on the instance. Returns them in model order.
 
     Raises:
-        ModelError: The model cannot run, none was found, or blocks have none where their siblings have one;
-            the message names the module.
+        ModelError: The model cannot run or has no FFN, or a block has none although its siblings have one. The message
+            names the module.
     """
     ids = test_tokens(model)
     try:
@@ -62,20 +63,21 @@ def find_ffns(model: Any) -> list[FFN]:
 
 
 def find_ffns_given(model: Any, samples: Mapping[str, torch.Tensor]) -> tuple[list[FFN], list[int]]:
-    """Every FFN that ``samples`` reach in a model that is given arrays, and the rows that one sample is to each.
+    """Find every FFN that ``samples`` reach in a model that takes arrays. Returns them, and the rows of one sample in each.
 
     Args:
-        samples: What the model's forward takes, several samples of each; as many are run as the proof needs.
+        samples: Arrays by the argument names of the model's ``forward``, samples along the first axis. As many samples are
+            run as the proof needs.
 
     Raises:
-        ModelError: As `find_ffns`. What the model raises over the samples passes through.
+        ModelError: As for `find_ffns`. An error that the model itself raises over the samples passes through.
     """
     one = {name: values[:1] for name, values in samples.items()}
     calls = trace(model, one.values(), lambda: run_arrays(model, one))
     ffns = assemble(model, examined(calls), lambda: False)
     check_complete(model, ffns, calls)
     rows = _rows(model, ffns, lambda: run_arrays(model, one))
-    # Which channels are changed differs from row to row: a sample of few rows alone would prove little.
+    # The probe changes other channels in each row, so a single sample of few rows would prove little.
     count = -(-TEST_TOKENS // max(1, min(rows)))
     some = {name: values[:count] for name, values in samples.items()}
     probe(model, ffns, lambda: run_arrays(model, some))
@@ -83,7 +85,7 @@ def find_ffns_given(model: Any, samples: Mapping[str, torch.Tensor]) -> tuple[li
 
 
 def _rows(model: Any, ffns: Sequence[FFN], run: Callable[[], object]) -> list[int]:
-    """Rows that each of ``ffns`` (of experts, the busiest one) sees in one call of ``run``, the most where it is used again."""
+    """Rows that each of ``ffns`` sees in one call of ``run``: those of the busiest expert, and of the largest of several uses."""
     most = [0] * len(ffns)
 
     def count(number: int, u: torch.Tensor) -> None:
@@ -113,7 +115,7 @@ def block_of(name: str) -> str | None:
 
 
 def _examine(call: Call, calls: Sequence[Call]) -> Found | None:
-    """The FFN that ``call`` closes, or None where it is another kind of linear map."""
+    """The FFN that ``call`` closes; None if ``call`` is another kind of linear map."""
     label, matrix = call.label, call.matrix
     if label.opaque or not label.parts or not label.curved or call.bent:
         return None
@@ -128,7 +130,7 @@ def _examine(call: Call, calls: Sequence[Call]) -> Found | None:
         if step < 1 or not torch.equal(channels, expected.expand_as(channels)):
             return None
         reads.append((calls[int(numbers[0, 0])], int(first[0]), step, part.curved))
-    # Those that read what the write writes to come first; an adapter beside them reads something else.
+    # Reads of the space that the write writes to come first; an adapter beside them reads another space.
     reads.sort(key=lambda item: item[0].matrix.inputs != matrix.outputs)
     if reads[0][0].matrix.index != matrix.index or reads[0][0].matrix.inputs != matrix.outputs:
         return None
@@ -136,7 +138,7 @@ def _examine(call: Call, calls: Sequence[Call]) -> Found | None:
 
 
 def _roles(reads: Sequence[tuple[Call, int, int, int]]) -> tuple[Read, ...]:
-    """Which reads are the gate: those that pass through less linearly than others."""
+    """The reads with their roles. The gate consists of the reads whose output passes through the least linear function."""
 
     def read(item: tuple[Call, int, int, int], role: str) -> Read:
         source, start, step, _ = item
@@ -145,7 +147,7 @@ def _roles(reads: Sequence[tuple[Call, int, int, int]]) -> tuple[Read, ...]:
     most = max(item[3] for item in reads)
     gates = [item for item in reads if item[3] == most]
     if len(gates) == len(reads) and len({(item[0].matrix.parameter, item[1]) for item in reads}) > 1:
-        # Only their names can tell.
+        # All pass through equally linear functions, so only their names can tell which one is the gate.
         gates = [item for item in reads if "gate" in item[0].matrix.parameter.rpartition(".")[0].rpartition(".")[2]] or gates
         gates = gates[:1] if len(gates) == len(reads) else gates
     if len(gates) == len(reads):
@@ -154,12 +156,12 @@ def _roles(reads: Sequence[tuple[Call, int, int, int]]) -> tuple[Read, ...]:
 
 
 def assemble(model: Any, found: Sequence[Found], causal: Callable[[], bool]) -> list[FFN]:
-    """Write projections to FFNs, in model order: experts of one layer together, a matrix that is used again counted.
+    """Join write projections to FFNs, in model order: experts of one layer together, with the number of uses of a matrix.
 
     Nothing is verified yet; only names and shapes of ``model`` are read.
 
     Args:
-        causal: Says whether ``model`` is causal, where that is asked: it runs the model, so once for all FFNs.
+        causal: Says whether ``model`` is causal. It runs the model, so it is called once at most.
     """
     causal = functools.cache(causal)
     parameters = dict(model.named_parameters())
@@ -197,7 +199,7 @@ def _site(matrix: Matrix) -> Site:
 
 
 def _group(matrix: Matrix, parameters: dict[str, torch.Tensor]) -> str:
-    """What the experts of one layer have in common: their parameter, or its name without the expert's number."""
+    """The part of a name that the experts of one layer share: their parameter, or its name without the expert's number."""
     if parameters[matrix.parameter].ndim == 3:
         return matrix.parameter
     head, number, tail = _expert_number(matrix.parameter)
@@ -205,7 +207,7 @@ def _group(matrix: Matrix, parameters: dict[str, torch.Tensor]) -> str:
 
 
 def _expert_number(name: str) -> tuple[str, int | None, str]:
-    """``model.layers.0.mlp.experts.3.down.weight`` -> its parts around the 3; None where it has no such number."""
+    """``model.layers.0.mlp.experts.3.down.weight`` -> its parts around the 3. The number is None if the name has none."""
     found = _EXPERT.fullmatch(name)
     return (found[1], int(found[2]), found[3]) if found else (name, None, "")
 
@@ -215,14 +217,14 @@ def _is_listed(member: Member) -> bool:
 
 
 def _all_experts(first: Member, seen: dict[Site, Member], parameters: dict[str, torch.Tensor]) -> list[Member]:
-    """Every expert of a layer, those included that no token of the test input was routed to."""
+    """Every expert of a layer, also those that no token of the test input was routed to."""
     name = first.write.matrix.parameter
     parameter = parameters[name]
     if parameter.ndim == 3:
         return [_at_index(first, index) for index in range(parameter.shape[0])]
     head, number, tail = _expert_number(name)
     if number is None:
-        # Runs of rows of one parameter.
+        # The experts are runs of rows of one parameter.
         rows = first.write.matrix.inputs if first.write.matrix.transposed else first.write.matrix.outputs
         return [_at_row(first, index * rows) for index in range(parameter.shape[0] // rows)]
     parts = (_expert_number(other) for other in parameters)
@@ -268,7 +270,7 @@ def _container(members: Sequence[Member]) -> str:
 
 
 def _layer_of(container: str) -> int:
-    """Position in its list of layers; what lies in none counts as a layer of its own, the first."""
+    """Position of ``container`` in its list of layers; 0 if it lies in none."""
     block = block_of(container)
     return 0 if block is None else int(block.rpartition(".")[2])
 
@@ -278,7 +280,7 @@ def _list_of(name: str) -> str:
 
 
 def _place(container: str, lists: Iterable[str], causal: Callable[[], bool]) -> str:
-    """``decoder`` or ``encoder`` by the name of the layer list where a model has several, else by what the model is."""
+    """``decoder``, ``encoder`` or ``other``: by the name of the layer list if there are several, otherwise by the model."""
     path = _list_of(container).lower()
     if len(set(lists)) > 1:
         if "decoder" in path:
@@ -297,7 +299,7 @@ def _kind(container: str, stacked: bool) -> str:
 
 
 def check_complete(model: Any, ffns: Sequence[FFN], calls: Sequence[Call]) -> None:
-    """Refuse a model that would be measured in part, and so be cut in part. Raises `ModelError`, naming the module."""
+    """Raise `ModelError` if ``model`` would be measured in part, and so be cut in part. The message names the module."""
     kind = type(model).__name__
     if not ffns:
         raise ModelError(
@@ -309,7 +311,7 @@ def check_complete(model: Any, ffns: Sequence[FFN], calls: Sequence[Call]) -> No
         if block is not None and block not in blocks[block.rpartition(".")[0]]:
             blocks[block.rpartition(".")[0]].append(block)
     writes = {id(model.get_parameter(ffn.write)) for ffn in ffns}
-    # By every name it goes by: a block may use another one's FFN.
+    # A block may use another block's FFN, so every name of a parameter counts.
     have = {block_of(name) for name, parameter in model.named_parameters(remove_duplicate=False) if id(parameter) in writes}
     kinds: dict[str, set[str]] = defaultdict(set)
     modules = dict(model.named_modules())
@@ -322,7 +324,7 @@ def check_complete(model: Any, ffns: Sequence[FFN], calls: Sequence[Call]) -> No
             siblings = kinds.get(type(modules[block]).__name__, set())
             if block not in have and siblings and _same_parameters(modules, block, siblings):
                 raise ModelError(
-                    f"{kind}: {block} has no FFN that can be measured, {min(siblings)} has one; "
+                    f"{kind}: {block} has no FFN that can be measured, but {min(siblings)} has one; "
                     "a model measured in part would be cut in part"
                 )
 

@@ -1,4 +1,4 @@
-"""See, and replace, what goes into chosen matrix products of a model and what comes out."""
+"""See and replace the inputs and outputs of chosen matrix products of a model."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _PRODUCTS: dict[Any, tuple[int, int]] = {
     torch.addmm: (1, 2),
     torch.baddbmm: (1, 2),
 }
-"""Functions that multiply by a weight: positions of input and weight."""
+"""Functions that multiply by a weight, with the positions of input and weight among their arguments."""
 _NAMES = {0: ("input", "self", "tensor1"), 1: ("weight", "other", "mat2", "tensor2", "mat1", "batch1"), 2: ("mat2", "batch2")}
 
 
 class Interceptor(TorchFunctionMode):
-    """While it is entered, products with the matrices given to `on` pass through the functions given with them.
+    """In its body, products with the matrices given to `on` pass through the functions given with them.
 
-    It sees calls above autograd, so that what a function returns takes part in the backward pass.
+    Calls are seen above autograd, so the tensors that a function returns take part in the backward pass.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -49,9 +49,10 @@ class Interceptor(TorchFunctionMode):
         self._storages: set[int] = set()
 
     def on(self, matrix: Matrix, *, before: Before | None = None, after: After | None = None) -> None:
-        """Call ``before`` with the input of products with ``matrix``, ``after`` with their output; what they return replaces it.
+        """Call ``before`` with the input of products with ``matrix``, and ``after`` with their output.
 
-        Of a batched matrix the input and output of all experts arrive at once.
+        A tensor that they return replaces the input or the output. For a batched matrix, the inputs and outputs of all
+        experts arrive at once.
         """
         parameter = self._model.get_parameter(matrix.parameter)
         offset = int(parameter.storage_offset())

@@ -1,12 +1,12 @@
 """Check found FFNs on the instance, with numbers.
 
-A pass records what every write projection gives; further passes give exactly that again, so that all
-else stays as it was, while the read projections' outputs are numbers of ours:
+One pass records the output of every write projection. Further passes replace the outputs of the write projections by the
+recorded ones, so that everything else stays as it was, and replace the outputs of the read projections by numbers of ours:
 
-* in one, all reads' outputs are changed in half of the channels, which half differing from token to
-  token (by the bits of the channel number and by their complements): at the write, exactly those
-  channels may move. Over enough tokens that proves that each channel follows its own and no other;
-* in another for each role, the outputs of that role alone are changed: none but those may move.
+* One pass changes the outputs of all reads in half of the channels. Which half differs from token to token, by the bits of
+  the channel number and by their complements. At the write, exactly these channels may move. Over enough tokens that
+  proves that each channel follows its own reads and no other channel's.
+* One pass for each role changes the outputs of that role alone. At the write, no other channel may move.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def probe(model: Any, ffns: Sequence[FFN], run: Callable[[], object]) -> None:
     """Verify that each channel of each of ``ffns`` depends on its own reads and on no other channel's.
 
     Args:
-        run: Runs what holds ``ffns``, always on the same input.
+        run: Runs the part of the model that holds ``ffns``, always on the same input.
 
     Raises:
-        ModelError: One does not; the message names the module.
+        ModelError: A channel depends on another channel's reads. The message names the module.
     """
     probe = _Probe(model, ffns, run)
     roles = {read.role for ffn in ffns for read in ffn.members[0].reads}
@@ -58,7 +58,7 @@ class _Probe:
         self.reference = self.inputs(lambda read, width, value: value)
 
     def compare(self, role: str | None) -> None:
-        """Change the outputs of all reads, or of those of one role, in a pattern, and look where the writes' inputs move."""
+        """Change the outputs of all reads, or of the reads of one role, in a pattern, and check which inputs of the writes move."""
 
         def change(read: Read, width: int, value: torch.Tensor) -> torch.Tensor:
             if role not in (None, read.role):
@@ -79,7 +79,7 @@ class _Probe:
                     )
 
     def inputs(self, change: Callable[[Read, int, torch.Tensor], torch.Tensor]) -> Records:
-        """What each write projection reads when each read projection gives ``change`` of positive numbers."""
+        """The input of each write projection if the output of each read projection is ``change`` of positive numbers."""
         seen: Records = defaultdict(list)
         interceptor = Interceptor(self.model)
         given: dict[Matrix, list[tuple[Read, int]]] = defaultdict(list)
@@ -100,15 +100,15 @@ class _Probe:
 
 
 def _strays(moved: torch.Tensor, pattern: torch.Tensor, ffn: FFN, role: str | None) -> bool:
-    """Whether other channels moved than should have."""
+    """Whether channels moved other than those that should."""
     if ffn.mixed:
-        # A norm moves all channels, a threshold may hold any of them back.
+        # A norm moves all channels, and a threshold may hold any channel back.
         return role is None and not bool(moved.any())
     return bool((moved & ~pattern).any()) if role else not torch.equal(moved, pattern)
 
 
 def _distinct(ffn: FFN) -> Sequence[Any]:
-    """Members that are called one by one; experts of a batched product are called together."""
+    """The members of ``ffn`` that are called one by one. The experts of a batched product are called together, as one."""
     return ffn.members[:1] if ffn.members[0].write.matrix.batched else ffn.members
 
 
@@ -124,7 +124,7 @@ def _give(
     change: Callable[[Read, int, torch.Tensor], torch.Tensor], reads: Sequence[tuple[Read, int]], output: torch.Tensor
 ) -> torch.Tensor:
     generator = torch.Generator().manual_seed(output.shape[-1])
-    # Positive and away from zero, where every activation in use rises: a rectifier's flat half would hide a dependence.
+    # Every activation in use rises at numbers well above zero. The flat half of a rectifier would hide a dependence.
     value = (0.5 + torch.rand(output.shape, generator=generator)).to(output)
     for read, width in reads:
         value = change(read, width, value)
@@ -132,7 +132,7 @@ def _give(
 
 
 def _pattern(values: torch.Tensor) -> torch.Tensor:
-    """Which channels are changed at which token, bool of the shape of ``values`` (..., channel)."""
+    """The channels that are changed at each token, bool of the shape of ``values`` (..., channel)."""
     width = values.shape[-1]
     bits = max(1, (width - 1).bit_length())
     token = torch.arange(values.shape[:-1].numel(), device=values.device)[:, None]

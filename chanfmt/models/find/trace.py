@@ -1,10 +1,10 @@
 """Follow the channels of every linear map through one forward pass of a model.
 
-Under a dispatch mode each tensor that depends on the input carries a `Label`: which outputs of which
-matrix products its elements are elementwise functions of. Operations that only move elements are
-repeated on the channel numbers; elementwise operations join labels; a product with a parameter starts
-a new label; anything else makes a tensor opaque. What a matrix product reads is thereby known exactly,
-whatever modules and names the model is made of.
+Under a dispatch mode, each tensor that depends on the input carries a `Label`. The label says of which outputs of which
+matrix products the tensor's elements are elementwise functions. Operations that only move elements are repeated on the
+channel numbers; elementwise operations join labels; a product with a parameter starts a new label; every other operation
+makes its result opaque. So the input of every matrix product is known exactly, whatever the modules of the model and their
+names.
 """
 
 from __future__ import annotations
@@ -77,10 +77,10 @@ _LINEAR = frozenset(
         aten.addcmul,
     }
 )
-"""Elementwise operations that are linear in each input (a division in its first)."""
+"""Elementwise operations that are linear in each input; a division is linear in its first input."""
 _LIMITS = frozenset({aten.clamp, aten.clamp_, aten.clamp_max, aten.clamp_max_, aten.minimum, aten.maximum})
 _POWERS = frozenset({aten.pow, aten.square, aten.abs})
-"""What a norm does to what it measures."""
+"""Operations that a norm applies to the values that it measures."""
 _TIMES = frozenset({aten.mul, aten.mul_, aten.div, aten.div_, aten.addcmul})
 _OPAQUE_VIEWS = frozenset({aten.as_strided, aten.view_as_complex, aten.view_as_real})
 _CHANNEL_BITS = 32
@@ -92,10 +92,12 @@ class Call:
     """One matrix product with a parameter.
 
     Attributes:
-        label: What its input depends on.
-        rows: Rows of its input.
-        bias: What is added to its output.
-        bent: Whether its output goes through a nonlinear function, rather than to what is added up.
+        number: Position among the products of the pass.
+        matrix: The matrix.
+        label: What the input of the product depends on.
+        rows: Rows of the input.
+        bias: The bias added to the output, if any.
+        bent: Whether the output goes through a nonlinear function before it is added to a residual stream.
     """
 
     number: int
@@ -108,12 +110,12 @@ class Call:
 
 @dataclass(frozen=True)
 class Part:
-    """One function of outputs of products.
+    """One function of the outputs of products.
 
     Attributes:
-        calls: The products, and perhaps more.
-        codes: For each element of the tensor the product and the channel it is a function of, int64.
-        curved: 0 if it is a linear function, 1 if one with limits, 2 if any other.
+        calls: Numbers of the products, and perhaps of further ones.
+        codes: The product and the channel that each element of the tensor is a function of, int64.
+        curved: 0 for a linear function, 1 for a linear function with limits, 2 for any other.
     """
 
     calls: frozenset[int]
@@ -123,14 +125,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Label:
-    """What a tensor's elements depend on.
+    """What the elements of a tensor depend on.
 
     Attributes:
-        parts: Outputs of products that each element is a function of, elementwise.
-        opaque: Whether something else, that differs from channel to channel, goes in too.
-        mixed: Whether a number per token that was computed from the parts' own channels goes in: a norm, a threshold.
+        parts: Outputs of products of which each element is a function, elementwise.
+        opaque: Whether the elements depend on something else too that differs from channel to channel.
+        mixed: Whether they depend on a number per token that was computed from the channels of the parts: a norm, a threshold.
         joined: Whether two parts were multiplied.
-        calls: Products whose outputs went into what is opaque.
+        calls: Products on whose outputs the elements depend in a way that is not followed.
     """
 
     parts: tuple[Part, ...] = ()
@@ -141,12 +143,12 @@ class Label:
 
     @property
     def everything(self) -> frozenset[int]:
-        """Products that went in, in whatever way."""
+        """Products on whose outputs the elements depend, in whatever way."""
         return self.calls.union(*(part.calls for part in self.parts))
 
     @property
     def curved(self) -> bool:
-        """Whether it is no linear function of the parts."""
+        """Whether the elements are a nonlinear function of the parts."""
         return self.joined or any(part.curved for part in self.parts)
 
 
@@ -165,19 +167,19 @@ class Tracer(TorchDispatchMode):
         self._held: list[torch.Tensor] = []
         self._by_storage: dict[int, list[torch.Tensor]] = {}
         self._written: dict[int, Label] = {}
-        """Memory that was changed in place, for tensors that look at it otherwise."""
+        """Labels of memory that was changed in place, for other tensors that share the memory."""
         self._parameters: dict[int, list[tuple[str, torch.Tensor]]] = {}
         self._meet(model.named_parameters())
 
     def _meet(self, parameters: Iterable[tuple[str, torch.Tensor]]) -> None:
         for name, parameter in parameters:
-            # Those on the meta device have no memory to know them by.
+            # Parameters are known by their memory, which those on the meta device do not have.
             if not parameter.is_meta:
                 self._parameters.setdefault(parameter.untyped_storage().data_ptr(), []).append((name, parameter.detach()))
 
     @contextlib.contextmanager
     def visiting(self, parameters: Iterable[tuple[str, torch.Tensor]]) -> Iterator[None]:
-        """Know ``parameters`` of the model, by name, in this context only: later ones may come to lie in their memory."""
+        """Know ``parameters`` of the model, by name, in the body only: later parameters may come to lie in the same memory."""
         before = {pointer: list(known) for pointer, known in self._parameters.items()}
         self._meet(parameters)
         try:
@@ -190,11 +192,11 @@ class Tracer(TorchDispatchMode):
         self._set(tensor, Label(opaque=True))
 
     def mark(self) -> int:
-        """Where `rewind` goes back to."""
+        """The current position, which `rewind` can go back to."""
         return len(self._held)
 
     def rewind(self, mark: int, keep: torch.Tensor) -> None:
-        """Forget the tensors since ``mark`` but for ``keep``, and what the calls so far read, to bound the memory."""
+        """Forget the tensors since ``mark``, except ``keep``, and the labels of the calls so far, to bound the memory."""
         label = self._label(keep)
         for call in self.calls:
             call.label = Label()
@@ -260,7 +262,7 @@ class Tracer(TorchDispatchMode):
                 self._set(output, label)
 
     def _product(self, func: Any, args: Any, result: torch.Tensor) -> bool:
-        """Record a product with a parameter; False where neither factor is one."""
+        """Record a product with a parameter. Returns False if the weight is not a parameter, or the input carries no label."""
         source, weight, bias = _PRODUCTS[func]
         matrix, label = self._matrix(args[weight]), self._label(args[source])
         if matrix is None or label is None:
@@ -324,7 +326,7 @@ class Tracer(TorchDispatchMode):
 
         with _paused():
             if func.is_view and not codes.is_contiguous():
-                # A view that the data's strides allow may be none of the expanded codes.
+                # A view that the strides of the data allow may not be possible for the expanded codes.
                 codes = codes.contiguous()
             result = func(*tree_map_only(torch.Tensor, other, args), **tree_map_only(torch.Tensor, other, kwargs))
         return [item for item in tree_flatten(result)[0] if isinstance(item, torch.Tensor)]
@@ -415,7 +417,7 @@ class Tracer(TorchDispatchMode):
 
     def _set(self, tensor: torch.Tensor, label: Label) -> None:
         if id(tensor) not in self._labels:
-            # Held, so that no other tensor of the pass gets its id.
+            # The tensor is held, so that no other tensor of the pass gets its id.
             self._held.append(tensor)
             self._by_storage.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
         self._labels[id(tensor)] = label
@@ -424,7 +426,7 @@ class Tracer(TorchDispatchMode):
         self._labels.pop(id(tensor), None)
 
     def _spoil(self, written: torch.Tensor, label: Label | None) -> None:
-        """``written`` was changed in place: what else looks at its memory is not followed."""
+        """Take note that ``written`` was changed in place: other tensors that share its memory are no longer followed."""
         if label is None:
             return
         storage = written.untyped_storage().data_ptr()
@@ -439,7 +441,7 @@ def _opaque(labels: Iterable[Label]) -> Label:
 
 
 def _unique(parts: list[Part]) -> list[Part]:
-    """Parts that are the same function of position counted once."""
+    """``parts``, but parts with the same codes joined to one."""
     found: list[Part] = []
     for part in parts:
         for index, other in enumerate(found):
@@ -453,13 +455,13 @@ def _unique(parts: list[Part]) -> list[Part]:
 
 @contextlib.contextmanager
 def _paused() -> Iterator[None]:
-    """Our own arithmetic on channel numbers is no part of the model."""
+    """Switch the dispatch mode off in the body: arithmetic on channel numbers does not belong to the model."""
     with torch.utils._python_dispatch._disable_current_modes():
         yield
 
 
 def trace(model: nn.Module, inputs: Iterable[torch.Tensor], forward: Callable[[], object]) -> list[Call]:
-    """The matrix products of ``forward()``, which runs ``model`` on ``inputs``, in the order they ran."""
+    """Trace ``forward()``, which runs ``model`` on ``inputs``. Returns its matrix products in the order in which they ran."""
     tracer = Tracer(model)
     with torch.no_grad(), tracer:
         for tensor in inputs:

@@ -1,15 +1,13 @@
 """Where each FFN lies in the checkpoint files: tensor names, axes and slices, checked by value.
 
-transformers may convert a checkpoint as it loads it: rename, join experts' matrices into one parameter,
-concatenate gate and up, transpose. It can also revert that, which is how it saves. Here it reverts the
-parameters' *coordinates* instead of their values; what comes out says of each stored tensor which
-elements of which parameter it holds. A coordinate is the same along all axes but one, and stays one line
-of numbers whatever the size of the parameter.
+transformers may convert a checkpoint when it loads it: rename tensors, join the matrices of experts into one parameter,
+concatenate gate and up, transpose. It reverts that when it saves a model. This module lets transformers revert the
+*coordinates* of the parameters instead of their values. The result says which elements of which parameter each stored
+tensor holds. A coordinate varies along one axis only, so it takes one line of numbers, whatever the size of the parameter.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 from collections import defaultdict
@@ -22,10 +20,10 @@ import torch
 from chanfmt.base.errors import ModelError
 from chanfmt.format.records import TensorSlice
 from chanfmt.models.stored.repeated import Unwritten
+from chanfmt.models.stored.tensors import read_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from chanfmt.models.ffn import FFN, Bias, Matrix
     from chanfmt.models.safetensors import CheckpointIndex
@@ -39,19 +37,18 @@ def tensor_slices(model: Any, ffn: FFN, index: CheckpointIndex) -> tuple[TensorS
     Raises:
         ModelError: A parameter is stored in a form that cannot be followed.
     """
-    with contextlib.ExitStack() as files:
-        return tuple(_Layout(model, index, ffn, files).slices())
+    return tuple(_Layout(model, index, ffn).slices())
 
 
 @dataclass(frozen=True, eq=False)
 class _Stored:
-    """A checkpoint tensor by the coordinates it holds of one parameter.
+    """A checkpoint tensor, by the coordinates of one parameter that it holds.
 
     Attributes:
-        tensor: Its name in the files.
-        coordinates: For every axis of the parameter, each element's position on it; shape of the tensor.
+        tensor: Name of the tensor in the files.
+        coordinates: For every axis of the parameter, the position of each element on that axis, in the shape of the tensor.
         origin: Index of the first element that belongs to the parameter.
-        mine: Which elements belong to the parameter, shape of the tensor; None where all do.
+        mine: Whether each element belongs to the parameter, in the shape of the tensor; None if all elements do.
     """
 
     tensor: str
@@ -61,7 +58,7 @@ class _Stored:
 
     @functools.cached_property
     def varying(self) -> tuple[int | None, ...]:
-        """For every axis of the parameter the first stored axis along which the position on it varies; None where it is one."""
+        """For every axis of the parameter, the first stored axis along which the position varies; None if there is one position."""
         return tuple(
             next((along for along in range(len(self.origin)) if self._varies(axis, along)), None)
             for axis in range(len(self.coordinates))
@@ -69,11 +66,11 @@ class _Stored:
 
     @functools.cached_property
     def first(self) -> int | None:
-        """Where on the parameter's first axis all of it lies; None where it lies in several places."""
+        """The position on the parameter's first axis that all elements have; None if they have several."""
         return None if self.varying[0] is not None else int(self.coordinates[0][self.origin])
 
     def line(self, axis: int, along: int, origin: tuple[int, ...]) -> np.ndarray:
-        """Positions on the parameter's ``axis``, along a stored axis through ``origin``; -1 where an element is another's."""
+        """Positions on the parameter's ``axis``, along a stored axis through ``origin``; -1 for an element of another parameter."""
         index: tuple[Any, ...] = (*origin[:along], slice(None), *origin[along + 1 :])
         positions = self.coordinates[axis][index]
         return positions if self.mine is None else np.where(self.mine[index], positions, -1)
@@ -85,15 +82,13 @@ class _Stored:
 
 
 class _Layout:
-    def __init__(self, model: Any, index: CheckpointIndex, ffn: FFN, files: contextlib.ExitStack) -> None:
+    def __init__(self, model: Any, index: CheckpointIndex, ffn: FFN) -> None:
         self.model = model
         self.index = index
         self.ffn = ffn
-        self.files = files
-        self.opened: dict[Path, Any] = {}
         names = {projection.matrix.parameter for member in ffn.members for projection in _projections(member)}
         names |= {projection.bias.parameter for member in ffn.members for projection in _projections(member) if projection.bias}
-        # By where they lie on the parameter's first axis: one parameter may be stored as hundreds of experts' tensors.
+        # Keyed by the position on the parameter's first axis: one parameter may be stored as the tensors of hundreds of experts.
         self.stored: dict[str, dict[int | None, list[_Stored]]] = {name: defaultdict(list) for name in names}
         for name, found in self._stored_form(sorted(names)).items():
             for stored in found:
@@ -133,7 +128,7 @@ class _Layout:
         return self._slice(role, bias.parameter, axis, positions or range(1), bias.index)
 
     def _slice(self, role: str, parameter: str, axis: int | None, positions: range, first: int | None) -> TensorSlice:
-        """The slice whose element i is at ``positions[i]`` of the parameter's ``axis``, and at ``first`` of its first."""
+        """The slice whose element i lies at ``positions[i]`` on the parameter's ``axis``, and at ``first`` on its first axis."""
         places = self.stored[parameter]
         here = (*places.get(first, ()), *places.get(None, ())) if first is not None else itertools.chain(*places.values())
         for stored in here:
@@ -157,7 +152,7 @@ class _Layout:
         return found
 
     def _plain(self, name: str, parameter: torch.Tensor) -> _Stored | None:
-        """The tensor that is the parameter itself. One saved from the base model lacks its prefix, or has one more."""
+        """The tensor that is the parameter itself; None if there is none. Its name may lack the base model's prefix, or have one more."""
         prefix = f"{self.model.base_model_prefix}."
         for candidate in dict.fromkeys((name, name.removeprefix(prefix), prefix + name)):
             entry = self.index.tensors.get(candidate)
@@ -218,11 +213,13 @@ class _Layout:
         return result
 
     def _same(self, stored: _Stored, parameter: torch.Tensor) -> bool:
-        """Whether the parameter's first row in the stored tensor holds its values; of one without values its form decides."""
+        """Whether the first row of the parameter in the stored tensor holds the parameter's values. True if it has no values."""
         if parameter.is_meta:
             return True
         row = slice(stored.origin[0], stored.origin[0] + 1)
-        values = self._open(self.index.tensors[stored.tensor].file).get_slice(stored.tensor)[row]
+        values = read_row(self.index.tensors[stored.tensor], stored.origin[0])
+        if values is None:
+            return False
         places = tuple(torch.from_numpy(_core(axis[row])).long() for axis in stored.coordinates)
         if stored.mine is None:
             expected = parameter[places].cpu().expand(values.shape)
@@ -232,34 +229,26 @@ class _Layout:
             expected = parameter[tuple(place.expand(mine.shape)[mine] for place in places)].cpu()
         return torch.equal(values.to(expected.dtype), expected)
 
-    def _open(self, file: Path) -> Any:
-        """Opened once: that parses the header, which names the tensors of all experts of all layers."""
-        from safetensors import safe_open
-
-        if file not in self.opened:
-            self.opened[file] = self.files.enter_context(safe_open(file, framework="pt"))
-        return self.opened[file]
-
 
 def _projections(member: Any) -> tuple[Any, ...]:
     return (member.write, *(read.projection for read in member.reads))
 
 
 def _coordinate(shape: torch.Size, axis: int) -> torch.Tensor:
-    """Each element's position on ``axis``, int32 of ``shape``, without memory of its own."""
+    """The position of each element on ``axis``, int32 of ``shape``. It takes the memory of one line."""
     position = torch.arange(shape[axis], dtype=torch.int32)
     return position.reshape([-1 if other == axis else 1 for other in range(len(shape))]).expand(shape)
 
 
 def _core(array: np.ndarray) -> np.ndarray:
-    """``array`` without the repetition along axes of stride 0: one element on each of them, for broadcasting."""
+    """``array`` with one element along each axis of stride 0, where all elements are the same."""
     return array[tuple(slice(1) if stride == 0 else slice(None) for stride in array.strides)]
 
 
 def _find(
     stored: _Stored, axis: int | None, positions: range, first: int | None
 ) -> tuple[int | None, int, int, int | None] | None:
-    """Stored axis, start, step and expert index of what is wanted; None where ``stored`` does not hold it."""
+    """Stored axis, start, step and expert index of the wanted positions; None if ``stored`` does not hold them."""
     origin = stored.origin
     along = None if axis is None else stored.varying[axis]
     expert = None
@@ -276,7 +265,7 @@ def _find(
     line = stored.line(axis, along, origin)
     wanted = (line >= positions[0]) & (line <= positions[-1]) & ((line - positions[0]) % positions.step == 0)
     if first is not None:
-        # Experts one after the other along the channels' own axis: the positions of this one.
+        # The experts lie one after the other along the axis of the channels: keep the positions of this expert.
         wanted &= stored.line(0, along, origin) == first
     places = np.flatnonzero(wanted)
     if not np.array_equal(line[places], np.arange(positions.start, positions.stop, positions.step)):

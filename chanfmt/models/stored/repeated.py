@@ -1,4 +1,4 @@
-"""Tensors that repeat themselves along axes, kept as the few elements they have in memory."""
+"""Tensors that repeat themselves along axes, kept as the few elements that they have in memory."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class Unwritten(TorchFunctionMode):
-    """While it is entered, joining and reshaping of tensors leaves axes that repeat (stride 0) as they are.
+    """In its body, joining and reshaping of tensors leaves axes that repeat (stride 0) as they are.
 
-    Values and shapes are those that torch gives, memory layouts are not: what torch would make contiguous
-    need not be, and a view may be a copy.
+    Values and shapes are those that torch gives. Memory layouts may differ: a tensor that torch would make contiguous may
+    not be, and a view may be a copy.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -51,7 +51,7 @@ def _reshape(tensor: torch.Tensor, *sizes: Any) -> torch.Tensor:
     kept = min(tensor.ndim, len(shape))
     head = next((axis for axis in range(kept) if tensor.shape[axis] != shape[axis]), kept)
     tail = next((axis for axis in range(kept - head) if tensor.shape[-1 - axis] != shape[-1 - axis]), kept - head)
-    # The axes before and after those that change, as counted in the tensor and in the result.
+    # The axes before and behind the axes that change, as counted in the tensor and in the result.
     outer = [*((axis, axis) for axis in range(head)), *((tensor.ndim - axis, len(shape) - axis) for axis in range(1, tail + 1))]
     repeated = {before: after for before, after in outer if tensor.stride(before) == 0}
     core = list(shape)

@@ -1,7 +1,6 @@
-"""The weights of one FFN straight from the checkpoint files: numpy only, no model is built.
+"""The weights of one FFN straight from the checkpoint files, with numpy only: no model is built.
 
-What an atlas's FFN table says about tensors is untrusted; every slice is checked against the
-checkpoint before it is read.
+The FFN table of an atlas is untrusted input. Every slice in it is checked against the checkpoint before it is read.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ if TYPE_CHECKING:
     from chanfmt.models.source import ModelSource
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""Dtypes that are read here, and what a model in that dtype is called in an atlas."""
+"""Safetensors dtypes that can be read here, and their names in an atlas."""
 _WEIGHTS = ("write", "up", "gate")
 
 
 class Described(Protocol):
-    """What `chanfmt.format.records.Block` and `surgery.planning.plan.BlockPlan` say alike of an FFN."""
+    """The fields that describe an FFN, in an atlas (`chanfmt.format.records.Block`) and in a pruning plan alike."""
 
     @property
     def module(self) -> str: ...
@@ -37,7 +36,7 @@ class Described(Protocol):
 
 
 class HasTensors(Described, Protocol):
-    """And of where its weights lie."""
+    """An FFN with the places of its weights in the checkpoint."""
 
     @property
     def tensors(self) -> Sequence[TensorSlice]: ...
@@ -45,11 +44,11 @@ class HasTensors(Described, Protocol):
 
 @dataclass(frozen=True)
 class StoredFFN:
-    """The weights of one dense FFN or of one expert, float32 (float64 where the model was measured in that).
+    """The weights of one dense FFN or of one expert, float32; float64 if the model was measured in float64.
 
     Attributes:
         write: Write vectors as columns, (d, m).
-        reads: Gate (where there is one) and up rows, each (m, d).
+        reads: Rows of the gate, if there is one, and of the up projection, each (m, d).
     """
 
     write: np.ndarray
@@ -61,21 +60,24 @@ class StoredWeights:
 
     Args:
         index: The checkpoint.
-        dtype: Dtype the model was measured in; weights are rounded to it first, as loading does.
+        dtype: Dtype that the model was measured in. Weights are rounded to it first, as they are when a model is loaded.
+
+    Raises:
+        ModelError: Weights cannot be rounded to ``dtype`` here.
     """
 
     def __init__(self, index: CheckpointIndex, dtype: str) -> None:
         if dtype not in _DTYPES.values():
-            raise ModelError(f"the model was measured in {dtype}, to which stored weights cannot be rounded here")
+            raise ModelError(f"the model was measured in {dtype}, and stored weights cannot be rounded to that dtype here")
         self.index = index
         self.dtype = dtype
 
     @classmethod
     def of(cls, source: ModelSource, record: ModelRecord) -> StoredWeights:
-        """The weights in ``source``, after checking that they are those of ``record``.
+        """The weights in ``source``, after checking that they are the weights of ``record``.
 
         Raises:
-            ModelError: The fingerprint is another.
+            ModelError: The fingerprint of ``source`` differs from the fingerprint in ``record``.
         """
         found = source.fingerprint
         if found != record.fingerprint:
@@ -87,7 +89,7 @@ class StoredWeights:
         return cls(source.index, record.dtype)
 
     def ffn(self, block: Block, expert: int = 0) -> StoredFFN:
-        """Weights of ``block``, of its expert number ``expert`` where it has experts (spec section "FFNs").
+        """Weights of ``block``, or of its expert number ``expert`` if it has experts (spec section "FFNs").
 
         Raises:
             ModelError: The FFN table does not fit the checkpoint, or a dtype cannot be read.
@@ -98,10 +100,10 @@ class StoredWeights:
         return StoredFFN(write, reads)
 
     def write(self, block: HasTensors, expert: int = 0) -> np.ndarray:
-        """Write vectors of ``block``, of its expert number ``expert`` where it has experts, as columns (d, m).
+        """Write vectors of ``block``, or of its expert number ``expert`` if it has experts, as columns (d, m).
 
         Raises:
-            ModelError: As `ffn`.
+            ModelError: As for `ffn`.
         """
         return self._matrix(block, _items(block, expert)["write"], channel_axis=1)
 
@@ -143,16 +145,16 @@ def view(entry: TensorEntry) -> np.ndarray:
 
 
 def numbers(entry: TensorEntry) -> np.ndarray:
-    """The numbers of a tensor, float32 (float64 where it is stored so).
+    """The numbers of a tensor, float32; float64 if it is stored in float64.
 
     Raises:
-        ModelError: It is stored as no kind of float that is known here, or cannot be read.
+        ModelError: The tensor is not stored as a kind of float that is known here, or cannot be read.
     """
     return _values(view(entry), entry.dtype, entry.file.name)
 
 
 def _items(block: HasTensors, expert: int) -> Mapping[str, TensorSlice]:
-    """Role to slice of one expert's weights; the table lists each role once per expert, in their order."""
+    """Role to slice of the weights of one expert. The FFN table lists each role once per expert, in the order of the experts."""
     found: dict[str, TensorSlice] = {}
     for role in _WEIGHTS:
         items = [item for item in block.tensors if item.role == role]
@@ -167,7 +169,7 @@ def _items(block: HasTensors, expert: int) -> Mapping[str, TensorSlice]:
 
 
 def _values(bits: np.ndarray, dtype: str, tensor: str) -> np.ndarray:
-    """Unsigned integers to the floats they stand for: float64, or float32 for everything narrower."""
+    """The floats that unsigned integers stand for: float64, or float32 for every narrower dtype."""
     if dtype not in _DTYPES:
         raise ModelError(
             f"the tensor {tensor!r} is stored as {dtype}, which cannot be read as numbers here",
@@ -182,7 +184,7 @@ def _values(bits: np.ndarray, dtype: str, tensor: str) -> np.ndarray:
 
 
 def _rounded(values: np.ndarray, stored: str, dtype: str) -> np.ndarray:
-    """``values`` as a model in ``dtype`` holds them, float32 (float64 in that dtype)."""
+    """``values`` as a model in ``dtype`` holds them, float32; float64 if ``dtype`` is float64."""
     if dtype == "float64":
         return values.astype(np.float64, copy=False)
     values = values.astype(np.float32, copy=False)
@@ -192,6 +194,6 @@ def _rounded(values: np.ndarray, stored: str, dtype: str) -> np.ndarray:
         with np.errstate(over="ignore"):
             return values.astype(np.float16).astype(np.float32)
     bits = values.view(np.uint32)
-    # To the nearest 16 bits, ties to even. A NaN could carry into the sign; it stays as it is.
+    # To the nearest 16 bits, ties to even. NaN stays as it is, because the rounding could carry into its sign.
     nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
     return np.where(np.isnan(values), values, nearest.view(np.float32))

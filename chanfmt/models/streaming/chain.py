@@ -1,8 +1,8 @@
 """A model as a chain of blocks whose weights come and go, between parts that stay.
 
-The model's own forward runs with its blocks' ``forward`` replaced: it makes what every block is called
-with (masks, position embeddings) and does what comes before and after them. The blocks are then run here,
-one by one. `chanfmt.models.streaming.streamed` checks that this gives what the model itself gives.
+The model's own ``forward`` runs with the ``forward`` of its blocks replaced. It makes the arguments of every block (masks,
+position embeddings), and computes everything before the first block and behind the last. The blocks themselves are run by
+`Chain`, one by one. `chanfmt.models.streaming.streamed` checks that the result is the model's own.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ _HINT = "measure it without --stream, on a machine or a GPU that holds it"
 
 @dataclass(frozen=True)
 class Call:
-    """What a block is called with, besides the hidden state.
+    """The arguments of a block besides the hidden state.
 
     Attributes:
-        slot: Position or name of the argument that is the hidden state; None stands in its place.
+        slot: Position or name of the argument that is the hidden state. In ``args`` or ``kwargs``, None stands in its place.
+        args, kwargs: The arguments.
     """
 
     slot: int | str
@@ -41,7 +42,7 @@ class Call:
     kwargs: dict[str, Any]
 
     def same(self, other: Call) -> bool:
-        """Whether ``other`` calls a block with the same."""
+        """Whether ``other`` has the same arguments."""
         return self.slot == other.slot and equal(self.args, other.args) and equal(self.kwargs, other.kwargs)
 
     def filled(self, hidden: torch.Tensor | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -52,24 +53,25 @@ class Call:
 
 
 class _Recorded(Exception):
-    """The last block was reached: what comes after it is not wanted."""
+    """Raised when the last block is reached, because nothing behind it is wanted."""
 
 
 class Chain:
-    """The blocks of a model, and what is around them.
+    """The blocks of a model, and the parts around them.
 
-    A block has weights inside `loaded` only; everything else of the model always has them. Outside of
-    the methods here blocks pass on what they are given.
+    A block has weights in the body of `loaded` only; the other parts of the model always have them. If the model runs outside
+    the methods of this class, its blocks return their hidden state as it is.
 
     Args:
-        model: As `chanfmt.models.streaming.parameters.weightless` makes it.
-        device: Where the model runs.
+        model: A model without weights, as `chanfmt.models.streaming.parameters.weightless` makes it.
+        stored: Gives the model its weights.
+        device: The device that the model runs on.
 
     Attributes:
-        names: Of the blocks, in order.
+        names: Names of the blocks, in order.
 
     Raises:
-        ModelError: The model is no chain of blocks, or weights are missing.
+        ModelError: The model is not a chain of blocks, or weights are missing.
     """
 
     def __init__(self, model: Any, stored: StoredParameters, device: torch.device) -> None:
@@ -80,7 +82,7 @@ class Chain:
         self._stored = stored
         self._handler: Handler = self._pass_on
         self._returned = 0
-        """Length of the tuple that a block returns, the hidden state first; 0 where it returns the state itself."""
+        """Length of the tuple that a block returns, the hidden state first; 0 if it returns the hidden state itself."""
         state = set(model.state_dict())
         self._keys = [{key for key in state if key.startswith(f"{name}.")} for name in self.names]
         _check_unshared(model, self._keys)
@@ -98,24 +100,24 @@ class Chain:
         return len(self._blocks)
 
     def number_of(self, name: str) -> int | None:
-        """Which block the module or parameter ``name`` lies in."""
+        """Number of the block that the module or parameter ``name`` lies in; None if it lies in none."""
         return next((number for number, block in enumerate(self.names) if f"{name}.".startswith(f"{block}.")), None)
 
     @contextlib.contextmanager
     def loaded(self, number: int) -> Iterator[nn.Module]:
-        """Block ``number``, which has its weights in this context. Raises `ModelError` where they cannot be read."""
+        """Give block ``number`` its weights in the body, and yield it. Raises `ModelError` if they cannot be read."""
         with restored(self._blocks[number]):
             self._stored.load(self._keys[number], self.device)
             self._stored.check_loaded(self._keys[number])
             yield self._blocks[number]
 
     def run(self, number: int, call: Call, hidden: torch.Tensor) -> torch.Tensor:
-        """What block ``number``, which is loaded, makes of ``hidden`` (sequence, position, feature)."""
+        """Run block ``number``, which is loaded, on ``hidden`` (sequence, position, feature). Returns its hidden state."""
         args, kwargs = call.filled(hidden)
         return state_of(self._forwards[number](*args, **kwargs))
 
     def learn(self, run: Callable[[], object]) -> tuple[torch.Tensor, list[Call]]:
-        """`calls`, for the first time: what the model takes from its blocks, the state or a tuple of how many, is tried out."""
+        """Do as `calls` for the first time: find out by trying whether a block returns the hidden state or a tuple, and how long."""
         errors = []
         for self._returned in range(_MAX_RETURNED + 1):
             try:
@@ -125,7 +127,7 @@ class Chain:
         raise errors[0]
 
     def calls(self, run: Callable[[], object]) -> tuple[torch.Tensor, list[Call]]:
-        """What ``run()``, a forward pass of the model, gives the first block, and what it calls the blocks with.
+        """The hidden state that ``run()``, a forward pass of the model, gives the first block, and the calls of all blocks.
 
         Raises:
             ModelError: The model does not call its blocks one after the other, each with the state before.
@@ -139,7 +141,7 @@ class Chain:
             seen.append((args, kwargs))
             if len(seen) == len(self):
                 raise _Recorded
-            # A tensor of its own, by which the next block's argument is known.
+            # The next block's argument is known by its identity, so each block returns a tensor of its own.
             given.append(self._first(args, kwargs).clone())
             return self._wrapped(given[-1])
 
@@ -159,7 +161,7 @@ class Chain:
 
     @contextlib.contextmanager
     def ending(self, hidden: torch.Tensor) -> Iterator[None]:
-        """In this context the model's forward passes go on from ``hidden`` as what the last block returned."""
+        """In the body, forward passes of the model continue from ``hidden`` as the output of the last block."""
 
         def end(number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return self._wrapped(hidden) if number == len(self) - 1 else self._pass_on(number, args, kwargs)
@@ -169,10 +171,11 @@ class Chain:
 
     @contextlib.contextmanager
     def running(self, inside: Callable[[int, tuple[Any, ...], dict[str, Any], Callable[[], Any]], Any]) -> Iterator[None]:
-        """In this context the model's own forward passes run the blocks.
+        """In the body, forward passes of the model run the blocks.
 
         Args:
-            inside: Called for every block with its number, its arguments and what runs it; returns what that returned.
+            inside: Called for every block with its number, its arguments and a function that runs it; returns the function's
+                result.
         """
 
         def through(number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -202,7 +205,7 @@ class Chain:
     def _first(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
         value = args[0] if args else kwargs.get("hidden_states")
         if not isinstance(value, torch.Tensor):
-            raise self.refused("calls its blocks with something else than a hidden state")
+            raise self.refused("calls its blocks with something other than a hidden state")
         return value
 
     def _wrapped(self, hidden: torch.Tensor) -> Any:
@@ -210,7 +213,7 @@ class Chain:
 
 
 def state_of(output: Any) -> torch.Tensor:
-    """The hidden state in what a block returned."""
+    """The hidden state in the output of a block."""
     return output[0] if isinstance(output, tuple) else output
 
 
@@ -230,13 +233,13 @@ def equal(one: Any, other: Any) -> bool:
 
 
 def _slot(hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | str | None:
-    """Where ``hidden`` itself is among the arguments."""
+    """Position or name of the argument that is ``hidden`` itself; None if there is none."""
     places: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
     return next((place for place, value in places if value is hidden), None)
 
 
 def _blocks(model: Any) -> tuple[list[str], list[nn.Module]]:
-    """The elements of the layer list with the most parameters, which lies in no other one."""
+    """Names and modules of the largest list of layers, by parameters, among the lists that lie in no other list."""
     kind = type(model).__name__
     if model.config.is_encoder_decoder:
         raise ModelError(f"{kind} cannot be streamed: its decoder's blocks read its encoder as well as each other", hint=_HINT)
@@ -251,7 +254,7 @@ def _blocks(model: Any) -> tuple[list[str], list[nn.Module]]:
 
 
 def _check_unshared(model: Any, keys: list[set[str]]) -> None:
-    """Refuse blocks that have a weight in common with each other or with the rest: it would not come and go with one."""
+    """Raise `ModelError` if a block shares a weight with another part: the weight could not come and go with the block."""
     owner = {key: number for number, names in enumerate(keys) for key in names}
     first: dict[int, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

@@ -1,14 +1,13 @@
-"""A model without its weights, and its weights from the checkpoint files as they are asked for.
+"""A model without its weights, and its weights from the checkpoint files, read when they are needed.
 
-transformers converts a checkpoint as it loads it: renames, joins experts, concatenates, transposes. The
-same code of transformers runs here, on as much of the checkpoint as is wanted.
+transformers converts a checkpoint when it loads it: renames, joins experts, concatenates, transposes. The same code of
+transformers runs here on a part of the checkpoint.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
@@ -18,44 +17,32 @@ from torch import nn
 from chanfmt.base.errors import ModelError, first_line
 from chanfmt.models.load import check_surplus
 from chanfmt.models.quiet import quiet_transformers
+from chanfmt.models.stored.tensors import DTYPES, read_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from chanfmt.models.safetensors import CheckpointIndex, TensorEntry
-
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "BOOL": torch.bool,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-}
-"""Safetensors dtypes that torch has, and that weights come in."""
+    from chanfmt.models.safetensors import TensorEntry
+    from chanfmt.models.source import ModelSource
 
 _M_MMAP_THRESHOLD = -3
 _LARGE = 1 << 20
-"""Bytes from which on memory is taken from the system and given back piece by piece."""
+"""Bytes. Larger pieces of memory are taken from the system and given back one by one."""
 
 
 def weightless(loader: Any, config: Any, dtype: torch.dtype, *, trust_remote_code: bool = False) -> Any:
-    """The model of ``config`` in evaluation mode, frozen, its parameters on the meta device and its buffers real.
+    """Build the model of ``config``: in evaluation mode, frozen, parameters on the meta device, buffers with values.
 
     Args:
-        loader: An Auto class, or the model's own.
+        loader: An Auto class, or the model's own class.
 
     Raises:
-        ModelError: transformers cannot build it.
+        ModelError: transformers cannot build the model.
     """
     register = nn.Module.register_parameter
 
     def registered(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        # One that is on the meta device already is being tied: it stays the same object.
+        # A parameter that is on the meta device already is being tied, and stays the same object.
         if param is not None and not param.is_meta:
             param = nn.Parameter(param.detach().to("meta"), False)
         register(self, name, param)
@@ -75,50 +62,50 @@ def weightless(loader: Any, config: Any, dtype: torch.dtype, *, trust_remote_cod
 
 
 def return_freed_memory() -> None:
-    """Have weights that were dropped leave the process at once, where the C library is glibc.
+    """Make the C library return freed weights to the system at once, if it is glibc.
 
-    It keeps freed pieces of up to 32 MiB for itself, and fails to use them again for the next tensor of that
-    size, which must be aligned: a block at a time, a model would accumulate.
+    glibc keeps freed pieces of up to 32 MiB, and cannot use them for the next tensor of that size, which must be aligned.
+    So the blocks of a streamed model would pile up in memory.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
-def stored_dtype(config: Any, index: CheckpointIndex) -> torch.dtype:
-    """What ``dtype="auto"`` means to transformers: what the config says, else that of the first floating tensor."""
-    if isinstance(config.dtype, torch.dtype):
-        return config.dtype
-    kinds = (DTYPES.get(entry.dtype) for entry in index.tensors.values())
+def stored_dtype(source: ModelSource) -> torch.dtype:
+    """The dtype that transformers takes for ``dtype="auto"``: the config's, or else that of the first floating tensor."""
+    if isinstance(source.config.dtype, torch.dtype):
+        return source.config.dtype
+    kinds = (DTYPES.get(entry.dtype) for entry in source.index.tensors.values())
     return next((dtype for dtype in kinds if dtype is not None and dtype.is_floating_point), torch.float32)
 
 
 class StoredParameters:
-    """Gives a `weightless` model the weights that ``from_pretrained`` would have given it, some at a time.
+    """Gives a `weightless` model the weights that ``from_pretrained`` would give it, some at a time.
 
     Args:
-        model: Its parameters are on the meta device.
-        dtype: Of the model.
-        name: The model, as messages call it.
+        model: The model, its parameters on the meta device.
+        source: The model's files.
+        dtype: Dtype of the model.
 
     Raises:
         ModelError: The checkpoint holds a layer beyond the model's last.
     """
 
-    def __init__(self, model: Any, index: CheckpointIndex, dtype: torch.dtype, name: str) -> None:
+    def __init__(self, model: Any, source: ModelSource, dtype: torch.dtype) -> None:
         from transformers.conversion_mapping import get_model_conversion_mapping
 
         self._model = model
-        self._index = index
+        self._index = source.index
         self._dtype = dtype
-        self._name = name
+        self._name = source.id
         self._mapping = get_model_conversion_mapping(model)
         self._sources = self._targets()
-        # What reverting the conversion of a name goes by, as `from_pretrained` leaves it.
+        # transformers reverts the conversion of a name by this list, which `from_pretrained` leaves on the model.
         model._weight_conversions = [conversion for conversion in self._mapping if conversion.was_used()]
-        check_surplus(model, self._sources.keys() - model.state_dict().keys(), name)
+        check_surplus(model, self._sources.keys() - model.state_dict().keys(), source.id)
 
     def _targets(self) -> dict[str, list[str]]:
-        """Name in the model (one of several, where a stored tensor becomes several) to stored tensors."""
+        """Name in the model to stored tensors. A stored tensor that becomes several in the model is listed under one of them."""
         from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
         renamings = [entry for entry in self._mapping if isinstance(entry, WeightRenaming)]
@@ -134,14 +121,14 @@ class StoredParameters:
 
     @property
     def missing(self) -> set[str]:
-        """Names of the model that no stored tensor is called for."""
+        """Names in the model that no stored tensor is listed under."""
         return self._model.state_dict().keys() - self._sources.keys()
 
     def load(self, names: set[str], device: torch.device) -> None:
         """Load the parameters and buffers ``names`` of the model onto ``device``.
 
         Raises:
-            ModelError: A shard cannot be read, or the checkpoint lacks one of them or has it in another shape.
+            ModelError: A shard cannot be read, or a weight is missing or has another shape in the checkpoint.
         """
         from transformers.core_model_loading import convert_and_load_state_dict_in_model
         from transformers.modeling_utils import LoadStateDictConfig
@@ -172,7 +159,7 @@ class StoredParameters:
                 parameter.requires_grad_(False)
 
     def check_loaded(self, names: set[str]) -> None:
-        """Raise `ModelError` where one of ``names`` still has no values."""
+        """Raise `ModelError` if a parameter in ``names`` still has no values."""
         state = self._model.state_dict()
         lacking = sorted(name for name in names if state[name].is_meta)
         if lacking:
@@ -184,32 +171,18 @@ class StoredParameters:
 
 
 class _Reader:
-    """One stored tensor, read when it is indexed with an ellipsis. No memory map: its pages would count as ours."""
+    """One stored tensor. transformers indexes it with an ellipsis when it wants the values; they are read then."""
 
     def __init__(self, entry: TensorEntry) -> None:
         self._entry = entry
 
     def __getitem__(self, index: Any) -> torch.Tensor:
-        entry = self._entry
-        if entry.dtype not in DTYPES:
-            raise ModelError(f"{entry.file} stores a weight as {entry.dtype}, which cannot be measured")
-        data = torch.empty(entry.nbytes, dtype=torch.uint8)
-        view, position = data.numpy().data, 0
-        try:
-            with entry.file.open("rb", buffering=0) as stream:
-                while position < entry.nbytes:
-                    count = os.preadv(stream.fileno(), [view[position:]], entry.start + position)
-                    if not count:
-                        raise ModelError(f"{entry.file} is cut short", hint="download the checkpoint again")
-                    position += count
-        except OSError as error:
-            raise ModelError(f"cannot read {entry.file}: {error.strerror}") from None
-        return data.view(DTYPES[entry.dtype]).reshape(entry.shape)
+        return read_tensor(self._entry)
 
 
 @contextlib.contextmanager
 def restored(modules: nn.Module) -> Iterator[None]:
-    """Put the parameters that ``modules`` has now back in the end."""
+    """Put the parameters that ``modules`` has now back at the end of the body."""
     before = [(module, dict(module._parameters)) for module in modules.modules()]
     try:
         yield

@@ -1,7 +1,8 @@
-"""Tensors by key: in memory up to a limit, beyond it in a file that has no name and so cannot outlive the process."""
+"""Tensors by key: in memory up to a limit, and beyond it in a file without a name, which cannot outlive the process."""
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
@@ -19,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class Spool:
-    """Keeps tensors on the CPU or on disk. Close it, or use it as a context.
+    """Keeps tensors in memory or on disk. Use it as a context.
 
-    Read and written, not mapped: pages of a mapped file count as the process's own.
+    The file is read and written, not mapped, because pages of a mapped file count as the process's own memory.
 
     Args:
         limit: Bytes kept in memory.
-        directory: Where the file lies, if there has to be one.
+        directory: Directory of the file, if one is needed.
     """
 
     def __init__(self, limit: int, directory: Path) -> None:
@@ -45,15 +46,17 @@ class Spool:
     def __exit__(self, *exception: object) -> None:
         self.clear()
         if self._file is not None:
-            self._file.close()
+            # The file's content is not needed any more, and an error here would hide an error of the body.
+            with contextlib.suppress(OSError):
+                self._file.close()
 
     @property
     def on_disk(self) -> int:
-        """Bytes that the file has grown to."""
+        """Bytes of the file."""
         return self._end
 
     def put(self, key: Hashable, tensor: torch.Tensor) -> None:
-        """Keep the values of ``tensor`` under ``key``, in place of what was there.
+        """Keep the values of ``tensor`` under ``key``, in place of an earlier tensor.
 
         Raises:
             ChanfmtError: The disk is full or cannot be written.
@@ -71,25 +74,25 @@ class Spool:
             write_at(self._file.fileno(), bytes_of(tensor), slot)
         except OSError as error:
             raise ChanfmtError(
-                f"cannot lay hidden states and statistics aside in {self._directory}: {error.strerror}",
+                f"cannot write intermediate results of --stream in {self._directory}: {error.strerror}",
                 hint="free space there, use fewer --sequences, or raise --spool-limit",
             ) from None
         self._end = max(self._end, slot + size)
         self._placed[key] = (slot, tensor.dtype, tensor.shape)
 
     def get(self, key: Hashable) -> torch.Tensor:
-        """A copy of what was kept under ``key``, on the CPU. Raises `ChanfmtError` where it cannot be read back."""
+        """A copy of the tensor under ``key``, on the CPU. Raises `ChanfmtError` if it cannot be read back."""
         if key in self._held:
             return self._held[key].clone()
         slot, dtype, shape = self._placed[key]
         tensor = torch.empty(shape, dtype=dtype)
         assert self._file is not None
         if read_at(self._file.fileno(), bytes_of(tensor), slot) < tensor.nbytes:
-            raise ChanfmtError("what was laid aside on disk cannot be read back")
+            raise ChanfmtError("intermediate results of --stream cannot be read back from disk")
         return tensor
 
     def drop(self, key: Hashable) -> None:
-        """Forget what was kept under ``key``, if anything."""
+        """Forget the tensor under ``key``, if there is one."""
         if key in self._held:
             self.in_memory -= self._held.pop(key).nbytes
         elif key in self._placed:
@@ -103,7 +106,7 @@ class Spool:
 
 
 class Spooled(Mapping[str, np.ndarray]):
-    """Arrays by name that lie in ``spool`` under ``key`` and each name, and are read as they are asked for."""
+    """Arrays by name. They lie in ``spool`` under ``key`` and each name, and are read when they are asked for."""
 
     def __init__(self, spool: Spool, key: Hashable, arrays: Mapping[str, np.ndarray]) -> None:
         self._spool = spool
@@ -129,5 +132,5 @@ class Spooled(Mapping[str, np.ndarray]):
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
-    """The memory of a contiguous tensor on the CPU, or of a copy that is."""
+    """The bytes of ``tensor``: its own memory if it is contiguous and on the CPU, otherwise those of a copy."""
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data

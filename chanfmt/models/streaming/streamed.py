@@ -9,11 +9,12 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from chanfmt.base.errors import ModelError, first_line
+from chanfmt.models.causal import causal_rows, shows_causal
 from chanfmt.models.find.discover import Found, assemble, check_complete, examined
 from chanfmt.models.find.probe import probe
 from chanfmt.models.find.trace import Tracer
 from chanfmt.models.load import auto_class, check_finite, pick_device, pick_dtype
-from chanfmt.models.run import causal_rows, eager_experts, run_text, shows_causal, test_tokens
+from chanfmt.models.run import eager_experts, run_text, test_tokens
 from chanfmt.models.streaming.chain import Chain, equal, state_of
 from chanfmt.models.streaming.parameters import StoredParameters, return_freed_memory, stored_dtype, weightless
 
@@ -29,8 +30,9 @@ class StreamedModel:
     """A model that is run block by block.
 
     Attributes:
-        ffns: Verified on the instance, in model order; each lies in a block.
-        causal: Whether no token sees a later one.
+        chain: The model as a chain of blocks.
+        ffns: The FFNs, verified on the instance, in model order. Each lies in a block.
+        causal: Whether the model is causal: no token sees a later one.
     """
 
     chain: Chain
@@ -39,33 +41,32 @@ class StreamedModel:
 
 
 def open_streamed(source: ModelSource, *, dtype: str = "auto", device: str = "auto") -> StreamedModel:
-    """The model that its config names, with the weights of one block at a time. All weights are read once.
+    """Open the model that the config of ``source`` names, with the weights of one block at a time. All weights are read once.
 
-    While a block has its weights they are checked for NaN, its FFNs are found and probed, and it is run
-    both by the model's own forward pass and by itself, which must agree.
+    While a block has its weights, they are checked for NaN, and its FFNs are found and probed. The block is run both by the
+    model's own forward pass and by itself, and the results must agree.
 
     Args:
         dtype, device: As for `chanfmt.models.load.load_model`.
 
     Raises:
-        ModelError: It is no chain of blocks, weights are missing or not finite, or an FFN cannot be verified.
+        ModelError: The model is not a chain of blocks, weights are missing or not finite, or an FFN cannot be verified.
     """
     return_freed_memory()
-    config, index = source.config, source.index
     place = pick_device(device)
     wanted = pick_dtype(dtype, place)
-    kind = stored_dtype(config, index) if wanted == "auto" else wanted
-    model = weightless(auto_class(config), config, kind, trust_remote_code=source.trust_remote_code)
-    chain = Chain(model, StoredParameters(model, index, kind, source.id), place)
+    kind = stored_dtype(source) if wanted == "auto" else wanted
+    model = weightless(auto_class(source.config), source.config, kind, trust_remote_code=source.trust_remote_code)
+    chain = Chain(model, StoredParameters(model, source, kind), place)
     with eager_experts(model), torch.no_grad():
         return _Opening(chain).opened()
 
 
 class _Opening:
-    """The pass of test tokens through all blocks that a chain is verified with.
+    """The pass of test tokens through all blocks that verifies a chain.
 
-    Beside the model's own forward pass, each block runs by itself on the same tokens, and on two rows
-    that differ in their last token: a causal model's outputs then differ there only.
+    Besides the model's own forward pass, each block runs by itself on the same tokens, and on two rows that differ in their
+    last token. The outputs of a causal model for these rows differ at the last token only.
     """
 
     def __init__(self, chain: Chain) -> None:
@@ -84,31 +85,31 @@ class _Opening:
 
     def opened(self) -> StreamedModel:
         try:
-            # Its input is no other pass's tensor: the tracer tells tensors by their identity.
+            # The tracer knows tensors by their identity, so the input must not be the tensor of another pass.
             ids = self.ids.clone()
             with self.chain.running(self._inside), self.tracer:
                 self.tracer.begin(ids)
                 output = run_text(self.model, ids)
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
             kind = type(self.model).__name__
-            # Only accelerators have an exception of their own for it.
+            # Only accelerators have an exception of their own for memory that runs out.
             if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
                 raise ModelError(
-                    f"{kind}: a block at a time is still too large for the memory",
+                    f"{kind}: even one block at a time is too large for the memory",
                     hint="use --dtype bfloat16, or a larger machine",
                 ) from None
             raise ModelError(f"{kind} cannot run {self.ids.shape[1]} tokens of text: {first_line(error)}") from error
         self.tracer.end()
         with self.chain.ending(self.hidden):
             if not _close(_result(run_text(self.model, self.ids)), _result(output)):
-                raise self.chain.refused("makes its output of more than what its last block returns")
+                raise self.chain.refused("computes its output from more than the output of its last block")
         with self.chain.ending(self.rows_hidden):
             causal = shows_causal(run_text(self.model, self.rows))
         ffns = assemble(self.model, self.found, lambda: causal)
         check_complete(self.model, ffns, self.tracer.calls)
         outside = next((ffn for ffn in ffns if self.chain.number_of(ffn.container) is None), None)
         if outside is not None:
-            raise self.chain.refused(f"has the FFN {outside.container} outside of its list of blocks")
+            raise self.chain.refused(f"has the FFN {outside.container} outside its list of blocks")
         return StreamedModel(self.chain, ffns, causal)
 
     def _inside(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any], forward: Callable[[], Any]) -> Any:
@@ -122,7 +123,7 @@ class _Opening:
             done = len(self.tracer.calls)
             given, given_kwargs = call.filled(self.hidden)
             if not (equal(args, given) and equal(kwargs, given_kwargs)):
-                raise self.chain.refused(f"calls {name} with something that depends on other blocks than the one before")
+                raise self.chain.refused(f"calls {name} with something that depends on other blocks than the preceding one")
             with self.tracer.visiting(block.named_parameters(prefix=name)):
                 output = forward()
             with _disable_current_modes():

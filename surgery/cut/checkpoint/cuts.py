@@ -1,4 +1,4 @@
-"""From a plan and a checkpoint's index to where every element of every changed tensor comes from."""
+"""Derive from a plan and a checkpoint's index where every element of every changed tensor comes from."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from surgery.planning.plan import BlockPlan, PruningPlan
 
 Widths = dict[str, int]
-"""Name of every FFN of a plan to its width in the result: what it keeps, and zero channels up to that."""
+"""Name of every FFN of a plan to its width in the result: the kept channels, followed by zero channels up to this width."""
 
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """A tensor whose elements are those of another, moved along one axis.
+    """How a tensor is made from another one by moving its elements along one axis.
 
     Attributes:
         axis: The axis that runs over channels.
-        positions: int64 (1, length), or (experts, length) where the first axis runs over experts: for
-            every position on the new axis the one on the old axis that its elements come from, -1 for zeros.
-        shape: The tensor's shape afterwards.
+        positions: For every position on the new axis, the position on the old axis that its elements come from, or -1
+            for zeros: int64 (1, length), or (experts, length) if the first axis runs over experts.
+        shape: Shape of the new tensor.
     """
 
     axis: int
@@ -38,11 +38,11 @@ class Cut:
 
     @property
     def by_expert(self) -> bool:
-        """Whether the first axis runs over experts that keep channels of their own."""
+        """Whether the first axis runs over experts, each of which keeps channels of its own."""
         return len(self.positions) > 1
 
     def inverted(self, shape: tuple[int, ...]) -> Cut:
-        """The cut that puts everything back into a tensor of ``shape``, with zeros where something was removed."""
+        """The cut that puts the elements back into a tensor of ``shape``, with zeros in place of removed elements."""
         positions = np.full((len(self.positions), shape[self.axis]), -1, dtype=np.int64)
         for old, new in zip(positions, self.positions, strict=True):
             there = np.flatnonzero(new >= 0)
@@ -51,14 +51,14 @@ class Cut:
 
 
 def plan_cuts(plan: PruningPlan, widths: Widths, index: CheckpointIndex) -> dict[str, Cut]:
-    """Tensor name to `Cut`, for every tensor of an FFN that does not keep its width.
+    """Tensor name to `Cut`, for every tensor of an FFN that loses channels.
 
-    One tensor may hold several roles of one FFN (gate and up as halves, or interleaved) and several of
-    its experts; what belongs to no role stays.
+    One tensor may hold several roles of one FFN (gate and up as halves, or interleaved) and several of its experts.
+    Elements that belong to no role stay.
 
     Raises:
-        ModelError: A tensor is missing, has another shape than the plan was made for, is shared by
-            two FFNs, or packs several values in a byte.
+        ModelError: A tensor is missing, has another shape than the plan says, is shared by two FFNs, or packs several
+            values into a byte.
     """
     return {
         name: _cut(name, _entry(name, index).shape, items, block, widths[block.name])
@@ -67,7 +67,7 @@ def plan_cuts(plan: PruningPlan, widths: Widths, index: CheckpointIndex) -> dict
 
 
 def plan_restoration(plan: PruningPlan, widths: Widths, index: CheckpointIndex) -> dict[str, Cut]:
-    """The inverse of `plan_cuts`, for the checkpoint ``index`` that it made.
+    """The inverse of `plan_cuts`, for the checkpoint ``index`` that was made with it.
 
     Raises:
         ModelError: As `plan_cuts`.
@@ -98,7 +98,7 @@ def _changed_tensors(plan: PruningPlan, index: CheckpointIndex) -> list[tuple[st
             raise ModelError(f"the plan names no tensor of {block.module}")
         for name, items in by_tensor.items():
             if owners.setdefault(name, block.name) != block.name:
-                raise ModelError(f"the tensor {name!r} is shared by several FFNs, which would each keep their own channels")
+                raise ModelError(f"the tensor {name!r} is shared by several FFNs, and each of them would keep other channels")
             if DTYPE_BITS[_entry(name, index).dtype] < 8:
                 raise ModelError(
                     f"the tensor {name!r} is packed as {_entry(name, index).dtype} and cannot be cut", hint="dequantise first"
@@ -138,7 +138,7 @@ def _cut(name: str, shape: tuple[int, ...], items: Sequence[TensorSlice], block:
 
 
 def _experts(items: Sequence[TensorSlice], block: BlockPlan) -> list[int]:
-    """Number of the expert that every one of ``items`` belongs to: a table lists each role once per expert, in order."""
+    """The number of the expert that each of ``items`` belongs to. A table lists each role once per expert, in order."""
     if not block.n_experts:
         return [0] * len(items)
     numbers: dict[int, int] = {}
@@ -155,7 +155,7 @@ def _experts(items: Sequence[TensorSlice], block: BlockPlan) -> list[int]:
 def _positions(
     name: str, shape: tuple[int, ...], axis: int, items: Sequence[tuple[TensorSlice, int]], block: BlockPlan, width: int
 ) -> np.ndarray:
-    """Where every position on the new axis comes from, int64, -1 for zeros."""
+    """For every position on the new axis, the position on the old axis that it comes from, or -1 for zeros: int64."""
     length = shape[axis]
     claimed = np.zeros(length, dtype=bool)
     stays = np.ones(length, dtype=bool)
@@ -175,13 +175,13 @@ def _positions(
     added = width - block.n_kept
     if not added:
         return kept
-    # Zero channels go behind the last one: of each half, and of interleaved roles behind all of them.
+    # Zero channels follow the last channel of each half. If roles interleave, zero channels follow the last of all roles.
     ends = np.repeat(_ends(runs), added)
     return np.insert(kept, np.searchsorted(kept, ends), -1)
 
 
 def _ends(runs: Sequence[tuple[int, int]]) -> np.ndarray:
-    """For every run of positions, where the group of runs that overlap it ends."""
+    """For every run of positions, the end of the group of overlapping runs that it belongs to."""
     ends: list[int] = []
     group: list[tuple[int, int]] = []
     for run in sorted(runs):

@@ -1,4 +1,4 @@
-"""Put new numbers into a tensor of a checkpoint that was just written."""
+"""Replace numbers in a tensor of a checkpoint that was just written."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def as_stored(values: torch.Tensor, dtype: str) -> torch.Tensor:
-    """``values`` on the CPU, rounded to the safetensors dtype that a checkpoint holds them in.
+    """``values`` on the CPU, rounded to the safetensors dtype ``dtype``.
 
     Raises:
-        ModelError: That is not one of floats of 16 bits or more, or a value is too large for it.
+        ModelError: ``dtype`` is not a float of at least 16 bits, or a value is too large for it.
     """
     kind = DTYPES.get(dtype)
     if kind is None or not kind.is_floating_point:
@@ -37,10 +37,10 @@ def write_kept(entry: TensorEntry, cut: Cut, positions: np.ndarray, values: torc
     """Replace the kept channels of a matrix in its file.
 
     Args:
-        entry: The matrix after the cut, two axes.
-        cut: How it came to be.
-        positions: Where its kept channels were on the axis that was cut, before.
-        values: New values, (other axis, kept), from `as_stored`.
+        entry: The matrix after the cut, with two axes.
+        cut: The cut that made the matrix.
+        positions: Positions of the kept channels on the cut axis before the cut, int (kept,).
+        values: New values from `as_stored`, (other axis, kept).
     """
     bits = _bits(values, entry)
     places = np.searchsorted(np.where(cut.positions[0] < 0, np.iinfo(np.int64).max, cut.positions[0]), positions)

@@ -1,4 +1,4 @@
-"""Gather parts of tensors of any dtype, as the unsigned integers that hold their bits."""
+"""Read parts of tensors of any dtype, as the unsigned integers that hold their bits."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from surgery.cut.checkpoint.cuts import Cut
 
 CHUNK_BYTES = 8 << 20
-"""Bytes that one part reads, where the tensor's layout allows that."""
+"""Bytes that one part reads, if the tensor's layout allows it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A run of a tensor's new bytes, and how they come from a run of its old ones.
+    """A run of a tensor's new bytes, and the run of old bytes that it comes from.
 
     Attributes:
         source: Byte range in the source file.
-        offset: Where the new bytes begin, counted from the new tensor's first.
-        shape: The old run as (outer, length, inner) elements; None where bytes are copied as they are.
-        positions: Positions on the middle axis to take, int64, -1 for zeros; None where all stay.
+        offset: Offset of the new bytes from the first byte of the new tensor.
+        shape: Shape of the old run, (outer, length, inner) elements; None if the bytes are copied unchanged.
+        positions: Positions on the middle axis to take, int64, -1 for zeros; None if all positions stay.
         dtype: Unsigned integer of the tensor's element size.
     """
 
@@ -44,7 +44,7 @@ class Part:
     dtype: str = "u1"
 
     def read(self, descriptor: int) -> memoryview:
-        """The new bytes. Raises `ModelError` where the file is shorter than its header says."""
+        """Read the new bytes. Raises `ModelError` if the file is shorter than its header says."""
         start, stop = self.source
         buffer = np.empty(stop - start, dtype=np.uint8)
         if read_at(descriptor, buffer.data, start) < stop - start:
@@ -61,15 +61,15 @@ class Part:
 
 
 def read_ahead(files: Iterable[Path], limit: int) -> None:
-    """Have the first ``limit`` bytes of ``files`` read into the page cache, in the background.
+    """Read the first ``limit`` bytes of ``files`` into the page cache, in the background.
 
-    The disk is idle otherwise while Python imports what the checks need.
+    Otherwise the disk would be idle while Python imports the modules of the checks.
     """
 
     def advise() -> None:
         left = limit
         for file in files:
-            # It is a hint: a file that cannot be opened is a matter for whoever reads it.
+            # This is only a hint. A file that cannot be opened is an error for the function that reads it.
             with contextlib.suppress(OSError), file.open("rb", buffering=0) as stream:
                 size = min(left, os.fstat(stream.fileno()).st_size)
                 left -= size
@@ -81,13 +81,13 @@ def read_ahead(files: Iterable[Path], limit: int) -> None:
 
 
 def copy_parts(entry: TensorEntry) -> Iterator[Part]:
-    """The tensor as it is, part by part."""
+    """The parts of a tensor that is copied unchanged."""
     for start in range(entry.start, entry.stop, CHUNK_BYTES):
         yield Part((start, min(start + CHUNK_BYTES, entry.stop)), start - entry.start)
 
 
 def cut_parts(entry: TensorEntry, cut: Cut) -> Iterator[Part]:
-    """The tensor after ``cut``, part by part."""
+    """The parts of a tensor after ``cut``."""
     size = DTYPE_BITS[entry.dtype] // 8
     dtype = CONTAINERS[DTYPE_BITS[entry.dtype]]
     first = 1 if cut.by_expert else 0
@@ -123,7 +123,7 @@ def cut_parts(entry: TensorEntry, cut: Cut) -> Iterator[Part]:
 
 
 def _runs(positions: np.ndarray, length: int, item_bytes: int) -> Iterator[slice]:
-    """Slices of ``positions`` that read about `CHUNK_BYTES` each."""
+    """Slices of ``positions``, each of which reads about `CHUNK_BYTES`."""
     density = max(1.0, length / max(1, len(positions)))
     return _slices(len(positions), max(1, round(item_bytes * density)))
 

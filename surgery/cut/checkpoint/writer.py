@@ -1,4 +1,4 @@
-"""Write the cut checkpoint shard by shard; parts of tensors are read, cut and written side by side."""
+"""Write the cut checkpoint shard by shard. Several threads read, cut and write parts of tensors at the same time."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from surgery.cut.checkpoint.cuts import Cut
 
 THREADS = 4
-"""A few parts are under way at once, whatever the number of cores: reading one waits while another is written."""
+"""Number of threads, whatever the number of cores: one thread waits for the disk while another works."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of the result: its name and its tensors, in their order."""
+    """One file of the result: its name, and the names of its tensors in order."""
 
     name: str
     tensors: Sequence[str]
@@ -39,11 +39,11 @@ def output_bytes(index: CheckpointIndex, cuts: Mapping[str, Cut]) -> int:
 
 
 def plan_shards(index: CheckpointIndex, cuts: Mapping[str, Cut], shard_bytes: int | None = None) -> list[Shard]:
-    """Which file every tensor goes to, named as the Hub expects.
+    """The files of the result with their tensors, named as the Hub expects.
 
     Args:
-        shard_bytes: Largest size of a file (a larger tensor has one of its own); None for shards that
-            correspond to the source's.
+        shard_bytes: Largest size of a file in bytes (a larger tensor has a file of its own); None for files that correspond
+            to the source's.
     """
     groups: list[list[str]] = []
     by_file: dict[Path, list[str]] = {file: [] for file in index.files}
@@ -72,17 +72,17 @@ def write_checkpoint(
     advance: Callable[[int], object],
     shard_bytes: int | None = None,
 ) -> None:
-    """Write the checkpoint ``index`` with ``cuts`` made into ``directory``.
+    """Write the checkpoint ``index`` after ``cuts`` into ``directory``.
 
-    Headers come first, all shapes being known, and then tensors in their order; untouched ones are
-    copied as bytes. A file's space is reserved before anything is written to it.
+    The header of a file comes first, because all shapes are known, and then its tensors in order. Tensors without a cut
+    are copied as bytes. The space of a file is reserved before anything is written to it.
 
     Args:
         advance: Called with the number of bytes just written.
         shard_bytes: See `plan_shards`.
 
     Raises:
-        ModelError: The source cannot be read to its end.
+        ModelError: The source is shorter than its header says.
         OSError: The destination cannot be written.
     """
     shards = plan_shards(index, cuts, shard_bytes)
@@ -116,7 +116,7 @@ def _write_shard(
         header[name] = {"dtype": entry.dtype, "shape": list(_shape(name, entry, cuts)), "data_offsets": [position, stop]}
         position = stop
     raw = json.dumps(header, separators=(",", ":")).encode()
-    # safetensors readers may map tensors in place, so the data starts on a multiple of 8.
+    # Readers of safetensors may map tensors in place, so the data starts at a multiple of 8 bytes.
     raw += b" " * (-len(raw) % 8)
     data = 8 + len(raw)
     sources = {file: os.open(file, os.O_RDONLY) for file in {index.tensors[name].file for name in shard.tensors}}
@@ -143,7 +143,7 @@ def _write_shard(
 def _in_threads(
     work: Callable[[int, Part, int], int], parts: Iterator[tuple[int, Part, int]], advance: Callable[[int], object]
 ) -> None:
-    """Do ``parts`` a few at a time, so that only those few are in memory."""
+    """Work on a few of ``parts`` at a time, so that only these few are in memory."""
     running: deque[Future[int]] = deque()
     with ThreadPoolExecutor(THREADS) as pool:
         try:

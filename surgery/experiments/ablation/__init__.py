@@ -1,1 +1,1 @@
-"""Experiments that remove chosen channels of a loaded model, with controls, and measure what it costs."""
+"""Experiments that remove chosen channels of a loaded model and controls, and measure what the removal costs."""

@@ -1,4 +1,4 @@
-"""Is LP what it claims to be? Remove single channels across its range and compare the loss they cost with it."""
+"""Does LP predict the cost of a channel? Remove single channels across the range of LP and compare the loss with LP."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ KEY = ("layers", "module", "expert", "channel")
 
 @dataclass(frozen=True)
 class ChannelOptions:
-    """Which channels are removed one by one."""
+    """Which channels are removed, one at a time."""
 
     channels: int = field(
         default=32,
         metadata={
-            "help": "channels of each FFN, evenly spaced by their rank in LP; of experts, those of the busiest one",
+            "help": "channels of each FFN, evenly spaced by their rank in LP; an FFN with experts uses its busiest expert",
             "metavar": "N",
         },
     )
     layers: str | None = field(
         default=None,
         metadata={
-            "help": "channels of these layers (default: the first, the middle and the last one)",
+            "help": "remove channels of these layers (default: the first, the middle and the last layer)",
             "metavar": "LAYERS",
         },
     )
 
 
 def plan_channels(atlas: Atlas, options: ChannelOptions) -> Experiment:
-    """The experiment ``channels``.
+    """Plan the experiment ``channels``.
 
     Raises:
-        UsageError: An option cannot mean anything for this atlas.
+        UsageError: An option has no meaning for this atlas.
     """
     if options.channels < 2:
-        raise UsageError(f"--channels must be at least 2, not {options.channels}", hint="a correlation takes several")
+        raise UsageError(f"--channels must be at least 2, not {options.channels}", hint="a correlation needs several channels")
     layers = chosen_layers(options.layers, atlas)
     if options.layers is None:
         ordered = sorted(layers)
@@ -82,16 +82,16 @@ def plan_channels(atlas: Atlas, options: ChannelOptions) -> Experiment:
 
 
 def _against_lp(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Measured over expected, 1 where LP is what removing the channel costs; and what it costs or gives by chance.
+    """Measured loss divided by LP, which is 1 if LP is what the removal costs; and the standard deviation by chance.
 
-    To first order a token's loss changes by -q, whose mean square is 2 LP: over a text these average out to
-    sqrt(2 LP / tokens), which hides an LP below 2 / tokens.
+    To first order, the loss of a token changes by -q, and the mean square of q is 2 LP. The mean of q over a text
+    has the standard deviation sqrt(2 LP / tokens), which hides an LP below 2 / tokens.
     """
     return {"ratio": row["delta_nll"] / row["lp"] if row["lp"] else None, "chance": math.sqrt(2 * row["lp"] / row["tokens"])}
 
 
 def _summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """How measured losses go with LP, in each FFN and in all."""
+    """Agreement of measured losses with LP, in each FFN and in all FFNs together."""
     groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
         groups[row["module"]].append(row)

@@ -1,4 +1,4 @@
-"""How much of a cut's damage is supernodes: at one sparsity, a growing share of them goes in place of other channels."""
+"""How much of the damage of a cut comes from supernodes? At one sparsity, remove more and more of them in place of others."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ KEY = ("dose", "seed")
 
 @dataclass(frozen=True)
 class DoseOptions:
-    """How much goes, and what of it is supernodes."""
+    """How many channels are removed, and how many of them are supernodes."""
 
-    sparsity: float = field(default=0.5, metadata={"help": "share of the channels of every FFN that goes", "metavar": "S"})
+    sparsity: float = field(default=0.5, metadata={"help": "share of the channels to remove from every FFN", "metavar": "S"})
     doses: str = field(
         default="0:1:0.1",
         metadata={
-            "help": "shares of the supernodes that go: FIRST:LAST:STEP, or numbers between commas",
+            "help": "shares of the supernodes to remove: FIRST:LAST:STEP, or numbers between commas",
             "metavar": "GRID",
         },
     )
     method: str = field(
         default="scar-lp",
         metadata={
-            "help": f"score that ranks the other channels: {', '.join(METHODS)}",
+            "help": f"method that ranks the other channels: {', '.join(METHODS)}",
             "metavar": "METHOD",
         },
     )
     seeds: str = field(
         default="0",
         metadata={
-            "help": "seeds of which supernodes go first, such as 0,1,2 or 0-4",
+            "help": "seeds of the order in which supernodes are removed, such as 0,1,2 or 0-4",
             "metavar": "SEEDS",
         },
     )
@@ -62,10 +62,10 @@ class DoseOptions:
 
 
 def plan_dose(atlas: Atlas, options: DoseOptions) -> Experiment:
-    """The experiment ``dose``. With a seed, what goes at a dose also goes at every higher one, of supernodes.
+    """Plan the experiment ``dose``. With one seed, the supernodes removed at a dose are also removed at every higher dose.
 
     Raises:
-        UsageError: An option cannot mean anything, or an FFN has too many supernodes for this sparsity.
+        UsageError: An option has no meaning, or an FFN has too many supernodes for this sparsity.
         AtlasError: The atlas lacks what the method needs.
     """
     check_sparsity(options.sparsity)
@@ -93,14 +93,14 @@ def plan_dose(atlas: Atlas, options: DoseOptions) -> Experiment:
 
 
 def _order(atlas: Atlas, block: Block, core: np.ndarray, method: str, seed: int) -> np.ndarray:
-    """Channels of each row in the order in which they go; supernodes last."""
+    """Channels of each row in the order of their removal, supernodes last; int (row, channel)."""
     values = np.where(core, np.inf, score(method, atlas, block, seed))
-    # As in a plan: of equal scores the highest index goes first.
+    # As in a plan: if scores are equal, the highest index is removed first.
     return np.argsort(-unit_rows(values), axis=-1, kind="stable")[:, ::-1]
 
 
 def _removed(core: np.ndarray, count: int, order: np.ndarray, dose: float, seed: int, index: int) -> np.ndarray:
-    """``count`` channels of every row, ``dose`` of its supernodes among them."""
+    """A mask of ``count`` channels of every row, among them the share ``dose`` of the supernodes."""
     removed = np.zeros(core.shape, dtype=bool)
     generator = np.random.default_rng([seed, index])
     for row, ranked, gone in zip(unit_rows(core), order, unit_rows(removed), strict=True):

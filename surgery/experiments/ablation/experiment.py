@@ -1,4 +1,4 @@
-"""What an experiment is: conditions, each a set of removed channels and what its loss is compared with."""
+"""An experiment as data: conditions, each with its removed channels and the condition that it is compared with."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Masks = Mapping[int, np.ndarray]
 
 MATCHED = (0.8, 1.25)
-"""LP of a matched control relative to its selection's, between which they count as matched."""
+"""Bounds of the LP of a control, relative to its selection, between which the control counts as matched."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,9 +28,9 @@ class Condition:
     """One measurement.
 
     Attributes:
-        key: What identifies its row, by the experiment's key columns; all None is the dense model.
-        removed: Block index to a mask of the channels that go, bool of `Block.shape`; blocks may be left out.
-        reference: What its loss is compared with, an earlier condition of the experiment; None for the dense model.
+        key: The values that identify its row, by the experiment's key columns; all are None for the dense model.
+        removed: Block index to a mask of the channels to remove, bool of `Block.shape`. Blocks may be left out.
+        reference: The earlier condition that its loss is compared with; None for the dense model.
         extra: More columns of its row.
     """
 
@@ -42,19 +42,20 @@ class Condition:
 
 @dataclass(frozen=True, eq=False)
 class Experiment:
-    """Conditions to measure one after the other.
+    """Conditions to measure, one after the other.
 
     Attributes:
         name: As on the command line.
         key: Columns that identify a row.
-        groups: Those of them that a summary keeps apart; it averages over the others.
-        conditions: In the order of their measurement, references before what they are compared with.
+        groups: The key columns that the summary groups by. It averages over the other key columns.
+        conditions: In the order of measurement. A reference stands before the conditions that are compared with it.
         identity: Options that all rows have in common, JSON-ready.
-        means: Block index to what stands in for removed channels; None is 0.
-        extra: Columns of the conditions' `extra`.
-        conclude: Makes more columns of a finished row, by the names in ``concluded``.
-        summarise: What the rows say together, JSON-ready; None for means by ``groups``.
-        warnings: What the user should know.
+        means: Block index to the values that replace the activations of removed channels; None for 0.
+        extra: Names of the columns in `Condition.extra`.
+        concluded: Names of the columns that ``conclude`` adds.
+        conclude: Computes more columns from a finished row.
+        summarise: Computes the summary of the rows, JSON-ready; None for means by ``groups``.
+        warnings: Warnings for the user.
     """
 
     name: str
@@ -71,24 +72,24 @@ class Experiment:
 
     @property
     def dense(self) -> Condition:
-        """The model as it is."""
+        """The condition in which nothing is removed."""
         return Condition(dict.fromkeys(self.key), {}, None, dict.fromkeys(self.extra))
 
 
 @dataclass(frozen=True)
 class Scope:
-    """Layers in which channels go at once, and what rows call them."""
+    """Layers whose channels are removed together, and the name of these layers in the rows."""
 
     name: str
     layers: frozenset[int]
 
     def of(self, masks: Masks, atlas: Atlas) -> dict[int, np.ndarray]:
-        """``masks`` of the FFNs of these layers."""
+        """The ``masks`` of the FFNs in these layers."""
         return {block.index: masks[block.index] for block in atlas.blocks if block.layer_index in self.layers}
 
 
 def scopes(atlas: Atlas, layers: str | None, one_at_a_time: bool) -> tuple[Scope, ...]:
-    """What to remove channels of: the chosen layers at once, or one after the other. Raises `UsageError`."""
+    """The chosen layers as one scope, or as one scope each. Raises `UsageError` if ``layers`` has no meaning."""
     chosen = chosen_layers(layers, atlas)
     if one_at_a_time:
         return tuple(Scope(str(layer), frozenset({layer})) for layer in sorted(chosen))
@@ -96,34 +97,34 @@ def scopes(atlas: Atlas, layers: str | None, one_at_a_time: bool) -> tuple[Scope
 
 
 def selected(selector: str, atlas: Atlas, layers: frozenset[int]) -> tuple[str, Masks, tuple[str, ...]]:
-    """The name of ``selector``, the channels it names in every FFN, and warnings.
+    """The name of ``selector``, a mask of the channels that it selects in every FFN, and warnings.
 
     Raises:
-        UsageError: It cannot mean anything, or names no channel of ``layers``.
+        UsageError: The selector has no meaning, or selects no channel of ``layers``.
         AtlasError: The atlas lacks the metric.
     """
     masks, warnings = select(selector, atlas)
     name = file_name(selector)
     if not any(masks[block.index].any() for block in atlas.blocks if block.layer_index in layers):
-        raise UsageError(f"{name} names no channel of the layers that are ablated", hint="select others, or change --layers")
+        raise UsageError(f"{name} selects no channel of the ablated layers", hint="select other channels, or change --layers")
     return name, masks, warnings
 
 
 def masses(atlas: Atlas) -> dict[int, np.ndarray]:
-    """Block index to its channels' LP in nats per token of the model: an expert's is weighted by the tokens it gets."""
+    """Block index to the LP of its channels, per token of the model. The LP of an expert is weighted by its share of the tokens."""
     record = atlas.calibration
     tokens = record.sequences * record.seq_len
     return {block.index: lp_mass(stack, block) / tokens for block, stack in atlas.rows()}
 
 
 def total(masks: Masks, of: Masks | None = None) -> float:
-    """Sum over the channels that ``masks`` mark: of ``of``, or their number."""
+    """Sum of ``of`` over the channels that ``masks`` select; without ``of``, the number of these channels."""
     return float(sum((mask if of is None else of[index][mask]).sum() for index, mask in masks.items()))
 
 
 def mismatch(selection: Masks, control: Masks, mass: Masks, what: str) -> tuple[str, ...]:
-    """A warning where ``control`` is not matched in LP, as nothing can be with the largest."""
+    """A warning if ``control`` is not matched in LP. For the channels with the largest LP no match exists."""
     wanted, found = total(selection, mass), total(control, mass)
     if wanted <= 0 or MATCHED[0] <= found / wanted <= MATCHED[1]:
         return ()
-    return (f"{what}: its LP-matched control holds {found / wanted:.3g} times its LP; no other channels are nearer",)
+    return (f"{what}: the LP-matched control has {found / wanted:.3g} times its LP; no channels with a nearer LP are left",)

@@ -1,4 +1,4 @@
-"""Does the halo matter only beside supernodes? Remove it with these kept and removed, against channels alike in LP."""
+"""Does the halo matter only next to supernodes? Remove it with supernodes kept and removed, against channels of equal LP."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ KEY = ("layers", "supernodes", "removed", "seed")
 
 @dataclass(frozen=True)
 class HaloOptions:
-    """Where the halo goes, and what it is compared with."""
+    """Where the halo is removed, and what it is compared with."""
 
     seeds: str = field(
         default="0",
         metadata={
-            "help": "seeds of controls drawn at random from what is neither halo nor supernode, such as 0,1,2 or 0-4",
+            "help": "seeds of random controls, drawn from channels that are neither halo nor supernode, such as 0,1,2 or 0-4",
             "metavar": "SEEDS",
         },
     )
@@ -36,10 +36,10 @@ class HaloOptions:
 
 
 def plan_halo(atlas: Atlas, options: HaloOptions) -> Experiment:
-    """The experiment ``halo``. What goes beside removed supernodes is compared with their removal alone.
+    """Plan the experiment ``halo``. A removal together with supernodes is compared with the removal of supernodes alone.
 
     Raises:
-        UsageError: An option cannot mean anything for this atlas, or it has no halo there.
+        UsageError: An option has no meaning for this atlas, or the chosen layers have no halo.
     """
     areas, seeds = scopes(atlas, options.layers, options.one_layer_at_a_time), parse_seeds(options.seeds)
     core, mass, halo = by_label(atlas, schema.LABEL_SUPERNODE), masses(atlas), by_label(atlas, schema.LABEL_HALO)

@@ -1,4 +1,4 @@
-"""Remove chosen channels, or put their means in their place, and as many others for comparison."""
+"""Remove chosen channels, or replace them by their means, and do the same with equally many control channels."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ KEY = ("layers", "select", "control", "seed")
 
 @dataclass(frozen=True)
 class RemovalOptions:
-    """Which channels go, and what they are compared with."""
+    """Which channels are removed, and what they are compared with."""
 
     select: tuple[str, ...] = field(
         default=("supernodes", "halo"),
         metadata={
-            "help": f"channels to remove; repeat for other ones in their place: {SYNTAX.replace('%', '%%')}",
+            "help": f"channels to remove; repeat the option to measure several selections: {SYNTAX.replace('%', '%%')}",
             "metavar": "WHAT",
             "repeat": True,
         },
@@ -36,8 +36,8 @@ class RemovalOptions:
     control: str = field(
         default="random",
         metadata={
-            "help": "what to remove for comparison, between commas: random, lp-matched (the nearest in LP), or none; as many "
-            "channels of every FFN, neither selected nor supernodes",
+            "help": "controls to remove for comparison, between commas: random, lp-matched (the nearest channels in LP), or none; "
+            "a control is as many channels of every FFN, but neither selected channels nor supernodes",
             "metavar": "CONTROLS",
         },
     )
@@ -47,16 +47,16 @@ class RemovalOptions:
 
 
 def plan_removal(atlas: Atlas, options: RemovalOptions, *, mean: bool) -> Experiment:
-    """The experiment ``remove``, or ``mean-replace`` where ``mean`` is set.
+    """Plan the experiment ``remove``, or ``mean-replace`` if ``mean`` is set.
 
     Raises:
-        UsageError: An option cannot mean anything for this atlas.
+        UsageError: An option has no meaning for this atlas.
         AtlasError: The atlas lacks what a selector or the means need.
     """
     controls = tuple(name for name in parse_names(options.control) if name != "none")
     for name in controls:
         if name not in CONTROLS:
-            raise UsageError(f"there is no control {name!r}", hint=f"controls: {', '.join(CONTROLS)}, none")
+            raise UsageError(f"unknown control {name!r}; choose from {', '.join(CONTROLS)}, none")
     seeds, areas = parse_seeds(options.seeds), scopes(atlas, options.layers, options.one_layer_at_a_time)
     core, mass = by_label(atlas, schema.LABEL_SUPERNODE), masses(atlas)
     conditions: list[Condition] = []
@@ -94,7 +94,7 @@ def plan_removal(atlas: Atlas, options: RemovalOptions, *, mean: bool) -> Experi
 
 
 def mean_activations(atlas: Atlas) -> dict[int, np.ndarray]:
-    """Block index to E[u] of its channels over their calibration tokens, float64; 0 where none came.
+    """Block index to E[u] of its channels over their calibration tokens, float64 of `Block.shape`; 0 without any token.
 
     Raises:
         AtlasError: The atlas lacks the sums.

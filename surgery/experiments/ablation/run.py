@@ -1,45 +1,136 @@
-"""Measure an experiment's conditions, row by row, and tell what they say together."""
+"""Measure the conditions of an experiment, row by row, and summarise them."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chanfmt.base.narrate import progress_bar, say
+from chanfmt.base.narrate import progress_bar, say, warn
 from chanfmt.format import schema
-from surgery.evaluation.perplexity import perplexity_text
+from surgery.evaluation.html import html_table
+from surgery.evaluation.perplexity import BlockLosses
 from surgery.experiments.ablation.experiment import masses, total
-from surgery.experiments.results import Results, channels_sha256, finite, losses_of
+from surgery.experiments.ablation.experiments import kind_of
+from surgery.experiments.ablation.tables import rows_table, summary_table
+from surgery.experiments.columns import channels_sha256, finite, losses_of
+from surgery.experiments.results import Results, check_directory
+from surgery.experiments.spelled import spelled
+from surgery.experiments.subject import Subject, check_atlas, open_subject
 from surgery.planning.selectors import by_label
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
+    from chanfmt.data.text import Text
     from chanfmt.format.reader import Atlas
+    from surgery.evaluation.given import GivenModel
     from surgery.experiments.ablation.experiment import Condition, Experiment
-    from surgery.experiments.subject import Subject
 
 ABLATION_FORMAT = "ablation/1"
 MEASURED = ("channels", "supernodes_removed", "lp_removed", "delta_nll", "delta_standard_error")
 LOSSES = ("perplexity", "nll", "standard_error", "tokens", "seconds")
 
 
-def run(
-    atlas: Atlas, subject: Subject, experiment: Experiment, directory: Path, *, overwrite: bool = False
-) -> tuple[Results, list[dict[str, Any]], list[dict[str, Any]]]:
-    """Measure every condition of ``experiment``, the dense model first, that ``directory`` has no row for.
+@dataclass(frozen=True, eq=False, repr=False)
+class Ablation:
+    """A finished experiment.
+
+    Attributes:
+        experiment: Its conditions.
+        results: All rows in the directory of the results, which may hold rows of other conditions too.
+        rows: The rows of the conditions in their order, the dense model first.
+        summary: Means by group, or what `Experiment.summarise` computes.
+    """
+
+    experiment: Experiment
+    results: Results
+    rows: list[dict[str, Any]]
+    summary: list[dict[str, Any]]
+
+    def __repr__(self) -> str:
+        return f"<Ablation {self.experiment.name!r}: {len(self.rows)} rows>"
+
+    def _repr_html_(self) -> str:
+        return html_table(*summary_table(self.summary)) + html_table(*self.table())
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Headings and rows for people, the dense model first."""
+        return rows_table(self.experiment, self.rows)
+
+
+def ablate(
+    atlas: Atlas,
+    experiment: str,
+    model: Subject | GivenModel | None = None,
+    text: str | os.PathLike[str] | Text = "wikitext2",
+    *,
+    seq_len: int = 2048,
+    max_tokens: int = 0,
+    device: str = "auto",
+    dtype: str = "auto",
+    output: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> Ablation:
+    """Measure what the removal of chosen channels costs, with controls.
+
+    The channels are masked in one loaded model, which has its own weights, device and mode afterwards.
 
     Args:
+        atlas: Atlas of the model, open.
+        experiment: ``remove``, ``mean-replace``, ``halo``, ``dose`` or ``channels``.
+        model: As for `surgery.experiments.sweep.sweep`; a `Subject` saves the loading.
+        text: As for `surgery.experiments.sweep.sweep`.
+        seq_len: Tokens in a block, at least 2.
+        max_tokens: Tokens of the text to use at most; 0 means all.
+        device, dtype: For a model that is loaded here.
+        output: Directory for ``results.csv`` and ``results.json``; rows that it holds are not measured again. None keeps
+            the rows in memory.
+        overwrite: Drop the rows that ``output`` holds.
+        options: Options of the experiment, by the names of `RemovalOptions`, `HaloOptions`, `DoseOptions` or
+            `ChannelOptions`; sequences are taken where the command line takes commas.
 
     Returns:
-        All rows in ``directory``; those of the conditions in their order, the dense model's first; and the summary.
+        Rows with the loss in nats per token and its rise over the reference of the condition, and their summary.
 
     Raises:
-        UsageError: The rows in ``directory`` are of something else.
-        KeyboardInterrupt: Ctrl-C; its text says that finished rows stay.
+        UsageError: An option has no meaning, or the rows in ``output`` were measured differently.
+        AtlasError: The atlas is unfinished, or lacks what the experiment needs.
+        ModelError: The model cannot be loaded, or it is not the model of the atlas.
+        TypeError: The experiment has no such option.
+        KeyboardInterrupt: Ctrl-C. Finished rows stay in ``output``.
+    """
+    kind = kind_of(experiment)
+    chosen = spelled(kind.options, options)
+    directory = None if output is None else Path(output)
+    if directory is not None:
+        # The model may be downloaded below. A fault in the output directory should show before that.
+        check_directory(directory)
+    check_atlas(atlas)
+    planned = kind.plan(atlas, chosen)
+    for warning in planned.warnings:
+        warn(warning)
+    subject = open_subject(atlas, model, text, seq_len=seq_len, max_tokens=max_tokens, device=device, dtype=dtype)
+    return run(atlas, subject, planned, directory, overwrite=overwrite)
+
+
+def run(
+    atlas: Atlas, subject: Subject, experiment: Experiment, directory: Path | None = None, *, overwrite: bool = False
+) -> Ablation:
+    """Measure every condition of ``experiment`` that ``directory`` has no row for, the dense model first.
+
+    Args:
+        directory: Directory of the results; None to keep them in memory.
+        overwrite: Drop the rows that ``directory`` holds.
+
+    Raises:
+        UsageError: The rows in ``directory`` were measured differently.
+        KeyboardInterrupt: Ctrl-C; the text says which rows stay.
     """
     columns = (*experiment.key, *experiment.extra, *MEASURED, *experiment.concluded, *LOSSES)
     identity = subject.identity | {"experiment": experiment.name} | dict(experiment.identity)
@@ -54,7 +145,7 @@ def run(
     pending = [item for item in (dense, *experiment.conditions) if found(item) is None]
     done = len(digests) - len(pending)
     if done:
-        say(f"{done} of {len(digests)} rows are in {directory} already")
+        say(f"{directory} already has {done} of {len(digests)} rows")
     try:
         with progress_bar(len(subject.token_ids) * len(pending), "tok", experiment.name) as bar:
             for condition in pending:
@@ -70,30 +161,28 @@ def run(
                     "channels_sha256": digests[id(condition)],
                 }
                 reference = row if condition is dense else found(condition.reference or dense)
-                # References come first, so their rows are there.
+                # References are measured first, so their rows exist.
                 assert reference is not None
                 row |= _difference(row, reference)
                 results.add(row | (dict.fromkeys(experiment.concluded) if condition is dense else experiment.conclude(row)))
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"{len(results.rows)} finished rows are in {directory}; the same command continues") from None
+        raise results.interrupted() from None
     rows = [there for item in (dense, *experiment.conditions) if (there := found(item)) is not None]
     summary = experiment.summarise(rows[1:]) if experiment.summarise else _means(rows[1:], experiment.groups)
     results.write(summary=summary)
-    return results, rows, summary
+    return Ablation(experiment, results, rows, summary)
 
 
 def _difference(row: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, Any]:
-    """What the loss rose by, over the same blocks."""
-    from surgery.evaluation.perplexity import BlockLosses
-
+    """Rise of the loss over that of ``reference``, on the same blocks of tokens."""
     losses, before = losses_of(row), losses_of(reference)
-    # A difference of means over the same blocks is the mean of the differences, and so is its standard error.
+    # On the same blocks, the difference of the means is the mean of the differences. This gives its standard error too.
     gaps = BlockLosses(losses.nll - before.nll, losses.predicted)
     return {"delta_nll": gaps.mean, "delta_standard_error": finite(gaps.standard_error)}
 
 
 def _means(rows: Sequence[Mapping[str, Any]], groups: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Mean costs by ``groups``, over layers and seeds."""
+    """Means by ``groups``, over layers and seeds."""
     alike: dict[tuple[Any, ...], list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
         alike[tuple(row[name] for name in groups)].append(row)
@@ -110,41 +199,3 @@ def _means(rows: Sequence[Mapping[str, Any]], groups: tuple[str, ...]) -> list[d
         }
         for key, some in alike.items()
     ]
-
-
-def table(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows for people, the dense model first."""
-    names = (*experiment.key, *experiment.extra)
-    headings = [*names, "channels", "supernodes", "LP", "nats/token", "+-", *experiment.concluded, "perplexity"]
-    cells = []
-    for row in rows:
-        named = [_cell(row[name]) for name in names]
-        if all(row[name] is None for name in experiment.key):
-            named[0] = "dense"
-        cells.append(
-            [
-                *named,
-                f"{row['channels']:,}",
-                f"{row['supernodes_removed']:,}",
-                f"{row['lp_removed']:.3g}",
-                f"{row['delta_nll']:+.3g}",
-                _cell(row["delta_standard_error"]),
-                *(_cell(row[name]) for name in experiment.concluded),
-                perplexity_text(row["perplexity"]),
-            ]
-        )
-    return headings, cells
-
-
-def summary_table(summary: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows for people."""
-    headings = list(summary[0]) if summary else []
-    return [name.replace("_", " ") for name in headings], [[_cell(row[name]) for name in headings] for row in summary]
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"

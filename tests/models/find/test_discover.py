@@ -103,7 +103,7 @@ class NormedMLP(InterleavedMLP):
 
 
 class LeakyMLP(InterleavedMLP):
-    """Something else than the reads reaches the write."""
+    """Another input than the reads reaches the write."""
 
     def forward(self, x):
         both = self.gate_up(x)
@@ -111,7 +111,7 @@ class LeakyMLP(InterleavedMLP):
 
 
 class RolledMLP(InterleavedMLP):
-    """Channel i of the read is channel i + 1 of the write: not ours to cut."""
+    """Channel i of the read is channel i + 1 of the write, so the channels cannot be cut."""
 
     def forward(self, x):
         both = self.gate_up(x)
@@ -128,7 +128,7 @@ def test_what_is_not_elementwise_is_refused(mlp):
 
 
 def test_attention_of_the_ffn_width_is_not_an_ffn():
-    # Value and output projection keep channels apart as an FFN does; tokens tell them from one.
+    # Value and output projections keep channels apart as an FFN does, but they mix tokens.
     model = tiny_model("llama", intermediate_size=36, num_key_value_heads=6)
     ffns = find_ffns(model)
     assert [ffn.write for ffn in ffns] == [f"model.layers.{index}.mlp.down_proj.weight" for index in range(3)]

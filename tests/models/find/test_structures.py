@@ -1,4 +1,4 @@
-"""One type for every structure there is: found, measured, and equal to plain autograd on the weights.
+"""One model type for every structure: found, measured, and equal to plain autograd on the weights.
 
 The census (`python -m tests.support.census`) does the same for every type, in about half an hour.
 """

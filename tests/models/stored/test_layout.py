@@ -21,7 +21,7 @@ LARGEST = 4 << 20
 
 
 class Largest(TorchDispatchMode):
-    """Bytes of the largest tensor with memory that an operation gives."""
+    """Bytes of the largest tensor in memory that an operation returns."""
 
     nbytes = 0
 
@@ -67,7 +67,7 @@ def test_many_wide_experts_take_little_memory():
         _, numpys = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    # Written out, one coordinate of one of the two parameters would be 1.6 GB, of one expert 6 MB.
+    # Written out, one coordinate of one of the two parameters would take 1.6 GB, and of one expert 6 MB.
     assert torchs.nbytes < LARGEST
     assert numpys < 4 * LARGEST
     assert [(item.role, item.tensor, item.axis, item.start, item.stop, item.index) for item in slices] == [

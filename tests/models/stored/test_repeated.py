@@ -1,4 +1,4 @@
-"""Tensors that repeat themselves have torch's values and shapes, and the memory of what does not repeat."""
+"""Tensors that repeat themselves have torch's values and shapes, and take the memory of the elements that do not repeat."""
 
 from __future__ import annotations
 

@@ -19,11 +19,16 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from chanfmt.base.command_line import recorded
 from chanfmt.base.errors import ChanfmtError, CheckError, ModelError, UsageError
 from chanfmt.format.reader import Atlas
+from chanfmt.models.source import ModelSource
 from surgery.cli.main import main
 from surgery.cut.apply import apply_plan
-from surgery.planning.plan import BlockPlan, PlanOptions, PruningPlan, load_plan, make_plan
+from surgery.cut.options import CutOptions
+from surgery.planning.file import load_plan
+from surgery.planning.options import PlanOptions
+from surgery.planning.plan import BlockPlan, PruningPlan, make_plan
 from tests.support.cut_models import FAMILIES, VOCABULARY, save_atlas, save_model
 from tests.support.heard import heard
 
@@ -85,7 +90,7 @@ def masked_logits(case: Case, plan: PruningPlan, ids: torch.Tensor) -> torch.Ten
 def test_pruned_logits_equal_masked_dense_logits(name: str, tmp_path: Path) -> None:
     case = make_case(name, tmp_path)
     plan = case.plan(0.6, method="wanda")
-    report = apply_plan(plan, case.model, tmp_path / "out")
+    report = apply_plan(plan, ModelSource(case.model), tmp_path / "out")
     assert report.logits is not None
     assert report.logits.relative_error <= 1e-5
     changed = {field: change.after for field, change in report.applied.config.items()}
@@ -107,7 +112,7 @@ def test_pruned_logits_equal_masked_dense_logits(name: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("name", ["llama-tied", "gpt2"])
 def test_tied_embeddings_stay_tied(name: str, tmp_path: Path) -> None:
     case = make_case(name, tmp_path)
-    apply_plan(case.plan(), case.model, tmp_path / "out")
+    apply_plan(case.plan(), ModelSource(case.model), tmp_path / "out")
     pruned = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert pruned.get_input_embeddings().weight.data_ptr() == pruned.get_output_embeddings().weight.data_ptr()
     assert load_file(case.model / "model.safetensors").keys() == load_file(tmp_path / "out/model.safetensors").keys()
@@ -120,7 +125,7 @@ def test_bfloat16_shards_stay_bfloat16_shards(tmp_path: Path) -> None:
     case = Case("llama", tmp_path / "model", save_atlas("llama", tmp_path / "model", tmp_path / "atlas.h5"))
     shards = len(list(case.model.glob("*.safetensors")))
     assert shards > 2
-    apply_plan(case.plan(), case.model, tmp_path / "out")
+    apply_plan(case.plan(), ModelSource(case.model), tmp_path / "out")
     files = sorted((tmp_path / "out").glob("model-*.safetensors"))
     assert [file.name for file in files] == [f"model-{n:05d}-of-{shards:05d}.safetensors" for n in range(1, shards + 1)]
     assert all(tensor.dtype == torch.bfloat16 for file in files for tensor in load_file(file).values())
@@ -144,7 +149,7 @@ def test_names_on_disk_may_differ_from_names_in_memory(tmp_path: Path) -> None:
         )
         for block in plan.blocks
     )
-    report = apply_plan(dataclasses.replace(plan, blocks=blocks), model, tmp_path / "out")
+    report = apply_plan(dataclasses.replace(plan, blocks=blocks), ModelSource(model), tmp_path / "out")
     assert report.logits is not None
     assert "h.0.mlp.c_fc.weight" in load_file(tmp_path / "out" / "model.safetensors")
 
@@ -153,7 +158,7 @@ def test_only_the_width_changes_in_the_config(llama: Case, tmp_path: Path) -> No
     config = json.loads((llama.model / "config.json").read_text()) | {"x_note": "kept", "rope_theta": 1e4}
     (llama.model / "config.json").write_text(json.dumps(config))
     plan = llama.plan()
-    apply_plan(plan, llama.model, tmp_path / "out")
+    apply_plan(plan, ModelSource(llama.model), tmp_path / "out")
     edited = json.loads((tmp_path / "out" / "config.json").read_text())
     assert edited == config | {"intermediate_size": len(plan.blocks[0].kept)}
     assert list(edited) == list(config)
@@ -183,8 +188,8 @@ def test_what_the_output_holds(llama: Case, tmp_path: Path) -> None:
     (llama.model / "additional_chat_templates").mkdir()
     for name in ("tools.jinja", "tools.py"):
         (llama.model / "additional_chat_templates" / name).write_text(name)
-    with heard() as said:
-        apply_plan(llama.plan(seed=3), llama.model, tmp_path / "out", command="surgery prune x")
+    with heard() as said, recorded("surgery", ["prune", "x"]):
+        apply_plan(llama.plan(seed=3), ModelSource(llama.model), tmp_path / "out")
     assert entries(tmp_path / "out") == [
         "LICENSE",
         "README.md",
@@ -226,7 +231,7 @@ def test_links_of_the_hub_cache_are_followed(llama: Case, tmp_path: Path) -> Non
     for number, path in enumerate(sorted(llama.model.iterdir())):
         path.rename(cache / "blobs" / str(number))
         (cache / "snapshots" / "abc" / path.name).symlink_to(Path("../../blobs") / str(number))
-    apply_plan(llama.plan(), cache / "snapshots" / "abc", tmp_path / "out")
+    apply_plan(llama.plan(), ModelSource(cache / "snapshots" / "abc"), tmp_path / "out")
     assert (tmp_path / "out" / "tokenizer.json").read_text() == "{}"
     assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
 
@@ -234,7 +239,7 @@ def test_links_of_the_hub_cache_are_followed(llama: Case, tmp_path: Path) -> Non
 def test_hostile_names_open_no_markup(llama: Case, tmp_path: Path) -> None:
     plan = llama.plan()
     model = dataclasses.replace(plan.model, id="x`\n---\n<script>|\x1b[31m", source="hub")
-    apply_plan(dataclasses.replace(plan, model=model), llama.model, tmp_path / "out", verify=False)
+    apply_plan(dataclasses.replace(plan, model=model), ModelSource(llama.model), tmp_path / "out", CutOptions(verify=False))
     card = (tmp_path / "out" / "README.md").read_text()
     assert "<script>" not in card.split("---\n", 2)[2]
     assert "\x1b" not in card
@@ -246,7 +251,7 @@ def test_the_wrong_model(llama: Case, tmp_path: Path) -> None:
     FAMILIES["llama"].build().save_pretrained(tmp_path / "other")
     before = entries(tmp_path)
     with pytest.raises(ModelError, match="is not the model of the atlas"):
-        apply_plan(llama.plan(), tmp_path / "other", tmp_path / "out")
+        apply_plan(llama.plan(), ModelSource(tmp_path / "other"), tmp_path / "out")
     assert entries(tmp_path) == before
 
 
@@ -261,19 +266,19 @@ def test_quantised_and_configless_models(llama: Case, tmp_path: Path) -> None:
     ):
         path.write_text(text)
         with pytest.raises(ModelError, match=message):
-            apply_plan(llama.plan(), llama.model, tmp_path / "out")
+            apply_plan(llama.plan(), ModelSource(llama.model), tmp_path / "out")
     path.unlink()
     with pytest.raises(ModelError, match="cannot read"):
-        apply_plan(llama.plan(), llama.model, tmp_path / "out")
+        apply_plan(llama.plan(), ModelSource(llama.model), tmp_path / "out")
     assert entries(tmp_path) == ["atlas.h5", "model"]
 
 
 def test_an_output_that_exists(llama: Case, tmp_path: Path) -> None:
     plan = llama.plan()
-    apply_plan(plan, llama.model, tmp_path / "out", verify=False)
+    apply_plan(plan, ModelSource(llama.model), tmp_path / "out", CutOptions(verify=False))
     with pytest.raises(UsageError, match="exists"):
-        apply_plan(plan, llama.model, tmp_path / "out", verify=False)
-    apply_plan(llama.plan(0.9), llama.model, tmp_path / "out", overwrite=True, verify=False)
+        apply_plan(plan, ModelSource(llama.model), tmp_path / "out", CutOptions(verify=False))
+    apply_plan(llama.plan(0.9), ModelSource(llama.model), tmp_path / "out", CutOptions(overwrite=True, verify=False))
     assert json.loads((tmp_path / "out" / "surgery.json").read_text())["sparsity"]["asked"] == 0.9
     assert entries(tmp_path) == ["atlas.h5", "model", "out"]
 
@@ -283,25 +288,25 @@ def test_overwrite_spares_what_is_not_ours(llama: Case, tmp_path: Path) -> None:
     (tmp_path / "home" / "thesis.tex").write_text("years of work")
     plan = llama.plan()
     with pytest.raises(UsageError, match="not written by surgery"):
-        apply_plan(plan, llama.model, tmp_path / "home", overwrite=True)
+        apply_plan(plan, ModelSource(llama.model), tmp_path / "home", CutOptions(overwrite=True))
     for place in (llama.model, tmp_path):
         with pytest.raises(UsageError, match="would replace the model"):
-            apply_plan(plan, llama.model, place, overwrite=True)
+            apply_plan(plan, ModelSource(llama.model), place, CutOptions(overwrite=True))
     (tmp_path / "file").write_text("x")
     with pytest.raises(UsageError, match="not a directory"):
-        apply_plan(plan, llama.model, tmp_path / "file", overwrite=True)
+        apply_plan(plan, ModelSource(llama.model), tmp_path / "file", CutOptions(overwrite=True))
     assert entries(tmp_path) == ["atlas.h5", "file", "home", "model"]
 
 
 def test_places_that_cannot_be_written(llama: Case, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
-        apply_plan(llama.plan(), llama.model, tmp_path / "no" / "out")
+        apply_plan(llama.plan(), ModelSource(llama.model), tmp_path / "no" / "out")
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o500)
     # Permissions do not bind root; the kernel's own file system binds everyone.
     place = Path("/proc/out") if os.geteuid() == 0 else locked / "out"
     with pytest.raises(UsageError, match="cannot write in"):
-        apply_plan(llama.plan(), llama.model, place)
+        apply_plan(llama.plan(), ModelSource(llama.model), place)
     assert entries(locked) == []
 
 
@@ -320,7 +325,7 @@ def test_a_disk_that_fills_up_leaves_nothing(llama: Case, tmp_path: Path) -> Non
     assert (llama.model / "model.safetensors").stat().st_size > 2 * 9000
     plan = llama.plan()
     with small_files(), pytest.raises(ChanfmtError, match="cannot write"):
-        apply_plan(plan, llama.model, tmp_path / "out")
+        apply_plan(plan, ModelSource(llama.model), tmp_path / "out")
     assert entries(tmp_path) == ["atlas.h5", "model"]
 
 
@@ -335,7 +340,7 @@ def test_a_result_that_fails_its_check_is_not_published(llama: Case, tmp_path: P
     first, second, *others = plan.blocks
     mixed = (with_write_of(first, second), with_write_of(second, first), *others)
     with pytest.raises(CheckError, match="logits differ"):
-        apply_plan(dataclasses.replace(plan, blocks=mixed), llama.model, tmp_path / "out")
+        apply_plan(dataclasses.replace(plan, blocks=mixed), ModelSource(llama.model), tmp_path / "out")
     assert entries(tmp_path) == ["atlas.h5", "model"]
 
 
@@ -346,7 +351,7 @@ def test_nan_weights_fail_the_check(tmp_path: Path) -> None:
     save_file(tensors, model / "model.safetensors", {"format": "pt"})
     case = Case("llama", model, save_atlas("llama", model, tmp_path / "atlas.h5"))
     with pytest.raises(CheckError, match="logits differ"):
-        apply_plan(case.plan(), model, tmp_path / "out")
+        apply_plan(case.plan(), ModelSource(model), tmp_path / "out")
     assert entries(tmp_path) == ["atlas.h5", "model"]
 
 
@@ -357,7 +362,7 @@ def test_no_memory_for_the_dense_model_is_said(llama: Case, tmp_path: Path, monk
     assert check.memory_shortage(1000) is None
     monkeypatch.setattr(check, "available_memory", lambda: 0)
     with heard() as said:
-        report = apply_plan(llama.plan(), llama.model, tmp_path / "out")
+        report = apply_plan(llama.plan(), ModelSource(llama.model), tmp_path / "out")
     assert report.logits is None
     assert "GB are available" in said[0]
     assert "skipped" in json.loads((tmp_path / "out" / "surgery.json").read_text())["checks"]["logits"]
@@ -366,7 +371,7 @@ def test_no_memory_for_the_dense_model_is_said(llama: Case, tmp_path: Path, monk
 def test_random_tokens_where_the_atlas_stores_none(llama: Case, tmp_path: Path) -> None:
     for tokens in ((), (1, VOCABULARY)):
         plan = dataclasses.replace(llama.plan(), check_tokens=tokens)
-        report = apply_plan(plan, llama.model, tmp_path / "out", overwrite=True)
+        report = apply_plan(plan, ModelSource(llama.model), tmp_path / "out", CutOptions(overwrite=True))
         assert report.logits is not None
         assert (report.logits.text, report.logits.count) == ("random tokens", 64)
 
@@ -408,7 +413,7 @@ def test_command_line_end_to_end(
         (["prune", "atlas.h5", "--sparsity", "half"], "invalid float"),
         (["prune", "atlas.h5"], "--sparsity"),
         (["prune", "none.h5", "--sparsity", "0.5"], "none.h5"),
-        (["plan", "atlas.h5", "--sparsity", "0.5", "--protect", "nodes"], "nothing to protect is called 'nodes'"),
+        (["plan", "atlas.h5", "--sparsity", "0.5", "--protect", "nodes"], "unknown selector 'nodes'"),
         (["plan", "atlas.h5", "--sparsity", "0.5", "-o", "atlas.h5"], "exists"),
         (["apply", "atlas.h5", "--model", "model"], "is not a pruning plan"),
         (["apply"], "PLAN"),
@@ -444,5 +449,5 @@ def test_interrupted_writes_leave_nothing(llama: Case, tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), heard(interrupt):
-        apply_plan(llama.plan(), llama.model, tmp_path / "out", verify=False)
+        apply_plan(llama.plan(), ModelSource(llama.model), tmp_path / "out", CutOptions(verify=False))
     assert entries(tmp_path) == ["atlas.h5", "model"]

@@ -13,7 +13,9 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from chanfmt.models.source import ModelSource
 from surgery.cut.apply import apply_plan
+from surgery.cut.options import CutOptions
 from tests.support import zoo
 from tests.support.plans import planned
 
@@ -34,7 +36,7 @@ def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(3)
     transformers.LlamaForCausalLM(config).save_pretrained(directory / "model")
     plan = planned(directory / "model", lambda number, ffn: KEPT)
-    apply_plan(plan, directory / "model", directory / "out", shard_bytes=20_000)
+    apply_plan(plan, ModelSource(directory / "model"), directory / "out", CutOptions(shard_bytes=20_000))
     assert len(list((directory / "out").glob("model-*.safetensors"))) > 2
     return directory / "out"
 

@@ -14,14 +14,17 @@ import transformers
 from chanfmt.base.errors import CheckError, ModelError, UsageError
 from chanfmt.models.source import ModelSource
 from surgery.cut.apply import KEPT_FILE, apply_plan
+from surgery.cut.options import CutOptions
 from surgery.cut.restore import restore
-from surgery.planning.plan import PruningPlan, load_applied, load_plan, save_plan
+from surgery.planning.file import load_applied, load_plan, save_plan
 from surgery.result.record import Report, summary_rows
 from tests.support import zoo
 from tests.support.plans import planned, read
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from surgery.planning.plan import PruningPlan
 
 CAUSAL = (
     "llama",
@@ -100,7 +103,7 @@ def test_every_layout_is_cut_and_restored(model_type: str, family: str, tmp_path
     """Cut: passes both checks, and is smaller. Restored: bit for bit the masked dense checkpoint."""
     model = saved(model_type, family, tmp_path / "model")
     plan = planned(model, lambda number, ffn: max(1, int(ffn.width * HALF)))
-    report = apply_plan(plan, model, tmp_path / "out")
+    report = apply_plan(plan, ModelSource(model), tmp_path / "out")
     assert report.logits is not None
     assert report.logits.relative_error <= 1e-4
     if model_type in FIXED_WIDTH:
@@ -109,7 +112,7 @@ def test_every_layout_is_cut_and_restored(model_type: str, family: str, tmp_path
     else:
         assert not report.padded
         assert report.bytes_after < report.bytes_before
-    restore(tmp_path / "out", tmp_path / "back")
+    restore(ModelSource(tmp_path / "out"), tmp_path / "back")
     assert same(read(tmp_path / "back"), masked(model, plan))
     loaded, info = transformers.AutoModel.from_pretrained(tmp_path / "back", output_loading_info=True)
     assert not info["mismatched_keys"]
@@ -129,7 +132,7 @@ def test_uneven_widths_are_filled_up_with_zero_channels(model_type: str, tmp_pat
     """Halves, interleaved roles and stacked experts alike: behind what each keeps, up to the widest."""
     model = saved(model_type, "seq2seq" if model_type == "bart" else "causal", tmp_path / "model")
     plan = planned(model, uneven)
-    report = apply_plan(plan, model, tmp_path / "out")
+    report = apply_plan(plan, ModelSource(model), tmp_path / "out")
     assert report.logits is not None
     widest = max(block.n_kept for block in plan.blocks)
     if model_type != "bart":  # Its encoder and decoder have a field each.
@@ -139,7 +142,7 @@ def test_uneven_widths_are_filled_up_with_zero_channels(model_type: str, tmp_pat
     }
     assert report.padded
     assert report.bytes_after < report.bytes_before
-    restore(tmp_path / "out", tmp_path / "back")
+    restore(ModelSource(tmp_path / "out"), tmp_path / "back")
     assert same(read(tmp_path / "back"), masked(model, plan))
 
 
@@ -147,23 +150,23 @@ def test_a_config_that_holds_a_width_per_layer_needs_no_zeros(tmp_path: Path) ->
     model = saved("gemma3n_text", "causal", tmp_path / "model")
     plan = planned(model, uneven)
     with pytest.raises(CheckError, match="from all its channels"):
-        apply_plan(plan, model, tmp_path / "out")
-    report = apply_plan(plan, model, tmp_path / "out", verify=False)
+        apply_plan(plan, ModelSource(model), tmp_path / "out")
+    report = apply_plan(plan, ModelSource(model), tmp_path / "out", CutOptions(verify=False))
     assert not report.padded
     assert report.applied.config["intermediate_size"].after == [block.n_kept for block in plan.blocks]
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert [layer.mlp.down_proj.in_features for layer in loaded.model.layers] == [block.n_kept for block in plan.blocks]
-    restore(tmp_path / "out", tmp_path / "back", verify=False)
+    restore(ModelSource(tmp_path / "out"), tmp_path / "back", CutOptions(verify=False))
     assert same(read(tmp_path / "back"), masked(model, plan))
 
 
 def test_one_layer_alone_keeps_the_files_size(tmp_path: Path) -> None:
     model = saved("llama", "causal", tmp_path / "model")
     plan = planned(model, lambda number, ffn: ffn.width // 2 if number == 1 else ffn.width)
-    report = apply_plan(plan, model, tmp_path / "out")
+    report = apply_plan(plan, ModelSource(model), tmp_path / "out")
     assert report.bytes_after == report.bytes_before
     assert [block.layer_index for block in report.padded] == [1]
-    assert zeros(report) == "1 FFN filled up to the width of the widest: stock code knows one width for all of them"
+    assert zeros(report) == "1 FFN padded with zeros to the width of the widest: stock code has one width for all FFNs"
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -181,14 +184,14 @@ def test_any_counts(model_type: str, seed: int, tmp_path: Path) -> None:
     plan = planned(model, keep, seed)
     save_plan(plan, tmp_path / "plan.safetensors")
     again = load_plan(tmp_path / "plan.safetensors")
-    report = apply_plan(again, model, tmp_path / "out", shard_bytes=int(random.integers(1000, 100_000)))
+    report = apply_plan(again, ModelSource(model), tmp_path / "out", CutOptions(shard_bytes=int(random.integers(1000, 100_000))))
     assert report.logits is not None
     kept, applied = load_applied(tmp_path / "out" / KEPT_FILE)
     assert applied == report.applied
     for first, second in zip(kept.blocks, plan.blocks, strict=True):
         assert np.array_equal(first.kept, second.kept)
         assert tuple(first.tensors) == tuple(second.tensors)
-    restore(tmp_path / "out", tmp_path / "back")
+    restore(ModelSource(tmp_path / "out"), tmp_path / "back")
     assert same(read(tmp_path / "back"), masked(model, plan))
 
 
@@ -197,32 +200,32 @@ def test_a_fine_tune_is_cut_alike(tmp_path: Path) -> None:
     plan = planned(base, lambda number, ffn: ffn.width // 2)
     zoo.tiny("llama", "causal", seed=9).save_pretrained(tmp_path / "tuned")
     with pytest.raises(ModelError, match="not the model of the atlas") as caught:
-        apply_plan(plan, tmp_path / "tuned", tmp_path / "out")
+        apply_plan(plan, ModelSource(tmp_path / "tuned"), tmp_path / "out")
     assert "--fine-tune" in str(caught.value.hint)
     report = apply_plan(
-        plan, tmp_path / "tuned", tmp_path / "out", fine_tune=ModelSource(tmp_path / "tuned", "me/tuned", "c0ffee", "hub")
+        plan, ModelSource(tmp_path / "tuned", "me/tuned", "c0ffee", "hub"), tmp_path / "out", CutOptions(fine_tune=True)
     )
     assert report.applied.fingerprint != plan.model.fingerprint
     assert report.logits is not None
     assert "base_model: me/tuned\n" in (tmp_path / "out" / "README.md").read_text()
-    restore(tmp_path / "out", tmp_path / "back")
+    restore(ModelSource(tmp_path / "out"), tmp_path / "back")
     assert same(read(tmp_path / "back"), masked(tmp_path / "tuned", plan))
     saved("gpt2", "causal", tmp_path / "other")
-    with pytest.raises(ModelError, match="no fine-tune of it"):
-        apply_plan(plan, tmp_path / "other", tmp_path / "out2", fine_tune=ModelSource(tmp_path / "other", "other", "", "local"))
+    with pytest.raises(ModelError, match="not a fine-tune of it"):
+        apply_plan(plan, ModelSource(tmp_path / "other", "other", "", "local"), tmp_path / "out2", CutOptions(fine_tune=True))
 
 
 def test_training_a_cut_model_and_restoring_it(tmp_path: Path) -> None:
     """What is restored are the pruned model's own weights, whatever became of them."""
     model = saved("gpt_oss", "causal", tmp_path / "model")
     plan = planned(model, lambda number, ffn: ffn.width // 2)
-    apply_plan(plan, model, tmp_path / "out")
+    apply_plan(plan, ModelSource(model), tmp_path / "out")
     trained = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     with torch.no_grad():
         for parameter in trained.parameters():
             parameter.add_(1.0)
     trained.save_pretrained(tmp_path / "out")
-    restore(tmp_path / "out", tmp_path / "back")
+    restore(ModelSource(tmp_path / "out"), tmp_path / "back")
     expected, found = masked(tmp_path / "back", plan), read(tmp_path / "back")
     assert same(found, expected), "a removed channel is not zero"
     assert found["model.norm.weight"].equal(read(model)["model.norm.weight"] + 1)
@@ -231,10 +234,10 @@ def test_training_a_cut_model_and_restoring_it(tmp_path: Path) -> None:
 def test_what_was_not_cut_here_is_not_restored(tmp_path: Path) -> None:
     model = saved("llama", "causal", tmp_path / "model")
     with pytest.raises(UsageError, match="kept_channels"):
-        restore(model, tmp_path / "back")
+        restore(ModelSource(model), tmp_path / "back")
     plan = planned(model, lambda number, ffn: ffn.width // 2)
-    apply_plan(plan, model, tmp_path / "out", verify=False)
+    apply_plan(plan, ModelSource(model), tmp_path / "out", CutOptions(verify=False))
     save_plan(plan, tmp_path / "out" / KEPT_FILE)
     with pytest.raises(UsageError, match="was not applied"):
-        restore(tmp_path / "out", tmp_path / "back")
+        restore(ModelSource(tmp_path / "out"), tmp_path / "back")
     assert not (tmp_path / "back").exists()

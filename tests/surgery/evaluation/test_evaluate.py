@@ -244,11 +244,11 @@ def test_what_is_wrong_with_the_last_model_shows_before_the_first_runs(models, r
     ("extra", "message"),
     [
         (["--protocol", "common", "--seq-len", "96", "--max-tokens", "90"], "--max-tokens 90 is fewer than one block of 96"),
-        (["--protocol", "other"], "invalid choice: 'other'"),
+        (["--protocol", "other"], "unknown value of --protocol 'other'"),
         (["--max-tokens", "-1"], "--max-tokens must be 0 or more"),
         (["--seed", "-1"], "--seed must be 0 or more"),
         (["--tasks", " , "], "--tasks names no task"),
-        (["--task-limit", "5"], "are for --tasks"),
+        (["--task-limit", "5"], "have no effect without --tasks"),
         (["--tasks", "a", "--tasks-from", "nowhere"], "--tasks-from nowhere is not a directory"),
     ],
 )

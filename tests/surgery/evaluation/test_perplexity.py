@@ -76,7 +76,7 @@ def test_blocks_do_not_see_each_other():
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_nothing_to_predict_is_refused(count):
-    with pytest.raises(UsageError, match=f"of {count} tokens none can be predicted"):
+    with pytest.raises(UsageError, match=f"no token can be predicted: there are {count}"):
         block_losses(tiny_model("llama"), np.full(count, 5), 48)
 
 

@@ -138,7 +138,7 @@ def test_a_tokenizer_that_keeps_no_track_has_no_bytes(tmp_path):
 @pytest.mark.parametrize(
     ("protocol", "seq_len", "max_tokens", "message"),
     [
-        (COMMON, 12, 0, "a.txt has 11 tokens, fewer than one block of 12, and --protocol common has whole blocks only"),
+        (COMMON, 12, 0, "a.txt has 11 tokens, fewer than one block of 12, and --protocol common uses whole blocks only"),
         (COMMON, 8, 7, "--max-tokens 7 is fewer than one block of 8"),
         (PAPER, 8, 1, "--max-tokens 1 is fewer than two tokens"),
     ],

@@ -25,7 +25,8 @@ from surgery.experiments.ablation.halo import HaloOptions, plan_halo
 from surgery.experiments.ablation.removal import RemovalOptions, mean_activations, plan_removal
 from surgery.experiments.ablation.run import run
 from surgery.planning.methods import score
-from surgery.planning.plan import PlanOptions, make_plan
+from surgery.planning.options import PlanOptions
+from surgery.planning.plan import make_plan
 from tests.support.factory import moe_atlas, random_atlas
 from tests.support.measured import SEQ_LEN, TOKENS, Forwards, Tiny, make_tiny
 
@@ -186,11 +187,11 @@ def test_one_layer_at_a_time(experts: Atlas) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (RemovalOptions(control="lucky"), "there is no control 'lucky'"),
+        (RemovalOptions(control="lucky"), "unknown control 'lucky'; choose from random, lp-matched, none"),
         (RemovalOptions(layers="9"), "--layers: there is no layer 9"),
-        (RemovalOptions(("supernodes@1",), layers="2"), "names no channel of the layers"),
+        (RemovalOptions(("supernodes@1",), layers="2"), "selects no channel of the ablated layers"),
         (RemovalOptions(("top:lp=60%",)), "no control of its size"),
-        (RemovalOptions(("superb",)), "nothing to protect is called"),
+        (RemovalOptions(("superb",)), "unknown selector"),
     ],
 )
 def test_removals_that_cannot_be(dense: Atlas, options: RemovalOptions, message: str) -> None:
@@ -293,7 +294,7 @@ def test_channels_span_the_range_of_lp(dense: Atlas, experts: Atlas) -> None:
 def test_rows_are_losses_without_the_channels(llama: Tiny, tmp_path: Path) -> None:
     atlas, subject = llama.subject()
     experiment = plan_halo(atlas, HaloOptions(layers="1"))
-    _, rows, _ = run(atlas, subject, experiment, tmp_path / "out")
+    rows = run(atlas, subject, experiment, tmp_path / "out").rows
     lp = masses(atlas)
     found = {tuple(row[name] for name in experiment.key): row for row in rows}
     assert len(found) == len(rows) == 8
@@ -327,8 +328,8 @@ def test_rows_are_losses_without_the_channels(llama: Tiny, tmp_path: Path) -> No
 def test_mean_replacement_by_hand(llama: Tiny, tmp_path: Path, selector: str) -> None:
     atlas, subject = llama.subject()
     options = RemovalOptions((selector,), "none")
-    _, rows, _ = run(atlas, subject, plan_removal(atlas, options, mean=True), tmp_path / "mean")
-    _, zeroed, _ = run(atlas, subject, plan_removal(atlas, options, mean=False), tmp_path / "zero")
+    rows = run(atlas, subject, plan_removal(atlas, options, mean=True), tmp_path / "mean").rows
+    zeroed = run(atlas, subject, plan_removal(atlas, options, mean=False), tmp_path / "zero").rows
     stack = atlas.stacks["decoder"]
     count = 4 if selector == "supernodes" else 30
     for layer, module in enumerate(subject.model.model.layers):
@@ -357,7 +358,7 @@ def test_means_of_experts_are_over_their_own_tokens(experts: Atlas) -> None:
 def test_experts_are_ablated(mixtral: Tiny, tmp_path: Path) -> None:
     atlas, subject = mixtral.subject()
     experiment = plan_removal(atlas, RemovalOptions(("1/2:0-19",), "random"), mean=False)
-    _, rows, _ = run(atlas, subject, experiment, tmp_path / "out")
+    rows = run(atlas, subject, experiment, tmp_path / "out").rows
     assert [row["channels"] for row in rows] == [0, 20, 20]
     with torch.no_grad():
         subject.model.model.layers[1].mlp.experts.down_proj[2][:, :20] = 0.0
@@ -368,7 +369,8 @@ def test_experts_are_ablated(mixtral: Tiny, tmp_path: Path) -> None:
 def test_single_channels_against_lp(llama: Tiny, tmp_path: Path) -> None:
     atlas, subject = llama.subject()
     experiment = plan_channels(atlas, ChannelOptions(6))
-    _, rows, summary = run(atlas, subject, experiment, tmp_path / "out")
+    found = run(atlas, subject, experiment, tmp_path / "out")
+    rows, summary = found.rows, found.summary
     assert len(rows) == 13
     row = rows[4]
     weight = subject.model.model.layers[0].mlp.down_proj.weight
@@ -440,8 +442,9 @@ def test_ablations_go_on_where_they_stopped(llama: Tiny, tmp_path: Path) -> None
     atlas, subject = llama.subject()
     experiment = plan_dose(atlas, DoseOptions(0.5, "0,0.5,1"))
     forwards = Forwards(subject)
-    _, whole, summary = run(atlas, subject, experiment, tmp_path / "whole")
-    _, again, _ = run(atlas, subject, experiment, tmp_path / "whole")
+    found = run(atlas, subject, experiment, tmp_path / "whole")
+    whole, summary = found.rows, found.summary
+    again = run(atlas, subject, experiment, tmp_path / "whole").rows
     assert again == whole
     each = forwards.count // 4
     atlas, subject = llama.subject()
@@ -450,7 +453,8 @@ def test_ablations_go_on_where_they_stopped(llama: Tiny, tmp_path: Path) -> None
         run(atlas, subject, experiment, tmp_path / "out")
     atlas, subject = llama.subject()
     forwards = Forwards(subject)
-    _, rest, concluded = run(atlas, subject, experiment, tmp_path / "out")
+    found = run(atlas, subject, experiment, tmp_path / "out")
+    rest, concluded = found.rows, found.summary
     assert forwards.count == 2 * each
     assert concluded == summary
     assert [row["nll"] for row in rest] == [row["nll"] for row in whole]
@@ -466,7 +470,7 @@ def test_other_experiments_are_refused(llama: Tiny, tmp_path: Path, capsys: pyte
     assert main(["ablate", "remove", *llama.arguments(output, "--select", "halo", "--layers", "0")]) == 2
     assert "another layers" in capsys.readouterr().err
     assert main(["ablate", "remove", *llama.arguments(output, "--select", "halo", "--layers", "0", "--overwrite")]) == 0
-    assert main(["ablate"]) == 2
+    assert main(["ablate", "removes"]) == 2
     assert main(["ablate", "remove", *llama.arguments(output, "--seeds", "one")]) == 2
     assert "Traceback" not in capsys.readouterr().err
 

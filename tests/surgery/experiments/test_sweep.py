@@ -17,11 +17,13 @@ import torch
 from chanfmt.base.errors import UsageError
 from chanfmt.format.reader import Atlas
 from surgery.cli.main import main
-from surgery.evaluation.evaluate import EvaluateOptions, evaluate
-from surgery.experiments.sweep import COLUMNS, SweepOptions, plan_runs, removed_of, sweep
+from surgery.evaluation.evaluate import evaluate
+from surgery.experiments.sweep import COLUMNS, measure_runs
+from surgery.experiments.sweep_plan import SweepOptions, plan_runs, removed_of
 from surgery.experiments.sweep_plot import lines_of
 from surgery.planning.grids import parse_names, parse_seeds, parse_shares
-from surgery.planning.plan import PlanOptions, make_plan
+from surgery.planning.options import PlanOptions
+from surgery.planning.plan import make_plan
 from tests.support.measured import SEQ_LEN, TOKENS, Forwards, Tiny, make_tiny
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 def swept(atlas: Atlas, subject: Subject, directory: Path, overwrite: bool = False, **options: Any) -> Results:
     chosen = SweepOptions(**options)
-    return sweep(atlas, subject, plan_runs(atlas, chosen)[0], chosen.shared(), directory, overwrite=overwrite)
+    return measure_runs(atlas, subject, plan_runs(atlas, chosen)[0], chosen.shared(), directory, overwrite=overwrite)
 
 
 def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -98,8 +100,7 @@ def test_a_row_is_what_the_cut_checkpoint_gives(
         )
         == 0
     )
-    options = EvaluateOptions((str(case.model), str(cut)), str(case.text), seq_len=SEQ_LEN, max_tokens=TOKENS)
-    found = evaluate(options)
+    found = evaluate((str(case.model), str(cut)), str(case.text), seq_len=SEQ_LEN, max_tokens=TOKENS)
     for evaluation, row in zip(found, (rows["dense", "none", 0.0], rows["magnitude", "supernodes", 0.5]), strict=True):
         assert row["nll"] == pytest.approx(evaluation.losses.mean, rel=1e-6)
         assert row["perplexity"] == pytest.approx(evaluation.losses.perplexity, rel=1e-5)
@@ -153,16 +154,15 @@ def test_a_recovered_row_is_that_of_the_recovered_checkpoint(name: str, request:
             )
             == 0
         )
-        options = EvaluateOptions((str(cut),), str(case.text), seq_len=SEQ_LEN, max_tokens=TOKENS)
-        found[recover] = evaluate(options)[0].losses.mean
+        found[recover] = evaluate(str(cut), str(case.text), seq_len=SEQ_LEN, max_tokens=TOKENS)[0].losses.mean
     assert found == pytest.approx(rows, rel=1e-5)
     assert len({round(value, 4) for value in rows.values()}) == 3
 
 
 def test_a_recovery_that_is_not_possible_is_refused_before_anything_runs(mixtral: Tiny) -> None:
-    with pytest.raises(UsageError, match=r"scar-lp at 0.5 .* refits dense FFNs"):
+    with pytest.raises(UsageError, match=r"scar-lp at 0.5 .* refits only dense FFNs"):
         plan_runs(Atlas.open(mixtral.atlas), SweepOptions(methods="scar-lp", sparsity="0.5", recover="lstsq"))
-    with pytest.raises(UsageError, match="no --recover 'magic'"):
+    with pytest.raises(UsageError, match="unknown recovery 'magic'"):
         plan_runs(Atlas.open(mixtral.atlas), SweepOptions(methods="scar-lp", sparsity="0.5", recover="magic"))
 
 
@@ -234,7 +234,7 @@ def test_ctrl_c_keeps_finished_rows(llama: Tiny, tmp_path: Path) -> None:
     whole = swept(atlas, subject, tmp_path / "whole", **options)
     atlas, subject = llama.subject()
     Forwards(subject, stop_at=forwards.count // 5 * 3 + 2)
-    with pytest.raises(KeyboardInterrupt, match=r"3 finished rows are in .*; the same command continues"):
+    with pytest.raises(KeyboardInterrupt, match=r"3 finished rows are in .*; run the same command to continue"):
         swept(atlas, subject, tmp_path / "out", **options)
     kept = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     assert timeless(kept) == timeless(whole.rows[:3])
@@ -284,17 +284,17 @@ def test_other_settings_are_refused(llama: Tiny, mixtral: Tiny, tmp_path: Path, 
     assert "holds 'sweep/1' and not 'ablation/1'" in capsys.readouterr().err
     (output / "results.json").write_text("{}")
     assert main(["sweep", *llama.arguments(output, *base)]) == 2
-    assert "is no results file" in capsys.readouterr().err
+    assert "is not a results file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--methods", "magick"], "there is no method 'magick'"),
-        (["--methods", ","], "--methods names none"),
+        (["--methods", "magick"], "unknown method 'magick'"),
+        (["--methods", ","], "--methods names no method"),
         (["--sparsity", "0.5:0.1:0.1"], "runs nowhere"),
         (["--sparsity", "50"], "write 0.5 for 50%"),
-        (["--sparsity", "half"], "no list of numbers"),
+        (["--sparsity", "half"], "is not a list of numbers"),
         (["--sparsity", "0,0.5"], "nothing would be cut"),
         (["--seeds", "x"], "not a seed"),
         (

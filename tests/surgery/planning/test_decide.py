@@ -13,7 +13,8 @@ from chanfmt.format import schema
 from chanfmt.format.reader import Atlas
 from chanfmt.format.writer import write_atlas
 from surgery.planning.methods import METHODS, score
-from surgery.planning.plan import PlanOptions, make_plan
+from surgery.planning.options import PlanOptions
+from surgery.planning.plan import make_plan
 from tests.support.edited import edited
 from tests.support.factory import moe_atlas, moe_content, random_atlas, random_content
 
@@ -121,7 +122,7 @@ def test_the_cap_holds_and_can_be_moved(tmp_path: Path) -> None:
         for cap, widths in ((None, [30, 80, 100]), (0.5, [50, 60, 100]), (1.0, [10, 100, 100]), (0.3, [70, 70, 70])):
             plan = make_plan(atlas, PlanOptions(0.3, "scar-lp", allocation="global", multiple_of=10, max_layer_sparsity=cap))
             assert [block.n_kept for block in plan.blocks] == widths
-        with pytest.raises(UsageError, match=r"0\.2 lets 60 of 300 channels go, and a sparsity of 0\.3 needs 90"):
+        with pytest.raises(UsageError, match=r"0\.2 lets at most 60 of 300 channels go, and a sparsity of 0\.3 removes 90"):
             make_plan(atlas, PlanOptions(0.3, allocation="global", multiple_of=10, max_layer_sparsity=0.2))
 
 
@@ -140,7 +141,7 @@ def test_global_never_takes_protected_channels(atlas: Atlas) -> None:
     plan = make_plan(atlas, PlanOptions(0.5, "taylor", protect=chosen, allocation="global", multiple_of=1))
     assert all(set(range(91)) <= set(plan.blocks[layer].kept) for layer in range(2))
     assert plan.channels_kept == 4 * 69
-    with pytest.raises(UsageError, match=r"do not fit: .* 500 channels stay, 224 more than a sparsity of 0\.5 leaves"):
+    with pytest.raises(UsageError, match=r"do not fit: .* keep 500 channels, 224 more than a sparsity of 0\.5 leaves"):
         make_plan(
             atlas,
             PlanOptions(0.5, "taylor", protect=tuple(f"{layer}:0-124" for layer in range(4)), allocation="global", multiple_of=1),
@@ -204,7 +205,7 @@ def test_stacks_restrict_likewise(experts: Atlas) -> None:
     assert uncut(make_plan(experts, PlanOptions(0.5, stack=("decoder.experts",)))) == [True, False, False, False]
     both = PlanOptions(0.5, stack=("decoder.experts", "decoder"), layers="0-1")
     assert uncut(make_plan(experts, both)) == [False, False, True, True]
-    with pytest.raises(UsageError, match=r"none of the layers 0 is in decoder\.experts"):
+    with pytest.raises(UsageError, match=r"none of the layers 0 is in the stack decoder\.experts"):
         make_plan(experts, PlanOptions(0.5, stack=("decoder.experts",), layers="0"))
 
 
@@ -244,7 +245,7 @@ def test_inverting_may_leave_nothing(tmp_path: Path) -> None:
     lp = content.stacks[0].variables["lp"] * np.array([[1e-9], [1e9]])
     with (
         edited(tmp_path / "a.h5", content, lp=lp) as atlas,
-        pytest.raises(UsageError, match="--invert would remove all of layer 1"),
+        pytest.raises(UsageError, match="--invert would remove every channel of layer 1"),
     ):
         make_plan(atlas, PlanOptions(0.3, "scar-lp", allocation="global", multiple_of=1, invert=True))
 

@@ -6,7 +6,8 @@ import dataclasses
 import json
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,13 +17,12 @@ from chanfmt.base.errors import AtlasError, UsageError
 from chanfmt.format import schema
 from chanfmt.format.reader import Atlas
 from chanfmt.format.writer import write_atlas
+from surgery.planning.file import PLAN_FORMAT, load_plan, save_plan
 from surgery.planning.methods import METHODS, score
-from surgery.planning.plan import PLAN_FORMAT, PlanOptions, PruningPlan, load_plan, make_plan, save_plan
+from surgery.planning.options import PlanOptions
+from surgery.planning.plan import PruningPlan, make_plan
 from tests.support.edited import edited
 from tests.support.factory import moe_atlas, random_atlas, random_content
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.fixture(scope="module")
@@ -295,6 +295,56 @@ def test_damaged_plan_files(atlas: Atlas, tmp_path: Path) -> None:
     save_file({"a": np.zeros(3, dtype=np.float32)}, tmp_path / "weights")
     with pytest.raises(UsageError, match="its format"):
         load_plan(tmp_path / "weights")
+
+
+def test_a_plan_from_python_is_numpy_alone(atlas: Atlas) -> None:
+    code = (
+        "import sys; from surgery.planning.plan import make_plan; from surgery.planning.options import PlanOptions\n"
+        f"from chanfmt.format.reader import Atlas; atlas = Atlas.open({str(atlas.path)!r})\n"
+        "print(make_plan(atlas, PlanOptions(0.5, protect='halo')))\n"
+        "heavy = ('torch', 'transformers', 'huggingface_hub', 'surgery.cut', 'surgery.recovery', 'surgery.result', 'chanfmt.models')\n"
+        "assert not set(heavy) & set(sys.modules), set(heavy) & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("<PruningPlan of random: 3 FFNs, 411 to ")
+
+
+@pytest.mark.parametrize("name", ["protect", "unprotect", "stack"])
+def test_options_take_one_text_or_several(name: str) -> None:
+    for given in ("decoder", ["decoder"], ("decoder",), Path("decoder")):
+        assert getattr(PlanOptions(0.5, **{name: given}), name) == ("decoder",)
+
+
+def test_plans_say_what_they_are(atlas: Atlas) -> None:
+    plan = make_plan(atlas, PlanOptions(0.5))
+    model = dataclasses.replace(plan.model, id="meta-llama/<b>Llama\x1b")
+    named = dataclasses.replace(plan, model=model)
+    kept = plan.channels_kept
+    assert repr(named) == f"<PruningPlan of <b>Llama\ufffd: 3 FFNs, 411 to {kept} channels ({kept / 411 - 1:.1%}), scar-prot>"
+    page = named._repr_html_()
+    assert "<b>" not in page
+    assert "\x1b" not in page
+    assert page.count("<tr>") == 4
+    assert "&lt;PruningPlan of &lt;b&gt;Llama" in page
+
+
+def test_errors_of_plan_files_name_the_field(atlas: Atlas, tmp_path: Path) -> None:
+    save_plan(make_plan(atlas, PlanOptions(0.5)), tmp_path / "plan")
+    for changes, message in (
+        ({"block": {"lp_kept": "x"}}, r"blocks\[0\].lp_kept is not valid: expected float \| null, got str"),
+        ({"seed": True}, "seed is not valid: expected int, got bool"),
+        ({"method": 3}, "method is not valid: expected str, got int"),
+        ({"protection": [{"selector": "halo"}]}, r"protection\[0\] is not valid: object missing required field selected"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            load_plan(hostile(tmp_path / "bad", tmp_path / "plan", **changes))
+
+
+def test_keys_of_later_versions_are_skipped(atlas: Atlas, tmp_path: Path) -> None:
+    plan = make_plan(atlas, PlanOptions(0.5))
+    save_plan(plan, tmp_path / "plan")
+    assert_same_plan(load_plan(hostile(tmp_path / "new", tmp_path / "plan", news=1, block={"news": [2]})), plan)
 
 
 def test_planning_never_imports_torch(atlas: Atlas, tmp_path: Path) -> None:

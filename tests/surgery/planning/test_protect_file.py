@@ -14,7 +14,8 @@ from chanfmt.algebra.export import export
 from chanfmt.base.errors import ChanfmtError, UsageError
 from chanfmt.format.reader import Atlas
 from chanfmt.format.writer import write_atlas
-from surgery.planning.plan import PlanOptions, make_plan
+from surgery.planning.options import PlanOptions
+from surgery.planning.plan import make_plan
 from surgery.planning.protect_file import read_protect_file, write_protect_file
 from tests.support.factory import moe_atlas, moe_content, random_atlas
 

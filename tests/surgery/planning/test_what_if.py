@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from chanfmt.base.errors import AtlasError, ChanfmtError, UsageError
 from chanfmt.format.reader import Atlas
-from surgery.planning.decide import ALLOCATIONS
 from surgery.planning.methods import METHODS
-from surgery.planning.plan import PlanOptions, make_plan
+from surgery.planning.options import ALLOCATIONS, PlanOptions
+from surgery.planning.plan import make_plan
 from surgery.planning.protect_file import write_protect_file
 from surgery.planning.what_if import WhatIf, total
 from tests.support.factory import moe_atlas, random_atlas

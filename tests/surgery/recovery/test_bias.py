@@ -13,6 +13,7 @@ import transformers
 from chanfmt.base.errors import ModelError
 from chanfmt.models.find.discover import find_ffns
 from chanfmt.models.find.intercept import Interceptor
+from chanfmt.models.source import ModelSource
 from surgery.cut.apply import apply_plan
 from surgery.cut.restore import restore
 from surgery.recovery.bias import SWITCHED
@@ -50,8 +51,8 @@ def test_the_mean_output_stays(model_type: str, tmp_path: Path) -> None:
     """Of the first FFN, whose input is the same in both models."""
     zoo.tiny(model_type, "causal").save_pretrained(tmp_path / "model")
     plan = planned(tmp_path / "model", lambda number, ffn: ffn.width // 2)
-    apply_plan(plan, tmp_path / "model", tmp_path / "plain")
-    report = apply_plan(plan, tmp_path / "model", tmp_path / "out", recovery=recovery(plan, tmp_path / "model"))
+    apply_plan(plan, ModelSource(tmp_path / "model"), tmp_path / "plain")
+    report = apply_plan(plan, ModelSource(tmp_path / "model"), tmp_path / "out", recovery=recovery(plan, tmp_path / "model"))
     (_, dense), (_, plain), (_, found) = (first_ffn(tmp_path / name) for name in ("model", "plain", "out"))
     scale = np.abs(dense).max()
     assert np.abs(found - dense).max() <= 1e-5 * scale
@@ -66,10 +67,10 @@ def test_the_mean_output_stays(model_type: str, tmp_path: Path) -> None:
 def test_a_bias_that_was_switched_on_survives_restoring(tmp_path: Path) -> None:
     zoo.tiny("llama", "causal").save_pretrained(tmp_path / "model")
     plan = planned(tmp_path / "model", lambda number, ffn: ffn.width // 2 if number else ffn.width)
-    report = apply_plan(plan, tmp_path / "model", tmp_path / "out", recovery=recovery(plan, tmp_path / "model"))
+    report = apply_plan(plan, ModelSource(tmp_path / "model"), tmp_path / "out", recovery=recovery(plan, tmp_path / "model"))
     assert report.config_fields["mlp_bias"].after is True
     assert "`mlp_bias` is True" in (tmp_path / "out" / "README.md").read_text()
-    restore(tmp_path / "out", tmp_path / "wide")
+    restore(ModelSource(tmp_path / "out"), tmp_path / "wide")
     pruned, wide, dense = (read(tmp_path / name) for name in ("out", "wide", "model"))
     name = "model.layers.1.mlp.down_proj.bias"
     assert torch.equal(wide[name], pruned[name])
@@ -84,7 +85,7 @@ def test_without_a_switch_it_is_refused(model_type: str, tmp_path: Path) -> None
     plan = planned(tmp_path / "model", lambda number, ffn: ffn.width // 2)
     given = BiasRecovery({block.name: np.zeros(block.n_channels) for block in plan.blocks}, 1)
     with pytest.raises(ModelError, match="no field of its config") as caught:
-        apply_plan(plan, tmp_path / "model", tmp_path / "out", recovery=given)
+        apply_plan(plan, ModelSource(tmp_path / "model"), tmp_path / "out", recovery=given)
     assert "llama" in str(caught.value.hint)
     assert not (tmp_path / "out").exists()
 

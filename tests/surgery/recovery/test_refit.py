@@ -115,8 +115,8 @@ def test_a_refitted_model_is_closer_to_the_dense_one(model_type: str, tmp_path: 
     zoo.tiny(model_type, "causal").save_pretrained(tmp_path / "model")
     plan = planned(tmp_path / "model", lambda number, ffn: ffn.width // 2)
     given = recovery()
-    apply_plan(plan, tmp_path / "model", tmp_path / "plain")
-    report = apply_plan(plan, tmp_path / "model", tmp_path / "fitted", recovery=given)
+    apply_plan(plan, ModelSource(tmp_path / "model"), tmp_path / "plain")
+    report = apply_plan(plan, ModelSource(tmp_path / "model"), tmp_path / "fitted", recovery=given)
     assert report.recovery is not None
     assert len(report.recovery.layers) == len(plan.blocks)
     assert all(layer.error_after < layer.error_before for layer in report.recovery.layers)
@@ -127,7 +127,7 @@ def test_a_refitted_model_is_closer_to_the_dense_one(model_type: str, tmp_path: 
     writes = {item.tensor for block in plan.blocks for item in block.tensors if item.role in ("write", "write_bias")}
     plain, fitted = read(tmp_path / "plain"), read(tmp_path / "fitted")
     assert {name for name in plain if not torch.equal(plain[name], fitted[name])} == writes
-    apply_plan(plan, tmp_path / "model", tmp_path / "again", recovery=recovery(spool_bytes=0))
+    apply_plan(plan, ModelSource(tmp_path / "model"), tmp_path / "again", recovery=recovery(spool_bytes=0))
     again = read(tmp_path / "again")
     assert all(torch.equal(fitted[name], again[name]) for name in fitted)
 
@@ -151,7 +151,7 @@ def test_the_first_block_is_the_least_squares_solution(tmp_path: Path) -> None:
     zoo.tiny("llama", "causal").save_pretrained(tmp_path / "model")
     plan = planned(tmp_path / "model", lambda number, ffn: ffn.width // 2)
     given = recovery()
-    apply_plan(plan, tmp_path / "model", tmp_path / "out", recovery=given)
+    apply_plan(plan, ModelSource(tmp_path / "model"), tmp_path / "out", recovery=given)
     u, y, h = first_block(tmp_path / "model", "model.layers.0", "model.layers.0.mlp.down_proj", given.tokens)
     kept = plan.blocks[0].kept
     prior = read(tmp_path / "model")["model.layers.0.mlp.down_proj.weight"].double().numpy()[:, kept]
@@ -165,7 +165,7 @@ def test_a_bias_is_fitted_too(tmp_path: Path) -> None:
     zoo.tiny("gpt2", "causal").save_pretrained(tmp_path / "model")
     plan = planned(tmp_path / "model", lambda number, ffn: ffn.width // 2)
     given = recovery()
-    apply_plan(plan, tmp_path / "model", tmp_path / "out", recovery=given)
+    apply_plan(plan, ModelSource(tmp_path / "model"), tmp_path / "out", recovery=given)
     name = "transformer.h.0.mlp.c_proj"
     u, y, h = first_block(tmp_path / "model", "transformer.h.0", name, given.tokens)
     before, after = (
@@ -184,7 +184,7 @@ def test_a_bias_is_fitted_too(tmp_path: Path) -> None:
 def test_only_what_is_cut_is_refitted(tmp_path: Path) -> None:
     zoo.tiny("llama", "causal").save_pretrained(tmp_path / "model")
     plan = planned(tmp_path / "model", lambda number, ffn: ffn.width // 2 if number else ffn.width)
-    report = apply_plan(plan, tmp_path / "model", tmp_path / "out", recovery=recovery())
+    report = apply_plan(plan, ModelSource(tmp_path / "model"), tmp_path / "out", recovery=recovery())
     assert report.recovery is not None
     assert [layer.layer_index for layer in report.recovery.layers] == [1]
     before, after = read(tmp_path / "model"), read(tmp_path / "out")

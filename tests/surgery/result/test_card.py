@@ -17,13 +17,16 @@ import pytest
 import transformers
 from huggingface_hub import ModelCard
 
-from chanfmt.base.command_line import recorded_command
+from chanfmt.base.command_line import portable_command
 from chanfmt.base.errors import CheckError, UsageError
 from chanfmt.format.reader import Atlas
 from chanfmt.format.writer import write_atlas
+from chanfmt.models.source import ModelSource
 from surgery.cli.main import main
 from surgery.cut.apply import apply_plan
-from surgery.planning.plan import PlannedModel, PlanOptions, make_plan
+from surgery.cut.options import CutOptions
+from surgery.planning.options import PlanOptions
+from surgery.planning.plan import PlannedModel, make_plan
 from surgery.result.base import Base, read_base
 from surgery.result.card import is_edited, model_card
 from surgery.result.evaluated import Evaluated, load_evaluated, take_evaluation
@@ -101,7 +104,7 @@ def test_a_model_of_the_hub_is_the_base(tmp_path: Path, model: str, relation: st
     with Atlas.open(save_atlas("llama", directory, tmp_path / "atlas.h5", source="hub", revision="c0ffee")) as atlas:
         plan = make_plan(atlas, PlanOptions(0.5))
     plan = dataclasses.replace(plan, model=dataclasses.replace(plan.model, id=model))
-    apply_plan(plan, directory, tmp_path / "out", verify=False)
+    apply_plan(plan, ModelSource(directory), tmp_path / "out", CutOptions(verify=False))
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.get("base_model") == (model if relation else None)
     assert card.data.get("base_model_relation") == relation
@@ -121,11 +124,11 @@ def test_what_people_read(tiny: Tiny, cut: Path) -> None:
     assert "No perplexity was measured" in card
     assert "\nsurgery prune atlas.h5 --model model --sparsity 0.5 --method wanda -o small --quiet\n" in card
     with Atlas.open(cut / "atlas.h5") as atlas:
-        assert f"`atlas.h5` here is the atlas, content SHA-256 `{atlas.content_sha256}`" in card
+        assert f"`atlas.h5` is the atlas, with content SHA-256 `{atlas.content_sha256}`" in card
     assert f"transformers {transformers.__version__}" in card
     assert 'AutoTokenizer.from_pretrained("small")' in card
     assert "0.0001 allowed" in card
-    assert "That of `model`: tiny-terms (LICENSE.md)." in card
+    assert "This model has the licence of `model`: tiny-terms (LICENSE.md)." in card
     code = re.search(r"```python\n(.*?)```", model_card(report, str(cut)), re.DOTALL)
     assert code
     names: dict[str, Any] = {}
@@ -136,7 +139,7 @@ def test_what_people_read(tiny: Tiny, cut: Path) -> None:
 def test_the_plan_that_travels_cuts_the_same(tiny: Tiny, cut: Path, tmp_path: Path) -> None:
     surgery("apply", cut / "kept_channels.safetensors", "--model", tiny.model, "-o", tmp_path / "again", "--quiet")
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (cut / "model.safetensors").read_bytes()
-    assert "The atlas is not here; it has content SHA-256" in (tmp_path / "again" / "README.md").read_text()
+    assert "The atlas is not part of this repository; it has content SHA-256" in (tmp_path / "again" / "README.md").read_text()
 
 
 def test_the_picture_shows_every_layer(cut: Path) -> None:
@@ -174,8 +177,8 @@ def test_an_atlas_that_tells_directories_stays_here(tmp_path: Path, command: str
     write_atlas(dataclasses.replace(content, producer=dataclasses.replace(content.producer, command=command)), atlas)
     with Atlas.open(atlas) as opened:
         plan = make_plan(opened, PlanOptions(0.5))
-    with heard() as said:
-        apply_plan(plan, directory, tmp_path / "out", verify=False, atlas=atlas)
+        with heard() as said:
+            apply_plan(plan, ModelSource(directory), tmp_path / "out", CutOptions(verify=False), atlas=opened)
     assert (tmp_path / "out" / "atlas.h5").is_file() is carried
     assert any("names directories" in text for text in said) is not carried
 
@@ -199,9 +202,9 @@ def test_evaluated_numbers(cut: Path, evaluation: Path, tmp_path: Path) -> None:
     ("edit", "message"),
     [
         (lambda value: value["models"].pop(), "holds no evaluation of this result"),
-        (lambda value: value.pop("models"), "no output of surgery eval"),
+        (lambda value: value.pop("models"), "not an output of surgery eval"),
         (lambda value: value["models"][1].update(perplexity="12"), "perplexity is not valid"),
-        (lambda value: value.update(protocol="paper"), "no output of surgery eval"),
+        (lambda value: value.update(protocol="paper"), "not an output of surgery eval"),
     ],
 )
 def test_numbers_of_something_else(cut: Path, evaluation: Path, tmp_path: Path, edit: Callable[[Any], Any], message: str) -> None:
@@ -268,11 +271,18 @@ def test_a_changed_result_is_told(cut: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda value: value.update(format="surgery-restore/1"), "no result of surgery prune or apply"),
+        (lambda value: value.update(format="surgery-restore/1"), "not a result of surgery prune or apply"),
         (lambda value: value["files"].update({"../x": {"bytes": 1, "sha256": "0"}}), "leads out of its directory"),
         (lambda value: value.pop("files"), "is damaged"),
         (lambda value: value["base"].update(license=["mit"]), "license is not valid"),
         (lambda value: value["checks"]["logits"].update(extra=1), "is damaged"),
+        (lambda value: value["checks"]["logits"].update(count="9"), "count is not valid: expected int, got str"),
+        (lambda value: value["checks"]["shapes"].update(extra=1), "checks.shapes is not valid: .*extra"),
+        (lambda value: value["checks"].update(logits=3), "is damaged"),
+        (lambda value: value["files"].update(x={"bytes": "1", "sha256": "0"}), "bytes is not valid: expected int, got str"),
+        (lambda value: value["parameters"].update(after=1.5), "parameters.after is not valid: expected int, got float"),
+        (lambda value: value.update(format=["surgery/1"]), "format is not valid"),
+        (lambda value: value.update(recovery={"method": "lstsq", "tokens": 1, "layers": [{}], "logit_error": None}), "layers"),
     ],
 )
 def test_damaged_records(cut: Path, tmp_path: Path, edit: Callable[[Any], Any], message: str) -> None:
@@ -282,6 +292,19 @@ def test_damaged_records(cut: Path, tmp_path: Path, edit: Callable[[Any], Any], 
     (copy / "surgery.json").write_text(json.dumps(value))
     with pytest.raises(UsageError, match=message):
         open_result(copy)
+
+
+def test_keys_of_later_versions_are_skipped(cut: Path, tmp_path: Path) -> None:
+    copy = broken(cut, tmp_path / "copy")
+    value = json.loads((copy / "surgery.json").read_text())
+    (copy / "surgery.json").write_text(json.dumps(value | {"news": [1], "base": value["base"] | {"news": 1}}))
+    assert open_result(copy).report.to_json() == open_result(cut).report.to_json()
+
+
+def test_results_say_what_they_are(cut: Path) -> None:
+    result = open_result(cut)
+    before, after = result.report.parameters_before, result.report.parameters_after
+    assert repr(result).startswith(f"<Result in {str(cut)!r}: model, {before:,} to {after:,} parameters (-")
 
 
 def test_a_directory_that_is_no_result(tiny: Tiny) -> None:
@@ -336,11 +359,9 @@ def test_names_that_licences_ask_for(license: str, name: str, allowed: bool) -> 
 def test_recorded_commands_have_no_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sub").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        sys,
-        "argv",
+    command = portable_command(
+        "surgery",
         [
-            "surgery",
             "prune",
             "/home/me/a.h5",
             "--model",
@@ -358,7 +379,7 @@ def test_recorded_commands_have_no_directories(tmp_path: Path, monkeypatch: pyte
             "..",
         ],
     )
-    assert recorded_command("surgery") == (
+    assert command == (
         "surgery prune a.h5 --model meta-llama/Llama-3.1-8B --calib=text.txt=3 -o out --protect decoder/1:7 "
         "--protect p.json@0-3 hf://datasets/me/atlas/a.h5 --sparsity 0.5 .."
     )

@@ -15,8 +15,11 @@ from huggingface_hub import ModelCard
 from chanfmt.format.reader import Atlas
 from chanfmt.hub.names import check_repo
 from chanfmt.models.safetensors import CheckpointIndex, fingerprint
+from chanfmt.models.source import ModelSource
 from surgery.cut.apply import apply_plan
-from surgery.planning.plan import PlanOptions, make_plan
+from surgery.cut.options import CutOptions
+from surgery.planning.options import PlanOptions
+from surgery.planning.plan import make_plan
 from surgery.result.names import default_repository
 from surgery.result.push import PushOptions, push_command
 from tests.support.cut_models import save_atlas, save_model
@@ -43,8 +46,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     atlas = save_atlas("llama", model, home / "atlas.h5", source="hub", revision="c0ffee")
     with Atlas.open(atlas) as opened:
         plan = make_plan(opened, PlanOptions(0.5))
-    for name, verify in (("out", True), ("unverified", False)):
-        apply_plan(plan, model, home / name, atlas=atlas, verify=verify)
+        for name, verify in (("out", True), ("unverified", False)):
+            apply_plan(plan, ModelSource(model), home / name, CutOptions(verify=verify), atlas=opened)
     return home
 
 

@@ -9,9 +9,10 @@ import pytest
 
 from chanfmt.format.reader import Atlas
 from surgery.cli.main import main
-from surgery.planning.plan import PlanOptions, make_plan
+from surgery.planning.options import PlanOptions
+from surgery.planning.plan import layer_rows, make_plan
 from surgery.result.names import default_name
-from surgery.result.record import layer_rows, plan_json, summary_rows
+from surgery.result.record import plan_json, summary_rows
 from tests.support.factory import moe_atlas, random_atlas
 
 if TYPE_CHECKING:
@@ -56,12 +57,10 @@ def test_widths_are_ranges(atlas: Atlas, experts: Atlas) -> None:
 def test_a_protection_that_changes_nothing_is_said_so(atlas: Atlas) -> None:
     rows = summary(atlas, 0.5, protect=("supernodes@0", "none", "1:0-9"), unprotect=("1:3",))
     assert rows["protected"].startswith("supernodes, supernodes@0, 1:0-9 (")
-    assert rows["- supernodes"] == "3 channels; it changes nothing: scar-prot keeps all of them without it"
-    assert (
-        rows["- supernodes@0"] == "1 channel, 0 of them new; it changes nothing: all of them are protected or unprotected already"
-    )
-    assert "others go for it" in rows["- 1:0-9"]
-    assert rows["unprotected"] == "1:3 (takes protection from 1 channel)"
+    assert rows["- supernodes"] == "3 channels; no effect: scar-prot keeps all of them anyway"
+    assert rows["- supernodes@0"] == "1 channel, 0 of which are new; no effect: all of them are already protected or unprotected"
+    assert "other channels go in their place" in rows["- 1:0-9"]
+    assert rows["unprotected"] == "1:3 (1 channel no longer protected)"
     assert summary(atlas, 0.5, "random")["protected"] == "nothing (0 channels)"
 
 

@@ -1,0 +1,71 @@
+"""JSON of unknown origin, read into declared types by msgspec. Every error names the field that is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+_LONGEST = 200
+"""Characters of a message that are shown: it may quote the document."""
+
+
+def parse_json(text: str | bytes, kind: type[T]) -> T:
+    """``text``, one JSON document, as a value of ``kind``. No type is converted to another, except integers to floats.
+
+    Fields that ``kind`` does not declare are skipped, unless it is a `msgspec.Struct` that forbids them.
+
+    Raises:
+        ValueError: It is not JSON, a field is missing or has another type, or a number is not finite.
+    """
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(_named(str(error))) from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except msgspec.DecodeError as error:
+        raise ValueError(str(error)) from None
+
+
+def check_type(value: Any, kind: type[T]) -> T:
+    """``value``, as `json.loads` returns it, as a value of ``kind``.
+
+    Raises:
+        ValueError: As `parse_json`.
+    """
+    try:
+        found = msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(_named(str(error))) from None
+    return found
+
+
+def parse_unique(text: str) -> Any:
+    """``text`` as `json.loads` returns it.
+
+    Raises:
+        ValueError: It is not JSON, or an object holds a name twice.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a name appears twice")
+    return result
+
+
+def _named(message: str) -> str:
+    """msgspec's ``Expected `int`, got `str` - at `$.layers[0].kept``` with the field in front."""
+    found = re.fullmatch(r"(.*) - at `\$\.?(.*)`", message, re.DOTALL)
+    where, what = (found[2], found[1]) if found else ("it", message)
+    what = what.replace("`", "")[:_LONGEST]
+    return f"{where} is not valid: {what[:1].lower()}{what[1:]}"

@@ -1,0 +1,133 @@
+"""Write the partial atlas of a build when it is due. A failure to write it does not end the build."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from typing import TYPE_CHECKING
+
+from chanfmt.base.errors import ChanfmtError, first_line
+from chanfmt.base.narrate import warn
+from chanfmt.building.gradients import remove_gradients
+from chanfmt.format.writer import write_atlas
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from chanfmt.building.measure import Measurement
+    from chanfmt.format.records import AtlasContent
+
+FIRST_SECONDS = 30.0
+"""No partial atlas is written before that: a shorter run is sooner repeated than continued."""
+SHARE = 0.02
+"""Largest share of the time that writing partial atlases takes."""
+BYTES_PER_SECOND = 40e6
+"""Assumed speed of writing the first partial atlas, a low estimate. The time of each write is the estimate for the next."""
+
+
+class Schedule:
+    """When the next partial atlas is due: as often as keeps the writing below `SHARE` of the time.
+
+    Args:
+        every: Seconds between two partial atlases, in place of that rule; 0: after every batch, infinity: never.
+        now: Seconds of a monotonic clock at the start of the pass.
+    """
+
+    def __init__(self, every: float | None, now: float) -> None:
+        self._every = every
+        self._last = now
+        self._seconds_per_byte = 1 / BYTES_PER_SECOND
+        self._wait = FIRST_SECONDS
+
+    def due(self, now: float, nbytes: int) -> bool:
+        """Whether ``nbytes`` should be written at ``now`` (seconds of a monotonic clock)."""
+        if self._every is not None:
+            return now - self._last >= self._every
+        return now - self._last >= max(self._wait, nbytes * self._seconds_per_byte / SHARE)
+
+    def tried(self, start: float, stop: float, nbytes: int) -> None:
+        """Take note that ``nbytes`` were written, or could not be written, from ``start`` to ``stop``."""
+        self._last = stop
+        self._wait = (stop - start) / SHARE
+        self._seconds_per_byte = (stop - start) / max(1, nbytes)
+
+
+class Keeper:
+    """Writes the partial atlases of one build, each in place of the one before.
+
+    Args:
+        path: File of the partial atlas.
+        every: As for `Schedule`.
+        make: Makes the content of the partial atlas from a measurement that is under way.
+    """
+
+    def __init__(self, path: Path, every: float | None, make: Callable[[Measurement], AtlasContent]) -> None:
+        self.path = path
+        self._schedule = Schedule(every, time.monotonic())
+        self._make = make
+        self._warned = False
+
+    def due(self, measurement: Measurement) -> bool:
+        """Whether it is time for a partial atlas."""
+        return self._schedule.due(time.monotonic(), measurement.nbytes)
+
+    def save(self, measurement: Measurement) -> bool:
+        """Write a partial atlas now. Returns whether it was written.
+
+        If it cannot be written, the partial atlas before it stays, and the first time a warning says so.
+        """
+        start = time.monotonic()
+        try:
+            measurement.keep_beside(self.path)
+            write_atlas(self._make(measurement), self.path)
+            measurement.kept(self.path)
+            return True
+        except (ChanfmtError, OSError, MemoryError) as error:
+            self._failed(error)
+            return False
+        finally:
+            self._schedule.tried(start, time.monotonic(), measurement.nbytes)
+
+    def remove(self) -> None:
+        """Remove the partial atlas and what belongs to it, once the atlas is written."""
+        remove_partial(self.path)
+
+    @contextlib.contextmanager
+    def saving_on_failure(self, measurement: Measurement) -> Iterator[None]:
+        """Save ``measurement`` if the body fails, and raise the body's error even if saving fails.
+
+        A `ChanfmtError` of the body gains the hint how to continue. The body takes seconds; the pass before it may have
+        taken days.
+        """
+        try:
+            yield
+        except (Exception, KeyboardInterrupt) as error:
+            saved = False
+            try:
+                saved = self.save(measurement)
+            # Any second error is only a warning: the user has to mend the first one.
+            except (Exception, KeyboardInterrupt) as second:
+                self._failed(second)
+            if isinstance(error, ChanfmtError) and os.path.lexists(self.path):
+                held = "what was measured" if saved else "an earlier part of what was measured"
+                way_out = f"{self.path} holds {held}: mend that, then continue with the same command and --resume"
+                error.hint = f"{error.hint}\n  {way_out}" if error.hint else way_out
+            raise
+
+    def _failed(self, error: BaseException) -> None:
+        """Warn of ``error`` the first time, and remove what was written for a partial atlas that does not exist."""
+        if not self._warned:
+            text = error.message if isinstance(error, ChanfmtError) else first_line(error)
+            warn(f"no checkpoint written: {'out of memory' if isinstance(error, MemoryError) else text}")
+        self._warned = True
+        if not os.path.lexists(self.path):
+            with contextlib.suppress(OSError):
+                remove_gradients(self.path)
+
+
+def remove_partial(path: Path) -> None:
+    """Remove the partial atlas ``path``, if there is one, and the gradient files that belong to it. Raises `OSError`."""
+    path.unlink(missing_ok=True)
+    remove_gradients(path)

@@ -1,0 +1,195 @@
+"""The plan of a build: everything that is decided before the pass. Nothing is measured or written here."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from chanfmt.base.errors import UsageError
+from chanfmt.base.files import check_target
+from chanfmt.base.narrate import progress_bar
+from chanfmt.building.loss import Loss, choose_loss
+from chanfmt.building.plan_arrays import plan_arrays
+from chanfmt.data.arrays import CalibrationInputs, InputFile, draw_tokens, read_inputs
+from chanfmt.data.sampled import sample_sequences
+from chanfmt.data.source import Source
+from chanfmt.data.sources import draw_text, together
+from chanfmt.data.text import SELF
+from chanfmt.data.tokens import CalibrationTokens, canonical, check_context
+from chanfmt.format.records import LabelSettings, ModelRecord, TensorSlice
+from chanfmt.models.find.discover import find_ffns
+from chanfmt.models.load import load_model
+from chanfmt.models.run import test_tokens
+from chanfmt.models.stored.layout import tensor_slices
+from chanfmt.models.streaming.streamed import StreamedModel, open_streamed
+
+if TYPE_CHECKING:
+    from chanfmt.building.options import BuildOptions
+    from chanfmt.models.ffn import FFN
+    from chanfmt.models.source import ModelSource
+
+
+class Locate(Protocol):
+    """A function that finds a model by the name that a user writes, such as `chanfmt.hub.locate.locate_model`."""
+
+    def __call__(self, model: str, *, revision: str | None, trust_remote_code: bool) -> ModelSource: ...
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """What a build will measure, and on what.
+
+    Attributes:
+        options, settings: The request that the plan was made for.
+        source: The model's files.
+        model: The loaded model, frozen and in evaluation mode; for a streamed build, the model without its blocks' weights.
+        ffns: The FFNs of the model, in model order.
+        slices: For each FFN, where its weights lie in the checkpoint.
+        loss: The loss that is differentiated.
+        sources: The calibration sources, in an order that does not depend on the request's.
+        tokens: The sequences or samples that the model is measured on, in canonical order.
+        unsampled: Sequences that a dry run does not sample from the model.
+        streamed: The model as a chain of blocks, for a streamed build; otherwise None.
+    """
+
+    options: BuildOptions
+    settings: LabelSettings
+    source: ModelSource
+    model: Any
+    ffns: list[FFN]
+    slices: list[tuple[TensorSlice, ...]]
+    loss: Loss
+    sources: tuple[Source, ...]
+    tokens: CalibrationTokens | CalibrationInputs
+    unsampled: int = 0
+    streamed: StreamedModel | None = None
+
+    @functools.cached_property
+    def record(self) -> ModelRecord:
+        """The model as the atlas records it. Every partial atlas records it too, so it is made once."""
+        config = self.source.config_text
+        return ModelRecord(
+            id=self.source.id,
+            revision=self.source.revision,
+            source=self.source.source,
+            model_type=self.source.config.model_type,
+            architectures=tuple(self.source.config.architectures or (type(self.model).__name__,)),
+            config=config,
+            config_sha256=hashlib.sha256(config.encode()).hexdigest(),
+            dtype=str(next(self.model.parameters()).dtype).removeprefix("torch."),
+            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+            fingerprint=self.source.fingerprint,
+        )
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of all FFNs; the channels of every expert count."""
+        return sum(ffn.width * len(ffn.members) for ffn in self.ffns)
+
+    def summary(self) -> dict[str, Any]:
+        """The plan as ``--dry-run`` prints it, by the names of its lines."""
+        return {
+            "model": self.source.id,
+            "revision": self.source.revision,
+            "parameters": self.record.parameters,
+            "ffns": len(self.ffns),
+            "channels": self.channels,
+            "widths": sorted({ffn.width for ffn in self.ffns}),
+            "gated": self.ffns[0].gated,
+            "experts": max(ffn.experts for ffn in self.ffns),
+            "write": self.ffns[0].write,
+            "reads": list(dict.fromkeys(read.projection.matrix.parameter for read in self.ffns[0].members[0].reads)),
+            "loss": self.loss.definition,
+            "calibration": [source.name for source in self.sources],
+            "sequences": len(self.tokens) + self.unsampled,
+            "tokens": (len(self.tokens) + self.unsampled) * self.tokens.seq_len,
+        }
+
+
+def plan_build(options: BuildOptions, settings: LabelSettings, locate: Locate) -> BuildPlan:
+    """Check the request, load the model, draw the calibration sequences and find the FFNs.
+
+    Args:
+        locate: Finds the model that ``options.model`` names.
+
+    Raises:
+        UsageError: The request cannot be carried out.
+        ModelError: The model cannot be loaded or measured.
+    """
+    options.check()
+    settings.check()
+    if not options.dry_run:
+        check_target(options.path, overwrite=options.overwrite)
+    source = locate(options.model, revision=options.revision, trust_remote_code=options.trust_remote_code)
+    if source.loaded is not None:
+        options.check_in_memory()
+    # A model that cannot be measured is refused before anything else is read.
+    _ = source.config, source.index
+    file = None if options.inputs is None else read_inputs(options.inputs)
+    if file is not None and not file.holds_tokens:
+        return _plan_of_arrays(options, settings, source, file)
+    return _plan_of_tokens(options, settings, source, file)
+
+
+def _plan_of_tokens(options: BuildOptions, settings: LabelSettings, source: ModelSource, file: InputFile | None) -> BuildPlan:
+    """The plan of a build on token sequences: those in ``file`` if there is one, else those that the text sources give."""
+    # Read before the model is loaded: a model without a tokenizer cannot be measured on text.
+    tokenizer = source.tokenizer
+    drawn = _drawn(options, source, file)
+    streamed = None
+    if options.stream:
+        streamed = open_streamed(source, dtype=options.dtype, device=options.device)
+        model, ffns = streamed.chain.model, streamed.ffns
+    else:
+        model = _loaded(options, source)
+        ffns = find_ffns(model)
+    loss = choose_loss(model, tokenizer, test_tokens(model), options.loss, causal=streamed.causal if streamed else None)
+    slices = [tensor_slices(model, ffn, source.index) for ffn in ffns]
+    sampled = options.shares.get(SELF, 0)
+    if sampled:
+        drawn.append(_sampled(model, tokenizer, 0 if options.dry_run else sampled, options, source.id))
+    sources, tokens = together(drawn)
+    unsampled = sampled if options.dry_run else 0
+    return BuildPlan(options, settings, source, model, ffns, slices, loss, sources, tokens, unsampled, streamed)
+
+
+def _plan_of_arrays(options: BuildOptions, settings: LabelSettings, source: ModelSource, file: InputFile) -> BuildPlan:
+    """The plan of a build on the arrays in ``file``, which are not token sequences."""
+    if options.stream:
+        raise UsageError(
+            f"--stream runs token sequences, and {file.name} holds {', '.join(sorted(file.arrays))}",
+            hint="leave out --stream, or use --dtype bfloat16 or --device-map auto for a large model",
+        )
+    model = _loaded(options, source)
+    arrays = plan_arrays(model, file, options.loss, options.sequences, options.seed)
+    slices = [tensor_slices(model, ffn, source.index) for ffn in arrays.ffns]
+    return BuildPlan(options, settings, source, model, arrays.ffns, slices, arrays.loss, (arrays.source,), arrays.inputs)
+
+
+def _drawn(options: BuildOptions, source: ModelSource, file: InputFile | None) -> list[Source]:
+    """The sources that can be drawn from before the model is loaded: all but `SELF`."""
+    if file is not None:
+        return [draw_tokens(file, options.sequences, options.seq_len, options.seed, model=source)]
+    check_context(source.config, options.seq_len, source.id)
+    return [
+        draw_text(text, sequences, options.seq_len, options.seed, model=source)
+        for text, sequences in options.shares.items()
+        if text != SELF
+    ]
+
+
+def _loaded(options: BuildOptions, source: ModelSource) -> Any:
+    return load_model(source, dtype=options.dtype, device=options.device, device_map=options.device_map)
+
+
+def _sampled(model: Any, tokenizer: Any, sequences: int, options: BuildOptions, name: str) -> Source:
+    """The source `SELF`: sequences sampled from the model."""
+    total = sequences * (options.seq_len - 1)
+    with progress_bar(total, "tok", "sampling") as bar:
+        ids = sample_sequences(
+            model, tokenizer, sequences, options.seq_len, options.seed, name=name, batch_size=options.batch, progress=bar.update
+        )
+    ids = canonical(ids).ids
+    return Source(SELF, hashlib.sha256(ids.tobytes()).hexdigest(), len(ids), ids)

@@ -1,0 +1,96 @@
+"""One run of the command on a build: how long it takes, on what it runs, and what the runs before it left."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from chanfmt.base.command_line import recorded_command
+from chanfmt.base.version import __version__
+from chanfmt.building.distributed import processes
+from chanfmt.format.records import ProducerRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from chanfmt.building.state import PartialAtlas
+
+
+@dataclass(frozen=True)
+class Session:
+    """One run of the command. A build that is interrupted and continued takes several.
+
+    Attributes:
+        started: When this run started, seconds of the monotonic clock.
+        before: What the runs before this one recorded; None in the first run.
+        history: One entry for each time the build was continued, this run included.
+    """
+
+    started: float
+    before: ProducerRecord | None = None
+    history: tuple[Mapping[str, Any], ...] = ()
+
+
+def begin_session(partial: PartialAtlas | None) -> Session:
+    """Start the clock of this run, which continues ``partial`` unless that is None."""
+    if partial is None:
+        return Session(time.monotonic())
+    line = {
+        "command": recorded_command(),
+        "resumed_at_sequence": partial.state.sequences,
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    return Session(time.monotonic(), partial.producer, (*partial.producer.history, line))
+
+
+def producer_record(session: Session, model: Any) -> ProducerRecord:
+    """What the atlas records of the runs up to now: versions, command, hardware, seconds, peak memory in bytes."""
+    seconds = time.monotonic() - session.started
+    # Kilobytes on Linux, bytes on macOS.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    command = recorded_command()
+    if session.before is not None:
+        seconds += session.before.seconds
+        peak = max(peak, session.before.peak_memory_bytes)
+        command = session.before.command
+    return ProducerRecord(_versions(), command, _hardware(model), seconds, peak, session.history)
+
+
+def environment_of(model: Any) -> dict[str, Any]:
+    """Everything around a build that may change the last bits of a sum: values of `chanfmt.building.state.ENVIRONMENT`."""
+    versions = _versions()
+    return {name: versions[name] for name in ("chanfmt", "torch", "transformers")} | {
+        "threads": torch.get_num_threads(),
+        "hardware": _hardware(model),
+    }
+
+
+def _versions() -> dict[str, str]:
+    import h5py
+    import transformers
+
+    return {
+        "chanfmt": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+        "h5py": h5py.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _hardware(model: Any) -> str:
+    """Kind and number of the devices that hold ``model``, in all processes."""
+    devices = {parameter.device for parameter in model.parameters()}
+    device = next(model.parameters()).device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    count = len(devices) * processes()
+    return f"{count} x {name}" if count > 1 else name

@@ -1,0 +1,92 @@
+"""`surgery apply`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chanfmt.base.text import printable
+from chanfmt.cli.framework import PrintOptions, add_command, parse_options, print_json, print_pairs
+from surgery.cli.options import CutOptions, parse_size
+
+if TYPE_CHECKING:
+    import argparse
+
+    from surgery.cli.push import PublishingOptions
+    from surgery.cut import options as cut
+    from surgery.result.result import Result
+
+EXAMPLES = (
+    "surgery apply half.safetensors --model meta-llama/Llama-3.2-1B -o llama-half",
+    "surgery apply half.safetensors --model ./tuned --fine-tune -o tuned-half",
+)
+
+
+@dataclass(frozen=True)
+class PlanFileOptions:
+    """Which plan."""
+
+    plan: str = field(metadata={"help": "plan written by surgery plan", "positional": "PLAN"})
+
+
+@dataclass(frozen=True)
+class FineTuneOptions:
+    """Which weights the plan accepts."""
+
+    fine_tune: bool = field(
+        default=False,
+        metadata={
+            "help": "accept other weights than the plan's: MODEL is a fine-tune of the plan's model, with the same tensors",
+        },
+    )
+
+
+def add(commands: Any) -> None:
+    add_command(
+        commands,
+        "apply",
+        "cut a model as a plan says",
+        run=_run,
+        options=lambda: (PlanFileOptions, CutOptions, FineTuneOptions),
+        examples=EXAMPLES,
+        description=(
+            "Cut a model as a plan says. The plan is a file from surgery plan, or the kept_channels.safetensors of an earlier result."
+        ),
+    )
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from surgery.cut.prune import apply
+    from surgery.planning.file import load_plan
+
+    plan = load_plan(Path(parse_options(arguments, PlanFileOptions).plan))
+    fine_tune = parse_options(arguments, FineTuneOptions).fine_tune
+    options = parse_options(arguments, CutOptions)
+    result = apply(plan, options.model, options.output, as_data(options, fine_tune=fine_tune), revision=options.revision)
+    tell(result, options, parse_options(arguments, PrintOptions))
+
+
+def as_data(options: CutOptions, *, fine_tune: bool = False) -> cut.CutOptions:
+    """``options`` in the form that the library takes."""
+    from surgery.cut import options as cut
+
+    return cut.CutOptions(options.overwrite, not options.no_verify, fine_tune, parse_size(options.shard_size))
+
+
+def tell(result: Result, options: CutOptions, talk: PrintOptions, publishing: PublishingOptions | None = None) -> None:
+    """Print what was done, and push the result if ``publishing`` asks for it."""
+    from surgery.result.push import PushOptions, push
+    from surgery.result.record import summary_rows
+
+    report, output = result.report, result.directory
+    if not talk.json:
+        print_pairs([*summary_rows(report.plan, report), ["output", str(output)]])
+    where = {"output": str(output)}
+    if publishing and publishing.push is not None:
+        push_options = PushOptions(public=publishing.public, create_pr=publishing.create_pr, no_verify=options.no_verify)
+        where["url"] = push(output, publishing.push or None, push_options).url
+    if talk.json:
+        print_json(report.to_json() | where)
+    elif "url" in where:
+        print(printable(where["url"]))

@@ -1,0 +1,83 @@
+"""Groups of options that several `surgery` commands share."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from chanfmt.base.errors import UsageError
+
+
+@dataclass(frozen=True)
+class AtlasOptions:
+    """Where the scores come from."""
+
+    atlas: str = field(metadata={"help": "importance atlas of the model: a file, or hf://REPO/FILE", "positional": "ATLAS"})
+
+
+@dataclass(frozen=True)
+class CutOptions:
+    """Which model is cut, and where the result goes."""
+
+    model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Hub id, directory or .gguf file of the model (default: the model that the atlas names, from the Hub)",
+            "metavar": "MODEL",
+        },
+    )
+    revision: str | None = field(
+        default=None,
+        metadata={
+            "help": "branch, tag or commit of the model on the Hub (default: the commit that was measured)",
+        },
+    )
+    output: str | None = field(
+        default=None,
+        metadata={
+            "help": "directory to write (default: MODEL-METHOD-PERCENT in the working directory)",
+            "flag": "--output",
+            "short": "-o",
+            "metavar": "DIR",
+        },
+    )
+    shard_size: str | None = field(
+        default=None,
+        metadata={
+            "help": "largest size of a weights file, such as 5GB (default: one output file for each file of the model)",
+            "metavar": "SIZE",
+        },
+    )
+    no_verify: bool = field(
+        default=False,
+        metadata={
+            "help": "do not compare logits with those of the masked dense model",
+        },
+    )
+    overwrite: bool = field(default=False, metadata={"help": "replace the output if it is an earlier result"})
+
+
+@dataclass(frozen=True)
+class ResultsOptions:
+    """Where an experiment's rows go."""
+
+    output: str = field(
+        metadata={
+            "help": "directory for results.csv and results.json; rows that are already there are not measured again",
+            "flag": "--output",
+            "short": "-o",
+            "metavar": "DIR",
+        }
+    )
+    overwrite: bool = field(default=False, metadata={"help": "drop the rows that are already there"})
+
+
+def parse_size(text: str | None) -> int | None:
+    """Size in bytes, from text such as ``5GB`` (decimal), ``500MB`` or ``1GiB``, as transformers takes it. Raises `UsageError`."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"([0-9]+(?:[.][0-9]+)?) ?([KMGT]?)(i?)B", text, re.IGNORECASE)
+    size = int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " ")) if found else 0
+    if size < 1:
+        raise UsageError(f"--shard-size {text!r} is not a size", hint="write it like 5GB, 500MB or 1GiB")
+    return size

@@ -1,0 +1,101 @@
+"""`surgery plan`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chanfmt.base.narrate import say, warn
+from chanfmt.cli.framework import PrintOptions, add_command, parse_options, print_json, print_pairs, print_table
+from surgery.cli.options import AtlasOptions
+
+if TYPE_CHECKING:
+    import argparse
+
+    from chanfmt.format.reader import Atlas
+    from surgery.planning.options import PlanOptions
+    from surgery.planning.plan import PruningPlan
+
+EXAMPLES = (
+    "surgery plan llama.h5 --sparsity 0.5",
+    "surgery plan llama.h5 --sparsity 0.5 --protect supernodes --protect decoder/3:7,12 -o half.safetensors",
+    "surgery plan llama.h5 --sparsity 0.3 --method wanda --allocation global --json",
+)
+
+
+@dataclass(frozen=True)
+class PlanOutputOptions:
+    """Where the plan goes."""
+
+    output: str | None = field(
+        default=None,
+        metadata={
+            "help": "write the plan to this file too",
+            "flag": "--output",
+            "short": "-o",
+            "metavar": "PLAN",
+        },
+    )
+    overwrite: bool = field(default=False, metadata={"help": "replace the output if it exists"})
+
+
+def add(commands: Any) -> None:
+    add_command(
+        commands,
+        "plan",
+        "decide what a cut would remove, from the atlas alone",
+        run=_run,
+        options=_options,
+        examples=EXAMPLES,
+        description=(
+            "Decide from the atlas alone what a cut would remove. Print the plan, and write it to a file for surgery apply."
+        ),
+    )
+
+
+def _options() -> tuple[type, ...]:
+    from surgery.planning.options import PlanOptions
+
+    return AtlasOptions, PlanOptions, PlanOutputOptions
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from chanfmt.base.files import check_target
+    from chanfmt.hub.locate import open_atlas
+    from surgery.planning.file import save_plan
+    from surgery.planning.options import PlanOptions
+
+    options = parse_options(arguments, PlanOutputOptions)
+    talk = parse_options(arguments, PrintOptions)
+    if options.output:
+        check_target(Path(options.output), overwrite=options.overwrite)
+    with open_atlas(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
+        plan = plan_and_warn(atlas, parse_options(arguments, PlanOptions))
+    if options.output:
+        save_plan(plan, Path(options.output))
+        say(f"wrote {options.output}; apply it with: surgery apply {options.output} --model MODEL -o DIR")
+    print_plan(plan, talk)
+
+
+def plan_and_warn(atlas: Atlas, options: PlanOptions) -> PruningPlan:
+    """Make a plan from ``atlas``, and tell its warnings."""
+    from surgery.planning.plan import make_plan
+
+    plan = make_plan(atlas, options)
+    for warning in plan.warnings:
+        warn(warning)
+    return plan
+
+
+def print_plan(plan: PruningPlan, talk: PrintOptions) -> None:
+    """Print ``plan``: one row for each layer, then the totals."""
+    from surgery.planning.plan import layer_rows
+    from surgery.result.record import plan_json, summary_rows
+
+    if talk.json:
+        print_json(plan_json(plan))
+        return
+    print_table(*layer_rows(plan))
+    print()
+    print_pairs(summary_rows(plan))

@@ -1,0 +1,76 @@
+"""`surgery prune`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from chanfmt.cli.framework import PrintOptions, add_command, parse_options
+from surgery.cli.apply import as_data, tell
+from surgery.cli.options import AtlasOptions, CutOptions
+from surgery.cli.plan import plan_and_warn, print_plan
+from surgery.cli.push import PublishingOptions
+
+if TYPE_CHECKING:
+    import argparse
+
+EXAMPLES = (
+    "surgery prune llama.h5 --sparsity 0.5 --dry-run",
+    "surgery prune llama.h5 --sparsity 0.5 --protect supernodes --recover lstsq -o llama-half",
+    "surgery prune small.h5 --model SmolLM2.gguf --sparsity 0.25 -o small-quarter --push",
+)
+
+
+@dataclass(frozen=True)
+class DryRunOptions:
+    """Whether to stop before the cut."""
+
+    dry_run: bool = field(default=False, metadata={"help": "print the plan and stop"})
+
+
+def add(commands: Any) -> None:
+    add_command(
+        commands,
+        "prune",
+        "cut a model: plan, cut, recover, check, push",
+        run=_run,
+        options=_options,
+        examples=EXAMPLES,
+        description=(
+            "Cut a model by its importance atlas: plan which channels go, write the smaller model, refit it if asked, and check it."
+        ),
+    )
+
+
+def _options() -> tuple[type, ...]:
+    from surgery.planning.options import PlanOptions
+    from surgery.recovery.options import RecoveryOptions
+
+    return AtlasOptions, PlanOptions, CutOptions, RecoveryOptions, PublishingOptions, DryRunOptions
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from chanfmt.hub.locate import open_atlas
+    from surgery.planning.options import PlanOptions
+    from surgery.recovery.options import RecoveryOptions
+
+    options = parse_options(arguments, CutOptions)
+    talk = parse_options(arguments, PrintOptions)
+    dry_run = parse_options(arguments, DryRunOptions).dry_run
+    plan_options = parse_options(arguments, PlanOptions)
+    recovery_options = parse_options(arguments, RecoveryOptions)
+    plan_options.check()
+    recovery_options.check()
+    publishing = parse_options(arguments, PublishingOptions)
+    publishing.check(login=not dry_run)
+    with open_atlas(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
+        if dry_run:
+            print_plan(plan_and_warn(atlas, plan_options), talk)
+            return
+        from surgery.cut.prune import prune
+
+        cut_options = as_data(options)
+        result = prune(
+            atlas, options.model, options.output, plan_options, cut_options, recovery_options, revision=options.revision
+        )
+    tell(result, options, talk, publishing)

@@ -1,0 +1,68 @@
+"""`surgery restore`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chanfmt.base.narrate import say
+from chanfmt.cli.framework import PrintOptions, add_command, parse_options, print_json
+from surgery.cli.options import parse_size
+
+if TYPE_CHECKING:
+    import argparse
+
+EXAMPLES = (
+    "surgery restore llama-half -o llama-full-width",
+    "surgery restore ./tuned-half -o tuned-full-width --shard-size 5GB",
+)
+
+
+@dataclass(frozen=True)
+class RestoreOptions:
+    """What is restored, and where the result goes."""
+
+    directory: str = field(
+        metadata={"help": "result of surgery prune or apply; it may have been trained since", "positional": "DIR"}
+    )
+    output: str = field(metadata={"help": "directory to write", "flag": "--output", "short": "-o", "metavar": "DIR"})
+    shard_size: str | None = field(
+        default=None,
+        metadata={
+            "help": "largest size of a weights file, such as 5GB (default: one output file for each file of DIR)",
+            "metavar": "SIZE",
+        },
+    )
+    no_verify: bool = field(default=False, metadata={"help": "do not compare logits with those of DIR"})
+    overwrite: bool = field(default=False, metadata={"help": "replace the output if it is an earlier result"})
+
+
+def add(commands: Any) -> None:
+    add_command(
+        commands,
+        "restore",
+        "give a cut model its full width back, with zeros for removed channels",
+        run=_run,
+        options=lambda: (RestoreOptions,),
+        examples=EXAMPLES,
+        description=("Write a cut model at its original width again, with zeros in place of the channels that were removed."),
+    )
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from chanfmt.hub.locate import locate_model
+    from surgery.cut.options import CutOptions
+    from surgery.cut.restore import restore
+
+    options = parse_options(arguments, RestoreOptions)
+    talk = parse_options(arguments, PrintOptions)
+    output = Path(options.output)
+    restored = restore(
+        locate_model(options.directory),
+        output,
+        CutOptions(options.overwrite, not options.no_verify, shard_bytes=parse_size(options.shard_size)),
+    )
+    say(f"wrote {output}")
+    if talk.json:
+        print_json(restored.to_json() | {"output": str(output)})

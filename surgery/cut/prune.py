@@ -1,0 +1,114 @@
+"""From an atlas, or from a plan, to a smaller model that is on disk and checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chanfmt.base.narrate import say, warn
+from surgery.cut.apply import apply_plan, check_output
+from surgery.cut.options import CUT_DEFAULTS, CutOptions
+from surgery.cut.source import find_model
+from surgery.planning.plan import make_plan
+from surgery.recovery.options import NO_RECOVERY, RecoveryOptions, plan_recovery
+from surgery.result.names import default_name
+from surgery.result.result import Result
+
+if TYPE_CHECKING:
+    import os
+
+    from chanfmt.format.reader import Atlas
+    from chanfmt.models.source import ModelSource
+    from surgery.planning.options import PlanOptions
+    from surgery.planning.plan import PruningPlan
+    from surgery.recovery.options import BiasRecovery, Refit
+
+    Model = ModelSource | str | os.PathLike[str]
+
+
+def prune(
+    atlas: Atlas,
+    model: Model | None,
+    output: str | os.PathLike[str] | None,
+    plan_options: PlanOptions,
+    cut_options: CutOptions = CUT_DEFAULTS,
+    recovery_options: RecoveryOptions = NO_RECOVERY,
+    *,
+    revision: str | None = None,
+) -> Result:
+    """Cut the model of ``atlas`` and publish the smaller model as a directory, whole or not at all.
+
+    The open ``atlas`` gives the scores, the tokens or sums of the recovery, and the copy that travels with the result.
+    If the file changes in between, nothing is written.
+
+    Args:
+        atlas: A complete atlas, open until this returns.
+        model: The model that the atlas measured: its files, a Hub id, a directory or a ``.gguf`` file. None for the model
+            that the atlas names, from the Hub, at the commit that was measured.
+        output: Directory to write; None for `surgery.result.names.default_name` in the current directory.
+        plan_options: Which channels are removed.
+        cut_options: How the result is written and checked.
+        recovery_options: How the kept channels are refitted.
+        revision: Branch, tag or commit on the Hub, in place of the measured one.
+
+    Returns:
+        The result, with the record of what was removed, written and checked.
+
+    Raises:
+        UsageError: An option has no meaning for this model, the protected channels do not fit, or ``output`` cannot be written.
+        AtlasError: The atlas is unfinished, lacks what an option needs, or changed on disk.
+        ModelError: The model cannot be had, is not the atlas's model, or stock code could not load the result.
+        CheckError: The result did not pass its checks.
+        ChanfmtError: The disk is full or fails.
+    """
+    recovery_options.check()
+    plan = make_plan(atlas, plan_options)
+    for warning in plan.warnings:
+        warn(warning)
+    recovery = plan_recovery(recovery_options, atlas, plan)
+    return apply(plan, model, output, cut_options, revision=revision, atlas=atlas, recovery=recovery)
+
+
+def apply(
+    plan: PruningPlan,
+    model: Model | None = None,
+    output: str | os.PathLike[str] | None = None,
+    options: CutOptions = CUT_DEFAULTS,
+    *,
+    revision: str | None = None,
+    atlas: Atlas | None = None,
+    recovery: Refit | BiasRecovery | None = None,
+) -> Result:
+    """Cut a model as ``plan`` says and publish the smaller model as a directory, whole or not at all.
+
+    Args:
+        plan: Which channels stay.
+        model: The plan's model, or with ``options.fine_tune`` a fine-tune of it: its files, a Hub id, a directory or a
+            ``.gguf`` file. None for the model that the plan names, from the Hub, at the commit that was measured.
+        output: Directory to write; None for `surgery.result.names.default_name` in the current directory.
+        options: How the result is written and checked.
+        revision: Branch, tag or commit on the Hub, in place of the measured one.
+        atlas: The plan's atlas, open until this returns. The result gets a copy of it.
+        recovery: How the kept channels are refitted, from `surgery.recovery.options.plan_recovery`; None for not at all.
+
+    Returns:
+        The result, with the record of what was removed, written and checked.
+
+    Raises:
+        UsageError: ``output`` cannot be written, or the plan names no model that can be found.
+        AtlasError: ``atlas`` is not the plan's, or changed on disk.
+        ModelError: The model cannot be had, is not the plan's model, or stock code could not load the result.
+        CheckError: The result did not pass its checks.
+        ChanfmtError: The disk is full or fails.
+    """
+    directory = Path(output or default_name(plan))
+    # Check the output before a download.
+    check_output(directory, overwrite=options.overwrite)
+    source = find_model(plan.model, model, revision)
+    say(f"cutting {source.id}")
+    if source.revision and (source.source, source.id) == (plan.model.source, plan.model.id):
+        plan = dataclasses.replace(plan, model=dataclasses.replace(plan.model, revision=source.revision))
+    report = apply_plan(plan, source, directory, options, atlas=atlas, recovery=recovery)
+    say(f"wrote {directory}")
+    return Result(directory, report, None)

@@ -1,0 +1,119 @@
+"""What an evaluation says of one model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from surgery.evaluation.html import html_table
+from surgery.evaluation.perplexity import perplexity_text
+
+if TYPE_CHECKING:
+    from surgery.evaluation.perplexity import BlockLosses, Comparison
+    from surgery.evaluation.protocol import EvaluationTokens
+    from surgery.evaluation.tasks import TaskResult
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Evaluation:
+    """The result of one model.
+
+    Attributes:
+        model: Name of the model, as given.
+        fingerprint: Fingerprint of the checkpoint (`chanfmt.models.safetensors.fingerprint`); None for a model that
+            was passed in memory.
+        parameters: Number of parameters; a tied parameter counts once.
+        tokens: The tokens that the model was evaluated on.
+        losses: Loss of every block of tokens.
+        comparison: Comparison with the first model; None for the first model itself, and if the tokens differ.
+        seconds: Time in forward passes, in seconds.
+        tokens_per_second: Speed after the first block, because a device warms up in the first block; the speed of the
+            first block if there is only one.
+        peak_memory_bytes: Largest memory use while the blocks ran, including the weights; None if the system does not
+            record it.
+        memory: What ``peak_memory_bytes`` is: ``rss`` of the process, or ``cuda`` for what torch allocated on the GPU.
+        cut: What ``surgery.json`` in the model's directory says of the removed channels; None without such a file.
+        tasks: Results of lm-eval.
+    """
+
+    model: str
+    fingerprint: str | None
+    parameters: int
+    tokens: EvaluationTokens
+    losses: BlockLosses
+    comparison: Comparison | None
+    seconds: float
+    tokens_per_second: float
+    peak_memory_bytes: int | None
+    memory: str
+    cut: dict[str, Any] | None
+    tasks: tuple[TaskResult, ...] = ()
+
+    def __repr__(self) -> str:
+        return (
+            f"<Evaluation of {self.model!r}: perplexity {perplexity_text(self.perplexity)} over {len(self.tokens.ids):,} tokens>"
+        )
+
+    def _repr_html_(self) -> str:
+        bits = self.bits_per_byte
+        rows = [
+            ["parameters", f"{self.parameters:,}"],
+            ["perplexity", perplexity_text(self.perplexity)],
+            ["nats per token", f"{self.losses.mean:.4f}"],
+            ["standard error", "-" if math.isnan(self.losses.standard_error) else f"{self.losses.standard_error:.4f}"],
+            ["bits per byte", "-" if bits is None else f"{bits:.4f}"],
+            ["tokens", f"{len(self.tokens.ids):,}"],
+        ]
+        return html_table([self.model, ""], rows)
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean NLL per predicted token; infinity beyond float64."""
+        return self.losses.perplexity
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Summed NLL of the predicted tokens in bits, per UTF-8 byte of their text; None if the bytes are not known."""
+        size = self.tokens.predicted_bytes
+        return float(self.losses.nll.sum()) / (math.log(2) * size) if size else None
+
+    def to_json(self, seed: int) -> dict[str, Any]:
+        """The entry of ``models`` that ``surgery eval --json`` prints. ``seed`` is the seed of the bootstrap."""
+        tokens, losses = self.tokens, self.losses
+        return {
+            "model": self.model,
+            "fingerprint": self.fingerprint,
+            "parameters": self.parameters,
+            "text_tokens": tokens.text_tokens,
+            "tokens": len(tokens.ids),
+            "tokens_sha256": tokens.sha256,
+            "predicted": int(losses.predicted.sum()),
+            "predicted_bytes": tokens.predicted_bytes,
+            "blocks": len(losses.nll),
+            "nll": losses.mean,
+            "nll_standard_error": losses.standard_error,
+            "perplexity": losses.perplexity,
+            "bits_per_byte": self.bits_per_byte,
+            "against_first": _comparison_data(self.comparison, seed) if self.comparison else None,
+            "seconds": self.seconds,
+            "tokens_per_second": self.tokens_per_second,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "memory": self.memory,
+            "cut": self.cut,
+            "tasks": [asdict(result) for result in self.tasks],
+        }
+
+
+def _comparison_data(comparison: Comparison, seed: int) -> dict[str, Any]:
+    ratio, low, high = comparison.ratio
+    return {
+        "nll_difference": comparison.difference,
+        "nll_difference_interval": [comparison.low, comparison.high],
+        "perplexity_ratio": ratio,
+        "perplexity_ratio_interval": [low, high],
+        "interval": f"percentile bootstrap over blocks, paired, {comparison.confidence:.0%}",
+        "blocks": comparison.blocks,
+        "resamples": comparison.resamples,
+        "seed": seed,
+    }

@@ -1,0 +1,172 @@
+"""The cuts that a sweep compares, each planned once before any of them is measured."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from chanfmt.base.errors import UsageError
+from surgery.experiments.columns import channels_sha256
+from surgery.planning.grids import parse_names, parse_seeds, parse_shares
+from surgery.planning.options import PlanOptions
+from surgery.planning.plan import make_plan
+from surgery.planning.selectors import file_name
+from surgery.recovery.options import RECOVERIES, BiasRecovery, RecoveryOptions, Refit, plan_recovery
+
+if TYPE_CHECKING:
+    from chanfmt.format.reader import Atlas
+    from surgery.planning.plan import PruningPlan
+
+DENSE = "dense"
+SEEDED = "random"
+"""The method that depends on a seed."""
+KEY = ("method", "protect", "sparsity_asked", "recover", "seed")
+_PLAN = {item.name: item.metadata for item in dataclasses.fields(PlanOptions)}
+_SHARED = ("allocation", "max_layer_sparsity", "layers", "stack", "multiple_of")
+"""Options of a plan that all runs of a sweep have in common."""
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """Which cuts to compare."""
+
+    methods: str = field(
+        default="scar-prot,wanda,activation,magnitude,random",
+        metadata={
+            "help": "methods to compare, between commas",
+            "metavar": "METHODS",
+        },
+    )
+    sparsity: str = field(
+        default="0.1:0.7:0.1",
+        metadata={
+            "help": "shares to remove: FIRST:LAST:STEP, or numbers between commas",
+            "metavar": "GRID",
+        },
+    )
+    protect: tuple[str, ...] = field(
+        default=("none",),
+        metadata={
+            "help": "protection to run every method under, as in surgery plan; repeat the option to compare several",
+            "metavar": "WHAT",
+            "repeat": True,
+        },
+    )
+    recover: str = field(
+        default="none",
+        metadata={
+            "help": f"recoveries to compare, between commas: {', '.join(RECOVERIES)}",
+            "metavar": "HOW",
+        },
+    )
+    seeds: str = field(default="0", metadata={"help": "seeds of the method random, such as 0,1,2 or 0-4", "metavar": "SEEDS"})
+    allocation: str = field(default="uniform", metadata=_PLAN["allocation"])
+    max_layer_sparsity: float | None = field(default=None, metadata=_PLAN["max_layer_sparsity"])
+    layers: str | None = field(default=None, metadata=_PLAN["layers"])
+    stack: tuple[str, ...] = field(default=(), metadata=_PLAN["stack"])
+    multiple_of: int | None = field(default=None, metadata=_PLAN["multiple_of"])
+
+    def shared(self) -> dict[str, Any]:
+        """The options that all plans have in common, by the names of `PlanOptions`."""
+        return {name: getattr(self, name) for name in _SHARED}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cut of a sweep.
+
+    Attributes:
+        key: The values that identify its row, by the names in `KEY`.
+        options: Options of its plan; None for the dense model.
+        recovery: How to make up for the cut.
+        channels_sha256: Digest of what the cut removes, see `surgery.experiments.columns.channels_sha256`; empty before the
+            cut is planned.
+    """
+
+    key: dict[str, Any]
+    options: PlanOptions | None
+    recovery: RecoveryOptions = field(default_factory=RecoveryOptions)
+    channels_sha256: str = ""
+
+
+def runs_of(options: SweepOptions) -> tuple[Run, ...]:
+    """The cuts of a sweep in order, not yet planned.
+
+    Raises:
+        UsageError: An option has no meaning.
+    """
+    methods, seeds = parse_names(options.methods), parse_seeds(options.seeds)
+    recoveries = [RecoveryOptions(name) for name in parse_names(options.recover)]
+    for recovery in recoveries:
+        recovery.check()
+    shares = parse_shares(options.sparsity, "--sparsity")
+    if not methods:
+        raise UsageError("--methods names no method", hint="write the names as in scar-prot,wanda")
+    if not recoveries:
+        raise UsageError("--recover names no recovery", hint="write the names as in none,lstsq")
+    runs = []
+    for method in methods:
+        for protect in dict.fromkeys(options.protect):
+            for sparsity in shares:
+                for seed in seeds if method == SEEDED else (None,):
+                    plan = PlanOptions(sparsity, method, protect=(protect,), seed=seed or 0, **options.shared())
+                    plan.check()
+                    for recovery in recoveries:
+                        # The directory of a protect file says nothing about what was protected.
+                        values = (method, file_name(protect), sparsity, recovery.recover, seed)
+                        runs.append(Run(dict(zip(KEY, values, strict=True)), plan, recovery))
+    if len({tuple(run.key.values()) for run in runs}) < len(runs):
+        raise UsageError(
+            "two files of --protect have the same name, so their rows would look alike", hint="rename one of the files"
+        )
+    return tuple(runs)
+
+
+def plan_runs(atlas: Atlas, options: SweepOptions) -> tuple[tuple[Run, ...], tuple[str, ...]]:
+    """Plan every cut of a sweep, so that no cut fails after hours. Returns the runs, the dense model first, and warnings.
+
+    Raises:
+        UsageError: An option has no meaning, or a plan is not possible. The message names the cut.
+        AtlasError: The atlas lacks what a method needs.
+    """
+    planned = [Run(dict(zip(KEY, (DENSE, "none", 0.0, "none", None), strict=True)), None, channels_sha256=channels_sha256({}))]
+    warnings: dict[str, None] = {}
+    for run in runs_of(options):
+        assert run.options is not None
+        try:
+            plan = make_plan(atlas, run.options)
+            recovery = plan_recovery(run.recovery, atlas, plan)
+        except UsageError as error:
+            what = f"{run.key['method']} at {run.key['sparsity_asked']:g} with {run.key['protect']} protected"
+            raise UsageError(f"{what}: {error.message}", hint=error.hint) from None
+        warnings |= dict.fromkeys(f"{run.key['method']}: {warning}" for warning in plan.warnings)
+        # A file of --protect may have changed since a row was measured, so the digest is of the channels and not of the names.
+        refit = run.recovery.recover if isinstance(recovery, Refit) else ""
+        digest = channels_sha256(removed_of(atlas, plan), means_of(atlas, plan, recovery), refit)
+        planned.append(dataclasses.replace(run, channels_sha256=digest))
+    return tuple(planned), tuple(warnings)
+
+
+def means_of(atlas: Atlas, plan: PruningPlan, recovery: Refit | BiasRecovery | None) -> dict[int, np.ndarray] | None:
+    """Block index to the values that replace removed channels; None for 0. A bias of their mean output equals their mean in place."""
+    if not isinstance(recovery, BiasRecovery):
+        return None
+    return {
+        block.index: recovery.means[planned.name]
+        for block, planned in zip(atlas.blocks, plan.blocks, strict=True)
+        if planned.is_cut
+    }
+
+
+def removed_of(atlas: Atlas, plan: PruningPlan) -> dict[int, np.ndarray]:
+    """Block index to a mask of the channels that ``plan`` removes, bool of `Block.shape`, for the FFNs that it cuts."""
+    removed = {}
+    for block, planned in zip(atlas.blocks, plan.blocks, strict=True):
+        if planned.is_cut:
+            mask = np.ones(block.shape, dtype=bool)
+            np.put_along_axis(mask, planned.kept.astype(np.int64), False, axis=-1)
+            removed[block.index] = mask
+    return removed

@@ -1,0 +1,113 @@
+"""What a cut is asked to be: the options of a plan, their defaults and their ranges."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from chanfmt.base.choices import unknown
+from chanfmt.base.errors import UsageError
+from surgery.planning.methods import METHODS, find_method
+from surgery.planning.selectors import SYNTAX
+from surgery.planning.width import check_sparsity
+
+ALLOCATIONS = ("uniform", "global")
+"""Ways to share the removal among the FFNs."""
+MAX_LAYER_SPARSITY = 0.7
+"""Largest share of an FFN that global allocation removes, unless the options name another."""
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What to cut.
+
+    ``protect``, ``unprotect`` and ``stack`` take one text, or any iterable of texts.
+    """
+
+    sparsity: float = field(metadata={"help": "share of the FFN channels to remove, such as 0.5", "metavar": "S"})
+    method: str = field(
+        default="scar-prot",
+        metadata={"help": f"score that ranks the channels: {', '.join(METHODS)}", "metavar": "METHOD"},
+    )
+    protect: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": f"channels that are never removed; repeat for the union of several: {SYNTAX.replace('%', '%%')}",
+            "metavar": "WHAT",
+            "repeat": True,
+        },
+    )
+    unprotect: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "channels that --protect and the method do not protect after all, in the same syntax; repeat for more",
+            "metavar": "WHAT",
+            "repeat": True,
+        },
+    )
+    allocation: str = field(
+        default="uniform",
+        metadata={
+            "help": "uniform: remove the same share of every FFN; global: remove the lowest scores of all FFNs together",
+            "choices": ALLOCATIONS,
+        },
+    )
+    max_layer_sparsity: float | None = field(
+        default=None,
+        metadata={
+            "help": f"largest share of one FFN that --allocation global removes (default: {MAX_LAYER_SPARSITY})",
+            "metavar": "S",
+        },
+    )
+    layers: str | None = field(
+        default=None,
+        metadata={
+            "help": "cut only these layers, such as 0-7,12; the other layers keep every channel",
+            "metavar": "LAYERS",
+        },
+    )
+    stack: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "cut only the FFNs of this stack; repeat for more",
+            "metavar": "NAME",
+            "repeat": True,
+        },
+    )
+    invert: bool = field(
+        default=False,
+        metadata={
+            "help": "remove exactly the channels that would be kept, and keep the others",
+        },
+    )
+    multiple_of: int | None = field(
+        default=None,
+        metadata={
+            "help": "round kept widths to a multiple of N (default: up to 256, if that moves the width by less than 2%%)",
+            "metavar": "N",
+        },
+    )
+    seed: int = field(default=0, metadata={"help": "seed of the method random"})
+
+    def __post_init__(self) -> None:
+        for name in ("protect", "unprotect", "stack"):
+            value = getattr(self, name)
+            texts = (value,) if isinstance(value, str | os.PathLike) else value
+            object.__setattr__(self, name, tuple(os.fspath(text) for text in texts))
+
+    def check(self) -> None:
+        """Raise `UsageError` for a value outside its range."""
+        check_sparsity(self.sparsity)
+        find_method(self.method)
+        if self.seed < 0:
+            raise UsageError(f"--seed must be 0 or more, not {self.seed}")
+        if self.multiple_of is not None and self.multiple_of < 1:
+            raise UsageError(f"--multiple-of must be at least 1, not {self.multiple_of}")
+        if self.allocation not in ALLOCATIONS:
+            raise unknown("allocation", self.allocation, ALLOCATIONS)
+        if self.max_layer_sparsity is None:
+            return
+        if self.allocation == "uniform":
+            raise UsageError("--max-layer-sparsity has no effect if all FFNs lose the same share", hint="add --allocation global")
+        if not 0 < self.max_layer_sparsity <= 1:
+            raise UsageError(f"--max-layer-sparsity must be above 0 and at most 1, not {self.max_layer_sparsity:g}")
