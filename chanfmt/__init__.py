@@ -26,7 +26,6 @@ from chanfmt.base.version import __version__
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Iterator
-    from pathlib import Path
 
     from transformers import PreTrainedModel
 
