@@ -18,6 +18,7 @@ import chanfmt
 from chanfmt.cli.main import main
 from chanfmt.hub.atlases import atlas_card
 from chanfmt.hub.names import HubFile
+from chanfmt.models.source import ModelSource
 from surgery.cut.apply import apply_plan
 from surgery.planning.options import PlanOptions
 from surgery.planning.plan import make_plan

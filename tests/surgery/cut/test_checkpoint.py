@@ -307,7 +307,7 @@ def test_indexes_that_do_not_match_their_shards(tmp_path: Path) -> None:
     weight_map = json.loads(path.read_text())["weight_map"]
     for wrong in ({"0.up": "part-1.safetensors"}, {"nowhere": "part-1.safetensors"}):
         path.write_text(json.dumps({"weight_map": weight_map | wrong}))
-        with pytest.raises(ModelError, match="holds '0.up', but part-1.safetensors does not"):
+        with pytest.raises(ModelError, match=r"holds '[^']+', but part-1\.safetensors does not"):
             CheckpointIndex.open(tmp_path / "in")
     path.write_text(json.dumps({"weight_map": weight_map}))
     save_file(
