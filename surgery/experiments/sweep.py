@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import UsageError
 from chanfmt.base.narrate import progress_bar, say, warn
-from surgery.evaluation.perplexity import perplexity_text
+from chanfmt.base.text import perplexity_text
 from surgery.experiments.columns import finite
 from surgery.experiments.results import Results, check_directory
 from surgery.experiments.spelled import spelled
