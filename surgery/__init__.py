@@ -1,7 +1,8 @@
-"""Remove the FFN channels of a language model that its importance atlas says matter least, and measure the result.
+"""Remove the FFN channels of a model that matter least according to its importance atlas, and measure the result.
 
-Each function takes an atlas (from `chanfmt.open` or `chanfmt.build`) open, as a path, or as an address on the Hub. A model
-is a Hub id, a directory, a ``.gguf`` file, or, where the text says so, a transformers model in memory.
+`plan` and `prune` take an atlas open (from `chanfmt.open` or `chanfmt.build`), as a path, or as an address on the Hub. `sweep`
+and `ablate` take an open atlas. A model is a Hub id, a directory or a ``.gguf`` file. `prune_`, `evaluate`, `sweep` and
+`ablate` also take a transformers model in memory.
 
 >>> import surgery
 >>> plan = surgery.plan("smollm2.h5", sparsity=0.5)  # doctest: +SKIP
