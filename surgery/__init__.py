@@ -93,7 +93,8 @@ def plan(
         layers: Layers to cut, such as ``0-7,12``; None for all.
         stack: Stacks to cut; none given means all.
         invert: Whether to remove exactly the channels that would be kept.
-        multiple_of: Round kept widths to a multiple of this (default: up to 256, if that moves the width by less than 2%).
+        multiple_of: Round kept widths to a multiple of this (default: the largest of 256, 128, 64 and 32 that divides the
+            full width and moves the kept width by less than 2%, or 1).
         seed: Seed of the method ``random``.
 
     Returns:

@@ -30,7 +30,7 @@ class PushedOptions:
     repo: str | None = field(
         default=None,
         metadata={
-            "help": "USER/NAME, or NAME of yours (default: MODEL-METHOD-PERCENT)",
+            "help": "USER/NAME, or NAME for a repository of yours (default: MODEL-METHOD-PERCENT)",
             "positional": "REPO",
             "nargs": "?",
         },
@@ -44,7 +44,7 @@ class PublishingOptions(VisibilityOptions):
     push: str | None = field(
         default=None,
         metadata={
-            "help": "push the result to USER/NAME, or to NAME of yours (default name: MODEL-METHOD-PERCENT)",
+            "help": "push the result to REPO: USER/NAME, or NAME for a repository of yours (default: MODEL-METHOD-PERCENT)",
             "metavar": "REPO",
             "nargs": "?",
         },
