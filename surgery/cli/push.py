@@ -24,7 +24,7 @@ EXAMPLES = (
 
 @dataclass(frozen=True)
 class PushedOptions:
-    """What is pushed, and where to."""
+    """Which result, and where it goes."""
 
     directory: str = field(metadata={"help": "result of surgery prune or apply", "positional": "DIR"})
     repo: str | None = field(

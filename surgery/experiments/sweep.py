@@ -89,7 +89,7 @@ def sweep(
         protect: Protections to run every method under, as in ``surgery plan``.
         recover: How to make up for each cut: ``none``, ``bias``, ``lstsq``. ``lstsq`` needs the files of the model.
         seeds: Seeds of the method ``random``.
-        allocation, max_layer_sparsity, layers, stack, multiple_of: As for `surgery.planning.plan.PlanOptions`.
+        allocation, max_layer_sparsity, layers, stack, multiple_of: As for `surgery.planning.options.PlanOptions`.
         seq_len: Tokens in a block, at least 2.
         max_tokens: Tokens of the text to use at most; 0 means all.
         device, dtype: For a model that is loaded here.
