@@ -1,8 +1,9 @@
 """Measure which FFN channels of a model matter, and work with the answer.
 
-The answer is an importance atlas: one HDF5 file with sums, metrics and labels for every channel. Each function here takes
-an atlas as an open `Atlas`, as a path, or as an address on the Hub (``hf://datasets/USER/NAME[@REVISION]/FILE``). An atlas
-that a function opens from a name is closed again.
+The answer is an importance atlas: one HDF5 file with sums, metrics and labels for every channel. `merge`, `relabel`,
+`compare` and `report` take an atlas as an open `Atlas`, as a path, or as an address on the Hub
+(``hf://datasets/USER/NAME[@REVISION]/FILE``), and close an atlas that they open by name. `validate` takes a path or an
+address.
 
 >>> import chanfmt
 >>> with chanfmt.build("HuggingFaceTB/SmolLM2-135M", "smollm2.h5") as atlas:  # doctest: +SKIP
@@ -105,7 +106,7 @@ def build(
     """Measure every FFN channel of a model in one pass over calibration text, and write the atlas.
 
     The pass is a forward pass and an activation-only backward pass: about 4 FLOP per parameter and token. LP is in nats^2
-    per token, and does not depend on batch size or sequence length (paper equation 3; spec section "Metrics").
+    per token, and does not depend on batch size or sequence length (paper equation 4; spec section "Metrics").
 
     Args:
         model: A Hub id, a directory, a ``.gguf`` file, or a loaded transformers model, which is left as it was.
@@ -127,7 +128,7 @@ def build(
         alpha, gamma: Floor and exponent of the protection factor (paper equation 10).
         batch_size: Sequences in a batch; ``auto`` fits the memory.
         device, device_map, dtype: As for ``atlas build``.
-        stream: Whether to keep one block of the model in memory at a time.
+        stream: Whether to keep only one block of the model in memory at a time.
         store_tokens: Whether the atlas holds the token ids, or only their hashes.
         trust_remote_code: Whether code from the model's repository may run.
         resume: Whether to continue an interrupted build from the partial atlas next to ``out``.

@@ -2,7 +2,7 @@
 
     python examples/train.py DIR
 
-The model has four layers of 512 FFN channels, 1.2 million parameters, and a byte-level BPE of 1,024 tokens. AdamW trains it
+The model has four layers of 512 FFN channels, 1.1 million parameters, and a byte-level BPE of 1,024 tokens. AdamW trains it
 for 1,024 steps of 2,048 tokens, which takes a few minutes on two cores. The checkpoints after 1, 2, 4, ... 1,024 steps are
 written to DIR/checkpoint-STEP; transformers can load each directory.
 """

@@ -91,7 +91,7 @@ def plan(
         allocation: ``uniform`` removes the same share of every FFN; ``global`` removes the lowest scores of all FFNs.
         max_layer_sparsity: Largest share of one FFN that ``global`` removes (default: 0.7).
         layers: Layers to cut, such as ``0-7,12``; None for all.
-        stack: Stacks to cut; none given means all.
+        stack: Stacks to cut; empty for all.
         invert: Whether to remove exactly the channels that would be kept.
         multiple_of: Round kept widths to a multiple of this (default: the largest of 256, 128, 64 and 32 that divides the
             full width and moves the kept width by less than 2%, or 1).
@@ -141,10 +141,11 @@ def prune(
     progress: bool | None = None,
     **planning: Any,
 ) -> Result:
-    """Cut a model and write the smaller checkpoint, which stock ``from_pretrained`` loads. Whole or not at all.
+    """Cut a model and write the smaller checkpoint, which stock ``from_pretrained`` loads.
 
-    The checkpoint is streamed tensor by tensor. Before ``out`` gets its name, its shapes are checked against the stock
-    class, and its logits against those of the dense model with the same channels masked (relative error at most 1e-4).
+    The checkpoint is streamed tensor by tensor, and published whole or not at all. Before ``out`` gets its name, its shapes
+    are checked against the stock class, and its logits against those of the dense model with the same channels masked
+    (relative error at most 1e-4).
 
     Args:
         model: The model that the atlas measured. None for the model that the atlas names, from the Hub.

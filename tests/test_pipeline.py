@@ -78,7 +78,7 @@ def test_pruned_equals_masked_dense(model_type, tiny_checkpoint, tiny_atlas, pru
         mask = torch.zeros(block.n_channels)
         mask[channels.tolist()] = 1
         write = next(item.parameter for item in block.tensors if item.role == "write").removesuffix(".weight")
-        # Masked where the write reads them: no weight is touched, so this is not surgery's own check again.
+        # The channels are masked at the input of the write projection, so this check is independent of surgery's own check.
         dense.get_submodule(write).register_forward_pre_hook(lambda module, args, mask=mask: (args[0] * mask,))
     ids = random_tokens(2, 40)
     with torch.no_grad():

@@ -90,7 +90,7 @@ def content(
         leading = (len(kind.layers), *([kind.experts] if kind.kind == "experts" else []))
         arrays = {}
         for name, first in ffns[0].items():
-            # FFNs come before the channels, and after splits, support sizes or places where there are any.
+            # FFNs come before the channels, and after splits, support sizes or places if there are any.
             tail = np.ndim(first) - (name in ("tokens_split", "sum_q2_split", "connectivity_at", *NEAREST, *NEAREST.values()))
             stacked = np.stack([ffn[name] for ffn in ffns], axis=-1 - tail)
             shape = stacked.shape

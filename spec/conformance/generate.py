@@ -379,7 +379,7 @@ def config(text: str):
 
 
 def tie(u: np.ndarray, s: np.ndarray) -> None:
-    """Three channels share the largest lp where two become supernodes."""
+    """Three channels share the largest lp, and only two become supernodes."""
     u[:, [1, 4, 6]], s[:, [1, 4, 6]] = u[:, [1]], 50 * s[:, [1]]
 
 

@@ -133,7 +133,7 @@ def test_sums_are_those_of_the_parts(kind, shards):
             assert stack.variables[name].tobytes() == functools.reduce(np.add, values).tobytes(), name
             np.testing.assert_array_equal(stack.variables[name], values.sum(axis=0), name)
             exact = np.apply_along_axis(math.fsum, 0, values.astype(np.float64))
-            # Cancelling sums of q and u are exact relative to what was added.
+            # The terms of sums of q and u cancel, so these sums are exact relative to the size of the terms.
             scale = np.abs(values).sum(axis=0)
             assert np.all(np.abs(stack.variables[name] - exact) <= 1e-15 * scale), name
         for name in ("max_abs_u", "write_norm", "write_norm_l1", "up_norm", "gate_norm"):
@@ -229,7 +229,7 @@ def test_any_tree_of_merges_gives_one_result(kind, trees, bare_shards, tmp_path)
             for name, values in stack.variables.items():
                 wanted = other.variables[name]
                 if name in ("sum_u", "sum_q"):
-                    # These cancel; what rounding they see is relative to what was added.
+                    # The terms of these sums cancel, so the rounding error is relative to the size of the terms.
                     scale = np.sqrt(other.variables[f"{name}2"] * other.variables["tokens"][..., None])
                     assert np.all(np.abs(values - wanted) <= 4e-15 * scale), name
                 elif values.dtype == np.float64:
@@ -350,7 +350,7 @@ def refusals():
 
 @pytest.mark.parametrize(("change", "message"), [row[1:] for row in refusals()], ids=[row[0] for row in refusals()])
 def test_what_does_not_fit_is_refused(change, message, shards, tmp_path):
-    # The changed one comes second, whichever way they are named.
+    # The changed atlas comes second in a merge, in whichever order the files are named.
     first, second = contents(shards("dense")[:2])
     other = write(tmp_path / "other.h5", second, **change(second))
     paths = [write(tmp_path / "one.h5", first), other]
@@ -479,7 +479,7 @@ def test_extensions_merge_by_their_rules(shards, tmp_path):
     with chanfmt.open(write(tmp_path / "all.h5", found)) as atlas:
         back = {item.name: item for group in atlas.extensions() for item in group.variables}
     assert (back["counts"].merge, back["counts"].dimensions) == ("sum", ("layer", "bin"))
-    # The same whichever way the files are named.
+    # The result is the same in whichever order the files are named.
     again = merged(paths[::-1]).extensions
     assert [item.name for item in again[0].variables] == [item.name for item in group.variables]
 
@@ -555,7 +555,7 @@ def halves(tiny_checkpoint, tmp_path_factory):
     from tests.support.builds import build
 
     directory, generator = tmp_path_factory.mktemp("halves"), stdlib_random.Random(3)
-    # One token a character and whole blocks, so that the two texts' blocks are those of both together.
+    # One token per character and whole blocks, so that the blocks of the two texts are the blocks of the joined text.
     texts = ["".join(generator.choices(string.ascii_letters + "    \n", k=8 * 32)) for _ in range(2)]
     paths = []
     for name, text, sequences in (("a", texts[0], 8), ("b", texts[1], 8), ("both", "".join(texts), 16)):

@@ -203,10 +203,10 @@ def test_with_weights_another_core_drops_redundancy(tiny_atlas, tiny_checkpoint)
     assert (stack.variables["protection"] == 1).all()
     assert stack.variables["connectivity"].tobytes() == stack.variables["connectivity_at"][stack.supports.index(11)].tobytes()
     assert (stack.variables["label"] == schema.LABEL_HALO).sum() == 3 * 7
-    # Labelled with another rho alone, the core is the old one, and to that the weights lead back.
+    # Relabelling with another rho keeps the old core, so labelling with the weights restores the old arrays.
     kept = relabelled_with_weights(relabelled(content, with_settings(content, rho=0.1)), content.labels, weights)
     assert_same_arrays(kept, content)
-    # After another support without weights they bring back what was dropped.
+    # Relabelling with another support without weights drops arrays, and labelling with the weights restores them.
     back = relabelled_with_weights(relabelled(content, with_settings(content, support_size=16)), content.labels, weights)
     assert_same_arrays(back, content)
     assert back.dropped == ()

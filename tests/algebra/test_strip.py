@@ -62,7 +62,7 @@ def test_only_the_sums_and_the_text_go(path, tmp_path, keep):
     assert {item.name for item in after.extensions[0].variables} == {"bin", "counts"}
     assert after.producer.history[-1]["command"] == "strip"
     assert output.stat().st_size < path.stat().st_size
-    # Again it changes nothing more.
+    # A second strip changes nothing.
     again = stripped(after, keep_tokens=True)
     assert again.dropped == after.dropped
     assert [set(stack.variables) for stack in again.stacks] == [set(stack.variables) for stack in after.stacks]

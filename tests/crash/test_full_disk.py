@@ -67,7 +67,7 @@ attempt("build", lambda: build(options, settings))
 said["left by build"] = sorted(item.name for item in place.iterdir())
 free()
 
-# Full from the third batch on, when there is a checkpoint already.
+# The disk is full from the third batch on, when a partial atlas already exists.
 from chanfmt.building.keeper import Keeper
 save = Keeper.save
 def save_and_fill(keeper, measurement):

@@ -28,7 +28,7 @@ def test_random_kills():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_reader_beside_a_writer_sees_whole_files(tmp_path):
     path = tmp_path / "a.h5"
-    # Of different sizes: a reader that looks at both would notice.
+    # The atlases differ in size, so a reader that mixes both would notice.
     contents = [random_content(layers=layers, channels=48, seed=layers) for layers in (2, 3)]
     whole = {item.stacks[0].variables["sum_q2"].tobytes() for item in contents}
     write_atlas(contents[1], path)

@@ -44,7 +44,7 @@ def traced(path, options):
     ready, waiting = os.pipe()
 
     def work():
-        # Where ptrace is restricted to parents, the child allows everybody: PR_SET_PTRACER, PR_SET_PTRACER_ANY.
+        # If ptrace is restricted to parents, the child allows everybody: PR_SET_PTRACER, PR_SET_PTRACER_ANY.
         ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1), 0, 0, 0)
         os.close(waiting)
         os.read(ready, 1)
@@ -116,7 +116,7 @@ def test_killed_at_every_call(place):
         outcomes.append(there())
         visible = [item.name for item in path.parent.iterdir() if not item.name.startswith(".")]
         assert visible == ["a.h5"]
-        # The next writer finds its way, and tidies up.
+        # The next writer succeeds, and removes the leftovers.
         write_atlas(NEW, path)
         assert there() == "new"
         assert [item.name for item in path.parent.iterdir()] == ["a.h5"]

@@ -342,6 +342,6 @@ def test_an_atlas_built_in_its_file_says_the_same_as_one_built_in_memory(tmp_pat
     monkeypatch.setattr(writer, "IN_MEMORY", 0)
     assert write_atlas(content, tmp_path / "file.h5") == digest
     assert not validate(tmp_path / "file.h5")
-    # What is reserved is enough, and what is left of it is given back.
+    # The reserved space is enough, and the unused rest is given back.
     assert (tmp_path / "file.h5").stat().st_size <= writer._size(content)
     assert (tmp_path / "file.h5").stat().st_size < 1.1 * (tmp_path / "memory.h5").stat().st_size

@@ -107,7 +107,7 @@ def test_every_conformance_file_has_a_report_or_a_reason(path: Path, tmp_path: P
     for section in numbers["sections"].values():
         assert section["numbers"] or section["missing"]
     assert Page((tmp_path / "r" / "report.html").read_text()).open == []
-    # What is not known is not put into sentences.
+    # Sentences leave out unknown numbers.
     assert not re.search(r"\bnan\b|: ;|: \.", (tmp_path / "r" / "report.md").read_text() + written.out)
 
 

@@ -205,7 +205,7 @@ def moe_content(
     variables |= {
         name: np.zeros((schema.NEAREST, *shape), dtype=np.int32 if name in _NEAREST[:2] else np.float32) for name in _NEAREST
     }
-    # A layer of several FFNs writes where all their supernodes together write most.
+    # The write support of a layer with several FFNs comes from the supernodes of all these FFNs.
     support = None
     for row in range(layers):
         written = []

@@ -259,7 +259,7 @@ def mutant(originals: list[bytes], number: int, seed: int) -> tuple[str, bytes]:
 def read_everything(path: Path) -> None:
     """Run the tools on a file. Raises only for a failure of ours."""
     findings = validate(path)
-    # Without its file_sha256 a file says what it said before, and is remarked upon.
+    # A file that only lost its file_sha256 has its old content, and gets the remark W504.
     if not any(finding.rule.severity == ERROR or finding.code == "W504" for finding in findings):
         raise AssertionError("a changed file is called valid")
     try:

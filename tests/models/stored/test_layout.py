@@ -67,7 +67,7 @@ def test_many_wide_experts_take_little_memory():
         _, numpys = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    # Written out, one coordinate of one of the two parameters would take 1.6 GB, and of one expert 6 MB.
+    # Written out, one coordinate would take 1.6 GB for one of the two parameters, and 6 MB for one expert.
     assert torchs.nbytes < LARGEST
     assert numpys < 4 * LARGEST
     assert [(item.role, item.tensor, item.axis, item.start, item.stop, item.index) for item in slices] == [

@@ -189,7 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
         """The request's body. What arrives of a large file is counted as it arrives."""
         store, oid = self.server.hub.store, path.rpartition("/")[2] if self.command == "PUT" else ""
         body = bytearray()
-        # Small pieces, so that what goes wrong can do so anywhere.
+        # Small pieces, so that a fault can happen at any byte.
         for piece in self._pieces(1 << 10 if fault else 1 << 16):
             if fault:
                 time.sleep(fault.pace)

@@ -107,13 +107,13 @@ def _lz4_block(block: bytes, out: bytearray) -> None:
         offset = int.from_bytes(block[at : at + 2], "little")
         length, at = _length(block, at + 2, token & 15)
         start = len(out) - offset
-        # What is copied may reach into what the copy itself writes.
+        # The source of the copy may overlap the bytes that the copy writes.
         pattern = out[start : start + length + 4]
         out += (pattern * (-(-(length + 4) // len(pattern))))[: length + 4]
 
 
 def _length(block: bytes, at: int, short: int) -> tuple[int, int]:
-    """A length whose first four bits are ``short``, and where what follows it begins."""
+    """A length whose first four bits are ``short``, and the position after it."""
     if short < 15:
         return short, at
     while block[at] == 255:

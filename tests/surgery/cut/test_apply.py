@@ -303,7 +303,7 @@ def test_places_that_cannot_be_written(llama: Case, tmp_path: Path) -> None:
         apply_plan(llama.plan(), ModelSource(llama.model), tmp_path / "no" / "out")
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o500)
-    # Permissions do not bind root; the kernel's own file system binds everyone.
+    # Root ignores permissions, but nobody can write to the kernel's own file system.
     place = Path("/proc/out") if os.geteuid() == 0 else locked / "out"
     with pytest.raises(UsageError, match="cannot write in"):
         apply_plan(llama.plan(), ModelSource(llama.model), place)

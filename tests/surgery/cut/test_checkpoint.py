@@ -135,7 +135,7 @@ def test_cuts_rows_columns_biases_and_nothing_else(tmp_path: Path) -> None:
         ((piece("w", 0, 0, role="gate"), piece("w", 0, WIDTH)), [*KEPT, *(KEPT + WIDTH)]),
         # Interleaved: gate, up, gate, up.
         ((piece("w", 0, 0, 2, role="gate"), piece("w", 0, 1, 2)), sorted([*(2 * KEPT), *(2 * KEPT + 1)])),
-        # One role at an offset; what belongs to no role stays.
+        # One role at an offset; elements that belong to no role stay.
         ((piece("w", 0, 5),), [*range(5), *(KEPT + 5), *range(18, 26)]),
     ],
 )

@@ -54,7 +54,7 @@ def test_terms_are_added_up_in_float64():
     with torch.no_grad():
         terms = torch.nn.functional.cross_entropy(model(ids[None]).logits[0, :-1], ids[1:], reduction="none")
     exact = math.fsum(terms.tolist())
-    # Added up in float32 the sum is 3e-8 off already.
+    # In float32, the sum would already be off by 3e-8.
     assert found.nll[0] == pytest.approx(exact, rel=2e-9)
 
 
@@ -90,7 +90,7 @@ def test_a_loss_that_is_not_finite_names_its_block():
     ids[110] = 7
     with pytest.raises(ModelError, match=r"the loss of tiny in block 2 \(tokens 96 to 143\) is not finite") as caught:
         block_losses(model, ids, 48, name="tiny")
-    # It is in float32 already.
+    # The model is in float32 already, so float32 would not help.
     assert caught.value.hint is None
     with pytest.raises(ModelError) as caught:
         block_losses(model.bfloat16(), ids, 48)

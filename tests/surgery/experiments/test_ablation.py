@@ -168,7 +168,7 @@ def test_matched_controls_of_a_halo_hold_its_lp(dense: Atlas) -> None:
         return sum(lp[index][mask].sum() for index, mask in found[("all", *key)].removed.items())
 
     assert held("halo", "lp-matched", None) == pytest.approx(held("halo", None, None), rel=0.1)
-    # Nothing else is as large as supernodes, and the user is told.
+    # No other channels are as large as supernodes, and a warning says so.
     assert held("supernodes", "lp-matched", None) < 0.8 * held("supernodes", None, None)
     assert [warning.split(":")[0] for warning in experiment.warnings] == ["supernodes"]
 
@@ -384,7 +384,7 @@ def test_single_channels_against_lp(llama: Tiny, tmp_path: Path) -> None:
     assert summary[2]["spearman"] == pytest.approx(spearmanr(lp, delta).statistic)
     assert summary[2]["spearman_of_size"] == pytest.approx(spearmanr(lp, np.abs(delta)).statistic)
     assert summary[2]["ratio_of_sums"] == pytest.approx(delta.sum() / lp.sum())
-    # Nothing that a channel costs goes without its size in LP, even of random weights.
+    # Even with random weights, the size of a channel's cost correlates with its LP.
     assert summary[2]["spearman_of_size"] > 0.5
 
 
@@ -433,7 +433,7 @@ def test_every_experiment_on_the_command_line(
     assert [float(line["delta_nll"]) for line in table] == [row["delta_nll"] for row in stored["rows"]]
     before = (tmp_path / "out" / "results.csv").read_bytes()
     assert main(["ablate", name, *llama.arguments(tmp_path / "out", *more, "--json")]) == 0
-    # Seconds among it: nothing was measured anew.
+    # The column of seconds is equal too, so nothing was measured again.
     assert (tmp_path / "out" / "results.csv").read_bytes() == before
     assert json.loads(capsys.readouterr().out)["rows"] == stored["rows"]
 

@@ -33,7 +33,7 @@ def test_without_rounding_the_lowest_scores_go(pool: tuple[list[Candidate], int]
     total = sum(item.units * width for item, width in zip(candidates, widths, strict=True))
     if all(item.units == 1 for item in candidates):
         assert total == keep
-        # The slow way: channel by channel, of equal scores the last FFN's.
+        # The slow way: channel by channel. If scores are equal, the last FFN's channel goes first.
         pool_of = sorted(
             (float(value), -index, rank) for index, item in enumerate(candidates) for rank, value in enumerate(item.ladder)
         )
@@ -52,7 +52,7 @@ def test_rounding_keeps_bounds_multiples_and_the_total(pool: tuple[list[Candidat
     for item, width in zip(candidates, widths, strict=True):
         assert max(1, item.fewest) <= width <= item.width
         assert width % multiple == 0 or width == item.width
-        # Nothing that could still be turned would bring the total nearer.
+        # No other width of a single FFN would bring the total nearer to the budget.
         smaller = (width - 1) // multiple * multiple
         larger = min(width // multiple * multiple + multiple, item.width)
         if smaller >= max(1, item.fewest):

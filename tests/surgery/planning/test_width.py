@@ -17,7 +17,7 @@ from surgery.planning.width import kept_width
         (1536, 0.5, None, 768),
         # 1536 - 460 = 1076: 256 would move it by 4.8%, 128 by 4.8%, 64 by 1.1%.
         (1536, 0.3, None, 1088),
-        # Rounded to 256, 128, 64 or 32 nothing would be cut.
+        # If the width were rounded to 256, 128, 64 or 32, nothing would be cut.
         (512, 0.005, None, 510),
         (37, 0.5, None, 19),
         (100, 0.29, 1, 71),

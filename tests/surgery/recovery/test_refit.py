@@ -213,6 +213,6 @@ def test_only_what_stays_is_computed(model_type: str, tmp_path: Path) -> None:
         assert torch.allclose(narrowed, whole, rtol=1e-5, atol=1e-7)
         assert torch.equal(without, same)
         rows = streamed.chain.model.get_parameter(ffn.members[0].reads[0].projection.matrix.parameter).shape
-        # Conv1D goes by a number of outputs of its own.
+        # Conv1D stores its number of outputs, so its parameter stays whole.
         expected = {"llama": 3, "phi3": 6, "gptj": 3, "gpt2": ffn.width}[model_type]
         assert expected in rows

@@ -184,7 +184,7 @@ PASSING = {
 
 @pytest.mark.parametrize("name", PASSING)
 def test_what_passes_is_waited_for(hub: Hub, ann: Environment, out: Path, name: str) -> None:
-    # Of several of one kind each meets the next request.
+    # If several faults are of one kind, each of them meets one request, in turn.
     faults = [Fault(method, path, **how) for method, path, how in PASSING[name]]
     hub.faults += faults
     done = push(out, env=ann)
@@ -222,7 +222,7 @@ def test_what_stays_is_one_line_with_the_way_out(hub: Hub, ann: Environment, out
         assert way_out in hint, name
         assert resume == f"  {out} is whole; continue with: surgery push {out} --public", name
         assert {file: data for file, data in content(out).items() if file != "README.md"} == before, name
-    # Until the last of them no part of the model was to be seen, and nothing by anybody else.
+    # Until the last push, no part of the model was visible, and other people saw nothing.
     repo = hub.repo(NAME)
     assert repo.private
     assert [set(commit.files) for commit in repo.commits.values()] == [{".gitattributes"}, {".gitattributes", *content(out)}]
