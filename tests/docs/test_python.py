@@ -72,7 +72,7 @@ def test_without_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     [
         "chanfmt.algebra.labels",
         "chanfmt.algebra.compare",
-        "chanfmt.analysis.concentration",
+        "chanfmt.analysis.mass",
         "chanfmt.analysis.association",
         "chanfmt.analysis.resample",
     ],
