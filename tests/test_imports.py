@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import graphlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -115,3 +116,17 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 def test_a_circle_is_found() -> None:
     assert circle_in({"a": {"b"}, "b": {"c"}, "c": set()}) == []
     assert len(circle_in({"a": {"b"}, "b": {"c"}, "c": {"a"}})) == 4
+
+
+def test_the_tree_stays_small_at_the_top() -> None:
+    """A newcomer sees the whole of a package at once: at most twelve entries in chanfmt, nine in surgery."""
+    for package, most in (("chanfmt", 12), ("surgery", 9)):
+        entries = [path for path in (ROOT / package).iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()]
+        assert len(entries) <= most, sorted(path.name for path in entries)
+
+
+def test_tests_import_only_support() -> None:
+    """A test module does not import another one: what several of them need lies in tests/support."""
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        found = re.findall(r"^\s*(?:from|import) (tests\.(?!support)[\w.]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        assert not found, f"{path.relative_to(ROOT)} imports {found}"

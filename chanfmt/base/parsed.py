@@ -27,8 +27,8 @@ def parse_json(text: str | bytes, kind: type[T]) -> T:
         raise ValueError(_named(str(error))) from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    except msgspec.DecodeError as error:
-        raise ValueError(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"it is not valid JSON: {error}") from None
 
 
 def check_type(value: Any, kind: type[T]) -> T:
@@ -52,6 +52,8 @@ def parse_unique(text: str) -> Any:
     """
     try:
         return json.loads(text, object_pairs_hook=_unique)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is not valid JSON: {error}") from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 

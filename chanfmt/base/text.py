@@ -96,3 +96,10 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def perplexity_text(perplexity: float | None) -> str:
+    """A perplexity for a table's cell; None stands for a perplexity beyond float64."""
+    if perplexity is None:
+        return "inf"
+    return f"{perplexity:,.2f}" if perplexity < 1e6 else f"{perplexity:.2e}"

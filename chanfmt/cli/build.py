@@ -59,7 +59,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     if distributed.rank():
         return _follow(options, settings)
-    from chanfmt.building.build import build, plan_build
+    from chanfmt.building.build import build
+    from chanfmt.building.plan import plan_build
 
     if options.dry_run:
         summary = plan_build(options, settings, locate_model).summary()

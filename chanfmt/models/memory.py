@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import ChanfmtError, ModelError, UsageError, first_line
 from chanfmt.base.files import check_space
+from chanfmt.models.frozen import frozen
 from chanfmt.models.load import check_finite
 from chanfmt.models.quiet import quiet_transformers
 from chanfmt.models.source import ModelSource, check_unquantised
@@ -75,7 +76,7 @@ def in_memory(model: PreTrainedModel, tokenizer: Any = None, *, id: str = "") ->
     check_unquantised(model.config, name)
     with tempfile.TemporaryDirectory(prefix="chanfmt-") as directory:
         config = _saved(model, Path(directory), name)
-        with _frozen(model):
+        with frozen(model):
             check_finite(model)
             yield LoadedSource(Path(directory), name, model, config, tokenizer)
 
@@ -131,19 +132,3 @@ def _saved(model: PreTrainedModel, directory: Path, name: str) -> Any:
         for item, fields in before:
             item.__dict__.clear()
             item.__dict__.update(fields)
-
-
-@contextlib.contextmanager
-def _frozen(model: PreTrainedModel) -> Iterator[None]:
-    """In this context ``model`` is in evaluation mode and no parameter of it needs a gradient."""
-    modes = [(module, module.training) for module in model.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        model.eval()
-        model.requires_grad_(False)
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for parameter, needed in flags:
-            parameter.requires_grad_(needed)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import UsageError
 from chanfmt.models.source import ModelSource
-from surgery.evaluation.loaded import LoadedModel, as_measured, is_model
+from surgery.evaluation.loaded import LoadedModel, is_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -97,12 +97,13 @@ def runnable(model: ModelSource | LoadedModel, *, dtype: str = "auto", device: s
         ModelError: The model cannot be loaded, or it is not causal.
     """
     from chanfmt.models.causal import check_causal
+    from chanfmt.models.frozen import frozen
     from chanfmt.models.load import load_model
 
     with contextlib.ExitStack() as stack:
         if isinstance(model, LoadedModel):
             loaded = model.model
-            stack.enter_context(as_measured(loaded))
+            stack.enter_context(frozen(loaded))
         else:
             loaded = load_model(model, dtype=dtype, device=device)
         check_causal(loaded)

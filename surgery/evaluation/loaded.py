@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from chanfmt.base.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch import nn
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -51,20 +45,3 @@ class LoadedModel:
 def is_model(value: Any) -> bool:
     """Whether ``value`` is a transformers model."""
     return hasattr(value, "named_modules") and hasattr(value, "config")
-
-
-@contextlib.contextmanager
-def as_measured(model: nn.Module) -> Iterator[None]:
-    """Put ``model`` into evaluation mode and freeze its parameters in the body. Afterwards both are as they were."""
-    training = [module for module in model.modules() if module.training]
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        model.eval()
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for module in training:
-            module.training = True
-        for parameter in trained:
-            parameter.requires_grad_(True)

@@ -6,8 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from surgery.evaluation.html import html_table
-from surgery.evaluation.perplexity import perplexity_text
+from chanfmt.base import html
+from chanfmt.base.text import perplexity_text
 
 if TYPE_CHECKING:
     from surgery.evaluation.perplexity import BlockLosses, Comparison
@@ -65,7 +65,7 @@ class Evaluation:
             ["bits per byte", "-" if bits is None else f"{bits:.4f}"],
             ["tokens", f"{len(self.tokens.ids):,}"],
         ]
-        return html_table([self.model, ""], rows)
+        return html.table([self.model, ""], rows)
 
     @property
     def perplexity(self) -> float:

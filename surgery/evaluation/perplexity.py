@@ -167,10 +167,3 @@ def paired_bootstrap(
         tail = (1 - confidence) / 2
         low, high = (float(end) for end in np.quantile(np.concatenate(drawn), [tail, 1 - tail]))
     return Comparison(float(gaps.sum() / weights.sum()), low, high, blocks, resamples, confidence)
-
-
-def perplexity_text(perplexity: float | None) -> str:
-    """A perplexity for a table's cell; None stands for a perplexity beyond float64."""
-    if perplexity is None:
-        return "inf"
-    return f"{perplexity:,.2f}" if perplexity < 1e6 else f"{perplexity:.2e}"

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
-from surgery.evaluation.html import html_table
-from surgery.evaluation.perplexity import perplexity_text
+from chanfmt.base import html
+from chanfmt.base.text import perplexity_text
 from surgery.evaluation.protocol import PROTOCOLS
 from surgery.evaluation.tables import Table, evaluation_tables
 
@@ -50,8 +50,8 @@ class Evaluations(Sequence["Evaluation"]):
         return f"<Evaluations on {self.data!r}, perplexity: {found}>"
 
     def _repr_html_(self) -> str:
-        lines = html_table([], [[line] for line in self.coverage()])
-        return "".join([lines, *(html_table(*table) for table in self.tables())])
+        lines = html.table([], [[line] for line in self.coverage()])
+        return "".join([lines, *(html.table(*table) for table in self.tables())])
 
     def to_json(self) -> dict[str, Any]:
         """What ``surgery eval --json`` prints."""

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from surgery.evaluation.perplexity import perplexity_text
+from chanfmt.base.text import perplexity_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,10 +6,10 @@ import csv
 import json
 from typing import TYPE_CHECKING, Any
 
+from chanfmt.base import html
 from chanfmt.base.errors import UsageError
 from chanfmt.base.files import atomic_file
 from chanfmt.base.text import spreadsheet_text
-from surgery.evaluation.html import html_table
 from surgery.experiments.columns import LOSS_COLUMNS
 from surgery.experiments.stored import check_rows, read_stored
 
@@ -71,7 +71,7 @@ class Results:
         return f"<Results {self._kind}: {len(self.rows)} rows {place}>"
 
     def _repr_html_(self) -> str:
-        return html_table(self._columns, [[_cell(row[name]) for name in self._columns] for row in self.rows])
+        return html.table(self._columns, [[_cell(row[name]) for name in self._columns] for row in self.rows])
 
     @property
     def files(self) -> tuple[Path, ...]:

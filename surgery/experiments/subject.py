@@ -13,7 +13,7 @@ from chanfmt.base.narrate import warn
 from surgery.cut.matching import match_ffns
 from surgery.cut.source import check_fingerprint, find_model
 from surgery.evaluation.given import given_model, given_text, runnable
-from surgery.evaluation.loaded import LoadedModel, as_measured
+from surgery.evaluation.loaded import LoadedModel
 from surgery.evaluation.options import TextOptions
 from surgery.evaluation.protocol import PROTOCOLS, prepare_text
 from surgery.experiments.columns import loss_columns
@@ -93,12 +93,13 @@ class Subject:
         Returns:
             The `surgery.experiments.columns.LOSS_COLUMNS` of a row.
         """
+        from chanfmt.models.frozen import frozen
         from surgery.evaluation.perplexity import block_losses
         from surgery.experiments.masking import masked, refitted_writes
 
         started = time.monotonic()
         with contextlib.ExitStack() as stack:
-            stack.enter_context(as_measured(self.model))
+            stack.enter_context(frozen(self.model))
             if weights:
                 stack.enter_context(refitted_writes(self.model, self.ffns, weights))
             if removed:

@@ -8,10 +8,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chanfmt.base import html
 from chanfmt.base.errors import MissingPackageError, UsageError
 from chanfmt.base.narrate import progress_bar, say, warn
-from surgery.evaluation.html import html_table
-from surgery.evaluation.perplexity import perplexity_text
+from chanfmt.base.text import perplexity_text
 from surgery.experiments.columns import finite
 from surgery.experiments.results import Results, check_directory
 from surgery.experiments.spelled import spelled
@@ -54,7 +54,7 @@ class SweepResults(Results):
     """The rows of a sweep, and their figure."""
 
     def _repr_html_(self) -> str:
-        return html_table(*table(self.rows))
+        return html.table(*table(self.rows))
 
     def plot(self, axes: Any = None, title: str = "") -> Any:
         """Draw log perplexity against sparsity: one line per method, protection and recovery.

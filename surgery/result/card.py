@@ -7,10 +7,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.markdown import inline, table
-from chanfmt.base.text import printable
+from chanfmt.base.text import perplexity_text, printable
 from chanfmt.data.text import ALIASES
 from chanfmt.models.source import TEMPLATE_DIRECTORY
-from surgery.evaluation.perplexity import perplexity_text
 from surgery.planning.methods import METHODS
 from surgery.planning.plan import layer_rows
 from surgery.recovery.options import RECOVERIES

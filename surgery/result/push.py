@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from chanfmt.base.errors import ChanfmtError, CheckError, UsageError
 from chanfmt.base.files import atomic_file
 from chanfmt.base.narrate import say
+from chanfmt.base.text import perplexity_text
 from chanfmt.hub.names import check_repo
 from chanfmt.hub.publish import PublishOptions, full_name, publish_folder
-from surgery.evaluation.perplexity import perplexity_text
 from surgery.result.card import UNVERIFIED, is_edited, model_card
 from surgery.result.names import CARD_FILE, EVALUATION_FILE, default_repository
 from surgery.result.result import check_unchanged, open_result

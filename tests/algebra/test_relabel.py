@@ -124,7 +124,7 @@ def test_another_support_takes_connectivity_from_the_file(content):
 
 
 def test_a_support_that_is_not_at_hand(content):
-    with pytest.raises(AtlasError, match=r"no connectivity to 12 dimensions[\s\S]*at hand: 8, 16.*--model"):
+    with pytest.raises(AtlasError, match=r"no connectivity to 12 dimensions[\s\S]*that it holds: 8, 16.*--model"):
         relabelled(content, with_settings(content, support_size=12))
 
 

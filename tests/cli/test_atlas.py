@@ -18,6 +18,7 @@ import chanfmt
 from chanfmt.cli.main import main
 from chanfmt.hub.atlases import atlas_card
 from chanfmt.hub.names import HubFile
+from chanfmt.models.source import ModelSource
 from surgery.cut.apply import apply_plan
 from surgery.planning.options import PlanOptions
 from surgery.planning.plan import make_plan
@@ -114,7 +115,7 @@ def test_a_plan_that_python_applies_records_no_command(tiny_atlas, tiny_checkpoi
     monkeypatch.setattr(sys, "argv", ["/usr/lib/ipykernel_launcher.py", "-f", "/home/me/.local/kernel.json"])
     with chanfmt.open(tiny_atlas("llama")) as atlas:
         plan = make_plan(atlas, PlanOptions(sparsity=0.5))
-    apply_plan(plan, tiny_checkpoint("llama"), tmp_path / "out")
+    apply_plan(plan, ModelSource(tiny_checkpoint("llama")), tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "ipykernel" not in card
     assert json.loads((tmp_path / "out" / "surgery.json").read_text())["command"] == ""
@@ -139,7 +140,7 @@ def test_dry_run_measures_nothing(tiny_checkpoint, tmp_path, capsys):
         (["--batch-size", "many"], "--batch-size must be"),
         (["--checkpoint-every", "-1"], "--checkpoint-every must be 0 or more"),
         (["--checkpoint-every", "nan"], "--checkpoint-every must be 0 or more"),
-        (["--dtype", "int3"], "--dtype 'int3' is not one of"),
+        (["--dtype", "int3"], "unknown dtype 'int3'; choose from"),
         (["--device", "abacus"], "cannot be used"),
         (["--calib", "nowhere.txt"], "does not exist"),
         (["--sequences", "four"], "invalid int value"),

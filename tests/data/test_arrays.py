@@ -261,7 +261,7 @@ def test_a_draw_is_of_different_samples_whatever_their_order(tmp_path):
         ({"pixel_values": np.full((SAMPLES, 3, 16, 16), np.nan, np.float32)}, "pixel_values holds NaN or infinite"),
         ({"pixel_values": images(size=32)["pixel_values"]}, r"cannot run a sample of in.npz \(pixel_values \(3, 32, 32\)"),
         ({"pixel_values": None}, "has no pixel_values, which ViTForImageClassification reads"),
-        ({"labels": np.full(SAMPLES, 7)}, "labels run to 7, and ViTForImageClassification tells 7 classes apart"),
+        ({"labels": np.full(SAMPLES, 7)}, "labels run to 7, but ViTForImageClassification has 7 classes"),
         ({"labels": np.full(SAMPLES, -100)}, "labels holds -100"),
         ({"labels": np.zeros(SAMPLES)}, "labels has the type float64"),
         ({"labels": np.zeros((SAMPLES, 3), int)}, "does not give one row of logits for each label"),
@@ -309,7 +309,7 @@ def test_what_a_model_draws_at_random_must_be_given(tmp_path, capsys):
     saved(tmp_path / "mae", transformers.ViTMAEConfig(**VIT), transformers.ViTMAEModel)
     assert built(tmp_path, "mae", {"pixel_values": images()["pixel_values"]}) != 0
     said = capsys.readouterr().err
-    assert "it draws something at random" in said
+    assert "each time, because it draws random numbers" in said
     assert "noise" in said
 
 
@@ -325,7 +325,7 @@ def test_convolutions_are_not_ffns(tmp_path, capsys):
     [
         (["--stream"], "--stream runs token sequences, and in.npz holds labels, pixel_values"),
         (["--calib", "pydoc"], "--calib takes a file of inputs only by itself"),
-        (["--loss", "masked-token"], "--loss masked-token is of text"),
+        (["--loss", "masked-token"], "--loss masked-token needs text"),
     ],
 )
 def test_what_does_not_go_with_a_file_of_inputs(tmp_path, vit, capsys, more, message):

@@ -11,7 +11,7 @@ import torch
 from chanfmt.base.errors import ModelError
 from chanfmt.base.files import read_at, write_at
 from chanfmt.models.safetensors import CONTAINERS, DTYPE_BITS
-from chanfmt.models.streaming.parameters import DTYPES
+from chanfmt.models.stored.tensors import DTYPES
 
 if TYPE_CHECKING:
     from chanfmt.models.safetensors import TensorEntry

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from chanfmt.base import html
 from chanfmt.base.narrate import progress_bar, say, warn
 from chanfmt.format import schema
-from surgery.evaluation.html import html_table
 from surgery.evaluation.perplexity import BlockLosses
 from surgery.experiments.ablation.experiment import masses, total
 from surgery.experiments.ablation.experiments import kind_of
@@ -56,7 +56,7 @@ class Ablation:
         return f"<Ablation {self.experiment.name!r}: {len(self.rows)} rows>"
 
     def _repr_html_(self) -> str:
-        return html_table(*summary_table(self.summary)) + html_table(*self.table())
+        return html.table(*summary_table(self.summary)) + html.table(*self.table())
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Headings and rows for people, the dense model first."""

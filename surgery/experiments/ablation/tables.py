@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from surgery.evaluation.perplexity import perplexity_text
+from chanfmt.base.text import perplexity_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

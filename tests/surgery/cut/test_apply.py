@@ -261,7 +261,7 @@ def test_quantised_and_configless_models(llama: Case, tmp_path: Path) -> None:
     for text, message in (
         (json.dumps(config | {"quantization_config": {"bits": 4}}), "quantised"),
         ("{", "not valid"),
-        ("[]", "not a table"),
+        ("[]", "is not a JSON object"),
         (json.dumps(config | {"model_type": "new"}), "does not know"),
     ):
         path.write_text(text)
