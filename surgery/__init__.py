@@ -76,7 +76,8 @@ def plan(
 
     Returns:
         The plan: the ids of the kept channels of every FFN (int arrays of shape (kept,), or (expert, kept)), and what the
-        cut costs in channels and LP. `apply` carries it out, and `prune_` does so in memory.
+        cut costs in channels and LP. Its ``warnings`` are cautions in sentences. `apply` carries out the plan on the model's
+        files, and `prune_` in memory.
 
     Raises:
         chanfmt.UsageError: An option has no meaning for this model, or the protected channels do not fit.
