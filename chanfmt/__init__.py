@@ -1,4 +1,4 @@
-"""Measure which FFN channels of a language model matter, and work with the answer.
+"""Measure which FFN channels of a model matter, and work with the answer.
 
 The answer is an importance atlas: one HDF5 file with sums, metrics and labels for every channel. Each function here takes
 an atlas as an open `Atlas`, as a path, or as an address on the Hub (``hf://datasets/USER/NAME[@REVISION]/FILE``). An atlas

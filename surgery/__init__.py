@@ -1,4 +1,4 @@
-"""Remove the FFN channels of a language model that its importance atlas says matter least, and measure the result.
+"""Remove the FFN channels of a model that matter least according to its importance atlas, and measure the result.
 
 Each function takes an atlas (from `chanfmt.open` or `chanfmt.build`) open, as a path, or as an address on the Hub. A model
 is a Hub id, a directory or a ``.gguf`` file. `prune_`, `evaluate`, `sweep` and `ablate` take a loaded transformers model too.
@@ -71,7 +71,8 @@ def plan(
         layers: Layers to cut, as numbers or as text such as ``0-7,12``; None for all.
         stack: Stacks to cut; none given means all.
         invert: Whether to remove exactly the channels that would be kept.
-        multiple_of: Round kept widths to a multiple of this (default: up to 256, if that moves the width by less than 2%).
+        multiple_of: Round kept widths to a multiple of this (default: the largest of 256, 128, 64 and 32 that divides the
+            full width and moves the kept width by less than 2%, or 1).
         seed: Seed of the method ``random``.
 
     Returns:

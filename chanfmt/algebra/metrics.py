@@ -1,6 +1,6 @@
 """Metrics that follow from an atlas's sums (spec section "Metrics"). Pure numpy.
 
-A new one is a row of `chanfmt.format.schema.METRICS` with the merge rule ``derive``, and its formula in `FORMULAS`.
+To add a metric, add its row to `chanfmt.format.schema.METRICS` with the merge rule ``derive``, and its formula to `FORMULAS`.
 """
 
 from __future__ import annotations

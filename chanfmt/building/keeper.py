@@ -120,7 +120,7 @@ class Keeper:
         """Warn of ``error`` the first time, and remove what was written for a partial atlas that does not exist."""
         if not self._warned:
             text = error.message if isinstance(error, ChanfmtError) else first_line(error)
-            warn(f"no checkpoint written: {'out of memory' if isinstance(error, MemoryError) else text}")
+            warn(f"no partial atlas was written: {'out of memory' if isinstance(error, MemoryError) else text}")
         self._warned = True
         if not os.path.lexists(self.path):
             with contextlib.suppress(OSError):

@@ -19,7 +19,7 @@ class BuildOptions:
 
     model: str = field(metadata={"help": "Hub id, local directory, or .gguf file", "positional": "MODEL"})
     output: str = field(metadata={"help": "atlas file to write", "flag": "--output", "short": "-o", "metavar": "FILE"})
-    revision: str | None = field(default=None, metadata={"help": "branch, tag or commit on the Hub"})
+    revision: str | None = field(default=None, metadata={"help": "branch, tag or commit of the model on the Hub"})
     revisions: str | None = field(
         default=None,
         metadata={
@@ -72,7 +72,7 @@ class BuildOptions:
     spool_limit: float = field(
         default=4.0,
         metadata={
-            "help": "memory for --stream's intermediate results; the rest goes to a file next to the output",
+            "help": "memory in GiB for --stream's intermediate results; the rest goes to a file next to the output",
             "metavar": "GIB",
         },
     )
@@ -84,8 +84,8 @@ class BuildOptions:
     checkpoint_every: float | None = field(
         default=None,
         metadata={
-            "help": "seconds between checkpoints (0: after every batch; inf: only on interrupt; default: as often as costs at "
-            "most 2%% of the run time, in runs over 30 seconds)",
+            "help": "seconds from one write of the partial atlas to the next (0: after every batch; inf: only on interrupt; "
+            "default: as often as costs at most 2%% of the run time, in runs over 30 seconds)",
             "metavar": "SECONDS",
         },
     )

@@ -30,7 +30,7 @@ COMMANDS = (build, info, show, validate, label, merge, strip, compare, report, t
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `atlas`. Returns the exit code."""
-    parser, commands = framework.make_parser("atlas", "Measure which FFN channels of a language model matter.")
+    parser, commands = framework.make_parser("atlas", "Measure which FFN channels of a model matter.")
     for command in COMMANDS:
         command.add(commands)
     return framework.run_command(parser, arguments)

@@ -20,7 +20,7 @@ EXAMPLES = (
 
 @dataclass(frozen=True)
 class PushedOptions:
-    """Which atlas, and where to."""
+    """Which atlas, and where it goes."""
 
     file: str = field(metadata={"help": "atlas: a file, or hf://REPO/FILE", "positional": "FILE"})
     repo: str = field(metadata={"help": "USER/NAME, or NAME for a repository of yours", "positional": "REPO"})

@@ -504,7 +504,9 @@ def _check_variable(container: Container, group: str, variable: schema.Variable,
         raise AtlasError(f"/{path} has dimensions {list(found)}, not {list(expected)}", code="E106", where=f"/{path}")
     for name, length in zip(expected, node.shape, strict=True):
         if lengths.setdefault(name, length) != length:
-            raise AtlasError(f"/{path} has {length} along {name}, others have {lengths[name]}", code="E107", where=f"/{path}")
+            raise AtlasError(
+                f"/{path} has {length} along {name}, but other arrays have {lengths[name]}", code="E107", where=f"/{path}"
+            )
 
 
 def _read_table(container: Container, group: str, table: tuple[schema.Variable, ...]) -> dict[str, Any]:

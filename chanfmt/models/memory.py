@@ -59,7 +59,7 @@ def in_memory(model: PreTrainedModel, tokenizer: Any = None, *, id: str = "") ->
     The model is saved to a temporary directory (``TMPDIR``), so that tensor names, shapes and the fingerprint are those of
     the checkpoint that ``save_pretrained`` writes. In the body the model is in evaluation mode and its parameters are frozen.
     Afterwards every module has the mode, every parameter the ``requires_grad``, and the config the fields that it had
-    before, also if the body raises. Dtype, device, values and hooks are never changed.
+    before, even if the body raises. Dtype, device, values and hooks are never changed.
 
     Args:
         model: A transformers model, all of whose weights are in memory.

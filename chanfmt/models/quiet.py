@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' own progress bars and log lines off stderr in the body. Errors are raised as ever."""
+    """Keep transformers' own progress bars and log lines off stderr in the body. Errors are raised as usual."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()

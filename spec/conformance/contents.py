@@ -1,4 +1,4 @@
-"""Tiny atlases for the conformance files: every sum is taken over random tokens, so that all of it fits together."""
+"""Tiny atlases for the conformance files. Every sum is taken over random tokens, so that all numbers fit together."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def _calibration(random: np.random.Generator, stored: bool, contributions: int, 
 def _ffn(
     random: np.random.Generator, kind: Kind, split_of: np.ndarray, settings: LabelSettings, edit: object, idle: bool
 ) -> dict[str, np.ndarray]:
-    """The variables of one FFN but its labels: (channel,), per split (split, channel), or scalars."""
+    """The variables of one FFN except its labels: (channel,), per split (split, channel), or scalars."""
     shape = (len(split_of), kind.channels)
     u = random.normal(0, 1, shape).astype(np.float32).astype(float)
     s = (random.normal(0, 1, shape) * np.exp(random.normal(0, 1, kind.channels))).astype(np.float32).astype(float)

@@ -1,6 +1,6 @@
 """Write the conformance files: valid/ and invalid/ atlases, and expected.json with the verdict on each.
 
-    python spec/conformance/generate.py [DIRECTORY]   beside this script where no other is named
+    python spec/conformance/generate.py [DIRECTORY]   default: next to this script
 
 Valid files come from chanfmt's writer. Invalid ones are edited with h5py and then sealed again with the
 digests of ../reader.py, so that each has one defect. The bytes do not depend on when they are written.
@@ -50,7 +50,7 @@ OPTIONAL = tuple(item.name for item in schema.STACK_VARIABLES if not item.requir
 
 
 def reseal(path: Path, content_too: bool = True) -> None:
-    """Put the digests of what the file now holds into it."""
+    """Write the digests of the file's present content into the file."""
     with h5py.File(path) as file:
         old, new = file.attrs.get("content_sha256"), None
         if content_too and old:
@@ -63,7 +63,7 @@ def reseal(path: Path, content_too: bool = True) -> None:
 
 
 def exchange(path: Path, old: str, new: str) -> None:
-    """Another text of the same length in the place of one. Through h5py the old one would stay in the file, unused."""
+    """Replace a text by a text of the same length, in place. With h5py the old text would stay in the file, unused."""
     image = path.read_bytes()
     if image.count(old.encode()) != 1 or len(old) != len(new):
         raise RuntimeError(f"{path.name}: cannot exchange {old!r}")
@@ -134,7 +134,7 @@ def write(path: Path, atlas: object, edit: object = None, after: object = None, 
 
 
 def only(*names: str, kinds: tuple = (contents.Kind(layers=(0,)),), **options: object) -> object:
-    """A small atlas: of what may be dropped it holds ``lp`` and ``names``, of what is optional ``names``."""
+    """A small atlas with few variables: of those that may be dropped or are optional, it holds only ``lp`` and ``names``."""
     keep = {"lp", *names}
     gates = () if any(kind.gated for kind in kinds) else ("gate_norm",)
     return content(
@@ -231,7 +231,7 @@ def remake(path: str, scales: tuple[str, ...] | None = None, change: object = la
 
 
 def replaced(make: object):
-    """Put another dataset in the place of the stub's."""
+    """Replace the stub's dataset by another."""
 
     def edit(file: h5py.File) -> None:
         del file[DATA]
@@ -283,7 +283,7 @@ def not_utf8(file: h5py.File) -> None:
 
 
 def moved(where: object):
-    """Let the stub's array lie elsewhere. Its header is of version 1, which has no checksum."""
+    """Move the stub's array to another place in the file. Its header is of version 1, which has no checksum."""
 
     def after(path: Path) -> None:
         with h5py.File(path) as file:
@@ -324,7 +324,7 @@ def stale(path: Path) -> None:
 
 
 def swap_labels(first: int, second: int):
-    """Exchange labels, and protection with them, of the channels that are ``first`` and ``second`` of their label."""
+    """Exchange the labels and protection of the channels that are ``first`` and ``second`` of their label."""
 
     def edit(file: h5py.File) -> None:
         label = file[f"{STACK}/label"][...]
@@ -407,7 +407,7 @@ def future(file: h5py.File) -> None:
 
 
 def another_definition(file: h5py.File) -> None:
-    """Neither metrics nor labels follow from what version scar-1 says, and nobody can blame them."""
+    """Neither metrics nor labels follow the definition scar-1, and no rule can refuse them."""
     file["calibration"].attrs["metric_definition"] = "scar-2"
     file[STACK]["lp"][...] *= 3
     file[STACK]["label"][...] = 0

@@ -29,7 +29,7 @@ EXPERIMENTS = {
         ),
     ),
     "halo": (
-        "remove the halo with supernodes kept and removed, against channels alike in LP",
+        "remove the halo, with supernodes kept and with supernodes removed, and compare with channels of similar LP",
         (
             "surgery ablate halo llama.h5 -o halo",
             "surgery ablate halo llama.h5 -o halo --seeds 0-4 --layers 0-7",

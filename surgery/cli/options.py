@@ -22,7 +22,7 @@ class CutOptions:
     model: str | None = field(
         default=None,
         metadata={
-            "help": "Hub id, directory or .gguf file of the model (default: the model that the atlas names, from the Hub)",
+            "help": "Hub id, directory or .gguf file of the model (default: the model that was measured, from the Hub)",
             "metavar": "MODEL",
         },
     )

@@ -24,13 +24,13 @@ EXAMPLES = (
 
 @dataclass(frozen=True)
 class PushedOptions:
-    """What is pushed, and where to."""
+    """Which result, and where it goes."""
 
     directory: str = field(metadata={"help": "result of surgery prune or apply", "positional": "DIR"})
     repo: str | None = field(
         default=None,
         metadata={
-            "help": "USER/NAME, or NAME of yours (default: MODEL-METHOD-PERCENT)",
+            "help": "USER/NAME, or NAME for a repository of yours (default: MODEL-METHOD-PERCENT)",
             "positional": "REPO",
             "nargs": "?",
         },
@@ -44,7 +44,7 @@ class PublishingOptions(VisibilityOptions):
     push: str | None = field(
         default=None,
         metadata={
-            "help": "push the result to USER/NAME, or to NAME of yours (default name: MODEL-METHOD-PERCENT)",
+            "help": "push the result to REPO: USER/NAME, or NAME for a repository of yours (default: MODEL-METHOD-PERCENT)",
             "metavar": "REPO",
             "nargs": "?",
         },

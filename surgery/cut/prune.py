@@ -58,7 +58,7 @@ def prune(
     Raises:
         UsageError: An option has no meaning for this model, the protected channels do not fit, or ``output`` cannot be written.
         AtlasError: The atlas is unfinished, lacks what an option needs, or changed on disk.
-        ModelError: The model cannot be had, is not the atlas's model, or stock code could not load the result.
+        ModelError: The model cannot be found or fetched, is not the atlas's model, or stock code could not load the result.
         CheckError: The result did not pass its checks.
         ChanfmtError: The disk is full or fails.
     """
@@ -98,7 +98,7 @@ def apply(
     Raises:
         UsageError: ``output`` cannot be written, or the plan names no model that can be found.
         AtlasError: ``atlas`` is not the plan's, or changed on disk.
-        ModelError: The model cannot be had, is not the plan's model, or stock code could not load the result.
+        ModelError: The model cannot be found or fetched, is not the plan's model, or stock code could not load the result.
         CheckError: The result did not pass its checks.
         ChanfmtError: The disk is full or fails.
     """

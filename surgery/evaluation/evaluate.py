@@ -67,7 +67,7 @@ def evaluate(
         seq_len: Tokens in a block, at least 2.
         max_tokens: Tokens of the text to use at most; 0 means all.
         seed: Seed of the bootstrap that compares each model with the first one.
-        tasks: Names of lm-eval's tasks to run too, as a sequence or between commas.
+        tasks: Names of lm-eval's tasks to run too, as a sequence, or as text separated by commas.
         tasks_from: Directory with task files of your own.
         task_limit: Items to evaluate of each task; 0 means all.
         device: Device of the models that are loaded here: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...

@@ -34,7 +34,7 @@ def given_models(models: GivenModel | Iterable[GivenModel]) -> tuple[GivenModel,
 
 
 def given_model(model: GivenModel, *, revision: str | None = None) -> tuple[str, ModelSource | LoadedModel]:
-    """The name of ``model`` as results say it, and the model. The Hub is asked only for a name that is not on this machine.
+    """The name that results give ``model``, and the model itself. The Hub is asked only for a name that is not on this machine.
 
     Raises:
         ModelError: There is no such model, or it cannot be fetched.

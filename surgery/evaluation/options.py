@@ -17,7 +17,8 @@ class TextOptions:
     data: str = field(
         default="wikitext2",
         metadata={
-            "help": "text to measure: wikitext2, pydoc (the held-out part), a .txt, .jsonl or .parquet file, or any data set",
+            "help": "text to measure: wikitext2, c4, pydoc (the part not used for calibration), a .txt, .jsonl or .parquet file, or "
+            "any data set as NAME[:CONFIG][@SPLIT]",
             "metavar": "SOURCE",
         },
     )
@@ -53,9 +54,9 @@ class EvaluateOptions(TextOptions):
     protocol: str = field(
         default="paper",
         metadata={
-            "help": "paper: non-empty rows, the tokenizer's special tokens, and the partial last block counts; "
-            "common: all rows, no special tokens (no BOS), and whole blocks only; in both, a blank line joins rows, blocks do "
-            "not overlap, and the first token of a block is not predicted",
+            "help": "paper: the text is the non-empty rows with the tokenizer's special tokens, and the partial last block counts; "
+            "common: the text is all rows without special tokens (no BOS), and only whole blocks count; in both, a blank line "
+            "joins rows, blocks do not overlap, and the first token of a block is not predicted",
             "choices": tuple(PROTOCOLS),
         },
     )

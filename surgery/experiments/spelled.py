@@ -1,4 +1,4 @@
-"""Options from Python values: a list in Python is text between commas on the command line."""
+"""Options from Python values: a list in Python is text separated by commas on the command line."""
 
 from __future__ import annotations
 

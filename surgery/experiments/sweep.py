@@ -119,12 +119,12 @@ def sweep(
             and ``max_tokens`` then count.
         text: Name of a source as ``--data`` takes it; a string with a line break, which is the text itself; or a
             `chanfmt.data.text.Text`.
-        methods: Names of the scores, as a sequence or between commas.
+        methods: Names of the scores, as a sequence, or as text separated by commas.
         sparsity: Shares of channels to remove: numbers, or text such as ``0.1:0.7:0.1``.
         protect: Protections to run every method under, as in ``surgery plan``.
         recover: How to make up for each cut: ``none``, ``bias``, ``lstsq``. ``lstsq`` needs the files of the model.
         seeds: Seeds of the method ``random``.
-        allocation, max_layer_sparsity, layers, stack, multiple_of: As for `surgery.planning.plan.PlanOptions`.
+        allocation, max_layer_sparsity, layers, stack, multiple_of: As for `surgery.planning.options.PlanOptions`.
         seq_len: Tokens in a block, at least 2.
         max_tokens: Tokens of the text to use at most; 0 means all.
         device, dtype: For a model that is loaded here.

@@ -36,14 +36,14 @@ class SweepOptions:
     methods: str = field(
         default="scar-prot,wanda,activation,magnitude,random",
         metadata={
-            "help": "methods to compare, between commas",
+            "help": "methods to compare, separated by commas",
             "metavar": "METHODS",
         },
     )
     sparsity: str = field(
         default="0.1:0.7:0.1",
         metadata={
-            "help": "shares to remove: FIRST:LAST:STEP, or numbers between commas",
+            "help": "shares to remove: FIRST:LAST:STEP, or numbers separated by commas",
             "metavar": "GRID",
         },
     )
@@ -58,7 +58,7 @@ class SweepOptions:
     recover: str = field(
         default="none",
         metadata={
-            "help": f"recoveries to compare, between commas: {', '.join(RECOVERIES)}",
+            "help": f"recoveries to compare, separated by commas: {', '.join(RECOVERIES)}",
             "metavar": "HOW",
         },
     )

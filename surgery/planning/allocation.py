@@ -19,7 +19,7 @@ class Candidate:
 
     Attributes:
         width: Its channels, of each expert if it has experts.
-        units: The number of its experts, or 1 for a dense FFN. One removal removes so many channels.
+        units: The number of its experts, or 1 for a dense FFN. One removal removes that many channels.
         ladder: Score of the first removal, of the second, ...; float64 (removals,), ascending. It has one entry per
             removal that is allowed, fewer than ``width``.
     """
@@ -42,7 +42,7 @@ def ladder(scores: np.ndarray, protected: np.ndarray, most: int) -> np.ndarray:
 
     Args:
         scores, protected: float64 and bool (expert, channels); one row for a dense FFN.
-        most: Removals that are allowed. Every row has at least so many unprotected channels.
+        most: Removals that are allowed. Every row has at least that many unprotected channels.
     """
     return np.sort(np.where(protected, np.inf, scores), axis=-1)[:, :most].mean(axis=0)
 
@@ -50,7 +50,7 @@ def ladder(scores: np.ndarray, protected: np.ndarray, most: int) -> np.ndarray:
 class Pool:
     """FFNs that share one number of kept channels. Everything that does not depend on that number is computed once.
 
-    Removals leave the pool in the order of their scores. Of removals with equal scores, those of the last FFN come first.
+    Removals leave the pool in the order of their scores. If scores are equal, removals from the last FFN come first.
     """
 
     def __init__(self, candidates: Sequence[Candidate]) -> None:

@@ -90,7 +90,7 @@ class Choice:
     def orders(self) -> dict[int, np.ndarray]:
         """Block index to channel ids, best first: the first id is the last channel to go. Ints of `Block.shape`.
 
-        Of channels with equal scores, the lowest index comes first.
+        If scores are equal, the lowest index comes first.
         """
         return {
             index: np.argsort(-np.where(self._protected[index], np.inf, values), axis=-1, kind="stable")

@@ -25,7 +25,10 @@ def parse_shares(text: str, flag: str) -> tuple[float, ...]:
     if ":" in text:
         first, last, step = numbers
         if step <= 0 or last < first:
-            raise UsageError(f"{flag} {text!r} runs nowhere", hint="write FIRST:LAST:STEP, as in 0.1:0.7:0.1")
+            raise UsageError(
+                f"{flag} {text!r} holds no number: LAST lies before FIRST, or STEP is not positive",
+                hint="write FIRST:LAST:STEP, as in 0.1:0.7:0.1",
+            )
         if (last - first) / step >= _MOST:
             raise UsageError(f"{flag} {text!r} has more than {_MOST} values")
         # In decimals, 0.1:0.7:0.1 contains 0.3 and ends with 0.7.

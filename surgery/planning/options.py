@@ -47,7 +47,7 @@ class PlanOptions:
     unprotect: tuple[str, ...] = field(
         default=(),
         metadata={
-            "help": "channels that --protect and the method do not protect after all, in the same syntax; repeat for more",
+            "help": "channels that may be removed although --protect or the method protects them, in the same syntax; repeat for more",
             "metavar": "WHAT",
             "repeat": True,
         },
@@ -90,7 +90,7 @@ class PlanOptions:
     multiple_of: int | None = field(
         default=None,
         metadata={
-            "help": "round kept widths to a multiple of N (default: up to 256, if that moves the width by less than 2%%)",
+            "help": "round kept widths to a multiple of N (default: the largest of 256, 128, 64 and 32 that divides the full width and moves the kept width by less than 2%%, or 1)",
             "metavar": "N",
         },
     )

@@ -139,7 +139,7 @@ def _rank(text: str) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _ranks(first: int, last: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Channels from rank ``first`` to ``last``. Rank 1 is the largest value; of equal values, the lowest index comes first."""
+    """Channels from rank ``first`` to ``last``. Rank 1 is the largest value; if values are equal, the lowest index comes first."""
     if first < 1 or last < 1:
         raise UsageError("ranks and counts start at 1")
 

@@ -128,7 +128,7 @@ def push_command(directory: Path, repo: str | None, options: PushOptions) -> str
 @contextlib.contextmanager
 def _resumable(directory: Path, command: str) -> Iterator[None]:
     """Add to every error of the body, and to an interrupt, that the result is whole and how to continue."""
-    text = f"{directory} is whole; to go on: {command}"
+    text = f"{directory} is whole; continue with: {command}"
     try:
         yield
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""`chanfmt.algebra.export`: what is read back, by readers that are not ours, equals the arrays bit by bit."""
+"""`chanfmt.algebra.export`: other programs' readers read back the same arrays, bit by bit."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def expected_column(atlas, name):
 
 
 def check_table(atlas, column):
-    """``column(name)`` gives a table's column as a list of numbers, None or NaN where there is none."""
+    """``column(name)`` gives a table's column as a list of numbers; None or NaN for a missing value."""
     dense, experts, channels = 96, 4, 24
     assert column("stack") == ["decoder"] * dense + ["decoder.experts"] * (3 * experts * channels)
     assert column("block") == [0] * dense + np.repeat([1, 2, 3], experts * channels).tolist()

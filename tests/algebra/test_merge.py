@@ -1,4 +1,4 @@
-"""Atlases of parts add up to the atlas of the whole, in whatever order; what does not fit together is refused."""
+"""Atlases of parts add up to the atlas of the whole in any order; atlases that do not fit together are refused."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def shards(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bare_shards(shards, tmp_path_factory):
-    """`shards` without what a merge drops: opening a file costs by the array."""
+    """The `shards` without the arrays that a merge drops, because the time to open a file grows with its number of arrays."""
     made = {}
 
     def get(kind):
@@ -103,7 +103,7 @@ def write(path, content, **changes):
 
 
 def contents(paths):
-    """What is in ``paths``, in the order in which a merge adds them."""
+    """The contents of ``paths``, in the order in which a merge adds them."""
     found = []
     for path in paths:
         with chanfmt.open(path) as atlas:
@@ -266,7 +266,7 @@ def test_token_ids_only_where_all_have_them(shards, tmp_path):
 
 
 def changed_stack(content, **changes):
-    """The `stacks` of ``content`` with fields of the first one changed."""
+    """The `stacks` of ``content`` with fields of the first stack changed."""
     return (dataclasses.replace(content.stacks[0], **changes), *content.stacks[1:])
 
 

@@ -1,4 +1,4 @@
-"""Labels made again: the same settings change nothing, other ones do what a plain reading of the rules does."""
+"""Relabelling: the same settings change nothing, and other settings give the labels of a plain reading of the rules."""
 
 from __future__ import annotations
 

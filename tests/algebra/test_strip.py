@@ -1,4 +1,4 @@
-"""A stripped atlas says the same about every channel, and no longer what it was added up from."""
+"""A stripped atlas says the same about every channel, and holds no sums."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An error while an error is handled: the first one is what the user has to mend, and its message reaches them."""
+"""An error while another error is handled: the user has to mend the first error, so its message is the one printed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_first_error_is_told_if_saving_fails_too(tiny_checkpoint, tmp_path, 
     with heard() as said, pytest.raises(ChanfmtError) as caught:
         build(options, SETTINGS)
     assert (caught.value.message, caught.value.hint) == ("the disk is full", "free some space")
-    assert sum(line.startswith("no checkpoint written") for line in said) == 1
+    assert sum(line.startswith("no partial atlas was written") for line in said) == 1
     # No partial atlas, and no gradient that belongs to none.
     assert not list(tmp_path.glob("a.h5*"))
 

@@ -283,7 +283,7 @@ def test_a_checkpoint_that_cannot_be_written_is_said_once(options, uninterrupted
     assert_equal(build(options, SETTINGS), uninterrupted)
     assert len(calls) == 12
     error = "\n".join(said)
-    assert error.count("no checkpoint written: the disk is full") == 1
+    assert error.count("no partial atlas was written: the disk is full") == 1
 
 
 @pytest.mark.parametrize("every", [0, math.inf])

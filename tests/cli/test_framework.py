@@ -92,6 +92,13 @@ def test_negative_numbers_and_joined_values_are_no_unknown_options(words) -> Non
     assert found in ([-3], [3])
 
 
+def test_the_help_lists_arguments_without_a_flag_first(capsys) -> None:
+    with pytest.raises(SystemExit):
+        surgery(["eval", "--help"])
+    said = capsys.readouterr().out
+    assert said.index("\n  MODEL ") < said.index("\n  --data ")
+
+
 def test_long_options_are_not_abbreviated(capsys) -> None:
     assert run_command(sample(print), ["do", "--siz", "3"]) == 2
     assert "unknown option --siz; did you mean --size?" in capsys.readouterr().err

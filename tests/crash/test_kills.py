@@ -1,4 +1,4 @@
-"""A few random SIGKILLs; ``python -m tests.support.crash.run --kills 200`` is the whole of it. And readers beside a writer."""
+"""A few random SIGKILLs, and readers beside a writer. The full test is ``python -m tests.support.crash.run --kills 200``."""
 
 from __future__ import annotations
 

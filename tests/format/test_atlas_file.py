@@ -1,4 +1,4 @@
-"""What is written is read back; what should not be trusted is refused with a sentence."""
+"""An atlas reads back as it was written; a file that should not be trusted is refused with a sentence."""
 
 from __future__ import annotations
 

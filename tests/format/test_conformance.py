@@ -19,7 +19,7 @@ RULES = json.loads((SPEC / "atlas-1.0.json").read_text(encoding="utf-8"))["rules
 
 
 def load(path: Path, name: str):
-    """A module of spec/, which is no package."""
+    """A module of spec/, which is not a package."""
     specification = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(specification)
     sys.modules[name] = module

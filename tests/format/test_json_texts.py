@@ -1,4 +1,4 @@
-"""JSON inside an atlas that is not what it should be is a finding, and elsewhere an error in one line."""
+"""Wrong JSON inside an atlas: a finding of the validator, and an error of one line everywhere else."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ def path(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def content(path):
-    """What it holds; the file is closed, for HDF5 wants a file opened twice in one process to be locked alike."""
+    """The content of the file. The file is closed, because HDF5 wants the same lock each time one process opens a file."""
     with chanfmt.open(path) as atlas:
         return atlas.content()
 

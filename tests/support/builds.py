@@ -30,7 +30,7 @@ def request(model, output, **changes):
 
 
 def stop_after(options, batches, monkeypatch, settings=SETTINGS):
-    """Build until ``batches`` batches are done and their checkpoint is written."""
+    """Build until ``batches`` batches are done and in a partial atlas."""
     with killed_after(batches, monkeypatch):
         build(options, settings)
 

@@ -31,7 +31,7 @@ SEQUENCES, SEQ_LEN = 16, 32
 
 @dataclass
 class Verdict:
-    """What became of one type; a text where it is not "yes"."""
+    """The outcome for one type: "yes", or a text that says what failed."""
 
     model_type: str
     ffns: str = ""
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def in_process(model_type: str, family: str) -> Verdict:
-    """`examine` in a process of its own: a model may need anything, and take any time."""
+    """`examine` in a process of its own, because a model may fail in any way and take any time."""
     command = [sys.executable, "-m", "tests.support.census", "--one", "--family", family, model_type]
     try:
         done = subprocess.run(
@@ -139,7 +139,7 @@ def build_atlas(directory: Path, atlas: Path, calib: str = "pydoc") -> Any:
 
 
 def findings(atlas: Path) -> str:
-    """What `atlas validate` finds wrong."""
+    """The findings of `atlas validate`."""
     from chanfmt.algebra.validate import validate
 
     return "; ".join(f"{item.code} {item.path}" for item in validate(atlas) if item.rule.severity == "error")

@@ -55,6 +55,6 @@ def direct_sums(u, s):
 
 
 def assert_metrics_close(found, expected, tolerance):
-    """Relative to each value, or to a millionth of the layer's largest where that is more."""
+    """Relative to each value, or to a millionth of the layer's largest value if that is more."""
     scale = np.maximum(np.abs(expected), 1e-6 * np.abs(expected).max())
     np.testing.assert_array_less(np.abs(found - expected) / scale, tolerance)

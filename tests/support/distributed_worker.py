@@ -59,7 +59,7 @@ def check_sums(group: Group) -> None:
 
 
 def check_failures(group: Group) -> None:
-    """What one process meets is raised in all."""
+    """An error in one process is raised in all processes."""
 
     def refuse() -> int:
         if group.rank == 1:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def edited(path: Path, content: AtlasContent, **variables: np.ndarray | None) -> Atlas:
-    """``content`` with variables of its stack replaced, or left out where None."""
+    """``content`` with variables of its stack replaced, or left out if their value is None."""
     stack = content.stacks[0]
     merged = {name: value for name, value in {**stack.variables, **variables}.items() if value is not None}
     write_atlas(dataclasses.replace(content, stacks=(dataclasses.replace(stack, variables=merged),)), path)

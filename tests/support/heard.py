@@ -1,4 +1,4 @@
-"""What library code says, for tests that look at it."""
+"""The notes and warnings of library code, for tests that check them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stops a build after a number of its batches, for the tests of what it leaves and how it goes on."""
+"""Stops a build after a number of batches, to test what it leaves and how it continues."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Killed(BaseException):
 
 @contextmanager
 def killed_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What runs inside is to end once ``batches`` batches are done and their checkpoint is written."""
+    """Stop the build in the body once ``batches`` batches are done and in a partial atlas."""
     left = [batches]
     save = Keeper.save
 

@@ -1,4 +1,4 @@
-"""What test_distributed.py starts to lose the process of rank 1 while the others are busy with something of their own."""
+"""A build that loses the process of rank 1 while the other processes are busy. test_distributed.py starts it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiny models with an atlas of their own and a text: what sweeps and ablations are run on."""
+"""Tiny models, each with an atlas and a text, for sweeps and ablations."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def forge_number(image: bytearray, random: np.random.Generator) -> None:
 
 
 def forge_known_number(image: bytearray, random: np.random.Generator) -> None:
-    """A number that is there in HDF5's structures as a length or an address, replaced everywhere or once."""
+    """A number that HDF5's structures hold as a length or an address, replaced everywhere or once."""
     place = int(random.integers(len(image) - 8))
     number = image[place : place + 8]
     places = _places(image, bytes(number))
@@ -257,7 +257,7 @@ def mutant(originals: list[bytes], number: int, seed: int) -> tuple[str, bytes]:
 
 
 def read_everything(path: Path) -> None:
-    """What the tools do with a file; raises only for a failure of ours."""
+    """Run the tools on a file. Raises only for a failure of ours."""
     findings = validate(path)
     # Without its file_sha256 a file says what it said before, and is remarked upon.
     if not any(finding.rule.severity == ERROR or finding.code == "W504" for finding in findings):

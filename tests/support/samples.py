@@ -1,4 +1,4 @@
-"""What tiny models of images and sound are given: random arrays of the shapes that their configurations ask for."""
+"""Inputs for tiny models of images and sound: random arrays of the shapes that their configs ask for."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def samples(model: Any, count: int, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def _arrays(model: Any) -> list[tuple[str, tuple[int, ...], tuple[int, int] | None]]:
-    """Name, shape of a sample, and the range of whole numbers; None for normal ones."""
+    """Name, shape of a sample, and the range of whole numbers; None for normally distributed numbers."""
     config, name = model.config, model.main_input_name
     vision = getattr(config, "vision_config", config)
     if config.model_type == "siglip2":

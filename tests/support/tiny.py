@@ -1,6 +1,6 @@
 """Tiny random models of many architectures, built from stock configs.
 
-Every dimension is a number of its own, so that one mistaken for another cannot go unseen.
+Every dimension is a different number, so that a mistaken dimension is noticed.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def random_tokens(sequences: int, seq_len: int, seed: int = 0) -> torch.Tensor:
 
 
 def tiny_tokenizer() -> Any:
-    """One token per character; what it does not know is ``<unk>``."""
+    """One token per character; unknown characters are ``<unk>``."""
     import string
 
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers

@@ -1,6 +1,6 @@
 """A tiny random instance of every model type that an AutoModel class of the installed transformers can build.
 
-Each comes from the stock configuration of its type, every size of which is shrunk by what its name says it is.
+Each instance comes from the stock config of its type. Every size in the config is shrunk, as its name suggests.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ def _first(fields: dict[str, Any], names: tuple[str, ...]) -> int:
 
 
 def _shrunk(name: str, value: int, fields: dict[str, Any]) -> int:
-    """What becomes of the field ``name`` of a configuration whose stock ``fields`` are these."""
+    """The shrunk value of the field ``name`` of a config with the stock ``fields``."""
     hidden, heads = _first(fields, _HIDDEN_NAMES), _first(fields, _HEADS_NAMES)
     inner = fields.get("expand", 0) * hidden  # The width of a state space layer.
     latent = fields.get("kv_lora_rank") is not None
@@ -277,7 +277,7 @@ def _kinds(fields: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
 
 
 def tiny_config(model_type: str, family: str = CAUSAL) -> Any:
-    """The configuration of ``model_type`` with 2 layers or more, of every kind that the stock one has."""
+    """The config of ``model_type`` with 2 layers or more, at least one of every kind in the stock config."""
     config = _shrink(CONFIG_MAPPING[model_type](), model_type)
     if family == CAUSAL:
         for name in ("is_decoder", "causal"):
@@ -319,7 +319,7 @@ def run(model: Any, family: str, ids: torch.Tensor) -> torch.Tensor:
 
 
 def _assistant_inputs(model: Any, ids: torch.Tensor) -> dict[str, Any]:
-    """What an assistant takes from the model that it drafts for: hidden states, and keys and values of each kind of layer."""
+    """The inputs that an assistant takes from the model that it drafts for: hidden states, and keys and values of each kind of layer."""
     config = model.config.get_text_config()
     embedded = model.get_input_embeddings()(ids)
     generator = torch.Generator().manual_seed(0)

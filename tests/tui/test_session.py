@@ -194,7 +194,7 @@ def imports_of(path: Path) -> set[str]:
 
 
 def test_screens_know_neither_the_app_nor_each_other() -> None:
-    """By no kind of import, types included. What screens have in common is not a screen."""
+    """No screen imports another screen, not even for types. Code that screens share is not a screen."""
     screens = {row.factory.partition(":")[0] for row in REGISTRY}
     for path in (ROOT / "screens").glob("*.py"):
         assert not imports_of(path) & {"tui.app", "tui.cli", "tui.picture", *screens}, path

@@ -66,7 +66,7 @@ def _blocks(container: Container, report: Report) -> None:
         row = {name: values[index] for name, values in columns.items()}
         where = f"/block row {index}"
         stack = f"stacks/{row['stack']}"
-        if not report.check(container.is_group(stack), "E201", where, f"names the stack {row['stack']!r}, which is not there"):
+        if not report.check(container.is_group(stack), "E201", where, f"names the stack {row['stack']!r}, which does not exist"):
             continue
         kind, layers = container.attribute(stack, "kind"), container.read(f"{stack}/layer")
         experts = container.nodes[f"{stack}/expert"].shape[0] if kind == "experts" else 0
@@ -87,7 +87,7 @@ def _blocks(container: Container, report: Report) -> None:
             layers[row["row"]] == row["layer_index"] >= 0,
             "E203",
             where,
-            f"is layer {row['layer_index']}, its stack says {layers[row['row']]}",
+            f"is layer {row['layer_index']}, but its stack says {layers[row['row']]}",
         )
         slices = parsed(row["tensors"], list[dict[str, Any]], where)
         complaint = tensors_complaint(slices, channels, max(1, experts), gated=bool(container.attribute(stack, "gated")))
@@ -97,7 +97,7 @@ def _blocks(container: Container, report: Report) -> None:
             places[row["stack"]] == row["place"],
             "E201",
             where,
-            f"is in {row['place']}, others of its stack are in {places[row['stack']]}",
+            f"is in {row['place']}, but other FFNs of its stack are in {places[row['stack']]}",
         )
     for name in container.children("stacks"):
         for row_index in range(container.nodes[f"stacks/{name}/layer"].shape[0]):
@@ -157,7 +157,7 @@ def _calibration(container: Container, report: Report) -> None:
             column["token_ids"].shape[1] == seq_len,
             "E206",
             "/calibration/token_ids",
-            f"has {column['token_ids'].shape[1]} positions, seq_len is {seq_len}",
+            f"has {column['token_ids'].shape[1]} positions, but seq_len is {seq_len}",
         )
         report.check((column["token_ids"] >= 0).all(), "E206", "/calibration/token_ids", "has a negative token id")
         for index, (ids, stated) in enumerate(zip(column["token_ids"], column["sequence_sha256"], strict=True)):
@@ -210,7 +210,7 @@ def _tokens(container: Container, report: Report) -> None:
 
 def _dropped(container: Container, report: Report) -> None:
     for name in str(container.attribute("", "dropped")).split():
-        report.check(name in schema.STACK_VARIABLE_BY_NAME, "E211", "/@dropped", f"names {name!r}, which is no stack variable")
+        report.check(name in schema.STACK_VARIABLE_BY_NAME, "E211", "/@dropped", f"names {name!r}, which is not a stack variable")
         for stack in container.children("stacks"):
             report.check(f"stacks/{stack}/{name}" not in container, "E211", "/@dropped", f"names {name!r}, which {stack} holds")
 

@@ -71,7 +71,7 @@ def _attributes(container: Container, report: Report, path: str, table: str) -> 
             continue
         values[attribute.name] = value
         choices = ALLOWED.get("stacks/*" if table == "/stacks/*" else path, {}).get(attribute.name)
-        report.check(choices is None or value in choices, "E109", where, f"is {value!r}, none of {', '.join(choices or ())}")
+        report.check(choices is None or value in choices, "E109", where, f"is {value!r}, not one of {', '.join(choices or ())}")
     if table == "/stacks/*":
         report.check(values.get("gated", 0) in (0, 1), "E109", f"/{path}@gated", "is neither 0 nor 1")
     _unknown_attributes(container, report, path, {item.name for item in schema.ATTRIBUTES[table]})
@@ -136,7 +136,7 @@ def _variables(
         if report.check(found == expected, "E106", f"/{place}", f"has the dimensions {list(found)}, not {list(expected)}"):
             for name, length in zip(expected, node.shape, strict=True):
                 known, other = lengths.setdefault(name, (length, item.name))
-                report.check(length == known, "E107", f"/{place}", f"has {length} along {name}, {other} has {known}")
+                report.check(length == known, "E107", f"/{place}", f"has {length} along {name}, but {other} has {known}")
             if expected == (item.name,):
                 report.check(container.is_scale(place), "E106", f"/{place}", "is not a dimension scale")
         _variable_attributes(container, report, place, item.units)
@@ -198,10 +198,15 @@ def _extension_lengths(container: Container, report: Report, path: str, place: s
     for name, length in zip(dimensions, container.nodes[place].shape, strict=True):
         own, of_stack = container.nodes.get(f"{path}/{name}"), container.nodes.get(f"{stack}/{name}")
         if own is not None and own.code:
-            report.check(own.shape[0] == length, "E107", f"/{place}", f"has {length} along {name}, its scale {own.shape[0]}")
+            report.check(
+                own.shape[0] == length, "E107", f"/{place}", f"has {length} along {name}, but its scale has {own.shape[0]}"
+            )
         if path.count("/") == 1 and of_stack is not None:
             report.check(
-                of_stack.shape[0] == length, "E107", f"/{place}", f"has {length} along {name}, the stack {of_stack.shape[0]}"
+                of_stack.shape[0] == length,
+                "E107",
+                f"/{place}",
+                f"has {length} along {name}, but the stack has {of_stack.shape[0]}",
             )
 
 
@@ -246,7 +251,7 @@ def _texts(container: Container, report: Report) -> None:
             )
     for row, place in enumerate(container.read("block/place")):
         report.check(
-            place in schema.PLACES, "E109", "/block/place", f"row {row} is {place!r}, none of {', '.join(schema.PLACES)}"
+            place in schema.PLACES, "E109", "/block/place", f"row {row} is {place!r}, not one of {', '.join(schema.PLACES)}"
         )
 
 

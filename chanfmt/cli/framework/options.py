@@ -40,7 +40,8 @@ def add_options(parser: argparse.ArgumentParser, options: type[Any]) -> argparse
     """
     group = parser.add_argument_group(_title(options))
     hints = typing.get_type_hints(options)
-    for item in dataclasses.fields(options):
+    # A dataclass inherits the fields of its base first, but readers look for the arguments without a flag first.
+    for item in sorted(dataclasses.fields(options), key=lambda item: "positional" not in item.metadata):
         if "help" in item.metadata:
             _add_option(group, item, hints[item.name])
     return group

@@ -130,7 +130,7 @@ def _cut(name: str, shape: tuple[int, ...], items: Sequence[TensorSlice], block:
     if None not in by_index and (axis == 0 or sorted(index for index in by_index if index is not None) != list(range(shape[0]))):
         raise ModelError(f"the plan does not cut every expert in {name!r}")
     if None in by_index and len(by_index) > 1:
-        raise ModelError(f"the plan sees one expert and all of them in {name!r}")
+        raise ModelError(f"the plan takes {name!r} both for one expert and for all experts")
     order = [None] if None in by_index else list(range(shape[0]))
     lines = [_positions(name, shape, axis, by_index[index], block, width) for index in order]
     positions = np.stack(lines)

@@ -33,7 +33,7 @@ class DoseOptions:
     doses: str = field(
         default="0:1:0.1",
         metadata={
-            "help": "shares of the supernodes to remove: FIRST:LAST:STEP, or numbers between commas",
+            "help": "shares of the supernodes to remove: FIRST:LAST:STEP, or numbers separated by commas",
             "metavar": "GRID",
         },
     )

@@ -36,8 +36,8 @@ class RemovalOptions:
     control: str = field(
         default="random",
         metadata={
-            "help": "controls to remove for comparison, between commas: random, lp-matched (the nearest channels in LP), or none; "
-            "a control is as many channels of every FFN, but neither selected channels nor supernodes",
+            "help": "controls to remove for comparison, separated by commas: random, lp-matched (the nearest channels in LP), or "
+            "none; a control has as many channels of every FFN as the selection, but neither selected channels nor supernodes",
             "metavar": "CONTROLS",
         },
     )

@@ -93,7 +93,7 @@ def ablate(
             the rows in memory.
         overwrite: Drop the rows that ``output`` holds.
         options: Options of the experiment, by the names of `RemovalOptions`, `HaloOptions`, `DoseOptions` or
-            `ChannelOptions`; sequences are taken where the command line takes commas.
+            `ChannelOptions`. An option that takes a list separated by commas on the command line takes a sequence here.
 
     Returns:
         Rows with the loss in nats per token and its rise over the reference of the condition, and their summary.

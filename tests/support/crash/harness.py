@@ -1,6 +1,6 @@
-"""Kill what writes at random moments and look at what is left.
+"""Kill writers at random moments, and look at the files that are left.
 
-Children are forked from a process that has everything imported: a kill costs what it interrupts.
+Children are forked from a process that has imported everything, so a kill wastes only the work that it interrupts.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Job:
 
 
 def same(first: Any, second: Any) -> bool:
-    """Whether two atlas contents agree bit for bit but for times and commands."""
+    """Whether two atlas contents agree bit for bit, except for times and commands."""
     plain = ("title", "model", "labels", "core_rho", "blocks", "status", "dropped")
     if any(getattr(first, name) != getattr(second, name) for name in plain):
         return False
@@ -88,7 +88,7 @@ def child(work: Callable[[], object]) -> int:
 
 
 def finish(work: Callable[[], object]) -> float:
-    """Run ``work`` in a forked process to its end. Returns its seconds; raises `AssertionError` where it fails."""
+    """Run ``work`` in a forked process to its end. Returns its seconds; raises `AssertionError` if it fails."""
     started = time.monotonic()
     code = os.waitstatus_to_exitcode(os.waitpid(child(work), 0)[1])
     assert code == 0, f"a run that nobody killed exited with {code}"

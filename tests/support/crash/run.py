@@ -84,7 +84,7 @@ def merge_job() -> Job:
 
 
 def build_job(model: Path) -> Job:
-    """A build over an existing atlas, with a checkpoint after every batch, continued with ``--resume``."""
+    """A build over an existing atlas, with a partial atlas after every batch, continued with ``--resume``."""
     old = random_content()
 
     def run(place: Path, *, resume: bool = False) -> None:

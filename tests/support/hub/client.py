@@ -64,7 +64,7 @@ def run(module: str, *arguments: object, env: dict[str, str]) -> subprocess.Comp
 
 
 def script(text: str, *arguments: object, env: dict[str, str]) -> Any:
-    """What a Python program prints; it must succeed."""
+    """The output of a Python program, which must succeed."""
     done = subprocess.run(
         [sys.executable, "-c", text, *map(str, arguments)], env=env, text=True, capture_output=True, check=False, timeout=120
     )
@@ -85,7 +85,7 @@ print(json.dumps(done))
 
 
 def session(*commands: Sequence[object], env: dict[str, str]) -> list[subprocess.CompletedProcess[str]]:
-    """Command lines, each its module and its arguments, one after the other in one process: what each came to."""
+    """Run command lines (module and arguments) one after the other in one process. Returns the outcome of each."""
     lines = [[*map(str, command)] for command in commands]
     results = json.loads(script(_SESSION, json.dumps(lines), env=env))
     return [subprocess.CompletedProcess(line, *result) for line, result in zip(lines, results, strict=True)]

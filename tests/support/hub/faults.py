@@ -1,4 +1,4 @@
-"""What can go wrong on the way to a Hub and back."""
+"""Faults between a client and the Hub."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Fault:
     seen: int = 0
 
     def meets(self, method: str, path: str) -> bool:
-        """Whether this request is one of those; counts it where its method and path are."""
+        """Whether this fault meets the request. Requests with its method and path are counted."""
         if method != self.method or not re.search(self.path, path):
             return False
         self.seen += 1

@@ -31,7 +31,7 @@ PAGE = 1000
 
 @dataclass(frozen=True)
 class Request:
-    """One line of the log; ``status`` is 0 where the connection was cut."""
+    """One line of the log; ``status`` is 0 if the connection was cut."""
 
     method: str
     path: str
@@ -42,7 +42,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a request gets."""
+    """The response to a request."""
 
     body: bytes = b""
     status: int = 200
@@ -137,7 +137,7 @@ class _Server(ThreadingHTTPServer):
     hub: Hub
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is what the tests are about."""
+        """Do nothing: the tests let clients disconnect on purpose."""
         import sys
 
         if not isinstance(sys.exc_info()[1], ConnectionError):
@@ -149,7 +149,7 @@ class _Cut(Exception):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Reads a request, finds its answer, and goes wrong where it should."""
+    """Reads a request, finds its answer, and applies the faults that meet it."""
 
     protocol_version = "HTTP/1.1"
     server: _Server

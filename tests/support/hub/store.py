@@ -19,7 +19,7 @@ class Refused(Exception):
     Args:
         status: HTTP status.
         message: What the Hub says.
-        code: ``X-Error-Code``, where the Hub sends one.
+        code: ``X-Error-Code``, if the Hub sends one.
     """
 
     def __init__(self, status: int, message: str, code: str = "", **body: object) -> None:
@@ -60,7 +60,7 @@ class File:
 
     @property
     def blob_id(self) -> str:
-        """Git's id of the file, of its pointer where it is in large file storage."""
+        """Git's id of the file, or of its pointer if the file is in large file storage."""
         text = self.content
         if self.lfs:
             text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(text)}\n".encode()
@@ -162,7 +162,7 @@ class Store:
         self._grants: dict[str, Repo] = {}
 
     def user(self, authorization: str | None) -> User | None:
-        """Who sends this header; nobody without one."""
+        """The user who sends this header; nobody if there is no header."""
         if not authorization:
             return None
         user = self.users.get(authorization.removeprefix("Bearer "))

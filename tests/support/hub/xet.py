@@ -1,4 +1,4 @@
-"""What a Xet client uploads, put together again: chunks from xorbs, files from the shard that lists their chunks.
+"""Files put together again from the uploads of a Xet client: chunks from xorbs, files from the shard that lists their chunks.
 
 Formats: https://huggingface.co/docs/xet. Hashes of chunks and xorbs are not checked; the SHA-256 of every file is.
 """
@@ -95,7 +95,7 @@ def _lz4_frame(frame: bytes) -> bytes:
 
 
 def _lz4_block(block: bytes, out: bytearray) -> None:
-    """Append what a compressed block stands for to ``out``."""
+    """Decompress a block, and append the result to ``out``."""
     at = 0
     while at < len(block):
         token = block[at]

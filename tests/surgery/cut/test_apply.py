@@ -312,7 +312,7 @@ def test_places_that_cannot_be_written(llama: Case, tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def small_files() -> Iterator[None]:
-    """The kernel refuses files above 9,000 bytes, as a full disk would."""
+    """The kernel refuses files of more than 9,000 bytes, as a full disk would."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (9000, limits[1]))
     try:

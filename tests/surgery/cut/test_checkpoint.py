@@ -92,7 +92,7 @@ def test_gather_any_dtype_along_any_axis(
 
 
 def assembled(entry: TensorEntry, cut: Cut) -> bytes:
-    """What the parts of a cut tensor give when each is put where it says."""
+    """The tensor that the parts of a cut give, each at its offset."""
     result = bytearray(b"\xaa" * 4096)
     end = 0
     with entry.file.open("rb") as file:

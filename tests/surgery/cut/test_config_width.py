@@ -1,4 +1,4 @@
-"""The config field that holds the FFN width is found by trying, and refused where there is none."""
+"""The config field that holds the FFN width is found by trial; a model without such a field is refused."""
 
 from __future__ import annotations
 

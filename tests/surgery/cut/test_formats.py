@@ -1,4 +1,4 @@
-"""What is written is an ordinary checkpoint for everything that reads those: safetensors, accelerate, GGUF converters."""
+"""Every reader of checkpoints reads the result: safetensors, accelerate, GGUF converters."""
 
 from __future__ import annotations
 

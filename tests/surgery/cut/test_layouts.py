@@ -129,7 +129,7 @@ def uneven(number: int, ffn: Any) -> int:
 
 @pytest.mark.parametrize("model_type", ["llama", "phi3", "gpt2", "gpt_oss", "mixtral", "granitemoe", "bart"])
 def test_uneven_widths_are_filled_up_with_zero_channels(model_type: str, tmp_path: Path) -> None:
-    """Halves, interleaved roles and stacked experts alike: behind what each keeps, up to the widest."""
+    """Zero channels follow the kept channels, in halves, interleaved roles and stacked experts alike."""
     model = saved(model_type, "seq2seq" if model_type == "bart" else "causal", tmp_path / "model")
     plan = planned(model, uneven)
     report = apply_plan(plan, ModelSource(model), tmp_path / "out")
@@ -216,7 +216,7 @@ def test_a_fine_tune_is_cut_alike(tmp_path: Path) -> None:
 
 
 def test_training_a_cut_model_and_restoring_it(tmp_path: Path) -> None:
-    """What is restored are the pruned model's own weights, whatever became of them."""
+    """The restored weights are those of the pruned model, even if it was trained since."""
     model = saved("gpt_oss", "causal", tmp_path / "model")
     plan = planned(model, lambda number, ffn: ffn.width // 2)
     apply_plan(plan, ModelSource(model), tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Ablations: which channels go, that controls are matched, and that losses are what a model without them gives."""
+"""Ablations: the removed channels, matched controls, and losses equal to those of a model without these channels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Channels removed in place: masks compute what zeroed weights do, means what is worked out by hand, and nothing stays."""
+"""Channels removed in place: masks compute the same as zeroed weights, means the same as a hand computation, and nothing stays."""
 
 from __future__ import annotations
 

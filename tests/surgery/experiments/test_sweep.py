@@ -123,7 +123,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_a_recovered_row_is_that_of_the_recovered_checkpoint(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """And the loaded model has its own weights again, bit by bit."""
+    """Afterwards the loaded model has its own weights again, bit by bit."""
     case: Tiny = request.getfixturevalue(name)
     atlas, subject = case.subject(dtype="float32")
     before = {name: value.clone() for name, value in subject.model.state_dict().items()}
@@ -292,7 +292,7 @@ def test_other_settings_are_refused(llama: Tiny, mixtral: Tiny, tmp_path: Path, 
     [
         (["--methods", "magick"], "unknown method 'magick'"),
         (["--methods", ","], "--methods names no method"),
-        (["--sparsity", "0.5:0.1:0.1"], "runs nowhere"),
+        (["--sparsity", "0.5:0.1:0.1"], "holds no number: LAST lies before FIRST"),
         (["--sparsity", "50"], "write 0.5 for 50%"),
         (["--sparsity", "half"], "is not a list of numbers"),
         (["--sparsity", "0,0.5"], "nothing would be cut"),

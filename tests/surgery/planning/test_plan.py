@@ -201,7 +201,7 @@ def test_plan_without_stored_tokens(tmp_path: Path) -> None:
 
 
 def hostile(path: Path, source: Path, **changes: Any) -> Path:
-    """The plan ``source`` with entries of its JSON replaced, and ``tensors`` where given."""
+    """The plan ``source`` with entries of its JSON replaced, and with other ``tensors`` if they are given."""
     from safetensors import safe_open
 
     tensors = changes.pop("tensors", None) or load_file(source)

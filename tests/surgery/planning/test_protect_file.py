@@ -1,4 +1,4 @@
-"""Protect files: three formats, written and read, and files that are none."""
+"""Protect files: three formats, written and read, and files that are not protect files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every selector against plain numpy, and what is no selector."""
+"""Every selector against plain numpy, and texts that are not selectors."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_labels(name: str, request: pytest.FixtureRequest) -> None:
 
 
 def ranked(values: np.ndarray) -> list[int]:
-    """Channels from the largest value down, of equal ones the lowest index first; those without a value left out."""
+    """Channels from the largest value down, without channels that have no value; if values are equal, the lowest index is first."""
     return sorted(
         (channel for channel in range(len(values)) if not np.isnan(values[channel])),
         key=lambda channel: (-values[channel], channel),

@@ -1,4 +1,4 @@
-"""What the removed channels wrote on average becomes a bias, of the model's own or of one that its config switches on."""
+"""The mean output of the removed channels becomes a bias: the model's own bias, or a bias that its config switches on."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def recovery(plan: PruningPlan, directory: Path) -> BiasRecovery:
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "opt", "phi", "granite", "nemotron"])
 def test_the_mean_output_stays(model_type: str, tmp_path: Path) -> None:
-    """Of the first FFN, whose input is the same in both models."""
+    """Check the first FFN, whose input is the same in both models."""
     zoo.tiny(model_type, "causal").save_pretrained(tmp_path / "model")
     plan = planned(tmp_path / "model", lambda number, ffn: ffn.width // 2)
     apply_plan(plan, ModelSource(tmp_path / "model"), tmp_path / "plain")

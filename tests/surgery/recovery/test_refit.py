@@ -1,4 +1,4 @@
-"""Survivors are refitted: the normal equations, the pass through the model, and what is written."""
+"""The refit of the kept channels: the normal equations, the pass through the model, and the written weights."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def distance(model: Path, cut: Path, ids: np.ndarray) -> float:
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "phi3", "opt", "gptj", "gemma3_text", "olmo2"])
 def test_a_refitted_model_is_closer_to_the_dense_one(model_type: str, tmp_path: Path) -> None:
-    """Nearer in its hidden states, on the calibration tokens; with the same weights elsewhere; the same twice."""
+    """The refit brings the hidden states nearer on the calibration tokens, changes no other weights, and is the same twice."""
     zoo.tiny(model_type, "causal").save_pretrained(tmp_path / "model")
     plan = planned(tmp_path / "model", lambda number, ffn: ffn.width // 2)
     given = recovery()
@@ -147,7 +147,7 @@ def first_block(directory: Path, layer: str, write: str, ids: np.ndarray) -> tup
 
 
 def test_the_first_block_is_the_least_squares_solution(tmp_path: Path) -> None:
-    """By hand: what reaches the first FFN is the same in both models."""
+    """Compare with a fit by hand: the input of the first FFN is the same in both models."""
     zoo.tiny("llama", "causal").save_pretrained(tmp_path / "model")
     plan = planned(tmp_path / "model", lambda number, ffn: ffn.width // 2)
     given = recovery()
@@ -161,7 +161,7 @@ def test_the_first_block_is_the_least_squares_solution(tmp_path: Path) -> None:
 
 
 def test_a_bias_is_fitted_too(tmp_path: Path) -> None:
-    """By hand, as one more channel that always gives as much as the others give on average."""
+    """Compare with a fit by hand, in which the bias is one more channel with a constant activation of average size."""
     zoo.tiny("gpt2", "causal").save_pretrained(tmp_path / "model")
     plan = planned(tmp_path / "model", lambda number, ffn: ffn.width // 2)
     given = recovery()
@@ -197,7 +197,7 @@ def test_only_what_is_cut_is_refitted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model_type", ["llama", "phi3", "gpt2", "gptj"])
 def test_only_what_stays_is_computed(model_type: str, tmp_path: Path) -> None:
-    """Where the model's code allows that; it gives the same."""
+    """If the model's code allows narrowing, the result is the same."""
     directory = tmp_path / "model"
     zoo.tiny(model_type, "causal").save_pretrained(directory)
     streamed = open_streamed(ModelSource(directory, "tiny"))

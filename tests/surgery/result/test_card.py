@@ -1,4 +1,4 @@
-"""The model card: what the Hub reads in it, what people read in it, and what neither finds."""
+"""The model card: what the Hub reads, what people read, and what must not be in the card."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 
 def surgery(*arguments: object) -> None:
-    """Run a command as a process would that was started with it."""
+    """Run a command as if this process had been started with it."""
     before, sys.argv = sys.argv, ["surgery", *map(str, arguments)]
     try:
         assert main(sys.argv[1:]) == 0

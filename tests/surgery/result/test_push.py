@@ -1,4 +1,4 @@
-"""``surgery push`` and ``prune --push``: what the Hub holds afterwards, what stays here, and what is said."""
+"""``surgery push`` and ``prune --push``: the content of the Hub afterwards, the files that stay here, and the messages."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_a_cut_that_is_pushed(hub: Hub, ann: Environment, made: Path, tmp_path: 
     assert done.returncode == 1
     assert fault.met.is_set()
     assert "LP mass kept" in done.stdout
-    assert done.stderr.splitlines()[-1] == f"  {out} is whole; to go on: surgery push {out} --public --no-verify"
+    assert done.stderr.splitlines()[-1] == f"  {out} is whole; continue with: surgery push {out} --public --no-verify"
     assert push(out, "--public", "--no-verify", env=ann).stdout == f"{hub.url}/{NAME}\n"
     assert not hub.repo(NAME).private
     assert hub.files(NAME) == content(out)
@@ -220,7 +220,7 @@ def test_what_stays_is_one_line_with_the_way_out(hub: Hub, ann: Environment, out
         error, hint, resume = done.stderr.splitlines()[-3:]
         assert error.startswith("surgery: error: "), name
         assert way_out in hint, name
-        assert resume == f"  {out} is whole; to go on: surgery push {out} --public", name
+        assert resume == f"  {out} is whole; continue with: surgery push {out} --public", name
         assert {file: data for file, data in content(out).items() if file != "README.md"} == before, name
     # Until the last of them no part of the model was to be seen, and nothing by anybody else.
     repo = hub.repo(NAME)
@@ -250,7 +250,7 @@ def test_stopped_and_run_again(hub: Hub, ann: Environment, out: Path, tmp_path: 
     _, err = process.communicate(timeout=60)
     if end == signal.SIGINT:
         assert process.returncode == 130
-        assert f"interrupted; {out} is whole; to go on: surgery push {out}" in err
+        assert f"interrupted; {out} is whole; continue with: surgery push {out}" in err
     assert TOKEN not in err
     hub.faults.clear()
     assert not hub.files(NAME)
@@ -407,7 +407,7 @@ def test_the_command_that_goes_on() -> None:
 
 
 def test_however_many_files_are_one_commit(hub: Hub, ann: Environment, tmp_path: Path) -> None:
-    """The client's `upload_folder` commits 250 files at a time, through Xet; a model of which a part is seen is none."""
+    """With Xet, the client's `upload_folder` commits 250 files at a time, and nobody should see a part of a model."""
     folder = tmp_path / "many"
     folder.mkdir()
     for number in range(300):
