@@ -13,20 +13,21 @@ address.
 Notes and warnings go to the logger ``chanfmt``. Every failure that a user can mend is a `ChanfmtError`, whose ``message``
 says what is wrong and whose ``hint`` says what to do.
 
-`surgery` cuts models with atlases. The command lines are ``atlas``, ``surgery`` and ``atlas-tui``.
+`chanfmt.analysis` holds the statistics of a report as functions of arrays. `surgery` cuts models with atlases. The command
+lines are ``atlas``, ``surgery`` and ``atlas-tui``.
 """
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any
 
+from chanfmt import analysis
 from chanfmt.base.errors import AtlasError, ChanfmtError, CheckError, MissingPackageError, ModelError, UsageError
 from chanfmt.base.version import __version__
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from transformers import PreTrainedModel
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from chanfmt.reporting.make import Report
 
     Given = Atlas | str | os.PathLike[str]
+    Model = ModelSource | str | os.PathLike[str]
 
 __all__ = [
     "AtlasError",
@@ -46,6 +48,7 @@ __all__ = [
     "ModelError",
     "UsageError",
     "__version__",
+    "analysis",
     "build",
     "compare",
     "merge",
@@ -65,6 +68,9 @@ def open(path: str | os.PathLike[str], *, verify: bool = False, contained: bool 
         path: The file, or ``hf://datasets/USER/NAME[@REVISION]/FILE``.
         verify: Whether to recompute the digests, and to refuse a file that was changed (0.1 s per 40 MB).
         contained: Whether to try the file in a process of its own first, which protects from files that crash HDF5.
+
+    Returns:
+        The atlas: records of what was measured, and the arrays of every stack of FFNs.
 
     Raises:
         AtlasError: The file is missing, is not an atlas, or is damaged or unsafe.
@@ -127,7 +133,10 @@ def build(
         support_size: Residual dimensions in the write support.
         alpha, gamma: Floor and exponent of the protection factor (paper equation 10).
         batch_size: Sequences in a batch; ``auto`` fits the memory.
-        device, device_map, dtype: As for ``atlas build``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ... A loaded model stays on its device and in its dtype.
+        device_map: ``auto`` spreads the model over all GPUs of the machine.
+        dtype: ``auto``, ``float32``, ``bfloat16``, ``float16`` or ``float64``. ``auto`` is float32 on a CPU, and the
+            checkpoint's own dtype on other devices.
         stream: Whether to keep only one block of the model in memory at a time.
         store_tokens: Whether the atlas holds the token ids, or only their hashes.
         trust_remote_code: Whether code from the model's repository may run.
@@ -158,19 +167,24 @@ def build(
         raise UsageError(
             "tokenizer and name are for a loaded model", hint="leave them out, or pass the loaded model instead of its name"
         )
+    sources = (os.fspath(text),) if isinstance(text, str | os.PathLike) else tuple(text)
+    if any("\n" in source for source in sources):
+        raise UsageError(
+            "text is the name of a source, not the text itself", hint="write the text to a .txt file, and pass its path"
+        )
     options = BuildOptions(
         model=os.fspath(model) if by_name else "",
         output=os.fspath(out),
         revision=revision,
-        calib=(os.fspath(text),) if isinstance(text, str | os.PathLike) else tuple(text),
+        calib=sources,
         loss=loss,
         sequences=sequences,
         seq_len=seq_len,
         seed=seed,
         batch_size=str(batch_size),
-        device=device,
+        device=str(device),
         device_map=device_map,
-        dtype=dtype,
+        dtype=str(dtype).removeprefix("torch."),
         stream=stream,
         no_store_tokens=not store_tokens,
         trust_remote_code=trust_remote_code,
@@ -190,7 +204,7 @@ def merge(
     atlases: Iterable[Given],
     out: str | os.PathLike[str],
     *,
-    model: str | ModelSource | None = None,
+    model: Model | None = None,
     overwrite: bool = False,
 ) -> Atlas:
     """Write one atlas of all sequences of several atlases of one model. Sums add up exactly, in any order.
@@ -203,16 +217,20 @@ def merge(
         overwrite: Whether an existing ``out`` is replaced.
 
     Returns:
-        The merged atlas, open.
+        The merged atlas, open. Its ``dropped`` names what it does not hold.
 
     Raises:
         AtlasError: The atlases do not merge: other models, settings or losses, or the same sequences.
         UsageError: There are fewer than two atlases, or ``out`` cannot be written.
         ModelError: ``model`` is not the model that was measured.
     """
+    import os
+
     from chanfmt.format.reader import Atlas
     from chanfmt.hub.rewriting import write_merged
 
+    if isinstance(atlases, str | os.PathLike | Atlas):
+        atlases = (atlases,)
     return Atlas.open(write_merged(atlases, out, model=model, overwrite=overwrite))
 
 
@@ -225,7 +243,7 @@ def relabel(
     support_size: int | None = None,
     alpha: float | None = None,
     gamma: float | None = None,
-    model: str | ModelSource | None = None,
+    model: Model | None = None,
     overwrite: bool = False,
 ) -> Atlas:
     """Write an atlas with the labels of other settings. Nothing is measured again.
@@ -256,13 +274,13 @@ def relabel(
     return Atlas.open(Path(out))
 
 
-def validate(path: str | os.PathLike[str]) -> list[Finding]:
+def validate(atlas: Given) -> list[Finding]:
     """Check a file against the specification: structure, references, values, digests (spec section "Validation").
 
     The file is read in a process of its own, with limits on time and memory, so hostile files are safe to check.
 
     Args:
-        path: The file, or ``hf://datasets/USER/NAME[@REVISION]/FILE``.
+        atlas: The file, or ``hf://datasets/USER/NAME[@REVISION]/FILE``. Of an open atlas, its file is checked.
 
     Returns:
         The findings. Each has a ``code``, a ``path`` in the file, a ``message`` and a ``rule`` with the severity and what
@@ -273,9 +291,11 @@ def validate(path: str | os.PathLike[str]) -> list[Finding]:
         ChanfmtError: The file cannot be fetched from the Hub.
     """
     from chanfmt.algebra.validate.contained import validate_contained
+    from chanfmt.format.reader import Atlas
     from chanfmt.hub.locate import locate_atlas
 
-    return validate_contained(locate_atlas(path).path)
+    path = atlas.path if isinstance(atlas, Atlas) else locate_atlas(atlas).path
+    return validate_contained(path)
 
 
 def compare(first: Given, second: Given, metric: str = "lp") -> list[FFNComparison]:
@@ -291,11 +311,11 @@ def compare(first: Given, second: Given, metric: str = "lp") -> list[FFNComparis
 
     Raises:
         AtlasError: The FFNs differ, or an atlas lacks the metric.
-        UsageError: There is no such metric.
     """
     from chanfmt.algebra.compare import compare as compare_atlases
+    from chanfmt.hub.locate import opened
 
-    with _opened(first) as one, _opened(second) as other:
+    with opened(first) as one, opened(second) as other:
         return compare_atlases(one, other, metric)
 
 
@@ -317,26 +337,15 @@ def report(atlas: Given, out: str | os.PathLike[str] | None = None, *, overwrite
     """
     from pathlib import Path
 
+    from chanfmt.hub.locate import opened
     from chanfmt.reporting.make import make_report
     from chanfmt.reporting.pages import check_directory, write_report
 
     directory = None if out is None else Path(out)
     if directory is not None:
         check_directory(directory, overwrite=overwrite)
-    with _opened(atlas) as opened:
-        made = make_report(opened)
+    with opened(atlas) as given:
+        made = make_report(given)
     if directory is not None:
         write_report(made, directory)
     return made
-
-
-@contextlib.contextmanager
-def _opened(atlas: Given) -> Iterator[Atlas]:
-    """``atlas``, open in the body. An atlas that was given open stays open."""
-    from chanfmt.format.reader import Atlas
-
-    if isinstance(atlas, Atlas):
-        yield atlas
-    else:
-        with open(atlas, contained=True) as opened:
-            yield opened

@@ -1,8 +1,8 @@
 """Remove the FFN channels of a model that matter least according to its importance atlas, and measure the result.
 
-`plan` and `prune` take an atlas open (from `chanfmt.open` or `chanfmt.build`), as a path, or as an address on the Hub. `sweep`
-and `ablate` take an open atlas. A model is a Hub id, a directory or a ``.gguf`` file. `prune_`, `evaluate`, `sweep` and
-`ablate` also take a transformers model in memory.
+A function that takes an atlas takes it open (from `chanfmt.open` or `chanfmt.build`), as a path, or as an address on the
+Hub. A model is a Hub id, a directory or a ``.gguf`` file. `prune_`, `evaluate`, `sweep` and `ablate` take a loaded
+transformers model too.
 
 >>> import surgery
 >>> plan = surgery.plan("smollm2.h5", sparsity=0.5)  # doctest: +SKIP
@@ -15,52 +15,31 @@ A sparsity is a share of channels between 0 and 1. Losses are in nats per token.
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from chanfmt.base.errors import UsageError
+from surgery.evaluation.loaded import LoadedModel
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Sequence
 
+    from chanfmt.data.text import Text
     from chanfmt.format.reader import Atlas
+    from chanfmt.hub.publish import Published
     from chanfmt.models.source import ModelSource
-    from surgery.cut.in_place import prune_
-    from surgery.cut.prune import apply
-    from surgery.evaluation.evaluate import evaluate
-    from surgery.evaluation.loaded import LoadedModel
-    from surgery.experiments.ablation.run import ablate
-    from surgery.experiments.sweep import sweep
+    from surgery.cut.in_place import Narrowed
+    from surgery.evaluation.given import GivenModel
+    from surgery.evaluation.side_by_side import Evaluations
+    from surgery.experiments.ablation.run import Ablation
+    from surgery.experiments.sweep import SweepResults
     from surgery.planning.plan import PruningPlan
-    from surgery.result.push import push
     from surgery.result.result import Result
 
     Given = Atlas | str | os.PathLike[str]
+    Model = ModelSource | str | os.PathLike[str]
 
 __all__ = ["LoadedModel", "ablate", "apply", "evaluate", "plan", "prune", "prune_", "push", "sweep"]
-
-_HOMES = {
-    "LoadedModel": "surgery.evaluation.loaded",
-    "ablate": "surgery.experiments.ablation.run",
-    "apply": "surgery.cut.prune",
-    "evaluate": "surgery.evaluation.evaluate",
-    "prune_": "surgery.cut.in_place",
-    "push": "surgery.result.push",
-    "sweep": "surgery.experiments.sweep",
-}
-"""Name to the module that defines it. The module is imported when the name is first used."""
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'surgery' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
 
 
 def plan(
@@ -72,7 +51,7 @@ def plan(
     unprotect: str | Iterable[str] = (),
     allocation: str = "uniform",
     max_layer_sparsity: float | None = None,
-    layers: str | None = None,
+    layers: str | int | Iterable[int] | None = None,
     stack: str | Iterable[str] = (),
     invert: bool = False,
     multiple_of: int | None = None,
@@ -90,7 +69,7 @@ def plan(
         unprotect: Channels to take out of that union, and out of what the method protects.
         allocation: ``uniform`` removes the same share of every FFN; ``global`` removes the lowest scores of all FFNs.
         max_layer_sparsity: Largest share of one FFN that ``global`` removes (default: 0.7).
-        layers: Layers to cut, such as ``0-7,12``; None for all.
+        layers: Layers to cut, as numbers or as text such as ``0-7,12``; None for all.
         stack: Stacks to cut; empty for all.
         invert: Whether to remove exactly the channels that would be kept.
         multiple_of: Round kept widths to a multiple of this (default: the largest of 256, 128, 64 and 32 that divides the
@@ -99,12 +78,14 @@ def plan(
 
     Returns:
         The plan: the ids of the kept channels of every FFN (int arrays of shape (kept,), or (expert, kept)), and what the
-        cut costs in channels and LP. `apply` carries it out, and `prune_` does so in memory.
+        cut costs in channels and LP. Its ``warnings`` are cautions in sentences. `apply` carries out the plan on the model's
+        files, and `prune_` in memory.
 
     Raises:
         chanfmt.UsageError: An option has no meaning for this model, or the protected channels do not fit.
         chanfmt.AtlasError: The atlas is unfinished, or lacks what the method needs.
     """
+    from chanfmt.hub.locate import opened
     from surgery.planning.options import PlanOptions
     from surgery.planning.plan import make_plan
 
@@ -115,19 +96,19 @@ def plan(
         unprotect,  # type: ignore[arg-type]
         allocation,
         max_layer_sparsity,
-        layers,
+        layers,  # type: ignore[arg-type]
         stack,  # type: ignore[arg-type]
         invert,
         multiple_of,
         seed,
     )
     options.check()
-    with _opened(atlas) as opened:
-        return make_plan(opened, options)
+    with opened(atlas) as given:
+        return make_plan(given, options)
 
 
 def prune(
-    model: ModelSource | str | os.PathLike[str] | None,
+    model: Model | None,
     atlas: Given,
     out: str | os.PathLike[str] | None = None,
     *,
@@ -171,27 +152,392 @@ def prune(
         chanfmt.CheckError: The result did not pass its checks. Nothing is left behind.
     """
     from chanfmt.base.narrate import bars
+    from chanfmt.hub.locate import opened
     from surgery.cut.options import CutOptions
     from surgery.cut.prune import prune as prune_files
     from surgery.planning.options import PlanOptions
     from surgery.recovery.options import RecoveryOptions
 
+    _check_loaded(model)
+    _check_names("prune", planning, PlanOptions)
     plan_options = PlanOptions(sparsity, **planning)
     plan_options.check()
     cut_options = CutOptions(overwrite=overwrite, verify=verify, shard_bytes=shard_bytes)
     recovery = RecoveryOptions(recover=recover, recover_device=recover_device)
-    with bars(progress), _opened(atlas) as opened:
-        return prune_files(opened, model, out, plan_options, cut_options, recovery, revision=revision)
+    with bars(progress), opened(atlas) as given:
+        return prune_files(given, model, out, plan_options, cut_options, recovery, revision=revision)
 
 
-@contextlib.contextmanager
-def _opened(atlas: Given) -> Iterator[Atlas]:
-    """``atlas``, open in the body. An atlas that was given open stays open."""
-    from chanfmt.format.reader import Atlas
-    from chanfmt.hub.locate import open_atlas
+def apply(
+    plan: PruningPlan | str | os.PathLike[str],
+    model: Model | None = None,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    atlas: Given | None = None,
+    recover: str = "none",
+    recover_device: str = "auto",
+    verify: bool = True,
+    fine_tune: bool = False,
+    shard_bytes: int | None = None,
+    overwrite: bool = False,
+    revision: str | None = None,
+    progress: bool | None = None,
+) -> Result:
+    """Cut a model as a plan says and write the smaller checkpoint, as `prune` does.
 
-    if isinstance(atlas, Atlas):
-        yield atlas
-    else:
-        with open_atlas(atlas, contained=True) as opened:
-            yield opened
+    Args:
+        plan: From `plan`, or a file from ``surgery plan -o``.
+        model: The plan's model, or with ``fine_tune`` a fine-tune of it. None for the model that the plan names, from the
+            Hub.
+        out: Directory to write (default: MODEL-METHOD-PERCENT in the working directory).
+        atlas: The atlas that the plan was made from. ``recover`` needs it, and the result gets a copy.
+        recover, recover_device, verify, shard_bytes, overwrite, revision, progress: As for `prune`.
+        fine_tune: Whether other weights than the measured ones are accepted, in the same tensors.
+
+    Returns:
+        The result: its directory, and the record of what was removed, written and checked.
+
+    Raises:
+        chanfmt.UsageError: The plan cannot be read, ``out`` cannot be written, or ``recover`` lacks the atlas.
+        chanfmt.AtlasError: The plan was made from another atlas.
+        chanfmt.ModelError: The model is not the model of the plan, or stock code could not load the result.
+        chanfmt.CheckError: The result did not pass its checks. Nothing is left behind.
+    """
+    import contextlib
+    import os
+    from pathlib import Path
+
+    from chanfmt.base.narrate import bars
+    from chanfmt.hub.locate import opened
+    from surgery.cut.options import CutOptions
+    from surgery.cut.prune import apply as apply_plan
+    from surgery.planning.file import load_plan
+    from surgery.planning.plan import PruningPlan
+    from surgery.recovery.options import RecoveryOptions, plan_recovery
+
+    if not isinstance(plan, PruningPlan | str | os.PathLike):
+        raise _not_a_plan(plan)
+    given = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan))
+    _check_loaded(model)
+    recovery = RecoveryOptions(recover=recover, recover_device=recover_device)
+    recovery.check()
+    if recover != "none" and atlas is None:
+        raise UsageError(f"the recovery {recover} needs the atlas of the plan", hint="pass it: atlas=...")
+    cut_options = CutOptions(overwrite=overwrite, verify=verify, fine_tune=fine_tune, shard_bytes=shard_bytes)
+    with bars(progress), contextlib.ExitStack() as stack:
+        source = None if atlas is None else stack.enter_context(opened(atlas))
+        refit = None
+        if source is not None:
+            given.check_atlas(source)
+            refit = plan_recovery(recovery, source, given)
+        return apply_plan(given, model, out, cut_options, revision=revision, atlas=source, recovery=refit)
+
+
+def prune_(model: Any, plan: PruningPlan) -> Narrowed:
+    """Remove from a loaded transformers model, in place, the channels that a plan does not keep.
+
+    Weights, biases, the sizes that the modules know (such as ``out_features``) and the config change. ``save_pretrained``
+    then writes the tensors that `apply` writes for the same plan. Devices, dtypes and the training mode stay. The
+    gradients of the changed parameters are dropped: make the optimizer anew.
+
+    Args:
+        model: A ``transformers.PreTrainedModel``. Nothing can tell whether its weights are those that the atlas measured.
+        plan: From `plan`.
+
+    Returns:
+        The numbers of channels and parameters before and after, and the config fields that changed.
+
+    Raises:
+        chanfmt.ModelError: The model is not the plan's (another model type, other FFNs or shapes), is quantised, sharded or
+            not in memory, or its class cannot have the planned widths. The model is then unchanged.
+        chanfmt.UsageError: ``plan`` is not a plan.
+    """
+    from surgery.cut.in_place import prune_ as narrow
+    from surgery.planning.plan import PruningPlan
+
+    if not isinstance(plan, PruningPlan):
+        raise _not_a_plan(plan)
+    return narrow(model, plan)
+
+
+def evaluate(
+    models: GivenModel | Iterable[GivenModel],
+    text: str | os.PathLike[str] | Text = "wikitext2",
+    *,
+    protocol: str = "paper",
+    seq_len: int = 2048,
+    max_tokens: int = 0,
+    seed: int = 0,
+    tasks: str | Sequence[str] | None = None,
+    tasks_from: str | None = None,
+    task_limit: int = 0,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    progress: bool | None = None,
+) -> Evaluations:
+    """Measure the perplexity of every model on the same text, with one model at a time in memory.
+
+    Args:
+        models: One model or several. A model is a Hub id, a directory, a ``.gguf`` file, or a pair of a loaded transformers
+            model and its tokenizer; a `LoadedModel` is such a pair with a name. A loaded model is left as it was.
+        text: A source as ``surgery eval --data`` takes it (``wikitext2``, ``pydoc``, a file, a data set), or a string with a
+            line break, which is the text itself.
+        protocol: How the text becomes blocks of tokens: ``paper``, or ``common``, which other tools use.
+        seq_len: Tokens in a block, at least 2.
+        max_tokens: Tokens of the text to use at most; 0 means all.
+        seed: Seed of the bootstrap that compares each model with the first one.
+        tasks: Tasks of lm-eval to run too, as names or as text such as ``arc_easy,piqa``.
+        tasks_from: Directory with task files of your own.
+        task_limit: Items to evaluate of each task; 0 means all.
+        device, dtype: For models that are loaded here: ``auto``, ``cuda:1``, ...; ``auto``, ``float32``, ``bfloat16``, ...
+        revision: Branch, tag or commit of the models on the Hub.
+        progress: Whether to draw progress bars on stderr; None draws them if stderr is a terminal.
+
+    Returns:
+        A sequence of one evaluation per model: perplexity, loss in nats per token, bits per byte, speed and memory, and the
+        comparison with the first model.
+
+    Raises:
+        chanfmt.UsageError: An option is not possible, the text cannot be read, or a model lacks its tokenizer.
+        chanfmt.ModelError: A model cannot be loaded, is not causal, or has a context shorter than ``seq_len``.
+        chanfmt.MissingPackageError: ``tasks`` without lm-eval (``pip install 'chanfmt[eval]'``).
+        chanfmt.ChanfmtError: Memory ran out, or lm-eval failed.
+    """
+    from chanfmt.base.narrate import bars
+    from surgery.evaluation.evaluate import evaluate as evaluate_models
+
+    with bars(progress):
+        return evaluate_models(
+            models,
+            text,
+            protocol=protocol,
+            seq_len=seq_len,
+            max_tokens=max_tokens,
+            seed=seed,
+            tasks=tasks,
+            tasks_from=tasks_from,
+            task_limit=task_limit,
+            device=str(device),
+            dtype=str(dtype).removeprefix("torch."),
+            revision=revision,
+        )
+
+
+def sweep(
+    atlas: Given,
+    model: GivenModel | None = None,
+    text: str | os.PathLike[str] | Text = "wikitext2",
+    out: str | os.PathLike[str] | None = None,
+    *,
+    methods: str | Sequence[str] = "scar-prot,wanda,activation,magnitude,random",
+    sparsity: str | float | Sequence[float] = "0.1:0.7:0.1",
+    protect: str | Sequence[str] = ("none",),
+    recover: str | Sequence[str] = "none",
+    seeds: str | int | Sequence[int] = "0",
+    allocation: str = "uniform",
+    max_layer_sparsity: float | None = None,
+    layers: str | Sequence[int] | None = None,
+    stack: str | Sequence[str] = (),
+    multiple_of: int | None = None,
+    seq_len: int = 2048,
+    max_tokens: int = 0,
+    device: str = "auto",
+    dtype: str = "auto",
+    overwrite: bool = False,
+    progress: bool | None = None,
+) -> SweepResults:
+    """Measure the perplexity of every combination of method, protection, sparsity and recovery. No checkpoint is written.
+
+    The channels are masked in one loaded model, which is afterwards as it was. Every cut is planned before the model is
+    loaded.
+
+    Args:
+        atlas: A complete atlas of the model.
+        model: A model as `evaluate` takes it. None for the model that the atlas names, from the Hub.
+        text: A text as `evaluate` takes it.
+        out: Directory for ``results.csv`` and ``results.json``; rows that it holds are not measured again. None keeps the
+            rows in memory.
+        methods: Scores to compare, as names or as text such as ``scar-prot,wanda``.
+        sparsity: Shares of channels to remove: numbers, or text such as ``0.1:0.7:0.1`` (first, last, step).
+        protect: Protections to run every method under, each as in `plan`.
+        recover: Recoveries to compare: ``none``, ``bias``, ``lstsq``. ``lstsq`` needs the files of the model.
+        seeds: Seeds of the method ``random``.
+        allocation, max_layer_sparsity, layers, stack, multiple_of: As for `plan`.
+        seq_len, max_tokens, device, dtype: As for `evaluate`.
+        overwrite: Whether the rows that ``out`` holds are dropped.
+        progress: Whether to draw progress bars on stderr; None draws them if stderr is a terminal.
+
+    Returns:
+        One row per cut, the dense model first. ``pandas.DataFrame(results.rows)`` makes a table of the rows, and
+        ``results.plot()`` draws perplexity against sparsity.
+
+    Raises:
+        chanfmt.UsageError: An option or a plan is not possible, or the rows in ``out`` were measured differently.
+        chanfmt.AtlasError: The atlas is unfinished, or lacks what a method needs.
+        chanfmt.ModelError: The model cannot be loaded, or is not the model of the atlas.
+        KeyboardInterrupt: Ctrl-C. Finished rows stay in ``out``.
+    """
+    from chanfmt.base.narrate import bars
+    from chanfmt.hub.locate import opened
+    from surgery.experiments.sweep import sweep as sweep_cuts
+
+    with bars(progress), opened(atlas) as given:
+        return sweep_cuts(
+            given,
+            model,
+            text,
+            methods=methods,
+            sparsity=sparsity,
+            protect=protect,
+            recover=recover,
+            seeds=seeds,
+            allocation=allocation,
+            max_layer_sparsity=max_layer_sparsity,
+            layers=layers,
+            stack=stack,
+            multiple_of=multiple_of,
+            seq_len=seq_len,
+            max_tokens=max_tokens,
+            device=str(device),
+            dtype=str(dtype).removeprefix("torch."),
+            output=out,
+            overwrite=overwrite,
+        )
+
+
+def ablate(
+    atlas: Given,
+    experiment: str,
+    model: GivenModel | None = None,
+    text: str | os.PathLike[str] | Text = "wikitext2",
+    out: str | os.PathLike[str] | None = None,
+    *,
+    seq_len: int = 2048,
+    max_tokens: int = 0,
+    device: str = "auto",
+    dtype: str = "auto",
+    overwrite: bool = False,
+    progress: bool | None = None,
+    **options: Any,
+) -> Ablation:
+    """Measure what the removal of chosen channels costs, with controls.
+
+    The channels are masked in one loaded model, which is afterwards as it was.
+
+    Args:
+        atlas: A complete atlas of the model.
+        experiment: ``remove``, ``mean-replace``, ``halo``, ``dose`` or ``channels``.
+        model: A model as `evaluate` takes it. None for the model that the atlas names, from the Hub.
+        text: A text as `evaluate` takes it.
+        out: Directory for ``results.csv`` and ``results.json``; rows that it holds are not measured again. None keeps the
+            rows in memory.
+        seq_len, max_tokens, device, dtype: As for `evaluate`.
+        overwrite: Whether the rows that ``out`` holds are dropped.
+        progress: Whether to draw progress bars on stderr; None draws them if stderr is a terminal.
+        options: Options of the experiment, by the names that ``surgery ablate EXPERIMENT --help`` lists, such as
+            ``select``, ``seeds`` and ``layers``. A sequence takes the place of text between commas.
+
+    Returns:
+        Rows with the loss in nats per token and its rise over the reference of the condition, and their summary.
+
+    Raises:
+        chanfmt.UsageError: An option has no meaning, or the rows in ``out`` were measured differently.
+        chanfmt.AtlasError: The atlas is unfinished, or lacks what the experiment needs.
+        chanfmt.ModelError: The model cannot be loaded, or is not the model of the atlas.
+        TypeError: The experiment has no such option.
+        KeyboardInterrupt: Ctrl-C. Finished rows stay in ``out``.
+    """
+    from chanfmt.base.narrate import bars
+    from chanfmt.hub.locate import opened
+    from surgery.experiments.ablation.experiments import kind_of
+    from surgery.experiments.ablation.run import ablate as run_experiment
+
+    _check_names("ablate", options, kind_of(experiment).options)
+    with bars(progress), opened(atlas) as given:
+        return run_experiment(
+            given,
+            experiment,
+            model,
+            text,
+            seq_len=seq_len,
+            max_tokens=max_tokens,
+            device=str(device),
+            dtype=str(dtype).removeprefix("torch."),
+            output=out,
+            overwrite=overwrite,
+            **options,
+        )
+
+
+def push(
+    result: Result | str | os.PathLike[str],
+    repo: str | None = None,
+    *,
+    public: bool = False,
+    create_pr: bool = False,
+    evaluation: str | os.PathLike[str] | None = None,
+    verify: bool = True,
+    overwrite: bool = False,
+    progress: bool | None = None,
+) -> Published:
+    """Publish a result on the Hub, in one commit, and read the commit back.
+
+    If the push is interrupted, the directory stays, and the same call uploads what is missing.
+
+    Args:
+        result: From `prune` or `apply`, or its directory.
+        repo: ``USER/NAME``, or ``NAME`` in the logged-in user's namespace (default: MODEL-METHOD-PERCENT).
+        public: Whether everyone can see the repository.
+        create_pr: Whether to open a pull request in an existing repository instead of committing to it.
+        evaluation: Output of ``surgery eval --json``, whose numbers go into the card.
+        verify: Whether to refuse a result whose logits were not compared. If not, its card says so.
+        overwrite: Whether the content of the repository is replaced.
+        progress: Whether to draw progress bars on stderr; None draws them if stderr is a terminal.
+
+    Returns:
+        The name and the URL of the repository, and the commit.
+
+    Raises:
+        chanfmt.UsageError: There is no result, it was not verified, or the repository cannot be used as asked.
+        chanfmt.CheckError: The result changed since it was checked, or the Hub holds something else afterwards.
+        chanfmt.ChanfmtError: The Hub refused, or could not be reached.
+    """
+    import os
+
+    from chanfmt.base.narrate import bars
+    from surgery.result.push import PushOptions
+    from surgery.result.push import push as push_directory
+
+    options = PushOptions(
+        public=public,
+        create_pr=create_pr,
+        overwrite=overwrite,
+        eval=None if evaluation is None else os.fspath(evaluation),
+        no_verify=not verify,
+    )
+    with bars(progress):
+        return push_directory(result, repo, options)
+
+
+def _not_a_plan(value: object) -> UsageError:
+    return UsageError(f"{type(value).__name__} is not a plan", hint="make one with: surgery.plan(atlas, sparsity=0.5)")
+
+
+def _check_loaded(model: object) -> None:
+    """Raise `UsageError` if ``model`` is in memory, where a function reads files."""
+    if hasattr(model, "named_parameters"):
+        raise UsageError(
+            f"{type(model).__name__} is in memory, and a checkpoint is cut from its files",
+            hint="cut it in memory: surgery.prune_(model, surgery.plan(atlas)), or pass its directory",
+        )
+
+
+def _check_names(function: str, given: dict[str, Any], options: type) -> None:
+    """Raise `TypeError`, as Python does, if ``given`` has a name that is not a field of the dataclass ``options``."""
+    import dataclasses
+
+    known = {field.name for field in dataclasses.fields(options)}
+    for name in given:
+        if name not in known:
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")

@@ -48,6 +48,8 @@ def check_target(path: Path, *, overwrite: bool, directory: bool = False) -> Non
             raise UsageError(f"the output {what} {path} exists", hint="choose another -o, or add --overwrite")
         if is_directory != directory:
             raise UsageError(f"{path} exists and is not a {what}", hint="choose another -o")
+        if _is_special(path):
+            raise UsageError(f"{path} is a device, a pipe or a socket, and is never replaced", hint="choose another -o")
     if not has_parent:
         raise UsageError(f"the directory {parent} does not exist", hint=f"create it with: mkdir -p {parent}")
     # os.access returns True for root on a read-only mount, so write a file to find out.
@@ -128,6 +130,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
         with lock:
             yield temporary
             fsync_path(temporary)
+            # Renaming over /dev/null as root would break the whole machine.
+            if _is_special(path):
+                raise ChanfmtError(f"{path} is a device, a pipe or a socket, and is never replaced", hint="choose another output")
             os.replace(temporary, path)
         fsync_path(parent)
     except OSError as error:
@@ -190,6 +195,15 @@ def remove_stale(path: Path) -> None:
                 shutil.rmtree(item, ignore_errors=True)
             else:
                 item.unlink()
+
+
+def _is_special(path: Path) -> bool:
+    """Whether ``path`` exists and is neither a file, nor a directory, nor a link to one."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _create(parent: Path, name: str, *, directory: bool) -> tuple[Path, contextlib.ExitStack]:

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
+from chanfmt.base.choices import unknown
 from chanfmt.base.errors import UsageError
 from chanfmt.data.shares import divide, read_weights
 from chanfmt.data.text import ARRAYS, SELF
@@ -93,6 +94,9 @@ class BuildOptions:
 
     def check(self) -> None:
         """Raise `UsageError` for a value that is not allowed, or for options that cannot be combined."""
+        for name, known in (("loss", ("auto", *schema.LOSSES)), ("device_map", (None, "auto"))):
+            if getattr(self, name) not in known:
+                raise unknown(name.replace("_", " "), str(getattr(self, name)), filter(None, known))
         for name in ("sequences", "seq_len"):
             low = 2 if name == "seq_len" else 1
             if getattr(self, name) < low:

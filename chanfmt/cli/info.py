@@ -118,7 +118,7 @@ def layer_rows(atlas: Atlas) -> list[dict[str, Any]]:
     """One row of numbers per FFN, in model order."""
     import numpy as np
 
-    from chanfmt.analysis.concentration import concentration
+    from chanfmt.analysis.mass import concentration
     from chanfmt.format import schema
 
     rows = []

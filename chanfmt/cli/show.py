@@ -152,7 +152,7 @@ def _show_experts(stack: Stack, block: Block, rho: float, arguments: argparse.Na
 
     import numpy as np
 
-    from chanfmt.analysis.concentration import concentration
+    from chanfmt.analysis.mass import concentration
     from chanfmt.format import schema
 
     if "lp" not in stack:

@@ -7,6 +7,7 @@ import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -39,12 +40,20 @@ class LabelSettings:
         """Raise `UsageError` if a value is outside its range."""
         for name, low, high in (("rho", 0.0, 1.0), ("eta", 0.0, 1.0), ("alpha", 0.0, 1.0)):
             value = getattr(self, name)
+            _check_number(name, value)
             if not low <= value <= high:
                 raise UsageError(f"--{name} must lie in [{low:g}, {high:g}], not {value:g}")
+        _check_number("gamma", self.gamma)
         if not 0 < self.gamma < float("inf"):
             raise UsageError(f"--gamma must be positive, not {self.gamma:g}")
+        _check_number("support", self.support_size)
         if not 1 <= self.support_size < 2**31:
             raise UsageError(f"--support must be at least 1 and below 2^31, not {self.support_size}")
+
+
+def _check_number(name: str, value: object) -> None:
+    if not isinstance(value, Real):
+        raise UsageError(f"--{name} must be a number, not {value!r}")
 
 
 @dataclass(frozen=True)
@@ -56,8 +65,8 @@ class ModelRecord:
     source: str
     model_type: str
     architectures: tuple[str, ...]
-    config: str
-    config_sha256: str
+    config: str = field(repr=False)
+    config_sha256: str = field(repr=False)
     dtype: str
     parameters: int
     fingerprint: str
@@ -91,11 +100,11 @@ class CalibrationRecord:
     seq_len: int
     seed: int
     mean_loss: float
-    sequence_sha256: tuple[str, ...]
-    source_of: np.ndarray
-    split_of: np.ndarray
+    sequence_sha256: tuple[str, ...] = field(repr=False)
+    source_of: np.ndarray = field(repr=False)
+    split_of: np.ndarray = field(repr=False)
     contributions: tuple[Contribution, ...]
-    token_ids: np.ndarray | None = None
+    token_ids: np.ndarray | None = field(default=None, repr=False)
 
     @property
     def sequences(self) -> int:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from chanfmt.base.errors import ChanfmtError, ModelError, UsageError
 from chanfmt.format.reader import Atlas
 from chanfmt.hub.names import is_address, parse_address
 from chanfmt.models.source import TEMPLATE_DIRECTORY, ModelSource, is_local, local_source
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SUFFIX = ".h5"
 _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.py", "*.md", "LICENSE*"]
@@ -36,10 +40,14 @@ def locate_atlas(name: str | os.PathLike[str]) -> Located:
     """Find the atlas called ``name``. An atlas on the Hub is fetched to the Hub cache.
 
     Raises:
-        UsageError: The address does not name exactly one file.
+        UsageError: ``name`` is not a name, or the address does not name exactly one file.
         HubError: The file cannot be fetched.
         CheckError: The file arrived damaged.
     """
+    if not isinstance(name, str | os.PathLike):
+        raise UsageError(
+            f"{type(name).__name__} is not an atlas", hint="pass an open atlas, a path, or hf://datasets/USER/NAME/FILE"
+        )
     if isinstance(name, Path) or not is_address(os.fspath(name)):
         return Located(Path(name), "")
     from chanfmt.hub.fetch import fetch
@@ -58,6 +66,33 @@ def open_atlas(name: str | os.PathLike[str], *, verify: bool = False, contained:
     atlas = Atlas.open(path, verify=verify, contained=contained)
     atlas.hub_source = source
     return atlas
+
+
+@contextlib.contextmanager
+def opened(atlas: Atlas | str | os.PathLike[str], *, verify: bool = False) -> Iterator[Atlas]:
+    """Have ``atlas`` open in the body. An atlas that was given by name is closed afterwards; an open atlas stays open.
+
+    Args:
+        atlas: An open atlas, or a name as `open_atlas` takes it, which is read in a process of its own first.
+        verify: Whether to recompute the digests.
+
+    Raises:
+        AtlasError, UsageError, HubError, CheckError: As `open_atlas`.
+    """
+    if isinstance(atlas, Atlas):
+        if verify:
+            atlas.verify()
+        yield atlas
+    else:
+        with open_atlas(atlas, verify=verify, contained=True) as found:
+            yield found
+
+
+def model_name(model: str | os.PathLike[str]) -> str:
+    """The name that ``model`` is. Raises `UsageError` if it is something else, such as a loaded model."""
+    if not isinstance(model, str | os.PathLike):
+        raise UsageError(f"{type(model).__name__} is not the name of a model", hint="pass a Hub id, a directory or a .gguf file")
+    return os.fspath(model)
 
 
 def locate_model(model: str, *, revision: str | None = None, trust_remote_code: bool = False) -> ModelSource:

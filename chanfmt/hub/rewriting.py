@@ -12,9 +12,8 @@ from chanfmt.algebra.relabel import relabelled, relabelled_with_weights
 from chanfmt.algebra.rewrite import noted
 from chanfmt.base.files import check_target
 from chanfmt.base.narrate import say
-from chanfmt.format.reader import Atlas
 from chanfmt.format.writer import write_atlas
-from chanfmt.hub.locate import locate_model, open_atlas
+from chanfmt.hub.locate import locate_model, model_name, opened
 from chanfmt.models.source import ModelSource, own_revision
 from chanfmt.models.stored.weights import StoredWeights
 
@@ -22,9 +21,11 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
 
+    from chanfmt.format.reader import Atlas
     from chanfmt.format.records import AtlasContent, LabelSettings, ModelRecord
 
     Given = Atlas | str | os.PathLike[str]
+    Model = ModelSource | str | os.PathLike[str]
 
 
 class Relabelled(NamedTuple):
@@ -44,7 +45,7 @@ def write_merged(
     atlases: Iterable[Given],
     output: str | os.PathLike[str],
     *,
-    model: str | ModelSource | None = None,
+    model: Model | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write one atlas of the sums of several: `chanfmt.algebra.merge.merge`.
@@ -66,8 +67,8 @@ def write_merged(
     """
     target = Path(output)
     check_target(target, overwrite=overwrite)
-    with contextlib.ExitStack() as opened:
-        content = merge([_opened(atlas, opened) for atlas in atlases])
+    with contextlib.ExitStack() as stack:
+        content = merge([stack.enter_context(opened(atlas)) for atlas in atlases])
     if model is not None:
         content = relabelled_with_weights(content, content.labels, _weights(model, content.model))
     if content.dropped:
@@ -82,7 +83,7 @@ def write_relabelled(
     output: str | os.PathLike[str],
     changes: dict[str, float],
     *,
-    model: str | ModelSource | None = None,
+    model: Model | None = None,
     overwrite: bool = False,
 ) -> Relabelled:
     """Write ``atlas`` with the labels of other settings: `chanfmt.algebra.relabel.relabelled`.
@@ -101,9 +102,8 @@ def write_relabelled(
     """
     target = Path(output)
     check_target(target, overwrite=overwrite)
-    with contextlib.ExitStack() as opened:
-        # Verify first: a damaged file must not get a new, valid digest.
-        source = _opened(atlas, opened, verify=True)
+    # Verify first: a damaged file must not get a new, valid digest.
+    with opened(atlas, verify=True) as source:
         before, digest, address = source.content(), source.content_sha256, source.hub_source
     settings: LabelSettings = dataclasses.replace(before.labels, **changes)  # type: ignore[arg-type]
     details: dict[str, object] = {"labels": {name: getattr(settings, name) for name in SETTINGS}}
@@ -131,15 +131,8 @@ SETTINGS = ("rho", "eta", "support_size", "alpha", "gamma")
 """The fields of `chanfmt.format.records.LabelSettings` that labelling again can change."""
 
 
-def _opened(atlas: Given, stack: contextlib.ExitStack, *, verify: bool = False) -> Atlas:
-    """``atlas``, open; an atlas that is opened here is closed with ``stack``."""
-    if isinstance(atlas, Atlas):
-        if verify:
-            atlas.verify()
-        return atlas
-    return stack.enter_context(open_atlas(atlas, verify=verify, contained=True))
-
-
-def _weights(model: str | ModelSource, record: ModelRecord) -> StoredWeights:
-    source = locate_model(model, revision=own_revision(model, record)) if isinstance(model, str) else model
-    return StoredWeights.of(source, record)
+def _weights(model: Model, record: ModelRecord) -> StoredWeights:
+    if not isinstance(model, ModelSource):
+        name = model_name(model)
+        model = locate_model(name, revision=own_revision(name, record))
+    return StoredWeights.of(model, record)

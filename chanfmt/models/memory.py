@@ -84,6 +84,11 @@ def in_memory(model: PreTrainedModel, tokenizer: Any = None, *, id: str = "") ->
 def _check_kind(model: Any) -> None:
     import transformers
 
+    if not hasattr(model, "named_parameters"):
+        raise UsageError(
+            f"{type(model).__name__} is not a model",
+            hint="pass a Hub id, a directory, a .gguf file, or a loaded transformers model; its tokenizer is passed as tokenizer=",
+        )
     if not isinstance(model, transformers.PreTrainedModel):
         raise UsageError(
             f"{type(model).__name__} is not a transformers model, so its checkpoint cannot be named",

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from chanfmt.reporting.section import Plot
 
 # Okabe and Ito's colours, which differ in brightness, too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)))
 MARKERS = "osD^vPX"
 GREY = "#767676"
+LOOK: dict[str, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "axes.titlesize": 9,
+    "lines.markersize": 3.5,
+    "lines.linewidth": 1.3,
+}
+"""Settings of matplotlib in which the figures are made."""
 DEPTH = "FFN, in model order"
 """Label of the horizontal axis of `by_depth`."""
 
@@ -69,3 +85,21 @@ def legend_below(figure: Any) -> None:
     entries = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if entries:
         figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(4, len(entries)))
+
+
+def draw_figure(plot: Plot, figure: Any) -> list[Any]:
+    """Draw every panel of ``plot`` into ``figure``, which is empty. Returns the axes of the panels, from left to right."""
+    panels = list(figure.subplots(1, len(plot.draw), squeeze=False)[0])
+    for draw, axes in zip(plot.draw, panels, strict=True):
+        draw(axes)
+    if plot.legend_below:
+        legend_below(figure)
+    return panels
+
+
+def draw_panels(plot: Plot, panels: Sequence[Any]) -> None:
+    """Draw ``plot`` into axes of a figure of the caller's, one for each panel."""
+    for draw, axes in zip(plot.draw, panels, strict=True):
+        draw(axes)
+    if plot.legend_below:
+        legend(panels[-1])

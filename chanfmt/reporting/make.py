@@ -5,19 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from chanfmt.base.errors import AtlasError
+from chanfmt.base import html
+from chanfmt.base.choices import unknown
+from chanfmt.base.errors import AtlasError, MissingPackageError, UsageError
 from chanfmt.base.narrate import progress_bar
 from chanfmt.base.text import printable
+from chanfmt.format.show import short
 from chanfmt.format.texts import configuration
+from chanfmt.reporting import drawing
+from chanfmt.reporting.section import CLAIM_HEADINGS, claim_rows
 from chanfmt.reporting.sections import concentrated, controls, factors, halo, reading, stable
 from chanfmt.reporting.units import find_units, has_experts
 
 if TYPE_CHECKING:
     from chanfmt.format.reader import Atlas
-    from chanfmt.reporting.section import Section
+    from chanfmt.reporting.section import Plot, Section
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Report:
     """The report of one atlas.
 
@@ -32,6 +37,55 @@ class Report:
     facts: dict[str, str]
     notes: tuple[str, ...]
     sections: tuple[Section, ...]
+
+    def __repr__(self) -> str:
+        return f"<Report {short(self.title)!r}: {', '.join(section.key for section in self.sections)}>"
+
+    def _repr_html_(self) -> str:
+        """The report for a notebook, without text and figures: the facts, the notes and the paper's claims."""
+        notes = (f"<p><strong>Note.</strong> {html.inline(note)}</p>" for note in self.notes)
+        claims = html.table(CLAIM_HEADINGS, list(claim_rows(self.sections)))
+        title = f"<p><strong>{html.inline(self.title)}</strong></p>"
+        return "\n".join([title, html.table((), list(self.facts.items())), *notes, "<p>Beside the paper:</p>", claims])
+
+    @property
+    def plots(self) -> dict[str, Plot]:
+        """Every figure of the report, by its name."""
+        return {plot.name: plot for section in self.sections for plot in section.plots}
+
+    def plot(self, name: str, axes: Any = None) -> list[Any]:
+        """Draw one of `plots` with matplotlib.
+
+        Args:
+            name: Name of the figure.
+            axes: Matplotlib axes, one for each panel of the figure; None for a new figure.
+
+        Returns:
+            The axes, one for each panel.
+
+        Raises:
+            UsageError: The report has no such figure, or the number of axes is wrong.
+            MissingPackageError: matplotlib is not installed (extra ``plot``).
+        """
+        plot = self.plots.get(name)
+        if plot is None:
+            raise unknown("figure", name, self.plots)
+        if axes is None:
+            try:
+                import matplotlib as mpl
+                from matplotlib import pyplot
+            except ImportError:
+                raise MissingPackageError("matplotlib", "plot", "the figures of a report") from None
+            with mpl.rc_context(drawing.LOOK):
+                return drawing.draw_figure(plot, pyplot.figure(figsize=plot.size, layout="constrained"))
+        panels = list(getattr(axes, "flat", [axes] if hasattr(axes, "plot") else axes))
+        if len(panels) != len(plot.draw):
+            raise UsageError(
+                f"the figure {name} has {len(plot.draw)} panels, and {len(panels)} axes were given",
+                hint=f"make the axes with: pyplot.subplots(1, {len(plot.draw)})",
+            )
+        drawing.draw_panels(plot, panels)
+        return panels
 
     def as_json(self) -> dict[str, Any]:
         """Every number of the pages as JSON-ready data, except that numbers may be NaN."""

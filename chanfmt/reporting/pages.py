@@ -14,9 +14,9 @@ from chanfmt.base.errors import MissingPackageError, UsageError
 from chanfmt.base.files import atomic_directory, check_target
 from chanfmt.base.text import json_text, number, spreadsheet_text
 from chanfmt.reporting import drawing
+from chanfmt.reporting.section import CLAIM_HEADINGS, claim_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from chanfmt.reporting.make import Report
@@ -87,25 +87,10 @@ def render(plot: Plot, kind: str) -> bytes:
     except ImportError:
         raise MissingPackageError("matplotlib", "plot", "the figures of a report") from None
     stream = io.BytesIO()
-    settings: dict[str, Any] = {
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "svg.hashsalt": plot.name,
-        "legend.frameon": False,
-        "legend.fontsize": 8,
-        "axes.titlesize": 9,
-        "lines.markersize": 3.5,
-        "lines.linewidth": 1.3,
-    }
-    with mpl.rc_context(settings):
+    with mpl.rc_context(drawing.LOOK | {"svg.hashsalt": plot.name}):
         figure = Figure(figsize=plot.size, dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
-        panels = figure.subplots(1, len(plot.draw), squeeze=False)[0]
-        for draw, axes in zip(plot.draw, panels, strict=True):
-            draw(axes)
-        if plot.legend_below:
-            drawing.legend_below(figure)
+        drawing.draw_figure(plot, figure)
         figure.savefig(stream, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
     return stream.getvalue()
 
@@ -128,7 +113,7 @@ def markdown_page(report: Report) -> str:
     """``report.md``, the page that a repository shows."""
     parts = [f"# {markdown.inline(report.title)}", markdown.table(("", ""), list(report.facts.items()))]
     parts += [f"**Note.** {markdown.inline(note)}" for note in report.notes]
-    parts.append(f"## Beside the paper\n\n{markdown.table(_CLAIM_HEADINGS, list(_claims(report)))}\n\n{_CLAIM_NOTE}")
+    parts.append(f"## Beside the paper\n\n{markdown.table(CLAIM_HEADINGS, list(claim_rows(report.sections)))}\n\n{_CLAIM_NOTE}")
     for section in report.sections:
         parts.append(f"## {section.title}")
         parts += [markdown.inline(text) for text in section.text]
@@ -152,7 +137,7 @@ def html_page(report: Report, figures: dict[str, bytes]) -> str:
         html.table((), list(report.facts.items())),
         *(f"<p><strong>Note.</strong> {html.inline(note)}</p>" for note in report.notes),
         "<h2>Beside the paper</h2>",
-        html.table(_CLAIM_HEADINGS, list(_claims(report))),
+        html.table(CLAIM_HEADINGS, list(claim_rows(report.sections))),
         f"<p>{html.inline(_CLAIM_NOTE)}</p>",
     ]
     for section in report.sections:
@@ -166,18 +151,11 @@ def html_page(report: Report, figures: dict[str, bytes]) -> str:
     return "\n".join(part for part in parts if part) + "\n</body>\n</html>\n"
 
 
-_CLAIM_HEADINGS = ("the paper says", "its numbers", "here", "", "agrees if")
 _CLAIM_NOTE = (
     'The paper is "Supernodes and Halos", arXiv 2604.23475. Its numbers refer to WikiText-2 and to the models named. '
     '"Differs" means that a claim does not carry over to this model on this text. "Undecided" means that the interval '
     "includes both answers. Intervals are 95% bootstrap intervals of medians over FFNs."
 )
-
-
-def _claims(report: Report) -> Iterator[tuple[str, str, str, str, str]]:
-    for section in report.sections:
-        for claim in section.claims:
-            yield claim.statement, claim.paper, claim.measured, claim.verdict, claim.criterion
 
 
 def _caption(plot: Plot) -> str:

@@ -8,20 +8,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from chanfmt.analysis.resample import Middle
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Table:
     """Columns of equal length, written to ``data/NAME.csv``."""
 
     name: str
     columns: Mapping[str, np.ndarray]
 
+    def __repr__(self) -> str:
+        return f"<Table {self.name!r}: {', '.join(self.columns)}>"
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Plot:
     """A figure.
 
@@ -42,6 +45,9 @@ class Plot:
     size: tuple[float, float] = (7.0, 3.2)
     claims: tuple[Claim, ...] = ()
     legend_below: bool = False
+
+    def __repr__(self) -> str:
+        return f"<Plot {self.name!r}: {len(self.draw)} panel{'s' if len(self.draw) > 1 else ''}>"
 
 
 AGREES, DIFFERS, UNDECIDED, NOT_COMPARABLE = "agrees", "differs", "undecided", "not comparable"
@@ -84,7 +90,11 @@ def worst(verdicts: Iterable[str]) -> str:
     return max(verdicts, key=(AGREES, UNDECIDED, NOT_COMPARABLE, DIFFERS).index, default=NOT_COMPARABLE)
 
 
-@dataclass(frozen=True, eq=False)
+CLAIM_HEADINGS = ("the paper says", "its numbers", "here", "", "agrees if")
+"""Headings of a table of `claim_rows`."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Section:
     """One question.
 
@@ -104,3 +114,16 @@ class Section:
     tables: tuple[Table, ...] = ()
     claims: tuple[Claim, ...] = ()
     missing: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return (
+            f"<Section {self.key!r}: {len(self.claims)} claims, {len(self.numbers)} numbers, {len(self.plots)} plots, "
+            f"{len(self.tables)} tables>"
+        )
+
+
+def claim_rows(sections: Iterable[Section]) -> Iterator[tuple[str, str, str, str, str]]:
+    """A row for every claim of ``sections``, under `CLAIM_HEADINGS`."""
+    for section in sections:
+        for claim in section.claims:
+            yield claim.statement, claim.paper, claim.measured, claim.verdict, claim.criterion

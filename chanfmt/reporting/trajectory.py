@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chanfmt.algebra.compare import check_same_ffns, compare
-from chanfmt.analysis.concentration import concentration
+from chanfmt.analysis.mass import concentration
 from chanfmt.analysis.resample import Middle, middle
 from chanfmt.base.errors import UsageError
 from chanfmt.base.narrate import counted

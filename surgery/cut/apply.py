@@ -98,7 +98,7 @@ def apply_plan(
     if options.fine_tune:
         _check_kind(plan, source)
     else:
-        check_fingerprint(plan.model, source, "; if this is a fine-tune of it, add --fine-tune")
+        check_fingerprint(plan.model, source, "; if this is a fine-tune of it, use: surgery apply PLAN --fine-tune")
     base = read_base(source if options.fine_tune else plan.model, source.directory)
     layout = find_layout(plan, config, index)
     applied = Applied(layout.widths, layout.fields, source.fingerprint)

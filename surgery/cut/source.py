@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import ModelError, UsageError
 from chanfmt.base.narrate import say
-from chanfmt.hub.locate import locate_model, main_commit
+from chanfmt.hub.locate import locate_model, main_commit, model_name
 from chanfmt.models.source import ModelSource, own_revision
 
 if TYPE_CHECKING:
+    import os
+
     from chanfmt.models.source import Named
 
 
@@ -22,12 +23,12 @@ def find_model(model: Named, given: ModelSource | str | os.PathLike[str] | None,
         revision: Branch, tag or commit in place of the measured one.
 
     Raises:
-        UsageError: ``model`` was a local model, and nothing is ``given``.
+        UsageError: ``model`` was a local model, and nothing is ``given``; or ``given`` is not a name.
         ModelError: The model does not exist, or cannot be downloaded.
     """
     if isinstance(given, ModelSource):
         return given
-    name = _name_of(model) if given is None else os.fspath(given)
+    name = _name_of(model) if given is None else model_name(given)
     found = locate_model(name, revision=revision or own_revision(name, model))
     if found.source != "hub" or found.id != model.id or model.source != "hub":
         return found

@@ -24,10 +24,13 @@ PASSED = "text"
 
 
 def given_models(models: GivenModel | Iterable[GivenModel]) -> tuple[GivenModel, ...]:
-    """``models`` as a tuple; a single model may be passed as it is."""
+    """``models`` as a tuple; a single model may be passed as it is. Raises `UsageError` if there are none."""
     if isinstance(models, str | os.PathLike | ModelSource | LoadedModel) or _is_pair(models) or is_model(models):
         return (models,)  # type: ignore[return-value]
-    return tuple(models)
+    found = tuple(models)
+    if not found:
+        raise UsageError("there is no model to evaluate", hint="pass at least one")
+    return found
 
 
 def given_model(model: GivenModel, *, revision: str | None = None) -> tuple[str, ModelSource | LoadedModel]:

@@ -14,7 +14,7 @@ Options = TypeVar("Options")
 def spelled(options: type[Options], values: Mapping[str, Any]) -> Options:
     """Fill the dataclass ``options`` with ``values``.
 
-    A field of type ``str`` takes a sequence too, whose items are joined by commas, and a number. A field of type ``tuple``
+    A field of type ``str`` takes a number, and a sequence or a numpy array, whose items are joined by commas. A field of type ``tuple``
     takes a single text too.
 
     >>> from surgery.experiments.sweep_plan import SweepOptions
@@ -29,6 +29,8 @@ def spelled(options: type[Options], values: Mapping[str, Any]) -> Options:
 
 
 def _spelled(value: Any, hint: Any) -> Any:
+    if hasattr(value, "tolist"):
+        value = value.tolist()
     if hint in (str, str | None) and value is not None:
         return ",".join(map(str, value)) if isinstance(value, list | tuple | range | set | frozenset) else str(value)
     if typing.get_origin(hint) is tuple:

@@ -8,7 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chanfmt.base.errors import UsageError
+from chanfmt.base import html
+from chanfmt.base.errors import MissingPackageError, UsageError
 from chanfmt.base.narrate import progress_bar, say, warn
 from chanfmt.base.text import perplexity_text
 from surgery.experiments.columns import finite
@@ -49,6 +50,40 @@ COLUMNS = (
 )
 
 
+class SweepResults(Results):
+    """The rows of a sweep, and their figure."""
+
+    def _repr_html_(self) -> str:
+        return html.table(*table(self.rows))
+
+    def plot(self, axes: Any = None, title: str = "") -> Any:
+        """Draw log perplexity against sparsity: one line per method, protection and recovery.
+
+        The numbers beside the points are shares of supernodes that were removed. All seeds of a method are one point, with
+        their range shaded.
+
+        Args:
+            axes: Matplotlib axes; None for a new figure.
+            title: Title of the axes; empty for none.
+
+        Returns:
+            The axes.
+
+        Raises:
+            MissingPackageError: matplotlib is not installed (extra ``plot``).
+        """
+        from surgery.experiments.sweep_plot import draw
+
+        if axes is None:
+            try:
+                from matplotlib import pyplot
+            except ImportError:
+                raise MissingPackageError("matplotlib", "plot", "the figure of a sweep") from None
+            axes = pyplot.subplots(layout="constrained")[1]
+        draw(axes, self.rows, title)
+        return axes
+
+
 def sweep(
     atlas: Atlas,
     model: Subject | GivenModel | None = None,
@@ -70,7 +105,7 @@ def sweep(
     dtype: str = "auto",
     output: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
-) -> Results:
+) -> SweepResults:
     """Measure the perplexity of every combination of method, protection, sparsity and recovery. No cut is written.
 
     The channels are masked in one loaded model, which has its own weights, device and mode afterwards. Every cut is
@@ -141,7 +176,7 @@ def measure_runs(
     directory: Path | None = None,
     *,
     overwrite: bool = False,
-) -> Results:
+) -> SweepResults:
     """Measure every one of ``runs`` that ``directory`` has no row for.
 
     Args:
@@ -160,7 +195,7 @@ def measure_runs(
             hint="pass the Hub id or the directory of the model",
         )
     options = {name: list(value) if isinstance(value, tuple) else value for name, value in shared.items()}
-    results = Results(directory, SWEEP_FORMAT, subject.identity | options, COLUMNS, KEY, overwrite=overwrite)
+    results = SweepResults(directory, SWEEP_FORMAT, subject.identity | options, COLUMNS, KEY, overwrite=overwrite)
     pending = [run for run in runs if results.find(run.key, run.channels_sha256) is None]
     if len(pending) < len(runs):
         say(f"{directory} already has {len(runs) - len(pending)} of {len(runs)} rows")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from numbers import Integral
 
 from chanfmt.base.choices import unknown
 from chanfmt.base.errors import UsageError
@@ -17,11 +18,17 @@ MAX_LAYER_SPARSITY = 0.7
 """Largest share of an FFN that global allocation removes, unless the options name another."""
 
 
+_SPELLINGS = dict.fromkeys(("protect", "unprotect"), f"write {SYNTAX}") | {"stack": "write the name of a stack, such as decoder"}
+
+
 @dataclass(frozen=True)
 class PlanOptions:
     """What to cut.
 
-    ``protect``, ``unprotect`` and ``stack`` take one text, or any iterable of texts.
+    ``protect``, ``unprotect`` and ``stack`` take one text, or any iterable of texts. ``layers`` takes numbers, too.
+
+    Raises:
+        UsageError: One of these fields holds something else.
     """
 
     sparsity: float = field(metadata={"help": "share of the FFN channels to remove, such as 0.5", "metavar": "S"})
@@ -92,8 +99,14 @@ class PlanOptions:
     def __post_init__(self) -> None:
         for name in ("protect", "unprotect", "stack"):
             value = getattr(self, name)
-            texts = (value,) if isinstance(value, str | os.PathLike) else value
+            texts = (value,) if isinstance(value, str | os.PathLike | int) else tuple(value or ())
+            for text in texts:
+                if not isinstance(text, str | os.PathLike):
+                    raise UsageError(f"--{name} takes text, not {text!r}", hint=_SPELLINGS[name])
             object.__setattr__(self, name, tuple(os.fspath(text) for text in texts))
+        if self.layers is not None and not isinstance(self.layers, str):
+            numbers = (self.layers,) if isinstance(self.layers, Integral) else tuple(self.layers)
+            object.__setattr__(self, "layers", ",".join(map(str, numbers)))
 
     def check(self) -> None:
         """Raise `UsageError` for a value outside its range."""

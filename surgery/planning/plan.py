@@ -40,7 +40,7 @@ class PlannedModel:
     fingerprint: str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class BlockPlan:
     """What one FFN keeps.
 
@@ -64,6 +64,10 @@ class BlockPlan:
     supernodes: int
     supernodes_kept: int
     lp_kept: float | None
+
+    def __repr__(self) -> str:
+        experts = f"{self.n_experts} experts x " if self.n_experts else ""
+        return f"<BlockPlan {printable(self.name)!r}: {experts}{self.n_kept:,} of {self.n_channels:,} channels kept>"
 
     @property
     def n_kept(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 from chanfmt.base.errors import UsageError
 
@@ -48,7 +49,9 @@ def nearest_multiple(target: int, multiple: int) -> int:
 
 
 def check_sparsity(sparsity: float) -> None:
-    """Raise `UsageError` unless ``sparsity`` lies between 0 and 1."""
+    """Raise `UsageError` unless ``sparsity`` is a number between 0 and 1."""
+    if not isinstance(sparsity, Real):
+        raise UsageError(f"--sparsity must be a number between 0 and 1, not {sparsity!r}")
     if 0 < sparsity < 1:
         return
     reason = "it is a share of the channels"

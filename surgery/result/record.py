@@ -44,7 +44,7 @@ class Report:
 
     plan: PruningPlan
     base: Base
-    applied: Applied
+    applied: Applied = field(repr=False)
     parameters_before: int
     parameters_after: int
     bytes_before: int
@@ -52,10 +52,10 @@ class Report:
     shapes: ShapeCheck
     logits: LogitCheck | None
     logits_skipped: str
-    versions: Mapping[str, str]
+    versions: Mapping[str, str] = field(repr=False)
     command: str
     loader: str
-    files: Manifest
+    files: Manifest = field(repr=False)
     recovery: RecoveryReport | None = None
     switched: Mapping[str, Change] = field(default_factory=dict)
 

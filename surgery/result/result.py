@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Raw, Struct, to_builtins
 
+from chanfmt.base import html
 from chanfmt.base.errors import CheckError, UsageError
 from chanfmt.base.narrate import progress_bar
 from chanfmt.base.parsed import parse_json
@@ -19,7 +20,7 @@ from surgery.result.base import Base  # noqa: TC001
 from surgery.result.evaluated import Evaluated, load_evaluated
 from surgery.result.manifest import FileRecord, hash_files, list_files
 from surgery.result.names import CARD_FILE, EVALUATION_FILE, KEPT_FILE, REPORT_FILE
-from surgery.result.record import REPORT_FORMAT, Report
+from surgery.result.record import REPORT_FORMAT, Report, summary_rows
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -122,6 +123,13 @@ class Result:
             f"<Result in {str(self.directory)!r}: {printable(self.report.base.id)}, {before:,} to {after:,} parameters "
             f"({after / before - 1:+.1%})>"
         )
+
+    def __fspath__(self) -> str:
+        """The directory, so that a result can take the place of a path."""
+        return str(self.directory)
+
+    def _repr_html_(self) -> str:
+        return html.table((), [*summary_rows(self.report.plan, self.report), ["directory", str(self.directory)]])
 
     @property
     def names(self) -> list[str]:

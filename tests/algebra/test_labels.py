@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chanfmt.algebra import labels
-from chanfmt.analysis.concentration import concentration
+from chanfmt.analysis.mass import concentration
 from chanfmt.format import schema
 from chanfmt.format.records import LabelSettings
 from tests.support.plain_labels import plain_connectivity, plain_protection, plain_top

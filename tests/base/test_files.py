@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import stat
 from typing import TYPE_CHECKING
 
 import pytest
 
 from chanfmt.base import files
-from chanfmt.base.errors import ChanfmtError
+from chanfmt.base.errors import ChanfmtError, UsageError
+from chanfmt.base.files import atomic_file, check_target
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -137,3 +140,25 @@ def test_errors_are_ours(tmp_path):
         pass
     with pytest.raises(ChanfmtError, match="cannot write"), files.atomic_directory(tmp_path / ("x" * 300)):
         pass
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
+def test_devices_pipes_and_sockets_are_never_replaced(tmp_path, kind):
+    path = tmp_path / "special"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+    else:
+        try:
+            os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 3))
+        except PermissionError:
+            pytest.skip("only root makes devices")
+    before = path.stat()
+    with pytest.raises(UsageError, match="never replaced"):
+        check_target(path, overwrite=True)
+    with pytest.raises(ChanfmtError, match="never replaced"), atomic_file(path) as temporary:
+        temporary.write_text("x")
+    assert path.stat() == before
+    assert [item.name for item in tmp_path.iterdir()] == ["special"]

@@ -1,9 +1,12 @@
-"""The examples of docs/python.md run, and what they use agrees with the file."""
+"""The examples of docs/python.md run, import no deep path, and agree with the file."""
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,19 +14,78 @@ import numpy as np
 import pytest
 
 import chanfmt
+import surgery
 from chanfmt.base.errors import AtlasError, MissingPackageError
 from chanfmt.format import schema
 from tests.support.factory import moe_atlas, random_atlas
 
 ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "python.md"
+MODEL = "HuggingFaceTB/SmolLM2-135M"
 VALID = sorted((ROOT / "spec" / "conformance" / "valid").glob("*.h5"))
 
 
 def test_the_examples_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    failed, tried = doctest.testfile(str(ROOT / "docs" / "python.md"), module_relative=False)
+    failed, tried = doctest.testfile(str(PAGE), module_relative=False)
     assert tried > 20
     assert not failed
+
+
+def test_the_scripts_run(tiny_checkpoint, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The blocks without ``>>>`` run one after the other, on a tiny model in place of the page's."""
+    matplotlib = pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    backend = matplotlib.get_backend()
+    matplotlib.use("agg")
+    try:
+        code = "\n".join(_scripts()).replace(MODEL, str(tiny_checkpoint("llama")))
+        names: dict = {"chanfmt": chanfmt, "surgery": surgery}
+        exec(compile(code, str(PAGE), "exec"), names)
+    finally:
+        from matplotlib import pyplot
+
+        pyplot.close("all")
+        matplotlib.use(backend)
+    assert {path.name for path in tmp_path.iterdir()} >= {"half", "third", "half-in-memory", "sweep.png", "concentration.png"}
+    assert len(names["table"]) == len(names["results"].rows) == 5
+    assert names["evaluations"][1].parameters == names["evaluations"][2].parameters == names["narrowed"].parameters_after
+    for atlas in (names["atlas"], names["other"], names["relabelled"]):
+        atlas.close()
+
+
+def test_no_deep_path_is_imported() -> None:
+    code = "\n".join([*_scripts(), *(example.source for example in doctest.DocTestParser().get_examples(_text()))])
+    imported = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module)
+    assert imported == {"chanfmt", "surgery", "transformers", "pandas", "matplotlib"}
+
+
+def test_reading_and_planning_import_no_torch() -> None:
+    code = (
+        "import sys, chanfmt, surgery\n"
+        "with chanfmt.open('spec/conformance/valid/everything.h5') as atlas:\n"
+        "    surgery.plan(atlas, sparsity=0.5)\n"
+        "    unit = next(atlas.units())\n"
+        "    chanfmt.analysis.concentration(unit.values('lp'))\n"
+        "    chanfmt.compare(atlas, atlas)\n"
+        "    chanfmt.report(atlas)\n"
+        "assert not {'torch', 'transformers', 'matplotlib', 'pandas', 'xarray'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def _text() -> str:
+    return PAGE.read_text(encoding="utf-8")
+
+
+def _scripts() -> list[str]:
+    """The blocks of Python that are not sessions."""
+    return [block for block in re.findall(r"```python\n(.*?)```", _text(), re.DOTALL) if not block.startswith(">>>")]
 
 
 @pytest.mark.parametrize("path", VALID, ids=lambda path: path.stem)
@@ -72,7 +134,7 @@ def test_without_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     [
         "chanfmt.algebra.labels",
         "chanfmt.algebra.compare",
-        "chanfmt.analysis.concentration",
+        "chanfmt.analysis.mass",
         "chanfmt.analysis.association",
         "chanfmt.analysis.resample",
     ],

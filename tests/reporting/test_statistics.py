@@ -11,10 +11,10 @@ from scipy import stats
 import chanfmt
 from chanfmt.algebra.compare import rank_correlation
 from chanfmt.analysis.association import top_overlap
-from chanfmt.analysis.concentration import concentration
 from chanfmt.analysis.halo import halo_redundancy
+from chanfmt.analysis.mass import concentration
 from chanfmt.analysis.resample import Middle, middle
-from chanfmt.analysis.stability import stability
+from chanfmt.analysis.splits import stability
 from chanfmt.format import schema
 from chanfmt.reporting.section import above, below, worst
 from chanfmt.reporting.sections import concentrated, controls, factors, halo, reading, stable

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from chanfmt.analysis.concentration import concentration
+from chanfmt.analysis.mass import concentration
 from chanfmt.base.errors import UsageError
 from tests.support.browsing import browser_screen, open_app, press, text_of, typed, wait_until
 from tests.support.factory import moe_atlas, random_atlas, random_content

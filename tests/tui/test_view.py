@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from chanfmt.analysis.concentration import concentration
+from chanfmt.analysis.mass import concentration
 from tui.session import view
 
 NAN = float("nan")

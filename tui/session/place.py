@@ -121,10 +121,8 @@ def python(place: Place, atlas: str, other: str | None = None, *, marked: list[i
         return "\n".join(
             [
                 "import chanfmt",
-                "from chanfmt.algebra.compare import compare",
                 "",
-                f"with chanfmt.open({atlas!r}) as first, chanfmt.open({other!r}) as second:",
-                f"    rows = compare(first, second, {place.metric!r})",
+                f"rows = chanfmt.compare({atlas!r}, {other!r}, {place.metric!r})",
             ]
         )
     if row.about == "channels":
@@ -134,13 +132,12 @@ def python(place: Place, atlas: str, other: str | None = None, *, marked: list[i
             "import numpy as np",
             "",
             "import chanfmt",
-            "from chanfmt.analysis.concentration import concentration",
             "",
             f"with chanfmt.open({atlas!r}) as atlas:",
             f"    values = {{block.module: stack.row({place.metric!r}, block.row).ravel()",
             f"              for block, stack in atlas.rows() if {place.metric!r} in stack}}",
             "    rho = atlas.labels.rho",
-            "rows = {module: concentration(row[np.isfinite(row)], rho) for module, row in values.items()}",
+            "rows = {module: chanfmt.analysis.concentration(row[np.isfinite(row)], rho) for module, row in values.items()}",
         ]
     )
 

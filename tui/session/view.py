@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from chanfmt.analysis.concentration import Concentration, concentration
+from chanfmt.analysis.mass import Concentration, concentration
 from chanfmt.format import schema
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chanfmt.analysis.concentration import concentration
+from chanfmt.analysis.mass import concentration
 from chanfmt.analysis.resample import middle
 from chanfmt.reporting import drawing, paper
 from chanfmt.reporting.section import NOT_COMPARABLE, Claim, Plot, Section, Table, above, worst

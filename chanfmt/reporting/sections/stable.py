@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chanfmt.analysis.resample import middle
-from chanfmt.analysis.stability import stability
+from chanfmt.analysis.splits import stability
 from chanfmt.reporting import drawing, paper
 from chanfmt.reporting.section import Plot, Section, Table
 from chanfmt.reporting.units import name_columns
