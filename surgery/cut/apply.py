@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from chanfmt.models.safetensors import CheckpointIndex
     from surgery.cut.checkpoint.cuts import Cut
-    from surgery.recovery.options import BiasRecovery, Refit
+    from surgery.recovery.options import Recovery
 
 _MAX_CARRIED = 128 << 20
 _NOT_CARRIED_SUFFIXES = (
@@ -74,7 +74,7 @@ def apply_plan(
     options: CutOptions = CUT_DEFAULTS,
     *,
     atlas: Atlas | None = None,
-    recovery: Refit | BiasRecovery | None = None,
+    recovery: Recovery | None = None,
 ) -> Report:
     """Cut the checkpoint of ``source`` as ``plan`` says and publish the result as the directory ``output``.
 

@@ -11,7 +11,7 @@ from surgery.cut.apply import apply_plan, check_output
 from surgery.cut.options import CUT_DEFAULTS, CutOptions
 from surgery.cut.source import find_model
 from surgery.planning.plan import make_plan
-from surgery.recovery.options import NO_RECOVERY, RecoveryOptions, plan_recovery
+from surgery.recovery.options import NO_RECOVERY, Recovery, RecoveryOptions, plan_recovery
 from surgery.result.names import default_name
 from surgery.result.result import Result
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from chanfmt.models.source import ModelSource
     from surgery.planning.options import PlanOptions
     from surgery.planning.plan import PruningPlan
-    from surgery.recovery.options import BiasRecovery, Refit
 
     Model = ModelSource | str | os.PathLike[str]
 
@@ -78,7 +77,7 @@ def apply(
     *,
     revision: str | None = None,
     atlas: Atlas | None = None,
-    recovery: Refit | BiasRecovery | None = None,
+    recovery: Recovery | None = None,
 ) -> Result:
     """Cut a model as ``plan`` says and publish the smaller model as a directory, whole or not at all.
 

@@ -14,7 +14,7 @@ from surgery.planning.grids import parse_names, parse_seeds, parse_shares
 from surgery.planning.options import PlanOptions
 from surgery.planning.plan import make_plan
 from surgery.planning.selectors import file_name
-from surgery.recovery.options import RECOVERIES, BiasRecovery, RecoveryOptions, Refit, plan_recovery
+from surgery.recovery.options import RECOVERIES, BiasRecovery, Recovery, RecoveryOptions, Refit, plan_recovery
 
 if TYPE_CHECKING:
     from chanfmt.format.reader import Atlas
@@ -150,7 +150,7 @@ def plan_runs(atlas: Atlas, options: SweepOptions) -> tuple[tuple[Run, ...], tup
     return tuple(planned), tuple(warnings)
 
 
-def means_of(atlas: Atlas, plan: PruningPlan, recovery: Refit | BiasRecovery | None) -> dict[int, np.ndarray] | None:
+def means_of(atlas: Atlas, plan: PruningPlan, recovery: Recovery | None) -> dict[int, np.ndarray] | None:
     """Block index to the values that replace removed channels; None for 0. A bias of their mean output equals their mean in place."""
     if not isinstance(recovery, BiasRecovery):
         return None

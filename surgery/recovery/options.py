@@ -91,6 +91,10 @@ class Refit:
     spool_bytes: int
 
 
+Recovery = BiasRecovery | Refit
+"""A recovery that is ready to be done."""
+
+
 @dataclass(frozen=True)
 class LayerRecovery:
     """What a refit did to one FFN.
@@ -145,7 +149,7 @@ class RecoveryReport:
         )
 
 
-def plan_recovery(options: RecoveryOptions, atlas: Atlas, plan: PruningPlan) -> Refit | BiasRecovery | None:
+def plan_recovery(options: RecoveryOptions, atlas: Atlas, plan: PruningPlan) -> Recovery | None:
     """Prepare the recovery that ``options`` ask for from the tokens or sums of ``atlas``, the plan's atlas; None for none.
 
     Raises:

@@ -14,7 +14,7 @@ from surgery.cut.check import check_fitted, check_logits
 from surgery.cut.checkpoint.patch import as_stored, write_kept, write_vector
 from surgery.cut.checkpoint.writer import output_bytes
 from surgery.recovery.bias import BiasPlan, plan_biases
-from surgery.recovery.options import BiasRecovery, RecoveryReport, Refit
+from surgery.recovery.options import BiasRecovery, Recovery, RecoveryReport
 from surgery.recovery.refit import Refitted, refitted
 
 if TYPE_CHECKING:
@@ -54,9 +54,7 @@ class Prepared(Protocol):
 
 
 @contextlib.contextmanager
-def prepared(
-    recovery: Refit | BiasRecovery, plan: PruningPlan, layout: Layout, source: ModelSource, directory: Path
-) -> Iterator[Prepared]:
+def prepared(recovery: Recovery, plan: PruningPlan, layout: Layout, source: ModelSource, directory: Path) -> Iterator[Prepared]:
     """Do the work of ``recovery`` for the cut that ``layout`` makes of ``source``. Its result lives as long as the context.
 
     Args:
