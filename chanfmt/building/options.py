@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
@@ -11,6 +12,8 @@ from chanfmt.base.errors import UsageError
 from chanfmt.data.shares import divide, read_weights
 from chanfmt.data.text import ARRAYS, SELF
 from chanfmt.format import schema
+
+_COUNT = re.compile("0*[1-9][0-9]{0,8}")
 
 
 @dataclass(frozen=True)
@@ -165,8 +168,8 @@ class BuildOptions:
         """Sequences in a batch; None for ``auto``. Raises `UsageError`."""
         if self.batch_size == "auto":
             return None
-        if not (self.batch_size.isascii() and self.batch_size.isdigit()) or int(self.batch_size) < 1:
-            raise UsageError(f"--batch-size must be a positive number or auto, not {self.batch_size!r}")
+        if not _COUNT.fullmatch(self.batch_size):
+            raise UsageError(f"--batch-size must be a positive number or auto, not {self.batch_size[:40]!r}")
         return int(self.batch_size)
 
     @property

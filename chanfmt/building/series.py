@@ -40,7 +40,7 @@ def members(options: BuildOptions) -> list[tuple[str, BuildOptions]]:
         if name in found:
             raise UsageError(f"--revisions: {revision} and {found[name][0]} would both be written to {name}")
         member = dataclasses.replace(options, revisions=None, output=str(options.path / name))
-        if model.is_dir():
+        if os.path.isdir(model):
             member = dataclasses.replace(member, model=str(model / revision))
         else:
             member = dataclasses.replace(member, revision=revision)
@@ -60,14 +60,17 @@ def build_series(options: BuildOptions, settings: LabelSettings, locate: Locate)
     """
     options.check()
     chosen = members(options)
-    if options.path.exists() and not options.path.is_dir():
+    if os.path.exists(options.path) and not os.path.isdir(options.path):
         raise UsageError(f"{options.path} is a file", hint="with --revisions, -o names a directory")
-    options.path.mkdir(parents=True, exist_ok=True)
+    try:
+        options.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write {options.path}: {error.strerror}", hint="choose another -o") from None
     paths = []
     text_of = functools.cache(_text)
     for place, (revision, member) in enumerate(chosen):
         paths.append(member.path)
-        if member.path.exists() and not options.overwrite:
+        if os.path.exists(member.path) and not options.overwrite:
             _check_same(member, settings, text_of)
             say(f"{revision}: {member.path} exists already")
             continue
@@ -82,7 +85,7 @@ def _check_same(member: BuildOptions, settings: LabelSettings, text_of: Callable
     """Raise `AtlasError` if the atlas of ``member``, which exists, was made with other options than these."""
     with Atlas.open(member.path, contained=True) as atlas:
         model, calibration = atlas.model, atlas.calibration
-        local = Path(os.path.expanduser(member.model)).is_dir()
+        local = os.path.isdir(os.path.expanduser(member.model))
         name = Path(member.model).resolve().name if local else member.model
         # The content of a file or data set may have changed under its name.
         asked = {source: text_of(source) for source in member.shares}

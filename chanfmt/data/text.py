@@ -97,7 +97,7 @@ def read_text(source: str, purpose: Purpose, *, empty_rows: bool = False) -> Tex
         name, rows = f"pydoc/{purpose}", _pydoc_rows(purpose)
     elif path.suffix in FILES:
         name, rows, documents = path.name, _file_rows(path), path.suffix != ".txt"
-    elif path.exists():
+    elif os.path.exists(path):
         raise UsageError(f"{source} is not a text source", hint="use a .txt, .jsonl or .parquet file")
     else:
         name, rows, documents = _dataset_rows(source, purpose)
@@ -142,7 +142,7 @@ def _paragraphs(text: str) -> set[str]:
 
 
 def _file_rows(path: Path) -> Iterator[str]:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UsageError(f"the text file {path} does not exist")
     try:
         if path.suffix == ".txt":

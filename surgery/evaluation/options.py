@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from chanfmt.base.errors import UsageError
@@ -86,7 +86,7 @@ class EvaluateOptions(TextOptions):
             raise UsageError("--tasks names no task", hint="write the names as arc_easy,piqa")
         if self.tasks is None and (self.tasks_from is not None or self.task_limit):
             raise UsageError("--tasks-from and --task-limit have no effect without --tasks", hint="add --tasks NAMES")
-        if self.tasks_from is not None and not Path(self.tasks_from).is_dir():
+        if self.tasks_from is not None and not os.path.isdir(self.tasks_from):
             raise UsageError(f"--tasks-from {self.tasks_from} is not a directory")
 
     @property

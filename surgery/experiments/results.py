@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base import html
@@ -63,7 +64,7 @@ class Results:
             directory.mkdir(exist_ok=True)
         except OSError as error:
             raise UsageError(f"cannot write {directory}: {error.strerror}", hint="choose another -o") from None
-        if (directory / JSON_FILE).exists() and not overwrite:
+        if os.path.exists(directory / JSON_FILE) and not overwrite:
             self.rows = self._read(directory / JSON_FILE)
 
     def __repr__(self) -> str:
@@ -141,9 +142,9 @@ class Results:
 def check_directory(directory: Path) -> None:
     """Raise `UsageError` if ``directory`` cannot hold results. It need not exist yet; its parent must."""
     parent = directory.absolute().parent
-    if not parent.is_dir():
+    if not os.path.isdir(parent):
         raise UsageError(f"the directory {parent} does not exist", hint=f"create it with: mkdir -p {parent}")
-    if directory.exists() and not directory.is_dir():
+    if os.path.exists(directory) and not os.path.isdir(directory):
         raise UsageError(f"{directory} is a file", hint="choose another -o")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from chanfmt.algebra.validate import validate
@@ -30,9 +31,9 @@ def validate_contained(path: Path) -> list[Finding]:
             return _packed("usage", (error.message, error.hint or ""))
 
     try:
-        kind, *records = run_contained(work, size=path.stat().st_size if path.is_file() else 0, cpu_seconds=CPU_SECONDS).split(
-            _RECORD
-        )
+        kind, *records = run_contained(
+            work, size=os.path.getsize(path) if os.path.isfile(path) else 0, cpu_seconds=CPU_SECONDS
+        ).split(_RECORD)
     except Crashed as crash:
         return [Finding("E017", "/", f"cannot be read: {crash}")]
     if kind == "usage":
