@@ -63,7 +63,7 @@ def export(atlas: Atlas, path: Path, *, metrics: Sequence[str] | None = None, ov
         if not _NAME.fullmatch(name):
             raise AtlasError(f"{atlas.path}: the stack name {name!r} is not made of letters, digits, '.', '_' and '-'")
     check_target(path, overwrite=overwrite)
-    if path.exists() and path.samefile(atlas.path):
+    if path.exists() and path.samefile(atlas.file):
         raise UsageError(f"{path} is the atlas that is exported", hint="choose another -o")
     write = {"parquet": _write_parquet, "csv": _write_csv, "npz": _write_npz, "json": _write_json}[kind]
     with atomic_file(path) as temporary:

@@ -215,7 +215,8 @@ class Atlas:
     """An open importance atlas. Use as a context manager, or call `close`.
 
     Attributes:
-        path: The file.
+        path: The file, as it was named.
+        file: Its absolute path, which still names it after the working directory has changed.
         hub_source: Address of the file's commit on the Hub, if the atlas was opened by its Hub address; empty otherwise.
         status: ``complete`` or ``partial``.
         dropped: Variables left out because they could not be merged or recomputed.
@@ -230,6 +231,7 @@ class Atlas:
     def __init__(self, container: Container, path: Path) -> None:
         self._container = container
         self.path = path
+        self.file = path.absolute()
         self.hub_source = ""
         root = _attributes(container, "", "/")
         self.format_version: str = root["format_version"]

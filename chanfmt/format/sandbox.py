@@ -91,8 +91,9 @@ def _limit(size: int, cpu_seconds: int) -> None:
         _, hard = resource.getrlimit(which)
         resource.setrlimit(which, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
     signal.signal(signal.SIGXCPU, signal.SIG_DFL)
-    # The parent process handles Ctrl-C.
+    # The parent process handles Ctrl-C, and SIGTERM, which some programs send to the whole process group.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def mapped_memory() -> int:

@@ -19,7 +19,7 @@ import numpy as np
 from h5py import h5f, h5g, h5p
 
 from chanfmt.base.errors import CheckError
-from chanfmt.base.files import atomic_file, check_space, reserve
+from chanfmt.base.files import atomic_file, check_space, reserve, temporary_name
 from chanfmt.base.version import __version__
 from chanfmt.format import schema
 from chanfmt.format.container import MAX_ATTRIBUTES, NUMPY, Container, read_text
@@ -124,7 +124,9 @@ def _size(content: AtlasContent) -> int:
 def _new_file() -> h5py.File:
     access = h5p.create(h5p.FILE_ACCESS)
     access.set_fapl_core(IMAGE_STEP, False)
-    return h5py.File(h5f.create(b"atlas", h5f.ACC_TRUNC, _ordered(h5p.FILE_CREATE), access))
+    # HDF5 takes two files of one name in memory for the same file, so each thread needs a name of its own.
+    name = temporary_name("atlas").encode()
+    return h5py.File(h5f.create(name, h5f.ACC_TRUNC, _ordered(h5p.FILE_CREATE), access))
 
 
 def _new_group(parent: h5py.Group, name: str) -> h5py.Group:

@@ -67,7 +67,7 @@ def publish_atlas(
     message = f"Atlas of {atlas.model.id}: {len(atlas.blocks)} FFNs, {calibration.tokens:,} tokens, {atlas.content_sha256[:12]}"
     with tempfile.TemporaryDirectory(prefix="atlas-push-") as text:
         folder = Path(text)
-        (folder / name).symlink_to(atlas.path.resolve())
+        (folder / name).symlink_to(atlas.file.resolve())
         (folder / "README.md").write_text(atlas_card(atlas, HubFile(repo, file=name), layers), encoding="utf-8")
         done = publish_folder(folder, repo, kind="dataset", message=message, options=options)
     return done, HubFile(repo, "dataset", done.commit, name)

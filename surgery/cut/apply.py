@@ -234,7 +234,7 @@ def _carry_atlas(atlas: Atlas, plan: PruningPlan, target: Path) -> None:
     if any(map(tells_directories, atlas.producer.commands())):
         say(f"the result gets no copy of {atlas.path}: its record of how it was built names directories of a machine")
         return
-    shutil.copyfile(atlas.path, target)
+    shutil.copyfile(atlas.file, target)
     with Atlas.open(target) as copy:
         if copy.content_sha256 != plan.atlas_sha256:
             raise AtlasError(

@@ -58,7 +58,8 @@ def check_inputs(model: Any, tokens: Sequence[int], seed: int) -> Inputs:
     Raises:
         CheckError: The model reads a kind of input of which this module does not know the shape.
     """
-    generator = torch.Generator().manual_seed(seed)
+    # A plan's seed is any integer; torch takes 64 bits.
+    generator = torch.Generator().manual_seed(seed % 2**63)
     forward = inspect.signature(model.forward).parameters
     if "input_ids" in forward:
         return _tokens(model, tokens, generator)
