@@ -29,6 +29,7 @@ from tui.widgets.themes import COLOURLESS_THEME, DARK_RAMP, LIGHT_RAMP, no_color
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from textual import events
     from textual.screen import Screen
 
     from tui.session.session import Session
@@ -192,7 +193,8 @@ class AtlasApp(App[str], inherit_bindings=False):
     def action_help(self) -> None:
         self.push_screen(HelpScreen(key_rows(self.screen)))
 
-    def on_descendant_focus(self) -> None:
-        # A blinking cursor, the palette's too, would write to the terminal twice a second.
-        if isinstance(self.focused, Input):
-            self.focused.cursor_blink = False
+    def on_descendant_focus(self, event: events.DescendantFocus) -> None:
+        # A blinking cursor, the palette's too, would write to the terminal twice a second. The event names the widget;
+        # asking the app for it fails while the app closes and has no screen any more.
+        if isinstance(event.widget, Input):
+            event.widget.cursor_blink = False

@@ -102,7 +102,9 @@ def _by_status(error: BaseException, status: int, repo: str, what: str, page: st
         return HubError(f"the Hub has disabled {repo}", hint=f"see: {page}")
     if isinstance(error, errors.RepositoryNotFoundError):
         if status == 401:
-            return HubError(f"the Hub shows no {what} {repo} without a token", hint="check the name, or run: hf auth login")
+            return HubError(
+                f"the Hub shows no {what} {repo} without a token", hint="check the name, or log in with: hf auth login"
+            )
         return HubError(f"the Hub shows you no {what} {repo}", hint="check the name, or ask its owner for access")
     if status == 401:
         return bad_token()

@@ -223,7 +223,7 @@ async def test_what_is_printed_is_swapped_and_filtered(pair: tuple[Path, Path]) 
     assert app.return_value is not None
     command, *code = app.return_value.splitlines()
     assert command == f"# atlas-tui {pair[1]} {pair[0]} --screen join --layer 3 --filter only-A"
-    assert f"with chanfmt.open({str(pair[1])!r}) as first, chanfmt.open({str(pair[0])!r}) as second:" in code
+    assert f"rows = chanfmt.compare({str(pair[1])!r}, {str(pair[0])!r}, 'lp')" in code
     app = AtlasApp(Session(read_snapshot(pair[1]), other=read_snapshot(pair[0]), place=Place("join", 3, filter="only-A")))
     async with app.run_test(size=(80, 24)) as pilot:
         await wait_until(lambda: isinstance(app.screen, JoinScreen))
