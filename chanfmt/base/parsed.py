@@ -51,14 +51,15 @@ def parse_unique(text: str) -> Any:
         ValueError: It is not JSON, or an object holds a name twice.
     """
     try:
-        return json.loads(text, object_pairs_hook=_unique)
+        return json.loads(text, object_pairs_hook=no_duplicates)
     except json.JSONDecodeError as error:
         raise ValueError(f"it is not valid JSON: {error}") from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dictionary of ``pairs``, as ``object_pairs_hook`` for untrusted JSON. Raises `ValueError` for a name that appears twice."""
     result = dict(pairs)
     if len(result) != len(pairs):
         raise ValueError("a name appears twice")

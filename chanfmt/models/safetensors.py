@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from chanfmt.base.errors import ModelError
+from chanfmt.base.parsed import no_duplicates
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -249,14 +250,6 @@ def _entry(file: Path, name: str, item: Any, base: int) -> TensorEntry:
 
 def _counts(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 62 for item in value)
-
-
-def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a dictionary of ``pairs``, as ``object_pairs_hook`` for untrusted JSON. Raises `ValueError` for a name that appears twice."""
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a name appears twice")
-    return result
 
 
 def _read_weight_map(path: Path) -> dict[str, str]:
