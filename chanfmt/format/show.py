@@ -6,9 +6,9 @@ The texts of a file are untrusted: `short` strips control characters and limits 
 from __future__ import annotations
 
 from collections import Counter
-from html import escape
 from typing import TYPE_CHECKING
 
+from chanfmt.base.html import inline
 from chanfmt.base.text import printable
 
 if TYPE_CHECKING:
@@ -68,5 +68,5 @@ def atlas_text(model_id: str, shapes: Iterable[tuple[int, ...]], status: str) ->
 
 def table(caption: str, rows: Sequence[tuple[str, str]]) -> str:
     """An HTML table with one row per name and value, every text escaped."""
-    body = "".join(f'<tr><th style="text-align:left">{escape(name)}</th><td>{escape(value)}</td></tr>' for name, value in rows)
-    return f"<table><caption>{escape(caption)}</caption>{body}</table>"
+    body = "".join(f'<tr><th style="text-align:left">{inline(name)}</th><td>{inline(value)}</td></tr>' for name, value in rows)
+    return f"<table><caption>{inline(caption)}</caption>{body}</table>"
