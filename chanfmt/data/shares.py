@@ -13,8 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
-def read_weights(calib: Sequence[str]) -> dict[str, float]:
+def read_weights(calib: Sequence[str], flag: str = "--calib") -> dict[str, float]:
     """Source to weight, from texts ``SOURCE`` or ``SOURCE=WEIGHT``. The weight is 1 if none is given.
+
+    Args:
+        calib: The texts.
+        flag: The option that they come from, for errors.
 
     Raises:
         UsageError: There is no source, a source is named twice, or a weight is not a positive number.
@@ -26,17 +30,17 @@ def read_weights(calib: Sequence[str]) -> dict[str, float]:
         if not mark or PurePath(text).suffix in (*FILES, *ARRAYS):
             source, weight = text, "1"
         if not source:
-            raise UsageError(f"--calib {text!r} names no source")
+            raise UsageError(f"{flag} {text!r} names no source")
         if source in weights:
-            raise UsageError(f"--calib names {source} twice", hint=f"give it a weight: --calib {source}=2")
+            raise UsageError(f"{flag} names {source} twice", hint=f"give it a weight: {flag} {source}=2")
         try:
             weights[source] = float(weight)
         except ValueError:
-            raise UsageError(f"--calib {text}: the weight {weight!r} is not a number") from None
+            raise UsageError(f"{flag} {text}: the weight {weight!r} is not a number") from None
         if not 0 < weights[source] < math.inf:
-            raise UsageError(f"--calib {text}: a weight must be a positive number")
+            raise UsageError(f"{flag} {text}: a weight must be a positive number")
     if not weights:
-        raise UsageError("--calib names no source")
+        raise UsageError(f"{flag} names no source")
     return weights
 
 

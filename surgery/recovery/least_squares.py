@@ -12,6 +12,10 @@ from dataclasses import dataclass
 import torch
 from scipy.linalg import lapack
 
+DAMPING = 1e-1
+"""Penalty on the distance from the old map if no held-out data can choose one, as a share of the mean squared input."""
+DAMPINGS = (1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+"""Penalties to choose from."""
 _RETRIES = 12
 _PART = 8192
 """Rows per product in the dtype of the inputs; the products are summed in float64."""
@@ -45,6 +49,18 @@ class Moments:
             self.inputs += (scaled.T @ scaled).double()
             self.cross += (scaled.T @ wanted).double()
             self.targets += float(wanted.double().square().sum())
+
+    def copy(self) -> Moments:
+        """The same sums, independent of these."""
+        new = Moments(0, 0, self.inputs.device)
+        new.inputs, new.cross, new.targets = self.inputs.clone(), self.cross.clone(), self.targets
+        return new
+
+    def __iadd__(self, other: Moments) -> Moments:
+        self.inputs += other.inputs
+        self.cross += other.cross
+        self.targets += other.targets
+        return self
 
     def error(self, weight: torch.Tensor) -> float:
         """sum a |y - W u|^2 / sum a |y|^2 of the map ``weight`` (d, k); 0 if all targets are 0."""
@@ -98,6 +114,16 @@ def fit(moments: Moments, prior: torch.Tensor, damping: float) -> Fit:
                 return Fit(weight, damping, _condition(damped, factor), before, after)
         damping = max(damping, 1e-12) * 10
     return Fit(prior, damping, math.inf, before, before)
+
+
+def choose_fit(moments: Moments, held_out: Moments | None, prior: torch.Tensor) -> Fit:
+    """The fit of ``moments`` with the penalty, of `DAMPINGS`, that leaves the smallest error on ``held_out``.
+
+    Without held-out data, the penalty is `DAMPING`.
+    """
+    if held_out is None or not held_out.targets:
+        return fit(moments, prior, DAMPING)
+    return min((fit(moments, prior, damping) for damping in DAMPINGS), key=lambda found: held_out.error(found.weight))
 
 
 def _condition(matrix: torch.Tensor, factor: torch.Tensor) -> float:

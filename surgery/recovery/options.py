@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from chanfmt.base.choices import unknown
 from chanfmt.base.errors import AtlasError, UsageError
+from chanfmt.data.shares import read_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,8 +23,14 @@ if TYPE_CHECKING:
 RECOVERIES = {
     "none": "the kept weights stay unchanged",
     "bias": "the mean output of the removed channels becomes a bias, as in FLAP",
-    "lstsq": "write projections are refitted by least squares, block by block, on the atlas's calibration tokens",
+    "lstsq": "write projections are refitted by least squares, block by block, without labels",
+    "block": "after lstsq, all weights of each FFN are adapted until its block gives the dense block's output, without labels",
 }
+
+REFITS = ("lstsq", "block")
+"""Recoveries that run the model on tokens."""
+_COUNT = re.compile(r"([0-9]{1,12})([kKmM]?)")
+_FACTORS = {"": 1, "k": 1 << 10, "m": 1 << 20}
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,21 @@ class RecoveryOptions:
         metadata={
             "help": "refit the kept channels, without gradients or labels: " + ", ".join(RECOVERIES),
             "metavar": "HOW",
+        },
+    )
+    recover_text: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "text to refit on, as atlas build --calib takes it: SOURCE or SOURCE=WEIGHT; repeat for a mixture (default: the atlas's calibration tokens)",
+            "metavar": "SOURCE",
+            "repeat": True,
+        },
+    )
+    recover_tokens: str = field(
+        default="128k",
+        metadata={
+            "help": "tokens to draw from --recover-text, such as 64k or 1M",
+            "metavar": "N",
         },
     )
     recover_device: str = field(
@@ -55,8 +78,24 @@ class RecoveryOptions:
         """Raise `UsageError` for a value outside its range."""
         if self.recover not in RECOVERIES:
             raise unknown("recovery", self.recover, RECOVERIES)
+        if self.recover_text and self.recover not in REFITS:
+            raise UsageError(
+                f"--recover-text has no effect on --recover {self.recover}", hint=f"add --recover {' or --recover '.join(REFITS)}"
+            )
+        if self.recover_text:
+            read_weights(self.recover_text, "--recover-text")
+        _ = self.token_count
         if not 0 <= self.spool_limit < 2**33:
             raise UsageError(f"--spool-limit must be 0 or more GiB, not {self.spool_limit:g}")
+
+    @property
+    def token_count(self) -> int:
+        """``recover_tokens`` as a number; k is 1,024 and M is 1,048,576. Raises `UsageError`."""
+        found = _COUNT.fullmatch(self.recover_tokens)
+        count = int(found[1]) * _FACTORS[found[2].lower()] if found else 0
+        if not 0 < count < 2**40:
+            raise UsageError(f"--recover-tokens must be a positive number such as 64k or 1M, not {self.recover_tokens[:40]!r}")
+        return count
 
 
 NO_RECOVERY = RecoveryOptions()
@@ -76,19 +115,42 @@ class BiasRecovery:
     tokens: int
 
 
-@dataclass(frozen=True, eq=False)
-class Refit:
-    """A recovery by least squares, to be done.
+@dataclass(frozen=True)
+class RefitText:
+    """Text to be drawn for a refit.
 
     Attributes:
-        tokens: Calibration tokens, int32 (sequence, position).
-        device: Device of the refit.
-        spool_bytes: Bytes of hidden states that are kept in memory.
+        weights: Source to its weight in the mixture.
+        sequences: Number of sequences of all sources.
+        seq_len: Tokens of a sequence.
     """
 
-    tokens: np.ndarray
+    weights: Mapping[str, float]
+    sequences: int
+    seq_len: int
+
+
+@dataclass(frozen=True, eq=False)
+class Refit:
+    """A refit on tokens, to be done.
+
+    Attributes:
+        tokens: Tokens of the fit, int32 (sequence, position); None if ``text`` is still to be drawn.
+        device: Device of the refit.
+        spool_bytes: Bytes of hidden states that are kept in memory.
+        method: One of `REFITS`.
+        source_of: Number of the source of each sequence, int32 (sequence,); None if all are of one source.
+        sources: Names of the sources.
+        text: Text that gives the tokens; None for the atlas's tokens.
+    """
+
+    tokens: np.ndarray | None
     device: str
     spool_bytes: int
+    method: str = "lstsq"
+    source_of: np.ndarray | None = None
+    sources: tuple[str, ...] = ()
+    text: RefitText | None = None
 
 
 Recovery = BiasRecovery | Refit
@@ -99,13 +161,19 @@ Recovery = BiasRecovery | Refit
 class LayerRecovery:
     """What a refit did to one FFN.
 
+    An error is the squared distance between the outputs of the cut and the dense model's block, as a share of the squared
+    output that the FFN has to produce.
+
     Attributes:
         layer_index, module: The FFN.
-        error_before, error_after: Squared distance between the outputs of the cut and the dense model's block on the
-            calibration tokens, as a share of the squared output that the FFN has to produce; with the kept weights, and with
-            the fitted weights.
+        error_before, error_after: Error on the tokens of the fit with the kept weights, and with the fitted weights.
         condition: Estimated condition number of the damped second moments; None if it is not finite.
         damping: The penalty on the distance from the kept weights, as a share of the mean squared activation.
+        held_out: Error on the held-out sequences: for ``lstsq``, of the fit without them; for ``block``, at the end. None if
+            no sequence was held out.
+        held_out_lstsq: For ``block``, the error on the held-out sequences of the least-squares solution that it starts from.
+        epoch: For ``block``, the epoch that had the smallest error on the held-out sequences; 0 if least squares had it.
+        sources: For each source of the tokens, the errors of the weights that ``held_out`` belongs to.
     """
 
     layer_index: int
@@ -114,6 +182,24 @@ class LayerRecovery:
     error_after: float
     condition: float | None
     damping: float
+    held_out: float | None = None
+    held_out_lstsq: float | None = None
+    epoch: int | None = None
+    sources: tuple[SourceError, ...] = ()
+
+
+@dataclass(frozen=True)
+class SourceError:
+    """Errors of one FFN on the tokens of one source, as in `LayerRecovery`.
+
+    Attributes:
+        source: Name of the source.
+        fitted, held_out: Error on fitted, and on held-out sequences; None if there are none.
+    """
+
+    source: str
+    fitted: float | None
+    held_out: float | None
 
 
 @dataclass(frozen=True)
@@ -143,8 +229,10 @@ class RecoveryReport:
             return f"{self.method}: {RECOVERIES[self.method]}, over {self.tokens:,} tokens"
         before = statistics.median(layer.error_before for layer in self.layers)
         after = statistics.median(layer.error_after for layer in self.layers)
+        held_out = [layer.held_out for layer in self.layers if layer.held_out is not None]
+        unseen = f", {statistics.median(held_out):.3g} on held-out sequences" if held_out else ""
         return (
-            f"{self.method} on {self.tokens:,} tokens: output error {before:.3g} to {after:.3g} "
+            f"{self.method} on {self.tokens:,} tokens: output error {before:.3g} to {after:.3g}{unseen} "
             f"(median of {len(self.layers)} FFNs)"
         )
 
@@ -175,13 +263,22 @@ def plan_recovery(options: RecoveryOptions, atlas: Atlas, plan: PruningPlan) -> 
             },
             atlas.calibration.tokens,
         )
-    tokens = atlas.calibration.token_ids
+    spool_bytes = int(options.spool_limit * 2**30)
+    record = atlas.calibration
+    if options.recover_text:
+        length = record.seq_len
+        text = RefitText(
+            read_weights(options.recover_text, "--recover-text"), max(1, round(options.token_count / length)), length
+        )
+        return Refit(None, options.recover_device, spool_bytes, options.recover, text=text)
+    tokens = record.token_ids
     if tokens is None or not len(tokens):
         raise AtlasError(
             f"{atlas.path} holds no calibration tokens, which --recover fits on",
-            hint="use the atlas as it was built from text, before atlas strip",
+            hint="add --recover-text SOURCE, or use the atlas as it was built from text, before atlas strip",
         )
-    return Refit(tokens, options.recover_device, int(options.spool_limit * 2**30))
+    names = tuple(item.source for item in record.contributions)
+    return Refit(tokens, options.recover_device, spool_bytes, options.recover, np.asarray(record.source_of), names)
 
 
 def _means(atlas: Atlas, block: Block) -> np.ndarray:

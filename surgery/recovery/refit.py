@@ -1,21 +1,25 @@
-"""Refit write projections of the kept channels by least squares, block by block, without gradients or labels.
+"""Refit the kept channels block by block, without labels: the write projections by least squares, or whole FFNs.
 
 Two streams of hidden states pass through the model in parallel: that of the dense model, and that of the model that is cut and
 refitted up to this block. In every block, the write projection of the kept channels is fitted such that the cut block, on the
 stream of the cut model, gives the output of the dense block on the stream of the dense model. The fit thus compensates for the
 removed channels and for the errors of earlier blocks. Some blocks do more with the FFN's output than add it (a norm follows).
-There, the target is the FFN's output in the dense model. Every token is weighted by the inverse of its squared norm, because a
-normalisation follows, and a few tokens are a thousand times as large as the others.
+There, the target of least squares is the FFN's output in the dense model. Every token is weighted by the inverse of its squared
+norm, because a normalisation follows, and a few tokens are a thousand times as large as the others.
+
+A part of the sequences is held out. It chooses the penalty of the least squares, and the epoch at which `surgery.recovery.adapt`
+stops.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from chanfmt.base.errors import ModelError
@@ -25,8 +29,11 @@ from chanfmt.models.streaming.spool import Spool
 from chanfmt.models.streaming.streamed import StreamedModel, open_streamed
 from surgery.cut.checkpoint.patch import as_stored
 from surgery.cut.matching import match_ffns
-from surgery.recovery.least_squares import Moments, fit
-from surgery.recovery.options import LayerRecovery, Refit
+from surgery.recovery.adapt import EPOCHS, adapt, evaluate
+from surgery.recovery.folds import Batch, split_batches
+from surgery.recovery.least_squares import Moments, choose_fit, fit
+from surgery.recovery.options import LayerRecovery, Refit, SourceError
+from surgery.recovery.precision import fast_products, full_products
 from surgery.recovery.survivors import Survivors, Write
 
 if TYPE_CHECKING:
@@ -38,12 +45,9 @@ if TYPE_CHECKING:
     from chanfmt.models.source import ModelSource
     from chanfmt.models.streaming.chain import Call
     from surgery.planning.plan import BlockPlan, PruningPlan
+    from surgery.recovery.adapt import Target
 
-DAMPING = 1e-1
-"""Penalty on the distance from the kept weights, as a share of the mean squared activation."""
 CHECK_TOKENS = 128
-_FEW = 32
-"""Tokens on which a block's code is tried out."""
 _SMALL = 1e-4
 """Share of the median squared norm below which the weight of a token no longer grows."""
 
@@ -56,26 +60,29 @@ class Refitted:
         layers: What was done to each FFN, in model order.
         logits: The fitted model's logits for the first tokens of the first sequence, float32 (token, vocabulary).
         ids: These tokens, int64 (1, token).
-        fitted: Name of an FFN of the plan to its fitted write projection.
+        fitted: Name of an FFN of the plan to its fitted weights.
     """
 
     layers: tuple[LayerRecovery, ...]
     logits: torch.Tensor
     ids: torch.Tensor
-    fitted: Callable[[str], FittedWrite]
+    fitted: Callable[[str], FittedFFN]
 
 
 @dataclass(frozen=True, eq=False)
-class FittedWrite:
-    """A fitted write projection, in the dtypes of the checkpoint.
+class FittedFFN:
+    """The fitted weights of an FFN, in the dtypes of the checkpoint.
 
     Attributes:
-        weight: (outputs, kept).
-        bias: (outputs,); None if the projection has no bias.
+        weight: The write projection, (outputs, kept).
+        bias: Its bias, (outputs,); None if it has none.
+        reads: Role to the rows of the kept channels, (kept, inputs), and role with ``_bias`` to their biases, (kept,). Empty if
+            the read projections were not changed.
     """
 
     weight: torch.Tensor
     bias: torch.Tensor | None
+    reads: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 @contextlib.contextmanager
@@ -88,10 +95,10 @@ def refitted(
     begin: Callable[[int], object] = lambda total: None,
     progress: Callable[[int], object] = lambda sequences: None,
 ) -> Iterator[Refitted]:
-    """Fit the write projections of ``plan``'s cut of the dense model ``source``. They exist as long as the context.
+    """Fit the kept channels of ``plan``'s cut of the dense model ``source``. The weights exist as long as the context.
 
     Args:
-        options: Tokens, device and memory of the fit.
+        options: Method, tokens, device and memory of the fit.
         spool_directory: Directory for hidden states and fitted weights that exceed the memory limit.
         begin: Called once with the total of the numbers that ``progress`` will be called with.
         progress: Called with the number of sequences that just passed through a block.
@@ -101,11 +108,9 @@ def refitted(
         ChanfmtError: Memory or disk space runs out.
     """
     streamed = open_streamed(source, device=options.device)
-    tokens = torch.from_numpy(options.tokens.astype("int64"))
-    begin(2 * len(streamed.chain) * len(tokens))
     with Spool(options.spool_bytes, spool_directory) as spool:
-        with torch.no_grad(), eager_experts(streamed.chain.model):
-            result = _Pass(plan, source.index, streamed, spool, tokens, progress).result()
+        with torch.no_grad(), eager_experts(streamed.chain.model), fast_products(streamed.chain.device):
+            result = _Pass(plan, source.index, streamed, spool, options, begin, progress).result()
         yield result
 
 
@@ -113,7 +118,8 @@ class _Pass:
     """One pass of both streams through the model.
 
     For batch b, the spool holds the hidden states under ("dense", b) and ("cut", b), the output of the dense model's FFN under
-    ("written", b), and activations under ("u", b). It holds the fitted weights under ("weight", name) and ("bias", name).
+    ("written", b), activations under ("u", b), and what the FFN's module reads under ("x", b). It holds the fitted weights
+    under ("weight", name), ("bias", name) and (role, name).
     """
 
     def __init__(
@@ -122,123 +128,282 @@ class _Pass:
         index: CheckpointIndex,
         streamed: StreamedModel,
         spool: Spool,
-        tokens: torch.Tensor,
+        options: Refit,
+        begin: Callable[[int], object],
         progress: Callable[[int], object],
     ) -> None:
         self.chain = streamed.chain
         self.index = index
         self.spool = spool
+        self.options = options
         self.progress = progress
-        self.batches = tokens.split(usual_batch(self.chain.device, tokens.shape[1]))
-        self.ids = tokens[:1, :CHECK_TOKENS]
-        self.few = tokens[:1, :_FEW]
+        assert options.tokens is not None
+        sequences, length = options.tokens.shape
+        source_of = np.zeros(sequences, dtype=np.int32) if options.source_of is None else options.source_of
+        self.batches = split_batches(options.tokens, source_of, usual_batch(self.chain.device, length))
+        self.ids = self.batches[0].ids[:1, :CHECK_TOKENS]
         self.blocks = _cut_of_each_block(plan, streamed)
-        self.with_bias: set[str] = set()
+        self.roles: dict[str, tuple[str, ...]] = {}
+        first, last = min(self.blocks), max(self.blocks)
+        self.passes = range(first, last + 1)
+        epochs = EPOCHS * sum(len(batch.ids) for batch in self.batches if not batch.held_out) if options.method == "block" else 0
+        begin(sequences * (first + 2 * len(self.passes)) + epochs * len(self.blocks))
 
     def result(self) -> Refitted:
         calls = []
-        for place, ids in enumerate(self.batches):
-            hidden, own = self.chain.calls(partial(run_text, self.chain.model, ids.to(self.chain.device)))
+        for place, batch in enumerate(self.batches):
+            hidden, own = self.chain.calls(partial(run_text, self.chain.model, batch.ids.to(self.chain.device)))
             self.spool.put(("dense", place), hidden)
-            self.spool.put(("cut", place), hidden)
             calls.append(own)
-        _, tries = self.chain.calls(partial(run_text, self.chain.model, self.few.to(self.chain.device)))
+        check, checks = self.chain.calls(partial(run_text, self.chain.model, self.ids.to(self.chain.device)))
         layers = []
         for number in range(len(self.chain)):
             of_block = [own[number] for own in calls]
+            if number == self.passes.start:
+                # Up to here both models are the same.
+                for place in range(len(self.batches)):
+                    self.spool.put(("cut", place), self.spool.get(("dense", place)))
             with self.chain.loaded(number):
                 if number in self.blocks:
-                    layers.append(self._fit(number, *self.blocks[number], of_block, tries[number]))
-                else:
-                    self._pass(number, "dense", of_block)
-                    self._pass(number, "cut", of_block)
-        with self.chain.ending(self._get("cut", 0)[:1]):
-            logits = run_text(self.chain.model, self.batches[0][:1].to(self.chain.device))[0]
+                    fitting = _Fitting(self, number, *self.blocks[number], of_block, checks[number], check)
+                    layers.append(fitting.done())
+                    check = fitting.check
+                    continue
+                with full_products():
+                    check = self.chain.run(number, checks[number], check)
+                if number < self.passes.stop:
+                    self.pass_on(number, "dense", of_block)
+                    if number >= self.passes.start:
+                        self.pass_on(number, "cut", of_block)
+        with self.chain.ending(check), full_products():
+            logits = run_text(self.chain.model, self.ids.to(self.chain.device))[0]
         for place in range(len(self.batches)):
             self.spool.drop(("dense", place))
             self.spool.drop(("cut", place))
-        return Refitted(tuple(layers), logits[0, : self.ids.shape[1]].float().cpu(), self.ids, self._fitted)
+        return Refitted(tuple(layers), logits[0].float().cpu(), self.ids, self._fitted)
 
-    def _fitted(self, name: str) -> FittedWrite:
-        return FittedWrite(self.spool.get(("weight", name)), self.spool.get(("bias", name)) if name in self.with_bias else None)
+    def _fitted(self, name: str) -> FittedFFN:
+        values = {role: self.spool.get((role, name)) for role in self.roles[name]}
+        return FittedFFN(values.pop("weight"), values.pop("bias", None), values)
 
-    def _pass(self, number: int, stream: str, calls: list[Call]) -> None:
-        for place, ids in enumerate(self.batches):
-            self.spool.put((stream, place), self.chain.run(number, calls[place], self._get(stream, place)))
-            self.progress(len(ids))
+    def pass_on(self, number: int, stream: str, calls: list[Call]) -> None:
+        for place, batch in enumerate(self.batches):
+            self.spool.put((stream, place), self.chain.run(number, calls[place], self.get(stream, place)))
+            self.progress(len(batch.ids))
 
-    def _fit(self, number: int, block: BlockPlan, ffn: FFN, calls: list[Call], trial: Call) -> LayerRecovery:
-        few = self._get("cut", 0)[:1, : self.few.shape[1]]
-        survivors = Survivors(self.chain, number, ffn, torch.from_numpy(block.kept).long().to(self.chain.device))
-        adds = survivors.adds(trial, few)
-        if adds:
-            self._pass(number, "dense", calls)
+    def get(self, key: str, place: int) -> torch.Tensor:
+        return self.spool.get((key, place)).to(self.chain.device)
+
+
+class _Fitting:
+    """The fit of one FFN, whose block is loaded.
+
+    Attributes:
+        check: Hidden states of the checked tokens behind the fitted block.
+    """
+
+    def __init__(
+        self, run: _Pass, number: int, block: BlockPlan, ffn: FFN, calls: list[Call], trial: Call, check: torch.Tensor
+    ) -> None:
+        self.run = run
+        self.number = number
+        self.block = block
+        self.ffn = ffn
+        self.calls = calls
+        self.trial = trial
+        self.check = check
+        self.device = run.chain.device
+        self.survivors = Survivors(run.chain, number, ffn, torch.from_numpy(block.kept).long().to(self.device))
+        self.adds = self.survivors.adds(trial, check)
+        self.adapts = run.options.method == "block"
+        self.alone = False
+        self.inputs = _Inputs(self.survivors)
+
+    def done(self) -> LayerRecovery:
+        """Fit, keep the weights, and pass the hidden states of the cut model on."""
+        run, batches = self.run, self.run.batches
+        if self.adds:
+            run.pass_on(self.number, "dense", self.calls)
         else:
-            self._pass_written(number, ffn, calls)
-        survivors.narrow(trial, few)
-        inputs = _Inputs(survivors)
-        moments = Moments(inputs.count, ffn.outputs, self.chain.device)
-        for place, ids in enumerate(self.batches):
-            activations, without = survivors.run(calls[place], self._get("cut", place))
-            if adds:
-                wanted = self._get("dense", place).reshape(-1, ffn.outputs).float()
-                moments.add(inputs.of(activations), wanted - without.reshape(wanted.shape).float(), _inverse_square(wanted))
-                self.spool.put(("cut", place), without)
-                self.spool.put(("u", place), activations)
+            self._pass_written()
+        self.survivors.narrow(self.trial, self.check)
+        self.alone = self.adds and self.survivors.stands_alone(self.trial, self.check)
+        moments = self._moments()
+        fitted, held_out = _sum(moments, False), _sum(moments, True)
+        prior = self.inputs.prior
+        chosen = choose_fit(fitted, held_out, prior)
+        errors = {group: part.error(chosen.weight) for group, part in moments.items()}
+        held_out_error = None if held_out is None else held_out.error(chosen.weight)
+        before, after, epoch, held_out_before = chosen.before, chosen.after, None, None
+        if self.adapts:
+            target = self._target()
+            start = Write(*self.inputs.parts(chosen.weight.float()))
+            kept = evaluate(target, batches, range(len(batches)), Write(*self.inputs.parts(prior)))
+            with self._autocast():
+                adapted = adapt(target, batches, self.survivors.read_leaves(), start, self.number, run.progress)
+            errors, epoch, held_out_before = adapted.errors, adapted.epoch, adapted.held_out_before
+            before, after = _mean(kept, target, batches, False), _mean(errors, target, batches, False)
+            held_out_error = _mean(errors, target, batches, True) if held_out_before is not None else None
+            self._finish(adapted.write)
+        else:
+            if held_out is not None:
+                fitted += held_out
+                chosen = fit(fitted, prior, chosen.damping)
+            before, after = chosen.before, chosen.after
+            self._finish(Write(*self.inputs.parts(chosen.weight)))
+        condition = chosen.condition if math.isfinite(chosen.condition) else None
+        sources = tuple(
+            SourceError(name, errors.get((number, False)), errors.get((number, True)))
+            for number, name in enumerate(run.options.sources or ("the atlas's tokens",))
+        )
+        return LayerRecovery(
+            self.block.layer_index,
+            self.block.module,
+            before,
+            after,
+            condition,
+            chosen.damping,
+            held_out_error,
+            held_out_before,
+            epoch,
+            sources,
+        )
+
+    def _moments(self) -> dict[tuple[int, bool], Moments]:
+        """The second moments of each source and fold. The spool then holds what the following steps need."""
+        run = self.run
+        moments: dict[tuple[int, bool], Moments] = {}
+        for place, batch in enumerate(run.batches):
+            hidden = run.get("cut", place)
+            if self.adapts and self.alone:
+                inputs = self.survivors.read_input(self.calls[place], hidden)
+                assert inputs is not None
+                run.spool.put(("x", place), inputs)
+            activations, without = self.survivors.run(self.calls[place], hidden)
+            if batch.group not in moments:
+                moments[batch.group] = Moments(self.inputs.count, self.ffn.outputs, self.device)
+            if self.adds:
+                wanted = run.get("dense", place).reshape(-1, self.ffn.outputs).float()
+                wanted, weights = wanted - without.reshape(wanted.shape).float(), _inverse_square(wanted)
             else:
                 # The old bias stays in place, and the fit finds what is added to it.
-                wanted = self._get("written", place)
-                wanted = wanted if survivors.bias is None else wanted - survivors.bias
-                moments.add(inputs.of(activations), wanted, _inverse_square(wanted))
-            self.progress(len(ids))
-        fitted = fit(moments, inputs.prior, DAMPING)
-        self._finish(block, survivors, *inputs.parts(fitted.weight), calls, adds)
-        condition = fitted.condition if math.isfinite(fitted.condition) else None
-        return LayerRecovery(block.layer_index, block.module, fitted.before, fitted.after, condition, fitted.damping)
+                wanted = run.get("written", place)
+                weights = _inverse_square(wanted)
+                wanted = wanted if self.survivors.bias is None else wanted - self.survivors.bias
+            with full_products():
+                moments[batch.group].add(self.inputs.of(activations), wanted, weights)
+            if self.adds and not (self.adapts and not self.alone):
+                run.spool.put(("cut", place), without)
+            if self.adds and not self.adapts:
+                run.spool.put(("u", place), activations)
+            run.progress(len(batch.ids))
+        return moments
 
-    def _finish(
-        self,
-        block: BlockPlan,
-        survivors: Survivors,
-        weight: torch.Tensor,
-        shift: torch.Tensor | None,
-        calls: list[Call],
-        adds: bool,
-    ) -> None:
+    def _target(self) -> Target:
+        if self.alone:
+            return _Alone(self.run, self.survivors, self.ffn.outputs)
+        return _InBlock(self.run, self.survivors, self.calls, self.ffn.outputs)
+
+    @contextlib.contextmanager
+    def _autocast(self) -> Iterator[None]:
+        """Compute in the model's dtype with weights in float32."""
+        dtype = self.check.dtype
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype in (torch.bfloat16, torch.float16)):
+            yield
+
+    def _finish(self, found: Write) -> None:
         """Keep the fitted weights, and pass the cut model's hidden states through them, rounded as the checkpoint stores them."""
-        dtypes = {item.role: self.index.tensors[item.tensor].dtype for item in block.tensors}
-        device = self.chain.device
-        stored = as_stored(weight, dtypes["write"])
-        self.spool.put(("weight", block.name), stored)
-        if shift is not None and survivors.bias is not None:
-            bias = as_stored(survivors.bias.cpu() + shift.cpu(), dtypes["write_bias"])
-            self.spool.put(("bias", block.name), bias)
-            self.with_bias.add(block.name)
-            shift = bias.to(device, torch.float32) - survivors.bias
-        write = Write(stored.to(device, torch.float32), shift)
-        for place in range(len(self.batches)):
-            before = self._get("cut", place)
-            if adds:
-                after = before + write.of(self._get("u", place)).to(before.dtype).reshape(before.shape)
+        run, survivors, name = self.run, self.survivors, self.block.name
+        dtypes = {item.role: self.run.index.tensors[item.tensor].dtype for item in self.block.tensors}
+        values = {"weight": as_stored(found.weight, dtypes["write"])}
+        shift = None
+        if found.shift is not None and survivors.bias is not None:
+            values["bias"] = as_stored(survivors.bias.cpu() + found.shift.cpu(), dtypes["write_bias"])
+            shift = values["bias"].to(self.device, torch.float32) - survivors.bias
+        if self.adapts:
+            reads = {role: as_stored(rows, dtypes[role]) for role, rows in survivors.reads().items()}
+            survivors.set_reads(reads, self.check.dtype)
+            values |= reads
+        for role, tensor in values.items():
+            run.spool.put((role, name), tensor)
+        run.roles[name] = tuple(values)
+        write = Write(values["weight"].to(self.device, torch.float32), shift)
+        for place in range(len(run.batches)):
+            before = run.get("cut", place)
+            if self.adds and not (self.adapts and not self.alone):
+                activations = survivors.activations(run.get("x", place)) if self.adapts else run.get("u", place)
+                after = before + write.of(activations).to(before.dtype).reshape(before.shape)
             else:
-                _, after = survivors.run(calls[place], before, write)
-            self.spool.put(("cut", place), after)
-            self.spool.drop(("u", place))
-            self.spool.drop(("written", place))
+                _, after = survivors.run(self.calls[place], before, write)
+            run.spool.put(("cut", place), after)
+            for key in ("u", "written", "x"):
+                run.spool.drop((key, place))
+        with full_products():
+            _, self.check = survivors.run(self.trial, self.check, write)
 
-    def _pass_written(self, number: int, ffn: FFN, calls: list[Call]) -> None:
-        """`_pass` of the dense model that also keeps the FFN's output."""
+    def _pass_written(self) -> None:
+        """`_Pass.pass_on` of the dense model that also keeps the FFN's output."""
+        run = self.run
         written: list[torch.Tensor] = []
-        interceptor = Interceptor(self.chain.model)
-        interceptor.on(ffn.members[0].write.matrix, after=written.append)
+        interceptor = Interceptor(run.chain.model)
+        interceptor.on(self.ffn.members[0].write.matrix, after=written.append)
         with interceptor:
-            for place, ids in enumerate(self.batches):
-                self.spool.put(("dense", place), self.chain.run(number, calls[place], self._get("dense", place)))
-                self.spool.put(("written", place), written.pop().reshape(-1, ffn.outputs).float())
-                self.progress(len(ids))
+            for place, batch in enumerate(run.batches):
+                run.spool.put(("dense", place), run.chain.run(self.number, self.calls[place], run.get("dense", place)))
+                run.spool.put(("written", place), written.pop().reshape(-1, self.ffn.outputs).float())
+                run.progress(len(batch.ids))
 
-    def _get(self, stream: str, place: int) -> torch.Tensor:
-        return self.spool.get((stream, place)).to(self.chain.device)
+
+class _Alone:
+    """The target of an FFN whose output its block adds, and whose module runs by itself."""
+
+    def __init__(self, run: _Pass, survivors: Survivors, outputs: int) -> None:
+        self._run = run
+        self._survivors = survivors
+        self._outputs = outputs
+        self._scales: dict[int, float] = {}
+
+    def output(self, place: int, write: Write) -> torch.Tensor:
+        return write.of(self._survivors.activations(self._run.get("x", place)))
+
+    def wanted(self, place: int) -> tuple[torch.Tensor, torch.Tensor]:
+        dense = self._run.get("dense", place).reshape(-1, self._outputs).float()
+        return dense - self._run.get("cut", place).reshape(dense.shape).float(), _inverse_square(dense)
+
+    def scale(self, place: int) -> float:
+        if place not in self._scales:
+            wanted, weights = self.wanted(place)
+            self._scales[place] = float((wanted.square().sum(1) * weights).double().sum())
+        return self._scales[place]
+
+
+class _InBlock:
+    """The target of an FFN that runs inside its block: the output of the block."""
+
+    def __init__(self, run: _Pass, survivors: Survivors, calls: list[Call], outputs: int) -> None:
+        self._run = run
+        self._survivors = survivors
+        self._calls = calls
+        self._outputs = outputs
+        self._scales: dict[int, float] = {}
+
+    def output(self, place: int, write: Write) -> torch.Tensor:
+        _, output = self._survivors.run(self._calls[place], self._run.get("cut", place), write)
+        return output.reshape(-1, output.shape[-1]).float()
+
+    def wanted(self, place: int) -> tuple[torch.Tensor, torch.Tensor]:
+        dense = self._run.get("dense", place)
+        dense = dense.reshape(-1, dense.shape[-1]).float()
+        return dense, _inverse_square(dense)
+
+    def scale(self, place: int) -> float:
+        if place not in self._scales:
+            with torch.no_grad():
+                _, without = self._survivors.run(self._calls[place], self._run.get("cut", place))
+            wanted, weights = self.wanted(place)
+            missing = wanted - without.reshape(wanted.shape).float()
+            self._scales[place] = float((missing.square().sum(1) * weights).double().sum())
+        return self._scales[place]
 
 
 class _Inputs:
@@ -267,6 +432,24 @@ class _Inputs:
     def parts(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The parts of a fitted map: write vectors (outputs, kept), and the change of the bias (outputs,)."""
         return (weight[:, :-1], weight[:, -1] * self._constant) if self._biased else (weight, None)
+
+
+def _sum(moments: Mapping[tuple[int, bool], Moments], held_out: bool) -> Moments | None:
+    """The moments of one fold over all sources; None if there are none."""
+    parts = [part for (_, out), part in moments.items() if out == held_out]
+    if not parts:
+        return None
+    result = parts[0].copy()
+    for part in parts[1:]:
+        result += part
+    return result
+
+
+def _mean(errors: Mapping[tuple[int, bool], float], target: Target, batches: list[Batch], held_out: bool) -> float:
+    """The error of one fold over all sources."""
+    places = [place for place, batch in enumerate(batches) if batch.held_out == held_out]
+    scale = math.fsum(map(target.scale, places))
+    return math.fsum(errors[batches[place].group] * target.scale(place) for place in places) / scale if scale else 0.0
 
 
 def _inverse_square(vectors: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -10,11 +11,13 @@ import torch
 
 from chanfmt.base.files import check_space
 from chanfmt.base.narrate import progress_bar
+from chanfmt.data.shares import divide
+from chanfmt.data.sources import draw_text, together
 from surgery.cut.check import check_fitted, check_logits
 from surgery.cut.checkpoint.patch import as_stored, write_kept, write_vector
 from surgery.cut.checkpoint.writer import output_bytes
 from surgery.recovery.bias import BiasPlan, plan_biases
-from surgery.recovery.options import BiasRecovery, Recovery, RecoveryReport
+from surgery.recovery.options import BiasRecovery, Recovery, RecoveryReport, Refit
 from surgery.recovery.refit import Refitted, refitted
 
 if TYPE_CHECKING:
@@ -69,12 +72,31 @@ def prepared(recovery: Recovery, plan: PruningPlan, layout: Layout, source: Mode
         return
     # The refit may take long, and an error about disk space should come before it.
     check_space(directory, output_bytes(source.index, layout.cuts))
+    drawn = with_tokens(recovery, source)
+    assert drawn.tokens is not None
     with contextlib.ExitStack() as stack:
         with progress_bar(0, "seq", "refitting") as bar:
             fitted = stack.enter_context(
-                refitted(plan, source, recovery, spool_directory=directory, begin=bar.reset, progress=bar.update)
+                refitted(plan, source, drawn, spool_directory=directory, begin=bar.reset, progress=bar.update)
             )
-        yield _Fitted(plan, source.index, layout, fitted, recovery.tokens.size)
+        yield _Fitted(plan, source.index, layout, fitted, drawn)
+
+
+def with_tokens(refit: Refit, source: ModelSource) -> Refit:
+    """``refit`` with the tokens of its text, made by the tokenizer of ``source``.
+
+    Raises:
+        UsageError: A source cannot be read, or a text is too short.
+        ModelError: The model has no tokenizer.
+    """
+    if refit.text is None:
+        return refit
+    shares = divide(refit.text.weights, refit.text.sequences)
+    drawn = [draw_text(name, count, refit.text.seq_len, 0, model=source) for name, count in shares.items()]
+    sources, tokens = together(drawn)
+    return dataclasses.replace(
+        refit, tokens=tokens.ids, source_of=tokens.source_of, sources=tuple(item.name for item in sources), text=None
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,19 +105,25 @@ class _Fitted:
     index: CheckpointIndex
     layout: Layout
     fitted: Refitted
-    tokens: int
+    refit: Refit
 
     def put_in(self, written: ModelSource, *, verify: bool) -> RecoveryReport:
         for block in self.plan.blocks:
             if block.is_cut:
                 items = {item.role: item for item in block.tensors}
-                item, write = items["write"], self.fitted.fitted(block.name)
-                write_kept(
-                    written.index.tensors[item.tensor], self.layout.cuts[item.tensor], item.indices(block.kept), write.weight
-                )
-                if write.bias is not None:
-                    write_vector(written.index.tensors[items["write_bias"].tensor], items["write_bias"].index, write.bias)
-        return RecoveryReport("lstsq", self.tokens, self.fitted.layers, check_fitted(written, self.fitted))
+                found = self.fitted.fitted(block.name)
+                for role, values in ({"write": found.weight} | dict(found.reads)).items():
+                    item = items[role]
+                    # A matrix is written with its channels along the last axis.
+                    columns = values if role == "write" or values.ndim == 1 else values.T
+                    entry, cut = written.index.tensors[item.tensor], self.layout.cuts[item.tensor]
+                    write_kept(entry, cut, item.indices(block.kept), columns)
+                if found.bias is not None:
+                    write_vector(written.index.tensors[items["write_bias"].tensor], items["write_bias"].index, found.bias)
+        assert self.refit.tokens is not None
+        return RecoveryReport(
+            self.refit.method, self.refit.tokens.size, self.fitted.layers, check_fitted(written, self.fitted)
+        )
 
 
 @dataclass(frozen=True, eq=False)

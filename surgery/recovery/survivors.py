@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,7 +14,11 @@ from chanfmt.models.find.intercept import Interceptor
 from chanfmt.models.matrices import matrix_of
 
 if TYPE_CHECKING:
-    from chanfmt.models.ffn import FFN
+    from collections.abc import Iterator, Mapping
+
+    from torch import nn
+
+    from chanfmt.models.ffn import FFN, Read
     from chanfmt.models.streaming.chain import Call, Chain
 
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
@@ -38,6 +43,19 @@ class Write:
         return written if self.shift is None else written + self.shift
 
 
+@dataclass(frozen=True, eq=False)
+class Leaf:
+    """A parameter that an adaptation changes.
+
+    Attributes:
+        parameter: The parameter, float32.
+        mask: 1 at elements that may change, 0 at the others; None if all may.
+    """
+
+    parameter: torch.Tensor
+    mask: torch.Tensor | None = None
+
+
 class Survivors:
     """The kept channels of a loaded block's FFN.
 
@@ -60,11 +78,14 @@ class Survivors:
         self._ffn = ffn
         self._matrix = ffn.members[0].write.matrix
         self._kept: torch.Tensor | None = kept
+        self._ids = kept
         self._parameter = chain.model.get_parameter(self._matrix.parameter)
         self.weight = matrix_of(chain.model, self._matrix)[:, kept].float()
         bias = ffn.members[0].write.bias
         self.bias = None if bias is None else chain.model.get_parameter(bias.parameter).detach().float()
         self._put_in: Write | None = None
+        self._narrowed: dict[str, torch.Tensor] = {}
+        self._module = chain.model.get_submodule(ffn.container)
         self._seen: list[torch.Tensor] = []
         self._interceptor = Interceptor(chain.model)
         self._interceptor.on(self._matrix, before=self._before, after=self._after)
@@ -81,20 +102,27 @@ class Survivors:
         Raises:
             ModelError: The block does not run the FFN exactly once.
         """
+        with self._out(write):
+            output = self._chain.run(self._number, call, hidden)
+        seen, self._seen = self._seen, []
+        if len(seen) != 1:
+            raise ModelError(f"{self._ffn.container} runs {len(seen)} times in its block, and --recover fits FFNs that run once")
+        return seen[0], output
+
+    @contextlib.contextmanager
+    def _out(self, write: Write | None = None) -> Iterator[None]:
+        """In the body, the write projection is taken out, and ``write`` is in its place."""
         self._put_in = write
+        self._seen = []
         whole = self._parameter.data
         if self._alone(whole):
             # A product over zero channels costs nothing.
             self._parameter.data = whole.narrow(0 if self._matrix.transposed else 1, 0, 0)
         try:
             with self._interceptor:
-                output = self._chain.run(self._number, call, hidden)
+                yield
         finally:
             self._parameter.data = whole
-            seen, self._seen = self._seen, []
-        if len(seen) != 1:
-            raise ModelError(f"{self._ffn.container} runs {len(seen)} times in its block, and --recover fits FFNs that run once")
-        return seen[0], output
 
     def adds(self, call: Call, hidden: torch.Tensor) -> bool:
         """Whether the block adds the FFN's output to its own output. It does not if a norm follows the FFN, for example."""
@@ -121,10 +149,106 @@ class Survivors:
         except (RuntimeError, ValueError, TypeError, IndexError):
             # The code takes the width from the config, not from the weights.
             worked = False
-        if not worked:
+        if worked:
+            self._narrowed = {name: rows for (name, _), rows in self._positions().items()}
+        else:
             self._kept = kept
             for name, parameter in parameters.items():
                 parameter.data = whole[name]
+
+    def read_input(self, call: Call, hidden: torch.Tensor) -> torch.Tensor | None:
+        """What the FFN's module reads when the block runs on ``hidden``; None if the module takes more than one tensor."""
+        seen: list[torch.Tensor | None] = []
+
+        def record(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+            single = len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor)
+            seen.append(args[0] if single else None)  # type: ignore[arg-type]
+
+        handle = self._module.register_forward_pre_hook(record, with_kwargs=True)
+        try:
+            self.run(call, hidden)
+        finally:
+            handle.remove()
+        return seen[0] if len(seen) == 1 else None
+
+    def activations(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Activations of the kept channels, float32 (token, kept), when the FFN's module reads ``inputs``."""
+        with self._out():
+            self._module(inputs)
+        seen, self._seen = self._seen, []
+        return seen[0]
+
+    def stands_alone(self, call: Call, hidden: torch.Tensor) -> bool:
+        """Whether the FFN's module, given what it reads, has the activations that it has in its block."""
+        inputs = self.read_input(call, hidden)
+        if inputs is None:
+            return False
+        expected, _ = self.run(call, hidden)
+        found = self.activations(inputs)
+        return found.shape == expected.shape and _close(found, expected, expected)
+
+    def read_leaves(self) -> list[Leaf]:
+        """The parameters of the read projections, in float32, with the elements of the kept channels free to change.
+
+        Empty if the rows of the channels cannot be told apart from other weights.
+        """
+        reads = self._ffn.members[0].reads
+        if len({read.role for read in reads}) < len(reads):
+            return []
+        for read in reads:
+            matrix, bias = read.projection.matrix, read.projection.bias
+            if matrix.index is not None or (matrix.transposed and matrix.row) or (bias is not None and bias.index is not None):
+                return []
+        leaves = []
+        for (name, axis), rows in self._positions().items():
+            parameter = self._chain.model.get_parameter(name)
+            parameter.data = parameter.data.float()
+            mask = None
+            if name not in self._narrowed:
+                mask = torch.zeros(parameter.shape[axis], device=parameter.device)
+                mask[rows] = 1
+                mask = mask.reshape([-1 if other == axis else 1 for other in range(parameter.ndim)])
+            leaves.append(Leaf(parameter, mask))
+        return leaves
+
+    def reads(self) -> dict[str, torch.Tensor]:
+        """Role of each read projection to its rows of the kept channels, (kept, inputs), and of its bias, (kept,)."""
+        return {role: values.clone() for role, values, _, _ in self._read_values()}
+
+    def set_reads(self, values: Mapping[str, torch.Tensor], dtype: torch.dtype) -> None:
+        """Replace the rows of the kept channels by ``values`` as `reads` gives them, and compute in ``dtype`` again."""
+        for role, _, (name, axis), rows in self._read_values():
+            parameter = self._chain.model.get_parameter(name)
+            new = values[role].to(parameter)
+            parameter.data.index_copy_(axis, rows, new.T.contiguous() if axis else new)
+        for name in {name for name, _ in self._positions()}:
+            parameter = self._chain.model.get_parameter(name)
+            parameter.data = parameter.data.to(dtype)
+
+    def _read_values(self) -> Iterator[tuple[str, torch.Tensor, tuple[str, int], torch.Tensor]]:
+        """Role, values, parameter with the axis of its channels, and the present positions on that axis, of every read."""
+        for read in self._ffn.members[0].reads:
+            for role, key, rows in self._rows(read):
+                name, axis = key
+                rows = torch.searchsorted(self._narrowed[name], rows) if name in self._narrowed else rows
+                values = self._chain.model.get_parameter(name).detach().index_select(axis, rows)
+                yield role, (values.T if axis else values), key, rows
+
+    def _rows(self, read: Read) -> Iterator[tuple[str, tuple[str, int], torch.Tensor]]:
+        """Role, parameter with the axis of its channels, and the original positions of the kept channels on that axis."""
+        matrix, bias = read.projection.matrix, read.projection.bias
+        rows = read.start + read.step * self._ids
+        yield read.role, (matrix.parameter, int(matrix.transposed)), rows + (0 if matrix.transposed else matrix.row)
+        if bias is not None:
+            yield f"{read.role}_bias", (bias.parameter, 0), rows
+
+    def _positions(self) -> dict[tuple[str, int], torch.Tensor]:
+        """The original positions of the kept channels of all roles, ascending, in each parameter of the reads."""
+        found: dict[tuple[str, int], list[torch.Tensor]] = defaultdict(list)
+        for read in self._ffn.members[0].reads:
+            for _, key, rows in self._rows(read):
+                found[key].append(rows)
+        return {key: torch.cat(rows).sort().values for key, rows in found.items()}
 
     def _before(self, inputs: torch.Tensor) -> torch.Tensor:
         activations = inputs.reshape(-1, inputs.shape[-1])

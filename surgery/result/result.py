@@ -15,7 +15,7 @@ from chanfmt.base.text import printable
 from surgery.cut.check import LogitCheck, ShapeCheck
 from surgery.planning.file import load_applied
 from surgery.planning.plan import Change  # noqa: TC001 (msgspec reads the annotations)
-from surgery.recovery.options import LayerRecovery, RecoveryReport
+from surgery.recovery.options import LayerRecovery, RecoveryReport, SourceError
 from surgery.result.base import Base  # noqa: TC001
 from surgery.result.evaluated import Evaluated, load_evaluated
 from surgery.result.manifest import FileRecord, hash_files, list_files
@@ -68,6 +68,14 @@ class _Checks(Struct):
     logits: Raw
 
 
+class _SourceError(Struct, forbid_unknown_fields=True):
+    """As `SourceError`."""
+
+    source: str
+    fitted: float | None
+    held_out: float | None
+
+
 class _Layer(Struct, forbid_unknown_fields=True):
     """As `LayerRecovery`."""
 
@@ -77,6 +85,10 @@ class _Layer(Struct, forbid_unknown_fields=True):
     error_after: float
     condition: float | None
     damping: float
+    held_out: float | None = None
+    held_out_lstsq: float | None = None
+    epoch: int | None = None
+    sources: tuple[_SourceError, ...] = ()
 
 
 class _Recovery(Struct):
@@ -219,11 +231,16 @@ def _report(stored: _StoredReport, directory: Path) -> Report:
         else RecoveryReport(
             recovery.method,
             recovery.tokens,
-            [LayerRecovery(**to_builtins(layer)) for layer in recovery.layers],
+            [_layer(layer) for layer in recovery.layers],
             recovery.logit_error,
         ),
         switched={name: change for name, change in stored.config_fields.items() if name not in applied.config},
     )
+
+
+def _layer(stored: _Layer) -> LayerRecovery:
+    fields = to_builtins(stored)
+    return LayerRecovery(**fields | {"sources": tuple(SourceError(**item) for item in fields["sources"])})
 
 
 def _leaves(name: str) -> bool:

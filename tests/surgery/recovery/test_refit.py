@@ -13,7 +13,6 @@ from chanfmt.models.run import run_text
 from chanfmt.models.source import ModelSource
 from chanfmt.models.streaming.streamed import open_streamed
 from surgery.cut.apply import apply_plan
-from surgery.recovery import refit
 from surgery.recovery.least_squares import Moments, fit
 from surgery.recovery.options import Refit
 from surgery.recovery.survivors import Survivors
@@ -151,11 +150,12 @@ def test_the_first_block_is_the_least_squares_solution(tmp_path: Path) -> None:
     zoo.tiny("llama", "causal").save_pretrained(tmp_path / "model")
     plan = planned(tmp_path / "model", lambda number, ffn: ffn.width // 2)
     given = recovery()
-    apply_plan(plan, ModelSource(tmp_path / "model"), tmp_path / "out", recovery=given)
+    report = apply_plan(plan, ModelSource(tmp_path / "model"), tmp_path / "out", recovery=given)
+    damping = report.recovery.layers[0].damping
     u, y, h = first_block(tmp_path / "model", "model.layers.0", "model.layers.0.mlp.down_proj", given.tokens)
     kept = plan.blocks[0].kept
     prior = read(tmp_path / "model")["model.layers.0.mlp.down_proj.weight"].double().numpy()[:, kept]
-    expected = exact(u[:, kept], y, 1 / (h**2).mean(1), prior, refit.DAMPING)
+    expected = exact(u[:, kept], y, 1 / (h**2).mean(1), prior, damping)
     found = read(tmp_path / "out")["model.layers.0.mlp.down_proj.weight"].double().numpy()
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
 
@@ -165,17 +165,20 @@ def test_a_bias_is_fitted_too(tmp_path: Path) -> None:
     zoo.tiny("gpt2", "causal").save_pretrained(tmp_path / "model")
     plan = planned(tmp_path / "model", lambda number, ffn: ffn.width // 2)
     given = recovery()
-    apply_plan(plan, ModelSource(tmp_path / "model"), tmp_path / "out", recovery=given)
+    report = apply_plan(plan, ModelSource(tmp_path / "model"), tmp_path / "out", recovery=given)
+    damping = report.recovery.layers[0].damping
     name = "transformer.h.0.mlp.c_proj"
     u, y, h = first_block(tmp_path / "model", "transformer.h.0", name, given.tokens)
     before, after = (
         {key: value.double().numpy() for key, value in read(tmp_path / directory).items()} for directory in ("model", "out")
     )
     kept, bias = plan.blocks[0].kept, before[f"{name}.bias"]
-    constant = np.sqrt((u[:, kept] ** 2).mean())
+    # The constant is measured on the fitted sequences: every eighth is held out.
+    fitted = u.reshape(len(given.tokens), -1, u.shape[-1])[np.arange(len(given.tokens)) % 8 != 7]
+    constant = np.sqrt((fitted[..., kept] ** 2).mean())
     inputs = np.concatenate([u[:, kept], np.full((len(u), 1), constant)], axis=1)
     prior = np.concatenate([before[f"{name}.weight"][kept].T, np.zeros((len(bias), 1))], axis=1)
-    expected = exact(inputs, y - bias, 1 / (h**2).mean(1), prior, refit.DAMPING)
+    expected = exact(inputs, y - bias, 1 / (h**2).mean(1), prior, damping)
     assert np.abs(after[f"{name}.weight"].T - expected[:, :-1]).max() <= 1e-4 * np.abs(expected).max()
     shift = expected[:, -1] * constant
     assert np.abs(after[f"{name}.bias"] - bias - shift).max() <= 1e-4 * np.abs(shift).max()
