@@ -114,6 +114,8 @@ def prune(
     *,
     sparsity: float = 0.5,
     recover: str = "none",
+    recover_text: str | Sequence[str] = (),
+    recover_tokens: str | int = "128k",
     recover_device: str = "auto",
     verify: bool = True,
     shard_bytes: int | None = None,
@@ -133,7 +135,9 @@ def prune(
         atlas: A complete atlas of the model. The result gets a copy.
         out: Directory to write (default: MODEL-METHOD-PERCENT in the working directory).
         sparsity: Share of the FFN channels to remove.
-        recover: How the kept channels are refitted, without labels: ``none``, ``bias`` or ``lstsq``.
+        recover: How the kept channels are refitted, without labels: ``none``, ``bias``, ``lstsq`` or ``block``.
+        recover_text: Text to refit on, as ``--calib`` of ``atlas build`` takes it; empty for the atlas's own tokens.
+        recover_tokens: Tokens to draw from ``recover_text``.
         recover_device: Device of the refit: ``auto``, ``cpu``, ``cuda``, ...
         verify: Whether to compare logits. Shapes are always checked.
         shard_bytes: Largest size of a weights file in bytes; None for files that correspond to the model's.
@@ -163,7 +167,7 @@ def prune(
     plan_options = PlanOptions(sparsity, **planning)
     plan_options.check()
     cut_options = CutOptions(overwrite=overwrite, verify=verify, shard_bytes=shard_bytes)
-    recovery = RecoveryOptions(recover=recover, recover_device=recover_device)
+    recovery = RecoveryOptions(recover, _texts(recover_text), str(recover_tokens), recover_device)
     with bars(progress), opened(atlas) as given:
         return prune_files(given, model, out, plan_options, cut_options, recovery, revision=revision)
 
@@ -175,6 +179,8 @@ def apply(
     *,
     atlas: Given | None = None,
     recover: str = "none",
+    recover_text: str | Sequence[str] = (),
+    recover_tokens: str | int = "128k",
     recover_device: str = "auto",
     verify: bool = True,
     fine_tune: bool = False,
@@ -191,7 +197,7 @@ def apply(
             Hub.
         out: Directory to write (default: MODEL-METHOD-PERCENT in the working directory).
         atlas: The atlas that the plan was made from. ``recover`` needs it, and the result gets a copy.
-        recover, recover_device, verify, shard_bytes, overwrite, revision, progress: As for `prune`.
+        recover, recover_text, recover_tokens, recover_device, verify, shard_bytes, overwrite, revision, progress: As for `prune`.
         fine_tune: Whether other weights than the measured ones are accepted, in the same tensors.
 
     Returns:
@@ -219,7 +225,7 @@ def apply(
         raise _not_a_plan(plan)
     given = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan))
     _check_loaded(model)
-    recovery = RecoveryOptions(recover=recover, recover_device=recover_device)
+    recovery = RecoveryOptions(recover, _texts(recover_text), str(recover_tokens), recover_device)
     recovery.check()
     if recover != "none" and atlas is None:
         raise UsageError(f"the recovery {recover} needs the atlas of the plan", hint="pass it: atlas=...")
@@ -334,6 +340,8 @@ def sweep(
     sparsity: str | float | Sequence[float] = "0.1:0.7:0.1",
     protect: str | Sequence[str] = ("none",),
     recover: str | Sequence[str] = "none",
+    recover_text: str | Sequence[str] = (),
+    recover_tokens: str | int = "128k",
     seeds: str | int | Sequence[int] = "0",
     allocation: str = "uniform",
     max_layer_sparsity: float | None = None,
@@ -361,7 +369,8 @@ def sweep(
         methods: Scores to compare, as names or as text such as ``scar-prot,wanda``.
         sparsity: Shares of channels to remove: numbers, or text such as ``0.1:0.7:0.1`` (first, last, step).
         protect: Protections to run every method under, each as in `plan`.
-        recover: Recoveries to compare: ``none``, ``bias``, ``lstsq``. ``lstsq`` needs the files of the model.
+        recover: Recoveries to compare: ``none``, ``bias``, ``lstsq``, ``block``. The last two need the files of the model.
+        recover_text, recover_tokens: As for `prune`.
         seeds: Seeds of the method ``random``.
         allocation, max_layer_sparsity, layers, stack, multiple_of: As for `plan`.
         seq_len, max_tokens, device, dtype: As for `evaluate`.
@@ -391,6 +400,8 @@ def sweep(
             sparsity=sparsity,
             protect=protect,
             recover=recover,
+            recover_text=recover_text,
+            recover_tokens=recover_tokens,
             seeds=seeds,
             allocation=allocation,
             max_layer_sparsity=max_layer_sparsity,
@@ -522,6 +533,10 @@ def push(
 
 def _not_a_plan(value: object) -> UsageError:
     return UsageError(f"{type(value).__name__} is not a plan", hint="make one with: surgery.plan(atlas, sparsity=0.5)")
+
+
+def _texts(value: str | Sequence[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
 
 
 def _check_loaded(model: object) -> None:

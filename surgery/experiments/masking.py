@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from chanfmt.models.ffn import FFN
-    from surgery.recovery.refit import FittedWrite
+    from surgery.recovery.refit import FittedFFN
 
 
 @contextlib.contextmanager
@@ -57,29 +57,42 @@ def masked(
 
 
 @contextlib.contextmanager
-def refitted_writes(
-    model: nn.Module, ffns: Mapping[int, FFN], weights: Mapping[int, tuple[np.ndarray, FittedWrite]]
+def refitted_weights(
+    model: nn.Module, ffns: Mapping[int, FFN], weights: Mapping[int, tuple[np.ndarray, FittedFFN]]
 ) -> Iterator[None]:
-    """Give ``model`` other write vectors in the body. Afterwards it has its own again, bit by bit.
+    """Give the FFNs of ``model`` other weights in the body. Afterwards it has its own again, bit by bit.
 
     Args:
         ffns: Block index to the FFN of ``model``.
-        weights: Block index of a dense FFN to the ids of its kept channels (kept,), and their write vectors.
+        weights: Block index of a dense FFN to the ids of its kept channels (kept,), and their weights.
     """
     before: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def saved(tensor: torch.Tensor) -> torch.Tensor:
+        before.append((tensor, tensor.clone()))
+        return tensor
+
     try:
         for index, (kept, fitted) in weights.items():
-            write = ffns[index].members[0].write
-            matrix = matrix_of(model, write.matrix)
-            before.append((matrix, matrix.clone()))
-            matrix[:, torch.from_numpy(kept).long().to(matrix.device)] = fitted.weight.to(matrix)
-            if write.bias is not None and fitted.bias is not None:
-                bias = model.get_parameter(write.bias.parameter).detach()
-                before.append((bias, bias.clone()))
-                bias.copy_(fitted.bias)
+            member = ffns[index].members[0]
+            matrix = saved(matrix_of(model, member.write.matrix))
+            ids = torch.from_numpy(kept).long().to(matrix.device)
+            matrix[:, ids] = fitted.weight.to(matrix)
+            if member.write.bias is not None and fitted.bias is not None:
+                saved(model.get_parameter(member.write.bias.parameter).detach()).copy_(fitted.bias)
+            for read in member.reads:
+                if read.role not in fitted.reads:
+                    continue
+                rows = read.start + read.step * ids
+                matrix = saved(matrix_of(model, read.projection.matrix))
+                matrix[rows] = fitted.reads[read.role].to(matrix)
+                if read.projection.bias is not None:
+                    bias = saved(model.get_parameter(read.projection.bias.parameter).detach())
+                    bias[rows] = fitted.reads[f"{read.role}_bias"].to(bias)
         yield
     finally:
-        for tensor, values in before:
+        # Gate and up may share a parameter: the first copy of it is the original.
+        for tensor, values in reversed(before):
             tensor.copy_(values)
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from chanfmt.models.ffn import FFN
     from chanfmt.models.source import ModelSource
     from surgery.evaluation.given import GivenModel
-    from surgery.recovery.refit import FittedWrite
+    from surgery.recovery.refit import FittedFFN
 
 _SAMPLED = 1024
 """Values of each parameter that `weights_digest` reads at most."""
@@ -81,27 +81,27 @@ class Subject:
         removed: Mapping[int, np.ndarray],
         means: Mapping[int, np.ndarray] | None = None,
         progress: Callable[[int], object] | None = None,
-        weights: Mapping[int, tuple[np.ndarray, FittedWrite]] | None = None,
+        weights: Mapping[int, tuple[np.ndarray, FittedFFN]] | None = None,
     ) -> dict[str, Any]:
         """Measure the loss without the channels ``removed``; with none removed, the loss of the dense model.
 
         Args:
             removed, means: As for `surgery.experiments.masking.masked`.
             progress: Called after each block of tokens with its number of tokens.
-            weights: As for `surgery.experiments.masking.refitted_writes`.
+            weights: As for `surgery.experiments.masking.refitted_weights`.
 
         Returns:
             The `surgery.experiments.columns.LOSS_COLUMNS` of a row.
         """
         from chanfmt.models.frozen import frozen
         from surgery.evaluation.perplexity import block_losses
-        from surgery.experiments.masking import masked, refitted_writes
+        from surgery.experiments.masking import masked, refitted_weights
 
         started = time.monotonic()
         with contextlib.ExitStack() as stack:
             stack.enter_context(frozen(self.model))
             if weights:
-                stack.enter_context(refitted_writes(self.model, self.ffns, weights))
+                stack.enter_context(refitted_weights(self.model, self.ffns, weights))
             if removed:
                 stack.enter_context(masked(self.model, self.ffns, removed, means))
             losses = block_losses(self.model, self.token_ids, self.seq_len, progress=progress)

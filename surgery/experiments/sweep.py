@@ -18,7 +18,7 @@ from surgery.experiments.spelled import spelled
 from surgery.experiments.subject import Subject, check_atlas, open_subject
 from surgery.experiments.sweep_plan import DENSE, KEY, SweepOptions, means_of, plan_runs, removed_of
 from surgery.planning.plan import make_plan
-from surgery.recovery.options import Refit, plan_recovery
+from surgery.recovery.options import REFITS, Refit, plan_recovery
 
 if TYPE_CHECKING:
     import os
@@ -93,6 +93,8 @@ def sweep(
     sparsity: str | float | Sequence[float] = "0.1:0.7:0.1",
     protect: str | Sequence[str] = ("none",),
     recover: str | Sequence[str] = "none",
+    recover_text: str | Sequence[str] = (),
+    recover_tokens: str | int = "128k",
     seeds: str | int | Sequence[int] = "0",
     allocation: str = "uniform",
     max_layer_sparsity: float | None = None,
@@ -122,7 +124,9 @@ def sweep(
         methods: Names of the scores, as a sequence, or as text separated by commas.
         sparsity: Shares of channels to remove: numbers, or text such as ``0.1:0.7:0.1``.
         protect: Protections to run every method under, as in ``surgery plan``.
-        recover: How to make up for each cut: ``none``, ``bias``, ``lstsq``. ``lstsq`` needs the files of the model.
+        recover: How to make up for each cut: ``none``, ``bias``, ``lstsq``, ``block``. The last two need the files of the model.
+        recover_text: Text to refit on, as ``--calib`` of ``atlas build`` takes it; empty for the atlas's own tokens.
+        recover_tokens: Tokens to draw from ``recover_text``.
         seeds: Seeds of the method ``random``.
         allocation, max_layer_sparsity, layers, stack, multiple_of: As for `surgery.planning.options.PlanOptions`.
         seq_len: Tokens in a block, at least 2.
@@ -148,6 +152,8 @@ def sweep(
             "sparsity": sparsity,
             "protect": protect,
             "recover": recover,
+            "recover_text": recover_text,
+            "recover_tokens": str(recover_tokens),
             "seeds": seeds,
             "allocation": allocation,
             "max_layer_sparsity": max_layer_sparsity,
@@ -189,9 +195,9 @@ def measure_runs(
         UsageError: The rows in ``directory`` were measured differently, or a refit lacks the files of the model.
         KeyboardInterrupt: Ctrl-C; the text says which rows stay.
     """
-    if subject.source is None and any(run.recovery.recover == "lstsq" for run in runs):
+    if subject.source is None and any(run.recovery.recover in REFITS for run in runs):
         raise UsageError(
-            "the recovery lstsq reads the model's files, and a loaded model has none",
+            "a refit reads the model's files, and a loaded model has none",
             hint="pass the Hub id or the directory of the model",
         )
     options = {name: list(value) if isinstance(value, tuple) else value for name, value in shared.items()}
@@ -231,8 +237,10 @@ def _measure(
     if not isinstance(recovery, Refit):
         return subject.measure(removed, means_of(atlas, plan, recovery), progress)
     from surgery.recovery.refit import refitted
+    from surgery.recovery.tokens import with_tokens
 
     assert subject.source is not None
+    recovery = with_tokens(recovery, subject.source)
     with contextlib.ExitStack() as stack:
         spool = directory or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         fitted = stack.enter_context(refitted(plan, subject.source, recovery, spool_directory=spool))

@@ -14,7 +14,7 @@ from surgery.planning.grids import parse_names, parse_seeds, parse_shares
 from surgery.planning.options import PlanOptions
 from surgery.planning.plan import make_plan
 from surgery.planning.selectors import file_name
-from surgery.recovery.options import RECOVERIES, BiasRecovery, Recovery, RecoveryOptions, Refit, plan_recovery
+from surgery.recovery.options import RECOVERIES, REFITS, BiasRecovery, Recovery, RecoveryOptions, Refit, plan_recovery
 
 if TYPE_CHECKING:
     from chanfmt.format.reader import Atlas
@@ -25,6 +25,8 @@ SEEDED = "random"
 """The method that depends on a seed."""
 KEY = ("method", "protect", "sparsity_asked", "recover", "seed")
 _PLAN = {item.name: item.metadata for item in dataclasses.fields(PlanOptions)}
+_RECOVERY = {item.name: item.metadata for item in dataclasses.fields(RecoveryOptions)}
+_DEFAULTS = RecoveryOptions()
 _SHARED = ("allocation", "max_layer_sparsity", "layers", "stack", "multiple_of")
 """Options of a plan that all runs of a sweep have in common."""
 
@@ -62,6 +64,8 @@ class SweepOptions:
             "metavar": "HOW",
         },
     )
+    recover_text: tuple[str, ...] = field(default=(), metadata=_RECOVERY["recover_text"])
+    recover_tokens: str = field(default=_DEFAULTS.recover_tokens, metadata=_RECOVERY["recover_tokens"])
     seeds: str = field(default="0", metadata={"help": "seeds of the method random, such as 0,1,2 or 0-4", "metavar": "SEEDS"})
     allocation: str = field(default="uniform", metadata=_PLAN["allocation"])
     max_layer_sparsity: float | None = field(default=None, metadata=_PLAN["max_layer_sparsity"])
@@ -99,7 +103,7 @@ def runs_of(options: SweepOptions) -> tuple[Run, ...]:
         UsageError: An option has no meaning.
     """
     methods, seeds = parse_names(options.methods), parse_seeds(options.seeds)
-    recoveries = [RecoveryOptions(name) for name in parse_names(options.recover)]
+    recoveries = [_recovery(name, options) for name in parse_names(options.recover)]
     for recovery in recoveries:
         recovery.check()
     shares = parse_shares(options.sparsity, "--sparsity")
@@ -125,6 +129,11 @@ def runs_of(options: SweepOptions) -> tuple[Run, ...]:
     return tuple(runs)
 
 
+def _recovery(name: str, options: SweepOptions) -> RecoveryOptions:
+    text = options.recover_text if name in REFITS else ()
+    return RecoveryOptions(name, recover_text=text, recover_tokens=options.recover_tokens)
+
+
 def plan_runs(atlas: Atlas, options: SweepOptions) -> tuple[tuple[Run, ...], tuple[str, ...]]:
     """Plan every cut of a sweep, so that no cut fails after hours. Returns the runs, the dense model first, and warnings.
 
@@ -144,7 +153,7 @@ def plan_runs(atlas: Atlas, options: SweepOptions) -> tuple[tuple[Run, ...], tup
             raise UsageError(f"{what}: {error.message}", hint=error.hint) from None
         warnings |= dict.fromkeys(f"{run.key['method']}: {warning}" for warning in plan.warnings)
         # A file of --protect may have changed since a row was measured, so the digest is of the channels and not of the names.
-        refit = run.recovery.recover if isinstance(recovery, Refit) else ""
+        refit = run.recovery.spelled() if isinstance(recovery, Refit) else ""
         digest = channels_sha256(removed_of(atlas, plan), means_of(atlas, plan, recovery), refit)
         planned.append(dataclasses.replace(run, channels_sha256=digest))
     return tuple(planned), tuple(warnings)

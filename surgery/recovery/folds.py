@@ -43,7 +43,8 @@ def split_batches(tokens: np.ndarray, source_of: np.ndarray, size: int) -> list[
         source_of: Number of the source of each sequence, int (sequence,).
         size: Largest number of sequences in a batch.
     """
-    fitted, held = [], []
+    fitted: list[Batch] = []
+    held: list[Batch] = []
     for source in np.unique(source_of).tolist():
         rows = np.flatnonzero(source_of == source)
         out = rows[HELD_OUT - 1 :: HELD_OUT] if len(rows) >= HELD_OUT else rows[1:][-1:]

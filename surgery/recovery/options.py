@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import statistics
 from dataclasses import asdict, dataclass, field
@@ -35,7 +36,7 @@ _FACTORS = {"": 1, "k": 1 << 10, "m": 1 << 20}
 
 @dataclass(frozen=True)
 class RecoveryOptions:
-    """Whether and how the kept channels are refitted."""
+    """Whether and how the kept channels are refitted. ``recover_text`` takes one text, or any iterable of texts."""
 
     recover: str = field(
         default="none",
@@ -74,6 +75,14 @@ class RecoveryOptions:
         },
     )
 
+    def __post_init__(self) -> None:
+        texts = (self.recover_text,) if isinstance(self.recover_text, str | os.PathLike) else tuple(self.recover_text or ())
+        for text in texts:
+            if not isinstance(text, str | os.PathLike):
+                raise UsageError(f"--recover-text takes text, not {text!r}", hint="write the name of a source, such as pydoc")
+        object.__setattr__(self, "recover_text", tuple(os.fspath(text) for text in texts))
+        object.__setattr__(self, "recover_tokens", str(self.recover_tokens))
+
     def check(self) -> None:
         """Raise `UsageError` for a value outside its range."""
         if self.recover not in RECOVERIES:
@@ -87,6 +96,12 @@ class RecoveryOptions:
         _ = self.token_count
         if not 0 <= self.spool_limit < 2**33:
             raise UsageError(f"--spool-limit must be 0 or more GiB, not {self.spool_limit:g}")
+
+    def spelled(self) -> str:
+        """The name of the recovery, with the text that it was asked to use."""
+        if not self.recover_text:
+            return self.recover
+        return " ".join([self.recover, *sorted(self.recover_text), str(self.token_count)])
 
     @property
     def token_count(self) -> int:

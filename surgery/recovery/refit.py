@@ -230,6 +230,8 @@ class _Fitting:
         self.alone = self.adds and self.survivors.stands_alone(self.trial, self.check)
         moments = self._moments()
         fitted, held_out = _sum(moments, False), _sum(moments, True)
+        # The first sequence of a source is never held out.
+        assert fitted is not None
         prior = self.inputs.prior
         chosen = choose_fit(fitted, held_out, prior)
         errors = {group: part.error(chosen.weight) for group, part in moments.items()}

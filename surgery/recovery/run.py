@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -11,14 +10,13 @@ import torch
 
 from chanfmt.base.files import check_space
 from chanfmt.base.narrate import progress_bar
-from chanfmt.data.shares import divide
-from chanfmt.data.sources import draw_text, together
 from surgery.cut.check import check_fitted, check_logits
 from surgery.cut.checkpoint.patch import as_stored, write_kept, write_vector
 from surgery.cut.checkpoint.writer import output_bytes
 from surgery.recovery.bias import BiasPlan, plan_biases
 from surgery.recovery.options import BiasRecovery, Recovery, RecoveryReport, Refit
 from surgery.recovery.refit import Refitted, refitted
+from surgery.recovery.tokens import with_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,23 +80,6 @@ def prepared(recovery: Recovery, plan: PruningPlan, layout: Layout, source: Mode
         yield _Fitted(plan, source.index, layout, fitted, drawn)
 
 
-def with_tokens(refit: Refit, source: ModelSource) -> Refit:
-    """``refit`` with the tokens of its text, made by the tokenizer of ``source``.
-
-    Raises:
-        UsageError: A source cannot be read, or a text is too short.
-        ModelError: The model has no tokenizer.
-    """
-    if refit.text is None:
-        return refit
-    shares = divide(refit.text.weights, refit.text.sequences)
-    drawn = [draw_text(name, count, refit.text.seq_len, 0, model=source) for name, count in shares.items()]
-    sources, tokens = together(drawn)
-    return dataclasses.replace(
-        refit, tokens=tokens.ids, source_of=tokens.source_of, sources=tuple(item.name for item in sources), text=None
-    )
-
-
 @dataclass(frozen=True, eq=False)
 class _Fitted:
     plan: PruningPlan
@@ -121,9 +102,7 @@ class _Fitted:
                 if found.bias is not None:
                     write_vector(written.index.tensors[items["write_bias"].tensor], items["write_bias"].index, found.bias)
         assert self.refit.tokens is not None
-        return RecoveryReport(
-            self.refit.method, self.refit.tokens.size, self.fitted.layers, check_fitted(written, self.fitted)
-        )
+        return RecoveryReport(self.refit.method, self.refit.tokens.size, self.fitted.layers, check_fitted(written, self.fitted))
 
 
 @dataclass(frozen=True, eq=False)

@@ -96,7 +96,7 @@ def test_rows_of_other_weights_in_memory_are_not_taken_up(llama: Tiny, tmp_path:
 
 def test_a_refit_needs_files(llama: Tiny) -> None:
     atlas = Atlas.open(llama.atlas)
-    with pytest.raises(UsageError, match="lstsq reads the model's files, and a loaded model has none"):
+    with pytest.raises(UsageError, match="a refit reads the model's files, and a loaded model has none"):
         sweep(
             atlas,
             (loaded(llama), tiny_tokenizer()),
