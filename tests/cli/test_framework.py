@@ -52,7 +52,7 @@ def sample(run):
             surgery,
             ["prune", "a.h5", "--sparsity", "0.5", "--recov=lstsq"],
             [
-                "surgery: error: unknown option --recov; did you mean --recover or --recover-device?",
+                "surgery: error: unknown option --recov; did you mean --recover?",
                 "  see: surgery prune --help",
             ],
         ),
