@@ -72,8 +72,8 @@ def plan(
         layers: Layers to cut, as numbers or as text such as ``0-7,12``; None for all.
         stack: Stacks to cut; empty for all.
         invert: Whether to remove exactly the channels that would be kept.
-        multiple_of: Round kept widths to a multiple of this (default: the largest of 256, 128, 64 and 32 that divides the
-            full width and moves the kept width by less than 2%, or 1).
+        multiple_of: Round kept widths to a multiple of this (default: the largest of 256, 128 and 64 that moves the
+            kept width by less than 2%, or 32).
         seed: Seed of the method ``random``.
 
     Returns:
@@ -117,6 +117,7 @@ def prune(
     recover_device: str = "auto",
     verify: bool = True,
     shard_bytes: int | None = None,
+    allow_padding: bool = False,
     overwrite: bool = False,
     revision: str | None = None,
     progress: bool | None = None,
@@ -137,6 +138,8 @@ def prune(
         recover_device: Device of the refit: ``auto``, ``cpu``, ``cuda``, ...
         verify: Whether to compare logits. Shapes are always checked.
         shard_bytes: Largest size of a weights file in bytes; None for files that correspond to the model's.
+        allow_padding: Whether to cut even if the file shrinks by less than half of what was asked, because zero channels take
+            the place of removed ones.
         overwrite: Whether an earlier result in ``out`` is replaced.
         revision: Branch, tag or commit on the Hub, in place of the measured one.
         progress: Whether to draw progress bars on stderr; None draws them if stderr is a terminal.
@@ -162,7 +165,7 @@ def prune(
     _check_names("prune", planning, PlanOptions)
     plan_options = PlanOptions(sparsity, **planning)
     plan_options.check()
-    cut_options = CutOptions(overwrite=overwrite, verify=verify, shard_bytes=shard_bytes)
+    cut_options = CutOptions(overwrite=overwrite, verify=verify, shard_bytes=shard_bytes, allow_padding=allow_padding)
     recovery = RecoveryOptions(recover=recover, recover_device=recover_device)
     with bars(progress), opened(atlas) as given:
         return prune_files(given, model, out, plan_options, cut_options, recovery, revision=revision)
@@ -179,6 +182,7 @@ def apply(
     verify: bool = True,
     fine_tune: bool = False,
     shard_bytes: int | None = None,
+    allow_padding: bool = False,
     overwrite: bool = False,
     revision: str | None = None,
     progress: bool | None = None,
@@ -191,7 +195,7 @@ def apply(
             Hub.
         out: Directory to write (default: MODEL-METHOD-PERCENT in the working directory).
         atlas: The atlas that the plan was made from. ``recover`` needs it, and the result gets a copy.
-        recover, recover_device, verify, shard_bytes, overwrite, revision, progress: As for `prune`.
+        recover, recover_device, verify, shard_bytes, allow_padding, overwrite, revision, progress: As for `prune`.
         fine_tune: Whether other weights than the measured ones are accepted, in the same tensors.
 
     Returns:
@@ -223,7 +227,9 @@ def apply(
     recovery.check()
     if recover != "none" and atlas is None:
         raise UsageError(f"the recovery {recover} needs the atlas of the plan", hint="pass it: atlas=...")
-    cut_options = CutOptions(overwrite=overwrite, verify=verify, fine_tune=fine_tune, shard_bytes=shard_bytes)
+    cut_options = CutOptions(
+        overwrite=overwrite, verify=verify, fine_tune=fine_tune, shard_bytes=shard_bytes, allow_padding=allow_padding
+    )
     with bars(progress), contextlib.ExitStack() as stack:
         source = None if atlas is None else stack.enter_context(opened(atlas))
         refit = None
@@ -233,7 +239,7 @@ def apply(
         return apply_plan(given, model, out, cut_options, revision=revision, atlas=source, recovery=refit)
 
 
-def prune_(model: Any, plan: PruningPlan) -> Narrowed:
+def prune_(model: Any, plan: PruningPlan, *, allow_padding: bool = False) -> Narrowed:
     """Remove from a loaded transformers model, in place, the channels that a plan does not keep.
 
     Weights, biases, the sizes that the modules know (such as ``out_features``) and the config change. ``save_pretrained``
@@ -243,6 +249,7 @@ def prune_(model: Any, plan: PruningPlan) -> Narrowed:
     Args:
         model: A ``transformers.PreTrainedModel``. Nothing can tell whether its weights are those that the atlas measured.
         plan: From `plan`.
+        allow_padding: As for `prune`.
 
     Returns:
         The numbers of channels and parameters before and after, and the config fields that changed.
@@ -250,14 +257,14 @@ def prune_(model: Any, plan: PruningPlan) -> Narrowed:
     Raises:
         chanfmt.ModelError: The model is not the plan's (another model type, other FFNs or shapes), is quantised, sharded or
             not in memory, or its class cannot have the planned widths. The model is then unchanged.
-        chanfmt.UsageError: ``plan`` is not a plan.
+        chanfmt.UsageError: ``plan`` is not a plan, or the model would hardly shrink.
     """
     from surgery.cut.in_place import prune_ as narrow
     from surgery.planning.plan import PruningPlan
 
     if not isinstance(plan, PruningPlan):
         raise _not_a_plan(plan)
-    return narrow(model, plan)
+    return narrow(model, plan, allow_padding=allow_padding)
 
 
 def evaluate(

@@ -165,19 +165,18 @@ class _Search:
             for path, value in self.fields.items():
                 if value is None and _likely(path, words):
                     yield path, None
+        wholes = {width * multiple for width in widths for multiple in _MULTIPLES}
+        numbers = [
+            (path, value)
+            for path, value in self.fields.items()
+            if type(value) in (int, float)
+            and math.isfinite(value)
+            and value > 0
+            and value not in widths
+            and (value in wholes or any((width / value).is_integer() for width in widths))
+        ]
         for words in (_LIKELY_RATIO, _LIKELY_WIDTH, ()):
-            for path, value in self.fields.items():
-                if (
-                    _likely(path, words)
-                    and type(value) in (int, float)
-                    and math.isfinite(value)
-                    and value > 0
-                    and value not in widths
-                ):
-                    if any((width / value).is_integer() for width in widths) or value in {
-                        width * multiple for width in widths for multiple in _MULTIPLES
-                    }:
-                        yield path, value
+            yield from (found for found in numbers if _likely(found[0], words))
 
     def _of_number(self, path: FieldPath, value: int | float | None) -> dict[int, WidthField]:
         """The FFNs whose width the number at ``path`` sets; empty if it sets none, or anything else."""

@@ -22,7 +22,7 @@ from chanfmt.models.source import TEMPLATE_DIRECTORY, ModelSource
 from surgery.cut.check import LogitCheck, available_memory, check_logits, check_shapes, memory_shortage
 from surgery.cut.checkpoint.reader import read_ahead
 from surgery.cut.checkpoint.writer import output_bytes, write_checkpoint
-from surgery.cut.config_width import find_layout
+from surgery.cut.config_width import check_layout, find_layout
 from surgery.cut.options import CUT_DEFAULTS, CutOptions
 from surgery.cut.source import check_fingerprint, unquantised_config
 from surgery.cut.stock import parse_config
@@ -84,7 +84,7 @@ def apply_plan(
         recovery: How the kept channels are refitted; None for not at all.
 
     Raises:
-        UsageError: ``output`` cannot be written, or may not be replaced.
+        UsageError: ``output`` cannot be written, or may not be replaced; or the file would hardly shrink.
         AtlasError: ``atlas`` is not the plan's atlas, or its file was replaced after it was opened.
         ModelError: ``source`` is not the plan's model, or stock code could not load the result.
         CheckError: The result did not pass its checks.
@@ -101,6 +101,8 @@ def apply_plan(
         check_fingerprint(plan.model, source, "; if this is a fine-tune of it, use: surgery apply PLAN --fine-tune")
     base = read_base(source if options.fine_tune else plan.model, source.directory)
     layout = find_layout(plan, config, index)
+    if not options.allow_padding:
+        check_layout(plan, layout, index)
     applied = Applied(layout.widths, layout.fields, source.fingerprint)
     with contextlib.ExitStack() as stack:
         recovered = None
@@ -119,12 +121,14 @@ def apply_plan(
         _write_notice(base, temporary)
         if atlas is not None:
             _carry_atlas(atlas, plan, temporary / ATLAS_FILE)
+        # A checkpoint may hold buffers too. The plan counts parameters.
+        before = plan.parameters or source.index.parameters
         report = Report(
             plan,
             base,
             applied,
-            source.index.parameters,
-            written.index.parameters,
+            before,
+            before + written.index.parameters - source.index.parameters,
             source.index.nbytes,
             written.index.nbytes,
             shapes,
@@ -136,6 +140,7 @@ def apply_plan(
             hash_files(temporary, list_files(temporary)),
             refitted,
             layout.switched,
+            layout.set_by,
         )
         write_json(report.to_json(), temporary / REPORT_FILE)
         (temporary / CARD_FILE).write_text(model_card(report, output.absolute().name), encoding="utf-8")

@@ -20,7 +20,7 @@ from chanfmt.format.records import TensorSlice
 from chanfmt.models.quiet import quiet_transformers
 from chanfmt.models.safetensors import CheckpointIndex, TensorEntry
 from surgery.cut.checkpoint.cuts import plan_cuts
-from surgery.cut.config_width import find_layout
+from surgery.cut.config_width import check_layout, find_layout
 from surgery.cut.inputs import check_inputs
 from surgery.cut.matching import match_ffns
 from surgery.cut.stock import parse_config
@@ -60,7 +60,7 @@ class Narrowed:
     config: Mapping[str, Change]
 
 
-def prune_(model: Any, plan: PruningPlan) -> Narrowed:
+def prune_(model: Any, plan: PruningPlan, *, allow_padding: bool = False) -> Narrowed:
     """Remove from a loaded transformers ``model``, in place, the channels that ``plan`` does not keep.
 
     Weights, biases, the sizes that the modules know (such as ``out_features``) and the config change.
@@ -74,12 +74,15 @@ def prune_(model: Any, plan: PruningPlan) -> Narrowed:
     Raises:
         ModelError: The model is not the plan's (another model type, other FFNs or shapes), is quantised, sharded or not
             loaded, or its class cannot have the planned widths. The model is then unchanged.
+        UsageError: The model would shrink by less than half of what was asked, and ``allow_padding`` is False.
     """
     _check_loaded(model, plan)
     plan = replace(plan, blocks=tuple(_blocks_in_memory(model, plan)))
     config = _config_of(model)
     index = _index_of(model)
     layout = find_layout(plan, config, index)
+    if not allow_padding:
+        check_layout(plan, layout, index)
     cuts = plan_cuts(plan, layout.widths, index)
     before, after = (_stock(type(model), fields) for fields in (config, layout.config))
     _check_shapes(model, cuts, before, after)
