@@ -74,7 +74,7 @@ class WidthField:
     place: int | None
     factor: int
     units: int
-    before: int | float | None
+    before: float | None
     layers: int = 0
 
     @property
@@ -82,7 +82,7 @@ class WidthField:
         """The field as an atlas names it: dotted, with the position in the list if the field holds a list."""
         return ".".join(self.path) + ("" if self.place is None else f"[{self.place}]")
 
-    def value_at(self, units: int) -> int | float:
+    def value_at(self, units: int) -> float:
         """Value of the field such that the width is ``units`` times the factor."""
         if self.before is None:
             return units
@@ -137,31 +137,27 @@ class _Search:
                 self.owners[name].append(number)
 
     def run(self) -> list[WidthField | None]:
-        tried: set[FieldPath] = set()
         for path, value in self._candidates():
             if None not in self.found:
                 break
-            if path in tried:
-                continue
             found = self._of_list(path, value) if isinstance(value, list) else self._of_number(path, value)
-            if found:
-                tried.add(path)
-                for number, field in found.items():
-                    self.found[number] = field
+            for number, field in found.items():
+                self.found[number] = field
         return self.found
 
     def _candidates(self) -> Iterator[tuple[FieldPath, Any]]:
-        """Fields to try, with their values, likely ones first. An unset field comes once for each width, as that width."""
-        widths = sorted({ffn.n_channels for ffn in self.ffns})
-        for words in (_LIKELY_WIDTH, ()):
+        """Fields to try, with their values, likely ones first."""
+        widths = {ffn.n_channels for ffn in self.ffns}
+        order: tuple[tuple[str, ...], ...] = (_LIKELY_WIDTH, ())
+        for words in order:
             for path, value in self.fields.items():
                 if _likely(path, words) and type(value) is int and value in widths:
                     yield path, value
         for path, value in self.fields.items():
-            if isinstance(value, list) and value and all(type(item) is int for item in value) and set(value) & set(widths):
+            if isinstance(value, list) and value and all(type(item) is int for item in value) and set(value) & widths:
                 yield path, value
         # An unset field stands for a multiple of another width.
-        for words in (_LIKELY_WIDTH, ()):
+        for words in order:
             for path, value in self.fields.items():
                 if value is None and _likely(path, words):
                     yield path, None
@@ -175,20 +171,14 @@ class _Search:
             and value not in widths
             and (value in wholes or any((width / value).is_integer() for width in widths))
         ]
-        for words in (_LIKELY_RATIO, _LIKELY_WIDTH, ()):
+        for words in (_LIKELY_RATIO, *order):
             yield from (found for found in numbers if _likely(found[0], words))
 
-    def _of_number(self, path: FieldPath, value: int | float | None) -> dict[int, WidthField]:
+    def _of_number(self, path: FieldPath, value: float | None) -> dict[int, WidthField]:
         """The FFNs whose width the number at ``path`` sets; empty if it sets none, or anything else."""
         if value is None:
-            trial = 2 * max(self.ffns[number].n_channels for number in self._open()) - 1
-            moved = self._moved({path: trial})
-            old = {self.ffns[number].n_channels for number in moved}
-            # An unset field stands for one width only.
-            if len(old) != 1 or not all(trial in found for found in moved.values()):
-                return {}
-            return {number: WidthField(path, None, 1, next(iter(old)), None) for number in moved}
-        trials: tuple[int | float, ...] = (2 * value - 1, 2 * value)
+            return self._of_unset(path)
+        trials: tuple[float, ...] = (2 * value - 1, 2 * value)
         if value not in {ffn.n_channels for ffn in self.ffns}:
             # A ratio may be any number if a float does what it should.
             trials = (value * 1.5, *trials)
@@ -208,7 +198,16 @@ class _Search:
             }
         return {}
 
-    def _per_layer(self, path: FieldPath, value: int | float, moved: Mapping[int, set[int]]) -> int:
+    def _of_unset(self, path: FieldPath) -> dict[int, WidthField]:
+        """The FFNs whose width the unset field at ``path`` sets, if it sets one width and nothing else."""
+        trial = 2 * max(self.ffns[number].n_channels for number in self._open()) - 1
+        moved = self._moved({path: trial})
+        old = {self.ffns[number].n_channels for number in moved}
+        if len(old) != 1 or not all(trial in found for found in moved.values()):
+            return {}
+        return {number: WidthField(path, None, 1, next(iter(old)), None) for number in moved}
+
+    def _per_layer(self, path: FieldPath, value: float, moved: Mapping[int, set[int]]) -> int:
         """The length of the list of widths that the field at ``path`` takes in place of one number; 0 if it takes none."""
         layers = self.fields.get((*path[:-1], "num_hidden_layers"))
         if type(layers) is not int or not all(0 <= self.ffns[number].layer_index < layers for number in moved):

@@ -53,7 +53,9 @@ def field_groups(blocks: Sequence[Linked]) -> list[list[int]]:
     return list(groups.values())
 
 
-def written_widths(blocks: Sequence[Linked], kept: Sequence[int], multiple_of: int | None = None) -> list[int]:
+def written_widths(
+    blocks: Sequence[Linked], kept: Sequence[int], multiple_of: int | None = None, groups: Sequence[Sequence[int]] | None = None
+) -> list[int]:
     """Width of each FFN in the result: the kept channels, followed by zero channels up to this width.
 
     FFNs that share a field get the smallest widths that the field can give them all. An FFN whose width no field sets keeps
@@ -62,18 +64,13 @@ def written_widths(blocks: Sequence[Linked], kept: Sequence[int], multiple_of: i
     Args:
         kept: Channels that each FFN keeps (in each expert).
         multiple_of: Multiple of the kept widths; None for the default.
+        groups: `field_groups` of ``blocks``, if they are known.
     """
-    return [width for _, width in sorted(_written(blocks, kept, field_groups(blocks), multiple_of))]
-
-
-def _written(
-    blocks: Sequence[Linked], kept: Sequence[int], groups: Sequence[Sequence[int]], multiple_of: int | None
-) -> list[tuple[int, int]]:
-    found = []
-    for places in groups:
+    widths = [0] * len(blocks)
+    for places in field_groups(blocks) if groups is None else groups:
         first = blocks[places[0]]
         if not first.width_field:
-            found.append((places[0], kept[places[0]] if first.width_field is None else first.n_channels))
+            widths[places[0]] = kept[places[0]] if first.width_field is None else first.n_channels
             continue
         units = first.n_channels // first.width_factor
         needed = {-(-kept[place] // blocks[place].width_factor) for place in places}
@@ -83,8 +80,9 @@ def _written(
             # The widest FFN decides, and the other widths must be multiples as well.
             step = unit_step(factors, multiple_of or least_multiple(units * factors[0], factors))
             most = min(-(-most // step) * step, units)
-        found += [(place, blocks[place].width_factor * most) for place in places]
-    return found
+        for place in places:
+            widths[place] = blocks[place].width_factor * most
+    return widths
 
 
 def size_of(blocks: Sequence[Linked], kept: Sequence[int], widths: Sequence[int]) -> Size | None:

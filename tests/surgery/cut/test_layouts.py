@@ -167,7 +167,7 @@ def test_a_config_that_holds_a_width_per_layer_needs_no_zeros(tmp_path: Path) ->
 def test_one_layer_alone_keeps_the_files_size(tmp_path: Path) -> None:
     model = saved("llama", "causal", tmp_path / "model")
     plan = planned(model, lambda number, ffn: ffn.width // 2 if number == 1 else ffn.width)
-    with pytest.raises(UsageError, match="shrink by 0 of the [0-9,]+ parameters .* intermediate_size sets the width"):
+    with pytest.raises(UsageError, match=r"shrink by 0 of the [0-9,]+ parameters .* intermediate_size sets the width"):
         apply_plan(plan, ModelSource(model), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     report = apply_plan(plan, ModelSource(model), tmp_path / "out", CutOptions(allow_padding=True))

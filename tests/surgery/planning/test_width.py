@@ -9,7 +9,6 @@ import pytest
 from chanfmt.base.errors import UsageError
 from surgery.planning.width import kept_units, kept_width
 
-
 REAL = (704, 768, 1408, 1536, 2560, 3072, 4864, 5461, 8960, 11008, 14336, 18944, 27648, 1009, 7919)
 """FFN widths of released models, and two primes."""
 LINKED = ((1408, (1, 2)), (1536, (1, 2)), (2048, (1, 4)), (96, (1, 2, 4, 8)), (768, (2,)), (128, (3, 5)))
@@ -86,7 +85,7 @@ def test_linked_widths_are_rounded_together(units: int, factors: tuple[int, ...]
 def test_a_field_that_moves_widths_in_large_steps() -> None:
     """An integer ratio of 4 with 64 dimensions has widths of 256, 192, 128 and 64."""
     assert [kept_units(4, (64,), percent / 100) for percent in (10, 30, 50, 90)] == [3, 3, 2, 1]
-    with pytest.raises(UsageError, match="no multiple of 1 .*64 channels.* below 64"):
+    with pytest.raises(UsageError, match=r"no multiple of 1 .*64 channels.* below 64"):
         kept_units(1, (64,), 0.5)
 
 
