@@ -630,5 +630,5 @@ def test_what_sets_the_widths_comes_from_any_atlas_that_says_it(tmp_path):
             assert {(block.width_field, block.width_factor, block.channel_parameters) for block in blocks} == {
                 ("intermediate_size", 1, 72)
             }
-        with pytest.raises(AtlasError, match="width_field is 'intermediate_size' in one and 'n_inner' in the other"):
+        with pytest.raises(AtlasError, match="width_field is n_inner in one and intermediate_size in the other"):
             merge((second, third))
