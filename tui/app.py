@@ -14,7 +14,7 @@ from textual.binding import Binding, BindingType
 from textual.widgets import Input
 
 from chanfmt.base.errors import ChanfmtError
-from chanfmt.base.text import printable
+from chanfmt.base.text import one_line
 from tui.screens.base import BrowserScreen
 from tui.screens.choice import ChoiceScreen
 from tui.screens.help import HelpScreen
@@ -157,7 +157,7 @@ class AtlasApp(App[str], inherit_bindings=False):
             try:
                 result = work()
             except ChanfmtError as error:
-                self.call_from_thread(refused, printable(error.message))
+                self.call_from_thread(refused, one_line(error.message))
             else:
                 self.call_from_thread(then, result)
 

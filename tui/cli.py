@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from chanfmt.base.choices import unknown
 from chanfmt.base.errors import UsageError
-from chanfmt.base.text import printable
-from chanfmt.cli.framework import Parser, add_options, run_command
+from chanfmt.base.text import one_line
+from chanfmt.cli.framework import Parser, add_options, print_line, run_command
 from tui.session.place import ASCENDING, Place
 from tui.session.registry import OF_TWO, SCREENS
 
@@ -174,13 +174,15 @@ def _run(options: argparse.Namespace) -> int:
         from tui.picture import SIZE, draw, parse_size
 
         draw(app, drawn, parse_size(options.size) if options.size else SIZE, overwrite=options.overwrite)
-        print(drawn)
+        print_line(str(drawn))
         return 0
     if warnings:
-        app.call_later(session.say, printable(warnings[0]))
+        app.call_later(session.say, one_line(warnings[0]))
     last_words = app.run()
     if last_words:
-        print(last_words)
+        # They are code and command lines, which must be whole.
+        for line in last_words.split("\n"):
+            print_line(line, len(line))
     return app.return_code or 0
 
 

@@ -13,7 +13,7 @@ import sys
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from chanfmt.base.text import printable
+from chanfmt.base.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,12 +27,12 @@ _DISABLED = {True: False, False: True, None: None}
 
 def say(text: str) -> None:
     """Log ``text``, a sentence about the work in progress. ``--quiet`` hides it."""
-    LOGGER.info("%s", printable(text))
+    LOGGER.info("%s", one_line(text))
 
 
 def warn(text: str) -> None:
     """Log ``text``, a sentence about something that may change the result. ``--quiet`` does not hide it."""
-    LOGGER.warning("%s", printable(text))
+    LOGGER.warning("%s", one_line(text))
 
 
 def progress_bar(total: int, unit: str, description: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from chanfmt.base.text import printable, significant
+from chanfmt.base.text import significant
 from chanfmt.cli import framework
 from chanfmt.cli.options import AtlasOptions
 
@@ -65,9 +65,8 @@ def _run(arguments: argparse.Namespace) -> int:
             ("digest", data["content_sha256"]),
             *([("source", atlas.hub_source)] if atlas.hub_source else []),
         ]
-        for name, text in lines:
-            print(f"{name:<12} {printable(text)}")
-        print()
+        framework.print_pairs(lines)
+        framework.print_line()
         print_layers(atlas, data["layers"])
     return 0
 

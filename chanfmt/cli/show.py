@@ -217,7 +217,8 @@ def _show_channel(atlas: Atlas, stack: Stack, block: Block, arguments: argparse.
         framework.print_json({**_place(block, expert), "channel": channel, "label": label, **dataclasses.asdict(card)})
         return
     of = "" if expert is None else f" expert {expert}"
-    print(f"layer {block.layer_index}{of} channel {channel}: {label}\n")
+    framework.print_line(f"layer {block.layer_index}{of} channel {channel}: {label}")
+    framework.print_line()
     _print_card(card)
 
 
@@ -241,23 +242,29 @@ def _print_card(card: Card) -> None:
     )
     if card.splits:
         core = sum(split.supernode for split in card.splits)
-        print(f"\na supernode in {core} of {len(card.splits)} splits; LP varies by {share(card.variation)} of its mean")
+        framework.print_line()
+        framework.print_line(
+            f"a supernode in {core} of {len(card.splits)} splits; LP varies by {share(card.variation)} of its mean"
+        )
         framework.print_table(
             ["split", "LP", "rank"],
             [(str(number), significant(split.lp, 3), str(split.rank or "-")) for number, split in enumerate(card.splits)],
         )
     if card.supports:
-        print("\nshare of the channel's write vector on the write support")
+        framework.print_line()
+        framework.print_line("share of the channel's write vector on the write support")
         framework.print_table(
             ["dimensions", "share", "median channel"],
             [(str(size), share(own), share(median)) for size, own, median in card.supports],
         )
     if card.partners:
-        print("\nsupernodes that the channel is most redundant with")
+        framework.print_line()
+        framework.print_line("supernodes that the channel is most redundant with")
         framework.print_table(
             ["channel", "LP rank", "nats"],
             [(str(other), str(rank), significant(value, 3)) for other, value, rank in card.partners],
         )
     if card.dimensions:
-        print("\ndimensions of the write support that the channel writes to most")
+        framework.print_line()
+        framework.print_line("dimensions of the write support that the channel writes to most")
         framework.print_table(["dimension", "share"], [(str(name), share(value)) for name, value in card.dimensions])

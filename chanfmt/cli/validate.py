@@ -6,7 +6,6 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from chanfmt.base.text import printable
 from chanfmt.cli import framework
 
 if TYPE_CHECKING:
@@ -83,8 +82,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _print(name: str, findings: list[Finding], verdict: str) -> None:
-    print(printable(f"{name}: {verdict}"))
+    framework.print_line(f"{name}: {verdict}")
     for finding in findings:
-        print(printable(f"  {finding.rule.severity} {finding.code} {finding.path} {finding.message}"))
+        framework.print_line(f"  {finding.rule.severity} {finding.code} {finding.path} {finding.message}")
     for fix in dict.fromkeys(finding.rule.fix for finding in findings):
-        print(f"  {fix}")
+        framework.print_line(f"  {fix}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,8 +12,9 @@ from chanfmt.algebra.validate.contained import validate_contained
 from chanfmt.algebra.validate.findings import ERROR
 from chanfmt.base.command_line import tells_directories
 from chanfmt.base.errors import AtlasError
-from chanfmt.base.markdown import inline, table
+from chanfmt.base.markdown import code, fenced, inline, table
 from chanfmt.base.narrate import say
+from chanfmt.base.text import one_line
 from chanfmt.hub.locate import SUFFIX
 from chanfmt.hub.names import HubFile
 from chanfmt.hub.publish import full_name, publish_folder
@@ -83,7 +85,7 @@ def atlas_card(atlas: Atlas, place: HubFile, layers: tuple[Sequence[str], Sequen
     from huggingface_hub import DatasetCardData
 
     model, calibration, labels, producer = atlas.model, atlas.calibration, atlas.labels, atlas.producer
-    front = DatasetCardData(pretty_name=inline(f"Channel importance atlas of {model.id}"), tags=list(TAGS), viewer=False)
+    front = DatasetCardData(pretty_name=one_line(f"Channel importance atlas of {model.id}"), tags=list(TAGS), viewer=False)
     link = f"[{inline(model.id)}](https://huggingface.co/{inline(model.id)})" if model.source == "hub" else inline(model.id)
     model_rows = [
         ["id", model.id],
@@ -114,7 +116,7 @@ def atlas_card(atlas: Atlas, place: HubFile, layers: tuple[Sequence[str], Sequen
             f"# {inline(place.repo)}",
             "",
             f"How much each FFN channel of {link} matters: sufficient statistics, metrics and labels per channel, in one HDF5 file, "
-            f"`{inline(place.file or '')}`, for chanfmt.",
+            f"{code(place.file or '')}, for chanfmt.",
             "",
             "## Model",
             "",
@@ -141,9 +143,9 @@ def atlas_card(atlas: Atlas, place: HubFile, layers: tuple[Sequence[str], Sequen
             "## Use",
             "",
             "```sh",
-            f"atlas info {place}",
-            f"atlas pull {place.repo} -o {inline(place.file or '')}",
-            f"surgery prune {place} --sparsity 0.5",
+            fenced(shlex.join(["atlas", "info", str(place)])),
+            fenced(shlex.join(["atlas", "pull", place.repo, "-o", place.file or ""])),
+            fenced(shlex.join(["surgery", "prune", str(place), "--sparsity", "0.5"])),
             "```",
             "",
         ]

@@ -116,13 +116,10 @@ def markdown_page(report: Report) -> str:
     parts.append(f"## Beside the paper\n\n{markdown.table(CLAIM_HEADINGS, list(claim_rows(report.sections)))}\n\n{_CLAIM_NOTE}")
     for section in report.sections:
         parts.append(f"## {section.title}")
-        parts += [markdown.inline(text) for text in section.text]
+        parts += [markdown.paragraph(text) for text in section.text]
         parts += [f"> Missing: {markdown.inline(text)}." for text in section.missing]
         for plot in section.plots:
-            parts.append(
-                f"![{markdown.inline(plot.caption).replace(']', ')').replace('[', '(')}](figures/{plot.name}.png)\n\n"
-                f"*{markdown.inline(_caption(plot))}*".replace("*", "_")
-            )
+            parts.append(f"![{markdown.inline(plot.caption)}](figures/{plot.name}.png)\n\n_{markdown.inline(_caption(plot))}_")
         if section.numbers:
             parts.append(markdown.table(("number", "value"), [(name, number(value)) for name, value in section.numbers.items()]))
     return "\n\n".join(parts) + "\n"

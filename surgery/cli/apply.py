@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chanfmt.base.text import printable
-from chanfmt.cli.framework import PrintOptions, add_command, parse_options, print_json, print_pairs
+from chanfmt.cli.framework import PrintOptions, add_command, parse_options, print_json, print_line, print_pairs
 from surgery.cli.options import CutOptions, parse_size
 
 if TYPE_CHECKING:
@@ -89,4 +88,4 @@ def tell(result: Result, options: CutOptions, talk: PrintOptions, publishing: Pu
     if talk.json:
         print_json(report.to_json() | where)
     elif "url" in where:
-        print(printable(where["url"]))
+        print_line(where["url"])

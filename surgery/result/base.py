@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from chanfmt.base.text import printable
+from chanfmt.base.text import one_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -119,7 +119,7 @@ def _text(value: Any) -> str:
     """A text field in one line. A list of one text is that text, because licences may be given so."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
-    return " ".join(printable(value).split())[:_MAX_TEXT] if isinstance(value, str) else ""
+    return " ".join(one_line(value, _MAX_TEXT).split()) if isinstance(value, str) else ""
 
 
 def _license_file(directory: Path) -> Path | None:

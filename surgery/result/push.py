@@ -134,7 +134,7 @@ def _resumable(directory: Path, command: str) -> Iterator[None]:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(text) from None
     except ChanfmtError as error:
-        error.hint = f"{error.hint}\n  {text}" if error.hint else text
+        error.add_hint(text)
         raise
 
 

@@ -11,7 +11,7 @@ from chanfmt.base import html
 from chanfmt.base.errors import CheckError, UsageError
 from chanfmt.base.narrate import progress_bar
 from chanfmt.base.parsed import parse_json
-from chanfmt.base.text import printable
+from chanfmt.base.text import one_line
 from surgery.cut.check import LogitCheck, ShapeCheck
 from surgery.planning.file import load_applied
 from surgery.planning.plan import Change  # noqa: TC001 (msgspec reads the annotations)
@@ -120,7 +120,7 @@ class Result:
     def __repr__(self) -> str:
         before, after = self.report.parameters_before, self.report.parameters_after
         return (
-            f"<Result in {str(self.directory)!r}: {printable(self.report.base.id)}, {before:,} to {after:,} parameters "
+            f"<Result in {str(self.directory)!r}: {one_line(self.report.base.id)}, {before:,} to {after:,} parameters "
             f"({after / before - 1:+.1%})>"
         )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import signal
 import sys
 import threading
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from chanfmt.base import narrate
 from chanfmt.base.command_line import recorded
-from chanfmt.base.errors import ChanfmtError
-from chanfmt.base.text import printable
+from chanfmt.base.errors import ChanfmtError, first_line
+from chanfmt.base.text import one_line
+from chanfmt.cli.framework.streams import StdoutError, usable_streams
 
 if TYPE_CHECKING:
     import argparse
@@ -26,60 +26,76 @@ def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
     Files that the command writes record its command line. SIGTERM interrupts it as Ctrl-C does.
 
     Returns:
-        0 for success, 1 for a failure, 2 for wrong usage or bad input, 130 after Ctrl-C.
+        0 for success, 1 for a failure, 2 for wrong usage or bad input, 130 after Ctrl-C. The reader of stdout may go away
+        (`atlas show ... | head`): that is a success.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
-    with _terminated_as_interrupted():
+    program = parser.prog
+    with usable_streams():
         try:
-            with recorded(parser.prog, words):
-                namespace = parser.parse_args(words)
-                run: Callable[[argparse.Namespace], int | None] = namespace.run
-                with narrate.to_terminal(quiet=getattr(namespace, "quiet", False)):
-                    code = run(namespace) or 0
-                sys.stdout.flush()
-                return code
+            with _interruptible():
+                return _run(parser, words)
         except ChanfmtError as error:
-            print(f"{parser.prog}: error: {printable(error.message)}", file=sys.stderr)
-            if error.hint:
-                print(f"  {printable(error.hint)}", file=sys.stderr)
+            _say(f"{program}: error: {error.message}", error.hint)
             return error.exit_code
         except KeyboardInterrupt as stop:
             # A command that keeps something says what it keeps.
-            print(f"{parser.prog}: interrupted; {printable(str(stop)) or 'nothing was left behind'}", file=sys.stderr)
+            _say(f"{program}: interrupted; {str(stop) or 'nothing was left behind'}")
             return 130
         except MemoryError:
-            print(f"{parser.prog}: error: out of memory", file=sys.stderr)
+            _say(f"{program}: error: out of memory")
             return 1
-        except BrokenPipeError:
-            # The reader of stdout went away (`atlas show ... | head`), which is not an error.
-            _discard_stdout()
-            return 0
+        except StdoutError as error:
+            if error.errno == errno.EPIPE:
+                return 0
+            _say(f"{program}: error: cannot write to stdout: {error}")
+            return 1
         except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            _discard_stdout()
-            print(f"{parser.prog}: error: the output's disk is full", file=sys.stderr)
+            where = "" if error.filename is None else f"{error.filename}: "
+            _say(f"{program}: error: {where}{error.strerror or first_line(error)}")
             return 1
+
+
+def _run(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
+    try:
+        with recorded(parser.prog, words):
+            namespace = parser.parse_args(words)
+            run: Callable[[argparse.Namespace], int | None] = namespace.run
+            with narrate.to_terminal(quiet=getattr(namespace, "quiet", False)):
+                code = run(namespace) or 0
+    except SystemExit:
+        # --help and --version end like this.
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+    return code
+
+
+def _say(text: str, hint: str | None = None) -> None:
+    print(one_line(text), file=sys.stderr)
+    for line in (hint or "").splitlines():
+        print(f"  {one_line(line.strip())}", file=sys.stderr)
 
 
 @contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Raise KeyboardInterrupt on SIGTERM in the body. Off the main thread, where Python allows no handlers, do nothing."""
+def _interruptible() -> Iterator[None]:
+    """Raise KeyboardInterrupt on SIGTERM in the body, and on SIGINT if that would end the process (`chanfmt.base.start`).
+
+    Off the main thread, where Python allows no handlers, do nothing.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, _interrupt)
+    numbers = [signal.SIGTERM, *([signal.SIGINT] if signal.getsignal(signal.SIGINT) is signal.SIG_DFL else [])]
+    previous = {number: signal.signal(number, _interrupt) for number in numbers}
     try:
         yield
     finally:
-        # A command that chose to ignore the signal has its reason until the process ends.
-        if signal.getsignal(signal.SIGTERM) is _interrupt:
-            signal.signal(signal.SIGTERM, previous)
+        # A command that chose to ignore a signal has its reason until the process ends.
+        for number, handler in previous.items():
+            if signal.getsignal(number) is _interrupt:
+                signal.signal(number, handler)
 
 
 def _interrupt(number: int, frame: Any) -> NoReturn:
     raise KeyboardInterrupt
-
-
-def _discard_stdout() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,145 @@
+"""An atlas whose every text is made to harm: whatever a command prints or writes for people, it stays one harmless line."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from chanfmt.cli.main import main as atlas
+from chanfmt.format.writer import write_atlas
+from surgery.cli.main import main as surgery
+from tests.support.factory import random_content
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from chanfmt.format.records import AtlasContent
+
+FORGED = "FORGED: valid atlas 1.0"
+MARKUP = (
+    "[x](javascript:alert(1)) ![i](https://evil.example/a.png) <img src=evil> https://evil.example www.evil.example "
+    "@octocat someone@evil.example `code` | **bold** $x$ [^1]"
+)
+HOSTILE = f"a\n{FORGED}\r\n{FORGED}\x1b[2J\x9b31m\u202e\u2028{FORGED} {MARKUP}"
+LONG = HOSTILE + "日本" * 100_000
+LONGEST_LINE = 4000
+
+
+def hostile_content(text: str) -> AtlasContent:
+    """`random_content` with ``text`` in every text that the specification leaves to the writer."""
+    content = random_content()
+    (stack,) = content.stacks
+    calibration = content.calibration
+    rows = tuple(dataclasses.replace(row, source=text, revision=text) for row in calibration.contributions)
+    model = dataclasses.replace(
+        content.model, id=text, revision=text, model_type=text, architectures=(text,), dtype=text, fingerprint=text
+    )
+    tensors = {block: tuple(dataclasses.replace(item, tensor=text, parameter=text) for item in block.tensors) for block in content.blocks}
+    return dataclasses.replace(
+        content,
+        title=text,
+        model=model,
+        calibration=dataclasses.replace(calibration, tokenizer=text, contributions=rows),
+        blocks=tuple(
+            dataclasses.replace(block, module=f"{block.index}{text}", tensors=tensors[block]) for block in content.blocks
+        ),
+        stacks=(dataclasses.replace(stack, activation=text),),
+        producer=dataclasses.replace(
+            content.producer, versions={text: text}, hardware=text, command=text, history=({"command": text},)
+        ),
+    )
+
+
+@pytest.fixture(scope="module", params=[HOSTILE, LONG], ids=["forged", "long"])
+def file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("hostile") / "a.h5"
+    write_atlas(hostile_content(request.param), path)
+    return path
+
+
+def check_lines(text: str) -> None:
+    for line in text.split("\n"):
+        assert line.isprintable(), line[:200]
+        assert len(line) <= LONGEST_LINE, line[:200]
+        assert not line.lstrip().startswith(FORGED)
+
+
+@pytest.mark.parametrize(
+    ("main", "words"),
+    [
+        (atlas, "info FILE"),
+        (atlas, "show FILE --layer 1 --top 3"),
+        (atlas, "show FILE --layer 1 --channel 3"),
+        (atlas, "show FILE --layer 77"),
+        (atlas, "validate FILE"),
+        (atlas, "compare FILE FILE"),
+        (atlas, "compare FILE FILE FILE"),
+        (atlas, "label FILE -o OUT.h5 --rho 0.02"),
+        (atlas, "strip FILE -o OUT.h5"),
+        (atlas, "merge FILE FILE -o OUT.h5"),
+        (atlas, "export FILE -o OUT.csv"),
+        (atlas, "report FILE -o OUT"),
+        (atlas, "trajectory FILE FILE -o OUT"),
+        (atlas, "push FILE someone/name"),
+        (surgery, "plan FILE --sparsity 0.5 -o OUT.safetensors"),
+        (surgery, "prune FILE --sparsity 0.5 -o OUT"),
+        (surgery, "prune FILE --sparsity 0.5 -o OUT --model PLACE/missing.gguf"),
+    ],
+)
+def test_no_command_prints_a_forged_line(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, main: Any, words: str
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    arguments = [
+        word.replace("FILE", str(file)).replace("OUT", str(tmp_path / "out")).replace("PLACE", str(tmp_path))
+        for word in words.split()
+    ]
+    assert main(arguments) in (0, 1, 2)
+    said = capsys.readouterr()
+    assert said.out or said.err
+    check_lines(said.out)
+    check_lines(said.err)
+
+
+@pytest.mark.parametrize("name", ["no\nFORGED: valid atlas 1.0\n.h5", "n" * 250 + ".h5", "日本\n.h5"])
+def test_a_name_of_a_file_forges_no_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    for words in (["info", str(tmp_path / name)], ["validate", str(tmp_path / name)], ["info", name, name]):
+        atlas(words)
+        said = capsys.readouterr()
+        check_lines(said.out)
+        check_lines(said.err)
+    directory = tmp_path / "d\nFORGED: valid atlas 1.0"
+    directory.mkdir()
+    path = directory / "a.h5"
+    write_atlas(random_content(), path)
+    for words in (["validate", str(path)], ["strip", str(path), "-o", str(directory / "b.h5")], ["info", str(directory)]):
+        atlas(words)
+        said = capsys.readouterr()
+        check_lines(said.out)
+        check_lines(said.err)
+
+
+def visible(markdown: str) -> str:
+    """``markdown`` without its code spans, in which nothing has a meaning, and without escaped characters."""
+    return re.sub(r"\\[!-/:-@\[-`{-~]", "", re.sub(r"`[^`\n]*`", "", markdown))
+
+
+def test_markdown_has_no_markup_of_the_file(file: Path, tmp_path: Path) -> None:
+    for command, names in (("report", [file]), ("trajectory", [file, file])):
+        assert atlas([command, *map(str, names), "-o", str(tmp_path / command)]) == 0
+        check_markdown((tmp_path / command / "report.md").read_text())
+
+
+def check_markdown(text: str) -> None:
+    assert all(len(line) <= 10 * LONGEST_LINE for line in text.split("\n"))
+    shown = visible(text)
+    assert "](javascript" not in shown
+    assert "<img" not in shown
+    assert "[^1]" not in shown
+    assert "**bold" not in shown
+    assert not re.search(r"evil\.example|@\w", shown)
+    assert not re.search(r"!\[[^\]]*\]\((?!figures/|layers\.svg)", shown)
