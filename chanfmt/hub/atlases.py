@@ -12,6 +12,7 @@ from chanfmt.algebra.validate.contained import validate_contained
 from chanfmt.algebra.validate.findings import ERROR
 from chanfmt.base.command_line import tells_directories
 from chanfmt.base.errors import AtlasError
+from chanfmt.base.hub_ids import is_hub_id
 from chanfmt.base.markdown import code, fenced, inline, table
 from chanfmt.base.narrate import say
 from chanfmt.base.text import one_line
@@ -86,7 +87,8 @@ def atlas_card(atlas: Atlas, place: HubFile, layers: tuple[Sequence[str], Sequen
 
     model, calibration, labels, producer = atlas.model, atlas.calibration, atlas.labels, atlas.producer
     front = DatasetCardData(pretty_name=one_line(f"Channel importance atlas of {model.id}"), tags=list(TAGS), viewer=False)
-    link = f"[{inline(model.id)}](https://huggingface.co/{inline(model.id)})" if model.source == "hub" else inline(model.id)
+    known = model.source == "hub" and is_hub_id(model.id)
+    link = f"[{inline(model.id)}](https://huggingface.co/{model.id})" if known else inline(model.id)
     model_rows = [
         ["id", model.id],
         ["commit", model.revision or "none (a local model)"],

@@ -107,12 +107,24 @@ def locate_model(model: str, *, revision: str | None = None, trust_remote_code: 
     here = local_source(model, trust_remote_code=trust_remote_code)
     if here is not None:
         return here
+    try:
+        return hub_model(model, revision=revision, trust_remote_code=trust_remote_code)
+    except ModelError as error:
+        raise ModelError(f"{model!r} is not a local directory; {error.message}", hint=error.hint) from None
+
+
+def hub_model(model: str, *, revision: str | None = None, trust_remote_code: bool = False) -> ModelSource:
+    """Find the model with the Hub id ``model``, which is downloaded to the Hub cache. No file of this machine is opened instead.
+
+    Raises:
+        ModelError: ``model`` is not a Hub id, does not exist, or cannot be fetched.
+    """
     from chanfmt.hub.fetch import fetch_snapshot
 
     try:
         directory = fetch_snapshot(model, revision, wanted=_WANTED, unwanted=_UNWANTED)
     except ChanfmtError as error:
-        raise ModelError(f"{model!r} is not a local directory; {error.message}", hint=error.hint) from None
+        raise ModelError(error.message, hint=error.hint) from None
     # snapshots/<commit>/ is the Hub cache's documented layout.
     return ModelSource(directory, model, directory.name, "hub", trust_remote_code=trust_remote_code)
 

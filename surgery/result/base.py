@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from chanfmt.base.hub_ids import is_hub_id
 from chanfmt.base.text import one_line
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def read_base(model: Named | ModelSource, directory: Path) -> Base:
     license, name, link = (_text(fields.get(key)) for key in ("license", "license_name", "license_link"))
     if not license and (file := _license_file(directory)):
         license, name, link = "other", _title(file), file.name
-    if link and model.source == "hub" and "://" not in link and not (directory / link).is_file():
+    if link and model.source == "hub" and is_hub_id(model.id) and "://" not in link and not (directory / link).is_file():
         link = f"https://huggingface.co/{model.id}/blob/main/{link}"
     return Base(model.id, model.revision, model.source, license.lower(), name, link)
 

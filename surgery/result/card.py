@@ -6,6 +6,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
+from chanfmt.base.hub_ids import is_hub_id
 from chanfmt.base.markdown import code, fenced, inline, table
 from chanfmt.base.text import one_line, perplexity_text
 from chanfmt.data.text import ALIASES
@@ -115,17 +116,12 @@ def _seal(text: str) -> str:
 
 def _front_matter(report: Report, title: str, evaluated: Evaluated | None) -> str:
     from huggingface_hub import ModelCardData
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
 
     base = report.base
     fields: dict[str, Any] = {}
-    if base.source == "hub":
-        try:
-            validate_repo_id(base.id)
-            fields = {"base_model": base.id, "base_model_relation": RELATION}
-        except HFValidationError:
-            pass  # The Hub refuses a card with such a name.
+    # The Hub refuses a card with another name.
+    if base.source == "hub" and is_hub_id(base.id):
+        fields = {"base_model": base.id, "base_model_relation": RELATION}
     if evaluated and evaluated.result.perplexity is not None:
         fields |= {"model_name": title, "eval_results": [_eval_result(evaluated, evaluated.result.perplexity)]}
     return ModelCardData(

@@ -37,7 +37,9 @@ def hostile_content(text: str) -> AtlasContent:
     model = dataclasses.replace(
         content.model, id=text, revision=text, model_type=text, architectures=(text,), dtype=text, fingerprint=text
     )
-    tensors = {block: tuple(dataclasses.replace(item, tensor=text, parameter=text) for item in block.tensors) for block in content.blocks}
+    tensors = {
+        block: tuple(dataclasses.replace(item, tensor=text, parameter=text) for item in block.tensors) for block in content.blocks
+    }
     return dataclasses.replace(
         content,
         title=text,
