@@ -123,31 +123,32 @@ def _front_matter(report: Report, title: str, evaluated: Evaluated | None) -> st
     if base.source == "hub" and is_hub_id(base.id):
         fields = {"base_model": base.id, "base_model_relation": RELATION}
     if evaluated and evaluated.result.perplexity is not None:
-        fields |= {"model_name": title, "eval_results": [_eval_result(evaluated, evaluated.result.perplexity)]}
+        fields |= {"model_name": one_line(title), "eval_results": [_eval_result(evaluated, evaluated.result.perplexity)]}
     return ModelCardData(
         **fields,
         library_name="transformers",
         pipeline_tag=PIPELINES.get(report.loader),
         tags=list(TAGS),
-        license=base.license or None,
-        license_name=base.license_name or None,
-        license_link=base.license_link or None,
+        license=one_line(base.license) or None,
+        license_name=one_line(base.license_name) or None,
+        license_link=one_line(base.license_link) or None,
     ).to_yaml()
 
 
 def _eval_result(evaluated: Evaluated, perplexity: float) -> Any:
     from huggingface_hub import EvalResult
 
-    data, config, splits = ALIASES.get(evaluated.data, (evaluated.data, None, {}))
+    name = one_line(evaluated.data)
+    data, config, splits = ALIASES.get(name, (name, None, {}))
     return EvalResult(
         task_type="text-generation",
         dataset_type=data,
-        dataset_name=evaluated.data,
+        dataset_name=name,
         dataset_config=config,
         dataset_split=splits.get("evaluate"),
         metric_type="perplexity",
         metric_value=perplexity,
-        metric_name=f"perplexity, protocol {evaluated.protocol}, blocks of {evaluated.seq_len} tokens",
+        metric_name=f"perplexity, protocol {one_line(evaluated.protocol)}, blocks of {evaluated.seq_len} tokens",
     )
 
 

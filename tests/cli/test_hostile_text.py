@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from chanfmt.cli.main import main as atlas
+from chanfmt.format.reader import Atlas
 from chanfmt.format.writer import write_atlas
+from chanfmt.hub.atlases import atlas_card
+from chanfmt.hub.names import HubFile
 from surgery.cli.main import main as surgery
 from tests.support.factory import random_content
+from tests.support.hostile import HOSTILE, LONG, check_lines, check_markdown
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from chanfmt.format.records import AtlasContent
-
-FORGED = "FORGED: valid atlas 1.0"
-MARKUP = (
-    "[x](javascript:alert(1)) ![i](https://evil.example/a.png) <img src=evil> https://evil.example www.evil.example "
-    "@octocat someone@evil.example `code` | **bold** $x$ [^1]"
-)
-HOSTILE = f"a\n{FORGED}\r\n{FORGED}\x1b[2J\x9b31m\u202e\u2028{FORGED} {MARKUP}"
-LONG = HOSTILE + "日本" * 100_000
-LONGEST_LINE = 4000
 
 
 def hostile_content(text: str) -> AtlasContent:
@@ -60,13 +54,6 @@ def file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     path = tmp_path_factory.mktemp("hostile") / "a.h5"
     write_atlas(hostile_content(request.param), path)
     return path
-
-
-def check_lines(text: str) -> None:
-    for line in text.split("\n"):
-        assert line.isprintable(), line[:200]
-        assert len(line) <= LONGEST_LINE, line[:200]
-        assert not line.lstrip().startswith(FORGED)
 
 
 @pytest.mark.parametrize(
@@ -125,23 +112,16 @@ def test_a_name_of_a_file_forges_no_line(tmp_path: Path, capsys: pytest.CaptureF
         check_lines(said.err)
 
 
-def visible(markdown: str) -> str:
-    """``markdown`` without its code spans, in which nothing has a meaning, and without escaped characters."""
-    return re.sub(r"\\[!-/:-@\[-`{-~]", "", re.sub(r"`[^`\n]*`", "", markdown))
-
-
 def test_markdown_has_no_markup_of_the_file(file: Path, tmp_path: Path) -> None:
     for command, names in (("report", [file]), ("trajectory", [file, file])):
         assert atlas([command, *map(str, names), "-o", str(tmp_path / command)]) == 0
         check_markdown((tmp_path / command / "report.md").read_text())
 
 
-def check_markdown(text: str) -> None:
-    assert all(len(line) <= 10 * LONGEST_LINE for line in text.split("\n"))
-    shown = visible(text)
-    assert "](javascript" not in shown
-    assert "<img" not in shown
-    assert "[^1]" not in shown
-    assert "**bold" not in shown
-    assert not re.search(r"evil\.example|@\w", shown)
-    assert not re.search(r"!\[[^\]]*\]\((?!figures/|layers\.svg)", shown)
+@pytest.mark.parametrize("source", ["hub", "local"])
+def test_the_card_of_an_atlas_has_no_markup_of_the_file(file: Path, source: str) -> None:
+    with Atlas.open(file) as found:
+        content = found.content()
+        for name in ("id", "source"):
+            object.__setattr__(found.model, name, {"id": content.model.id, "source": source}[name])
+        check_markdown(atlas_card(found, HubFile("someone/name", file="a\n`b`.h5"), ([HOSTILE], [[HOSTILE]])))
