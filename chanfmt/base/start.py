@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import signal
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def start(module: str) -> int:
@@ -12,7 +16,10 @@ def start(module: str) -> int:
     Until `chanfmt.cli.framework.run_command` handles interrupts, and after that, Ctrl-C ends the process at once: a
     half-finished import would print a traceback. A caller that ignores Ctrl-C, such as ``nohup``, is obeyed.
     """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-    code: int = import_module(module).main()
-    return code
+    try:
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        main: Callable[[], int] = import_module(module).main
+    except KeyboardInterrupt:
+        return 130
+    return main()

@@ -96,7 +96,7 @@ def render(plot: Plot, kind: str) -> bytes:
 
 
 def _write_csv(table: Table, path: Path) -> None:
-    with path.open("w", encoding="utf-8", newline="") as stream:
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(table.columns)
         writer.writerows(zip(*(_texts(np.asarray(values)) for values in table.columns.values()), strict=True))

@@ -65,6 +65,8 @@ def make_trajectory(atlases: Sequence[Atlas], names: Sequence[str]) -> Report:
     x = np.array(steps if steps else range(1, len(atlases) + 1))
     rows: list[dict[str, Any]] = []
     tables = []
+    # A file may have a name that no encoding has.
+    names = [one_line(name) for name in names]
     for atlas, name, place in zip(counted(atlases, "atlas", "trajectory"), names, x, strict=True):
         units, _ = find_units(atlas)
         found = [concentration(unit.known("lp"), RHO) for unit in units]
@@ -94,7 +96,7 @@ def make_trajectory(atlases: Sequence[Atlas], names: Sequence[str]) -> Report:
     return Report(
         title=f"Trajectory of {one_line(atlases[-1].model.id)}",
         facts={
-            "checkpoints": f"{len(atlases)}: {', '.join(map(one_line, names))}",
+            "checkpoints": f"{len(atlases)}: {', '.join(names)}",
             "axis": "training steps, from the names" if steps else "the given order",
             "FFNs": f"{len(atlases[-1].blocks):,}",
             "calibration": f"{atlases[-1].calibration.sequences:,} x {atlases[-1].calibration.seq_len:,} tokens",

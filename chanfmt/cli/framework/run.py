@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import _thread
 import errno
 import signal
 import sys
@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from chanfmt.base import narrate
 from chanfmt.base.command_line import recorded
-from chanfmt.base.errors import ChanfmtError, first_line
+from chanfmt.base.errors import ChanfmtError, MissingPackageError, first_line
 from chanfmt.base.text import one_line
 from chanfmt.cli.framework.streams import StdoutError, usable_streams
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
 
 def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
@@ -30,30 +30,48 @@ def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
         (`atlas show ... | head`): that is a success.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
-    program = parser.prog
+    interrupts = _Interrupts()
     with usable_streams():
         try:
-            with _interruptible():
+            with interrupts:
                 return _run(parser, words)
-        except ChanfmtError as error:
-            _say(f"{program}: error: {error.message}", error.hint)
-            return error.exit_code
-        except KeyboardInterrupt as stop:
-            # A command that keeps something says what it keeps.
-            _say(f"{program}: interrupted; {str(stop) or 'nothing was left behind'}")
-            return 130
-        except MemoryError:
-            _say(f"{program}: error: out of memory")
-            return 1
-        except StdoutError as error:
-            if error.errno == errno.EPIPE:
-                return 0
-            _say(f"{program}: error: cannot write to stdout: {error}")
-            return 1
-        except OSError as error:
-            where = "" if error.filename is None else f"{error.filename}: "
-            _say(f"{program}: error: {where}{error.strerror or first_line(error)}")
-            return 1
+        # SystemExit of --help passes.
+        except (Exception, KeyboardInterrupt) as error:
+            code = _outcome(parser.prog, error, interrupted=interrupts.came)
+            if code is None:
+                raise
+            return code
+
+
+def _outcome(program: str, error: BaseException, *, interrupted: bool) -> int | None:
+    """Say what ``error`` means. Returns the exit code; None for an error that only a traceback explains."""
+    # Some packages report an interrupt during their import as a package that cannot be imported.
+    if interrupted and not _is_ours(error) and not isinstance(error, KeyboardInterrupt):
+        error = KeyboardInterrupt()
+    if isinstance(error, ChanfmtError):
+        _say(f"{program}: error: {error.message}", error.hint)
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        # A command that keeps something says what it keeps.
+        _say(f"{program}: interrupted; {str(error) or 'nothing was left behind'}")
+        return 130
+    if isinstance(error, MemoryError):
+        _say(f"{program}: error: out of memory")
+        return 1
+    if isinstance(error, StdoutError):
+        if error.errno == errno.EPIPE:
+            return 0
+        _say(f"{program}: error: cannot write to stdout: {error}")
+        return 1
+    if isinstance(error, OSError):
+        where = "" if error.filename is None else f"{error.filename}: "
+        _say(f"{program}: error: {where}{error.strerror or first_line(error)}")
+        return 1
+    return None
+
+
+def _is_ours(error: BaseException) -> bool:
+    return isinstance(error, ChanfmtError) and not isinstance(error, MissingPackageError)
 
 
 def _run(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
@@ -77,25 +95,48 @@ def _say(text: str, hint: str | None = None) -> None:
         print(f"  {one_line(line.strip())}", file=sys.stderr)
 
 
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Raise KeyboardInterrupt on SIGTERM in the body, and on SIGINT if that would end the process (`chanfmt.base.start`).
+class _Interrupts:
+    """Raises KeyboardInterrupt in its context on SIGTERM, as on SIGINT.
 
-    Off the main thread, where Python allows no handlers, do nothing.
+    If SIGINT would end the process (`chanfmt.base.start`), or raise KeyboardInterrupt anyway, it is handled too. Off the main
+    thread, where Python allows no handlers, nothing is handled.
+
+    Attributes:
+        came: Whether a signal came.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = [signal.SIGTERM, *([signal.SIGINT] if signal.getsignal(signal.SIGINT) is signal.SIG_DFL else [])]
-    previous = {number: signal.signal(number, _interrupt) for number in numbers}
-    try:
-        yield
-    finally:
+
+    def __init__(self) -> None:
+        self.came = False
+        self._previous: dict[int, Any] = {}
+        self._hook = sys.unraisablehook
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        wanted = [signal.SIGTERM]
+        if signal.getsignal(signal.SIGINT) in (signal.SIG_DFL, signal.default_int_handler):
+            wanted.append(signal.SIGINT)
+        self._hook, sys.unraisablehook = sys.unraisablehook, self._again
+        for number in wanted:
+            self._previous[number] = signal.signal(number, self._interrupt)
+
+    def __exit__(self, *error: object) -> None:
         # A command that chose to ignore a signal has its reason until the process ends.
-        for number, handler in previous.items():
-            if signal.getsignal(number) is _interrupt:
+        for number, handler in self._previous.items():
+            if signal.getsignal(number) == self._interrupt:
                 signal.signal(number, handler)
+        if sys.unraisablehook == self._again:
+            sys.unraisablehook = self._hook
 
+    def _interrupt(self, number: int, frame: Any) -> NoReturn:
+        self.came = True
+        raise KeyboardInterrupt
 
-def _interrupt(number: int, frame: Any) -> NoReturn:
-    raise KeyboardInterrupt
+    def _again(self, unraisable: Any) -> None:
+        """Interrupt once more if the first interrupt came in a destructor or a callback, where Python drops exceptions."""
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            self._hook(unraisable)
+            return
+        timer = threading.Timer(0.05, _thread.interrupt_main)
+        timer.daemon = True
+        timer.start()
