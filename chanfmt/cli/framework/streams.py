@@ -38,7 +38,7 @@ def usable_streams() -> Iterator[None]:
     before = sys.stdout, sys.stderr
     out, err = (stream if stream is not None else _null() for stream in before)
     with _escaping(out), _escaping(err):
-        sys.stdout, sys.stderr = _Checked(out), _Forgiving(err)  # type: ignore[assignment]
+        sys.stdout, sys.stderr = _Checked(out), _Forgiving(err)
         try:
             yield
         finally:
