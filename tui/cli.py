@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from chanfmt.base.choices import unknown
 from chanfmt.base.errors import UsageError
+from chanfmt.base.inputs import input_path
 from chanfmt.base.text import one_line
 from chanfmt.cli.framework import Parser, add_options, print_line, run_command
 from tui.session.place import ASCENDING, Place
@@ -147,7 +148,7 @@ def _run(options: argparse.Namespace) -> int:
     place.find(snapshot)
     drawn = _picture(options, snapshot.path, place)
     if drawn is not None:
-        named = [Path(name) for name in (options.file, options.other) if name is not None]
+        named = [input_path(name) for name in (options.file, options.other) if name is not None]
         _check_picture(drawn, [*named, *(read.path for read in (snapshot, other) if read is not None), protect_file])
     marks, warnings, signature = read_marks(protect_file, snapshot)
     _check_filter(place, snapshot, other, marks)
@@ -269,6 +270,6 @@ def _protect_file(options: argparse.Namespace, atlas: Path) -> Path:
     from tui.session.protect import default_protect_file
 
     if options.protect is not None:
-        return Path(options.protect)
+        return input_path(options.protect)
     # The atlas is in the Hub cache, which is not a place for the user's files.
     return Path(default_protect_file(atlas).name) if options.file.startswith("hf://") else default_protect_file(atlas)

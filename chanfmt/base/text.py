@@ -54,6 +54,11 @@ def number(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else significant(value)
 
 
+def percentage(share: float, decimals: int = 1) -> str:
+    """``share`` in percent; ``-`` for NaN."""
+    return "-" if math.isnan(share) else f"{share:.{decimals}%}"
+
+
 def cell_width(text: str) -> int:
     """Cells that ``text`` takes in a terminal: two for a CJK character, none for a combining one."""
     if text.isascii():

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import AtlasError, UsageError
-from chanfmt.base.text import significant
+from chanfmt.base.text import percentage, significant
 from chanfmt.cli import framework
 from chanfmt.cli.options import AtlasOptions
 
@@ -150,8 +150,6 @@ def _show_channels(stack: Stack, block: Block, arguments: argparse.Namespace) ->
 def _show_experts(stack: Stack, block: Block, rho: float, arguments: argparse.Namespace) -> None:
     import dataclasses
 
-    import numpy as np
-
     from chanfmt.analysis.mass import concentration
     from chanfmt.format import schema
 
@@ -182,7 +180,7 @@ def _show_experts(stack: Stack, block: Block, rho: float, arguments: argparse.Na
                 str(row["expert"]),
                 f"{row['tokens']:,}",
                 significant(row["mass"], 3),
-                "-" if np.isnan(row["top_share"]) else f"{row['top_share']:.1%}",
+                percentage(row["top_share"]),
                 *(significant(row[name]) for name in ("effective_channels", "max_over_mean")),
                 str(row["supernodes"]),
                 str(row["halo"]),

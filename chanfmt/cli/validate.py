@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +49,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from chanfmt.format import schema
     from chanfmt.hub.locate import locate_atlas
 
-    results = {name: validate_contained(locate_atlas(os.path.expanduser(name)).path) for name in arguments.files}
+    results = {name: validate_contained(locate_atlas(name).path) for name in arguments.files}
     valid = {name: not any(finding.rule.severity == ERROR for finding in findings) for name, findings in results.items()}
     if arguments.json:
         framework.print_json(

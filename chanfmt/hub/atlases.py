@@ -15,7 +15,7 @@ from chanfmt.base.errors import AtlasError
 from chanfmt.base.hub_ids import is_hub_id
 from chanfmt.base.markdown import code, fenced, inline, table
 from chanfmt.base.narrate import say
-from chanfmt.base.text import one_line
+from chanfmt.base.text import one_line, percentage
 from chanfmt.hub.locate import SUFFIX
 from chanfmt.hub.names import HubFile
 from chanfmt.hub.publish import full_name, publish_folder
@@ -135,7 +135,7 @@ def atlas_card(atlas: Atlas, place: HubFile, layers: tuple[Sequence[str], Sequen
             "",
             table(*layers),
             "",
-            f"LP is the loss proxy 1/2 E[(u dL/du)^2]. Supernodes: top {labels.rho:.2%} of a layer by {inline(labels.score)}; halo: "
+            f"LP is the loss proxy 1/2 E[(u dL/du)^2]. Supernodes: top {percentage(labels.rho, 2)} of a layer by {inline(labels.score)}; halo: "
             f"next {labels.eta:.0%} by connectivity to {labels.support_size} dimensions.",
             "",
             "## Provenance",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from chanfmt.base.errors import ChanfmtError, ModelError, UsageError
+from chanfmt.base.inputs import input_path
 from chanfmt.format.reader import Atlas
 from chanfmt.hub.names import is_address, parse_address
 from chanfmt.models.source import TEMPLATE_DIRECTORY, ModelSource, is_local, local_source
@@ -49,7 +50,7 @@ def locate_atlas(name: str | os.PathLike[str]) -> Located:
             f"{type(name).__name__} is not an atlas", hint="pass an open atlas, a path, or hf://datasets/USER/NAME/FILE"
         )
     if isinstance(name, Path) or not is_address(os.fspath(name)):
-        return Located(Path(name), "")
+        return Located(input_path(name), "")
     from chanfmt.hub.fetch import fetch
 
     fetched = fetch(parse_address(os.fspath(name)), suffix=SUFFIX)
@@ -102,7 +103,7 @@ def locate_model(model: str, *, revision: str | None = None, trust_remote_code: 
         ModelError: The model does not exist, or cannot be fetched.
         UsageError: ``revision`` is given for a local model.
     """
-    if revision is not None and is_local(Path(os.path.expanduser(model))):
+    if revision is not None and is_local(input_path(model)):
         raise UsageError(f"--revision is for models on the Hub, and {model} is a local model", hint="leave out --revision")
     here = local_source(model, trust_remote_code=trust_remote_code)
     if here is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -212,7 +211,7 @@ class Session:
 
 def _read_other(first: Path, name: str) -> Snapshot:
     """The atlas ``name``, if it can be compared with the atlas at ``first``. Raises `ChanfmtError`."""
-    path = locate_atlas(os.path.expanduser(name)).path
+    path = locate_atlas(name).path
     other = read_snapshot(path, contained=True)
     check_comparable(first, path)
     return other
