@@ -15,6 +15,7 @@ from chanfmt.hub.names import HubFile
 from surgery.cli.main import main as surgery
 from tests.support.factory import random_content
 from tests.support.hostile import HOSTILE, LONG, check_lines, check_markdown
+from tui.cli import main as browser
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -125,3 +126,15 @@ def test_the_card_of_an_atlas_has_no_markup_of_the_file(file: Path, source: str)
         for name in ("id", "source"):
             object.__setattr__(found.model, name, {"id": content.model.id, "source": source}[name])
         check_markdown(atlas_card(found, HubFile("someone/name", file="a\n`b`.h5"), ([HOSTILE], [[HOSTILE]])))
+
+
+@pytest.mark.parametrize("screen", ["overview", "layer", "scatter", "protect", "what-if"])
+def test_the_browser_shows_no_character_that_a_terminal_obeys(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], screen: str
+) -> None:
+    picture = tmp_path / "a.svg"
+    assert browser([str(file), "--screenshot", screen, "--export-svg", str(picture)]) == 0
+    check_lines(capsys.readouterr().out)
+    shown = picture.read_text()
+    assert not [character for character in shown if not character.isprintable() and character not in "\n\xa0"]
+    assert len(shown) < 1_000_000
