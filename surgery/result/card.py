@@ -188,7 +188,13 @@ def _evaluation(report: Report, evaluated: Evaluated | None) -> list[str]:
         f"{numbers.blocks:,} blocks of {evaluated.seq_len:,}, {numbers.predicted:,} predicted; {inline(evaluated.statement)}. "
         f"`{EVALUATION_FILE}` has all digits.",
     ]
-    scores = [{(task["task"], task["metric"], task["filter"]): f"{task['value']:.4f}" for task in item.tasks} for _, item in rows]
+    scores = [
+        {
+            (task["task"], task["metric"], task["filter"]): "-" if task["value"] is None else f"{task['value']:.4f}"
+            for task in item.tasks
+        }
+        for _, item in rows
+    ]
     keys = list(dict.fromkeys(key for found in scores for key in found))
     if keys:
         lines += [

@@ -15,7 +15,7 @@ from chanfmt.base.text import one_line
 from surgery.cut.check import LogitCheck, ShapeCheck
 from surgery.planning.file import load_applied
 from surgery.planning.plan import Change  # noqa: TC001 (msgspec reads the annotations)
-from surgery.recovery.options import LayerRecovery, RecoveryReport
+from surgery.recovery.options import RECOVERIES, LayerRecovery, RecoveryReport
 from surgery.result.base import Base  # noqa: TC001
 from surgery.result.evaluated import Evaluated, load_evaluated
 from surgery.result.manifest import FileRecord, hash_files, list_files
@@ -199,6 +199,10 @@ def _report(stored: _StoredReport, directory: Path) -> Report:
     skipped = parse_json(stored.checks.logits, _AnySkipped).skipped
     logits = None if skipped else parse_json(stored.checks.logits, _Logits)
     recovery = stored.recovery
+    if recovery is not None and recovery.method not in RECOVERIES:
+        raise ValueError(f"its recovery {recovery.method!r:.60} is unknown")
+    if stored.parameters.before < 1:
+        raise ValueError("its model had no parameters")
     return Report(
         plan=plan,
         base=stored.base,

@@ -206,6 +206,11 @@ def test_evaluated_numbers(cut: Path, evaluation: Path, tmp_path: Path) -> None:
         (lambda value: value.pop("models"), "not an output of surgery eval"),
         (lambda value: value["models"][1].update(perplexity="12"), "perplexity is not valid"),
         (lambda value: value.update(protocol="paper"), "not an output of surgery eval"),
+        (lambda value: value["models"][1].update(tasks=[{"task": "a"}]), "not an output of surgery eval"),
+        (
+            lambda value: value["models"][1].update(tasks=[{"task": "a", "metric": "b", "filter": "c", "value": "1\n# d"}]),
+            "not an output of surgery eval",
+        ),
     ],
 )
 def test_numbers_of_something_else(cut: Path, evaluation: Path, tmp_path: Path, edit: Callable[[Any], Any], message: str) -> None:
