@@ -45,7 +45,7 @@ def progress_bar(total: int, unit: str, description: str) -> Any:
         unit_scale=True,
         desc=description,
         leave=False,
-        disable=_DISABLED[_bars.get()],
+        disable=True if sys.stderr is None else _DISABLED[_bars.get()],
         file=sys.stderr,
     )
 
@@ -60,7 +60,8 @@ def counted(items: Sequence[Item], unit: str, description: str) -> Iterator[Item
 
 def bars_shown() -> bool:
     """Whether progress bars are drawn, see `bars`."""
-    return sys.stderr.isatty() if _bars.get() is None else bool(_bars.get())
+    # A closed stderr is None.
+    return sys.stderr is not None and (sys.stderr.isatty() if _bars.get() is None else bool(_bars.get()))
 
 
 @contextlib.contextmanager

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import chanfmt
 from chanfmt.cli.main import main as atlas
 from chanfmt.format.reader import Atlas
 from chanfmt.format.writer import write_atlas
@@ -18,8 +21,6 @@ from tests.support.hostile import HOSTILE, LONG, check_lines, check_markdown
 from tui.cli import main as browser
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from chanfmt.format.records import AtlasContent
 
 
@@ -48,6 +49,17 @@ def hostile_content(text: str) -> AtlasContent:
             content.producer, versions={text: text}, hardware=text, command=text, history=({"command": text},)
         ),
     )
+
+
+def test_commands_print_through_the_framework_only() -> None:
+    root = Path(chanfmt.__file__).parents[1]
+    for path in [*root.glob("chanfmt/**/*.py"), *root.glob("surgery/**/*.py"), *root.glob("tui/**/*.py")]:
+        name = path.relative_to(root).as_posix()
+        if name in ("chanfmt/cli/framework/printing.py", "chanfmt/cli/framework/run.py", "chanfmt/base/narrate.py"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            called = node.func if isinstance(node, ast.Call) else None
+            assert not (isinstance(called, ast.Name) and called.id == "print"), f"{name} prints by itself"
 
 
 @pytest.fixture(scope="module", params=[HOSTILE, LONG], ids=["forged", "long"])
