@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from chanfmt.base.command_line import names_directory, recorded_command, tells_directories
 from chanfmt.base.errors import AtlasError, ModelError, UsageError
 from chanfmt.base.files import atomic_directory, check_space, check_target
+from chanfmt.base.memory import available_memory
 from chanfmt.base.narrate import progress_bar, say
 from chanfmt.base.version import __version__
 from chanfmt.format.reader import Atlas
 from chanfmt.models.load import auto_class
 from chanfmt.models.safetensors import PICKLED_SUFFIXES
 from chanfmt.models.source import TEMPLATE_DIRECTORY, ModelSource
-from surgery.cut.check import LogitCheck, available_memory, check_logits, check_shapes, memory_shortage
+from surgery.cut.check import LogitCheck, check_logits, check_shapes, memory_shortage
 from surgery.cut.checkpoint.reader import read_ahead
 from surgery.cut.checkpoint.writer import output_bytes, write_checkpoint
 from surgery.cut.config_width import find_layout
