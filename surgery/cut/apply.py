@@ -99,7 +99,7 @@ def apply_plan(
     if options.fine_tune:
         _check_kind(plan, source)
     else:
-        check_fingerprint(plan.model, source, "; if this is a fine-tune of it, use: surgery apply PLAN --fine-tune")
+        check_fingerprint(plan.model, source, _for_a_fine_tune(plan, source, by_atlas=atlas is not None))
     base = read_base(source if options.fine_tune else plan.model, source.directory)
     layout = find_layout(plan, config, index)
     applied = Applied(layout.widths, layout.fields, source.fingerprint)
@@ -141,6 +141,18 @@ def apply_plan(
         write_json(report.to_json(), temporary / REPORT_FILE)
         (temporary / CARD_FILE).write_text(model_card(report, output.absolute().name), encoding="utf-8")
     return report
+
+
+def _for_a_fine_tune(plan: PruningPlan, source: ModelSource, *, by_atlas: bool) -> str:
+    """A further way out if ``source`` may be a fine-tune of the plan's model; empty if it is a model of another type.
+
+    Args:
+        by_atlas: The plan was made on the way, and there is no file of it.
+    """
+    if source.config_fields.get("model_type") != plan.model.model_type:
+        return ""
+    first = "make a plan with: surgery plan ATLAS --sparsity S -o PLAN, and then " if by_atlas else ""
+    return f"; if this is a fine-tune of it, {first}use: surgery apply PLAN --model MODEL --fine-tune"
 
 
 def _check_kind(plan: PruningPlan, source: ModelSource) -> None:
