@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from chanfmt.base.errors import CheckError, UsageError
 from chanfmt.base.narrate import say
 from chanfmt.hub.digests import is_content
-from chanfmt.hub.failures import hub_errors, no_token, quiet_client, retried
+from chanfmt.hub.failures import hub_errors, no_token, quiet_client, retried, stored_token
 from chanfmt.hub.names import check_repo
 
 if TYPE_CHECKING:
@@ -103,9 +103,7 @@ def publish_folder(
 
 def check_login() -> None:
     """Raise `HubError` if there is no token. The Hub is not asked whether it accepts the token."""
-    from huggingface_hub import get_token
-
-    if get_token() is None:
+    if stored_token() is None:
         raise no_token()
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import UsageError
-from chanfmt.base.text import printable
-from chanfmt.cli.framework import PrintOptions, add_command, parse_options, print_json
+from chanfmt.cli.framework import PrintOptions, add_command, parse_options, print_json, print_line
 from chanfmt.hub.names import check_repo
 from chanfmt.hub.publish import VisibilityOptions, check_login
 
@@ -92,4 +91,4 @@ def _run(arguments: argparse.Namespace) -> None:
     if talk.json:
         print_json(asdict(done))
     else:
-        print(printable(done.url))
+        print_line(done.url)
