@@ -7,13 +7,14 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from chanfmt.base.errors import UsageError
 from chanfmt.base.files import check_target
 from chanfmt.base.narrate import progress_bar
 from chanfmt.building.loss import Loss, choose_loss
 from chanfmt.building.plan_arrays import plan_arrays
+from chanfmt.building.refusals import prune_refusals
+from chanfmt.building.requirements import check_requirements
 from chanfmt.building.widths import FFNWidth, find_widths
-from chanfmt.data.arrays import CalibrationInputs, InputFile, draw_tokens, read_inputs
+from chanfmt.data.arrays import CalibrationInputs, InputFile, draw_tokens
 from chanfmt.data.sampled import sample_sequences
 from chanfmt.data.source import Source
 from chanfmt.data.sources import draw_text, together
@@ -54,7 +55,8 @@ class BuildPlan:
         tokens: The sequences or samples that the model is measured on, in canonical order.
         unsampled: Sequences that a dry run does not sample from the model.
         streamed: The model as a chain of blocks, for a streamed build; otherwise None.
-        unprunable: A sentence about what ``surgery prune`` will refuse or not narrow; empty if it can narrow every FFN.
+        width_refusal: Why ``surgery prune`` will refuse the model, if the reason is the widths; otherwise empty.
+        width_note: A sentence about FFNs that it will not narrow; empty if there are none, or if it refuses the model.
     """
 
     options: BuildOptions
@@ -69,7 +71,8 @@ class BuildPlan:
     tokens: CalibrationTokens | CalibrationInputs
     unsampled: int = 0
     streamed: StreamedModel | None = None
-    unprunable: str = ""
+    width_refusal: str = ""
+    width_note: str = ""
 
     @functools.cached_property
     def record(self) -> ModelRecord:
@@ -93,6 +96,12 @@ class BuildPlan:
         """Number of channels of all FFNs; the channels of every expert count."""
         return sum(ffn.width * len(ffn.members) for ffn in self.ffns)
 
+    @functools.cached_property
+    def refusals(self) -> tuple[str, ...]:
+        """Why `surgery prune` will refuse the model, although it can be measured; see `prune_refusals`."""
+        reasons = (*prune_refusals(self.source, self.ffns), *([self.width_refusal] if self.width_refusal else []))
+        return tuple(dict.fromkeys(reasons))
+
     def summary(self) -> dict[str, Any]:
         """The plan as ``--dry-run`` prints it, by the names of its lines."""
         return {
@@ -106,11 +115,11 @@ class BuildPlan:
             "experts": max(ffn.experts for ffn in self.ffns),
             "write": self.ffns[0].write,
             "reads": list(dict.fromkeys(read.projection.matrix.parameter for read in self.ffns[0].members[0].reads)),
-            "prune": self.unprunable or "every FFN can be narrowed",
             "loss": self.loss.definition,
             "calibration": [source.name for source in self.sources],
             "sequences": len(self.tokens) + self.unsampled,
             "tokens": (len(self.tokens) + self.unsampled) * self.tokens.seq_len,
+            "prune": f"refused: {'; '.join(self.refusals)}" if self.refusals else self.width_note or "every FFN can be narrowed",
         }
 
 
@@ -124,8 +133,8 @@ def plan_build(options: BuildOptions, settings: LabelSettings, locate: Locate) -
         UsageError: The request cannot be carried out.
         ModelError: The model cannot be loaded or measured.
     """
-    options.check()
     settings.check()
+    file = check_requirements(options)
     if not options.dry_run:
         check_target(options.path, overwrite=options.overwrite)
     source = locate(options.model, revision=options.revision, trust_remote_code=options.trust_remote_code)
@@ -133,7 +142,6 @@ def plan_build(options: BuildOptions, settings: LabelSettings, locate: Locate) -
         options.check_in_memory()
     # A model that cannot be measured is refused before anything else is read.
     _ = source.config, source.index
-    file = None if options.inputs is None else read_inputs(options.inputs)
     if file is not None and not file.holds_tokens:
         return _plan_of_arrays(options, settings, source, file)
     return _plan_of_tokens(options, settings, source, file)
@@ -158,23 +166,18 @@ def _plan_of_tokens(options: BuildOptions, settings: LabelSettings, source: Mode
         drawn.append(_sampled(model, tokenizer, 0 if options.dry_run else sampled, options, source.id))
     sources, tokens = together(drawn)
     unsampled = sampled if options.dry_run else 0
-    widths, unprunable = find_widths(source, ffns, slices)
+    widths, refusal, note = find_widths(source, ffns, slices)
     return BuildPlan(
-        options, settings, source, model, ffns, slices, widths, loss, sources, tokens, unsampled, streamed, unprunable
+        options, settings, source, model, ffns, slices, widths, loss, sources, tokens, unsampled, streamed, refusal, note
     )
 
 
 def _plan_of_arrays(options: BuildOptions, settings: LabelSettings, source: ModelSource, file: InputFile) -> BuildPlan:
     """The plan of a build on the arrays in ``file``, which are not token sequences."""
-    if options.stream:
-        raise UsageError(
-            f"--stream runs token sequences, and {file.name} holds {', '.join(sorted(file.arrays))}",
-            hint="leave out --stream, or use --dtype bfloat16 or --device-map auto for a large model",
-        )
     model = _loaded(options, source)
     arrays = plan_arrays(model, file, options.loss, options.sequences, options.seed)
     slices = [tensor_slices(model, ffn, source.index) for ffn in arrays.ffns]
-    widths, unprunable = find_widths(source, arrays.ffns, slices)
+    widths, refusal, note = find_widths(source, arrays.ffns, slices)
     return BuildPlan(
         options,
         settings,
@@ -186,7 +189,8 @@ def _plan_of_arrays(options: BuildOptions, settings: LabelSettings, source: Mode
         arrays.loss,
         (arrays.source,),
         arrays.inputs,
-        unprunable=unprunable,
+        width_refusal=refusal,
+        width_note=note,
     )
 
 

@@ -27,42 +27,46 @@ class FFNWidth:
 
 def find_widths(
     source: ModelSource, ffns: Sequence[FFN], slices: Sequence[tuple[TensorSlice, ...]]
-) -> tuple[list[FFNWidth], str]:
-    """What sets the width of each of ``ffns``, and a sentence about what ``surgery prune`` will not narrow (empty if nothing).
+) -> tuple[list[FFNWidth], str, str]:
+    """What sets the width of each of ``ffns``; why ``surgery prune`` will refuse the model; a note on FFNs that it will not narrow.
+
+    The two texts are empty if there is nothing to say.
 
     Args:
         slices: For each FFN, where its weights lie in the checkpoint.
     """
     placed = [Placed(ffn.layer_index, ffn.width, ffn.experts, items) for ffn, items in zip(ffns, slices, strict=True)]
     found: list[WidthField | None] = [None] * len(ffns)
-    text = ""
+    refusal = ""
     try:
         found = width_fields(source.config_fields, placed)
     except ModelError as error:
         # The model can be measured with code from its repository, and a result must load without that code.
-        text = f"surgery prune will refuse this model: stock code could not load the result, because {error.message}"
+        refusal = error.message
     widths = [
         FFNWidth(field.name if field else "", field.factor if field else 0, channel_parameters(ffn, source.index))
         for ffn, field in zip(placed, found, strict=True)
     ]
-    return widths, text or _unset(ffns, widths)
+    return (widths, refusal, "") if refusal else (widths, *_unset(ffns, widths))
 
 
-def _unset(ffns: Sequence[FFN], widths: Sequence[FFNWidth]) -> str:
-    """A sentence about the FFNs whose width no field sets; empty if there are none."""
+def _unset(ffns: Sequence[FFN], widths: Sequence[FFNWidth]) -> tuple[str, str]:
+    """Why a cut of the model is refused, and a note, because of FFNs whose width no field sets; empty if there are none."""
     sizes = [len(ffn.members) * ffn.width * width.channel_parameters for ffn, width in zip(ffns, widths, strict=True)]
     without = [place for place, width in enumerate(widths) if not width.field]
     if not without:
-        return ""
+        return "", ""
     more = f" and {len(without) - 1} more" if len(without) > 1 else ""
     which = f"{ffns[without[0]].container}{more}"
     # A cut of the same share of every FFN makes the file smaller by this share of what is asked.
     if 2 * sum(sizes[place] for place in without) > sum(sizes):
         return (
-            f"surgery prune will refuse this model: no config field sets the width of {which} alone; --allow-padding writes "
-            "zeros in place of removed channels"
+            f"no config field sets the width of {which} alone; with --allow-padding, prune writes zeros in place of removed "
+            "channels",
+            "",
         )
     return (
+        "",
         f"surgery prune will write zeros in place of removed channels in {which}, because no config field sets their width "
-        "alone, and will narrow the other FFNs"
+        "alone, and will narrow the other FFNs",
     )

@@ -33,9 +33,8 @@ class ComparedOptions:
     metric: str = field(
         default="lp",
         metadata={
-            "help": "metric whose ranks and mass are compared",
-            "choices": tuple(schema.METRIC_BY_NAME),
-            "noun": "metric",
+            "help": f"metric whose ranks and mass are compared: {', '.join(schema.METRIC_BY_NAME)}, or a metric of another program "
+            "that the atlases hold, as x_OWNER/NAME",
             "metavar": "METRIC",
         },
     )

@@ -11,7 +11,7 @@ from chanfmt.base.errors import ChanfmtError, ModelError, UsageError
 from chanfmt.base.inputs import input_path
 from chanfmt.format.reader import Atlas
 from chanfmt.hub.names import is_address, parse_address
-from chanfmt.models.source import TEMPLATE_DIRECTORY, ModelSource, is_local, local_source
+from chanfmt.models.source import TEMPLATE_DIRECTORY, ModelSource, check_local, is_local, local_source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,6 +96,32 @@ def model_name(model: str | os.PathLike[str]) -> str:
     return os.fspath(model)
 
 
+def check_model(model: str, *, revision: str | None = None) -> None:
+    """Raise the errors of `locate_model` that need neither the network nor a weight.
+
+    Raises:
+        ModelError: This machine has a file of that name that is not a model, or the name cannot be that of a model.
+        UsageError: ``revision`` is given for a local model.
+    """
+    if revision is not None and is_local(input_path(model)):
+        raise UsageError(f"--revision is for models on the Hub, and {model} is a local model", hint="leave out --revision")
+    if "://" in model:
+        parts = model.partition("://")[2].split("/")[not is_address(model) :][:2]
+        raise UsageError(f"{model} is an address, not the id of a model", hint=f"write: {'/'.join(parts)}")
+    if check_local(model):
+        return
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(model)
+    except HFValidationError:
+        raise ModelError(
+            f"{model!r} is neither on this machine nor the name of a model on the Hub",
+            hint="write the id of a model as USER/NAME",
+        ) from None
+
+
 def locate_model(model: str, *, revision: str | None = None, trust_remote_code: bool = False) -> ModelSource:
     """Find ``model``: a local directory, a ``.gguf`` file, or a Hub id, which is downloaded to the Hub cache.
 
@@ -103,8 +129,7 @@ def locate_model(model: str, *, revision: str | None = None, trust_remote_code: 
         ModelError: The model does not exist, or cannot be fetched.
         UsageError: ``revision`` is given for a local model.
     """
-    if revision is not None and is_local(input_path(model)):
-        raise UsageError(f"--revision is for models on the Hub, and {model} is a local model", hint="leave out --revision")
+    check_model(model, revision=revision)
     here = local_source(model, trust_remote_code=trust_remote_code)
     if here is not None:
         return here

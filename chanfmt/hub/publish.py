@@ -88,8 +88,7 @@ def publish_folder(
 
     check_repo(repo)
     files = _files(folder) if names is None else {name: folder / name for name in sorted(names)}
-    if stored_token() is None:
-        raise no_token()
+    check_login()
     api, repo = HfApi(), full_name(repo)
     with quiet_client(), hub_errors(repo, kind=kind, writing=True):
         target = _Target(api, repo, kind)
@@ -100,6 +99,12 @@ def publish_folder(
             retried(lambda: api.update_repo_settings(repo, private=False, repo_type=kind))
             say(f"{repo} is public now")
     return Published(repo, url, commit)
+
+
+def check_login() -> None:
+    """Raise `HubError` if there is no token. The Hub is not asked whether it accepts the token."""
+    if stored_token() is None:
+        raise no_token()
 
 
 def _files(folder: Path) -> dict[str, Path]:

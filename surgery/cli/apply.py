@@ -59,10 +59,11 @@ def _run(arguments: argparse.Namespace) -> None:
     from surgery.cut.prune import apply
     from surgery.planning.file import load_plan
 
-    plan = load_plan(input_path(parse_options(arguments, PlanFileOptions).plan))
     fine_tune = parse_options(arguments, FineTuneOptions).fine_tune
     options = parse_options(arguments, CutOptions)
-    result = apply(plan, options.model, options.output, as_data(options, fine_tune=fine_tune), revision=options.revision)
+    cut_options = as_data(options, fine_tune=fine_tune)
+    plan = load_plan(input_path(parse_options(arguments, PlanFileOptions).plan))
+    result = apply(plan, options.model, options.output, cut_options, revision=options.revision)
     tell(result, options, parse_options(arguments, PrintOptions))
 
 

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import UsageError
 from chanfmt.cli.framework import PrintOptions, add_command, parse_options, print_json, print_line
-from chanfmt.hub.failures import no_token, stored_token
 from chanfmt.hub.names import check_repo
-from chanfmt.hub.publish import VisibilityOptions
+from chanfmt.hub.publish import VisibilityOptions, check_login
 
 if TYPE_CHECKING:
     import argparse
@@ -59,8 +58,8 @@ class PublishingOptions(VisibilityOptions):
             raise UsageError("--public and --pr are for --push", hint="add --push, or leave them out")
         if self.push:
             check_repo(self.push)
-        if self.push is not None and login and stored_token() is None:
-            raise no_token()
+        if self.push is not None and login:
+            check_login()
 
 
 def add(commands: Any) -> None:

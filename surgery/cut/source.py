@@ -10,6 +10,7 @@ from chanfmt.base.narrate import say
 from chanfmt.format.show import short
 from chanfmt.hub.locate import hub_model, locate_model, main_commit, model_name
 from chanfmt.models.source import ModelSource, own_revision
+from surgery.result.names import REPORT_FILE
 
 if TYPE_CHECKING:
     import os
@@ -74,6 +75,11 @@ def check_fingerprint(model: Named, source: ModelSource, way_out: str = "") -> N
     Args:
         way_out: A further way out, for the end of the hint.
     """
+    if source.fingerprint != model.fingerprint and (source.directory / REPORT_FILE).is_file():
+        raise ModelError(
+            f"{source.directory} is a result of surgery, and not the model of the atlas, {model.id!r}",
+            hint="pass the model that the atlas was built from; to cut a result again, build an atlas of it first",
+        )
     if source.fingerprint != model.fingerprint:
         raise ModelError(
             f"{source.directory} is not the model of the atlas: its weights differ from those of {model.id!r}",
