@@ -69,7 +69,7 @@ def prune(
     for warning in plan.warnings:
         warn(warning)
     if not cut_options.allow_padding:
-        check_plan(plan)
+        _check_size(plan)
     recovery = plan_recovery(recovery_options, atlas, plan)
     if isinstance(recovery, Refit):
         # The model may be downloaded below. A device that is not there should show before that.
@@ -114,7 +114,7 @@ def apply(
     check_output(directory, overwrite=options.overwrite)
     # The plan may know before a download that the file would hardly shrink.
     if not options.allow_padding:
-        check_plan(plan)
+        _check_size(plan)
     source = find_model(plan.model, model, revision)
     say(f"cutting {source.id}")
     if source.revision and (source.source, source.id) == (plan.model.source, plan.model.id):
@@ -122,3 +122,14 @@ def apply(
     report = apply_plan(plan, source, directory, options, atlas=atlas, recovery=recovery)
     say(f"wrote {directory}")
     return Result(directory, report, None)
+
+
+def _check_size(plan: PruningPlan) -> None:
+    """Raise `UsageError` if the atlas alone tells that the file would hardly shrink.
+
+    For a model type that transformers does not know, the cut gives a better reason for which it refuses.
+    """
+    import transformers
+
+    if plan.model.model_type in transformers.CONFIG_MAPPING:
+        check_plan(plan)
