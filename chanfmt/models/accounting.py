@@ -16,6 +16,7 @@ from chanfmt.base.errors import ModelError
 from chanfmt.base.narrate import say
 from chanfmt.models.classes import auto_class, shapes_only
 from chanfmt.models.quiet import quiet_transformers
+from chanfmt.models.source import check_plain
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -128,6 +129,8 @@ def check_accounted(source: ModelSource) -> Accounting:
         raise ModelError(f"{source.id}: {first.reason}{others}", hint=first.hint)
     for note in accounting.notes():
         say(note)
+    if unused := source.index.unused:
+        say(f"{unused[0]} does not belong to the checkpoint in use, and is not read{_and_more(unused)}")
     return accounting
 
 
@@ -135,8 +138,10 @@ def account(source: ModelSource) -> Accounting:
     """What becomes of each tensor in the files of ``source``. No weights are read, except of tied tensors that are stored twice.
 
     Raises:
-        ModelError: transformers does not know the model, or the checkpoint cannot be read.
+        ModelError: transformers does not know the model, the checkpoint cannot be read, or as
+            `chanfmt.models.source.check_plain`.
     """
+    check_plain(source)
     model = shapes_only(auto_class(source.config), source.config, trust_remote_code=source.trust_remote_code)
     return account_for(model, source.index)
 
@@ -502,6 +507,10 @@ def _family(prefix: str, loaded: Iterable[str]) -> str:
     """The first part of ``prefix`` if no loaded tensor begins with it, otherwise ``prefix``."""
     first = prefix.split(".")[0]
     return prefix if any(name.split(".")[0] == first for name in loaded) else first
+
+
+def _and_more(names: list[str]) -> str:
+    return f"; nor are {len(names) - 1} more such files" if len(names) > 1 else ""
 
 
 def _twice(target: str, names: list[str]) -> Refusal:
