@@ -34,7 +34,8 @@ def check_alone(directory: Path, config: Mapping[str, Any], name: str) -> None:
     if adapter:
         raise ModelError(
             f"{name} has an adapter beside its weights ({adapter[0]}), which some programs add to the weights and some ignore",
-            hint=f"{_merge(directory)}; to use the model without the adapter, remove {' and '.join(adapter)}",
+            hint=f"merge it first, with peft: {_merge(repr(str(directory)), repr('ADAPTER'))}, with the adapter's files moved to the directory "
+            f"ADAPTER; or, to use the model without the adapter, remove {' and '.join(adapter)}",
         )
     other = config.get("transformers_weights")
     if other and other not in (SINGLE_FILE, INDEX_FILE):
@@ -54,7 +55,8 @@ def check_adapter_alone(directory: Path, name: str) -> None:
     """Raise `ModelError` if ``directory``, which has no ``config.json``, holds an adapter."""
     if adapter_files(directory):
         raise ModelError(
-            f"{name} is an adapter, not a model: it holds only what is added to another model's weights", hint=_merge(directory)
+            f"{name} is an adapter, not a model: it holds only what is added to another model's weights",
+            hint=f"merge it first, with peft: {_merge(_base(directory), repr(str(directory)))}",
         )
 
 
@@ -67,16 +69,20 @@ def adapter_files(directory: Path) -> list[str]:
     return [name for name in names if name == ADAPTER_CONFIG or _ADAPTER_WEIGHTS.fullmatch(name)]
 
 
-def _merge(directory: Path) -> str:
-    base = "BASE"
+def _base(directory: Path) -> str:
+    """The model that the adapter in ``directory`` names, as a Python string; BASE if it names none."""
     try:
         path = directory / ADAPTER_CONFIG
         if path.stat().st_size <= _MAX_CONFIG:
             found = json.loads(path.read_bytes()).get("base_model_name_or_path")
-            base = repr(found[:200]) if found and isinstance(found, str) else base
+            return repr(found[:200]) if found and isinstance(found, str) else "BASE"
     except (OSError, ValueError, RecursionError, AttributeError):
         pass
+    return "BASE"
+
+
+def _merge(base: str, adapter: str) -> str:
     return (
-        "merge it first, with peft: PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("
-        f"{base}), {str(directory)!r}).merge_and_unload().save_pretrained(DIRECTORY), and save the tokenizer there too"
+        f"PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base}), {adapter}).merge_and_unload()"
+        ".save_pretrained(DIRECTORY)"
     )
