@@ -316,7 +316,8 @@ class _Account:
     def _misnumbered(self, target: str, lists: list[list[str]]) -> Iterator[Refusal]:
         """Gaps and repetitions in the lists that a converter joins to ``target``, such as the gates of all experts."""
         numbered = [[self.placed[name].number for name in names] for names in lists]
-        last = max((number for numbers in numbered for number in numbers if number is not None), default=-1)
+        held = {number: name for names in lists for name in names if (number := self.placed[name].number) is not None}
+        last = max(held, default=-1)
         for names, numbers in zip(lists, numbered, strict=True):
             if numbers == [None]:
                 continue
@@ -326,7 +327,7 @@ class _Account:
                 name = f".{number}.".join(names[0].rsplit(f".{numbers[0]}.", 1))
                 yield Refusal(
                     name,
-                    f"the checkpoint lacks {name}, and holds number {last} of the same list",
+                    f"the checkpoint lacks {name}, and holds {held[last]}",
                     "without it, the tensors would be joined in the wrong order; is this the complete checkpoint?",
                 )
 
