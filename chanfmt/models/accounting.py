@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import ModelError
@@ -248,17 +249,8 @@ class _Account:
 
     def _ignorable(self) -> set[str]:
         """The unknown tensors that the class itself says may be ignored, or computes anew: buffers that files once held."""
-        from transformers.utils.loading_report import LoadStateDictInfo
-
         targets = {self.placed[name].target for name in self.unknown}
-        info = LoadStateDictInfo(
-            missing_keys=set(),
-            unexpected_keys=set(targets),
-            mismatched_keys=set(),
-            error_msgs=[],
-            conversion_errors={},
-            skipped_pp_keys=set(),
-        )
+        info = SimpleNamespace(missing_keys=set(), unexpected_keys=targets)
         self.model._adjust_missing_and_unexpected_keys(info)
         computed = {name for name, _ in self.model.named_buffers()}
         return {
