@@ -332,6 +332,15 @@ class _Account:
                     f"the checkpoint lacks {name}, and holds {held[last]}",
                     "without it, the tensors would be joined in the wrong order; is this the complete checkpoint?",
                 )
+            if numbers != sorted(numbers, key=lambda number: -1 if number is None else number):
+                stems = {name: "..".join(name.rsplit(f".{self.placed[name].number}.", 1)) for name in names}
+                counts = Counter(stems.values())
+                odd = min(names, key=lambda name: counts[stems[name]])
+                yield Refusal(
+                    odd,
+                    f"the checkpoint holds {odd} under another prefix than the tensors that it is joined with to {target}",
+                    "transformers sorts the tensors by their names, and would join them in the wrong order; rename the tensor",
+                )
 
     def _produced_twice(self) -> Iterator[Refusal]:
         """Tensors that are stored both as they are and as a part of what a converter splits."""
@@ -385,6 +394,11 @@ class _Account:
             )
         for target, found, wanted in sorted(info.mismatched_keys, key=str):
             names = self.sources.get(target, [target])
+            number = self.placed[names[-1]].number if names[-1] in self.placed else None
+            if number is not None and found[:1] == (number + 1,) and found[0] < wanted[0] and found[1:] == wanted[1:]:
+                name = f".{number + 1}.".join(names[-1].rsplit(f".{number}.", 1))
+                yield Refusal(name, f"the checkpoint lacks {name}, the next of {number + 1} for {target}", _INCOMPLETE)
+                continue
             odd = self._odd(names)
             part = odd if len(names) == 1 else f"{odd} and {len(names) - 1} more, together {target},"
             yield Refusal(

@@ -8,7 +8,8 @@ from chanfmt.base.errors import ModelError, UsageError
 from chanfmt.base.narrate import say
 from chanfmt.hub.locate import locate_model, main_commit, model_name
 from chanfmt.models.accounting import check_accounted
-from chanfmt.models.source import ModelSource, own_revision
+from chanfmt.models.source import ModelSource, check_plain, own_revision
+from surgery.cut.stock import parse_config
 
 if TYPE_CHECKING:
     import os
@@ -69,7 +70,9 @@ def plain_config(source: ModelSource) -> dict[str, Any]:
 
     Raises:
         ModelError: As `chanfmt.models.accounting.check_accounted`: the weights are quantised, an adapter lies beside them, or
-            the class would ignore a tensor.
+            the class would ignore a tensor. As `surgery.cut.stock.parse_config`, if stock code does not know the model type.
     """
+    check_plain(source)
+    parse_config(source.config_fields)
     check_accounted(source)
     return source.config_fields

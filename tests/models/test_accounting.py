@@ -224,6 +224,25 @@ def test_experts_with_a_gap_are_not_joined_in_another_order(tmp_path):
     assert f"lacks {name.format(1)}, and holds {name.format(7)}" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("prefix", ["", "model.model."])
+def test_an_expert_under_another_prefix_is_not_joined_last(prefix, tmp_path):
+    save_tiny(tmp_path, "qwen3_moe", **tensor_fuzz.CASES["qwen3_moe"])
+    tensors = stored(tmp_path)
+    name = f"{prefix}layers.1.mlp.experts.1.down_proj.weight"
+    tensors[name] = tensors.pop("model.layers.1.mlp.experts.1.down_proj.weight")
+    store(tmp_path, tensors)
+    assert f"holds {name} under another prefix" in refusal(tmp_path)
+
+
+def test_the_last_expert_is_missing(tmp_path):
+    save_tiny(tmp_path, "qwen3_moe", **tensor_fuzz.CASES["qwen3_moe"])
+    tensors = stored(tmp_path)
+    name = "model.layers.1.mlp.experts.3.down_proj.weight"
+    del tensors[name]
+    store(tmp_path, tensors)
+    assert f"lacks {name}" in refusal(tmp_path)
+
+
 def test_fused_and_split_experts_side_by_side(tmp_path):
     save_tiny(tmp_path, "qwen3_moe", **tensor_fuzz.CASES["qwen3_moe"])
     fused = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
