@@ -20,7 +20,7 @@ from chanfmt.models.quiet import quiet_transformers
 from chanfmt.models.source import check_plain
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from chanfmt.models.safetensors import CheckpointIndex, TensorEntry
     from chanfmt.models.source import ModelSource
@@ -85,25 +85,6 @@ class Accounting:
     ignored: tuple[str, ...]
     refused: tuple[Refusal, ...]
     unloaded: tuple[Unloaded, ...]
-
-    def of_width(self, index: CheckpointIndex, widths: Collection[int]) -> tuple[Unloaded, ...]:
-        """The groups of `unloaded` in which a matrix has an axis of one of ``widths``: an FFN's, perhaps.
-
-        Args:
-            index: The checkpoint.
-            widths: Channels of FFNs. Whole multiples count too, because gate and up may be stored as one matrix.
-        """
-        return tuple(
-            group
-            for group in self.unloaded
-            if any(
-                length and length % width == 0
-                for name in group.tensors
-                if len(index.tensors[name].shape) > 1
-                for length in index.tensors[name].shape
-                for width in widths
-            )
-        )
 
     def notes(self) -> list[str]:
         """What a user should know of `unloaded`, one sentence for each family of groups."""

@@ -103,7 +103,6 @@ def test_what_the_class_lists_as_ignorable_is_noted(tmp_path):
         "mtp": ("", False),
         "mtp.layers.0": ("model.layers.3", False),
     }
-    assert [group.prefix for group in accounting.of_width(source.index, {28})] == ["mtp.layers.0"]
     count = len(accounting.ignored)
     assert said == [f"Qwen3NextForCausalLM does not load mtp.*: {count} tensors; they are not measured"]
 
