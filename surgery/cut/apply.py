@@ -25,7 +25,7 @@ from surgery.cut.checkpoint.reader import read_ahead
 from surgery.cut.checkpoint.writer import output_bytes, write_checkpoint
 from surgery.cut.config_width import find_layout
 from surgery.cut.options import CUT_DEFAULTS, CutOptions
-from surgery.cut.source import check_fingerprint, unquantised_config
+from surgery.cut.source import check_fingerprint, plain_config
 from surgery.cut.stock import parse_config
 from surgery.planning.file import write_plan
 from surgery.planning.plan import Applied, PruningPlan
@@ -94,7 +94,7 @@ def apply_plan(
     check_output(output, overwrite=options.overwrite, source=source.directory)
     if atlas is not None:
         plan.check_atlas(atlas)
-    config, index = unquantised_config(source), source.index
+    config, index = plain_config(source), source.index
     read_ahead(index.files, available_memory() // 4)
     if options.fine_tune:
         _check_kind(plan, source)

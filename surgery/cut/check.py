@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from chanfmt.base.errors import CheckError
 from chanfmt.base.memory import available_memory
 from chanfmt.models.load import auto_class
+from chanfmt.models.loadable import loadable
 from chanfmt.models.quiet import quiet_transformers
 from surgery.cut.matching import match_ffns
 from surgery.cut.stock import meta_shapes, parse_config
@@ -192,9 +193,9 @@ def _load(source: ModelSource, dtype: str) -> tuple[Any, dict[str, set[str]]]:
     import torch
 
     try:
-        with quiet_transformers():
+        with quiet_transformers(), loadable(source.index) as directory:
             model, info = auto_class(parse_config(source.config_fields)).from_pretrained(
-                source.directory,
+                directory,
                 dtype=getattr(torch, dtype),
                 use_safetensors=True,
                 local_files_only=True,

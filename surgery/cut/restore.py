@@ -13,7 +13,7 @@ from surgery.cut.check import check_logits, check_shapes, memory_shortage
 from surgery.cut.checkpoint.cuts import plan_restoration
 from surgery.cut.config_width import edit_config
 from surgery.cut.options import CUT_DEFAULTS, CutOptions
-from surgery.cut.source import unquantised_config
+from surgery.cut.source import plain_config
 from surgery.cut.stock import meta_shapes
 from surgery.planning.file import load_applied
 from surgery.result.names import KEPT_FILE, REPORT_FILE
@@ -69,7 +69,7 @@ def restore(source: ModelSource, output: str | os.PathLike[str], options: CutOpt
     plan, applied = load_applied(source.directory / KEPT_FILE)
     cuts = plan_restoration(plan, applied.widths, source.index)
     before = {tuple(name.split(".")): change.before for name, change in applied.config.items()}
-    config = edit_config(unquantised_config(source), before)
+    config = edit_config(plain_config(source), before)
     allowed = {name: frozenset({shape}) for name, shape in meta_shapes(config).items()}
     with published(directory, source.index, cuts, config, options.shard_bytes) as temporary:
         written = ModelSource(temporary)
