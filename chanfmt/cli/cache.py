@@ -38,7 +38,7 @@ def add(commands: Any) -> None:
         "list dequantised GGUF files",
         run=_list,
         options=lambda: (),
-        examples=("atlas cache list", "atlas cache list --json"),
+        examples=("atlas cache list --json", "atlas cache list --quiet"),
         description="List the checkpoints that chanfmt made from GGUF files, last used first, with what made them and their size.",
     )
     framework.add_command(
