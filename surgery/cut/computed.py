@@ -19,6 +19,7 @@ from chanfmt.models.matrices import matrix_of
 from chanfmt.models.quiet import quiet_transformers
 from chanfmt.models.streaming.blocks import UnstreamableError
 from chanfmt.models.streaming.on_demand import open_on_demand
+from chanfmt.models.streaming.parameters import freed_memory_returned
 from surgery.cut.matching import match_ffns
 from surgery.cut.stock import parse_config
 
@@ -131,7 +132,7 @@ class Computation:
             CheckError: Stock transformers cannot load the checkpoint, or the mask does not fit the model.
         """
         for embeddings in (True, False):
-            with contextlib.suppress(UnstreamableError):
+            with contextlib.suppress(UnstreamableError), freed_memory_returned():
                 return self.run_streamed(check_memory, embeddings=embeddings)
         return self.run_in_memory(check_memory)
 

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 from chanfmt.models.streaming.blocks import Blocks, UnstreamableError, check_unshared, outer_lists
-from chanfmt.models.streaming.parameters import StoredParameters, return_freed_memory, weightless
+from chanfmt.models.streaming.parameters import StoredParameters, weightless
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -101,7 +101,6 @@ def open_on_demand(
         UnstreamableError: The model has no list of blocks, blocks share weights, or the checkpoint lacks weights.
         ModelError: transformers cannot build the model, or a weight cannot be read or has another shape.
     """
-    return_freed_memory()
     model = weightless(loader, config, dtype)
     parts = _parts(model, embeddings)
     stored = StoredParameters(model, source, dtype)
