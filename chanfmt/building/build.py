@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING
 
 from chanfmt.base.errors import UsageError
-from chanfmt.base.narrate import say, silenced
+from chanfmt.base.narrate import say, silenced, warn
 from chanfmt.building.assemble import assemble, assemble_partial
 from chanfmt.building.distributed import LostProcessError, joined, processes
 from chanfmt.building.keeper import Keeper
@@ -44,6 +44,7 @@ def build(options: BuildOptions, settings: LabelSettings, locate: Locate) -> Pat
         LostProcessError: Another process died. What it had measured since the last partial atlas is lost.
         KeyboardInterrupt: Ctrl-C. If there is a partial atlas, the text of the exception says how to continue.
     """
+    options.check()
     _check_processes(options)
     with (
         _telling_how_to_continue(options),
@@ -107,9 +108,5 @@ def _narrate(plan: BuildPlan) -> None:
         f"{len(plan.tokens)} x {plan.tokens.seq_len} tokens of "
         f"{', '.join(source.name for source in plan.sources)}",
     )
-    mixed = sorted({ffn.layer_index for ffn in plan.ffns if ffn.mixed})
-    if mixed:
-        say(
-            f"note: in layer {', '.join(map(str, mixed))} a norm or a threshold over all channels lies between read and write, "
-            "so removing some channels changes the others",
-        )
+    for reason in plan.refusals:
+        warn(f"the model can be measured, but surgery prune will refuse it: {reason}")

@@ -10,7 +10,7 @@ import torch
 
 from chanfmt.base.errors import ModelError, UsageError
 from chanfmt.format import schema
-from chanfmt.models.causal import is_causal
+from chanfmt.models.causal import is_causal, why_not_causal
 from chanfmt.models.likelihood import differentiated, nll
 from chanfmt.models.next_token import NextTokenLoss
 from chanfmt.models.run import explained, run_text, tokens_at_once
@@ -65,11 +65,11 @@ def choose_loss(model: Any, tokenizer: Any, example: torch.Tensor, name: str = "
     if name in ("auto", "reconstruction") and model.config.is_encoder_decoder:
         return ReconstructionLoss(model)
     with explained(tokens_at_once(example)):
-        predicts = hasattr(run_text(model, example), "logits")
+        predicts = _predicts_tokens(model, run_text(model, example))
         causal = predicts and (is_causal(model) if causal is None else causal)
     if not predicts:
         raise UsageError(
-            f"{kind} has no head that predicts tokens, so there is no likelihood to differentiate",
+            f"{kind} {why_not_causal(model)}, so there is no likelihood to differentiate",
             hint="measure it against its own embedding with --loss embedding",
         )
     if name in ("auto", "next-token") and causal:
@@ -78,11 +78,17 @@ def choose_loss(model: Any, tokenizer: Any, example: torch.Tensor, name: str = "
         return MaskedTokenLoss(model, tokenizer.mask_token_id)
     if name == "auto":
         raise UsageError(
-            f"{kind} is an encoder as configured, and its tokenizer has no mask token: "
+            f"{kind} {why_not_causal(model)}, and its tokenizer has no mask token: "
             "it can predict neither next tokens nor masked tokens",
             hint="measure it against its own embedding with --loss embedding",
         )
     raise UsageError(f"{kind} has no {name} loss", hint="leave out --loss, or use --loss embedding")
+
+
+def _predicts_tokens(model: Any, output: Any) -> bool:
+    """Whether ``output`` of ``model`` holds a row of logits for every token, with a logit for every token of the vocabulary."""
+    logits = getattr(output, "logits", None)
+    return isinstance(logits, torch.Tensor) and logits.ndim >= 3 and not type(model).__name__.endswith("Classification")
 
 
 class MaskedTokenLoss:

@@ -12,6 +12,7 @@ from chanfmt.base.errors import UsageError
 from chanfmt.data.shares import divide, read_weights
 from chanfmt.data.text import ARRAYS, SELF
 from chanfmt.format import schema
+from chanfmt.models.load import DTYPES
 
 _COUNT = re.compile("0*[1-9][0-9]{0,8}")
 
@@ -110,6 +111,15 @@ class BuildOptions:
             raise UsageError(f"--checkpoint-every must be 0 or more seconds, not {self.checkpoint_every:g}")
         if not 0 <= self.spool_limit < 2**33:
             raise UsageError(f"--spool-limit must be 0 or more GiB, not {self.spool_limit:g}")
+        if self.revisions is None and not self.path.name:
+            raise UsageError(f"-o {self.output!r} names no file", hint="name the atlas to write, such as llama.h5")
+        if self.dtype not in DTYPES:
+            raise unknown("dtype", self.dtype, DTYPES)
+        if self.loss == "labels" and self.inputs is None:
+            raise UsageError(
+                "--loss labels is for a file of inputs that holds labels, and --calib names text",
+                hint="add --calib FILE.npz, or leave out --loss",
+            )
         if self.stream and SELF in self.shares:
             raise UsageError(
                 f"--calib {SELF} and --stream cannot be combined: sampling runs the whole model for every token",

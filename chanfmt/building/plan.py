@@ -7,12 +7,13 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from chanfmt.base.errors import UsageError
 from chanfmt.base.files import check_target
 from chanfmt.base.narrate import progress_bar
 from chanfmt.building.loss import Loss, choose_loss
 from chanfmt.building.plan_arrays import plan_arrays
-from chanfmt.data.arrays import CalibrationInputs, InputFile, draw_tokens, read_inputs
+from chanfmt.building.refusals import prune_refusals
+from chanfmt.building.requirements import check_requirements
+from chanfmt.data.arrays import CalibrationInputs, InputFile, draw_tokens
 from chanfmt.data.sampled import sample_sequences
 from chanfmt.data.source import Source
 from chanfmt.data.sources import draw_text, together
@@ -88,6 +89,11 @@ class BuildPlan:
         """Number of channels of all FFNs; the channels of every expert count."""
         return sum(ffn.width * len(ffn.members) for ffn in self.ffns)
 
+    @functools.cached_property
+    def refusals(self) -> tuple[str, ...]:
+        """Why `surgery prune` will refuse the model, although it can be measured; see `prune_refusals`."""
+        return prune_refusals(self.source, self.ffns)
+
     def summary(self) -> dict[str, Any]:
         """The plan as ``--dry-run`` prints it, by the names of its lines."""
         return {
@@ -105,6 +111,7 @@ class BuildPlan:
             "calibration": [source.name for source in self.sources],
             "sequences": len(self.tokens) + self.unsampled,
             "tokens": (len(self.tokens) + self.unsampled) * self.tokens.seq_len,
+            "prune": f"refused: {'; '.join(self.refusals)}" if self.refusals else "no reason against it is known",
         }
 
 
@@ -118,8 +125,8 @@ def plan_build(options: BuildOptions, settings: LabelSettings, locate: Locate) -
         UsageError: The request cannot be carried out.
         ModelError: The model cannot be loaded or measured.
     """
-    options.check()
     settings.check()
+    file = check_requirements(options)
     if not options.dry_run:
         check_target(options.path, overwrite=options.overwrite)
     source = locate(options.model, revision=options.revision, trust_remote_code=options.trust_remote_code)
@@ -127,7 +134,6 @@ def plan_build(options: BuildOptions, settings: LabelSettings, locate: Locate) -
         options.check_in_memory()
     # A model that cannot be measured is refused before anything else is read.
     _ = source.config, source.index
-    file = None if options.inputs is None else read_inputs(options.inputs)
     if file is not None and not file.holds_tokens:
         return _plan_of_arrays(options, settings, source, file)
     return _plan_of_tokens(options, settings, source, file)
@@ -157,11 +163,6 @@ def _plan_of_tokens(options: BuildOptions, settings: LabelSettings, source: Mode
 
 def _plan_of_arrays(options: BuildOptions, settings: LabelSettings, source: ModelSource, file: InputFile) -> BuildPlan:
     """The plan of a build on the arrays in ``file``, which are not token sequences."""
-    if options.stream:
-        raise UsageError(
-            f"--stream runs token sequences, and {file.name} holds {', '.join(sorted(file.arrays))}",
-            hint="leave out --stream, or use --dtype bfloat16 or --device-map auto for a large model",
-        )
     model = _loaded(options, source)
     arrays = plan_arrays(model, file, options.loss, options.sequences, options.seed)
     slices = [tensor_slices(model, ffn, source.index) for ffn in arrays.ffns]

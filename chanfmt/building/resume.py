@@ -12,6 +12,7 @@ from chanfmt.base.errors import AtlasError, ChanfmtError, UsageError
 from chanfmt.base.files import check_target, remove_stale
 from chanfmt.base.narrate import say
 from chanfmt.building.keeper import remove_partial
+from chanfmt.building.requirements import check_requirements
 from chanfmt.building.state import ENVIRONMENT, REQUEST, is_partial, read_partial, sequences_digest
 from chanfmt.format import schema
 from chanfmt.format.reader import Atlas
@@ -36,6 +37,7 @@ def clear_way(options: BuildOptions, locate: Locate, group: Group) -> None:
         if os.path.lexists(partial) and path.is_file() and _is_finished(partial, path):
             remove_partial(partial)
     if group.size > 1 and group.leads_machine:
+        check_requirements(options)
         check_target(path, overwrite=options.overwrite)
         locate(options.model, revision=options.revision, trust_remote_code=options.trust_remote_code)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from chanfmt.base.errors import AtlasError, UsageError
 from chanfmt.base.narrate import say
 from chanfmt.building.build import build
+from chanfmt.building.requirements import check_requirements
 from chanfmt.data.text import ARRAYS, SELF, read_text
 from chanfmt.format.reader import Atlas
 
@@ -31,7 +32,7 @@ def members(options: BuildOptions) -> list[tuple[str, BuildOptions]]:
     A revision of a local directory is a directory inside it, such as ``checkpoint-100``.
 
     Raises:
-        UsageError: Two revisions would be written to one file.
+        UsageError: Two revisions would be written to one file, or a local directory lacks a revision.
     """
     model = Path(os.path.expanduser(options.model))
     found: dict[str, tuple[str, BuildOptions]] = {}
@@ -41,6 +42,12 @@ def members(options: BuildOptions) -> list[tuple[str, BuildOptions]]:
             raise UsageError(f"--revisions: {revision} and {found[name][0]} would both be written to {name}")
         member = dataclasses.replace(options, revisions=None, output=str(options.path / name))
         if os.path.isdir(model):
+            if not os.path.isdir(model / revision):
+                inside = sorted(item.name for item in model.iterdir() if item.is_dir())
+                raise UsageError(
+                    f"--revisions: {model} has no directory {revision}",
+                    hint=f"directories in it: {', '.join(inside[:20]) or 'none'}",
+                )
             member = dataclasses.replace(member, model=str(model / revision))
         else:
             member = dataclasses.replace(member, revision=revision)
@@ -58,7 +65,8 @@ def build_series(options: BuildOptions, settings: LabelSettings, locate: Locate)
     Raises:
         ChanfmtError: As for `build`, or an existing atlas was made with other options.
     """
-    options.check()
+    check_requirements(options)
+    settings.check()
     chosen = members(options)
     if os.path.exists(options.path) and not os.path.isdir(options.path):
         raise UsageError(f"{options.path} is a file", hint="with --revisions, -o names a directory")

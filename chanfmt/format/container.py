@@ -27,6 +27,7 @@ from h5py import h5a, h5d, h5ds, h5g, h5s, h5t
 
 from chanfmt.base.errors import AtlasError, first_line
 from chanfmt.format import schema
+from chanfmt.format.mistaken import way_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -360,7 +361,7 @@ def _check_outside(path: Path) -> os.stat_result:
     except OSError as error:
         raise AtlasError(f"{path} cannot be opened: {error.strerror}") from None
     if stat.S_ISDIR(status.st_mode):
-        raise AtlasError(f"{path} is a directory, not an atlas file")
+        raise AtlasError(f"{path} is a directory, not an atlas file", hint=way_out(path))
     if not stat.S_ISREG(status.st_mode):
         raise AtlasError(f"{path} is not a regular file")
     if status.st_size == 0:
@@ -372,7 +373,7 @@ def _check_outside(path: Path) -> os.stat_result:
     except OSError as error:
         raise AtlasError(f"{path} cannot be read: {error.strerror}") from None
     if not superblock.startswith(SIGNATURE):
-        raise AtlasError(f"{path} is not an importance atlas (not an HDF5 file)", code="E001")
+        raise AtlasError(f"{path} is not an importance atlas (not an HDF5 file)", hint=way_out(path), code="E001")
     end = _stated_end(superblock)
     if end is not None and end != status.st_size:
         raise AtlasError(f"{path} is damaged: it has {status.st_size} bytes and should have {end}", hint=_COPY, code="E016")

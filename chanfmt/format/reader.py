@@ -145,6 +145,11 @@ class Stack:
         return found
 
     @property
+    def extension_names(self) -> list[str]:
+        """Names of `extension_metrics`."""
+        return list(self._extension_places)
+
+    @property
     def all_metrics(self) -> list[schema.Variable]:
         """The metrics this stack holds in the schema's order, and then the metrics of other programs."""
         return [*(schema.METRIC_BY_NAME[name] for name in self.metrics), *self.extension_metrics]
@@ -207,8 +212,21 @@ class Stack:
         if name in self._extension_places:
             return self._extension_places[name]
         if name not in self._held:
-            raise AtlasError(f"the atlas holds no {name!r} for {self.name}", hint="build it again with this chanfmt")
+            raise AtlasError(f"the atlas holds no {name!r} for {self.name}", hint=self._way_to(name))
         return f"{self._path}/{name}"
+
+    def _way_to(self, name: str) -> str:
+        """How to get an atlas that holds the variable ``name``, which this stack does not hold."""
+        variable = schema.STACK_VARIABLE_BY_NAME.get(name)
+        if variable is None:
+            return f"metrics that it holds: {', '.join(metric.name for metric in self.all_metrics)}"
+        if variable.additive:
+            return "use the atlas as it was built, before atlas strip"
+        if variable.rests_on and schema.CORRELATIONS not in variable.rests_on:
+            return "compute it from the weights: atlas label FILE --model MODEL -o NEW"
+        if variable.merge == "drop":
+            return "only a build measures it, and a merge drops it: use the atlas of one build, on one text or on several"
+        return "build it again with this chanfmt"
 
 
 class Atlas:

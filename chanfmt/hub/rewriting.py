@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -71,11 +72,25 @@ def write_merged(
         content = merge([stack.enter_context(opened(atlas)) for atlas in atlases])
     if model is not None:
         content = relabelled_with_weights(content, content.labels, _weights(model, content.model))
-    if content.dropped:
-        advice = "" if model is not None else "; add --model to compute connectivity and the halo from the weights"
-        say(f"note: dropped {', '.join(content.dropped)}{advice}")
     write_atlas(content, target)
+    _narrate_merge(content, target, with_weights=model is not None)
     return target
+
+
+def _narrate_merge(content: AtlasContent, target: Path, *, with_weights: bool) -> None:
+    """Say what the merged atlas lacks, what that changes, and how to get it back."""
+    if content.dropped:
+        say(f"note: dropped {', '.join(content.dropped)}")
+    if "connectivity" in content.dropped and not with_weights:
+        say(
+            "note: there is no halo; compute connectivity and the halo from the weights with: "
+            f"atlas label {shlex.quote(str(target))} --model MODEL --overwrite"
+        )
+    if "redundancy" in content.dropped:
+        say(
+            "note: the protection factor is 1 everywhere, because only a build measures redundancy: scar-prot and scar-conn rank "
+            "channels as scar-lp does; to measure it on all texts, build one atlas: atlas build MODEL --calib A --calib B"
+        )
 
 
 def write_relabelled(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
+from chanfmt.base.choices import unknown
 from chanfmt.base.errors import MissingPackageError, ModelError, UsageError, first_line
 from chanfmt.models.quiet import quiet_transformers
 
@@ -115,8 +116,15 @@ def _names(value: Any) -> set[str]:
     return set(value) if isinstance(value, tuple | list) else {value}
 
 
-def pick_device(device: str) -> torch.device:
-    """The device called ``device``; for ``auto``, the first GPU, or the CPU if there is none. Raises `ModelError`."""
+def pick_device(device: str, flag: str = "--device") -> torch.device:
+    """The device called ``device``; for ``auto``, the first GPU, or the CPU if there is none.
+
+    Args:
+        flag: The option that names the device, for the error.
+
+    Raises:
+        ModelError: There is no such device, or it cannot be used.
+    """
     import torch
 
     if device == "auto":
@@ -125,16 +133,19 @@ def pick_device(device: str) -> torch.device:
         place = torch.device(device)
         torch.empty(1, device=place).tolist()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ModelError(f"--device {device!r} cannot be used: {first_line(error)}") from None
+        hint = (
+            "for a GPU, write cuda or cuda:1" if device.lower().startswith(("gpu", "nvidia")) else "use auto, cpu, cuda or cuda:1"
+        )
+        raise ModelError(f"{flag} {device!r} cannot be used: {first_line(error)}", hint=hint) from None
     return place
 
 
 def pick_dtype(dtype: str, place: torch.device) -> Any:
-    """One of `DTYPES` as transformers takes it: a torch dtype, or ``auto`` for the checkpoint's own. Raises `ModelError`."""
+    """One of `DTYPES` as transformers takes it: a torch dtype, or ``auto`` for the checkpoint's own. Raises `UsageError`."""
     import torch
 
     if dtype not in DTYPES:
-        raise ModelError(f"unknown dtype {dtype!r}; choose from {', '.join(DTYPES)}")
+        raise unknown("dtype", dtype, DTYPES)
     if dtype == "auto":
         return torch.float32 if place.type == "cpu" else dtype
     return getattr(torch, dtype)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import copy
 import functools
 import json
-import os
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from chanfmt.base.errors import ModelError, first_line
+from chanfmt.base.hub_ids import is_commit, is_hub_id
+from chanfmt.base.inputs import input_path
 from chanfmt.models.quiet import quiet_transformers
 from chanfmt.models.safetensors import CheckpointIndex, fingerprint
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 TEMPLATE_DIRECTORY = "additional_chat_templates"
 """The only subdirectory of a model's directory that belongs to the model: the tokenizer's named chat templates lie there."""
@@ -112,9 +116,10 @@ class ModelSource:
             # A config is free-form JSON, so transformers may raise anything over it.
             except Exception as error:
                 text = first_line(error)
-                if "trust_remote_code" in text:
+                if "trust_remote_code" in str(error):
                     raise ModelError(
-                        f"{self.id} needs code from its repository", hint="read that code, then add --trust-remote-code"
+                        f"{self.id} needs code from its repository",
+                        hint="read that code; atlas build runs it with --trust-remote-code, and no other command does",
                     ) from None
                 raise ModelError(f"{self.id}: transformers cannot read its config: {text}") from None
         check_unquantised(config, self.id)
@@ -169,26 +174,87 @@ def check_unquantised(config: Any, name: str) -> None:
     )
 
 
+def own_code(fields: Mapping[str, Any]) -> str:
+    """Why a model with these ``config.json`` fields cannot be cut, if its type is defined by its own code; otherwise empty."""
+    import transformers
+
+    kind = fields.get("model_type")
+    if "auto_map" not in fields or (isinstance(kind, str) and kind in transformers.CONFIG_MAPPING):
+        return ""
+    return (
+        f"code in the model's repository defines the model type {kind!r}, and a result has to load with stock transformers, "
+        "without that code"
+    )
+
+
 def local_source(model: str, *, trust_remote_code: bool = False) -> ModelSource | None:
     """The local directory or ``.gguf`` file called ``model``; None if this machine has no file of that name.
 
     Raises:
         ModelError: There is a file of that name, and it is not a model.
     """
-    path = Path(os.path.expanduser(model))
+    if not check_local(model):
+        return None
+    path = input_path(model)
     if path.suffix == ".gguf":
-        if not path.is_file():
-            raise ModelError(f"the GGUF file {model} does not exist")
         from chanfmt.models.gguf import dequantized_directory
 
         return ModelSource(dequantized_directory(path), path.name, "", "gguf", trust_remote_code=trust_remote_code)
-    if not is_local(path):
-        return None
-    if not path.is_dir():
-        raise ModelError(f"{model} is a file; a model is a directory, a .gguf file or a Hub id")
-    if not (path / CONFIG_FILE).is_file():
-        raise ModelError(f"the directory {model} has no config.json, so it is not a transformers model")
     return ModelSource(path, trust_remote_code=trust_remote_code)
+
+
+def check_local(model: str) -> bool:
+    """Whether this machine has a model called ``model``, a directory or a ``.gguf`` file. No weight is read.
+
+    Raises:
+        ModelError: There is a file of that name, and it is not a model; or the name can only be that of a missing file.
+    """
+    if not model.strip():
+        raise ModelError("the name of the model is empty", hint=_KINDS)
+    path = input_path(model)
+    if not is_local(path):
+        if model.startswith(("~", ".", "/")) or model.endswith("/") or model.count("/") > 1:
+            raise ModelError(f"the directory {model!r} does not exist", hint=_KINDS)
+        if path.suffix in _FILES:
+            raise ModelError(f"the file {model} does not exist, and it would not be a model", hint=_KINDS)
+        return False
+    if path.suffix == ".gguf" and not path.is_file():
+        if path.is_dir():
+            raise ModelError(f"{model} is a directory", hint="name the .gguf file in it")
+        raise ModelError(f"the GGUF file {model} does not exist")
+    if path.suffix == ".gguf":
+        return True
+    if not path.is_dir():
+        raise ModelError(f"{model} is {_kind_of(path)}, not a model", hint=_KINDS)
+    if not (path / CONFIG_FILE).is_file():
+        raise ModelError(f"the directory {model} has no config.json, so it is not a transformers model", hint=_beside(path))
+    return True
+
+
+_KINDS = "a model is a directory with config.json and safetensors files, a .gguf file, or a Hub id"
+_FILES = (".h5", ".hdf5", ".safetensors", ".json", ".bin", ".pt", ".pth")
+"""Suffixes of files that people name in place of the model that such a file belongs to."""
+
+
+def _kind_of(path: Path) -> str:
+    """What the file ``path`` seems to be."""
+    if path.suffix in (".h5", ".hdf5"):
+        return "an HDF5 file, such as an atlas"
+    if path.suffix == ".safetensors":
+        return "one file of tensors, such as a plan or a part of a checkpoint"
+    return "a file"
+
+
+def _beside(path: Path) -> str:
+    """How to name the model that a directory without ``config.json`` seems to hold."""
+    try:
+        gguf = sorted(item.name for item in path.iterdir() if item.suffix == ".gguf")
+        inside = sorted(item.name for item in path.iterdir() if (item / CONFIG_FILE).is_file())
+    except OSError:
+        return _KINDS
+    if gguf:
+        return f"name the .gguf file in it: {path / gguf[0]}"
+    return f"name the directory in it: {path / inside[0]}" if inside else _KINDS
 
 
 def is_local(path: Path) -> bool:
@@ -201,5 +267,5 @@ def is_local(path: Path) -> bool:
 
 def own_revision(model: str, record: Named) -> str | None:
     """The commit in ``record``, if ``model`` is the Hub id in ``record`` and not a local file; otherwise None."""
-    same = record.source == "hub" and model == record.id and not Path(model).exists()
-    return (record.revision or None) if same else None
+    same = record.source == "hub" and model == record.id and is_hub_id(model) and not Path(model).exists()
+    return record.revision if same and is_commit(record.revision) else None

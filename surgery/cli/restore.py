@@ -52,17 +52,17 @@ def add(commands: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     from chanfmt.hub.locate import locate_model
+    from surgery.cut.apply import check_output
     from surgery.cut.options import CutOptions
     from surgery.cut.restore import restore
 
     options = parse_options(arguments, RestoreOptions)
     talk = parse_options(arguments, PrintOptions)
     output = Path(options.output)
-    restored = restore(
-        locate_model(options.directory),
-        output,
-        CutOptions(options.overwrite, not options.no_verify, shard_bytes=parse_size(options.shard_size)),
-    )
+    # The result may be on the Hub. A fault in the options should show before a download.
+    cut_options = CutOptions(options.overwrite, not options.no_verify, shard_bytes=parse_size(options.shard_size))
+    check_output(output, overwrite=options.overwrite)
+    restored = restore(locate_model(options.directory), output, cut_options)
     say(f"wrote {output}")
     if talk.json:
         print_json(restored.to_json() | {"output": str(output)})

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from chanfmt.base.command_line import names_directory, recorded_command, tells_directories
 from chanfmt.base.errors import AtlasError, ModelError, UsageError
 from chanfmt.base.files import atomic_directory, check_space, check_target
+from chanfmt.base.memory import available_memory
 from chanfmt.base.narrate import progress_bar, say
 from chanfmt.base.version import __version__
 from chanfmt.format.reader import Atlas
 from chanfmt.models.load import auto_class
 from chanfmt.models.safetensors import PICKLED_SUFFIXES
 from chanfmt.models.source import TEMPLATE_DIRECTORY, ModelSource
-from surgery.cut.check import LogitCheck, NotCheckedError, available_memory, check_logits, check_shapes
+from surgery.cut.check import LogitCheck, NotCheckedError, check_logits, check_shapes
 from surgery.cut.checkpoint.reader import read_ahead
 from surgery.cut.checkpoint.writer import output_bytes, write_checkpoint
 from surgery.cut.config_width import find_layout
@@ -98,7 +99,7 @@ def apply_plan(
     if options.fine_tune:
         _check_kind(plan, source)
     else:
-        check_fingerprint(plan.model, source, "; if this is a fine-tune of it, use: surgery apply PLAN --fine-tune")
+        check_fingerprint(plan.model, source, _for_a_fine_tune(plan, source, by_atlas=atlas is not None))
     base = read_base(source if options.fine_tune else plan.model, source.directory)
     layout = find_layout(plan, config, index)
     applied = Applied(layout.widths, layout.fields, source.fingerprint)
@@ -140,6 +141,18 @@ def apply_plan(
         write_json(report.to_json(), temporary / REPORT_FILE)
         (temporary / CARD_FILE).write_text(model_card(report, output.absolute().name), encoding="utf-8")
     return report
+
+
+def _for_a_fine_tune(plan: PruningPlan, source: ModelSource, *, by_atlas: bool) -> str:
+    """A further way out if ``source`` may be a fine-tune of the plan's model; empty if it is a model of another type.
+
+    Args:
+        by_atlas: The plan was made on the way, and there is no file of it.
+    """
+    if source.config_fields.get("model_type") != plan.model.model_type:
+        return ""
+    first = "make a plan with: surgery plan ATLAS --sparsity S -o PLAN, and then " if by_atlas else ""
+    return f"; if this is a fine-tune of it, {first}use: surgery apply PLAN --model MODEL --fine-tune"
 
 
 def _check_kind(plan: PruningPlan, source: ModelSource) -> None:

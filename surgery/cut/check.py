@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chanfmt.base.errors import ChanfmtError, CheckError
+from chanfmt.base.memory import available_memory
 from surgery.cut.stock import meta_shapes
 
 if TYPE_CHECKING:
@@ -197,22 +196,6 @@ def check_memory(needed: int, what: str) -> None:
         raise NotCheckedError(
             f"the check needs {needed / 1e9:.1f} GB of memory for {what}, and {available / 1e9:.1f} GB are available"
         )
-
-
-def available_memory() -> int:
-    """Bytes that this process may still use: the free memory, or less if its control group limits it."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-        available = int(lines["MemAvailable"].split()[0]) * 1024
-    else:
-        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-    except OSError:
-        return available
-    return available if limit == "max" else min(available, int(limit) - int(used))
 
 
 def _wrong(what: str, name: str, found: object, expected: object) -> CheckError:

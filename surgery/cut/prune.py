@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chanfmt.base.narrate import say, warn
+from chanfmt.models.load import pick_device
 from surgery.cut.apply import apply_plan, check_output
 from surgery.cut.options import CUT_DEFAULTS, CutOptions
 from surgery.cut.source import find_model
 from surgery.planning.plan import make_plan
-from surgery.recovery.options import NO_RECOVERY, Recovery, RecoveryOptions, plan_recovery
+from surgery.recovery.options import NO_RECOVERY, Recovery, RecoveryOptions, Refit, plan_recovery
 from surgery.result.names import default_name
 from surgery.result.result import Result
 
@@ -66,6 +67,9 @@ def prune(
     for warning in plan.warnings:
         warn(warning)
     recovery = plan_recovery(recovery_options, atlas, plan)
+    if isinstance(recovery, Refit):
+        # The model may be downloaded below. A device that is not there should show before that.
+        pick_device(recovery.device, "--recover-device")
     return apply(plan, model, output, cut_options, revision=revision, atlas=atlas, recovery=recovery)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from chanfmt.base.errors import ModelError
 from chanfmt.models.load import auto_class
 from chanfmt.models.quiet import quiet_transformers
+from chanfmt.models.source import own_code
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -24,6 +25,8 @@ def parse_config(config: dict[str, Any]) -> Any:
     import transformers
 
     model_type = config.get("model_type")
+    if reason := own_code(config):
+        raise ModelError(reason, hint="cut a model whose type transformers knows; an atlas of this model can still be read")
     if not isinstance(model_type, str) or model_type not in transformers.CONFIG_MAPPING:
         raise ModelError(
             f"transformers {transformers.__version__} does not know the model type {model_type!r}",

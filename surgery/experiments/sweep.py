@@ -15,7 +15,7 @@ from chanfmt.base.text import perplexity_text
 from surgery.experiments.columns import finite
 from surgery.experiments.results import Results, check_directory
 from surgery.experiments.spelled import spelled
-from surgery.experiments.subject import Subject, check_atlas, open_subject
+from surgery.experiments.subject import Subject, check_atlas, check_subject, open_subject
 from surgery.experiments.sweep_plan import DENSE, KEY, SweepOptions, means_of, plan_runs, removed_of
 from surgery.planning.plan import make_plan
 from surgery.recovery.options import Refit, plan_recovery
@@ -159,7 +159,8 @@ def sweep(
     directory = None if output is None else Path(output)
     if directory is not None:
         # The model may be downloaded below. A fault in the output directory should show before that.
-        check_directory(directory)
+        check_directory(directory, SWEEP_FORMAT, overwrite=overwrite)
+    check_subject(model, text, seq_len=seq_len, max_tokens=max_tokens, device=device, dtype=dtype)
     check_atlas(atlas)
     runs, warnings = plan_runs(atlas, options)
     for warning in warnings:

@@ -24,6 +24,7 @@ from surgery.planning.plan import CHECK_TOKENS, Applied, BlockPlan, Change, Plan
 if TYPE_CHECKING:
     from pathlib import Path
 
+_KEPT_FILE = "kept_channels.safetensors"
 PLAN_FORMAT = "pruning-plan/1"
 
 
@@ -128,13 +129,28 @@ def load_applied(path: Path) -> tuple[PruningPlan, Applied]:
     Raises:
         UsageError: The file is missing, damaged, not a plan, or does not say how the plan was applied.
     """
+    if path.parent.is_dir() and not path.exists():
+        raise UsageError(
+            f"{path.parent} is not a result of surgery: it has no {path.name}",
+            hint="name the directory of a result of surgery prune or apply",
+        )
     plan, applied = _load(path)
     if applied is None:
-        raise UsageError(f"{path} is a plan that was not applied")
+        raise UsageError(
+            f"{path} is a plan that was not applied", hint="name the directory of a result of surgery prune or apply"
+        )
     return plan, applied
 
 
 def _load(path: Path) -> tuple[PruningPlan, Applied | None]:
+    if not path.exists():
+        raise UsageError(f"the plan {path} does not exist", hint="make one with: surgery plan ATLAS --sparsity S -o PLAN")
+    if path.is_dir():
+        raise UsageError(f"{path} is a directory, not a plan", hint=f"the plan of a result is {path / _KEPT_FILE}")
+    if path.suffix in (".h5", ".hdf5"):
+        raise UsageError(
+            f"{path} is not a pruning plan; it seems to be an atlas", hint="cut by an atlas with: surgery prune ATLAS"
+        )
     try:
         entries, metadata = read_header(path)
         if metadata.get("format") != PLAN_FORMAT:

@@ -11,21 +11,21 @@ from chanfmt.base import html
 from chanfmt.base.errors import CheckError, UsageError
 from chanfmt.base.narrate import progress_bar
 from chanfmt.base.parsed import parse_json
-from chanfmt.base.text import printable
+from chanfmt.base.text import one_line
 from surgery.cut.check import LogitCheck, ShapeCheck
 from surgery.planning.file import load_applied
 from surgery.planning.plan import Change  # noqa: TC001 (msgspec reads the annotations)
-from surgery.recovery.options import LayerRecovery, RecoveryReport
+from surgery.recovery.options import RECOVERIES, LayerRecovery, RecoveryReport
 from surgery.result.base import Base  # noqa: TC001
 from surgery.result.evaluated import Evaluated, load_evaluated
 from surgery.result.manifest import FileRecord, hash_files, list_files
-from surgery.result.names import CARD_FILE, EVALUATION_FILE, KEPT_FILE, REPORT_FILE
+from surgery.result.names import CARD_FILE, EVALUATION_FILE, KEPT_FILE, MAX_REPORT, REPORT_FILE
 from surgery.result.record import REPORT_FORMAT, Report, summary_rows
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_MAX_REPORT = 64 << 20
+_MAKE_ONE = "make one with: surgery prune ATLAS --sparsity S -o DIR"
 _OWN = (REPORT_FILE, CARD_FILE, EVALUATION_FILE)
 
 
@@ -120,7 +120,7 @@ class Result:
     def __repr__(self) -> str:
         before, after = self.report.parameters_before, self.report.parameters_after
         return (
-            f"<Result in {str(self.directory)!r}: {printable(self.report.base.id)}, {before:,} to {after:,} parameters "
+            f"<Result in {str(self.directory)!r}: {one_line(self.report.base.id)}, {before:,} to {after:,} parameters "
             f"({after / before - 1:+.1%})>"
         )
 
@@ -149,9 +149,16 @@ def open_result(directory: Path) -> Result:
         UsageError: There is no result, or its record is damaged or of another kind.
     """
     path = directory / REPORT_FILE
+    if not directory.exists():
+        raise UsageError(f"the directory {directory} does not exist", hint=_MAKE_ONE)
+    if not directory.is_dir():
+        raise UsageError(
+            f"{directory} is a file, not the directory of a result",
+            hint="publish an atlas with: atlas push FILE REPO" if directory.suffix == ".h5" else _MAKE_ONE,
+        )
     try:
-        if path.stat().st_size > _MAX_REPORT:
-            raise UsageError(f"{path} is larger than {_MAX_REPORT >> 20} MB")
+        if path.stat().st_size > MAX_REPORT:
+            raise UsageError(f"{path} is larger than {MAX_REPORT >> 20} MB")
         text = path.read_bytes()
         kind = parse_json(text, _Format).format
         if kind != REPORT_FORMAT:
@@ -160,7 +167,7 @@ def open_result(directory: Path) -> Result:
     except FileNotFoundError:
         raise UsageError(
             f"{directory} is not a result of surgery: it has no {REPORT_FILE}",
-            hint="make one with: surgery prune ATLAS --sparsity S -o DIR",
+            hint=_MAKE_ONE,
         ) from None
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
@@ -199,6 +206,10 @@ def _report(stored: _StoredReport, directory: Path) -> Report:
     skipped = parse_json(stored.checks.logits, _AnySkipped).skipped
     logits = None if skipped else parse_json(stored.checks.logits, _Logits)
     recovery = stored.recovery
+    if recovery is not None and recovery.method not in RECOVERIES:
+        raise ValueError(f"its recovery {recovery.method!r:.60} is unknown")
+    if stored.parameters.before < 1:
+        raise ValueError("its model had no parameters")
     return Report(
         plan=plan,
         base=stored.base,

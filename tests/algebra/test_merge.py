@@ -517,7 +517,8 @@ def test_command(shards, tmp_path, capsys):
     printed = capsys.readouterr()
     assert "48 sequences of 3 atlases" in printed.err
     assert "dropped connectivity" in printed.err
-    assert "--model" in printed.err
+    assert f"atlas label {output} --model MODEL --overwrite" in printed.err
+    assert "scar-prot and scar-conn rank channels as scar-lp does" in printed.err
     assert "LP mass" in printed.out
     before = output.read_bytes()
     assert main(arguments) == 2

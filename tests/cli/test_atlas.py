@@ -160,11 +160,11 @@ def test_wrong_options(tiny_checkpoint, tmp_path, capsys, extra, message):
 
 
 def test_missing_model(tmp_path, capsys):
-    code, error = refusal(capsys, "build", "no/such-model", "-o", tmp_path / "a.h5")
+    code, error = refusal(capsys, "build", "no/such-model", "-o", tmp_path / "a.h5", *SMALL)
     assert code == 2
     assert "no/such-model" in error
     (tmp_path / "empty").mkdir()
-    code, error = refusal(capsys, "build", tmp_path / "empty", "-o", tmp_path / "a.h5")
+    code, error = refusal(capsys, "build", tmp_path / "empty", "-o", tmp_path / "a.h5", *SMALL)
     assert code == 2
     assert "config.json" in error
 

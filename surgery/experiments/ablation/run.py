@@ -19,7 +19,7 @@ from surgery.experiments.ablation.tables import rows_table, summary_table
 from surgery.experiments.columns import channels_sha256, finite, losses_of
 from surgery.experiments.results import Results, check_directory
 from surgery.experiments.spelled import spelled
-from surgery.experiments.subject import Subject, check_atlas, open_subject
+from surgery.experiments.subject import Subject, check_atlas, check_subject, open_subject
 from surgery.planning.selectors import by_label
 
 if TYPE_CHECKING:
@@ -110,7 +110,8 @@ def ablate(
     directory = None if output is None else Path(output)
     if directory is not None:
         # The model may be downloaded below. A fault in the output directory should show before that.
-        check_directory(directory)
+        check_directory(directory, ABLATION_FORMAT, overwrite=overwrite)
+    check_subject(model, text, seq_len=seq_len, max_tokens=max_tokens, device=device, dtype=dtype)
     check_atlas(atlas)
     planned = kind.plan(atlas, chosen)
     for warning in planned.warnings:
