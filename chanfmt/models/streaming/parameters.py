@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _M_MMAP_THRESHOLD = -3
 _LARGE = 1 << 20
 """Bytes. Larger pieces of memory are taken from the system and given back one by one."""
+_LARGEST_REUSED = 32 << 20
+"""Bytes. glibc raises the threshold up to this size by itself, until a program sets it."""
 
 
 def weightless(loader: Any, config: Any, dtype: torch.dtype, *, trust_remote_code: bool = False) -> Any:
@@ -67,8 +69,22 @@ def return_freed_memory() -> None:
     glibc keeps freed pieces of up to 32 MiB, and cannot use them for the next tensor of that size, which must be aligned.
     So the blocks of a streamed model would pile up in memory.
     """
+    _set_threshold(_LARGE)
+
+
+@contextlib.contextmanager
+def freed_memory_returned() -> Iterator[None]:
+    """Do as `return_freed_memory` in the body. Afterwards, glibc reuses freed pieces of up to 32 MiB, which is faster."""
+    _set_threshold(_LARGE)
+    try:
+        yield
+    finally:
+        _set_threshold(_LARGEST_REUSED)
+
+
+def _set_threshold(size: int) -> None:
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, size)
 
 
 def stored_dtype(source: ModelSource) -> torch.dtype:
@@ -111,6 +127,11 @@ class StoredParameters:
     def missing(self) -> set[str]:
         """Names in the model that no stored tensor is listed under."""
         return self._model.state_dict().keys() - self._sources.keys()
+
+    @property
+    def unexpected(self) -> set[str]:
+        """Names of stored tensors, as the model would call them, that the model has no place for."""
+        return self._sources.keys() - self._model.state_dict().keys()
 
     def load(self, names: set[str], device: torch.device) -> None:
         """Load the parameters and buffers ``names`` of the model onto ``device``.
