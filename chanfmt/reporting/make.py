@@ -152,7 +152,8 @@ def make_report(atlas: Atlas) -> Report:
             "revision": printable(atlas.model.revision) or "none recorded",
             "weights": printable(atlas.model.dtype),
             "calibration": f"{calibration.sequences:,} x {calibration.seq_len:,} tokens of "
-            + ", ".join(dict.fromkeys(printable(row.source) for row in calibration.contributions)),
+            + ", ".join(dict.fromkeys(printable(row.source) for row in calibration.contributions))
+            + calibration.ends_note,
             "labels": f"rho {atlas.labels.rho:g}, eta {atlas.labels.eta:g}, K {atlas.labels.support_size}",
             "FFNs": f"{len(atlas.blocks):,}",
             "ranked units": f"{len(units):,}",
