@@ -10,7 +10,7 @@ from textual.binding import Binding
 from textual.containers import Horizontal
 from textual.widgets import Input, Label
 
-from chanfmt.base.text import printable
+from chanfmt.base.text import one_line
 from tui.screens.keys import key_line, key_rows
 from tui.screens.status import StatusScreen
 from tui.session import view
@@ -201,7 +201,7 @@ class BrowserScreen(StatusScreen):
         if name:
             self.front.start(
                 lambda: write_table(Path(os.path.expanduser(name)), self.table.shown()),
-                lambda rows: self.session.say(printable(f"wrote {rows:,} rows to {name}")),
+                lambda rows: self.session.say(one_line(f"wrote {rows:,} rows to {name}")),
                 refused=self.session.say,
                 group="export",
             )
