@@ -24,6 +24,7 @@ from chanfmt.format.records import (
     LabelSettings,
     ModelRecord,
     ProducerRecord,
+    SpecialTokens,
     StackData,
     StoredSlices,
 )
@@ -510,6 +511,7 @@ def _attributes(container: Container, path: str, table: str) -> dict[str, Any]:
     return {
         attribute.name: _attribute(container, path, attribute.name, kinds[attribute.type])
         for attribute in schema.ATTRIBUTES[table]
+        if attribute.required or container.attribute(path, attribute.name) is not None
     }
 
 
@@ -553,6 +555,9 @@ def _read_model(container: Container) -> ModelRecord:
 
 def _read_calibration(container: Container) -> CalibrationRecord:
     values = _attributes(container, "calibration", "/calibration")
+    for name in ("special_tokens", "tokenizer_special_tokens"):
+        if name in values:
+            values[name] = SpecialTokens.from_json(values[name], f"/calibration@{name}")
     columns = _read_table(container, "calibration", schema.CALIBRATION_VARIABLES)
     fields = ("id", "source", "revision", "range", "sequences", "tokens", "producer")
     inputs = columns.get("contribution_inputs", [""] * len(columns["contribution"]))
