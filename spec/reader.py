@@ -39,6 +39,7 @@ METRICS = {  # [7] of the sums and n, in float64
     "curvature": lambda s, n: s["sum_s2"] / n,
     "taylor": lambda s, n: s["sum_abs_q"] / n,
 }
+SPECIAL_TOKENS = ("special_tokens", "tokenizer_special_tokens")
 SHARES = ("connectivity", "connectivity_at", "read_connectivity", "core_covered", "write_share")
 NEAREST = {"redundancy_partner": "redundancy_pair", "write_dimension": "write_share"}
 MAX_REDUNDANCY = 18.03
@@ -275,6 +276,9 @@ def check_names(atlas: Atlas) -> None:
         for path in stacks if group == "/stacks/*" else [group]:
             if path in atlas.nodes:
                 check_attributes(atlas, path, table)
+    if "/calibration" in atlas.nodes:
+        stated = [name in atlas.nodes["/calibration"].attributes for name in SPECIAL_TOKENS]
+        atlas.report(stated[0] != stated[1], "E103", "/calibration", "one of the special tokens is missing")
     if atlas.found:  # What follows looks into groups and attributes.
         return
     known: set[str] = set()
@@ -307,7 +311,7 @@ def check_attributes(atlas: Atlas, path: str, table: list[dict]) -> None:
     for row in table:
         name, where = row["name"], f"{path}@{row['name']}"
         value = atlas.nodes[path].attributes.get(name)
-        atlas.report(value is None, "E103", where, "missing")
+        atlas.report(value is None and row["required"], "E103", where, "missing")
         atlas.report(value is not None and type(value) is not PYTHON[row["type"]], "E104", where, f"not of type {row['type']}")
 
 
@@ -379,6 +383,14 @@ def parsed(text: str) -> object:
         return None
 
 
+def special_tokens(text: str) -> tuple[list, list] | None:
+    """The token ids before and after [4]; None if ``text`` does not state them."""
+    value = parsed(text)
+    lists = [value.get(name) for name in ("before", "after")] if isinstance(value, dict) else [None]
+    right = all(isinstance(ids, list) and all(type(item) is int and 0 <= item < 2**31 for item in ids) for ids in lists)
+    return tuple(lists) if right else None
+
+
 def check_json(atlas: Atlas) -> None:
     def texts(value: object) -> bool:
         return all(isinstance(item, str) for item in value)
@@ -410,6 +422,11 @@ def check_json(atlas: Atlas) -> None:
     atlas.report(not isinstance(parsed(atlas.attribute("/model@config")), dict), "E110", "/model@config", "no object")
     atlas.report(not isinstance(versions, dict) or not texts(versions.values()), "E110", "/producer@versions", "no object")
     atlas.report(not all(isinstance(line, dict) for line in history), "E110", "/producer@history", "a line is no object")
+    for name in SPECIAL_TOKENS:
+        stated = atlas.nodes["/calibration"].attributes.get(name)
+        atlas.report(
+            stated is not None and special_tokens(stated) is None, "E110", f"/calibration@{name}", "no lists of token ids"
+        )
     for path, code, right in (
         ("/block/place", "E109", lambda text: text in TABLES["place"]),
         ("/block/tensors", "E110", lambda text: slices(parsed(text))),
@@ -501,7 +518,7 @@ def check_widths(atlas: Atlas, block: dict[str, np.ndarray]) -> None:
             if name and factor > 0:
                 shared.setdefault(name, set()).add(width // factor)
         wrong |= any(len(found) > 1 for found in shared.values())
-    atlas.report(wrong, "E213", "/block", "width fields, factors and widths disagree")
+    atlas.report(wrong, "E214", "/block", "width fields, factors and widths disagree")
 
 
 def check_supports(atlas: Atlas, path: str) -> None:
@@ -545,6 +562,14 @@ def check_sequences(atlas: Atlas) -> None:
     if "token_ids" in table:
         digests = [hashlib.sha256(row.tobytes()).hexdigest() for row in table["token_ids"]]
         atlas.report(digests != list(table["sequence_sha256"]), "E209", "/calibration/sequence_sha256", "not of token_ids")
+    stated = atlas.nodes["/calibration"].attributes.get("special_tokens")
+    if stated is not None:
+        before, after = special_tokens(stated)
+        wrong = len(before) + len(after) >= length
+        if not wrong and "token_ids" in table:
+            rows = table["token_ids"].tolist()
+            wrong = any(row[: len(before)] != before or row[len(row) - len(after) :] != after for row in rows)
+        atlas.report(wrong, "E213", "/calibration", "sequences without the special tokens")
 
 
 # --- Level 3: values [6, 7, 8] ---------------------------------------------------------------------------------

@@ -110,6 +110,19 @@ def shared_text_note(first: Atlas, second: Atlas) -> Note | None:
     )
 
 
+def special_tokens_note(first: Atlas, second: Atlas) -> Note | None:
+    """A note that the sequences of the atlases do not begin and end alike; None if they do."""
+    ours, theirs = first.calibration, second.calibration
+    return (
+        None
+        if ours.begins_like(theirs)
+        else Note(
+            "sequences begin differently",
+            f"the sequences of one {ours.ends}, and those of the other {theirs.ends}: some of the difference comes from this",
+        )
+    )
+
+
 def label_settings_note(first: Atlas, second: Atlas) -> Note | None:
     """A note that the atlases were labelled with different settings; None if the settings are equal."""
     ours, theirs = (dataclasses.asdict(atlas.labels) for atlas in (first, second))

@@ -80,6 +80,13 @@ def describe(atlas: Atlas) -> dict[str, Any]:
                 name: getattr(calibration, name)
                 for name in ("loss", "metric_definition", "tokenizer", "sequences", "seq_len", "tokens", "seed")
             },
+            **{
+                name: None if tokens is None else dataclasses.asdict(tokens)
+                for name, tokens in (
+                    ("special_tokens", calibration.special_tokens),
+                    ("tokenizer_special_tokens", calibration.tokenizer_special_tokens),
+                )
+            },
             "mean_loss": calibration.mean_loss if math.isfinite(calibration.mean_loss) else None,
             "contributions": [dataclasses.asdict(row) for row in calibration.contributions],
         },

@@ -180,6 +180,11 @@ def _check_agreement(first: Atlas, other: Atlas) -> None:
         mine, theirs = getattr(first.calibration, field), getattr(other.calibration, field)
         if mine != theirs:
             raise AtlasError(f"{both} do not merge: {what} ({_short(mine)} and {_short(theirs)})", hint=_RESET)
+    if not first.calibration.begins_like(other.calibration):
+        raise AtlasError(
+            f"{both} do not merge: the sequences of one {first.calibration.ends}, and those of the other {other.calibration.ends}",
+            hint="build both with this chanfmt and the same --bos",
+        )
     _check_blocks(first, other, both)
     if first.stacks.keys() != other.stacks.keys():
         raise AtlasError(f"{both} hold different stacks: {', '.join(first.stacks)} and {', '.join(other.stacks)}", hint=_REBUILD)
@@ -313,6 +318,8 @@ def _calibration(atlases: Sequence[Atlas]) -> CalibrationRecord:
         sources.append(source)
     stored = [record.token_ids for record in records]
     first = records[0]
+    # Older atlases do not state their special tokens. They merge with the others only if there are none.
+    stating = next((record for record in records if record.special_tokens is not None), first)
     return CalibrationRecord(
         loss=first.loss,
         metric_definition=first.metric_definition,
@@ -327,6 +334,8 @@ def _calibration(atlases: Sequence[Atlas]) -> CalibrationRecord:
         token_ids=None
         if any(ids is None for ids in stored)
         else np.stack([ids[index] for _, part, index in sequences if (ids := stored[part]) is not None]),
+        special_tokens=stating.special_tokens,
+        tokenizer_special_tokens=stating.tokenizer_special_tokens,
     )
 
 

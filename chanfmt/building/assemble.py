@@ -134,6 +134,8 @@ def _calibration_record(plan: BuildPlan, measurement: Measurement) -> Calibratio
         split_of=tokens.split_of[:count],
         contributions=rows,
         token_ids=tokens.ids[:count] if stored and isinstance(tokens, CalibrationTokens) else None,
+        special_tokens=plan.special,
+        tokenizer_special_tokens=plan.added,
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 from chanfmt.base.choices import unknown
 from chanfmt.base.errors import UsageError
 from chanfmt.data.shares import divide, read_weights
-from chanfmt.data.text import ARRAYS, SELF
+from chanfmt.data.text import ARRAYS, BOS, SELF
 from chanfmt.format import schema
 from chanfmt.models.load import DTYPES
 
@@ -56,7 +56,16 @@ class BuildOptions:
         },
     )
     sequences: int = field(default=64, metadata={"help": "number of calibration sequences, or of samples from a file of inputs"})
-    seq_len: int = field(default=512, metadata={"help": "number of tokens in a sequence"})
+    seq_len: int = field(default=512, metadata={"help": "number of tokens in a sequence, special tokens included"})
+    bos: str = field(
+        default="auto",
+        metadata={
+            "help": "special tokens around each sequence: auto (those that the tokenizer puts around a text, such as BOS, or CLS "
+            "and SEP), always (BOS too, if the tokenizer has one and does not add it), or never",
+            "choices": BOS,
+            "noun": "bos",
+        },
+    )
     seed: int = field(default=0, metadata={"help": "seed of the random sample"})
     batch_size: str = field(default="auto", metadata={"help": "number of sequences in a batch, or auto"})
     device: str = field(default="auto", metadata={"help": "device to run on: auto, cpu, cuda, cuda:1, ..."})
@@ -98,7 +107,7 @@ class BuildOptions:
 
     def check(self) -> None:
         """Raise `UsageError` for a value that is not allowed, or for options that cannot be combined."""
-        for name, known in (("loss", ("auto", *schema.LOSSES)), ("device_map", (None, "auto"))):
+        for name, known in (("loss", ("auto", *schema.LOSSES)), ("bos", BOS), ("device_map", (None, "auto"))):
             if getattr(self, name) not in known:
                 raise unknown(name.replace("_", " "), str(getattr(self, name)), filter(None, known))
         for name in ("sequences", "seq_len"):
@@ -127,6 +136,11 @@ class BuildOptions:
             )
         if len(self.shares) > 1 and any(PurePath(source).suffix in ARRAYS for source in self.shares):
             raise UsageError("--calib takes a file of inputs only by itself", hint="build several atlases, and merge them")
+        if self.bos != "auto" and self.inputs is not None:
+            raise UsageError(
+                f"--bos {self.bos} has no effect on {self.inputs.name}: the sequences of a file of inputs are used as they are",
+                hint="leave out --bos",
+            )
         if self.device_map and self.device != "auto":
             raise UsageError("--device-map chooses the devices itself", hint="leave out --device")
         if self.device_map and self.stream:

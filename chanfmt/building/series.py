@@ -15,13 +15,14 @@ from chanfmt.building.build import build
 from chanfmt.building.requirements import check_requirements
 from chanfmt.data.text import ARRAYS, SELF, read_text
 from chanfmt.format.reader import Atlas
+from chanfmt.format.records import NO_SPECIAL_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from chanfmt.building.build import Locate
     from chanfmt.building.options import BuildOptions
-    from chanfmt.format.records import LabelSettings
+    from chanfmt.format.records import CalibrationRecord, LabelSettings
 
 HINT = "choose another -o, or add --overwrite"
 
@@ -112,12 +113,26 @@ def _check_same(member: BuildOptions, settings: LabelSettings, text_of: Callable
         ):
             if found != wanted:
                 raise AtlasError(f"{member.path} was made with another {what}: {found}, not {wanted}", hint=HINT)
+        if member.inputs is None and not _begins_as_asked(member.bos, calibration):
+            raise AtlasError(
+                f"{member.path} was made with another --bos than {member.bos}: its sequences {calibration.ends}", hint=HINT
+            )
         if None not in asked.values() and measured != set(asked.values()):
             raise AtlasError(
                 f"{member.path} was measured on other text: {', '.join(sorted(source for source, _ in measured))}, "
                 f"not {', '.join(asked)} as it is now",
                 hint=HINT,
             )
+
+
+def _begins_as_asked(bos: str, calibration: CalibrationRecord) -> bool:
+    """Whether sequences begin as ``--bos`` asks for. An older atlas does not say, and counts as one that does."""
+    special = calibration.special_tokens
+    if special is None:
+        return True
+    if bos == "always":
+        return bool(special.before)
+    return special == (NO_SPECIAL_TOKENS if bos == "never" else calibration.tokenizer_special_tokens)
 
 
 def _told(settings: LabelSettings) -> str:

@@ -204,7 +204,7 @@ def _line(atlas: Atlas) -> str:
 
 def _notes(first: Atlas, second: Atlas) -> Iterator[str]:
     """Facts about the pair that change how its numbers are read."""
-    from chanfmt.algebra.compare import label_settings_note, shared_text_note
+    from chanfmt.algebra.compare import label_settings_note, shared_text_note, special_tokens_note
 
     if first.content_sha256 == second.content_sha256:
         yield "both files hold the same atlas"
@@ -218,6 +218,8 @@ def _notes(first: Atlas, second: Atlas) -> Iterator[str]:
         )
     if first.model.fingerprint != second.model.fingerprint:
         yield "the weights differ"
+    if note := special_tokens_note(first, second):
+        yield note.sentence
     if note := shared_text_note(first, second):
         yield note.sentence
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from chanfmt.format.reader import Atlas
+    from chanfmt.format.records import CalibrationRecord, SpecialTokens
 
 
 EXAMPLES = (
@@ -55,6 +56,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 "calibration",
                 f"{calibration['sequences']} x {calibration['seq_len']} tokens of {', '.join(calibration['sources'])}",
             ),
+            *(("sequences", text) for text in (_ends(atlas.calibration),) if text),
             *(("inputs", text) for text in dict.fromkeys(calibration["inputs"]) if text),
             ("loss", f"{calibration['loss']}; mean {_mean(calibration['mean_loss'])}"),
             (
@@ -86,6 +88,8 @@ def info_data(atlas: Atlas) -> dict[str, Any]:
             "seq_len": calibration.seq_len,
             "tokens": calibration.tokens,
             "tokens_stored": calibration.token_ids is not None,
+            "special_tokens": _tokens(calibration.special_tokens),
+            "tokenizer_special_tokens": _tokens(calibration.tokenizer_special_tokens),
             "inputs": [row.inputs for row in calibration.contributions],
             "loss": calibration.loss,
             "mean_loss": calibration.mean_loss,
@@ -112,6 +116,20 @@ def info_data(atlas: Atlas) -> dict[str, Any]:
             "command": atlas.producer.command,
         },
     }
+
+
+def _ends(calibration: CalibrationRecord) -> str:
+    """How the sequences begin and end; empty if the tokenizer puts nothing around a text and the sequences have nothing."""
+    special, added = calibration.special_tokens, calibration.tokenizer_special_tokens
+    if special is None:
+        return f"{calibration.ends}: the file is older than the record of special tokens" if calibration.tokenizer else ""
+    if special == added:
+        return f"{calibration.ends}, as a text of this tokenizer does" if special else ""
+    return f"{calibration.ends}; texts of this tokenizer {added}"
+
+
+def _tokens(tokens: SpecialTokens | None) -> dict[str, list[int]] | None:
+    return None if tokens is None else {"before": list(tokens.before), "after": list(tokens.after)}
 
 
 def layer_rows(atlas: Atlas) -> list[dict[str, Any]]:

@@ -43,6 +43,9 @@ LINES = ("Salesforce/wikitext", "wikitext")
 SELF = "self"
 """The source that is not a text: sequences sampled from the measured model (`chanfmt.data.sampled`)."""
 
+BOS = ("auto", "always", "never")
+"""Values of ``--bos``: which special tokens are around each sequence (`chanfmt.data.special_tokens`)."""
+
 JOINT = "\n\n"
 """The text between two rows."""
 

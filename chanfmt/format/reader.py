@@ -24,6 +24,7 @@ from chanfmt.format.records import (
     LabelSettings,
     ModelRecord,
     ProducerRecord,
+    SpecialTokens,
     StackData,
     StoredSlices,
     widths_complaint,
@@ -511,6 +512,7 @@ def _attributes(container: Container, path: str, table: str) -> dict[str, Any]:
     return {
         attribute.name: _attribute(container, path, attribute.name, kinds[attribute.type])
         for attribute in schema.ATTRIBUTES[table]
+        if attribute.required or container.attribute(path, attribute.name) is not None
     }
 
 
@@ -554,6 +556,9 @@ def _read_model(container: Container) -> ModelRecord:
 
 def _read_calibration(container: Container) -> CalibrationRecord:
     values = _attributes(container, "calibration", "/calibration")
+    for name in ("special_tokens", "tokenizer_special_tokens"):
+        if name in values:
+            values[name] = SpecialTokens.from_json(values[name], f"/calibration@{name}")
     columns = _read_table(container, "calibration", schema.CALIBRATION_VARIABLES)
     fields = ("id", "source", "revision", "range", "sequences", "tokens", "producer")
     inputs = columns.get("contribution_inputs", [""] * len(columns["contribution"]))
@@ -579,7 +584,7 @@ def _read_blocks(container: Container, stacks: dict[str, Stack]) -> tuple[Block,
     parameters = columns.get("channel_parameters")
     complaint = widths_complaint(columns["n_channels"], fields, factors, parameters)
     if complaint:
-        raise AtlasError(f"the FFN table's {complaint}", code="E213", where="/block")
+        raise AtlasError(f"the FFN table's {complaint}", code="E214", where="/block")
     blocks = []
     for index in range(len(columns["block"])):
         block = Block(

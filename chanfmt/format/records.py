@@ -87,11 +87,51 @@ class Contribution:
 
 
 @dataclass(frozen=True)
+class SpecialTokens:
+    """Token ids around a sequence or a text, such as BOS, or CLS and SEP.
+
+    Attributes:
+        before: Token ids at the beginning, in order.
+        after: Token ids at the end, in order.
+    """
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.before) + len(self.after)
+
+    def __str__(self) -> str:
+        """What sequences with these tokens do, such as ``begin with 101 and end with 102``."""
+        parts = (("begin", self.before), ("end", self.after))
+        told = [f"{verb} with {' '.join(map(str, ids))}" for verb, ids in parts if ids]
+        return " and ".join(told) or "begin and end without special tokens"
+
+    def to_json(self) -> str:
+        """The text of the attributes ``special_tokens`` and ``tokenizer_special_tokens``."""
+        return json.dumps({"before": list(self.before), "after": list(self.after)})
+
+    @staticmethod
+    def from_json(text: str, where: str) -> SpecialTokens:
+        """Parse an attribute at the path ``where``. Raises `AtlasError` if it is not what `to_json` gives (E110)."""
+        found = parsed(text, SpecialTokens, where)
+        if any(not 0 <= token < 2**31 for token in (*found.before, *found.after)):
+            raise AtlasError(f"{where} holds a number that is not a token id", code="E110", where=where)
+        return found
+
+
+NO_SPECIAL_TOKENS = SpecialTokens((), ())
+"""No tokens around a sequence or a text."""
+
+
+@dataclass(frozen=True)
 class CalibrationRecord:
     """The calibration data that the model was measured on (``/calibration``).
 
     ``token_ids`` has shape (sequence, position), int32; None if it was not stored. ``sequence_sha256`` is
-    always stored. ``split_of`` and ``source_of`` have shape (sequence,).
+    always stored. ``split_of`` and ``source_of`` have shape (sequence,). ``special_tokens`` are around every sequence, and
+    ``tokenizer_special_tokens`` are those that the tokenizer puts around a text; both are None if the atlas does not state
+    them.
     """
 
     loss: str
@@ -105,6 +145,8 @@ class CalibrationRecord:
     split_of: np.ndarray = field(repr=False)
     contributions: tuple[Contribution, ...]
     token_ids: np.ndarray | None = field(default=None, repr=False)
+    special_tokens: SpecialTokens | None = None
+    tokenizer_special_tokens: SpecialTokens | None = None
 
     @property
     def sequences(self) -> int:
@@ -113,6 +155,27 @@ class CalibrationRecord:
     @property
     def tokens(self) -> int:
         return self.sequences * self.seq_len
+
+    @property
+    def ends(self) -> str:
+        """What the sequences do at their ends, such as ``begin with 2``; of an older atlas, that it does not say."""
+        return "may begin anywhere in a text" if self.special_tokens is None else str(self.special_tokens)
+
+    @property
+    def ends_note(self) -> str:
+        """`ends` after a semicolon, for a description of the text; empty if there are no special tokens."""
+        return f"; sequences {self.ends}" if self.special_tokens else ""
+
+    def begins_like(self, other: CalibrationRecord) -> bool:
+        """Whether the sequences of both begin and end alike (spec section "Merging").
+
+        The sequences of an older atlas do not begin as the tokenizer begins a text. If the tokenizer puts nothing around a
+        text, this makes no difference.
+        """
+        stated = [(record.special_tokens, record.tokenizer_special_tokens) for record in (self, other)]
+        if None in stated[0] or None in stated[1]:
+            return all(value is None or not value for pair in stated for value in pair)
+        return stated[0] == stated[1]
 
 
 @dataclass(frozen=True)

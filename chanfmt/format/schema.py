@@ -454,11 +454,16 @@ PRODUCER_VARIABLES: tuple[Variable, ...] = (
 
 @dataclass(frozen=True)
 class Attribute:
-    """One attribute of a group: ``type`` is ``str``, ``int`` or ``float``."""
+    """One attribute of a group: ``type`` is ``str``, ``int`` or ``float``.
+
+    Attributes:
+        required: Whether the group must have it.
+    """
 
     name: str
     type: str
     meaning: str
+    required: bool = True
 
 
 ATTRIBUTES: dict[str, tuple[Attribute, ...]] = {
@@ -493,6 +498,19 @@ ATTRIBUTES: dict[str, tuple[Attribute, ...]] = {
         Attribute("seq_len", "int", "tokens in every sequence, or rows that every sample gives to an FFN"),
         Attribute("seed", "int", "seed of the sample; with several contributions, the seed of the first"),
         Attribute("mean_loss", "float", "mean of the loss over the predicted calibration tokens, nats"),
+        Attribute(
+            "special_tokens",
+            "str",
+            "JSON object: before and after, the lists of token ids that every sequence begins and ends with; absent in older "
+            "files and if the model's inputs were not tokens",
+            required=False,
+        ),
+        Attribute(
+            "tokenizer_special_tokens",
+            "str",
+            "the same for what the tokenizer puts around a text; present if and only if special_tokens is",
+            required=False,
+        ),
     ),
     "/labels": (
         Attribute("rho", "float", "share of channels that are supernodes"),

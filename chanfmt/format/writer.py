@@ -28,7 +28,7 @@ from chanfmt.format.reader import Atlas
 from chanfmt.format.records import Stacked
 
 if TYPE_CHECKING:
-    from chanfmt.format.records import AtlasContent, ExtensionGroup, StackData
+    from chanfmt.format.records import AtlasContent, ExtensionGroup, SpecialTokens, StackData
 
 IMAGE_STEP = 1 << 20
 """Bytes by which an image in memory grows."""
@@ -180,6 +180,8 @@ def _write_calibration(file: h5py.File, content: AtlasContent) -> None:
             "seq_len": record.seq_len,
             "seed": record.seed,
             "mean_loss": record.mean_loss,
+            "special_tokens": _json_or_none(record.special_tokens),
+            "tokenizer_special_tokens": _json_or_none(record.tokenizer_special_tokens),
         },
     )
     rows = record.contributions
@@ -200,6 +202,10 @@ def _write_calibration(file: h5py.File, content: AtlasContent) -> None:
         arrays["position"] = np.arange(record.seq_len)
         arrays["token_ids"] = record.token_ids
     _write_variables(group, schema.CALIBRATION_VARIABLES, arrays, "dense")
+
+
+def _json_or_none(tokens: SpecialTokens | None) -> str | None:
+    return None if tokens is None else tokens.to_json()
 
 
 def _write_labels(file: h5py.File, content: AtlasContent) -> None:
@@ -304,7 +310,8 @@ def _code(values: Any) -> str:
 def _set_attributes(group: h5py.Group, table: str, values: dict[str, Any]) -> None:
     convert = {"str": str, "int": np.int64, "float": np.float64}
     for attribute in schema.ATTRIBUTES[table]:
-        group.attrs[attribute.name] = convert[attribute.type](values[attribute.name])
+        if attribute.required or values[attribute.name] is not None:
+            group.attrs[attribute.name] = convert[attribute.type](values[attribute.name])
 
 
 def _write_variables(group: h5py.Group, table: tuple[schema.Variable, ...], arrays: dict[str, Any], kind: str) -> None:

@@ -129,7 +129,8 @@ def atlas_card(atlas: Atlas, place: HubFile, layers: tuple[Sequence[str], Sequen
             table(["text", "revision", "sequences", "tokens"], text_rows),
             "",
             f"Sequences of {calibration.seq_len:,} tokens. Loss: {inline(calibration.loss)}; its mean was "
-            f"{calibration.mean_loss:.3f}. {stored}",
+            f"{calibration.mean_loss:.3f}. {stored}"
+            + (f" Sequences {calibration.ends} (token ids)." if calibration.special_tokens else ""),
             "",
             "## Concentration per layer",
             "",

@@ -152,7 +152,8 @@ def make_report(atlas: Atlas) -> Report:
             "revision": one_line(atlas.model.revision) or "none recorded",
             "weights": one_line(atlas.model.dtype),
             "calibration": f"{calibration.sequences:,} x {calibration.seq_len:,} tokens of "
-            + ", ".join(dict.fromkeys(one_line(row.source) for row in calibration.contributions)),
+            + ", ".join(dict.fromkeys(one_line(row.source) for row in calibration.contributions))
+            + calibration.ends_note,
             "labels": f"rho {atlas.labels.rho:g}, eta {atlas.labels.eta:g}, K {atlas.labels.support_size}",
             "FFNs": f"{len(atlas.blocks):,}",
             "ranked units": f"{len(units):,}",

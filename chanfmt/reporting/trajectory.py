@@ -113,6 +113,10 @@ def _notes(atlases: Sequence[Atlas]) -> list[str]:
     notes = []
     if len({atlas.calibration.sequence_sha256 for atlas in atlases}) > 1:
         notes.append("The checkpoints were not measured on the same tokens, so some of the changes come from the text.")
+    last = atlases[-1].calibration
+    other = next((atlas.calibration for atlas in atlases if not atlas.calibration.begins_like(last)), None)
+    if other is not None:
+        notes.append(f"The sequences of one checkpoint {other.ends}, and those of the last one {last.ends}.")
     if len({atlas.labels.rho for atlas in atlases}) > 1:
         notes.append("The atlases were labelled with different rho.")
     if any(atlas.status != "complete" for atlas in atlases):

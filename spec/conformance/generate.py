@@ -29,7 +29,7 @@ import reader  # noqa: E402
 from contents import content  # noqa: E402
 
 from chanfmt.format import schema  # noqa: E402
-from chanfmt.format.records import ExtensionGroup, ExtensionVariable  # noqa: E402
+from chanfmt.format.records import ExtensionGroup, ExtensionVariable, SpecialTokens  # noqa: E402
 from chanfmt.format.writer import atlas_image  # noqa: E402
 
 TEXT = h5py.string_dtype("utf-8")
@@ -43,6 +43,7 @@ DROPPABLE = tuple(
     if item.required and item.name not in ("tokens", "tokens_split", "label", "protection")
 )
 ARRAYS = '{"labels": ["i8", []], "pixel_values": ["f4", [3, 8, 8]]}'
+BERTS = (SpecialTokens((101,), (102,)),) * 2
 OPTIONAL = tuple(item.name for item in schema.STACK_VARIABLES if not item.required)
 
 
@@ -536,6 +537,7 @@ VALID: dict[str, tuple] = {  # name: codes, content[, edit]
         both(*(put(f"{STACK}/{name}", slice(None), lambda old: 2 * old) for name in ("tokens", "tokens_split"))),
     ),
     "inputs": ([], only(inputs=ARRAYS, tokens_stored=False, kinds=(contents.Kind("encoder", (0,), place="encoder"),))),
+    "special-tokens": ([], only(special=BERTS)),
     "widths": ([], linked(only(kinds=contents.MOE[1:]))),
     "names-no-tokens-stored": ([], only(tokens_stored=False), renamed),
 }
@@ -713,8 +715,13 @@ INVALID: dict[str, tuple] = {  # name: codes, content, edit[, after]
     "E211-there": (["E211"], BARE, also_dropped("lp")),
     "E212-size": (["E212"], SIZED, attribute("labels", "support_size", 3)),
     "E212-row": (["E212"], SIZED, put(f"{STACK}/connectivity_at", (1, 0, 0), lambda old: old / 2)),
-    "E213-alone": (["E213"], LINKED_WIDTHS, remove("/block/width_factor")),
-    "E213-shared": (["E213"], LINKED_WIDTHS, put("/block/width_factor", 1, 4)),
+    "E213-begin": (
+        ["E213"],
+        only(special=BERTS),
+        attribute("calibration", "special_tokens", '{"before": [101, 5], "after": []}'),
+    ),
+    "E214-alone": (["E214"], LINKED_WIDTHS, remove("/block/width_factor")),
+    "E214-shared": (["E214"], LINKED_WIDTHS, put("/block/width_factor", 1, 4)),
     "E301-norm": (["E301"], NORMS, put(f"{STACK}/write_norm", (0, 0), np.inf)),
     "E302-norm": (["E302"], NORMS, put(f"{STACK}/write_norm", (0, 0), np.nan)),
     "E302-metric": (["E302"], SUMS, lowest("curvature", np.nan)),

@@ -20,12 +20,12 @@ from chanfmt.format.reader import Atlas
 from chanfmt.models.load import auto_class
 from chanfmt.models.safetensors import PICKLED_SUFFIXES
 from chanfmt.models.source import TEMPLATE_DIRECTORY, ModelSource
-from surgery.cut.check import LogitCheck, check_logits, check_shapes, memory_shortage
+from surgery.cut.check import LogitCheck, NotCheckedError, check_logits, check_shapes
 from surgery.cut.checkpoint.reader import read_ahead
 from surgery.cut.checkpoint.writer import output_bytes, write_checkpoint
 from surgery.cut.config_width import check_layout, find_layout
 from surgery.cut.options import CUT_DEFAULTS, CutOptions
-from surgery.cut.source import check_fingerprint, unquantised_config
+from surgery.cut.source import check_fingerprint, plain_config
 from surgery.cut.stock import parse_config
 from surgery.planning.file import write_plan
 from surgery.planning.plan import Applied, PruningPlan
@@ -94,7 +94,7 @@ def apply_plan(
     check_output(output, overwrite=options.overwrite, source=source.directory)
     if atlas is not None:
         plan.check_atlas(atlas)
-    config, index = unquantised_config(source), source.index
+    config, index = plain_config(source), source.index
     read_ahead(index.files, available_memory() // 4)
     if options.fine_tune:
         _check_kind(plan, source)
@@ -189,9 +189,12 @@ def check_output(output: Path, *, overwrite: bool, source: Path | None = None) -
 
 def _verify(plan: PruningPlan, source: ModelSource, written: ModelSource, verify: bool) -> tuple[LogitCheck | None, str]:
     """The check of all logits, or None and the reason for which it is skipped."""
-    skipped = "--no-verify" if not verify else memory_shortage(source.index.parameters)
-    if skipped is None:
-        return check_logits(plan, source, written), ""
+    skipped = "--no-verify"
+    if verify:
+        try:
+            return check_logits(plan, source, written), ""
+        except NotCheckedError as error:
+            skipped = error.message
     say(f"logits are not compared with the masked dense model's: {skipped}")
     return None, skipped
 

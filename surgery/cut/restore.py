@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from chanfmt.base.narrate import say
 from chanfmt.models.source import ModelSource
 from surgery.cut.apply import check_output, published, versions, write_json
-from surgery.cut.check import check_logits, check_shapes, memory_shortage
+from surgery.cut.check import NotCheckedError, check_logits, check_shapes
 from surgery.cut.checkpoint.cuts import plan_restoration
 from surgery.cut.config_width import edit_config
 from surgery.cut.options import CUT_DEFAULTS, CutOptions
-from surgery.cut.source import unquantised_config
+from surgery.cut.source import plain_config
 from surgery.cut.stock import meta_shapes
 from surgery.planning.file import load_applied
 from surgery.result.names import KEPT_FILE, REPORT_FILE
@@ -69,14 +69,18 @@ def restore(source: ModelSource, output: str | os.PathLike[str], options: CutOpt
     plan, applied = load_applied(source.directory / KEPT_FILE)
     cuts = plan_restoration(plan, applied.widths, source.index)
     before = {tuple(name.split(".")): change.before for name, change in applied.config.items()}
-    config = edit_config(unquantised_config(source), before)
+    config = edit_config(plain_config(source), before)
     allowed = {name: frozenset({shape}) for name, shape in meta_shapes(config).items()}
     with published(directory, source.index, cuts, config, options.shard_bytes) as temporary:
         written = ModelSource(temporary)
         shapes = check_shapes(source.index, cuts, allowed, written)
-        skipped = "--no-verify" if not options.verify else memory_shortage(written.index.parameters)
-        logits = check_logits(plan, source, written, mask=False) if skipped is None else None
-        if skipped:
+        logits, skipped = None, "--no-verify"
+        if options.verify:
+            try:
+                logits = check_logits(plan, source, written, mask=False)
+            except NotCheckedError as error:
+                skipped = error.message
+        if logits is None:
             say(f"logits are not compared with the pruned model's: {skipped}")
         restored = Restored(
             plan.model.id, plan.atlas_sha256, shapes.tensors, logits.relative_error if logits else None, versions()

@@ -9,7 +9,9 @@ from chanfmt.base.hub_ids import is_commit, is_hub_id
 from chanfmt.base.narrate import say
 from chanfmt.format.show import short
 from chanfmt.hub.locate import hub_model, locate_model, main_commit, model_name
-from chanfmt.models.source import ModelSource, own_revision
+from chanfmt.models.accounting import check_accounted
+from chanfmt.models.source import ModelSource, check_plain, own_revision
+from surgery.cut.stock import parse_config
 from surgery.result.names import REPORT_FILE
 
 if TYPE_CHECKING:
@@ -87,11 +89,14 @@ def check_fingerprint(model: Named, source: ModelSource, way_out: str = "") -> N
         )
 
 
-def unquantised_config(source: ModelSource) -> dict[str, Any]:
-    """The fields of ``source``'s ``config.json``. Raises `ModelError` if there are none, or if the weights are quantised."""
-    config = source.config_fields
-    if config.get("quantization_config"):
-        raise ModelError(
-            f"{source.directory} is quantised, and its scales would be wrong after a cut", hint="dequantise the model first"
-        )
-    return config
+def plain_config(source: ModelSource) -> dict[str, Any]:
+    """The fields of ``source``'s ``config.json``, after every tensor of its files was accounted for.
+
+    Raises:
+        ModelError: As `chanfmt.models.accounting.check_accounted`: the weights are quantised, an adapter lies beside them, or
+            the class would ignore a tensor. As `surgery.cut.stock.parse_config`, if stock code does not know the model type.
+    """
+    check_plain(source)
+    parse_config(source.config_fields)
+    check_accounted(source)
+    return source.config_fields

@@ -13,10 +13,11 @@ import msgspec
 from chanfmt.base.errors import UsageError
 from chanfmt.base.narrate import progress_bar, warn
 from chanfmt.base.parsed import parse_json
+from chanfmt.base.text import perplexity_text
 from surgery.evaluation.given import check_given, check_running, given_model, given_models, given_text, runnable, text_name
 from surgery.evaluation.measured import Evaluation
 from surgery.evaluation.options import EvaluateOptions
-from surgery.evaluation.protocol import PROTOCOLS, EvaluationTokens, prepare_text
+from surgery.evaluation.protocol import PROTOCOLS, EvaluationTokens, before_text, prepare_text
 from surgery.evaluation.side_by_side import Evaluations
 from surgery.result.names import MAX_REPORT, REPORT_FILE
 from surgery.result.record import REPORT_FORMAT
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
     from surgery.evaluation.tasks import Tasks
 
 
+BOS_DIFFERENCE = 0.02
+"""Relative difference of two perplexities above which a warning says that BOS matters."""
+
+
 @dataclass(frozen=True)
 class _Prepared:
     """A model before its weights are read."""
@@ -40,6 +45,7 @@ class _Prepared:
     model: ModelSource | LoadedModel
     tokens: EvaluationTokens
     cut: dict[str, Any] | None
+    before: tuple[int, ...]
 
 
 def evaluate(
@@ -78,7 +84,8 @@ def evaluate(
         revision: Branch, tag or commit of the models on the Hub.
 
     Returns:
-        One `Evaluation` per model, in order: perplexity, NLL in nats per token, bits per byte, speed and memory.
+        One `Evaluation` per model, in order: perplexity, NLL in nats per token, bits per byte, speed and memory. If the
+        tokenizer puts BOS before a text, also the perplexity with BOS at the beginning of every block.
 
     Raises:
         UsageError: An option is not possible, the text cannot be read, or a model is passed without its tokenizer.
@@ -128,7 +135,8 @@ def evaluate(
 
 def _prepare(name: str, model: ModelSource | LoadedModel, text: Text, options: EvaluateOptions) -> _Prepared:
     tokens = prepare_text(name, model, text, PROTOCOLS[options.protocol], options.seq_len, options.max_tokens)
-    return _Prepared(name, model, tokens, None if model.directory is None else _cut(model.directory))
+    cut = None if model.directory is None else _cut(model.directory)
+    return _Prepared(name, model, tokens, cut, before_text(model, options.seq_len))
 
 
 def _evaluate_one(prepared: _Prepared, options: EvaluateOptions, tasks: Tasks | None, first: Evaluation | None) -> Evaluation:
@@ -138,7 +146,7 @@ def _evaluate_one(prepared: _Prepared, options: EvaluateOptions, tasks: Tasks | 
     tokens = prepared.tokens
     with runnable(prepared.model, dtype=options.dtype, device=options.device) as model:
         memory = PeakMemory(next(model.parameters()).device)
-        with progress_bar(len(tokens.ids), "tok", Path(prepared.name).name) as bar:
+        with progress_bar(len(tokens.ids) * (2 if prepared.before else 1), "tok", Path(prepared.name).name) as bar:
             times = [(0, time.monotonic())]
 
             def step(count: int) -> None:
@@ -146,7 +154,14 @@ def _evaluate_one(prepared: _Prepared, options: EvaluateOptions, tasks: Tasks | 
                 bar.update(count)
 
             losses = block_losses(model, tokens.ids, options.seq_len, progress=step, name=prepared.name)
-        peak = memory.bytes()
+            peak = memory.bytes()
+            with_bos = None
+            if prepared.before:
+                with_bos = block_losses(
+                    model, tokens.ids, options.seq_len, before=prepared.before, progress=bar.update, name=prepared.name
+                )
+        if with_bos:
+            _warn_of_bos(prepared.name, losses.perplexity, with_bos.perplexity)
         comparison = None
         if first and first.tokens.sha256 == tokens.sha256:
             comparison = paired_bootstrap(first.losses, losses, seed=options.seed)
@@ -158,12 +173,23 @@ def _evaluate_one(prepared: _Prepared, options: EvaluateOptions, tasks: Tasks | 
             tokens=tokens,
             losses=losses,
             comparison=comparison,
+            before=prepared.before,
+            with_bos=with_bos,
             seconds=until - times[0][1],
             tokens_per_second=(total - skipped) / max(until - since, 1e-9),
             peak_memory_bytes=peak,
             memory=memory.kind,
             cut=prepared.cut,
             tasks=tasks.run(model, prepared.model.tokenizer) if tasks else (),
+        )
+
+
+def _warn_of_bos(name: str, without: float, with_bos: float) -> None:
+    """Warn if BOS changes the perplexity: the protocol then measures another model than the one that users meet."""
+    if not abs(with_bos / without - 1) <= BOS_DIFFERENCE:
+        warn(
+            f"{name}: the perplexity is {perplexity_text(with_bos)} if every block begins with BOS, as its tokenizer begins a "
+            f"text, and {perplexity_text(without)} by the protocol, which does not repeat BOS"
         )
 
 

@@ -15,7 +15,7 @@ from surgery.cut.source import check_fingerprint, find_model
 from surgery.evaluation.given import check_given, check_running, given_model, given_text, runnable
 from surgery.evaluation.loaded import LoadedModel
 from surgery.evaluation.options import TextOptions
-from surgery.evaluation.protocol import PROTOCOLS, prepare_text
+from surgery.evaluation.protocol import PROTOCOLS, before_text, prepare_text
 from surgery.experiments.columns import loss_columns
 
 if TYPE_CHECKING:
@@ -167,6 +167,11 @@ def open_subject(
         "seq_len": seq_len,
         "dtype": str(next(loaded.parameters()).dtype).removeprefix("torch."),
     }
+    if before_text(given, seq_len):
+        warn(
+            f"the tokenizer of {name} puts BOS before a text, but the blocks of this protocol do not begin with it; "
+            "surgery eval prints the perplexity with BOS too"
+        )
     mixed = tuple(ffn.container for ffn in ffns.values() if ffn.mixed)
     if mixed:
         warn(

@@ -299,7 +299,7 @@ def percent(share: float | None) -> str:
 def _describe_calibration(atlas: Atlas) -> str:
     record = atlas.calibration
     sources = sorted({contribution.source for contribution in record.contributions})
-    return f"{', '.join(sources)}, {record.sequences} x {record.seq_len} tokens"
+    return f"{', '.join(sources)}, {record.sequences} x {record.seq_len} tokens{record.ends_note}"
 
 
 def _names(blocks: Sequence[Block]) -> list[str]:

@@ -181,8 +181,12 @@ def _evaluation(report: Report, evaluated: Evaluated | None) -> list[str]:
         return ["No perplexity was measured. `surgery eval` measures the perplexity of this model and its base on the same text."]
     rows = [*([("dense", evaluated.dense)] if evaluated.dense else []), ("pruned", evaluated.result)]
     numbers = evaluated.result
+    bos = any(item.perplexity_with_bos is not None for _, item in rows)
     lines = [
-        table(["", "perplexity", "nats/token", "std err", "bits/byte"], [[name, *_numbers(item)] for name, item in rows]),
+        table(
+            ["", "perplexity", "nats/token", "std err", "bits/byte", *(["perplexity, BOS before every block"] if bos else [])],
+            [[name, *_numbers(item), *([_with_bos(item)] if bos else [])] for name, item in rows],
+        ),
         "",
         f"On {code(evaluated.data)}, protocol {code(evaluated.protocol)}: {numbers.tokens:,} tokens in "
         f"{numbers.blocks:,} blocks of {evaluated.seq_len:,}, {numbers.predicted:,} predicted; {inline(evaluated.statement)}. "
@@ -205,6 +209,10 @@ def _evaluation(report: Report, evaluated: Evaluated | None) -> list[str]:
             ),
         ]
     return lines
+
+
+def _with_bos(item: Measured) -> str:
+    return "-" if item.perplexity_with_bos is None else perplexity_text(item.perplexity_with_bos)
 
 
 def _numbers(item: Measured) -> list[str]:

@@ -19,7 +19,10 @@ _MAX_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Measured:
-    """One model's numbers, named as ``surgery eval --json`` names them; None if they are not finite or not known."""
+    """One model's numbers, named as ``surgery eval --json`` names them; None if they are not finite or not known.
+
+    ``perplexity_with_bos`` is known if the tokenizer puts BOS before a text: every block then begins with it.
+    """
 
     fingerprint: str
     tokens: int
@@ -31,6 +34,7 @@ class Measured:
     perplexity: float | None
     bits_per_byte: float | None
     tasks: tuple[dict[str, Any], ...]
+    perplexity_with_bos: float | None = None
 
 
 @dataclass(frozen=True)
