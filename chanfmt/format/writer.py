@@ -5,6 +5,7 @@ A small atlas is built in memory. A larger atlas is built in the file, one stack
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -26,6 +27,7 @@ from chanfmt.format.container import MAX_ATTRIBUTES, NUMPY, Container, read_text
 from chanfmt.format.digest import SEAL, SEAL_BYTES, content_sha256, file_sha256, sealed
 from chanfmt.format.reader import Atlas
 from chanfmt.format.records import Stacked
+from chanfmt.format.unlocked import Unlocked, open_unlocked
 
 if TYPE_CHECKING:
     from chanfmt.format.records import AtlasContent, ExtensionGroup, StackData
@@ -77,13 +79,11 @@ def _write_file(content: AtlasContent, path: Path, size: int) -> str:
         file.flush()
         path.write_bytes(file.id.get_file_image())
     reserve(path, size)
-    access = h5p.create(h5p.FILE_ACCESS)
-    # `atomic_file` already holds a lock on the file.
-    access.set_file_locking(False, True)
-    with h5py.File(h5f.open(bytes(path), h5f.ACC_RDWR, access)) as file:
+    opened = open_unlocked(path, write=True)
+    with opened.closing:
         # No flush before the close: a flush would give reserved space back that is not used yet.
-        digest = _fill(file, content)
-        offset = file[SEAL].id.get_offset()
+        digest = _fill(opened.file, content)
+        offset = opened.file[SEAL].id.get_offset()
     with path.open("r+b", buffering=0) as raw:
         os.pwrite(raw.fileno(), file_sha256(raw.fileno(), offset), offset)
     return digest
@@ -102,7 +102,7 @@ def _fill(file: h5py.File, content: AtlasContent) -> str:
     _write_producer(file, content)
     for extension in content.extensions:
         _write_extension(file, extension)
-    digest = content_sha256(Container(file, None, sys.maxsize))
+    digest = content_sha256(Container(Unlocked(file, -1, contextlib.ExitStack()), None, sys.maxsize))
     file.attrs["content_sha256"] = digest
     return digest
 
