@@ -50,8 +50,10 @@ def test_a_file_system_without_locks(tmp_path, error, forced):
         write_atlas(random_content(seed=0), tmp_path / "a.h5")
         script = script.replace("(writer.IN_MEMORY, 0)", "(0,)")
     done = subprocess.run(
-        [strace, "-f", "-o", str(tmp_path / "trace"), "-e", "trace=flock", "-e", f"inject=flock:error={error}"]
-        + [sys.executable, "-c", script, str(tmp_path / "a.h5")],
+        [
+            *(strace, "-f", "-o", str(tmp_path / "trace"), "-e", "trace=flock", "-e", f"inject=flock:error={error}"),
+            *(sys.executable, "-c", script, str(tmp_path / "a.h5")),
+        ],
         env=environment,
         capture_output=True,
         text=True,
