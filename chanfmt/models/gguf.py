@@ -66,7 +66,7 @@ def _convert(path: Path, target: Path) -> None:
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    with quiet_transformers(), atomic_directory(target) as temporary:
+    with quiet_transformers(), atomic_directory(target, overwrite=True) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
 

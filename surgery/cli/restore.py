@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.narrate import say
@@ -51,13 +50,14 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    from chanfmt.base.files import output_path
     from chanfmt.hub.locate import locate_model
     from surgery.cut.options import CutOptions
     from surgery.cut.restore import restore
 
     options = parse_options(arguments, RestoreOptions)
     talk = parse_options(arguments, PrintOptions)
-    output = Path(options.output)
+    output = output_path(options.output)
     restored = restore(
         locate_model(options.directory),
         output,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chanfmt.base.claims import claimed
+from chanfmt.base.files import output_path
 from chanfmt.base.narrate import say, warn
 from surgery.cut.apply import apply_plan, check_output
 from surgery.cut.options import CUT_DEFAULTS, CutOptions
@@ -101,13 +102,14 @@ def apply(
         CheckError: The result did not pass its checks.
         ChanfmtError: The disk is full or fails.
     """
-    directory = Path(output or default_name(plan))
+    directory = output_path(output or default_name(plan))
     # Check the output before a download.
     check_output(directory, overwrite=options.overwrite)
     source = find_model(plan.model, model, revision)
     say(f"cutting {source.id}")
     if source.revision and (source.source, source.id) == (plan.model.source, plan.model.id):
         plan = dataclasses.replace(plan, model=dataclasses.replace(plan.model, revision=source.revision))
-    report = apply_plan(plan, source, directory, options, atlas=atlas, recovery=recovery)
+    with claimed(directory):
+        report = apply_plan(plan, source, directory, options, atlas=atlas, recovery=recovery)
     say(f"wrote {directory}")
     return Result(directory, report, None)

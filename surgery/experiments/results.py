@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base import html
+from chanfmt.base.claims import claimed
 from chanfmt.base.errors import UsageError
 from chanfmt.base.files import atomic_file
 from chanfmt.base.text import spreadsheet_text
@@ -16,6 +18,7 @@ from surgery.experiments.stored import check_rows, read_stored
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
 JSON_FILE, CSV_FILE = "results.json", "results.csv"
@@ -102,12 +105,15 @@ class Results:
         if self.directory is None:
             return
         head = {"format": self._kind, "identity": self.identity, **extra}
-        with atomic_file(self.directory / JSON_FILE) as temporary:
+        with atomic_file(self.directory / JSON_FILE, overwrite=True) as temporary:
             # Each row is one line. With one number per line, the losses of the blocks would bury everything else.
             fields = [f"{json.dumps(name)}: {_dumps(value)}" for name, value in head.items()]
             rows = ",\n".join(_dumps(row) for row in self.rows)
             temporary.write_text("{" + ",\n".join([*fields, f'"rows": [\n{rows}\n]']) + "}\n", encoding="utf-8")
-        with atomic_file(self.directory / CSV_FILE) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        with (
+            atomic_file(self.directory / CSV_FILE, overwrite=True) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.DictWriter(file, self._columns, extrasaction="ignore", lineterminator="\n")
             writer.writeheader()
             writer.writerows(
@@ -146,6 +152,11 @@ def check_directory(directory: Path) -> None:
         raise UsageError(f"the directory {parent} does not exist", hint=f"create it with: mkdir -p {parent}")
     if os.path.exists(directory) and not os.path.isdir(directory):
         raise UsageError(f"{directory} is a file", hint="choose another -o")
+
+
+def claim(directory: Path | None) -> AbstractContextManager[None]:
+    """The claim on ``directory``: two experiments that write to one directory would each lose the other's rows."""
+    return contextlib.nullcontext() if directory is None else claimed(directory)
 
 
 def _dumps(value: Any) -> str:
