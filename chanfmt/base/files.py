@@ -207,7 +207,8 @@ def atomic_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             yield temporary
             for item in temporary.rglob("*"):
                 fsync_path(item)
-                inherit_nature(item, target / item.relative_to(temporary))
+                if overwrite:
+                    inherit_nature(item, target / item.relative_to(temporary))
             fsync_path(temporary)
             if overwrite and target.is_dir():
                 inherit_nature(temporary, target)

@@ -85,7 +85,7 @@ def inherit_nature(new: Path, old: Path) -> None:
     """
     try:
         was, now = os.lstat(old), os.lstat(new)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     if stat.S_IFMT(was.st_mode) != stat.S_IFMT(now.st_mode) or stat.S_ISLNK(was.st_mode):
         return
