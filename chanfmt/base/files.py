@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chanfmt.base.errors import ChanfmtError, UsageError
-from chanfmt.base.publishing import inherit_nature, put_in_place
+from chanfmt.base.publishing import exchange, inherit_nature, put_in_place
 
 try:
     import fcntl
@@ -188,8 +188,9 @@ def atomic_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 def atomic_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary directory next to ``path``; rename it to ``path`` on success, remove it otherwise.
 
-    An existing directory ``path`` is moved aside, and removed only after the new directory is in its place. If a process
-    is killed between the two steps, the next process puts the old directory back.
+    An existing directory ``path`` changes places with the new directory in one step. If the file system cannot do that, it
+    is moved aside, and removed only after the new directory is in its place; if a process is killed between the two steps,
+    the next process puts the old directory back.
 
     Args:
         overwrite: Replace the directory ``path`` if it exists. Modes and owners stay, for files of the same names too.
@@ -303,7 +304,9 @@ def _lock(path: Path, *, exclusive: bool) -> Iterator[bool]:
 
 
 def _swap(new: Path, path: Path) -> None:
-    """Replace the directory ``path`` by the directory ``new``."""
+    """Replace the directory ``path`` by the directory ``new``. The old one is removed, or is at ``new`` afterwards."""
+    if exchange(new, path):
+        return
     # Its suffix differs from a temporary's: for a moment this is the only copy of the target.
     old = path.parent / (temporary_name(path.name).removesuffix("tmp") + "old")
     with contextlib.ExitStack() as stack:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 KEPT_SUFFIX = ".new"
 """Ends the name of a finished output that could not take its place."""
-_RENAME_NOREPLACE = 1
+_RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
 _AT_FDCWD = -100
 _NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EPERM, errno.EMLINK)
 _ACCESS_LISTS = ("system.posix_acl_access", "system.posix_acl_default")
@@ -71,10 +71,17 @@ def rename_new(source: Path, target: Path) -> bool:
     Raises:
         OSError: The file system fails.
     """
-    done = _rename_without_replacing(source, target)
-    if done is not None:
-        return done
+    number = _renameat2(source, target, _RENAME_NOREPLACE)
+    if number == 0:
+        return True
+    if number in (errno.EEXIST, errno.ENOTEMPTY):
+        return False
     return _rename_directory(source, target) if source.is_dir() else _link(source, target)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Exchange two files or directories in one step. Returns whether the file system can. Raises `OSError` if it fails."""
+    return _renameat2(one, other, _RENAME_EXCHANGE) == 0
 
 
 def inherit_nature(new: Path, old: Path) -> None:
@@ -106,22 +113,26 @@ def inherit_nature(new: Path, old: Path) -> None:
         os.chmod(new, mode)
 
 
-def _rename_without_replacing(source: Path, target: Path) -> bool | None:
-    """Rename by Linux's renameat2. Returns whether ``target`` was free; None if the system or the file system lacks the call."""
+def _renameat2(source: Path, target: Path, flags: int) -> int:
+    """Call Linux's renameat2. Returns 0, EEXIST, ENOTEMPTY, or ENOSYS if the system or the file system lacks the call.
+
+    Raises:
+        OSError: The file system fails.
+    """
     if sys.platform != "linux":
-        return None
+        return errno.ENOSYS
     import ctypes
 
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if call is None:
-        return None
-    if call(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE) == 0:
-        return True
+        return errno.ENOSYS
+    if call(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flags) == 0:
+        return 0
     number = ctypes.get_errno()
     if number in (errno.EEXIST, errno.ENOTEMPTY):
-        return False
+        return number
     if number in _NOT_SUPPORTED:
-        return None
+        return errno.ENOSYS
     raise OSError(number, os.strerror(number), os.fspath(target))
 
 
