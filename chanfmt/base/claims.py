@@ -111,7 +111,7 @@ def _taken(place: Path, path: Path) -> int:
             made, descriptor = True, os.open(place, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
             try:
-                made, descriptor = False, os.open(place, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+                made, descriptor = False, _opened(place)
             except FileNotFoundError:
                 continue
         try:
@@ -128,6 +128,15 @@ def _taken(place: Path, path: Path) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)
+
+
+def _opened(place: Path) -> int:
+    """Open an existing claim; that of another user for reading, which is enough to see whether it is held."""
+    flags = os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        return os.open(place, os.O_RDWR | flags)
+    except PermissionError:
+        return os.open(place, os.O_RDONLY | flags)
 
 
 def _lock(descriptor: int) -> bool | None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
@@ -130,6 +132,33 @@ def test_something_else_in_place_of_a_claim(tmp_path, locks):
 def test_where_nothing_can_be_written(tmp_path):
     with claimed(tmp_path / "missing" / "a"):
         pass
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root becomes another user")
+def test_the_claim_of_another_user():
+    with tempfile.TemporaryDirectory() as text:
+        path = Path(text) / "a"
+        path.parent.chmod(0o777)
+
+        def other_user() -> int:
+            """0 if another user may work, 2 if somebody else does."""
+            pid = os.fork()
+            if pid == 0:
+                os.setuid(1234)
+                try:
+                    with claimed(path):
+                        os._exit(0)
+                except UsageError:
+                    os._exit(2)
+                finally:
+                    os._exit(1)
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+        with claimed(path):
+            assert other_user() == 2
+        assert other_user() == 0
+        claim_path(path).write_text("")
+        assert other_user() == 0
 
 
 @pytest.mark.parametrize("locked", [True, False])
