@@ -120,7 +120,9 @@ def _taken(place: Path, path: Path) -> int:
                 raise _busy(path, place, Owner.read(descriptor), lasting=locked is None)
             if _has_name(descriptor, place):
                 if locked is not None or made:
-                    Owner.this().write(descriptor)
+                    # On a full disk, the lock is the claim.
+                    with contextlib.suppress(OSError):
+                        Owner.this().write(descriptor)
                     return descriptor
                 # Without locks, only making the file is one step.
                 os.unlink(place)

@@ -32,6 +32,7 @@ except ImportError:  # This platform has no locks, so no temporary is removed.
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_SPECIAL = "a device, a pipe or a socket, and is never replaced"
 _LONGEST = 200
 """Bytes of a name that a temporary's name repeats. A name may have 255 bytes, and a temporary's name is longer."""
 
@@ -245,9 +246,6 @@ def remove_stale(path: Path) -> None:
                 shutil.rmtree(item, ignore_errors=True)
             else:
                 item.unlink()
-
-
-_SPECIAL = "a device, a pipe or a socket, and is never replaced"
 
 
 def _is_special(path: Path) -> bool:
