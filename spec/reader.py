@@ -307,6 +307,8 @@ def check_names(atlas: Atlas) -> None:
             check_unknown(atlas, node)
     for path, allowed in (("/@status", "status"), ("/model@source", "source"), *((f"{name}@kind", "kind") for name in stacks)):
         atlas.report(atlas.attribute(path) not in TABLES[allowed], "E109", path, f"none of {TABLES[allowed]}")
+    if atlas.attribute("/model@source") == "hub":
+        atlas.report(not is_hub_id(atlas.attribute("/model@id")), "E109", "/model@id", "no name of a repository")
     loss = atlas.attribute("/calibration@loss")
     atlas.report(loss not in TABLES["loss"].values(), "E109", "/calibration@loss", "no known loss")
     scores = [name for name, row in STACK.items() if row["dtype"] == "f4" and row["dimensions"] == ["layer", "channel"]]
@@ -314,6 +316,12 @@ def check_names(atlas: Atlas) -> None:
     for path, stack in stacks.items():
         atlas.report(stack.attributes["gated"] not in (0, 1), "E109", f"{path}@gated", "neither 0 nor 1")
     check_json(atlas)
+
+
+def is_hub_id(name: str) -> bool:
+    part = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
+    fits = len(name) <= 96 and re.fullmatch(rf"{part}(?:/{part})?", name)
+    return bool(fits) and "--" not in name and ".." not in name and not name.endswith(".git")
 
 
 def check_attributes(atlas: Atlas, path: str, table: list[dict]) -> None:

@@ -205,8 +205,8 @@ def apply(
     """
     import contextlib
     import os
-    from pathlib import Path
 
+    from chanfmt.base.inputs import input_path
     from chanfmt.base.narrate import bars
     from chanfmt.hub.locate import opened
     from surgery.cut.options import CutOptions
@@ -217,7 +217,7 @@ def apply(
 
     if not isinstance(plan, PruningPlan | str | os.PathLike):
         raise _not_a_plan(plan)
-    given = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan))
+    given = plan if isinstance(plan, PruningPlan) else load_plan(input_path(plan))
     _check_loaded(model)
     recovery = RecoveryOptions(recover=recover, recover_device=recover_device)
     recovery.check()

@@ -118,7 +118,7 @@ class Keeper:
             if isinstance(error, ChanfmtError) and os.path.lexists(self.path):
                 held = "what was measured" if saved else "an earlier part of what was measured"
                 way_out = f"{self.path} holds {held}: mend that, then continue with the same command and --resume"
-                error.hint = f"{error.hint}\n  {way_out}" if error.hint else way_out
+                error.add_hint(way_out)
             raise
 
     def _failed(self, error: BaseException) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.narrate import progress_bar, say
-from chanfmt.base.text import printable, significant
+from chanfmt.base.text import significant
 from chanfmt.cli import framework
 from chanfmt.cli.options import SeveralAtlasesOptions
 from chanfmt.format import schema
@@ -95,8 +95,8 @@ def _run_two(atlases: Sequence[Atlas], metric: str, *, as_json: bool) -> None:
         )
         return
     for name, atlas in (("A", first), ("B", second)):
-        print(f"{name}  {printable(_line(atlas))}")
-    print()
+        framework.print_line(f"{name}  {_line(atlas)}")
+    framework.print_line()
     _print_rows(rows, metric)
 
 
@@ -147,10 +147,11 @@ def _run_matrix(atlases: Sequence[Atlas], metric: str, *, as_json: bool) -> None
         )
         return
     for name, atlas in zip(names, atlases, strict=True):
-        print(f"{name}  {printable(_line(atlas))}")
+        framework.print_line(f"{name}  {_line(atlas)}")
     for key, (title, chance) in MATRICES.items():
         by_chance = "" if chance is None else f" (by chance {_range([values[chance] for values in found.values()])})"
-        print(f"\n{title.format(metric=metric)}{by_chance}; median over FFNs")
+        framework.print_line()
+        framework.print_line(f"{title.format(metric=metric)}{by_chance}; median over FFNs")
         framework.print_table(
             ("", *names),
             [

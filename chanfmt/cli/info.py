@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
-from chanfmt.base.text import printable, significant
+from chanfmt.base.text import percentage, significant
 from chanfmt.cli import framework
 from chanfmt.cli.options import AtlasOptions
 
@@ -55,19 +56,18 @@ def _run(arguments: argparse.Namespace) -> int:
                 f"{calibration['sequences']} x {calibration['seq_len']} tokens of {', '.join(calibration['sources'])}",
             ),
             *(("inputs", text) for text in dict.fromkeys(calibration["inputs"]) if text),
-            ("loss", f"{calibration['loss']}; mean {calibration['mean_loss']:.3f}"),
+            ("loss", f"{calibration['loss']}; mean {_mean(calibration['mean_loss'])}"),
             (
                 "labels",
-                f"supernodes: top {labels['rho']:.2%} by {labels['score']}; halo: next {labels['eta']:.0%} by "
+                f"supernodes: top {percentage(labels['rho'], 2)} by {labels['score']}; halo: next {percentage(labels['eta'], 0)} by "
                 f"connectivity to {labels['support_size']} dimensions",
             ),
             ("file", f"{data['format']} {data['format_version']}, {data['status']}, {data['producer']}, {data['created']}"),
             ("digest", data["content_sha256"]),
             *([("source", atlas.hub_source)] if atlas.hub_source else []),
         ]
-        for name, text in lines:
-            print(f"{name:<12} {printable(text)}")
-        print()
+        framework.print_pairs(lines)
+        framework.print_line()
         print_layers(atlas, data["layers"])
     return 0
 
@@ -174,7 +174,7 @@ def layer_table(atlas: Atlas, rows: list[dict[str, Any]]) -> tuple[list[str], li
             *([row["stack"]] if several else []),
             f"{row['channels']:,}",
             significant(row["lp_mass"], 3),
-            f"{row['top_share']:.1%}",
+            percentage(row["top_share"]),
             significant(row["effective_channels"], 4),
             significant(row["max_over_mean"], 4),
             str(row["supernodes"]),
@@ -184,6 +184,10 @@ def layer_table(atlas: Atlas, rows: list[dict[str, Any]]) -> tuple[list[str], li
         ]
         for row in rows
     ]
+
+
+def _mean(loss: float) -> str:
+    return "unknown" if math.isnan(loss) else f"{loss:.3f}"
 
 
 def _median(values: np.ndarray) -> float:

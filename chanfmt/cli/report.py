@@ -74,7 +74,7 @@ def publish(arguments: argparse.Namespace, make: Callable[[], Report]) -> int:
     else:
         for section in report.sections:
             for claim in section.claims:
-                print(f"{claim.verdict:<14}  {claim.statement}: {claim.measured} (the paper: {claim.paper})")
+                framework.print_line(f"{claim.verdict:<14}  {claim.statement}: {claim.measured} (the paper: {claim.paper})")
             for text in section.missing:
                 say(f"missing from {section.title.lower()}: {text}")
     say(f"wrote {output / 'report.html'} and {len(files) - 1} other files")

@@ -448,7 +448,7 @@ ATTRIBUTES: dict[str, tuple[Attribute, ...]] = {
         Attribute("content_sha256", "str", "digest over data, attributes and dimensions"),
     ),
     "/model": (
-        Attribute("id", "str", "Hub id, or the name of the directory or file; a label, never a path to open"),
+        Attribute("id", "str", "name of the repository on the Hub, or of the directory or file; never a path to open"),
         Attribute("revision", "str", "commit that the weights came from; empty if there is none"),
         Attribute("source", "str", "hub, local or gguf"),
         Attribute("model_type", "str", "transformers model type"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from chanfmt.base.errors import ChanfmtError, ModelError, UsageError
+from chanfmt.base.inputs import input_path
 from chanfmt.format.reader import Atlas
 from chanfmt.hub.names import is_address, parse_address
 from chanfmt.models.source import TEMPLATE_DIRECTORY, ModelSource, is_local, local_source
@@ -49,7 +50,7 @@ def locate_atlas(name: str | os.PathLike[str]) -> Located:
             f"{type(name).__name__} is not an atlas", hint="pass an open atlas, a path, or hf://datasets/USER/NAME/FILE"
         )
     if isinstance(name, Path) or not is_address(os.fspath(name)):
-        return Located(Path(name), "")
+        return Located(input_path(name), "")
     from chanfmt.hub.fetch import fetch
 
     fetched = fetch(parse_address(os.fspath(name)), suffix=SUFFIX)
@@ -102,17 +103,29 @@ def locate_model(model: str, *, revision: str | None = None, trust_remote_code: 
         ModelError: The model does not exist, or cannot be fetched.
         UsageError: ``revision`` is given for a local model.
     """
-    if revision is not None and is_local(Path(os.path.expanduser(model))):
+    if revision is not None and is_local(input_path(model)):
         raise UsageError(f"--revision is for models on the Hub, and {model} is a local model", hint="leave out --revision")
     here = local_source(model, trust_remote_code=trust_remote_code)
     if here is not None:
         return here
+    try:
+        return hub_model(model, revision=revision, trust_remote_code=trust_remote_code)
+    except ModelError as error:
+        raise ModelError(f"{model!r} is not a local directory; {error.message}", hint=error.hint) from None
+
+
+def hub_model(model: str, *, revision: str | None = None, trust_remote_code: bool = False) -> ModelSource:
+    """Find the model with the Hub id ``model``, which is downloaded to the Hub cache. No file of this machine is opened instead.
+
+    Raises:
+        ModelError: ``model`` is not a Hub id, does not exist, or cannot be fetched.
+    """
     from chanfmt.hub.fetch import fetch_snapshot
 
     try:
         directory = fetch_snapshot(model, revision, wanted=_WANTED, unwanted=_UNWANTED)
     except ChanfmtError as error:
-        raise ModelError(f"{model!r} is not a local directory; {error.message}", hint=error.hint) from None
+        raise ModelError(error.message, hint=error.hint) from None
     # snapshots/<commit>/ is the Hub cache's documented layout.
     return ModelSource(directory, model, directory.name, "hub", trust_remote_code=trust_remote_code)
 

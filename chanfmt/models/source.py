@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import functools
 import json
-import os
 from pathlib import Path
 from typing import Any, Protocol
 
 from chanfmt.base.errors import ModelError, first_line
+from chanfmt.base.hub_ids import is_commit, is_hub_id
+from chanfmt.base.inputs import input_path
 from chanfmt.models.quiet import quiet_transformers
 from chanfmt.models.safetensors import CheckpointIndex, fingerprint
 
@@ -175,7 +176,7 @@ def local_source(model: str, *, trust_remote_code: bool = False) -> ModelSource 
     Raises:
         ModelError: There is a file of that name, and it is not a model.
     """
-    path = Path(os.path.expanduser(model))
+    path = input_path(model)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"the GGUF file {model} does not exist")
@@ -201,5 +202,5 @@ def is_local(path: Path) -> bool:
 
 def own_revision(model: str, record: Named) -> str | None:
     """The commit in ``record``, if ``model`` is the Hub id in ``record`` and not a local file; otherwise None."""
-    same = record.source == "hub" and model == record.id and not Path(model).exists()
-    return (record.revision or None) if same else None
+    same = record.source == "hub" and model == record.id and is_hub_id(model) and not Path(model).exists()
+    return record.revision if same and is_commit(record.revision) else None

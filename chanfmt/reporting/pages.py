@@ -100,7 +100,7 @@ def render(plot: Plot, kind: str) -> bytes:
 
 
 def _write_csv(table: Table, path: Path) -> None:
-    with path.open("w", encoding="utf-8", newline="") as stream:
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(table.columns)
         writer.writerows(zip(*(_texts(np.asarray(values)) for values in table.columns.values()), strict=True))
@@ -120,13 +120,10 @@ def markdown_page(report: Report) -> str:
     parts.append(f"## Beside the paper\n\n{markdown.table(CLAIM_HEADINGS, list(claim_rows(report.sections)))}\n\n{_CLAIM_NOTE}")
     for section in report.sections:
         parts.append(f"## {section.title}")
-        parts += [markdown.inline(text) for text in section.text]
+        parts += [markdown.paragraph(text) for text in section.text]
         parts += [f"> Missing: {markdown.inline(text)}." for text in section.missing]
         for plot in section.plots:
-            parts.append(
-                f"![{markdown.inline(plot.caption).replace(']', ')').replace('[', '(')}](figures/{plot.name}.png)\n\n"
-                f"*{markdown.inline(_caption(plot))}*".replace("*", "_")
-            )
+            parts.append(f"![{markdown.inline(plot.caption)}](figures/{plot.name}.png)\n\n_{markdown.inline(_caption(plot))}_")
         if section.numbers:
             parts.append(markdown.table(("number", "value"), [(name, number(value)) for name, value in section.numbers.items()]))
     return "\n\n".join(parts) + "\n"

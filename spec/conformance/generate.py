@@ -679,6 +679,7 @@ INVALID: dict[str, tuple] = {  # name: codes, content, edit[, after]
     "E108-flag-meanings": (["E108"], BARE, attribute(f"{STACK}/label", "flag_meanings", "none supernode halo")),
     "E109-status": (["E109"], BARE, attribute("/", "status", "done")),
     "E109-kind": (["E109"], BARE, attribute(STACK, "kind", "sparse")),
+    "E109-model-id": (["E109"], BARE, both(attribute("model", "source", "hub"), attribute("model", "id", "../t/tiny"))),
     "E109-place": (["E109"], BARE, put("/block/place", 0, "middle")),
     "E109-score": (["E109"], BARE, attribute("labels", "score", "label")),
     "E110-config": (["E110"], BARE, config("[]")),

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.narrate import say
-from chanfmt.cli.framework import PrintOptions, add_command, add_group, parse_options, print_json, print_table
+from chanfmt.cli.framework import PrintOptions, add_command, add_group, parse_options, print_json, print_line, print_table
 from surgery.cli.options import AtlasOptions, ResultsOptions
 
 if TYPE_CHECKING:
@@ -105,5 +105,5 @@ def _run(arguments: argparse.Namespace) -> None:
         print_json({"identity": results.identity, "summary": ablation.summary, "rows": ablation.rows})
         return
     print_table(*ablation.table())
-    print()
+    print_line()
     print_table(*summary_table(ablation.summary))

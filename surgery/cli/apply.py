@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chanfmt.base.text import printable
-from chanfmt.cli.framework import PrintOptions, add_command, parse_options, print_json, print_pairs
+from chanfmt.base.inputs import input_path
+from chanfmt.cli.framework import PrintOptions, add_command, parse_options, print_json, print_line, print_pairs
 from surgery.cli.options import CutOptions, parse_size
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from surgery.cut.prune import apply
     from surgery.planning.file import load_plan
 
-    plan = load_plan(Path(parse_options(arguments, PlanFileOptions).plan))
+    plan = load_plan(input_path(parse_options(arguments, PlanFileOptions).plan))
     fine_tune = parse_options(arguments, FineTuneOptions).fine_tune
     options = parse_options(arguments, CutOptions)
     result = apply(plan, options.model, options.output, as_data(options, fine_tune=fine_tune), revision=options.revision)
@@ -89,4 +88,4 @@ def tell(result: Result, options: CutOptions, talk: PrintOptions, publishing: Pu
     if talk.json:
         print_json(report.to_json() | where)
     elif "url" in where:
-        print(printable(where["url"]))
+        print_line(where["url"])

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.narrate import say, warn
-from chanfmt.cli.framework import PrintOptions, add_command, parse_options, print_json, print_pairs, print_table
+from chanfmt.cli.framework import PrintOptions, add_command, parse_options, print_json, print_line, print_pairs, print_table
 from surgery.cli.options import AtlasOptions
 
 if TYPE_CHECKING:
@@ -97,5 +97,5 @@ def print_plan(plan: PruningPlan, talk: PrintOptions) -> None:
         print_json(plan_json(plan))
         return
     print_table(*layer_rows(plan))
-    print()
+    print_line()
     print_pairs(summary_rows(plan))

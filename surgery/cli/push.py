@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import UsageError
-from chanfmt.base.text import printable
-from chanfmt.cli.framework import PrintOptions, add_command, parse_options, print_json
-from chanfmt.hub.failures import no_token
+from chanfmt.cli.framework import PrintOptions, add_command, parse_options, print_json, print_line
+from chanfmt.hub.failures import no_token, stored_token
 from chanfmt.hub.names import check_repo
 from chanfmt.hub.publish import VisibilityOptions
 
@@ -60,11 +59,8 @@ class PublishingOptions(VisibilityOptions):
             raise UsageError("--public and --pr are for --push", hint="add --push, or leave them out")
         if self.push:
             check_repo(self.push)
-        if self.push is not None and login:
-            from huggingface_hub import get_token
-
-            if get_token() is None:
-                raise no_token()
+        if self.push is not None and login and stored_token() is None:
+            raise no_token()
 
 
 def add(commands: Any) -> None:
@@ -96,4 +92,4 @@ def _run(arguments: argparse.Namespace) -> None:
     if talk.json:
         print_json(asdict(done))
     else:
-        print(printable(done.url))
+        print_line(done.url)

@@ -109,10 +109,12 @@ class Results:
             # Each row is one line. With one number per line, the losses of the blocks would bury everything else.
             fields = [f"{json.dumps(name)}: {_dumps(value)}" for name, value in head.items()]
             rows = ",\n".join(_dumps(row) for row in self.rows)
-            temporary.write_text("{" + ",\n".join([*fields, f'"rows": [\n{rows}\n]']) + "}\n", encoding="utf-8")
+            temporary.write_text(
+                "{" + ",\n".join([*fields, f'"rows": [\n{rows}\n]']) + "}\n", encoding="utf-8", errors="backslashreplace"
+            )
         with (
             atomic_file(self.directory / CSV_FILE, overwrite=True) as temporary,
-            temporary.open("w", newline="", encoding="utf-8") as file,
+            temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
         ):
             writer = csv.DictWriter(file, self._columns, extrasaction="ignore", lineterminator="\n")
             writer.writeheader()

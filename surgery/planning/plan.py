@@ -11,7 +11,7 @@ import numpy as np
 
 from chanfmt.base import html
 from chanfmt.base.errors import AtlasError
-from chanfmt.base.text import printable
+from chanfmt.base.text import one_line
 from chanfmt.format import schema
 from surgery.planning.decide import SelectorEffect, decide
 from surgery.planning.mass import lp_mass
@@ -67,7 +67,7 @@ class BlockPlan:
 
     def __repr__(self) -> str:
         experts = f"{self.n_experts} experts x " if self.n_experts else ""
-        return f"<BlockPlan {printable(self.name)!r}: {experts}{self.n_kept:,} of {self.n_channels:,} channels kept>"
+        return f"<BlockPlan {one_line(self.name)!r}: {experts}{self.n_kept:,} of {self.n_channels:,} channels kept>"
 
     @property
     def n_kept(self) -> int:
@@ -133,10 +133,10 @@ class PruningPlan:
     warnings: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        name = printable(self.model.id.rstrip("/").rsplit("/", 1)[-1])
+        name = one_line(self.model.id.rstrip("/").rsplit("/", 1)[-1])
         return (
             f"<PruningPlan of {name}: {len(self.blocks)} FFNs, {self.channels:,} to {self.channels_kept:,} channels "
-            f"({-self.sparsity_reached:+.1%}), {printable(self.method)}>"
+            f"({-self.sparsity_reached:+.1%}), {one_line(self.method)}>"
         )
 
     def _repr_html_(self) -> str:

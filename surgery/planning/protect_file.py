@@ -152,6 +152,7 @@ def _from_rows(path: Path, rows: Any, atlas: Atlas) -> dict[int, np.ndarray]:
             if not any(cells):
                 continue
             with _naming(f"{path}, line {rows.line_num}"):
+                _check_separator(cells)
                 if columns is None:
                     header = _header(cells)
                     columns = header or ["layer", "channel"]
@@ -161,6 +162,13 @@ def _from_rows(path: Path, rows: Any, atlas: Atlas) -> dict[int, np.ndarray]:
     except csv.Error as error:
         raise UsageError(f"{path}, line {rows.line_num}: {error}") from None
     return masks
+
+
+def _check_separator(cells: list[str]) -> None:
+    """Raise `UsageError` for a line without commas that has another separator: some spreadsheets write such files as CSV."""
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(cells) == 1 and separator in cells[0]:
+            raise UsageError(f"its columns are separated by {name}, not commas", hint="save the table again, with commas")
 
 
 def _header(cells: list[str]) -> list[str] | None:

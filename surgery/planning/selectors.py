@@ -12,6 +12,7 @@ import numpy as np
 from chanfmt.algebra.labels import supernode_count
 from chanfmt.base.choices import did_you_mean
 from chanfmt.base.errors import UsageError
+from chanfmt.base.inputs import input_path
 from chanfmt.format import schema
 from surgery.planning.addresses import channel_ids, find_unit, parse_layers, parse_number, parse_ranges
 from surgery.planning.protect_file import SUFFIXES, mark, no_channels, read_protect_file
@@ -52,7 +53,7 @@ def select(selector: str, atlas: Atlas) -> tuple[dict[int, np.ndarray], tuple[st
     elif match := _BY_METRIC.fullmatch(text):
         masks = _by_metric(match[1], match[2], match[3], selector, atlas, layers)
     elif _is_file(text):
-        masks, warnings = read_protect_file(Path(text), atlas)
+        masks, warnings = read_protect_file(input_path(text), atlas)
     elif match := _BY_ID.fullmatch(text):
         masks = _by_id(match[1], match[2], selector, atlas)
     else:

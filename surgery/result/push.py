@@ -6,11 +6,11 @@ import contextlib
 import json
 import shlex
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chanfmt.base.errors import ChanfmtError, CheckError, UsageError
 from chanfmt.base.files import atomic_file
+from chanfmt.base.inputs import input_path
 from chanfmt.base.narrate import say
 from chanfmt.base.text import perplexity_text
 from chanfmt.hub.names import check_repo
@@ -22,6 +22,7 @@ from surgery.result.result import check_unchanged, open_result
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator
+    from pathlib import Path
 
     from chanfmt.hub.publish import Published
     from surgery.result.evaluated import Evaluated
@@ -69,7 +70,7 @@ def push(directory: str | os.PathLike[str], repo: str | None = None, options: Pu
         CheckError: The result changed since it was checked, or the Hub holds something else afterwards.
         HubError: The Hub refused, or could not be reached.
     """
-    directory = Path(directory)
+    directory = input_path(directory)
     result = open_result(directory)
     name = repo or default_repository(result.report.plan)
     check_repo(name)
@@ -134,7 +135,7 @@ def _resumable(directory: Path, command: str) -> Iterator[None]:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(text) from None
     except ChanfmtError as error:
-        error.hint = f"{error.hint}\n  {text}" if error.hint else text
+        error.add_hint(text)
         raise
 
 
@@ -142,7 +143,7 @@ def _evaluation(result: Result, path: str) -> Evaluated:
     from chanfmt.models.source import ModelSource
     from surgery.result.evaluated import take_evaluation
 
-    return take_evaluation(Path(path), ModelSource(result.directory).fingerprint, result.report.applied.fingerprint)
+    return take_evaluation(input_path(path), ModelSource(result.directory).fingerprint, result.report.applied.fingerprint)
 
 
 def _write_card(result: Result, name: str, evaluated: Evaluated | None, *, new: bool) -> None:

@@ -11,11 +11,11 @@ from chanfmt.base import html
 from chanfmt.base.errors import CheckError, UsageError
 from chanfmt.base.narrate import progress_bar
 from chanfmt.base.parsed import parse_json
-from chanfmt.base.text import printable
+from chanfmt.base.text import one_line
 from surgery.cut.check import LogitCheck, ShapeCheck
 from surgery.planning.file import load_applied
 from surgery.planning.plan import Change  # noqa: TC001 (msgspec reads the annotations)
-from surgery.recovery.options import LayerRecovery, RecoveryReport
+from surgery.recovery.options import RECOVERIES, LayerRecovery, RecoveryReport
 from surgery.result.base import Base  # noqa: TC001
 from surgery.result.evaluated import Evaluated, load_evaluated
 from surgery.result.manifest import FileRecord, hash_files, list_files
@@ -120,7 +120,7 @@ class Result:
     def __repr__(self) -> str:
         before, after = self.report.parameters_before, self.report.parameters_after
         return (
-            f"<Result in {str(self.directory)!r}: {printable(self.report.base.id)}, {before:,} to {after:,} parameters "
+            f"<Result in {str(self.directory)!r}: {one_line(self.report.base.id)}, {before:,} to {after:,} parameters "
             f"({after / before - 1:+.1%})>"
         )
 
@@ -199,6 +199,10 @@ def _report(stored: _StoredReport, directory: Path) -> Report:
     skipped = parse_json(stored.checks.logits, _AnySkipped).skipped
     logits = None if skipped else parse_json(stored.checks.logits, _Logits)
     recovery = stored.recovery
+    if recovery is not None and recovery.method not in RECOVERIES:
+        raise ValueError(f"its recovery {recovery.method!r:.60} is unknown")
+    if stored.parameters.before < 1:
+        raise ValueError("its model had no parameters")
     return Report(
         plan=plan,
         base=stored.base,

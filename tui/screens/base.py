@@ -9,7 +9,7 @@ from textual.containers import Horizontal
 from textual.widgets import Input, Label
 
 from chanfmt.base.files import output_path
-from chanfmt.base.text import printable
+from chanfmt.base.text import one_line
 from tui.screens.keys import key_line, key_rows
 from tui.screens.status import StatusScreen
 from tui.session import view
@@ -200,7 +200,7 @@ class BrowserScreen(StatusScreen):
         if name:
             self.front.start(
                 lambda: write_table(output_path(name), self.table.shown()),
-                lambda rows: self.session.say(printable(f"wrote {rows:,} rows to {name}")),
+                lambda rows: self.session.say(one_line(f"wrote {rows:,} rows to {name}")),
                 refused=self.session.say,
                 group="export",
             )

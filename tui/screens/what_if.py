@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from textual.binding import Binding, BindingType
 
 from chanfmt.base.errors import ChanfmtError
-from chanfmt.base.text import printable
+from chanfmt.base.text import one_line
 from surgery.planning.methods import METHODS
 from surgery.planning.what_if import total
 from tui.screens.base import BACK_BINDING, common_bindings
@@ -114,7 +114,7 @@ class WhatIfScreen(FfnScreen):
 
     def status_text(self) -> str:
         if self._refusal:
-            return printable(self._refusal)
+            return one_line(self._refusal)
         whole = total(self._rows)
         return (
             f"model: {whole.channels_kept:,} of {whole.channels:,} ch  super {whole.supernodes_kept:,}/{whole.supernodes:,}  "
@@ -136,7 +136,7 @@ class WhatIfScreen(FfnScreen):
         ]
         if self._what_if is not None:
             lines.append([(f" {self._what_if.protected:,} channels protected", "")])
-            lines += [[(f" {line}", "")] for text in self._what_if.warnings for line in wrapped(printable(text), width - 1)]
+            lines += [[(f" {line}", "")] for text in self._what_if.warnings for line in wrapped(one_line(text), width - 1)]
         if self._curve is not None and width > 20 and height > 14:
             cells, rows = width - 8, min(14, height - len(lines) - 6)
             at = np.clip(np.round(np.linspace(1, HIGHEST, 2 * cells)).astype(int), 1, HIGHEST) - 1

@@ -9,7 +9,9 @@ import msgspec
 import numpy as np
 
 from chanfmt.base.errors import AtlasError
+from chanfmt.base.hub_ids import is_hub_id
 from chanfmt.format import schema
+from chanfmt.format.show import short
 from chanfmt.format.texts import configuration, parsed
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ def check_structure(container: Container, report: Report) -> None:
         elif name not in GROUPS:
             report.add("W502", f"/{name}", "the specification does not know this name")
     if not report.failed:
+        _model_id(container, report)
         _texts(container, report)
     _remarks(container, report, known)
 
@@ -226,6 +229,13 @@ class _Slice:
 
 _Arrays = dict[str, tuple[str, list[Annotated[int, msgspec.Meta(gt=0)]]]]
 """Name to type and shape of a sample."""
+
+
+def _model_id(container: Container, report: Report) -> None:
+    """Check that an id that is said to be on the Hub could be there: programs look such an id up."""
+    name = str(container.attribute("model", "id"))
+    fits = container.attribute("model", "source") != "hub" or is_hub_id(name)
+    report.check(fits, "E109", "/model@id", f"is {short(name)!r}, which cannot be the name of a repository on the Hub")
 
 
 def _texts(container: Container, report: Report) -> None:

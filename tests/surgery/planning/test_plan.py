@@ -357,3 +357,19 @@ def test_planning_never_imports_torch(atlas: Atlas, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "0.5 asked" in done.stdout
     assert load_plan(tmp_path / "plan").channels == 3 * 137
+
+
+def test_a_plan_that_says_something_twice_is_refused(atlas: Atlas, tmp_path: Path) -> None:
+    """Of two values, one program reads the first and another the last."""
+    path = tmp_path / "p.safetensors"
+    save_plan(make_plan(atlas, PlanOptions(0.5)), path)
+    image = path.read_bytes()
+    size = int.from_bytes(image[:8], "little")
+    header = json.loads(image[8 : 8 + size])
+    for inside in (False, True):
+        text = header["__metadata__"]["plan"]
+        text = text.replace('"model":{', '"model":{"id":"another/model",', 1) if inside else '{"method":"random",' + text[1:]
+        changed = json.dumps(header | {"__metadata__": header["__metadata__"] | {"plan": text}}).encode()
+        path.write_bytes(len(changed).to_bytes(8, "little") + changed + image[8 + size :])
+        with pytest.raises(UsageError, match="a name appears twice"):
+            load_plan(path)
