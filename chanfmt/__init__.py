@@ -339,17 +339,20 @@ def report(atlas: Given, out: str | os.PathLike[str] | None = None, *, overwrite
         UsageError: ``out`` cannot be written.
         MissingPackageError: ``out`` without matplotlib (``pip install 'chanfmt[plot]'``).
     """
-    from pathlib import Path
+    import contextlib
 
+    from chanfmt.base.claims import claimed
+    from chanfmt.base.files import output_path
     from chanfmt.hub.locate import opened
     from chanfmt.reporting.make import make_report
     from chanfmt.reporting.pages import check_directory, write_report
 
-    directory = None if out is None else Path(out)
+    directory = None if out is None else output_path(out)
     if directory is not None:
         check_directory(directory, overwrite=overwrite)
-    with opened(atlas) as given:
-        made = make_report(given)
-    if directory is not None:
-        write_report(made, directory)
+    with contextlib.nullcontext() if directory is None else claimed(directory):
+        with opened(atlas) as given:
+            made = make_report(given)
+        if directory is not None:
+            write_report(made, directory, overwrite=overwrite)
     return made

@@ -167,14 +167,31 @@ def attribute_value(owner: object, name: str, path: str) -> object:
         raise Invalid("E018", f"{path}@{name}", "not UTF-8") from None
 
 
-def attributes_of(owner: object, path: str) -> dict:
+class Texts:
+    """[1] Counts the bytes that texts claim: together no more than the file has, although texts may share their bytes."""
+
+    def __init__(self, size: int):
+        self.left = size
+
+    def take(self, count: int, path: str) -> None:
+        self.left -= count
+        if self.left < 0:
+            raise Invalid("E014", path, "the texts claim more bytes than the file has")
+
+
+def attributes_of(owner: object, path: str, texts: Texts) -> dict:
     """Every attribute by name in code-point order, without the attributes of HDF5 itself."""
     count = h5a.get_num_attrs(owner)
     if count > MAX_ATTRIBUTES:
         raise Invalid("E008", path, f"{count} attributes")
     names = [h5a.open(owner, index=index).name for index in range(count)]
     names = sorted(name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name for name in names)
-    return {name: attribute_value(owner, name, path) for name in names if name not in MACHINERY}
+    found = {}
+    for name in names:
+        if name not in MACHINERY:
+            found[name] = attribute_value(owner, name, path)
+            texts.take(len(found[name].encode()) if isinstance(found[name], str) else 0, f"{path}@{name}")
+    return found
 
 
 def type_of(dataset: h5d.DatasetID) -> str | None:
@@ -184,7 +201,7 @@ def type_of(dataset: h5d.DatasetID) -> str | None:
     return next((code for code, known in NUMBERS.items() if kind.equal(known)), None)
 
 
-def dataset_node(dataset: h5d.DatasetID, path: str, size: int) -> tuple[Node, range]:
+def dataset_node(dataset: h5d.DatasetID, path: str, size: int, file: int, texts: Texts) -> tuple[Node, range]:
     """A dataset whose storage follows [1] and [14], and the bytes that it occupies."""
     layout, kind, space = dataset.get_create_plist(), type_of(dataset), None
     if kind is None:
@@ -201,12 +218,16 @@ def dataset_node(dataset: h5d.DatasetID, path: str, size: int) -> tuple[Node, ra
     offset = dataset.get_offset()
     if offset is None or dataset.get_storage_size() != expected or offset + expected > size:
         raise Invalid("E014", path, f"{expected} bytes declared, {dataset.get_storage_size()} stored at {offset}")
-    return Node(path, kind, attributes_of(dataset, path), tuple(shape), id=dataset), range(offset, offset + expected)
+    if kind == "str":  # A text is stored as its length, the address of a heap, and an index.
+        stored = np.frombuffer(os.pread(file, expected, offset), "<u4")
+        texts.take(int(stored[::4].sum(dtype="u8")), path)
+    return Node(path, kind, attributes_of(dataset, path, texts), tuple(shape), id=dataset), range(offset, offset + expected)
 
 
 def walk(file: h5py.File, size: int) -> dict[str, Node]:
     """Read every object once, check that no two datasets share storage, then read the scales of their axes and their texts."""
-    nodes, extents, addresses = {"/": Node("/", "group", attributes_of(file.id, "/"))}, [], {h5o.get_info(file.id).addr: "/"}
+    texts, extents, addresses = Texts(size), [], {h5o.get_info(file.id).addr: "/"}
+    nodes = {"/": Node("/", "group", attributes_of(file.id, "/", texts))}
 
     def visit(group: object, path: str, depth: int) -> None:
         if group.get_num_objs() + len(nodes) > MAX_OBJECTS:
@@ -226,10 +247,10 @@ def walk(file: h5py.File, size: int) -> dict[str, Node]:
             if kind == h5i.GROUP:
                 if depth == MAX_DEPTH:
                     raise Invalid("E008", name, "groups nest too deep")
-                nodes[name] = Node(name, "group", attributes_of(item, name))
+                nodes[name] = Node(name, "group", attributes_of(item, name, texts))
                 visit(item, name, depth + 1)
             elif kind == h5i.DATASET:
-                nodes[name], extent = dataset_node(item, name, size)
+                nodes[name], extent = dataset_node(item, name, size, file.id.get_vfd_handle(), texts)
                 extents.append((extent, name))
             else:
                 raise Invalid("E009", name, "neither a group nor a dataset")
@@ -795,7 +816,7 @@ def examined(path: str | Path, content: object = None) -> tuple[list[tuple[str, 
     """The findings, and ``content(atlas)`` if the file has no errors."""
     try:
         size = check_size(path)
-        with h5py.File(path, "r", locking="best-effort") as file:
+        with h5py.File(path, "r", locking=False) as file:
             check_version(file)
             atlas = Atlas(walk(file, size))
             try:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from chanfmt.base.choices import unknown
 from chanfmt.base.errors import UsageError
+from chanfmt.base.files import output_path
 from chanfmt.base.inputs import input_path
 from chanfmt.base.text import one_line
 from chanfmt.cli.framework import Parser, add_options, print_line, run_command
@@ -235,7 +236,7 @@ def _place(options: argparse.Namespace, *, compared: bool) -> Place:
 def _picture(options: argparse.Namespace, atlas: Path, place: Place) -> Path | None:
     """The file to draw into; None if the user asked for no picture."""
     if options.export_svg is not None:
-        return Path(options.export_svg)
+        return output_path(options.export_svg)
     return Path(f"{atlas.name.partition('.')[0]}-{place.screen}.svg") if options.screenshot else None
 
 

@@ -266,7 +266,7 @@ def _accumulated(atlases: Sequence[Atlas]) -> tuple[dict[str, dict[str, np.ndarr
     extensions: ExtensionMerge | None = None
     for stated in atlases:
         # Open the file again: closing it frees its arrays, and the digest shows whether the file has changed.
-        with Atlas.open(stated.file, verify=True) as atlas:
+        with Atlas.open(stated.file, verify=True, contained=True) as atlas:
             if atlas.content_sha256 != stated.content_sha256:
                 raise AtlasError(f"{stated.path} changed while it was being merged", hint="merge again")
             if extensions is None:

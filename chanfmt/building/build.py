@@ -7,7 +7,9 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING
 
+from chanfmt.base.claims import claimed
 from chanfmt.base.errors import UsageError
+from chanfmt.base.files import check_target
 from chanfmt.base.narrate import say, silenced, warn
 from chanfmt.building.assemble import assemble, assemble_partial
 from chanfmt.building.distributed import LostProcessError, joined, processes
@@ -21,6 +23,7 @@ from chanfmt.models.streaming.spool import Spool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from chanfmt.building.options import BuildOptions
@@ -50,8 +53,10 @@ def build(options: BuildOptions, settings: LabelSettings, locate: Locate) -> Pat
         _telling_how_to_continue(options),
         joined(options.device) as group,
         contextlib.nullcontext() if group.rank == 0 else silenced(),
+        contextlib.ExitStack() as stack,
     ):
         options = dataclasses.replace(options, device=group.device)
+        group.together(lambda: stack.enter_context(_claimed(options)) if group.rank == 0 else None)
         group.together(lambda: clear_way(options, locate, group))
         plan = group.together(lambda: plan_build(options, settings, locate))
         request, environment = request_of(plan), environment_of(plan.model)
@@ -68,9 +73,16 @@ def build(options: BuildOptions, settings: LabelSettings, locate: Locate) -> Pat
             measurement = run_pass(plan, partial.state if partial else None, keeper, group, spool)
             if group.rank == 0:
                 with keeper.saving_on_failure(measurement):
-                    write_atlas(assemble(plan, measurement, session), options.path)
+                    write_atlas(assemble(plan, measurement, session), options.path, overwrite=options.overwrite)
                 keeper.remove()
     return options.path
+
+
+def _claimed(options: BuildOptions) -> AbstractContextManager[None]:
+    """The claim on the output of a build. Raises `UsageError` for options or an output that cannot be used."""
+    options.check()
+    check_target(options.path, overwrite=options.overwrite)
+    return claimed(options.path)
 
 
 def _check_processes(options: BuildOptions) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 
 from chanfmt.base.choices import unknown
 from chanfmt.base.errors import UsageError
+from chanfmt.base.files import output_path
 from chanfmt.data.shares import divide, read_weights
 from chanfmt.data.text import ARRAYS, BOS, SELF
 from chanfmt.format import schema
@@ -199,7 +200,7 @@ class BuildOptions:
     @property
     def path(self) -> Path:
         """File of the atlas."""
-        return Path(os.path.expanduser(self.output))
+        return output_path(self.output)
 
     @property
     def partial(self) -> Path:

@@ -108,7 +108,7 @@ class StreamedMeasurement(Measurement):
     def keep_beside(self, partial: Path) -> None:
         """Write the gradient beside ``partial``, and remember its digest. Raises `ChanfmtError` if it cannot be written."""
         digest = hashlib.sha256()
-        with atomic_file(gradient_path(partial, self.block)) as temporary, temporary.open("wb") as file:
+        with atomic_file(gradient_path(partial, self.block), overwrite=True) as temporary, temporary.open("wb") as file:
             for gradient in self.gradient():
                 data = bytes_of(gradient)
                 digest.update(data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -320,19 +321,19 @@ class Atlas:
         Args:
             path: The file. `chanfmt.open` takes an address on the Hub, too.
             verify: Whether to recompute the digests (0.1 s per 40 MB).
-            contained: Whether to read structure and tables in a separate process first, so that a file on which the HDF5
-                library crashes or hangs gives an error like any other. Use it for untrusted files.
+            contained: Whether to read structure and tables in a separate process first, and to recompute the digests there,
+                so that a file on which the HDF5 library crashes or hangs gives an error like any other. Use it for
+                untrusted files.
 
         Raises:
             AtlasError: The file is missing, not an atlas, of a newer major version, damaged or unsafe.
         """
         path = Path(path)
-        if contained:
-            _try_contained(path)
+        verified = _try_contained(path, verify=verify) if contained else None
         container = open_container(path)
         try:
             atlas = cls(container, path)
-            if verify:
+            if verify and verified != _identity(container.descriptor):
                 atlas.verify()
         except AtlasError as error:
             container.close()
@@ -466,21 +467,32 @@ def _stack_summary(stack: Stack) -> str:
     return f"{layers}: {ffns_text([shape] * len(stack.layers))}, {len(stack.metrics)} metrics"
 
 
-def _try_contained(path: Path) -> None:
-    """Raise `AtlasError` if reading ``path`` crashes. Other faults of the file show when it is opened."""
+def _try_contained(path: Path, *, verify: bool) -> str:
+    """Raise `AtlasError` if reading ``path`` crashes. Other faults of the file show when it is opened.
+
+    Returns:
+        The `_identity` of the file if its digests were recomputed and are right; otherwise an empty text.
+    """
 
     def work() -> str:
-        with contextlib.suppress(AtlasError), Atlas.open(path) as atlas:
+        with contextlib.suppress(AtlasError), Atlas.open(path, verify=verify) as atlas:
             _ = atlas.calibration, atlas.producer
+            return _identity(atlas._container.descriptor) if verify else ""
         return ""
 
     size = 0
     with contextlib.suppress(OSError):
         size = path.stat().st_size
     try:
-        run_contained(work, size=size, cpu_seconds=TRIAL_SECONDS)
+        return run_contained(work, size=size, cpu_seconds=TRIAL_SECONDS)
     except Crashed as crash:
         raise AtlasError(f"{path} cannot be read: {crash}", hint="copy it again, or rebuild it", code="E017") from None
+
+
+def _identity(descriptor: int) -> str:
+    """A text that differs after an open file was written to, or replaced by another file."""
+    status = os.fstat(descriptor)
+    return f"{status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
 
 
 def _need_group(container: Container, path: str) -> None:

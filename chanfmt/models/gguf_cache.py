@@ -139,7 +139,7 @@ def _make(entry: Path, conversion: Conversion, path: Path, convert: Callable[[Pa
     check_space(entry.parent, 8 * conversion.bytes)
     say(f"dequantising {path.name} to {entry} (once)")
     _delete(entry)
-    with atomic_directory(entry) as temporary:
+    with atomic_directory(entry, overwrite=True) as temporary:
         (temporary / MODEL_DIRECTORY).mkdir()
         convert(path, temporary / MODEL_DIRECTORY)
         (temporary / RECORD_FILE).write_bytes(msgspec.json.encode(asdict(conversion)))

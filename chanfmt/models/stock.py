@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from chanfmt.base.errors import ModelError
+from chanfmt.base.errors import ChanfmtError, ModelError
 from chanfmt.models.load import auto_class
 from chanfmt.models.quiet import quiet_transformers
 from chanfmt.models.source import own_code
@@ -21,6 +22,7 @@ def parse_config(config: dict[str, Any]) -> Any:
 
     Raises:
         ModelError: The installed transformers does not know the model type, or cannot read the config.
+        ChanfmtError: There is no place for a temporary file.
     """
     import transformers
 
@@ -32,14 +34,22 @@ def parse_config(config: dict[str, Any]) -> Any:
             f"transformers {transformers.__version__} does not know the model type {model_type!r}",
             hint="update it with: pip install -U transformers",
         )
-    try:
-        # Only a file restores numbers that JSON cannot name, such as an infinite limit.
-        with tempfile.TemporaryDirectory() as directory, quiet_transformers():
-            file = Path(directory) / "config.json"
-            file.write_text(json.dumps(config), encoding="utf-8")
-            return transformers.CONFIG_MAPPING[model_type].from_pretrained(directory)
-    except Exception as error:
-        raise ModelError(f"config.json is not a valid {model_type} config: {error}") from None
+    with contextlib.ExitStack() as stack:
+        try:
+            # Only a file restores numbers that JSON cannot name, such as an infinite limit.
+            directory = stack.enter_context(tempfile.TemporaryDirectory())
+            (Path(directory) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        except OSError as error:
+            # Not a `ModelError`: nothing is said about the config, and the search for a layout must not go on without it.
+            raise ChanfmtError(
+                f"cannot write in {tempfile.gettempdir()}: {error.strerror}",
+                hint="free some space there, or name another directory in TMPDIR",
+            ) from None
+        try:
+            with quiet_transformers():
+                return transformers.CONFIG_MAPPING[model_type].from_pretrained(directory)
+        except Exception as error:
+            raise ModelError(f"config.json is not a valid {model_type} config: {error}") from None
 
 
 def meta_model(config: dict[str, Any]) -> Any:

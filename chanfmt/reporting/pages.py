@@ -48,17 +48,21 @@ def check_directory(directory: Path, *, overwrite: bool) -> None:
         raise UsageError(f"{directory} holds something other than a report", hint="choose another directory")
 
 
-def write_report(report: Report, directory: Path) -> list[str]:
-    """Write ``report`` as the new or replaced ``directory``, whole or not at all. Returns the files' names.
+def write_report(report: Report, directory: Path, *, overwrite: bool = False) -> list[str]:
+    """Write ``report`` as ``directory``, whole or not at all. Returns the files' names.
+
+    Args:
+        overwrite: Whether a directory that is there is replaced.
 
     Raises:
+        OutputAppearedError: ``directory`` exists, and ``overwrite`` is False. The report is kept beside it.
         MissingPackageError: matplotlib is not installed.
         ChanfmtError: The directory cannot be written.
     """
     images = {
         (plot.name, kind): render(plot, kind) for section in report.sections for plot in section.plots for kind in ("png", "svg")
     }
-    with atomic_directory(directory) as temporary:
+    with atomic_directory(directory, overwrite=overwrite) as temporary:
         for name in ("figures", "data"):
             (temporary / name).mkdir()
         for (name, kind), image in images.items():

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -311,6 +312,30 @@ def moved(where: object):
     return after
 
 
+def many_texts(file: h5py.File) -> None:
+    file["x_demo"].attrs["a"] = "x" * 4000
+    for index in range(60):
+        file["x_demo"].attrs[f"a{index}"] = "shorten"
+
+
+def shared_text(path: Path) -> None:
+    """Let all texts of `many_texts` refer to the first one, whose bytes are in the file once."""
+    image = path.read_bytes()
+
+    def references(text: bytes) -> list[int]:
+        """Where a header refers to ``text``: its length, the address of a heap, an index."""
+        heaps = [match.start() for match in re.finditer(b"GCOL", image)]
+        wanted = [len(text).to_bytes(4, "little") + heap.to_bytes(8, "little") for heap in heaps]
+        return [match.start() for start in wanted for match in re.finditer(re.escape(start), image)]
+
+    (first,) = references(b"x" * 4000)
+    others = references(b"shorten")
+    if len(others) != 60:
+        raise RuntimeError("the references are not where they were thought to be")
+    for other in others:
+        patch(path, other, image[first : first + 16])
+
+
 def resized(change: int):
     def after(path: Path) -> None:
         image = path.read_bytes()
@@ -582,6 +607,7 @@ STUBS: dict[str, tuple] = {  # name: codes, edit[, after]
     "E013-compact": (["E013"], replaced(compact)),
     "E014-no-data": (["E014"], replaced(lambda file: create(file["x_demo"], "values", shape=(4,), dtype="<f4"))),
     "E014-huge": (["E014"], replaced(lambda file: create(file["x_demo"], "values", shape=(10**15,), dtype="<f8"))),
+    "E014-shared-texts": (["E014"], many_texts, shared_text),
     "E014-outside": (["E014"], None, moved(lambda size, other: 2**40)),
     "E015-overlap": (["E015"], None, moved(lambda size, other: other + 8)),
     "E016-cut-one": (["E016"], None, resized(-1)),

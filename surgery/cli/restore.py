@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.narrate import say
@@ -51,6 +50,7 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    from chanfmt.base.files import output_path
     from chanfmt.hub.locate import locate_model
     from surgery.cut.apply import check_output
     from surgery.cut.options import CutOptions
@@ -58,7 +58,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
     options = parse_options(arguments, RestoreOptions)
     talk = parse_options(arguments, PrintOptions)
-    output = Path(options.output)
+    output = output_path(options.output)
     # The result may be on the Hub. A fault in the options should show before a download.
     cut_options = CutOptions(options.overwrite, not options.no_verify, shard_bytes=parse_size(options.shard_size))
     check_output(output, overwrite=options.overwrite)

@@ -112,7 +112,7 @@ def apply_plan(
 
             recovered = stack.enter_context(prepared(recovery, plan, layout, source, output.absolute().parent))
             plan, layout, index = recovered.plan, recovered.layout, recovered.index
-        temporary = stack.enter_context(published(output, index, layout.cuts, layout.config, options.shard_bytes))
+        temporary = stack.enter_context(published(output, index, layout.cuts, layout.config, options))
         write_plan(plan, temporary / KEPT_FILE, applied)
         written = ModelSource(temporary)
         shapes = check_shapes(index, layout.cuts, layout.allowed, written)
@@ -201,7 +201,7 @@ def _verify(plan: PruningPlan, source: ModelSource, written: ModelSource, verify
 
 @contextlib.contextmanager
 def published(
-    output: Path, index: CheckpointIndex, cuts: Mapping[str, Cut], config: dict[str, Any], shard_bytes: int | None
+    output: Path, index: CheckpointIndex, cuts: Mapping[str, Cut], config: dict[str, Any], options: CutOptions
 ) -> Iterator[Path]:
     """A temporary directory with ``index`` after ``cuts``, ``config`` and the files that are carried over from the model.
 
@@ -213,9 +213,9 @@ def published(
     carried = list(_carried_files(index.directory))
     total = output_bytes(index, cuts)
     check_space(output.absolute().parent, total + sum(path.stat().st_size for path in carried) + (16 << 20))
-    with atomic_directory(output) as temporary:
+    with atomic_directory(output, overwrite=options.overwrite) as temporary:
         with progress_bar(total, "B", "writing") as bar:
-            write_checkpoint(index, cuts, temporary, bar.update, shard_bytes)
+            write_checkpoint(index, cuts, temporary, bar.update, options.shard_bytes)
         # transformers' own configs may hold numbers that JSON cannot name.
         write_json(_without_paths(config), temporary / "config.json", allow_nan=True)
         for path in carried:

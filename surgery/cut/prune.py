@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chanfmt.base.claims import claimed
+from chanfmt.base.files import output_path
 from chanfmt.base.narrate import say, warn
 from chanfmt.models.load import pick_device
 from surgery.cut.apply import apply_plan, check_output
@@ -109,7 +110,7 @@ def apply(
         CheckError: The result did not pass its checks.
         ChanfmtError: The disk is full or fails.
     """
-    directory = Path(output or default_name(plan))
+    directory = output_path(output or default_name(plan))
     # Check the output before a download.
     check_output(directory, overwrite=options.overwrite)
     # The plan may know before a download that the file would hardly shrink.
@@ -119,7 +120,8 @@ def apply(
     say(f"cutting {source.id}")
     if source.revision and (source.source, source.id) == (plan.model.source, plan.model.id):
         plan = dataclasses.replace(plan, model=dataclasses.replace(plan.model, revision=source.revision))
-    report = apply_plan(plan, source, directory, options, atlas=atlas, recovery=recovery)
+    with claimed(directory):
+        report = apply_plan(plan, source, directory, options, atlas=atlas, recovery=recovery)
     say(f"wrote {directory}")
     return Result(directory, report, None)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chanfmt.base.claims import claimed
+from chanfmt.base.files import output_path
 from chanfmt.base.narrate import say
 from chanfmt.models.source import ModelSource
 from surgery.cut.apply import check_output, published, versions, write_json
@@ -64,14 +65,14 @@ def restore(source: ModelSource, output: str | os.PathLike[str], options: CutOpt
         CheckError: The result did not pass its checks.
         ChanfmtError: The disk is full or fails.
     """
-    directory = Path(output)
+    directory = output_path(output)
     check_output(directory, overwrite=options.overwrite, source=source.directory)
     plan, applied = load_applied(source.directory / KEPT_FILE)
     cuts = plan_restoration(plan, applied.widths, source.index)
     before = {tuple(name.split(".")): change.before for name, change in applied.config.items()}
     config = edit_config(plain_config(source), before)
     allowed = {name: frozenset({shape}) for name, shape in meta_shapes(config).items()}
-    with published(directory, source.index, cuts, config, options.shard_bytes) as temporary:
+    with claimed(directory), published(directory, source.index, cuts, config, options) as temporary:
         written = ModelSource(temporary)
         shapes = check_shapes(source.index, cuts, allowed, written)
         logits, skipped = None, "--no-verify"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base import html
+from chanfmt.base.claims import claimed
 from chanfmt.base.errors import UsageError
 from chanfmt.base.files import atomic_file
 from chanfmt.base.text import spreadsheet_text
@@ -17,6 +19,7 @@ from surgery.result.names import REPORT_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
 JSON_FILE, CSV_FILE = "results.json", "results.csv"
@@ -104,7 +107,7 @@ class Results:
         if self.directory is None:
             return
         head = {"format": self._kind, "identity": self.identity, **extra}
-        with atomic_file(self.directory / JSON_FILE) as temporary:
+        with atomic_file(self.directory / JSON_FILE, overwrite=True) as temporary:
             # Each row is one line. With one number per line, the losses of the blocks would bury everything else.
             fields = [f"{json.dumps(name)}: {_dumps(value)}" for name, value in head.items()]
             rows = ",\n".join(_dumps(row) for row in self.rows)
@@ -112,7 +115,7 @@ class Results:
                 "{" + ",\n".join([*fields, f'"rows": [\n{rows}\n]']) + "}\n", encoding="utf-8", errors="backslashreplace"
             )
         with (
-            atomic_file(self.directory / CSV_FILE) as temporary,
+            atomic_file(self.directory / CSV_FILE, overwrite=True) as temporary,
             temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
         ):
             writer = csv.DictWriter(file, self._columns, extrasaction="ignore", lineterminator="\n")
@@ -170,6 +173,11 @@ def read_rows(path: Path, kind: str) -> Stored:
     if stored.format != kind:
         raise UsageError(f"{path} holds {stored.format[:40]!r} and not {kind!r}", hint=_HINT)
     return stored
+
+
+def claim(directory: Path | None) -> AbstractContextManager[None]:
+    """The claim on ``directory``: two experiments that write to one directory would each lose the other's rows."""
+    return contextlib.nullcontext() if directory is None else claimed(directory)
 
 
 def _dumps(value: Any) -> str:

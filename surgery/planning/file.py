@@ -85,13 +85,17 @@ _PLAIN = tuple(name for name in _StoredPlan.__struct_fields__ if name not in ("m
 _PLAIN_OF_BLOCK = tuple(name for name in _StoredBlock.__struct_fields__ if name != "tensors")
 
 
-def save_plan(plan: PruningPlan, path: Path) -> None:
+def save_plan(plan: PruningPlan, path: Path, *, overwrite: bool = True) -> None:
     """Write ``plan`` to ``path``, whole or not at all.
 
+    Args:
+        overwrite: Whether a file that is there is replaced.
+
     Raises:
+        OutputAppearedError: ``path`` exists, and ``overwrite`` is False. The plan is kept beside it.
         ChanfmtError: The file cannot be written.
     """
-    with atomic_file(path) as temporary:
+    with atomic_file(path, overwrite=overwrite) as temporary:
         write_plan(plan, temporary)
 
 

@@ -64,7 +64,7 @@ def read_protect_file(path: Path, atlas: Atlas) -> tuple[dict[int, np.ndarray], 
 
 
 def write_protect_file(path: Path, atlas: Atlas, channels: Mapping[int, np.ndarray]) -> None:
-    """Write a JSON protect file, whole or not at all.
+    """Write a JSON protect file, whole or not at all. A file that is there is replaced.
 
     Args:
         channels: Block index to a mask of the listed channels, bool of `Block.shape`. A missing FFN has no listed channels.
@@ -79,7 +79,7 @@ def write_protect_file(path: Path, atlas: Atlas, channels: Mapping[int, np.ndarr
         for expert, row in zip(block.experts, rows, strict=True):
             if row.any():
                 layers[unit_key(atlas, block, expert)] = np.flatnonzero(row).tolist()
-    with atomic_file(path) as temporary:
+    with atomic_file(path, overwrite=True) as temporary:
         temporary.write_text(_as_json(atlas.content_sha256, layers), encoding="utf-8")
 
 

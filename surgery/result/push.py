@@ -189,9 +189,9 @@ def _write_card(result: Result, name: str, evaluated: Evaluated | None, *, new: 
         say(f"{path} was edited, and is pushed as it is")
         return
     if new and evaluated:
-        with atomic_file(result.directory / EVALUATION_FILE) as temporary:
+        with atomic_file(result.directory / EVALUATION_FILE, overwrite=True) as temporary:
             temporary.write_text(json.dumps(evaluated.to_json(), indent=2) + "\n", encoding="utf-8")
     card = model_card(result.report, name, evaluated)
     if card != text:
-        with atomic_file(path) as temporary:
+        with atomic_file(path, overwrite=True) as temporary:
             temporary.write_text(card, encoding="utf-8")

@@ -59,7 +59,7 @@ RULES: dict[str, Rule] = {
         Rule("E011", "a dataset that is empty, a scalar, or has more than 4 axes", _WRITER),
         Rule("E012", "external or virtual storage", "store the values in the file"),
         Rule("E013", "chunked or filtered storage", "store the values contiguously"),
-        Rule("E014", "a dataset with bytes that are missing or lie outside the file", _COPY),
+        Rule("E014", "bytes that are missing or lie outside the file, or texts that claim more bytes than the file has", _COPY),
         Rule("E015", "two datasets that share storage", _WRITER),
         Rule("E016", "fewer or more bytes than its HDF5 data", _COPY),
         Rule("E017", "contents on which the HDF5 library crashed, hung or ran out of memory", _COPY),
