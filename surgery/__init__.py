@@ -203,34 +203,23 @@ def apply(
         chanfmt.ModelError: The model is not the model of the plan, or stock code could not load the result.
         chanfmt.CheckError: The result did not pass its checks. Nothing is left behind.
     """
-    import contextlib
     import os
     from pathlib import Path
 
     from chanfmt.base.narrate import bars
-    from chanfmt.hub.locate import opened
     from surgery.cut.options import CutOptions
-    from surgery.cut.prune import apply as apply_plan
-    from surgery.planning.file import load_plan
+    from surgery.cut.prune import apply_file
     from surgery.planning.plan import PruningPlan
-    from surgery.recovery.options import RecoveryOptions, plan_recovery
+    from surgery.recovery.options import RecoveryOptions
 
     if not isinstance(plan, PruningPlan | str | os.PathLike):
         raise _not_a_plan(plan)
-    given = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan))
     _check_loaded(model)
     recovery = RecoveryOptions(recover=recover, recover_device=recover_device)
-    recovery.check()
-    if recover != "none" and atlas is None:
-        raise UsageError(f"the recovery {recover} needs the atlas of the plan", hint="pass it: atlas=...")
     cut_options = CutOptions(overwrite=overwrite, verify=verify, fine_tune=fine_tune, shard_bytes=shard_bytes)
-    with bars(progress), contextlib.ExitStack() as stack:
-        source = None if atlas is None else stack.enter_context(opened(atlas))
-        refit = None
-        if source is not None:
-            given.check_atlas(source)
-            refit = plan_recovery(recovery, source, given)
-        return apply_plan(given, model, out, cut_options, revision=revision, atlas=source, recovery=refit)
+    given = plan if isinstance(plan, PruningPlan) else Path(plan)
+    with bars(progress):
+        return apply_file(given, model, out, cut_options, recovery, revision=revision, atlas=atlas)
 
 
 def prune_(model: Any, plan: PruningPlan) -> Narrowed:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "surgery restore llama-half -o llama-full-width",
-    "surgery restore ./tuned-half -o tuned-full-width --shard-size 5GB",
+    "surgery restore ./tuned --kept llama-half -o tuned-full-width --shard-size 5GB",
 )
 
 
@@ -26,7 +26,16 @@ class RestoreOptions:
     directory: str = field(
         metadata={"help": "result of surgery prune or apply; it may have been trained since", "positional": "DIR"}
     )
-    output: str = field(metadata={"help": "directory to write", "flag": "--output", "short": "-o", "metavar": "DIR"})
+    kept: str | None = field(
+        default=None,
+        metadata={
+            "help": "result that DIR was trained from, or its kept_channels.safetensors (default: the one in DIR)",
+            "metavar": "RESULT",
+        },
+    )
+    output: str = field(
+        kw_only=True, metadata={"help": "directory to write", "flag": "--output", "short": "-o", "metavar": "DIR"}
+    )
     shard_size: str | None = field(
         default=None,
         metadata={
@@ -62,6 +71,7 @@ def _run(arguments: argparse.Namespace) -> None:
         locate_model(options.directory),
         output,
         CutOptions(options.overwrite, not options.no_verify, shard_bytes=parse_size(options.shard_size)),
+        kept=options.kept,
     )
     say(f"wrote {output}")
     if talk.json:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chanfmt.base.errors import UsageError
 from chanfmt.base.narrate import say, warn
+from chanfmt.hub.locate import opened
 from surgery.cut.apply import apply_plan, check_output
 from surgery.cut.options import CUT_DEFAULTS, CutOptions
 from surgery.cut.source import find_model
+from surgery.planning.file import load_plan
 from surgery.planning.plan import make_plan
 from surgery.recovery.options import NO_RECOVERY, Recovery, RecoveryOptions, plan_recovery
 from surgery.result.names import default_name
@@ -67,6 +71,44 @@ def prune(
         warn(warning)
     recovery = plan_recovery(recovery_options, atlas, plan)
     return apply(plan, model, output, cut_options, revision=revision, atlas=atlas, recovery=recovery)
+
+
+def apply_file(
+    plan: PruningPlan | Path,
+    model: Model | None = None,
+    output: str | os.PathLike[str] | None = None,
+    cut_options: CutOptions = CUT_DEFAULTS,
+    recovery_options: RecoveryOptions = NO_RECOVERY,
+    *,
+    revision: str | None = None,
+    atlas: Atlas | str | os.PathLike[str] | None = None,
+) -> Result:
+    """Cut a model as a plan or a plan file says, and refit it from the plan's atlas if asked.
+
+    Args:
+        plan: A plan, or its file.
+        model, output, revision: As for `apply`.
+        cut_options: How the result is written and checked.
+        recovery_options: How the kept channels are refitted.
+        atlas: The plan's atlas, open or by name. A recovery needs it, and the result gets a copy.
+
+    Raises:
+        UsageError: As `apply`; or the plan file cannot be read, or a recovery is asked for without ``atlas``.
+        AtlasError, ModelError, CheckError, ChanfmtError: As `prune`.
+    """
+    recovery_options.check()
+    given = load_plan(plan) if isinstance(plan, Path) else plan
+    if recovery_options.recover != "none" and atlas is None:
+        raise UsageError(
+            f"--recover {recovery_options.recover} needs the atlas that the plan was made from", hint="add --atlas FILE"
+        )
+    with contextlib.ExitStack() as stack:
+        source = None if atlas is None else stack.enter_context(opened(atlas))
+        recovery = None
+        if source is not None:
+            given.check_atlas(source)
+            recovery = plan_recovery(recovery_options, source, given)
+        return apply(given, model, output, cut_options, revision=revision, atlas=source, recovery=recovery)
 
 
 def apply(

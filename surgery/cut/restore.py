@@ -6,13 +6,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chanfmt.base.errors import UsageError
 from chanfmt.base.narrate import say
 from chanfmt.models.source import ModelSource
-from surgery.cut.apply import check_output, published, versions, write_json
+from surgery.cut.apply import check_output, published, versions
+from surgery.cut.carried import write_json
 from surgery.cut.check import check_logits, check_shapes, memory_shortage
 from surgery.cut.checkpoint.cuts import plan_restoration
 from surgery.cut.config_width import edit_config
 from surgery.cut.options import CUT_DEFAULTS, CutOptions
+from surgery.cut.relocate import relocated
 from surgery.cut.source import unquantised_config
 from surgery.cut.stock import meta_shapes
 from surgery.planning.file import load_applied
@@ -48,15 +51,24 @@ class Restored:
         return {"format": RESTORE_FORMAT, **asdict(self)}
 
 
-def restore(source: ModelSource, output: str | os.PathLike[str], options: CutOptions = CUT_DEFAULTS) -> Restored:
+def restore(
+    source: ModelSource,
+    output: str | os.PathLike[str],
+    options: CutOptions = CUT_DEFAULTS,
+    *,
+    kept: str | os.PathLike[str] | None = None,
+) -> Restored:
     """Write the pruned checkpoint ``source``, perhaps trained since, to the directory ``output`` in its full width.
 
     Every tensor of an FFN holds the pruned model's bits at the kept channels and zeros elsewhere. The restored model
-    therefore computes what the pruned model computes.
+    therefore computes what the pruned model computes. Its tensors may have other names, shards and dtypes than in the
+    result that was cut, as after ``save_pretrained``. What the cut dropped (code files, extra layers) does not come back.
 
     Args:
-        source: A result of `surgery.cut.prune` or `surgery.cut.apply`.
+        source: A result of `surgery.cut.prune` or `surgery.cut.apply`, or a model that was trained from one.
         options: How the restored model is written and checked. ``fine_tune`` has no meaning here.
+        kept: The list of kept channels, ``kept_channels.safetensors``, or the directory of the result that holds it; None for
+            the list in ``source``.
 
     Raises:
         UsageError: ``source`` has no list of kept channels, or ``output`` cannot be written or replaced.
@@ -66,7 +78,8 @@ def restore(source: ModelSource, output: str | os.PathLike[str], options: CutOpt
     """
     directory = Path(output)
     check_output(directory, overwrite=options.overwrite, source=source.directory)
-    plan, applied = load_applied(source.directory / KEPT_FILE)
+    plan, applied = load_applied(_kept_file(source, kept))
+    plan = relocated(plan, source.index, unquantised_config(source))
     cuts = plan_restoration(plan, applied.widths, source.index)
     before = {tuple(name.split(".")): change.before for name, change in applied.config.items()}
     config = edit_config(unquantised_config(source), before)
@@ -83,3 +96,18 @@ def restore(source: ModelSource, output: str | os.PathLike[str], options: CutOpt
         )
         write_json(restored.to_json(), temporary / REPORT_FILE)
     return restored
+
+
+def _kept_file(source: ModelSource, kept: str | os.PathLike[str] | None) -> Path:
+    """The file that lists the kept channels. Raises `UsageError` if there is none."""
+    path = source.directory / KEPT_FILE if kept is None else Path(kept)
+    if path.is_dir():
+        path = path / KEPT_FILE
+    if path.is_file():
+        return path
+    if kept is None:
+        raise UsageError(
+            f"{source.directory} has no {KEPT_FILE}, which says what was cut (transformers does not save it again)",
+            hint=f"name the result that was trained: surgery restore {source.directory} --kept RESULT -o DIR",
+        )
+    raise UsageError(f"{path} does not exist", hint=f"--kept takes a result of surgery, or its {KEPT_FILE}")
