@@ -6,10 +6,12 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import MissingPackageError, ModelError, UsageError, first_line
+from chanfmt.models.accounting import check_accounted
+from chanfmt.models.classes import auto_class
 from chanfmt.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Mapping
 
     import torch
     from torch import nn
@@ -33,7 +35,8 @@ def load_model(
         device_map: ``auto`` spreads the model over all GPUs; None uses ``device``.
 
     Raises:
-        ModelError: transformers cannot load the model, weights are missing or not finite, or memory runs out.
+        ModelError: transformers cannot load the model, a tensor of its files would be ignored, weights are missing or not
+            finite, or memory runs out.
         MissingPackageError: ``device_map`` is given and accelerate is not installed.
         UsageError: The model is in memory already, in another dtype or on another device than asked for.
     """
@@ -46,6 +49,7 @@ def load_model(
     extra = {} if device_map is None else {"device_map": device_map}
     if extra and importlib.util.find_spec("accelerate") is None:
         raise MissingPackageError("accelerate", "multi-gpu", "--device-map")
+    check_accounted(source)
     try:
         with quiet_transformers():
             model, info = auto_class(source.config).from_pretrained(
@@ -61,13 +65,7 @@ def load_model(
         raise
     except Exception as error:
         raise ModelError(f"{source.id}: transformers cannot load it: {first_line(error)}") from None
-    if info["missing_keys"]:
-        name = sorted(info["missing_keys"])[0]
-        raise ModelError(
-            f"{source.id}: the checkpoint lacks {len(info['missing_keys'])} weights, {name} among them",
-            hint="a model with random weights cannot be measured; is this the complete checkpoint?",
-        )
-    check_surplus(model, info["unexpected_keys"], source.id)
+    _check_as_accounted(info, source.id)
     if extra:
         _check_all_loaded(model, source.id, place)
     try:
@@ -81,38 +79,6 @@ def load_model(
     model.requires_grad_(False)
     check_finite(model)
     return model
-
-
-def auto_class(config: Any) -> Any:
-    """The transformers class that loads the saved model: with its head if ``config`` names one, otherwise without."""
-    import transformers
-    from transformers.models.auto import modeling_auto
-
-    saved = str((config.architectures or [""])[0])
-    for names, loader in (
-        (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, transformers.AutoModelForCausalLM),
-        (modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, transformers.AutoModelForSeq2SeqLM),
-        (modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, transformers.AutoModelForMaskedLM),
-        (modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, transformers.AutoModelForImageTextToText),
-        (modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, transformers.AutoModelForImageClassification),
-        (modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES, transformers.AutoModelForAudioClassification),
-        (modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES, transformers.AutoModelForSpeechSeq2Seq),
-        (modeling_auto.MODEL_FOR_CTC_MAPPING_NAMES, transformers.AutoModelForCTC),
-    ):
-        if _names(names.get(config.model_type)) & {saved}:
-            return loader
-    # No automatic class knows the configs of a few text models; they are saved under the names of their own classes.
-    if isinstance(getattr(transformers, saved, None), type) and saved.endswith(("CausalLM", "ConditionalGeneration", "MaskedLM")):
-        return getattr(transformers, saved)
-    # Remote code has classes of its own; a base model that was saved without its head names no class with a head.
-    known = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if saved.endswith("CausalLM") or (not saved and config.model_type in known):
-        return transformers.AutoModelForCausalLM
-    return transformers.AutoModel
-
-
-def _names(value: Any) -> set[str]:
-    return set(value) if isinstance(value, tuple | list) else {value}
 
 
 def pick_device(device: str) -> torch.device:
@@ -140,16 +106,6 @@ def pick_dtype(dtype: str, place: torch.device) -> Any:
     return getattr(torch, dtype)
 
 
-def check_surplus(model: PreTrainedModel, unexpected: Iterable[str], name: str) -> None:
-    """Raise `ModelError` if a tensor in ``unexpected``, which ``model`` has no place for, belongs to a layer beyond the last."""
-    surplus = sorted(key for key in unexpected if key.endswith(".weight") and _layer_is_missing(model, key))
-    if surplus:
-        raise ModelError(
-            f"{name}: the checkpoint holds {surplus[0]}, a layer that its config does not have",
-            hint="a model measured in part would be cut in part; repair num_hidden_layers in config.json",
-        )
-
-
 def check_finite(model: nn.Module, under: str = "") -> None:
     """Raise `ModelError` if a parameter holds NaN or infinity. The error names it; ``under`` is the name of ``model``."""
     import torch
@@ -159,6 +115,17 @@ def check_finite(model: nn.Module, under: str = "") -> None:
         if parameter.numel() and not bool(torch.isfinite(torch.stack(parameter.aminmax())).all()):
             raise ModelError(
                 f"the weight {name} holds NaN or infinite values", hint="download the checkpoint again, or repair it"
+            )
+
+
+def _check_as_accounted(info: Mapping[str, Any], name: str) -> None:
+    """Raise `ModelError` if transformers lacked a weight that the accounting of the checkpoint found."""
+    for kind in ("missing_keys", "mismatched_keys", "error_msgs"):
+        for item in sorted(info[kind], key=str):
+            tensor = item if isinstance(item, str) else item[0]
+            raise ModelError(
+                f"{name}: transformers does not load {tensor}, although the checkpoint seems to hold it",
+                hint="a model with random weights cannot be measured; is this the complete checkpoint?",
             )
 
 
@@ -189,17 +156,3 @@ def _check_all_loaded(model: PreTrainedModel, name: str, place: torch.device) ->
             f"{name} does not fit on the available devices: accelerate would leave weights on {' and '.join(left)}",
             hint="use --stream, --dtype bfloat16, or more GPUs",
         )
-
-
-def _layer_is_missing(model: PreTrainedModel, name: str) -> bool:
-    """Whether the tensor ``name`` belongs to an element beyond the end of a layer list of ``model``."""
-    parts = name.split(".")
-    for index, part in enumerate(parts):
-        if part.isdigit():
-            for prefix in ("", f"{model.base_model_prefix}."):
-                try:
-                    layers = model.get_submodule(prefix + ".".join(parts[:index]))
-                except AttributeError:
-                    continue
-                return hasattr(layers, "__len__") and int(part) >= len(layers)
-    return False

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from chanfmt.base.errors import ModelError, first_line
-from chanfmt.models.load import check_surplus
+from chanfmt.models.accounting import places
 from chanfmt.models.quiet import quiet_transformers
 from chanfmt.models.stored.tensors import DTYPES, read_tensor
 
@@ -86,9 +86,6 @@ class StoredParameters:
         model: The model, its parameters on the meta device.
         source: The model's files.
         dtype: Dtype of the model.
-
-    Raises:
-        ModelError: The checkpoint holds a layer beyond the model's last.
     """
 
     def __init__(self, model: Any, source: ModelSource, dtype: torch.dtype) -> None:
@@ -102,21 +99,12 @@ class StoredParameters:
         self._sources = self._targets()
         # transformers reverts the conversion of a name by this list, which `from_pretrained` leaves on the model.
         model._weight_conversions = [conversion for conversion in self._mapping if conversion.was_used()]
-        check_surplus(model, self._sources.keys() - model.state_dict().keys(), source.id)
 
     def _targets(self) -> dict[str, list[str]]:
         """Name in the model to stored tensors. A stored tensor that becomes several in the model is listed under one of them."""
-        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-
-        renamings = [entry for entry in self._mapping if isinstance(entry, WeightRenaming)]
-        converters = [entry for entry in self._mapping if isinstance(entry, WeightConverter)]
-        known, prefix = self._model.state_dict(), self._model.base_model_prefix
         targets: dict[str, list[str]] = defaultdict(list)
-        for stored in self._index.tensors:
-            target, _ = rename_source_key(stored, renamings, converters, prefix, known)
-            if target not in known and stored in known:
-                target, _ = rename_source_key(stored, [], [], prefix, known)
-            targets[target].append(stored)
+        for stored, place in places(self._model, self._mapping, self._index.tensors).items():
+            targets[place.target].append(stored)
         return dict(targets)
 
     @property
