@@ -117,6 +117,8 @@ def prune(
     recover_device: str = "auto",
     verify: bool = True,
     shard_bytes: int | None = None,
+    dtype: str | None = None,
+    extra_layers: str | None = None,
     overwrite: bool = False,
     revision: str | None = None,
     progress: bool | None = None,
@@ -137,6 +139,10 @@ def prune(
         recover_device: Device of the refit: ``auto``, ``cpu``, ``cuda``, ...
         verify: Whether to compare logits. Shapes are always checked.
         shard_bytes: Largest size of a weights file in bytes; None for files that correspond to the model's.
+        dtype: Float that the result's tensors are rounded to: ``float32``, ``bfloat16`` or ``float16``; None to leave them as
+            they are stored.
+        extra_layers: What becomes of layers that transformers does not load (multi-token prediction) and that have the width
+            of an FFN that is cut: ``cut`` narrows them by the norms of their weights, ``drop`` leaves them out, None refuses.
         overwrite: Whether an earlier result in ``out`` is replaced.
         revision: Branch, tag or commit on the Hub, in place of the measured one.
         progress: Whether to draw progress bars on stderr; None draws them if stderr is a terminal.
@@ -162,7 +168,10 @@ def prune(
     _check_names("prune", planning, PlanOptions)
     plan_options = PlanOptions(sparsity, **planning)
     plan_options.check()
-    cut_options = CutOptions(overwrite=overwrite, verify=verify, shard_bytes=shard_bytes)
+    cut_options = CutOptions(
+        overwrite=overwrite, verify=verify, shard_bytes=shard_bytes, extra_layers=extra_layers, dtype=_dtype_name(dtype)
+    )
+    cut_options.check()
     recovery = RecoveryOptions(recover=recover, recover_device=recover_device)
     with bars(progress), opened(atlas) as given:
         return prune_files(given, model, out, plan_options, cut_options, recovery, revision=revision)
@@ -179,6 +188,8 @@ def apply(
     verify: bool = True,
     fine_tune: bool = False,
     shard_bytes: int | None = None,
+    dtype: str | None = None,
+    extra_layers: str | None = None,
     overwrite: bool = False,
     revision: str | None = None,
     progress: bool | None = None,
@@ -191,8 +202,8 @@ def apply(
             Hub.
         out: Directory to write (default: MODEL-METHOD-PERCENT in the working directory).
         atlas: The atlas that the plan was made from. ``recover`` needs it, and the result gets a copy.
-        recover, recover_device, verify, shard_bytes, overwrite, revision, progress: As for `prune`.
-        fine_tune: Whether other weights than the measured ones are accepted, in the same tensors.
+        recover, recover_device, verify, shard_bytes, dtype, extra_layers, overwrite, revision, progress: As for `prune`.
+        fine_tune: Whether other weights than the measured ones are accepted: those of a fine-tune, perhaps with another head.
 
     Returns:
         The result: its directory, and the record of what was removed, written and checked.
@@ -216,7 +227,8 @@ def apply(
         raise _not_a_plan(plan)
     _check_loaded(model)
     recovery = RecoveryOptions(recover=recover, recover_device=recover_device)
-    cut_options = CutOptions(overwrite=overwrite, verify=verify, fine_tune=fine_tune, shard_bytes=shard_bytes)
+    cut_options = CutOptions(overwrite, verify, fine_tune, shard_bytes, extra_layers, _dtype_name(dtype))
+    cut_options.check()
     given = plan if isinstance(plan, PruningPlan) else Path(plan)
     with bars(progress):
         return apply_file(given, model, out, cut_options, recovery, revision=revision, atlas=atlas)
@@ -520,6 +532,11 @@ def _check_loaded(model: object) -> None:
             f"{type(model).__name__} is in memory, and a checkpoint is cut from its files",
             hint="cut it in memory: surgery.prune_(model, surgery.plan(atlas)), or pass its directory",
         )
+
+
+def _dtype_name(dtype: Any) -> str | None:
+    """The name of ``dtype``, which may be a torch dtype; None for None."""
+    return None if dtype is None else str(dtype).removeprefix("torch.")
 
 
 def _check_names(function: str, given: dict[str, Any], options: type) -> None:

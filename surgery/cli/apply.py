@@ -98,7 +98,16 @@ def as_data(options: CutOptions, *, fine_tune: bool = False) -> cut.CutOptions:
     """``options`` in the form that the library takes."""
     from surgery.cut import options as cut
 
-    return cut.CutOptions(options.overwrite, not options.no_verify, fine_tune, parse_size(options.shard_size))
+    found = cut.CutOptions(
+        options.overwrite,
+        not options.no_verify,
+        fine_tune,
+        parse_size(options.shard_size),
+        options.extra_layers,
+        options.dtype,
+    )
+    found.check()
+    return found
 
 
 def tell(result: Result, options: CutOptions, talk: PrintOptions, publishing: PublishingOptions | None = None) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 import shutil
+from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +16,16 @@ from chanfmt.base.files import atomic_directory, check_space, check_target
 from chanfmt.base.narrate import progress_bar, say
 from chanfmt.base.version import __version__
 from chanfmt.format.reader import Atlas
-from chanfmt.models.load import auto_class
+from chanfmt.models.accounting import check_accounted
+from chanfmt.models.classes import auto_class
 from chanfmt.models.source import ModelSource
 from surgery.cut.carried import clean_config, find_carried, write_json
 from surgery.cut.check import LogitCheck, available_memory, check_logits, check_shapes, memory_shortage
 from surgery.cut.checkpoint.reader import read_ahead
 from surgery.cut.checkpoint.writer import output_bytes, write_checkpoint
 from surgery.cut.config_width import find_layout
+from surgery.cut.dtype_field import in_dtype
+from surgery.cut.extra_layers import handle_extra_layers, without
 from surgery.cut.options import CUT_DEFAULTS, CutOptions
 from surgery.cut.relocate import relocated
 from surgery.cut.source import check_fingerprint, unquantised_config
@@ -70,28 +74,32 @@ def apply_plan(
     check_output(output, overwrite=options.overwrite, source=source.directory)
     if atlas is not None:
         plan.check_atlas(atlas)
+    options.check()
     config, index = unquantised_config(source), source.index
+    accounting = check_accounted(source)
     read_ahead(index.files, available_memory() // 4)
     if options.fine_tune:
         _check_kind(plan, source)
     else:
         check_fingerprint(plan.model, source, "; if this is a fine-tune of it, use: surgery apply PLAN --fine-tune")
-    plan = relocated(plan, index, config)
+    plan = relocated(replace(plan, extra=()), index, config)
     base = read_base(source if options.fine_tune else plan.model, source.directory)
-    layout = find_layout(plan, config, index)
+    handled = handle_extra_layers(plan, find_layout(plan, config, index), index, accounting, options.extra_layers)
+    plan, layout = handled.plan, in_dtype(handled.layout, options.dtype)
     applied = Applied(layout.widths, layout.fields, source.fingerprint)
     with contextlib.ExitStack() as stack:
         recovered = None
         if recovery is not None:
             from surgery.recovery.run import prepared
 
-            recovered = stack.enter_context(prepared(recovery, plan, layout, source, output.absolute().parent))
+            recovered = stack.enter_context(prepared(recovery, plan, layout, source, output.absolute().parent, options.dtype))
             plan, layout, index = recovered.plan, recovered.layout, recovered.index
-        temporary = stack.enter_context(published(output, index, layout.cuts, layout.config, options.shard_bytes))
+        index = without(index, handled.dropped)
+        temporary = stack.enter_context(published(output, index, layout.cuts, layout.config, options.shard_bytes, options.dtype))
         write_plan(plan, temporary / KEPT_FILE, applied)
         written = ModelSource(temporary)
-        shapes = check_shapes(index, layout.cuts, layout.allowed, written)
-        logits, skipped = _verify(plan, source, written, options.verify)
+        shapes = check_shapes(index, layout.cuts, layout.allowed, written, options.dtype)
+        logits, skipped = _verify(plan, source, written, options.verify, options.dtype)
         refitted = recovered.put_in(written, verify=logits is not None) if recovered is not None else None
         (temporary / PICTURE_FILE).write_text(layer_picture(plan), encoding="utf-8")
         _write_notice(base, temporary)
@@ -114,6 +122,7 @@ def apply_plan(
             hash_files(temporary, list_files(temporary)),
             refitted,
             layout.switched,
+            handled.record,
         )
         write_json(report.to_json(), temporary / REPORT_FILE)
         (temporary / CARD_FILE).write_text(model_card(report, output.absolute().name), encoding="utf-8")
@@ -147,18 +156,25 @@ def check_output(output: Path, *, overwrite: bool, source: Path | None = None) -
         )
 
 
-def _verify(plan: PruningPlan, source: ModelSource, written: ModelSource, verify: bool) -> tuple[LogitCheck | None, str]:
+def _verify(
+    plan: PruningPlan, source: ModelSource, written: ModelSource, verify: bool, dtype: str | None
+) -> tuple[LogitCheck | None, str]:
     """The check of all logits, or None and the reason for which it is skipped."""
     skipped = "--no-verify" if not verify else memory_shortage(source.index.parameters)
     if skipped is None:
-        return check_logits(plan, source, written), ""
+        return check_logits(plan, source, written, rounded=dtype), ""
     say(f"logits are not compared with the masked dense model's: {skipped}")
     return None, skipped
 
 
 @contextlib.contextmanager
 def published(
-    output: Path, index: CheckpointIndex, cuts: Mapping[str, Cut], config: dict[str, Any], shard_bytes: int | None
+    output: Path,
+    index: CheckpointIndex,
+    cuts: Mapping[str, Cut],
+    config: dict[str, Any],
+    shard_bytes: int | None,
+    dtype: str | None = None,
 ) -> Iterator[Path]:
     """A temporary directory with ``index`` after ``cuts``, ``config`` and the files that are carried over from the model.
 
@@ -168,11 +184,11 @@ def published(
         ChanfmtError: The disk is full or fails.
     """
     carried = find_carried(index.directory)
-    total = output_bytes(index, cuts)
+    total = output_bytes(index, cuts, dtype)
     check_space(output.absolute().parent, total + carried.nbytes + (16 << 20))
     with atomic_directory(output) as temporary:
         with progress_bar(total, "B", "writing") as bar:
-            write_checkpoint(index, cuts, temporary, bar.update, shard_bytes)
+            write_checkpoint(index, cuts, temporary, bar.update, shard_bytes, dtype)
         # transformers' own configs may hold numbers that JSON cannot name.
         write_json(clean_config(config), temporary / "config.json", allow_nan=True)
         carried.copy(temporary)

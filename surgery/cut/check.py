@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from chanfmt.base.errors import CheckError
 from chanfmt.models.load import auto_class
 from chanfmt.models.quiet import quiet_transformers
+from surgery.cut.checkpoint.rounding import stored_dtype
 from surgery.cut.matching import match_ffns
 from surgery.cut.stock import meta_shapes, parse_config
 
@@ -63,17 +64,23 @@ class LogitCheck:
     dtype: str
 
 
-def check_shapes(index: CheckpointIndex, cuts: Mapping[str, Cut], allowed: Allowed, output: ModelSource) -> ShapeCheck:
+def check_shapes(
+    index: CheckpointIndex, cuts: Mapping[str, Cut], allowed: Allowed, output: ModelSource, dtype: str | None = None
+) -> ShapeCheck:
     """Compare the checkpoint ``output`` with the planned cut, on disk and as stock code sees it.
 
     Args:
         index: The uncut checkpoint.
         allowed: Shapes that the stock model may have after the cut, by parameter name.
+        dtype: Dtype of floating tensors in ``output``; None if they have those of ``index``.
 
     Raises:
         CheckError: A tensor or a parameter is missing, is not expected, or has another shape or dtype.
     """
-    expected = {name: (entry.dtype, cuts[name].shape if name in cuts else entry.shape) for name, entry in index.tensors.items()}
+    expected = {
+        name: (stored_dtype(entry, dtype), cuts[name].shape if name in cuts else entry.shape)
+        for name, entry in index.tensors.items()
+    }
     for name in sorted(output.index.tensors.keys() | expected.keys()):
         entry = output.index.tensors.get(name)
         found = (entry.dtype, entry.shape) if entry else None
@@ -93,6 +100,7 @@ def check_logits(
     *,
     mask: bool = True,
     added: Mapping[str, np.ndarray] | None = None,
+    rounded: str | None = None,
 ) -> LogitCheck:
     """Compare the logits of ``output`` with those of ``source`` with the removed channels masked.
 
@@ -104,15 +112,16 @@ def check_logits(
     Args:
         mask: False if ``output`` should compute what ``source`` computes without a mask.
         added: Name of an FFN to the vector that the result adds to the FFN's output, (outputs,).
+        rounded: Name of the torch dtype that the weights of ``source`` are rounded to first; None for not at all.
 
     Raises:
         CheckError: The logits differ by more than `LOGIT_TOLERANCE`, keys are missing or not expected, or
             parameters that ``source`` ties are not tied in ``output``.
     """
-    check = _compare_logits(plan, source, output, "float32", mask, added or {})
+    check = _compare_logits(plan, source, output, "float32", mask, added or {}, rounded)
     # Not "error > tolerance": a NaN must fail.
     if not check.relative_error <= LOGIT_TOLERANCE and memory_shortage(source.index.parameters, 8) is None:
-        check = _compare_logits(plan, source, output, "float64", mask, added or {})
+        check = _compare_logits(plan, source, output, "float64", mask, added or {}, rounded)
     if not check.relative_error <= LOGIT_TOLERANCE:
         what = "the masked dense model's" if mask else "the pruned model's"
         raise CheckError(
@@ -123,11 +132,23 @@ def check_logits(
 
 
 def _compare_logits(
-    plan: PruningPlan, source: ModelSource, output: ModelSource, dtype: str, mask: bool, added: Mapping[str, np.ndarray]
+    plan: PruningPlan,
+    source: ModelSource,
+    output: ModelSource,
+    dtype: str,
+    mask: bool,
+    added: Mapping[str, np.ndarray],
+    rounded: str | None,
 ) -> LogitCheck:
     from surgery.cut.inputs import check_inputs
 
     dense, report = _load(source, dtype)
+    if rounded is not None:
+        import torch
+
+        for tensor in dense.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(tensor.to(getattr(torch, rounded)))
     inputs = check_inputs(dense, plan.check_tokens, plan.seed)
     with _masked(dense, plan, inputs, added) if mask else contextlib.nullcontext():
         expected = _logits(dense, inputs)

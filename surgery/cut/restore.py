@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +66,8 @@ def restore(
 
     Args:
         source: A result of `surgery.cut.prune` or `surgery.cut.apply`, or a model that was trained from one.
-        options: How the restored model is written and checked. ``fine_tune`` has no meaning here.
+        options: How the restored model is written and checked. ``fine_tune``, ``extra_layers`` and ``dtype`` have no
+            meaning here: the restored model has the dtype of the pruned one.
         kept: The list of kept channels, ``kept_channels.safetensors``, or the directory of the result that holds it; None for
             the list in ``source``.
 
@@ -79,8 +80,12 @@ def restore(
     directory = Path(output)
     check_output(directory, overwrite=options.overwrite, source=source.directory)
     plan, applied = load_applied(_kept_file(source, kept))
+    options.check()
     plan = relocated(plan, source.index, unquantised_config(source))
-    cuts = plan_restoration(plan, applied.widths, source.index)
+    extra = [block for block in plan.extra if all(item.tensor in source.index.tensors for item in block.tensors)]
+    if gone := [block.module for block in plan.extra if block not in extra]:
+        say(f"{gone[0]} is not in the checkpoint any more, so it is not restored (transformers does not save it again)")
+    cuts = plan_restoration(replace(plan, blocks=(*plan.blocks, *extra)), applied.widths, source.index)
     before = {tuple(name.split(".")): change.before for name, change in applied.config.items()}
     config = edit_config(unquantised_config(source), before)
     allowed = {name: frozenset({shape}) for name, shape in meta_shapes(config).items()}

@@ -107,6 +107,8 @@ class PruningPlan:
         calibration: What the atlas was measured on, for people.
         check_tokens: Token ids to compare logits on, at most `CHECK_TOKENS`; empty if the atlas stores none.
         blocks: One `BlockPlan` per FFN, in model order.
+        extra: FFNs in the files that stock transformers does not load, and that a result was cut in too. A plan that was made
+            from an atlas has none.
         warnings: What the user should know. A plan file does not hold them.
     """
 
@@ -130,6 +132,7 @@ class PruningPlan:
     check_tokens: tuple[int, ...]
     blocks: tuple[BlockPlan, ...]
     atlas_source: str = ""
+    extra: tuple[BlockPlan, ...] = ()
     warnings: tuple[str, ...] = ()
 
     def __repr__(self) -> str:

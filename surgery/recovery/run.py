@@ -54,25 +54,33 @@ class Prepared(Protocol):
 
 
 @contextlib.contextmanager
-def prepared(recovery: Recovery, plan: PruningPlan, layout: Layout, source: ModelSource, directory: Path) -> Iterator[Prepared]:
+def prepared(
+    recovery: Recovery,
+    plan: PruningPlan,
+    layout: Layout,
+    source: ModelSource,
+    directory: Path,
+    dtype: str | None = None,
+) -> Iterator[Prepared]:
     """Do the work of ``recovery`` for the cut that ``layout`` makes of ``source``. Its result lives as long as the context.
 
     Args:
         directory: Directory for intermediate results that do not fit in memory. The cut will be written there too.
+        dtype: Dtype of the floating tensors of the result; None if they stay as they are stored.
 
     Raises:
         ModelError: This recovery does not work for this kind of model.
         ChanfmtError: Memory or disk space runs out.
     """
     if isinstance(recovery, BiasRecovery):
-        yield _Biases(plan_biases(plan, layout, source.index, recovery.means), source, recovery.tokens)
+        yield _Biases(plan_biases(plan, layout, source.index, recovery.means), source, recovery.tokens, dtype)
         return
     # The refit may take long, and an error about disk space should come before it.
-    check_space(directory, output_bytes(source.index, layout.cuts))
+    check_space(directory, output_bytes(source.index, layout.cuts, dtype))
     with contextlib.ExitStack() as stack:
         with progress_bar(0, "seq", "refitting") as bar:
             fitted = stack.enter_context(
-                refitted(plan, source, recovery, spool_directory=directory, begin=bar.reset, progress=bar.update)
+                refitted(plan, source, recovery, spool_directory=directory, begin=bar.reset, progress=bar.update, dtype=dtype)
             )
         yield _Fitted(plan, source.index, layout, fitted, recovery.tokens.size)
 
@@ -103,6 +111,7 @@ class _Biases:
     biases: BiasPlan
     source: ModelSource
     tokens: int
+    dtype: str | None
 
     @property
     def plan(self) -> PruningPlan:
@@ -117,10 +126,16 @@ class _Biases:
         return self.biases.layout
 
     def put_in(self, written: ModelSource, *, verify: bool) -> RecoveryReport:
-        for item, value in self.biases.places():
+        added = {}
+        for name, item, value in self.biases.places():
             entry = written.index.tensors[item.tensor]
-            write_vector(entry, item.index, as_stored(torch.from_numpy(value), entry.dtype))
+            stored, before = (
+                as_stored(torch.from_numpy(values), entry.dtype) for values in (value, self.biases.before[name].copy())
+            )
+            write_vector(entry, item.index, stored)
+            # The check sees the biases as they are stored. The dense model's own biases are rounded alike.
+            added[name] = (stored.double() - before.double()).numpy()
         error = None
         if verify:
-            error = check_logits(self.plan, self.source, written, added=self.biases.added).relative_error
+            error = check_logits(self.plan, self.source, written, added=added, rounded=self.dtype).relative_error
         return RecoveryReport("bias", self.tokens, (), error)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from surgery.cut.check import LogitCheck, ShapeCheck
+    from surgery.cut.extra_layers import ExtraLayers
     from surgery.planning.decide import SelectorEffect
     from surgery.planning.plan import Applied, BlockPlan, Change, PruningPlan
     from surgery.recovery.options import RecoveryReport
@@ -39,7 +40,9 @@ class Report:
         files: The files of the result. ``surgery.json``, which holds this record, and the card, which may change, are left
             out.
         recovery: How the kept channels were refitted; None if they were not.
-        switched: Config fields that the recovery changed, dotted if nested.
+        switched: Config fields that changed and that do not follow from the widths: for the biases of a recovery, the dtype, and
+            layers that were dropped; dotted if nested.
+        extra_layers: What became of layers that stock transformers does not load; None if no width of theirs was concerned.
     """
 
     plan: PruningPlan
@@ -58,6 +61,7 @@ class Report:
     files: Manifest = field(repr=False)
     recovery: RecoveryReport | None = None
     switched: Mapping[str, Change] = field(default_factory=dict)
+    extra_layers: ExtraLayers | None = None
 
     @property
     def config_fields(self) -> dict[str, Change]:
@@ -85,6 +89,7 @@ class Report:
                 "logits": asdict(self.logits) if self.logits else {"skipped": self.logits_skipped},
             },
             "recovery": self.recovery.to_json() if self.recovery else None,
+            "extra_layers": self.extra_layers.to_json() if self.extra_layers else None,
             "versions": dict(self.versions),
             "command": self.command,
             "loader": self.loader,
@@ -154,6 +159,7 @@ def summary_rows(plan: PruningPlan, report: Report | None = None) -> list[list[s
             ["parameters", f"{report.parameters_before:,} to {report.parameters_after:,} ({share:.1%} removed)"],
             ["size", f"{report.bytes_before / 1e6:,.1f} MB to {report.bytes_after / 1e6:,.1f} MB"],
             *([["zero channels", _padding_text(report)]] if report.padded else []),
+            *([["extra layers", report.extra_layers.summary()]] if report.extra_layers else []),
             ["check: shapes", f"{report.shapes.tensors:,} tensors, as stock transformers expects them"],
             ["check: logits", _logit_text(report)],
             *([["recovery", report.recovery.summary()]] if report.recovery else []),
