@@ -18,6 +18,7 @@ from chanfmt.base.version import __version__
 from chanfmt.format.reader import Atlas
 from chanfmt.models.accounting import check_accounted
 from chanfmt.models.classes import auto_class
+from chanfmt.models.gguf_file import describe
 from chanfmt.models.source import ModelSource
 from surgery.cut.carried import clean_config, find_carried, write_json
 from surgery.cut.check import LogitCheck, available_memory, check_logits, check_shapes, memory_shortage
@@ -123,6 +124,8 @@ def apply_plan(
             refitted,
             layout.switched,
             handled.record,
+            options.dtype,
+            "" if source.file is None else describe(source.file),
         )
         write_json(report.to_json(), temporary / REPORT_FILE)
         (temporary / CARD_FILE).write_text(model_card(report, output.absolute().name), encoding="utf-8")

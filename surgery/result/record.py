@@ -42,6 +42,8 @@ class Report:
         recovery: How the kept channels were refitted; None if they were not.
         switched: Config fields that changed and that do not follow from the widths: for the biases of a recovery, the dtype, and
             layers that were dropped; dotted if nested.
+        dtype: Float that all floating tensors were rounded to; None if they are as the source stores them.
+        source_file: Size and bits of the quantised file that the source was made from; empty if there was none.
         extra_layers: What became of layers that stock transformers does not load; None if no width of theirs was concerned.
     """
 
@@ -62,6 +64,8 @@ class Report:
     recovery: RecoveryReport | None = None
     switched: Mapping[str, Change] = field(default_factory=dict)
     extra_layers: ExtraLayers | None = None
+    dtype: str | None = None
+    source_file: str = ""
 
     @property
     def config_fields(self) -> dict[str, Change]:
@@ -81,6 +85,8 @@ class Report:
             "base": asdict(self.base),
             "parameters": {"before": self.parameters_before, "after": self.parameters_after},
             "bytes": {"before": self.bytes_before, "after": self.bytes_after},
+            "dtype": self.dtype,
+            "source_file": self.source_file,
             "fingerprint": self.applied.fingerprint,
             "config_fields": {name: asdict(change) for name, change in self.config_fields.items()},
             "padded_to": {block.name: self.applied.widths[block.name] for block in self.padded},
@@ -157,7 +163,8 @@ def summary_rows(plan: PruningPlan, report: Report | None = None) -> list[list[s
         share = 1 - report.parameters_after / report.parameters_before
         rows += [
             ["parameters", f"{report.parameters_before:,} to {report.parameters_after:,} ({share:.1%} removed)"],
-            ["size", f"{report.bytes_before / 1e6:,.1f} MB to {report.bytes_after / 1e6:,.1f} MB"],
+            *([["source file", f"{report.source_file}; the result is not quantised"]] if report.source_file else []),
+            ["size", _size(report)],
             *([["zero channels", _padding_text(report)]] if report.padded else []),
             *([["extra layers", report.extra_layers.summary()]] if report.extra_layers else []),
             ["check: shapes", f"{report.shapes.tensors:,} tensors, as stock transformers expects them"],
@@ -234,6 +241,11 @@ def _widths(plan: PruningPlan) -> str:
 
 def _number_of(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _size(report: Report) -> str:
+    text = f"{report.bytes_before / 1e6:,.1f} MB to {report.bytes_after / 1e6:,.1f} MB"
+    return text + (f", rounded to {report.dtype}" if report.dtype else "")
 
 
 def _padding_text(report: Report) -> str:

@@ -112,6 +112,8 @@ class _StoredReport(Struct):
     loader: str
     files: dict[str, FileRecord]
     extra_layers: _ExtraLayers | None = None
+    dtype: str | None = None
+    source_file: str = ""
 
 
 @dataclass(frozen=True, repr=False)
@@ -235,6 +237,8 @@ def _report(stored: _StoredReport, directory: Path) -> Report:
         ),
         switched={name: change for name, change in stored.config_fields.items() if name not in applied.config},
         extra_layers=None if stored.extra_layers is None else _extra_layers(stored.extra_layers),
+        dtype=stored.dtype,
+        source_file=stored.source_file,
     )
 
 
