@@ -35,7 +35,7 @@ def describe(path: Path) -> str:
     try:
         with path.open("rb") as file:
             elements = _elements(file)
-    except (OSError, ValueError, struct.error):
+    except (OSError, ValueError, OverflowError, RecursionError, struct.error):
         return size
     if not elements:
         return size
