@@ -21,7 +21,7 @@ from chanfmt.models.classes import auto_class
 from chanfmt.models.gguf_file import describe
 from chanfmt.models.source import ModelSource
 from surgery.cut.carried import clean_config, find_carried, write_json
-from surgery.cut.check import LogitCheck, available_memory, check_logits, check_shapes, memory_shortage
+from surgery.cut.check import LogitCheck, NotCheckedError, available_memory, check_logits, check_shapes
 from surgery.cut.checkpoint.reader import read_ahead
 from surgery.cut.checkpoint.writer import output_bytes, write_checkpoint
 from surgery.cut.config_width import find_layout
@@ -163,9 +163,12 @@ def _verify(
     plan: PruningPlan, source: ModelSource, written: ModelSource, verify: bool, dtype: str | None
 ) -> tuple[LogitCheck | None, str]:
     """The check of all logits, or None and the reason for which it is skipped."""
-    skipped = "--no-verify" if not verify else memory_shortage(source.index.parameters)
-    if skipped is None:
-        return check_logits(plan, source, written, rounded=dtype), ""
+    skipped = "--no-verify"
+    if verify:
+        try:
+            return check_logits(plan, source, written, rounded=dtype), ""
+        except NotCheckedError as error:
+            skipped = error.message
     say(f"logits are not compared with the masked dense model's: {skipped}")
     return None, skipped
 

@@ -11,7 +11,7 @@ from chanfmt.base.narrate import say
 from chanfmt.models.source import ModelSource
 from surgery.cut.apply import check_output, published, versions
 from surgery.cut.carried import write_json
-from surgery.cut.check import check_logits, check_shapes, memory_shortage
+from surgery.cut.check import NotCheckedError, check_logits, check_shapes
 from surgery.cut.checkpoint.cuts import plan_restoration
 from surgery.cut.config_width import edit_config
 from surgery.cut.options import CUT_DEFAULTS, CutOptions
@@ -92,9 +92,13 @@ def restore(
     with published(directory, source.index, cuts, config, options.shard_bytes) as temporary:
         written = ModelSource(temporary)
         shapes = check_shapes(source.index, cuts, allowed, written)
-        skipped = "--no-verify" if not options.verify else memory_shortage(written.index.parameters)
-        logits = check_logits(plan, source, written, mask=False) if skipped is None else None
-        if skipped:
+        logits, skipped = None, "--no-verify"
+        if options.verify:
+            try:
+                logits = check_logits(plan, source, written, mask=False)
+            except NotCheckedError as error:
+                skipped = error.message
+        if logits is None:
             say(f"logits are not compared with the pruned model's: {skipped}")
         restored = Restored(
             plan.model.id, plan.atlas_sha256, shapes.tensors, logits.relative_error if logits else None, versions()

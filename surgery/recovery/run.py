@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from chanfmt.base.files import check_space
-from chanfmt.base.narrate import progress_bar
-from surgery.cut.check import check_fitted, check_logits
+from chanfmt.base.narrate import progress_bar, say
+from surgery.cut.check import NotCheckedError, check_fitted, check_logits
 from surgery.cut.checkpoint.patch import as_stored, write_kept, write_vector
 from surgery.cut.checkpoint.writer import output_bytes
 from surgery.recovery.bias import BiasPlan, plan_biases
@@ -18,7 +18,7 @@ from surgery.recovery.options import BiasRecovery, Recovery, RecoveryReport
 from surgery.recovery.refit import Refitted, refitted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from chanfmt.models.safetensors import CheckpointIndex
@@ -46,7 +46,7 @@ class Prepared(Protocol):
         """Change the weights in the files of ``written``, and check what stock code computes with them.
 
         Args:
-            verify: Whether the dense model may be loaded for the check.
+            verify: Whether the result is compared with the dense model, if the recovery has no other model to compare it with.
 
         Raises:
             CheckError: The result computes something else than it should.
@@ -103,7 +103,8 @@ class _Fitted:
                 )
                 if write.bias is not None:
                     write_vector(written.index.tensors[items["write_bias"].tensor], items["write_bias"].index, write.bias)
-        return RecoveryReport("lstsq", self.tokens, self.fitted.layers, check_fitted(written, self.fitted))
+        error = _unless_too_large(lambda: check_fitted(written, self.fitted))
+        return RecoveryReport("lstsq", self.tokens, self.fitted.layers, error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,5 +138,16 @@ class _Biases:
             added[name] = (stored.double() - before.double()).numpy()
         error = None
         if verify:
-            error = check_logits(self.plan, self.source, written, added=added, rounded=self.dtype).relative_error
+            error = _unless_too_large(
+                lambda: check_logits(self.plan, self.source, written, added=added, rounded=self.dtype).relative_error
+            )
         return RecoveryReport("bias", self.tokens, (), error)
+
+
+def _unless_too_large(check: Callable[[], float]) -> float | None:
+    """The error that ``check`` finds; None, and a note, if the memory does not suffice for the check."""
+    try:
+        return check()
+    except NotCheckedError as error:
+        say(f"the logits after the recovery are not compared: {error.message}")
+        return None

@@ -112,6 +112,11 @@ class StoredParameters:
         """Names in the model that no stored tensor is listed under."""
         return self._model.state_dict().keys() - self._sources.keys()
 
+    @property
+    def unexpected(self) -> set[str]:
+        """Names of stored tensors, as the model would call them, that the model has no place for."""
+        return self._sources.keys() - self._model.state_dict().keys()
+
     def load(self, names: set[str], device: torch.device) -> None:
         """Load the parameters and buffers ``names`` of the model onto ``device``.
 
