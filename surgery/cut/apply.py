@@ -17,7 +17,6 @@ from chanfmt.base.narrate import progress_bar, say
 from chanfmt.base.version import __version__
 from chanfmt.format.reader import Atlas
 from chanfmt.models.accounting import check_accounted
-from chanfmt.models.classes import auto_class
 from chanfmt.models.gguf_file import describe
 from chanfmt.models.source import ModelSource
 from surgery.cut.carried import clean_config, find_carried, write_json
@@ -27,10 +26,10 @@ from surgery.cut.checkpoint.writer import output_bytes, write_checkpoint
 from surgery.cut.config_width import find_layout
 from surgery.cut.dtype_field import in_dtype
 from surgery.cut.extra_layers import handle_extra_layers, without
+from surgery.cut.loader import loader_name
 from surgery.cut.options import CUT_DEFAULTS, CutOptions
 from surgery.cut.relocate import relocated
 from surgery.cut.source import check_fingerprint, unquantised_config
-from surgery.cut.stock import parse_config
 from surgery.planning.file import write_plan
 from surgery.planning.plan import Applied, PruningPlan
 from surgery.result.base import NOTICE_FILE, Base, read_base
@@ -119,7 +118,7 @@ def apply_plan(
             skipped,
             versions(),
             recorded_command(),
-            auto_class(parse_config(layout.config)).__name__,
+            loader_name(layout.config),
             hash_files(temporary, list_files(temporary)),
             refitted,
             layout.switched,

@@ -172,8 +172,10 @@ def _extra_ffns(
                         hint="add --extra-layers drop to leave it out, or use --allocation uniform",
                     )
                 continue
+            # Two FFNs of one layer may have the same module.
+            taken = {other.name for _, other in seen.values()}
             extra = BlockPlan(
-                module,
+                module if module not in taken else f"{module}#{len(seen)}",
                 block.layer_index,
                 "other",
                 module,

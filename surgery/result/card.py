@@ -31,6 +31,10 @@ RELATION = "finetune"
 PIPELINES = {
     "AutoModelForCausalLM": "text-generation",
     "AutoModelForMaskedLM": "fill-mask",
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForTokenClassification": "token-classification",
+    "AutoModelForQuestionAnswering": "question-answering",
+    "AutoModelForMultipleChoice": "multiple-choice",
     "AutoModelForImageTextToText": "image-text-to-text",
     "AutoModelForImageClassification": "image-classification",
     "AutoModelForAudioClassification": "audio-classification",
