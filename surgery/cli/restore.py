@@ -43,6 +43,12 @@ class RestoreOptions:
             "metavar": "SIZE",
         },
     )
+    dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "round the result's floating tensors: float32, bfloat16, float16 (default: as stored)",
+        },
+    )
     no_verify: bool = field(default=False, metadata={"help": "do not compare logits with those of DIR"})
     overwrite: bool = field(default=False, metadata={"help": "replace the output if it is an earlier result"})
 
@@ -67,12 +73,11 @@ def _run(arguments: argparse.Namespace) -> None:
     options = parse_options(arguments, RestoreOptions)
     talk = parse_options(arguments, PrintOptions)
     output = Path(options.output)
-    restored = restore(
-        locate_model(options.directory),
-        output,
-        CutOptions(options.overwrite, not options.no_verify, shard_bytes=parse_size(options.shard_size)),
-        kept=options.kept,
+    cut_options = CutOptions(
+        options.overwrite, not options.no_verify, shard_bytes=parse_size(options.shard_size), dtype=options.dtype
     )
+    cut_options.check()
+    restored = restore(locate_model(options.directory), output, cut_options, kept=options.kept)
     say(f"wrote {output}")
     if talk.json:
         print_json(restored.to_json() | {"output": str(output)})

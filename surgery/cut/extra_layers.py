@@ -95,7 +95,9 @@ def handle_extra_layers(
     outside = _outside(index, accounting)
     found = list(_extra_ffns(plan, layout, index, outside)) if outside else []
     claimed = {item.tensor for _, _, block in found for item in block.tensors}
-    unclear = _unclear(plan, layout, index, outside - claimed, accounting)
+    # Another class of the model type loads these. It may have a width field of its own for them.
+    heads = {name for group in accounting.unloaded if group.head for name in group.tensors}
+    unclear = [*sorted(claimed & heads), *_unclear(plan, layout, index, outside - claimed - heads, accounting)]
     if choice == "drop":
         return _dropped(plan, layout, index, accounting, claimed | set(unclear))
     if (found or unclear) and choice is None:

@@ -14,6 +14,7 @@ from surgery.cut.carried import write_json
 from surgery.cut.check import NotCheckedError, check_logits, check_shapes
 from surgery.cut.checkpoint.cuts import plan_restoration
 from surgery.cut.config_width import edit_config
+from surgery.cut.dtype_field import config_in_dtype
 from surgery.cut.options import CUT_DEFAULTS, CutOptions
 from surgery.cut.relocate import relocated
 from surgery.cut.source import unquantised_config
@@ -66,8 +67,8 @@ def restore(
 
     Args:
         source: A result of `surgery.cut.prune` or `surgery.cut.apply`, or a model that was trained from one.
-        options: How the restored model is written and checked. ``fine_tune``, ``extra_layers`` and ``dtype`` have no
-            meaning here: the restored model has the dtype of the pruned one.
+        options: How the restored model is written and checked. ``fine_tune`` and ``extra_layers`` have no meaning
+            here.
         kept: The list of kept channels, ``kept_channels.safetensors``, or the directory of the result that holds it; None for
             the list in ``source``.
 
@@ -87,15 +88,15 @@ def restore(
         say(f"{gone[0]} is not in the checkpoint any more, so it is not restored (transformers does not save it again)")
     cuts = plan_restoration(replace(plan, blocks=(*plan.blocks, *extra)), applied.widths, source.index)
     before = {tuple(name.split(".")): change.before for name, change in applied.config.items()}
-    config = edit_config(unquantised_config(source), before)
+    config = config_in_dtype(edit_config(unquantised_config(source), before), options.dtype)
     allowed = {name: frozenset({shape}) for name, shape in meta_shapes(config).items()}
-    with published(directory, source.index, cuts, config, options.shard_bytes) as temporary:
+    with published(directory, source.index, cuts, config, options.shard_bytes, options.dtype) as temporary:
         written = ModelSource(temporary)
-        shapes = check_shapes(source.index, cuts, allowed, written)
+        shapes = check_shapes(source.index, cuts, allowed, written, options.dtype)
         logits, skipped = None, "--no-verify"
         if options.verify:
             try:
-                logits = check_logits(plan, source, written, mask=False)
+                logits = check_logits(plan, source, written, mask=False, rounded=options.dtype)
             except NotCheckedError as error:
                 skipped = error.message
         if logits is None:

@@ -67,6 +67,15 @@ def test_shards_and_their_index(tmp_path: Path) -> None:
     assert {entry.dtype for entry in ModelSource(tmp_path / "wide").index.tensors.values()} == {"BF16"}
 
 
+def test_a_restored_model_is_rounded_too(tmp_path: Path) -> None:
+    model = llama(tmp_path / "model")
+    apply_plan(half_plan(model), ModelSource(model), tmp_path / "out")
+    assert main(["restore", str(tmp_path / "out"), "-o", str(tmp_path / "wide"), "--dtype", "float16", "--quiet"]) == 0
+    assert {entry.dtype for entry in ModelSource(tmp_path / "wide").index.tensors.values()} == {"F16"}
+    assert json.loads((tmp_path / "wide" / "config.json").read_text())["dtype"] == "float16"
+    assert main(["restore", str(tmp_path / "out"), "-o", str(tmp_path / "no"), "--dtype", "half"]) == 2
+
+
 def test_the_old_name_of_the_field(tmp_path: Path) -> None:
     model = llama(tmp_path / "model")
     config = json.loads((model / "config.json").read_text())

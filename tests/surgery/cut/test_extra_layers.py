@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,12 @@ import torch
 import transformers
 
 from chanfmt.base.errors import ModelError, UsageError
+from chanfmt.models.accounting import account
 from chanfmt.models.source import ModelSource
 from surgery.cli.main import main
 from surgery.cut.apply import apply_plan
+from surgery.cut.config_width import find_layout
+from surgery.cut.extra_layers import handle_extra_layers
 from surgery.cut.options import CutOptions
 from surgery.cut.restore import restore
 from surgery.result.result import open_result
@@ -166,3 +170,17 @@ def test_the_command_line(model: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert main([*line, "--extra-layers", "drop"]) == 0
     with pytest.raises(UsageError, match="unknown choice"):
         CutOptions(extra_layers="keep").check()
+
+
+def test_layers_that_another_class_loads_can_only_be_dropped(model: Path) -> None:
+    """That class may have a width field of its own for them, so nobody can say at which width it wants them."""
+    plan, source = half_plan(model), ModelSource(model)
+    accounting = account(source)
+    groups = tuple(dataclasses.replace(group, head=True) for group in accounting.unloaded)
+    accounting = dataclasses.replace(accounting, unloaded=groups)
+    layout = find_layout(plan, source.config_fields, source.index)
+    with pytest.raises(ModelError, match="nothing tells which of its axes holds channels"):
+        handle_extra_layers(plan, layout, source.index, accounting, "cut")
+    dropped = handle_extra_layers(plan, layout, source.index, accounting, "drop").dropped
+    assert all(name.startswith("mtp.layers.0.") for name in dropped)
+    assert len(dropped) == 25
