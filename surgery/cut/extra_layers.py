@@ -100,17 +100,17 @@ def handle_extra_layers(
     unclear = [*sorted(claimed & heads), *_unclear(plan, layout, index, outside - claimed - heads, accounting)]
     if choice == "drop":
         return _dropped(plan, layout, index, accounting, claimed | set(unclear))
-    if (found or unclear) and choice is None:
-        raise ModelError(
-            f"{_layer_of(min(claimed | set(unclear)))} has FFNs of a width that this cut changes, and stock transformers does "
-            "not load it: config.json would name one width, and the files would hold two",
-            hint=_WAYS_OUT,
-        )
     if unclear:
         raise ModelError(
             f"the tensor {unclear[0]!r}, which stock transformers does not load, has a width that this cut changes, and "
             "nothing tells which of its axes holds channels",
             hint="add --extra-layers drop to leave such layers out",
+        )
+    if found and choice is None:
+        raise ModelError(
+            f"{found[0][1]} has FFNs of a width that this cut changes, and stock transformers does not load it: config.json "
+            "would name one width, and the files would hold two",
+            hint=_WAYS_OUT,
         )
     if not found:
         return Handled(plan, layout)
