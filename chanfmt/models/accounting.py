@@ -8,7 +8,7 @@ from a model without numbers, before any weight is read. transformers' own loadi
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from chanfmt.base.errors import ModelError
 from chanfmt.base.narrate import say
 from chanfmt.models.classes import auto_class, shapes_only
 from chanfmt.models.quiet import quiet_transformers
+from chanfmt.models.source import check_plain
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -128,6 +129,8 @@ def check_accounted(source: ModelSource) -> Accounting:
         raise ModelError(f"{source.id}: {first.reason}{others}", hint=first.hint)
     for note in accounting.notes():
         say(note)
+    if unused := source.index.unused:
+        say(f"{unused[0]} does not belong to the checkpoint in use, and is not read{_and_more(unused)}")
     return accounting
 
 
@@ -135,8 +138,10 @@ def account(source: ModelSource) -> Accounting:
     """What becomes of each tensor in the files of ``source``. No weights are read, except of tied tensors that are stored twice.
 
     Raises:
-        ModelError: transformers does not know the model, or the checkpoint cannot be read.
+        ModelError: transformers does not know the model, the checkpoint cannot be read, or as
+            `chanfmt.models.source.check_plain`.
     """
+    check_plain(source)
     model = shapes_only(auto_class(source.config), source.config, trust_remote_code=source.trust_remote_code)
     return account_for(model, source.index)
 
@@ -305,21 +310,26 @@ class _Account:
             if None in patterns and len(stored) > 1:
                 yield _twice(target, stored)
                 continue
-            for names in patterns.values():
-                numbers = [self.placed[name].number for name in names]
-                if numbers == [None]:
-                    continue
-                if None in numbers:
-                    yield _twice(target, names)
-                elif sorted(numbers, key=int) != list(range(len(numbers))):  # type: ignore[arg-type]
-                    odd = next(name for at, name in enumerate(names) if self.placed[name].number != at)
-                    yield Refusal(
-                        odd,
-                        f"the checkpoint holds {odd}, which would become number {names.index(odd)} of {target}: "
-                        "the numbers have a gap, or one stands twice",
-                        "the parts would be joined in the wrong order; is this the complete checkpoint?",
-                    )
+            yield from self._misnumbered(target, [names for pattern, names in patterns.items() if pattern is not None])
         yield from self._produced_twice()
+
+    def _misnumbered(self, target: str, lists: list[list[str]]) -> Iterator[Refusal]:
+        """Gaps and repetitions in the lists that a converter joins to ``target``, such as the gates of all experts."""
+        numbered = [[self.placed[name].number for name in names] for names in lists]
+        held = {number: name for names in lists for name in names if (number := self.placed[name].number) is not None}
+        last = max(held, default=-1)
+        for names, numbers in zip(lists, numbered, strict=True):
+            if numbers == [None]:
+                continue
+            if len(set(numbers)) < len(numbers):
+                yield _twice(target, [name for name, number in zip(names, numbers, strict=True) if numbers.count(number) > 1])
+            for number in sorted(set(range(last + 1)) - set(numbers)):
+                name = f".{number}.".join(names[0].rsplit(f".{numbers[0]}.", 1))
+                yield Refusal(
+                    name,
+                    f"the checkpoint lacks {name}, and holds {held[last]}",
+                    "without it, the tensors would be joined in the wrong order; is this the complete checkpoint?",
+                )
 
     def _produced_twice(self) -> Iterator[Refusal]:
         """Tensors that are stored both as they are and as a part of what a converter splits."""
@@ -373,23 +383,37 @@ class _Account:
             )
         for target, found, wanted in sorted(info.mismatched_keys, key=str):
             names = self.sources.get(target, [target])
-            part = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more, together {target},"
+            odd = self._odd(names)
+            part = odd if len(names) == 1 else f"{odd} and {len(names) - 1} more, together {target},"
             yield Refusal(
-                names[0],
+                odd,
                 f"the checkpoint holds {part} with the shape {list(found)}, and {self.kind} needs {list(wanted)}",
                 "config.json and the weights do not belong together; download the checkpoint again, or repair the config",
             )
         for target in sorted(info.conversion_errors):
-            names = self.sources.get(target, [target])
+            odd = self._odd(self.sources.get(target, [target]))
+            shape = f" of the shape {list(self.index.tensors[odd].shape)}" if odd in self.index.tensors else ""
             yield Refusal(
-                names[0],
-                f"the checkpoint holds {names[0]}, which transformers cannot convert to {target} of {self.kind}",
-                "parts of it are missing or have other shapes; is this the complete checkpoint?",
+                odd,
+                f"the checkpoint holds {odd}{shape}, which transformers cannot convert to {target} of {self.kind}",
+                "it does not fit the tensors that it is joined with; is this the complete checkpoint?",
             )
         broken = {key for key, *_ in info.mismatched_keys} | set(info.conversion_errors)
         missing = self._without_values(set(info.missing_keys) - broken, ties)
         for name in sorted(missing):
             yield Refusal(name, f"the checkpoint lacks {name}, which {self.kind} needs", _INCOMPLETE)
+
+    def _odd(self, names: list[str]) -> str:
+        """The tensor in ``names`` whose shape is the rarest among those that a converter joins with it."""
+        lists: dict[str | None, list[str]] = defaultdict(list)
+        for name in names:
+            if name in self.placed:
+                lists[self.placed[name].pattern].append(name)
+        for joined in lists.values():
+            shapes = Counter(self.index.tensors[name].shape for name in joined)
+            if len(shapes) > 1:
+                return min(joined, key=lambda name: shapes[self.index.tensors[name].shape])
+        return names[0]
 
     def _without_values(self, missing: set[str], ties: Mapping[str, str]) -> set[str]:
         """The names in ``missing`` that neither a tie nor the class's own rule gives values to."""
@@ -400,6 +424,8 @@ class _Account:
         # Modules of a repository's own code may share a parameter under several names.
         shared = {id(tensor) for name, tensor in self.state.items() if name not in missing and tensor is not None}
         missing = {name for name in missing - tied if id(self.state[name]) not in shared}
+        # If all of a group are missing, the files lack the tensor that the others are tied to.
+        missing -= {target for target, origin in ties.items() if origin in missing}
         patterns = getattr(self.model, "_keys_to_ignore_on_load_missing", None) or ()
         return {name for name in missing if not (any(re.search(pattern, name) for pattern in patterns) and self._computed(name))}
 
@@ -502,6 +528,10 @@ def _family(prefix: str, loaded: Iterable[str]) -> str:
     """The first part of ``prefix`` if no loaded tensor begins with it, otherwise ``prefix``."""
     first = prefix.split(".")[0]
     return prefix if any(name.split(".")[0] == first for name in loaded) else first
+
+
+def _and_more(names: list[str]) -> str:
+    return f"; nor are {len(names) - 1} more such files" if len(names) > 1 else ""
 
 
 def _twice(target: str, names: list[str]) -> Refusal:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from chanfmt.base.errors import MissingPackageError, ModelError, UsageError, first_line
 from chanfmt.models.accounting import check_accounted
 from chanfmt.models.classes import auto_class
+from chanfmt.models.loadable import loadable
 from chanfmt.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -51,9 +52,9 @@ def load_model(
         raise MissingPackageError("accelerate", "multi-gpu", "--device-map")
     check_accounted(source)
     try:
-        with quiet_transformers():
+        with quiet_transformers(), loadable(source.index) as directory:
             model, info = auto_class(source.config).from_pretrained(
-                source.directory,
+                directory,
                 config=source.config,
                 dtype=wanted,
                 use_safetensors=True,
@@ -65,6 +66,7 @@ def load_model(
         raise
     except Exception as error:
         raise ModelError(f"{source.id}: transformers cannot load it: {first_line(error)}") from None
+    model.config.name_or_path = str(source.directory)
     _check_as_accounted(info, source.id)
     if extra:
         _check_all_loaded(model, source.id, place)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from chanfmt.base.errors import ModelError, first_line
+from chanfmt.models import quantised
+from chanfmt.models.beside import check_adapter_alone, check_alone
 from chanfmt.models.quiet import quiet_transformers
 from chanfmt.models.safetensors import CheckpointIndex, fingerprint
 
@@ -77,6 +79,8 @@ class ModelSource:
     def config_text(self) -> str:
         """Content of ``config.json``. Raises `ModelError` if it cannot be read."""
         path = self.directory / CONFIG_FILE
+        if not path.is_file() and self.directory.is_dir():
+            check_adapter_alone(self.directory, self.id)
         try:
             if path.stat().st_size > _MAX_CONFIG:
                 raise ModelError(f"{path} is larger than {_MAX_CONFIG >> 20} MB")
@@ -104,8 +108,11 @@ class ModelSource:
 
         Raises:
             ModelError: The model type is unknown, the model needs code from its repository and ``trust_remote_code`` is off,
-                or the weights are quantised.
+                the weights are quantised, or an adapter lies beside them.
         """
+        check_alone(self.directory, self.config_fields, self.id)
+        quantised.check_config(self.config_fields, self.id)
+        quantised.check_files(self.directory, self.id)
         with quiet_transformers():
             try:
                 config = self._parsed_config()
@@ -119,7 +126,6 @@ class ModelSource:
                         f"{self.id} needs code from its repository", hint="read that code, then add --trust-remote-code"
                     ) from None
                 raise ModelError(f"{self.id}: transformers cannot read its config: {text}") from None
-        check_unquantised(config, self.id)
         return config
 
     def _parsed_config(self) -> Any:
@@ -159,16 +165,18 @@ class ModelSource:
                 ) from None
 
 
-def check_unquantised(config: Any, name: str) -> None:
-    """Raise `ModelError` if ``config`` is that of a quantised model, whose name is ``name``."""
-    method = getattr(config, "quantization_config", None)
-    if not method:
-        return
-    kind = method.get("quant_method") if isinstance(method, dict) else getattr(method, "quant_method", "unknown")
-    raise ModelError(
-        f"{name} is quantised ({kind}); its weights cannot be measured or cut channel by channel",
-        hint="use the unquantised checkpoint it was made from",
-    )
+def check_plain(source: ModelSource) -> None:
+    """Refuse a model whose weights are not the plain numbers of its safetensors files. No weights are read.
+
+    Everything that measures or cuts a model calls this first.
+
+    Raises:
+        ModelError: The weights are quantised, an adapter or other weights lie beside them, or a file cannot be read.
+    """
+    check_alone(source.directory, source.config_fields, source.id)
+    quantised.check_config(source.config_fields, source.id)
+    quantised.check_files(source.directory, source.id)
+    quantised.check_tensors(source.index.tensors, source.id)
 
 
 def local_source(model: str, *, trust_remote_code: bool = False) -> ModelSource | None:
@@ -191,6 +199,7 @@ def local_source(model: str, *, trust_remote_code: bool = False) -> ModelSource 
     if not path.is_dir():
         raise ModelError(f"{model} is a file; a model is a directory, a .gguf file or a Hub id")
     if not (path / CONFIG_FILE).is_file():
+        check_adapter_alone(path, model)
         raise ModelError(f"the directory {model} has no config.json, so it is not a transformers model")
     return ModelSource(path, trust_remote_code=trust_remote_code)
 

@@ -29,7 +29,7 @@ from surgery.cut.extra_layers import handle_extra_layers, without
 from surgery.cut.loader import loader_name
 from surgery.cut.options import CUT_DEFAULTS, CutOptions
 from surgery.cut.relocate import relocated
-from surgery.cut.source import check_fingerprint, unquantised_config
+from surgery.cut.source import check_fingerprint
 from surgery.planning.file import write_plan
 from surgery.planning.plan import Applied, PruningPlan
 from surgery.result.base import NOTICE_FILE, Base, read_base
@@ -75,8 +75,8 @@ def apply_plan(
     if atlas is not None:
         plan.check_atlas(atlas)
     options.check()
-    config, index = unquantised_config(source), source.index
     accounting = check_accounted(source)
+    config, index = source.config_fields, source.index
     read_ahead(index.files, available_memory() // 4)
     if options.fine_tune:
         _check_kind(plan, source)

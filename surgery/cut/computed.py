@@ -15,6 +15,7 @@ from chanfmt.models.find.discover import assemble, examined
 from chanfmt.models.find.intercept import Interceptor
 from chanfmt.models.find.trace import trace
 from chanfmt.models.load import auto_class
+from chanfmt.models.loadable import loadable
 from chanfmt.models.matrices import matrix_of
 from chanfmt.models.quiet import quiet_transformers
 from chanfmt.models.streaming.blocks import UnstreamableError
@@ -171,9 +172,9 @@ class Computation:
     def run_in_memory(self, check_memory: CheckMemory) -> Computed:
         """Run the model as ``from_pretrained`` loads it, whole. Raises `CheckError` as `run`."""
         check_memory(self.source.index.parameters * self.dtype.itemsize * 5 // 4)
-        with self._loading(), quiet_transformers():
+        with self._loading(), quiet_transformers(), loadable(self.source.index) as directory:
             model, info = auto_class(parse_config(self.source.config_fields)).from_pretrained(
-                self.source.directory,
+                directory,
                 dtype=self.dtype,
                 use_safetensors=True,
                 local_files_only=True,
@@ -195,9 +196,10 @@ class Computation:
 
     def _round(self, module: nn.Module) -> None:
         if self.rounded is not None:
-            for parameter in module.parameters():
-                if parameter.is_floating_point() and not parameter.is_meta:
-                    parameter.data = parameter.data.to(self.rounded).to(parameter.dtype)
+            # Buffers that are stored, such as the biases of a router, are rounded too.
+            for tensor in module.state_dict(keep_vars=True).values():
+                if tensor.is_floating_point() and not tensor.is_meta:
+                    tensor.data = tensor.data.to(self.rounded).to(tensor.dtype)
 
     @contextlib.contextmanager
     def _loading(self) -> Iterator[None]:

@@ -17,6 +17,7 @@ import torch
 
 from chanfmt.base.errors import CheckError, ModelError, first_line
 from chanfmt.format.records import TensorSlice
+from chanfmt.models.quantised import check_loaded
 from chanfmt.models.quiet import quiet_transformers
 from chanfmt.models.safetensors import CheckpointIndex, TensorEntry
 from surgery.cut.checkpoint.cuts import plan_cuts
@@ -106,8 +107,7 @@ def _check_loaded(model: Any, plan: PruningPlan) -> None:
         raise ModelError(f"{name} is not a transformers model", hint="pass the model that from_pretrained returned, unwrapped")
     if model.config.model_type != plan.model.model_type:
         raise ModelError(f"the plan is for a {plan.model.model_type!r} model, and {name} is a {model.config.model_type!r} model")
-    if getattr(model, "hf_quantizer", None) is not None or getattr(model.config, "quantization_config", None):
-        raise ModelError(f"{name} is quantised, and its scales would be wrong after a cut", hint="load the model unquantised")
+    check_loaded(model, name)
     for parameter_name, parameter in model.named_parameters():
         if parameter.is_meta:
             raise ModelError(

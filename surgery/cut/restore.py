@@ -17,7 +17,7 @@ from surgery.cut.config_width import edit_config
 from surgery.cut.dtype_field import config_in_dtype
 from surgery.cut.options import CUT_DEFAULTS, CutOptions
 from surgery.cut.relocate import relocated
-from surgery.cut.source import unquantised_config
+from surgery.cut.source import plain_config
 from surgery.cut.stock import meta_shapes
 from surgery.planning.file import load_applied
 from surgery.result.names import KEPT_FILE, REPORT_FILE
@@ -82,13 +82,14 @@ def restore(
     check_output(directory, overwrite=options.overwrite, source=source.directory)
     plan, applied = load_applied(_kept_file(source, kept))
     options.check()
-    plan = relocated(plan, source.index, unquantised_config(source))
+    pruned = plain_config(source)
+    plan = relocated(plan, source.index, pruned)
     extra = [block for block in plan.extra if all(item.tensor in source.index.tensors for item in block.tensors)]
     if gone := [block.module for block in plan.extra if block not in extra]:
         say(f"{gone[0]} is not in the checkpoint any more, so it is not restored (transformers does not save it again)")
     cuts = plan_restoration(replace(plan, blocks=(*plan.blocks, *extra)), applied.widths, source.index)
     before = {tuple(name.split(".")): change.before for name, change in applied.config.items()}
-    config = config_in_dtype(edit_config(unquantised_config(source), before), options.dtype)
+    config = config_in_dtype(edit_config(pruned, before), options.dtype)
     allowed = {name: frozenset({shape}) for name, shape in meta_shapes(config).items()}
     with published(directory, source.index, cuts, config, options.shard_bytes, options.dtype) as temporary:
         written = ModelSource(temporary)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from chanfmt.base.errors import ModelError, UsageError
 from chanfmt.base.narrate import say
 from chanfmt.hub.locate import locate_model, main_commit, model_name
+from chanfmt.models.accounting import check_accounted
 from chanfmt.models.source import ModelSource, own_revision
 
 if TYPE_CHECKING:
@@ -63,11 +64,12 @@ def check_fingerprint(model: Named, source: ModelSource, way_out: str = "") -> N
         )
 
 
-def unquantised_config(source: ModelSource) -> dict[str, Any]:
-    """The fields of ``source``'s ``config.json``. Raises `ModelError` if there are none, or if the weights are quantised."""
-    config = source.config_fields
-    if config.get("quantization_config"):
-        raise ModelError(
-            f"{source.directory} is quantised, and its scales would be wrong after a cut", hint="dequantise the model first"
-        )
-    return config
+def plain_config(source: ModelSource) -> dict[str, Any]:
+    """The fields of ``source``'s ``config.json``, after every tensor of its files was accounted for.
+
+    Raises:
+        ModelError: As `chanfmt.models.accounting.check_accounted`: the weights are quantised, an adapter lies beside them, or
+            the class would ignore a tensor.
+    """
+    check_accounted(source)
+    return source.config_fields

@@ -255,7 +255,7 @@ def test_quantised_model_is_refused(tmp_path, capsys):
     capsys.readouterr()
     code, error = refusal(capsys, "build", tmp_path / "m", "-o", tmp_path / "a.h5", *SMALL)
     assert code == 2
-    assert "quantised (gptq)" in error
+    assert "quantised (config.json has quantization_config: gptq)" in error
 
 
 @pytest.mark.parametrize("command", [["info"], ["show", "--layer", "0"]])

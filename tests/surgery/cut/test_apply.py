@@ -176,7 +176,6 @@ def test_what_the_output_holds(llama: Case, tmp_path: Path) -> None:
         "modeling_evil.py",
         "README.md",
         "other.safetensors",
-        "adapter_config.json",
         "training_args.bin",
         "model.gguf",
     ):
