@@ -196,12 +196,14 @@ def check_fitted(output: ModelSource, fitted: Refitted) -> float:
     return error
 
 
-def check_memory(needed: int) -> None:
-    """Raise `NotCheckedError` if ``needed`` bytes, and half a gigabyte for everything else, are not available."""
+def check_memory(needed: int, what: str) -> None:
+    """Raise `NotCheckedError` if ``needed`` bytes for ``what``, and some for everything else, are not available."""
     needed += _BASE
     available = available_memory()
     if needed > available:
-        raise NotCheckedError(f"the check needs {needed / 1e9:.1f} GB and {available / 1e9:.1f} GB are available")
+        raise NotCheckedError(
+            f"the check needs {needed / 1e9:.1f} GB of memory for {what}, and {available / 1e9:.1f} GB are available"
+        )
 
 
 def available_memory() -> int:

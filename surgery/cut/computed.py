@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from surgery.cut.inputs import Inputs
     from surgery.planning.plan import BlockPlan
 
-    CheckMemory = Callable[[int], None]
+    CheckMemory = Callable[[int, str], None]
 
 KINDS = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
 _FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError, NotImplementedError)
@@ -125,7 +125,8 @@ class Computation:
         """Run the model block by block, or in memory if its class does not allow that.
 
         Args:
-            check_memory: Called with the bytes of memory that the pass needs, before weights are read. It may raise an error.
+            check_memory: Called before weights are read with the bytes of memory that the pass needs, and with what they hold.
+                It may raise an error.
 
         Raises:
             CheckError: Stock transformers cannot load the checkpoint, or the mask does not fit the model.
@@ -148,7 +149,12 @@ class Computation:
         with self._loading():
             config = parse_config(self.source.config_fields)
             opened = open_on_demand(
-                auto_class(config), config, self.source, self.dtype, embeddings=embeddings, check_memory=check_memory
+                auto_class(config),
+                config,
+                self.source,
+                self.dtype,
+                embeddings=embeddings,
+                check_memory=lambda needed: check_memory(needed, f"one block at a time in {self._dtype_name}"),
             )
         model = opened.model
         self._round(model)
@@ -171,7 +177,7 @@ class Computation:
 
     def run_in_memory(self, check_memory: CheckMemory) -> Computed:
         """Run the model as ``from_pretrained`` loads it, whole. Raises `CheckError` as `run`."""
-        check_memory(self.source.index.parameters * self.dtype.itemsize * 5 // 4)
+        check_memory(self.source.index.parameters * self.dtype.itemsize * 5 // 4, f"the whole model in {self._dtype_name}")
         with self._loading(), quiet_transformers(), loadable(self.source.index) as directory:
             model, info = auto_class(parse_config(self.source.config_fields)).from_pretrained(
                 directory,
@@ -193,6 +199,10 @@ class Computation:
                 hint="to cut this model anyway, add --no-verify, and evaluate the result",
             ) from error
         return Computed(output, inputs, _ties(model), {kind: {str(key) for key in info[kind]} for kind in KINDS}, False)
+
+    @property
+    def _dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
 
     def _round(self, module: nn.Module) -> None:
         if self.rounded is not None:

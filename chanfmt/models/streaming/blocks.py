@@ -11,7 +11,7 @@ from chanfmt.base.errors import ModelError
 from chanfmt.models.streaming.parameters import restored
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     import torch
 
@@ -49,10 +49,9 @@ class Blocks:
         self.names = list(parts)
         self._blocks = list(parts.values())
         self._stored = stored
-        state = set(model.state_dict())
-        self._keys = [{key for key in state if key.startswith(f"{name}.")} for name in self.names]
-        _check_unshared(model, self._keys)
-        resident = state.difference(*self._keys)
+        check_unshared(model, parts)
+        self._keys = _keys(model, parts)
+        resident = model.state_dict().keys() - set().union(*self._keys)
         stored.load(resident, device)
         model.tie_weights(missing_keys=stored.missing, recompute_mapping=False)
         stored.check_loaded(resident)
@@ -85,11 +84,17 @@ def outer_lists(model: Any) -> list[tuple[str, nn.ModuleList]]:
     return lists
 
 
-def _check_unshared(model: Any, keys: list[set[str]]) -> None:
-    """Raise `UnstreamableError` if a part shares a weight with another part: the weight could not come and go with the part."""
-    owner = {key: number for number, names in enumerate(keys) for key in names}
+def check_unshared(model: Any, parts: Iterable[str]) -> None:
+    """Raise `UnstreamableError` if one of ``parts`` shares a weight, which could not come and go with the part."""
+    owner = {key: number for number, names in enumerate(_keys(model, parts)) for key in names}
     first: dict[int, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         other = first.setdefault(id(parameter), name)
         if owner.get(name) != owner.get(other):
             raise UnstreamableError(f"{type(model).__name__} cannot be streamed: {name} and {other} are one weight", hint=HINT)
+
+
+def _keys(model: Any, parts: Iterable[str]) -> list[set[str]]:
+    """Names of the parameters and stored buffers of each of ``parts``."""
+    state = model.state_dict()
+    return [{key for key in state if key.startswith(f"{name}.")} for name in parts]

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from chanfmt.models.streaming.blocks import Blocks, UnstreamableError, outer_lists
+from chanfmt.models.streaming.blocks import Blocks, UnstreamableError, check_unshared, outer_lists
 from chanfmt.models.streaming.parameters import StoredParameters, return_freed_memory, weightless
 
 if TYPE_CHECKING:
@@ -104,11 +104,13 @@ def open_on_demand(
     return_freed_memory()
     model = weightless(loader, config, dtype)
     parts = _parts(model, embeddings)
-    sizes = [_elements(module) for module in parts.values()]
-    # While a part is loaded, its stored tensors are in memory beside the converted weights.
-    check_memory((_elements(model) - sum(sizes) + 2 * max(sizes)) * dtype.itemsize)
     stored = StoredParameters(model, source, dtype)
     _check_stored(model, stored)
+    check_unshared(model, parts)
+    sizes = [_elements(module) for module in parts.values()]
+    # While a part is loaded, its stored tensors are in memory beside the converted weights.
+    stored_size = source.index.nbytes / max(1, source.index.parameters)
+    check_memory(round((_elements(model) - sum(sizes) + max(sizes)) * dtype.itemsize + max(sizes) * stored_size))
     return OnDemand(model, stored, torch.device("cpu"), parts)
 
 

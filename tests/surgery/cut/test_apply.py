@@ -354,16 +354,17 @@ def test_nan_weights_fail_the_check(tmp_path: Path) -> None:
     assert entries(tmp_path) == ["atlas.h5", "model"]
 
 
-def test_no_memory_for_the_dense_model_is_said(llama: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_memory_for_the_check_is_said(llama: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from surgery.cut import check
 
-    assert check.memory_shortage(10**13) is not None
-    assert check.memory_shortage(1000) is None
+    with pytest.raises(check.NotCheckedError, match=r"needs 10000\.5 GB of memory for the model"):
+        check.check_memory(10**13, "the model")
+    check.check_memory(1000, "the model")
     monkeypatch.setattr(check, "available_memory", lambda: 0)
     with heard() as said:
         report = apply_plan(llama.plan(), ModelSource(llama.model), tmp_path / "out")
     assert report.logits is None
-    assert "GB are available" in said[0]
+    assert "one block at a time in float32, and 0.0 GB are available" in said[0]
     assert "skipped" in json.loads((tmp_path / "out" / "surgery.json").read_text())["checks"]["logits"]
 
 
