@@ -441,6 +441,7 @@ def check_references(atlas: Atlas) -> None:
             int(block["n_channels"][row]),
             max(1, experts),
         )
+    check_widths(atlas, block)
     for path in stacks:
         rows = range(atlas.nodes[join(path, "layer")].shape[0])
         atlas.report(any(named[path, row] != 1 for row in rows), "E202", path, "a row is not named exactly once")
@@ -480,6 +481,19 @@ def check_tensors(atlas: Atlas, where: str, slices: list, gated: bool, channels:
             # As len(range(start, stop, step)), which refuses numbers beyond 64 bits.
             wrong |= -((item["start"] - item["stop"]) // max(1, item["step"])) != channels
     atlas.report(wrong, "E204", where, "not whole slices of the FFN's projections")
+
+
+def check_widths(atlas: Atlas, block: dict[str, np.ndarray]) -> None:
+    names, factors = block.get("width_field"), block.get("width_factor")
+    wrong = (names is None) != (factors is None) or bool((block.get("channel_parameters", np.ones(1)) < 1).any())
+    if names is not None and factors is not None:
+        shared: dict[str, set] = {}
+        for name, factor, width in zip(names, factors, block["n_channels"], strict=True):
+            wrong |= bool(factor < 1 or width % factor) if name else bool(factor)
+            if name and factor > 0:
+                shared.setdefault(name, set()).add(width // factor)
+        wrong |= any(len(found) > 1 for found in shared.values())
+    atlas.report(wrong, "E213", "/block", "width fields, factors and widths disagree")
 
 
 def check_supports(atlas: Atlas, path: str) -> None:

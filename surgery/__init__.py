@@ -72,8 +72,8 @@ def plan(
         layers: Layers to cut, as numbers or as text such as ``0-7,12``; None for all.
         stack: Stacks to cut; empty for all.
         invert: Whether to remove exactly the channels that would be kept.
-        multiple_of: Round kept widths to a multiple of this (default: the largest of 256, 128, 64 and 32 that divides the
-            full width and moves the kept width by less than 2%, or 1).
+        multiple_of: Round kept widths to a multiple of this (default: the largest of 256, 128 and 64 that moves the
+            kept width by less than 2%, or 32).
         seed: Seed of the method ``random``.
 
     Returns:
@@ -119,6 +119,7 @@ def prune(
     shard_bytes: int | None = None,
     dtype: str | None = None,
     extra_layers: str | None = None,
+    allow_padding: bool = False,
     overwrite: bool = False,
     revision: str | None = None,
     progress: bool | None = None,
@@ -143,6 +144,8 @@ def prune(
             they are stored.
         extra_layers: What becomes of layers that transformers does not load (multi-token prediction) and that have the width
             of an FFN that is cut: ``cut`` narrows them by the norms of their weights, ``drop`` leaves them out, None refuses.
+        allow_padding: Whether to cut even if the file shrinks by less than half of what was asked, because zero channels take
+            the place of removed ones.
         overwrite: Whether an earlier result in ``out`` is replaced.
         revision: Branch, tag or commit on the Hub, in place of the measured one.
         progress: Whether to draw progress bars on stderr; None draws them if stderr is a terminal.
@@ -169,7 +172,12 @@ def prune(
     plan_options = PlanOptions(sparsity, **planning)
     plan_options.check()
     cut_options = CutOptions(
-        overwrite=overwrite, verify=verify, shard_bytes=shard_bytes, extra_layers=extra_layers, dtype=_dtype_name(dtype)
+        overwrite=overwrite,
+        verify=verify,
+        shard_bytes=shard_bytes,
+        extra_layers=extra_layers,
+        dtype=_dtype_name(dtype),
+        allow_padding=allow_padding,
     )
     cut_options.check()
     recovery = RecoveryOptions(recover=recover, recover_device=recover_device)
@@ -190,6 +198,7 @@ def apply(
     shard_bytes: int | None = None,
     dtype: str | None = None,
     extra_layers: str | None = None,
+    allow_padding: bool = False,
     overwrite: bool = False,
     revision: str | None = None,
     progress: bool | None = None,
@@ -202,7 +211,8 @@ def apply(
             Hub.
         out: Directory to write (default: MODEL-METHOD-PERCENT in the working directory).
         atlas: The atlas that the plan was made from. ``recover`` needs it, and the result gets a copy.
-        recover, recover_device, verify, shard_bytes, dtype, extra_layers, overwrite, revision, progress: As for `prune`.
+        recover, recover_device, verify, shard_bytes, dtype, extra_layers, allow_padding, overwrite, revision, progress: As for
+            `prune`.
         fine_tune: Whether other weights than the measured ones are accepted: those of a fine-tune, perhaps with another head.
 
     Returns:
@@ -227,14 +237,14 @@ def apply(
         raise _not_a_plan(plan)
     _check_loaded(model)
     recovery = RecoveryOptions(recover=recover, recover_device=recover_device)
-    cut_options = CutOptions(overwrite, verify, fine_tune, shard_bytes, extra_layers, _dtype_name(dtype))
+    cut_options = CutOptions(overwrite, verify, fine_tune, shard_bytes, extra_layers, _dtype_name(dtype), allow_padding)
     cut_options.check()
     given = plan if isinstance(plan, PruningPlan) else Path(plan)
     with bars(progress):
         return apply_file(given, model, out, cut_options, recovery, revision=revision, atlas=atlas)
 
 
-def prune_(model: Any, plan: PruningPlan) -> Narrowed:
+def prune_(model: Any, plan: PruningPlan, *, allow_padding: bool = False) -> Narrowed:
     """Remove from a loaded transformers model, in place, the channels that a plan does not keep.
 
     Weights, biases, the sizes that the modules know (such as ``out_features``) and the config change. ``save_pretrained``
@@ -244,6 +254,7 @@ def prune_(model: Any, plan: PruningPlan) -> Narrowed:
     Args:
         model: A ``transformers.PreTrainedModel``. Nothing can tell whether its weights are those that the atlas measured.
         plan: From `plan`.
+        allow_padding: As for `prune`.
 
     Returns:
         The numbers of channels and parameters before and after, and the config fields that changed.
@@ -251,14 +262,14 @@ def prune_(model: Any, plan: PruningPlan) -> Narrowed:
     Raises:
         chanfmt.ModelError: The model is not the plan's (another model type, other FFNs or shapes), is quantised, sharded or
             not in memory, or its class cannot have the planned widths. The model is then unchanged.
-        chanfmt.UsageError: ``plan`` is not a plan.
+        chanfmt.UsageError: ``plan`` is not a plan, or the model would hardly shrink.
     """
     from surgery.cut.in_place import prune_ as narrow
     from surgery.planning.plan import PruningPlan
 
     if not isinstance(plan, PruningPlan):
         raise _not_a_plan(plan)
-    return narrow(model, plan)
+    return narrow(model, plan, allow_padding=allow_padding)
 
 
 def evaluate(

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from chanfmt.format.reader import Stack
 
 _REBUILD = "build one of them again with this chanfmt"
+_ABOUT_WIDTHS = ("width_field", "width_factor", "channel_parameters")
+"""Columns of the FFN table that atlases of an older chanfmt lack."""
 _RESET = "build one of them again with the settings of the other"
 _CALIBRATION = {
     "loss": "they differentiate different losses",
@@ -97,7 +99,7 @@ def merge(atlases: Sequence[Atlas]) -> AtlasContent:
         calibration=_calibration(ordered),
         labels=first.labels,
         core_rho=first.labels.rho,
-        blocks=first.blocks,
+        blocks=_blocks(ordered),
         stacks=tuple(stacks),
         producer=_producer(ordered),
         extensions=extensions.groups(),
@@ -207,12 +209,30 @@ def _check_blocks(first: Atlas, other: Atlas, both: str) -> None:
         raise AtlasError(f"{both} have {len(first.blocks)} and {len(other.blocks)} FFNs", hint=_REBUILD)
     for mine, theirs in zip(first.blocks, other.blocks, strict=True):
         for item in dataclasses.fields(Block):
+            if item.name in _ABOUT_WIDTHS and not (_says(mine, item.name) and _says(theirs, item.name)):
+                continue
             if getattr(mine, item.name) != getattr(theirs, item.name):
                 raise AtlasError(
                     f"{both} describe FFN {mine.index} differently: {item.name} is {_short(getattr(mine, item.name))} in "
                     f"one and {_short(getattr(theirs, item.name))} in the other",
                     hint=_REBUILD,
                 )
+
+
+def _says(block: Block, name: str) -> bool:
+    """Whether the atlas of ``block`` has the column ``name``, which an older chanfmt did not write."""
+    return bool(block.channel_parameters) if name == "channel_parameters" else block.width_field is not None
+
+
+def _blocks(atlases: Sequence[Atlas]) -> tuple[Block, ...]:
+    """The FFNs of the merged atlas. What sets their widths comes from the first atlas that says it."""
+    blocks = []
+    for rows in zip(*(atlas.blocks for atlas in atlases), strict=True):
+        known = {
+            name: next((getattr(row, name) for row in rows if _says(row, name)), getattr(rows[0], name)) for name in _ABOUT_WIDTHS
+        }
+        blocks.append(dataclasses.replace(rows[0], **known))
+    return tuple(blocks)
 
 
 def _check_stack(mine: Stack, theirs: Stack, both: str) -> None:

@@ -107,6 +107,8 @@ def _narrate(plan: BuildPlan) -> None:
         f"{len(plan.tokens)} x {plan.tokens.seq_len} tokens of "
         f"{', '.join(source.name for source in plan.sources)}",
     )
+    if plan.unprunable:
+        say(f"note: surgery prune will refuse: {plan.unprunable}")
     mixed = sorted({ffn.layer_index for ffn in plan.ffns if ffn.mixed})
     if mixed:
         say(

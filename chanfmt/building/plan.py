@@ -12,6 +12,7 @@ from chanfmt.base.files import check_target
 from chanfmt.base.narrate import progress_bar
 from chanfmt.building.loss import Loss, choose_loss
 from chanfmt.building.plan_arrays import plan_arrays
+from chanfmt.building.widths import FFNWidth, find_widths
 from chanfmt.data.arrays import CalibrationInputs, InputFile, draw_tokens, read_inputs
 from chanfmt.data.sampled import sample_sequences
 from chanfmt.data.source import Source
@@ -47,11 +48,13 @@ class BuildPlan:
         model: The loaded model, frozen and in evaluation mode; for a streamed build, the model without its blocks' weights.
         ffns: The FFNs of the model, in model order.
         slices: For each FFN, where its weights lie in the checkpoint.
+        widths: For each FFN, the config field that sets its width.
         loss: The loss that is differentiated.
         sources: The calibration sources, in an order that does not depend on the request's.
         tokens: The sequences or samples that the model is measured on, in canonical order.
         unsampled: Sequences that a dry run does not sample from the model.
         streamed: The model as a chain of blocks, for a streamed build; otherwise None.
+        unprunable: What ``surgery prune`` will refuse, and why; empty if it can narrow every FFN.
     """
 
     options: BuildOptions
@@ -60,11 +63,13 @@ class BuildPlan:
     model: Any
     ffns: list[FFN]
     slices: list[tuple[TensorSlice, ...]]
+    widths: list[FFNWidth]
     loss: Loss
     sources: tuple[Source, ...]
     tokens: CalibrationTokens | CalibrationInputs
     unsampled: int = 0
     streamed: StreamedModel | None = None
+    unprunable: str = ""
 
     @functools.cached_property
     def record(self) -> ModelRecord:
@@ -101,6 +106,7 @@ class BuildPlan:
             "experts": max(ffn.experts for ffn in self.ffns),
             "write": self.ffns[0].write,
             "reads": list(dict.fromkeys(read.projection.matrix.parameter for read in self.ffns[0].members[0].reads)),
+            "prune": self.unprunable or "every FFN can be narrowed",
             "loss": self.loss.definition,
             "calibration": [source.name for source in self.sources],
             "sequences": len(self.tokens) + self.unsampled,
@@ -152,7 +158,10 @@ def _plan_of_tokens(options: BuildOptions, settings: LabelSettings, source: Mode
         drawn.append(_sampled(model, tokenizer, 0 if options.dry_run else sampled, options, source.id))
     sources, tokens = together(drawn)
     unsampled = sampled if options.dry_run else 0
-    return BuildPlan(options, settings, source, model, ffns, slices, loss, sources, tokens, unsampled, streamed)
+    widths, unprunable = find_widths(source, ffns, slices)
+    return BuildPlan(
+        options, settings, source, model, ffns, slices, widths, loss, sources, tokens, unsampled, streamed, unprunable
+    )
 
 
 def _plan_of_arrays(options: BuildOptions, settings: LabelSettings, source: ModelSource, file: InputFile) -> BuildPlan:
@@ -165,7 +174,20 @@ def _plan_of_arrays(options: BuildOptions, settings: LabelSettings, source: Mode
     model = _loaded(options, source)
     arrays = plan_arrays(model, file, options.loss, options.sequences, options.seed)
     slices = [tensor_slices(model, ffn, source.index) for ffn in arrays.ffns]
-    return BuildPlan(options, settings, source, model, arrays.ffns, slices, arrays.loss, (arrays.source,), arrays.inputs)
+    widths, unprunable = find_widths(source, arrays.ffns, slices)
+    return BuildPlan(
+        options,
+        settings,
+        source,
+        model,
+        arrays.ffns,
+        slices,
+        widths,
+        arrays.loss,
+        (arrays.source,),
+        arrays.inputs,
+        unprunable=unprunable,
+    )
 
 
 def _drawn(options: BuildOptions, source: ModelSource, file: InputFile | None) -> list[Source]:

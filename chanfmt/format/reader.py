@@ -26,6 +26,7 @@ from chanfmt.format.records import (
     ProducerRecord,
     StackData,
     StoredSlices,
+    widths_complaint,
 )
 from chanfmt.format.sandbox import Crashed, run_contained
 from chanfmt.format.show import atlas_text, ffns_text, short, table
@@ -556,6 +557,11 @@ def _read_calibration(container: Container) -> CalibrationRecord:
 
 def _read_blocks(container: Container, stacks: dict[str, Stack]) -> tuple[Block, ...]:
     columns = _read_table(container, "block", schema.BLOCK_VARIABLES)
+    fields, factors = columns.get("width_field"), columns.get("width_factor")
+    parameters = columns.get("channel_parameters")
+    complaint = widths_complaint(columns["n_channels"], fields, factors, parameters)
+    if complaint:
+        raise AtlasError(f"the FFN table's {complaint}", code="E213", where="/block")
     blocks = []
     for index in range(len(columns["block"])):
         block = Block(
@@ -568,6 +574,9 @@ def _read_blocks(container: Container, stacks: dict[str, Stack]) -> tuple[Block,
             n_channels=int(columns["n_channels"][index]),
             n_experts=int(columns["n_experts"][index]),
             tensors=StoredSlices(columns["tensors"][index]),
+            width_field=None if fields is None else fields[index],
+            width_factor=0 if factors is None else int(factors[index]),
+            channel_parameters=0 if parameters is None else int(parameters[index]),
         )
         stack = stacks.get(block.stack)
         if (

@@ -174,7 +174,14 @@ class StoredSlices(Sequence[TensorSlice]):
 
 @dataclass(frozen=True, repr=False)
 class Block:
-    """One FFN of the model: where it lies in the model, in the atlas and in the checkpoint."""
+    """One FFN of the model: where it lies in the model, in the atlas and in the checkpoint.
+
+    Attributes:
+        width_field: Config field that sets the width, dotted, with the position in brackets if the field holds a list; empty
+            if no field sets it alone; None if the atlas does not say.
+        width_factor: Channels for each unit of the integer that all FFNs with the same field share; 0 without a field.
+        channel_parameters: Parameters of one channel in the checkpoint (of one expert); 0 if the atlas does not say.
+    """
 
     index: int
     layer_index: int
@@ -185,6 +192,9 @@ class Block:
     n_channels: int
     n_experts: int
     tensors: Sequence[TensorSlice]
+    width_field: str | None = None
+    width_factor: int = 0
+    channel_parameters: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -223,6 +233,36 @@ class Block:
             ):
                 raise AtlasError("/block/tensors holds a slice that cannot be", code="E204", where="/block/tensors")
         return slices
+
+
+def widths_complaint(
+    channels: Sequence[int] | np.ndarray,
+    fields: Sequence[str] | np.ndarray | None,
+    factors: Sequence[int] | np.ndarray | None,
+    parameters: Sequence[int] | np.ndarray | None,
+) -> str:
+    """Complaint about the columns that say what sets the widths (spec section "FFNs"); empty if they are right.
+
+    Args:
+        channels: ``n_channels``.
+        fields, factors, parameters: ``width_field``, ``width_factor`` and ``channel_parameters``; None for a missing column.
+    """
+    if (fields is None) != (factors is None):
+        return "columns width_field and width_factor do not come together"
+    for row, count in enumerate(() if parameters is None else parameters):
+        if count < 1:
+            return f"row {row} has {count} parameters for each channel"
+    units: dict[str, int] = {}
+    for row, (width, name, factor) in enumerate(
+        zip(channels, () if fields is None else fields, () if factors is None else factors, strict=False)
+    ):
+        if not name and factor != 0:
+            return f"row {row} has the width factor {factor} and no width field"
+        if name and (factor < 1 or width % factor):
+            return f"row {row} has {width} channels, which are not a multiple of its width factor {factor}"
+        if name and units.setdefault(name, int(width) // int(factor)) != width // factor:
+            return f"row {row} disagrees with an earlier row about {short(name)}"
+    return ""
 
 
 @dataclass(frozen=True)

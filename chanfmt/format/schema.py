@@ -417,6 +417,33 @@ BLOCK_VARIABLES: tuple[Variable, ...] = (
     Variable("n_channels", "i4", ("block",), "channels of the FFN", "1", "equal"),
     Variable("n_experts", "i4", ("block",), "experts of the FFN, 0 where it is dense", "1", "equal"),
     Variable("tensors", "str", ("block",), "checkpoint tensors and their slices, JSON", "", "equal"),
+    Variable(
+        "width_field",
+        "str",
+        ("block",),
+        "config field that sets the FFN's width, dotted, with a list's position in brackets; empty if none sets it alone",
+        "",
+        "equal",
+        required=False,
+    ),
+    Variable(
+        "width_factor",
+        "i4",
+        ("block",),
+        "channels for each unit of the integer that all FFNs with that field share, 0 if there is no field",
+        "1",
+        "equal",
+        required=False,
+    ),
+    Variable(
+        "channel_parameters",
+        "i8",
+        ("block",),
+        "parameters of one channel in the checkpoint; with experts, of one channel of one expert",
+        "1",
+        "equal",
+        required=False,
+    ),
 )
 
 PRODUCER_VARIABLES: tuple[Variable, ...] = (

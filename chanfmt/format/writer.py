@@ -214,6 +214,11 @@ def _write_blocks(file: h5py.File, content: AtlasContent) -> None:
     }
     arrays["block"] = np.arange(len(blocks))
     arrays["tensors"] = [block.tensors_json() for block in blocks]
+    if blocks and all(block.width_field is not None for block in blocks):
+        arrays["width_field"] = [block.width_field for block in blocks]
+        arrays["width_factor"] = [block.width_factor for block in blocks]
+    if blocks and all(block.channel_parameters for block in blocks):
+        arrays["channel_parameters"] = [block.channel_parameters for block in blocks]
     _write_variables(_new_group(file, "block"), schema.BLOCK_VARIABLES, arrays, "dense")
 
 

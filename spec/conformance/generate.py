@@ -168,6 +168,19 @@ def create(group: h5py.Group, name: str, **how: object) -> h5py.Dataset:
     return dataset
 
 
+def linked(atlas: object) -> object:
+    """``atlas`` with what sets the widths: one field for all experts, routed and shared, and one for the dense FFNs."""
+    blocks = []
+    for block in atlas.blocks:
+        field, factor = {
+            "dense": ("intermediate_size", 1),
+            "experts": ("moe_intermediate_size", 2),
+            "shared": ("moe_intermediate_size", 3),
+        }[next(stack.kind for stack in atlas.stacks if stack.name == block.stack)]
+        blocks.append(dataclasses.replace(block, width_field=field, width_factor=factor, channel_parameters=24))
+    return dataclasses.replace(atlas, blocks=tuple(blocks))
+
+
 # --- Edits -----------------------------------------------------------------------------------------------------
 
 
@@ -523,6 +536,7 @@ VALID: dict[str, tuple] = {  # name: codes, content[, edit]
         both(*(put(f"{STACK}/{name}", slice(None), lambda old: 2 * old) for name in ("tokens", "tokens_split"))),
     ),
     "inputs": ([], only(inputs=ARRAYS, tokens_stored=False, kinds=(contents.Kind("encoder", (0,), place="encoder"),))),
+    "widths": ([], linked(only(kinds=contents.MOE[1:]))),
     "names-no-tokens-stored": ([], only(tokens_stored=False), renamed),
 }
 
@@ -632,6 +646,7 @@ SIZED = only("connectivity", "connectivity_at")
 LINKED = only("connectivity", "read_connectivity")
 TIED = only(edit=tie)
 EXTENDED = extension()
+LINKED_WIDTHS = linked(only(kinds=PAIR))
 DEEP = "[" * 5_000
 
 INVALID: dict[str, tuple] = {  # name: codes, content, edit[, after]
@@ -697,6 +712,8 @@ INVALID: dict[str, tuple] = {  # name: codes, content, edit[, after]
     "E211-there": (["E211"], BARE, also_dropped("lp")),
     "E212-size": (["E212"], SIZED, attribute("labels", "support_size", 3)),
     "E212-row": (["E212"], SIZED, put(f"{STACK}/connectivity_at", (1, 0, 0), lambda old: old / 2)),
+    "E213-alone": (["E213"], LINKED_WIDTHS, remove("/block/width_factor")),
+    "E213-shared": (["E213"], LINKED_WIDTHS, put("/block/width_factor", 1, 4)),
     "E301-norm": (["E301"], NORMS, put(f"{STACK}/write_norm", (0, 0), np.inf)),
     "E302-norm": (["E302"], NORMS, put(f"{STACK}/write_norm", (0, 0), np.nan)),
     "E302-metric": (["E302"], SUMS, lowest("curvature", np.nan)),

@@ -105,6 +105,7 @@ def as_data(options: CutOptions, *, fine_tune: bool = False) -> cut.CutOptions:
         parse_size(options.shard_size),
         options.extra_layers,
         options.dtype,
+        options.allow_padding,
     )
     found.check()
     return found

@@ -67,6 +67,12 @@ class CutOptions:
             "help": "do not compare logits with those of the masked dense model",
         },
     )
+    allow_padding: bool = field(
+        default=False,
+        metadata={
+            "help": "cut even if the file shrinks by less than half of what was asked, because zeros take the place of channels",
+        },
+    )
     overwrite: bool = field(default=False, metadata={"help": "replace the output if it is an earlier result"})
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chanfmt.base.errors import UsageError
 from chanfmt.base.narrate import say, warn
 from chanfmt.cli.framework import PrintOptions, add_command, parse_options, print_json, print_pairs, print_table
 from surgery.cli.options import AtlasOptions
@@ -65,6 +66,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from chanfmt.hub.locate import open_atlas
     from surgery.planning.file import save_plan
     from surgery.planning.options import PlanOptions
+    from surgery.planning.shrink import check_plan
 
     options = parse_options(arguments, PlanOutputOptions)
     talk = parse_options(arguments, PrintOptions)
@@ -76,6 +78,10 @@ def _run(arguments: argparse.Namespace) -> None:
         save_plan(plan, Path(options.output))
         say(f"wrote {options.output}; apply it with: surgery apply {options.output} --model MODEL -o DIR")
     print_plan(plan, talk)
+    try:
+        check_plan(plan)
+    except UsageError as error:
+        warn(f"surgery prune would refuse this plan: {error.message}; {error.hint}")
 
 
 def plan_and_warn(atlas: Atlas, options: PlanOptions) -> PruningPlan:

@@ -52,6 +52,7 @@ def _options() -> tuple[type, ...]:
 def _run(arguments: argparse.Namespace) -> None:
     from chanfmt.hub.locate import open_atlas
     from surgery.planning.options import PlanOptions
+    from surgery.planning.shrink import check_plan
     from surgery.recovery.options import RecoveryOptions
 
     options = parse_options(arguments, CutOptions)
@@ -65,7 +66,10 @@ def _run(arguments: argparse.Namespace) -> None:
     publishing.check(login=not dry_run)
     with open_atlas(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
         if dry_run:
-            print_plan(plan_and_warn(atlas, plan_options), talk)
+            plan = plan_and_warn(atlas, plan_options)
+            print_plan(plan, talk)
+            if not options.allow_padding:
+                check_plan(plan)
             return
         from surgery.cut.prune import prune
 

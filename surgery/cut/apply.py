@@ -23,7 +23,7 @@ from surgery.cut.carried import clean_config, find_carried, write_json
 from surgery.cut.check import LogitCheck, NotCheckedError, available_memory, check_logits, check_shapes
 from surgery.cut.checkpoint.reader import read_ahead
 from surgery.cut.checkpoint.writer import output_bytes, write_checkpoint
-from surgery.cut.config_width import find_layout
+from surgery.cut.config_width import check_layout, find_layout
 from surgery.cut.dtype_field import in_dtype
 from surgery.cut.extra_layers import handle_extra_layers, without
 from surgery.cut.loader import loader_name
@@ -65,7 +65,7 @@ def apply_plan(
         recovery: How the kept channels are refitted; None for not at all.
 
     Raises:
-        UsageError: ``output`` cannot be written, or may not be replaced.
+        UsageError: ``output`` cannot be written, or may not be replaced; or the file would hardly shrink.
         AtlasError: ``atlas`` is not the plan's atlas, or its file was replaced after it was opened.
         ModelError: ``source`` is not the plan's model, or stock code could not load the result.
         CheckError: The result did not pass its checks.
@@ -84,7 +84,10 @@ def apply_plan(
         check_fingerprint(plan.model, source, "; if this is a fine-tune of it, use: surgery apply PLAN --fine-tune")
     plan = relocated(replace(plan, extra=()), index, config)
     base = read_base(source if options.fine_tune else plan.model, source.directory)
-    handled = handle_extra_layers(plan, find_layout(plan, config, index), index, accounting, options.extra_layers)
+    layout = find_layout(plan, config, index)
+    if not options.allow_padding:
+        check_layout(plan, layout, index)
+    handled = handle_extra_layers(plan, layout, index, accounting, options.extra_layers)
     plan, layout = handled.plan, in_dtype(handled.layout, options.dtype)
     applied = Applied(layout.widths, layout.fields, source.fingerprint)
     with contextlib.ExitStack() as stack:
@@ -105,12 +108,14 @@ def apply_plan(
         _write_notice(base, temporary)
         if atlas is not None:
             _carry_atlas(atlas, plan, temporary / ATLAS_FILE)
+        # A checkpoint may hold buffers too. The plan counts parameters.
+        before = plan.parameters or source.index.parameters
         report = Report(
             plan,
             base,
             applied,
-            source.index.parameters,
-            written.index.parameters,
+            before,
+            before + written.index.parameters - source.index.parameters,
             source.index.nbytes,
             written.index.nbytes,
             shapes,
@@ -125,6 +130,7 @@ def apply_plan(
             handled.record,
             options.dtype,
             "" if source.file is None else describe(source.file),
+            layout.set_by,
         )
         write_json(report.to_json(), temporary / REPORT_FILE)
         (temporary / CARD_FILE).write_text(model_card(report, output.absolute().name), encoding="utf-8")

@@ -21,7 +21,7 @@ from chanfmt.models.quantised import check_loaded
 from chanfmt.models.quiet import quiet_transformers
 from chanfmt.models.safetensors import CheckpointIndex, TensorEntry
 from surgery.cut.checkpoint.cuts import plan_cuts
-from surgery.cut.config_width import find_layout
+from surgery.cut.config_width import check_layout, find_layout
 from surgery.cut.inputs import check_inputs
 from surgery.cut.matching import match_ffns
 from surgery.cut.relocate import relocated_in_memory
@@ -62,7 +62,7 @@ class Narrowed:
     config: Mapping[str, Change]
 
 
-def prune_(model: Any, plan: PruningPlan) -> Narrowed:
+def prune_(model: Any, plan: PruningPlan, *, allow_padding: bool = False) -> Narrowed:
     """Remove from a loaded transformers ``model``, in place, the channels that ``plan`` does not keep.
 
     Weights, biases, the sizes that the modules know (such as ``out_features``) and the config change.
@@ -76,6 +76,7 @@ def prune_(model: Any, plan: PruningPlan) -> Narrowed:
     Raises:
         ModelError: The model is not the plan's (another model type, other FFNs or shapes), is quantised, sharded or not
             loaded, or its class cannot have the planned widths. The model is then unchanged.
+        UsageError: The model would shrink by less than half of what was asked, and ``allow_padding`` is False.
     """
     _check_loaded(model, plan)
     plan = relocated_in_memory(plan, {name for name, _ in model.named_parameters(remove_duplicate=False)})
@@ -83,6 +84,8 @@ def prune_(model: Any, plan: PruningPlan) -> Narrowed:
     config = _config_of(model)
     index = _index_of(model)
     layout = find_layout(plan, config, index)
+    if not allow_padding:
+        check_layout(plan, layout, index)
     cuts = plan_cuts(plan, layout.widths, index)
     before, after = (_stock(type(model), fields) for fields in (config, layout.config))
     _check_shapes(model, cuts, before, after)

@@ -27,6 +27,8 @@ class CutOptions:
         extra_layers: What becomes of layers in the files that stock transformers does not load and that have the width of an
             FFN that is cut: ``cut`` or ``drop`` (`EXTRA_LAYERS`); None to refuse such a cut.
         dtype: Float that the tensors are rounded to: ``float32``, ``bfloat16`` or ``float16``; None to leave them as stored.
+        allow_padding: Whether the cut is made although the file shrinks by less than half of what was asked, because zero
+            channels take the place of removed ones.
     """
 
     overwrite: bool = False
@@ -35,6 +37,7 @@ class CutOptions:
     shard_bytes: int | None = None
     extra_layers: str | None = None
     dtype: str | None = None
+    allow_padding: bool = False
 
     def check(self) -> None:
         """Raise `UsageError` for a value that is not possible."""

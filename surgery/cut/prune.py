@@ -15,6 +15,7 @@ from surgery.cut.options import CUT_DEFAULTS, CutOptions
 from surgery.cut.source import find_model
 from surgery.planning.file import load_plan
 from surgery.planning.plan import make_plan
+from surgery.planning.shrink import check_plan
 from surgery.recovery.options import NO_RECOVERY, Recovery, RecoveryOptions, plan_recovery
 from surgery.result.names import default_name
 from surgery.result.result import Result
@@ -59,7 +60,8 @@ def prune(
         The result, with the record of what was removed, written and checked.
 
     Raises:
-        UsageError: An option has no meaning for this model, the protected channels do not fit, or ``output`` cannot be written.
+        UsageError: An option has no meaning for this model, the protected channels do not fit, the file would hardly shrink,
+            or ``output`` cannot be written.
         AtlasError: The atlas is unfinished, lacks what an option needs, or changed on disk.
         ModelError: The model cannot be found or fetched, is not the atlas's model, or stock code could not load the result.
         CheckError: The result did not pass its checks.
@@ -69,6 +71,8 @@ def prune(
     plan = make_plan(atlas, plan_options)
     for warning in plan.warnings:
         warn(warning)
+    if not cut_options.allow_padding:
+        check_plan(plan)
     recovery = plan_recovery(recovery_options, atlas, plan)
     return apply(plan, model, output, cut_options, revision=revision, atlas=atlas, recovery=recovery)
 
@@ -137,7 +141,7 @@ def apply(
         The result, with the record of what was removed, written and checked.
 
     Raises:
-        UsageError: ``output`` cannot be written, or the plan names no model that can be found.
+        UsageError: ``output`` cannot be written, the plan names no model that can be found, or the file would hardly shrink.
         AtlasError: ``atlas`` is not the plan's, or changed on disk.
         ModelError: The model cannot be found or fetched, is not the plan's model, or stock code could not load the result.
         CheckError: The result did not pass its checks.
@@ -146,6 +150,9 @@ def apply(
     directory = Path(output or default_name(plan))
     # Check the output before a download.
     check_output(directory, overwrite=options.overwrite)
+    # The plan may know before a download that the file would hardly shrink.
+    if not options.allow_padding:
+        check_plan(plan)
     source = find_model(plan.model, model, revision)
     say(f"cutting {source.id}")
     if source.revision and (source.source, source.id) == (plan.model.source, plan.model.id):

@@ -16,7 +16,7 @@ import numpy as np
 from chanfmt.base.errors import ChanfmtError, UsageError
 from chanfmt.base.files import atomic_file
 from chanfmt.base.parsed import parse_json
-from chanfmt.format.records import Block
+from chanfmt.format.records import Block, widths_complaint
 from chanfmt.models.safetensors import read_header
 from surgery.planning.decide import SelectorEffect  # noqa: TC001 (msgspec reads the annotations)
 from surgery.planning.plan import CHECK_TOKENS, Applied, BlockPlan, Change, PlannedModel, PruningPlan
@@ -41,6 +41,9 @@ class _StoredBlock(msgspec.Struct):
     supernodes: int
     supernodes_kept: int
     lp_kept: float | None
+    width_field: str | None = None
+    width_factor: int = 0
+    channel_parameters: int = 0
 
 
 class _StoredPlan(msgspec.Struct):
@@ -67,6 +70,7 @@ class _StoredPlan(msgspec.Struct):
     protection: tuple[SelectorEffect, ...]
     blocks: list[_StoredBlock]
     extra: list[_StoredBlock] = []
+    parameters: int = 0
 
 
 class _StoredApplied(msgspec.Struct):
@@ -165,6 +169,14 @@ def _plan(stored: _StoredPlan, kept: dict[str, np.ndarray]) -> PruningPlan:
     if stored.scope_channels < 1:
         raise ValueError("scope_channels is not a number of channels")
     values = {item.name: getattr(stored, item.name) for item in fields(PruningPlan) if item.name in _StoredPlan.__struct_fields__}
+    complaint = widths_complaint(
+        [block.n_channels for block in stored.blocks],
+        [block.width_field or "" for block in stored.blocks],
+        [block.width_factor for block in stored.blocks],
+        None,
+    )
+    if complaint or stored.parameters < 0 or any(block.channel_parameters < 0 for block in stored.blocks):
+        raise ValueError(complaint or "a number of parameters is negative")
     values["check_tokens"] = stored.check_tokens[:CHECK_TOKENS]
     values["blocks"] = tuple(_block(block, kept[block.name]) for block in stored.blocks)
     values["extra"] = tuple(_block(block, kept[block.name]) for block in stored.extra)

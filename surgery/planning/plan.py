@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from chanfmt.format import schema
 from surgery.planning.decide import SelectorEffect, decide
 from surgery.planning.mass import lp_mass
 from surgery.planning.selectors import file_name
+from surgery.planning.written import Size, size_of, width_warnings, written_widths
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +48,8 @@ class BlockPlan:
 
     Attributes:
         name: The FFN's name in the plan file: its module, with a number if another FFN has the same module.
-        layer_index, place, module, stack, n_channels, n_experts, tensors: As in `chanfmt.format.records.Block`.
+        layer_index, place, module, stack, n_channels, n_experts, tensors, width_field, width_factor, channel_parameters: As
+            in `chanfmt.format.records.Block`.
         kept: Ids of the channels that stay, ascending, int32: (kept,), or (expert, kept) if the FFN has experts.
         supernodes, supernodes_kept: Supernodes before and after the cut, over all experts.
         lp_kept: Share of the FFN's LP that its kept channels hold; None if the LP is unknown or 0.
@@ -64,6 +67,9 @@ class BlockPlan:
     supernodes: int
     supernodes_kept: int
     lp_kept: float | None
+    width_field: str | None = None
+    width_factor: int = 0
+    channel_parameters: int = 0
 
     def __repr__(self) -> str:
         experts = f"{self.n_experts} experts x " if self.n_experts else ""
@@ -109,6 +115,7 @@ class PruningPlan:
         blocks: One `BlockPlan` per FFN, in model order.
         extra: FFNs in the files that stock transformers does not load, and that a result was cut in too. A plan that was made
             from an atlas has none.
+        parameters: Parameters of the model before the cut; 0 if the plan does not say.
         warnings: What the user should know. A plan file does not hold them.
     """
 
@@ -133,6 +140,7 @@ class PruningPlan:
     blocks: tuple[BlockPlan, ...]
     atlas_source: str = ""
     extra: tuple[BlockPlan, ...] = ()
+    parameters: int = 0
     warnings: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -170,6 +178,21 @@ class PruningPlan:
     def scope_sparsity_reached(self) -> float:
         """Share that the plan removes of the channels of the FFNs that could be cut."""
         return (self.channels - self.channels_kept) / self.scope_channels
+
+    @cached_property
+    def widths(self) -> tuple[int, ...]:
+        """Width of each FFN in the result: its kept channels, followed by zero channels up to the width that stock code loads."""
+        return tuple(written_widths(self.blocks, [block.n_kept for block in self.blocks], self.multiple_of))
+
+    @cached_property
+    def size(self) -> Size | None:
+        """Parameters that the cut takes away; None if the atlas does not say how many a channel has."""
+        return size_of(self.blocks, [block.n_kept for block in self.blocks], self.widths)
+
+    @property
+    def parameters_after(self) -> int | None:
+        """Parameters of the result as written; None if the atlas does not say."""
+        return self.parameters - self.size.written if self.parameters and self.size else None
 
     def check_atlas(self, atlas: Atlas) -> None:
         """Raise `AtlasError` if ``atlas`` has another content digest than the atlas that the plan was made from."""
@@ -222,7 +245,7 @@ def make_plan(atlas: Atlas, options: PlanOptions) -> PruningPlan:
     decision = decide(atlas, options)
     model, calibration = atlas.model, atlas.calibration
     tokens = calibration.token_ids
-    return PruningPlan(
+    plan = PruningPlan(
         model=PlannedModel(model.id, model.revision, model.source, model.model_type, model.architectures, model.fingerprint),
         method=options.method,
         protection=decision.protection,
@@ -246,8 +269,10 @@ def make_plan(atlas: Atlas, options: PlanOptions) -> PruningPlan:
             for block, name in zip(atlas.blocks, _names(atlas.blocks), strict=True)
         ),
         atlas_source=atlas.hub_source,
+        parameters=model.parameters,
         warnings=decision.warnings,
     )
+    return replace(plan, warnings=(*plan.warnings, *width_warnings(plan.blocks, plan.widths)))
 
 
 def layer_rows(plan: PruningPlan) -> tuple[list[str], list[list[str]]]:
@@ -302,6 +327,9 @@ def _plan_block(atlas: Atlas, block: Block, name: str, kept: np.ndarray) -> Bloc
         int(core.sum()),
         int((core & kept).sum()),
         _lp_kept(stack, block, kept),
+        block.width_field,
+        block.width_factor,
+        block.channel_parameters,
     )
 
 

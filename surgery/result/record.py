@@ -31,7 +31,8 @@ class Report:
         plan: Which channels stay.
         base: The model that was cut: the plan's model, or a fine-tune of it.
         applied: How the result is laid out.
-        parameters_before, parameters_after: Elements of the two checkpoints.
+        parameters_before, parameters_after: Parameters of the two models. If the plan does not say how many the model has,
+            elements of the two checkpoints, which may hold buffers too.
         bytes_before, bytes_after: Bytes of the tensors of the two checkpoints.
         shapes, logits: The checks. ``logits`` is None if it was not run, and ``logits_skipped`` is then the reason.
         versions: Package to version.
@@ -42,9 +43,10 @@ class Report:
         recovery: How the kept channels were refitted; None if they were not.
         switched: Config fields that changed and that do not follow from the widths: for the biases of a recovery, the dtype, and
             layers that were dropped; dotted if nested.
+        extra_layers: What became of layers that stock transformers does not load; None if no width of theirs was concerned.
         dtype: Float that all floating tensors were rounded to; None if they are as the source stores them.
         source_file: Size and bits of the quantised file that the source was made from; empty if there was none.
-        extra_layers: What became of layers that stock transformers does not load; None if no width of theirs was concerned.
+        set_by: Name of every FFN to the config field that sets its width; empty if none does alone.
     """
 
     plan: PruningPlan
@@ -66,6 +68,7 @@ class Report:
     extra_layers: ExtraLayers | None = None
     dtype: str | None = None
     source_file: str = ""
+    set_by: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def config_fields(self) -> dict[str, Change]:
@@ -127,6 +130,7 @@ def plan_json(plan: PruningPlan) -> dict[str, Any]:
         "scope": {"layers": plan.layers, "stack": list(plan.stack), "channels": plan.scope_channels},
         "invert": plan.invert,
         "multiple_of": plan.multiple_of,
+        "parameters": {"before": plan.parameters or None, "after": plan.parameters_after},
         "layers": [
             {
                 "layer": block.layer_index,
@@ -134,11 +138,12 @@ def plan_json(plan: PruningPlan) -> dict[str, Any]:
                 "channels": block.n_channels,
                 "experts": block.n_experts,
                 "kept": block.n_kept,
+                "written": width,
                 "supernodes": block.supernodes,
                 "supernodes_removed": block.supernodes - block.supernodes_kept,
                 "lp_kept": block.lp_kept,
             }
-            for block in plan.blocks
+            for block, width in zip(plan.blocks, plan.widths, strict=True)
         ],
     }
 
@@ -159,10 +164,11 @@ def summary_rows(plan: PruningPlan, report: Report | None = None) -> list[list[s
         ["supernodes removed", f"{supernodes - kept:,} of {supernodes:,}"],
         ["LP mass kept", _lp_summary(plan)],
     ]
+    if report is None and plan.parameters_after is not None:
+        rows.append(["parameters", _parameters(plan.parameters, plan.parameters_after)])
     if report:
-        share = 1 - report.parameters_after / report.parameters_before
         rows += [
-            ["parameters", f"{report.parameters_before:,} to {report.parameters_after:,} ({share:.1%} removed)"],
+            ["parameters", _parameters(report.parameters_before, report.parameters_after)],
             *([["source file", f"{report.source_file}; the result is not quantised"]] if report.source_file else []),
             ["size", _size(report)],
             *([["zero channels", _padding_text(report)]] if report.padded else []),
@@ -172,6 +178,11 @@ def summary_rows(plan: PruningPlan, report: Report | None = None) -> list[list[s
             *([["recovery", report.recovery.summary()]] if report.recovery else []),
         ]
     return rows
+
+
+def _parameters(before: int, after: int) -> str:
+    """The size before and after, as written: zero channels count."""
+    return f"{before:,} to {after:,} ({1 - after / before:.1%} removed)"
 
 
 def _allocation(plan: PruningPlan) -> str:
@@ -251,14 +262,22 @@ def _size(report: Report) -> str:
 def _padding_text(report: Report) -> str:
     """Which FFNs are wider in the file than the number of channels they keep, and why."""
     padded = report.padded
-    fixed = [block for block in padded if report.applied.widths[block.name] == block.n_channels]
-    whole = {block.n_channels for block in report.plan.blocks if not block.is_cut}
-    if fixed and not {block.n_channels for block in fixed} <= whole:
-        return (
-            f"in {_number_of(len(padded), 'FFN')} the removed channels are zeros, and the file is not smaller there: "
+    fixed = [block for block in padded if not report.set_by.get(block.name)]
+    shared = len(padded) - len(fixed)
+    texts = []
+    if shared:
+        names = sorted({report.set_by[block.name].partition("[")[0] for block in padded if report.set_by.get(block.name)})
+        verb = "sets" if len(names) == 1 else "set"
+        texts.append(
+            f"{_number_of(shared, 'FFN')} padded with zeros: {', '.join(names)} {verb} the width together with that of FFNs that "
+            "keep more"
+        )
+    if fixed:
+        texts.append(
+            f"in {_number_of(len(fixed), 'FFN')} the removed channels are zeros, and the file is not smaller there: "
             "no config field sets another width"
         )
-    return f"{_number_of(len(padded), 'FFN')} padded with zeros to the width of the widest: stock code has one width for all FFNs"
+    return "; ".join(texts)
 
 
 def _logit_text(report: Report) -> str:

@@ -91,6 +91,7 @@ RULES: dict[str, Rule] = {
         Rule("E210", "a config_sha256 that is not the SHA-256 of config", _REBUILD),
         Rule("E211", "an unknown variable in dropped, or a variable that the file holds", "correct dropped"),
         Rule("E212", "a connectivity_at and write support sizes that do not agree", "relabel with: atlas label"),
+        Rule("E213", "width fields and width factors that do not agree with each other or with the widths", _WRITER),
         Rule("E301", "an infinite value", _REBUILD),
         Rule("E302", "NaN where a value must be known, or a value where NaN must be", _REBUILD),
         Rule("E303", "a negative value in a variable that cannot be negative", _REBUILD),

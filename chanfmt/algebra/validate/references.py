@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chanfmt.format import schema
-from chanfmt.format.records import MAX_INDEX
+from chanfmt.format.records import MAX_INDEX, widths_complaint
 from chanfmt.format.texts import parsed
 
 if TYPE_CHECKING:
@@ -59,7 +59,13 @@ def _indices(container: Container, report: Report) -> None:
 
 
 def _blocks(container: Container, report: Report) -> None:
-    columns = {item.name: container.read(f"block/{item.name}") for item in schema.BLOCK_VARIABLES}
+    columns = {
+        item.name: container.read(f"block/{item.name}") for item in schema.BLOCK_VARIABLES if f"block/{item.name}" in container
+    }
+    complaint = widths_complaint(
+        columns["n_channels"], *(columns.get(name) for name in ("width_field", "width_factor", "channel_parameters"))
+    )
+    report.check(not complaint, "E213", "/block", complaint)
     used: Counter[tuple[str, int]] = Counter()
     places: dict[str, str] = {}
     for index in range(len(columns["block"])):

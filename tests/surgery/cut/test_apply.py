@@ -211,8 +211,8 @@ def test_what_the_output_holds(llama: Case, tmp_path: Path) -> None:
     assert record["seed"] == 3
     assert record["command"] == "surgery prune x"
     assert record["source"]["fingerprint"] == llama.plan().model.fingerprint
-    assert record["sparsity"] == dict.fromkeys(("reached", "reached_in_scope"), pytest.approx(18 / 37)) | {"asked": 0.5}
-    assert [layer["kept"] for layer in record["layers"]] == [19, 19, 19]
+    assert record["sparsity"] == dict.fromkeys(("reached", "reached_in_scope"), pytest.approx(17 / 37)) | {"asked": 0.5}
+    assert [layer["kept"] for layer in record["layers"]] == [20, 20, 20]
     assert record["checks"]["logits"]["tolerance"] == 1e-4
     assert record["checks"]["logits"]["text"] == "calibration tokens"
     assert {"torch", "transformers", "chanfmt", "safetensors", "python"} <= record["versions"].keys()
@@ -389,7 +389,7 @@ def test_command_line_end_to_end(
     # A fresh process with stock code only.
     code = (
         "import sys, torch, transformers; m = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1]);"
-        "assert m.config.intermediate_size == 19; print(m(torch.tensor([[1, 2]])).logits.shape);"
+        "assert m.config.intermediate_size == 20; print(m(torch.tensor([[1, 2]])).logits.shape);"
         "assert not {'chanfmt', 'surgery'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code, "llama-scar-prot-50"], capture_output=True, text=True, check=True)
@@ -440,7 +440,7 @@ def test_dry_run_writes_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["prune", "atlas.h5", "--sparsity", "0.5", "--dry-run"]) == 0
-    assert "37 to 19 in 3 FFNs" in capsys.readouterr().out
+    assert "37 to 20 in 3 FFNs" in capsys.readouterr().out
     assert entries(tmp_path) == ["atlas.h5", "model"]
 
 

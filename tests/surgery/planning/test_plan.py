@@ -48,7 +48,8 @@ def test_lowest_scores_go_and_supernodes_stay(atlas: Atlas, method: str, sparsit
         assert values[free].min() >= values[removed].max()
         lp = atlas.stacks["decoder"].row("lp", block.row).astype(np.float64)
         assert planned.lp_kept == pytest.approx(lp[kept].sum() / lp.sum())
-    assert plan.sparsity_reached == pytest.approx(sparsity, abs=0.02)
+    # A kept width is a multiple of 32, and at least 32.
+    assert plan.sparsity_reached == pytest.approx(sparsity, abs=32 / 137)
 
 
 def test_scar_always_protects_and_others_do_not(atlas: Atlas) -> None:
@@ -69,7 +70,7 @@ def test_ties_keep_the_lowest_index(tmp_path: Path) -> None:
 
 
 def test_protected_channels_that_do_not_fit(atlas: Atlas) -> None:
-    message = r"layer 2 protects \d+ channels and would keep 69, \d+ too few, and in 1 more"
+    message = r"layer 2 protects \d+ channels and would keep 64, \d+ too few, and in 1 more"
     with pytest.raises(UsageError, match=message):
         make_plan(atlas, PlanOptions(0.5, protect=("0:0-79", "2:0-99")))
 
@@ -189,7 +190,7 @@ def test_plan_file_with_experts_round_trip(tmp_path: Path) -> None:
         plan = make_plan(atlas, PlanOptions(0.5, "wanda", protect=("halo",)))
     save_plan(plan, tmp_path / "plan")
     assert_same_plan(load_plan(tmp_path / "plan"), plan)
-    assert [block.kept.shape for block in plan.blocks] == [(48,), (4, 12), (4, 12), (4, 12)]
+    assert [block.kept.shape for block in plan.blocks] == [(64,), (4, 12), (4, 12), (4, 12)]
     assert len(np.unique(plan.blocks[1].kept, axis=0)) == 4
 
 
