@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import ModelError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _INTEGERS = frozenset({"I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"})
 _DRAFT = re.compile(r"(^|[._])(mtp|nextn|medusa|eagle|draft|speculator)", re.IGNORECASE)
+_ROTARY = re.compile(r"(^|\.)rotary\w*\.(inv_freq|cos_cached|sin_cached)$")
 _INCOMPLETE = "a model with random weights cannot be measured; is this the complete checkpoint?"
 _CHUNK = 64 << 20
 
@@ -130,7 +132,8 @@ def check_accounted(source: ModelSource) -> Accounting:
     for note in accounting.notes():
         say(note)
     if unused := source.index.unused:
-        say(f"{unused[0]} does not belong to the checkpoint in use, and is not read{_and_more(unused)}")
+        such = f" (and {len(unused) - 1} more such files)" if len(unused) > 1 else ""
+        say(f"{unused[0]}{such} does not belong to the checkpoint in use, and is not read")
     return accounting
 
 
@@ -245,20 +248,19 @@ class _Account:
         )
 
     def _ignorable(self) -> set[str]:
-        """The unknown tensors that the class itself says may be ignored."""
-        from transformers.utils.loading_report import LoadStateDictInfo
-
+        """The unknown tensors that the class itself says may be ignored, or computes anew: buffers that files once held."""
         targets = {self.placed[name].target for name in self.unknown}
-        info = LoadStateDictInfo(
-            missing_keys=set(),
-            unexpected_keys=set(targets),
-            mismatched_keys=set(),
-            error_msgs=[],
-            conversion_errors={},
-            skipped_pp_keys=set(),
-        )
+        info = SimpleNamespace(missing_keys=set(), unexpected_keys=targets)
         self.model._adjust_missing_and_unexpected_keys(info)
-        return {name for name in self.unknown if self.placed[name].target not in info.unexpected_keys}
+        computed = {name for name, _ in self.model.named_buffers()}
+        return {
+            name
+            for name in self.unknown
+            if (target := self.placed[name].target) not in info.unexpected_keys
+            or target in computed
+            or _is_mask(name, self.index.tensors[name].shape)
+            or _ROTARY.search(name)
+        }
 
     def _unknown(self, name: str) -> Refusal:
         stem, _, leaf = name.rpartition(".")
@@ -515,6 +517,14 @@ def _of_other_classes(model: Any, index: CheckpointIndex, names: list[str]) -> s
     return found
 
 
+def _is_mask(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is a causal mask, or the number that masks, as old classes stored them: never the bias of a projection."""
+    leaf = name.rpartition(".")[2]
+    if leaf in ("masked_bias", "mask_value"):
+        return shape in ((), (1,))
+    return leaf in ("bias", "causal_mask") and len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3]
+
+
 def _prefix(name: str) -> str:
     """``name`` up to its first number, or to its first dot if it has no number."""
     parts = name.split(".")
@@ -528,10 +538,6 @@ def _family(prefix: str, loaded: Iterable[str]) -> str:
     """The first part of ``prefix`` if no loaded tensor begins with it, otherwise ``prefix``."""
     first = prefix.split(".")[0]
     return prefix if any(name.split(".")[0] == first for name in loaded) else first
-
-
-def _and_more(names: list[str]) -> str:
-    return f"; nor are {len(names) - 1} more such files" if len(names) > 1 else ""
 
 
 def _twice(target: str, names: list[str]) -> Refusal:

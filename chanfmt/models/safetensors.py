@@ -160,9 +160,9 @@ class CheckpointIndex:
 
     @property
     def unused(self) -> list[str]:
-        """Names of the safetensors files in the directory that do not belong to the checkpoint."""
+        """Files in the directory that are named as weights of a model are, and do not belong to the checkpoint."""
         used = {file.name for file in self.files}
-        return sorted(path.name for path in self.directory.glob("*.safetensors") if path.name not in used)
+        return sorted(path.name for path in self.directory.glob("model*.safetensors") if path.name not in used)
 
     @property
     def nbytes(self) -> int:

@@ -154,9 +154,14 @@ class ModelSource:
         """The model's tokenizer. Raises `ModelError` if it has none."""
         import transformers
 
+        # With both files there, transformers takes tekken.json if mistral-common is installed, and tokenizer.json if not.
+        both = all((self.directory / name).is_file() for name in ("tekken.json", "tokenizer.json"))
+        extra = {"mistral_format": False} if both else {}
         with quiet_transformers():
             try:
-                return transformers.AutoTokenizer.from_pretrained(self.directory, trust_remote_code=self.trust_remote_code)
+                return transformers.AutoTokenizer.from_pretrained(
+                    self.directory, trust_remote_code=self.trust_remote_code, **extra
+                )
             except Exception as error:
                 raise ModelError(
                     f"{self.id} has no tokenizer that transformers can load: {first_line(error)}",

@@ -210,7 +210,14 @@ class Fuzz:
                 return f"{mistake.__name__}: refused by name", ""
             return f"{mistake.__name__}: FAILED", f"{what}: refused without the name: {said[0]}"
         for stream in (False, True):
-            if self.arrays(mutant, stream) != self.expected[case, stream]:
+            try:
+                arrays = self.arrays(mutant, stream)
+            except ModelError as error:
+                # The tensors of an FFN must also be found again in the files.
+                if any(name in str(error) for name in names):
+                    continue
+                return f"{mistake.__name__}: FAILED", f"{what}: refused without the name: {error}"
+            if arrays != self.expected[case, stream]:
                 return (
                     f"{mistake.__name__}: FAILED",
                     f"{what}: accepted with another atlas, {'streamed' if stream else 'in memory'}",
