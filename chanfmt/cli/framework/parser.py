@@ -132,7 +132,7 @@ class Parser(argparse.ArgumentParser):
                 yield f"{name} ..."
                 return
             if not action.option_strings:
-                yield {"+": f"{name}...", "?": f"[{name}]"}.get(str(action.nargs), name)
+                yield {"+": f"{name}...", "*": f"[{name}...]", "?": f"[{name}]"}.get(str(action.nargs), name)
             elif action.required:
                 options.append(f"{action.option_strings[0]} {name}")
         yield from options
