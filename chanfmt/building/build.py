@@ -108,7 +108,7 @@ def _narrate(plan: BuildPlan) -> None:
         f"{', '.join(source.name for source in plan.sources)}",
     )
     if plan.unprunable:
-        say(f"note: surgery prune will refuse: {plan.unprunable}")
+        say(f"note: {plan.unprunable}")
     mixed = sorted({ffn.layer_index for ffn in plan.ffns if ffn.mixed})
     if mixed:
         say(

@@ -54,7 +54,7 @@ class BuildPlan:
         tokens: The sequences or samples that the model is measured on, in canonical order.
         unsampled: Sequences that a dry run does not sample from the model.
         streamed: The model as a chain of blocks, for a streamed build; otherwise None.
-        unprunable: What ``surgery prune`` will refuse, and why; empty if it can narrow every FFN.
+        unprunable: A sentence about what ``surgery prune`` will refuse or not narrow; empty if it can narrow every FFN.
     """
 
     options: BuildOptions

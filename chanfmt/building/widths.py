@@ -28,36 +28,41 @@ class FFNWidth:
 def find_widths(
     source: ModelSource, ffns: Sequence[FFN], slices: Sequence[tuple[TensorSlice, ...]]
 ) -> tuple[list[FFNWidth], str]:
-    """What sets the width of each of ``ffns``, and what ``surgery prune`` will refuse (empty if nothing).
+    """What sets the width of each of ``ffns``, and a sentence about what ``surgery prune`` will not narrow (empty if nothing).
 
     Args:
         slices: For each FFN, where its weights lie in the checkpoint.
     """
     placed = [Placed(ffn.layer_index, ffn.width, ffn.experts, items) for ffn, items in zip(ffns, slices, strict=True)]
     found: list[WidthField | None] = [None] * len(ffns)
-    refused = ""
+    text = ""
     try:
         found = width_fields(source.config_fields, placed)
     except ModelError as error:
         # The model can be measured with code from its repository, and a result must load without that code.
-        refused = f"stock transformers cannot load a smaller model: {error.message}"
-    else:
-        refused = _unset(ffns, found)
+        text = f"surgery prune will refuse this model: stock code could not load the result, because {error.message}"
     widths = [
         FFNWidth(field.name if field else "", field.factor if field else 0, channel_parameters(ffn, source.index))
         for ffn, field in zip(placed, found, strict=True)
     ]
-    return widths, refused
+    return widths, text or _unset(ffns, widths)
 
 
-def _unset(ffns: Sequence[FFN], found: Sequence[WidthField | None]) -> str:
-    """A text about the FFNs whose width no field sets; empty if there are none."""
-    without = [ffn for ffn, field in zip(ffns, found, strict=True) if field is None]
+def _unset(ffns: Sequence[FFN], widths: Sequence[FFNWidth]) -> str:
+    """A sentence about the FFNs whose width no field sets; empty if there are none."""
+    sizes = [len(ffn.members) * ffn.width * width.channel_parameters for ffn, width in zip(ffns, widths, strict=True)]
+    without = [place for place, width in enumerate(widths) if not width.field]
     if not without:
         return ""
     more = f" and {len(without) - 1} more" if len(without) > 1 else ""
-    rest = "" if len(without) == len(ffns) else f"; the other {len(ffns) - len(without)} FFNs can be narrowed"
+    which = f"{ffns[without[0]].container}{more}"
+    # A cut of the same share of every FFN makes the file smaller by this share of what is asked.
+    if 2 * sum(sizes[place] for place in without) > sum(sizes):
+        return (
+            f"surgery prune will refuse this model: no config field sets the width of {which} alone; --allow-padding writes "
+            "zeros in place of removed channels"
+        )
     return (
-        f"no config field sets the width of {without[0].container}{more} alone, so stock code could only load zeros in "
-        f"place of removed channels (--allow-padding){rest}"
+        f"surgery prune will write zeros in place of removed channels in {which}, because no config field sets their width "
+        "alone, and will narrow the other FFNs"
     )

@@ -64,3 +64,17 @@ def meta_shapes(config: dict[str, Any]) -> Shapes:
         ModelError: As `meta_model`.
     """
     return {name: tuple(tensor.shape) for name, tensor in meta_model(config).state_dict().items()}
+
+
+def meta_ties(config: dict[str, Any]) -> list[set[str]]:
+    """Names of the stock model's parameters that are one parameter, group by group.
+
+    Raises:
+        ModelError: As `meta_model`.
+    """
+    groups: dict[int, set[str]] = {}
+    # The model holds the parameters, so that no two of them can have the same id in turn.
+    model = meta_model(config)
+    for name, parameter in model.state_dict(keep_vars=True).items():
+        groups.setdefault(id(parameter), set()).add(name)
+    return [names for names in groups.values() if len(names) > 1]

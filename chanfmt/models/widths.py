@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from chanfmt.base.errors import ModelError
-from chanfmt.models.stock import Shapes, meta_shapes, parse_config
+from chanfmt.models.stock import Shapes, meta_shapes, meta_ties, parse_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -135,6 +135,11 @@ class _Search:
             self.roles.append(named)
             for name in named:
                 self.owners[name].append(number)
+        # An FFN that several layers share has a name in each of them.
+        for names in meta_ties(config):
+            owners = [number for name in names for number in self.owners.get(name, ())]
+            if owners:
+                self.owners |= dict.fromkeys(names, owners)
 
     def run(self) -> list[WidthField | None]:
         for path, value in self._candidates():

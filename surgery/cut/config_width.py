@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import ModelError
-from chanfmt.models.stock import Shapes, meta_shapes, parse_config
+from chanfmt.models.stock import Shapes, meta_shapes, meta_ties, parse_config
 from chanfmt.models.widths import (
     FieldPath,
     WidthField,
@@ -72,10 +72,14 @@ def find_layout(plan: PruningPlan, config: dict[str, Any], index: CheckpointInde
     """
     before = meta_shapes(config)
     found = width_fields(config, plan.blocks)
+    ties = meta_ties(config)
     while True:
         widths = _widths(plan, found)
         cuts = plan_cuts(plan, widths, index)
         allowed = allowed_shapes(plan, widths, cuts, index, before)
+        for names in ties:
+            changed = [allowed[name] for name in names if allowed[name] != {before[name]}]
+            allowed |= dict.fromkeys(names, changed[0]) if changed else {}
         for nudged in (False, True):
             edits = _edits(config, plan, found, widths, nudged=nudged)
             edited = edit_config(config, {path: change.after for path, change in edits.items()})

@@ -125,6 +125,7 @@ def test_dry_run_measures_nothing(tiny_checkpoint, tmp_path, capsys):
     assert main(["build", str(tiny_checkpoint("phi3")), "-o", str(tmp_path / "a.h5"), *SMALL, "--dry-run", "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert (summary["ffns"], summary["channels"], summary["tokens"]) == (3, 261, 128)
+    assert summary["prune"] == "every FFN can be narrowed"
     assert not list(tmp_path.iterdir())
 
 
