@@ -10,7 +10,7 @@ import torch
 
 from chanfmt.base.files import check_space
 from chanfmt.base.narrate import progress_bar, say
-from surgery.cut.check import NotCheckedError, check_fitted, check_logits
+from surgery.cut.check import FITTED_TOLERANCE, ROUNDED_TOLERANCE, NotCheckedError, check_fitted, check_logits
 from surgery.cut.checkpoint.patch import as_stored, write_kept, write_vector
 from surgery.cut.checkpoint.writer import output_bytes
 from surgery.recovery.bias import BiasPlan, plan_biases
@@ -82,7 +82,8 @@ def prepared(
             fitted = stack.enter_context(
                 refitted(plan, source, recovery, spool_directory=directory, begin=bar.reset, progress=bar.update, dtype=dtype)
             )
-        yield _Fitted(plan, source.index, layout, fitted, recovery.tokens.size)
+        tolerance = FITTED_TOLERANCE if dtype is None else ROUNDED_TOLERANCE
+        yield _Fitted(plan, source.index, layout, fitted, recovery.tokens.size, tolerance)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +93,7 @@ class _Fitted:
     layout: Layout
     fitted: Refitted
     tokens: int
+    tolerance: float
 
     def put_in(self, written: ModelSource, *, verify: bool) -> RecoveryReport:
         for block in self.plan.blocks:
@@ -103,7 +105,7 @@ class _Fitted:
                 )
                 if write.bias is not None:
                     write_vector(written.index.tensors[items["write_bias"].tensor], items["write_bias"].index, write.bias)
-        error = _unless_too_large(lambda: check_fitted(written, self.fitted))
+        error = _unless_too_large(lambda: check_fitted(written, self.fitted, self.tolerance))
         return RecoveryReport("lstsq", self.tokens, self.fitted.layers, error)
 
 
