@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,6 +12,7 @@ from chanfmt.base.errors import ChanfmtError, ModelError, UsageError
 from chanfmt.base.inputs import input_path
 from chanfmt.format.reader import Atlas
 from chanfmt.hub.names import is_address, parse_address
+from chanfmt.models.sentence_transformers import module_directories
 from chanfmt.models.source import TEMPLATE_DIRECTORY, ModelSource, check_local, is_local, local_source
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja
 # Some repositories hold the same weights again in another layout, in other files or directories. A pattern cannot exclude
 # every directory but one, so one pattern for each letter of its name does.
 _UNWANTED = ["consolidated*", *(f"{TEMPLATE_DIRECTORY[:at]}[!{letter}]*/*" for at, letter in enumerate(TEMPLATE_DIRECTORY))]
+_OF_MODULE = ["*.safetensors", "*.json", "*.txt", "*.model"]
 _PATIENCE = 5.0
 """Seconds to wait for an answer that is useful but not needed."""
 
@@ -149,6 +152,10 @@ def hub_model(model: str, *, revision: str | None = None, trust_remote_code: boo
 
     try:
         directory = fetch_snapshot(model, revision, wanted=_WANTED, unwanted=_UNWANTED)
+        # sentence-transformers keeps each further module of a model in a directory of its own.
+        modules = [f"{glob.escape(name)}/{pattern}" for name in module_directories(directory) for pattern in _OF_MODULE]
+        if modules:
+            fetch_snapshot(model, directory.name, wanted=modules, unwanted=[])
     except ChanfmtError as error:
         raise ModelError(error.message, hint=error.hint) from None
     # snapshots/<commit>/ is the Hub cache's documented layout.

@@ -50,9 +50,11 @@ class ModelSource:
         source: ``hub``, ``local`` or ``gguf``.
         trust_remote_code: Whether code from the model's repository may run.
         loaded: The model itself, if it is in memory already (`chanfmt.models.memory`); otherwise None.
+        file: The ``.gguf`` file that ``directory`` was made from; None for other sources.
     """
 
     loaded: Any = None
+    file: Path | None = None
 
     def __init__(
         self, directory: Path, id: str = "", revision: str = "", source: str = "local", *, trust_remote_code: bool = False
@@ -212,7 +214,9 @@ def local_source(model: str, *, trust_remote_code: bool = False) -> ModelSource 
     if path.suffix == ".gguf":
         from chanfmt.models.gguf import dequantized_directory
 
-        return ModelSource(dequantized_directory(path), path.name, "", "gguf", trust_remote_code=trust_remote_code)
+        source = ModelSource(dequantized_directory(path), path.name, "", "gguf", trust_remote_code=trust_remote_code)
+        source.file = path
+        return source
     return ModelSource(path, trust_remote_code=trust_remote_code)
 
 

@@ -48,6 +48,19 @@ class CutOptions:
             "metavar": "SIZE",
         },
     )
+    dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "round the result's floating tensors: float32, bfloat16, float16 (default: as stored)",
+        },
+    )
+    extra_layers: str | None = field(
+        default=None,
+        metadata={
+            "help": "layers of the cut width that transformers does not load (multi-token prediction): cut, drop (default: refuse)",
+            "metavar": "WHAT",
+        },
+    )
     no_verify: bool = field(
         default=False,
         metadata={

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "surgery restore llama-half -o llama-full-width",
-    "surgery restore ./tuned-half -o tuned-full-width --shard-size 5GB",
+    "surgery restore ./tuned --kept llama-half -o tuned-full-width --shard-size 5GB",
 )
 
 
@@ -25,12 +25,27 @@ class RestoreOptions:
     directory: str = field(
         metadata={"help": "result of surgery prune or apply; it may have been trained since", "positional": "DIR"}
     )
-    output: str = field(metadata={"help": "directory to write", "flag": "--output", "short": "-o", "metavar": "DIR"})
+    kept: str | None = field(
+        default=None,
+        metadata={
+            "help": "result that DIR was trained from, or its kept_channels.safetensors (default: the one in DIR)",
+            "metavar": "RESULT",
+        },
+    )
+    output: str = field(
+        kw_only=True, metadata={"help": "directory to write", "flag": "--output", "short": "-o", "metavar": "DIR"}
+    )
     shard_size: str | None = field(
         default=None,
         metadata={
             "help": "largest size of a weights file, such as 5GB (default: one output file for each file of DIR)",
             "metavar": "SIZE",
+        },
+    )
+    dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "round the result's floating tensors: float32, bfloat16, float16 (default: as stored)",
         },
     )
     no_verify: bool = field(default=False, metadata={"help": "do not compare logits with those of DIR"})
@@ -60,9 +75,12 @@ def _run(arguments: argparse.Namespace) -> None:
     talk = parse_options(arguments, PrintOptions)
     output = output_path(options.output)
     # The result may be on the Hub. A fault in the options should show before a download.
-    cut_options = CutOptions(options.overwrite, not options.no_verify, shard_bytes=parse_size(options.shard_size))
+    cut_options = CutOptions(
+        options.overwrite, not options.no_verify, shard_bytes=parse_size(options.shard_size), dtype=options.dtype
+    )
+    cut_options.check()
     check_output(output, overwrite=options.overwrite)
-    restored = restore(locate_model(options.directory), output, cut_options)
+    restored = restore(locate_model(options.directory), output, cut_options, kept=options.kept)
     say(f"wrote {output}")
     if talk.json:
         print_json(restored.to_json() | {"output": str(output)})

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from chanfmt.base.errors import ChanfmtError, CheckError
 from chanfmt.base.memory import available_memory
+from surgery.cut.checkpoint.rounding import stored_dtype
 from surgery.cut.stock import meta_shapes
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ LOGIT_TOLERANCE = 1e-4
 
 FITTED_TOLERANCE = 2e-2
 """Largest accepted relative error of a refitted model, whose refit may have run in bfloat16."""
+ROUNDED_TOLERANCE = 5e-2
+"""The same if all other weights are rounded after the refit, to a dtype that the result is asked to have."""
 _BASE = 512 << 20
 """Bytes for activations, logits, and what a process holds anyway."""
 
@@ -60,17 +63,23 @@ class LogitCheck:
     dtype: str
 
 
-def check_shapes(index: CheckpointIndex, cuts: Mapping[str, Cut], allowed: Allowed, output: ModelSource) -> ShapeCheck:
+def check_shapes(
+    index: CheckpointIndex, cuts: Mapping[str, Cut], allowed: Allowed, output: ModelSource, dtype: str | None = None
+) -> ShapeCheck:
     """Compare the checkpoint ``output`` with the planned cut, on disk and as stock code sees it.
 
     Args:
         index: The uncut checkpoint.
         allowed: Shapes that the stock model may have after the cut, by parameter name.
+        dtype: Dtype of floating tensors in ``output``; None if they have those of ``index``.
 
     Raises:
         CheckError: A tensor or a parameter is missing, is not expected, or has another shape or dtype.
     """
-    expected = {name: (entry.dtype, cuts[name].shape if name in cuts else entry.shape) for name, entry in index.tensors.items()}
+    expected = {
+        name: (stored_dtype(entry, dtype), cuts[name].shape if name in cuts else entry.shape)
+        for name, entry in index.tensors.items()
+    }
     for name in sorted(output.index.tensors.keys() | expected.keys()):
         entry = output.index.tensors.get(name)
         found = (entry.dtype, entry.shape) if entry else None
@@ -162,14 +171,14 @@ def _compare_logits(
     return LogitCheck(error, LOGIT_TOLERANCE, inputs.count, inputs.text, dtype)
 
 
-def check_fitted(output: ModelSource, fitted: Refitted) -> float:
+def check_fitted(output: ModelSource, fitted: Refitted, tolerance: float = FITTED_TOLERANCE) -> float:
     """Compare the logits of the refitted model ``output`` with the logits at the end of the refit.
 
     Returns:
         max|difference| / max|logits|.
 
     Raises:
-        CheckError: They differ by more than `FITTED_TOLERANCE`, or stock transformers cannot load it.
+        CheckError: They differ by more than ``tolerance``, or stock transformers cannot load it.
         NotCheckedError: The memory does not suffice.
     """
     import torch
@@ -180,10 +189,10 @@ def check_fitted(output: ModelSource, fitted: Refitted) -> float:
     inputs = Inputs({"input_ids": fitted.ids}, fitted.ids.numel(), "calibration tokens")
     found = Computation(output, torch.float32, lambda model: inputs).run(check_memory).output[0]
     error = float((found - fitted.logits).abs().max() / fitted.logits.abs().max())
-    if not error <= FITTED_TOLERANCE:
+    if not error <= tolerance:
         raise CheckError(
             f"the refitted model's logits differ from those at the end of the refit by {error:.2g} of their largest "
-            f"value, and {FITTED_TOLERANCE:g} is allowed; nothing was written"
+            f"value, and {tolerance:g} is allowed; nothing was written"
         )
     return error
 

@@ -24,6 +24,7 @@ from surgery.cut.checkpoint.cuts import plan_cuts
 from surgery.cut.config_width import check_layout, find_layout
 from surgery.cut.inputs import check_inputs
 from surgery.cut.matching import match_ffns
+from surgery.cut.relocate import relocated_in_memory
 from surgery.cut.stock import parse_config
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def prune_(model: Any, plan: PruningPlan, *, allow_padding: bool = False) -> Nar
         UsageError: The model would shrink by less than half of what was asked, and ``allow_padding`` is False.
     """
     _check_loaded(model, plan)
+    plan = relocated_in_memory(plan, {name for name, _ in model.named_parameters(remove_duplicate=False)})
     plan = replace(plan, blocks=tuple(_blocks_in_memory(model, plan)))
     config = _config_of(model)
     index = _index_of(model)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chanfmt.base.claims import claimed
+from chanfmt.base.errors import UsageError
 from chanfmt.base.files import output_path
 from chanfmt.base.narrate import say, warn
+from chanfmt.hub.locate import opened
 from chanfmt.models.load import pick_device
 from surgery.cut.apply import apply_plan, check_output
 from surgery.cut.options import CUT_DEFAULTS, CutOptions
 from surgery.cut.source import find_model
+from surgery.planning.file import load_plan
 from surgery.planning.plan import make_plan
 from surgery.planning.shrink import check_plan
 from surgery.recovery.options import NO_RECOVERY, Recovery, RecoveryOptions, Refit, plan_recovery
@@ -71,11 +76,46 @@ def prune(
         warn(warning)
     if not cut_options.allow_padding:
         _check_size(plan)
-    recovery = plan_recovery(recovery_options, atlas, plan)
-    if isinstance(recovery, Refit):
-        # The model may be downloaded below. A device that is not there should show before that.
-        pick_device(recovery.device, "--recover-device")
+    recovery = _planned(recovery_options, atlas, plan)
     return apply(plan, model, output, cut_options, revision=revision, atlas=atlas, recovery=recovery)
+
+
+def apply_file(
+    plan: PruningPlan | Path,
+    model: Model | None = None,
+    output: str | os.PathLike[str] | None = None,
+    cut_options: CutOptions = CUT_DEFAULTS,
+    recovery_options: RecoveryOptions = NO_RECOVERY,
+    *,
+    revision: str | None = None,
+    atlas: Atlas | str | os.PathLike[str] | None = None,
+) -> Result:
+    """Cut a model as a plan or a plan file says, and refit it from the plan's atlas if asked.
+
+    Args:
+        plan: A plan, or its file.
+        model, output, revision: As for `apply`.
+        cut_options: How the result is written and checked.
+        recovery_options: How the kept channels are refitted.
+        atlas: The plan's atlas, open or by name. A recovery needs it, and the result gets a copy.
+
+    Raises:
+        UsageError: As `apply`; or the plan file cannot be read, or a recovery is asked for without ``atlas``.
+        AtlasError, ModelError, CheckError, ChanfmtError: As `prune`.
+    """
+    recovery_options.check()
+    given = load_plan(plan) if isinstance(plan, Path) else plan
+    if recovery_options.recover != "none" and atlas is None:
+        raise UsageError(
+            f"--recover {recovery_options.recover} needs the atlas that the plan was made from", hint="add --atlas FILE"
+        )
+    with contextlib.ExitStack() as stack:
+        source = None if atlas is None else stack.enter_context(opened(atlas))
+        recovery = None
+        if source is not None:
+            given.check_atlas(source)
+            recovery = _planned(recovery_options, source, given)
+        return apply(given, model, output, cut_options, revision=revision, atlas=source, recovery=recovery)
 
 
 def apply(
@@ -123,7 +163,19 @@ def apply(
     with claimed(directory):
         report = apply_plan(plan, source, directory, options, atlas=atlas, recovery=recovery)
     say(f"wrote {directory}")
+    if report.source_file:
+        ways = "quantise it again, with llama.cpp for example" + ("" if options.dtype else "; --dtype bfloat16 halves its size")
+        size = f"{report.bytes_after / 1e6:,.0f} MB in {options.dtype or 'float32'}"
+        say(f"{source.id} is {report.source_file}, and the result is not quantised: {size}; {ways}")
     return Result(directory, report, None)
+
+
+def _planned(options: RecoveryOptions, atlas: Atlas, plan: PruningPlan) -> Recovery | None:
+    """`plan_recovery`, with a check of its device: a device that is not there should show before a model is downloaded."""
+    recovery = plan_recovery(options, atlas, plan)
+    if isinstance(recovery, Refit):
+        pick_device(recovery.device, "--recover-device")
+    return recovery
 
 
 def _check_size(plan: PruningPlan) -> None:

@@ -70,6 +70,7 @@ class _StoredPlan(msgspec.Struct):
     check_tokens: tuple[int, ...]
     protection: tuple[SelectorEffect, ...]
     blocks: list[_StoredBlock]
+    extra: list[_StoredBlock] = []
     parameters: int = 0
 
 
@@ -81,7 +82,7 @@ class _StoredApplied(msgspec.Struct):
     fingerprint: str
 
 
-_PLAIN = tuple(name for name in _StoredPlan.__struct_fields__ if name not in ("model", "protection", "blocks"))
+_PLAIN = tuple(name for name in _StoredPlan.__struct_fields__ if name not in ("model", "protection", "blocks", "extra"))
 _PLAIN_OF_BLOCK = tuple(name for name in _StoredBlock.__struct_fields__ if name != "tensors")
 
 
@@ -111,15 +112,18 @@ def write_plan(plan: PruningPlan, path: Path, applied: Applied | None = None) ->
         "model": asdict(plan.model),
         **{name: getattr(plan, name) for name in _PLAIN},
         "protection": [asdict(effect) for effect in plan.protection],
-        "blocks": [
-            {name: getattr(block, name) for name in _PLAIN_OF_BLOCK} | {"tensors": [asdict(tensor) for tensor in block.tensors]}
-            for block in plan.blocks
-        ],
+        "blocks": [_described(block) for block in plan.blocks],
+        **({"extra": [_described(block) for block in plan.extra]} if plan.extra else {}),
     }
     metadata = {"format": PLAN_FORMAT, "plan": json.dumps(value, separators=(",", ":"), allow_nan=False)}
     if applied is not None:
         metadata["applied"] = json.dumps(asdict(applied), separators=(",", ":"), allow_nan=False)
-    path.write_bytes(save({block.name: block.kept.astype("<i4") for block in plan.blocks}, metadata))
+    path.write_bytes(save({block.name: block.kept.astype("<i4") for block in (*plan.blocks, *plan.extra)}, metadata))
+
+
+def _described(block: BlockPlan) -> dict[str, Any]:
+    """The object of ``blocks`` that describes ``block``."""
+    return {name: getattr(block, name) for name in _PLAIN_OF_BLOCK} | {"tensors": [asdict(tensor) for tensor in block.tensors]}
 
 
 def load_plan(path: Path) -> PruningPlan:
@@ -179,8 +183,8 @@ def _load(path: Path) -> tuple[PruningPlan, Applied | None]:
 
 def _plan(stored: _StoredPlan, kept: dict[str, np.ndarray]) -> PruningPlan:
     """A plan from its JSON and its tensors. Raises ValueError or `ChanfmtError`."""
-    names = [block.name for block in stored.blocks]
-    if not names or set(names) != kept.keys() or len(names) != len(kept):
+    names = [block.name for block in (*stored.blocks, *stored.extra)]
+    if not stored.blocks or set(names) != kept.keys() or len(names) != len(kept):
         raise ValueError("its FFNs and its tensors do not match")
     if stored.scope_channels < 1:
         raise ValueError("scope_channels is not a number of channels")
@@ -195,6 +199,7 @@ def _plan(stored: _StoredPlan, kept: dict[str, np.ndarray]) -> PruningPlan:
         raise ValueError(complaint or "a number of parameters is negative")
     values["check_tokens"] = stored.check_tokens[:CHECK_TOKENS]
     values["blocks"] = tuple(_block(block, kept[block.name]) for block in stored.blocks)
+    values["extra"] = tuple(_block(block, kept[block.name]) for block in stored.extra)
     return PruningPlan(**values)
 
 
@@ -209,10 +214,11 @@ def _block(stored: _StoredBlock, ids: np.ndarray) -> BlockPlan:
 
 
 def _applied(stored: _StoredApplied, plan: PruningPlan) -> Applied:
-    missing = [block.name for block in plan.blocks if block.name not in stored.widths]
+    blocks = (*plan.blocks, *plan.extra)
+    missing = [block.name for block in blocks if block.name not in stored.widths]
     if missing:
         raise ValueError(f"widths lacks {missing[0]!r}")
-    widths = {block.name: stored.widths[block.name] for block in plan.blocks}
-    if any(not block.n_kept <= widths[block.name] <= block.n_channels for block in plan.blocks):
+    widths = {block.name: stored.widths[block.name] for block in blocks}
+    if any(not block.n_kept <= widths[block.name] <= block.n_channels for block in blocks):
         raise ValueError("widths has a width below the kept or above the old width of its FFN")
     return Applied(widths, stored.config, stored.fingerprint)

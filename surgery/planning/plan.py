@@ -113,6 +113,8 @@ class PruningPlan:
         calibration: What the atlas was measured on, for people.
         check_tokens: Token ids to compare logits on, at most `CHECK_TOKENS`; empty if the atlas stores none.
         blocks: One `BlockPlan` per FFN, in model order.
+        extra: FFNs in the files that stock transformers does not load, and that a result was cut in too. A plan that was made
+            from an atlas has none.
         parameters: Parameters of the model before the cut; 0 if the plan does not say.
         warnings: What the user should know. A plan file does not hold them.
     """
@@ -137,6 +139,7 @@ class PruningPlan:
     check_tokens: tuple[int, ...]
     blocks: tuple[BlockPlan, ...]
     atlas_source: str = ""
+    extra: tuple[BlockPlan, ...] = ()
     parameters: int = 0
     warnings: tuple[str, ...] = ()
 

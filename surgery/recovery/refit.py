@@ -24,6 +24,7 @@ from chanfmt.models.run import eager_experts, run_text, usual_batch
 from chanfmt.models.streaming.spool import Spool
 from chanfmt.models.streaming.streamed import StreamedModel, open_streamed
 from surgery.cut.checkpoint.patch import as_stored
+from surgery.cut.checkpoint.rounding import stored_dtype
 from surgery.cut.matching import match_ffns
 from surgery.recovery.least_squares import Moments, fit
 from surgery.recovery.options import LayerRecovery, Refit
@@ -87,6 +88,7 @@ def refitted(
     spool_directory: Path,
     begin: Callable[[int], object] = lambda total: None,
     progress: Callable[[int], object] = lambda sequences: None,
+    dtype: str | None = None,
 ) -> Iterator[Refitted]:
     """Fit the write projections of ``plan``'s cut of the dense model ``source``. They exist as long as the context.
 
@@ -95,6 +97,7 @@ def refitted(
         spool_directory: Directory for hidden states and fitted weights that exceed the memory limit.
         begin: Called once with the total of the numbers that ``progress`` will be called with.
         progress: Called with the number of sequences that just passed through a block.
+        dtype: Dtype of the floating tensors of the result; None if they stay as they are stored.
 
     Raises:
         ModelError: The model cannot run block by block, or its FFNs are of a kind that cannot be fitted.
@@ -105,7 +108,7 @@ def refitted(
     begin(2 * len(streamed.chain) * len(tokens))
     with Spool(options.spool_bytes, spool_directory) as spool:
         with torch.no_grad(), eager_experts(streamed.chain.model):
-            result = _Pass(plan, source.index, streamed, spool, tokens, progress).result()
+            result = _Pass(plan, source.index, streamed, spool, tokens, progress, dtype).result()
         yield result
 
 
@@ -124,9 +127,11 @@ class _Pass:
         spool: Spool,
         tokens: torch.Tensor,
         progress: Callable[[int], object],
+        dtype: str | None,
     ) -> None:
         self.chain = streamed.chain
         self.index = index
+        self.dtype = dtype
         self.spool = spool
         self.progress = progress
         self.batches = tokens.split(usual_batch(self.chain.device, tokens.shape[1]))
@@ -206,7 +211,7 @@ class _Pass:
         adds: bool,
     ) -> None:
         """Keep the fitted weights, and pass the cut model's hidden states through them, rounded as the checkpoint stores them."""
-        dtypes = {item.role: self.index.tensors[item.tensor].dtype for item in block.tensors}
+        dtypes = {item.role: stored_dtype(self.index.tensors[item.tensor], self.dtype) for item in block.tensors}
         device = self.chain.device
         stored = as_stored(weight, dtypes["write"])
         self.spool.put(("weight", block.name), stored)

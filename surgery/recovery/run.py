@@ -10,7 +10,7 @@ import torch
 
 from chanfmt.base.files import check_space
 from chanfmt.base.narrate import progress_bar, say
-from surgery.cut.check import NotCheckedError, check_fitted, check_logits
+from surgery.cut.check import FITTED_TOLERANCE, ROUNDED_TOLERANCE, NotCheckedError, check_fitted, check_logits
 from surgery.cut.checkpoint.patch import as_stored, write_kept, write_vector
 from surgery.cut.checkpoint.writer import output_bytes
 from surgery.recovery.bias import BiasPlan, plan_biases
@@ -54,27 +54,36 @@ class Prepared(Protocol):
 
 
 @contextlib.contextmanager
-def prepared(recovery: Recovery, plan: PruningPlan, layout: Layout, source: ModelSource, directory: Path) -> Iterator[Prepared]:
+def prepared(
+    recovery: Recovery,
+    plan: PruningPlan,
+    layout: Layout,
+    source: ModelSource,
+    directory: Path,
+    dtype: str | None = None,
+) -> Iterator[Prepared]:
     """Do the work of ``recovery`` for the cut that ``layout`` makes of ``source``. Its result lives as long as the context.
 
     Args:
         directory: Directory for intermediate results that do not fit in memory. The cut will be written there too.
+        dtype: Dtype of the floating tensors of the result; None if they stay as they are stored.
 
     Raises:
         ModelError: This recovery does not work for this kind of model.
         ChanfmtError: Memory or disk space runs out.
     """
     if isinstance(recovery, BiasRecovery):
-        yield _Biases(plan_biases(plan, layout, source.index, recovery.means), source, recovery.tokens)
+        yield _Biases(plan_biases(plan, layout, source.index, recovery.means), source, recovery.tokens, dtype)
         return
     # The refit may take long, and an error about disk space should come before it.
-    check_space(directory, output_bytes(source.index, layout.cuts))
+    check_space(directory, output_bytes(source.index, layout.cuts, dtype))
     with contextlib.ExitStack() as stack:
         with progress_bar(0, "seq", "refitting") as bar:
             fitted = stack.enter_context(
-                refitted(plan, source, recovery, spool_directory=directory, begin=bar.reset, progress=bar.update)
+                refitted(plan, source, recovery, spool_directory=directory, begin=bar.reset, progress=bar.update, dtype=dtype)
             )
-        yield _Fitted(plan, source.index, layout, fitted, recovery.tokens.size)
+        tolerance = FITTED_TOLERANCE if dtype is None else ROUNDED_TOLERANCE
+        yield _Fitted(plan, source.index, layout, fitted, recovery.tokens.size, tolerance)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +93,7 @@ class _Fitted:
     layout: Layout
     fitted: Refitted
     tokens: int
+    tolerance: float
 
     def put_in(self, written: ModelSource, *, verify: bool) -> RecoveryReport:
         for block in self.plan.blocks:
@@ -95,7 +105,7 @@ class _Fitted:
                 )
                 if write.bias is not None:
                     write_vector(written.index.tensors[items["write_bias"].tensor], items["write_bias"].index, write.bias)
-        error = _unless_too_large(lambda: check_fitted(written, self.fitted))
+        error = _unless_too_large(lambda: check_fitted(written, self.fitted, self.tolerance))
         return RecoveryReport("lstsq", self.tokens, self.fitted.layers, error)
 
 
@@ -104,6 +114,7 @@ class _Biases:
     biases: BiasPlan
     source: ModelSource
     tokens: int
+    dtype: str | None
 
     @property
     def plan(self) -> PruningPlan:
@@ -118,13 +129,19 @@ class _Biases:
         return self.biases.layout
 
     def put_in(self, written: ModelSource, *, verify: bool) -> RecoveryReport:
-        for item, value in self.biases.places():
+        added = {}
+        for name, item, value in self.biases.places():
             entry = written.index.tensors[item.tensor]
-            write_vector(entry, item.index, as_stored(torch.from_numpy(value), entry.dtype))
+            stored, before = (
+                as_stored(torch.from_numpy(values), entry.dtype) for values in (value, self.biases.before[name].copy())
+            )
+            write_vector(entry, item.index, stored)
+            # The check sees the biases as they are stored. The dense model's own biases are rounded alike.
+            added[name] = (stored.double() - before.double()).numpy()
         error = None
         if verify:
             error = _unless_too_large(
-                lambda: check_logits(self.plan, self.source, written, added=self.biases.added).relative_error
+                lambda: check_logits(self.plan, self.source, written, added=added, rounded=self.dtype).relative_error
             )
         return RecoveryReport("bias", self.tokens, (), error)
 

@@ -32,6 +32,10 @@ RELATION = "finetune"
 PIPELINES = {
     "AutoModelForCausalLM": "text-generation",
     "AutoModelForMaskedLM": "fill-mask",
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForTokenClassification": "token-classification",
+    "AutoModelForQuestionAnswering": "question-answering",
+    "AutoModelForMultipleChoice": "multiple-choice",
     "AutoModelForImageTextToText": "image-text-to-text",
     "AutoModelForImageClassification": "image-classification",
     "AutoModelForAudioClassification": "audio-classification",
@@ -279,7 +283,8 @@ def _form(report: Report) -> str:
 
 
 def _weights(report: Report) -> str:
+    rounded = f"All weights are rounded to {report.dtype}." if report.dtype else ""
     if report.recovery is None:
-        return "The kept weights are unchanged, and nothing was trained."
+        return f"{rounded} Nothing was trained." if rounded else "The kept weights are unchanged, and nothing was trained."
     what = RECOVERIES[report.recovery.method]
-    return f"{what[:1].upper()}{what[1:]}. No gradient was computed."
+    return " ".join(text for text in (f"{what[:1].upper()}{what[1:]}. No gradient was computed.", rounded) if text)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from surgery.cut.check import LogitCheck, ShapeCheck
+    from surgery.cut.extra_layers import ExtraLayers
     from surgery.planning.decide import SelectorEffect
     from surgery.planning.plan import Applied, BlockPlan, Change, PruningPlan
     from surgery.recovery.options import RecoveryReport
@@ -40,7 +41,11 @@ class Report:
         files: The files of the result. ``surgery.json``, which holds this record, and the card, which may change, are left
             out.
         recovery: How the kept channels were refitted; None if they were not.
-        switched: Config fields that the recovery changed, dotted if nested.
+        switched: Config fields that changed and that do not follow from the widths: for the biases of a recovery, the dtype, and
+            layers that were dropped; dotted if nested.
+        extra_layers: What became of layers that stock transformers does not load; None if no width of theirs was concerned.
+        dtype: Float that all floating tensors were rounded to; None if they are as the source stores them.
+        source_file: Size and bits of the quantised file that the source was made from; empty if there was none.
         set_by: Name of every FFN to the config field that sets its width; empty if none does alone.
     """
 
@@ -60,6 +65,9 @@ class Report:
     files: Manifest = field(repr=False)
     recovery: RecoveryReport | None = None
     switched: Mapping[str, Change] = field(default_factory=dict)
+    extra_layers: ExtraLayers | None = None
+    dtype: str | None = None
+    source_file: str = ""
     set_by: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -80,6 +88,8 @@ class Report:
             "base": asdict(self.base),
             "parameters": {"before": self.parameters_before, "after": self.parameters_after},
             "bytes": {"before": self.bytes_before, "after": self.bytes_after},
+            "dtype": self.dtype,
+            "source_file": self.source_file,
             "fingerprint": self.applied.fingerprint,
             "config_fields": {name: asdict(change) for name, change in self.config_fields.items()},
             "padded_to": {block.name: self.applied.widths[block.name] for block in self.padded},
@@ -88,6 +98,7 @@ class Report:
                 "logits": asdict(self.logits) if self.logits else {"skipped": self.logits_skipped},
             },
             "recovery": self.recovery.to_json() if self.recovery else None,
+            "extra_layers": self.extra_layers.to_json() if self.extra_layers else None,
             "versions": dict(self.versions),
             "command": self.command,
             "loader": self.loader,
@@ -158,8 +169,10 @@ def summary_rows(plan: PruningPlan, report: Report | None = None) -> list[list[s
     if report:
         rows += [
             ["parameters", _parameters(report.parameters_before, report.parameters_after)],
-            ["size", f"{report.bytes_before / 1e6:,.1f} MB to {report.bytes_after / 1e6:,.1f} MB"],
+            *([["source file", f"{report.source_file}; the result is not quantised"]] if report.source_file else []),
+            ["size", _size(report)],
             *([["zero channels", _padding_text(report)]] if report.padded else []),
+            *([["extra layers", report.extra_layers.summary()]] if report.extra_layers else []),
             ["check: shapes", f"{report.shapes.tensors:,} tensors, as stock transformers expects them"],
             ["check: logits", _logit_text(report)],
             *([["recovery", report.recovery.summary()]] if report.recovery else []),
@@ -239,6 +252,11 @@ def _widths(plan: PruningPlan) -> str:
 
 def _number_of(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _size(report: Report) -> str:
+    text = f"{report.bytes_before / 1e6:,.1f} MB to {report.bytes_after / 1e6:,.1f} MB"
+    return text + (f", rounded to {report.dtype}" if report.dtype else "")
 
 
 def _padding_text(report: Report) -> str:

@@ -13,6 +13,8 @@ from chanfmt.base.narrate import progress_bar
 from chanfmt.base.parsed import parse_json
 from chanfmt.base.text import one_line
 from surgery.cut.check import LogitCheck, ShapeCheck
+from surgery.cut.extra_layers import ExtraLayers
+from surgery.cut.options import EXTRA_LAYERS
 from surgery.planning.file import load_applied
 from surgery.planning.plan import Change  # noqa: TC001 (msgspec reads the annotations)
 from surgery.recovery.options import RECOVERIES, LayerRecovery, RecoveryReport
@@ -88,6 +90,14 @@ class _Recovery(Struct):
     logit_error: float | None
 
 
+class _ExtraLayers(Struct):
+    """As `surgery.cut.extra_layers.ExtraLayers`."""
+
+    choice: str
+    layers: tuple[str, ...]
+    tensors: int
+
+
 class _StoredReport(Struct):
     """The parts of ``surgery.json`` that the plan does not hold."""
 
@@ -101,6 +111,9 @@ class _StoredReport(Struct):
     command: str
     loader: str
     files: dict[str, FileRecord]
+    extra_layers: _ExtraLayers | None = None
+    dtype: str | None = None
+    source_file: str = ""
 
 
 @dataclass(frozen=True, repr=False)
@@ -234,7 +247,16 @@ def _report(stored: _StoredReport, directory: Path) -> Report:
             recovery.logit_error,
         ),
         switched={name: change for name, change in stored.config_fields.items() if name not in applied.config},
+        extra_layers=None if stored.extra_layers is None else _extra_layers(stored.extra_layers),
+        dtype=stored.dtype,
+        source_file=stored.source_file,
     )
+
+
+def _extra_layers(stored: _ExtraLayers) -> ExtraLayers:
+    if stored.choice not in EXTRA_LAYERS:
+        raise ValueError("extra_layers names an unknown choice")
+    return ExtraLayers(stored.choice, stored.layers, stored.tensors)
 
 
 def _leaves(name: str) -> bool:

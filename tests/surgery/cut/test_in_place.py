@@ -162,6 +162,17 @@ def test_a_head_of_another_kind(llama: Path, tmp_path: Path) -> None:
     assert again.config.intermediate_size == plan.blocks[0].n_kept
 
 
+def test_a_base_model_without_its_head(llama: Path) -> None:
+    """Its parameters lack the prefix of the plan's."""
+    plan = planned(llama, half)
+    base, whole = transformers.AutoModel.from_pretrained(llama).eval(), loaded(llama)
+    prune_(base, plan)
+    prune_(whole, plan)
+    assert base.layers[0].mlp.up_proj.weight.shape[0] == plan.blocks[0].n_kept
+    with torch.inference_mode():
+        assert torch.equal(base(IDS).last_hidden_state, whole.model(IDS).last_hidden_state)
+
+
 def state(model: Any) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
@@ -186,7 +197,6 @@ def test_other_models_are_refused_unchanged(llama: Path, tmp_path: Path) -> None
     config = transformers.AutoConfig.from_pretrained(llama)
     config.num_hidden_layers += 1
     refused(transformers.AutoModelForCausalLM.from_config(config), plan, "has 3 FFNs, and the plan is for a model of 2")
-    refused(transformers.AutoModel.from_pretrained(llama), plan, "no FFN model.layers.0.mlp")
     with torch.device("meta"):
         refused(transformers.AutoModelForCausalLM.from_config(config), plan, "meta device")
     model = loaded(llama)
