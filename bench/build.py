@@ -34,7 +34,8 @@ from torch.nn import functional
 from chanfmt.building.capture import Capture
 from chanfmt.building.statistics import FFNStatistics
 from chanfmt.data.text import read_text
-from chanfmt.data.tokens import sample, tokenize
+from chanfmt.data.tokens import pack, sample, tokenize
+from chanfmt.format.records import NO_SPECIAL_TOKENS
 from chanfmt.hub.locate import locate_model
 from chanfmt.models.find.discover import find_ffns
 from chanfmt.models.load import load_model
@@ -215,7 +216,8 @@ def _model_and_tokens(arguments: argparse.Namespace, device: torch.device) -> tu
         source = locate_model(os.environ["SMOLLM2_GGUF"])
         model = load_model(source, device=arguments.device)
         ids = tokenize(source.tokenizer, read_text("pydoc", "calibrate"))
-        return model, torch.from_numpy(sample(ids, arguments.sequences, arguments.seq_len, 0, "pydoc").ids).long().to(device)
+        blocks = pack(ids, arguments.seq_len, NO_SPECIAL_TOKENS, "pydoc")
+        return model, torch.from_numpy(sample(blocks, arguments.sequences, 0).ids).long().to(device)
     import transformers
 
     config = transformers.LlamaConfig(

@@ -91,6 +91,7 @@ def build(
     revision: str | None = None,
     sequences: int = 64,
     seq_len: int = 512,
+    bos: str = "auto",
     seed: int = 0,
     loss: str = "auto",
     rho: float = 0.01,
@@ -124,7 +125,9 @@ def build(
         name: Name of a loaded model in the atlas (default: the name in its config).
         revision: Branch, tag or commit of a model on the Hub.
         sequences: Number of calibration sequences.
-        seq_len: Tokens in a sequence.
+        seq_len: Tokens in a sequence, special tokens included.
+        bos: Special tokens around each sequence: ``auto`` for those that the tokenizer puts around a text, such as BOS, or CLS
+            and SEP; ``always`` for BOS too if the tokenizer has one and does not add it; ``never`` for none.
         seed: Seed of the sample of the text.
         loss: What is differentiated: ``next-token``, ``masked-token``, ``reconstruction``, ``embedding``, ``labels``, or
             ``auto`` for the loss that the model was made for.
@@ -180,6 +183,7 @@ def build(
         loss=loss,
         sequences=sequences,
         seq_len=seq_len,
+        bos=bos,
         seed=seed,
         batch_size=str(batch_size),
         device=str(device),
@@ -335,17 +339,20 @@ def report(atlas: Given, out: str | os.PathLike[str] | None = None, *, overwrite
         UsageError: ``out`` cannot be written.
         MissingPackageError: ``out`` without matplotlib (``pip install 'chanfmt[plot]'``).
     """
-    from pathlib import Path
+    import contextlib
 
+    from chanfmt.base.claims import claimed
+    from chanfmt.base.files import output_path
     from chanfmt.hub.locate import opened
     from chanfmt.reporting.make import make_report
     from chanfmt.reporting.pages import check_directory, write_report
 
-    directory = None if out is None else Path(out)
+    directory = None if out is None else output_path(out)
     if directory is not None:
         check_directory(directory, overwrite=overwrite)
-    with opened(atlas) as given:
-        made = make_report(given)
-    if directory is not None:
-        write_report(made, directory)
+    with contextlib.nullcontext() if directory is None else claimed(directory):
+        with opened(atlas) as given:
+            made = make_report(given)
+        if directory is not None:
+            write_report(made, directory, overwrite=overwrite)
     return made

@@ -68,8 +68,12 @@ def rendered(text: str) -> str:
 
 
 def _attributes(group: str) -> str:
-    rows = [f"| `{item.name}` | {item.type} | {item.meaning} |" for item in schema.ATTRIBUTES[group]]
-    return "\n".join(["| attribute | type | meaning |", "|---|---|---|", *rows])
+    items = schema.ATTRIBUTES[group]
+    if all(item.required for item in items):
+        rows = [f"| `{item.name}` | {item.type} | {item.meaning} |" for item in items]
+        return "\n".join(["| attribute | type | meaning |", "|---|---|---|", *rows])
+    rows = [f"| `{item.name}` | {item.type} | {'yes' if item.required else 'no'} | {item.meaning} |" for item in items]
+    return "\n".join(["| attribute | type | required | meaning |", "|---|---|---|---|", *rows])
 
 
 def _variables(variables: tuple[schema.Variable, ...]) -> str:

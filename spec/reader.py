@@ -39,6 +39,7 @@ METRICS = {  # [7] of the sums and n, in float64
     "curvature": lambda s, n: s["sum_s2"] / n,
     "taylor": lambda s, n: s["sum_abs_q"] / n,
 }
+SPECIAL_TOKENS = ("special_tokens", "tokenizer_special_tokens")
 SHARES = ("connectivity", "connectivity_at", "read_connectivity", "core_covered", "write_share")
 NEAREST = {"redundancy_partner": "redundancy_pair", "write_dimension": "write_share"}
 MAX_REDUNDANCY = 18.03
@@ -166,14 +167,31 @@ def attribute_value(owner: object, name: str, path: str) -> object:
         raise Invalid("E018", f"{path}@{name}", "not UTF-8") from None
 
 
-def attributes_of(owner: object, path: str) -> dict:
+class Texts:
+    """[1] Counts the bytes that texts claim: together no more than the file has, although texts may share their bytes."""
+
+    def __init__(self, size: int):
+        self.left = size
+
+    def take(self, count: int, path: str) -> None:
+        self.left -= count
+        if self.left < 0:
+            raise Invalid("E014", path, "the texts claim more bytes than the file has")
+
+
+def attributes_of(owner: object, path: str, texts: Texts) -> dict:
     """Every attribute by name in code-point order, without the attributes of HDF5 itself."""
     count = h5a.get_num_attrs(owner)
     if count > MAX_ATTRIBUTES:
         raise Invalid("E008", path, f"{count} attributes")
     names = [h5a.open(owner, index=index).name for index in range(count)]
     names = sorted(name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name for name in names)
-    return {name: attribute_value(owner, name, path) for name in names if name not in MACHINERY}
+    found = {}
+    for name in names:
+        if name not in MACHINERY:
+            found[name] = attribute_value(owner, name, path)
+            texts.take(len(found[name].encode()) if isinstance(found[name], str) else 0, f"{path}@{name}")
+    return found
 
 
 def type_of(dataset: h5d.DatasetID) -> str | None:
@@ -183,7 +201,7 @@ def type_of(dataset: h5d.DatasetID) -> str | None:
     return next((code for code, known in NUMBERS.items() if kind.equal(known)), None)
 
 
-def dataset_node(dataset: h5d.DatasetID, path: str, size: int) -> tuple[Node, range]:
+def dataset_node(dataset: h5d.DatasetID, path: str, size: int, file: int, texts: Texts) -> tuple[Node, range]:
     """A dataset whose storage follows [1] and [14], and the bytes that it occupies."""
     layout, kind, space = dataset.get_create_plist(), type_of(dataset), None
     if kind is None:
@@ -200,12 +218,16 @@ def dataset_node(dataset: h5d.DatasetID, path: str, size: int) -> tuple[Node, ra
     offset = dataset.get_offset()
     if offset is None or dataset.get_storage_size() != expected or offset + expected > size:
         raise Invalid("E014", path, f"{expected} bytes declared, {dataset.get_storage_size()} stored at {offset}")
-    return Node(path, kind, attributes_of(dataset, path), tuple(shape), id=dataset), range(offset, offset + expected)
+    if kind == "str":  # A text is stored as its length, the address of a heap, and an index.
+        stored = np.frombuffer(os.pread(file, expected, offset), "<u4")
+        texts.take(int(stored[::4].sum(dtype="u8")), path)
+    return Node(path, kind, attributes_of(dataset, path, texts), tuple(shape), id=dataset), range(offset, offset + expected)
 
 
 def walk(file: h5py.File, size: int) -> dict[str, Node]:
     """Read every object once, check that no two datasets share storage, then read the scales of their axes and their texts."""
-    nodes, extents, addresses = {"/": Node("/", "group", attributes_of(file.id, "/"))}, [], {h5o.get_info(file.id).addr: "/"}
+    texts, extents, addresses = Texts(size), [], {h5o.get_info(file.id).addr: "/"}
+    nodes = {"/": Node("/", "group", attributes_of(file.id, "/", texts))}
 
     def visit(group: object, path: str, depth: int) -> None:
         if group.get_num_objs() + len(nodes) > MAX_OBJECTS:
@@ -225,10 +247,10 @@ def walk(file: h5py.File, size: int) -> dict[str, Node]:
             if kind == h5i.GROUP:
                 if depth == MAX_DEPTH:
                     raise Invalid("E008", name, "groups nest too deep")
-                nodes[name] = Node(name, "group", attributes_of(item, name))
+                nodes[name] = Node(name, "group", attributes_of(item, name, texts))
                 visit(item, name, depth + 1)
             elif kind == h5i.DATASET:
-                nodes[name], extent = dataset_node(item, name, size)
+                nodes[name], extent = dataset_node(item, name, size, file.id.get_vfd_handle(), texts)
                 extents.append((extent, name))
             else:
                 raise Invalid("E009", name, "neither a group nor a dataset")
@@ -275,6 +297,9 @@ def check_names(atlas: Atlas) -> None:
         for path in stacks if group == "/stacks/*" else [group]:
             if path in atlas.nodes:
                 check_attributes(atlas, path, table)
+    if "/calibration" in atlas.nodes:
+        stated = [name in atlas.nodes["/calibration"].attributes for name in SPECIAL_TOKENS]
+        atlas.report(stated[0] != stated[1], "E103", "/calibration", "one of the special tokens is missing")
     if atlas.found:  # What follows looks into groups and attributes.
         return
     known: set[str] = set()
@@ -286,6 +311,8 @@ def check_names(atlas: Atlas) -> None:
             check_unknown(atlas, node)
     for path, allowed in (("/@status", "status"), ("/model@source", "source"), *((f"{name}@kind", "kind") for name in stacks)):
         atlas.report(atlas.attribute(path) not in TABLES[allowed], "E109", path, f"none of {TABLES[allowed]}")
+    if atlas.attribute("/model@source") == "hub":
+        atlas.report(not is_hub_id(atlas.attribute("/model@id")), "E109", "/model@id", "no name of a repository")
     loss = atlas.attribute("/calibration@loss")
     atlas.report(loss not in TABLES["loss"].values(), "E109", "/calibration@loss", "no known loss")
     scores = [name for name, row in STACK.items() if row["dtype"] == "f4" and row["dimensions"] == ["layer", "channel"]]
@@ -295,11 +322,17 @@ def check_names(atlas: Atlas) -> None:
     check_json(atlas)
 
 
+def is_hub_id(name: str) -> bool:
+    part = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
+    fits = len(name) <= 96 and re.fullmatch(rf"{part}(?:/{part})?", name)
+    return bool(fits) and "--" not in name and ".." not in name and not name.endswith(".git")
+
+
 def check_attributes(atlas: Atlas, path: str, table: list[dict]) -> None:
     for row in table:
         name, where = row["name"], f"{path}@{row['name']}"
         value = atlas.nodes[path].attributes.get(name)
-        atlas.report(value is None, "E103", where, "missing")
+        atlas.report(value is None and row["required"], "E103", where, "missing")
         atlas.report(value is not None and type(value) is not PYTHON[row["type"]], "E104", where, f"not of type {row['type']}")
 
 
@@ -371,6 +404,14 @@ def parsed(text: str) -> object:
         return None
 
 
+def special_tokens(text: str) -> tuple[list, list] | None:
+    """The token ids before and after [4]; None if ``text`` does not state them."""
+    value = parsed(text)
+    lists = [value.get(name) for name in ("before", "after")] if isinstance(value, dict) else [None]
+    right = all(isinstance(ids, list) and all(type(item) is int and 0 <= item < 2**31 for item in ids) for ids in lists)
+    return tuple(lists) if right else None
+
+
 def check_json(atlas: Atlas) -> None:
     def texts(value: object) -> bool:
         return all(isinstance(item, str) for item in value)
@@ -402,6 +443,11 @@ def check_json(atlas: Atlas) -> None:
     atlas.report(not isinstance(parsed(atlas.attribute("/model@config")), dict), "E110", "/model@config", "no object")
     atlas.report(not isinstance(versions, dict) or not texts(versions.values()), "E110", "/producer@versions", "no object")
     atlas.report(not all(isinstance(line, dict) for line in history), "E110", "/producer@history", "a line is no object")
+    for name in SPECIAL_TOKENS:
+        stated = atlas.nodes["/calibration"].attributes.get(name)
+        atlas.report(
+            stated is not None and special_tokens(stated) is None, "E110", f"/calibration@{name}", "no lists of token ids"
+        )
     for path, code, right in (
         ("/block/place", "E109", lambda text: text in TABLES["place"]),
         ("/block/tensors", "E110", lambda text: slices(parsed(text))),
@@ -441,6 +487,7 @@ def check_references(atlas: Atlas) -> None:
             int(block["n_channels"][row]),
             max(1, experts),
         )
+    check_widths(atlas, block)
     for path in stacks:
         rows = range(atlas.nodes[join(path, "layer")].shape[0])
         atlas.report(any(named[path, row] != 1 for row in rows), "E202", path, "a row is not named exactly once")
@@ -480,6 +527,19 @@ def check_tensors(atlas: Atlas, where: str, slices: list, gated: bool, channels:
             # As len(range(start, stop, step)), which refuses numbers beyond 64 bits.
             wrong |= -((item["start"] - item["stop"]) // max(1, item["step"])) != channels
     atlas.report(wrong, "E204", where, "not whole slices of the FFN's projections")
+
+
+def check_widths(atlas: Atlas, block: dict[str, np.ndarray]) -> None:
+    names, factors = block.get("width_field"), block.get("width_factor")
+    wrong = (names is None) != (factors is None) or bool((block.get("channel_parameters", np.ones(1)) < 1).any())
+    if names is not None and factors is not None:
+        shared: dict[str, set] = {}
+        for name, factor, width in zip(names, factors, block["n_channels"], strict=True):
+            wrong |= bool(factor < 1 or width % factor) if name else bool(factor)
+            if name and factor > 0:
+                shared.setdefault(name, set()).add(width // factor)
+        wrong |= any(len(found) > 1 for found in shared.values())
+    atlas.report(wrong, "E214", "/block", "width fields, factors and widths disagree")
 
 
 def check_supports(atlas: Atlas, path: str) -> None:
@@ -523,6 +583,14 @@ def check_sequences(atlas: Atlas) -> None:
     if "token_ids" in table:
         digests = [hashlib.sha256(row.tobytes()).hexdigest() for row in table["token_ids"]]
         atlas.report(digests != list(table["sequence_sha256"]), "E209", "/calibration/sequence_sha256", "not of token_ids")
+    stated = atlas.nodes["/calibration"].attributes.get("special_tokens")
+    if stated is not None:
+        before, after = special_tokens(stated)
+        wrong = len(before) + len(after) >= length
+        if not wrong and "token_ids" in table:
+            rows = table["token_ids"].tolist()
+            wrong = any(row[: len(before)] != before or row[len(row) - len(after) :] != after for row in rows)
+        atlas.report(wrong, "E213", "/calibration", "sequences without the special tokens")
 
 
 # --- Level 3: values [6, 7, 8] ---------------------------------------------------------------------------------
@@ -748,7 +816,7 @@ def examined(path: str | Path, content: object = None) -> tuple[list[tuple[str, 
     """The findings, and ``content(atlas)`` if the file has no errors."""
     try:
         size = check_size(path)
-        with h5py.File(path, "r", locking="best-effort") as file:
+        with h5py.File(path, "r", locking=False) as file:
             check_version(file)
             atlas = Atlas(walk(file, size))
             try:

@@ -72,8 +72,8 @@ def plan(
         layers: Layers to cut, as numbers or as text such as ``0-7,12``; None for all.
         stack: Stacks to cut; empty for all.
         invert: Whether to remove exactly the channels that would be kept.
-        multiple_of: Round kept widths to a multiple of this (default: the largest of 256, 128, 64 and 32 that divides the
-            full width and moves the kept width by less than 2%, or 1).
+        multiple_of: Round kept widths to a multiple of this (default: the largest of 256, 128 and 64 that moves the
+            kept width by less than 2%, or 32).
         seed: Seed of the method ``random``.
 
     Returns:
@@ -119,6 +119,9 @@ def prune(
     recover_device: str = "auto",
     verify: bool = True,
     shard_bytes: int | None = None,
+    dtype: str | None = None,
+    extra_layers: str | None = None,
+    allow_padding: bool = False,
     overwrite: bool = False,
     revision: str | None = None,
     progress: bool | None = None,
@@ -141,6 +144,12 @@ def prune(
         recover_device: Device of the refit: ``auto``, ``cpu``, ``cuda``, ...
         verify: Whether to compare logits. Shapes are always checked.
         shard_bytes: Largest size of a weights file in bytes; None for files that correspond to the model's.
+        dtype: Float that the result's tensors are rounded to: ``float32``, ``bfloat16`` or ``float16``; None to leave them as
+            they are stored.
+        extra_layers: What becomes of layers that transformers does not load (multi-token prediction) and that have the width
+            of an FFN that is cut: ``cut`` narrows them by the norms of their weights, ``drop`` leaves them out, None refuses.
+        allow_padding: Whether to cut even if the file shrinks by less than half of what was asked, because zero channels take
+            the place of removed ones.
         overwrite: Whether an earlier result in ``out`` is replaced.
         revision: Branch, tag or commit on the Hub, in place of the measured one.
         progress: Whether to draw progress bars on stderr; None draws them if stderr is a terminal.
@@ -166,7 +175,15 @@ def prune(
     _check_names("prune", planning, PlanOptions)
     plan_options = PlanOptions(sparsity, **planning)
     plan_options.check()
-    cut_options = CutOptions(overwrite=overwrite, verify=verify, shard_bytes=shard_bytes)
+    cut_options = CutOptions(
+        overwrite=overwrite,
+        verify=verify,
+        shard_bytes=shard_bytes,
+        extra_layers=extra_layers,
+        dtype=_dtype_name(dtype),
+        allow_padding=allow_padding,
+    )
+    cut_options.check()
     recovery = RecoveryOptions(recover, _texts(recover_text), str(recover_tokens), recover_device)
     with bars(progress), opened(atlas) as given:
         return prune_files(given, model, out, plan_options, cut_options, recovery, revision=revision)
@@ -185,6 +202,9 @@ def apply(
     verify: bool = True,
     fine_tune: bool = False,
     shard_bytes: int | None = None,
+    dtype: str | None = None,
+    extra_layers: str | None = None,
+    allow_padding: bool = False,
     overwrite: bool = False,
     revision: str | None = None,
     progress: bool | None = None,
@@ -197,8 +217,9 @@ def apply(
             Hub.
         out: Directory to write (default: MODEL-METHOD-PERCENT in the working directory).
         atlas: The atlas that the plan was made from. ``recover`` needs it, and the result gets a copy.
-        recover, recover_text, recover_tokens, recover_device, verify, shard_bytes, overwrite, revision, progress: As for `prune`.
-        fine_tune: Whether other weights than the measured ones are accepted, in the same tensors.
+        recover, recover_text, recover_tokens, recover_device, verify, shard_bytes, dtype, extra_layers, allow_padding, overwrite,
+            revision, progress: As for `prune`.
+        fine_tune: Whether other weights than the measured ones are accepted: those of a fine-tune, perhaps with another head.
 
     Returns:
         The result: its directory, and the record of what was removed, written and checked.
@@ -209,37 +230,27 @@ def apply(
         chanfmt.ModelError: The model is not the model of the plan, or stock code could not load the result.
         chanfmt.CheckError: The result did not pass its checks. Nothing is left behind.
     """
-    import contextlib
     import os
-    from pathlib import Path
 
+    from chanfmt.base.inputs import input_path
     from chanfmt.base.narrate import bars
-    from chanfmt.hub.locate import opened
     from surgery.cut.options import CutOptions
-    from surgery.cut.prune import apply as apply_plan
-    from surgery.planning.file import load_plan
+    from surgery.cut.prune import apply_file
     from surgery.planning.plan import PruningPlan
-    from surgery.recovery.options import RecoveryOptions, plan_recovery
+    from surgery.recovery.options import RecoveryOptions
 
     if not isinstance(plan, PruningPlan | str | os.PathLike):
         raise _not_a_plan(plan)
-    given = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan))
     _check_loaded(model)
     recovery = RecoveryOptions(recover, _texts(recover_text), str(recover_tokens), recover_device)
-    recovery.check()
-    if recover != "none" and atlas is None:
-        raise UsageError(f"the recovery {recover} needs the atlas of the plan", hint="pass it: atlas=...")
-    cut_options = CutOptions(overwrite=overwrite, verify=verify, fine_tune=fine_tune, shard_bytes=shard_bytes)
-    with bars(progress), contextlib.ExitStack() as stack:
-        source = None if atlas is None else stack.enter_context(opened(atlas))
-        refit = None
-        if source is not None:
-            given.check_atlas(source)
-            refit = plan_recovery(recovery, source, given)
-        return apply_plan(given, model, out, cut_options, revision=revision, atlas=source, recovery=refit)
+    cut_options = CutOptions(overwrite, verify, fine_tune, shard_bytes, extra_layers, _dtype_name(dtype), allow_padding)
+    cut_options.check()
+    given = plan if isinstance(plan, PruningPlan) else input_path(plan)
+    with bars(progress):
+        return apply_file(given, model, out, cut_options, recovery, revision=revision, atlas=atlas)
 
 
-def prune_(model: Any, plan: PruningPlan) -> Narrowed:
+def prune_(model: Any, plan: PruningPlan, *, allow_padding: bool = False) -> Narrowed:
     """Remove from a loaded transformers model, in place, the channels that a plan does not keep.
 
     Weights, biases, the sizes that the modules know (such as ``out_features``) and the config change. ``save_pretrained``
@@ -249,6 +260,7 @@ def prune_(model: Any, plan: PruningPlan) -> Narrowed:
     Args:
         model: A ``transformers.PreTrainedModel``. Nothing can tell whether its weights are those that the atlas measured.
         plan: From `plan`.
+        allow_padding: As for `prune`.
 
     Returns:
         The numbers of channels and parameters before and after, and the config fields that changed.
@@ -256,14 +268,14 @@ def prune_(model: Any, plan: PruningPlan) -> Narrowed:
     Raises:
         chanfmt.ModelError: The model is not the plan's (another model type, other FFNs or shapes), is quantised, sharded or
             not in memory, or its class cannot have the planned widths. The model is then unchanged.
-        chanfmt.UsageError: ``plan`` is not a plan.
+        chanfmt.UsageError: ``plan`` is not a plan, or the model would hardly shrink.
     """
     from surgery.cut.in_place import prune_ as narrow
     from surgery.planning.plan import PruningPlan
 
     if not isinstance(plan, PruningPlan):
         raise _not_a_plan(plan)
-    return narrow(model, plan)
+    return narrow(model, plan, allow_padding=allow_padding)
 
 
 def evaluate(
@@ -546,6 +558,11 @@ def _check_loaded(model: object) -> None:
             f"{type(model).__name__} is in memory, and a checkpoint is cut from its files",
             hint="cut it in memory: surgery.prune_(model, surgery.plan(atlas)), or pass its directory",
         )
+
+
+def _dtype_name(dtype: Any) -> str | None:
+    """The name of ``dtype``, which may be a torch dtype; None for None."""
+    return None if dtype is None else str(dtype).removeprefix("torch.")
 
 
 def _check_names(function: str, given: dict[str, Any], options: type) -> None:

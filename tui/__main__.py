@@ -1,7 +1,16 @@
-"""Run ``atlas-tui`` as ``python -m tui``."""
+"""The command `atlas-tui`, and `python -m tui`."""
+
+from __future__ import annotations
 
 import sys
 
-from tui.cli import main
+from chanfmt.base.start import start
 
-sys.exit(main())
+
+def main() -> int:
+    """Run `atlas-tui` with the arguments of the process. Returns the exit code."""
+    return start("tui.cli")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

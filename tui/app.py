@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import signal
 from functools import partial
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from textual import on
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.driver import Driver
 from textual.widgets import Input
 
 from chanfmt.base.errors import ChanfmtError
-from chanfmt.base.text import printable
+from chanfmt.base.text import one_line
 from tui.screens.base import BrowserScreen
 from tui.screens.choice import ChoiceScreen
 from tui.screens.help import HelpScreen
@@ -58,6 +58,7 @@ class AtlasApp(App[str], inherit_bindings=False):
         Binding("D", "dump", "dump", show=False, tooltip="quit and print this view"),
         Binding("colon", "command_palette", "command", show=False, tooltip="every action by name"),
         Binding("ctrl+p", "command_palette", "command", show=False, priority=True, tooltip="every action by name"),
+        Binding("ctrl+z", "suspend_process", "suspend", show=False, priority=True, tooltip="suspend (fg comes back)"),
         Binding("ctrl+c", "quit", "quit", show=False, priority=True, tooltip="quit at once"),
         Binding("question_mark", "help", "help", tooltip="this help"),
     ]
@@ -88,8 +89,6 @@ class AtlasApp(App[str], inherit_bindings=False):
         self.set_interval(POLL_SECONDS, self.session.poll)
         for row in path_to(self.session.place.screen):
             await self.push_screen(self._made(row.name, Opening(self.session.first_ffn, self.session.place, self.screen)))
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            asyncio.get_running_loop().add_signal_handler(number, partial(self.exit, return_code=128 + number))
 
     def _made(self, name: str, opening: Opening) -> StatusScreen:
         screen: StatusScreen = resolve_name(ROW_OF[name].factory)(self.session, opening)
@@ -157,7 +156,7 @@ class AtlasApp(App[str], inherit_bindings=False):
             try:
                 result = work()
             except ChanfmtError as error:
-                self.call_from_thread(refused, printable(error.message))
+                self.call_from_thread(refused, one_line(error.message))
             else:
                 self.call_from_thread(then, result)
 
@@ -174,6 +173,15 @@ class AtlasApp(App[str], inherit_bindings=False):
         for row in key_rows(screen):
             run = partial(self.run_action, row.action, row.node)
             yield SystemCommand(f"{row.sentence}  {' '.join(row.keys)}", "", run)
+
+    @on(Driver.SignalResume)
+    def _come_back(self) -> None:
+        """Paint everything after ctrl+z: the shell has written on the screen, and Textual paints changes only."""
+        self.refresh(layout=True)
+
+    def end(self, code: int) -> None:
+        """End the program with the exit code ``code``. Any thread may call this."""
+        self.exit(return_code=code)
 
     def action_reload(self) -> None:
         self.session.reload()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from dataclasses import dataclass, field
@@ -10,8 +11,10 @@ from typing import TYPE_CHECKING
 
 from chanfmt.base.choices import unknown
 from chanfmt.base.errors import UsageError
-from chanfmt.base.text import printable
-from chanfmt.cli.framework import Parser, add_options, run_command
+from chanfmt.base.files import output_path
+from chanfmt.base.inputs import input_path
+from chanfmt.base.text import one_line
+from chanfmt.cli.framework import Parser, add_options, print_line, run_command
 from tui.session.place import ASCENDING, Place
 from tui.session.registry import OF_TWO, SCREENS
 
@@ -28,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     return run_command(make_parser(), arguments)
 
+
+NO_SCREEN = ("", "dumb", "unknown")
+"""Values of TERM of terminals that show lines only: Emacs's shell, some editors, some services for continuous integration."""
 
 EXAMPLES = (
     "atlas-tui llama.h5",
@@ -143,18 +149,16 @@ def _run(options: argparse.Namespace) -> int:
     place.find(snapshot)
     drawn = _picture(options, snapshot.path, place)
     if drawn is not None:
-        named = [Path(name) for name in (options.file, options.other) if name is not None]
+        named = [input_path(name) for name in (options.file, options.other) if name is not None]
         _check_picture(drawn, [*named, *(read.path for read in (snapshot, other) if read is not None), protect_file])
     marks, warnings, signature = read_marks(protect_file, snapshot)
     _check_filter(place, snapshot, other, marks)
-    if drawn is None and not (all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))):
-        raise UsageError(
-            "atlas-tui needs a terminal",
-            hint=f"to a pipe or a file, use: atlas info {options.file}, or: atlas show {options.file} --layer 0; "
-            "for a picture, add --screenshot SCREEN",
-        )
+    if drawn is None:
+        _check_terminal(options.file)
+        _ignore_stale_size()
     from tui.app import AtlasApp
     from tui.session.session import Session
+    from tui.watchdog import Watchdog
 
     session = Session(
         snapshot,
@@ -174,14 +178,42 @@ def _run(options: argparse.Namespace) -> int:
         from tui.picture import SIZE, draw, parse_size
 
         draw(app, drawn, parse_size(options.size) if options.size else SIZE, overwrite=options.overwrite)
-        print(drawn)
+        print_line(str(drawn))
         return 0
     if warnings:
-        app.call_later(session.say, printable(warnings[0]))
-    last_words = app.run()
+        app.call_later(session.say, one_line(warnings[0]))
+    with Watchdog(app.end):
+        last_words = app.run()
     if last_words:
-        print(last_words)
+        # They are code and command lines, which must be whole.
+        for line in last_words.split("\n"):
+            print_line(line, len(line))
     return app.return_code or 0
+
+
+def _check_terminal(file: str) -> None:
+    """Raise `UsageError` if there is no terminal that can show the program."""
+    if not all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
+        raise UsageError(
+            "atlas-tui needs a terminal",
+            hint=f"to a pipe or a file, use: atlas info {file}, or: atlas show {file} --layer 0; "
+            "for a picture, add --screenshot SCREEN",
+        )
+    kind = os.environ.get("TERM", "")
+    if kind in NO_SCREEN:
+        raise UsageError(
+            f"atlas-tui needs a terminal with a cursor, and TERM is {kind or 'not set'}",
+            hint=f"here, use: atlas info {file}, or: atlas show {file} --layer 0; if the terminal has a cursor, set "
+            "TERM=xterm-256color",
+        )
+
+
+def _ignore_stale_size() -> None:
+    """Let the terminal say its size: COLUMNS and LINES of a parent may be from before the last change of the window."""
+    with contextlib.suppress(OSError, ValueError):
+        if all(os.get_terminal_size(sys.stdout.fileno())):
+            for name in ("COLUMNS", "LINES"):
+                os.environ.pop(name, None)
 
 
 def _place(options: argparse.Namespace, *, compared: bool) -> Place:
@@ -204,7 +236,7 @@ def _place(options: argparse.Namespace, *, compared: bool) -> Place:
 def _picture(options: argparse.Namespace, atlas: Path, place: Place) -> Path | None:
     """The file to draw into; None if the user asked for no picture."""
     if options.export_svg is not None:
-        return Path(options.export_svg)
+        return output_path(options.export_svg)
     return Path(f"{atlas.name.partition('.')[0]}-{place.screen}.svg") if options.screenshot else None
 
 
@@ -239,6 +271,6 @@ def _protect_file(options: argparse.Namespace, atlas: Path) -> Path:
     from tui.session.protect import default_protect_file
 
     if options.protect is not None:
-        return Path(options.protect)
+        return input_path(options.protect)
     # The atlas is in the Hub cache, which is not a place for the user's files.
     return Path(default_protect_file(atlas).name) if options.file.startswith("hf://") else default_protect_file(atlas)

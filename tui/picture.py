@@ -50,5 +50,5 @@ def draw(app: AtlasApp, path: Path, size: tuple[int, int], *, overwrite: bool) -
     app.run(headless=True, size=size, auto_pilot=look)
     if not svg:
         raise ChanfmtError(f"the screen could not be drawn at {size[0]}x{size[1]}", hint="please report this")
-    with atomic_file(path) as temporary:
+    with atomic_file(path, overwrite=overwrite) as temporary:
         temporary.write_text(svg[0], encoding="utf-8")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from chanfmt.algebra.labels import supernode_count, top_indices
+from chanfmt.base.choices import unknown
 from chanfmt.base.errors import AtlasError
 from chanfmt.format import schema
 from chanfmt.format.unit import unit_rows
@@ -63,13 +64,20 @@ class FFNComparison:
 
 
 def compare(first: Atlas, second: Atlas, metric: str = "lp") -> list[FFNComparison]:
-    """Compare ``metric``, one of `chanfmt.format.schema.METRICS`, and the labels of every FFN, in model order.
+    """Compare ``metric`` and the labels of every FFN, in model order.
 
     Revisions, weights and calibration texts of the two atlases may differ.
 
+    Args:
+        metric: One of `chanfmt.format.schema.METRICS`, or a metric of another program that both atlases hold, ``x_owner/name``.
+
     Raises:
+        UsageError: ``metric`` is neither.
         AtlasError: The models have different FFNs, or one atlas does not hold ``metric`` or labels.
     """
+    known = dict.fromkeys([*schema.METRIC_BY_NAME, *_extension_names(first), *_extension_names(second)])
+    if metric not in known:
+        raise unknown("metric", metric, known)
     check_same_ffns(first, second)
     for atlas in (first, second):
         _check_holds(atlas, metric)
@@ -99,6 +107,19 @@ def shared_text_note(first: Atlas, second: Atlas) -> Note | None:
         )
         if shared
         else None
+    )
+
+
+def special_tokens_note(first: Atlas, second: Atlas) -> Note | None:
+    """A note that the sequences of the atlases do not begin and end alike; None if they do."""
+    ours, theirs = first.calibration, second.calibration
+    return (
+        None
+        if ours.begins_like(theirs)
+        else Note(
+            "sequences begin differently",
+            f"the sequences of one {ours.ends}, and those of the other {theirs.ends}: some of the difference comes from this",
+        )
     )
 
 
@@ -230,9 +251,14 @@ def _check_holds(atlas: Atlas, metric: str) -> None:
             if atlas.status == "partial":
                 hint = "it comes from an unfinished build; finish it with: atlas build ... --resume"
             else:
-                common = [held for held in stack.metrics if all(held in other for other in atlas.stacks.values())]
+                names = [item.name for item in stack.all_metrics]
+                common = [held for held in names if all(held in other for other in atlas.stacks.values())]
                 hint = f"metrics it holds: {', '.join(common)}"
             raise AtlasError(f"{atlas.path} holds no {what} for {stack.name}", hint=hint)
+
+
+def _extension_names(atlas: Atlas) -> list[str]:
+    return [name for stack in atlas.stacks.values() for name in stack.extension_names]
 
 
 def _shape(channels: int, experts: int) -> str:

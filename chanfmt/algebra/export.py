@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from chanfmt.base.claims import claimed
 from chanfmt.base.errors import AtlasError, MissingPackageError, UsageError
 from chanfmt.base.files import atomic_file, check_target
 from chanfmt.base.text import spreadsheet_text
@@ -66,7 +67,7 @@ def export(atlas: Atlas, path: Path, *, metrics: Sequence[str] | None = None, ov
     if path.exists() and path.samefile(atlas.file):
         raise UsageError(f"{path} is the atlas that is exported", hint="choose another -o")
     write = {"parquet": _write_parquet, "csv": _write_csv, "npz": _write_npz, "json": _write_json}[kind]
-    with atomic_file(path) as temporary:
+    with claimed(path), atomic_file(path, overwrite=overwrite) as temporary:
         return write(atlas, variables, temporary)
 
 
@@ -79,6 +80,13 @@ def describe(atlas: Atlas) -> dict[str, Any]:
             **{
                 name: getattr(calibration, name)
                 for name in ("loss", "metric_definition", "tokenizer", "sequences", "seq_len", "tokens", "seed")
+            },
+            **{
+                name: None if tokens is None else dataclasses.asdict(tokens)
+                for name, tokens in (
+                    ("special_tokens", calibration.special_tokens),
+                    ("tokenizer_special_tokens", calibration.tokenizer_special_tokens),
+                )
             },
             "mean_loss": calibration.mean_loss if math.isfinite(calibration.mean_loss) else None,
             "contributions": [dataclasses.asdict(row) for row in calibration.contributions],

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from chanfmt.format.reader import Stack
 
 _REBUILD = "build one of them again with this chanfmt"
+_ABOUT_WIDTHS = ("width_field", "width_factor", "channel_parameters")
+"""Columns of the FFN table that atlases of an older chanfmt lack."""
 _RESET = "build one of them again with the settings of the other"
 _CALIBRATION = {
     "loss": "they differentiate different losses",
@@ -97,7 +99,7 @@ def merge(atlases: Sequence[Atlas]) -> AtlasContent:
         calibration=_calibration(ordered),
         labels=first.labels,
         core_rho=first.labels.rho,
-        blocks=first.blocks,
+        blocks=_blocks(ordered),
         stacks=tuple(stacks),
         producer=_producer(ordered),
         extensions=extensions.groups(),
@@ -178,6 +180,11 @@ def _check_agreement(first: Atlas, other: Atlas) -> None:
         mine, theirs = getattr(first.calibration, field), getattr(other.calibration, field)
         if mine != theirs:
             raise AtlasError(f"{both} do not merge: {what} ({_short(mine)} and {_short(theirs)})", hint=_RESET)
+    if not first.calibration.begins_like(other.calibration):
+        raise AtlasError(
+            f"{both} do not merge: the sequences of one {first.calibration.ends}, and those of the other {other.calibration.ends}",
+            hint="build both with this chanfmt and the same --bos",
+        )
     _check_blocks(first, other, both)
     if first.stacks.keys() != other.stacks.keys():
         raise AtlasError(f"{both} hold different stacks: {', '.join(first.stacks)} and {', '.join(other.stacks)}", hint=_REBUILD)
@@ -207,12 +214,30 @@ def _check_blocks(first: Atlas, other: Atlas, both: str) -> None:
         raise AtlasError(f"{both} have {len(first.blocks)} and {len(other.blocks)} FFNs", hint=_REBUILD)
     for mine, theirs in zip(first.blocks, other.blocks, strict=True):
         for item in dataclasses.fields(Block):
+            if item.name in _ABOUT_WIDTHS and not (_says(mine, item.name) and _says(theirs, item.name)):
+                continue
             if getattr(mine, item.name) != getattr(theirs, item.name):
                 raise AtlasError(
                     f"{both} describe FFN {mine.index} differently: {item.name} is {_short(getattr(mine, item.name))} in "
                     f"one and {_short(getattr(theirs, item.name))} in the other",
                     hint=_REBUILD,
                 )
+
+
+def _says(block: Block, name: str) -> bool:
+    """Whether the atlas of ``block`` has the column ``name``, which an older chanfmt did not write."""
+    return bool(block.channel_parameters) if name == "channel_parameters" else block.width_field is not None
+
+
+def _blocks(atlases: Sequence[Atlas]) -> tuple[Block, ...]:
+    """The FFNs of the merged atlas. What sets their widths comes from the first atlas that says it."""
+    blocks = []
+    for rows in zip(*(atlas.blocks for atlas in atlases), strict=True):
+        known = {
+            name: next((getattr(row, name) for row in rows if _says(row, name)), getattr(rows[0], name)) for name in _ABOUT_WIDTHS
+        }
+        blocks.append(dataclasses.replace(rows[0], **known))
+    return tuple(blocks)
 
 
 def _check_stack(mine: Stack, theirs: Stack, both: str) -> None:
@@ -241,7 +266,7 @@ def _accumulated(atlases: Sequence[Atlas]) -> tuple[dict[str, dict[str, np.ndarr
     extensions: ExtensionMerge | None = None
     for stated in atlases:
         # Open the file again: closing it frees its arrays, and the digest shows whether the file has changed.
-        with Atlas.open(stated.file, verify=True) as atlas:
+        with Atlas.open(stated.file, verify=True, contained=True) as atlas:
             if atlas.content_sha256 != stated.content_sha256:
                 raise AtlasError(f"{stated.path} changed while it was being merged", hint="merge again")
             if extensions is None:
@@ -293,6 +318,8 @@ def _calibration(atlases: Sequence[Atlas]) -> CalibrationRecord:
         sources.append(source)
     stored = [record.token_ids for record in records]
     first = records[0]
+    # Older atlases do not state their special tokens. They merge with the others only if there are none.
+    stating = next((record for record in records if record.special_tokens is not None), first)
     return CalibrationRecord(
         loss=first.loss,
         metric_definition=first.metric_definition,
@@ -307,6 +334,8 @@ def _calibration(atlases: Sequence[Atlas]) -> CalibrationRecord:
         token_ids=None
         if any(ids is None for ids in stored)
         else np.stack([ids[index] for _, part, index in sequences if (ids := stored[part]) is not None]),
+        special_tokens=stating.special_tokens,
+        tokenizer_special_tokens=stating.tokenizer_special_tokens,
     )
 
 

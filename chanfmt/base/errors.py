@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from chanfmt.base.text import one_line
+
 
 def first_line(error: BaseException) -> str:
     """Message of another library's exception, cut to one line."""
@@ -12,6 +14,9 @@ def first_line(error: BaseException) -> str:
 class ChanfmtError(Exception):
     """A failure that the command line reports in one line and a hint, without a traceback.
 
+    Names of files and texts of files may be part of an error, so it is made of lines as `chanfmt.base.text.one_line` makes
+    them.
+
     Args:
         message: What is wrong, as a sentence without a final full stop.
         hint: What to do next, best as a command.
@@ -20,9 +25,13 @@ class ChanfmtError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = one_line(message)
+        self.hint = None if hint is None else one_line(hint)
+        super().__init__(self.message)
+
+    def add_hint(self, hint: str) -> None:
+        """Add a second line to the hint."""
+        self.hint = "\n  ".join([*([self.hint] if self.hint else []), one_line(hint)])
 
     def __str__(self) -> str:
         return f"{self.message}\n  {self.hint}" if self.hint else self.message

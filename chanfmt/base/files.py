@@ -1,5 +1,9 @@
 """Write files and directories whole or not at all: write a temporary next to the target, fsync, rename.
 
+What appears at the target in the meantime is not replaced, unless the caller says so; the finished work is then kept under
+another name. What is replaced keeps its nature: a new file has the mode and the owner of the old one, and a symbolic link
+stays a link, whose target is replaced.
+
 A killed process may leave its temporary behind. The next process that writes the same target removes it. A writer holds
 a shared lock on its temporary, so a temporary that can be locked exclusively has no writer any more. (The lock is shared
 so that readers with locks of their own can open the published file.) If the file system has no locks, nothing is removed.
@@ -8,14 +12,17 @@ so that readers with locks of their own can open the published file.) If the fil
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
 import stat
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chanfmt.base.errors import ChanfmtError, UsageError
+from chanfmt.base.publishing import exchange, inherit_nature, put_in_place
 
 try:
     import fcntl
@@ -24,7 +31,28 @@ except ImportError:  # This platform has no locks, so no temporary is removed.
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+_SPECIAL = "a device, a pipe or a socket, and is never replaced"
+_LONGEST = 200
+"""Bytes of a name that a temporary's name repeats. A name may have 255 bytes, and a temporary's name is longer."""
+
+
+def output_path(name: str | os.PathLike[str]) -> Path:
+    """The path of the output that a user calls ``name``, with ``~`` expanded.
+
+    Raises:
+        UsageError: ``name`` is ``-``, which stands for standard output in other programs.
+    """
+    text = os.fspath(name)
+    if text == "-":
+        raise UsageError("the output is a file, and cannot be standard output", hint="name a file; one that is called - is ./-")
+    return Path(os.path.expanduser(text))
+
+
+def real_path(path: Path) -> Path:
+    """Absolute path of what ``path`` names, at the end of all symbolic links."""
+    # `Path.resolve` raises RuntimeError for links in a circle.
+    return Path(os.path.realpath(path))
 
 
 def check_target(path: Path, *, overwrite: bool, directory: bool = False) -> None:
@@ -38,18 +66,19 @@ def check_target(path: Path, *, overwrite: bool, directory: bool = False) -> Non
     """
     what = "directory" if directory else "file"
     try:
-        there, is_directory = os.path.lexists(path), path.is_dir()
-        parent = path.absolute().parent
+        there, is_directory, special = os.path.lexists(path), path.is_dir(), _is_special(path)
+        # If `path` is a symbolic link, the target of the link is written.
+        parent = real_path(path).parent
         has_parent = parent.is_dir()
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}", hint="choose another -o") from None
     if there:
+        if special:
+            raise UsageError(f"{path} is {_SPECIAL}", hint="choose another -o")
         if not overwrite:
             raise UsageError(f"the output {what} {path} exists", hint="choose another -o, or add --overwrite")
-        if is_directory != directory:
+        if is_directory != directory and path.exists():
             raise UsageError(f"{path} exists and is not a {what}", hint="choose another -o")
-        if _is_special(path):
-            raise UsageError(f"{path} is a device, a pipe or a socket, and is never replaced", hint="choose another -o")
     if not has_parent:
         raise UsageError(f"the directory {parent} does not exist", hint=f"create it with: mkdir -p {parent}")
     # os.access returns True for root on a read-only mount, so write a file to find out.
@@ -103,7 +132,13 @@ def write_at(descriptor: int, data: memoryview | bytes, offset: int) -> int:
 
 def temporary_name(name: str) -> str:
     """A hidden name, next to ``name``, that no other process uses."""
-    return f".{name}.{uuid.uuid4().hex[:12]}.tmp"
+    return f"{hidden_stem(name)}.{uuid.uuid4().hex[:12]}.tmp"
+
+
+def hidden_stem(name: str) -> str:
+    """The beginning of the names of hidden files that belong to ``name``."""
+    raw = os.fsencode(name)
+    return f".{name}" if len(raw) <= _LONGEST else f".{hashlib.sha256(raw).hexdigest()}"
 
 
 def fsync_path(path: Path) -> None:
@@ -116,25 +151,33 @@ def fsync_path(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield an empty temporary file next to ``path``; rename it to ``path`` on success, remove it otherwise.
 
+    Args:
+        overwrite: Replace ``path`` if it exists, and keep its mode and its owner.
+
     Raises:
+        OutputAppearedError: ``path`` exists, and ``overwrite`` is False. The file is kept beside it.
         ChanfmtError: An `OSError` occurred, in the body too.
     """
-    parent = path.absolute().parent
+    target = real_path(path)
     temporary = None
     try:
-        remove_stale(path)
-        temporary, lock = _create(parent, path.name, directory=False)
+        # Renaming over /dev/null as root would break the whole machine.
+        if _is_special(path):
+            raise ChanfmtError(f"{path} is {_SPECIAL}", hint="choose another output")
+        remove_stale(target)
+        temporary, lock = _create(target, directory=False)
         with lock:
             yield temporary
             fsync_path(temporary)
-            # Renaming over /dev/null as root would break the whole machine.
-            if _is_special(path):
-                raise ChanfmtError(f"{path} is a device, a pipe or a socket, and is never replaced", hint="choose another output")
-            os.replace(temporary, path)
-        fsync_path(parent)
+            if overwrite and (not os.path.lexists(target) or target.is_file()):
+                inherit_nature(temporary, target)
+                os.replace(temporary, target)
+            else:
+                put_in_place(temporary, target, path)
+        fsync_path(target.parent)
     except OSError as error:
         raise ChanfmtError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
@@ -143,31 +186,38 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
+def atomic_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary directory next to ``path``; rename it to ``path`` on success, remove it otherwise.
 
-    An existing directory ``path`` is moved aside, and removed only after the new directory is in its place. If a process
-    is killed between the two steps, the next process puts the old directory back.
+    An existing directory ``path`` changes places with the new directory in one step. If the file system cannot do that, it
+    is moved aside, and removed only after the new directory is in its place; if a process is killed between the two steps,
+    the next process puts the old directory back.
+
+    Args:
+        overwrite: Replace the directory ``path`` if it exists. Modes and owners stay, for files of the same names too.
 
     Raises:
+        OutputAppearedError: ``path`` exists and may not be replaced. The directory is kept beside it.
         ChanfmtError: An `OSError` occurred, in the body too.
     """
-    # If `path` is a symbolic link, the target of the link is replaced.
-    path = path.resolve()
+    target = real_path(path)
     temporary = None
     try:
-        remove_stale(path)
-        temporary, lock = _create(path.parent, path.name, directory=True)
+        remove_stale(target)
+        temporary, lock = _create(target, directory=True)
         with lock:
             yield temporary
             for item in temporary.rglob("*"):
                 fsync_path(item)
+                if overwrite:
+                    inherit_nature(item, target / item.relative_to(temporary))
             fsync_path(temporary)
-            if path.exists():
-                _swap(temporary, path)
+            if overwrite and target.is_dir():
+                inherit_nature(temporary, target)
+                _swap(temporary, target)
             else:
-                os.rename(temporary, path)
-        fsync_path(path.parent)
+                put_in_place(temporary, target, path)
+        fsync_path(target.parent)
     except OSError as error:
         raise ChanfmtError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
@@ -177,8 +227,9 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 def remove_stale(path: Path) -> None:
     """Remove the temporaries that killed writers of ``path`` left, and put back a directory that they moved aside."""
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{12}}\.(tmp|old)")
-    parent = path.absolute().parent
+    path = real_path(path)
+    pattern = re.compile(rf"{re.escape(hidden_stem(path.name))}\.[0-9a-f]{{12}}\.(tmp|old)")
+    parent = path.parent
     try:
         names = [name for name in os.listdir(parent) if pattern.fullmatch(name)]
     except OSError:
@@ -206,14 +257,16 @@ def _is_special(path: Path) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
-def _create(parent: Path, name: str, *, directory: bool) -> tuple[Path, contextlib.ExitStack]:
-    """Create a temporary for ``name``. Returns its path, and a stack whose context holds the lock on it."""
+def _create(target: Path, *, directory: bool) -> tuple[Path, contextlib.ExitStack]:
+    """Create a temporary for ``target``. Returns its path, and a stack whose context holds the lock on it."""
+    # Until it has the mode of what it replaces, nobody else may read it.
+    private = 0o700 if os.path.lexists(target) else 0o777
     while True:
-        temporary = parent / temporary_name(name)
+        temporary = target.parent / temporary_name(target.name)
         if directory:
-            temporary.mkdir()
+            temporary.mkdir(mode=private)
         else:
-            temporary.touch(exist_ok=False)
+            temporary.touch(mode=private & 0o666, exist_ok=False)
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(_lock(temporary, exclusive=False))
@@ -249,7 +302,9 @@ def _lock(path: Path, *, exclusive: bool) -> Iterator[bool]:
 
 
 def _swap(new: Path, path: Path) -> None:
-    """Replace the directory ``path`` by the directory ``new``."""
+    """Replace the directory ``path`` by the directory ``new``. The old one is removed, or is at ``new`` afterwards."""
+    if exchange(new, path):
+        return
     # Its suffix differs from a temporary's: for a moment this is the only copy of the target.
     old = path.parent / (temporary_name(path.name).removesuffix("tmp") + "old")
     with contextlib.ExitStack() as stack:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-from chanfmt.base.text import printable
+from chanfmt.base.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,4 +20,4 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def inline(text: str) -> str:
     """``text`` for the content or an attribute of an HTML element."""
-    return escape(printable(text))
+    return escape(one_line(text))

@@ -13,7 +13,7 @@ import sys
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from chanfmt.base.text import printable
+from chanfmt.base.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,12 +27,12 @@ _DISABLED = {True: False, False: True, None: None}
 
 def say(text: str) -> None:
     """Log ``text``, a sentence about the work in progress. ``--quiet`` hides it."""
-    LOGGER.info("%s", printable(text))
+    LOGGER.info("%s", one_line(text))
 
 
 def warn(text: str) -> None:
     """Log ``text``, a sentence about something that may change the result. ``--quiet`` does not hide it."""
-    LOGGER.warning("%s", printable(text))
+    LOGGER.warning("%s", one_line(text))
 
 
 def progress_bar(total: int, unit: str, description: str) -> Any:
@@ -45,7 +45,7 @@ def progress_bar(total: int, unit: str, description: str) -> Any:
         unit_scale=True,
         desc=description,
         leave=False,
-        disable=_DISABLED[_bars.get()],
+        disable=True if sys.stderr is None else _DISABLED[_bars.get()],
         file=sys.stderr,
     )
 
@@ -60,7 +60,8 @@ def counted(items: Sequence[Item], unit: str, description: str) -> Iterator[Item
 
 def bars_shown() -> bool:
     """Whether progress bars are drawn, see `bars`."""
-    return sys.stderr.isatty() if _bars.get() is None else bool(_bars.get())
+    # A closed stderr is None.
+    return sys.stderr is not None and (sys.stderr.isatty() if _bars.get() is None else bool(_bars.get()))
 
 
 @contextlib.contextmanager

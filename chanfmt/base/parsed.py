@@ -19,10 +19,19 @@ def parse_json(text: str | bytes, kind: type[T]) -> T:
     Fields that ``kind`` does not declare are skipped, unless it is a `msgspec.Struct` that forbids them.
 
     Raises:
-        ValueError: It is not JSON, a field is missing or has another type, or a number is not finite.
+        ValueError: It is not JSON, a field is missing or has another type, a number is not finite, or an object holds a name
+            twice. (Of two values, one program reads the first and another the last.)
     """
     try:
-        return msgspec.json.decode(text, type=kind)
+        found = msgspec.json.decode(text, type=kind)
+        # msgspec takes the last value. The numbers have been read, and are not of interest here.
+        json.loads(
+            bytes(text) if isinstance(text, msgspec.Raw) else text,
+            object_pairs_hook=no_duplicates,
+            parse_int=len,
+            parse_float=len,
+        )
+        return found
     except msgspec.ValidationError as error:
         raise ValueError(_named(str(error))) from None
     except RecursionError:

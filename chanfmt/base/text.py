@@ -1,4 +1,4 @@
-"""Text that people and machines read: safe characters, numbers, tables, JSON, cells of spreadsheets.
+"""Text that people and machines read: safe lines, numbers, tables, JSON, cells of spreadsheets.
 
 Markdown is in `chanfmt.base.markdown`, HTML in `chanfmt.base.html`.
 """
@@ -17,10 +17,28 @@ FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 """Characters that make a spreadsheet run a cell as a formula if the cell begins with one of them."""
 
 
-def printable(text: str) -> str:
-    """Replace the characters of ``text`` that a terminal obeys: names in a file are not commands. Newlines stay."""
+LONGEST_LINE = 1000
+"""Characters of a line that people read."""
+LONGEST_CELL = 200
+"""Characters of a table's cell."""
+_OMITTED = "..."
+_UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def one_line(text: str, longest: int = LONGEST_LINE) -> str:
+    """``text`` as one line that is safe to show: the only way for a text of unknown origin to a terminal or into markup.
+
+    Newlines become spaces, and other characters that a terminal obeys become U+FFFD, so the text cannot look like a line of
+    its own. The middle of a text of more than ``longest`` characters is left out: the end of an error says what is wrong.
+    """
+    if len(text) > longest:
+        room = max(0, longest - len(_OMITTED))
+        text = text[: room - room // 2] + _OMITTED + text[len(text) - room // 2 :]
+    if text.isprintable():
+        return text
     return "".join(
-        character if character.isprintable() or character == "\n" else "\N{REPLACEMENT CHARACTER}" for character in text
+        character if character.isprintable() else " " if character == "\n" else "\N{REPLACEMENT CHARACTER}"
+        for character in text.replace("\r\n", "\n")
     )
 
 
@@ -34,6 +52,11 @@ def significant(value: float, digits: int = 4) -> str:
 def number(value: float) -> str:
     """A count with separators, any other number in four significant digits. Not for numbers that people type back."""
     return f"{value:,}" if isinstance(value, int) else significant(value)
+
+
+def percentage(share: float, decimals: int = 1) -> str:
+    """``share`` in percent; ``-`` for NaN."""
+    return "-" if math.isnan(share) else f"{share:.{decimals}%}"
 
 
 def cell_width(text: str) -> int:
@@ -53,7 +76,8 @@ def padded(text: str, width: int, *, right: bool = False) -> str:
 
 def format_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """``rows`` under ``headings``, in columns two spaces apart: text flush left, numbers flush right."""
-    cells = [[printable(str(cell)).replace("\n", " ") for cell in row] for row in rows]
+    headings = [one_line(heading, LONGEST_CELL) for heading in headings]
+    cells = [[one_line(str(cell), LONGEST_CELL) for cell in row] for row in rows]
     widths = [max(map(cell_width, (heading, *(row[index] for row in cells)))) for index, heading in enumerate(headings)]
     right = [
         not rows or not all(isinstance(row[index], str) and not _numeric(row[index]) for row in rows)
@@ -67,11 +91,12 @@ def format_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join([line(headings), *(line(row) for row in cells)])
 
 
-def json_text(value: Any) -> str:
+def json_text(value: Any, *, ascii_only: bool = False) -> str:
     """``value`` as one JSON document that is safe to show in a terminal; numbers that are not finite become null."""
-    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
-    # JSON lets DEL and the C1 controls through, and a terminal would obey them.
-    return re.sub("[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", text)
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=ascii_only, allow_nan=False)
+    # JSON lets through DEL and the C1 controls, which a terminal would obey, marks that turn the direction of what follows,
+    # and halves of surrogate pairs, which no encoding has.
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def spreadsheet_text(text: str) -> str:

@@ -69,7 +69,7 @@ def assemble_partial(
     state = measurement.state()
     if len(state.ffns) < len(plan.ffns):
         done = slice(len(plan.ffns) - len(state.ffns), None)
-        plan = dataclasses.replace(plan, ffns=plan.ffns[done], slices=plan.slices[done])
+        plan = dataclasses.replace(plan, ffns=plan.ffns[done], slices=plan.slices[done], widths=plan.widths[done])
     layers = [measurement.laid_aside(number, partial_variables(item, plan.settings)) for number, item in enumerate(state.ffns)]
     content = _content(plan, measurement, session, layers)
     groups = extensions(state, content.blocks, content.stacks, request, environment)
@@ -90,8 +90,20 @@ def _weights_of(plan: BuildPlan, block: str | None) -> Iterator[None]:
 def _content(plan: BuildPlan, measurement: Measurement, session: Session, layers: list[Mapping[str, np.ndarray]]) -> AtlasContent:
     stacks, positions = stack_layers(plan.ffns, layers, _activation(plan.source.config), plan.settings.support_size)
     blocks = tuple(
-        Block(index, ffn.layer_index, ffn.place, ffn.container, *position, ffn.width, ffn.experts, slices)
-        for index, (ffn, position, slices) in enumerate(zip(plan.ffns, positions, plan.slices, strict=True))
+        Block(
+            index,
+            ffn.layer_index,
+            ffn.place,
+            ffn.container,
+            *position,
+            ffn.width,
+            ffn.experts,
+            slices,
+            width.field,
+            width.factor,
+            width.channel_parameters,
+        )
+        for index, (ffn, position, slices, width) in enumerate(zip(plan.ffns, positions, plan.slices, plan.widths, strict=True))
     )
     return AtlasContent(
         title=f"importance atlas of {plan.source.id}",
@@ -122,6 +134,8 @@ def _calibration_record(plan: BuildPlan, measurement: Measurement) -> Calibratio
         split_of=tokens.split_of[:count],
         contributions=rows,
         token_ids=tokens.ids[:count] if stored and isinstance(tokens, CalibrationTokens) else None,
+        special_tokens=plan.special,
+        tokenizer_special_tokens=plan.added,
     )
 
 

@@ -7,8 +7,10 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING
 
+from chanfmt.base.claims import claimed
 from chanfmt.base.errors import UsageError
-from chanfmt.base.narrate import say, silenced
+from chanfmt.base.files import check_target
+from chanfmt.base.narrate import say, silenced, warn
 from chanfmt.building.assemble import assemble, assemble_partial
 from chanfmt.building.distributed import LostProcessError, joined, processes
 from chanfmt.building.keeper import Keeper
@@ -21,6 +23,7 @@ from chanfmt.models.streaming.spool import Spool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from chanfmt.building.options import BuildOptions
@@ -44,13 +47,16 @@ def build(options: BuildOptions, settings: LabelSettings, locate: Locate) -> Pat
         LostProcessError: Another process died. What it had measured since the last partial atlas is lost.
         KeyboardInterrupt: Ctrl-C. If there is a partial atlas, the text of the exception says how to continue.
     """
+    options.check()
     _check_processes(options)
     with (
         _telling_how_to_continue(options),
         joined(options.device) as group,
         contextlib.nullcontext() if group.rank == 0 else silenced(),
+        contextlib.ExitStack() as stack,
     ):
         options = dataclasses.replace(options, device=group.device)
+        group.together(lambda: stack.enter_context(_claimed(options)) if group.rank == 0 else None)
         group.together(lambda: clear_way(options, locate, group))
         plan = group.together(lambda: plan_build(options, settings, locate))
         request, environment = request_of(plan), environment_of(plan.model)
@@ -67,9 +73,16 @@ def build(options: BuildOptions, settings: LabelSettings, locate: Locate) -> Pat
             measurement = run_pass(plan, partial.state if partial else None, keeper, group, spool)
             if group.rank == 0:
                 with keeper.saving_on_failure(measurement):
-                    write_atlas(assemble(plan, measurement, session), options.path)
+                    write_atlas(assemble(plan, measurement, session), options.path, overwrite=options.overwrite)
                 keeper.remove()
     return options.path
+
+
+def _claimed(options: BuildOptions) -> AbstractContextManager[None]:
+    """The claim on the output of a build. Raises `UsageError` for options or an output that cannot be used."""
+    options.check()
+    check_target(options.path, overwrite=options.overwrite)
+    return claimed(options.path)
 
 
 def _check_processes(options: BuildOptions) -> None:
@@ -107,9 +120,7 @@ def _narrate(plan: BuildPlan) -> None:
         f"{len(plan.tokens)} x {plan.tokens.seq_len} tokens of "
         f"{', '.join(source.name for source in plan.sources)}",
     )
-    mixed = sorted({ffn.layer_index for ffn in plan.ffns if ffn.mixed})
-    if mixed:
-        say(
-            f"note: in layer {', '.join(map(str, mixed))} a norm or a threshold over all channels lies between read and write, "
-            "so removing some channels changes the others",
-        )
+    for reason in plan.refusals:
+        warn(f"the model can be measured, but surgery prune will refuse it: {reason}")
+    if plan.width_note:
+        say(f"note: {plan.width_note}")

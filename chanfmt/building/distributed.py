@@ -239,7 +239,8 @@ class _Failure:
     out_of_memory: bool
 
     def error(self) -> ChanfmtError:
-        error = ChanfmtError(self.message, hint=self.hint)
+        error = ChanfmtError(self.message)
+        error.hint = self.hint
         error.exit_code = self.exit_code
         return error
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from chanfmt.base.errors import ChanfmtError, first_line
 from chanfmt.base.narrate import warn
+from chanfmt.base.publishing import OutputAppearedError
 from chanfmt.building.gradients import remove_gradients
 from chanfmt.format.writer import write_atlas
 
@@ -81,7 +82,7 @@ class Keeper:
         start = time.monotonic()
         try:
             measurement.keep_beside(self.path)
-            write_atlas(self._make(measurement), self.path)
+            write_atlas(self._make(measurement), self.path, must_read_back=False)
             measurement.kept(self.path)
             return True
         except (ChanfmtError, OSError, MemoryError) as error:
@@ -103,6 +104,10 @@ class Keeper:
         """
         try:
             yield
+        except OutputAppearedError:
+            # The atlas is finished, and kept under another name.
+            self.remove()
+            raise
         except (Exception, KeyboardInterrupt) as error:
             saved = False
             try:
@@ -113,7 +118,7 @@ class Keeper:
             if isinstance(error, ChanfmtError) and os.path.lexists(self.path):
                 held = "what was measured" if saved else "an earlier part of what was measured"
                 way_out = f"{self.path} holds {held}: mend that, then continue with the same command and --resume"
-                error.hint = f"{error.hint}\n  {way_out}" if error.hint else way_out
+                error.add_hint(way_out)
             raise
 
     def _failed(self, error: BaseException) -> None:

@@ -10,7 +10,8 @@ import torch
 
 from chanfmt.base.errors import ModelError, UsageError
 from chanfmt.format import schema
-from chanfmt.models.causal import is_causal
+from chanfmt.format.records import NO_SPECIAL_TOKENS, SpecialTokens
+from chanfmt.models.causal import is_causal, why_not_causal
 from chanfmt.models.likelihood import differentiated, nll
 from chanfmt.models.next_token import NextTokenLoss
 from chanfmt.models.run import explained, run_text, tokens_at_once
@@ -48,12 +49,21 @@ class Loss(Protocol):
         """Terms of the sum for one sequence of ``seq_len`` tokens, which a mean is taken over."""
 
 
-def choose_loss(model: Any, tokenizer: Any, example: torch.Tensor, name: str = "auto", *, causal: bool | None = None) -> Loss:
+def choose_loss(
+    model: Any,
+    tokenizer: Any,
+    example: torch.Tensor,
+    name: str = "auto",
+    *,
+    causal: bool | None = None,
+    special: SpecialTokens = NO_SPECIAL_TOKENS,
+) -> Loss:
     """The loss called ``name``, a key of `chanfmt.format.schema.LOSSES`; for ``auto``, the loss that ``model`` was made for.
 
     Args:
         example: Token ids (1, position) to try the model on.
         causal: Whether the model is causal, if that is known; None runs the model to find out.
+        special: The tokens that every sequence begins and ends with.
 
     Raises:
         UsageError: The model does not have this loss.
@@ -65,37 +75,47 @@ def choose_loss(model: Any, tokenizer: Any, example: torch.Tensor, name: str = "
     if name in ("auto", "reconstruction") and model.config.is_encoder_decoder:
         return ReconstructionLoss(model)
     with explained(tokens_at_once(example)):
-        predicts = hasattr(run_text(model, example), "logits")
+        predicts = _predicts_tokens(model, run_text(model, example))
         causal = predicts and (is_causal(model) if causal is None else causal)
     if not predicts:
         raise UsageError(
-            f"{kind} has no head that predicts tokens, so there is no likelihood to differentiate",
+            f"{kind} {why_not_causal(model)}, so there is no likelihood to differentiate",
             hint="measure it against its own embedding with --loss embedding",
         )
     if name in ("auto", "next-token") and causal:
         return NextTokenLoss(model, example)
     if name in ("auto", "masked-token") and not causal and getattr(tokenizer, "mask_token_id", None) is not None:
-        return MaskedTokenLoss(model, tokenizer.mask_token_id)
+        return MaskedTokenLoss(model, tokenizer.mask_token_id, special)
     if name == "auto":
         raise UsageError(
-            f"{kind} is an encoder as configured, and its tokenizer has no mask token: "
+            f"{kind} {why_not_causal(model)}, and its tokenizer has no mask token: "
             "it can predict neither next tokens nor masked tokens",
             hint="measure it against its own embedding with --loss embedding",
         )
     raise UsageError(f"{kind} has no {name} loss", hint="leave out --loss, or use --loss embedding")
 
 
+def _predicts_tokens(model: Any, output: Any) -> bool:
+    """Whether ``output`` of ``model`` holds a row of logits for every token, with a logit for every token of the vocabulary."""
+    logits = getattr(output, "logits", None)
+    return isinstance(logits, torch.Tensor) and logits.ndim >= 3 and not type(model).__name__.endswith("Classification")
+
+
 class MaskedTokenLoss:
-    """Sum of the NLL of tokens that the mask token replaces: a fixed share of each sequence, drawn by the sequence's SHA-256."""
+    """Sum of the NLL of tokens that the mask token replaces: a fixed share of each sequence, drawn by the sequence's SHA-256.
+
+    The special tokens around a sequence stay, as in the training of these models.
+    """
 
     definition = schema.LOSSES["masked-token"]
 
-    def __init__(self, model: Any, mask_token: int) -> None:
+    def __init__(self, model: Any, mask_token: int, special: SpecialTokens = NO_SPECIAL_TOKENS) -> None:
         self.model = model
         self.mask_token = mask_token
+        self.special = special
 
     def terms(self, seq_len: int) -> int:
-        return max(1, round(MASKED_SHARE * seq_len))
+        return max(1, round(MASKED_SHARE * (seq_len - len(self.special))))
 
     def backward(self, ids: torch.Tensor) -> float:
         hidden = torch.stack([self._hidden(row) for row in ids.cpu()]).to(ids.device)
@@ -104,14 +124,18 @@ class MaskedTokenLoss:
             return differentiated(nll(logits[hidden], ids[hidden]))
 
     def _hidden(self, row: torch.Tensor) -> torch.Tensor:
-        chosen = _generator(row).permutation(len(row))[: self.terms(len(row))]
+        chosen = _generator(row).permutation(len(row) - len(self.special))[: self.terms(len(row))]
         hidden = torch.zeros(len(row), dtype=torch.bool)
-        hidden[torch.from_numpy(chosen)] = True
+        hidden[torch.from_numpy(chosen + len(self.special.before))] = True
         return hidden
 
 
 class ReconstructionLoss:
-    """Sum of the NLL of the decoder of an encoder-decoder, which repeats, token by token, what the encoder reads."""
+    """Sum of the NLL of the decoder of an encoder-decoder, which repeats, token by token, what the encoder reads.
+
+    The decoder begins as in training: the model's own shift makes its input from the labels. If the class has no such shift,
+    the decoder begins with the start token of the config.
+    """
 
     definition = schema.LOSSES["reconstruction"]
 
@@ -125,9 +149,19 @@ class ReconstructionLoss:
         return seq_len
 
     def backward(self, ids: torch.Tensor) -> float:
-        shifted = torch.cat([torch.full_like(ids[:, :1], self.start), ids[:, :-1]], dim=1)
         with explained(tokens_at_once(ids)):
-            return differentiated(nll(run_text(self.model, ids, decoder_ids=shifted).logits, ids))
+            return differentiated(nll(run_text(self.model, ids, decoder_ids=self._shifted(ids)).logits, ids))
+
+    def _shifted(self, ids: torch.Tensor) -> torch.Tensor:
+        """What the decoder reads while it gives back ``ids`` (sequence, position)."""
+        own = getattr(self.model, "prepare_decoder_input_ids_from_labels", None)
+        if own is not None:
+            try:
+                return own(labels=ids)
+            # The config has no start token or no padding token, and every class fails over that in its own way.
+            except (ValueError, TypeError, AttributeError, AssertionError):
+                pass
+        return torch.cat([torch.full_like(ids[:, :1], self.start), ids[:, :-1]], dim=1)
 
 
 class EmbeddingLoss:

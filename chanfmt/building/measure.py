@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from chanfmt.base.errors import ChanfmtError, ModelError
+from chanfmt.base.narrate import say
 from chanfmt.building.capture import Capture
 from chanfmt.building.distributed import Group
 from chanfmt.building.state import PassState
@@ -121,7 +122,7 @@ def measure(
 
     Raises:
         ModelError: The loss or a gradient is not finite.
-        ChanfmtError: Memory runs out with the smallest batch, or with the given one.
+        ChanfmtError: Memory runs out with the smallest batch, with the given one, or with that of ``start``.
         LostProcessError: Another process is gone.
     """
     group = group or Group()
@@ -133,6 +134,7 @@ def measure(
     if start is not None:
         size = start.batch_size
     size, done = group.exchange((size, 0 if start is None else start.sequences))[0]
+    resumed = done > 0
     # How much memory a batch takes is not known beforehand: if one does not fit, start over with half of it.
     while True:
         statistics = [FFNStatistics(ffn, model.get_parameter(ffn.write).device) for ffn in ffns]
@@ -152,16 +154,34 @@ def measure(
             measurement.collect(group)
             return measurement
         except torch.OutOfMemoryError:
-            if batch_size is not None or size == 1:
-                raise ChanfmtError(
-                    f"out of memory with {size} sequences in a batch",
-                    hint="use a smaller --batch-size or --seq-len, --dtype bfloat16, or --device cpu",
-                ) from None
+            if batch_size is not None or resumed or size == 1:
+                raise out_of_memory(size, "a smaller --batch-size or --seq-len", resumed=resumed) from None
+        say(f"note: out of memory with {size} sequences in a batch; starting over with {size // 2}")
         if device.type == "cuda":
             torch.cuda.empty_cache()
         progress(-measurement.sequences * tokens.seq_len)
         size //= 2
-        start, done = None, 0
+
+
+def out_of_memory(size: int, levers: str, *, resumed: bool) -> ChanfmtError:
+    """The error for a batch of ``size`` sequences that does not fit.
+
+    A build that was continued keeps its batch size, because its result must equal that of an uninterrupted build. It is not
+    started over either, because that would throw away what the partial atlas holds.
+
+    Args:
+        levers: Options that make a batch smaller, as the object of "use".
+        resumed: Whether the pass continued a partial atlas.
+    """
+    if not resumed:
+        return ChanfmtError(
+            f"out of memory with {size} sequences in a batch", hint=f"use {levers}, --dtype bfloat16, or --device cpu"
+        )
+    smaller = f"--batch-size {size // 2}" if size > 1 else levers
+    return ChanfmtError(
+        f"out of memory with {size} sequences in a batch, and an unfinished build keeps its batch size",
+        hint=f"free some memory, and continue with the same command; or start over without --resume, with {smaller}",
+    )
 
 
 def split_ranges(split_of: np.ndarray) -> list[tuple[int, int]]:

@@ -9,9 +9,11 @@ from pathlib import Path, PurePath
 
 from chanfmt.base.choices import unknown
 from chanfmt.base.errors import UsageError
+from chanfmt.base.files import output_path
 from chanfmt.data.shares import divide, read_weights
-from chanfmt.data.text import ARRAYS, SELF
+from chanfmt.data.text import ARRAYS, BOS, SELF
 from chanfmt.format import schema
+from chanfmt.models.load import DTYPES
 
 _COUNT = re.compile("0*[1-9][0-9]{0,8}")
 
@@ -55,7 +57,16 @@ class BuildOptions:
         },
     )
     sequences: int = field(default=64, metadata={"help": "number of calibration sequences, or of samples from a file of inputs"})
-    seq_len: int = field(default=512, metadata={"help": "number of tokens in a sequence"})
+    seq_len: int = field(default=512, metadata={"help": "number of tokens in a sequence, special tokens included"})
+    bos: str = field(
+        default="auto",
+        metadata={
+            "help": "special tokens around each sequence: auto (those that the tokenizer puts around a text, such as BOS, or CLS "
+            "and SEP), always (BOS too, if the tokenizer has one and does not add it), or never",
+            "choices": BOS,
+            "noun": "bos",
+        },
+    )
     seed: int = field(default=0, metadata={"help": "seed of the random sample"})
     batch_size: str = field(default="auto", metadata={"help": "number of sequences in a batch, or auto"})
     device: str = field(default="auto", metadata={"help": "device to run on: auto, cpu, cuda, cuda:1, ..."})
@@ -97,7 +108,7 @@ class BuildOptions:
 
     def check(self) -> None:
         """Raise `UsageError` for a value that is not allowed, or for options that cannot be combined."""
-        for name, known in (("loss", ("auto", *schema.LOSSES)), ("device_map", (None, "auto"))):
+        for name, known in (("loss", ("auto", *schema.LOSSES)), ("bos", BOS), ("device_map", (None, "auto"))):
             if getattr(self, name) not in known:
                 raise unknown(name.replace("_", " "), str(getattr(self, name)), filter(None, known))
         for name in ("sequences", "seq_len"):
@@ -110,6 +121,15 @@ class BuildOptions:
             raise UsageError(f"--checkpoint-every must be 0 or more seconds, not {self.checkpoint_every:g}")
         if not 0 <= self.spool_limit < 2**33:
             raise UsageError(f"--spool-limit must be 0 or more GiB, not {self.spool_limit:g}")
+        if self.revisions is None and not self.path.name:
+            raise UsageError(f"-o {self.output!r} names no file", hint="name the atlas to write, such as llama.h5")
+        if self.dtype not in DTYPES:
+            raise unknown("dtype", self.dtype, DTYPES)
+        if self.loss == "labels" and self.inputs is None:
+            raise UsageError(
+                "--loss labels is for a file of inputs that holds labels, and --calib names text",
+                hint="add --calib FILE.npz, or leave out --loss",
+            )
         if self.stream and SELF in self.shares:
             raise UsageError(
                 f"--calib {SELF} and --stream cannot be combined: sampling runs the whole model for every token",
@@ -117,6 +137,11 @@ class BuildOptions:
             )
         if len(self.shares) > 1 and any(PurePath(source).suffix in ARRAYS for source in self.shares):
             raise UsageError("--calib takes a file of inputs only by itself", hint="build several atlases, and merge them")
+        if self.bos != "auto" and self.inputs is not None:
+            raise UsageError(
+                f"--bos {self.bos} has no effect on {self.inputs.name}: the sequences of a file of inputs are used as they are",
+                hint="leave out --bos",
+            )
         if self.device_map and self.device != "auto":
             raise UsageError("--device-map chooses the devices itself", hint="leave out --device")
         if self.device_map and self.stream:
@@ -175,7 +200,7 @@ class BuildOptions:
     @property
     def path(self) -> Path:
         """File of the atlas."""
-        return Path(os.path.expanduser(self.output))
+        return output_path(self.output)
 
     @property
     def partial(self) -> Path:

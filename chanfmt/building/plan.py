@@ -7,18 +7,21 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from chanfmt.base.errors import UsageError
 from chanfmt.base.files import check_target
 from chanfmt.base.narrate import progress_bar
 from chanfmt.building.loss import Loss, choose_loss
 from chanfmt.building.plan_arrays import plan_arrays
-from chanfmt.data.arrays import CalibrationInputs, InputFile, draw_tokens, read_inputs
+from chanfmt.building.refusals import prune_refusals
+from chanfmt.building.requirements import check_requirements
+from chanfmt.building.widths import FFNWidth, find_widths
+from chanfmt.data.arrays import CalibrationInputs, InputFile, draw_tokens
 from chanfmt.data.sampled import sample_sequences
 from chanfmt.data.source import Source
 from chanfmt.data.sources import draw_text, together
+from chanfmt.data.special_tokens import added_by, around_sequences, found_around
 from chanfmt.data.text import SELF
 from chanfmt.data.tokens import CalibrationTokens, canonical, check_context
-from chanfmt.format.records import LabelSettings, ModelRecord, TensorSlice
+from chanfmt.format.records import LabelSettings, ModelRecord, SpecialTokens, TensorSlice
 from chanfmt.models.find.discover import find_ffns
 from chanfmt.models.load import load_model
 from chanfmt.models.run import test_tokens
@@ -47,11 +50,16 @@ class BuildPlan:
         model: The loaded model, frozen and in evaluation mode; for a streamed build, the model without its blocks' weights.
         ffns: The FFNs of the model, in model order.
         slices: For each FFN, where its weights lie in the checkpoint.
+        widths: For each FFN, the config field that sets its width.
         loss: The loss that is differentiated.
         sources: The calibration sources, in an order that does not depend on the request's.
         tokens: The sequences or samples that the model is measured on, in canonical order.
+        special: The tokens that every sequence begins and ends with; None if the model does not read token sequences.
+        added: The tokens that the tokenizer puts around a text; None if the model does not read token sequences.
         unsampled: Sequences that a dry run does not sample from the model.
         streamed: The model as a chain of blocks, for a streamed build; otherwise None.
+        width_refusal: Why ``surgery prune`` will refuse the model, if the reason is the widths; otherwise empty.
+        width_note: A sentence about FFNs that it will not narrow; empty if there are none, or if it refuses the model.
     """
 
     options: BuildOptions
@@ -60,11 +68,16 @@ class BuildPlan:
     model: Any
     ffns: list[FFN]
     slices: list[tuple[TensorSlice, ...]]
+    widths: list[FFNWidth]
     loss: Loss
     sources: tuple[Source, ...]
     tokens: CalibrationTokens | CalibrationInputs
+    special: SpecialTokens | None = None
+    added: SpecialTokens | None = None
     unsampled: int = 0
     streamed: StreamedModel | None = None
+    width_refusal: str = ""
+    width_note: str = ""
 
     @functools.cached_property
     def record(self) -> ModelRecord:
@@ -88,6 +101,12 @@ class BuildPlan:
         """Number of channels of all FFNs; the channels of every expert count."""
         return sum(ffn.width * len(ffn.members) for ffn in self.ffns)
 
+    @functools.cached_property
+    def refusals(self) -> tuple[str, ...]:
+        """Why `surgery prune` will refuse the model, although it can be measured; see `prune_refusals`."""
+        reasons = (*prune_refusals(self.source, self.ffns), *([self.width_refusal] if self.width_refusal else []))
+        return tuple(dict.fromkeys(reasons))
+
     def summary(self) -> dict[str, Any]:
         """The plan as ``--dry-run`` prints it, by the names of its lines."""
         return {
@@ -105,6 +124,12 @@ class BuildPlan:
             "calibration": [source.name for source in self.sources],
             "sequences": len(self.tokens) + self.unsampled,
             "tokens": (len(self.tokens) + self.unsampled) * self.tokens.seq_len,
+            "prune": f"refused: {'; '.join(self.refusals)}" if self.refusals else self.width_note or "every FFN can be narrowed",
+            **(
+                {"begin_with": list(self.special.before), "end_with": list(self.special.after)}
+                if self.special is not None
+                else {}
+            ),
         }
 
 
@@ -118,8 +143,8 @@ def plan_build(options: BuildOptions, settings: LabelSettings, locate: Locate) -
         UsageError: The request cannot be carried out.
         ModelError: The model cannot be loaded or measured.
     """
-    options.check()
     settings.check()
+    file = check_requirements(options)
     if not options.dry_run:
         check_target(options.path, overwrite=options.overwrite)
     source = locate(options.model, revision=options.revision, trust_remote_code=options.trust_remote_code)
@@ -127,7 +152,6 @@ def plan_build(options: BuildOptions, settings: LabelSettings, locate: Locate) -
         options.check_in_memory()
     # A model that cannot be measured is refused before anything else is read.
     _ = source.config, source.index
-    file = None if options.inputs is None else read_inputs(options.inputs)
     if file is not None and not file.holds_tokens:
         return _plan_of_arrays(options, settings, source, file)
     return _plan_of_tokens(options, settings, source, file)
@@ -137,7 +161,11 @@ def _plan_of_tokens(options: BuildOptions, settings: LabelSettings, source: Mode
     """The plan of a build on token sequences: those in ``file`` if there is one, else those that the text sources give."""
     # Read before the model is loaded: a model without a tokenizer cannot be measured on text.
     tokenizer = source.tokenizer
-    drawn = _drawn(options, source, file)
+    added = added_by(tokenizer, source.id)
+    special = around_sequences(tokenizer, added, options.bos, source.id)
+    drawn = _drawn(options, source, file, special)
+    if file is not None:
+        special = found_around(drawn[0].ids, added)
     streamed = None
     if options.stream:
         streamed = open_streamed(source, dtype=options.dtype, device=options.device)
@@ -145,36 +173,65 @@ def _plan_of_tokens(options: BuildOptions, settings: LabelSettings, source: Mode
     else:
         model = _loaded(options, source)
         ffns = find_ffns(model)
-    loss = choose_loss(model, tokenizer, test_tokens(model), options.loss, causal=streamed.causal if streamed else None)
+    loss = choose_loss(
+        model, tokenizer, test_tokens(model), options.loss, causal=streamed.causal if streamed else None, special=special
+    )
     slices = [tensor_slices(model, ffn, source.index) for ffn in ffns]
     sampled = options.shares.get(SELF, 0)
     if sampled:
-        drawn.append(_sampled(model, tokenizer, 0 if options.dry_run else sampled, options, source.id))
+        drawn.append(_sampled(model, tokenizer, 0 if options.dry_run else sampled, options, special, source.id))
     sources, tokens = together(drawn)
     unsampled = sampled if options.dry_run else 0
-    return BuildPlan(options, settings, source, model, ffns, slices, loss, sources, tokens, unsampled, streamed)
+    widths, refusal, note = find_widths(source, ffns, slices)
+    return BuildPlan(
+        options,
+        settings,
+        source,
+        model,
+        ffns,
+        slices,
+        widths,
+        loss,
+        sources,
+        tokens,
+        special,
+        added,
+        unsampled,
+        streamed,
+        refusal,
+        note,
+    )
 
 
 def _plan_of_arrays(options: BuildOptions, settings: LabelSettings, source: ModelSource, file: InputFile) -> BuildPlan:
     """The plan of a build on the arrays in ``file``, which are not token sequences."""
-    if options.stream:
-        raise UsageError(
-            f"--stream runs token sequences, and {file.name} holds {', '.join(sorted(file.arrays))}",
-            hint="leave out --stream, or use --dtype bfloat16 or --device-map auto for a large model",
-        )
     model = _loaded(options, source)
     arrays = plan_arrays(model, file, options.loss, options.sequences, options.seed)
     slices = [tensor_slices(model, ffn, source.index) for ffn in arrays.ffns]
-    return BuildPlan(options, settings, source, model, arrays.ffns, slices, arrays.loss, (arrays.source,), arrays.inputs)
+    widths, refusal, note = find_widths(source, arrays.ffns, slices)
+    return BuildPlan(
+        options,
+        settings,
+        source,
+        model,
+        arrays.ffns,
+        slices,
+        widths,
+        arrays.loss,
+        (arrays.source,),
+        arrays.inputs,
+        width_refusal=refusal,
+        width_note=note,
+    )
 
 
-def _drawn(options: BuildOptions, source: ModelSource, file: InputFile | None) -> list[Source]:
+def _drawn(options: BuildOptions, source: ModelSource, file: InputFile | None, special: SpecialTokens) -> list[Source]:
     """The sources that can be drawn from before the model is loaded: all but `SELF`."""
     if file is not None:
         return [draw_tokens(file, options.sequences, options.seq_len, options.seed, model=source)]
     check_context(source.config, options.seq_len, source.id)
     return [
-        draw_text(text, sequences, options.seq_len, options.seed, model=source)
+        draw_text(text, sequences, options.seq_len, options.seed, model=source, special=special)
         for text, sequences in options.shares.items()
         if text != SELF
     ]
@@ -184,12 +241,21 @@ def _loaded(options: BuildOptions, source: ModelSource) -> Any:
     return load_model(source, dtype=options.dtype, device=options.device, device_map=options.device_map)
 
 
-def _sampled(model: Any, tokenizer: Any, sequences: int, options: BuildOptions, name: str) -> Source:
+def _sampled(model: Any, tokenizer: Any, sequences: int, options: BuildOptions, special: SpecialTokens, name: str) -> Source:
     """The source `SELF`: sequences sampled from the model."""
-    total = sequences * (options.seq_len - 1)
+    total = sequences * (options.seq_len - max(1, len(special.before)) - len(special.after))
     with progress_bar(total, "tok", "sampling") as bar:
         ids = sample_sequences(
-            model, tokenizer, sequences, options.seq_len, options.seed, name=name, batch_size=options.batch, progress=bar.update
+            model,
+            tokenizer,
+            sequences,
+            options.seq_len,
+            options.seed,
+            name=name,
+            special=special,
+            bos=options.bos != "never",
+            batch_size=options.batch,
+            progress=bar.update,
         )
     ids = canonical(ids).ids
     return Source(SELF, hashlib.sha256(ids.tobytes()).hexdigest(), len(ids), ids)

@@ -12,7 +12,8 @@ from chanfmt.base.errors import AtlasError, ChanfmtError, UsageError
 from chanfmt.base.files import check_target, remove_stale
 from chanfmt.base.narrate import say
 from chanfmt.building.keeper import remove_partial
-from chanfmt.building.state import ENVIRONMENT, REQUEST, is_partial, read_partial, sequences_digest
+from chanfmt.building.requirements import check_requirements
+from chanfmt.building.state import ENVIRONMENT, NONE_ADDED, REQUEST, is_partial, read_partial, sequences_digest
 from chanfmt.format import schema
 from chanfmt.format.reader import Atlas
 
@@ -36,6 +37,7 @@ def clear_way(options: BuildOptions, locate: Locate, group: Group) -> None:
         if os.path.lexists(partial) and path.is_file() and _is_finished(partial, path):
             remove_partial(partial)
     if group.size > 1 and group.leads_machine:
+        check_requirements(options)
         check_target(path, overwrite=options.overwrite)
         locate(options.model, revision=options.revision, trust_remote_code=options.trust_remote_code)
 
@@ -57,6 +59,7 @@ def request_of(plan: BuildPlan) -> dict[str, Any]:
         "sequences": len(plan.tokens),
         "seed": plan.options.seed,
         "sequences_sha256": sequences_digest(plan.tokens.sha256),
+        "special_tokens": plan.special.to_json() if plan.special is not None and (plan.special or plan.added) else NONE_ADDED,
         **dataclasses.asdict(plan.settings),
     }
 
@@ -146,7 +149,7 @@ def _set_aside(path: Path, why: str) -> None:
 def _check_same(partial: PartialAtlas, request: Mapping[str, Any], batch_size: int | None, path: Path) -> None:
     """Raise `UsageError` naming everything that is asked for differently than by the build that left ``partial``."""
     changed = {name for name in REQUEST if partial.request[name] != request[name]}
-    if changed & {"source", "revision", "seq_len", "sequences", "seed"}:
+    if changed & {"source", "revision", "seq_len", "sequences", "seed", "special_tokens"}:
         changed.discard("sequences_sha256")
     sentences = [_difference(REQUEST[name], partial.request[name], request[name]) for name in REQUEST if name in changed]
     if batch_size not in (None, partial.state.batch_size):

@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING
 from chanfmt.base.errors import AtlasError, UsageError
 from chanfmt.base.narrate import say
 from chanfmt.building.build import build
+from chanfmt.building.requirements import check_requirements
 from chanfmt.data.text import ARRAYS, SELF, read_text
 from chanfmt.format.reader import Atlas
+from chanfmt.format.records import NO_SPECIAL_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from chanfmt.building.build import Locate
     from chanfmt.building.options import BuildOptions
-    from chanfmt.format.records import LabelSettings
+    from chanfmt.format.records import CalibrationRecord, LabelSettings
 
 HINT = "choose another -o, or add --overwrite"
 
@@ -31,7 +33,7 @@ def members(options: BuildOptions) -> list[tuple[str, BuildOptions]]:
     A revision of a local directory is a directory inside it, such as ``checkpoint-100``.
 
     Raises:
-        UsageError: Two revisions would be written to one file.
+        UsageError: Two revisions would be written to one file, or a local directory lacks a revision.
     """
     model = Path(os.path.expanduser(options.model))
     found: dict[str, tuple[str, BuildOptions]] = {}
@@ -41,6 +43,12 @@ def members(options: BuildOptions) -> list[tuple[str, BuildOptions]]:
             raise UsageError(f"--revisions: {revision} and {found[name][0]} would both be written to {name}")
         member = dataclasses.replace(options, revisions=None, output=str(options.path / name))
         if os.path.isdir(model):
+            if not os.path.isdir(model / revision):
+                inside = sorted(item.name for item in model.iterdir() if item.is_dir())
+                raise UsageError(
+                    f"--revisions: {model} has no directory {revision}",
+                    hint=f"directories in it: {', '.join(inside[:20]) or 'none'}",
+                )
             member = dataclasses.replace(member, model=str(model / revision))
         else:
             member = dataclasses.replace(member, revision=revision)
@@ -58,7 +66,8 @@ def build_series(options: BuildOptions, settings: LabelSettings, locate: Locate)
     Raises:
         ChanfmtError: As for `build`, or an existing atlas was made with other options.
     """
-    options.check()
+    check_requirements(options)
+    settings.check()
     chosen = members(options)
     if os.path.exists(options.path) and not os.path.isdir(options.path):
         raise UsageError(f"{options.path} is a file", hint="with --revisions, -o names a directory")
@@ -104,12 +113,26 @@ def _check_same(member: BuildOptions, settings: LabelSettings, text_of: Callable
         ):
             if found != wanted:
                 raise AtlasError(f"{member.path} was made with another {what}: {found}, not {wanted}", hint=HINT)
+        if member.inputs is None and not _begins_as_asked(member.bos, calibration):
+            raise AtlasError(
+                f"{member.path} was made with another --bos than {member.bos}: its sequences {calibration.ends}", hint=HINT
+            )
         if None not in asked.values() and measured != set(asked.values()):
             raise AtlasError(
                 f"{member.path} was measured on other text: {', '.join(sorted(source for source, _ in measured))}, "
                 f"not {', '.join(asked)} as it is now",
                 hint=HINT,
             )
+
+
+def _begins_as_asked(bos: str, calibration: CalibrationRecord) -> bool:
+    """Whether sequences begin as ``--bos`` asks for. An older atlas does not say, and counts as one that does."""
+    special = calibration.special_tokens
+    if special is None:
+        return True
+    if bos == "always":
+        return bool(special.before)
+    return special == (NO_SPECIAL_TOKENS if bos == "never" else calibration.tokenizer_special_tokens)
 
 
 def _told(settings: LabelSettings) -> str:

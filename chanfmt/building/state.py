@@ -44,6 +44,7 @@ REQUEST: dict[str, str] = {
     "sequences": "the number of sequences",
     "seed": "--seed",
     "sequences_sha256": "the calibration sequences",
+    "special_tokens": "the set of special tokens around a sequence (--bos)",
     "rho": "--rho",
     "eta": "--eta",
     "support_size": "--support",
@@ -54,6 +55,9 @@ REQUEST: dict[str, str] = {
     "ties": "ties",
 }
 """Attributes of ``x_chanfmt/resume`` that must be the same to continue, with their names in messages."""
+
+NONE_ADDED = "none"
+"""Value of ``special_tokens`` if there are none and the tokenizer adds none. Older partial atlases do not state it."""
 
 ENVIRONMENT: dict[str, str] = {
     "chanfmt": "chanfmt",
@@ -219,7 +223,8 @@ def read_partial(path: Path) -> PartialAtlas:
         ffns: list[Mapping[str, np.ndarray]] = [_ffn_state(content, groups, block) for block in content.blocks]
         stream = StreamState(int(attributes["block"]), str(attributes["gradient_sha256"])) if "block" in attributes else None
         return PartialAtlas(
-            {name: attributes[name] for name in REQUEST},
+            {name: attributes[name] for name in REQUEST if name != "special_tokens"}
+            | {"special_tokens": attributes.get("special_tokens", NONE_ADDED)},
             {name: attributes[name] for name in ENVIRONMENT},
             PassState(content.calibration.sequences, int(attributes["batch_size"]), float(attributes["loss"]), ffns, stream),
             content.producer,

@@ -19,10 +19,11 @@ import torch
 
 from chanfmt.base.errors import ChanfmtError, ModelError
 from chanfmt.base.files import atomic_file
+from chanfmt.base.narrate import say
 from chanfmt.building.capture import Capture
 from chanfmt.building.derive import reduce
 from chanfmt.building.gradients import gradient_path, remove_gradients
-from chanfmt.building.measure import Measurement, split_ranges
+from chanfmt.building.measure import Measurement, out_of_memory, split_ranges
 from chanfmt.building.state import PassState, StreamState
 from chanfmt.building.statistics import FFNStatistics
 from chanfmt.models.run import eager_experts, explained, tokens_at_once, usual_batch
@@ -107,7 +108,7 @@ class StreamedMeasurement(Measurement):
     def keep_beside(self, partial: Path) -> None:
         """Write the gradient beside ``partial``, and remember its digest. Raises `ChanfmtError` if it cannot be written."""
         digest = hashlib.sha256()
-        with atomic_file(gradient_path(partial, self.block)) as temporary, temporary.open("wb") as file:
+        with atomic_file(gradient_path(partial, self.block), overwrite=True) as temporary, temporary.open("wb") as file:
             for gradient in self.gradient():
                 data = bytes_of(gradient)
                 digest.update(data)
@@ -161,10 +162,9 @@ def measure_streamed(
                 return run.result(size, start, gradient)
         except torch.OutOfMemoryError:
             if batch_size is not None or start is not None or size == 1:
-                raise ChanfmtError(
-                    f"out of memory with {size} sequences in a batch",
-                    hint="use a smaller --batch-size, --seq-len or --spool-limit, --dtype bfloat16, or --device cpu",
-                ) from None
+                levers = "a smaller --batch-size, --seq-len or --spool-limit"
+                raise out_of_memory(size, levers, resumed=start is not None) from None
+        say(f"note: out of memory with {size} sequences in a batch; starting over with {size // 2}")
         if streamed.chain.device.type == "cuda":
             torch.cuda.empty_cache()
         spool.clear()

@@ -117,5 +117,5 @@ def _follow(options: BuildOptions, settings: LabelSettings) -> int:
 
 def _cell(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(map(str, value))
+        return ", ".join(map(str, value)) or "none"
     return number(value) if isinstance(value, int) and not isinstance(value, bool) else str(value)

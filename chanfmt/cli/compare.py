@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.narrate import progress_bar, say
-from chanfmt.base.text import printable, significant
+from chanfmt.base.text import significant
 from chanfmt.cli import framework
 from chanfmt.cli.options import SeveralAtlasesOptions
 from chanfmt.format import schema
@@ -33,9 +33,8 @@ class ComparedOptions:
     metric: str = field(
         default="lp",
         metadata={
-            "help": "metric whose ranks and mass are compared",
-            "choices": tuple(schema.METRIC_BY_NAME),
-            "noun": "metric",
+            "help": f"metric whose ranks and mass are compared: {', '.join(schema.METRIC_BY_NAME)}, or a metric of another program "
+            "that the atlases hold, as x_OWNER/NAME",
             "metavar": "METRIC",
         },
     )
@@ -95,8 +94,8 @@ def _run_two(atlases: Sequence[Atlas], metric: str, *, as_json: bool) -> None:
         )
         return
     for name, atlas in (("A", first), ("B", second)):
-        print(f"{name}  {printable(_line(atlas))}")
-    print()
+        framework.print_line(f"{name}  {_line(atlas)}")
+    framework.print_line()
     _print_rows(rows, metric)
 
 
@@ -147,10 +146,11 @@ def _run_matrix(atlases: Sequence[Atlas], metric: str, *, as_json: bool) -> None
         )
         return
     for name, atlas in zip(names, atlases, strict=True):
-        print(f"{name}  {printable(_line(atlas))}")
+        framework.print_line(f"{name}  {_line(atlas)}")
     for key, (title, chance) in MATRICES.items():
         by_chance = "" if chance is None else f" (by chance {_range([values[chance] for values in found.values()])})"
-        print(f"\n{title.format(metric=metric)}{by_chance}; median over FFNs")
+        framework.print_line()
+        framework.print_line(f"{title.format(metric=metric)}{by_chance}; median over FFNs")
         framework.print_table(
             ("", *names),
             [
@@ -204,7 +204,7 @@ def _line(atlas: Atlas) -> str:
 
 def _notes(first: Atlas, second: Atlas) -> Iterator[str]:
     """Facts about the pair that change how its numbers are read."""
-    from chanfmt.algebra.compare import label_settings_note, shared_text_note
+    from chanfmt.algebra.compare import label_settings_note, shared_text_note, special_tokens_note
 
     if first.content_sha256 == second.content_sha256:
         yield "both files hold the same atlas"
@@ -218,6 +218,8 @@ def _notes(first: Atlas, second: Atlas) -> Iterator[str]:
         )
     if first.model.fingerprint != second.model.fingerprint:
         yield "the weights differ"
+    if note := special_tokens_note(first, second):
+        yield note.sentence
     if note := shared_text_note(first, second):
         yield note.sentence
 

@@ -50,12 +50,11 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from chanfmt.algebra.export import TABLES, export, export_format
+    from chanfmt.base.files import output_path
     from chanfmt.hub.locate import open_atlas
 
-    output = Path(arguments.output)
+    output = output_path(arguments.output)
     kind = export_format(output)
     metrics = None if arguments.metrics is None else [name.strip() for name in arguments.metrics.split(",")]
     with open_atlas(arguments.file, contained=True) as atlas:

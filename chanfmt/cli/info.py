@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
-from chanfmt.base.text import printable, significant
+from chanfmt.base.text import percentage, significant
 from chanfmt.cli import framework
 from chanfmt.cli.options import AtlasOptions
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from chanfmt.format.reader import Atlas
+    from chanfmt.format.records import CalibrationRecord, SpecialTokens
 
 
 EXAMPLES = (
@@ -54,20 +56,20 @@ def _run(arguments: argparse.Namespace) -> int:
                 "calibration",
                 f"{calibration['sequences']} x {calibration['seq_len']} tokens of {', '.join(calibration['sources'])}",
             ),
+            *(("sequences", text) for text in (_ends(atlas.calibration),) if text),
             *(("inputs", text) for text in dict.fromkeys(calibration["inputs"]) if text),
-            ("loss", f"{calibration['loss']}; mean {calibration['mean_loss']:.3f}"),
+            ("loss", f"{calibration['loss']}; mean {_mean(calibration['mean_loss'])}"),
             (
                 "labels",
-                f"supernodes: top {labels['rho']:.2%} by {labels['score']}; halo: next {labels['eta']:.0%} by "
+                f"supernodes: top {percentage(labels['rho'], 2)} by {labels['score']}; halo: next {percentage(labels['eta'], 0)} by "
                 f"connectivity to {labels['support_size']} dimensions",
             ),
             ("file", f"{data['format']} {data['format_version']}, {data['status']}, {data['producer']}, {data['created']}"),
             ("digest", data["content_sha256"]),
             *([("source", atlas.hub_source)] if atlas.hub_source else []),
         ]
-        for name, text in lines:
-            print(f"{name:<12} {printable(text)}")
-        print()
+        framework.print_pairs(lines)
+        framework.print_line()
         print_layers(atlas, data["layers"])
     return 0
 
@@ -86,6 +88,8 @@ def info_data(atlas: Atlas) -> dict[str, Any]:
             "seq_len": calibration.seq_len,
             "tokens": calibration.tokens,
             "tokens_stored": calibration.token_ids is not None,
+            "special_tokens": _tokens(calibration.special_tokens),
+            "tokenizer_special_tokens": _tokens(calibration.tokenizer_special_tokens),
             "inputs": [row.inputs for row in calibration.contributions],
             "loss": calibration.loss,
             "mean_loss": calibration.mean_loss,
@@ -112,6 +116,20 @@ def info_data(atlas: Atlas) -> dict[str, Any]:
             "command": atlas.producer.command,
         },
     }
+
+
+def _ends(calibration: CalibrationRecord) -> str:
+    """How the sequences begin and end; empty if the tokenizer puts nothing around a text and the sequences have nothing."""
+    special, added = calibration.special_tokens, calibration.tokenizer_special_tokens
+    if special is None:
+        return f"{calibration.ends}: the file is older than the record of special tokens" if calibration.tokenizer else ""
+    if special == added:
+        return f"{calibration.ends}, as a text of this tokenizer does" if special else ""
+    return f"{calibration.ends}; texts of this tokenizer {added}"
+
+
+def _tokens(tokens: SpecialTokens | None) -> dict[str, list[int]] | None:
+    return None if tokens is None else {"before": list(tokens.before), "after": list(tokens.after)}
 
 
 def layer_rows(atlas: Atlas) -> list[dict[str, Any]]:
@@ -174,7 +192,7 @@ def layer_table(atlas: Atlas, rows: list[dict[str, Any]]) -> tuple[list[str], li
             *([row["stack"]] if several else []),
             f"{row['channels']:,}",
             significant(row["lp_mass"], 3),
-            f"{row['top_share']:.1%}",
+            percentage(row["top_share"]),
             significant(row["effective_channels"], 4),
             significant(row["max_over_mean"], 4),
             str(row["supernodes"]),
@@ -184,6 +202,10 @@ def layer_table(atlas: Atlas, rows: list[dict[str, Any]]) -> tuple[list[str], li
         ]
         for row in rows
     ]
+
+
+def _mean(loss: float) -> str:
+    return "unknown" if math.isnan(loss) else f"{loss:.3f}"
 
 
 def _median(values: np.ndarray) -> float:

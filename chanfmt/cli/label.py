@@ -74,9 +74,8 @@ def _options() -> tuple[type, ...]:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from chanfmt.base.errors import UsageError
+    from chanfmt.base.files import output_path
     from chanfmt.hub.names import is_address
     from chanfmt.hub.rewriting import SETTINGS, write_relabelled
 
@@ -88,7 +87,7 @@ def _run(arguments: argparse.Namespace) -> int:
         )
     if arguments.output is None and is_address(arguments.file):
         raise UsageError(f"{arguments.file} is on the Hub", hint="add -o FILE for the result")
-    output = Path(arguments.output or arguments.file)
+    output = output_path(arguments.output or arguments.file)
     before, after, written = write_relabelled(
         arguments.file, output, changes, model=arguments.model, overwrite=arguments.overwrite
     )

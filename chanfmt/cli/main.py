@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from chanfmt.cli import (
     build,
+    cache,
     compare,
     export,
     framework,
@@ -25,7 +26,7 @@ from chanfmt.cli import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMMANDS = (build, info, show, validate, label, merge, strip, compare, report, trajectory, export, push, pull)
+COMMANDS = (build, info, show, validate, label, merge, strip, compare, report, trajectory, export, push, pull, cache)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -44,10 +44,10 @@ def add(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     import dataclasses
     import shutil
-    from pathlib import Path
 
+    from chanfmt.base.claims import claimed
     from chanfmt.base.errors import UsageError
-    from chanfmt.base.files import atomic_file, check_target
+    from chanfmt.base.files import atomic_file, check_target, output_path
     from chanfmt.format.reader import Atlas
     from chanfmt.hub.atlases import check_valid
     from chanfmt.hub.fetch import fetch
@@ -59,12 +59,13 @@ def _run(arguments: argparse.Namespace) -> int:
         if wanted.file is not None:
             raise UsageError(f"the file is named twice: {wanted.file} and {arguments.file}", hint="leave out one of them")
         wanted = parse_address(f"{dataclasses.replace(wanted, file=arguments.file)}")
-    output = Path(arguments.output)
+    output = output_path(arguments.output)
     check_target(output, overwrite=arguments.overwrite)
-    fetched = fetch(wanted, suffix=SUFFIX)
-    check_valid(fetched.path, str(fetched.source))
-    with atomic_file(output) as temporary:
-        shutil.copyfile(fetched.path, temporary)
+    with claimed(output):
+        fetched = fetch(wanted, suffix=SUFFIX)
+        check_valid(fetched.path, str(fetched.source))
+        with atomic_file(output, overwrite=arguments.overwrite) as temporary:
+            shutil.copyfile(fetched.path, temporary)
     say(f"wrote {output}, a copy of {fetched.source}; browse it with: atlas-tui {output}")
     if arguments.json:
         with Atlas.open(output) as atlas:

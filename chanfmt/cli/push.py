@@ -66,5 +66,5 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         framework.print_json({"repo": done.repo, "url": done.url, "commit": done.commit, "address": str(place)})
     else:
-        print(done.url)
+        framework.print_line(done.url)
     return 0

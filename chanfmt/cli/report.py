@@ -58,14 +58,15 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def publish(arguments: argparse.Namespace, make: Callable[[], Report]) -> int:
     """Write the report that ``make`` returns, and print its claims. Returns the exit code of the command."""
-    from pathlib import Path
-
+    from chanfmt.base.claims import claimed
+    from chanfmt.base.files import output_path
     from chanfmt.reporting.pages import check_directory, write_report
 
-    output = Path(arguments.output)
+    output = output_path(arguments.output)
     check_directory(output, overwrite=arguments.overwrite)
-    report = make()
-    files = write_report(report, output)
+    with claimed(output):
+        report = make()
+        files = write_report(report, output, overwrite=arguments.overwrite)
     for note in report.notes:
         say(f"note: {note}")
     if arguments.json:
@@ -73,7 +74,7 @@ def publish(arguments: argparse.Namespace, make: Callable[[], Report]) -> int:
     else:
         for section in report.sections:
             for claim in section.claims:
-                print(f"{claim.verdict:<14}  {claim.statement}: {claim.measured} (the paper: {claim.paper})")
+                framework.print_line(f"{claim.verdict:<14}  {claim.statement}: {claim.measured} (the paper: {claim.paper})")
             for text in section.missing:
                 say(f"missing from {section.title.lower()}: {text}")
     say(f"wrote {output / 'report.html'} and {len(files) - 1} other files")

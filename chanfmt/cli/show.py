@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import AtlasError, UsageError
-from chanfmt.base.text import significant
+from chanfmt.base.text import percentage, significant
 from chanfmt.cli import framework
 from chanfmt.cli.options import AtlasOptions
 
@@ -150,8 +150,6 @@ def _show_channels(stack: Stack, block: Block, arguments: argparse.Namespace) ->
 def _show_experts(stack: Stack, block: Block, rho: float, arguments: argparse.Namespace) -> None:
     import dataclasses
 
-    import numpy as np
-
     from chanfmt.analysis.mass import concentration
     from chanfmt.format import schema
 
@@ -182,7 +180,7 @@ def _show_experts(stack: Stack, block: Block, rho: float, arguments: argparse.Na
                 str(row["expert"]),
                 f"{row['tokens']:,}",
                 significant(row["mass"], 3),
-                "-" if np.isnan(row["top_share"]) else f"{row['top_share']:.1%}",
+                percentage(row["top_share"]),
                 *(significant(row[name]) for name in ("effective_channels", "max_over_mean")),
                 str(row["supernodes"]),
                 str(row["halo"]),
@@ -217,7 +215,8 @@ def _show_channel(atlas: Atlas, stack: Stack, block: Block, arguments: argparse.
         framework.print_json({**_place(block, expert), "channel": channel, "label": label, **dataclasses.asdict(card)})
         return
     of = "" if expert is None else f" expert {expert}"
-    print(f"layer {block.layer_index}{of} channel {channel}: {label}\n")
+    framework.print_line(f"layer {block.layer_index}{of} channel {channel}: {label}")
+    framework.print_line()
     _print_card(card)
 
 
@@ -241,23 +240,29 @@ def _print_card(card: Card) -> None:
     )
     if card.splits:
         core = sum(split.supernode for split in card.splits)
-        print(f"\na supernode in {core} of {len(card.splits)} splits; LP varies by {share(card.variation)} of its mean")
+        framework.print_line()
+        framework.print_line(
+            f"a supernode in {core} of {len(card.splits)} splits; LP varies by {share(card.variation)} of its mean"
+        )
         framework.print_table(
             ["split", "LP", "rank"],
             [(str(number), significant(split.lp, 3), str(split.rank or "-")) for number, split in enumerate(card.splits)],
         )
     if card.supports:
-        print("\nshare of the channel's write vector on the write support")
+        framework.print_line()
+        framework.print_line("share of the channel's write vector on the write support")
         framework.print_table(
             ["dimensions", "share", "median channel"],
             [(str(size), share(own), share(median)) for size, own, median in card.supports],
         )
     if card.partners:
-        print("\nsupernodes that the channel is most redundant with")
+        framework.print_line()
+        framework.print_line("supernodes that the channel is most redundant with")
         framework.print_table(
             ["channel", "LP rank", "nats"],
             [(str(other), str(rank), significant(value, 3)) for other, value, rank in card.partners],
         )
     if card.dimensions:
-        print("\ndimensions of the write support that the channel writes to most")
+        framework.print_line()
+        framework.print_line("dimensions of the write support that the channel writes to most")
         framework.print_table(["dimension", "share"], [(str(name), share(value)) for name, value in card.dimensions])

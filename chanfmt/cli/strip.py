@@ -42,23 +42,22 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from chanfmt.algebra.rewrite import noted
     from chanfmt.algebra.strip import stripped
-    from chanfmt.base.files import check_target
+    from chanfmt.base.claims import claimed
+    from chanfmt.base.files import check_target, output_path
     from chanfmt.format.writer import write_atlas
     from chanfmt.hub.locate import open_atlas
 
-    output = Path(arguments.output)
+    output = output_path(arguments.output)
     check_target(output, overwrite=arguments.overwrite)
     # Verify first: a damaged file must not get a new, valid digest.
-    with open_atlas(arguments.file, verify=True, contained=True) as atlas:
+    with claimed(output), open_atlas(arguments.file, verify=True, contained=True) as atlas:
         size = atlas.path.stat().st_size
         content = noted(
             stripped(atlas.content(), keep_tokens=arguments.keep_tokens), "strip", [atlas.content_sha256], [atlas.hub_source]
         )
-    digest = write_atlas(content, output)
+        digest = write_atlas(content, output, overwrite=arguments.overwrite)
     without = [*content.dropped, *(["the token ids"] if content.calibration.token_ids is None else [])]
     say(f"wrote {output}: {output.stat().st_size / 1e6:,.1f} of {size / 1e6:,.1f} MB; without {', '.join(without)}")
     if arguments.json:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from chanfmt.base.text import printable
 from chanfmt.cli import framework
 
 if TYPE_CHECKING:
@@ -51,7 +49,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from chanfmt.format import schema
     from chanfmt.hub.locate import locate_atlas
 
-    results = {name: validate_contained(locate_atlas(os.path.expanduser(name)).path) for name in arguments.files}
+    results = {name: validate_contained(locate_atlas(name).path) for name in arguments.files}
     valid = {name: not any(finding.rule.severity == ERROR for finding in findings) for name, findings in results.items()}
     if arguments.json:
         framework.print_json(
@@ -83,8 +81,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _print(name: str, findings: list[Finding], verdict: str) -> None:
-    print(printable(f"{name}: {verdict}"))
+    framework.print_line(f"{name}: {verdict}")
     for finding in findings:
-        print(printable(f"  {finding.rule.severity} {finding.code} {finding.path} {finding.message}"))
+        framework.print_line(f"  {finding.rule.severity} {finding.code} {finding.path} {finding.message}")
     for fix in dict.fromkeys(finding.rule.fix for finding in findings):
-        print(f"  {fix}")
+        framework.print_line(f"  {fix}")

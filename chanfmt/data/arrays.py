@@ -199,6 +199,8 @@ def _load(path: Path) -> dict[str, np.ndarray]:
             return load_file(path)
         except (SafetensorError, KeyError, TypeError) as error:
             raise UsageError(f"{path} is not a readable .safetensors file of numpy's types: {first_line(error)}") from None
+    if not zipfile.is_zipfile(path):
+        raise UsageError(f"{path} is not a .npz file", hint="write it with numpy.savez(path, NAME=array, ...)")
     try:
         # An object array is a pickle, and a pickle can run code.
         with np.load(path, allow_pickle=False) as file:

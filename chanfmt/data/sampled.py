@@ -10,6 +10,7 @@ import torch
 
 from chanfmt.base.errors import ChanfmtError, ModelError, UsageError, first_line
 from chanfmt.data.tokens import check_vocabulary
+from chanfmt.format.records import NO_SPECIAL_TOKENS, SpecialTokens
 from chanfmt.models.causal import check_causal
 from chanfmt.models.quiet import quiet_transformers
 
@@ -28,31 +29,43 @@ def sample_sequences(
     seed: int,
     *,
     name: str,
+    special: SpecialTokens = NO_SPECIAL_TOKENS,
+    bos: bool = True,
     batch_size: int | None = None,
     progress: Callable[[int], object] = lambda tokens: None,
 ) -> np.ndarray:
     """Sample token ids from ``model`` at temperature 1, from all of its vocabulary. Returns int32 (sequence, position).
 
-    Every sequence starts with the tokenizer's BOS, or with a random ordinary token if the tokenizer has no BOS. An EOS is a
-    token like any other: the next document follows it, as in packed text. The random numbers belong to the sequence and the
-    position, so they do not depend on the batch size.
+    Every sequence starts with ``special.before``. If that is empty, it starts with the tokenizer's BOS, or with a random
+    ordinary token if the tokenizer has no BOS. It ends with ``special.after``. An EOS is a token like any other: the next
+    document follows it, as in packed text. The random numbers belong to the sequence and the position, so they do not depend
+    on the batch size.
 
     Args:
         model: A loaded causal LM with frozen parameters.
         name: Name of the model in messages.
+        special: The tokens that every sequence begins and ends with.
+        bos: Whether a sequence may start with the tokenizer's BOS if ``special.before`` is empty.
         batch_size: Sequences at a time; None for `BATCH`.
         progress: Called with the number of tokens sampled since the last call.
 
     Raises:
-        UsageError: The model is not causal.
+        UsageError: The model is not causal, or ``special`` leaves no place for a sampled token.
         ModelError: The model has no embedding for the tokenizer's BOS, or its logits are not finite.
         ChanfmtError: Memory runs out.
     """
     _check_samples(model, name)
     device = next(model.parameters()).device
-    ids = np.empty((sequences, seq_len), dtype=np.int32)
-    ids[:, 0] = _first_tokens(model, tokenizer, sequences, seed, name)
-    uniform = np.random.default_rng(seed).random((sequences, seq_len - 1))
+    first = _first_tokens(model, tokenizer, sequences, seed, name, special, bos)
+    sampled = seq_len - first.shape[1] - len(special.after)
+    if sampled < 1:
+        raise UsageError(
+            f"--seq-len {seq_len} leaves no place for a sampled token: every sequence has {seq_len - sampled} given ones",
+            hint="use a larger --seq-len",
+        )
+    ids = np.empty((sequences, seq_len - len(special.after)), dtype=np.int32)
+    ids[:, : first.shape[1]] = first
+    uniform = np.random.default_rng(seed).random((sequences, sampled))
     size = batch_size or BATCH
     try:
         with torch.no_grad(), quiet_transformers():
@@ -62,7 +75,7 @@ def sample_sequences(
                 ids[part] = (
                     _continue(
                         model,
-                        torch.from_numpy(ids[part, :1]).long().to(device),
+                        torch.from_numpy(ids[part, : first.shape[1]]).long().to(device),
                         torch.from_numpy(uniform[part]).to(device),
                         cached,
                         progress,
@@ -78,7 +91,7 @@ def sample_sequences(
                 hint="use a smaller --batch-size or --seq-len, or --dtype bfloat16",
             ) from None
         raise ModelError(f"{name} cannot continue a text to {seq_len} tokens: {first_line(error)}") from error
-    return ids
+    return np.hstack([ids, np.tile(np.asarray(special.after, dtype=np.int32), (sequences, 1))])
 
 
 def _check_samples(model: Any, name: str) -> None:
@@ -91,25 +104,29 @@ def _check_samples(model: Any, name: str) -> None:
         raise UsageError(f"--calib self: {error.message}", hint=hint) from None
 
 
-def _first_tokens(model: Any, tokenizer: Any, sequences: int, seed: int, name: str) -> np.ndarray:
-    """First token of every sequence, int64 (sequence,)."""
-    if tokenizer.bos_token_id is not None:
-        first = np.full(sequences, tokenizer.bos_token_id)
-        check_vocabulary(model.config, tokenizer, first, name)
-        return first
+def _first_tokens(
+    model: Any, tokenizer: Any, sequences: int, seed: int, name: str, special: SpecialTokens, bos: bool
+) -> np.ndarray:
+    """First tokens of every sequence, int64 (sequence, position)."""
+    given = special.before
+    if not given and bos and tokenizer.bos_token_id is not None:
+        given = (tokenizer.bos_token_id,)
+    check_vocabulary(model.config, tokenizer, np.array([*given, *special.after], dtype=np.int64), name)
+    if given:
+        return np.tile(given, (sequences, 1))
     known = min(len(tokenizer), model.config.get_text_config().vocab_size)
     ordinary = np.setdiff1d(np.arange(known), tokenizer.all_special_ids)
     # A generator of its own: the other random numbers do not depend on whether there is a BOS.
-    return np.random.default_rng([seed, 1]).choice(ordinary, sequences)
+    return np.random.default_rng([seed, 1]).choice(ordinary, (sequences, 1))
 
 
 def _continue(
     model: Any, ids: torch.Tensor, uniform: torch.Tensor, cached: bool, progress: Callable[[int], object]
 ) -> torch.Tensor:
-    """``ids`` int64 (sequence, 1), continued by one token for each number in ``uniform`` float64 (sequence, position)."""
+    """``ids`` int64 (sequence, token), continued by one token for each number in ``uniform`` float64 (sequence, position)."""
     cache = None
     for position in range(uniform.shape[1]):
-        logits, cache = _next_logits(model, ids[:, -1:] if cached else ids, cache, cached)
+        logits, cache = _next_logits(model, ids[:, -1:] if cached and position else ids, cache, cached)
         ids = torch.cat([ids, _pick(logits, uniform[:, position : position + 1])], dim=1)
         progress(len(ids))
     return ids

@@ -11,45 +11,47 @@ from chanfmt.base.narrate import say
 from chanfmt.base.version import __version__
 from chanfmt.data.source import Source
 from chanfmt.data.text import read_text
-from chanfmt.data.tokens import CalibrationTokens, canonical, check_vocabulary, sample, tokenize, tokenize_documents
+from chanfmt.data.tokens import CalibrationTokens, canonical, check_vocabulary, pack, sample, tokenize, tokenize_documents
 from chanfmt.format.records import Contribution
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from chanfmt.data.arrays import CalibrationInputs
-    from chanfmt.format.records import ModelRecord
+    from chanfmt.format.records import ModelRecord, SpecialTokens
     from chanfmt.models.source import ModelSource
 
 
-def draw_text(source: str, sequences: int, seq_len: int, seed: int, *, model: ModelSource) -> Source:
+def draw_text(source: str, sequences: int, seq_len: int, seed: int, *, model: ModelSource, special: SpecialTokens) -> Source:
     """Draw ``sequences`` sequences of ``seq_len`` tokens from the text of ``source``; all of them if there are fewer.
 
     Args:
         model: The model whose tokenizer makes the tokens, and whose embedding has to have them.
+        special: The tokens that every sequence begins and ends with; they count in ``seq_len``.
 
     Raises:
-        UsageError: The source cannot be read, or its text is shorter than one sequence.
+        UsageError: The source cannot be read, its text is shorter than one sequence, or ``special`` leaves no place for it.
         ModelError: The tokenizer cannot take the text, or makes a token that the model has no embedding for.
     """
     tokenizer = model.tokenizer
     text = read_text(source, "calibrate")
     if text.documents and tokenizer.eos_token_id is not None:
-        token_ids = tokenize_documents(tokenizer, text)
+        token_ids = tokenize_documents(tokenizer, text, special.before)
     else:
         if text.documents:
             say(
                 f"note: the tokenizer of {model.id} has no EOS; the documents of {text.source} are joined by a blank line",
             )
         token_ids = tokenize(tokenizer, text)
-    check_vocabulary(model.config, tokenizer, token_ids, model.id)
-    ids = sample(token_ids, sequences, seq_len, seed, source).ids
+    check_vocabulary(model.config, tokenizer, np.concatenate([token_ids, special.before, special.after]), model.id)
+    blocks = pack(token_ids, seq_len, special, source)
+    ids = sample(blocks, sequences, seed).ids
     if len(ids) < sequences:
         say(
             f"note: {text.source} has {len(token_ids)} tokens, {len(ids)} different sequences of {seq_len}, "
             f"not {sequences}; using them all",
         )
-    return Source(text.source, text.revision, len(token_ids) // seq_len, ids)
+    return Source(text.source, text.revision, len(blocks), ids)
 
 
 def together(sources: Sequence[Source]) -> tuple[tuple[Source, ...], CalibrationTokens]:

@@ -8,8 +8,10 @@ WikiText-2. In most data sets a row is a document of its own; calibration then k
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -41,11 +43,21 @@ LINES = ("Salesforce/wikitext", "wikitext")
 SELF = "self"
 """The source that is not a text: sequences sampled from the measured model (`chanfmt.data.sampled`)."""
 
+BOS = ("auto", "always", "never")
+"""Values of ``--bos``: which special tokens are around each sequence (`chanfmt.data.special_tokens`)."""
+
 JOINT = "\n\n"
 """The text between two rows."""
 
 PYDOC_HELD_OUT = 5
 """Every fifth topic of the language reference is kept for evaluation."""
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[^@/]+)?(@.+)?")
+"""The name of a data set: NAME or USER/NAME, then its configuration and its split."""
+
+_KINDS = "use wikitext2, c4, pydoc, a .txt, .jsonl or .parquet file, or a data set as NAME[:CONFIG][@SPLIT]"
+_OTHER_FILES = (".csv", ".tsv", ".json", ".md", ".html", ".pdf", ".docx", ".gz", ".zst", ".h5", ".hdf5", ".npy", ".gguf", ".text")
+"""Suffixes of files that people name, and that are no suffixes of data sets."""
 
 Purpose = Literal["calibrate", "evaluate"]
 
@@ -81,24 +93,14 @@ def read_text(source: str, purpose: Purpose, *, empty_rows: bool = False) -> Tex
     Raises:
         UsageError: The source does not exist, cannot be read, has no text, or is `SELF`.
     """
+    check_text(source)
     path = Path(os.path.expanduser(source))
     rows: Iterable[str]
     documents = False
-    if source == SELF:
-        raise UsageError(
-            "self is sampled from the measured model, so every model would be measured on another text",
-            hint="use wikitext2, pydoc, a file or a data set; self can be used with atlas build --calib only",
-        )
-    if path.suffix in ARRAYS:
-        raise UsageError(
-            f"{source} holds inputs of one model, not text", hint="such a file can be used with atlas build --calib only"
-        )
     if source == "pydoc":
         name, rows = f"pydoc/{purpose}", _pydoc_rows(purpose)
     elif path.suffix in FILES:
         name, rows, documents = path.name, _file_rows(path), path.suffix != ".txt"
-    elif os.path.exists(path):
-        raise UsageError(f"{source} is not a text source", hint="use a .txt, .jsonl or .parquet file")
     else:
         name, rows, documents = _dataset_rows(source, purpose)
     # JSON can spell half a surrogate pair, which a tokenizer cannot take.
@@ -109,6 +111,53 @@ def read_text(source: str, purpose: Purpose, *, empty_rows: bool = False) -> Tex
         say(f"note: only the first {MAX_CHARACTERS:,} characters of {name} are used")
     text = JOINT.join(kept)
     return Text(name, hashlib.sha256(text.encode("utf-8")).hexdigest(), text, tuple(kept) if documents else (), cut)
+
+
+def check_text(source: str) -> None:
+    """Raise an error for a text source that `read_text` cannot read. Nothing is read, and the network is not used.
+
+    Raises:
+        UsageError: The file does not exist or is of another kind, or the source is `SELF`.
+        MissingPackageError: The package that reads such a source is not installed.
+    """
+    path = Path(os.path.expanduser(source))
+    if source == SELF:
+        raise UsageError(
+            "self is sampled from the measured model, so every model would be measured on another text",
+            hint="use wikitext2, pydoc, a file or a data set; self can be used with atlas build --calib only",
+        )
+    if path.suffix in ARRAYS:
+        raise UsageError(
+            f"{source} holds inputs of one model, not text", hint="such a file can be used with atlas build --calib only"
+        )
+    if source == "pydoc":
+        return
+    if path.suffix in FILES:
+        if not os.path.isfile(path):
+            raise UsageError(
+                f"{path} is a directory, not a text file" if os.path.isdir(path) else f"the text file {path} does not exist"
+            )
+        if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+            raise MissingPackageError("pyarrow", "datasets", "reading a .parquet file")
+        return
+    if os.path.exists(path):
+        raise UsageError(f"{source} is not a text source", hint=_KINDS)
+    if not _NAME.fullmatch(source):
+        raise UsageError(
+            f"{source!r} is neither a text file nor the name of a data set",
+            hint=_KINDS,
+        )
+    if path.suffix.lower() in _OTHER_FILES:
+        raise UsageError(f"the file {source} does not exist, and would not be a text source", hint=_KINDS)
+    if importlib.util.find_spec("datasets") is None:
+        raise missing_datasets(source)
+
+
+def missing_datasets(source: str) -> MissingPackageError:
+    """The error if the data set ``source`` cannot be read because the package ``datasets`` is not installed."""
+    error = MissingPackageError("datasets", "datasets", f"the data set {source}")
+    error.hint = f"{error.hint}; or use text that needs no package: pydoc, or a .txt or .jsonl file"
+    return error
 
 
 def _bounded(rows: Iterable[str]) -> tuple[list[str], bool]:
@@ -142,8 +191,6 @@ def _paragraphs(text: str) -> set[str]:
 
 
 def _file_rows(path: Path) -> Iterator[str]:
-    if not os.path.isfile(path):
-        raise UsageError(f"the text file {path} does not exist")
     try:
         if path.suffix == ".txt":
             with open(path, encoding="utf-8") as file:
@@ -198,7 +245,7 @@ def _dataset_rows(source: str, purpose: Purpose) -> tuple[str, Iterator[str], bo
     try:
         import datasets
     except ImportError:
-        raise MissingPackageError("datasets", "datasets", f"the data set {source}") from None
+        raise missing_datasets(source) from None
 
     def rows() -> Iterator[str]:
         try:

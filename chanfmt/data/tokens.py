@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from chanfmt.data.text import Text
+    from chanfmt.format.records import SpecialTokens
 
 
 @dataclass(frozen=True)
@@ -56,28 +57,31 @@ class CalibrationTokens:
 
 
 def tokenize(tokenizer: Any, text: Text) -> np.ndarray:
-    """Tokenise all of ``text`` at once, with the special tokens that the tokenizer puts around a text. Returns int32 (token,).
+    """Tokenise all of ``text`` at once, without special tokens. Returns int32 (token,).
 
     Raises:
         ModelError: The tokenizer cannot take the text.
     """
-    return np.asarray(_encoded(tokenizer, text.text, text.source, special=True)["input_ids"], dtype=np.int32)
+    return np.asarray(encode(tokenizer, text.text, text.source, special=False)["input_ids"], dtype=np.int32)
 
 
 def tokenize_located(tokenizer: Any, text: Text, *, special: bool = True) -> tuple[np.ndarray, np.ndarray | None]:
-    """Tokenise as `tokenize` does, and return also the end of each token in the text, in UTF-8 bytes, int64 (token,).
+    """Tokenise all of ``text`` at once, and return also the end of each token in the text, in UTF-8 bytes.
 
     Text that no token covers belongs to the next token, and a character that several tokens share to the first of them.
     Special tokens have no text. The ends are None if the tokenizer does not keep track of them.
 
     Args:
-        special: Whether special tokens are added.
+        special: Whether the tokenizer puts its special tokens around the text.
+
+    Returns:
+        Token ids, int32 (token,); and their ends, int64 (token,).
 
     Raises:
         ModelError: The tokenizer cannot take the text.
     """
     located = bool(getattr(tokenizer, "is_fast", False))
-    encoding = _encoded(tokenizer, text.text, text.source, special=special, return_offsets_mapping=located)
+    encoding = encode(tokenizer, text.text, text.source, special=special, return_offsets_mapping=located)
     ids = np.asarray(encoding["input_ids"], dtype=np.int32)
     if not located:
         return ids, None
@@ -88,23 +92,23 @@ def tokenize_located(tokenizer: Any, text: Text, *, special: bool = True) -> tup
     return ids, before[np.maximum.accumulate(ends)]
 
 
-def tokenize_documents(tokenizer: Any, text: Text) -> np.ndarray:
+def tokenize_documents(tokenizer: Any, text: Text, before: Sequence[int]) -> np.ndarray:
     """Tokenise the documents of ``text`` one by one, and join them by the tokenizer's EOS. Returns int32 (token,).
 
-    Every document begins with the tokens that the tokenizer puts before a text (its BOS, two tokens, or none), and has no
-    other special tokens. If these tokens begin with an EOS themselves, as OPT's do, no further EOS joins the documents.
+    Every document but the first begins with ``before``, and has no other special tokens. If ``before`` begins with an EOS
+    itself, as OPT's does, no further EOS joins the documents.
 
     Args:
         tokenizer: A tokenizer that has an EOS.
+        before: Token ids that every sequence begins with, which `pack` puts before the first document.
 
     Raises:
         ModelError: The tokenizer cannot take the text.
     """
     end = tokenizer.eos_token_id
-    before = _beginning(tokenizer)
-    between = before if before[:1] == [end] else [end, *before]
-    parts = [np.asarray(before, dtype=np.int32)]
-    for document in _encoded(tokenizer, list(text.documents), text.source, special=False)["input_ids"]:
+    between = list(before) if list(before[:1]) == [end] else [end, *before]
+    parts: list[np.ndarray] = []
+    for document in encode(tokenizer, list(text.documents), text.source, special=False)["input_ids"]:
         parts += [np.asarray(document, dtype=np.int32), np.asarray(between, dtype=np.int32)]
     return np.concatenate(parts[:-1])
 
@@ -153,26 +157,55 @@ def canonical_order(digests: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]
     return np.array([first[digest] for digest in ordered], dtype=np.intp), tuple(ordered), split_of
 
 
-def sample(token_ids: np.ndarray, sequences: int, seq_len: int, seed: int, source: str) -> CalibrationTokens:
-    """Draw ``sequences`` of the different packed blocks of ``token_ids``, without replacement.
+def pack(token_ids: np.ndarray, seq_len: int, special: SpecialTokens, source: str) -> np.ndarray:
+    """Cut ``token_ids`` (token,) into blocks of ``seq_len`` tokens, ``special`` among them. Returns (block, position).
+
+    If a block begins where ``special.before`` stands in the text already, between two documents, these tokens are not
+    repeated.
 
     Raises:
-        UsageError: The text is shorter than one block.
+        UsageError: The text is shorter than one block, or ``special`` leaves no place for it.
     """
-    available = len(token_ids) // seq_len
-    if available == 0:
+    before, after = (np.asarray(ids, dtype=token_ids.dtype) for ids in (special.before, special.after))
+    room = seq_len - len(special)
+    if room < 1:
+        raise UsageError(
+            f"--seq-len {seq_len} leaves no place for text: every sequence has {len(special)} special tokens",
+            hint="use a larger --seq-len",
+        )
+    starts = []
+    position = 0
+    while position + room <= len(token_ids):
+        if len(before) and np.array_equal(token_ids[position : position + len(before)], before):
+            position += len(before)
+        else:
+            starts.append(position)
+            position += room
+    if not starts:
         raise UsageError(
             f"the text source {source} has {len(token_ids)} tokens, fewer than one sequence of {seq_len}",
             hint="choose a longer text, or a smaller --seq-len",
         )
-    different = np.unique(token_ids[: available * seq_len].reshape(available, seq_len), axis=0)
+    inside = token_ids[np.add.outer(starts, np.arange(room))]
+    return np.hstack([np.tile(before, (len(starts), 1)), inside, np.tile(after, (len(starts), 1))])
+
+
+def sample(blocks: np.ndarray, sequences: int, seed: int) -> CalibrationTokens:
+    """Draw ``sequences`` of the different ``blocks`` (block, position), without replacement."""
+    different = np.unique(blocks, axis=0)
     if sequences < len(different):
         different = different[np.random.default_rng(seed).choice(len(different), sequences, replace=False)]
     return canonical(different)
 
 
-def _encoded(tokenizer: Any, text: str | list[str], source: str, *, special: bool, **options: bool) -> Any:
-    """The encoding of ``text``, one text or several, by ``tokenizer``. Raises `ModelError`."""
+def encode(tokenizer: Any, text: str | list[str], source: str, *, special: bool, **options: bool) -> Any:
+    """The encoding of ``text``, one text or several, by ``tokenizer``. Raises `ModelError`.
+
+    Args:
+        source: Name of the text in errors.
+        special: Whether the tokenizer puts its special tokens around each text.
+        options: Further arguments of the tokenizer.
+    """
     try:
         # verbose=False: the text is longer than the model's context on purpose, so transformers need not warn of it.
         return tokenizer(text, add_special_tokens=special, verbose=False, **options)
@@ -182,13 +215,3 @@ def _encoded(tokenizer: Any, text: str | list[str], source: str, *, special: boo
             f"the tokenizer cannot take the text of {source} ({type(error).__name__}: {first_line(error)})",
             hint="save the tokenizer that the model was trained with into its directory",
         ) from None
-
-
-def _beginning(tokenizer: Any) -> list[int]:
-    """The tokens that ``tokenizer`` puts before a text."""
-    # The tokenizer is tried out, because add_bos_token says it for some classes only.
-    with_special, without = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
-    for start in range(len(with_special) - len(without) + 1):
-        if with_special[start : start + len(without)] == without:
-            return list(with_special[:start])
-    return []

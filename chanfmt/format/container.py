@@ -27,9 +27,13 @@ from h5py import h5a, h5d, h5ds, h5g, h5s, h5t
 
 from chanfmt.base.errors import AtlasError, first_line
 from chanfmt.format import schema
+from chanfmt.format.mistaken import way_out
+from chanfmt.format.unlocked import open_unlocked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from chanfmt.format.unlocked import Unlocked
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -39,6 +43,8 @@ MAX_DEPTH = 3
 MAX_OBJECTS = 20_000
 MAX_ATTRIBUTES = 64
 MAX_TEXT = 16 << 20
+MAX_VALUES = 256
+"""Numbers in an attribute. Only ``flag_values`` has more than one."""
 MAX_RANK = 4
 TEXT_REFERENCE = 16
 """Bytes that a dataset holds for each of its texts: a length, the address of a heap, an index."""
@@ -93,24 +99,32 @@ class Container:
     It uses HDF5's own calls, because h5py's convenient objects take five times as long.
     """
 
-    def __init__(self, file: h5py.File, path: Path | None, size: int) -> None:
-        """Walk through ``file``; ``path`` is None for a file that is in memory only.
+    def __init__(self, opened: Unlocked, path: Path | None, size: int) -> None:
+        """Walk through a file.
+
+        Args:
+            path: Its path; None for a file that is in memory only.
+            size: Its bytes. All texts together may not claim more.
 
         Raises:
             AtlasError: The file breaks a rule of level 0.
         """
         self.path = path
         self.nodes: dict[str, Node] = {}
-        self._file = file
+        self._opened = opened
+        self._size = size
+        self._text_bytes = 0
+        self._counted: set[tuple[str, str]] = set()
+        """Attributes whose text is in ``_text_bytes``: path and name."""
         self._by_address: dict[tuple[int, int], str] = {}
         """Address, a pair of machine words, to path. Links out of the file are refused, so all objects are in this file."""
         self._children: dict[str, list[str]] = {}
-        self._walk(size)
+        self._walk()
 
     @property
     def descriptor(self) -> int:
         """Descriptor of the open file. By now, ``path`` may name another file."""
-        return int(self._file.id.get_vfd_handle())
+        return self._opened.descriptor
 
     def __contains__(self, path: str) -> bool:
         return path in self.nodes
@@ -145,23 +159,20 @@ class Container:
 
     @_guarded
     def attribute(self, path: str, name: str) -> Any:
-        """An attribute's value: str, list of str, numpy scalar or array; None if there is no such attribute.
+        """An attribute's value: str, numpy scalar or array; None if there is no such attribute.
 
         Raises:
-            AtlasError: The attribute has a type that an atlas may not hold.
+            AtlasError: The attribute has a type or a length that an atlas may not hold, or the file's texts claim more
+                bytes than the file has.
         """
-        item, key = self.nodes[path].id, name.encode()
-        if not h5a.exists(item, key):
-            return None
-        attribute = h5a.open(item, key)
-        if _type_code(attribute.get_type()) is None or attribute.shape is None or len(attribute.shape) > 1:
-            raise AtlasError(f"/{path}@{name} has a type that an atlas may not hold", code="E018", where=f"/{path}@{name}")
-        dtype = attribute.dtype
-        values = np.empty(attribute.shape, dtype=dtype)
-        attribute.read(values, mtype=h5t.py_create(dtype))
-        if values.dtype.kind == "O":
-            return read_text(values[()], f"/{path}@{name}") if not values.ndim else [read_text(value, name) for value in values]
-        return values[()]
+        where = f"/{path}@{name}"
+        value = _read_attribute(self.nodes[path].id, name, where)
+        if isinstance(value, bytes):
+            if (path, name) not in self._counted:
+                self._counted.add((path, name))
+                self._count_text(len(value), where)
+            return read_text(value, where)
+        return value
 
     def read(self, path: str) -> np.ndarray:
         """A dataset's values; texts as an object array of str. Raises `AtlasError` if they cannot be read."""
@@ -207,11 +218,17 @@ class Container:
                     self.attribute(path, name)
 
     def close(self) -> None:
-        self._file.close()
+        self._opened.closing.close()
 
-    def _walk(self, size: int) -> None:
+    def _count_text(self, nbytes: int, where: str) -> None:
+        """Refuse texts that claim more memory than the file has bytes, which texts that share a heap object could."""
+        self._text_bytes += nbytes
+        if self._text_bytes > self._size:
+            self._refuse("E014", where, f"brings the texts to {self._text_bytes} bytes in a file of {self._size}")
+
+    def _walk(self) -> None:
         extents: list[tuple[int, int, str]] = []
-        self.nodes[""] = Node(h5g.open(self._file.id, b"/"))
+        self.nodes[""] = Node(h5g.open(self._opened.file.id, b"/"))
         self._count_attributes("")
         pending = [("", 0)]
         while pending:
@@ -243,7 +260,7 @@ class Container:
                         self._refuse("E008", f"/{path}", "is nested too deep")
                     pending.append((path, depth + 1))
                 else:
-                    self._check_dataset(node, f"/{path}", size)
+                    self._check_dataset(node, f"/{path}")
                     extents.append((node.offset, node.offset + node.nbytes, f"/{path}"))
         extents.sort()
         for (_, end, first), (start, _, second) in itertools.pairwise(extents):
@@ -261,7 +278,7 @@ class Container:
         if h5a.get_num_attrs(self.nodes[path].id) > MAX_ATTRIBUTES:
             self._refuse("E008", f"/{path}", f"has more than {MAX_ATTRIBUTES} attributes")
 
-    def _check_dataset(self, node: Node, where: str, size: int) -> None:
+    def _check_dataset(self, node: Node, where: str) -> None:
         dataset = node.id
         code = _type_code(dataset.get_type())
         if code is None:
@@ -275,11 +292,11 @@ class Container:
         offset, stored, expected = dataset.get_offset(), dataset.get_storage_size(), node.nbytes
         if offset is None:
             self._check_layout(dataset, where)
-        if offset is None or stored != expected or offset + stored > size:
+        if offset is None or stored != expected or offset + stored > self._size:
             self._refuse("E014", where, f"declares {expected} bytes and holds {stored}")
         node.offset = offset
         if code == "str" and self.path is not None:
-            self._check_texts(node, where, size)
+            self._count_texts(node, where)
 
     def _check_layout(self, dataset: h5d.DatasetID, where: str) -> None:
         """Refuse a dataset without an offset in the file, and say why: only a contiguous dataset has one."""
@@ -290,15 +307,13 @@ class Container:
         if layout != h5d.CONTIGUOUS:
             self._refuse("E013", where, "is chunked or compressed; atlases are contiguous")
 
-    def _check_texts(self, node: Node, where: str, size: int) -> None:
-        """Refuse texts that claim more memory than the file has bytes, which texts that share a heap object could."""
+    def _count_texts(self, node: Node, where: str) -> None:
+        """Count the bytes that the texts of a dataset claim."""
         raw = os.pread(self.descriptor, node.nbytes, node.offset)
         if len(raw) != node.nbytes:
             self._refuse("E014", where, "ends before its values do")
         references = np.frombuffer(raw, dtype="<u4").reshape(-1, 4)
-        claimed = int(references[:, 0].sum(dtype=np.uint64))
-        if claimed > size:
-            self._refuse("E014", where, f"claims {claimed} bytes of text in a file of {size}")
+        self._count_text(int(references[:, 0].sum(dtype=np.uint64)), where)
 
     def _scale(self, dataset: h5d.DatasetID, axis: int, parent: str) -> str:
         if h5ds.get_num_scales(dataset, axis) != 1:
@@ -319,21 +334,24 @@ def open_container(path: str | os.PathLike[str]) -> Container:
     while True:
         status = _check_outside(path)
         try:
-            file = h5py.File(path, "r", locking="best-effort", track_order=True)
+            opened = open_unlocked(path)
         except OSError as error:
+            if error.errno:
+                # The system refused, and what the file holds is not to blame.
+                raise AtlasError(f"{path} cannot be opened: {os.strerror(error.errno)}") from None
             raise AtlasError(f"{path} is damaged: {first_line(error)}", hint=_COPY, code="E001") from None
-        if os.path.samestat(status, os.fstat(file.id.get_vfd_handle())):
+        if os.path.samestat(status, os.fstat(opened.descriptor)):
             break
         # A writer has just replaced the file.
-        file.close()
+        opened.closing.close()
     try:
-        _gate(file, path)
-        return Container(file, path, status.st_size)
+        _gate(h5g.open(opened.file.id, b"/"), path)
+        return Container(opened, path, status.st_size)
     except AtlasError:
-        file.close()
+        opened.closing.close()
         raise
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        file.close()
+        opened.closing.close()
         raise AtlasError(f"{path} is damaged: {first_line(error)}", hint=_COPY, code="E001") from None
 
 
@@ -360,7 +378,7 @@ def _check_outside(path: Path) -> os.stat_result:
     except OSError as error:
         raise AtlasError(f"{path} cannot be opened: {error.strerror}") from None
     if stat.S_ISDIR(status.st_mode):
-        raise AtlasError(f"{path} is a directory, not an atlas file")
+        raise AtlasError(f"{path} is a directory, not an atlas file", hint=way_out(path))
     if not stat.S_ISREG(status.st_mode):
         raise AtlasError(f"{path} is not a regular file")
     if status.st_size == 0:
@@ -372,7 +390,7 @@ def _check_outside(path: Path) -> os.stat_result:
     except OSError as error:
         raise AtlasError(f"{path} cannot be read: {error.strerror}") from None
     if not superblock.startswith(SIGNATURE):
-        raise AtlasError(f"{path} is not an importance atlas (not an HDF5 file)", code="E001")
+        raise AtlasError(f"{path} is not an importance atlas (not an HDF5 file)", hint=way_out(path), code="E001")
     end = _stated_end(superblock)
     if end is not None and end != status.st_size:
         raise AtlasError(f"{path} is damaged: it has {status.st_size} bytes and should have {end}", hint=_COPY, code="E016")
@@ -388,29 +406,65 @@ def _stated_end(superblock: bytes) -> int | None:
     return int(struct.unpack_from("<Q", superblock, offset)[0])
 
 
-def _gate(file: h5py.File, path: Path) -> None:
-    if "format" not in file.attrs or file.attrs["format"] != schema.FORMAT:
+def _gate(root: h5g.GroupID, path: Path) -> None:
+    if _root_text(root, "format") != schema.FORMAT:
         raise AtlasError(f"{path} is an HDF5 file but not an importance atlas", code="E002")
-    version = file.attrs.get("format_version", "")
-    major, _, minor = version.partition(".") if isinstance(version, str) else ("", "", "")
+    version = _root_text(root, "format_version") or ""
+    major, _, minor = version.partition(".")
     if not (version.isascii() and major.isdigit() and minor.isdigit() and len(version) < 16):
         raise AtlasError(f"{path} has an unreadable format_version {version!r:.40}", code="E003")
     ours = schema.FORMAT_VERSION.partition(".")[0]
     if int(major) != int(ours):
-        producer = read_text(file.attrs.get("producer", "an unknown program"), "producer")
+        producer = _root_text(root, "producer") or "an unknown program"
         raise AtlasError(
             f"{path} was written by {producer} as version {version}; this chanfmt reads {ours}.x",
             hint="upgrade with: pip install -U chanfmt",
             code="E004",
         )
-    features = read_text(file.attrs.get("features_required", ""), "features_required").split()
-    unknown = sorted(set(features) - schema.KNOWN_FEATURES)
+    features = _root_text(root, "features_required")
+    if features is None:
+        raise AtlasError("features_required is not a text", code="E104", where="features_required")
+    unknown = sorted(set(features.split()) - schema.KNOWN_FEATURES)
     if unknown:
         raise AtlasError(
             f"{path} needs the feature {unknown[0]!r}, which this chanfmt does not know",
             hint="upgrade with: pip install -U chanfmt",
             code="E005",
         )
+
+
+def _root_text(root: h5g.GroupID, name: str) -> str | None:
+    """A text among the root's attributes; "" if there is no such attribute, None if it is something else than a text."""
+    try:
+        value = _read_attribute(root, name, f"/@{name}")
+    except AtlasError:
+        return None
+    if value is None:
+        return ""
+    return read_text(value, f"/@{name}") if isinstance(value, bytes) else None
+
+
+def _read_attribute(item: h5g.GroupID | h5d.DatasetID, name: str, where: str) -> Any:
+    """An attribute's value: bytes of a text, numpy scalar or array; None if there is no such attribute.
+
+    Type and length are checked before anything is read: many texts could share one heap object.
+
+    Raises:
+        AtlasError: The attribute has a type or a length that an atlas may not hold.
+    """
+    key = name.encode()
+    if not h5a.exists(item, key):
+        return None
+    attribute = h5a.open(item, key)
+    code, shape = _type_code(attribute.get_type()), attribute.shape
+    if code is None or shape is None:
+        raise AtlasError(f"{where} has a type that an atlas may not hold", code="E018", where=where)
+    if len(shape) > 1 or (shape and (code == "str" or shape[0] > MAX_VALUES)):
+        raise AtlasError(f"{where} is not a single text or number", code="E018", where=where)
+    dtype = attribute.dtype
+    values = np.empty(shape, dtype=dtype)
+    attribute.read(values, mtype=h5t.py_create(dtype))
+    return values[()]
 
 
 def _type_code(kind: h5t.TypeID) -> str | None:

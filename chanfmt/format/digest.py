@@ -71,8 +71,8 @@ def _add(digest: Any, *texts: str) -> None:
 
 
 def _add_attribute(digest: Any, name: str, value: Any) -> None:
-    if isinstance(value, str | list):
-        _add(digest, "attribute", name, "str", *([value] if isinstance(value, str) else value))
+    if isinstance(value, str):
+        _add(digest, "attribute", name, "str", value)
         return
     array = np.atleast_1d(np.asarray(value))
     array = array.astype(array.dtype.newbyteorder("<"))

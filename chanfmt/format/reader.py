@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,8 +25,10 @@ from chanfmt.format.records import (
     LabelSettings,
     ModelRecord,
     ProducerRecord,
+    SpecialTokens,
     StackData,
     StoredSlices,
+    widths_complaint,
 )
 from chanfmt.format.sandbox import Crashed, run_contained
 from chanfmt.format.show import atlas_text, ffns_text, short, table
@@ -145,6 +148,11 @@ class Stack:
         return found
 
     @property
+    def extension_names(self) -> list[str]:
+        """Names of `extension_metrics`."""
+        return list(self._extension_places)
+
+    @property
     def all_metrics(self) -> list[schema.Variable]:
         """The metrics this stack holds in the schema's order, and then the metrics of other programs."""
         return [*(schema.METRIC_BY_NAME[name] for name in self.metrics), *self.extension_metrics]
@@ -207,8 +215,21 @@ class Stack:
         if name in self._extension_places:
             return self._extension_places[name]
         if name not in self._held:
-            raise AtlasError(f"the atlas holds no {name!r} for {self.name}", hint="build it again with this chanfmt")
+            raise AtlasError(f"the atlas holds no {name!r} for {self.name}", hint=self._way_to(name))
         return f"{self._path}/{name}"
+
+    def _way_to(self, name: str) -> str:
+        """How to get an atlas that holds the variable ``name``, which this stack does not hold."""
+        variable = schema.STACK_VARIABLE_BY_NAME.get(name)
+        if variable is None:
+            return f"metrics that it holds: {', '.join(metric.name for metric in self.all_metrics)}"
+        if variable.additive:
+            return "use the atlas as it was built, before atlas strip"
+        if variable.rests_on and schema.CORRELATIONS not in variable.rests_on:
+            return "compute it from the weights: atlas label FILE --model MODEL -o NEW"
+        if variable.merge == "drop":
+            return "only a build measures it, and a merge drops it: use the atlas of one build, on one text or on several"
+        return "build it again with this chanfmt"
 
 
 class Atlas:
@@ -300,19 +321,19 @@ class Atlas:
         Args:
             path: The file. `chanfmt.open` takes an address on the Hub, too.
             verify: Whether to recompute the digests (0.1 s per 40 MB).
-            contained: Whether to read structure and tables in a separate process first, so that a file on which the HDF5
-                library crashes or hangs gives an error like any other. Use it for untrusted files.
+            contained: Whether to read structure and tables in a separate process first, and to recompute the digests there,
+                so that a file on which the HDF5 library crashes or hangs gives an error like any other. Use it for
+                untrusted files.
 
         Raises:
             AtlasError: The file is missing, not an atlas, of a newer major version, damaged or unsafe.
         """
         path = Path(path)
-        if contained:
-            _try_contained(path)
+        verified = _try_contained(path, verify=verify) if contained else None
         container = open_container(path)
         try:
             atlas = cls(container, path)
-            if verify:
+            if verify and verified != _identity(container.descriptor):
                 atlas.verify()
         except AtlasError as error:
             container.close()
@@ -446,21 +467,32 @@ def _stack_summary(stack: Stack) -> str:
     return f"{layers}: {ffns_text([shape] * len(stack.layers))}, {len(stack.metrics)} metrics"
 
 
-def _try_contained(path: Path) -> None:
-    """Raise `AtlasError` if reading ``path`` crashes. Other faults of the file show when it is opened."""
+def _try_contained(path: Path, *, verify: bool) -> str:
+    """Raise `AtlasError` if reading ``path`` crashes. Other faults of the file show when it is opened.
+
+    Returns:
+        The `_identity` of the file if its digests were recomputed and are right; otherwise an empty text.
+    """
 
     def work() -> str:
-        with contextlib.suppress(AtlasError), Atlas.open(path) as atlas:
+        with contextlib.suppress(AtlasError), Atlas.open(path, verify=verify) as atlas:
             _ = atlas.calibration, atlas.producer
+            return _identity(atlas._container.descriptor) if verify else ""
         return ""
 
     size = 0
     with contextlib.suppress(OSError):
         size = path.stat().st_size
     try:
-        run_contained(work, size=size, cpu_seconds=TRIAL_SECONDS)
+        return run_contained(work, size=size, cpu_seconds=TRIAL_SECONDS)
     except Crashed as crash:
         raise AtlasError(f"{path} cannot be read: {crash}", hint="copy it again, or rebuild it", code="E017") from None
+
+
+def _identity(descriptor: int) -> str:
+    """A text that differs after an open file was written to, or replaced by another file."""
+    status = os.fstat(descriptor)
+    return f"{status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
 
 
 def _need_group(container: Container, path: str) -> None:
@@ -492,6 +524,7 @@ def _attributes(container: Container, path: str, table: str) -> dict[str, Any]:
     return {
         attribute.name: _attribute(container, path, attribute.name, kinds[attribute.type])
         for attribute in schema.ATTRIBUTES[table]
+        if attribute.required or container.attribute(path, attribute.name) is not None
     }
 
 
@@ -535,6 +568,9 @@ def _read_model(container: Container) -> ModelRecord:
 
 def _read_calibration(container: Container) -> CalibrationRecord:
     values = _attributes(container, "calibration", "/calibration")
+    for name in ("special_tokens", "tokenizer_special_tokens"):
+        if name in values:
+            values[name] = SpecialTokens.from_json(values[name], f"/calibration@{name}")
     columns = _read_table(container, "calibration", schema.CALIBRATION_VARIABLES)
     fields = ("id", "source", "revision", "range", "sequences", "tokens", "producer")
     inputs = columns.get("contribution_inputs", [""] * len(columns["contribution"]))
@@ -556,6 +592,11 @@ def _read_calibration(container: Container) -> CalibrationRecord:
 
 def _read_blocks(container: Container, stacks: dict[str, Stack]) -> tuple[Block, ...]:
     columns = _read_table(container, "block", schema.BLOCK_VARIABLES)
+    fields, factors = columns.get("width_field"), columns.get("width_factor")
+    parameters = columns.get("channel_parameters")
+    complaint = widths_complaint(columns["n_channels"], fields, factors, parameters)
+    if complaint:
+        raise AtlasError(f"the FFN table's {complaint}", code="E214", where="/block")
     blocks = []
     for index in range(len(columns["block"])):
         block = Block(
@@ -568,6 +609,9 @@ def _read_blocks(container: Container, stacks: dict[str, Stack]) -> tuple[Block,
             n_channels=int(columns["n_channels"][index]),
             n_experts=int(columns["n_experts"][index]),
             tensors=StoredSlices(columns["tensors"][index]),
+            width_field=None if fields is None else fields[index],
+            width_factor=0 if factors is None else int(factors[index]),
+            channel_parameters=0 if parameters is None else int(parameters[index]),
         )
         stack = stacks.get(block.stack)
         if (

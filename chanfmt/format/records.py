@@ -87,11 +87,51 @@ class Contribution:
 
 
 @dataclass(frozen=True)
+class SpecialTokens:
+    """Token ids around a sequence or a text, such as BOS, or CLS and SEP.
+
+    Attributes:
+        before: Token ids at the beginning, in order.
+        after: Token ids at the end, in order.
+    """
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.before) + len(self.after)
+
+    def __str__(self) -> str:
+        """What sequences with these tokens do, such as ``begin with 101 and end with 102``."""
+        parts = (("begin", self.before), ("end", self.after))
+        told = [f"{verb} with {' '.join(map(str, ids))}" for verb, ids in parts if ids]
+        return " and ".join(told) or "begin and end without special tokens"
+
+    def to_json(self) -> str:
+        """The text of the attributes ``special_tokens`` and ``tokenizer_special_tokens``."""
+        return json.dumps({"before": list(self.before), "after": list(self.after)})
+
+    @staticmethod
+    def from_json(text: str, where: str) -> SpecialTokens:
+        """Parse an attribute at the path ``where``. Raises `AtlasError` if it is not what `to_json` gives (E110)."""
+        found = parsed(text, SpecialTokens, where)
+        if any(not 0 <= token < 2**31 for token in (*found.before, *found.after)):
+            raise AtlasError(f"{where} holds a number that is not a token id", code="E110", where=where)
+        return found
+
+
+NO_SPECIAL_TOKENS = SpecialTokens((), ())
+"""No tokens around a sequence or a text."""
+
+
+@dataclass(frozen=True)
 class CalibrationRecord:
     """The calibration data that the model was measured on (``/calibration``).
 
     ``token_ids`` has shape (sequence, position), int32; None if it was not stored. ``sequence_sha256`` is
-    always stored. ``split_of`` and ``source_of`` have shape (sequence,).
+    always stored. ``split_of`` and ``source_of`` have shape (sequence,). ``special_tokens`` are around every sequence, and
+    ``tokenizer_special_tokens`` are those that the tokenizer puts around a text; both are None if the atlas does not state
+    them.
     """
 
     loss: str
@@ -105,6 +145,8 @@ class CalibrationRecord:
     split_of: np.ndarray = field(repr=False)
     contributions: tuple[Contribution, ...]
     token_ids: np.ndarray | None = field(default=None, repr=False)
+    special_tokens: SpecialTokens | None = None
+    tokenizer_special_tokens: SpecialTokens | None = None
 
     @property
     def sequences(self) -> int:
@@ -113,6 +155,27 @@ class CalibrationRecord:
     @property
     def tokens(self) -> int:
         return self.sequences * self.seq_len
+
+    @property
+    def ends(self) -> str:
+        """What the sequences do at their ends, such as ``begin with 2``; of an older atlas, that it does not say."""
+        return "may begin anywhere in a text" if self.special_tokens is None else str(self.special_tokens)
+
+    @property
+    def ends_note(self) -> str:
+        """`ends` after a semicolon, for a description of the text; empty if there are no special tokens."""
+        return f"; sequences {self.ends}" if self.special_tokens else ""
+
+    def begins_like(self, other: CalibrationRecord) -> bool:
+        """Whether the sequences of both begin and end alike (spec section "Merging").
+
+        The sequences of an older atlas do not begin as the tokenizer begins a text. If the tokenizer puts nothing around a
+        text, this makes no difference.
+        """
+        stated = [(record.special_tokens, record.tokenizer_special_tokens) for record in (self, other)]
+        if None in stated[0] or None in stated[1]:
+            return all(value is None or not value for pair in stated for value in pair)
+        return stated[0] == stated[1]
 
 
 @dataclass(frozen=True)
@@ -174,7 +237,14 @@ class StoredSlices(Sequence[TensorSlice]):
 
 @dataclass(frozen=True, repr=False)
 class Block:
-    """One FFN of the model: where it lies in the model, in the atlas and in the checkpoint."""
+    """One FFN of the model: where it lies in the model, in the atlas and in the checkpoint.
+
+    Attributes:
+        width_field: Config field that sets the width, dotted, with the position in brackets if the field holds a list; empty
+            if no field sets it alone; None if the atlas does not say.
+        width_factor: Channels for each unit of the integer that all FFNs with the same field share; 0 without a field.
+        channel_parameters: Parameters of one channel in the checkpoint (of one expert); 0 if the atlas does not say.
+    """
 
     index: int
     layer_index: int
@@ -185,6 +255,9 @@ class Block:
     n_channels: int
     n_experts: int
     tensors: Sequence[TensorSlice]
+    width_field: str | None = None
+    width_factor: int = 0
+    channel_parameters: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -223,6 +296,36 @@ class Block:
             ):
                 raise AtlasError("/block/tensors holds a slice that cannot be", code="E204", where="/block/tensors")
         return slices
+
+
+def widths_complaint(
+    channels: Sequence[int] | np.ndarray,
+    fields: Sequence[str] | np.ndarray | None,
+    factors: Sequence[int] | np.ndarray | None,
+    parameters: Sequence[int] | np.ndarray | None,
+) -> str:
+    """Complaint about the columns that say what sets the widths (spec section "FFNs"); empty if they are right.
+
+    Args:
+        channels: ``n_channels``.
+        fields, factors, parameters: ``width_field``, ``width_factor`` and ``channel_parameters``; None for a missing column.
+    """
+    if (fields is None) != (factors is None):
+        return "columns width_field and width_factor do not come together"
+    for row, count in enumerate(() if parameters is None else parameters):
+        if count < 1:
+            return f"row {row} has {count} parameters for each channel"
+    units: dict[str, int] = {}
+    for row, (width, name, factor) in enumerate(
+        zip(channels, () if fields is None else fields, () if factors is None else factors, strict=False)
+    ):
+        if not name and factor != 0:
+            return f"row {row} has the width factor {factor} and no width field"
+        if name and (factor < 1 or width % factor):
+            return f"row {row} has {width} channels, which are not a multiple of its width factor {factor}"
+        if name and units.setdefault(name, int(width) // int(factor)) != width // factor:
+            return f"row {row} disagrees with an earlier row about {short(name)}"
+    return ""
 
 
 @dataclass(frozen=True)

@@ -417,6 +417,33 @@ BLOCK_VARIABLES: tuple[Variable, ...] = (
     Variable("n_channels", "i4", ("block",), "channels of the FFN", "1", "equal"),
     Variable("n_experts", "i4", ("block",), "experts of the FFN, 0 where it is dense", "1", "equal"),
     Variable("tensors", "str", ("block",), "checkpoint tensors and their slices, JSON", "", "equal"),
+    Variable(
+        "width_field",
+        "str",
+        ("block",),
+        "config field that sets the FFN's width, dotted, with a list's position in brackets; empty if none sets it alone",
+        "",
+        "equal",
+        required=False,
+    ),
+    Variable(
+        "width_factor",
+        "i4",
+        ("block",),
+        "channels for each unit of the integer that all FFNs with that field share, 0 if there is no field",
+        "1",
+        "equal",
+        required=False,
+    ),
+    Variable(
+        "channel_parameters",
+        "i8",
+        ("block",),
+        "parameters of one channel in the checkpoint; with experts, of one channel of one expert",
+        "1",
+        "equal",
+        required=False,
+    ),
 )
 
 PRODUCER_VARIABLES: tuple[Variable, ...] = (
@@ -427,11 +454,16 @@ PRODUCER_VARIABLES: tuple[Variable, ...] = (
 
 @dataclass(frozen=True)
 class Attribute:
-    """One attribute of a group: ``type`` is ``str``, ``int`` or ``float``."""
+    """One attribute of a group: ``type`` is ``str``, ``int`` or ``float``.
+
+    Attributes:
+        required: Whether the group must have it.
+    """
 
     name: str
     type: str
     meaning: str
+    required: bool = True
 
 
 ATTRIBUTES: dict[str, tuple[Attribute, ...]] = {
@@ -448,7 +480,7 @@ ATTRIBUTES: dict[str, tuple[Attribute, ...]] = {
         Attribute("content_sha256", "str", "digest over data, attributes and dimensions"),
     ),
     "/model": (
-        Attribute("id", "str", "Hub id, or the name of the directory or file; a label, never a path to open"),
+        Attribute("id", "str", "name of the repository on the Hub, or of the directory or file; never a path to open"),
         Attribute("revision", "str", "commit that the weights came from; empty if there is none"),
         Attribute("source", "str", "hub, local or gguf"),
         Attribute("model_type", "str", "transformers model type"),
@@ -466,6 +498,19 @@ ATTRIBUTES: dict[str, tuple[Attribute, ...]] = {
         Attribute("seq_len", "int", "tokens in every sequence, or rows that every sample gives to an FFN"),
         Attribute("seed", "int", "seed of the sample; with several contributions, the seed of the first"),
         Attribute("mean_loss", "float", "mean of the loss over the predicted calibration tokens, nats"),
+        Attribute(
+            "special_tokens",
+            "str",
+            "JSON object: before and after, the lists of token ids that every sequence begins and ends with; absent in older "
+            "files and if the model's inputs were not tokens",
+            required=False,
+        ),
+        Attribute(
+            "tokenizer_special_tokens",
+            "str",
+            "the same for what the tokenizer puts around a text; present if and only if special_tokens is",
+            required=False,
+        ),
     ),
     "/labels": (
         Attribute("rho", "float", "share of channels that are supernodes"),

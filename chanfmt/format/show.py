@@ -9,7 +9,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from chanfmt.base.html import inline
-from chanfmt.base.text import printable
+from chanfmt.base.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -26,9 +26,7 @@ def short(text: str, length: int = LONGEST) -> str:
     >>> short("a\\x1b[31mb")
     'a\N{REPLACEMENT CHARACTER}[31mb'
     """
-    # Cut first: a file's text may have millions of characters.
-    line = printable(text[: length + 1]).replace("\n", " ")
-    return line if len(line) <= length else line[: length - 3] + "..."
+    return one_line(text, length)
 
 
 def model_name(model_id: str) -> str:

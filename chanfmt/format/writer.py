@@ -5,6 +5,7 @@ A small atlas is built in memory. A larger atlas is built in the file, one stack
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -18,7 +19,7 @@ import h5py
 import numpy as np
 from h5py import h5f, h5g, h5p
 
-from chanfmt.base.errors import CheckError
+from chanfmt.base.errors import AtlasError, CheckError
 from chanfmt.base.files import atomic_file, check_space, reserve, temporary_name
 from chanfmt.base.version import __version__
 from chanfmt.format import schema
@@ -26,9 +27,10 @@ from chanfmt.format.container import MAX_ATTRIBUTES, NUMPY, Container, read_text
 from chanfmt.format.digest import SEAL, SEAL_BYTES, content_sha256, file_sha256, sealed
 from chanfmt.format.reader import Atlas
 from chanfmt.format.records import Stacked
+from chanfmt.format.unlocked import Unlocked, open_unlocked
 
 if TYPE_CHECKING:
-    from chanfmt.format.records import AtlasContent, ExtensionGroup, StackData
+    from chanfmt.format.records import AtlasContent, ExtensionGroup, SpecialTokens, StackData
 
 IMAGE_STEP = 1 << 20
 """Bytes by which an image in memory grows."""
@@ -38,10 +40,16 @@ MARGIN = 1 << 20
 """Bytes allowed for everything in a file besides the arrays."""
 
 
-def write_atlas(content: AtlasContent, path: str | Path) -> str:
+def write_atlas(content: AtlasContent, path: str | Path, *, overwrite: bool = True, must_read_back: bool = True) -> str:
     """Write ``content`` to ``path``, whole or not at all. Returns the content digest.
 
+    Args:
+        overwrite: Whether an atlas that is there by now is replaced.
+        must_read_back: Whether it is an error if the system refuses to open the written file again. For a partial atlas it is
+            not: it holds what was measured, and is checked when the build continues.
+
     Raises:
+        OutputAppearedError: ``path`` exists, and ``overwrite`` is False. The atlas is kept beside it.
         CheckError: The written file does not read back as the same atlas.
         ChanfmtError: The disk is full, or the path cannot be written.
     """
@@ -49,15 +57,24 @@ def write_atlas(content: AtlasContent, path: str | Path) -> str:
     size = _size(content)
     check_space(path.absolute().parent, size)
     image, digest = atlas_image(content) if size <= IN_MEMORY else (None, "")
-    with atomic_file(path) as temporary:
+    with atomic_file(path, overwrite=overwrite) as temporary:
         if image is None:
             digest = _write_file(content, temporary, size)
         else:
             temporary.write_bytes(image)
-        with Atlas.open(temporary, verify=True) as atlas:
-            if atlas.content_sha256 != digest:
-                raise CheckError("the written atlas does not read back with its own digest")
+        try:
+            _read_back(temporary, digest)
+        except AtlasError as error:
+            # Without a code, the file breaks no rule: it could not be opened.
+            if error.code or must_read_back:
+                raise
     return digest
+
+
+def _read_back(path: Path, digest: str) -> None:
+    with Atlas.open(path, verify=True) as atlas:
+        if atlas.content_sha256 != digest:
+            raise CheckError("the written atlas does not read back with its own digest")
 
 
 def atlas_image(content: AtlasContent) -> tuple[bytes, str]:
@@ -77,13 +94,11 @@ def _write_file(content: AtlasContent, path: Path, size: int) -> str:
         file.flush()
         path.write_bytes(file.id.get_file_image())
     reserve(path, size)
-    access = h5p.create(h5p.FILE_ACCESS)
-    # `atomic_file` already holds a lock on the file.
-    access.set_file_locking(False, True)
-    with h5py.File(h5f.open(bytes(path), h5f.ACC_RDWR, access)) as file:
+    opened = open_unlocked(path, write=True)
+    with opened.closing:
         # No flush before the close: a flush would give reserved space back that is not used yet.
-        digest = _fill(file, content)
-        offset = file[SEAL].id.get_offset()
+        digest = _fill(opened.file, content)
+        offset = opened.file[SEAL].id.get_offset()
     with path.open("r+b", buffering=0) as raw:
         os.pwrite(raw.fileno(), file_sha256(raw.fileno(), offset), offset)
     return digest
@@ -102,7 +117,7 @@ def _fill(file: h5py.File, content: AtlasContent) -> str:
     _write_producer(file, content)
     for extension in content.extensions:
         _write_extension(file, extension)
-    digest = content_sha256(Container(file, None, sys.maxsize))
+    digest = content_sha256(Container(Unlocked(file, -1, contextlib.ExitStack()), None, sys.maxsize))
     file.attrs["content_sha256"] = digest
     return digest
 
@@ -180,6 +195,8 @@ def _write_calibration(file: h5py.File, content: AtlasContent) -> None:
             "seq_len": record.seq_len,
             "seed": record.seed,
             "mean_loss": record.mean_loss,
+            "special_tokens": _json_or_none(record.special_tokens),
+            "tokenizer_special_tokens": _json_or_none(record.tokenizer_special_tokens),
         },
     )
     rows = record.contributions
@@ -202,6 +219,10 @@ def _write_calibration(file: h5py.File, content: AtlasContent) -> None:
     _write_variables(group, schema.CALIBRATION_VARIABLES, arrays, "dense")
 
 
+def _json_or_none(tokens: SpecialTokens | None) -> str | None:
+    return None if tokens is None else tokens.to_json()
+
+
 def _write_labels(file: h5py.File, content: AtlasContent) -> None:
     _set_attributes(_new_group(file, "labels"), "/labels", dataclasses.asdict(content.labels) | {"core_rho": content.core_rho})
 
@@ -214,6 +235,11 @@ def _write_blocks(file: h5py.File, content: AtlasContent) -> None:
     }
     arrays["block"] = np.arange(len(blocks))
     arrays["tensors"] = [block.tensors_json() for block in blocks]
+    if blocks and all(block.width_field is not None for block in blocks):
+        arrays["width_field"] = [block.width_field for block in blocks]
+        arrays["width_factor"] = [block.width_factor for block in blocks]
+    if blocks and all(block.channel_parameters for block in blocks):
+        arrays["channel_parameters"] = [block.channel_parameters for block in blocks]
     _write_variables(_new_group(file, "block"), schema.BLOCK_VARIABLES, arrays, "dense")
 
 
@@ -299,7 +325,8 @@ def _code(values: Any) -> str:
 def _set_attributes(group: h5py.Group, table: str, values: dict[str, Any]) -> None:
     convert = {"str": str, "int": np.int64, "float": np.float64}
     for attribute in schema.ATTRIBUTES[table]:
-        group.attrs[attribute.name] = convert[attribute.type](values[attribute.name])
+        if attribute.required or values[attribute.name] is not None:
+            group.attrs[attribute.name] = convert[attribute.type](values[attribute.name])
 
 
 def _write_variables(group: h5py.Group, table: tuple[schema.Variable, ...], arrays: dict[str, Any], kind: str) -> None:

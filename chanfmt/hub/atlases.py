@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,8 +12,10 @@ from chanfmt.algebra.validate.contained import validate_contained
 from chanfmt.algebra.validate.findings import ERROR
 from chanfmt.base.command_line import tells_directories
 from chanfmt.base.errors import AtlasError
-from chanfmt.base.markdown import inline, table
+from chanfmt.base.hub_ids import is_hub_id
+from chanfmt.base.markdown import code, fenced, inline, table
 from chanfmt.base.narrate import say
+from chanfmt.base.text import one_line, percentage
 from chanfmt.hub.locate import SUFFIX
 from chanfmt.hub.names import HubFile
 from chanfmt.hub.publish import full_name, publish_folder
@@ -83,8 +86,9 @@ def atlas_card(atlas: Atlas, place: HubFile, layers: tuple[Sequence[str], Sequen
     from huggingface_hub import DatasetCardData
 
     model, calibration, labels, producer = atlas.model, atlas.calibration, atlas.labels, atlas.producer
-    front = DatasetCardData(pretty_name=inline(f"Channel importance atlas of {model.id}"), tags=list(TAGS), viewer=False)
-    link = f"[{inline(model.id)}](https://huggingface.co/{inline(model.id)})" if model.source == "hub" else inline(model.id)
+    front = DatasetCardData(pretty_name=one_line(f"Channel importance atlas of {model.id}"), tags=list(TAGS), viewer=False)
+    known = model.source == "hub" and is_hub_id(model.id)
+    link = f"[{inline(model.id)}](https://huggingface.co/{model.id})" if known else inline(model.id)
     model_rows = [
         ["id", model.id],
         ["commit", model.revision or "none (a local model)"],
@@ -114,7 +118,7 @@ def atlas_card(atlas: Atlas, place: HubFile, layers: tuple[Sequence[str], Sequen
             f"# {inline(place.repo)}",
             "",
             f"How much each FFN channel of {link} matters: sufficient statistics, metrics and labels per channel, in one HDF5 file, "
-            f"`{inline(place.file or '')}`, for chanfmt.",
+            f"{code(place.file or '')}, for chanfmt.",
             "",
             "## Model",
             "",
@@ -125,13 +129,14 @@ def atlas_card(atlas: Atlas, place: HubFile, layers: tuple[Sequence[str], Sequen
             table(["text", "revision", "sequences", "tokens"], text_rows),
             "",
             f"Sequences of {calibration.seq_len:,} tokens. Loss: {inline(calibration.loss)}; its mean was "
-            f"{calibration.mean_loss:.3f}. {stored}",
+            f"{calibration.mean_loss:.3f}. {stored}"
+            + (f" Sequences {calibration.ends} (token ids)." if calibration.special_tokens else ""),
             "",
             "## Concentration per layer",
             "",
             table(*layers),
             "",
-            f"LP is the loss proxy 1/2 E[(u dL/du)^2]. Supernodes: top {labels.rho:.2%} of a layer by {inline(labels.score)}; halo: "
+            f"LP is the loss proxy 1/2 E[(u dL/du)^2]. Supernodes: top {percentage(labels.rho, 2)} of a layer by {inline(labels.score)}; halo: "
             f"next {labels.eta:.0%} by connectivity to {labels.support_size} dimensions.",
             "",
             "## Provenance",
@@ -141,9 +146,9 @@ def atlas_card(atlas: Atlas, place: HubFile, layers: tuple[Sequence[str], Sequen
             "## Use",
             "",
             "```sh",
-            f"atlas info {place}",
-            f"atlas pull {place.repo} -o {inline(place.file or '')}",
-            f"surgery prune {place} --sparsity 0.5",
+            fenced(shlex.join(["atlas", "info", str(place)])),
+            fenced(shlex.join(["atlas", "pull", place.repo, "-o", place.file or ""])),
+            fenced(shlex.join(["surgery", "prune", str(place), "--sparsity", "0.5"])),
             "```",
             "",
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 import re
 import time
 from typing import TYPE_CHECKING, TypeVar
@@ -73,10 +74,16 @@ def _translated(error: BaseException, repo: str, kind: str, revision: str | None
         )
     if isinstance(error, errors.EntryNotFoundError):
         return HubError(f"{repo} has no such file", hint=f"see: {page}/tree/main")
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return HubError(
             f"no space is left for the Hub cache in {constants.HF_HOME}",
             hint="free some space, or set HF_HOME to another directory",
+        )
+    # Errors of the network name no file.
+    if isinstance(error, OSError) and error.filename is not None and _is_cached(error.filename):
+        return HubError(
+            f"the Hub cache in {constants.HF_HOME} cannot be used: {error.filename}: {error.strerror}",
+            hint="make it a directory that you can write, or set HF_HOME to another directory",
         )
     if status := _status(error):
         return _by_status(error, status, repo, what, page, writing=writing)
@@ -142,8 +149,6 @@ def no_token() -> HubError:
 
 def bad_token() -> HubError:
     """The error if the Hub does not know the user's token."""
-    import os
-
     which = "the token in HF_TOKEN" if os.environ.get("HF_TOKEN") else "the stored token"
     return HubError(
         f"the Hub does not accept your token ({which})",
@@ -151,11 +156,31 @@ def bad_token() -> HubError:
     )
 
 
-def without_secrets(text: str) -> str:
-    """``text`` without the user's token, and without anything that looks like a token."""
+def stored_token() -> str | None:
+    """The user's token; None if there is none, or if it cannot be read."""
     from huggingface_hub import get_token
 
-    token = get_token()
+    try:
+        return get_token()
+    except OSError:
+        return None
+
+
+def _is_cached(name: object) -> bool:
+    """Whether the file ``name`` belongs to the client, and not to the user."""
+    from huggingface_hub import constants
+
+    if not isinstance(name, str | bytes | os.PathLike):
+        return False
+    path = os.path.abspath(os.fsdecode(name))
+    places = map(os.path.abspath, (constants.HF_HOME, constants.HF_HUB_CACHE, constants.HF_TOKEN_PATH))
+    # A missing directory above the cache is named too.
+    return any(os.path.commonpath([path, place]) in (path, place) for place in places)
+
+
+def without_secrets(text: str) -> str:
+    """``text`` without the user's token, and without anything that looks like a token."""
+    token = stored_token()
     if token:
         text = text.replace(token, "***")
     return re.sub(r"hf_[A-Za-z0-9_]{6,}", "***", text)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from chanfmt.base.errors import ChanfmtError, ModelError, UsageError
+from chanfmt.base.inputs import input_path
 from chanfmt.format.reader import Atlas
 from chanfmt.hub.names import is_address, parse_address
-from chanfmt.models.source import TEMPLATE_DIRECTORY, ModelSource, is_local, local_source
+from chanfmt.models.sentence_transformers import module_directories
+from chanfmt.models.source import TEMPLATE_DIRECTORY, ModelSource, check_local, is_local, local_source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +23,7 @@ _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja
 # Some repositories hold the same weights again in another layout, in other files or directories. A pattern cannot exclude
 # every directory but one, so one pattern for each letter of its name does.
 _UNWANTED = ["consolidated*", *(f"{TEMPLATE_DIRECTORY[:at]}[!{letter}]*/*" for at, letter in enumerate(TEMPLATE_DIRECTORY))]
+_OF_MODULE = ["*.safetensors", "*.json", "*.txt", "*.model"]
 _PATIENCE = 5.0
 """Seconds to wait for an answer that is useful but not needed."""
 
@@ -49,7 +53,7 @@ def locate_atlas(name: str | os.PathLike[str]) -> Located:
             f"{type(name).__name__} is not an atlas", hint="pass an open atlas, a path, or hf://datasets/USER/NAME/FILE"
         )
     if isinstance(name, Path) or not is_address(os.fspath(name)):
-        return Located(Path(name), "")
+        return Located(input_path(name), "")
     from chanfmt.hub.fetch import fetch
 
     fetched = fetch(parse_address(os.fspath(name)), suffix=SUFFIX)
@@ -95,6 +99,32 @@ def model_name(model: str | os.PathLike[str]) -> str:
     return os.fspath(model)
 
 
+def check_model(model: str, *, revision: str | None = None) -> None:
+    """Raise the errors of `locate_model` that need neither the network nor a weight.
+
+    Raises:
+        ModelError: This machine has a file of that name that is not a model, or the name cannot be that of a model.
+        UsageError: ``revision`` is given for a local model.
+    """
+    if revision is not None and is_local(input_path(model)):
+        raise UsageError(f"--revision is for models on the Hub, and {model} is a local model", hint="leave out --revision")
+    if "://" in model:
+        parts = model.partition("://")[2].split("/")[not is_address(model) :][:2]
+        raise UsageError(f"{model} is an address, not the id of a model", hint=f"write: {'/'.join(parts)}")
+    if check_local(model):
+        return
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(model)
+    except HFValidationError:
+        raise ModelError(
+            f"{model!r} is neither on this machine nor the name of a model on the Hub",
+            hint="write the id of a model as USER/NAME",
+        ) from None
+
+
 def locate_model(model: str, *, revision: str | None = None, trust_remote_code: bool = False) -> ModelSource:
     """Find ``model``: a local directory, a ``.gguf`` file, or a Hub id, which is downloaded to the Hub cache.
 
@@ -102,17 +132,32 @@ def locate_model(model: str, *, revision: str | None = None, trust_remote_code: 
         ModelError: The model does not exist, or cannot be fetched.
         UsageError: ``revision`` is given for a local model.
     """
-    if revision is not None and is_local(Path(os.path.expanduser(model))):
-        raise UsageError(f"--revision is for models on the Hub, and {model} is a local model", hint="leave out --revision")
+    check_model(model, revision=revision)
     here = local_source(model, trust_remote_code=trust_remote_code)
     if here is not None:
         return here
+    try:
+        return hub_model(model, revision=revision, trust_remote_code=trust_remote_code)
+    except ModelError as error:
+        raise ModelError(f"{model!r} is not a local directory; {error.message}", hint=error.hint) from None
+
+
+def hub_model(model: str, *, revision: str | None = None, trust_remote_code: bool = False) -> ModelSource:
+    """Find the model with the Hub id ``model``, which is downloaded to the Hub cache. No file of this machine is opened instead.
+
+    Raises:
+        ModelError: ``model`` is not a Hub id, does not exist, or cannot be fetched.
+    """
     from chanfmt.hub.fetch import fetch_snapshot
 
     try:
         directory = fetch_snapshot(model, revision, wanted=_WANTED, unwanted=_UNWANTED)
+        # sentence-transformers keeps each further module of a model in a directory of its own.
+        modules = [f"{glob.escape(name)}/{pattern}" for name in module_directories(directory) for pattern in _OF_MODULE]
+        if modules:
+            fetch_snapshot(model, directory.name, wanted=modules, unwanted=[])
     except ChanfmtError as error:
-        raise ModelError(f"{model!r} is not a local directory; {error.message}", hint=error.hint) from None
+        raise ModelError(error.message, hint=error.hint) from None
     # snapshots/<commit>/ is the Hub cache's documented layout.
     return ModelSource(directory, model, directory.name, "hub", trust_remote_code=trust_remote_code)
 

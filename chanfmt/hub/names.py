@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
 from chanfmt.base.errors import UsageError
+from chanfmt.base.hub_ids import is_hub_id
 
 SCHEME = "hf://"
 KINDS = {"datasets": "dataset", "models": "model"}
-_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
 _REVISION = r"refs/(?:pr|convert)/[^/@]+|[^/@]+"
 _ADDRESS = re.compile(rf"(?:(?P<kind>datasets|models)/)?(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>{_REVISION}))?(?:/(?P<file>.+))?")
 
@@ -63,9 +63,7 @@ def parse_address(address: str) -> HubFile:
 
 def check_repo(repo: str) -> None:
     """Raise `UsageError` if ``repo`` cannot be the name of a repository, ``USER/NAME`` or ``NAME``."""
-    parts = repo.split("/")
-    fits = len(parts) <= 2 and len(repo) <= 96 and all(re.fullmatch(_NAME, part) for part in parts)
-    if not fits or ".." in repo or "--" in repo or repo.endswith(".git"):
+    if not is_hub_id(repo):
         raise UsageError(
             f"{repo!r} cannot be the name of a repository",
             hint="write USER/NAME: letters, digits, '-', '_', '.', at most 96, without '--' and '..', no '-' or '.' at an end",

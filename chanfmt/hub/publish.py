@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from chanfmt.base.errors import CheckError, UsageError
 from chanfmt.base.narrate import say
 from chanfmt.hub.digests import is_content
-from chanfmt.hub.failures import hub_errors, no_token, quiet_client, retried
+from chanfmt.hub.failures import hub_errors, no_token, quiet_client, retried, stored_token
 from chanfmt.hub.names import check_repo
 
 if TYPE_CHECKING:
@@ -84,12 +84,11 @@ def publish_folder(
         HubError: The Hub refused or could not be reached. ``folder`` is unchanged.
         CheckError: The Hub holds other files than ``folder`` after the upload.
     """
-    from huggingface_hub import HfApi, get_token
+    from huggingface_hub import HfApi
 
     check_repo(repo)
     files = _files(folder) if names is None else {name: folder / name for name in sorted(names)}
-    if get_token() is None:
-        raise no_token()
+    check_login()
     api, repo = HfApi(), full_name(repo)
     with quiet_client(), hub_errors(repo, kind=kind, writing=True):
         target = _Target(api, repo, kind)
@@ -100,6 +99,12 @@ def publish_folder(
             retried(lambda: api.update_repo_settings(repo, private=False, repo_type=kind))
             say(f"{repo} is public now")
     return Published(repo, url, commit)
+
+
+def check_login() -> None:
+    """Raise `HubError` if there is no token. The Hub is not asked whether it accepts the token."""
+    if stored_token() is None:
+        raise no_token()
 
 
 def _files(folder: Path) -> dict[str, Path]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from pathlib import Path
+import shlex
 from typing import TYPE_CHECKING, NamedTuple
 
 from chanfmt.algebra.merge import merge
 from chanfmt.algebra.relabel import relabelled, relabelled_with_weights
 from chanfmt.algebra.rewrite import noted
-from chanfmt.base.files import check_target
+from chanfmt.base.claims import claimed
+from chanfmt.base.files import check_target, output_path
 from chanfmt.base.narrate import say
 from chanfmt.format.writer import write_atlas
 from chanfmt.hub.locate import locate_model, model_name, opened
@@ -20,6 +21,7 @@ from chanfmt.models.stored.weights import StoredWeights
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
+    from pathlib import Path
 
     from chanfmt.format.reader import Atlas
     from chanfmt.format.records import AtlasContent, LabelSettings, ModelRecord
@@ -57,7 +59,7 @@ def write_merged(
         overwrite: Whether an existing ``output`` is replaced.
 
     Returns:
-        ``output``.
+        ``output`` as a path.
 
     Raises:
         UsageError: There are too few atlases, or ``output`` cannot be written.
@@ -65,17 +67,32 @@ def write_merged(
         ModelError: ``model`` is not the model that was measured.
         HubError: A file on the Hub cannot be fetched.
     """
-    target = Path(output)
+    target = output_path(output)
     check_target(target, overwrite=overwrite)
-    with contextlib.ExitStack() as stack:
-        content = merge([stack.enter_context(opened(atlas)) for atlas in atlases])
-    if model is not None:
-        content = relabelled_with_weights(content, content.labels, _weights(model, content.model))
-    if content.dropped:
-        advice = "" if model is not None else "; add --model to compute connectivity and the halo from the weights"
-        say(f"note: dropped {', '.join(content.dropped)}{advice}")
-    write_atlas(content, target)
+    with claimed(target):
+        with contextlib.ExitStack() as stack:
+            content = merge([stack.enter_context(opened(atlas)) for atlas in atlases])
+        if model is not None:
+            content = relabelled_with_weights(content, content.labels, _weights(model, content.model))
+        write_atlas(content, target, overwrite=overwrite)
+    _narrate_merge(content, target, with_weights=model is not None)
     return target
+
+
+def _narrate_merge(content: AtlasContent, target: Path, *, with_weights: bool) -> None:
+    """Say what the merged atlas lacks, what that changes, and how to get it back."""
+    if content.dropped:
+        say(f"note: dropped {', '.join(content.dropped)}")
+    if "connectivity" in content.dropped and not with_weights:
+        say(
+            "note: there is no halo; compute connectivity and the halo from the weights with: "
+            f"atlas label {shlex.quote(str(target))} --model MODEL --overwrite"
+        )
+    if "redundancy" in content.dropped:
+        say(
+            "note: the protection factor is 1 everywhere, because only a build measures redundancy: scar-prot and scar-conn rank "
+            "channels as scar-lp does; to measure it on all texts, build one atlas: atlas build MODEL --calib A --calib B"
+        )
 
 
 def write_relabelled(
@@ -100,8 +117,13 @@ def write_relabelled(
         ModelError: ``model`` is not the model that was measured.
         HubError: A file on the Hub cannot be fetched.
     """
-    target = Path(output)
+    target = output_path(output)
     check_target(target, overwrite=overwrite)
+    with claimed(target):
+        return _relabel(atlas, target, changes, model, overwrite=overwrite)
+
+
+def _relabel(atlas: Given, target: Path, changes: dict[str, float], model: Model | None, *, overwrite: bool) -> Relabelled:
     # Verify first: a damaged file must not get a new, valid digest.
     with opened(atlas, verify=True) as source:
         before, digest, address = source.content(), source.content_sha256, source.hub_source
@@ -123,7 +145,7 @@ def write_relabelled(
             f"note: connectivity and redundancy still refer to the top {after.core_rho:.4g} of channels; "
             "add --model to compute connectivity again"
         )
-    written = write_atlas(noted(after, "label", [digest], [address], **details), target)
+    written = write_atlas(noted(after, "label", [digest], [address], **details), target, overwrite=overwrite)
     return Relabelled(before, after, written)
 
 

@@ -35,7 +35,11 @@ def shows_causal(output: Any) -> bool:
     """Whether the output of a model for `causal_rows` predicts tokens and differs at the last token only."""
     if not hasattr(output, "logits"):
         return False
-    first, second = output.logits[:, :-1].float()
+    logits = output.logits
+    # A classifier has one row of scores for a sequence.
+    if not isinstance(logits, torch.Tensor) or logits.ndim < 3:
+        return False
+    first, second = logits[:, :-1].float()
     return float((first - second).abs().max()) <= 1e-3 * float(first.abs().max())
 
 
@@ -50,6 +54,19 @@ def check_causal(model: PreTrainedModel) -> None:
                 f"the logits of {type(model).__name__} are NaN: an activation overflowed", hint="use --dtype float32"
             )
         raise ModelError(
-            f"{type(model).__name__} is an encoder as configured: its tokens see later tokens, so it has no next-token loss",
+            f"{type(model).__name__} {why_not_causal(model)}, so it has no next-token loss",
             hint="perplexity is for causal language models, and for encoders with is_decoder=true",
         )
+
+
+def why_not_causal(model: Any) -> str:
+    """The reason why ``model`` is not a causal language model, as the rest of a sentence about it."""
+    if model.config.is_encoder_decoder:
+        return "is an encoder-decoder: its decoder reads what its encoder made of the whole text"
+    kind, saved = type(model).__name__, str((model.config.architectures or [""])[0])
+    if any(name.endswith(("Classification", "RewardModel")) for name in (kind, saved)):
+        what = f"was saved as {saved}" if saved not in ("", kind) else "is a classifier or a reward model"
+        return f"{what}: it gives scores, and predicts no tokens"
+    if model.get_output_embeddings() is None:
+        return "has no head that predicts tokens"
+    return "is an encoder as configured: its tokens see later tokens"

@@ -1,18 +1,17 @@
-"""GGUF files as ordinary checkpoints: dequantised once into the user's cache."""
+"""GGUF files as ordinary checkpoints: dequantised once into the user's cache.
+
+If a change here gives other weights, another config or another tokenizer, raise `chanfmt.models.gguf_cache.CONVERSION`.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import sys
 from typing import TYPE_CHECKING
 
-import platformdirs
-
-from chanfmt.base.errors import ChanfmtError, MissingPackageError, ModelError, first_line
-from chanfmt.base.files import atomic_directory, check_space
-from chanfmt.base.narrate import say
+from chanfmt.base.errors import MissingPackageError, ModelError, first_line
+from chanfmt.models.gguf_cache import cached
 from chanfmt.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -25,23 +24,12 @@ def dequantized_directory(path: Path) -> Path:
     Raises:
         ModelError: transformers cannot read the file.
         MissingPackageError: The ``gguf`` package is not installed.
+        ChanfmtError: The cache cannot be written, or the disk is full.
     """
-    target = _cache() / f"{path.stem}-{_sha256(path)[:16]}"
-    if not target.is_dir():
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ChanfmtError(
-                f"cannot make {target.parent} for the dequantised model: {error.strerror}", hint="set XDG_CACHE_HOME"
-            ) from None
-        # A value takes at least half a byte in the file, and four bytes in the checkpoint.
-        check_space(target.parent, 8 * path.stat().st_size)
-        say(f"dequantising {path.name} to {target} (once)")
-        _convert(path, target)
-    return target
+    return cached(path, _convert)
 
 
-def _convert(path: Path, target: Path) -> None:
+def _convert(path: Path, directory: Path) -> None:
     try:
         import gguf  # noqa: F401
     except ImportError:
@@ -66,15 +54,6 @@ def _convert(path: Path, target: Path) -> None:
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    with quiet_transformers(), atomic_directory(target) as temporary:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-
-
-def _cache() -> Path:
-    return platformdirs.user_cache_path("chanfmt", appauthor=False) / "gguf"
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with quiet_transformers():
+        model.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
+from chanfmt.base.choices import unknown
 from chanfmt.base.errors import MissingPackageError, ModelError, UsageError, first_line
+from chanfmt.models.accounting import check_accounted
+from chanfmt.models.classes import auto_class
+from chanfmt.models.loadable import loadable
 from chanfmt.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Mapping
 
     import torch
     from torch import nn
@@ -33,7 +37,8 @@ def load_model(
         device_map: ``auto`` spreads the model over all GPUs; None uses ``device``.
 
     Raises:
-        ModelError: transformers cannot load the model, weights are missing or not finite, or memory runs out.
+        ModelError: transformers cannot load the model, a tensor of its files would be ignored, weights are missing or not
+            finite, or memory runs out.
         MissingPackageError: ``device_map`` is given and accelerate is not installed.
         UsageError: The model is in memory already, in another dtype or on another device than asked for.
     """
@@ -46,10 +51,11 @@ def load_model(
     extra = {} if device_map is None else {"device_map": device_map}
     if extra and importlib.util.find_spec("accelerate") is None:
         raise MissingPackageError("accelerate", "multi-gpu", "--device-map")
+    check_accounted(source)
     try:
-        with quiet_transformers():
+        with quiet_transformers(), loadable(source.index) as directory:
             model, info = auto_class(source.config).from_pretrained(
-                source.directory,
+                directory,
                 config=source.config,
                 dtype=wanted,
                 use_safetensors=True,
@@ -61,13 +67,8 @@ def load_model(
         raise
     except Exception as error:
         raise ModelError(f"{source.id}: transformers cannot load it: {first_line(error)}") from None
-    if info["missing_keys"]:
-        name = sorted(info["missing_keys"])[0]
-        raise ModelError(
-            f"{source.id}: the checkpoint lacks {len(info['missing_keys'])} weights, {name} among them",
-            hint="a model with random weights cannot be measured; is this the complete checkpoint?",
-        )
-    check_surplus(model, info["unexpected_keys"], source.id)
+    model.config.name_or_path = str(source.directory)
+    _check_as_accounted(info, source.id)
     if extra:
         _check_all_loaded(model, source.id, place)
     try:
@@ -83,40 +84,15 @@ def load_model(
     return model
 
 
-def auto_class(config: Any) -> Any:
-    """The transformers class that loads the saved model: with its head if ``config`` names one, otherwise without."""
-    import transformers
-    from transformers.models.auto import modeling_auto
+def pick_device(device: str, flag: str = "--device") -> torch.device:
+    """The device called ``device``; for ``auto``, the first GPU, or the CPU if there is none.
 
-    saved = str((config.architectures or [""])[0])
-    for names, loader in (
-        (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, transformers.AutoModelForCausalLM),
-        (modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, transformers.AutoModelForSeq2SeqLM),
-        (modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, transformers.AutoModelForMaskedLM),
-        (modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, transformers.AutoModelForImageTextToText),
-        (modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, transformers.AutoModelForImageClassification),
-        (modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES, transformers.AutoModelForAudioClassification),
-        (modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES, transformers.AutoModelForSpeechSeq2Seq),
-        (modeling_auto.MODEL_FOR_CTC_MAPPING_NAMES, transformers.AutoModelForCTC),
-    ):
-        if _names(names.get(config.model_type)) & {saved}:
-            return loader
-    # No automatic class knows the configs of a few text models; they are saved under the names of their own classes.
-    if isinstance(getattr(transformers, saved, None), type) and saved.endswith(("CausalLM", "ConditionalGeneration", "MaskedLM")):
-        return getattr(transformers, saved)
-    # Remote code has classes of its own; a base model that was saved without its head names no class with a head.
-    known = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if saved.endswith("CausalLM") or (not saved and config.model_type in known):
-        return transformers.AutoModelForCausalLM
-    return transformers.AutoModel
+    Args:
+        flag: The option that names the device, for the error.
 
-
-def _names(value: Any) -> set[str]:
-    return set(value) if isinstance(value, tuple | list) else {value}
-
-
-def pick_device(device: str) -> torch.device:
-    """The device called ``device``; for ``auto``, the first GPU, or the CPU if there is none. Raises `ModelError`."""
+    Raises:
+        ModelError: There is no such device, or it cannot be used.
+    """
     import torch
 
     if device == "auto":
@@ -125,29 +101,22 @@ def pick_device(device: str) -> torch.device:
         place = torch.device(device)
         torch.empty(1, device=place).tolist()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ModelError(f"--device {device!r} cannot be used: {first_line(error)}") from None
+        hint = (
+            "for a GPU, write cuda or cuda:1" if device.lower().startswith(("gpu", "nvidia")) else "use auto, cpu, cuda or cuda:1"
+        )
+        raise ModelError(f"{flag} {device!r} cannot be used: {first_line(error)}", hint=hint) from None
     return place
 
 
 def pick_dtype(dtype: str, place: torch.device) -> Any:
-    """One of `DTYPES` as transformers takes it: a torch dtype, or ``auto`` for the checkpoint's own. Raises `ModelError`."""
+    """One of `DTYPES` as transformers takes it: a torch dtype, or ``auto`` for the checkpoint's own. Raises `UsageError`."""
     import torch
 
     if dtype not in DTYPES:
-        raise ModelError(f"unknown dtype {dtype!r}; choose from {', '.join(DTYPES)}")
+        raise unknown("dtype", dtype, DTYPES)
     if dtype == "auto":
         return torch.float32 if place.type == "cpu" else dtype
     return getattr(torch, dtype)
-
-
-def check_surplus(model: PreTrainedModel, unexpected: Iterable[str], name: str) -> None:
-    """Raise `ModelError` if a tensor in ``unexpected``, which ``model`` has no place for, belongs to a layer beyond the last."""
-    surplus = sorted(key for key in unexpected if key.endswith(".weight") and _layer_is_missing(model, key))
-    if surplus:
-        raise ModelError(
-            f"{name}: the checkpoint holds {surplus[0]}, a layer that its config does not have",
-            hint="a model measured in part would be cut in part; repair num_hidden_layers in config.json",
-        )
 
 
 def check_finite(model: nn.Module, under: str = "") -> None:
@@ -159,6 +128,17 @@ def check_finite(model: nn.Module, under: str = "") -> None:
         if parameter.numel() and not bool(torch.isfinite(torch.stack(parameter.aminmax())).all()):
             raise ModelError(
                 f"the weight {name} holds NaN or infinite values", hint="download the checkpoint again, or repair it"
+            )
+
+
+def _check_as_accounted(info: Mapping[str, Any], name: str) -> None:
+    """Raise `ModelError` if transformers lacked a weight that the accounting of the checkpoint found."""
+    for kind in ("missing_keys", "mismatched_keys", "error_msgs"):
+        for item in sorted(info[kind], key=str):
+            tensor = item if isinstance(item, str) else item[0]
+            raise ModelError(
+                f"{name}: transformers does not load {tensor}, although the checkpoint seems to hold it",
+                hint="a model with random weights cannot be measured; is this the complete checkpoint?",
             )
 
 
@@ -189,17 +169,3 @@ def _check_all_loaded(model: PreTrainedModel, name: str, place: torch.device) ->
             f"{name} does not fit on the available devices: accelerate would leave weights on {' and '.join(left)}",
             hint="use --stream, --dtype bfloat16, or more GPUs",
         )
-
-
-def _layer_is_missing(model: PreTrainedModel, name: str) -> bool:
-    """Whether the tensor ``name`` belongs to an element beyond the end of a layer list of ``model``."""
-    parts = name.split(".")
-    for index, part in enumerate(parts):
-        if part.isdigit():
-            for prefix in ("", f"{model.base_model_prefix}."):
-                try:
-                    layers = model.get_submodule(prefix + ".".join(parts[:index]))
-                except AttributeError:
-                    continue
-                return hasattr(layers, "__len__") and int(part) >= len(layers)
-    return False

@@ -12,8 +12,9 @@ from chanfmt.base.errors import ChanfmtError, ModelError, UsageError, first_line
 from chanfmt.base.files import check_space
 from chanfmt.models.frozen import frozen
 from chanfmt.models.load import check_finite
+from chanfmt.models.quantised import check_config, check_loaded
 from chanfmt.models.quiet import quiet_transformers
-from chanfmt.models.source import ModelSource, check_unquantised
+from chanfmt.models.source import ModelSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +42,7 @@ class LoadedSource(ModelSource):
     @property
     def config(self) -> Any:
         """The config of the model. Raises `ModelError` if the model is quantised."""
-        check_unquantised(self._config, self.id)
+        check_config(self._config, self.id)
         return self._config
 
     @property
@@ -73,7 +74,7 @@ def in_memory(model: PreTrainedModel, tokenizer: Any = None, *, id: str = "") ->
     """
     _check_kind(model)
     name = id or _own_name(model)
-    check_unquantised(model.config, name)
+    check_loaded(model, name)
     with tempfile.TemporaryDirectory(prefix="chanfmt-") as directory:
         config = _saved(model, Path(directory), name)
         with frozen(model):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -22,6 +23,17 @@ if TYPE_CHECKING:
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_PICKLED_MODEL = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
+_NOT_WEIGHTS = (
+    "training_args.bin",
+    "optimizer.pt",
+    "optimizer.bin",
+    "scheduler.pt",
+    "scheduler.bin",
+    "rng_state.pth",
+    "scaler.pt",
+)
+"""Pickled files that a trainer leaves beside the weights."""
 
 DTYPE_BITS: dict[str, int] = {
     "F4": 4,
@@ -97,12 +109,14 @@ class CheckpointIndex:
         tensors: Name to `TensorEntry`, shard by shard, in the order of the bytes.
         metadata: ``__metadata__`` of the shards, merged; usually ``{"format": "pt"}``.
         files: Shards, in the order of their names.
+        described: Whether the index of the shards has the field ``metadata``, which only transformers needs.
     """
 
     directory: Path
     tensors: Mapping[str, TensorEntry]
     metadata: Mapping[str, str] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
+    described: bool = True
 
     @classmethod
     def open(cls, directory: Path) -> CheckpointIndex:
@@ -115,10 +129,12 @@ class CheckpointIndex:
         if not directory.is_dir():
             raise ModelError(f"{directory} is not a directory")
         if (directory / SINGLE_FILE).is_file():
+            if (directory / INDEX_FILE).is_file():
+                _check_one_checkpoint(directory)
             weight_map: dict[str, str] = {}
-            names = [SINGLE_FILE]
+            described, names = True, [SINGLE_FILE]
         elif (directory / INDEX_FILE).is_file():
-            weight_map = _read_weight_map(directory / INDEX_FILE)
+            weight_map, described = _read_weight_map(directory / INDEX_FILE)
             names = sorted(set(weight_map.values()))
         else:
             raise _nothing_to_read(directory)
@@ -140,7 +156,13 @@ class CheckpointIndex:
                     f"{INDEX_FILE} says that {name} holds {tensor!r}, but {name} does not",
                     hint="download the checkpoint again",
                 )
-        return cls(directory, tensors, metadata, tuple(directory / name for name in names))
+        return cls(directory, tensors, metadata, tuple(directory / name for name in names), described)
+
+    @property
+    def unused(self) -> list[str]:
+        """Files in the directory that are named as weights of a model are, and do not belong to the checkpoint."""
+        used = {file.name for file in self.files}
+        return sorted(path.name for path in self.directory.glob("model*.safetensors") if path.name not in used)
 
     @property
     def nbytes(self) -> int:
@@ -252,7 +274,8 @@ def _counts(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 62 for item in value)
 
 
-def _read_weight_map(path: Path) -> dict[str, str]:
+def _read_weight_map(path: Path) -> tuple[dict[str, str], bool]:
+    """Tensor to shard, and whether the index has ``metadata``. Raises `ModelError`."""
     try:
         if path.stat().st_size > _MAX_INDEX:
             raise ModelError(f"{path} is larger than {_MAX_INDEX} bytes")
@@ -267,7 +290,35 @@ def _read_weight_map(path: Path) -> dict[str, str]:
     for name in weight_map.values():
         if not isinstance(name, str) or Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
             raise ModelError(f"{path} names the shard {name!r}, which is not a safetensors file of its directory")
-    return weight_map
+    return weight_map, isinstance(index.get("metadata"), dict)
+
+
+def _check_one_checkpoint(directory: Path) -> None:
+    """Raise `ModelError` if the single file and the shards of the index, which both lie in ``directory``, differ.
+
+    transformers reads the single file, other programs the index. An interrupted save or download leaves one of them stale.
+    """
+    single, index = directory / SINGLE_FILE, directory / INDEX_FILE
+    shards = sorted(set(_read_weight_map(index)[0].values()))
+    if SINGLE_FILE in shards or not all((directory / name).is_file() for name in shards):
+        # Programs that read the index fail, and say so. transformers reads the single file.
+        return
+    try:
+        own = CheckpointIndex(directory, read_header(single)[0], files=(single,))
+    except ModelError as error:
+        raise ModelError(
+            f"{error.message}; the shards of {INDEX_FILE} lie beside it",
+            hint=f"if these shards are the complete checkpoint, remove {SINGLE_FILE}, which transformers reads first",
+        ) from None
+    others: dict[str, TensorEntry] = {}
+    for name in shards:
+        others |= read_header(directory / name)[0]
+    sharded = CheckpointIndex(directory, others, files=tuple(directory / name for name in shards))
+    if fingerprint(own) != fingerprint(sharded):
+        raise ModelError(
+            f"{directory} holds two different checkpoints: {SINGLE_FILE}, and the shards of {INDEX_FILE}",
+            hint="programs differ in which of the two they read; remove the stale one",
+        )
 
 
 def _nothing_to_read(directory: Path) -> ModelError:
@@ -275,14 +326,37 @@ def _nothing_to_read(directory: Path) -> ModelError:
         names = sorted(path.name for path in directory.iterdir() if path.is_file())
     except OSError as error:
         return ModelError(f"cannot read {directory}: {error.strerror}")
-    pickled = [name for name in names if name.endswith(PICKLED_SUFFIXES)]
+    pickled = next((name for name in names if _PICKLED_MODEL.fullmatch(name)), "")
     if pickled:
+        loader = _class_name(directory)
         return ModelError(
-            f"{directory} has only pickled weights ({pickled[0]}), and reading pickled weights can run code",
-            hint="convert it once, on a machine where you trust it: "
-            "AutoModelForCausalLM.from_pretrained(...).save_pretrained(DIRECTORY), which writes safetensors",
+            f"{directory} has only pickled weights ({pickled}), and reading pickled weights can run code",
+            hint=f"convert it once, on a machine where you trust it: transformers.{loader}.from_pretrained({str(directory)!r})"
+            ".save_pretrained(DIRECTORY) writes safetensors; then copy the tokenizer's files to DIRECTORY",
+        )
+    other = next((name for name in names if name.endswith(PICKLED_SUFFIXES) and name not in _NOT_WEIGHTS), "")
+    if other:
+        return ModelError(
+            f"{directory} has neither {SINGLE_FILE} nor {INDEX_FILE}, and {other} is not a checkpoint that transformers reads",
+            hint="convert it with the script that transformers has for this model, or use a checkpoint in transformers' format",
+        )
+    if directory.parent.name == "snapshots":
+        return ModelError(
+            f"the model's repository holds neither {SINGLE_FILE} nor {INDEX_FILE} at this commit",
+            hint="if it holds pickled weights (pytorch_model.bin), which can run code when they are read, convert it once, on a "
+            f"machine where you trust it: transformers.{_class_name(directory)}.from_pretrained(ID).save_pretrained(DIRECTORY); "
+            "or give --revision with a commit that has safetensors",
         )
     return ModelError(
         f"{directory} has neither {SINGLE_FILE} nor {INDEX_FILE}",
         hint="it is not a checkpoint directory as transformers saves it",
     )
+
+
+def _class_name(directory: Path) -> str:
+    """The class that ``config.json`` names, which loads the model with its head; ``AutoModel`` if it names none."""
+    try:
+        named = json.loads((directory / "config.json").read_bytes())["architectures"][0]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, IndexError):
+        return "AutoModel"
+    return named if isinstance(named, str) and named.isidentifier() else "AutoModel"

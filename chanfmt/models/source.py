@@ -5,13 +5,19 @@ from __future__ import annotations
 import copy
 import functools
 import json
-import os
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from chanfmt.base.errors import ModelError, first_line
+from chanfmt.base.hub_ids import is_commit, is_hub_id
+from chanfmt.base.inputs import input_path
+from chanfmt.models import quantised
+from chanfmt.models.beside import check_adapter_alone, check_alone
 from chanfmt.models.quiet import quiet_transformers
 from chanfmt.models.safetensors import CheckpointIndex, fingerprint
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 TEMPLATE_DIRECTORY = "additional_chat_templates"
 """The only subdirectory of a model's directory that belongs to the model: the tokenizer's named chat templates lie there."""
@@ -44,9 +50,11 @@ class ModelSource:
         source: ``hub``, ``local`` or ``gguf``.
         trust_remote_code: Whether code from the model's repository may run.
         loaded: The model itself, if it is in memory already (`chanfmt.models.memory`); otherwise None.
+        file: The ``.gguf`` file that ``directory`` was made from; None for other sources.
     """
 
     loaded: Any = None
+    file: Path | None = None
 
     def __init__(
         self, directory: Path, id: str = "", revision: str = "", source: str = "local", *, trust_remote_code: bool = False
@@ -75,6 +83,8 @@ class ModelSource:
     def config_text(self) -> str:
         """Content of ``config.json``. Raises `ModelError` if it cannot be read."""
         path = self.directory / CONFIG_FILE
+        if not path.is_file() and self.directory.is_dir():
+            check_adapter_alone(self.directory, self.id)
         try:
             if path.stat().st_size > _MAX_CONFIG:
                 raise ModelError(f"{path} is larger than {_MAX_CONFIG >> 20} MB")
@@ -102,8 +112,11 @@ class ModelSource:
 
         Raises:
             ModelError: The model type is unknown, the model needs code from its repository and ``trust_remote_code`` is off,
-                or the weights are quantised.
+                the weights are quantised, or an adapter lies beside them.
         """
+        check_alone(self.directory, self.config_fields, self.id)
+        quantised.check_config(self.config_fields, self.id)
+        quantised.check_files(self.directory, self.id)
         with quiet_transformers():
             try:
                 config = self._parsed_config()
@@ -112,12 +125,12 @@ class ModelSource:
             # A config is free-form JSON, so transformers may raise anything over it.
             except Exception as error:
                 text = first_line(error)
-                if "trust_remote_code" in text:
+                if "trust_remote_code" in str(error):
                     raise ModelError(
-                        f"{self.id} needs code from its repository", hint="read that code, then add --trust-remote-code"
+                        f"{self.id} needs code from its repository",
+                        hint="read that code; atlas build runs it with --trust-remote-code, and no other command does",
                     ) from None
                 raise ModelError(f"{self.id}: transformers cannot read its config: {text}") from None
-        check_unquantised(config, self.id)
         return config
 
     def _parsed_config(self) -> Any:
@@ -146,9 +159,14 @@ class ModelSource:
         """The model's tokenizer. Raises `ModelError` if it has none."""
         import transformers
 
+        # With both files there, transformers takes tekken.json if mistral-common is installed, and tokenizer.json if not.
+        both = all((self.directory / name).is_file() for name in ("tekken.json", "tokenizer.json"))
+        extra = {"mistral_format": False} if both else {}
         with quiet_transformers():
             try:
-                return transformers.AutoTokenizer.from_pretrained(self.directory, trust_remote_code=self.trust_remote_code)
+                return transformers.AutoTokenizer.from_pretrained(
+                    self.directory, trust_remote_code=self.trust_remote_code, **extra
+                )
             except Exception as error:
                 raise ModelError(
                     f"{self.id} has no tokenizer that transformers can load: {first_line(error)}",
@@ -157,15 +175,30 @@ class ModelSource:
                 ) from None
 
 
-def check_unquantised(config: Any, name: str) -> None:
-    """Raise `ModelError` if ``config`` is that of a quantised model, whose name is ``name``."""
-    method = getattr(config, "quantization_config", None)
-    if not method:
-        return
-    kind = method.get("quant_method") if isinstance(method, dict) else getattr(method, "quant_method", "unknown")
-    raise ModelError(
-        f"{name} is quantised ({kind}); its weights cannot be measured or cut channel by channel",
-        hint="use the unquantised checkpoint it was made from",
+def check_plain(source: ModelSource) -> None:
+    """Refuse a model whose weights are not the plain numbers of its safetensors files. No weights are read.
+
+    Everything that measures or cuts a model calls this first.
+
+    Raises:
+        ModelError: The weights are quantised, an adapter or other weights lie beside them, or a file cannot be read.
+    """
+    check_alone(source.directory, source.config_fields, source.id)
+    quantised.check_config(source.config_fields, source.id)
+    quantised.check_files(source.directory, source.id)
+    quantised.check_tensors(source.index.tensors, source.id)
+
+
+def own_code(fields: Mapping[str, Any]) -> str:
+    """Why a model with these ``config.json`` fields cannot be cut, if its type is defined by its own code; otherwise empty."""
+    import transformers
+
+    kind = fields.get("model_type")
+    if "auto_map" not in fields or (isinstance(kind, str) and kind in transformers.CONFIG_MAPPING):
+        return ""
+    return (
+        f"code in the model's repository defines the model type {kind!r}, and a result has to load with stock transformers, "
+        "without that code"
     )
 
 
@@ -175,20 +208,71 @@ def local_source(model: str, *, trust_remote_code: bool = False) -> ModelSource 
     Raises:
         ModelError: There is a file of that name, and it is not a model.
     """
-    path = Path(os.path.expanduser(model))
+    if not check_local(model):
+        return None
+    path = input_path(model)
     if path.suffix == ".gguf":
-        if not path.is_file():
-            raise ModelError(f"the GGUF file {model} does not exist")
         from chanfmt.models.gguf import dequantized_directory
 
-        return ModelSource(dequantized_directory(path), path.name, "", "gguf", trust_remote_code=trust_remote_code)
-    if not is_local(path):
-        return None
-    if not path.is_dir():
-        raise ModelError(f"{model} is a file; a model is a directory, a .gguf file or a Hub id")
-    if not (path / CONFIG_FILE).is_file():
-        raise ModelError(f"the directory {model} has no config.json, so it is not a transformers model")
+        source = ModelSource(dequantized_directory(path), path.name, "", "gguf", trust_remote_code=trust_remote_code)
+        source.file = path
+        return source
     return ModelSource(path, trust_remote_code=trust_remote_code)
+
+
+def check_local(model: str) -> bool:
+    """Whether this machine has a model called ``model``, a directory or a ``.gguf`` file. No weight is read.
+
+    Raises:
+        ModelError: There is a file of that name, and it is not a model; or the name can only be that of a missing file.
+    """
+    if not model.strip():
+        raise ModelError("the name of the model is empty", hint=_KINDS)
+    path = input_path(model)
+    if not is_local(path):
+        if model.startswith(("~", ".", "/")) or model.endswith("/") or model.count("/") > 1:
+            raise ModelError(f"the directory {model!r} does not exist", hint=_KINDS)
+        if path.suffix in _FILES:
+            raise ModelError(f"the file {model} does not exist, and it would not be a model", hint=_KINDS)
+        return False
+    if path.suffix == ".gguf" and not path.is_file():
+        if path.is_dir():
+            raise ModelError(f"{model} is a directory", hint="name the .gguf file in it")
+        raise ModelError(f"the GGUF file {model} does not exist")
+    if path.suffix == ".gguf":
+        return True
+    if not path.is_dir():
+        raise ModelError(f"{model} is {_kind_of(path)}, not a model", hint=_KINDS)
+    if not (path / CONFIG_FILE).is_file():
+        check_adapter_alone(path, model)
+        raise ModelError(f"the directory {model} has no config.json, so it is not a transformers model", hint=_beside(path))
+    return True
+
+
+_KINDS = "a model is a directory with config.json and safetensors files, a .gguf file, or a Hub id"
+_FILES = (".h5", ".hdf5", ".safetensors", ".json", ".bin", ".pt", ".pth")
+"""Suffixes of files that people name in place of the model that such a file belongs to."""
+
+
+def _kind_of(path: Path) -> str:
+    """What the file ``path`` seems to be."""
+    if path.suffix in (".h5", ".hdf5"):
+        return "an HDF5 file, such as an atlas"
+    if path.suffix == ".safetensors":
+        return "one file of tensors, such as a plan or a part of a checkpoint"
+    return "a file"
+
+
+def _beside(path: Path) -> str:
+    """How to name the model that a directory without ``config.json`` seems to hold."""
+    try:
+        gguf = sorted(item.name for item in path.iterdir() if item.suffix == ".gguf")
+        inside = sorted(item.name for item in path.iterdir() if (item / CONFIG_FILE).is_file())
+    except OSError:
+        return _KINDS
+    if gguf:
+        return f"name the .gguf file in it: {path / gguf[0]}"
+    return f"name the directory in it: {path / inside[0]}" if inside else _KINDS
 
 
 def is_local(path: Path) -> bool:
@@ -201,5 +285,5 @@ def is_local(path: Path) -> bool:
 
 def own_revision(model: str, record: Named) -> str | None:
     """The commit in ``record``, if ``model`` is the Hub id in ``record`` and not a local file; otherwise None."""
-    same = record.source == "hub" and model == record.id and not Path(model).exists()
-    return (record.revision or None) if same else None
+    same = record.source == "hub" and model == record.id and is_hub_id(model) and not Path(model).exists()
+    return record.revision if same and is_commit(record.revision) else None

@@ -9,7 +9,7 @@ from chanfmt.base import html
 from chanfmt.base.choices import unknown
 from chanfmt.base.errors import AtlasError, MissingPackageError, UsageError
 from chanfmt.base.narrate import progress_bar
-from chanfmt.base.text import printable
+from chanfmt.base.text import one_line
 from chanfmt.format.show import short
 from chanfmt.format.texts import configuration
 from chanfmt.reporting import drawing
@@ -130,7 +130,7 @@ def make_report(atlas: Atlas) -> Report:
         sections.append(stable.make(units, rho, bar.update))
     notes = []
     if atlas.status != "complete":
-        notes.append(f"This atlas is {printable(atlas.status)}: its build is unfinished, and its numbers will change.")
+        notes.append(f"This atlas is {one_line(atlas.status)}: its build is unfinished, and its numbers will change.")
     if atlas.core_rho != rho:
         notes.append(
             f"Labels refer to the top {rho:.4g} of the channels, but connectivity and redundancy still refer to the top "
@@ -144,15 +144,16 @@ def make_report(atlas: Atlas) -> Report:
         )
     calibration = atlas.calibration
     return Report(
-        title=f"Importance atlas of {printable(atlas.model.id)}",
+        title=f"Importance atlas of {one_line(atlas.model.id)}",
         facts={
-            "file": printable(atlas.path.name),
+            "file": one_line(atlas.path.name),
             "content SHA-256": atlas.content_sha256,
-            "model": printable(atlas.model.id),
-            "revision": printable(atlas.model.revision) or "none recorded",
-            "weights": printable(atlas.model.dtype),
+            "model": one_line(atlas.model.id),
+            "revision": one_line(atlas.model.revision) or "none recorded",
+            "weights": one_line(atlas.model.dtype),
             "calibration": f"{calibration.sequences:,} x {calibration.seq_len:,} tokens of "
-            + ", ".join(dict.fromkeys(printable(row.source) for row in calibration.contributions)),
+            + ", ".join(dict.fromkeys(one_line(row.source) for row in calibration.contributions))
+            + calibration.ends_note,
             "labels": f"rho {atlas.labels.rho:g}, eta {atlas.labels.eta:g}, K {atlas.labels.support_size}",
             "FFNs": f"{len(atlas.blocks):,}",
             "ranked units": f"{len(units):,}",

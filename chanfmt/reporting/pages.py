@@ -48,17 +48,21 @@ def check_directory(directory: Path, *, overwrite: bool) -> None:
         raise UsageError(f"{directory} holds something other than a report", hint="choose another directory")
 
 
-def write_report(report: Report, directory: Path) -> list[str]:
-    """Write ``report`` as the new or replaced ``directory``, whole or not at all. Returns the files' names.
+def write_report(report: Report, directory: Path, *, overwrite: bool = False) -> list[str]:
+    """Write ``report`` as ``directory``, whole or not at all. Returns the files' names.
+
+    Args:
+        overwrite: Whether a directory that is there is replaced.
 
     Raises:
+        OutputAppearedError: ``directory`` exists, and ``overwrite`` is False. The report is kept beside it.
         MissingPackageError: matplotlib is not installed.
         ChanfmtError: The directory cannot be written.
     """
     images = {
         (plot.name, kind): render(plot, kind) for section in report.sections for plot in section.plots for kind in ("png", "svg")
     }
-    with atomic_directory(directory) as temporary:
+    with atomic_directory(directory, overwrite=overwrite) as temporary:
         for name in ("figures", "data"):
             (temporary / name).mkdir()
         for (name, kind), image in images.items():
@@ -96,7 +100,7 @@ def render(plot: Plot, kind: str) -> bytes:
 
 
 def _write_csv(table: Table, path: Path) -> None:
-    with path.open("w", encoding="utf-8", newline="") as stream:
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(table.columns)
         writer.writerows(zip(*(_texts(np.asarray(values)) for values in table.columns.values()), strict=True))
@@ -116,13 +120,10 @@ def markdown_page(report: Report) -> str:
     parts.append(f"## Beside the paper\n\n{markdown.table(CLAIM_HEADINGS, list(claim_rows(report.sections)))}\n\n{_CLAIM_NOTE}")
     for section in report.sections:
         parts.append(f"## {section.title}")
-        parts += [markdown.inline(text) for text in section.text]
+        parts += [markdown.paragraph(text) for text in section.text]
         parts += [f"> Missing: {markdown.inline(text)}." for text in section.missing]
         for plot in section.plots:
-            parts.append(
-                f"![{markdown.inline(plot.caption).replace(']', ')').replace('[', '(')}](figures/{plot.name}.png)\n\n"
-                f"*{markdown.inline(_caption(plot))}*".replace("*", "_")
-            )
+            parts.append(f"![{markdown.inline(plot.caption)}](figures/{plot.name}.png)\n\n_{markdown.inline(_caption(plot))}_")
         if section.numbers:
             parts.append(markdown.table(("number", "value"), [(name, number(value)) for name, value in section.numbers.items()]))
     return "\n\n".join(parts) + "\n"

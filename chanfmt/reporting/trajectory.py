@@ -12,7 +12,7 @@ from chanfmt.analysis.mass import concentration
 from chanfmt.analysis.resample import Middle, middle
 from chanfmt.base.errors import UsageError
 from chanfmt.base.narrate import counted
-from chanfmt.base.text import printable, significant
+from chanfmt.base.text import one_line, significant
 from chanfmt.reporting import drawing
 from chanfmt.reporting.make import Report
 from chanfmt.reporting.section import NOT_COMPARABLE, Claim, Plot, Section, Table, above
@@ -65,6 +65,8 @@ def make_trajectory(atlases: Sequence[Atlas], names: Sequence[str]) -> Report:
     x = np.array(steps if steps else range(1, len(atlases) + 1))
     rows: list[dict[str, Any]] = []
     tables = []
+    # A file may have a name that no encoding has.
+    names = [one_line(name) for name in names]
     for atlas, name, place in zip(counted(atlases, "atlas", "trajectory"), names, x, strict=True):
         units, _ = find_units(atlas)
         found = [concentration(unit.known("lp"), RHO) for unit in units]
@@ -92,9 +94,9 @@ def make_trajectory(atlases: Sequence[Atlas], names: Sequence[str]) -> Report:
     rise = middle(*_rise(tables[0], tables[-1]))
     per_ffn = Table("by-ffn", {key: np.concatenate([table[key] for table in tables]) for key in tables[0]})
     return Report(
-        title=f"Trajectory of {printable(atlases[-1].model.id)}",
+        title=f"Trajectory of {one_line(atlases[-1].model.id)}",
         facts={
-            "checkpoints": f"{len(atlases)}: {', '.join(map(printable, names))}",
+            "checkpoints": f"{len(atlases)}: {', '.join(names)}",
             "axis": "training steps, from the names" if steps else "the given order",
             "FFNs": f"{len(atlases[-1].blocks):,}",
             "calibration": f"{atlases[-1].calibration.sequences:,} x {atlases[-1].calibration.seq_len:,} tokens",
@@ -111,6 +113,10 @@ def _notes(atlases: Sequence[Atlas]) -> list[str]:
     notes = []
     if len({atlas.calibration.sequence_sha256 for atlas in atlases}) > 1:
         notes.append("The checkpoints were not measured on the same tokens, so some of the changes come from the text.")
+    last = atlases[-1].calibration
+    other = next((atlas.calibration for atlas in atlases if not atlas.calibration.begins_like(last)), None)
+    if other is not None:
+        notes.append(f"The sequences of one checkpoint {other.ends}, and those of the last one {last.ends}.")
     if len({atlas.labels.rho for atlas in atlases}) > 1:
         notes.append("The atlases were labelled with different rho.")
     if any(atlas.status != "complete" for atlas in atlases):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from chanfmt.base.text import printable
+from chanfmt.base.text import one_line
 from chanfmt.format.unit import unit_rows
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def name_columns(units: Sequence[Unit]) -> dict[str, np.ndarray]:
     columns = {
         "ffn": np.array([unit.index for unit in units]),
         "layer": np.array([unit.layer for unit in units]),
-        "stack": np.array([printable(unit.stack.name) for unit in units]),
+        "stack": np.array([one_line(unit.stack.name) for unit in units]),
     }
     if has_experts(units):
         columns["expert"] = np.array([-1 if unit.expert is None else unit.expert for unit in units])

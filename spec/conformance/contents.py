@@ -19,6 +19,7 @@ from chanfmt.format.records import (
     LabelSettings,
     ModelRecord,
     ProducerRecord,
+    SpecialTokens,
     StackData,
     TensorSlice,
 )
@@ -64,6 +65,7 @@ def content(
     tokens_stored: bool = True,
     contributions: int = 1,
     inputs: str = "",
+    special: tuple[SpecialTokens, SpecialTokens] | None = None,
     edit: object = None,
     title: str = "conformance",
     status: str = "complete",
@@ -74,11 +76,12 @@ def content(
         without: Variables that are not there.
         dropped: Variables that are not there, and that ``dropped`` names.
         inputs: Arrays that the model was given in place of text.
+        special: Special tokens around every sequence, and those that the tokenizer adds; None for an older file.
         edit: Function of u and s, (token, channel), of an FFN, that changes them in place.
     """
     kinds = kinds or (DENSE,)
     random = np.random.default_rng(len(kinds))
-    calibration = _calibration(random, tokens_stored, contributions, inputs)
+    calibration = _calibration(random, tokens_stored, contributions, inputs, special)
     split_of = np.repeat(calibration.split_of, SEQ_LEN)
     stacks, blocks = [], []
     for kind in kinds:
@@ -143,8 +146,17 @@ def content(
     )
 
 
-def _calibration(random: np.random.Generator, stored: bool, contributions: int, inputs: str) -> CalibrationRecord:
+def _calibration(
+    random: np.random.Generator,
+    stored: bool,
+    contributions: int,
+    inputs: str,
+    special: tuple[SpecialTokens, SpecialTokens] | None,
+) -> CalibrationRecord:
     tokens = random.integers(0, 100, (SEQUENCES, SEQ_LEN)).astype("<i4")
+    if special is not None:
+        before, after = special[0].before, special[0].after
+        tokens[:, : len(before)], tokens[:, SEQ_LEN - len(after) :] = before, after
     digests = [hashlib.sha256(row.tobytes()).hexdigest() for row in tokens]
     order = np.argsort(digests)
     # Contributions take turns, and each has sequences in every split.
@@ -175,6 +187,7 @@ def _calibration(random: np.random.Generator, stored: bool, contributions: int, 
             for index in range(contributions)
         ),
         tokens[order] if stored else None,
+        *(special or ()),
     )
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -29,7 +30,7 @@ import reader  # noqa: E402
 from contents import content  # noqa: E402
 
 from chanfmt.format import schema  # noqa: E402
-from chanfmt.format.records import ExtensionGroup, ExtensionVariable  # noqa: E402
+from chanfmt.format.records import ExtensionGroup, ExtensionVariable, SpecialTokens  # noqa: E402
 from chanfmt.format.writer import atlas_image  # noqa: E402
 
 TEXT = h5py.string_dtype("utf-8")
@@ -43,6 +44,7 @@ DROPPABLE = tuple(
     if item.required and item.name not in ("tokens", "tokens_split", "label", "protection")
 )
 ARRAYS = '{"labels": ["i8", []], "pixel_values": ["f4", [3, 8, 8]]}'
+BERTS = (SpecialTokens((101,), (102,)),) * 2
 OPTIONAL = tuple(item.name for item in schema.STACK_VARIABLES if not item.required)
 
 
@@ -166,6 +168,19 @@ def create(group: h5py.Group, name: str, **how: object) -> h5py.Dataset:
     dataset.attrs["long_name"], dataset.attrs["units"], dataset.attrs["merge"] = "values", "1", "sum"
     dataset.dims[0].attach_scale(group["item"]) if dataset.shape else None
     return dataset
+
+
+def linked(atlas: object) -> object:
+    """``atlas`` with what sets the widths: one field for all experts, routed and shared, and one for the dense FFNs."""
+    blocks = []
+    for block in atlas.blocks:
+        field, factor = {
+            "dense": ("intermediate_size", 1),
+            "experts": ("moe_intermediate_size", 2),
+            "shared": ("moe_intermediate_size", 3),
+        }[next(stack.kind for stack in atlas.stacks if stack.name == block.stack)]
+        blocks.append(dataclasses.replace(block, width_field=field, width_factor=factor, channel_parameters=24))
+    return dataclasses.replace(atlas, blocks=tuple(blocks))
 
 
 # --- Edits -----------------------------------------------------------------------------------------------------
@@ -295,6 +310,30 @@ def moved(where: object):
         patch(path, image.index(layout), where(path.stat().st_size, other).to_bytes(8, "little"))
 
     return after
+
+
+def many_texts(file: h5py.File) -> None:
+    file["x_demo"].attrs["a"] = "x" * 4000
+    for index in range(60):
+        file["x_demo"].attrs[f"a{index}"] = "shorten"
+
+
+def shared_text(path: Path) -> None:
+    """Let all texts of `many_texts` refer to the first one, whose bytes are in the file once."""
+    image = path.read_bytes()
+
+    def references(text: bytes) -> list[int]:
+        """Where a header refers to ``text``: its length, the address of a heap, an index."""
+        heaps = [match.start() for match in re.finditer(b"GCOL", image)]
+        wanted = [len(text).to_bytes(4, "little") + heap.to_bytes(8, "little") for heap in heaps]
+        return [match.start() for start in wanted for match in re.finditer(re.escape(start), image)]
+
+    (first,) = references(b"x" * 4000)
+    others = references(b"shorten")
+    if len(others) != 60:
+        raise RuntimeError("the references are not where they were thought to be")
+    for other in others:
+        patch(path, other, image[first : first + 16])
 
 
 def resized(change: int):
@@ -523,6 +562,8 @@ VALID: dict[str, tuple] = {  # name: codes, content[, edit]
         both(*(put(f"{STACK}/{name}", slice(None), lambda old: 2 * old) for name in ("tokens", "tokens_split"))),
     ),
     "inputs": ([], only(inputs=ARRAYS, tokens_stored=False, kinds=(contents.Kind("encoder", (0,), place="encoder"),))),
+    "special-tokens": ([], only(special=BERTS)),
+    "widths": ([], linked(only(kinds=contents.MOE[1:]))),
     "names-no-tokens-stored": ([], only(tokens_stored=False), renamed),
 }
 
@@ -566,6 +607,7 @@ STUBS: dict[str, tuple] = {  # name: codes, edit[, after]
     "E013-compact": (["E013"], replaced(compact)),
     "E014-no-data": (["E014"], replaced(lambda file: create(file["x_demo"], "values", shape=(4,), dtype="<f4"))),
     "E014-huge": (["E014"], replaced(lambda file: create(file["x_demo"], "values", shape=(10**15,), dtype="<f8"))),
+    "E014-shared-texts": (["E014"], many_texts, shared_text),
     "E014-outside": (["E014"], None, moved(lambda size, other: 2**40)),
     "E015-overlap": (["E015"], None, moved(lambda size, other: other + 8)),
     "E016-cut-one": (["E016"], None, resized(-1)),
@@ -632,6 +674,7 @@ SIZED = only("connectivity", "connectivity_at")
 LINKED = only("connectivity", "read_connectivity")
 TIED = only(edit=tie)
 EXTENDED = extension()
+LINKED_WIDTHS = linked(only(kinds=PAIR))
 DEEP = "[" * 5_000
 
 INVALID: dict[str, tuple] = {  # name: codes, content, edit[, after]
@@ -653,6 +696,7 @@ INVALID: dict[str, tuple] = {  # name: codes, content, edit[, after]
     "E108-flag-meanings": (["E108"], BARE, attribute(f"{STACK}/label", "flag_meanings", "none supernode halo")),
     "E109-status": (["E109"], BARE, attribute("/", "status", "done")),
     "E109-kind": (["E109"], BARE, attribute(STACK, "kind", "sparse")),
+    "E109-model-id": (["E109"], BARE, both(attribute("model", "source", "hub"), attribute("model", "id", "../t/tiny"))),
     "E109-place": (["E109"], BARE, put("/block/place", 0, "middle")),
     "E109-score": (["E109"], BARE, attribute("labels", "score", "label")),
     "E110-config": (["E110"], BARE, config("[]")),
@@ -697,6 +741,13 @@ INVALID: dict[str, tuple] = {  # name: codes, content, edit[, after]
     "E211-there": (["E211"], BARE, also_dropped("lp")),
     "E212-size": (["E212"], SIZED, attribute("labels", "support_size", 3)),
     "E212-row": (["E212"], SIZED, put(f"{STACK}/connectivity_at", (1, 0, 0), lambda old: old / 2)),
+    "E213-begin": (
+        ["E213"],
+        only(special=BERTS),
+        attribute("calibration", "special_tokens", '{"before": [101, 5], "after": []}'),
+    ),
+    "E214-alone": (["E214"], LINKED_WIDTHS, remove("/block/width_factor")),
+    "E214-shared": (["E214"], LINKED_WIDTHS, put("/block/width_factor", 1, 4)),
     "E301-norm": (["E301"], NORMS, put(f"{STACK}/write_norm", (0, 0), np.inf)),
     "E302-norm": (["E302"], NORMS, put(f"{STACK}/write_norm", (0, 0), np.nan)),
     "E302-metric": (["E302"], SUMS, lowest("curvature", np.nan)),

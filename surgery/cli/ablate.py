@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.narrate import say
-from chanfmt.cli.framework import PrintOptions, add_command, add_group, parse_options, print_json, print_table
+from chanfmt.cli.framework import PrintOptions, add_command, add_group, parse_options, print_json, print_line, print_table
 from surgery.cli.options import AtlasOptions, ResultsOptions
 
 if TYPE_CHECKING:
@@ -77,6 +76,7 @@ def _kind(name: str) -> type[Any]:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    from chanfmt.base.files import output_path
     from chanfmt.hub.locate import open_atlas
     from surgery.experiments.ablation.run import ablate
     from surgery.experiments.ablation.tables import summary_table
@@ -86,7 +86,8 @@ def _run(arguments: argparse.Namespace) -> None:
     options, output = parse_options(arguments, _kind(arguments.experiment)), parse_options(arguments, ResultsOptions)
     subject = parse_options(arguments, SubjectOptions)
     # The atlas may be downloaded below. A fault in the output directory should show before that.
-    check_directory(Path(output.output))
+    directory = output_path(output.output)
+    check_directory(directory)
     with open_atlas(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
         ablation = ablate(
             atlas,
@@ -95,7 +96,7 @@ def _run(arguments: argparse.Namespace) -> None:
             subject.data,
             **vars(options),
             **subject.running(),
-            output=output.output,
+            output=directory,
             overwrite=output.overwrite,
         )
     results = ablation.results
@@ -104,5 +105,5 @@ def _run(arguments: argparse.Namespace) -> None:
         print_json({"identity": results.identity, "summary": ablation.summary, "rows": ablation.rows})
         return
     print_table(*ablation.table())
-    print()
+    print_line()
     print_table(*summary_table(ablation.summary))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chanfmt.base.text import printable
-from chanfmt.cli.framework import PrintOptions, add_command, parse_options, print_json, print_pairs
+from chanfmt.base.inputs import input_path
+from chanfmt.cli.framework import PrintOptions, add_command, parse_options, print_json, print_line, print_pairs
 from surgery.cli.options import CutOptions, parse_size
 
 if TYPE_CHECKING:
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "surgery apply half.safetensors --model meta-llama/Llama-3.2-1B -o llama-half",
     "surgery apply half.safetensors --model ./tuned --fine-tune -o tuned-half",
+    "surgery apply half.safetensors --model ./llama --atlas llama.h5 --recover lstsq -o llama-half",
 )
 
 
@@ -37,7 +37,20 @@ class FineTuneOptions:
     fine_tune: bool = field(
         default=False,
         metadata={
-            "help": "accept other weights than the plan's: MODEL is a fine-tune of the plan's model, with the same tensors",
+            "help": "accept other weights than the plan's: MODEL is a fine-tune of the plan's model, perhaps with another head",
+        },
+    )
+
+
+@dataclass(frozen=True)
+class PlanAtlasOptions:
+    """Where the tokens of a recovery come from."""
+
+    atlas: str | None = field(
+        default=None,
+        metadata={
+            "help": "atlas that the plan was made from, a file or hf://REPO/FILE; --recover needs it, and the result gets a copy",
+            "metavar": "ATLAS",
         },
     )
 
@@ -48,7 +61,7 @@ def add(commands: Any) -> None:
         "apply",
         "cut a model as a plan says",
         run=_run,
-        options=lambda: (PlanFileOptions, CutOptions, FineTuneOptions),
+        options=_options,
         examples=EXAMPLES,
         description=(
             "Cut a model as a plan says. The plan is a file from surgery plan, or the kept_channels.safetensors of an earlier result."
@@ -56,14 +69,27 @@ def add(commands: Any) -> None:
     )
 
 
-def _run(arguments: argparse.Namespace) -> None:
-    from surgery.cut.prune import apply
-    from surgery.planning.file import load_plan
+def _options() -> tuple[type, ...]:
+    from surgery.recovery.options import RecoveryOptions
 
-    plan = load_plan(Path(parse_options(arguments, PlanFileOptions).plan))
-    fine_tune = parse_options(arguments, FineTuneOptions).fine_tune
+    return PlanFileOptions, CutOptions, FineTuneOptions, PlanAtlasOptions, RecoveryOptions
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from surgery.cut.prune import apply_file
+    from surgery.recovery.options import RecoveryOptions
+
     options = parse_options(arguments, CutOptions)
-    result = apply(plan, options.model, options.output, as_data(options, fine_tune=fine_tune), revision=options.revision)
+    cut_options = as_data(options, fine_tune=parse_options(arguments, FineTuneOptions).fine_tune)
+    result = apply_file(
+        input_path(parse_options(arguments, PlanFileOptions).plan),
+        options.model,
+        options.output,
+        cut_options,
+        parse_options(arguments, RecoveryOptions),
+        revision=options.revision,
+        atlas=parse_options(arguments, PlanAtlasOptions).atlas,
+    )
     tell(result, options, parse_options(arguments, PrintOptions))
 
 
@@ -71,7 +97,17 @@ def as_data(options: CutOptions, *, fine_tune: bool = False) -> cut.CutOptions:
     """``options`` in the form that the library takes."""
     from surgery.cut import options as cut
 
-    return cut.CutOptions(options.overwrite, not options.no_verify, fine_tune, parse_size(options.shard_size))
+    found = cut.CutOptions(
+        options.overwrite,
+        not options.no_verify,
+        fine_tune,
+        parse_size(options.shard_size),
+        options.extra_layers,
+        options.dtype,
+        options.allow_padding,
+    )
+    found.check()
+    return found
 
 
 def tell(result: Result, options: CutOptions, talk: PrintOptions, publishing: PublishingOptions | None = None) -> None:
@@ -89,4 +125,4 @@ def tell(result: Result, options: CutOptions, talk: PrintOptions, publishing: Pu
     if talk.json:
         print_json(report.to_json() | where)
     elif "url" in where:
-        print(printable(where["url"]))
+        print_line(where["url"])

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from chanfmt.base.text import printable
-from chanfmt.cli.framework import PrintOptions, add_command, parse_options, print_json, print_table
+from chanfmt.cli.framework import PrintOptions, add_command, parse_options, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     import argparse
@@ -47,7 +46,7 @@ def _run(arguments: argparse.Namespace) -> None:
         print_json(evaluations.to_json())
         return
     for line in evaluations.coverage():
-        print(printable(line))
+        print_line(line)
     for table in evaluations.tables():
-        print()
+        print_line()
         print_table(*table)

@@ -48,10 +48,29 @@ class CutOptions:
             "metavar": "SIZE",
         },
     )
+    dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "round the result's floating tensors: float32, bfloat16, float16 (default: as stored)",
+        },
+    )
+    extra_layers: str | None = field(
+        default=None,
+        metadata={
+            "help": "layers of the cut width that transformers does not load (multi-token prediction): cut, drop (default: refuse)",
+            "metavar": "WHAT",
+        },
+    )
     no_verify: bool = field(
         default=False,
         metadata={
             "help": "do not compare logits with those of the masked dense model",
+        },
+    )
+    allow_padding: bool = field(
+        default=False,
+        metadata={
+            "help": "cut even if the file shrinks by less than half of what was asked, because zeros take the place of channels",
         },
     )
     overwrite: bool = field(default=False, metadata={"help": "replace the output if it is an earlier result"})

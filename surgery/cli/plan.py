@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chanfmt.base.errors import UsageError
 from chanfmt.base.narrate import say, warn
-from chanfmt.cli.framework import PrintOptions, add_command, parse_options, print_json, print_pairs, print_table
+from chanfmt.cli.framework import PrintOptions, add_command, parse_options, print_json, print_line, print_pairs, print_table
 from surgery.cli.options import AtlasOptions
 
 if TYPE_CHECKING:
@@ -61,21 +61,27 @@ def _options() -> tuple[type, ...]:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from chanfmt.base.files import check_target
+    from chanfmt.base.files import check_target, output_path
     from chanfmt.hub.locate import open_atlas
     from surgery.planning.file import save_plan
     from surgery.planning.options import PlanOptions
+    from surgery.planning.shrink import check_plan
 
     options = parse_options(arguments, PlanOutputOptions)
     talk = parse_options(arguments, PrintOptions)
-    if options.output:
-        check_target(Path(options.output), overwrite=options.overwrite)
+    path = output_path(options.output) if options.output else None
+    if path is not None:
+        check_target(path, overwrite=options.overwrite)
     with open_atlas(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
         plan = plan_and_warn(atlas, parse_options(arguments, PlanOptions))
-    if options.output:
-        save_plan(plan, Path(options.output))
-        say(f"wrote {options.output}; apply it with: surgery apply {options.output} --model MODEL -o DIR")
+    if path is not None:
+        save_plan(plan, path, overwrite=options.overwrite)
+        say(f"wrote {path}; apply it with: surgery apply {path} --model MODEL -o DIR")
     print_plan(plan, talk)
+    try:
+        check_plan(plan)
+    except UsageError as error:
+        warn(f"surgery prune would refuse this plan: {error.message}; {error.hint}")
 
 
 def plan_and_warn(atlas: Atlas, options: PlanOptions) -> PruningPlan:
@@ -97,5 +103,5 @@ def print_plan(plan: PruningPlan, talk: PrintOptions) -> None:
         print_json(plan_json(plan))
         return
     print_table(*layer_rows(plan))
-    print()
+    print_line()
     print_pairs(summary_rows(plan))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.cli.framework import PrintOptions, add_command, parse_options
@@ -50,8 +51,9 @@ def _options() -> tuple[type, ...]:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from chanfmt.hub.locate import open_atlas
+    from chanfmt.hub.locate import check_model, open_atlas
     from surgery.planning.options import PlanOptions
+    from surgery.planning.shrink import check_plan
     from surgery.recovery.options import RecoveryOptions
 
     options = parse_options(arguments, CutOptions)
@@ -61,15 +63,24 @@ def _run(arguments: argparse.Namespace) -> None:
     recovery_options = parse_options(arguments, RecoveryOptions)
     plan_options.check()
     recovery_options.check()
+    cut_options = as_data(options)
+    if options.model is not None:
+        check_model(options.model, revision=options.revision)
+    if options.output is not None and not dry_run:
+        from surgery.cut.apply import check_output
+
+        check_output(Path(options.output), overwrite=options.overwrite)
     publishing = parse_options(arguments, PublishingOptions)
     publishing.check(login=not dry_run)
     with open_atlas(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
         if dry_run:
-            print_plan(plan_and_warn(atlas, plan_options), talk)
+            plan = plan_and_warn(atlas, plan_options)
+            print_plan(plan, talk)
+            if not options.allow_padding:
+                check_plan(plan)
             return
         from surgery.cut.prune import prune
 
-        cut_options = as_data(options)
         result = prune(
             atlas, options.model, options.output, plan_options, cut_options, recovery_options, revision=options.revision
         )

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import UsageError
-from chanfmt.base.text import printable
-from chanfmt.cli.framework import PrintOptions, add_command, parse_options, print_json
-from chanfmt.hub.failures import no_token
+from chanfmt.cli.framework import PrintOptions, add_command, parse_options, print_json, print_line
 from chanfmt.hub.names import check_repo
-from chanfmt.hub.publish import VisibilityOptions
+from chanfmt.hub.publish import VisibilityOptions, check_login
 
 if TYPE_CHECKING:
     import argparse
@@ -61,10 +59,7 @@ class PublishingOptions(VisibilityOptions):
         if self.push:
             check_repo(self.push)
         if self.push is not None and login:
-            from huggingface_hub import get_token
-
-            if get_token() is None:
-                raise no_token()
+            check_login()
 
 
 def add(commands: Any) -> None:
@@ -96,4 +91,4 @@ def _run(arguments: argparse.Namespace) -> None:
     if talk.json:
         print_json(asdict(done))
     else:
-        print(printable(done.url))
+        print_line(done.url)

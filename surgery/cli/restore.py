@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.narrate import say
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "surgery restore llama-half -o llama-full-width",
-    "surgery restore ./tuned-half -o tuned-full-width --shard-size 5GB",
+    "surgery restore ./tuned --kept llama-half -o tuned-full-width --shard-size 5GB",
 )
 
 
@@ -26,12 +25,27 @@ class RestoreOptions:
     directory: str = field(
         metadata={"help": "result of surgery prune or apply; it may have been trained since", "positional": "DIR"}
     )
-    output: str = field(metadata={"help": "directory to write", "flag": "--output", "short": "-o", "metavar": "DIR"})
+    kept: str | None = field(
+        default=None,
+        metadata={
+            "help": "result that DIR was trained from, or its kept_channels.safetensors (default: the one in DIR)",
+            "metavar": "RESULT",
+        },
+    )
+    output: str = field(
+        kw_only=True, metadata={"help": "directory to write", "flag": "--output", "short": "-o", "metavar": "DIR"}
+    )
     shard_size: str | None = field(
         default=None,
         metadata={
             "help": "largest size of a weights file, such as 5GB (default: one output file for each file of DIR)",
             "metavar": "SIZE",
+        },
+    )
+    dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "round the result's floating tensors: float32, bfloat16, float16 (default: as stored)",
         },
     )
     no_verify: bool = field(default=False, metadata={"help": "do not compare logits with those of DIR"})
@@ -51,18 +65,22 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    from chanfmt.base.files import output_path
     from chanfmt.hub.locate import locate_model
+    from surgery.cut.apply import check_output
     from surgery.cut.options import CutOptions
     from surgery.cut.restore import restore
 
     options = parse_options(arguments, RestoreOptions)
     talk = parse_options(arguments, PrintOptions)
-    output = Path(options.output)
-    restored = restore(
-        locate_model(options.directory),
-        output,
-        CutOptions(options.overwrite, not options.no_verify, shard_bytes=parse_size(options.shard_size)),
+    output = output_path(options.output)
+    # The result may be on the Hub. A fault in the options should show before a download.
+    cut_options = CutOptions(
+        options.overwrite, not options.no_verify, shard_bytes=parse_size(options.shard_size), dtype=options.dtype
     )
+    cut_options.check()
+    check_output(output, overwrite=options.overwrite)
+    restored = restore(locate_model(options.directory), output, cut_options, kept=options.kept)
     say(f"wrote {output}")
     if talk.json:
         print_json(restored.to_json() | {"output": str(output)})

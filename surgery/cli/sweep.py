@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import MissingPackageError
@@ -43,6 +42,7 @@ def _options() -> tuple[type, ...]:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    from chanfmt.base.files import output_path
     from chanfmt.hub.locate import open_atlas
     from surgery.experiments.results import check_directory
     from surgery.experiments.subject import SubjectOptions
@@ -53,7 +53,8 @@ def _run(arguments: argparse.Namespace) -> None:
     options, output = parse_options(arguments, SweepOptions), parse_options(arguments, ResultsOptions)
     subject = parse_options(arguments, SubjectOptions)
     # The atlas may be downloaded below. A fault in the output directory should show before that.
-    check_directory(Path(output.output))
+    directory = output_path(output.output)
+    check_directory(directory)
     with open_atlas(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
         results = sweep(
             atlas,
@@ -61,13 +62,13 @@ def _run(arguments: argparse.Namespace) -> None:
             subject.data,
             **vars(options),
             **subject.running(),
-            output=output.output,
+            output=directory,
             overwrite=output.overwrite,
         )
     identity = results.identity
     try:
         title = f"{identity['model']}, {identity['data']}, {identity['tokens']:,} tokens"
-        figures = write_figure(results.rows, Path(output.output) / "sweep", title)
+        figures = write_figure(results.rows, directory / "sweep", title)
     except MissingPackageError as error:
         figures = ()
         say(f"no figure: {error.message}; {error.hint}")

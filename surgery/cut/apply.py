@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import shutil
+from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from chanfmt.base.command_line import names_directory, recorded_command, tells_directories
+from chanfmt.base.command_line import recorded_command, tells_directories
 from chanfmt.base.errors import AtlasError, ModelError, UsageError
 from chanfmt.base.files import atomic_directory, check_space, check_target
+from chanfmt.base.memory import available_memory
 from chanfmt.base.narrate import progress_bar, say
 from chanfmt.base.version import __version__
 from chanfmt.format.reader import Atlas
-from chanfmt.models.load import auto_class
-from chanfmt.models.safetensors import PICKLED_SUFFIXES
-from chanfmt.models.source import TEMPLATE_DIRECTORY, ModelSource
-from surgery.cut.check import LogitCheck, available_memory, check_logits, check_shapes, memory_shortage
+from chanfmt.models.accounting import check_accounted
+from chanfmt.models.gguf_file import describe
+from chanfmt.models.source import ModelSource
+from surgery.cut.carried import clean_config, find_carried, write_json
+from surgery.cut.check import LogitCheck, NotCheckedError, check_logits, check_shapes
 from surgery.cut.checkpoint.reader import read_ahead
 from surgery.cut.checkpoint.writer import output_bytes, write_checkpoint
-from surgery.cut.config_width import find_layout
+from surgery.cut.config_width import check_layout, find_layout
+from surgery.cut.dtype_field import in_dtype
+from surgery.cut.extra_layers import handle_extra_layers, without
+from surgery.cut.loader import loader_name
 from surgery.cut.options import CUT_DEFAULTS, CutOptions
-from surgery.cut.source import check_fingerprint, unquantised_config
-from surgery.cut.stock import parse_config
+from surgery.cut.relocate import relocated
+from surgery.cut.source import check_fingerprint
 from surgery.planning.file import write_plan
 from surgery.planning.plan import Applied, PruningPlan
 from surgery.result.base import NOTICE_FILE, Base, read_base
 from surgery.result.card import model_card
 from surgery.result.manifest import hash_files, list_files
-from surgery.result.names import ATLAS_FILE, CARD_FILE, EVALUATION_FILE, KEPT_FILE, PICTURE_FILE, REPORT_FILE
+from surgery.result.names import ATLAS_FILE, CARD_FILE, KEPT_FILE, PICTURE_FILE, REPORT_FILE
 from surgery.result.picture import layer_picture
 from surgery.result.record import Report
 
@@ -42,29 +47,6 @@ if TYPE_CHECKING:
     from chanfmt.models.safetensors import CheckpointIndex
     from surgery.cut.checkpoint.cuts import Cut
     from surgery.recovery.options import Recovery
-
-_MAX_CARRIED = 128 << 20
-_NOT_CARRIED_SUFFIXES = (
-    *PICKLED_SUFFIXES,
-    ".safetensors",
-    ".gguf",
-    ".ggml",
-    ".onnx",
-    ".onnx_data",
-    ".h5",
-    ".hdf5",
-    ".msgpack",
-    ".ot",
-    ".tflite",
-    ".mlmodel",
-    ".pb",
-    ".npz",
-    ".npy",
-    ".index.json",
-    ".py",
-)
-_NOT_CARRIED = ("config.json", CARD_FILE, "adapter_config.json", REPORT_FILE, PICTURE_FILE, EVALUATION_FILE)
-_PATH_FIELDS = ("_name_or_path", "name_or_path")
 
 
 def apply_plan(
@@ -84,7 +66,7 @@ def apply_plan(
         recovery: How the kept channels are refitted; None for not at all.
 
     Raises:
-        UsageError: ``output`` cannot be written, or may not be replaced.
+        UsageError: ``output`` cannot be written, or may not be replaced; or the file would hardly shrink.
         AtlasError: ``atlas`` is not the plan's atlas, or its file was replaced after it was opened.
         ModelError: ``source`` is not the plan's model, or stock code could not load the result.
         CheckError: The result did not pass its checks.
@@ -93,38 +75,48 @@ def apply_plan(
     check_output(output, overwrite=options.overwrite, source=source.directory)
     if atlas is not None:
         plan.check_atlas(atlas)
-    config, index = unquantised_config(source), source.index
+    options.check()
+    accounting = check_accounted(source)
+    config, index = source.config_fields, source.index
     read_ahead(index.files, available_memory() // 4)
     if options.fine_tune:
         _check_kind(plan, source)
     else:
-        check_fingerprint(plan.model, source, "; if this is a fine-tune of it, use: surgery apply PLAN --fine-tune")
+        check_fingerprint(plan.model, source, _for_a_fine_tune(plan, source, by_atlas=atlas is not None))
+    plan = relocated(replace(plan, extra=()), index, config)
     base = read_base(source if options.fine_tune else plan.model, source.directory)
     layout = find_layout(plan, config, index)
+    if not options.allow_padding:
+        check_layout(plan, layout, index)
+    handled = handle_extra_layers(plan, layout, index, accounting, options.extra_layers)
+    plan, layout = handled.plan, in_dtype(handled.layout, options.dtype)
     applied = Applied(layout.widths, layout.fields, source.fingerprint)
     with contextlib.ExitStack() as stack:
         recovered = None
         if recovery is not None:
             from surgery.recovery.run import prepared
 
-            recovered = stack.enter_context(prepared(recovery, plan, layout, source, output.absolute().parent))
+            recovered = stack.enter_context(prepared(recovery, plan, layout, source, output.absolute().parent, options.dtype))
             plan, layout, index = recovered.plan, recovered.layout, recovered.index
-        temporary = stack.enter_context(published(output, index, layout.cuts, layout.config, options.shard_bytes))
+        index = without(index, handled.dropped)
+        temporary = stack.enter_context(published(output, index, layout.cuts, layout.config, options))
         write_plan(plan, temporary / KEPT_FILE, applied)
         written = ModelSource(temporary)
-        shapes = check_shapes(index, layout.cuts, layout.allowed, written)
-        logits, skipped = _verify(plan, source, written, options.verify)
+        shapes = check_shapes(index, layout.cuts, layout.allowed, written, options.dtype)
+        logits, skipped = _verify(plan, source, written, options.verify, options.dtype)
         refitted = recovered.put_in(written, verify=logits is not None) if recovered is not None else None
         (temporary / PICTURE_FILE).write_text(layer_picture(plan), encoding="utf-8")
         _write_notice(base, temporary)
         if atlas is not None:
             _carry_atlas(atlas, plan, temporary / ATLAS_FILE)
+        # A checkpoint may hold buffers too. The plan counts parameters.
+        before = plan.parameters or source.index.parameters
         report = Report(
             plan,
             base,
             applied,
-            source.index.parameters,
-            written.index.parameters,
+            before,
+            before + written.index.parameters - source.index.parameters,
             source.index.nbytes,
             written.index.nbytes,
             shapes,
@@ -132,14 +124,30 @@ def apply_plan(
             skipped,
             versions(),
             recorded_command(),
-            auto_class(parse_config(layout.config)).__name__,
+            loader_name(layout.config),
             hash_files(temporary, list_files(temporary)),
             refitted,
             layout.switched,
+            handled.record,
+            options.dtype,
+            "" if source.file is None else describe(source.file),
+            layout.set_by,
         )
         write_json(report.to_json(), temporary / REPORT_FILE)
         (temporary / CARD_FILE).write_text(model_card(report, output.absolute().name), encoding="utf-8")
     return report
+
+
+def _for_a_fine_tune(plan: PruningPlan, source: ModelSource, *, by_atlas: bool) -> str:
+    """A further way out if ``source`` may be a fine-tune of the plan's model; empty if it is a model of another type.
+
+    Args:
+        by_atlas: The plan was made on the way, and there is no file of it.
+    """
+    if source.config_fields.get("model_type") != plan.model.model_type:
+        return ""
+    first = "make a plan with: surgery plan ATLAS --sparsity S -o PLAN, and then " if by_atlas else ""
+    return f"; if this is a fine-tune of it, {first}use: surgery apply PLAN --model MODEL --fine-tune"
 
 
 def _check_kind(plan: PruningPlan, source: ModelSource) -> None:
@@ -169,18 +177,23 @@ def check_output(output: Path, *, overwrite: bool, source: Path | None = None) -
         )
 
 
-def _verify(plan: PruningPlan, source: ModelSource, written: ModelSource, verify: bool) -> tuple[LogitCheck | None, str]:
+def _verify(
+    plan: PruningPlan, source: ModelSource, written: ModelSource, verify: bool, dtype: str | None
+) -> tuple[LogitCheck | None, str]:
     """The check of all logits, or None and the reason for which it is skipped."""
-    skipped = "--no-verify" if not verify else memory_shortage(source.index.parameters)
-    if skipped is None:
-        return check_logits(plan, source, written), ""
+    skipped = "--no-verify"
+    if verify:
+        try:
+            return check_logits(plan, source, written, rounded=dtype), ""
+        except NotCheckedError as error:
+            skipped = error.message
     say(f"logits are not compared with the masked dense model's: {skipped}")
     return None, skipped
 
 
 @contextlib.contextmanager
 def published(
-    output: Path, index: CheckpointIndex, cuts: Mapping[str, Cut], config: dict[str, Any], shard_bytes: int | None
+    output: Path, index: CheckpointIndex, cuts: Mapping[str, Cut], config: dict[str, Any], options: CutOptions
 ) -> Iterator[Path]:
     """A temporary directory with ``index`` after ``cuts``, ``config`` and the files that are carried over from the model.
 
@@ -189,38 +202,16 @@ def published(
     Raises:
         ChanfmtError: The disk is full or fails.
     """
-    carried = list(_carried_files(index.directory))
-    total = output_bytes(index, cuts)
-    check_space(output.absolute().parent, total + sum(path.stat().st_size for path in carried) + (16 << 20))
-    with atomic_directory(output) as temporary:
+    carried = find_carried(index.directory)
+    total = output_bytes(index, cuts, options.dtype)
+    check_space(output.absolute().parent, total + carried.nbytes + (16 << 20))
+    with atomic_directory(output, overwrite=options.overwrite) as temporary:
         with progress_bar(total, "B", "writing") as bar:
-            write_checkpoint(index, cuts, temporary, bar.update, shard_bytes)
+            write_checkpoint(index, cuts, temporary, bar.update, options.shard_bytes, options.dtype)
         # transformers' own configs may hold numbers that JSON cannot name.
-        write_json(_without_paths(config), temporary / "config.json", allow_nan=True)
-        for path in carried:
-            target = temporary / path.relative_to(index.directory)
-            target.parent.mkdir(exist_ok=True)
-            _carry(path, target)
+        write_json(clean_config(config), temporary / "config.json", allow_nan=True)
+        carried.copy(temporary)
         yield temporary
-
-
-def _carry(path: Path, target: Path) -> None:
-    """Copy a file. From a ``*_config.json``, leave out the directory that the tokenizer was once loaded from."""
-    if path.name.endswith("_config.json"):
-        with contextlib.suppress(OSError, ValueError, RecursionError):
-            value = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(value, dict) and (clean := _without_paths(value)) != value:
-                write_json(clean, target, allow_nan=True)
-                return
-    shutil.copyfile(path, target)
-
-
-def _without_paths(value: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: item
-        for name, item in value.items()
-        if not (name in _PATH_FIELDS and isinstance(item, str) and names_directory(item))
-    }
 
 
 def _write_notice(base: Base, output: Path) -> None:
@@ -242,29 +233,6 @@ def _carry_atlas(atlas: Atlas, plan: PruningPlan, target: Path) -> None:
                 f"plan was made from {plan.atlas_sha256[:12]}...; nothing was written",
                 hint="run the command again",
             )
-
-
-def write_json(value: dict[str, Any], path: Path, *, allow_nan: bool = False) -> None:
-    """Write ``value`` for people to read."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=allow_nan) + "\n", encoding="utf-8")
-
-
-def _carried_files(directory: Path) -> Iterator[Path]:
-    """Tokenizer, generation, template and licence files: every small, visible file that holds neither weights nor code."""
-    home = directory.resolve()
-    templates = directory / TEMPLATE_DIRECTORY
-    # In the Hub cache, a snapshot's files are links into the repository's blobs.
-    allowed = (home, home / TEMPLATE_DIRECTORY, home.parent.parent / "blobs")
-    for path in sorted([*directory.iterdir(), *(templates.glob("*.jinja") if templates.is_dir() else ())]):
-        name = path.relative_to(directory).as_posix()
-        if not path.is_file() or path.name.startswith(".") or name in _NOT_CARRIED or name.endswith(_NOT_CARRIED_SUFFIXES):
-            continue
-        if path.resolve().parent not in allowed:
-            say(f"{name} is not carried over: it is a link out of the model's directory")
-        elif path.stat().st_size > _MAX_CARRIED:
-            say(f"{name} is not carried over: it is larger than {_MAX_CARRIED >> 20} MB")
-        else:
-            yield path
 
 
 def versions() -> dict[str, str]:

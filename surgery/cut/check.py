@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from chanfmt.base.errors import CheckError
-from chanfmt.models.load import auto_class
-from chanfmt.models.quiet import quiet_transformers
-from surgery.cut.matching import match_ffns
-from surgery.cut.stock import meta_shapes, parse_config
+from chanfmt.base.errors import ChanfmtError, CheckError
+from chanfmt.base.memory import available_memory
+from surgery.cut.checkpoint.rounding import stored_dtype
+from surgery.cut.stock import meta_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import numpy as np
 
-    from chanfmt.models.find.intercept import Interceptor
     from chanfmt.models.safetensors import CheckpointIndex
     from chanfmt.models.source import ModelSource
     from surgery.cut.checkpoint.cuts import Cut
+    from surgery.cut.computed import Mask
     from surgery.cut.config_width import Allowed
-    from surgery.cut.inputs import Inputs
     from surgery.planning.plan import PruningPlan
     from surgery.recovery.refit import Refitted
 
@@ -34,6 +30,10 @@ LOGIT_TOLERANCE = 1e-4
 
 FITTED_TOLERANCE = 2e-2
 """Largest accepted relative error of a refitted model, whose refit may have run in bfloat16."""
+ROUNDED_TOLERANCE = 5e-2
+"""The same if all other weights are rounded after the refit, to a dtype that the result is asked to have."""
+_BASE = 512 << 20
+"""Bytes for activations, logits, and what a process holds anyway."""
 
 
 @dataclass(frozen=True)
@@ -63,17 +63,23 @@ class LogitCheck:
     dtype: str
 
 
-def check_shapes(index: CheckpointIndex, cuts: Mapping[str, Cut], allowed: Allowed, output: ModelSource) -> ShapeCheck:
+def check_shapes(
+    index: CheckpointIndex, cuts: Mapping[str, Cut], allowed: Allowed, output: ModelSource, dtype: str | None = None
+) -> ShapeCheck:
     """Compare the checkpoint ``output`` with the planned cut, on disk and as stock code sees it.
 
     Args:
         index: The uncut checkpoint.
         allowed: Shapes that the stock model may have after the cut, by parameter name.
+        dtype: Dtype of floating tensors in ``output``; None if they have those of ``index``.
 
     Raises:
         CheckError: A tensor or a parameter is missing, is not expected, or has another shape or dtype.
     """
-    expected = {name: (entry.dtype, cuts[name].shape if name in cuts else entry.shape) for name, entry in index.tensors.items()}
+    expected = {
+        name: (stored_dtype(entry, dtype), cuts[name].shape if name in cuts else entry.shape)
+        for name, entry in index.tensors.items()
+    }
     for name in sorted(output.index.tensors.keys() | expected.keys()):
         entry = output.index.tensors.get(name)
         found = (entry.dtype, entry.shape) if entry else None
@@ -86,6 +92,10 @@ def check_shapes(index: CheckpointIndex, cuts: Mapping[str, Cut], allowed: Allow
     return ShapeCheck(len(expected), len(allowed))
 
 
+class NotCheckedError(ChanfmtError):
+    """A check needs more memory than there is."""
+
+
 def check_logits(
     plan: PruningPlan,
     source: ModelSource,
@@ -93,26 +103,34 @@ def check_logits(
     *,
     mask: bool = True,
     added: Mapping[str, np.ndarray] | None = None,
+    rounded: str | None = None,
 ) -> LogitCheck:
     """Compare the logits of ``output`` with those of ``source`` with the removed channels masked.
 
     Tracing the model shows where its FFNs lie, and the channels are masked there. The plan's tensor map is not used,
-    so a wrong map fails here. Stock ``from_pretrained`` loads both models in float32, one after the other. A cut that
-    ruins a model also makes it magnify rounding, and rounding differs between the two models because their sums have
-    different lengths. A difference in float32 is therefore checked again in float64, if the model fits.
+    so a wrong map fails here. Stock code runs both models in float32, one after the other, with one block in memory. If
+    the model's class does not run block by block, stock ``from_pretrained`` loads it whole. A cut that ruins a model also
+    makes it magnify rounding, and rounding differs between the two models because their sums have different lengths. A
+    difference in float32 is therefore checked again in float64, if the memory suffices.
 
     Args:
         mask: False if ``output`` should compute what ``source`` computes without a mask.
         added: Name of an FFN to the vector that the result adds to the FFN's output, (outputs,).
+        rounded: Name of the torch dtype that the weights of ``source`` are rounded to first; None for not at all.
 
     Raises:
         CheckError: The logits differ by more than `LOGIT_TOLERANCE`, keys are missing or not expected, or
             parameters that ``source`` ties are not tied in ``output``.
+        NotCheckedError: The memory does not suffice. The message says what the check needs.
     """
-    check = _compare_logits(plan, source, output, "float32", mask, added or {})
+    from surgery.cut.computed import Mask
+
+    kept = Mask(plan.blocks, added or {}) if mask else None
+    check = _compare_logits(plan, source, output, "float32", kept, rounded)
     # Not "error > tolerance": a NaN must fail.
-    if not check.relative_error <= LOGIT_TOLERANCE and memory_shortage(source.index.parameters, 8) is None:
-        check = _compare_logits(plan, source, output, "float64", mask, added or {})
+    if not check.relative_error <= LOGIT_TOLERANCE:
+        with contextlib.suppress(NotCheckedError):
+            check = _compare_logits(plan, source, output, "float64", kept, rounded)
     if not check.relative_error <= LOGIT_TOLERANCE:
         what = "the masked dense model's" if mask else "the pruned model's"
         raise CheckError(
@@ -123,149 +141,73 @@ def check_logits(
 
 
 def _compare_logits(
-    plan: PruningPlan, source: ModelSource, output: ModelSource, dtype: str, mask: bool, added: Mapping[str, np.ndarray]
+    plan: PruningPlan, source: ModelSource, output: ModelSource, dtype: str, mask: Mask | None, rounded: str | None
 ) -> LogitCheck:
+    import torch
+
+    from surgery.cut.computed import Computation
     from surgery.cut.inputs import check_inputs
 
-    dense, report = _load(source, dtype)
-    inputs = check_inputs(dense, plan.check_tokens, plan.seed)
-    with _masked(dense, plan, inputs, added) if mask else contextlib.nullcontext():
-        expected = _logits(dense, inputs)
-    ties = _ties(dense)
-    del dense
+    kind = getattr(torch, dtype)
+    dense = Computation(
+        source,
+        kind,
+        lambda model: check_inputs(model, plan.check_tokens, plan.seed),
+        mask=mask,
+        rounded=getattr(torch, rounded) if rounded else None,
+    ).run(check_memory)
     gc.collect()
-    pruned, pruned_report = _load(output, dtype)
-    for kind, keys in pruned_report.items():
+    inputs = dense.inputs
+    pruned = Computation(output, kind, lambda model: inputs).run(check_memory)
+    for keys, names in pruned.keys.items():
         # Keys that the source's own checkpoint lacks or adds were not caused by the cut.
-        new = keys - report[kind]
+        new = names - dense.keys.get(keys, set())
         if new:
-            raise CheckError(f"the result loads with {kind.replace('_', ' ')}: {', '.join(sorted(new)[:3])}")
-    if _ties(pruned) != ties:
+            raise CheckError(f"the result loads with {keys.replace('_', ' ')}: {', '.join(sorted(new)[:3])}")
+    if pruned.ties != dense.ties:
         raise CheckError("parameters that the source ties are not tied in the result")
-    found = _logits(pruned, inputs)
-    scale = expected.abs().max()
-    error = float((found - expected).abs().max() / scale) if scale > 0 else float(found.abs().max())
+    scale = dense.output.abs().max()
+    error = float((pruned.output - dense.output).abs().max() / scale) if scale > 0 else float(pruned.output.abs().max())
     return LogitCheck(error, LOGIT_TOLERANCE, inputs.count, inputs.text, dtype)
 
 
-def check_fitted(output: ModelSource, fitted: Refitted) -> float:
+def check_fitted(output: ModelSource, fitted: Refitted, tolerance: float = FITTED_TOLERANCE) -> float:
     """Compare the logits of the refitted model ``output`` with the logits at the end of the refit.
 
     Returns:
         max|difference| / max|logits|.
 
     Raises:
-        CheckError: They differ by more than `FITTED_TOLERANCE`, or stock transformers cannot load it.
+        CheckError: They differ by more than ``tolerance``, or stock transformers cannot load it.
+        NotCheckedError: The memory does not suffice.
     """
     import torch
 
-    from chanfmt.models.run import run_text
+    from surgery.cut.computed import Computation
+    from surgery.cut.inputs import Inputs
 
-    model, _ = _load(output, "float32")
-    with torch.inference_mode(), quiet_transformers():
-        found = run_text(model, fitted.ids)[0][0].float()
+    inputs = Inputs({"input_ids": fitted.ids}, fitted.ids.numel(), "calibration tokens")
+    found = Computation(output, torch.float32, lambda model: inputs).run(check_memory).output[0]
     error = float((found - fitted.logits).abs().max() / fitted.logits.abs().max())
-    if not error <= FITTED_TOLERANCE:
+    if not error <= tolerance:
         raise CheckError(
             f"the refitted model's logits differ from those at the end of the refit by {error:.2g} of their largest "
-            f"value, and {FITTED_TOLERANCE:g} is allowed; nothing was written"
+            f"value, and {tolerance:g} is allowed; nothing was written"
         )
     return error
 
 
-def memory_shortage(parameters: int, bytes_each: int = 4) -> str | None:
-    """The reason why `check_logits` does not fit in memory for a model of ``parameters``; None if it fits."""
-    # The weights, and a quarter of their size for the pages read and the activations.
-    needed = parameters * bytes_each * 5 // 4 + (512 << 20)
+def check_memory(needed: int, what: str) -> None:
+    """Raise `NotCheckedError` if ``needed`` bytes for ``what``, and some for everything else, are not available."""
+    needed += _BASE
     available = available_memory()
-    if needed <= available:
-        return None
-    return f"the dense model needs {needed / 1e9:.1f} GB in float{8 * bytes_each} and {available / 1e9:.1f} GB are available"
-
-
-def available_memory() -> int:
-    """Bytes that this process may still use: the free memory, or less if its control group limits it."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-        available = int(lines["MemAvailable"].split()[0]) * 1024
-    else:
-        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-    except OSError:
-        return available
-    return available if limit == "max" else min(available, int(limit) - int(used))
+    if needed > available:
+        raise NotCheckedError(
+            f"the check needs {needed / 1e9:.1f} GB of memory for {what}, and {available / 1e9:.1f} GB are available"
+        )
 
 
 def _wrong(what: str, name: str, found: object, expected: object) -> CheckError:
     return CheckError(
         f"the {what} has {found or 'nothing'} for {name!r} and should have {expected or 'nothing'}; nothing was written"
     )
-
-
-def _load(source: ModelSource, dtype: str) -> tuple[Any, dict[str, set[str]]]:
-    import torch
-
-    try:
-        with quiet_transformers():
-            model, info = auto_class(parse_config(source.config_fields)).from_pretrained(
-                source.directory,
-                dtype=getattr(torch, dtype),
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-    except Exception as error:
-        raise CheckError(f"stock transformers cannot load {source.directory}: {error}") from error
-    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
-    return model.eval(), {kind: {str(key) for key in info[kind]} for kind in kinds}
-
-
-def _masked(model: Any, plan: PruningPlan, inputs: Inputs, added: Mapping[str, np.ndarray]) -> Interceptor:
-    """Zero the write vectors of the channels that ``plan`` removes from ``model``.
-
-    Returns:
-        A context manager that adds ``added`` while it is entered.
-    """
-    import torch
-
-    from chanfmt.models.find.intercept import Interceptor
-    from chanfmt.models.matrices import matrix_of
-
-    interceptor = Interceptor(model)
-
-    for block, ffn in zip(plan.blocks, match_ffns(plan.blocks, inputs.find_ffns(model)), strict=True):
-        if not block.is_cut:
-            continue
-        if ffn is None:
-            raise CheckError(f"the model has no FFN {block.module} of {block.n_channels} channels, which the plan cuts")
-        if ffn.mixed:
-            raise CheckError(
-                f"{block.module} computes numbers from all its channels (a norm, a threshold) between its projections, so "
-                "the kept channels would compute something else than in the dense model with the others masked",
-                hint="to cut this model anyway, add --no-verify, and evaluate the result",
-            )
-        for expert, member in enumerate(ffn.members):
-            removed = torch.from_numpy(block.removed_of(expert)).long()
-            matrix_of(model, member.write.matrix).data.index_fill_(1, removed, 0.0)
-            if block.name in added:
-                bias = torch.from_numpy(added[block.name]).to(model.dtype)
-                interceptor.on(member.write.matrix, after=bias.add)
-    return interceptor
-
-
-def _logits(model: Any, inputs: Inputs) -> Any:
-    import torch
-
-    with torch.inference_mode(), quiet_transformers():
-        return inputs.run(model)[0]
-
-
-def _ties(model: Any) -> set[frozenset[str]]:
-    """Groups of parameter names that share one storage."""
-    groups: dict[int, set[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        groups.setdefault(parameter.data_ptr(), set()).add(name)
-    return {frozenset(names) for names in groups.values() if len(names) > 1}

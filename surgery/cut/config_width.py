@@ -1,34 +1,41 @@
-"""Find the config fields that hold FFN widths by trial, so that no table of models must be kept up to date.
+"""Lay a plan's result out so that stock code loads it: the config fields that `chanfmt.models.widths` finds, group by group.
 
-A candidate is a field that equals the old width, a list of old widths, a divisor of the old width, or an unset field. The
-field is edited, the stock model is rebuilt on the meta device, and *all* shapes are compared. The edit is right if it
-changes the wanted axes and nothing else.
+FFNs whose width one field sets form a group. A group gets the smallest widths that its field can give all of them.
 """
 
 from __future__ import annotations
 
-import copy
+import math
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import ModelError
+from chanfmt.models.stock import Shapes, meta_shapes, meta_ties, parse_config
+from chanfmt.models.widths import (
+    FieldPath,
+    WidthField,
+    channel_parameters,
+    config_fields,
+    edit_config,
+    in_model,
+    width_fields,
+)
 from surgery.cut.checkpoint.cuts import Cut, Widths, plan_cuts
-from surgery.cut.stock import Shapes, meta_shapes, parse_config
 from surgery.planning.plan import Change
+from surgery.planning.shrink import check_size
+from surgery.planning.written import size_of, written_widths
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from chanfmt.models.safetensors import CheckpointIndex
-    from surgery.planning.plan import BlockPlan, PruningPlan
+    from surgery.planning.plan import PruningPlan
 
-FieldPath = tuple[str, ...]
+__all__ = ["Allowed", "Layout", "allowed_shapes", "check_layout", "config_fields", "edit_config", "find_layout", "in_model"]
+
 Allowed = dict[str, frozenset[tuple[int, ...]]]
 """Parameter name to the shapes that it may have."""
-
-_LIKELY_UNSET = ("inner", "inter", "ffn", "ff", "mlp", "feed")
-_LIKELY_RATIO = ("ratio", "expansion", "mult", "factor")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +49,7 @@ class Layout:
         fields: Width fields that were edited, dotted if nested.
         allowed: Shapes that the stock model of the edited config may have.
         switched: Other fields that were edited. They stay edited when the cut is undone.
+        set_by: Name of every FFN to the field that sets its width, as an atlas names it; empty if none does alone.
     """
 
     widths: Widths
@@ -50,49 +58,110 @@ class Layout:
     fields: dict[str, Change]
     allowed: Allowed
     switched: dict[str, Change] = field(default_factory=dict)
+    set_by: dict[str, str] = field(default_factory=dict)
 
 
 def find_layout(plan: PruningPlan, config: dict[str, Any], index: CheckpointIndex) -> Layout:
     """The smallest layout of ``plan``'s result that the stock class of ``config`` can load.
 
-    If no config can give every FFN a width of its own, FFNs of a kind get the width of the widest of them and are padded
-    with zero channels. If no field sets their width at all, they keep their old width.
+    FFNs that share a config field get the widths that the widest of them needs, and are padded with zero channels. FFNs
+    whose width no field sets alone keep their old width.
 
     Raises:
-        ModelError: A tensor cannot be cut, or a parameter of the plan is not in the model.
+        ModelError: A tensor cannot be cut, a parameter of the plan is not in the model, or its class cannot be built.
     """
     before = meta_shapes(config)
-    last: ModelError | None = None
-    for widths in _widths(plan):
+    found = width_fields(config, plan.blocks)
+    ties = meta_ties(config)
+    while True:
+        widths = _widths(plan, found)
         cuts = plan_cuts(plan, widths, index)
         allowed = allowed_shapes(plan, widths, cuts, index, before)
-        try:
-            edited, fields = narrow_config(config, before, allowed, plan, widths)
-        except ModelError as error:
-            last = error
-        else:
-            return Layout(widths, cuts, edited, fields, allowed)
-    assert last is not None
-    raise last
+        for names in ties:
+            changed = [allowed[name] for name in names if allowed[name] != {before[name]}]
+            allowed |= dict.fromkeys(names, changed[0]) if changed else {}
+        for nudged in (False, True):
+            edits = _edits(config, plan, found, widths, nudged=nudged)
+            edited = edit_config(config, {path: change.after for path, change in edits.items()})
+            wrong = _wrong(edited, allowed)
+            if not wrong:
+                fields = {".".join(path): change for path, change in edits.items()}
+                set_by = {block.name: item.name if item else "" for block, item in zip(plan.blocks, found, strict=True)}
+                return Layout(widths, cuts, edited, fields, allowed, set_by=set_by)
+        failed = _failed(plan, found, widths, wrong, before)
+        if not failed:
+            raise ModelError(
+                f"stock code of the model type {config.get('model_type')!r} could not load the result: {min(wrong)} would have "
+                "another shape"
+            )
+        found = [None if item and item.name in failed else item for item in found]
 
 
-def _widths(plan: PruningPlan) -> Iterator[Widths]:
-    """The widths of the layouts to try, smallest first, each once."""
-    tried: list[Widths] = []
-    groups: tuple[dict[str, Any], ...] = (
-        {block.name: block.name for block in plan.blocks},
-        {block.name: (block.stack, block.n_channels) for block in plan.blocks},
-        {block.name: block.n_channels for block in plan.blocks},
-    )
-    for group in groups:
-        widest: dict[Any, int] = defaultdict(int)
-        for block in plan.blocks:
-            widest[group[block.name]] = max(widest[group[block.name]], block.n_kept)
-        tried.append({block.name: widest[group[block.name]] for block in plan.blocks})
-    tried.append({block.name: block.n_channels for block in plan.blocks})
-    for number, widths in enumerate(tried):
-        if widths not in tried[:number]:
-            yield widths
+def check_layout(plan: PruningPlan, layout: Layout, index: CheckpointIndex) -> None:
+    """Refuse a layout whose file shrinks by less than half of what ``plan`` asks for.
+
+    Args:
+        index: The uncut checkpoint.
+
+    Raises:
+        UsageError: The file would hardly shrink.
+    """
+    blocks = [replace(block, channel_parameters=channel_parameters(block, index)) for block in plan.blocks]
+    widths = [layout.widths[block.name] for block in blocks]
+    size = size_of(blocks, [block.n_kept for block in blocks], widths)
+    if size is not None:
+        check_size(plan, [layout.set_by.get(block.name, "") for block in blocks], widths, size)
+
+
+def _widths(plan: PruningPlan, found: list[WidthField | None]) -> Widths:
+    blocks = [
+        replace(block, width_field=item.name if item else "", width_factor=item.factor if item else 0)
+        for block, item in zip(plan.blocks, found, strict=True)
+    ]
+    widths = written_widths(blocks, [block.n_kept for block in blocks], plan.multiple_of)
+    return {block.name: width for block, width in zip(blocks, widths, strict=True)}
+
+
+def _edits(
+    config: dict[str, Any], plan: PruningPlan, found: list[WidthField | None], widths: Widths, *, nudged: bool
+) -> dict[FieldPath, Change]:
+    """The fields to edit such that the FFNs have ``widths``.
+
+    Args:
+        nudged: Whether ratios are the next larger float: a class that rounds a width down may miss it by one.
+    """
+    before = dict(config_fields(parse_config(config).to_dict()))
+    edits: dict[FieldPath, Change] = {}
+    for block, item in zip(plan.blocks, found, strict=True):
+        if item is None or widths[block.name] == block.n_channels:
+            continue
+        units = widths[block.name] // item.factor
+        old = before[item.path]
+        if item.place is None:
+            value = item.value_at(units)
+            edits[item.path] = Change(old, math.nextafter(value, math.inf) if nudged and isinstance(value, float) else value)
+            continue
+        values = edits[item.path].after if item.path in edits else old if isinstance(old, list) else [old] * item.layers
+        edits[item.path] = Change(old, [*values[: item.place], units, *values[item.place + 1 :]])
+    return edits
+
+
+def _wrong(edited: dict[str, Any], allowed: Allowed) -> set[str]:
+    """Names of the stock model's parameters that are missing, not expected, or of a shape that is not allowed."""
+    try:
+        after = meta_shapes(edited)
+    except ModelError:
+        return set(allowed)
+    return {name for name in after.keys() | allowed.keys() if after.get(name) not in allowed.get(name, ())}
+
+
+def _failed(plan: PruningPlan, found: list[WidthField | None], widths: Widths, wrong: set[str], before: Shapes) -> set[str]:
+    """Names of the fields that do not set the widths as expected: those of FFNs with ``wrong`` parameters, or else all."""
+    fields: dict[str, set[str]] = defaultdict(set)
+    for block, item in zip(plan.blocks, found, strict=True):
+        if item is not None and widths[block.name] < block.n_channels:
+            fields[item.name] |= {in_model(each.parameter, before) for each in block.tensors if each.axis is not None}
+    return {name for name, parameters in fields.items() if parameters & wrong} or set(fields)
 
 
 def allowed_shapes(plan: PruningPlan, widths: Widths, cuts: Mapping[str, Cut], index: CheckpointIndex, before: Shapes) -> Allowed:
@@ -134,135 +203,3 @@ def _narrowed(shape: tuple[int, ...], removed: set[int]) -> Iterator[tuple[int, 
         for count in removed:
             if count < length:
                 yield (*shape[:axis], length - count, *shape[axis + 1 :])
-
-
-def in_model(parameter: str, shapes: Shapes) -> str:
-    """The stock model's name of ``parameter``: with another head, names begin differently."""
-    if parameter in shapes:
-        return parameter
-    found = [name for name in shapes if name.endswith(f".{parameter}") or parameter.endswith(f".{name}")]
-    if len(found) != 1:
-        raise ModelError(f"the model's parameter {parameter!r} does not exist in the stock class of its config")
-    return found[0]
-
-
-def narrow_config(
-    config: dict[str, Any], before: Shapes, allowed: Allowed, plan: PruningPlan, widths: Widths
-) -> tuple[dict[str, Any], dict[str, Change]]:
-    """Change the width fields of ``config`` such that the stock model has ``allowed`` shapes.
-
-    Args:
-        config: Content of ``config.json``.
-        before: Shapes of the stock model now, by parameter name.
-
-    Returns:
-        The edited copy, and the edited fields, dotted if nested.
-
-    Raises:
-        ModelError: No set of fields gives these shapes and no others.
-    """
-    missing = {name for name in before if before[name] not in allowed[name]}
-    edits: dict[FieldPath, Any] = {}
-    fields = dict(config_fields(parse_config(config).to_dict()))
-    for path, new in _candidates(fields, plan, widths) if missing else ():
-        if path in edits:
-            continue
-        moved = _moved(edit_config(config, edits | {path: new}), before)
-        # A field that also changes another shape, or changes a shape to another value, holds another quantity.
-        if moved and moved.keys() & missing and all(shape in allowed[name] for name, shape in moved.items()):
-            edits[path] = new
-            missing -= moved.keys()
-            if not missing:
-                break
-    edited = edit_config(config, edits)
-    after = meta_shapes(edited)
-    if missing or after.keys() != allowed.keys() or any(shape not in allowed[name] for name, shape in after.items()):
-        example = min(missing or allowed)
-        raise ModelError(
-            f"no config field of the model type {config.get('model_type')!r} sets the FFN width alone, so stock code "
-            f"could not load the result (the field would have to change {example} from {list(before[example])} to "
-            f"{' or '.join(str(list(shape)) for shape in sorted(allowed[example]))}, and nothing else)",
-        )
-    return edited, {".".join(path): Change(fields[path], value) for path, value in edits.items()}
-
-
-def _moved(config: dict[str, Any], before: Shapes) -> Shapes:
-    """Shapes that differ from ``before``; empty if the model cannot be built or has other names."""
-    try:
-        after = meta_shapes(config)
-    except ModelError:
-        return {}
-    if after.keys() != before.keys():
-        return {}
-    return {name: shape for name, shape in after.items() if shape != before[name]}
-
-
-def _candidates(fields: Mapping[FieldPath, Any], plan: PruningPlan, widths: Widths) -> Iterator[tuple[FieldPath, Any]]:
-    """Fields of a config with values to try, likely fields first."""
-    moves: dict[int, set[int]] = defaultdict(set)
-    for block in plan.blocks:
-        moves[block.n_channels].add(widths[block.name])
-    moves = {old: news for old, news in moves.items() if news != {old}}
-    for path, value in fields.items():
-        if type(value) is int and value in moves:
-            if len(moves[value]) > 1:
-                layers = fields.get((*path[:-1], "num_hidden_layers"))
-                yield from ((path, new) for new in _per_layer(plan, widths, value, layers))
-            yield from ((path, new) for new in sorted(moves[value] - {value}))
-    for path, value in fields.items():
-        if isinstance(value, list) and value and all(type(item) is int for item in value) and set(value) & moves.keys():
-            yield from ((path, new) for new in _lists(plan, widths, value))
-    # An unset field stands for a multiple of another width. Names that suggest an FFN are tried first.
-    unset = [path for path, value in fields.items() if value is None]
-    unset.sort(key=lambda path: not any(word in path[-1] for word in _LIKELY_UNSET))
-    for path in unset:
-        for new in sorted({new for old, found in moves.items() for new in found - {old}}):
-            yield path, new
-    ratios = [path for path, value in fields.items() if type(value) in (int, float) and 0 < value < max(moves)]
-    ratios.sort(key=lambda path: not any(word in path[-1] for word in _LIKELY_RATIO))
-    for path in ratios:
-        for old in moves:
-            for new in sorted(moves[old] - {old}):
-                value = fields[path] * new / old
-                if (old / fields[path]).is_integer():
-                    yield path, int(value) if type(fields[path]) is int and value.is_integer() else value
-
-
-def _per_layer(plan: PruningPlan, widths: Widths, old: int, layers: Any) -> Iterator[list[int]]:
-    """Lists of one width per layer, for a field that holds one number so far; one list per stack of FFNs."""
-    if type(layers) is int and layers > 0:
-        yield from _lists(plan, widths, [old] * layers)
-
-
-def _lists(plan: PruningPlan, widths: Widths, values: list[int]) -> Iterator[list[int]]:
-    """``values`` with new widths for the layers that are cut; one list per stack that fits ``values``."""
-    stacks: dict[str, list[BlockPlan]] = defaultdict(list)
-    for block in plan.blocks:
-        # Stacks such as "decoder-8192" belong to the same list of layers as "decoder".
-        stacks[block.stack.partition("-")[0]].append(block)
-    for blocks in stacks.values():
-        if all(block.layer_index < len(values) and values[block.layer_index] == block.n_channels for block in blocks):
-            new = list(values)
-            for block in blocks:
-                new[block.layer_index] = widths[block.name]
-            yield new
-
-
-def config_fields(config: Mapping[str, Any], prefix: FieldPath = ()) -> Iterator[tuple[FieldPath, Any]]:
-    """Every field of ``config`` that is not a table, with its value."""
-    for name, value in config.items():
-        if isinstance(value, dict):
-            yield from config_fields(value, (*prefix, name))
-        else:
-            yield (*prefix, name), value
-
-
-def edit_config(config: dict[str, Any], edits: Mapping[FieldPath, Any]) -> dict[str, Any]:
-    """A copy of ``config`` with fields set."""
-    edited = copy.deepcopy(config)
-    for path, value in edits.items():
-        place = edited
-        for name in path[:-1]:
-            place = place.setdefault(name, {})
-        place[path[-1]] = value
-    return edited

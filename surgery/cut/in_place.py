@@ -17,12 +17,14 @@ import torch
 
 from chanfmt.base.errors import CheckError, ModelError, first_line
 from chanfmt.format.records import TensorSlice
+from chanfmt.models.quantised import check_loaded
 from chanfmt.models.quiet import quiet_transformers
 from chanfmt.models.safetensors import CheckpointIndex, TensorEntry
 from surgery.cut.checkpoint.cuts import plan_cuts
-from surgery.cut.config_width import find_layout
+from surgery.cut.config_width import check_layout, find_layout
 from surgery.cut.inputs import check_inputs
 from surgery.cut.matching import match_ffns
+from surgery.cut.relocate import relocated_in_memory
 from surgery.cut.stock import parse_config
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ class Narrowed:
     config: Mapping[str, Change]
 
 
-def prune_(model: Any, plan: PruningPlan) -> Narrowed:
+def prune_(model: Any, plan: PruningPlan, *, allow_padding: bool = False) -> Narrowed:
     """Remove from a loaded transformers ``model``, in place, the channels that ``plan`` does not keep.
 
     Weights, biases, the sizes that the modules know (such as ``out_features``) and the config change.
@@ -74,12 +76,16 @@ def prune_(model: Any, plan: PruningPlan) -> Narrowed:
     Raises:
         ModelError: The model is not the plan's (another model type, other FFNs or shapes), is quantised, sharded or not
             loaded, or its class cannot have the planned widths. The model is then unchanged.
+        UsageError: The model would shrink by less than half of what was asked, and ``allow_padding`` is False.
     """
     _check_loaded(model, plan)
+    plan = relocated_in_memory(plan, {name for name, _ in model.named_parameters(remove_duplicate=False)})
     plan = replace(plan, blocks=tuple(_blocks_in_memory(model, plan)))
     config = _config_of(model)
     index = _index_of(model)
     layout = find_layout(plan, config, index)
+    if not allow_padding:
+        check_layout(plan, layout, index)
     cuts = plan_cuts(plan, layout.widths, index)
     before, after = (_stock(type(model), fields) for fields in (config, layout.config))
     _check_shapes(model, cuts, before, after)
@@ -104,8 +110,7 @@ def _check_loaded(model: Any, plan: PruningPlan) -> None:
         raise ModelError(f"{name} is not a transformers model", hint="pass the model that from_pretrained returned, unwrapped")
     if model.config.model_type != plan.model.model_type:
         raise ModelError(f"the plan is for a {plan.model.model_type!r} model, and {name} is a {model.config.model_type!r} model")
-    if getattr(model, "hf_quantizer", None) is not None or getattr(model.config, "quantization_config", None):
-        raise ModelError(f"{name} is quantised, and its scales would be wrong after a cut", hint="load the model unquantised")
+    check_loaded(model, name)
     for parameter_name, parameter in model.named_parameters():
         if parameter.is_meta:
             raise ModelError(

@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from chanfmt.base.choices import unknown
+
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+"""Dtypes that a result can have, as torch and as safetensors name them."""
+EXTRA_LAYERS = {
+    "cut": "they are narrowed too, by the norms of their own weights",
+    "drop": "they are left out, and their number in config.json becomes 0",
+}
+"""What can be done with layers that stock transformers does not load."""
+
 
 @dataclass(frozen=True)
 class CutOptions:
@@ -14,12 +24,27 @@ class CutOptions:
         verify: Whether logits are compared with those of the masked dense model. Shapes are always checked.
         fine_tune: Whether the model is a fine-tune of the plan's model: other weights in the same tensors.
         shard_bytes: Largest size of a weights file in bytes; None for files that correspond to the model's.
+        extra_layers: What becomes of layers in the files that stock transformers does not load and that have the width of an
+            FFN that is cut: ``cut`` or ``drop`` (`EXTRA_LAYERS`); None to refuse such a cut.
+        dtype: Float that the tensors are rounded to: ``float32``, ``bfloat16`` or ``float16``; None to leave them as stored.
+        allow_padding: Whether the cut is made although the file shrinks by less than half of what was asked, because zero
+            channels take the place of removed ones.
     """
 
     overwrite: bool = False
     verify: bool = True
     fine_tune: bool = False
     shard_bytes: int | None = None
+    extra_layers: str | None = None
+    dtype: str | None = None
+    allow_padding: bool = False
+
+    def check(self) -> None:
+        """Raise `UsageError` for a value that is not possible."""
+        if self.extra_layers is not None and self.extra_layers not in EXTRA_LAYERS:
+            raise unknown("choice for extra layers", self.extra_layers, EXTRA_LAYERS)
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise unknown("dtype", self.dtype, DTYPES)
 
 
 CUT_DEFAULTS = CutOptions()

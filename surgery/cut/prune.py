@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chanfmt.base.claims import claimed
+from chanfmt.base.errors import UsageError
+from chanfmt.base.files import output_path
 from chanfmt.base.narrate import say, warn
+from chanfmt.hub.locate import opened
+from chanfmt.models.load import pick_device
 from surgery.cut.apply import apply_plan, check_output
 from surgery.cut.options import CUT_DEFAULTS, CutOptions
 from surgery.cut.source import find_model
+from surgery.planning.file import load_plan
 from surgery.planning.plan import make_plan
-from surgery.recovery.options import NO_RECOVERY, Recovery, RecoveryOptions, plan_recovery
+from surgery.planning.shrink import check_plan
+from surgery.recovery.options import NO_RECOVERY, Recovery, RecoveryOptions, Refit, plan_recovery
 from surgery.result.names import default_name
 from surgery.result.result import Result
 
@@ -55,7 +63,8 @@ def prune(
         The result, with the record of what was removed, written and checked.
 
     Raises:
-        UsageError: An option has no meaning for this model, the protected channels do not fit, or ``output`` cannot be written.
+        UsageError: An option has no meaning for this model, the protected channels do not fit, the file would hardly shrink,
+            or ``output`` cannot be written.
         AtlasError: The atlas is unfinished, lacks what an option needs, or changed on disk.
         ModelError: The model cannot be found or fetched, is not the atlas's model, or stock code could not load the result.
         CheckError: The result did not pass its checks.
@@ -65,8 +74,48 @@ def prune(
     plan = make_plan(atlas, plan_options)
     for warning in plan.warnings:
         warn(warning)
-    recovery = plan_recovery(recovery_options, atlas, plan)
+    if not cut_options.allow_padding:
+        _check_size(plan)
+    recovery = _planned(recovery_options, atlas, plan)
     return apply(plan, model, output, cut_options, revision=revision, atlas=atlas, recovery=recovery)
+
+
+def apply_file(
+    plan: PruningPlan | Path,
+    model: Model | None = None,
+    output: str | os.PathLike[str] | None = None,
+    cut_options: CutOptions = CUT_DEFAULTS,
+    recovery_options: RecoveryOptions = NO_RECOVERY,
+    *,
+    revision: str | None = None,
+    atlas: Atlas | str | os.PathLike[str] | None = None,
+) -> Result:
+    """Cut a model as a plan or a plan file says, and refit it from the plan's atlas if asked.
+
+    Args:
+        plan: A plan, or its file.
+        model, output, revision: As for `apply`.
+        cut_options: How the result is written and checked.
+        recovery_options: How the kept channels are refitted.
+        atlas: The plan's atlas, open or by name. A recovery needs it, and the result gets a copy.
+
+    Raises:
+        UsageError: As `apply`; or the plan file cannot be read, or a recovery is asked for without ``atlas``.
+        AtlasError, ModelError, CheckError, ChanfmtError: As `prune`.
+    """
+    recovery_options.check()
+    given = load_plan(plan) if isinstance(plan, Path) else plan
+    if recovery_options.recover != "none" and atlas is None:
+        raise UsageError(
+            f"--recover {recovery_options.recover} needs the atlas that the plan was made from", hint="add --atlas FILE"
+        )
+    with contextlib.ExitStack() as stack:
+        source = None if atlas is None else stack.enter_context(opened(atlas))
+        recovery = None
+        if source is not None:
+            given.check_atlas(source)
+            recovery = _planned(recovery_options, source, given)
+        return apply(given, model, output, cut_options, revision=revision, atlas=source, recovery=recovery)
 
 
 def apply(
@@ -95,19 +144,46 @@ def apply(
         The result, with the record of what was removed, written and checked.
 
     Raises:
-        UsageError: ``output`` cannot be written, or the plan names no model that can be found.
+        UsageError: ``output`` cannot be written, the plan names no model that can be found, or the file would hardly shrink.
         AtlasError: ``atlas`` is not the plan's, or changed on disk.
         ModelError: The model cannot be found or fetched, is not the plan's model, or stock code could not load the result.
         CheckError: The result did not pass its checks.
         ChanfmtError: The disk is full or fails.
     """
-    directory = Path(output or default_name(plan))
+    directory = output_path(output or default_name(plan))
     # Check the output before a download.
     check_output(directory, overwrite=options.overwrite)
+    # The plan may know before a download that the file would hardly shrink.
+    if not options.allow_padding:
+        _check_size(plan)
     source = find_model(plan.model, model, revision)
     say(f"cutting {source.id}")
     if source.revision and (source.source, source.id) == (plan.model.source, plan.model.id):
         plan = dataclasses.replace(plan, model=dataclasses.replace(plan.model, revision=source.revision))
-    report = apply_plan(plan, source, directory, options, atlas=atlas, recovery=recovery)
+    with claimed(directory):
+        report = apply_plan(plan, source, directory, options, atlas=atlas, recovery=recovery)
     say(f"wrote {directory}")
+    if report.source_file:
+        ways = "quantise it again, with llama.cpp for example" + ("" if options.dtype else "; --dtype bfloat16 halves its size")
+        size = f"{report.bytes_after / 1e6:,.0f} MB in {options.dtype or 'float32'}"
+        say(f"{source.id} is {report.source_file}, and the result is not quantised: {size}; {ways}")
     return Result(directory, report, None)
+
+
+def _planned(options: RecoveryOptions, atlas: Atlas, plan: PruningPlan) -> Recovery | None:
+    """`plan_recovery`, with a check of its device: a device that is not there should show before a model is downloaded."""
+    recovery = plan_recovery(options, atlas, plan)
+    if isinstance(recovery, Refit):
+        pick_device(recovery.device, "--recover-device")
+    return recovery
+
+
+def _check_size(plan: PruningPlan) -> None:
+    """Raise `UsageError` if the atlas alone tells that the file would hardly shrink.
+
+    For a model type that transformers does not know, the cut gives a better reason for which it refuses.
+    """
+    import transformers
+
+    if plan.model.model_type in transformers.CONFIG_MAPPING:
+        check_plan(plan)

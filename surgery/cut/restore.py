@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from chanfmt.base.claims import claimed
+from chanfmt.base.errors import UsageError
+from chanfmt.base.files import output_path
+from chanfmt.base.inputs import input_path
 from chanfmt.base.narrate import say
 from chanfmt.models.source import ModelSource
-from surgery.cut.apply import check_output, published, versions, write_json
-from surgery.cut.check import check_logits, check_shapes, memory_shortage
+from surgery.cut.apply import check_output, published, versions
+from surgery.cut.carried import write_json
+from surgery.cut.check import NotCheckedError, check_logits, check_shapes
 from surgery.cut.checkpoint.cuts import plan_restoration
 from surgery.cut.config_width import edit_config
+from surgery.cut.dtype_field import config_in_dtype
 from surgery.cut.options import CUT_DEFAULTS, CutOptions
-from surgery.cut.source import unquantised_config
+from surgery.cut.relocate import relocated
+from surgery.cut.source import plain_config
 from surgery.cut.stock import meta_shapes
 from surgery.planning.file import load_applied
 from surgery.result.names import KEPT_FILE, REPORT_FILE
@@ -21,6 +27,7 @@ from surgery.result.names import KEPT_FILE, REPORT_FILE
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
+    from pathlib import Path
 
 RESTORE_FORMAT = "surgery-restore/1"
 
@@ -48,15 +55,25 @@ class Restored:
         return {"format": RESTORE_FORMAT, **asdict(self)}
 
 
-def restore(source: ModelSource, output: str | os.PathLike[str], options: CutOptions = CUT_DEFAULTS) -> Restored:
+def restore(
+    source: ModelSource,
+    output: str | os.PathLike[str],
+    options: CutOptions = CUT_DEFAULTS,
+    *,
+    kept: str | os.PathLike[str] | None = None,
+) -> Restored:
     """Write the pruned checkpoint ``source``, perhaps trained since, to the directory ``output`` in its full width.
 
     Every tensor of an FFN holds the pruned model's bits at the kept channels and zeros elsewhere. The restored model
-    therefore computes what the pruned model computes.
+    therefore computes what the pruned model computes. Its tensors may have other names, shards and dtypes than in the
+    result that was cut, as after ``save_pretrained``. What the cut dropped (code files, extra layers) does not come back.
 
     Args:
-        source: A result of `surgery.cut.prune` or `surgery.cut.apply`.
-        options: How the restored model is written and checked. ``fine_tune`` has no meaning here.
+        source: A result of `surgery.cut.prune` or `surgery.cut.apply`, or a model that was trained from one.
+        options: How the restored model is written and checked. ``fine_tune`` and ``extra_layers`` have no meaning
+            here.
+        kept: The list of kept channels, ``kept_channels.safetensors``, or the directory of the result that holds it; None for
+            the list in ``source``.
 
     Raises:
         UsageError: ``source`` has no list of kept channels, or ``output`` cannot be written or replaced.
@@ -64,22 +81,47 @@ def restore(source: ModelSource, output: str | os.PathLike[str], options: CutOpt
         CheckError: The result did not pass its checks.
         ChanfmtError: The disk is full or fails.
     """
-    directory = Path(output)
+    directory = output_path(output)
     check_output(directory, overwrite=options.overwrite, source=source.directory)
-    plan, applied = load_applied(source.directory / KEPT_FILE)
-    cuts = plan_restoration(plan, applied.widths, source.index)
+    plan, applied = load_applied(_kept_file(source, kept))
+    options.check()
+    pruned = plain_config(source)
+    plan = relocated(plan, source.index, pruned)
+    extra = [block for block in plan.extra if all(item.tensor in source.index.tensors for item in block.tensors)]
+    if gone := [block.module for block in plan.extra if block not in extra]:
+        say(f"{gone[0]} is not in the checkpoint any more, so it is not restored (transformers does not save it again)")
+    cuts = plan_restoration(replace(plan, blocks=(*plan.blocks, *extra)), applied.widths, source.index)
     before = {tuple(name.split(".")): change.before for name, change in applied.config.items()}
-    config = edit_config(unquantised_config(source), before)
+    config = config_in_dtype(edit_config(pruned, before), options.dtype)
     allowed = {name: frozenset({shape}) for name, shape in meta_shapes(config).items()}
-    with published(directory, source.index, cuts, config, options.shard_bytes) as temporary:
+    with claimed(directory), published(directory, source.index, cuts, config, options) as temporary:
         written = ModelSource(temporary)
-        shapes = check_shapes(source.index, cuts, allowed, written)
-        skipped = "--no-verify" if not options.verify else memory_shortage(written.index.parameters)
-        logits = check_logits(plan, source, written, mask=False) if skipped is None else None
-        if skipped:
+        shapes = check_shapes(source.index, cuts, allowed, written, options.dtype)
+        logits, skipped = None, "--no-verify"
+        if options.verify:
+            try:
+                logits = check_logits(plan, source, written, mask=False, rounded=options.dtype)
+            except NotCheckedError as error:
+                skipped = error.message
+        if logits is None:
             say(f"logits are not compared with the pruned model's: {skipped}")
         restored = Restored(
             plan.model.id, plan.atlas_sha256, shapes.tensors, logits.relative_error if logits else None, versions()
         )
         write_json(restored.to_json(), temporary / REPORT_FILE)
     return restored
+
+
+def _kept_file(source: ModelSource, kept: str | os.PathLike[str] | None) -> Path:
+    """The file that lists the kept channels. Raises `UsageError` if there is none."""
+    path = source.directory / KEPT_FILE if kept is None else input_path(kept)
+    if path.is_dir():
+        path = path / KEPT_FILE
+    if path.is_file():
+        return path
+    if kept is None:
+        raise UsageError(
+            f"{source.directory} has no {KEPT_FILE}, which says what was cut (transformers does not save it again)",
+            hint=f"name the result that was trained: surgery restore {source.directory} --kept RESULT -o DIR",
+        )
+    raise UsageError(f"{path} does not exist", hint=f"--kept takes a result of surgery, or its {KEPT_FILE}")

@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import ModelError, UsageError
+from chanfmt.base.hub_ids import is_commit, is_hub_id
 from chanfmt.base.narrate import say
-from chanfmt.hub.locate import locate_model, main_commit, model_name
-from chanfmt.models.source import ModelSource, own_revision
+from chanfmt.format.show import short
+from chanfmt.hub.locate import hub_model, locate_model, main_commit, model_name
+from chanfmt.models.accounting import check_accounted
+from chanfmt.models.source import ModelSource, check_plain, own_revision
+from surgery.cut.stock import parse_config
+from surgery.result.names import REPORT_FILE
 
 if TYPE_CHECKING:
     import os
@@ -28,8 +33,12 @@ def find_model(model: Named, given: ModelSource | str | os.PathLike[str] | None,
     """
     if isinstance(given, ModelSource):
         return given
-    name = _name_of(model) if given is None else model_name(given)
-    found = locate_model(name, revision=revision or own_revision(name, model))
+    if given is None:
+        check_name(model)
+        found = hub_model(model.id, revision=revision or model.revision or None)
+    else:
+        name = model_name(given)
+        found = locate_model(name, revision=revision or own_revision(name, model))
     if found.source != "hub" or found.id != model.id or model.source != "hub":
         return found
     if model.revision and found.revision != model.revision:
@@ -40,14 +49,26 @@ def find_model(model: Named, given: ModelSource | str | os.PathLike[str] | None,
     return found
 
 
-def _name_of(model: Named) -> str:
-    """The Hub id of ``model``. Raises `UsageError` if it was a local model."""
+def check_name(model: Named) -> None:
+    """Raise `UsageError` unless ``model``, which a file names, can be looked up on the Hub.
+
+    A file may name anything: a path, or a branch with a path in its name. Nothing but a Hub id and a commit is looked up.
+    """
     if model.source != "hub":
         raise UsageError(
-            f"the atlas was built from a local model named {model.id!r}, and does not say where it is",
+            f"the atlas was built from a local model named {short(model.id)!r}, and does not say where it is",
             hint="add --model DIRECTORY_OR_GGUF_FILE",
         )
-    return model.id
+    if not is_hub_id(model.id):
+        raise UsageError(
+            f"the atlas says that {short(model.id)!r} is a model on the Hub, and the Hub has no such names",
+            hint="if you trust the atlas, add --model MODEL",
+        )
+    if model.revision and not is_commit(model.revision):
+        raise UsageError(
+            f"the atlas names the revision {short(model.revision)!r} of {model.id}, which is not a commit",
+            hint=f"if you trust the atlas, add --model {model.id}",
+        )
 
 
 def check_fingerprint(model: Named, source: ModelSource, way_out: str = "") -> None:
@@ -56,6 +77,11 @@ def check_fingerprint(model: Named, source: ModelSource, way_out: str = "") -> N
     Args:
         way_out: A further way out, for the end of the hint.
     """
+    if source.fingerprint != model.fingerprint and (source.directory / REPORT_FILE).is_file():
+        raise ModelError(
+            f"{source.directory} is a result of surgery, and not the model of the atlas, {model.id!r}",
+            hint="pass the model that the atlas was built from; to cut a result again, build an atlas of it first",
+        )
     if source.fingerprint != model.fingerprint:
         raise ModelError(
             f"{source.directory} is not the model of the atlas: its weights differ from those of {model.id!r}",
@@ -63,11 +89,14 @@ def check_fingerprint(model: Named, source: ModelSource, way_out: str = "") -> N
         )
 
 
-def unquantised_config(source: ModelSource) -> dict[str, Any]:
-    """The fields of ``source``'s ``config.json``. Raises `ModelError` if there are none, or if the weights are quantised."""
-    config = source.config_fields
-    if config.get("quantization_config"):
-        raise ModelError(
-            f"{source.directory} is quantised, and its scales would be wrong after a cut", hint="dequantise the model first"
-        )
-    return config
+def plain_config(source: ModelSource) -> dict[str, Any]:
+    """The fields of ``source``'s ``config.json``, after every tensor of its files was accounted for.
+
+    Raises:
+        ModelError: As `chanfmt.models.accounting.check_accounted`: the weights are quantised, an adapter lies beside them, or
+            the class would ignore a tensor. As `surgery.cut.stock.parse_config`, if stock code does not know the model type.
+    """
+    check_plain(source)
+    parse_config(source.config_fields)
+    check_accounted(source)
+    return source.config_fields

@@ -1,66 +1,7 @@
-"""The model that stock transformers builds from a config, and its shapes."""
+"""The stock model of a config, which `chanfmt.models.stock` builds; the cut and its checks take it from here."""
 
 from __future__ import annotations
 
-import copy
-import json
-import tempfile
-from pathlib import Path
-from typing import Any
+from chanfmt.models.stock import Shapes, meta_model, meta_shapes, parse_config
 
-from chanfmt.base.errors import ModelError
-from chanfmt.models.load import auto_class
-from chanfmt.models.quiet import quiet_transformers
-
-Shapes = dict[str, tuple[int, ...]]
-
-
-def parse_config(config: dict[str, Any]) -> Any:
-    """The transformers config object of a ``config.json``.
-
-    Raises:
-        ModelError: The installed transformers does not know the model type, or cannot read the config.
-    """
-    import transformers
-
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in transformers.CONFIG_MAPPING:
-        raise ModelError(
-            f"transformers {transformers.__version__} does not know the model type {model_type!r}",
-            hint="update it with: pip install -U transformers",
-        )
-    try:
-        # Only a file restores numbers that JSON cannot name, such as an infinite limit.
-        with tempfile.TemporaryDirectory() as directory, quiet_transformers():
-            file = Path(directory) / "config.json"
-            file.write_text(json.dumps(config), encoding="utf-8")
-            return transformers.CONFIG_MAPPING[model_type].from_pretrained(directory)
-    except Exception as error:
-        raise ModelError(f"config.json is not a valid {model_type} config: {error}") from None
-
-
-def meta_model(config: dict[str, Any]) -> Any:
-    """The stock model of ``config`` on the meta device, which has names and shapes but no numbers.
-
-    Raises:
-        ModelError: The stock class cannot be built from ``config``.
-    """
-    import torch
-
-    parsed = parse_config(config)
-    found = auto_class(parsed)
-    build = getattr(found, "from_config", found)
-    try:
-        with quiet_transformers(), torch.device("meta"):
-            return build(copy.deepcopy(parsed))
-    except Exception as error:
-        raise ModelError(f"{found.__name__} cannot be built from its config: {error}") from None
-
-
-def meta_shapes(config: dict[str, Any]) -> Shapes:
-    """Name to shape, for every parameter and stored buffer of the stock model of ``config``.
-
-    Raises:
-        ModelError: As `meta_model`.
-    """
-    return {name: tuple(tensor.shape) for name, tensor in meta_model(config).state_dict().items()}
+__all__ = ["Shapes", "meta_model", "meta_shapes", "parse_config"]

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from chanfmt.base.errors import UsageError
 from chanfmt.base.narrate import progress_bar, warn
 from chanfmt.base.parsed import parse_json
-from surgery.evaluation.given import given_model, given_models, given_text, runnable, text_name
+from chanfmt.base.text import perplexity_text
+from surgery.evaluation.given import check_given, check_running, given_model, given_models, given_text, runnable, text_name
 from surgery.evaluation.measured import Evaluation
 from surgery.evaluation.options import EvaluateOptions
-from surgery.evaluation.protocol import PROTOCOLS, EvaluationTokens, prepare_text
+from surgery.evaluation.protocol import PROTOCOLS, EvaluationTokens, before_text, prepare_text
 from surgery.evaluation.side_by_side import Evaluations
-from surgery.result.names import REPORT_FILE
+from surgery.result.names import MAX_REPORT, REPORT_FILE
+from surgery.result.record import REPORT_FORMAT
 
 if TYPE_CHECKING:
     import os
@@ -30,6 +33,10 @@ if TYPE_CHECKING:
     from surgery.evaluation.tasks import Tasks
 
 
+BOS_DIFFERENCE = 0.02
+"""Relative difference of two perplexities above which a warning says that BOS matters."""
+
+
 @dataclass(frozen=True)
 class _Prepared:
     """A model before its weights are read."""
@@ -37,6 +44,8 @@ class _Prepared:
     name: str
     model: ModelSource | LoadedModel
     tokens: EvaluationTokens
+    cut: dict[str, Any] | None
+    before: tuple[int, ...]
 
 
 def evaluate(
@@ -75,7 +84,8 @@ def evaluate(
         revision: Branch, tag or commit of the models on the Hub.
 
     Returns:
-        One `Evaluation` per model, in order: perplexity, NLL in nats per token, bits per byte, speed and memory.
+        One `Evaluation` per model, in order: perplexity, NLL in nats per token, bits per byte, speed and memory. If the
+        tokenizer puts BOS before a text, also the perplexity with BOS at the beginning of every block.
 
     Raises:
         UsageError: An option is not possible, the text cannot be read, or a model is passed without its tokenizer.
@@ -99,18 +109,21 @@ def evaluate(
         revision=revision,
     )
     options.check()
+    check_running(text, device)
+    for model in given:
+        check_given(model, revision=revision)
     loaded_tasks = None
     if options.task_names:
         from surgery.evaluation.tasks import Tasks
 
         loaded_tasks = Tasks(options.task_names, directory=tasks_from, limit=task_limit)
-    named = [given_model(model, revision=revision) for model in given]
     read = given_text(text, empty_rows=PROTOCOLS[protocol].empty_rows)
+    named = [given_model(model, revision=revision) for model in given]
     # Every model is prepared before the first one runs, so that a fault in the last one does not show after an hour.
     prepared = [_prepare(name, model, read, options) for name, model in named]
     evaluations: list[Evaluation] = []
-    for model in prepared:
-        evaluations.append(_evaluate_one(model, options, loaded_tasks, evaluations[0] if evaluations else None))
+    for item in prepared:
+        evaluations.append(_evaluate_one(item, options, loaded_tasks, evaluations[0] if evaluations else None))
         # Models hold reference cycles. The memory of the next model should not include this one.
         gc.collect()
     if len({item.tokens.sha256 for item in evaluations}) > 1:
@@ -122,17 +135,18 @@ def evaluate(
 
 def _prepare(name: str, model: ModelSource | LoadedModel, text: Text, options: EvaluateOptions) -> _Prepared:
     tokens = prepare_text(name, model, text, PROTOCOLS[options.protocol], options.seq_len, options.max_tokens)
-    return _Prepared(name, model, tokens)
+    cut = None if model.directory is None else _cut(model.directory)
+    return _Prepared(name, model, tokens, cut, before_text(model, options.seq_len))
 
 
 def _evaluate_one(prepared: _Prepared, options: EvaluateOptions, tasks: Tasks | None, first: Evaluation | None) -> Evaluation:
     from surgery.evaluation.memory import PeakMemory
     from surgery.evaluation.perplexity import block_losses, paired_bootstrap
 
-    tokens, directory = prepared.tokens, prepared.model.directory
+    tokens = prepared.tokens
     with runnable(prepared.model, dtype=options.dtype, device=options.device) as model:
         memory = PeakMemory(next(model.parameters()).device)
-        with progress_bar(len(tokens.ids), "tok", Path(prepared.name).name) as bar:
+        with progress_bar(len(tokens.ids) * (2 if prepared.before else 1), "tok", Path(prepared.name).name) as bar:
             times = [(0, time.monotonic())]
 
             def step(count: int) -> None:
@@ -140,7 +154,14 @@ def _evaluate_one(prepared: _Prepared, options: EvaluateOptions, tasks: Tasks | 
                 bar.update(count)
 
             losses = block_losses(model, tokens.ids, options.seq_len, progress=step, name=prepared.name)
-        peak = memory.bytes()
+            peak = memory.bytes()
+            with_bos = None
+            if prepared.before:
+                with_bos = block_losses(
+                    model, tokens.ids, options.seq_len, before=prepared.before, progress=bar.update, name=prepared.name
+                )
+        if with_bos:
+            _warn_of_bos(prepared.name, losses.perplexity, with_bos.perplexity)
         comparison = None
         if first and first.tokens.sha256 == tokens.sha256:
             comparison = paired_bootstrap(first.losses, losses, seed=options.seed)
@@ -152,18 +173,33 @@ def _evaluate_one(prepared: _Prepared, options: EvaluateOptions, tasks: Tasks | 
             tokens=tokens,
             losses=losses,
             comparison=comparison,
+            before=prepared.before,
+            with_bos=with_bos,
             seconds=until - times[0][1],
             tokens_per_second=(total - skipped) / max(until - since, 1e-9),
             peak_memory_bytes=peak,
             memory=memory.kind,
-            cut=None if directory is None else _cut(directory),
+            cut=prepared.cut,
             tasks=tasks.run(model, prepared.model.tokenizer) if tasks else (),
+        )
+
+
+def _warn_of_bos(name: str, without: float, with_bos: float) -> None:
+    """Warn if BOS changes the perplexity: the protocol then measures another model than the one that users meet."""
+    if not abs(with_bos / without - 1) <= BOS_DIFFERENCE:
+        warn(
+            f"{name}: the perplexity is {perplexity_text(with_bos)} if every block begins with BOS, as its tokenizer begins a "
+            f"text, and {perplexity_text(without)} by the protocol, which does not repeat BOS"
         )
 
 
 class _CutLayer(msgspec.Struct):
     supernodes: int
     supernodes_removed: int
+
+
+class _Format(msgspec.Struct):
+    format: str = ""
 
 
 class _Cut(msgspec.Struct):
@@ -175,10 +211,24 @@ class _Cut(msgspec.Struct):
 
 
 def _cut(directory: Path) -> dict[str, Any] | None:
+    """What the record in ``directory`` says of the cut; None for a model that was not cut. Raises `UsageError` if it is damaged."""
+    path = directory / REPORT_FILE
     try:
-        stored = parse_json((directory / REPORT_FILE).read_bytes(), _Cut)
-    except (OSError, ValueError):
+        if path.stat().st_size > MAX_REPORT:
+            raise ValueError(f"it is larger than {MAX_REPORT >> 20} MB")
+        text = path.read_bytes()
+        # A model that was restored has a record of another format.
+        if parse_json(text, _Format).format != REPORT_FORMAT:
+            return None
+        stored = parse_json(text, _Cut)
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError(
+            f"{path} is damaged: {error}", hint="cut the model again, or remove the file to evaluate the model without it"
+        ) from None
     return {
         "method": stored.method,
         "protect": stored.protect,

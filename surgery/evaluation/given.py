@@ -57,6 +57,38 @@ def given_model(model: GivenModel, *, revision: str | None = None) -> tuple[str,
     )
 
 
+def check_given(model: GivenModel, *, revision: str | None = None) -> None:
+    """Raise the errors of `given_model` that need neither the network nor a weight."""
+    if isinstance(model, str | os.PathLike):
+        from chanfmt.hub.locate import check_model
+
+        check_model(os.fspath(model), revision=revision)
+    elif not isinstance(model, ModelSource):
+        given_model(model)
+
+
+def check_given_text(text: str | os.PathLike[str] | Text) -> None:
+    """Raise the errors of `given_text` for a source that cannot be read. Nothing is read, and the network is not used."""
+    from chanfmt.data.text import Text, check_text
+
+    if not isinstance(text, Text) and "\n" not in os.fspath(text):
+        check_text(os.fspath(text))
+
+
+def check_running(text: str | os.PathLike[str] | Text, device: str) -> None:
+    """Raise an error for a text or a device that cannot be used, before a model is looked for or a plan is made.
+
+    Raises:
+        UsageError: As `check_given_text`.
+        ModelError: The device cannot be used.
+        MissingPackageError: The package that reads such a text is not installed.
+    """
+    from chanfmt.models.load import pick_device
+
+    pick_device(device)
+    check_given_text(text)
+
+
 def given_text(text: str | os.PathLike[str] | Text, *, empty_rows: bool = False) -> Text:
     """The text that ``text`` is or names.
 

@@ -27,6 +27,8 @@ class Evaluation:
         tokens: The tokens that the model was evaluated on.
         losses: Loss of every block of tokens.
         comparison: Comparison with the first model; None for the first model itself, and if the tokens differ.
+        before: Token ids that the tokenizer puts before a text, such as BOS.
+        with_bos: Losses on the same tokens if every block begins with ``before``; None if the tokenizer adds none.
         seconds: Time in forward passes, in seconds.
         tokens_per_second: Speed after the first block, because a device warms up in the first block; the speed of the
             first block if there is only one.
@@ -43,6 +45,8 @@ class Evaluation:
     tokens: EvaluationTokens
     losses: BlockLosses
     comparison: Comparison | None
+    before: tuple[int, ...]
+    with_bos: BlockLosses | None
     seconds: float
     tokens_per_second: float
     peak_memory_bytes: int | None
@@ -60,6 +64,7 @@ class Evaluation:
         rows = [
             ["parameters", f"{self.parameters:,}"],
             ["perplexity", perplexity_text(self.perplexity)],
+            *([["perplexity with BOS", perplexity_text(self.with_bos.perplexity)]] if self.with_bos else []),
             ["nats per token", f"{self.losses.mean:.4f}"],
             ["standard error", "-" if math.isnan(self.losses.standard_error) else f"{self.losses.standard_error:.4f}"],
             ["bits per byte", "-" if bits is None else f"{bits:.4f}"],
@@ -95,6 +100,9 @@ class Evaluation:
             "nll_standard_error": losses.standard_error,
             "perplexity": losses.perplexity,
             "bits_per_byte": self.bits_per_byte,
+            "bos_tokens": list(self.before),
+            "nll_with_bos": self.with_bos.mean if self.with_bos else None,
+            "perplexity_with_bos": self.with_bos.perplexity if self.with_bos else None,
             "against_first": _comparison_data(self.comparison, seed) if self.comparison else None,
             "seconds": self.seconds,
             "tokens_per_second": self.tokens_per_second,

@@ -6,7 +6,9 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+from chanfmt.base.choices import unknown
 from chanfmt.base.errors import UsageError
+from chanfmt.models.load import DTYPES
 from surgery.evaluation.protocol import PROTOCOLS
 
 
@@ -33,6 +35,8 @@ class TextOptions:
             raise UsageError(f"--seq-len must be at least 2, not {self.seq_len}")
         if self.max_tokens < 0:
             raise UsageError(f"--max-tokens must be 0 or more, not {self.max_tokens}")
+        if self.dtype not in DTYPES:
+            raise unknown("dtype", self.dtype, DTYPES)
 
     def running(self) -> dict[str, Any]:
         """All fields of the group but ``data``, as keyword arguments."""
@@ -81,7 +85,7 @@ class EvaluateOptions(TextOptions):
             if value < 0:
                 raise UsageError(f"--{name} must be 0 or more, not {value}")
         if self.protocol not in PROTOCOLS:
-            raise UsageError(f"unknown protocol {self.protocol!r}; choose from {', '.join(PROTOCOLS)}")
+            raise unknown("protocol", self.protocol, PROTOCOLS)
         if self.tasks is not None and not self.task_names:
             raise UsageError("--tasks names no task", hint="write the names as arc_easy,piqa")
         if self.tasks is None and (self.tasks_from is not None or self.task_limit):

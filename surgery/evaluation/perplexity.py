@@ -12,7 +12,7 @@ import numpy as np
 from chanfmt.base.errors import ChanfmtError, ModelError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 RESAMPLES = 10_000
 """Bootstrap resamples of a comparison."""
@@ -92,7 +92,13 @@ def perplexity_of(nll: float) -> float:
 
 
 def block_losses(
-    model: Any, token_ids: np.ndarray, seq_len: int, *, progress: Callable[[int], object] | None = None, name: str = "the model"
+    model: Any,
+    token_ids: np.ndarray,
+    seq_len: int,
+    *,
+    before: Sequence[int] = (),
+    progress: Callable[[int], object] | None = None,
+    name: str = "the model",
 ) -> BlockLosses:
     """Compute the losses of ``model`` on ``token_ids`` in blocks that do not overlap. The last block may be shorter.
 
@@ -100,6 +106,8 @@ def block_losses(
         model: A loaded causal language model in evaluation mode. Its vocabulary and context must suffice.
         token_ids: Integers (token,). A last block of one token predicts nothing and is left out.
         seq_len: Tokens in a block, at least 2.
+        before: Token ids that take the place of the first token of every block, such as BOS. The same tokens are predicted as
+            without ``before``, because the first token of a block never is. A block that begins with them stays as it is.
         progress: Called after each block with its number of tokens.
         name: What errors call the model.
 
@@ -118,12 +126,16 @@ def block_losses(
         )
     ids = torch.from_numpy(np.asarray(token_ids, dtype=np.int64)).to(next(model.parameters()).device)
     loss = NextTokenLoss(model, ids[None, : min(16, seq_len)])
+    start_ids = torch.tensor([*before], dtype=ids.dtype, device=ids.device)
+    # The tokens before a block predict each other too. The model is causal, so their own loss is the same in every block.
+    own = loss.value(start_ids[None]) if len(before) > 1 else 0.0
     sums: list[float] = []
     predicted: list[int] = []
     for start in range(0, len(ids) - 1, seq_len):
         block = ids[start : start + seq_len]
+        replaced = bool(before) and not torch.equal(block[: len(before)], start_ids)
         try:
-            value = loss.value(block[None])
+            value = loss.value(torch.cat([start_ids, block[1:]])[None]) - own if replaced else loss.value(block[None])
         except torch.OutOfMemoryError:
             raise ChanfmtError(
                 f"out of memory with a block of {len(block)} tokens", hint="use --dtype bfloat16, or a smaller --seq-len"

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from chanfmt.base.errors import UsageError
+from chanfmt.base.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,6 +117,28 @@ def evaluation_tokens(tokenizer: Any, text: Text, protocol: Protocol, seq_len: i
             int(ends[min(start + seq_len, len(ids)) - 1] - ends[start]) for start in range(0, len(ids) - 1, seq_len)
         )
     return EvaluationTokens(ids, text_tokens, predicted_bytes, hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest())
+
+
+def before_text(model: ModelSource | LoadedModel, seq_len: int) -> tuple[int, ...]:
+    """The token ids that the tokenizer of ``model`` puts before a text, such as BOS.
+
+    Empty if that cannot be told, or if the model cannot read them: the protocols do not need these tokens.
+
+    Args:
+        seq_len: Tokens in a block, whose first token these tokens replace.
+    """
+    import numpy as np
+
+    from chanfmt.data.special_tokens import added_by
+    from chanfmt.data.tokens import check_context, check_vocabulary
+
+    try:
+        before = added_by(model.tokenizer, "the model").before
+        check_context(model.config, seq_len + len(before) - 1, "the model")
+        check_vocabulary(model.config, model.tokenizer, np.array(before, dtype=np.int64), "the model")
+    except (ModelError, UsageError):
+        return ()
+    return before
 
 
 def prepare_text(

@@ -38,7 +38,18 @@ def _names(evaluations: Sequence[Evaluation]) -> list[str]:
 
 def _model_table(evaluations: Sequence[Evaluation], names: list[str]) -> Table:
     memory = "peak VRAM" if any(item.memory == "cuda" for item in evaluations) else "peak RSS"
-    headings = ["model", "params", "perplexity", "nats/token", "std err", "bits/byte", "tokens/s", memory]
+    bos = any(item.with_bos for item in evaluations)
+    headings = [
+        "model",
+        "params",
+        "perplexity",
+        *(["with BOS"] if bos else []),
+        "nats/token",
+        "std err",
+        "bits/byte",
+        "tokens/s",
+        memory,
+    ]
     rows = []
     for item, name in zip(evaluations, names, strict=True):
         bits, peak = item.bits_per_byte, item.peak_memory_bytes
@@ -47,6 +58,7 @@ def _model_table(evaluations: Sequence[Evaluation], names: list[str]) -> Table:
                 name,
                 _count(item.parameters),
                 perplexity_text(item.losses.perplexity),
+                *([perplexity_text(item.with_bos.perplexity) if item.with_bos else "-"] if bos else []),
                 f"{item.losses.mean:.4f}",
                 _number(item.losses.standard_error),
                 "-" if bits is None else f"{bits:.4f}",

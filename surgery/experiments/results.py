@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base import html
+from chanfmt.base.claims import claimed
 from chanfmt.base.errors import UsageError
 from chanfmt.base.files import atomic_file
 from chanfmt.base.text import spreadsheet_text
 from surgery.experiments.columns import LOSS_COLUMNS
-from surgery.experiments.stored import check_rows, read_stored
+from surgery.experiments.stored import Stored, check_rows, read_stored
+from surgery.result.names import REPORT_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
 JSON_FILE, CSV_FILE = "results.json", "results.csv"
+_HINT = "choose another -o, or add --overwrite"
 
 
 class Results:
@@ -102,12 +107,17 @@ class Results:
         if self.directory is None:
             return
         head = {"format": self._kind, "identity": self.identity, **extra}
-        with atomic_file(self.directory / JSON_FILE) as temporary:
+        with atomic_file(self.directory / JSON_FILE, overwrite=True) as temporary:
             # Each row is one line. With one number per line, the losses of the blocks would bury everything else.
             fields = [f"{json.dumps(name)}: {_dumps(value)}" for name, value in head.items()]
             rows = ",\n".join(_dumps(row) for row in self.rows)
-            temporary.write_text("{" + ",\n".join([*fields, f'"rows": [\n{rows}\n]']) + "}\n", encoding="utf-8")
-        with atomic_file(self.directory / CSV_FILE) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            temporary.write_text(
+                "{" + ",\n".join([*fields, f'"rows": [\n{rows}\n]']) + "}\n", encoding="utf-8", errors="backslashreplace"
+            )
+        with (
+            atomic_file(self.directory / CSV_FILE, overwrite=True) as temporary,
+            temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+        ):
             writer = csv.DictWriter(file, self._columns, extrasaction="ignore", lineterminator="\n")
             writer.writeheader()
             writer.writerows(
@@ -125,27 +135,49 @@ class Results:
         return all(row[name] == key[name] for name in self._key)
 
     def _read(self, path: Path) -> list[dict[str, Any]]:
-        hint = "choose another -o, or add --overwrite"
+        stored = read_rows(path, self._kind)
         try:
-            stored = read_stored(path)
-            if stored.format != self._kind:
-                raise UsageError(f"{path} holds {stored.format[:40]!r} and not {self._kind!r}", hint=hint)
             check_rows(stored.rows, (*self._key, *self._columns))
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{path} is not a results file: {error}", hint=hint) from None
+        except ValueError as error:
+            raise UsageError(f"{path} is not a results file: {error}", hint=_HINT) from None
         other = [name for name in self.identity if stored.identity.get(name) != self.identity[name]]
         if other:
-            raise UsageError(f"{path} was measured with another {', '.join(other)}", hint=hint)
+            raise UsageError(f"{path} was measured with another {', '.join(other)}", hint=_HINT)
         return stored.rows
 
 
-def check_directory(directory: Path) -> None:
-    """Raise `UsageError` if ``directory`` cannot hold results. It need not exist yet; its parent must."""
+def check_directory(directory: Path, kind: str = "", *, overwrite: bool = False) -> None:
+    """Raise `UsageError` if ``directory`` cannot hold results. It need not exist yet; its parent must.
+
+    Args:
+        kind: Format of the rows. If it is given, rows that are there already must be readable and of this format.
+        overwrite: Whether rows that are there already will be dropped.
+    """
     parent = directory.absolute().parent
     if not os.path.isdir(parent):
         raise UsageError(f"the directory {parent} does not exist", hint=f"create it with: mkdir -p {parent}")
     if os.path.exists(directory) and not os.path.isdir(directory):
         raise UsageError(f"{directory} is a file", hint="choose another -o")
+    if os.path.exists(directory / REPORT_FILE) or os.path.exists(directory / "config.json"):
+        raise UsageError(f"{directory} holds a model, and no rows belong beside it", hint="choose another -o")
+    if kind and not overwrite and os.path.exists(directory / JSON_FILE):
+        read_rows(directory / JSON_FILE, kind)
+
+
+def read_rows(path: Path, kind: str) -> Stored:
+    """Read rows of the format ``kind``. Their columns are not checked yet. Raises `UsageError`."""
+    try:
+        stored = read_stored(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} is not a results file: {error}", hint=_HINT) from None
+    if stored.format != kind:
+        raise UsageError(f"{path} holds {stored.format[:40]!r} and not {kind!r}", hint=_HINT)
+    return stored
+
+
+def claim(directory: Path | None) -> AbstractContextManager[None]:
+    """The claim on ``directory``: two experiments that write to one directory would each lose the other's rows."""
+    return contextlib.nullcontext() if directory is None else claimed(directory)
 
 
 def _dumps(value: Any) -> str:

@@ -12,10 +12,10 @@ from chanfmt.base.errors import AtlasError, ModelError, UsageError
 from chanfmt.base.narrate import warn
 from surgery.cut.matching import match_ffns
 from surgery.cut.source import check_fingerprint, find_model
-from surgery.evaluation.given import given_model, given_text, runnable
+from surgery.evaluation.given import check_given, check_running, given_model, given_text, runnable
 from surgery.evaluation.loaded import LoadedModel
 from surgery.evaluation.options import TextOptions
-from surgery.evaluation.protocol import PROTOCOLS, prepare_text
+from surgery.evaluation.protocol import PROTOCOLS, before_text, prepare_text
 from surgery.experiments.columns import loss_columns
 
 if TYPE_CHECKING:
@@ -139,14 +139,14 @@ def open_subject(
                 "the subject was opened with another atlas", hint="open a subject with this atlas: open_subject(atlas, ...)"
             )
         return model
-    TextOptions(seq_len=seq_len, max_tokens=max_tokens).check()
+    check_subject(model, text, seq_len=seq_len, max_tokens=max_tokens, device=device, dtype=dtype)
     check_atlas(atlas)
     from chanfmt.models.find.discover import find_ffns
 
+    read = given_text(text)
     name, given = _model_of(atlas, model)
     if not isinstance(given, LoadedModel):
         check_fingerprint(atlas.model, given)
-    read = given_text(text)
     tokens = prepare_text(name, given, read, PROTOCOLS["paper"], seq_len, max_tokens)
     ffns = {}
     with runnable(given, dtype=dtype, device=device) as loaded:
@@ -167,6 +167,11 @@ def open_subject(
         "seq_len": seq_len,
         "dtype": str(next(loaded.parameters()).dtype).removeprefix("torch."),
     }
+    if before_text(given, seq_len):
+        warn(
+            f"the tokenizer of {name} puts BOS before a text, but the blocks of this protocol do not begin with it; "
+            "surgery eval prints the perplexity with BOS too"
+        )
     mixed = tuple(ffn.container for ffn in ffns.values() if ffn.mixed)
     if mixed:
         warn(
@@ -174,6 +179,24 @@ def open_subject(
             "removed channels too; a model that is cut there would compute something else"
         )
     return Subject(loaded, ffns, None if isinstance(given, LoadedModel) else given, tokens.ids, seq_len, identity, mixed)
+
+
+def check_subject(
+    model: Subject | GivenModel | None,
+    text: str | os.PathLike[str] | Text,
+    *,
+    seq_len: int,
+    max_tokens: int,
+    device: str,
+    dtype: str,
+) -> None:
+    """Raise the errors of `open_subject` that need neither the atlas, nor the network, nor a weight."""
+    if isinstance(model, Subject):
+        return
+    TextOptions(seq_len=seq_len, max_tokens=max_tokens, dtype=dtype).check()
+    check_running(text, device)
+    if model is not None:
+        check_given(model)
 
 
 def check_atlas(atlas: Atlas) -> None:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from chanfmt.base import html
 from chanfmt.base.errors import MissingPackageError, UsageError
+from chanfmt.base.files import output_path
 from chanfmt.base.narrate import progress_bar, say, warn
 from chanfmt.base.text import perplexity_text
 from surgery.experiments.columns import finite
-from surgery.experiments.results import Results, check_directory
+from surgery.experiments.results import Results, check_directory, claim
 from surgery.experiments.spelled import spelled
-from surgery.experiments.subject import Subject, check_atlas, open_subject
+from surgery.experiments.subject import Subject, check_atlas, check_subject, open_subject
 from surgery.experiments.sweep_plan import DENSE, KEY, SweepOptions, means_of, plan_runs, removed_of
 from surgery.planning.plan import make_plan
 from surgery.recovery.options import REFITS, Refit, plan_recovery
@@ -162,16 +163,18 @@ def sweep(
             "multiple_of": multiple_of,
         },
     )
-    directory = None if output is None else Path(output)
+    directory = None if output is None else output_path(output)
     if directory is not None:
         # The model may be downloaded below. A fault in the output directory should show before that.
-        check_directory(directory)
+        check_directory(directory, SWEEP_FORMAT, overwrite=overwrite)
+    check_subject(model, text, seq_len=seq_len, max_tokens=max_tokens, device=device, dtype=dtype)
     check_atlas(atlas)
     runs, warnings = plan_runs(atlas, options)
     for warning in warnings:
         warn(warning)
-    subject = open_subject(atlas, model, text, seq_len=seq_len, max_tokens=max_tokens, device=device, dtype=dtype)
-    return measure_runs(atlas, subject, runs, options.shared(), directory, overwrite=overwrite)
+    with claim(directory):
+        subject = open_subject(atlas, model, text, seq_len=seq_len, max_tokens=max_tokens, device=device, dtype=dtype)
+        return measure_runs(atlas, subject, runs, options.shared(), directory, overwrite=overwrite)
 
 
 def measure_runs(

@@ -89,7 +89,7 @@ def write_figure(rows: Sequence[dict[str, Any]], stem: Path, title: str) -> tupl
     files = []
     for suffix in SUFFIXES:
         path = stem.with_name(stem.name + suffix)
-        with atomic_file(path) as temporary:
+        with atomic_file(path, overwrite=True) as temporary:
             figure.savefig(temporary, format=suffix.removeprefix("."))
         files.append(path)
     return tuple(files)

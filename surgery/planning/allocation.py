@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from surgery.planning.width import nearest_multiple, preferred_multiple
+from surgery.planning.width import default_multiple, nearest_multiple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,7 +75,7 @@ class Pool:
         if sum(item.units * item.fewest for item in candidates) > keep:
             raise ValueError("more must stay than may")
         targets = self._targets(keep)
-        steps = [multiple_of or preferred_multiple(item.width, target) for item, target in zip(candidates, targets, strict=True)]
+        steps = [multiple_of or default_multiple(item.width, target) for item, target in zip(candidates, targets, strict=True)]
         choices = [_choices(item, step) for item, step in zip(candidates, steps, strict=True)]
         places = [
             _nearest(widths, nearest_multiple(target, step)) for widths, target, step in zip(choices, targets, steps, strict=True)

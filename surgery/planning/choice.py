@@ -13,7 +13,8 @@ from chanfmt.format.unit import unit_rows
 from surgery.planning.allocation import Candidate, Pool, ladder
 from surgery.planning.methods import find_method, ranked_by_magnitude, score
 from surgery.planning.options import MAX_LAYER_SPARSITY
-from surgery.planning.width import kept_width
+from surgery.planning.width import kept_units
+from surgery.planning.written import field_groups
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -111,9 +112,7 @@ class Choice:
         Raises:
             UsageError: ``sparsity`` removes no channel or all channels, or more channels are protected than would stay.
         """
-        uniform = {
-            block.index: kept_width(block.n_channels, sparsity, self._options.multiple_of) for block in self._scores.blocks
-        }
+        uniform = self._uniform(sparsity)
         if self._options.allocation == "uniform":
             self._check_room(uniform)
             return uniform
@@ -121,6 +120,27 @@ class Choice:
         self._check_pool(budget, sparsity)
         widths = self._pool.widths(budget, self._options.multiple_of)
         return {block.index: width for block, width in zip(self._scores.blocks, widths, strict=True)}
+
+    def _uniform(self, sparsity: float) -> dict[int, int]:
+        """Widths if every FFN loses the same share; FFNs whose widths one config field sets are rounded together."""
+        found: dict[int, int] = {}
+        known: dict[tuple[int, tuple[int, ...]], int] = {}
+        for units, factors, group in self._groups:
+            if (units, factors) not in known:
+                known[units, factors] = kept_units(units, factors, sparsity, self._options.multiple_of)
+            found |= {index: factor * known[units, factors] for index, factor in group}
+        return {block.index: found[block.index] for block in self._scores.blocks}
+
+    @cached_property
+    def _groups(self) -> list[tuple[int, tuple[int, ...], list[tuple[int, int]]]]:
+        """For FFNs that share a config field: the integer that they share, the factors, and block indices with factors."""
+        groups = []
+        for places in field_groups(self._scores.blocks):
+            members = [self._scores.blocks[place] for place in places]
+            pairs = [(block.index, block.width_factor if block.width_field else 1) for block in members]
+            factors = tuple(sorted({factor for _, factor in pairs}))
+            groups.append((members[0].n_channels // pairs[0][1], factors, pairs))
+        return groups
 
     @cached_property
     def _most_protected(self) -> dict[int, int]:

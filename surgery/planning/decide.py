@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from chanfmt.base.errors import UsageError
 from surgery.planning.addresses import chosen_layers
 from surgery.planning.choice import Choice, Scores
-from surgery.planning.methods import find_method
+from surgery.planning.methods import find_method, unprotected_halo
 from surgery.planning.protect import count, protect_list
 from surgery.planning.protect_file import no_channels
 
@@ -93,7 +93,7 @@ def decide(atlas: Atlas, options: PlanOptions) -> Decision:
         tuple(effects),
         protected.count,
         protected.released,
-        (*protected.warnings, *scores.warnings()),
+        (*protected.warnings, *scores.warnings(), *unprotected_halo(options.method, atlas, blocks)),
     )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from chanfmt.base.errors import ChanfmtError, UsageError
 from chanfmt.base.files import atomic_file
 from chanfmt.base.parsed import parse_json
-from chanfmt.format.records import Block
+from chanfmt.format.records import Block, widths_complaint
 from chanfmt.models.safetensors import read_header
 from surgery.planning.decide import SelectorEffect  # noqa: TC001 (msgspec reads the annotations)
 from surgery.planning.plan import CHECK_TOKENS, Applied, BlockPlan, Change, PlannedModel, PruningPlan
@@ -24,6 +24,7 @@ from surgery.planning.plan import CHECK_TOKENS, Applied, BlockPlan, Change, Plan
 if TYPE_CHECKING:
     from pathlib import Path
 
+_KEPT_FILE = "kept_channels.safetensors"
 PLAN_FORMAT = "pruning-plan/1"
 
 
@@ -41,6 +42,9 @@ class _StoredBlock(msgspec.Struct):
     supernodes: int
     supernodes_kept: int
     lp_kept: float | None
+    width_field: str | None = None
+    width_factor: int = 0
+    channel_parameters: int = 0
 
 
 class _StoredPlan(msgspec.Struct):
@@ -66,6 +70,8 @@ class _StoredPlan(msgspec.Struct):
     check_tokens: tuple[int, ...]
     protection: tuple[SelectorEffect, ...]
     blocks: list[_StoredBlock]
+    extra: list[_StoredBlock] = []
+    parameters: int = 0
 
 
 class _StoredApplied(msgspec.Struct):
@@ -76,17 +82,21 @@ class _StoredApplied(msgspec.Struct):
     fingerprint: str
 
 
-_PLAIN = tuple(name for name in _StoredPlan.__struct_fields__ if name not in ("model", "protection", "blocks"))
+_PLAIN = tuple(name for name in _StoredPlan.__struct_fields__ if name not in ("model", "protection", "blocks", "extra"))
 _PLAIN_OF_BLOCK = tuple(name for name in _StoredBlock.__struct_fields__ if name != "tensors")
 
 
-def save_plan(plan: PruningPlan, path: Path) -> None:
+def save_plan(plan: PruningPlan, path: Path, *, overwrite: bool = True) -> None:
     """Write ``plan`` to ``path``, whole or not at all.
 
+    Args:
+        overwrite: Whether a file that is there is replaced.
+
     Raises:
+        OutputAppearedError: ``path`` exists, and ``overwrite`` is False. The plan is kept beside it.
         ChanfmtError: The file cannot be written.
     """
-    with atomic_file(path) as temporary:
+    with atomic_file(path, overwrite=overwrite) as temporary:
         write_plan(plan, temporary)
 
 
@@ -102,15 +112,18 @@ def write_plan(plan: PruningPlan, path: Path, applied: Applied | None = None) ->
         "model": asdict(plan.model),
         **{name: getattr(plan, name) for name in _PLAIN},
         "protection": [asdict(effect) for effect in plan.protection],
-        "blocks": [
-            {name: getattr(block, name) for name in _PLAIN_OF_BLOCK} | {"tensors": [asdict(tensor) for tensor in block.tensors]}
-            for block in plan.blocks
-        ],
+        "blocks": [_described(block) for block in plan.blocks],
+        **({"extra": [_described(block) for block in plan.extra]} if plan.extra else {}),
     }
     metadata = {"format": PLAN_FORMAT, "plan": json.dumps(value, separators=(",", ":"), allow_nan=False)}
     if applied is not None:
         metadata["applied"] = json.dumps(asdict(applied), separators=(",", ":"), allow_nan=False)
-    path.write_bytes(save({block.name: block.kept.astype("<i4") for block in plan.blocks}, metadata))
+    path.write_bytes(save({block.name: block.kept.astype("<i4") for block in (*plan.blocks, *plan.extra)}, metadata))
+
+
+def _described(block: BlockPlan) -> dict[str, Any]:
+    """The object of ``blocks`` that describes ``block``."""
+    return {name: getattr(block, name) for name in _PLAIN_OF_BLOCK} | {"tensors": [asdict(tensor) for tensor in block.tensors]}
 
 
 def load_plan(path: Path) -> PruningPlan:
@@ -128,13 +141,28 @@ def load_applied(path: Path) -> tuple[PruningPlan, Applied]:
     Raises:
         UsageError: The file is missing, damaged, not a plan, or does not say how the plan was applied.
     """
+    if path.parent.is_dir() and not path.exists():
+        raise UsageError(
+            f"{path.parent} is not a result of surgery: it has no {path.name}",
+            hint="name the directory of a result of surgery prune or apply",
+        )
     plan, applied = _load(path)
     if applied is None:
-        raise UsageError(f"{path} is a plan that was not applied")
+        raise UsageError(
+            f"{path} is a plan that was not applied", hint="name the directory of a result of surgery prune or apply"
+        )
     return plan, applied
 
 
 def _load(path: Path) -> tuple[PruningPlan, Applied | None]:
+    if not path.exists():
+        raise UsageError(f"the plan {path} does not exist", hint="make one with: surgery plan ATLAS --sparsity S -o PLAN")
+    if path.is_dir():
+        raise UsageError(f"{path} is a directory, not a plan", hint=f"the plan of a result is {path / _KEPT_FILE}")
+    if path.suffix in (".h5", ".hdf5"):
+        raise UsageError(
+            f"{path} is not a pruning plan; it seems to be an atlas", hint="cut by an atlas with: surgery prune ATLAS"
+        )
     try:
         entries, metadata = read_header(path)
         if metadata.get("format") != PLAN_FORMAT:
@@ -155,14 +183,23 @@ def _load(path: Path) -> tuple[PruningPlan, Applied | None]:
 
 def _plan(stored: _StoredPlan, kept: dict[str, np.ndarray]) -> PruningPlan:
     """A plan from its JSON and its tensors. Raises ValueError or `ChanfmtError`."""
-    names = [block.name for block in stored.blocks]
-    if not names or set(names) != kept.keys() or len(names) != len(kept):
+    names = [block.name for block in (*stored.blocks, *stored.extra)]
+    if not stored.blocks or set(names) != kept.keys() or len(names) != len(kept):
         raise ValueError("its FFNs and its tensors do not match")
     if stored.scope_channels < 1:
         raise ValueError("scope_channels is not a number of channels")
     values = {item.name: getattr(stored, item.name) for item in fields(PruningPlan) if item.name in _StoredPlan.__struct_fields__}
+    complaint = widths_complaint(
+        [block.n_channels for block in stored.blocks],
+        [block.width_field or "" for block in stored.blocks],
+        [block.width_factor for block in stored.blocks],
+        None,
+    )
+    if complaint or stored.parameters < 0 or any(block.channel_parameters < 0 for block in stored.blocks):
+        raise ValueError(complaint or "a number of parameters is negative")
     values["check_tokens"] = stored.check_tokens[:CHECK_TOKENS]
     values["blocks"] = tuple(_block(block, kept[block.name]) for block in stored.blocks)
+    values["extra"] = tuple(_block(block, kept[block.name]) for block in stored.extra)
     return PruningPlan(**values)
 
 
@@ -177,10 +214,11 @@ def _block(stored: _StoredBlock, ids: np.ndarray) -> BlockPlan:
 
 
 def _applied(stored: _StoredApplied, plan: PruningPlan) -> Applied:
-    missing = [block.name for block in plan.blocks if block.name not in stored.widths]
+    blocks = (*plan.blocks, *plan.extra)
+    missing = [block.name for block in blocks if block.name not in stored.widths]
     if missing:
         raise ValueError(f"widths lacks {missing[0]!r}")
-    widths = {block.name: stored.widths[block.name] for block in plan.blocks}
-    if any(not block.n_kept <= widths[block.name] <= block.n_channels for block in plan.blocks):
+    widths = {block.name: stored.widths[block.name] for block in blocks}
+    if any(not block.n_kept <= widths[block.name] <= block.n_channels for block in blocks):
         raise ValueError("widths has a width below the kept or above the old width of its FFN")
     return Applied(widths, stored.config, stored.fingerprint)

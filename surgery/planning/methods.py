@@ -18,7 +18,7 @@ from chanfmt.base.errors import AtlasError
 from chanfmt.format import schema
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from chanfmt.format.reader import Atlas, Stack
     from chanfmt.format.records import Block
@@ -64,6 +64,7 @@ class Method:
         always_protects: Selectors (see `surgery.planning.selectors`) that belong to the method's definition.
         needs_tokens: Whether the scores are undefined for FFNs that no calibration token reached.
         standardised: Whether scores must be standardised within each FFN before FFNs are compared.
+        protects_halo: Whether the score is LP, reduced in the halo by the protection factor.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Method:
     always_protects: tuple[str, ...] = ()
     needs_tokens: bool = True
     standardised: bool = False
+    protects_halo: bool = False
 
 
 _PAPER = "arXiv 2604.23475"
@@ -132,6 +134,19 @@ def ranked_by_magnitude(method: str, atlas: Atlas, block: Block) -> np.ndarray:
     return np.asarray(atlas.stacks[block.stack].row("tokens", block.row)) == 0
 
 
+def unprotected_halo(method: str, atlas: Atlas, blocks: Iterable[Block]) -> tuple[str, ...]:
+    """A warning if ``method`` should reduce the scores of the halo, and the atlas holds no redundancy to do so in ``blocks``."""
+    stacks = dict.fromkeys(block.stack for block in blocks)
+    without = [name for name in stacks if "redundancy" not in atlas.stacks[name]]
+    if not find_method(method).protects_halo or len(without) < len(stacks):
+        return ()
+    return (
+        f"{method} ranks channels as scar-lp does: the atlas holds no redundancy, so the protection factor is 1 everywhere. "
+        "Merging atlases drops redundancy, and so does atlas label --rho with --model. The atlas of one build has it, on one text or on "
+        "several",
+    )
+
+
 def find_method(name: str) -> Method:
     """The method called ``name``. Raises `UsageError` if it is unknown."""
     if name not in METHODS:
@@ -144,12 +159,18 @@ def _scar_lp(channels: Channels) -> np.ndarray:
     return channels["lp"]
 
 
-@_method("scar-prot", "LP x Protect", f"{_PAPER}, equation 12", always_protects=("supernodes",))
+@_method("scar-prot", "LP x Protect", f"{_PAPER}, equation 12", always_protects=("supernodes",), protects_halo=True)
 def _scar_prot(channels: Channels) -> np.ndarray:
     return channels["lp"] * channels["protection"]
 
 
-@_method("scar-conn", "LP x ((1 - Conn) + Conn x Protect)", f"{_PAPER}, equation 13", always_protects=("supernodes",))
+@_method(
+    "scar-conn",
+    "LP x ((1 - Conn) + Conn x Protect)",
+    f"{_PAPER}, equation 13",
+    always_protects=("supernodes",),
+    protects_halo=True,
+)
 def _scar_conn(channels: Channels) -> np.ndarray:
     conn = channels["connectivity"]
     return channels["lp"] * ((1 - conn) + conn * channels["protection"])

@@ -90,7 +90,7 @@ class PlanOptions:
     multiple_of: int | None = field(
         default=None,
         metadata={
-            "help": "round kept widths to a multiple of N (default: the largest of 256, 128, 64 and 32 that divides the full width and moves the kept width by less than 2%%, or 1)",
+            "help": "round kept widths to a multiple of N (default: the largest of 256, 128 and 64 that moves the kept width by less than 2%%, or 32)",
             "metavar": "N",
         },
     )

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from chanfmt.base import html
 from chanfmt.base.errors import AtlasError
-from chanfmt.base.text import printable
+from chanfmt.base.text import one_line
 from chanfmt.format import schema
 from surgery.planning.decide import SelectorEffect, decide
 from surgery.planning.mass import lp_mass
 from surgery.planning.selectors import file_name
+from surgery.planning.written import Size, size_of, width_warnings, written_widths
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +48,8 @@ class BlockPlan:
 
     Attributes:
         name: The FFN's name in the plan file: its module, with a number if another FFN has the same module.
-        layer_index, place, module, stack, n_channels, n_experts, tensors: As in `chanfmt.format.records.Block`.
+        layer_index, place, module, stack, n_channels, n_experts, tensors, width_field, width_factor, channel_parameters: As
+            in `chanfmt.format.records.Block`.
         kept: Ids of the channels that stay, ascending, int32: (kept,), or (expert, kept) if the FFN has experts.
         supernodes, supernodes_kept: Supernodes before and after the cut, over all experts.
         lp_kept: Share of the FFN's LP that its kept channels hold; None if the LP is unknown or 0.
@@ -64,10 +67,13 @@ class BlockPlan:
     supernodes: int
     supernodes_kept: int
     lp_kept: float | None
+    width_field: str | None = None
+    width_factor: int = 0
+    channel_parameters: int = 0
 
     def __repr__(self) -> str:
         experts = f"{self.n_experts} experts x " if self.n_experts else ""
-        return f"<BlockPlan {printable(self.name)!r}: {experts}{self.n_kept:,} of {self.n_channels:,} channels kept>"
+        return f"<BlockPlan {one_line(self.name)!r}: {experts}{self.n_kept:,} of {self.n_channels:,} channels kept>"
 
     @property
     def n_kept(self) -> int:
@@ -107,6 +113,9 @@ class PruningPlan:
         calibration: What the atlas was measured on, for people.
         check_tokens: Token ids to compare logits on, at most `CHECK_TOKENS`; empty if the atlas stores none.
         blocks: One `BlockPlan` per FFN, in model order.
+        extra: FFNs in the files that stock transformers does not load, and that a result was cut in too. A plan that was made
+            from an atlas has none.
+        parameters: Parameters of the model before the cut; 0 if the plan does not say.
         warnings: What the user should know. A plan file does not hold them.
     """
 
@@ -130,13 +139,15 @@ class PruningPlan:
     check_tokens: tuple[int, ...]
     blocks: tuple[BlockPlan, ...]
     atlas_source: str = ""
+    extra: tuple[BlockPlan, ...] = ()
+    parameters: int = 0
     warnings: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        name = printable(self.model.id.rstrip("/").rsplit("/", 1)[-1])
+        name = one_line(self.model.id.rstrip("/").rsplit("/", 1)[-1])
         return (
             f"<PruningPlan of {name}: {len(self.blocks)} FFNs, {self.channels:,} to {self.channels_kept:,} channels "
-            f"({-self.sparsity_reached:+.1%}), {printable(self.method)}>"
+            f"({-self.sparsity_reached:+.1%}), {one_line(self.method)}>"
         )
 
     def _repr_html_(self) -> str:
@@ -167,6 +178,21 @@ class PruningPlan:
     def scope_sparsity_reached(self) -> float:
         """Share that the plan removes of the channels of the FFNs that could be cut."""
         return (self.channels - self.channels_kept) / self.scope_channels
+
+    @cached_property
+    def widths(self) -> tuple[int, ...]:
+        """Width of each FFN in the result: its kept channels, followed by zero channels up to the width that stock code loads."""
+        return tuple(written_widths(self.blocks, [block.n_kept for block in self.blocks], self.multiple_of))
+
+    @cached_property
+    def size(self) -> Size | None:
+        """Parameters that the cut takes away; None if the atlas does not say how many a channel has."""
+        return size_of(self.blocks, [block.n_kept for block in self.blocks], self.widths)
+
+    @property
+    def parameters_after(self) -> int | None:
+        """Parameters of the result as written; None if the atlas does not say."""
+        return self.parameters - self.size.written if self.parameters and self.size else None
 
     def check_atlas(self, atlas: Atlas) -> None:
         """Raise `AtlasError` if ``atlas`` has another content digest than the atlas that the plan was made from."""
@@ -219,7 +245,7 @@ def make_plan(atlas: Atlas, options: PlanOptions) -> PruningPlan:
     decision = decide(atlas, options)
     model, calibration = atlas.model, atlas.calibration
     tokens = calibration.token_ids
-    return PruningPlan(
+    plan = PruningPlan(
         model=PlannedModel(model.id, model.revision, model.source, model.model_type, model.architectures, model.fingerprint),
         method=options.method,
         protection=decision.protection,
@@ -243,8 +269,10 @@ def make_plan(atlas: Atlas, options: PlanOptions) -> PruningPlan:
             for block, name in zip(atlas.blocks, _names(atlas.blocks), strict=True)
         ),
         atlas_source=atlas.hub_source,
+        parameters=model.parameters,
         warnings=decision.warnings,
     )
+    return replace(plan, warnings=(*plan.warnings, *width_warnings(plan.blocks, plan.widths)))
 
 
 def layer_rows(plan: PruningPlan) -> tuple[list[str], list[list[str]]]:
@@ -274,7 +302,7 @@ def percent(share: float | None) -> str:
 def _describe_calibration(atlas: Atlas) -> str:
     record = atlas.calibration
     sources = sorted({contribution.source for contribution in record.contributions})
-    return f"{', '.join(sources)}, {record.sequences} x {record.seq_len} tokens"
+    return f"{', '.join(sources)}, {record.sequences} x {record.seq_len} tokens{record.ends_note}"
 
 
 def _names(blocks: Sequence[Block]) -> list[str]:
@@ -299,6 +327,9 @@ def _plan_block(atlas: Atlas, block: Block, name: str, kept: np.ndarray) -> Bloc
         int(core.sum()),
         int((core & kept).sum()),
         _lp_kept(stack, block, kept),
+        block.width_field,
+        block.width_factor,
+        block.channel_parameters,
     )
 
 

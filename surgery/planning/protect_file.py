@@ -64,7 +64,7 @@ def read_protect_file(path: Path, atlas: Atlas) -> tuple[dict[int, np.ndarray], 
 
 
 def write_protect_file(path: Path, atlas: Atlas, channels: Mapping[int, np.ndarray]) -> None:
-    """Write a JSON protect file, whole or not at all.
+    """Write a JSON protect file, whole or not at all. A file that is there is replaced.
 
     Args:
         channels: Block index to a mask of the listed channels, bool of `Block.shape`. A missing FFN has no listed channels.
@@ -79,7 +79,7 @@ def write_protect_file(path: Path, atlas: Atlas, channels: Mapping[int, np.ndarr
         for expert, row in zip(block.experts, rows, strict=True):
             if row.any():
                 layers[unit_key(atlas, block, expert)] = np.flatnonzero(row).tolist()
-    with atomic_file(path) as temporary:
+    with atomic_file(path, overwrite=True) as temporary:
         temporary.write_text(_as_json(atlas.content_sha256, layers), encoding="utf-8")
 
 
@@ -152,6 +152,7 @@ def _from_rows(path: Path, rows: Any, atlas: Atlas) -> dict[int, np.ndarray]:
             if not any(cells):
                 continue
             with _naming(f"{path}, line {rows.line_num}"):
+                _check_separator(cells)
                 if columns is None:
                     header = _header(cells)
                     columns = header or ["layer", "channel"]
@@ -161,6 +162,13 @@ def _from_rows(path: Path, rows: Any, atlas: Atlas) -> dict[int, np.ndarray]:
     except csv.Error as error:
         raise UsageError(f"{path}, line {rows.line_num}: {error}") from None
     return masks
+
+
+def _check_separator(cells: list[str]) -> None:
+    """Raise `UsageError` for a line without commas that has another separator: some spreadsheets write such files as CSV."""
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(cells) == 1 and separator in cells[0]:
+            raise UsageError(f"its columns are separated by {name}, not commas", hint="save the table again, with commas")
 
 
 def _header(cells: list[str]) -> list[str] | None:

@@ -12,12 +12,13 @@ import numpy as np
 from chanfmt.algebra.labels import supernode_count
 from chanfmt.base.choices import did_you_mean
 from chanfmt.base.errors import UsageError
+from chanfmt.base.inputs import input_path
 from chanfmt.format import schema
 from surgery.planning.addresses import channel_ids, find_unit, parse_layers, parse_number, parse_ranges
 from surgery.planning.protect_file import SUFFIXES, mark, no_channels, read_protect_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from chanfmt.format.reader import Atlas
 
@@ -52,7 +53,7 @@ def select(selector: str, atlas: Atlas) -> tuple[dict[int, np.ndarray], tuple[st
     elif match := _BY_METRIC.fullmatch(text):
         masks = _by_metric(match[1], match[2], match[3], selector, atlas, layers)
     elif _is_file(text):
-        masks, warnings = read_protect_file(Path(text), atlas)
+        masks, warnings = read_protect_file(input_path(text), atlas)
     elif match := _BY_ID.fullmatch(text):
         masks = _by_id(match[1], match[2], selector, atlas)
     else:
@@ -104,10 +105,10 @@ def _by_id(key: str, ids: str, selector: str, atlas: Atlas) -> dict[int, np.ndar
 def _by_metric(
     kind: str, metric: str, value: str, selector: str, atlas: Atlas, layers: frozenset[int] | None
 ) -> dict[int, np.ndarray]:
-    if metric not in schema.METRIC_BY_NAME:
+    known = dict.fromkeys([*schema.METRIC_BY_NAME, *(name for stack in atlas.stacks.values() for name in stack.extension_names)])
+    if metric not in known:
         raise UsageError(
-            f"{selector}: unknown metric {metric!r}{did_you_mean(metric, schema.METRIC_BY_NAME)}",
-            hint=f"choose from {', '.join(schema.METRIC_BY_NAME)}",
+            f"{selector}: unknown metric {metric!r}{_did_you_mean(metric, known)}", hint=f"choose from {', '.join(known)}"
         )
     try:
         choose = _CHOICES[kind](value)
@@ -119,6 +120,12 @@ def _by_metric(
         }
     except UsageError as error:
         raise UsageError(f"{selector}: {error.message}", hint=error.hint) from None
+
+
+def _did_you_mean(metric: str, known: Iterable[str]) -> str:
+    """As `did_you_mean`. The metric of another program may be written without its owner."""
+    owned = [name for name in known if name.rpartition("/")[2] == metric]
+    return f"; did you mean {owned[0]}?" if owned else did_you_mean(metric, known)
 
 
 def _top(text: str) -> Callable[[np.ndarray], np.ndarray]:

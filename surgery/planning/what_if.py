@@ -15,6 +15,7 @@ from surgery.planning.decide import in_scope
 from surgery.planning.mass import lp_mass
 from surgery.planning.methods import find_method
 from surgery.planning.protect import protect_list
+from surgery.planning.written import Size, field_groups, written_widths
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,6 +34,8 @@ class Left:
         supernodes, supernodes_kept: Supernodes before and after, over all experts.
         lp: LP times tokens of all channels (see `surgery.planning.mass.lp_mass`).
         lp_kept: LP times tokens of the kept channels.
+        asked, removed: Parameters of the removed channels, and parameters by which the FFN becomes smaller in the file, as in
+            `surgery.planning.written.Size`; 0 if the atlas does not say.
     """
 
     channels: int
@@ -41,6 +44,8 @@ class Left:
     supernodes_kept: int
     lp: float
     lp_kept: float
+    asked: int = 0
+    removed: int = 0
 
     @property
     def lp_share(self) -> float | None:
@@ -80,6 +85,9 @@ class WhatIf:
         self.warnings = (*listed.warnings, *scores.warnings())
         self._choice = Choice(scores, options, protected)
         self._blocks = atlas.blocks
+        self._parameters = atlas.model.parameters
+        self._multiple_of = options.multiple_of
+        self._groups = field_groups(self._blocks)
         self._sums = {block.index: _Sums(atlas, block, self._choice.orders.get(block.index)) for block in atlas.blocks}
 
     def at(self, sparsity: float) -> tuple[Left, ...]:
@@ -89,7 +97,23 @@ class WhatIf:
             UsageError: ``sparsity`` removes no channel or all channels, or the protected channels do not fit.
         """
         widths = self._choice.widths(sparsity)
-        return tuple(self._sums[block.index].left(widths.get(block.index, block.n_channels)) for block in self._blocks)
+        kept = [widths.get(block.index, block.n_channels) for block in self._blocks]
+        written = written_widths(self._blocks, kept, self._multiple_of, self._groups)
+        return tuple(
+            self._sums[block.index].left(width, block.channel_parameters, stored)
+            for block, width, stored in zip(self._blocks, kept, written, strict=True)
+        )
+
+    def parameters(self, rows: tuple[Left, ...]) -> tuple[int, int] | None:
+        """Parameters of the model before, and after a cut that leaves ``rows``, as written; None if the atlas does not say."""
+        if not all(block.channel_parameters for block in self._blocks):
+            return None
+        return self._parameters, self._parameters - sum(row.removed for row in rows)
+
+    def is_refused(self, rows: tuple[Left, ...]) -> bool:
+        """Whether a cut that leaves ``rows`` needs ``--allow-padding``, because its file would hardly shrink."""
+        known = all(block.width_field is not None for block in self._blocks)
+        return known and Size(sum(row.asked for row in rows), sum(row.removed for row in rows)).is_small
 
 
 def total(rows: tuple[Left, ...]) -> Left:
@@ -114,7 +138,8 @@ class _Sums:
         self._mass = np.concatenate(([0.0], np.cumsum(mass.sum(axis=0))))
         self._units = len(core)
 
-    def left(self, width: int) -> Left:
+    def left(self, width: int, parameters: int, written: int) -> Left:
+        """What is left by the best ``width`` channels, of so many parameters each, in a file in which the FFN is ``written`` wide."""
         channels = len(self._core) - 1
         return Left(
             channels * self._units,
@@ -123,4 +148,6 @@ class _Sums:
             int(self._core[width]),
             float(self._mass[-1]),
             float(self._mass[width]),
+            parameters * (channels - width) * self._units,
+            parameters * (channels - written) * self._units,
         )

@@ -40,20 +40,20 @@ class BiasPlan:
         index: The checkpoint, with the new biases as tensors without elements.
         layout: The layout of the cut, which fills the new biases with zeros, and the config that has them.
         values: Name of every FFN that is cut to its new write bias, float64 (outputs,).
-        added: Name of every FFN that is cut to the difference between its new and its old write bias, float64 (outputs,).
+        before: Name of every FFN that is cut to its old write bias, float64 (outputs,).
     """
 
     plan: PruningPlan
     index: CheckpointIndex
     layout: Layout
     values: Mapping[str, np.ndarray]
-    added: Mapping[str, np.ndarray]
+    before: Mapping[str, np.ndarray]
 
-    def places(self) -> Iterator[tuple[TensorSlice, np.ndarray]]:
-        """The slice of every write bias that changes, with its new values."""
+    def places(self) -> Iterator[tuple[str, TensorSlice, np.ndarray]]:
+        """Every write bias that changes: the name of its FFN, its slice, and its new values."""
         for block in self.plan.blocks:
             if block.name in self.values:
-                yield _write_bias(block), self.values[block.name]
+                yield block.name, _write_bias(block), self.values[block.name]
 
 
 def plan_biases(plan: PruningPlan, layout: Layout, index: CheckpointIndex, means: Mapping[str, np.ndarray]) -> BiasPlan:
@@ -69,13 +69,14 @@ def plan_biases(plan: PruningPlan, layout: Layout, index: CheckpointIndex, means
     if not all(any(item.role == "write_bias" for item in block.tensors) for block in plan.blocks if block.is_cut):
         plan, layout, index = _with_biases(plan, layout, index)
     weights = StoredWeights(index, "float32")
-    values, added = {}, {}
+    values, before = {}, {}
     for block in plan.blocks:
         if block.is_cut:
             gone = block.removed_of(0)
-            added[block.name] = weights.write(block)[:, gone].astype(np.float64) @ means[block.name][gone]
-            values[block.name] = added[block.name] + _before(_write_bias(block), index)
-    return BiasPlan(plan, index, layout, values, added)
+            added = weights.write(block)[:, gone].astype(np.float64) @ means[block.name][gone]
+            before[block.name] = np.broadcast_to(_before(_write_bias(block), index), added.shape)
+            values[block.name] = added + before[block.name]
+    return BiasPlan(plan, index, layout, values, before)
 
 
 def _with_biases(plan: PruningPlan, layout: Layout, index: CheckpointIndex) -> tuple[PruningPlan, Layout, CheckpointIndex]:

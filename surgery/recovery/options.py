@@ -13,12 +13,13 @@ import numpy as np
 from chanfmt.base.choices import unknown
 from chanfmt.base.errors import AtlasError, UsageError
 from chanfmt.data.shares import read_weights
+from chanfmt.data.text import check_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from chanfmt.format.reader import Atlas
-    from chanfmt.format.records import Block
+    from chanfmt.format.records import Block, SpecialTokens
     from surgery.planning.plan import PruningPlan
 
 RECOVERIES = {
@@ -138,11 +139,13 @@ class RefitText:
         weights: Source to its weight in the mixture.
         sequences: Number of sequences of all sources.
         seq_len: Tokens of a sequence.
+        special: Tokens that every sequence begins and ends with; None for those that the model's tokenizer adds.
     """
 
     weights: Mapping[str, float]
     sequences: int
     seq_len: int
+    special: SpecialTokens | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,9 +285,10 @@ def plan_recovery(options: RecoveryOptions, atlas: Atlas, plan: PruningPlan) -> 
     record = atlas.calibration
     if options.recover_text:
         length = record.seq_len
-        text = RefitText(
-            read_weights(options.recover_text, "--recover-text"), max(1, round(options.token_count / length)), length
-        )
+        weights = read_weights(options.recover_text, "--recover-text")
+        for source in weights:
+            check_text(source)
+        text = RefitText(weights, max(1, round(options.token_count / length)), length, record.special_tokens)
         return Refit(None, options.recover_device, spool_bytes, options.recover, text=text)
     tokens = record.token_ids
     if tokens is None or not len(tokens):

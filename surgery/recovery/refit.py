@@ -28,6 +28,7 @@ from chanfmt.models.run import eager_experts, run_text, usual_batch
 from chanfmt.models.streaming.spool import Spool
 from chanfmt.models.streaming.streamed import StreamedModel, open_streamed
 from surgery.cut.checkpoint.patch import as_stored
+from surgery.cut.checkpoint.rounding import stored_dtype
 from surgery.cut.matching import match_ffns
 from surgery.recovery.adapt import EPOCHS, adapt, evaluate
 from surgery.recovery.folds import Batch, split_batches
@@ -94,6 +95,7 @@ def refitted(
     spool_directory: Path,
     begin: Callable[[int], object] = lambda total: None,
     progress: Callable[[int], object] = lambda sequences: None,
+    dtype: str | None = None,
 ) -> Iterator[Refitted]:
     """Fit the kept channels of ``plan``'s cut of the dense model ``source``. The weights exist as long as the context.
 
@@ -102,6 +104,7 @@ def refitted(
         spool_directory: Directory for hidden states and fitted weights that exceed the memory limit.
         begin: Called once with the total of the numbers that ``progress`` will be called with.
         progress: Called with the number of sequences that just passed through a block.
+        dtype: Dtype of the floating tensors of the result; None if they stay as they are stored.
 
     Raises:
         ModelError: The model cannot run block by block, or its FFNs are of a kind that cannot be fitted.
@@ -110,7 +113,7 @@ def refitted(
     streamed = open_streamed(source, device=options.device)
     with Spool(options.spool_bytes, spool_directory) as spool:
         with torch.no_grad(), eager_experts(streamed.chain.model), fast_products(streamed.chain.device):
-            result = _Pass(plan, source.index, streamed, spool, options, begin, progress).result()
+            result = _Pass(plan, source.index, streamed, spool, options, begin, progress, dtype).result()
         yield result
 
 
@@ -131,9 +134,11 @@ class _Pass:
         options: Refit,
         begin: Callable[[int], object],
         progress: Callable[[int], object],
+        dtype: str | None,
     ) -> None:
         self.chain = streamed.chain
         self.index = index
+        self.dtype = dtype
         self.spool = spool
         self.options = options
         self.progress = progress
@@ -316,7 +321,7 @@ class _Fitting:
     def _finish(self, found: Write) -> None:
         """Keep the fitted weights, and pass the cut model's hidden states through them, rounded as the checkpoint stores them."""
         run, survivors, name = self.run, self.survivors, self.block.name
-        dtypes = {item.role: self.run.index.tensors[item.tensor].dtype for item in self.block.tensors}
+        dtypes = {item.role: stored_dtype(self.run.index.tensors[item.tensor], self.run.dtype) for item in self.block.tensors}
         values = {"weight": as_stored(found.weight, dtypes["write"])}
         shift = None
         if found.shift is not None and survivors.bias is not None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from chanfmt.base.files import check_space
-from chanfmt.base.narrate import progress_bar
-from surgery.cut.check import check_fitted, check_logits
+from chanfmt.base.narrate import progress_bar, say
+from surgery.cut.check import FITTED_TOLERANCE, ROUNDED_TOLERANCE, NotCheckedError, check_fitted, check_logits
 from surgery.cut.checkpoint.patch import as_stored, write_kept, write_vector
 from surgery.cut.checkpoint.writer import output_bytes
 from surgery.recovery.bias import BiasPlan, plan_biases
@@ -19,7 +19,7 @@ from surgery.recovery.refit import Refitted, refitted
 from surgery.recovery.tokens import with_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from chanfmt.models.safetensors import CheckpointIndex
@@ -47,7 +47,7 @@ class Prepared(Protocol):
         """Change the weights in the files of ``written``, and check what stock code computes with them.
 
         Args:
-            verify: Whether the dense model may be loaded for the check.
+            verify: Whether the result is compared with the dense model, if the recovery has no other model to compare it with.
 
         Raises:
             CheckError: The result computes something else than it should.
@@ -55,29 +55,37 @@ class Prepared(Protocol):
 
 
 @contextlib.contextmanager
-def prepared(recovery: Recovery, plan: PruningPlan, layout: Layout, source: ModelSource, directory: Path) -> Iterator[Prepared]:
+def prepared(
+    recovery: Recovery,
+    plan: PruningPlan,
+    layout: Layout,
+    source: ModelSource,
+    directory: Path,
+    dtype: str | None = None,
+) -> Iterator[Prepared]:
     """Do the work of ``recovery`` for the cut that ``layout`` makes of ``source``. Its result lives as long as the context.
 
     Args:
         directory: Directory for intermediate results that do not fit in memory. The cut will be written there too.
+        dtype: Dtype of the floating tensors of the result; None if they stay as they are stored.
 
     Raises:
         ModelError: This recovery does not work for this kind of model.
         ChanfmtError: Memory or disk space runs out.
     """
     if isinstance(recovery, BiasRecovery):
-        yield _Biases(plan_biases(plan, layout, source.index, recovery.means), source, recovery.tokens)
+        yield _Biases(plan_biases(plan, layout, source.index, recovery.means), source, recovery.tokens, dtype)
         return
     # The refit may take long, and an error about disk space should come before it.
-    check_space(directory, output_bytes(source.index, layout.cuts))
+    check_space(directory, output_bytes(source.index, layout.cuts, dtype))
     drawn = with_tokens(recovery, source)
-    assert drawn.tokens is not None
     with contextlib.ExitStack() as stack:
         with progress_bar(0, "seq", "refitting") as bar:
             fitted = stack.enter_context(
-                refitted(plan, source, drawn, spool_directory=directory, begin=bar.reset, progress=bar.update)
+                refitted(plan, source, drawn, spool_directory=directory, begin=bar.reset, progress=bar.update, dtype=dtype)
             )
-        yield _Fitted(plan, source.index, layout, fitted, drawn)
+        tolerance = FITTED_TOLERANCE if dtype is None else ROUNDED_TOLERANCE
+        yield _Fitted(plan, source.index, layout, fitted, drawn, tolerance)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +95,7 @@ class _Fitted:
     layout: Layout
     fitted: Refitted
     refit: Refit
+    tolerance: float
 
     def put_in(self, written: ModelSource, *, verify: bool) -> RecoveryReport:
         for block in self.plan.blocks:
@@ -102,7 +111,8 @@ class _Fitted:
                 if found.bias is not None:
                     write_vector(written.index.tensors[items["write_bias"].tensor], items["write_bias"].index, found.bias)
         assert self.refit.tokens is not None
-        return RecoveryReport(self.refit.method, self.refit.tokens.size, self.fitted.layers, check_fitted(written, self.fitted))
+        error = _unless_too_large(lambda: check_fitted(written, self.fitted, self.tolerance))
+        return RecoveryReport(self.refit.method, self.refit.tokens.size, self.fitted.layers, error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +120,7 @@ class _Biases:
     biases: BiasPlan
     source: ModelSource
     tokens: int
+    dtype: str | None
 
     @property
     def plan(self) -> PruningPlan:
@@ -124,10 +135,27 @@ class _Biases:
         return self.biases.layout
 
     def put_in(self, written: ModelSource, *, verify: bool) -> RecoveryReport:
-        for item, value in self.biases.places():
+        added = {}
+        for name, item, value in self.biases.places():
             entry = written.index.tensors[item.tensor]
-            write_vector(entry, item.index, as_stored(torch.from_numpy(value), entry.dtype))
+            stored, before = (
+                as_stored(torch.from_numpy(values), entry.dtype) for values in (value, self.biases.before[name].copy())
+            )
+            write_vector(entry, item.index, stored)
+            # The check sees the biases as they are stored. The dense model's own biases are rounded alike.
+            added[name] = (stored.double() - before.double()).numpy()
         error = None
         if verify:
-            error = check_logits(self.plan, self.source, written, added=self.biases.added).relative_error
+            error = _unless_too_large(
+                lambda: check_logits(self.plan, self.source, written, added=added, rounded=self.dtype).relative_error
+            )
         return RecoveryReport("bias", self.tokens, (), error)
+
+
+def _unless_too_large(check: Callable[[], float]) -> float | None:
+    """The error that ``check`` finds; None, and a note, if the memory does not suffice for the check."""
+    try:
+        return check()
+    except NotCheckedError as error:
+        say(f"the logits after the recovery are not compared: {error.message}")
+        return None

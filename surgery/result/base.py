@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from chanfmt.base.text import printable
+from chanfmt.base.hub_ids import is_hub_id
+from chanfmt.base.text import one_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,7 +98,7 @@ def read_base(model: Named | ModelSource, directory: Path) -> Base:
     license, name, link = (_text(fields.get(key)) for key in ("license", "license_name", "license_link"))
     if not license and (file := _license_file(directory)):
         license, name, link = "other", _title(file), file.name
-    if link and model.source == "hub" and "://" not in link and not (directory / link).is_file():
+    if link and model.source == "hub" and is_hub_id(model.id) and "://" not in link and not (directory / link).is_file():
         link = f"https://huggingface.co/{model.id}/blob/main/{link}"
     return Base(model.id, model.revision, model.source, license.lower(), name, link)
 
@@ -119,7 +120,7 @@ def _text(value: Any) -> str:
     """A text field in one line. A list of one text is that text, because licences may be given so."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
-    return " ".join(printable(value).split())[:_MAX_TEXT] if isinstance(value, str) else ""
+    return " ".join(one_line(value, _MAX_TEXT).split()) if isinstance(value, str) else ""
 
 
 def _license_file(directory: Path) -> Path | None:

@@ -6,8 +6,9 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from chanfmt.base.markdown import inline, table
-from chanfmt.base.text import perplexity_text, printable
+from chanfmt.base.hub_ids import is_hub_id
+from chanfmt.base.markdown import code, fenced, inline, table
+from chanfmt.base.text import one_line, perplexity_text
 from chanfmt.data.text import ALIASES
 from chanfmt.models.source import TEMPLATE_DIRECTORY
 from surgery.planning.methods import METHODS
@@ -31,6 +32,10 @@ RELATION = "finetune"
 PIPELINES = {
     "AutoModelForCausalLM": "text-generation",
     "AutoModelForMaskedLM": "fill-mask",
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForTokenClassification": "token-classification",
+    "AutoModelForQuestionAnswering": "question-answering",
+    "AutoModelForMultipleChoice": "multiple-choice",
     "AutoModelForImageTextToText": "image-text-to-text",
     "AutoModelForImageClassification": "image-classification",
     "AutoModelForAudioClassification": "audio-classification",
@@ -65,12 +70,12 @@ def model_card(report: Report, name: str, evaluated: Evaluated | None = None) ->
             "",
             f"# {inline(title)}",
             "",
-            f"`{inline(base.id)}` with {plan.sparsity_reached:.1%} of its feed-forward (FFN) channels removed. "
+            f"{code(base.id)} with {plan.sparsity_reached:.1%} of its feed-forward (FFN) channels removed. "
             f"{_form(report)} Stock transformers code loads the result. {_weights(report)}",
             "",
             *(
                 [
-                    f"**{UNVERIFIED}:** logits were not compared with those of the masked dense model ({report.logits_skipped}).",
+                    f"**{UNVERIFIED}:** logits were not compared with those of the masked dense model ({inline(report.logits_skipped)}).",
                     "",
                 ]
                 if report.logits is None
@@ -115,43 +120,39 @@ def _seal(text: str) -> str:
 
 def _front_matter(report: Report, title: str, evaluated: Evaluated | None) -> str:
     from huggingface_hub import ModelCardData
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
 
     base = report.base
     fields: dict[str, Any] = {}
-    if base.source == "hub":
-        try:
-            validate_repo_id(base.id)
-            fields = {"base_model": base.id, "base_model_relation": RELATION}
-        except HFValidationError:
-            pass  # The Hub refuses a card with such a name.
+    # The Hub refuses a card with another name.
+    if base.source == "hub" and is_hub_id(base.id):
+        fields = {"base_model": base.id, "base_model_relation": RELATION}
     if evaluated and evaluated.result.perplexity is not None:
-        fields |= {"model_name": title, "eval_results": [_eval_result(evaluated, evaluated.result.perplexity)]}
+        fields |= {"model_name": one_line(title), "eval_results": [_eval_result(evaluated, evaluated.result.perplexity)]}
     return ModelCardData(
         **fields,
         library_name="transformers",
         pipeline_tag=PIPELINES.get(report.loader),
         tags=list(TAGS),
-        license=base.license or None,
-        license_name=base.license_name or None,
-        license_link=base.license_link or None,
+        license=one_line(base.license) or None,
+        license_name=one_line(base.license_name) or None,
+        license_link=one_line(base.license_link) or None,
     ).to_yaml()
 
 
 def _eval_result(evaluated: Evaluated, perplexity: float) -> Any:
     from huggingface_hub import EvalResult
 
-    data, config, splits = ALIASES.get(evaluated.data, (evaluated.data, None, {}))
+    name = one_line(evaluated.data)
+    data, config, splits = ALIASES.get(name, (name, None, {}))
     return EvalResult(
         task_type="text-generation",
         dataset_type=data,
-        dataset_name=evaluated.data,
+        dataset_name=name,
         dataset_config=config,
         dataset_split=splits.get("evaluate"),
         metric_type="perplexity",
         metric_value=perplexity,
-        metric_name=f"perplexity, protocol {evaluated.protocol}, blocks of {evaluated.seq_len} tokens",
+        metric_name=f"perplexity, protocol {one_line(evaluated.protocol)}, blocks of {evaluated.seq_len} tokens",
     )
 
 
@@ -163,7 +164,7 @@ def _removal(report: Report) -> list[str]:
     retention = f" {kept:,} of {supernodes:,} supernodes are kept ({kept / supernodes:.1%})." if supernodes else ""
     return [
         f"The channels with the {'highest' if plan.invert else 'lowest'} scores were removed. The method is "
-        f"`{plan.method}`{formula}. The scores come from an importance atlas, which was measured on: {inline(plan.calibration)}."
+        f"{code(plan.method)}{formula}. The scores come from an importance atlas, which was measured on: {inline(plan.calibration)}."
         f"{retention}",
         "",
         table(["", ""], summary_rows(plan, report)),
@@ -184,14 +185,24 @@ def _evaluation(report: Report, evaluated: Evaluated | None) -> list[str]:
         return ["No perplexity was measured. `surgery eval` measures the perplexity of this model and its base on the same text."]
     rows = [*([("dense", evaluated.dense)] if evaluated.dense else []), ("pruned", evaluated.result)]
     numbers = evaluated.result
+    bos = any(item.perplexity_with_bos is not None for _, item in rows)
     lines = [
-        table(["", "perplexity", "nats/token", "std err", "bits/byte"], [[name, *_numbers(item)] for name, item in rows]),
+        table(
+            ["", "perplexity", "nats/token", "std err", "bits/byte", *(["perplexity, BOS before every block"] if bos else [])],
+            [[name, *_numbers(item), *([_with_bos(item)] if bos else [])] for name, item in rows],
+        ),
         "",
-        f"On `{inline(evaluated.data)}`, protocol `{inline(evaluated.protocol)}`: {numbers.tokens:,} tokens in "
+        f"On {code(evaluated.data)}, protocol {code(evaluated.protocol)}: {numbers.tokens:,} tokens in "
         f"{numbers.blocks:,} blocks of {evaluated.seq_len:,}, {numbers.predicted:,} predicted; {inline(evaluated.statement)}. "
         f"`{EVALUATION_FILE}` has all digits.",
     ]
-    scores = [{(task["task"], task["metric"], task["filter"]): f"{task['value']:.4f}" for task in item.tasks} for _, item in rows]
+    scores = [
+        {
+            (task["task"], task["metric"], task["filter"]): "-" if task["value"] is None else f"{task['value']:.4f}"
+            for task in item.tasks
+        }
+        for _, item in rows
+    ]
     keys = list(dict.fromkeys(key for found in scores for key in found))
     if keys:
         lines += [
@@ -204,18 +215,22 @@ def _evaluation(report: Report, evaluated: Evaluated | None) -> list[str]:
     return lines
 
 
+def _with_bos(item: Measured) -> str:
+    return "-" if item.perplexity_with_bos is None else perplexity_text(item.perplexity_with_bos)
+
+
 def _numbers(item: Measured) -> list[str]:
     others = (item.nll, item.nll_standard_error, item.bits_per_byte)
     return [perplexity_text(item.perplexity), *("-" if value is None else f"{value:.4f}" for value in others)]
 
 
 def _loading(report: Report, name: str) -> list[str]:
-    place = json.dumps(inline(name))
+    place = fenced(json.dumps(one_line(name)))
     names = {file for file in report.files if not file.startswith(TEMPLATE_DIRECTORY)}
     reader = ("AutoProcessor", "processor") if names & {"preprocessor_config.json", "processor_config.json"} else None
     if reader is None and any(file.startswith(("tokenizer", "vocab", "spiece", "sentencepiece")) for file in names):
         reader = ("AutoTokenizer", "tokenizer")
-    loader = inline(report.loader)
+    loader = report.loader if report.loader.isidentifier() else "AutoModel"
     return [
         "```python",
         f"from transformers import {', '.join([loader, *([reader[0]] if reader else [])])}",
@@ -235,25 +250,20 @@ def _making(report: Report) -> list[str]:
     )
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     return [
-        *(["```sh", _code(report.command), "```", ""] if report.command else []),
-        f"{atlas}content SHA-256 `{inline(plan.atlas_sha256)}`. `{KEPT_FILE}` lists the kept channels and is a plan: "
+        *(["```sh", fenced(report.command), "```", ""] if report.command else []),
+        f"{atlas}content SHA-256 {code(plan.atlas_sha256)}. `{KEPT_FILE}` lists the kept channels and is a plan: "
         f"`surgery apply {KEPT_FILE} --model MODEL -o DIR` makes the same cut. `{REPORT_FILE}` holds all other details, with the "
         f"SHA-256 of every file. This model was made with {inline(versions)}.",
     ]
-
-
-def _code(text: str) -> str:
-    # Inside a code fence, only the end of the fence has a meaning.
-    return " ".join(printable(text).split("\n")).replace("```", "'''")
 
 
 def _licence(report: Report) -> list[str]:
     base = report.base
     name = base.license_name or base.license
     if not name:
-        return [f"The card of `{inline(base.id)}` names no licence."]
+        return [f"The card of {code(base.id)} names no licence."]
     where = f" ({inline(base.license_link)})" if base.license_link else ""
-    lines = [f"This model has the licence of `{inline(base.id)}`: {inline(name)}{where}."]
+    lines = [f"This model has the licence of {code(base.id)}: {inline(name)}{where}."]
     if base.terms:
         lines += [
             "",
@@ -265,7 +275,7 @@ def _licence(report: Report) -> list[str]:
 
 def _form(report: Report) -> str:
     """One or two sentences on how the files show the removal."""
-    fields = ", ".join(f"`{inline(field)}` is {inline(str(change.after))}" for field, change in report.config_fields.items())
+    fields = ", ".join(f"{code(field)} is {inline(str(change.after))}" for field, change in report.config_fields.items())
     if not report.padded:
         return f"The channels are really removed, not set to zero: {fields} in `config.json`."
     zeros = f"Stock code cannot load {len(report.padded)} FFNs at their own widths, so they are padded with zero channels."
@@ -273,7 +283,8 @@ def _form(report: Report) -> str:
 
 
 def _weights(report: Report) -> str:
+    rounded = f"All weights are rounded to {report.dtype}." if report.dtype else ""
     if report.recovery is None:
-        return "The kept weights are unchanged, and nothing was trained."
+        return f"{rounded} Nothing was trained." if rounded else "The kept weights are unchanged, and nothing was trained."
     what = RECOVERIES[report.recovery.method]
-    return f"{what[:1].upper()}{what[1:]}. No gradient was computed."
+    return " ".join(text for text in (f"{what[:1].upper()}{what[1:]}. No gradient was computed.", rounded) if text)

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from chanfmt.base.errors import UsageError
-from chanfmt.base.parsed import parse_json
+from chanfmt.base.parsed import check_type, parse_json
 from chanfmt.data.text import FILES
 
 EVALUATION_FORMAT = "surgery-evaluation/1"
@@ -19,7 +19,10 @@ _MAX_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Measured:
-    """One model's numbers, named as ``surgery eval --json`` names them; None if they are not finite or not known."""
+    """One model's numbers, named as ``surgery eval --json`` names them; None if they are not finite or not known.
+
+    ``perplexity_with_bos`` is known if the tokenizer puts BOS before a text: every block then begins with it.
+    """
 
     fingerprint: str
     tokens: int
@@ -31,6 +34,7 @@ class Measured:
     perplexity: float | None
     bits_per_byte: float | None
     tasks: tuple[dict[str, Any], ...]
+    perplexity_with_bos: float | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,15 @@ class Evaluated:
     def to_json(self) -> dict[str, Any]:
         """The content of ``evaluation.json``, which `load_evaluated` reads."""
         return {"format": EVALUATION_FORMAT, **asdict(self)}
+
+
+class _Task(msgspec.Struct):
+    """The parts of a task's result that a card shows."""
+
+    task: str
+    metric: str
+    filter: str
+    value: float | None
 
 
 class _Named(msgspec.Struct):
@@ -102,7 +115,7 @@ def take_evaluation(path: Path, result: str, dense: str) -> Evaluated:
         if result not in models:
             raise UsageError(f"{path} holds no evaluation of this result", hint="make one with: surgery eval MODEL DIR --json")
         # If one model was named twice, its numbers are the same.
-        own, other = (parse_json(models[name], Measured) if name in models else None for name in (result, dense))
+        own, other = (_measured(parse_json(models[name], Measured)) if name in models else None for name in (result, dense))
     except ValueError as error:
         raise UsageError(f"{path} is not an output of surgery eval --json: {error}") from None
     assert own is not None
@@ -123,9 +136,19 @@ def load_evaluated(path: Path) -> Evaluated:
         stored = parse_json(text, _Stored)
         if stored.format != EVALUATION_FORMAT:
             raise ValueError(f"its format is not {EVALUATION_FORMAT}")
+        _measured(stored.result)
+        if stored.dense is not None:
+            _measured(stored.dense)
     except ValueError as error:
         raise UsageError(f"{path} is not an evaluation that surgery push wrote: {error}") from None
     return Evaluated(stored.data, stored.seq_len, stored.protocol, stored.statement, stored.result, stored.dense)
+
+
+def _measured(numbers: Measured) -> Measured:
+    """``numbers``, if a card can show their tasks. Raises `ValueError`."""
+    for task in numbers.tasks:
+        check_type(task, _Task)
+    return numbers
 
 
 def _read(path: Path) -> bytes:

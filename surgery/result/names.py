@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from surgery.planning.plan import PruningPlan
 
+MAX_REPORT = 64 << 20
+"""Bytes of the largest ``surgery.json`` that is read."""
 REPORT_FILE = "surgery.json"
+MAX_REPORT = 64 << 20
+"""Bytes of the largest `REPORT_FILE` that is read."""
 KEPT_FILE = "kept_channels.safetensors"
 CARD_FILE = "README.md"
 ATLAS_FILE = "atlas.h5"

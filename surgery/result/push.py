@@ -6,15 +6,15 @@ import contextlib
 import json
 import shlex
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chanfmt.base.errors import ChanfmtError, CheckError, UsageError
 from chanfmt.base.files import atomic_file
+from chanfmt.base.inputs import input_path
 from chanfmt.base.narrate import say
 from chanfmt.base.text import perplexity_text
 from chanfmt.hub.names import check_repo
-from chanfmt.hub.publish import PublishOptions, full_name, publish_folder
+from chanfmt.hub.publish import PublishOptions, check_login, full_name, publish_folder
 from surgery.result.card import UNVERIFIED, is_edited, model_card
 from surgery.result.names import CARD_FILE, EVALUATION_FILE, default_repository
 from surgery.result.result import check_unchanged, open_result
@@ -22,6 +22,7 @@ from surgery.result.result import check_unchanged, open_result
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator
+    from pathlib import Path
 
     from chanfmt.hub.publish import Published
     from surgery.result.evaluated import Evaluated
@@ -69,7 +70,7 @@ def push(directory: str | os.PathLike[str], repo: str | None = None, options: Pu
         CheckError: The result changed since it was checked, or the Hub holds something else afterwards.
         HubError: The Hub refused, or could not be reached.
     """
-    directory = Path(directory)
+    directory = input_path(directory)
     result = open_result(directory)
     name = repo or default_repository(result.report.plan)
     check_repo(name)
@@ -78,8 +79,11 @@ def push(directory: str | os.PathLike[str], repo: str | None = None, options: Pu
             f"the logits of {directory} were not compared with the masked dense model's: {result.report.logits_skipped}",
             hint="cut the model again on a machine with more memory, or add --no-verify; the card will then say so",
         )
-    check_unchanged(result)
+    # Reading all files again takes minutes, so everything else is checked before.
     evaluated = _evaluation(result, options.eval) if options.eval else result.evaluated
+    _check_card(result, new=options.eval is not None)
+    check_login()
+    check_unchanged(result)
     if evaluated and evaluated.dense is None:
         say("note: there is no perplexity of the dense model on the same tokens; the card gives only the result's")
     with _resumable(directory, push_command(directory, repo, options)):
@@ -134,7 +138,7 @@ def _resumable(directory: Path, command: str) -> Iterator[None]:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(text) from None
     except ChanfmtError as error:
-        error.hint = f"{error.hint}\n  {text}" if error.hint else text
+        error.add_hint(text)
         raise
 
 
@@ -142,16 +146,26 @@ def _evaluation(result: Result, path: str) -> Evaluated:
     from chanfmt.models.source import ModelSource
     from surgery.result.evaluated import take_evaluation
 
-    return take_evaluation(Path(path), ModelSource(result.directory).fingerprint, result.report.applied.fingerprint)
+    return take_evaluation(input_path(path), ModelSource(result.directory).fingerprint, result.report.applied.fingerprint)
 
 
-def _write_card(result: Result, name: str, evaluated: Evaluated | None, *, new: bool) -> None:
-    """Put the repository's name and the numbers into the card, unless somebody edited it. Keep the numbers in a file, too."""
-    path = result.directory / CARD_FILE
+def _card(path: Path) -> str | None:
+    """The text of the card; None if there is no card. Raises `CheckError` if it cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8") if path.exists() else None
+        return path.read_text(encoding="utf-8") if path.exists() else None
     except (OSError, ValueError) as error:
         raise CheckError(f"cannot read {path}: {error}") from None
+
+
+def _check_card(result: Result, *, new: bool) -> bool:
+    """Whether somebody edited the card, which is then pushed as it is.
+
+    Raises:
+        UsageError: It was edited, and ``new`` numbers should go into it, or it hides that the logits were not compared.
+        CheckError: It cannot be read.
+    """
+    path = result.directory / CARD_FILE
+    text = _card(path)
     if text is not None and is_edited(text):
         if new:
             raise UsageError(
@@ -163,12 +177,21 @@ def _write_card(result: Result, name: str, evaluated: Evaluated | None, *, new: 
                 f"{path} was edited, and no longer says that the logits were not compared",
                 hint=f"write {UNVERIFIED!r} into the card, or remove the file to have it written again",
             )
+        return True
+    return False
+
+
+def _write_card(result: Result, name: str, evaluated: Evaluated | None, *, new: bool) -> None:
+    """Put the repository's name and the numbers into the card, unless somebody edited it. Keep the numbers in a file, too."""
+    path = result.directory / CARD_FILE
+    text = _card(path)
+    if _check_card(result, new=new):
         say(f"{path} was edited, and is pushed as it is")
         return
     if new and evaluated:
-        with atomic_file(result.directory / EVALUATION_FILE) as temporary:
+        with atomic_file(result.directory / EVALUATION_FILE, overwrite=True) as temporary:
             temporary.write_text(json.dumps(evaluated.to_json(), indent=2) + "\n", encoding="utf-8")
     card = model_card(result.report, name, evaluated)
     if card != text:
-        with atomic_file(path) as temporary:
+        with atomic_file(path, overwrite=True) as temporary:
             temporary.write_text(card, encoding="utf-8")

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from surgery.cut.check import LogitCheck, ShapeCheck
+    from surgery.cut.extra_layers import ExtraLayers
     from surgery.planning.decide import SelectorEffect
     from surgery.planning.plan import Applied, BlockPlan, Change, PruningPlan
     from surgery.recovery.options import RecoveryReport
@@ -30,7 +31,8 @@ class Report:
         plan: Which channels stay.
         base: The model that was cut: the plan's model, or a fine-tune of it.
         applied: How the result is laid out.
-        parameters_before, parameters_after: Elements of the two checkpoints.
+        parameters_before, parameters_after: Parameters of the two models. If the plan does not say how many the model has,
+            elements of the two checkpoints, which may hold buffers too.
         bytes_before, bytes_after: Bytes of the tensors of the two checkpoints.
         shapes, logits: The checks. ``logits`` is None if it was not run, and ``logits_skipped`` is then the reason.
         versions: Package to version.
@@ -39,7 +41,12 @@ class Report:
         files: The files of the result. ``surgery.json``, which holds this record, and the card, which may change, are left
             out.
         recovery: How the kept channels were refitted; None if they were not.
-        switched: Config fields that the recovery changed, dotted if nested.
+        switched: Config fields that changed and that do not follow from the widths: for the biases of a recovery, the dtype, and
+            layers that were dropped; dotted if nested.
+        extra_layers: What became of layers that stock transformers does not load; None if no width of theirs was concerned.
+        dtype: Float that all floating tensors were rounded to; None if they are as the source stores them.
+        source_file: Size and bits of the quantised file that the source was made from; empty if there was none.
+        set_by: Name of every FFN to the config field that sets its width; empty if none does alone.
     """
 
     plan: PruningPlan
@@ -58,6 +65,10 @@ class Report:
     files: Manifest = field(repr=False)
     recovery: RecoveryReport | None = None
     switched: Mapping[str, Change] = field(default_factory=dict)
+    extra_layers: ExtraLayers | None = None
+    dtype: str | None = None
+    source_file: str = ""
+    set_by: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def config_fields(self) -> dict[str, Change]:
@@ -77,6 +88,8 @@ class Report:
             "base": asdict(self.base),
             "parameters": {"before": self.parameters_before, "after": self.parameters_after},
             "bytes": {"before": self.bytes_before, "after": self.bytes_after},
+            "dtype": self.dtype,
+            "source_file": self.source_file,
             "fingerprint": self.applied.fingerprint,
             "config_fields": {name: asdict(change) for name, change in self.config_fields.items()},
             "padded_to": {block.name: self.applied.widths[block.name] for block in self.padded},
@@ -85,6 +98,7 @@ class Report:
                 "logits": asdict(self.logits) if self.logits else {"skipped": self.logits_skipped},
             },
             "recovery": self.recovery.to_json() if self.recovery else None,
+            "extra_layers": self.extra_layers.to_json() if self.extra_layers else None,
             "versions": dict(self.versions),
             "command": self.command,
             "loader": self.loader,
@@ -116,6 +130,7 @@ def plan_json(plan: PruningPlan) -> dict[str, Any]:
         "scope": {"layers": plan.layers, "stack": list(plan.stack), "channels": plan.scope_channels},
         "invert": plan.invert,
         "multiple_of": plan.multiple_of,
+        "parameters": {"before": plan.parameters or None, "after": plan.parameters_after},
         "layers": [
             {
                 "layer": block.layer_index,
@@ -123,11 +138,12 @@ def plan_json(plan: PruningPlan) -> dict[str, Any]:
                 "channels": block.n_channels,
                 "experts": block.n_experts,
                 "kept": block.n_kept,
+                "written": width,
                 "supernodes": block.supernodes,
                 "supernodes_removed": block.supernodes - block.supernodes_kept,
                 "lp_kept": block.lp_kept,
             }
-            for block in plan.blocks
+            for block, width in zip(plan.blocks, plan.widths, strict=True)
         ],
     }
 
@@ -148,17 +164,25 @@ def summary_rows(plan: PruningPlan, report: Report | None = None) -> list[list[s
         ["supernodes removed", f"{supernodes - kept:,} of {supernodes:,}"],
         ["LP mass kept", _lp_summary(plan)],
     ]
+    if report is None and plan.parameters_after is not None:
+        rows.append(["parameters", _parameters(plan.parameters, plan.parameters_after)])
     if report:
-        share = 1 - report.parameters_after / report.parameters_before
         rows += [
-            ["parameters", f"{report.parameters_before:,} to {report.parameters_after:,} ({share:.1%} removed)"],
-            ["size", f"{report.bytes_before / 1e6:,.1f} MB to {report.bytes_after / 1e6:,.1f} MB"],
+            ["parameters", _parameters(report.parameters_before, report.parameters_after)],
+            *([["source file", f"{report.source_file}; the result is not quantised"]] if report.source_file else []),
+            ["size", _size(report)],
             *([["zero channels", _padding_text(report)]] if report.padded else []),
+            *([["extra layers", report.extra_layers.summary()]] if report.extra_layers else []),
             ["check: shapes", f"{report.shapes.tensors:,} tensors, as stock transformers expects them"],
             ["check: logits", _logit_text(report)],
             *([["recovery", report.recovery.summary()]] if report.recovery else []),
         ]
     return rows
+
+
+def _parameters(before: int, after: int) -> str:
+    """The size before and after, as written: zero channels count."""
+    return f"{before:,} to {after:,} ({1 - after / before:.1%} removed)"
 
 
 def _allocation(plan: PruningPlan) -> str:
@@ -230,17 +254,30 @@ def _number_of(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
+def _size(report: Report) -> str:
+    text = f"{report.bytes_before / 1e6:,.1f} MB to {report.bytes_after / 1e6:,.1f} MB"
+    return text + (f", rounded to {report.dtype}" if report.dtype else "")
+
+
 def _padding_text(report: Report) -> str:
     """Which FFNs are wider in the file than the number of channels they keep, and why."""
     padded = report.padded
-    fixed = [block for block in padded if report.applied.widths[block.name] == block.n_channels]
-    whole = {block.n_channels for block in report.plan.blocks if not block.is_cut}
-    if fixed and not {block.n_channels for block in fixed} <= whole:
-        return (
-            f"in {_number_of(len(padded), 'FFN')} the removed channels are zeros, and the file is not smaller there: "
+    fixed = [block for block in padded if not report.set_by.get(block.name)]
+    shared = len(padded) - len(fixed)
+    texts = []
+    if shared:
+        names = sorted({report.set_by[block.name].partition("[")[0] for block in padded if report.set_by.get(block.name)})
+        verb = "sets" if len(names) == 1 else "set"
+        texts.append(
+            f"{_number_of(shared, 'FFN')} padded with zeros: {', '.join(names)} {verb} the width together with that of FFNs that "
+            "keep more"
+        )
+    if fixed:
+        texts.append(
+            f"in {_number_of(len(fixed), 'FFN')} the removed channels are zeros, and the file is not smaller there: "
             "no config field sets another width"
         )
-    return f"{_number_of(len(padded), 'FFN')} padded with zeros to the width of the widest: stock code has one width for all FFNs"
+    return "; ".join(texts)
 
 
 def _logit_text(report: Report) -> str:

@@ -11,21 +11,23 @@ from chanfmt.base import html
 from chanfmt.base.errors import CheckError, UsageError
 from chanfmt.base.narrate import progress_bar
 from chanfmt.base.parsed import parse_json
-from chanfmt.base.text import printable
+from chanfmt.base.text import one_line
 from surgery.cut.check import LogitCheck, ShapeCheck
+from surgery.cut.extra_layers import ExtraLayers
+from surgery.cut.options import EXTRA_LAYERS
 from surgery.planning.file import load_applied
 from surgery.planning.plan import Change  # noqa: TC001 (msgspec reads the annotations)
-from surgery.recovery.options import LayerRecovery, RecoveryReport, SourceError
+from surgery.recovery.options import RECOVERIES, LayerRecovery, RecoveryReport, SourceError
 from surgery.result.base import Base  # noqa: TC001
 from surgery.result.evaluated import Evaluated, load_evaluated
 from surgery.result.manifest import FileRecord, hash_files, list_files
-from surgery.result.names import CARD_FILE, EVALUATION_FILE, KEPT_FILE, REPORT_FILE
+from surgery.result.names import CARD_FILE, EVALUATION_FILE, KEPT_FILE, MAX_REPORT, REPORT_FILE
 from surgery.result.record import REPORT_FORMAT, Report, summary_rows
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_MAX_REPORT = 64 << 20
+_MAKE_ONE = "make one with: surgery prune ATLAS --sparsity S -o DIR"
 _OWN = (REPORT_FILE, CARD_FILE, EVALUATION_FILE)
 
 
@@ -100,6 +102,14 @@ class _Recovery(Struct):
     logit_error: float | None
 
 
+class _ExtraLayers(Struct):
+    """As `surgery.cut.extra_layers.ExtraLayers`."""
+
+    choice: str
+    layers: tuple[str, ...]
+    tensors: int
+
+
 class _StoredReport(Struct):
     """The parts of ``surgery.json`` that the plan does not hold."""
 
@@ -113,6 +123,9 @@ class _StoredReport(Struct):
     command: str
     loader: str
     files: dict[str, FileRecord]
+    extra_layers: _ExtraLayers | None = None
+    dtype: str | None = None
+    source_file: str = ""
 
 
 @dataclass(frozen=True, repr=False)
@@ -132,7 +145,7 @@ class Result:
     def __repr__(self) -> str:
         before, after = self.report.parameters_before, self.report.parameters_after
         return (
-            f"<Result in {str(self.directory)!r}: {printable(self.report.base.id)}, {before:,} to {after:,} parameters "
+            f"<Result in {str(self.directory)!r}: {one_line(self.report.base.id)}, {before:,} to {after:,} parameters "
             f"({after / before - 1:+.1%})>"
         )
 
@@ -161,9 +174,16 @@ def open_result(directory: Path) -> Result:
         UsageError: There is no result, or its record is damaged or of another kind.
     """
     path = directory / REPORT_FILE
+    if not directory.exists():
+        raise UsageError(f"the directory {directory} does not exist", hint=_MAKE_ONE)
+    if not directory.is_dir():
+        raise UsageError(
+            f"{directory} is a file, not the directory of a result",
+            hint="publish an atlas with: atlas push FILE REPO" if directory.suffix == ".h5" else _MAKE_ONE,
+        )
     try:
-        if path.stat().st_size > _MAX_REPORT:
-            raise UsageError(f"{path} is larger than {_MAX_REPORT >> 20} MB")
+        if path.stat().st_size > MAX_REPORT:
+            raise UsageError(f"{path} is larger than {MAX_REPORT >> 20} MB")
         text = path.read_bytes()
         kind = parse_json(text, _Format).format
         if kind != REPORT_FORMAT:
@@ -172,7 +192,7 @@ def open_result(directory: Path) -> Result:
     except FileNotFoundError:
         raise UsageError(
             f"{directory} is not a result of surgery: it has no {REPORT_FILE}",
-            hint="make one with: surgery prune ATLAS --sparsity S -o DIR",
+            hint=_MAKE_ONE,
         ) from None
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
@@ -211,6 +231,10 @@ def _report(stored: _StoredReport, directory: Path) -> Report:
     skipped = parse_json(stored.checks.logits, _AnySkipped).skipped
     logits = None if skipped else parse_json(stored.checks.logits, _Logits)
     recovery = stored.recovery
+    if recovery is not None and recovery.method not in RECOVERIES:
+        raise ValueError(f"its recovery {recovery.method!r:.60} is unknown")
+    if stored.parameters.before < 1:
+        raise ValueError("its model had no parameters")
     return Report(
         plan=plan,
         base=stored.base,
@@ -235,7 +259,16 @@ def _report(stored: _StoredReport, directory: Path) -> Report:
             recovery.logit_error,
         ),
         switched={name: change for name, change in stored.config_fields.items() if name not in applied.config},
+        extra_layers=None if stored.extra_layers is None else _extra_layers(stored.extra_layers),
+        dtype=stored.dtype,
+        source_file=stored.source_file,
     )
+
+
+def _extra_layers(stored: _ExtraLayers) -> ExtraLayers:
+    if stored.choice not in EXTRA_LAYERS:
+        raise ValueError("extra_layers names an unknown choice")
+    return ExtraLayers(stored.choice, stored.layers, stored.tensors)
 
 
 def _layer(stored: _Layer) -> LayerRecovery:

@@ -19,6 +19,7 @@ from chanfmt.base.errors import AtlasError
 from chanfmt.cli.main import main
 from chanfmt.format import schema
 from chanfmt.format.writer import write_atlas
+from tests.support.edited import with_metric
 from tests.support.factory import moe_atlas, moe_content, random_atlas, random_content
 from tests.support.hygiene import heavy_imports
 
@@ -263,3 +264,22 @@ def test_every_metric_is_offered(tmp_path):
     with chanfmt.open(moe_atlas(tmp_path / "a.h5")) as a, chanfmt.open(tmp_path / "a.h5") as b:
         for metric in schema.METRIC_BY_NAME:
             assert len(compare(a, b, metric)) == 4
+
+
+def test_a_metric_of_another_program(tmp_path, capsys):
+    content = random_content()
+    shape = content.stacks[0].variables["lp"].shape
+    random = np.random.default_rng(3)
+    values = [random.random(shape) for _ in "ab"]
+    for name, own in zip("ab", values, strict=True):
+        with_metric(tmp_path / f"{name}.h5", content, "hessian", own).close()
+    with chanfmt.open(tmp_path / "a.h5") as a, chanfmt.open(tmp_path / "b.h5") as b:
+        found = [row.correlation for row in compare(a, b, "x_lab/hessian")]
+    expected = [stats.spearmanr(one, other).statistic for one, other in zip(*values, strict=True)]
+    assert found == pytest.approx(expected)
+    files = [str(tmp_path / f"{name}.h5") for name in "ab"]
+    assert main(["compare", *files, "--metric", "x_lab/hessian"]) == 0
+    assert "x_lab/hessian rank r" in capsys.readouterr().out
+    random_atlas(tmp_path / "plain.h5")
+    assert main(["compare", files[0], str(tmp_path / "plain.h5"), "--metric", "x_lab/hessian"]) == 2
+    assert "plain.h5 holds no 'x_lab/hessian'" in capsys.readouterr().err

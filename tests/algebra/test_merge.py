@@ -23,7 +23,7 @@ from chanfmt.format import schema
 from chanfmt.format.extensions import ExtensionMerge, added
 from chanfmt.format.records import ExtensionGroup, ExtensionVariable
 from chanfmt.format.writer import write_atlas
-from tests.support.factory import moe_content, random_content
+from tests.support.factory import moe_content, random_content, with_fields
 from tests.support.heard import heard
 from tests.support.hygiene import heavy_imports
 
@@ -517,7 +517,8 @@ def test_command(shards, tmp_path, capsys):
     printed = capsys.readouterr()
     assert "48 sequences of 3 atlases" in printed.err
     assert "dropped connectivity" in printed.err
-    assert "--model" in printed.err
+    assert f"atlas label {output} --model MODEL --overwrite" in printed.err
+    assert "scar-prot and scar-conn rank channels as scar-lp does" in printed.err
     assert "LP mass" in printed.out
     before = output.read_bytes()
     assert main(arguments) == 2
@@ -612,3 +613,23 @@ def test_the_command_refuses_another_models_weights(halves, tiny_checkpoint, tmp
     assert main(["merge", *map(str, halves[:2]), "-o", str(tmp_path / "x.h5"), "--model", str(tiny_checkpoint("gpt2"))]) == 2
     assert "not the model that was measured" in capsys.readouterr().err
     assert not (tmp_path / "x.h5").exists()
+
+
+def test_what_sets_the_widths_comes_from_any_atlas_that_says_it(tmp_path):
+    """An atlas of an older chanfmt does not say it; two atlases that say different things do not merge."""
+    fields = {"decoder": ("intermediate_size", 1)}
+    older, newer = random_content(calibration_seed=0), with_fields(random_content(calibration_seed=1), fields)
+    newer = dataclasses.replace(newer, model=older.model)
+    other = with_fields(random_content(calibration_seed=2), {"decoder": ("n_inner", 1)})
+    other = dataclasses.replace(other, model=older.model)
+    paths = [tmp_path / f"{name}.h5" for name in ("older", "newer", "other")]
+    for content, path in zip((older, newer, other), paths, strict=True):
+        write_atlas(content, path)
+    with chanfmt.open(paths[0]) as first, chanfmt.open(paths[1]) as second, chanfmt.open(paths[2]) as third:
+        for order in ((first, second), (second, first)):
+            blocks = merge(order).blocks
+            assert {(block.width_field, block.width_factor, block.channel_parameters) for block in blocks} == {
+                ("intermediate_size", 1, 72)
+            }
+        with pytest.raises(AtlasError, match="width_field is n_inner in one and intermediate_size in the other"):
+            merge((second, third))

@@ -40,7 +40,7 @@ def read(path: Path) -> str:
 
 
 def write(context, path: Path, text: str) -> None:
-    with context(path) as temporary:
+    with context(path, overwrite=True) as temporary:
         (temporary / "whole" if temporary.is_dir() else temporary).write_text(text)
 
 
@@ -58,7 +58,7 @@ def test_the_next_writer_removes_what_a_killed_one_left(context, tmp_path):
 @pytest.mark.parametrize("context", [files.atomic_file, files.atomic_directory])
 def test_a_writer_at_work_is_left_alone(context, tmp_path):
     path = tmp_path / "a.h5"
-    with context(path) as temporary:
+    with context(path, overwrite=True) as temporary:
         pid = os.fork()
         if pid == 0:
             write(context, path, "theirs")

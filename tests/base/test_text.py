@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from chanfmt.base import html, markdown
-from chanfmt.base.text import FORMULA_STARTS, cell_width, format_table, json_text, number, padded, printable, spreadsheet_text
+from chanfmt.base.text import FORMULA_STARTS, cell_width, format_table, json_text, number, one_line, padded, spreadsheet_text
 from chanfmt.reporting.pages import _texts
 from surgery.experiments.results import CSV_FILE, Results
 from tui.session.export import write_table
@@ -58,8 +58,17 @@ def test_json_is_finite_and_safe_to_show() -> None:
     )
 
 
-def test_text_that_a_terminal_obeys_is_replaced() -> None:
-    assert printable("a\x1b[2J\n\u202eb") == "a\N{REPLACEMENT CHARACTER}[2J\n\N{REPLACEMENT CHARACTER}b"
+def test_a_line_is_one_line_that_a_terminal_does_not_obey() -> None:
+    assert one_line("a\x1b[2J\n\u202eb\r\nc") == "a\N{REPLACEMENT CHARACTER}[2J \N{REPLACEMENT CHARACTER}b c"
+    assert one_line("\udcff\x85\u2028") == 3 * "\N{REPLACEMENT CHARACTER}"
+
+
+def test_a_long_line_keeps_its_ends() -> None:
+    shown = one_line("a" * 16_000_000 + " is not an atlas")
+    assert len(shown) <= 1000
+    assert shown.startswith("aaa")
+    assert shown.endswith("a is not an atlas")
+    assert [len(one_line("abcdefgh", longest)) for longest in (8, 7, 4, 3)] == [8, 7, 4, 3]
 
 
 @pytest.mark.parametrize("start", FORMULA_STARTS)
@@ -80,8 +89,38 @@ def test_plain_text_stays_in_a_spreadsheet() -> None:
 
 
 def test_markup_in_names_stays_text() -> None:
-    assert markdown.table(["a"], [["<b>|`x`\n#"]]) == "| a |\n| --- |\n| (b)/'x' # |"
+    assert markdown.table(["a"], [["<b>|`x`\n#"]]) == "| a |\n| --- |\n| &lt;b>\\|\\`x\\` # |"
     assert html.table(["<i>"], [['"<b>\x1b&']]) == (
         "<table>\n<tr><th>&lt;i&gt;</th></tr>\n<tr><td>&quot;&lt;b&gt;\N{REPLACEMENT CHARACTER}&amp;</td></tr>\n</table>"
     )
     assert html.table([], [["1"]]) == "<table>\n<tr><td>1</td></tr>\n</table>"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("snake_case __dunder__ *a*", r"snake_case \__dunder_\_ \*a\*"),
+        ("![x](y) [z]", r"!\[x\](y) \[z\]"),
+        ("<img src=x> &lt; AT&T ~~s~~ $x$", r"&lt;img src=x> \&lt; AT&T \~\~s\~\~ \$x\$"),
+        ("see https://a.b/`c` www.a.b mail@a.b @octocat a@b", "see `https://a.b/'c'` `www.a.b` `mail@a.b` `@octocat` `a@b`"),
+        ("[x](https://a.b) owner/repo#1 model @ c0ffee #", "`[x](https://a.b)` `owner/repo#1` model @ c0ffee #"),
+        ("a\n# b", "a # b"),
+        ("back\\slash", r"back\\slash"),
+    ],
+)
+def test_a_text_in_markdown_has_no_markup(text: str, shown: str) -> None:
+    assert markdown.inline(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("# a", r"\# a"), ("1. a", r"1\. a"), ("- a", r"\- a"), ("---", r"\---"), ("> a", r"\> a"), ("1.5 a", "1.5 a"), ("a", "a")],
+)
+def test_a_paragraph_is_no_heading_list_or_rule(text: str, shown: str) -> None:
+    assert markdown.paragraph(text) == shown
+
+
+def test_code_in_markdown_stays_code() -> None:
+    assert markdown.code("a`b`|c\nd") == "`a'b'/c d`"
+    assert markdown.code("\n") == ""
+    assert markdown.fenced("a```\n# b") == "a''' # b"

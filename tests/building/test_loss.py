@@ -13,6 +13,7 @@ from chanfmt.building.loss import EmbeddingLoss, MaskedTokenLoss, Reconstruction
 from chanfmt.building.measure import measure
 from chanfmt.cli.main import main
 from chanfmt.data.tokens import canonical
+from chanfmt.format.records import SpecialTokens
 from chanfmt.models.find.discover import find_ffns
 from tests.support.tiny import random_tokens, tiny_model, tiny_tokenizer
 from tests.support.zoo import tiny
@@ -45,6 +46,42 @@ def test_masked_tokens(tokenizer):
         logits = model(seen[0]).logits.log_softmax(-1)
     expected = -sum(logits[i, j, ids[i, j]] for i, j in hidden.nonzero().tolist())
     assert value == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_special_tokens_around_a_sequence_are_not_hidden(tokenizer):
+    model = tiny("bert", "masked").requires_grad_(False)
+    special = SpecialTokens((1,), (2, 0))
+    loss = choose_loss(model, tokenizer, random_tokens(1, 8), special=special)
+    assert isinstance(loss, MaskedTokenLoss)
+    assert loss.terms(43) == 6
+    hidden = torch.stack([loss._hidden(row) for row in random_tokens(200, 13)])
+    assert hidden.sum(1).unique().tolist() == [2]
+    assert hidden.any(0).tolist() == [False, *[True] * 10, False, False]
+
+
+@pytest.mark.parametrize("model_type", ["bart", "t5", "mbart"])
+def test_the_decoder_begins_as_in_training(tokenizer, model_type):
+    """The loss is that of transformers on the tokens as labels, whose shift differs from class to class."""
+    model = tiny(model_type, "seq2seq").requires_grad_(False)
+    if model_type == "t5":
+        model.config.decoder_start_token_id = 5
+    ids = 3 + random_tokens(2, 12) % 90
+    loss = choose_loss(model, tokenizer, ids)
+    assert isinstance(loss, ReconstructionLoss)
+    model.get_input_embeddings().weight.requires_grad_(True)
+    value = loss.backward(ids)
+    with torch.no_grad():
+        expected = 2 * 12 * model(input_ids=ids, labels=ids).loss
+    assert value == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_decoder_without_a_start_token_begins_with_padding():
+    model = tiny("t5", "seq2seq")
+    assert not hasattr(model.config, "decoder_start_token_id")
+    ids = 3 + random_tokens(2, 12) % 90
+    shifted = ReconstructionLoss(model)._shifted(ids)
+    assert shifted[:, 0].tolist() == [model.config.pad_token_id] * 2
+    assert torch.equal(shifted[:, 1:], ids[:, :-1])
 
 
 def test_reconstruction(tokenizer):

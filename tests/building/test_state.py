@@ -332,29 +332,40 @@ def test_a_signal_waits_for_the_batch_and_the_second_does_not(options, uninterru
     assert_equal(build(dataclasses.replace(options, resume=True), SETTINGS), uninterrupted)
 
 
-def test_out_of_memory_starts_over_from_a_checkpoint_too(options, monkeypatch):
-    options = dataclasses.replace(options, batch_size="auto")
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_continued_build_that_runs_out_of_memory_is_refused_and_loses_nothing(options, monkeypatch, said, stream):
+    options = dataclasses.replace(options, batch_size="auto", stream=stream)
     limit = [100]
+
+    def too_large(module, args):
+        if torch.is_grad_enabled() and args[0].shape[0] > limit[0]:
+            raise torch.OutOfMemoryError("this batch does not fit")
 
     def load(*arguments, **more):
         model = real(*arguments, **more)
-
-        def too_large(module, args):
-            if torch.is_grad_enabled() and args[0].shape[0] > limit[0]:
-                raise torch.OutOfMemoryError("this batch does not fit")
-
-        model.model.layers[2].mlp.register_forward_pre_hook(too_large)
+        model.model.layers[1].mlp.register_forward_pre_hook(too_large)
         return model
 
-    real = plan_module.load_model
+    def opened(*arguments, **more):
+        streamed = real_streamed(*arguments, **more)
+        streamed.chain.model.model.layers[1].mlp.register_forward_pre_hook(too_large)
+        return streamed
+
+    real, real_streamed = plan_module.load_model, plan_module.open_streamed
     monkeypatch.setattr(plan_module, "load_model", load)
+    monkeypatch.setattr(plan_module, "open_streamed", opened)
     monkeypatch.setattr("chanfmt.models.run.BATCH_TOKENS", {"cpu": 16 * 32})
+    whole = build(dataclasses.replace(options, output=str(options.path.with_name("b.h5"))), SETTINGS)
     stop_after(options, 1, monkeypatch)
-    # The warm-up has three sequences, so memory runs out after the partial atlas is written.
-    limit[0] = 8
-    build(dataclasses.replace(options, resume=True), SETTINGS)
-    whole = build(dataclasses.replace(options, output=str(options.path.with_name("b.h5")), batch_size="8"), SETTINGS)
-    assert_equal(options.path, whole)
+    # A batch has at most the three sequences of a split.
+    limit[0] = 2
+    with pytest.raises(ChanfmtError, match="out of memory with 16 sequences in a batch, and an unfinished build") as caught:
+        build(dataclasses.replace(options, resume=True), SETTINGS)
+    assert "start over without --resume, with --batch-size 8" in caught.value.hint
+    assert not any("starting over" in line for line in said)
+    limit[0] = 100
+    assert_equal(build(dataclasses.replace(options, resume=True), SETTINGS), whole)
+    assert sum(line.startswith("continuing after") for line in said) == 2
 
 
 def test_reads_of_several_widths_keep_their_own():

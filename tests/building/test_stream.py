@@ -27,6 +27,7 @@ from chanfmt.models.streaming.spool import Spool, Spooled
 from chanfmt.models.streaming.streamed import open_streamed
 from tests.support import zoo
 from tests.support.builds import build
+from tests.support.heard import heard
 from tests.support.tiny import CONFIGS, save_tiny
 
 EXPERTS = {
@@ -264,7 +265,7 @@ def test_refuses_a_checkpoint_that_lacks_a_weight(tmp_path):
     tensors = load_file(file)
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, file, {"format": "pt"})
-    with pytest.raises(ModelError, match=r"lacks 1 weights, model\.layers\.1\.mlp\.up_proj\.weight"):
+    with pytest.raises(ModelError, match=r"the checkpoint lacks model\.layers\.1\.mlp\.up_proj\.weight"):
         open_streamed(ModelSource(tmp_path / "model"), device="cpu")
 
 
@@ -286,7 +287,9 @@ def test_a_batch_that_does_not_fit_is_halved(tmp_path, text, monkeypatch):
     expected = build(options(tmp_path, text, "one.h5", stream=True, batch_size="1"), SETTINGS)
     monkeypatch.setattr(stream._Pass, "_back", back)
     monkeypatch.setattr(run_pass, "measure_streamed", measure)
-    assert_same(expected, build(options(tmp_path, text, "auto.h5", stream=True, batch_size="auto"), SETTINGS), 1e-9)
+    with heard() as said:
+        assert_same(expected, build(options(tmp_path, text, "auto.h5", stream=True, batch_size="auto"), SETTINGS), 1e-9)
+    assert any("out of memory with 2 sequences in a batch; starting over with 1" in line for line in said)
     with pytest.raises(ChanfmtError, match="out of memory with 2 sequences"):
         build(options(tmp_path, text, "two.h5", stream=True), SETTINGS)
 

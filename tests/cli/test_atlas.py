@@ -125,6 +125,7 @@ def test_dry_run_measures_nothing(tiny_checkpoint, tmp_path, capsys):
     assert main(["build", str(tiny_checkpoint("phi3")), "-o", str(tmp_path / "a.h5"), *SMALL, "--dry-run", "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert (summary["ffns"], summary["channels"], summary["tokens"]) == (3, 261, 128)
+    assert summary["prune"] == "every FFN can be narrowed"
     assert not list(tmp_path.iterdir())
 
 
@@ -160,11 +161,11 @@ def test_wrong_options(tiny_checkpoint, tmp_path, capsys, extra, message):
 
 
 def test_missing_model(tmp_path, capsys):
-    code, error = refusal(capsys, "build", "no/such-model", "-o", tmp_path / "a.h5")
+    code, error = refusal(capsys, "build", "no/such-model", "-o", tmp_path / "a.h5", *SMALL)
     assert code == 2
     assert "no/such-model" in error
     (tmp_path / "empty").mkdir()
-    code, error = refusal(capsys, "build", tmp_path / "empty", "-o", tmp_path / "a.h5")
+    code, error = refusal(capsys, "build", tmp_path / "empty", "-o", tmp_path / "a.h5", *SMALL)
     assert code == 2
     assert "config.json" in error
 
@@ -255,7 +256,7 @@ def test_quantised_model_is_refused(tmp_path, capsys):
     capsys.readouterr()
     code, error = refusal(capsys, "build", tmp_path / "m", "-o", tmp_path / "a.h5", *SMALL)
     assert code == 2
-    assert "quantised (gptq)" in error
+    assert "quantised (config.json has quantization_config: gptq)" in error
 
 
 @pytest.mark.parametrize("command", [["info"], ["show", "--layer", "0"]])

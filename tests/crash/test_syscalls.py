@@ -2,71 +2,21 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import re
-import shutil
-import subprocess
 import sys
 
 import pytest
 
-from chanfmt.base.errors import ChanfmtError
 from chanfmt.format.writer import write_atlas
-from tests.support.crash.harness import child, content, same
+from tests.support.crash.harness import content, same
+from tests.support.crash.trace import CALLS, FAILED, STRACE, calls_of, trace
 from tests.support.factory import random_content
-
-STRACE = shutil.which("strace")
-CALLS = (
-    "write",
-    "pwrite64",
-    "ftruncate",
-    "truncate",
-    "fsync",
-    "fdatasync",
-    "rename",
-    "renameat",
-    "renameat2",
-    "link",
-    "linkat",
-    "unlink",
-    "unlinkat",
-    "flock",
-)
-"""What changes the disk, or who may remove what; startup is long over when they are counted."""
-FAILED = 3
 
 pytestmark = pytest.mark.skipif(STRACE is None or sys.platform != "linux", reason="needs strace, which only Linux has")
 
 
 def traced(path, options):
-    """Write new content to ``path`` in a child that strace follows from before its first call. Returns exit code and trace."""
-    ready, waiting = os.pipe()
-
-    def work():
-        # If ptrace is restricted to parents, the child allows everybody: PR_SET_PTRACER, PR_SET_PTRACER_ANY.
-        ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1), 0, 0, 0)
-        os.close(waiting)
-        os.read(ready, 1)
-        try:
-            write_atlas(NEW, path)
-        except ChanfmtError:
-            os._exit(FAILED)
-
-    pid = child(work)
-    os.close(ready)
-    log = path.parent.parent / "trace"
-    strace = subprocess.Popen([STRACE, "-o", str(log), *options, "-p", str(pid)], stderr=subprocess.PIPE, text=True)
-    line = strace.stderr.readline()
-    os.close(waiting) if "attached" not in line else os.write(waiting, b"x")
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    strace.stderr.read()
-    strace.wait()
-    strace.stderr.close()
-    if "attached" not in line:
-        pytest.skip(f"strace may not follow a process here: {line.strip()}")
-    os.close(waiting)
-    return code, log.read_text()
+    """Write new content to ``path`` in a child that strace follows. Returns exit code and trace."""
+    return trace(lambda: write_atlas(NEW, path), path.parent.parent / "trace", options)
 
 
 OLD, NEW = (random_content(layers=2, channels=48, seed=seed) for seed in (0, 1))
@@ -96,16 +46,11 @@ def place(tmp_path):
     return path, reset, there
 
 
-def calls_of(trace):
-    """Names of the calls in a trace of `CALLS`, in order."""
-    return re.findall(rf"^({'|'.join(CALLS)})\(", trace, re.MULTILINE)
-
-
 def test_killed_at_every_call(place):
     path, reset, there = place
-    code, trace = traced(path, ["-e", f"trace={','.join(CALLS)}"])
+    code, log = traced(path, ["-e", f"trace={','.join(CALLS)}"])
     assert (code, there()) == (0, "new")
-    calls = calls_of(trace)
+    calls = calls_of(log)
     assert {"write", "fsync", "rename", "flock"} <= set(calls)
     outcomes = []
     for index, name in enumerate(calls):
@@ -138,8 +83,8 @@ def test_killed_at_every_call(place):
 )
 def test_every_call_failing(place, name, error):
     path, reset, there = place
-    _, trace = traced(path, ["-e", f"trace={','.join(CALLS)}"])
-    for nth in range(1, calls_of(trace).count(name) + 1):
+    _, log = traced(path, ["-e", f"trace={','.join(CALLS)}"])
+    for nth in range(1, calls_of(log).count(name) + 1):
         reset()
         code, _ = traced(path, ["-e", f"trace={name}", "-e", f"inject={name}:error={error}:when={nth}"])
         assert code in (0, FAILED), f"{name} {nth}: a write that fails must say so in our words"

@@ -9,6 +9,7 @@ import torch
 from chanfmt.base.errors import ModelError, UsageError
 from chanfmt.data import sampled
 from chanfmt.data.sampled import sample_sequences
+from chanfmt.format.records import SpecialTokens
 from tests.support.tiny import CONFIGS, VOCAB, tiny_model, tiny_tokenizer
 
 BOS = 1
@@ -77,6 +78,25 @@ def test_without_bos_a_random_ordinary_token_is_first():
     assert not np.isin(first, tokenizer.all_special_ids).any()
     assert first.max() < len(tokenizer)
     np.testing.assert_array_equal(sequences_of(tiny_model("llama"), sequences=40, seq_len=4, tokenizer=tokenizer), found)
+
+
+def test_sequences_begin_and_end_with_the_special_tokens():
+    model = tiny_model("llama").double()
+    special = SpecialTokens((2, 1), (2,))
+    found = sequences_of(model, seq_len=12, special=special)
+    assert found.shape == (6, 12)
+    assert (found[:, :2] == (2, 1)).all()
+    assert (found[:, -1] == 2).all()
+    # The sampled part continues the special tokens: the first one follows their distribution.
+    uniform = np.random.default_rng(0).random((6, 9))
+    with torch.no_grad():
+        logits = model(torch.tensor([[2, 1]])).logits[:, -1].expand(6, -1)
+    np.testing.assert_array_equal(found[:, 2], sampled._pick(logits, torch.from_numpy(uniform[:, :1])).ravel().numpy())
+    bos = sequences_of(model, seq_len=12, special=SpecialTokens((BOS,), ()))
+    np.testing.assert_array_equal(bos, sequences_of(model, seq_len=12))
+    assert len(np.unique(sequences_of(model, seq_len=12, bos=False)[:, 0])) > 1
+    with pytest.raises(UsageError, match="--seq-len 3 leaves no place for a sampled token: every sequence has 3 given ones"):
+        sequences_of(model, seq_len=3, special=special)
 
 
 def test_neither_eos_nor_pad_is_needed():

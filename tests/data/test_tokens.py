@@ -10,25 +10,21 @@ import pytest
 
 from chanfmt.base.errors import ModelError, UsageError
 from chanfmt.data import text
+from chanfmt.data.special_tokens import added_by
 from chanfmt.data.text import read_text
-from chanfmt.data.tokens import canonical, check_context, check_vocabulary, sample, tokenize, tokenize_documents
-from tests.support.tiny import tiny_model, tiny_tokenizer
+from chanfmt.data.tokens import canonical, check_context, check_vocabulary, pack, sample, tokenize, tokenize_documents
+from chanfmt.format.records import SpecialTokens
+from tests.support.tiny import tiny_model, tiny_tokenizer, tokenizer_around
 
 PAD, BOS, EOS = 0, 1, 2
 
 
-def tokenizer_around(template):
-    """The tiny tokenizer with special tokens around a text, such as ``<s> $A``."""
-    from tokenizers.processors import TemplateProcessing
-
-    tokenizer = tiny_tokenizer()
-    specials = [("<pad>", PAD), ("<s>", BOS), ("</s>", EOS)]
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=specials)
-    return tokenizer
-
-
 def documents(*rows):
     return text.Text("x", "", "\n\n".join(rows), rows)
+
+
+def packed(ids, seq_len, before=(), after=()):
+    return pack(ids, seq_len, SpecialTokens(before, after), "x")
 
 
 def test_canonical_order_is_that_of_the_digests():
@@ -50,14 +46,14 @@ def test_splits_are_equal_runs_and_the_first_is_never_empty(count):
 
 def test_duplicates_are_counted_once():
     ids = np.tile(np.arange(8), 5)
-    assert len(sample(ids, 4, 8, 0, "x").ids) == 1
+    assert len(sample(packed(ids, 8), 4, 0).ids) == 1
     mixed = np.concatenate([ids, np.arange(100, 180)])
-    assert len(sample(mixed, 11, 8, 0, "x").ids) == 11
+    assert len(sample(packed(mixed, 8), 11, 0).ids) == 11
 
 
 def test_sample_is_seeded_and_within_the_text():
     ids = np.arange(1000)
-    first, again, other = (sample(ids, 10, 16, seed, "x") for seed in (0, 0, 1))
+    first, again, other = (sample(packed(ids, 16), 10, seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first.ids, again.ids)
     assert first.sha256 != other.sha256
     assert (np.diff(first.ids, axis=1) == 1).all()
@@ -66,7 +62,28 @@ def test_sample_is_seeded_and_within_the_text():
 
 def test_text_shorter_than_a_block_is_refused():
     with pytest.raises(UsageError, match="fewer than one sequence"):
-        sample(np.arange(5), 1, 8, 0, "x")
+        packed(np.arange(5), 8)
+    with pytest.raises(UsageError, match="fewer than one sequence"):
+        packed(np.arange(5), 10, (1,), (2, 3, 4))
+
+
+def test_every_block_has_the_special_tokens_around_text():
+    blocks = packed(np.arange(10, 24), 7, (BOS,), (EOS, PAD))
+    assert blocks.tolist() == [[BOS, *range(start, start + 4), EOS, PAD] for start in (10, 14, 18)]
+    assert packed(np.arange(10), 5).tolist() == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+
+
+def test_a_block_that_begins_with_a_document_has_one_bos():
+    joined = np.array([10, 11, 12, 13, EOS, 14, EOS, BOS, 15, 16, 17, EOS, BOS, 18])
+    assert packed(joined, 8, (BOS,)).tolist() == [[BOS, 10, 11, 12, 13, EOS, 14, EOS]]
+    assert packed(joined, 4, (BOS,)).tolist() == [[BOS, 10, 11, 12], [BOS, 13, EOS, 14], [BOS, EOS, BOS, 15], [BOS, 16, 17, EOS]]
+    # OPT begins a text with its EOS. The EOS between two documents is then the one that begins the block.
+    assert packed(np.array([10, 11, EOS, 12, 13, EOS, 14]), 3, (EOS,)).tolist() == [[EOS, 10, 11], [EOS, 12, 13]]
+
+
+def test_special_tokens_without_place_for_text_are_refused():
+    with pytest.raises(UsageError, match="--seq-len 3 leaves no place for text: every sequence has 3 special tokens"):
+        packed(np.arange(50), 3, (BOS,), (EOS, PAD))
 
 
 def test_rows_are_joined_by_a_blank_line(tmp_path):
@@ -118,7 +135,7 @@ def test_a_data_set_that_cannot_be_had_says_what_to_do():
     assert caught.value.hint
 
 
-def test_tokenize_keeps_special_tokens_of_the_tokenizer():
+def test_tokenize_gives_int32():
     ids = tokenize(tiny_tokenizer(), text.Text("x", "", "ab"))
     assert ids.dtype == np.int32
     assert len(ids) == 2
@@ -145,14 +162,19 @@ def test_rows_are_documents_in_files_of_records_only(tmp_path):
 def test_documents_are_joined_by_eos_and_begin_as_a_text_does(template, before, between):
     tokenizer = tokenizer_around(template)
     one, two, three = (tiny_tokenizer()(row)["input_ids"] for row in ("one", "two two", "a"))
-    ids = tokenize_documents(tokenizer, documents("one", "two two", "a"))
+    added = added_by(tokenizer, "m")
+    assert list(added.before) == before
+    ids = tokenize_documents(tokenizer, documents("one", "two two", "a"), added.before)
     assert ids.dtype == np.int32
-    assert ids.tolist() == [*before, *one, *between, *two, *between, *three]
+    # The first document begins with the block.
+    assert ids.tolist() == [*one, *between, *two, *between, *three]
+    bare = tokenize_documents(tokenizer, documents("one", "a"), ())
+    assert bare.tolist() == [*one, EOS, *three]
 
 
-def test_a_text_has_the_special_tokens_of_the_tokenizer_once():
+def test_a_text_has_no_special_tokens_of_its_own():
     ids = tokenize(tokenizer_around("<s> $A </s>"), documents("ab", "c"))
-    assert (ids[0], ids[-1], len(ids)) == (BOS, EOS, 7)
+    assert ids.tolist() == tiny_tokenizer()("ab\n\nc")["input_ids"]
 
 
 def test_a_tokenizer_that_fails_is_reported():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -135,3 +136,27 @@ def test_a_model_that_was_damaged_on_the_way(measured, tmp_path):
     assert "arrived damaged" in text
     assert "run the same command again" in text
     assert script(FIND, path, "", env=fresh).splitlines()[-1] == commit
+
+
+def test_the_modules_of_a_sentence_transformer_are_fetched(measured, tmp_path):
+    """Their directories are named in modules.json. Other directories stay on the Hub."""
+    hub, _, path, _ = measured
+    env = environment(hub, tmp_path / "home")
+    modules = [{"path": ""}, {"path": "1_Pooling"}, {"path": "2_De[n]se"}]
+    files = {
+        "config.json": b"{}",
+        "modules.json": json.dumps(modules).encode(),
+        "1_Pooling/config.json": b"{}",
+        "2_De[n]se/config.json": b"{}",
+        "2_De[n]se/model.safetensors": b"weights",
+        "2_De[n]se/pytorch_model.bin": b"pickle",
+        "onnx/config.json": b"{}",
+    }
+    hub.add_repo("bob/sentences", files)
+    code = "import sys; from chanfmt.hub.locate import locate_model; print(locate_model('bob/sentences').directory)"
+    directory = Path(script(code, env=env).splitlines()[-1])
+    found = {item.relative_to(directory).as_posix() for item in directory.rglob("*") if item.is_file()}
+    assert found == set(files) - {"2_De[n]se/pytorch_model.bin", "onnx/config.json"}
+    hub.add_repo("bob/hostile", {"config.json": b"{}", "modules.json": json.dumps([{"path": "../x"}]).encode()})
+    text = script(FIND, path, "bob/hostile", env=env)
+    assert "not a directory below the model's own" in text

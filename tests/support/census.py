@@ -2,6 +2,8 @@
 
     python -m tests.support.census [--family causal] [--out docs/models.md] [TYPE...]
 
+If types are named, the page keeps its other rows.
+
 A type is *built* when `atlas build`'s own steps end in an atlas that `atlas validate` accepts, and
 *verified* when, channel by channel, the measured sum of u dL/du equals the sum of W dL/dW over the write
 vector, taken by plain autograd on the parameter: no hook, no trace, no probe. *Pruned* means that
@@ -51,14 +53,25 @@ def main() -> None:
         print(json.dumps(asdict(examine(arguments.types[0], arguments.family))))
         return
     types = arguments.types or zoo.types_of(arguments.family)
+    known = read_table(arguments.out) if arguments.types and arguments.out else {}
     verdicts = []
     for model_type in types:
         verdict = in_process(model_type, arguments.family)
         print(*asdict(verdict).values(), sep=" | ", flush=True)
         verdicts.append(verdict)
+    if known:
+        known |= {verdict.model_type: verdict for verdict in verdicts}
+        verdicts = [known[name] for name in sorted(known)]
     print(summary(verdicts))
     if arguments.out:
         arguments.out.write_text(table(verdicts, arguments.family), encoding="utf-8")
+
+
+def read_table(page: Path) -> dict[str, Verdict]:
+    """The verdicts of a page that `table` made, by type."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if line.startswith("| ")]
+    return {row[0]: Verdict(*row) for row in rows if row[0] != "type"}
 
 
 def in_process(model_type: str, family: str) -> Verdict:
@@ -190,8 +203,21 @@ def check_identity(plan: Any) -> str:
     return "yes" if worst < 1e-4 else f"differs by {worst:.1e}"
 
 
+PADDED = "yes, with --allow-padding"
+"""Verdict on a type whose width no config field sets: its file holds zeros in place of the removed channels."""
+
+
 def prune(atlas: Path, directory: str) -> str:
-    """`surgery prune` at 50%, with its checks."""
+    """`surgery prune` at 50%, with its checks; with ``--allow-padding`` if the file would hardly shrink."""
+    error = _prune(atlas, directory)
+    if "the file would shrink by" in error:
+        error = _prune(atlas, directory, "--allow-padding")
+        return error or PADDED
+    return error or "yes"
+
+
+def _prune(atlas: Path, directory: str, *more: str) -> str:
+    """The error of `surgery prune`; empty if there is none."""
     import contextlib
     import io
 
@@ -212,10 +238,11 @@ def prune(atlas: Path, directory: str) -> str:
                 "-o",
                 f"{directory}/pruned",
                 "--quiet",
+                *more,
             ]
         )
     if code == 0:
-        return "yes"
+        return ""
     lines = [line for line in said.getvalue().splitlines() if "error" in line] or [f"exit {code}"]
     return lines[-1].replace("surgery: error: ", "").replace(directory, "DIR")[:160]
 
@@ -226,10 +253,12 @@ def summary(verdicts: list[Verdict]) -> str:
     built = [verdict for verdict in instances if verdict.built == "yes"]
     none = [verdict for verdict in instances if "no FFN that can be measured" in verdict.built]
     verified = [verdict for verdict in built if verdict.verified == "yes"]
-    pruned = [verdict for verdict in built if verdict.pruned == "yes"]
+    padded = [verdict for verdict in built if verdict.pruned == PADDED]
+    pruned = [verdict for verdict in built if verdict.pruned in ("yes", PADDED)]
+    zeros = f" ({len(padded)} with zeros in place of the removed channels)" if padded else ""
     return (
         f"There are {len(verdicts)} types. {len(instances)} can be made tiny, and {len(none)} of these have no FFN. "
-        f"{len(built)} were built, {len(verified)} verified, and {len(pruned)} pruned and reloaded."
+        f"{len(built)} were built, {len(verified)} verified, and {len(pruned)} pruned and reloaded{zeros}."
     )
 
 
@@ -245,7 +274,7 @@ def table(verdicts: list[Verdict], family: str) -> str:
         f"instances.\n\n{summary(verdicts)}\n\n- *built*: `atlas validate` accepts the atlas.\n- *verified*: for each channel, "
         "the measured sum of u dL/du equals the sum of W dL/dW over the write vector, which plain autograd computes on the "
         "weights.\n- *pruned*: `surgery prune` at 50% wrote a checkpoint. Stock transformers loads it, and its logits are those "
-        f"of the masked dense model.\n\n| type | FFNs | built | verified | pruned |\n|---|---|---|---|---|\n{rows}\n"
+        f"of the masked dense model. If no config field sets a width, `--allow-padding` was needed.\n\n| type | FFNs | built | verified | pruned |\n|---|---|---|---|---|\n{rows}\n"
     )
 
 

@@ -44,6 +44,17 @@ _FROM_WEIGHTS = (
 )
 
 
+def with_fields(content: AtlasContent, fields: dict[str, tuple[str, int]], parameters: int = 72) -> AtlasContent:
+    """``content`` with what sets the widths: stack to field and factor; each channel has so many ``parameters``."""
+    blocks = []
+    for block in content.blocks:
+        name, factor = fields[block.stack]
+        blocks.append(dataclasses.replace(block, width_field=name, width_factor=factor, channel_parameters=parameters))
+    total = sum(parameters * block.n_channels * max(1, block.n_experts) for block in blocks)
+    model = dataclasses.replace(content.model, parameters=total + 1000)
+    return dataclasses.replace(content, blocks=tuple(blocks), model=model)
+
+
 def random_content(
     layers: int = 4, channels: int = 96, hidden: int = 24, seed: int = 0, calibration_seed: int | None = None
 ) -> AtlasContent:

@@ -112,6 +112,16 @@ def tiny_tokenizer() -> Any:
     )
 
 
+def tokenizer_around(template: str) -> Any:
+    """`tiny_tokenizer` with special tokens around a text, such as ``<s> $A </s>``."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = tiny_tokenizer()
+    specials = [(name, tokenizer.convert_tokens_to_ids(name)) for name in ("<pad>", "<s>", "</s>")]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=specials)
+    return tokenizer
+
+
 def save_tiny(directory: Path, model_type: str, **changes: Any) -> Path:
     """A checkpoint directory of `tiny_model` with a tokenizer. Returns ``directory``."""
     tiny_model(model_type, **changes).save_pretrained(directory)

@@ -276,9 +276,11 @@ def _kinds(fields: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     return {name: len(kept)} | {k: [given.get(k, v)[i] for i in kept] for k, v in lists.items()}
 
 
-def tiny_config(model_type: str, family: str = CAUSAL) -> Any:
-    """The config of ``model_type`` with 2 layers or more, at least one of every kind in the stock config."""
+def tiny_config(model_type: str, family: str = CAUSAL, **changes: Any) -> Any:
+    """The config of ``model_type`` with 2 layers or more, at least one of every kind in the stock config; then ``changes``."""
     config = _shrink(CONFIG_MAPPING[model_type](), model_type)
+    for name, value in changes.items():
+        setattr(config, name, value)
     if family == CAUSAL:
         for name in ("is_decoder", "causal"):
             if getattr(config, name, None) is False:
@@ -286,9 +288,13 @@ def tiny_config(model_type: str, family: str = CAUSAL) -> Any:
     return config
 
 
-def tiny(model_type: str, family: str = CAUSAL, seed: int = 0) -> Any:
-    """A random model of ``model_type`` in evaluation mode, float32, with weights large enough to matter."""
-    config = tiny_config(model_type, family)
+def tiny(model_type: str, family: str = CAUSAL, seed: int = 0, **changes: Any) -> Any:
+    """A random model of ``model_type`` in evaluation mode, float32, with weights large enough to matter.
+
+    Args:
+        changes: Fields of the config to set.
+    """
+    config = tiny_config(model_type, family, **changes)
     names, auto = _FAMILIES[family]
     if isinstance(names[model_type], tuple):  # Several classes: that of the checkpoint is loaded.
         config.architectures = [names[model_type][0]]

@@ -27,9 +27,10 @@ from tests.support import browsed as atlases
 from tests.support.browsing import open_app, press, text_of
 from tests.support.factory import random_atlas
 from tui.cli import main
+from tui.watchdog import PATIENCE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 COMMAND = [sys.executable, "-m", "tui"]
@@ -179,9 +180,9 @@ class Terminal:
 
 
 @contextmanager
-def terminal(path: Path, **environment: str) -> Iterator[Terminal]:
+def terminal(path: Path, command: Sequence[str] = COMMAND, **environment: str) -> Iterator[Terminal]:
     """``atlas-tui`` on its first screen; killed at the end if it still runs."""
-    running = Terminal([*COMMAND, str(path)], **environment)
+    running = Terminal([*command, str(path)], **environment)
     try:
         running.read_until(b"help")
         running.settle()
@@ -217,12 +218,96 @@ def test_bytes_a_key(atlas: Path) -> None:
         assert len(running.read(0.5)) <= 12288
 
 
-@pytest.mark.parametrize("code", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("code", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_restore_the_terminal(atlas: Path, code: signal.Signals) -> None:
     with terminal(atlas) as running:
         os.kill(running.pid, code)
         assert running.wait() == 128 + code
         assert ALTERNATE_OFF in running.output
+
+
+STARVED = """
+import sys, time
+from tui import app
+from tui.__main__ import main
+
+def starve(self):
+    print("starved", file=sys.__stderr__, flush=True)
+    while {busy}:
+        pass
+    time.sleep(600)
+
+app.AtlasApp.action_help = starve
+sys.exit(main())
+"""
+"""The command, with a key that never lets the event loop go on."""
+
+
+@pytest.mark.parametrize("busy", [False, True])
+@pytest.mark.parametrize("code", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signals_end_a_program_whose_loop_does_not_answer(atlas: Path, code: signal.Signals, busy: bool) -> None:
+    with terminal(atlas, command=[sys.executable, "-c", STARVED.format(busy=busy)]) as running:
+        before = termios.tcgetattr(running.descriptor)
+        running.write("?")
+        running.read_until(b"starved")
+        running.write("q")
+        os.kill(running.pid, code)
+        assert running.wait() == 128 + code
+        assert ALTERNATE_OFF in running.output
+        assert b"\x1b[?25h" in running.output
+        after = termios.tcgetattr(running.descriptor)
+        assert not before[3] & termios.ECHO
+        assert after[3] & termios.ECHO
+
+
+def test_a_second_signal_does_not_wait(atlas: Path) -> None:
+    with terminal(atlas, command=[sys.executable, "-c", STARVED.format(busy=False)]) as running:
+        running.write("?")
+        running.read_until(b"starved")
+        start = time.monotonic()
+        os.kill(running.pid, signal.SIGTERM)
+        time.sleep(0.2)
+        os.kill(running.pid, signal.SIGTERM)
+        assert running.wait() == 128 + signal.SIGTERM
+        assert time.monotonic() - start < PATIENCE
+
+
+@pytest.mark.parametrize("kind", ["dumb", "unknown", ""])
+def test_a_terminal_without_a_cursor_is_refused(atlas: Path, kind: str) -> None:
+    running = Terminal([*COMMAND, str(atlas)], TERM=kind)
+    assert running.wait() == 2
+    os.close(running.descriptor)
+    said = running.output.decode()
+    assert f"TERM is {kind or 'not set'}" in said
+    assert "atlas info" in said
+    assert ALTERNATE_ON not in running.output
+
+
+def test_ctrl_z_suspends_and_comes_back(atlas: Path) -> None:
+    with terminal(atlas) as running:
+        running.write("\x1a")
+        end = time.monotonic() + 20
+        while not os.waitpid(running.pid, os.WNOHANG | os.WUNTRACED)[0]:
+            running.read(0.05)
+            assert time.monotonic() < end
+        running.settle()
+        assert ALTERNATE_OFF in running.output
+        assert termios.tcgetattr(running.descriptor)[3] & termios.ECHO
+        shown = len(running.output)
+        os.kill(running.pid, signal.SIGCONT)
+        running.settle()
+        assert ALTERNATE_ON in running.output[shown:]
+        assert b"help" in running.output[shown:]
+        running.write("q")
+        assert running.wait() == 0
+
+
+def test_a_stale_size_in_the_environment_is_ignored(atlas: Path) -> None:
+    with terminal(atlas, COLUMNS="40", LINES="10") as running:
+        # Rows and columns that a screen of 40 by 10 has not.
+        assert re.search(rb"\x1b\[2[34];", running.output)
+        running.write("q")
+        assert running.wait() == 0
 
 
 def test_no_color_writes_no_colour_and_uses_glyphs(atlas: Path) -> None:

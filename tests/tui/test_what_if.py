@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from chanfmt.format.reader import Atlas
+from chanfmt.format.writer import write_atlas
 from surgery.cli.main import main
 from surgery.planning.methods import METHODS
 from surgery.planning.options import ALLOCATIONS, PlanOptions
 from surgery.planning.plan import make_plan
 from surgery.planning.what_if import WhatIf
 from tests.support.browsing import open_app, press, text_of, wait_until
+from tests.support.factory import random_atlas, random_content, with_fields
 from tui.screens.layer import LayerScreen
 from tui.screens.protect import ProtectScreen
 from tui.screens.what_if import WhatIfScreen
@@ -97,14 +99,15 @@ async def test_the_numbers_are_the_plan_s(atlas: Path) -> None:
 async def test_marks_count_and_the_command_runs(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     app = open_app(small)
     async with app.run_test(size=(160, 50)) as pilot:
-        app.session.mark({0: np.arange(90)}, "many", on=True)
+        app.session.mark({0: np.arange(60)}, "many", on=True)
         screen = await asked(pilot, app)
         await press(pilot, "P", "P", "P")
         await wait_until(lambda: "protected: marks" in text_of(app))
+        await press(pilot, "8", "0", "l")
         await wait_until(lambda: "do not fit" in text_of(app))
         assert screen.table.row_count == 0
         await press(pilot, "5", "l")
-        await wait_until(lambda: bool(screen.table.rows) and screen.table.rows[0].channels_kept == 92)
+        await wait_until(lambda: bool(screen.table.rows) and screen.table.rows[0].channels_kept == 64)
         await press(pilot, "y")
         await pilot.pause()
         assert "press W to write the marks" in text_of(app)
@@ -115,17 +118,46 @@ async def test_marks_count_and_the_command_runs(small: Path, capsys: pytest.Capt
         rows = screen.table.rows
     assert main([*command[1:], "--dry-run", "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)
-    assert planned["protected"] == 90
+    assert planned["protected"] == 60
     assert [layer["kept"] for layer in planned["layers"]] == [row.channels_kept for row in rows]
     assert [layer["lp_kept"] for layer in planned["layers"]] == pytest.approx([row.lp_share for row in rows])
 
 
-async def test_what_cannot_be_asked_is_said(small: Path) -> None:
-    app = open_app(small)
+async def test_what_cannot_be_asked_is_said(tmp_path: Path) -> None:
+    app = open_app(random_atlas(tmp_path / "a.h5", channels=320))
     async with app.run_test(size=(80, 24)) as pilot:
         await asked(pilot, app)
         await press(pilot, "o", "9", "0", "l")
         await wait_until(lambda: "--max-layer-sparsity" in text_of(app))
+
+
+async def test_the_numbers_of_parameters_are_those_of_prune(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They count zero channels, and the command for a cut of zeros allows them."""
+    path = tmp_path / "a.h5"
+    write_atlas(with_fields(random_content(channels=320), {"decoder": ("intermediate_size", 1)}), path)
+    app = open_app(path)
+    async with app.run_test(size=(160, 50)) as pilot:
+        screen = await asked(pilot, app)
+        await press(pilot, "5", "0", "l")
+        await wait_until(lambda: "parameters" in text_of(app))
+        shown = text_of(app)
+        assert "--allow-padding" not in shown + screen.copy_text()
+    assert main(["plan", str(path), "--method", "magnitude", "--sparsity", "0.5"]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("parameters")]
+    before, after = line.split()[1], line.split()[3]
+    assert f"{before} to {after} parameters" in shown
+    assert after == f"{93_160 - 4 * 160 * 72:,}"
+    # A model whose class has no field for the width: its file would not shrink.
+    write_atlas(with_fields(random_content(channels=320), {"decoder": ("", 0)}), path)
+    app = open_app(path)
+    async with app.run_test(size=(160, 50)) as pilot:
+        screen = await asked(pilot, app)
+        await wait_until(lambda: "93,160 to 93,160 parameters  needs --allow-padding" in text_of(app))
+        assert "--allow-padding" in screen.copy_text()
+    arguments = ["prune", str(path), "--method", "magnitude", "--sparsity", "0.5", "--dry-run"]
+    assert main(arguments) == 2
+    assert "the file would shrink by" in capsys.readouterr().err
+    assert main([*arguments, "--allow-padding"]) == 0
 
 
 async def test_the_title_says_all_that_is_protected(small: Path) -> None:

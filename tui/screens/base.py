@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from textual.binding import Binding
 from textual.containers import Horizontal
 from textual.widgets import Input, Label
 
-from chanfmt.base.text import printable
+from chanfmt.base.files import output_path
+from chanfmt.base.text import one_line
 from tui.screens.keys import key_line, key_rows
 from tui.screens.status import StatusScreen
 from tui.session import view
@@ -200,8 +199,8 @@ class BrowserScreen(StatusScreen):
     def _export(self, name: str) -> None:
         if name:
             self.front.start(
-                lambda: write_table(Path(os.path.expanduser(name)), self.table.shown()),
-                lambda rows: self.session.say(printable(f"wrote {rows:,} rows to {name}")),
+                lambda: write_table(output_path(name), self.table.shown()),
+                lambda rows: self.session.say(one_line(f"wrote {rows:,} rows to {name}")),
                 refused=self.session.say,
                 group="export",
             )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from textual.binding import Binding, BindingType
 
 from chanfmt.algebra.compare import medians
-from chanfmt.base.text import printable
+from chanfmt.base.text import one_line
 from tui.screens.base import BACK_BINDING, METRIC_BINDINGS, common_bindings
 from tui.screens.ffns import FfnScreen
 from tui.session.comparing import Comparing
@@ -66,12 +66,12 @@ class CompareScreen(FfnScreen):
         self.paint()
 
     def title_texts(self) -> tuple[str, str]:
-        a, b = (printable(snapshot.path.name) for snapshot in self.comparing.pair)
+        a, b = (one_line(snapshot.path.name) for snapshot in self.comparing.pair)
         return f"A {a}   B {b}   {len(self.browser.snapshot.blocks)} FFNs", f"{self.browser.heading}  compare"
 
     def status_text(self) -> str:
         if self.comparing.refusal or not self.table.row_count:
-            return printable(self.comparing.refusal)
+            return one_line(self.comparing.refusal)
         assert self.table.comparison is not None
         item, middle = self.table.comparison.rows[self.table.place], medians(self.table.comparison.rows)
         return (
@@ -95,7 +95,7 @@ class CompareScreen(FfnScreen):
         assert self.table.comparison is not None
         item = self.table.comparison.rows[self.table.place]
         joined = join(self.table.comparison, self.table.place)
-        notes = [line for note in self._notes for line in wrapped(f"note: {printable(note.sentence)}", width - 1)]
+        notes = [line for note in self._notes for line in wrapped(f"note: {one_line(note.sentence)}", width - 1)]
         lost = [channel for channel in joined.first.order if joined.words["only-A"][channel]]
         room = max(0, height - 14 - len(notes))
         fields = [
@@ -108,7 +108,7 @@ class CompareScreen(FfnScreen):
             ("halo Jaccard", f"{number(item.halo_jaccard)}  (chance {number(item.halo_chance, 2)})"),
         ]
         return [
-            [(f"layer {item.layer}", "strong"), (f"  {printable(item.module)}", "dim")],
+            [(f"layer {item.layer}", "strong"), (f"  {one_line(item.module)}", "dim")],
             *([(f" {name:<15}", "dim"), (value, "")] for name, value in fields),
             *([(f" {line}", "dim")] for line in notes),
             [],

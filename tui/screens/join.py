@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from textual.binding import Binding, BindingType
 
 from chanfmt.base.errors import UsageError
-from chanfmt.base.text import printable
+from chanfmt.base.text import one_line
 from chanfmt.format import schema
 from tui.screens.base import BACK_BINDING, BrowserScreen, common_bindings
 from tui.session import view
@@ -87,7 +87,7 @@ class JoinScreen(BrowserScreen):
         module = self._comparison.rows[self._place].module
         place = next((place for place, row in enumerate(comparison.rows) if row.module == module), None) if comparison else None
         if comparison is None or place is None:
-            self.say(printable(refusal or f"{module} is not in both atlases any more"))
+            self.say(one_line(refusal or f"{module} is not in both atlases any more"))
             return
         self._comparison, self._place = comparison, place
         self._show(channel=self._channel)
@@ -106,11 +106,11 @@ class JoinScreen(BrowserScreen):
         try:
             keep = filtered(self.filter_text, self._joined.columns, self._joined.labels[0], self._joined.words)
         except UsageError as error:
-            self.say(printable(f"{error.message}; {error.hint}"))
+            self.say(one_line(f"{error.message}; {error.hint}"))
         else:
             if keep.any():
                 return keep
-            self.say(printable(f"no channel here fits {self.filter_text}"))
+            self.say(one_line(f"no channel here fits {self.filter_text}"))
         self.filter_text = ""
         return None
 
@@ -118,7 +118,7 @@ class JoinScreen(BrowserScreen):
         row = self._comparison.rows[self._place]
         shown = f"   {self.table.row_count:,} ch" + (f": {self.filter_text}" if self.filter_text else "")
         pair = (self._comparison.first, self._comparison.second)
-        a, b = (printable(browser.snapshot.path.name) for browser in pair)
+        a, b = (one_line(browser.snapshot.path.name) for browser in pair)
         return f"A {a}   B {b} ▸ layer {row.layer}{shown}", f"{self._comparison.first.heading}  join"
 
     def status_text(self) -> str:

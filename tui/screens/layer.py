@@ -9,7 +9,7 @@ import numpy as np
 from textual.binding import Binding, BindingType
 
 from chanfmt.base.errors import UsageError
-from chanfmt.base.text import printable
+from chanfmt.base.text import one_line
 from chanfmt.format import schema
 from tui.screens.base import BACK_BINDING, METRIC_BINDINGS, BrowserScreen, common_bindings
 from tui.session import view
@@ -97,7 +97,7 @@ class LayerScreen(BrowserScreen):
             keep = filtered(self.filter_text, table.columns_by_name(), *self._known)
         except UsageError as error:
             self.filter_text = ""
-            self.say(printable(f"{error.message}; {error.hint}"))
+            self.say(one_line(f"{error.message}; {error.hint}"))
             return
         if not keep.any():
             self.say(f"no channel here fits {self.filter_text}")

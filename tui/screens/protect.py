@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from textual.binding import Binding, BindingType
 
-from chanfmt.base.text import printable
+from chanfmt.base.text import one_line
 from surgery.planning.selectors import SYNTAX
 from tui.screens.base import BACK_BINDING, common_bindings
 from tui.screens.ffns import FfnScreen
@@ -71,7 +71,7 @@ class ProtectScreen(FfnScreen):
     def legend_line(self, width: int) -> Line:
         added, removed = self.session.marks.unsaved
         state = f"+{added:,} -{removed:,} unsaved" if added or removed else "no unsaved marks"
-        return [(f" {printable(self.session.protect_file.name)}: {state}", "dim")]
+        return [(f" {one_line(self.session.protect_file.name)}: {state}", "dim")]
 
     def panel_lines(self, width: int, height: int) -> list[Line]:
         marks = self.session.marks

@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from textual.binding import Binding, BindingType
 
 from chanfmt.base.errors import ChanfmtError
-from chanfmt.base.text import printable
+from chanfmt.base.text import one_line
 from surgery.planning.methods import METHODS
 from surgery.planning.what_if import total
 from tui.screens.base import BACK_BINDING, common_bindings
@@ -114,12 +114,15 @@ class WhatIfScreen(FfnScreen):
 
     def status_text(self) -> str:
         if self._refusal:
-            return printable(self._refusal)
+            return one_line(self._refusal)
         whole = total(self._rows)
-        return (
-            f"model: {whole.channels_kept:,} of {whole.channels:,} ch  super {whole.supernodes_kept:,}/{whole.supernodes:,}  "
-            f"LP mass kept {percent(whole.lp_share if whole.lp_share is not None else float('nan'))}"
-        )
+        share = percent(whole.lp_share if whole.lp_share is not None else float("nan"))
+        supernodes = f"super {whole.supernodes_kept:,}/{whole.supernodes:,}"
+        sizes = None if self._what_if is None else self._what_if.parameters(self._rows)
+        if sizes is not None:
+            hardly = "  needs --allow-padding" if self._is_refused else ""
+            return f"{sizes[0]:,} to {sizes[1]:,} parameters{hardly}  {supernodes}  LP mass kept {share}"
+        return f"model: {whole.channels_kept:,} of {whole.channels:,} ch  {supernodes}  LP mass kept {share}"
 
     def legend_line(self, width: int) -> Line:
         cells = max(10, width - 62)
@@ -136,7 +139,7 @@ class WhatIfScreen(FfnScreen):
         ]
         if self._what_if is not None:
             lines.append([(f" {self._what_if.protected:,} channels protected", "")])
-            lines += [[(f" {line}", "")] for text in self._what_if.warnings for line in wrapped(printable(text), width - 1)]
+            lines += [[(f" {line}", "")] for text in self._what_if.warnings for line in wrapped(one_line(text), width - 1)]
         if self._curve is not None and width > 20 and height > 14:
             cells, rows = width - 8, min(14, height - len(lines) - 6)
             at = np.clip(np.round(np.linspace(1, HIGHEST, 2 * cells)).astype(int), 1, HIGHEST) - 1
@@ -156,7 +159,13 @@ class WhatIfScreen(FfnScreen):
         return (self.copy_text().strip(),)
 
     def copy_text(self) -> str:
-        return self._shown.command(self.session.atlas_name, str(self.session.protect_file)) + "\n"
+        command = self._shown.command(self.session.atlas_name, str(self.session.protect_file), allow_padding=self._is_refused)
+        return command + "\n"
+
+    @property
+    def _is_refused(self) -> bool:
+        """Whether prune would refuse the cut shown, because its file would hardly shrink."""
+        return bool(self._rows) and self._what_if is not None and self._what_if.is_refused(self._rows)
 
     def action_copy(self) -> None:
         super().action_copy()

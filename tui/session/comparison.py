@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from chanfmt.algebra.compare import check_same_ffns, compare, label_settings_note, shared_text_note
+from chanfmt.algebra.compare import check_same_ffns, compare, label_settings_note, shared_text_note, special_tokens_note
 from chanfmt.format import schema
 from chanfmt.format.reader import Atlas
 from tui.session.model import Browser
@@ -95,7 +95,8 @@ def make_comparison(first: Snapshot, second: Snapshot, metric: str) -> Compariso
     """
     with Atlas.open(first.path) as one, Atlas.open(second.path) as other:
         rows = tuple(compare(one, other, metric))
-        notes = tuple(note for note in (shared_text_note(one, other), label_settings_note(one, other)) if note)
+        found = (shared_text_note(one, other), special_tokens_note(one, other), label_settings_note(one, other))
+        notes = tuple(note for note in found if note)
     # Both shares count the same number of channels. Otherwise their difference would come from the settings.
     pair = Browser(first, metric), Browser(replace(second, rho=first.rho), metric)
     return Comparison(*pair, rows, counterparts(first, second), notes)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from chanfmt.base.errors import UsageError
-from chanfmt.base.text import printable
+from chanfmt.base.text import one_line
 from chanfmt.format import schema
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def counted(text: str, columns: Mapping[str, np.ndarray], labels: np.ndarray, wo
     try:
         return f"{int(filtered(text, columns, labels, words).sum()):,} of {len(labels):,}"
     except UsageError as error:
-        return printable(error.message)
+        return one_line(error.message)
 
 
 def _term(text: str, columns: Mapping[str, np.ndarray], labels: np.ndarray, words: Mapping[str, np.ndarray]) -> np.ndarray:

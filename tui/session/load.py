@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from chanfmt.base.errors import AtlasError
-from chanfmt.base.text import printable
+from chanfmt.base.text import one_line
 from chanfmt.format import schema
 from chanfmt.format.reader import Atlas
 from tui.session.stored import StoredArrays
@@ -228,7 +228,7 @@ def _ffns(atlas: Atlas) -> tuple[tuple[Ffn, ...], tuple[range, ...]]:
     blocks: list[range] = []
     for block in atlas.blocks:
         blocks.append(range(len(ffns), len(ffns) + len(block.experts)))
-        of, module = printable(block.stack), printable(block.module)
+        of, module = one_line(block.stack), one_line(block.module)
         ffns += [Ffn(block.layer_index, of, module, block.row, block.n_channels, expert) for expert in block.experts]
     return tuple(ffns), tuple(blocks)
 
@@ -236,33 +236,33 @@ def _ffns(atlas: Atlas) -> tuple[tuple[Ffn, ...], tuple[range, ...]]:
 def _read(atlas: Atlas, path: Path, stored: StoredArrays) -> Snapshot:
     if not atlas.blocks:
         raise AtlasError(f"{path} has no FFNs", hint=f"see: atlas info {path}")
-    lp = {printable(name): stack["lp"] for name, stack in atlas.stacks.items()}
+    lp = {one_line(name): stack["lp"] for name, stack in atlas.stacks.items()}
     if all(np.isnan(array).all() for array in lp.values()):
         raise AtlasError(f"{path} has no measured LP: every value is NaN", hint="build it again")
     metrics: dict[str, Variable] = {}
     places: dict[tuple[str, str], Location] = {}
     for name, stack in atlas.stacks.items():
         held = stack.all_metrics
-        metrics |= {printable(metric.name): metric for metric in held}
-        places |= {(printable(name), printable(metric.name)): stack.location(metric.name) for metric in held}
-        places |= {(printable(name), series): stack.location(series) for series in schema.SERIES if series in stack}
+        metrics |= {one_line(metric.name): metric for metric in held}
+        places |= {(one_line(name), one_line(metric.name)): stack.location(metric.name) for metric in held}
+        places |= {(one_line(name), series): stack.location(series) for series in schema.SERIES if series in stack}
     order = list(schema.METRIC_BY_NAME)
     ffns, blocks = _ffns(atlas)
     return Snapshot(
         path=path,
         signature=stored.signature,
         read_at=datetime.now(),
-        model_id=printable(atlas.model.id),
-        status=printable(atlas.status),
+        model_id=one_line(atlas.model.id),
+        status=one_line(atlas.status),
         calibration_tokens=atlas.calibration.tokens,
         rho=atlas.labels.rho,
         metrics=dict(sorted(metrics.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))),
         ffns=ffns,
         blocks=blocks,
         lp=lp,
-        labels={printable(name): stack["label"] for name, stack in atlas.stacks.items()},
-        tokens={printable(name): stack["tokens"] for name, stack in atlas.stacks.items() if "tokens" in stack},
-        supports={printable(name): stack.supports for name, stack in atlas.stacks.items()},
+        labels={one_line(name): stack["label"] for name, stack in atlas.stacks.items()},
+        tokens={one_line(name): stack["tokens"] for name, stack in atlas.stacks.items() if "tokens" in stack},
+        supports={one_line(name): stack.supports for name, stack in atlas.stacks.items()},
         places=places,
         stored=stored,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chanfmt.base.text import printable
+from chanfmt.base.text import one_line
 from tui.session.front import Question
 from tui.session.marks import Marks
 from tui.session.protect import NO_FILE, read_marks, selected, signature_of, write_marks
@@ -50,7 +50,7 @@ class Marking:
 
     @property
     def _name(self) -> str:
-        return printable(self.path.name)
+        return one_line(self.path.name)
 
     def _changed(self, notice: str) -> None:
         self._host.front.show_marks()
@@ -73,7 +73,7 @@ class Marking:
         snapshot = self._snapshot
         self._host.front.start(
             lambda: selected(selector, snapshot),
-            lambda channels: self.mark(channels, printable(selector), on=on),
+            lambda channels: self.mark(channels, one_line(selector), on=on),
             refused=self._host.say,
             group="select",
         )
@@ -177,4 +177,4 @@ class Marking:
             return
         self.marks = Marks(self.marks.widths, masks)
         self._signature = signature
-        self._changed(printable(warnings[0]) if warnings else f"read {self._name}")
+        self._changed(one_line(warnings[0]) if warnings else f"read {self._name}")

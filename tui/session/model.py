@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from chanfmt.base.text import printable
+from chanfmt.base.text import one_line
 from tui.session import view
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Browser:
     @property
     def heading(self) -> str:
         """The metric's column heading."""
-        return printable(self.snapshot.metrics[self.metric].heading)
+        return one_line(self.snapshot.metrics[self.metric].heading)
 
     def summary(self, span: range) -> view.Summary:
         """Mass, concentration and labels of ``span``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chanfmt.base.errors import AtlasError
-from chanfmt.base.text import printable
+from chanfmt.base.text import one_line
 from tui.session.load import Snapshot, file_signature, present_file, read_snapshot
 from tui.session.watch import Watcher
 
@@ -72,7 +72,7 @@ class Reloader:
 
     def _keep(self, snapshot: Snapshot, reason: str) -> None:
         brief = reason.replace(str(snapshot.path), snapshot.path.name)
-        self._host.say(f"still shown as read at {snapshot.read_at:%H:%M:%S}: {printable(brief)}")
+        self._host.say(f"still shown as read at {snapshot.read_at:%H:%M:%S}: {one_line(brief)}")
 
 
 def _read_again(snapshot: Snapshot, *, contained: bool) -> Snapshot | str:

@@ -72,8 +72,13 @@ class Scenario:
         """What is protected, in words."""
         return " + ".join((*self.protect, *(["marks"] if self.marked else []))) or "none"
 
-    def command(self, atlas: str, marks_file: str) -> str:
-        """The ``surgery prune`` command that makes this cut; ``marks_file`` is the protect file with the marks."""
+    def command(self, atlas: str, marks_file: str, *, allow_padding: bool = False) -> str:
+        """The ``surgery prune`` command that makes this cut.
+
+        Args:
+            marks_file: The protect file with the marks.
+            allow_padding: Whether the file would hardly shrink, so that the command must allow it.
+        """
         protect = (*self.protect, *([marks_file] if self.marked else []))
         return shlex.join(
             [
@@ -86,6 +91,7 @@ class Scenario:
                 f"{self.percent / 100:g}",
                 *(part for selector in protect for part in ("--protect", selector)),
                 *(["--allocation", self.allocation] if self.allocation != "uniform" else []),
+                *(["--allow-padding"] if allow_padding else []),
             ]
         )
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.cells import set_cell_size
 
-from chanfmt.base.text import printable
+from chanfmt.base.text import one_line
 from chanfmt.hub.locate import locate_atlas
 from tui.session.comparison import check_comparable
 from tui.session.front import Front, Question
@@ -93,7 +92,7 @@ class Session:
 
     @property
     def file_name(self) -> str:
-        return printable(self.browser.snapshot.path.name)
+        return one_line(self.browser.snapshot.path.name)
 
     @property
     def snapshots(self) -> list[Snapshot]:
@@ -110,7 +109,7 @@ class Session:
     def metric_question(self, current: str, title: str = "metric") -> Question:
         """Every metric of the atlas, to choose one."""
         choices = [
-            (name, printable(f"{set_cell_size(metric.heading, 10)} {f'{name}: ' if '/' in name else ''}{metric.long_name}"))
+            (name, one_line(f"{set_cell_size(metric.heading, 10)} {f'{name}: ' if '/' in name else ''}{metric.long_name}"))
             for name, metric in self.browser.snapshot.metrics.items()
         ]
         return Question(title, choices, current)
@@ -189,7 +188,8 @@ class Session:
         if swapped:
             named, paths = named[::-1], paths[::-1]
         marked = np.flatnonzero(self.marks.of(ffn)).tolist() if place.filter else []
-        lines = [f"# {line}" for line in (command(place, *named), *comments)]
+        # A name with a newline must not end the comment.
+        lines = [f"# {one_line(line, len(line))}" for line in (command(place, *named), *comments)]
         return "\n".join([*lines, python(place, *paths, marked=marked)])
 
     def quit(self, last_words: str | None = None) -> None:
@@ -198,7 +198,7 @@ class Session:
         if not sum(self.marks.unsaved):
             self.front.exit(last_words)
             return
-        name = printable(self.protect_file.name)
+        name = one_line(self.protect_file.name)
         choices = [("stay", "stay"), ("write", f"write {name} and quit"), ("quit", "quit without writing")]
         self.front.ask(Question("some marks are not saved", choices), self._leaving)
 
@@ -211,7 +211,7 @@ class Session:
 
 def _read_other(first: Path, name: str) -> Snapshot:
     """The atlas ``name``, if it can be compared with the atlas at ``first``. Raises `ChanfmtError`."""
-    path = locate_atlas(os.path.expanduser(name)).path
+    path = locate_atlas(name).path
     other = read_snapshot(path, contained=True)
     check_comparable(first, path)
     return other

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.cells import cell_len
 
-from chanfmt.base.text import printable
+from chanfmt.base.text import one_line
 from chanfmt.format import schema
 from tui.session import view
 from tui.widgets.line_table import Column, LineTable
@@ -97,7 +97,7 @@ class ChannelTable(LineTable):
         self.set_columns(columns, 4)
 
     def _metric_column(self, name: str, width: int) -> Column:
-        heading = printable(self.browser.snapshot.metrics[name].heading)
+        heading = one_line(self.browser.snapshot.metrics[name].heading)
         return Column(name, heading, max(width, cell_len(heading) + 1))
 
     def on_resize(self) -> None:

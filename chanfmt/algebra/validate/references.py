@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chanfmt.format import schema
-from chanfmt.format.records import MAX_INDEX
+from chanfmt.format.records import MAX_INDEX, SpecialTokens, widths_complaint
 from chanfmt.format.texts import parsed
 
 if TYPE_CHECKING:
@@ -59,7 +59,13 @@ def _indices(container: Container, report: Report) -> None:
 
 
 def _blocks(container: Container, report: Report) -> None:
-    columns = {item.name: container.read(f"block/{item.name}") for item in schema.BLOCK_VARIABLES}
+    columns = {
+        item.name: container.read(f"block/{item.name}") for item in schema.BLOCK_VARIABLES if f"block/{item.name}" in container
+    }
+    complaint = widths_complaint(
+        columns["n_channels"], *(columns.get(name) for name in ("width_field", "width_factor", "channel_parameters"))
+    )
+    report.check(not complaint, "E214", "/block", complaint)
     used: Counter[tuple[str, int]] = Counter()
     places: dict[str, str] = {}
     for index in range(len(columns["block"])):
@@ -167,9 +173,25 @@ def _calibration(container: Container, report: Report) -> None:
                 "/calibration/sequence_sha256",
                 f"sequence {index} has another SHA-256",
             )
+    _special_tokens(container, report, column.get("token_ids"), seq_len)
     for name in ("sequence_sha256", "contribution_id"):
         repeated = [value for value, count in Counter(column[name]).items() if count > 1]
         report.check(not repeated, "E207", f"/calibration/{name}", f"holds {str(repeated[:1])[:80]} more than once")
+
+
+def _special_tokens(container: Container, report: Report, token_ids: np.ndarray | None, seq_len: int) -> None:
+    stated = container.attribute("calibration", "special_tokens")
+    if stated is None:
+        return
+    where = "/calibration@special_tokens"
+    special = SpecialTokens.from_json(str(stated), where)
+    length = seq_len if token_ids is None else token_ids.shape[1]
+    room = report.check(len(special) < length, "E213", where, f"leaves no place for text in sequences of {length}")
+    if token_ids is None or not room:
+        return
+    begin, end = len(special.before), token_ids.shape[1] - len(special.after)
+    right = (token_ids[:, :begin] == special.before).all(axis=1) & (token_ids[:, end:] == special.after).all(axis=1)
+    report.check(right.all(), "E213", "/calibration/token_ids", f"has sequence {int(right.argmin())}, which does not {special}")
 
 
 def _tokens(container: Container, report: Report) -> None:

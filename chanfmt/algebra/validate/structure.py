@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,10 @@ import msgspec
 import numpy as np
 
 from chanfmt.base.errors import AtlasError
+from chanfmt.base.hub_ids import is_hub_id
 from chanfmt.format import schema
+from chanfmt.format.records import SpecialTokens
+from chanfmt.format.show import short
 from chanfmt.format.texts import configuration, parsed
 
 if TYPE_CHECKING:
@@ -29,6 +33,8 @@ ALLOWED: dict[str, dict[str, tuple[str, ...]]] = {
     "labels": {"score": tuple(schema.METRIC_BY_NAME), "ties": ("lowest index",)},
     "stacks/*": {"kind": schema.STACK_KINDS},
 }
+SPECIAL_TOKENS = ("special_tokens", "tokenizer_special_tokens")
+"""Attributes of ``/calibration`` that go together."""
 
 
 def check_structure(container: Container, report: Report) -> None:
@@ -38,7 +44,10 @@ def check_structure(container: Container, report: Report) -> None:
         report.add("E101", f"/{name}", "the group is missing")
     known = _attributes(container, report, "", "/")
     for name in set(GROUPS) - set(missing) - {"stacks", "block"}:
-        _attributes(container, report, name, f"/{name}")
+        found = _attributes(container, report, name, f"/{name}")
+        if name == "calibration":
+            for one, other in itertools.permutations(SPECIAL_TOKENS):
+                report.check(one in found or other not in found, "E103", f"/calibration@{one}", f"is missing beside {other}")
     if "block" not in missing:
         _unknown_attributes(container, report, "block", set())
     for name, table in TABLES.items():
@@ -55,6 +64,7 @@ def check_structure(container: Container, report: Report) -> None:
         elif name not in GROUPS:
             report.add("W502", f"/{name}", "the specification does not know this name")
     if not report.failed:
+        _model_id(container, report)
         _texts(container, report)
     _remarks(container, report, known)
 
@@ -64,7 +74,9 @@ def _attributes(container: Container, report: Report, path: str, table: str) -> 
     for attribute in schema.ATTRIBUTES[table]:
         where = f"/{path}@{attribute.name}"
         value = container.attribute(path, attribute.name)
-        if not report.check(value is not None, "E103", where, "the attribute is missing"):
+        if not report.check(value is not None or not attribute.required, "E103", where, "the attribute is missing"):
+            continue
+        if value is None:
             continue
         kind = "str" if isinstance(value, str) else {"i": "int", "f": "float"}.get(np.asarray(value).dtype.kind, "?")
         if not report.check(kind == attribute.type, "E104", where, f"is {kind}, not {attribute.type}"):
@@ -228,6 +240,13 @@ _Arrays = dict[str, tuple[str, list[Annotated[int, msgspec.Meta(gt=0)]]]]
 """Name to type and shape of a sample."""
 
 
+def _model_id(container: Container, report: Report) -> None:
+    """Check that an id that is said to be on the Hub could be there: programs look such an id up."""
+    name = str(container.attribute("model", "id"))
+    fits = container.attribute("model", "source") != "hub" or is_hub_id(name)
+    report.check(fits, "E109", "/model@id", f"is {short(name)!r}, which cannot be the name of a repository on the Hub")
+
+
 def _texts(container: Container, report: Report) -> None:
     for path, name, kind, what in (
         ("model", "architectures", list[str], "list of texts"),
@@ -235,6 +254,14 @@ def _texts(container: Container, report: Report) -> None:
     ):
         text = str(container.attribute(path, name))
         report.check(_is(text, kind), "E110", f"/{path}@{name}", f"is not a JSON {what}")
+    for name in SPECIAL_TOKENS:
+        stated = container.attribute("calibration", name)
+        report.check(
+            stated is None or _are_special_tokens(str(stated)),
+            "E110",
+            f"/calibration@{name}",
+            "is not a JSON object with the lists of token ids before and after",
+        )
     config = configuration(str(container.attribute("model", "config")))
     report.check(config is not None, "E110", "/model@config", "is not a JSON object")
     for line in str(container.attribute("producer", "history")).split("\n"):
@@ -259,6 +286,14 @@ def _is(text: str, kind: Any) -> bool:
     """Whether ``text`` is JSON of the type ``kind``."""
     try:
         parsed(text, kind, "")
+    except AtlasError:
+        return False
+    return True
+
+
+def _are_special_tokens(text: str) -> bool:
+    try:
+        SpecialTokens.from_json(text, "")
     except AtlasError:
         return False
     return True

@@ -35,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser, options: type[Any]) -> argparse
     * ``metavar``: the name of the value.
     * ``choices``: the values allowed; ``noun``: what an error calls a value (default: a value of the flag).
     * ``repeat``: the flag may be repeated, and the values replace the default of the tuple.
-    * ``nargs``: ``+`` for a tuple of one or more values; ``?`` for an optional value, which is an empty text if the flag
+    * ``nargs``: ``+`` for a tuple of one or more values, ``*`` for a tuple of any number of values; ``?`` for an optional value, which is an empty text if the flag
       comes without one.
     """
     group = parser.add_argument_group(_title(options))
@@ -54,7 +54,7 @@ def parse_options(arguments: argparse.Namespace, options: type[Options]) -> Opti
         if not hasattr(arguments, item.name):
             continue
         value = getattr(arguments, item.name)
-        if "repeat" in item.metadata or item.metadata.get("nargs") == "+":
+        if "repeat" in item.metadata or item.metadata.get("nargs") in ("+", "*"):
             value = tuple(value) if value else () if item.default is dataclasses.MISSING else item.default
         values[item.name] = value
     return options(**values)

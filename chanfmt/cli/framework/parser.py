@@ -21,6 +21,10 @@ _NEGATIVE = re.compile(r"-\d+$|-\d*\.\d+$")
 """Words that argparse takes as negative numbers, and not as options."""
 
 
+_PERCENT = re.compile(r"invalid float value: '(\d+(?:\.\d+)?)%'$")
+"""The end of argparse's message for a share that was written as a percentage."""
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line and a hint, and whose options are added when they are needed.
 
@@ -69,7 +73,8 @@ class Parser(argparse.ArgumentParser):
         return text + "\nexamples:\n" + "".join(f"  {line}\n" for example in self.examples for line in _wrapped(example, width))
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message, hint=self._hint)
+        percent = _PERCENT.search(message)
+        raise UsageError(message, hint=f"write {float(percent[1]) / 100:g} for {percent[1]}%" if percent else self._hint)
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         # Before Python 3.13, argparse drops the value of `--flag=--` and passes on an empty list.
@@ -80,6 +85,8 @@ class Parser(argparse.ArgumentParser):
         return super()._get_values(action, arg_strings)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.dest == "output" and isinstance(value, str) and not value.strip():
+            self.error(f"argument {'/'.join(action.option_strings)}: the name is empty")
         if action.choices is None or value in action.choices:
             return
         if isinstance(action, argparse._SubParsersAction):
@@ -132,7 +139,7 @@ class Parser(argparse.ArgumentParser):
                 yield f"{name} ..."
                 return
             if not action.option_strings:
-                yield {"+": f"{name}...", "?": f"[{name}]"}.get(str(action.nargs), name)
+                yield {"+": f"{name}...", "*": f"[{name}...]", "?": f"[{name}]"}.get(str(action.nargs), name)
             elif action.required:
                 options.append(f"{action.option_strings[0]} {name}")
         yield from options

@@ -199,7 +199,7 @@ class _Layout:
                 name = names[number]
                 parameter = parameters[name]
                 if stored is None:
-                    raise _unfollowed(name)
+                    raise _unfollowed(name, f": there is no tensor {tensor} of the shape {list(owner.shape)}")
                 coordinates = tuple(axes[axis][tensor] for axis in range(parameter.ndim))
                 if len(numbers) == 1:
                     item = _Stored(stored, coordinates, (0,) * owner.ndim)
@@ -277,5 +277,5 @@ def _find(
     return along, start, step, expert
 
 
-def _unfollowed(parameter: str) -> ModelError:
-    return ModelError(f"the checkpoint stores {parameter} under another name or in another form", hint=_RESAVE)
+def _unfollowed(parameter: str, why: str = "") -> ModelError:
+    return ModelError(f"the checkpoint stores {parameter} under another name or in another form{why}", hint=_RESAVE)

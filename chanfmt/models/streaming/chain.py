@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from chanfmt.base.errors import ModelError
-from chanfmt.models.streaming.parameters import restored
+from chanfmt.models.streaming.blocks import HINT, Blocks, UnstreamableError, outer_lists
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     Handler = Callable[[int, tuple[Any, ...], dict[str, Any]], Any]
 
 _MAX_RETURNED = 3
-_HINT = "measure it without --stream, on a machine or a GPU that holds it"
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class _Recorded(Exception):
     """Raised when the last block is reached, because nothing behind it is wanted."""
 
 
-class Chain:
+class Chain(Blocks):
     """The blocks of a model, and the parts around them.
 
     A block has weights in the body of `loaded` only; the other parts of the model always have them. If the model runs outside
@@ -75,41 +73,13 @@ class Chain:
     """
 
     def __init__(self, model: Any, stored: StoredParameters, device: torch.device) -> None:
-        self.model = model
-        self.device = device
-        self.names, self._blocks = _blocks(model)
+        super().__init__(model, stored, device, _blocks(model))
         self._forwards = [block.forward for block in self._blocks]
-        self._stored = stored
         self._handler: Handler = self._pass_on
         self._returned = 0
         """Length of the tuple that a block returns, the hidden state first; 0 if it returns the hidden state itself."""
-        state = set(model.state_dict())
-        self._keys = [{key for key in state if key.startswith(f"{name}.")} for name in self.names]
-        _check_unshared(model, self._keys)
-        resident = state.difference(*self._keys)
-        stored.load(resident, device)
-        model.tie_weights(missing_keys=stored.missing, recompute_mapping=False)
-        stored.check_loaded(resident)
-        for module in model.modules():
-            for name, buffer in module._buffers.items():
-                module._buffers[name] = buffer if buffer is None else buffer.to(device)
         for number, block in enumerate(self._blocks):
             block.forward = self._replacement(number)
-
-    def __len__(self) -> int:
-        return len(self._blocks)
-
-    def number_of(self, name: str) -> int | None:
-        """Number of the block that the module or parameter ``name`` lies in; None if it lies in none."""
-        return next((number for number, block in enumerate(self.names) if f"{name}.".startswith(f"{block}.")), None)
-
-    @contextlib.contextmanager
-    def loaded(self, number: int) -> Iterator[nn.Module]:
-        """Give block ``number`` its weights in the body, and yield it. Raises `ModelError` if they cannot be read."""
-        with restored(self._blocks[number]):
-            self._stored.load(self._keys[number], self.device)
-            self._stored.check_loaded(self._keys[number])
-            yield self._blocks[number]
 
     def run(self, number: int, call: Call, hidden: torch.Tensor) -> torch.Tensor:
         """Run block ``number``, which is loaded, on ``hidden`` (sequence, position, feature). Returns its hidden state."""
@@ -184,9 +154,9 @@ class Chain:
         with self._handled(through):
             yield
 
-    def refused(self, what: str) -> ModelError:
+    def refused(self, what: str) -> UnstreamableError:
         """The error that says why the model cannot be run block by block."""
-        return ModelError(f"{type(self.model).__name__} cannot be streamed: it {what}", hint=_HINT)
+        return UnstreamableError(f"{type(self.model).__name__} cannot be streamed: it {what}", hint=HINT)
 
     def _replacement(self, number: int) -> Callable[..., Any]:
         return lambda *args, **kwargs: self._handler(number, args, kwargs)
@@ -238,26 +208,14 @@ def _slot(hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     return next((place for place, value in places if value is hidden), None)
 
 
-def _blocks(model: Any) -> tuple[list[str], list[nn.Module]]:
+def _blocks(model: Any) -> dict[str, nn.Module]:
     """Names and modules of the largest list of layers, by parameters, among the lists that lie in no other list."""
     kind = type(model).__name__
     if model.config.is_encoder_decoder:
-        raise ModelError(f"{kind} cannot be streamed: its decoder's blocks read its encoder as well as each other", hint=_HINT)
-    lists: list[tuple[str, nn.Module]] = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) and not any(name.startswith(f"{other}.") for other, _ in lists):
-            lists.append((name, module))
+        what = "its decoder's blocks read its encoder as well as each other"
+        raise UnstreamableError(f"{kind} cannot be streamed: {what}", hint=HINT)
+    lists = outer_lists(model)
     if not lists:
-        raise ModelError(f"{kind} cannot be streamed: it has no list of blocks", hint=_HINT)
+        raise UnstreamableError(f"{kind} cannot be streamed: it has no list of blocks", hint=HINT)
     name, largest = max(lists, key=lambda item: sum(parameter.numel() for parameter in item[1].parameters()))
-    return [f"{name}.{child}" for child, _ in largest.named_children()], [module for _, module in largest.named_children()]
-
-
-def _check_unshared(model: Any, keys: list[set[str]]) -> None:
-    """Raise `ModelError` if a block shares a weight with another part: the weight could not come and go with the block."""
-    owner = {key: number for number, names in enumerate(keys) for key in names}
-    first: dict[int, str] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        other = first.setdefault(id(parameter), name)
-        if owner.get(name) != owner.get(other):
-            raise ModelError(f"{type(model).__name__} cannot be streamed: {name} and {other} are one weight", hint=_HINT)
+    return {f"{name}.{child}": module for child, module in largest.named_children()}

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from chanfmt.base.errors import ModelError, first_line
-from chanfmt.models.load import check_surplus
+from chanfmt.models.accounting import places
 from chanfmt.models.quiet import quiet_transformers
 from chanfmt.models.stored.tensors import DTYPES, read_tensor
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _M_MMAP_THRESHOLD = -3
 _LARGE = 1 << 20
 """Bytes. Larger pieces of memory are taken from the system and given back one by one."""
+_LARGEST_REUSED = 32 << 20
+"""Bytes. glibc raises the threshold up to this size by itself, until a program sets it."""
 
 
 def weightless(loader: Any, config: Any, dtype: torch.dtype, *, trust_remote_code: bool = False) -> Any:
@@ -67,8 +69,22 @@ def return_freed_memory() -> None:
     glibc keeps freed pieces of up to 32 MiB, and cannot use them for the next tensor of that size, which must be aligned.
     So the blocks of a streamed model would pile up in memory.
     """
+    _set_threshold(_LARGE)
+
+
+@contextlib.contextmanager
+def freed_memory_returned() -> Iterator[None]:
+    """Do as `return_freed_memory` in the body. Afterwards, glibc reuses freed pieces of up to 32 MiB, which is faster."""
+    _set_threshold(_LARGE)
+    try:
+        yield
+    finally:
+        _set_threshold(_LARGEST_REUSED)
+
+
+def _set_threshold(size: int) -> None:
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, size)
 
 
 def stored_dtype(source: ModelSource) -> torch.dtype:
@@ -86,9 +102,6 @@ class StoredParameters:
         model: The model, its parameters on the meta device.
         source: The model's files.
         dtype: Dtype of the model.
-
-    Raises:
-        ModelError: The checkpoint holds a layer beyond the model's last.
     """
 
     def __init__(self, model: Any, source: ModelSource, dtype: torch.dtype) -> None:
@@ -102,27 +115,23 @@ class StoredParameters:
         self._sources = self._targets()
         # transformers reverts the conversion of a name by this list, which `from_pretrained` leaves on the model.
         model._weight_conversions = [conversion for conversion in self._mapping if conversion.was_used()]
-        check_surplus(model, self._sources.keys() - model.state_dict().keys(), source.id)
 
     def _targets(self) -> dict[str, list[str]]:
         """Name in the model to stored tensors. A stored tensor that becomes several in the model is listed under one of them."""
-        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-
-        renamings = [entry for entry in self._mapping if isinstance(entry, WeightRenaming)]
-        converters = [entry for entry in self._mapping if isinstance(entry, WeightConverter)]
-        known, prefix = self._model.state_dict(), self._model.base_model_prefix
         targets: dict[str, list[str]] = defaultdict(list)
-        for stored in self._index.tensors:
-            target, _ = rename_source_key(stored, renamings, converters, prefix, known)
-            if target not in known and stored in known:
-                target, _ = rename_source_key(stored, [], [], prefix, known)
-            targets[target].append(stored)
+        for stored, place in places(self._model, self._mapping, self._index.tensors).items():
+            targets[place.target].append(stored)
         return dict(targets)
 
     @property
     def missing(self) -> set[str]:
         """Names in the model that no stored tensor is listed under."""
         return self._model.state_dict().keys() - self._sources.keys()
+
+    @property
+    def unexpected(self) -> set[str]:
+        """Names of stored tensors, as the model would call them, that the model has no place for."""
+        return self._sources.keys() - self._model.state_dict().keys()
 
     def load(self, names: set[str], device: torch.device) -> None:
         """Load the parameters and buffers ``names`` of the model onto ``device``.

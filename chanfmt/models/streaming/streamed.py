@@ -9,11 +9,13 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from chanfmt.base.errors import ModelError, first_line
+from chanfmt.models.accounting import check_accounted
 from chanfmt.models.causal import causal_rows, shows_causal
+from chanfmt.models.classes import auto_class
 from chanfmt.models.find.discover import Found, assemble, check_complete, examined
 from chanfmt.models.find.probe import probe
 from chanfmt.models.find.trace import Tracer
-from chanfmt.models.load import auto_class, check_finite, pick_device, pick_dtype
+from chanfmt.models.load import check_finite, pick_device, pick_dtype
 from chanfmt.models.run import eager_experts, run_text, test_tokens
 from chanfmt.models.streaming.chain import Chain, equal, state_of
 from chanfmt.models.streaming.parameters import StoredParameters, return_freed_memory, stored_dtype, weightless
@@ -50,8 +52,10 @@ def open_streamed(source: ModelSource, *, dtype: str = "auto", device: str = "au
         dtype, device: As for `chanfmt.models.load.load_model`.
 
     Raises:
-        ModelError: The model is not a chain of blocks, weights are missing or not finite, or an FFN cannot be verified.
+        ModelError: The model is not a chain of blocks, a tensor of its files would be ignored, weights are missing or not
+            finite, or an FFN cannot be verified.
     """
+    check_accounted(source)
     return_freed_memory()
     place = pick_device(device)
     wanted = pick_dtype(dtype, place)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from chanfmt.base.files import reserve, write_at
 from chanfmt.models.safetensors import DTYPE_BITS, INDEX_FILE, SINGLE_FILE, CheckpointIndex, TensorEntry
 from surgery.cut.checkpoint.reader import Part, copy_parts, cut_parts
+from surgery.cut.checkpoint.rounding import rounded, scaled, stored_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,12 +34,14 @@ class Shard:
     tensors: Sequence[str]
 
 
-def output_bytes(index: CheckpointIndex, cuts: Mapping[str, Cut]) -> int:
-    """Bytes of all tensors after ``cuts``."""
-    return sum(_bytes(name, entry, cuts) for name, entry in index.tensors.items())
+def output_bytes(index: CheckpointIndex, cuts: Mapping[str, Cut], dtype: str | None = None) -> int:
+    """Bytes of all tensors after ``cuts``, in ``dtype`` (see `surgery.cut.checkpoint.rounding.stored_dtype`)."""
+    return sum(_bytes(name, entry, cuts, dtype) for name, entry in index.tensors.items())
 
 
-def plan_shards(index: CheckpointIndex, cuts: Mapping[str, Cut], shard_bytes: int | None = None) -> list[Shard]:
+def plan_shards(
+    index: CheckpointIndex, cuts: Mapping[str, Cut], shard_bytes: int | None = None, dtype: str | None = None
+) -> list[Shard]:
     """The files of the result with their tensors, named as the Hub expects.
 
     Args:
@@ -50,11 +53,11 @@ def plan_shards(index: CheckpointIndex, cuts: Mapping[str, Cut], shard_bytes: in
     for name, entry in index.tensors.items():
         by_file[entry.file].append(name)
     if shard_bytes is None:
-        groups = list(by_file.values())
+        groups = [names for names in by_file.values() if names]
     else:
         filled = 0
         for name in (name for names in by_file.values() for name in names):
-            size = _bytes(name, index.tensors[name], cuts)
+            size = _bytes(name, index.tensors[name], cuts, dtype)
             if not groups or filled + size > shard_bytes:
                 groups.append([])
                 filled = 0
@@ -71,6 +74,7 @@ def write_checkpoint(
     directory: Path,
     advance: Callable[[int], object],
     shard_bytes: int | None = None,
+    dtype: str | None = None,
 ) -> None:
     """Write the checkpoint ``index`` after ``cuts`` into ``directory``.
 
@@ -80,20 +84,21 @@ def write_checkpoint(
     Args:
         advance: Called with the number of bytes just written.
         shard_bytes: See `plan_shards`.
+        dtype: Dtype of floating tensors; None to leave them as they are stored.
 
     Raises:
-        ModelError: The source is shorter than its header says.
+        ModelError: The source is shorter than its header says, or a number is too large for ``dtype``.
         OSError: The destination cannot be written.
     """
-    shards = plan_shards(index, cuts, shard_bytes)
+    shards = plan_shards(index, cuts, shard_bytes, dtype)
     metadata = {"format": "pt", **index.metadata}
     for shard in shards:
-        _write_shard(directory / shard.name, index, shard, cuts, metadata, advance)
+        _write_shard(directory / shard.name, index, shard, cuts, metadata, advance, dtype)
     if len(shards) > 1:
         parameters = sum(math.prod(_shape(name, entry, cuts)) for name, entry in index.tensors.items())
         weight_map = {name: shard.name for shard in shards for name in shard.tensors}
         document = {
-            "metadata": {"total_parameters": parameters, "total_size": output_bytes(index, cuts)},
+            "metadata": {"total_parameters": parameters, "total_size": output_bytes(index, cuts, dtype)},
             "weight_map": dict(sorted(weight_map.items())),
         }
         (directory / INDEX_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
@@ -106,14 +111,19 @@ def _write_shard(
     cuts: Mapping[str, Cut],
     metadata: Mapping[str, str],
     advance: Callable[[int], object],
+    dtype: str | None,
 ) -> None:
     header: dict[str, object] = {"__metadata__": metadata}
     position = 0
     offsets = {}
     for name in shard.tensors:
         entry = index.tensors[name]
-        offsets[name], stop = position, position + _bytes(name, entry, cuts)
-        header[name] = {"dtype": entry.dtype, "shape": list(_shape(name, entry, cuts)), "data_offsets": [position, stop]}
+        offsets[name], stop = position, position + _bytes(name, entry, cuts, dtype)
+        header[name] = {
+            "dtype": stored_dtype(entry, dtype),
+            "shape": list(_shape(name, entry, cuts)),
+            "data_offsets": [position, stop],
+        }
         position = stop
     raw = json.dumps(header, separators=(",", ":")).encode()
     # Readers of safetensors may map tensors in place, so the data starts at a multiple of 8 bytes.
@@ -125,14 +135,18 @@ def _write_shard(
         reserve(path, data + position)
         write_at(target, len(raw).to_bytes(8, "little") + raw, 0)
 
-        def parts() -> Iterator[tuple[int, Part, int]]:
+        def parts() -> Iterator[tuple[str, Part]]:
             for name in shard.tensors:
                 entry = index.tensors[name]
                 for part in cut_parts(entry, cuts[name]) if name in cuts else copy_parts(entry):
-                    yield sources[entry.file], part, data + offsets[name] + part.offset
+                    yield name, part
 
-        def work(source: int, part: Part, offset: int) -> int:
-            return write_at(target, part.read(source), offset)
+        def work(name: str, part: Part) -> int:
+            entry = index.tensors[name]
+            new, read = stored_dtype(entry, dtype), part.read(sources[entry.file])
+            if new != entry.dtype:
+                read = rounded(read, entry.dtype, new, name)
+            return write_at(target, read, data + offsets[name] + scaled(part.offset, entry.dtype, new))
 
         _in_threads(work, parts(), advance)
     finally:
@@ -140,9 +154,7 @@ def _write_shard(
             os.close(descriptor)
 
 
-def _in_threads(
-    work: Callable[[int, Part, int], int], parts: Iterator[tuple[int, Part, int]], advance: Callable[[int], object]
-) -> None:
+def _in_threads(work: Callable[[str, Part], int], parts: Iterator[tuple[str, Part]], advance: Callable[[int], object]) -> None:
     """Work on a few of ``parts`` at a time, so that only these few are in memory."""
     running: deque[Future[int]] = deque()
     with ThreadPoolExecutor(THREADS) as pool:
@@ -162,5 +174,5 @@ def _shape(name: str, entry: TensorEntry, cuts: Mapping[str, Cut]) -> tuple[int,
     return cuts[name].shape if name in cuts else entry.shape
 
 
-def _bytes(name: str, entry: TensorEntry, cuts: Mapping[str, Cut]) -> int:
-    return math.prod(_shape(name, entry, cuts)) * DTYPE_BITS[entry.dtype] // 8
+def _bytes(name: str, entry: TensorEntry, cuts: Mapping[str, Cut], dtype: str | None) -> int:
+    return math.prod(_shape(name, entry, cuts)) * DTYPE_BITS[stored_dtype(entry, dtype)] // 8

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from chanfmt.base import html
+from chanfmt.base.files import output_path
 from chanfmt.base.narrate import progress_bar, say, warn
 from chanfmt.format import schema
 from surgery.evaluation.perplexity import BlockLosses
@@ -17,14 +17,15 @@ from surgery.experiments.ablation.experiment import masses, total
 from surgery.experiments.ablation.experiments import kind_of
 from surgery.experiments.ablation.tables import rows_table, summary_table
 from surgery.experiments.columns import channels_sha256, finite, losses_of
-from surgery.experiments.results import Results, check_directory
+from surgery.experiments.results import Results, check_directory, claim
 from surgery.experiments.spelled import spelled
-from surgery.experiments.subject import Subject, check_atlas, open_subject
+from surgery.experiments.subject import Subject, check_atlas, check_subject, open_subject
 from surgery.planning.selectors import by_label
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from chanfmt.data.text import Text
     from chanfmt.format.reader import Atlas
@@ -107,16 +108,18 @@ def ablate(
     """
     kind = kind_of(experiment)
     chosen = spelled(kind.options, options)
-    directory = None if output is None else Path(output)
+    directory = None if output is None else output_path(output)
     if directory is not None:
         # The model may be downloaded below. A fault in the output directory should show before that.
-        check_directory(directory)
+        check_directory(directory, ABLATION_FORMAT, overwrite=overwrite)
+    check_subject(model, text, seq_len=seq_len, max_tokens=max_tokens, device=device, dtype=dtype)
     check_atlas(atlas)
     planned = kind.plan(atlas, chosen)
     for warning in planned.warnings:
         warn(warning)
-    subject = open_subject(atlas, model, text, seq_len=seq_len, max_tokens=max_tokens, device=device, dtype=dtype)
-    return run(atlas, subject, planned, directory, overwrite=overwrite)
+    with claim(directory):
+        subject = open_subject(atlas, model, text, seq_len=seq_len, max_tokens=max_tokens, device=device, dtype=dtype)
+        return run(atlas, subject, planned, directory, overwrite=overwrite)
 
 
 def run(

@@ -155,6 +155,8 @@ def _check(job: Job, place: Path, inputs: set[str], old: Any, new: Any, tally: C
         if item.name == job.checkpoint:
             assert content(item).status == "partial"
             tally["checkpoint there"] += 1
+        elif item.match(".*.claim"):
+            tally["claim there"] += 1
         else:
             assert item.match(".*.tmp"), f"{job.name}: {item.name} is left over"
             tally["temporary there"] += 1

@@ -103,7 +103,11 @@ def test_every_layout_is_cut_and_restored(model_type: str, family: str, tmp_path
     """Cut: passes both checks, and is smaller. Restored: bit for bit the masked dense checkpoint."""
     model = saved(model_type, family, tmp_path / "model")
     plan = planned(model, lambda number, ffn: max(1, int(ffn.width * HALF)))
-    report = apply_plan(plan, ModelSource(model), tmp_path / "out")
+    if model_type in FIXED_WIDTH:
+        with pytest.raises(UsageError, match="no config field sets the width"):
+            apply_plan(plan, ModelSource(model), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+    report = apply_plan(plan, ModelSource(model), tmp_path / "out", CutOptions(allow_padding=model_type in FIXED_WIDTH))
     assert report.logits is not None
     assert report.logits.relative_error <= 1e-4
     if model_type in FIXED_WIDTH:
@@ -163,10 +167,15 @@ def test_a_config_that_holds_a_width_per_layer_needs_no_zeros(tmp_path: Path) ->
 def test_one_layer_alone_keeps_the_files_size(tmp_path: Path) -> None:
     model = saved("llama", "causal", tmp_path / "model")
     plan = planned(model, lambda number, ffn: ffn.width // 2 if number == 1 else ffn.width)
-    report = apply_plan(plan, ModelSource(model), tmp_path / "out")
+    with pytest.raises(UsageError, match=r"shrink by 0 of the [0-9,]+ parameters .* intermediate_size sets the width"):
+        apply_plan(plan, ModelSource(model), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    report = apply_plan(plan, ModelSource(model), tmp_path / "out", CutOptions(allow_padding=True))
     assert report.bytes_after == report.bytes_before
     assert [block.layer_index for block in report.padded] == [1]
-    assert zeros(report) == "1 FFN padded with zeros to the width of the widest: stock code has one width for all FFNs"
+    assert zeros(report) == (
+        "1 FFN padded with zeros: intermediate_size sets the width together with that of FFNs that keep more"
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -184,7 +193,12 @@ def test_any_counts(model_type: str, seed: int, tmp_path: Path) -> None:
     plan = planned(model, keep, seed)
     save_plan(plan, tmp_path / "plan.safetensors")
     again = load_plan(tmp_path / "plan.safetensors")
-    report = apply_plan(again, ModelSource(model), tmp_path / "out", CutOptions(shard_bytes=int(random.integers(1000, 100_000))))
+    report = apply_plan(
+        again,
+        ModelSource(model),
+        tmp_path / "out",
+        CutOptions(shard_bytes=int(random.integers(1000, 100_000)), allow_padding=True),
+    )
     assert report.logits is not None
     kept, applied = load_applied(tmp_path / "out" / KEPT_FILE)
     assert applied == report.applied

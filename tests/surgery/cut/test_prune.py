@@ -14,6 +14,7 @@ from chanfmt.base.errors import AtlasError, ModelError, UsageError
 from chanfmt.format.reader import Atlas
 from chanfmt.format.writer import write_atlas
 from chanfmt.models.source import ModelSource
+from surgery.cli.main import main
 from surgery.cut import apply as apply_module
 from surgery.cut.apply import apply_plan
 from surgery.cut.options import CutOptions
@@ -24,6 +25,7 @@ from surgery.planning.plan import make_plan
 from surgery.recovery.options import RecoveryOptions
 from surgery.result.result import open_result
 from tests.support.cut_models import content_for, save_atlas, save_model
+from tests.support.gguf_files import written
 from tests.support.heard import heard
 from tests.support.plans import read
 
@@ -119,3 +121,57 @@ def test_what_was_restored(atlas: Atlas, model: Path, tmp_path: Path) -> None:
     assert restored.relative_error is not None
     assert restored.relative_error <= 1e-4
     assert restored.tensors == len(read(model))
+
+
+@pytest.mark.parametrize("recover", ["none", "bias", "lstsq"])
+def test_a_plan_file_is_applied_and_refitted_as_prune_does(
+    atlas: Atlas, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recover: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "atlas.h5", "--sparsity", "0.5", "-o", "plan", "--quiet"]) == 0
+    assert main(["prune", "atlas.h5", "--sparsity", "0.5", "--model", "model", "--recover", recover, "-o", "one", "--quiet"]) == 0
+    line = ["apply", "plan", "--model", "model", "--atlas", "atlas.h5", "--recover", recover, "-o", "two", "--quiet"]
+    assert main(line) == 0
+    assert Path("one/model.safetensors").read_bytes() == Path("two/model.safetensors").read_bytes()
+    assert Path("two/atlas.h5").read_bytes() == Path(atlas.path).read_bytes()
+    one, two = (open_result(Path(name)).report for name in ("one", "two"))
+    assert one.recovery == two.recovery
+    # The list of kept channels in the result is a plan for the same model, with or without a recovery.
+    line = ["apply", "one/kept_channels.safetensors", "--model", "model", "--atlas", "atlas.h5", "--recover", recover]
+    assert main([*line, "-o", "three", "--quiet"]) == 0
+    assert Path("one/model.safetensors").read_bytes() == Path("three/model.safetensors").read_bytes()
+
+
+def test_what_a_recovery_of_a_plan_needs(
+    atlas: Atlas, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "atlas.h5", "--sparsity", "0.5", "-o", "plan", "--quiet"]) == 0
+    other_atlas(model, tmp_path / "other.h5")
+    capsys.readouterr()
+    for arguments, message in (
+        (["--recover", "lstsq"], "--recover lstsq needs the atlas that the plan was made from"),
+        (["--recover", "later"], "unknown recovery 'later'"),
+        (["--recover", "bias", "--atlas", "other.h5"], "other.h5 is not the atlas of the plan"),
+        (["--atlas", "other.h5"], "other.h5 is not the atlas of the plan"),
+        (["--recover", "bias", "--atlas", "missing.h5"], "missing.h5 does not exist"),
+    ):
+        assert main(["apply", "plan", "--model", "model", "-o", "out", *arguments]) == 2
+        assert message in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(("dtype", "said"), [(None, "in float32"), ("bfloat16", "in bfloat16")])
+def test_the_result_of_a_gguf_file_is_not_quantised(
+    atlas: Atlas, model: Path, tmp_path: Path, dtype: str | None, said: str
+) -> None:
+    """The file's weights have 4 bits, and the model that is cut is their dequantised copy."""
+    source = ModelSource(model, "small.gguf", "", "gguf")
+    source.file = written(tmp_path / "small.gguf", "Q4_1")
+    with heard() as lines:
+        result = prune(atlas, source, tmp_path / "out", PlanOptions(0.5), CutOptions(dtype=dtype))
+    assert result.report.source_file == "0 MB of 4-bit weights (Q4_1)"
+    assert lines[-1].startswith("small.gguf is 0 MB of 4-bit weights (Q4_1), and the result is not quantised: 0 MB " + said)
+    assert ("--dtype bfloat16" in lines[-1]) == (dtype is None)
+    assert "the result is not quantised" in (tmp_path / "out" / "README.md").read_text()
+    assert open_result(tmp_path / "out").report.to_json() == result.report.to_json()

@@ -393,3 +393,37 @@ def test_a_task_without_its_data_is_refused(models, run, sums):
     code, _, err = run(models[0], "--data", "pydoc", "--tasks", "tiny_sums", "--tasks-from", sums[0])
     assert code == 2
     assert "the tasks tiny_sums cannot be loaded" in err
+
+
+def test_the_perplexity_with_bos_stands_beside_the_protocol(models, run):
+    first, _, begins = models
+    arguments = (begins, first, "--data", "pydoc", "--seq-len", "32", "--max-tokens", "320")
+    code, out, err = run(*arguments, "--json")
+    assert code == 0, err
+    own, without = json.loads(out)["models"]
+    assert (without["bos_tokens"], without["perplexity_with_bos"], without["nll_with_bos"]) == ([], None, None)
+    assert own["bos_tokens"] == [1]
+    ids = transformers.AutoTokenizer.from_pretrained(begins)(read_text("pydoc", "evaluate").text)["input_ids"][:320]
+    assert ids[0] == 1
+    blocks = torch.tensor(ids).clone()
+    blocks[::32] = 1
+    sums, counts = losses_of(begins, blocks, 32, whole=False)
+    assert own["nll_with_bos"] == pytest.approx(sums.sum() / counts.sum(), rel=1e-5)
+    assert own["perplexity_with_bos"] == pytest.approx(math.exp(own["nll_with_bos"]))
+    # Random weights: what one token of the context changes is below or above 2%, and the warning follows.
+    differs = abs(own["perplexity_with_bos"] / own["perplexity"] - 1) > 0.02
+    assert ("if every block begins with BOS" in err) == differs
+    code, out, err = run(*arguments)
+    heading, row, other = out.split("\n\n")[1].splitlines()[:3]
+    assert "with BOS" in heading
+    assert f"{own['perplexity_with_bos']:,.2f}" in row
+    assert "-" in other.split()
+
+
+def test_a_perplexity_that_depends_on_bos_is_pointed_out(monkeypatch, models, run):
+    monkeypatch.setattr("surgery.evaluation.evaluate.BOS_DIFFERENCE", 0.0)
+    code, _, err = run(models[2], "--data", "pydoc", "--seq-len", "32", "--max-tokens", "64")
+    assert code == 0
+    assert re.search(r"the perplexity is [\d.,]+ if every block begins with BOS, .*, and [\d.,]+ by the protocol", err)
+    code, _, err = run(models[0], "--data", "pydoc", "--seq-len", "32", "--max-tokens", "64")
+    assert "BOS" not in err

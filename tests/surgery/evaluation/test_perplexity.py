@@ -215,3 +215,32 @@ def test_one_block_has_a_difference_and_no_interval():
 def test_other_blocks_are_refused():
     with pytest.raises(ValueError, match="not of the same blocks"):
         paired_bootstrap(losses([10, 3], [4, 2]), losses([10, 3], [4, 3]))
+
+
+def test_bos_takes_the_place_of_the_first_token_of_every_block():
+    model = tiny_model("llama")
+    ids = np.random.default_rng(0).integers(3, 100, 50)
+    ids[20] = 1
+    found = block_losses(model, ids, 20, before=(1,))
+    plain = block_losses(model, ids, 20)
+    changed = ids.copy()
+    changed[[0, 20, 40]] = 1
+    expected = block_losses(model, changed, 20)
+    np.testing.assert_array_equal(found.nll, expected.nll)
+    np.testing.assert_array_equal(found.predicted, plain.predicted)
+    # The second block begins with it anyway.
+    assert found.nll[1] == plain.nll[1]
+    assert found.nll[0] != plain.nll[0]
+
+
+def test_several_tokens_before_a_block_are_not_predicted():
+    model = tiny_model("llama")
+    ids = np.random.default_rng(0).integers(3, 100, 24)
+    found = block_losses(model, ids, 12, before=(1, 2))
+    assert found.predicted.tolist() == [11, 11]
+    for number, block in enumerate((ids[:12], ids[12:])):
+        row = torch.tensor([[1, 2, *block[1:]]])
+        with torch.no_grad():
+            logits = model(row).logits.double().log_softmax(-1)[0]
+        expected = -sum(float(logits[place - 1, row[0, place]]) for place in range(2, 13))
+        assert found.nll[number] == pytest.approx(expected, rel=1e-5)

@@ -12,6 +12,8 @@ from chanfmt.base.errors import AtlasError, UsageError
 from chanfmt.format.reader import Atlas
 from chanfmt.format.writer import write_atlas
 from surgery.planning.methods import METHODS, ranked_by_magnitude, score
+from surgery.planning.options import PlanOptions
+from surgery.planning.plan import make_plan
 from tests.support.edited import edited
 from tests.support.factory import moe_atlas, moe_content, random_atlas, random_content
 
@@ -175,3 +177,34 @@ def test_a_missing_value_of_an_expert_with_tokens_is_refused(tmp_path: Path) -> 
     write_atlas(dataclasses.replace(content, stacks=(content.stacks[0], changed)), tmp_path / "a.h5")
     with Atlas.open(tmp_path / "a.h5") as atlas, pytest.raises(AtlasError, match=r"1 of 96 channels .*no value there"):
         score("taylor", atlas, atlas.blocks[1])
+
+
+@pytest.mark.parametrize("method", ["scar-prot", "scar-conn"])
+def test_a_method_that_lacks_its_protection_says_so(tmp_path: Path, method: str) -> None:
+    content = random_content()
+    with edited(tmp_path / "whole.h5", content) as whole:
+        assert make_plan(whole, PlanOptions(0.5, method)).warnings == ()
+    ones = np.ones_like(content.stacks[0].variables["protection"])
+    with edited(tmp_path / "merged.h5", content, redundancy=None, redundancy_null=None, protection=ones) as merged:
+        plan = make_plan(merged, PlanOptions(0.5, method))
+        same = make_plan(merged, PlanOptions(0.5, "scar-lp"))
+    assert any(f"{method} ranks channels as scar-lp does" in warning for warning in plan.warnings)
+    assert same.warnings == ()
+    for one, other in zip(plan.blocks, same.blocks, strict=True):
+        np.testing.assert_array_equal(one.kept, other.kept)
+
+
+@pytest.mark.parametrize(
+    ("method", "missing", "way_out"),
+    [
+        ("scar-conn", "connectivity", "atlas label FILE --model MODEL"),
+        ("wanda-group", "wanda_group", "use the atlas of one build"),
+        ("flap", "sum_u", "before atlas strip"),
+    ],
+)
+def test_the_hint_says_where_a_missing_variable_comes_from(tmp_path: Path, method: str, missing: str, way_out: str) -> None:
+    content = dataclasses.replace(random_content(), dropped=(missing,))
+    with edited(tmp_path / "a.h5", content, **{missing: None}) as atlas, pytest.raises(AtlasError) as caught:
+        make_plan(atlas, PlanOptions(0.5, method))
+    assert f"holds no '{missing}'" in caught.value.message
+    assert way_out in str(caught.value.hint)

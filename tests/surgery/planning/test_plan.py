@@ -48,7 +48,8 @@ def test_lowest_scores_go_and_supernodes_stay(atlas: Atlas, method: str, sparsit
         assert values[free].min() >= values[removed].max()
         lp = atlas.stacks["decoder"].row("lp", block.row).astype(np.float64)
         assert planned.lp_kept == pytest.approx(lp[kept].sum() / lp.sum())
-    assert plan.sparsity_reached == pytest.approx(sparsity, abs=0.02)
+    # A kept width is a multiple of 32, and at least 32.
+    assert plan.sparsity_reached == pytest.approx(sparsity, abs=32 / 137)
 
 
 def test_scar_always_protects_and_others_do_not(atlas: Atlas) -> None:
@@ -69,7 +70,7 @@ def test_ties_keep_the_lowest_index(tmp_path: Path) -> None:
 
 
 def test_protected_channels_that_do_not_fit(atlas: Atlas) -> None:
-    message = r"layer 2 protects \d+ channels and would keep 69, \d+ too few, and in 1 more"
+    message = r"layer 2 protects \d+ channels and would keep 64, \d+ too few, and in 1 more"
     with pytest.raises(UsageError, match=message):
         make_plan(atlas, PlanOptions(0.5, protect=("0:0-79", "2:0-99")))
 
@@ -189,7 +190,7 @@ def test_plan_file_with_experts_round_trip(tmp_path: Path) -> None:
         plan = make_plan(atlas, PlanOptions(0.5, "wanda", protect=("halo",)))
     save_plan(plan, tmp_path / "plan")
     assert_same_plan(load_plan(tmp_path / "plan"), plan)
-    assert [block.kept.shape for block in plan.blocks] == [(48,), (4, 12), (4, 12), (4, 12)]
+    assert [block.kept.shape for block in plan.blocks] == [(64,), (4, 12), (4, 12), (4, 12)]
     assert len(np.unique(plan.blocks[1].kept, axis=0)) == 4
 
 
@@ -290,7 +291,7 @@ def test_damaged_plan_files(atlas: Atlas, tmp_path: Path) -> None:
         (tmp_path / "bad").write_bytes(raw[:cut])
         with pytest.raises(UsageError, match="is not a pruning plan"):
             load_plan(tmp_path / "bad")
-    with pytest.raises(UsageError, match="cannot read"):
+    with pytest.raises(UsageError, match="missing does not exist"):
         load_plan(tmp_path / "missing")
     save_file({"a": np.zeros(3, dtype=np.float32)}, tmp_path / "weights")
     with pytest.raises(UsageError, match="its format"):
@@ -357,3 +358,19 @@ def test_planning_never_imports_torch(atlas: Atlas, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "0.5 asked" in done.stdout
     assert load_plan(tmp_path / "plan").channels == 3 * 137
+
+
+def test_a_plan_that_says_something_twice_is_refused(atlas: Atlas, tmp_path: Path) -> None:
+    """Of two values, one program reads the first and another the last."""
+    path = tmp_path / "p.safetensors"
+    save_plan(make_plan(atlas, PlanOptions(0.5)), path)
+    image = path.read_bytes()
+    size = int.from_bytes(image[:8], "little")
+    header = json.loads(image[8 : 8 + size])
+    for inside in (False, True):
+        text = header["__metadata__"]["plan"]
+        text = text.replace('"model":{', '"model":{"id":"another/model",', 1) if inside else '{"method":"random",' + text[1:]
+        changed = json.dumps(header | {"__metadata__": header["__metadata__"] | {"plan": text}}).encode()
+        path.write_bytes(len(changed).to_bytes(8, "little") + changed + image[8 + size :])
+        with pytest.raises(UsageError, match="a name appears twice"):
+            load_plan(path)

@@ -222,7 +222,7 @@ def test_json_that_is_none(atlas: Atlas, tmp_path: Path, text: str) -> None:
         ("1,3\n9,3\n", 2, "no layer 9"),
         ("1,3,4\n", 1, "has 3 columns"),
         ("1\n", 1, "has 1 columns"),
-        ("1;3\n", 1, "has 1 columns"),
+        ("1;3\n", 1, "separated by semicolons"),
         ("1,3\n1,x\n", 2, "not a channel"),
         ("1,-3\n", 1, "not a channel"),
         ("-1,3\n", 1, "neither a header"),

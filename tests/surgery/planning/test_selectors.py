@@ -12,7 +12,7 @@ from chanfmt.format import schema
 from chanfmt.format.reader import Atlas
 from surgery.planning.protect import protect_list
 from surgery.planning.selectors import file_name, select
-from tests.support.edited import edited
+from tests.support.edited import edited, with_metric
 from tests.support.factory import moe_atlas, random_atlas, random_content
 
 if TYPE_CHECKING:
@@ -247,3 +247,16 @@ def test_unprotect_reaches_what_a_method_protects(atlas: Atlas) -> None:
 )
 def test_plans_name_files_without_their_directory(selector: str, name: str) -> None:
     assert file_name(selector) == name
+
+
+def test_metrics_of_other_programs_select_channels(tmp_path: Path) -> None:
+    content = random_content(layers=3, channels=137)
+    values = np.random.default_rng(5).random((3, 137))
+    with with_metric(tmp_path / "x.h5", content, "hessian", values) as atlas:
+        found = chosen(atlas, "top:x_lab/hessian=10%")
+        assert found == {(layer, 0): set(ranked(values[layer])[:13]) for layer in range(3)}
+        with pytest.raises(UsageError, match="unknown metric 'hessian'; did you mean x_lab/hessian") as caught:
+            select("top:hessian=10%", atlas)
+        assert "x_lab/hessian" in str(caught.value.hint)
+    with Atlas.open(random_atlas(tmp_path / "a.h5")) as other, pytest.raises(UsageError, match="unknown metric 'x_lab/hessian'"):
+        select("top:x_lab/hessian=10%", other)

@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 
 from chanfmt.base.errors import AtlasError, ChanfmtError, UsageError
 from chanfmt.format.reader import Atlas
+from chanfmt.format.writer import write_atlas
 from surgery.planning.methods import METHODS
 from surgery.planning.options import ALLOCATIONS, PlanOptions
 from surgery.planning.plan import make_plan
 from surgery.planning.protect_file import write_protect_file
+from surgery.planning.shrink import check_plan
 from surgery.planning.what_if import WhatIf, total
-from tests.support.factory import moe_atlas, random_atlas
+from tests.support.factory import moe_atlas, moe_content, random_atlas, random_content, with_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,9 +29,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@pytest.fixture(scope="module", params=["dense", "experts"])
+@pytest.fixture(scope="module", params=["dense", "experts", "linked", "uneven"])
 def atlas(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Atlas:
     path = tmp_path_factory.mktemp("atlas") / "a.h5"
+    if request.param == "linked":
+        # The dense FFN is four times as wide as an expert, and one field sets both.
+        fields = {"decoder": ("width", 4), "decoder.experts": ("width", 1)}
+        write_atlas(with_fields(moe_content(), fields), path)
+        return Atlas.open(path)
+    if request.param == "uneven":
+        write_atlas(with_fields(random_content(layers=5, channels=256), {"decoder": ("intermediate_size", 1)}), path)
+        return Atlas.open(path)
     return Atlas.open(random_atlas(path, layers=5, channels=96) if request.param == "dense" else moe_atlas(path))
 
 
@@ -59,6 +69,8 @@ def test_the_numbers_are_the_plan_s(atlas: Atlas, method: str, allocation: str, 
             assert (row.supernodes, row.supernodes_kept) == (block.supernodes, block.supernodes_kept)
             assert row.lp_share == pytest.approx(block.lp_kept)
         assert total(rows).channels_kept == plan.channels_kept
+        assert what_if.parameters(rows) == (None if plan.size is None else (plan.parameters, plan.parameters_after))
+        assert what_if.is_refused(rows) == (plan.size is not None and outcome(partial(check_plan, plan))[1] != "")
         assert total(rows).lp == pytest.approx(sum(row.lp for row in rows))
 
 

@@ -15,6 +15,7 @@ from chanfmt.models.find.discover import find_ffns
 from chanfmt.models.find.intercept import Interceptor
 from chanfmt.models.source import ModelSource
 from surgery.cut.apply import apply_plan
+from surgery.cut.options import CutOptions
 from surgery.cut.restore import restore
 from surgery.recovery.bias import SWITCHED
 from surgery.recovery.options import BiasRecovery
@@ -67,7 +68,13 @@ def test_the_mean_output_stays(model_type: str, tmp_path: Path) -> None:
 def test_a_bias_that_was_switched_on_survives_restoring(tmp_path: Path) -> None:
     zoo.tiny("llama", "causal").save_pretrained(tmp_path / "model")
     plan = planned(tmp_path / "model", lambda number, ffn: ffn.width // 2 if number else ffn.width)
-    report = apply_plan(plan, ModelSource(tmp_path / "model"), tmp_path / "out", recovery=recovery(plan, tmp_path / "model"))
+    report = apply_plan(
+        plan,
+        ModelSource(tmp_path / "model"),
+        tmp_path / "out",
+        CutOptions(allow_padding=True),
+        recovery=recovery(plan, tmp_path / "model"),
+    )
     assert report.config_fields["mlp_bias"].after is True
     assert "`mlp_bias` is True" in (tmp_path / "out" / "README.md").read_text()
     restore(ModelSource(tmp_path / "out"), tmp_path / "wide")

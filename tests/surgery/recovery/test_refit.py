@@ -13,6 +13,7 @@ from chanfmt.models.run import run_text
 from chanfmt.models.source import ModelSource
 from chanfmt.models.streaming.streamed import open_streamed
 from surgery.cut.apply import apply_plan
+from surgery.cut.options import CutOptions
 from surgery.recovery.least_squares import Moments, fit
 from surgery.recovery.options import Refit
 from surgery.recovery.survivors import Survivors
@@ -187,7 +188,8 @@ def test_a_bias_is_fitted_too(tmp_path: Path) -> None:
 def test_only_what_is_cut_is_refitted(tmp_path: Path) -> None:
     zoo.tiny("llama", "causal").save_pretrained(tmp_path / "model")
     plan = planned(tmp_path / "model", lambda number, ffn: ffn.width // 2 if number else ffn.width)
-    report = apply_plan(plan, ModelSource(tmp_path / "model"), tmp_path / "out", recovery=recovery())
+    options = CutOptions(allow_padding=True)
+    report = apply_plan(plan, ModelSource(tmp_path / "model"), tmp_path / "out", options, recovery=recovery())
     assert report.recovery is not None
     assert [layer.layer_index for layer in report.recovery.layers] == [1]
     before, after = read(tmp_path / "model"), read(tmp_path / "out")

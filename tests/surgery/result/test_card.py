@@ -33,6 +33,7 @@ from surgery.result.evaluated import Evaluated, load_evaluated, take_evaluation
 from surgery.result.result import check_unchanged, open_result
 from tests.support.cut_models import content_for, save_atlas, save_model
 from tests.support.heard import heard
+from tests.support.hostile import HOSTILE, LONG, check_markdown
 from tests.support.measured import Tiny, make_tiny
 
 if TYPE_CHECKING:
@@ -205,6 +206,11 @@ def test_evaluated_numbers(cut: Path, evaluation: Path, tmp_path: Path) -> None:
         (lambda value: value.pop("models"), "not an output of surgery eval"),
         (lambda value: value["models"][1].update(perplexity="12"), "perplexity is not valid"),
         (lambda value: value.update(protocol="paper"), "not an output of surgery eval"),
+        (lambda value: value["models"][1].update(tasks=[{"task": "a"}]), "not an output of surgery eval"),
+        (
+            lambda value: value["models"][1].update(tasks=[{"task": "a", "metric": "b", "filter": "c", "value": "1\n# d"}]),
+            "not an output of surgery eval",
+        ),
     ],
 )
 def test_numbers_of_something_else(cut: Path, evaluation: Path, tmp_path: Path, edit: Callable[[Any], Any], message: str) -> None:
@@ -383,3 +389,37 @@ def test_recorded_commands_have_no_directories(tmp_path: Path, monkeypatch: pyte
         "surgery prune a.h5 --model meta-llama/Llama-3.1-8B --calib=text.txt=3 -o out --protect decoder/1:7 "
         "--protect p.json@0-3 hf://datasets/me/atlas/a.h5 --sparsity 0.5 .."
     )
+
+
+@pytest.mark.parametrize("text", [HOSTILE, LONG], ids=["forged", "long"])
+def test_the_card_has_no_markup_of_a_plan_a_record_or_an_evaluation(cut: Path, evaluation: Path, text: str) -> None:
+    report = open_result(cut).report
+    base = Base(text, text, "hub", text, text, text)
+    plan = dataclasses.replace(
+        report.plan,
+        model=dataclasses.replace(report.plan.model, id=text, revision=text),
+        method=text,
+        calibration=text,
+        atlas_sha256=text,
+        atlas_source=text,
+        allocation=text,
+        blocks=tuple(dataclasses.replace(block, module=text, stack=text) for block in report.plan.blocks),
+    )
+    evaluated = take(evaluation, cut)
+    task = {"task": text, "metric": text, "filter": text, "value": 0.5}
+    evaluated = dataclasses.replace(
+        evaluated, data=text, protocol=text, statement=text, result=dataclasses.replace(evaluated.result, tasks=(task,))
+    )
+    for logits in (report.logits, None):
+        hostile = dataclasses.replace(
+            report,
+            plan=plan,
+            base=base,
+            logits=logits,
+            logits_skipped=text,
+            versions={text: text},
+            command=text,
+            loader=text,
+        )
+        card = model_card(hostile, text, evaluated)
+        check_markdown(card)

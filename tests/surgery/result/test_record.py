@@ -37,7 +37,7 @@ def test_layers_of_experts_take_one_row(experts: Atlas) -> None:
     headings, rows = layer_rows(make_plan(experts, PlanOptions(0.5)))
     assert headings == ["layer", "module", "channels", "kept", "supernodes removed", "LP kept"]
     assert [row[:5] for row in rows] == [
-        ["0", "model.layers.0.mlp", "96", "48", "0 of 1"],
+        ["0", "model.layers.0.mlp", "96", "64", "0 of 1"],
         *(
             [str(layer), f"model.layers.{layer}.mlp.experts", "4 x 24", "4 x 12", f"0 of {count}"]
             for layer, count in ((1, 3), (2, 4), (3, 4))
@@ -46,9 +46,9 @@ def test_layers_of_experts_take_one_row(experts: Atlas) -> None:
 
 
 def test_widths_are_ranges(atlas: Atlas, experts: Atlas) -> None:
-    assert summary(atlas, 0.5)["width"] == "100 to 50 in 3 FFNs"
-    assert summary(atlas, 0.5, layers="1")["width"] == "100 to 50 in 1 FFN, 100 as before in 2 FFNs"
-    assert summary(experts, 0.5)["width"] == "96 to 48 in 1 FFN; 24 to 12 in 3 FFNs (each of its 4 experts keeps the same number)"
+    assert summary(atlas, 0.5)["width"] == "100 to 64 in 3 FFNs"
+    assert summary(atlas, 0.5, layers="1")["width"] == "100 to 64 in 1 FFN, 100 as before in 2 FFNs"
+    assert summary(experts, 0.5)["width"] == "96 to 64 in 1 FFN; 24 to 12 in 3 FFNs (each of its 4 experts keeps the same number)"
     plan = make_plan(atlas, PlanOptions(0.5, allocation="global", multiple_of=1))
     widths = [block.n_kept for block in plan.blocks]
     assert dict(summary_rows(plan))["width"] == f"100 to between {min(widths)} and {max(widths)} in 3 FFNs"
@@ -65,13 +65,14 @@ def test_a_protection_that_changes_nothing_is_said_so(atlas: Atlas) -> None:
 
 
 def test_shares_asked_and_reached(atlas: Atlas) -> None:
-    assert summary(atlas, 0.5)["sparsity"] == "0.5 asked, 0.5 reached"
+    assert summary(atlas, 0.5)["sparsity"] == "0.5 asked, 0.36 reached"
+    assert summary(atlas, 0.5, multiple_of=1)["sparsity"] == "0.5 asked, 0.5 reached"
     assert (
-        summary(atlas, 0.3, layers="0", stack=("decoder",))["sparsity"]
+        summary(atlas, 0.3, layers="0", stack=("decoder",), multiple_of=1)["sparsity"]
         == "0.3 asked, 0.3 reached in layers 0 of decoder; 0.1 of the whole model"
     )
     assert "inverted" in summary(atlas, 0.3, invert=True)["allocation"]
-    assert summary(atlas, 0.3, invert=True)["sparsity"] == "0.3 asked, 0.7 reached"
+    assert summary(atlas, 0.3, invert=True, multiple_of=1)["sparsity"] == "0.3 asked, 0.7 reached"
     assert "at most 0.6 of each" in summary(atlas, 0.3, allocation="global", max_layer_sparsity=0.6)["allocation"]
 
 
@@ -111,7 +112,8 @@ def test_json_holds_what_each_selector_did(atlas: Atlas, capsys: pytest.CaptureF
     assert first["cost"] == plan.protection[0].cost > 0
     assert first["cost_share"] == pytest.approx(first["cost"] / plan.channels_kept)
     assert value["scope"] == {"layers": "0-1", "stack": ["decoder"], "channels": 200}
-    assert value["sparsity"]["reached_in_scope"] == pytest.approx(0.5, abs=0.01)
+    # 64 of 100 channels stay: the multiple of 32 nearest to a half.
+    assert value["sparsity"]["reached_in_scope"] == pytest.approx(0.36)
 
 
 @pytest.mark.parametrize(
