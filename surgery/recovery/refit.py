@@ -25,6 +25,7 @@ import torch
 from chanfmt.base.errors import ModelError
 from chanfmt.models.find.intercept import Interceptor
 from chanfmt.models.run import eager_experts, run_text, usual_batch
+from chanfmt.models.streaming.parameters import freed_memory_reused
 from chanfmt.models.streaming.spool import Spool
 from chanfmt.models.streaming.streamed import StreamedModel, open_streamed
 from surgery.cut.checkpoint.patch import as_stored
@@ -168,7 +169,7 @@ class _Pass:
                 # Up to here both models are the same.
                 for place in range(len(self.batches)):
                     self.spool.put(("cut", place), self.spool.get(("dense", place)))
-            with self.chain.loaded(number):
+            with self.chain.loaded(number), freed_memory_reused():
                 if number in self.blocks:
                     fitting = _Fitting(self, number, *self.blocks[number], of_block, checks[number], check)
                     layers.append(fitting.done())

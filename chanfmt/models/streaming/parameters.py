@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from chanfmt.models.source import ModelSource
 
 _M_MMAP_THRESHOLD = -3
+_M_TRIM_THRESHOLD = -1
+_USUAL_TRIM = 128 << 10
+_KEPT = 64 << 20
+"""Bytes of free memory that glibc may keep while a block computes."""
 _LARGE = 1 << 20
 """Bytes. Larger pieces of memory are taken from the system and given back one by one."""
 _LARGEST_REUSED = 32 << 20
@@ -80,6 +84,28 @@ def freed_memory_returned() -> Iterator[None]:
         yield
     finally:
         _set_threshold(_LARGEST_REUSED)
+
+
+@contextlib.contextmanager
+def freed_memory_reused() -> Iterator[None]:
+    """Let glibc reuse freed pieces of up to 32 MiB in the body, which computes. Afterwards, all is as `return_freed_memory` wants it.
+
+    Taking a tensor's memory from the system anew costs a quarter of the time of the product that fills it.
+    """
+    _set_threshold(_LARGEST_REUSED)
+    _set_trim(_KEPT)
+    try:
+        yield
+    finally:
+        _set_threshold(_LARGE)
+        _set_trim(_USUAL_TRIM)
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def _set_trim(size: int) -> None:
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_TRIM_THRESHOLD, size)
 
 
 def _set_threshold(size: int) -> None:
