@@ -505,7 +505,7 @@ def test_objects_are_short_in_a_session(tiny_checkpoint, atlas: Atlas, tmp_path:
         for value in shown:
             assert repr(value).startswith(f"<{type(value).__name__}")
             assert len(repr(value)) < 160
-    assert repr(plan.blocks[0]) == "<BlockPlan 'model.layers.0.mlp': 44 of 87 channels kept>"
+    assert repr(plan.blocks[0]) == "<BlockPlan 'model.layers.0.mlp': 32 of 87 channels kept>"
     # Records without the texts and arrays that fill a screen.
     assert len(repr(atlas.model)) < 300
     assert len(repr(atlas.calibration)) < 600

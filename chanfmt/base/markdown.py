@@ -29,6 +29,9 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+_IN_CODE = str.maketrans({"`": "'", "|": "/", "<": "\N{SINGLE LEFT-POINTING ANGLE QUOTATION MARK}"})
+
+
 def inline(text: str) -> str:
     """``text`` as part of a line of Markdown: shown as it is, without links, images, mentions or other markup."""
     words = one_line(text).split()
@@ -48,8 +51,8 @@ def paragraph(text: str) -> str:
 def code(text: str) -> str:
     """``text`` as a code span, which holds no markup; empty for a blank text."""
     flat = " ".join(one_line(text).split())
-    # A pipe would end a cell of a table.
-    return f"`{flat.replace('`', chr(39)).replace('|', '/')}`" if flat else ""
+    # A pipe would end a cell of a table, and "<" may begin a tag in programs that look for HTML before they look for Markdown.
+    return f"`{flat.translate(_IN_CODE)}`" if flat else ""
 
 
 def fenced(text: str) -> str:

@@ -15,7 +15,7 @@ from chanfmt.building.assemble import assemble, assemble_partial
 from chanfmt.building.distributed import LostProcessError, joined, processes
 from chanfmt.building.keeper import Keeper
 from chanfmt.building.plan import plan_build
-from chanfmt.building.resume import check_alike, clear_way, request_of, take_up
+from chanfmt.building.resume import check_alike, clear_way, remove_finished, request_of, take_up
 from chanfmt.building.run_pass import run_pass
 from chanfmt.building.session import begin_session, environment_of
 from chanfmt.format.writer import write_atlas
@@ -81,6 +81,7 @@ def build(options: BuildOptions, settings: LabelSettings, locate: Locate) -> Pat
 def _claimed(options: BuildOptions) -> AbstractContextManager[None]:
     """The claim on the output of a build. Raises `UsageError` for options or an output that cannot be used."""
     options.check()
+    remove_finished(options)
     check_target(options.path, overwrite=options.overwrite)
     return claimed(options.path)
 

@@ -33,13 +33,16 @@ def clear_way(options: BuildOptions, locate: Locate, group: Group) -> None:
     if group.rank == 0:
         remove_stale(path)
         remove_stale(partial)
-        # A build that was killed between publishing the atlas and removing the partial one.
-        if os.path.lexists(partial) and path.is_file() and _is_finished(partial, path):
-            remove_partial(partial)
     if group.size > 1 and group.leads_machine:
         check_requirements(options)
         check_target(path, overwrite=options.overwrite)
         locate(options.model, revision=options.revision, trust_remote_code=options.trust_remote_code)
+
+
+def remove_finished(options: BuildOptions) -> None:
+    """Remove the partial atlas of a build that was killed between publishing the atlas and removing the partial one."""
+    if os.path.lexists(options.partial) and options.path.is_file() and _is_finished(options.partial, options.path):
+        remove_partial(options.partial)
 
 
 def request_of(plan: BuildPlan) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import os
 import re
@@ -68,9 +69,11 @@ def build_series(options: BuildOptions, settings: LabelSettings, locate: Locate)
     """
     check_requirements(options)
     settings.check()
-    chosen = members(options)
     if os.path.exists(options.path) and not os.path.isdir(options.path):
         raise UsageError(f"{options.path} is a file", hint="with --revisions, -o names a directory")
+    if any(parent.is_file() for parent in options.path.parents):
+        raise UsageError(f"cannot write {options.path}: {os.strerror(errno.ENOTDIR)}", hint="choose another -o")
+    chosen = members(options)
     try:
         options.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

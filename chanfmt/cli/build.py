@@ -67,7 +67,7 @@ def _run(arguments: argparse.Namespace) -> int:
         if arguments.json:
             framework.print_json(summary)
         else:
-            framework.print_table(("", ""), [(key, _cell(value)) for key, value in summary.items()])
+            framework.print_pairs([(key, _cell(value)) for key, value in summary.items()])
         return 0
     paths: list[Path] = []
     try:

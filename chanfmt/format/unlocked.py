@@ -33,21 +33,15 @@ class Unlocked(NamedTuple):
 def open_unlocked(path: Path, *, write: bool = False) -> Unlocked:
     """Open the HDF5 file ``path`` for reading, or for reading and writing. No lock is taken.
 
+    Python reads and writes the file on behalf of HDF5, which has no locks for such a file. A switch of HDF5 would do the same,
+    but ``HDF5_USE_FILE_LOCKING`` overrules it, and no other library could then open the file in the same process with locks.
+
     Raises:
         OSError: The file cannot be opened, or HDF5 does not understand it.
     """
     flags = h5f.ACC_RDWR if write else h5f.ACC_RDONLY
     access = h5p.create(h5p.FILE_ACCESS)
-    access.set_file_locking(False, True)
     with contextlib.ExitStack() as stack:
-        try:
-            file = stack.enter_context(h5py.File(h5f.open(bytes(path), flags, access)))
-            return Unlocked(file, int(file.id.get_vfd_handle()), stack.pop_all())
-        except OSError as error:
-            # The environment variable HDF5_USE_FILE_LOCKING overrules `set_file_locking`.
-            if "unable to lock file" not in str(error):
-                raise
-        # HDF5 has no locks for a file that Python reads and writes on its behalf.
         raw = stack.enter_context(path.open("r+b" if write else "rb", buffering=0))
         access.set_fileobj_driver(h5fd.fileobj_driver, raw)
         file = stack.enter_context(h5py.File(h5f.open(repr(raw).encode(), flags, access)))

@@ -107,7 +107,8 @@ def apply_file(
     given = load_plan(plan) if isinstance(plan, Path) else plan
     if recovery_options.recover != "none" and atlas is None:
         raise UsageError(
-            f"--recover {recovery_options.recover} needs the atlas that the plan was made from", hint="add --atlas FILE"
+            f"--recover {recovery_options.recover} needs the atlas that the plan was made from",
+            hint="add --atlas FILE (in Python: atlas=...)",
         )
     with contextlib.ExitStack() as stack:
         source = None if atlas is None else stack.enter_context(opened(atlas))

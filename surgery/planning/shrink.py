@@ -40,7 +40,9 @@ def check_size(plan: PruningPlan, fields: Sequence[str | None], widths: Sequence
     shared = [(block, field) for block, field in padded if field]
     reasons = []
     if without:
-        reasons.append(f"no config field sets the width of {_ffns([block.module for block in without])} alone")
+        reasons.append(
+            f"stock transformers knows no config field that sets the width of {_ffns([block.module for block in without])} alone"
+        )
     if shared:
         names = sorted({field.partition("[")[0] for _, field in shared if field})
         reasons.append(

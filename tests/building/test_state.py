@@ -273,11 +273,11 @@ def test_a_checkpoint_left_by_a_finished_build_is_removed(options, monkeypatch):
 def test_a_checkpoint_that_cannot_be_written_is_said_once(options, uninterrupted, monkeypatch, said):
     real, calls = keeper.write_atlas, []
 
-    def full_from_the_third_on(content, path):
+    def full_from_the_third_on(content, path, **options):
         calls.append(path)
         if len(calls) > 2:
             raise ChanfmtError("the disk is full")
-        return real(content, path)
+        return real(content, path, **options)
 
     monkeypatch.setattr(keeper, "write_atlas", full_from_the_third_on)
     assert_equal(build(options, SETTINGS), uninterrupted)
@@ -290,7 +290,7 @@ def test_a_checkpoint_that_cannot_be_written_is_said_once(options, uninterrupted
 def test_an_atlas_that_cannot_be_written_leaves_a_checkpoint(options, uninterrupted, monkeypatch, every):
     options = dataclasses.replace(options, checkpoint_every=every)
 
-    def full(content, path):
+    def full(content, path, **options):
         raise ChanfmtError("the disk is full", hint="free some space")
 
     with monkeypatch.context() as patch:

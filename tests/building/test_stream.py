@@ -146,14 +146,14 @@ def test_finished_layers_are_not_in_memory_when_the_atlas_is_written(tmp_path, t
     save_tiny(tmp_path / "model", "llama", num_hidden_layers=6)
     original, written = building.write_atlas, []
 
-    def write(content, path):
+    def write(content, path, **options):
         written.append(path.name)
         gc.collect()
         # The statistics of the current block, and of the block before it until the current one is finished.
         assert sum(type(item) is FFNStatistics for item in gc.get_objects()) <= 2
         for stack in content.stacks:
             assert all(isinstance(row, Spooled) for values in stack.variables.values() for row in values._rows)
-        return original(content, path)
+        return original(content, path, **options)
 
     monkeypatch.setattr(building, "write_atlas", write)
     monkeypatch.setattr(keeper, "write_atlas", write)
@@ -198,10 +198,10 @@ def test_checkpoints_while_it_runs_and_a_lost_gradient(tmp_path, text, monkeypat
     save_tiny(tmp_path / "model", "llama")
     original = building.write_atlas
 
-    def write(content, path):
+    def write(content, path, **options):
         if path.name == "out.h5":
             raise KeyboardInterrupt
-        return original(content, path)
+        return original(content, path, **options)
 
     def back(self, number, place, batch, call):
         if number == 0:

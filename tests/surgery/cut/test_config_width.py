@@ -89,7 +89,11 @@ def test_ffns_without_a_field_stay_and_the_others_are_narrowed(tmp_path: Path) -
     ("model_type", "keep", "reason"),
     [
         ("llama", lambda number, ffn: ffn.width // 2 if number else ffn.width, "intermediate_size sets the width of"),
-        ("bloom", lambda number, ffn: ffn.width // 2, "no config field sets the width of transformer.h.0.mlp and 1 other FFNs"),
+        (
+            "bloom",
+            lambda number, ffn: ffn.width // 2,
+            "no config field that sets the width of transformer.h.0.mlp and 1 other FFNs",
+        ),
         # Less than half of what was asked: one expert group keeps nearly everything.
         ("mixtral", lambda number, ffn: ffn.width // 4 if number else ffn.width - 4, "intermediate_size sets the width of"),
     ],
