@@ -31,6 +31,7 @@ from surgery.cut.loader import loader_name
 from surgery.cut.options import CUT_DEFAULTS, CutOptions
 from surgery.cut.relocate import relocated
 from surgery.cut.source import check_fingerprint
+from surgery.cut.stock import parse_config
 from surgery.planning.file import write_plan
 from surgery.planning.plan import Applied, PruningPlan
 from surgery.result.base import NOTICE_FILE, Base, read_base
@@ -76,6 +77,8 @@ def apply_plan(
     if atlas is not None:
         plan.check_atlas(atlas)
     options.check()
+    # A type that stock code does not know is refused for that reason, before anything else about it.
+    parse_config(source.config_fields)
     accounting = check_accounted(source)
     config, index = source.config_fields, source.index
     read_ahead(index.files, available_memory() // 4)

@@ -122,6 +122,7 @@ def _kept_file(source: ModelSource, kept: str | os.PathLike[str] | None) -> Path
     if kept is None:
         raise UsageError(
             f"{source.directory} has no {KEPT_FILE}, which says what was cut (transformers does not save it again)",
-            hint=f"name the result that was trained: surgery restore {source.directory} --kept RESULT -o DIR",
+            hint="name a result of surgery prune or apply; if it was trained and saved again, add the result before the training: "
+            "--kept RESULT",
         )
     raise UsageError(f"{path} does not exist", hint=f"--kept takes a result of surgery, or its {KEPT_FILE}")

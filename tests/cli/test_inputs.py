@@ -92,7 +92,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, place: str) -> 
 def test_the_command_says_so_too(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     environment = os.environ | {"HF_HOME": str(tmp_path / "file" / "home"), "HF_ENDPOINT": "http://127.0.0.1:9"}
-    words = [sys.executable, "-m", "chanfmt", "build", "ann/tiny", "-o", str(tmp_path / "a.h5")]
+    words = [sys.executable, "-m", "chanfmt", "build", "ann/tiny", "--calib", "pydoc", "-o", str(tmp_path / "a.h5")]
     done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 2
     error, hint = done.stderr.splitlines()

@@ -52,7 +52,7 @@ MISTAKES = [
     ("surgery apply a.h5 --model model", "a.h5 is not a pruning plan", "surgery prune"),
     ("surgery apply result --model model", "a directory, not a plan", "result/kept_channels.safetensors"),
     ("surgery apply missing.safetensors --model model", "the plan missing.safetensors does not exist", "surgery plan"),
-    ("surgery restore model -o new", "model is not a result of surgery", "prune or apply"),
+    ("surgery restore model -o new", "model has no kept_channels.safetensors", "of surgery prune or apply"),
     ("surgery sweep a.h5 --model model -o result --data pydoc", "result holds a model", "another -o"),
     ("surgery push a.h5", "a.h5 is a file", "atlas push"),
     ("surgery push org/name result", "the directory org/name does not exist", "surgery prune"),

@@ -13,8 +13,9 @@ import torch
 import chanfmt
 from chanfmt.building.measure import measure
 from chanfmt.data.text import read_text
-from chanfmt.data.tokens import sample, tokenize
+from chanfmt.data.tokens import pack, sample, tokenize
 from chanfmt.format import schema
+from chanfmt.format.records import NO_SPECIAL_TOKENS
 from chanfmt.hub.locate import locate_model
 from chanfmt.models.find.discover import find_ffns
 from chanfmt.models.load import load_model
@@ -30,7 +31,8 @@ def test_sums_equal_direct_computation(smollm2, dtype, tolerance):
     ffns = find_ffns(model)
     assert len(ffns) == 30
     assert {ffn.width for ffn in ffns} == {1536}
-    tokens = sample(tokenize(source.tokenizer, read_text("pydoc", "calibrate")), 3, 64, 0, "pydoc")
+    blocks = pack(tokenize(source.tokenizer, read_text("pydoc", "calibrate")), 64, NO_SPECIAL_TOKENS, "pydoc")
+    tokens = sample(blocks, 3, 0)
     found = measure(model, ffns, tokens, rho=0.01, batch_size=2)
     us, ss = direct(model, ffns, torch.from_numpy(tokens.ids).long())
     for ffn, (statistics,) in zip(ffns, members(found), strict=True):

@@ -261,7 +261,7 @@ def test_quantised_and_configless_models(llama: Case, tmp_path: Path) -> None:
         (json.dumps(config | {"quantization_config": {"bits": 4}}), "quantised"),
         ("{", "not valid"),
         ("[]", "is not a JSON object"),
-        (json.dumps(config | {"model_type": "new"}), "model type `new`"),
+        (json.dumps(config | {"model_type": "new"}), "does not know the model type 'new'"),
     ):
         path.write_text(text)
         with pytest.raises(ModelError, match=message):

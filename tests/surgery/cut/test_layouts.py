@@ -104,7 +104,7 @@ def test_every_layout_is_cut_and_restored(model_type: str, family: str, tmp_path
     model = saved(model_type, family, tmp_path / "model")
     plan = planned(model, lambda number, ffn: max(1, int(ffn.width * HALF)))
     if model_type in FIXED_WIDTH:
-        with pytest.raises(UsageError, match="no config field sets the width"):
+        with pytest.raises(UsageError, match="no config field that sets the width"):
             apply_plan(plan, ModelSource(model), tmp_path / "out")
         assert not (tmp_path / "out").exists()
     report = apply_plan(plan, ModelSource(model), tmp_path / "out", CutOptions(allow_padding=model_type in FIXED_WIDTH))
