@@ -184,7 +184,7 @@ def prune(
         allow_padding=allow_padding,
     )
     cut_options.check()
-    recovery = RecoveryOptions(recover, _texts(recover_text), str(recover_tokens), recover_device)
+    recovery = RecoveryOptions(recover, recover_device, recover_text=_texts(recover_text), recover_tokens=str(recover_tokens))
     with bars(progress), opened(atlas) as given:
         return prune_files(given, model, out, plan_options, cut_options, recovery, revision=revision)
 
@@ -242,7 +242,7 @@ def apply(
     if not isinstance(plan, PruningPlan | str | os.PathLike):
         raise _not_a_plan(plan)
     _check_loaded(model)
-    recovery = RecoveryOptions(recover, _texts(recover_text), str(recover_tokens), recover_device)
+    recovery = RecoveryOptions(recover, recover_device, recover_text=_texts(recover_text), recover_tokens=str(recover_tokens))
     cut_options = CutOptions(overwrite, verify, fine_tune, shard_bytes, extra_layers, _dtype_name(dtype), allow_padding)
     cut_options.check()
     given = plan if isinstance(plan, PruningPlan) else input_path(plan)

@@ -37,13 +37,33 @@ _FACTORS = {"": 1, "k": 1 << 10, "m": 1 << 20}
 
 @dataclass(frozen=True)
 class RecoveryOptions:
-    """Whether and how the kept channels are refitted. ``recover_text`` takes one text, or any iterable of texts."""
+    """Whether and how the kept channels are refitted.
+
+    ``recover_text`` takes one text, or any iterable of texts.
+
+    Raises:
+        UsageError: ``recover_text`` holds something else.
+    """
 
     recover: str = field(
         default="none",
         metadata={
             "help": "refit the kept channels, without gradients or labels: " + ", ".join(RECOVERIES),
             "metavar": "HOW",
+        },
+    )
+    recover_device: str = field(
+        default="auto",
+        metadata={
+            "help": "device of the refit: auto, cpu, cuda, cuda:1, ...",
+            "metavar": "DEVICE",
+        },
+    )
+    spool_limit: float = field(
+        default=4.0,
+        metadata={
+            "help": "memory in GiB for hidden states of the refit; the rest goes to a file next to the output",
+            "metavar": "GIB",
         },
     )
     recover_text: tuple[str, ...] = field(
@@ -59,20 +79,6 @@ class RecoveryOptions:
         metadata={
             "help": "tokens to draw from --recover-text, such as 64k or 1M",
             "metavar": "N",
-        },
-    )
-    recover_device: str = field(
-        default="auto",
-        metadata={
-            "help": "device of the refit: auto, cpu, cuda, cuda:1, ...",
-            "metavar": "DEVICE",
-        },
-    )
-    spool_limit: float = field(
-        default=4.0,
-        metadata={
-            "help": "memory in GiB for hidden states of the refit; the rest goes to a file next to the output",
-            "metavar": "GIB",
         },
     )
 
