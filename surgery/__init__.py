@@ -217,8 +217,8 @@ def apply(
             Hub.
         out: Directory to write (default: MODEL-METHOD-PERCENT in the working directory).
         atlas: The atlas that the plan was made from. ``recover`` needs it, and the result gets a copy.
-        recover, recover_text, recover_tokens, recover_device, verify, shard_bytes, dtype, extra_layers, allow_padding, overwrite,
-            revision, progress: As for `prune`.
+        recover, recover_text, recover_tokens, recover_device: As for `prune`.
+        verify, shard_bytes, dtype, extra_layers, allow_padding, overwrite, revision, progress: As for `prune`.
         fine_tune: Whether other weights than the measured ones are accepted: those of a fine-tune, perhaps with another head.
 
     Returns:

@@ -63,7 +63,7 @@ def test_what_prune_will_refuse_is_said_first(tmp_path: Path, capsys: pytest.Cap
     assert f"surgery prune will refuse it: {reason}" in capsys.readouterr().err
     cut = ["prune", path, "--sparsity", "0.5", "--method", "magnitude", "--model", str(model), "-o", str(tmp_path / "out")]
     assert surgery(cut) == 2
-    assert "no config field sets the width" in capsys.readouterr().err
+    assert "no config field that sets the width" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert surgery([*cut, "--allow-padding"]) == 0
     assert "the file is not smaller there" in capsys.readouterr().out
