@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -10,6 +9,7 @@ from pathlib import Path, PurePath
 from chanfmt.base.choices import unknown
 from chanfmt.base.errors import UsageError
 from chanfmt.base.files import output_path
+from chanfmt.base.inputs import input_path
 from chanfmt.data.shares import divide, read_weights
 from chanfmt.data.text import ARRAYS, BOS, SELF
 from chanfmt.format import schema
@@ -186,7 +186,7 @@ class BuildOptions:
     def inputs(self) -> Path | None:
         """The file of inputs that takes the place of text; None if the model is calibrated on text."""
         source = next(iter(self.shares))
-        return Path(os.path.expanduser(source)) if PurePath(source).suffix in ARRAYS else None
+        return input_path(source) if PurePath(source).suffix in ARRAYS else None
 
     @property
     def batch(self) -> int | None:

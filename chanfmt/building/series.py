@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chanfmt.base.errors import AtlasError, UsageError
+from chanfmt.base.inputs import input_path
 from chanfmt.base.narrate import say
 from chanfmt.building.build import build
 from chanfmt.building.requirements import check_requirements
@@ -36,7 +37,7 @@ def members(options: BuildOptions) -> list[tuple[str, BuildOptions]]:
     Raises:
         UsageError: Two revisions would be written to one file, or a local directory lacks a revision.
     """
-    model = Path(os.path.expanduser(options.model))
+    model = input_path(options.model)
     found: dict[str, tuple[str, BuildOptions]] = {}
     for revision in options.revision_names:
         name = re.sub(r"[^\w.-]+", "-", revision).lstrip(".") + ".h5"
@@ -97,7 +98,7 @@ def _check_same(member: BuildOptions, settings: LabelSettings, text_of: Callable
     """Raise `AtlasError` if the atlas of ``member``, which exists, was made with other options than these."""
     with Atlas.open(member.path, contained=True) as atlas:
         model, calibration = atlas.model, atlas.calibration
-        local = os.path.isdir(os.path.expanduser(member.model))
+        local = os.path.isdir(input_path(member.model))
         name = Path(member.model).resolve().name if local else member.model
         # The content of a file or data set may have changed under its name.
         asked = {source: text_of(source) for source in member.shares}

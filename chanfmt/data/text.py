@@ -13,14 +13,15 @@ import json
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from chanfmt.base.errors import MissingPackageError, UsageError, first_line
+from chanfmt.base.inputs import input_path
 from chanfmt.base.narrate import say
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
 FILES = (".txt", ".jsonl", ".parquet")
 """Suffixes of the files that can be read."""
@@ -94,7 +95,7 @@ def read_text(source: str, purpose: Purpose, *, empty_rows: bool = False) -> Tex
         UsageError: The source does not exist, cannot be read, has no text, or is `SELF`.
     """
     check_text(source)
-    path = Path(os.path.expanduser(source))
+    path = input_path(source)
     rows: Iterable[str]
     documents = False
     if source == "pydoc":
@@ -120,7 +121,7 @@ def check_text(source: str) -> None:
         UsageError: The file does not exist or is of another kind, or the source is `SELF`.
         MissingPackageError: The package that reads such a source is not installed.
     """
-    path = Path(os.path.expanduser(source))
+    path = input_path(source)
     if source == SELF:
         raise UsageError(
             "self is sampled from the measured model, so every model would be measured on another text",

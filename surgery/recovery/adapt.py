@@ -17,7 +17,7 @@ import torch
 from surgery.recovery.survivors import Leaf, Write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from surgery.recovery.folds import Batch
 
@@ -75,12 +75,12 @@ def adapt(
     held = [place for place, batch in enumerate(batches) if batch.held_out]
     now = Write(weight, shift)
     before = evaluate(target, batches, held, now)
-    best, epoch = _total(before, target, batches, held), 0
+    best, epoch = total(before, target, batches, held), 0
     held_out_before = best if held else None
     kept = [leaf.parameter.detach().clone() for leaf in leaves]
     if held and math.isfinite(best) and best > 0:
         for number in _descend(target, batches, fitted, leaves, now, seed, progress):
-            error = _total(evaluate(target, batches, held, now), target, batches, held)
+            error = total(evaluate(target, batches, held, now), target, batches, held)
             # A NaN is not smaller.
             if error < best:
                 best, epoch = error, number
@@ -102,7 +102,8 @@ def evaluate(target: Target, batches: Sequence[Batch], places: Iterable[int], wr
     return {group: error[group] / scale[group] if scale[group] else 0.0 for group in error}
 
 
-def _total(errors: dict[tuple[int, bool], float], target: Target, batches: Sequence[Batch], places: Sequence[int]) -> float:
+def total(errors: Mapping[tuple[int, bool], float], target: Target, batches: Sequence[Batch], places: Sequence[int]) -> float:
+    """The error on the batches ``places`` together, from the ``errors`` of their groups; 0 if nothing has to be produced."""
     scale = math.fsum(target.scale(place) for place in places)
     return math.fsum(errors[batches[place].group] * target.scale(place) for place in places) / scale if scale else 0.0
 

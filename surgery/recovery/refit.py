@@ -31,8 +31,8 @@ from chanfmt.models.streaming.streamed import StreamedModel, open_streamed
 from surgery.cut.checkpoint.patch import as_stored
 from surgery.cut.checkpoint.rounding import stored_dtype
 from surgery.cut.matching import match_ffns
-from surgery.recovery.adapt import EPOCHS, adapt, evaluate
-from surgery.recovery.folds import Batch, split_batches
+from surgery.recovery.adapt import EPOCHS, adapt, evaluate, total
+from surgery.recovery.folds import split_batches
 from surgery.recovery.least_squares import Moments, choose_fit, fit
 from surgery.recovery.options import LayerRecovery, Refit, SourceError
 from surgery.recovery.precision import fast_products, full_products
@@ -222,7 +222,8 @@ class _Fitting:
         self.survivors = Survivors(run.chain, number, ffn, torch.from_numpy(block.kept).long().to(self.device))
         self.adds = self.survivors.adds(trial, check)
         self.adapts = run.options.method == "block"
-        self.alone = False
+        # Whether the FFN's module runs by itself, and whether the output of the FFN is kept apart from that of its block.
+        self.alone = self.apart = False
         self.inputs = _Inputs(self.survivors)
 
     def done(self) -> LayerRecovery:
@@ -234,6 +235,7 @@ class _Fitting:
             self._pass_written()
         self.survivors.narrow(self.trial, self.check)
         self.alone = self.adds and self.survivors.stands_alone(self.trial, self.check)
+        self.apart = self.alone if self.adapts else self.adds
         moments = self._moments()
         fitted, held_out = _sum(moments, False), _sum(moments, True)
         # The first sequence of a source is never held out.
@@ -250,8 +252,9 @@ class _Fitting:
             with self._autocast():
                 adapted = adapt(target, batches, self.survivors.read_leaves(), start, self.number, run.progress)
             errors, epoch, held_out_before = adapted.errors, adapted.epoch, adapted.held_out_before
-            before, after = _mean(kept, target, batches, False), _mean(errors, target, batches, False)
-            held_out_error = _mean(errors, target, batches, True) if held_out_before is not None else None
+            inside, outside = ([place for place, batch in enumerate(batches) if batch.held_out is out] for out in (False, True))
+            before, after = (total(found, target, batches, inside) for found in (kept, errors))
+            held_out_error = total(errors, target, batches, outside) if outside else None
             self._finish(adapted.write)
         else:
             if held_out is not None:
@@ -300,7 +303,7 @@ class _Fitting:
                 wanted = wanted if self.survivors.bias is None else wanted - self.survivors.bias
             with full_products():
                 moments[batch.group].add(self.inputs.of(activations), wanted, weights)
-            if self.adds and not (self.adapts and not self.alone):
+            if self.apart:
                 run.spool.put(("cut", place), without)
             if self.adds and not self.adapts:
                 run.spool.put(("u", place), activations)
@@ -309,8 +312,8 @@ class _Fitting:
 
     def _target(self) -> Target:
         if self.alone:
-            return _Alone(self.run, self.survivors, self.ffn.outputs)
-        return _InBlock(self.run, self.survivors, self.calls, self.ffn.outputs)
+            return _Alone(self.run, self.survivors)
+        return _InBlock(self.run, self.survivors, self.calls)
 
     @contextlib.contextmanager
     def _autocast(self) -> Iterator[None]:
@@ -338,7 +341,7 @@ class _Fitting:
         write = Write(values["weight"].to(self.device, torch.float32), shift)
         for place in range(len(run.batches)):
             before = run.get("cut", place)
-            if self.adds and not (self.adapts and not self.alone):
+            if self.apart:
                 activations = survivors.activations(run.get("x", place)) if self.adapts else run.get("u", place)
                 after = before + write.of(activations).to(before.dtype).reshape(before.shape)
             else:
@@ -362,56 +365,63 @@ class _Fitting:
                 run.progress(len(batch.ids))
 
 
-class _Alone:
-    """The target of an FFN whose output its block adds, and whose module runs by itself."""
+class _Target:
+    """What the FFN should compute. A subclass says what is compared, and what the FFN has to produce."""
 
-    def __init__(self, run: _Pass, survivors: Survivors, outputs: int) -> None:
+    def __init__(self, run: _Pass, survivors: Survivors) -> None:
         self._run = run
         self._survivors = survivors
-        self._outputs = outputs
         self._scales: dict[int, float] = {}
+
+    def scale(self, place: int) -> float:
+        if place not in self._scales:
+            needed, weights = self._needed(place)
+            self._scales[place] = float((needed.square().sum(1) * weights).double().sum())
+        return self._scales[place]
+
+    def wanted(self, place: int) -> tuple[torch.Tensor, torch.Tensor]:
+        raise NotImplementedError
+
+    def _needed(self, place: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the FFN has to produce, float32 (token, feature), and the weight of each token."""
+        return self.wanted(place)
+
+
+class _Alone(_Target):
+    """The target of an FFN whose output its block adds, and whose module runs by itself."""
 
     def output(self, place: int, write: Write) -> torch.Tensor:
         return write.of(self._survivors.activations(self._run.get("x", place)))
 
     def wanted(self, place: int) -> tuple[torch.Tensor, torch.Tensor]:
-        dense = self._run.get("dense", place).reshape(-1, self._outputs).float()
-        return dense - self._run.get("cut", place).reshape(dense.shape).float(), _inverse_square(dense)
-
-    def scale(self, place: int) -> float:
-        if place not in self._scales:
-            wanted, weights = self.wanted(place)
-            self._scales[place] = float((wanted.square().sum(1) * weights).double().sum())
-        return self._scales[place]
+        dense = _rows(self._run.get("dense", place))
+        return dense - _rows(self._run.get("cut", place)), _inverse_square(dense)
 
 
-class _InBlock:
+class _InBlock(_Target):
     """The target of an FFN that runs inside its block: the output of the block."""
 
-    def __init__(self, run: _Pass, survivors: Survivors, calls: list[Call], outputs: int) -> None:
-        self._run = run
-        self._survivors = survivors
+    def __init__(self, run: _Pass, survivors: Survivors, calls: list[Call]) -> None:
+        super().__init__(run, survivors)
         self._calls = calls
-        self._outputs = outputs
-        self._scales: dict[int, float] = {}
 
-    def output(self, place: int, write: Write) -> torch.Tensor:
+    def output(self, place: int, write: Write | None) -> torch.Tensor:
         _, output = self._survivors.run(self._calls[place], self._run.get("cut", place), write)
-        return output.reshape(-1, output.shape[-1]).float()
+        return _rows(output)
 
     def wanted(self, place: int) -> tuple[torch.Tensor, torch.Tensor]:
-        dense = self._run.get("dense", place)
-        dense = dense.reshape(-1, dense.shape[-1]).float()
+        dense = _rows(self._run.get("dense", place))
         return dense, _inverse_square(dense)
 
-    def scale(self, place: int) -> float:
-        if place not in self._scales:
-            with torch.no_grad():
-                _, without = self._survivors.run(self._calls[place], self._run.get("cut", place))
-            wanted, weights = self.wanted(place)
-            missing = wanted - without.reshape(wanted.shape).float()
-            self._scales[place] = float((missing.square().sum(1) * weights).double().sum())
-        return self._scales[place]
+    def _needed(self, place: int) -> tuple[torch.Tensor, torch.Tensor]:
+        dense, weights = self.wanted(place)
+        with torch.no_grad():
+            return dense - self.output(place, None), weights
+
+
+def _rows(states: torch.Tensor) -> torch.Tensor:
+    """Hidden states (sequence, position, feature) as float32 (token, feature)."""
+    return states.reshape(-1, states.shape[-1]).float()
 
 
 class _Inputs:
@@ -451,13 +461,6 @@ def _sum(moments: Mapping[tuple[int, bool], Moments], held_out: bool) -> Moments
     for part in parts[1:]:
         result += part
     return result
-
-
-def _mean(errors: Mapping[tuple[int, bool], float], target: Target, batches: list[Batch], held_out: bool) -> float:
-    """The error of one fold over all sources."""
-    places = [place for place, batch in enumerate(batches) if batch.held_out == held_out]
-    scale = math.fsum(map(target.scale, places))
-    return math.fsum(errors[batches[place].group] * target.scale(place) for place in places) / scale if scale else 0.0
 
 
 def _inverse_square(vectors: torch.Tensor) -> torch.Tensor:
