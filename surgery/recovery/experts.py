@@ -124,8 +124,8 @@ class JointFitting:
                 block.module,
                 result.before,
                 result.after,
-                fit.condition if math.isfinite(fit.condition) else None,
-                fit.damping,
+                result.fit.condition if math.isfinite(result.fit.condition) else None,
+                result.fit.damping,
                 result.held_out,
                 result.held_out_before,
                 result.epoch,
@@ -147,7 +147,7 @@ class JointFitting:
         before, after = (
             self._share(self._errors(changes, self.everything), self.everything) or 0.0 for changes in (nothing, fit.changes)
         )
-        return _Result(self._writes(fit), before, after, held_out, self._by_group(errors), sums.rows)
+        return _Result(fit, self._writes(fit), before, after, held_out, self._by_group(errors), sums.rows)
 
     def _adapted(self, fit: JointFit, sums: Sums) -> _Result:
         """All weights of the units, adapted from the solution on the fitted tokens. Units with few tokens keep that solution."""
@@ -164,6 +164,7 @@ class JointFitting:
             adapted = adapt(target, batches, self.routed.read_leaves(free), start, self.number, run.progress)
         errors = adapted.errors
         return _Result(
+            fit,
             adapted.write,
             total(before, target, batches, self.inside),
             total(errors, target, batches, self.inside),
@@ -313,12 +314,14 @@ class _Result:
     """What a fit ended with.
 
     Attributes:
+        fit: The least-squares fit.
         write: The write projections.
         before, after, held_out, held_out_before, epoch: As in `LayerRecovery`.
         errors: Source and fold to the error.
         rows: Number of rows of each unit of each FFN that the fit saw.
     """
 
+    fit: JointFit
     write: Writes
     before: float
     after: float

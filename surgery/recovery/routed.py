@@ -401,7 +401,9 @@ class Routed:
             self._seen[part][number].append((own if part in self._narrow else own[:, kept[number]]).float())
             if self._whole is not None:
                 self._written[part][number].append(own.float() @ self._whole[part][number].float().T)
-        return inputs[..., :0] if self._matrix(part).parameter in self._emptied else torch.zeros_like(inputs)
+        # The product gives zeros, so no gradient goes through it.
+        nothing = inputs.detach()
+        return nothing[..., :0] if self._matrix(part).parameter in self._emptied else torch.zeros_like(nothing)
 
     def _after(self, part: int, unit: int, output: torch.Tensor) -> torch.Tensor | None:
         if self._leaves is not None:
