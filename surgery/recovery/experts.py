@@ -18,7 +18,7 @@ from chanfmt.base.errors import ModelError
 from surgery.cut.checkpoint.patch import as_stored
 from surgery.cut.checkpoint.rounding import stored_dtype
 from surgery.recovery.adapt import adapt, evaluate, total
-from surgery.recovery.joint import Equations, Rows, fit_jointly, squared_error, sums_of
+from surgery.recovery.joint import Equations, Rows, fit_again, fit_jointly, squared_error
 from surgery.recovery.options import LayerRecovery, SourceError
 from surgery.recovery.precision import full_products
 from surgery.recovery.routed import Routed, Writes
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from chanfmt.models.streaming.spool import Spool
     from surgery.planning.plan import BlockPlan
     from surgery.recovery.folds import Batch
-    from surgery.recovery.joint import JointFit, Sums
+    from surgery.recovery.joint import JointFit
     from surgery.recovery.options import Refit
 
     Group = tuple[int, bool]
@@ -111,8 +111,8 @@ class JointFitting:
             self._gather(place)
             run.progress(len(batch.ids))
         with full_products():
-            fit, sums = fit_jointly(self._equations, self.inside, self.outside, self.shapes)
-        result = self._adapted(fit, sums) if self.adapts else self._fitted(fit, sums)
+            fit = fit_jointly(self._equations, self.inside, self.outside, self.shapes)
+        result = self._adapted(fit) if self.adapts else self._fitted(fit)
         self._finish(result.write)
         sources = tuple(
             SourceError(name, result.errors.get((number, False)), result.errors.get((number, True)))
@@ -132,31 +132,30 @@ class JointFitting:
                 sources,
                 *_evidence(block, rows),
             )
-            for block, rows in zip(self.blocks, result.rows, strict=True)
+            for block, rows in zip(self.blocks, result.fit.sums.rows, strict=True)
         ]
 
-    def _fitted(self, fit: JointFit, sums: Sums) -> _Result:
+    def _fitted(self, fit: JointFit) -> _Result:
         """The least-squares solution on all tokens, with the penalty that the held-out tokens chose."""
         errors = self._errors(fit.changes, self.everything)
         held_out = self._share(errors, self.outside)
         if self.outside:
             with full_products():
-                sums += sums_of(self._equations, self.outside, self.shapes)
-                fit, _ = fit_jointly(self._equations, self.everything, (), self.shapes, fit.penalty, sums)
+                fit = fit_again(self._equations, self.everything, fit, self.outside)
         nothing = [torch.zeros_like(change) for change in fit.changes]
         before, after = (
             self._share(self._errors(changes, self.everything), self.everything) or 0.0 for changes in (nothing, fit.changes)
         )
-        return _Result(fit, self._writes(fit), before, after, held_out, self._by_group(errors), sums.rows)
+        return _Result(fit, self._writes(fit), before, after, held_out, self._by_group(errors))
 
-    def _adapted(self, fit: JointFit, sums: Sums) -> _Result:
+    def _adapted(self, fit: JointFit) -> _Result:
         """All weights of the units, adapted from the solution on the fitted tokens. Units with few tokens keep that solution."""
         run, batches = self.run, self.run.batches
         target = InBlock(run, self.routed, self.calls)
         before = evaluate(target, batches, self.inside, self.routed.prior())
         self.routed.narrow(self.trial, self.check)
         free = tuple(
-            (rows >= weight.shape[2]).to(self.device) for rows, weight in zip(sums.rows, self.routed.weights, strict=True)
+            (rows >= weight.shape[2]).to(self.device) for rows, weight in zip(fit.sums.rows, self.routed.weights, strict=True)
         )
         start = Writes(self._writes(fit).parts, free)
         dtype = self.check.dtype
@@ -170,7 +169,6 @@ class JointFitting:
             total(errors, target, batches, self.inside),
             total(errors, target, batches, self.outside) if self.outside else None,
             errors,
-            sums.rows,
             adapted.held_out_before,
             adapted.epoch,
         )
@@ -318,7 +316,6 @@ class _Result:
         write: The write projections.
         before, after, held_out, held_out_before, epoch: As in `LayerRecovery`.
         errors: Source and fold to the error.
-        rows: Number of rows of each unit of each FFN that the fit saw.
     """
 
     fit: JointFit
@@ -327,7 +324,6 @@ class _Result:
     after: float
     held_out: float | None
     errors: Mapping[Group, float]
-    rows: Sequence[torch.Tensor]
     held_out_before: float | None = None
     epoch: int | None = None
 

@@ -26,12 +26,15 @@ if TYPE_CHECKING:
 
 PENALTY = 3.0
 """Penalty if no held-out data can choose one, in rows: the squared length of this many average rows of inputs."""
-PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-"""Penalties to choose from."""
-STEPS = 16
-"""Largest number of steps of the conjugate gradients."""
-_CLOSE = 1e-4
-"""The steps end when the gradient, in the norm of the preconditioner, is this share of the first."""
+PENALTIES = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03)
+"""Penalties to choose from, from the strongest to the weakest."""
+_FIRST = 10.0
+"""The penalty that is tried first, then weaker ones as long as the error falls, or else stronger ones."""
+STEPS, CLOSE = 16, 1e-4
+"""Largest number of steps of the conjugate gradients. They end earlier if the gradient, in the norm of the preconditioner, is this
+share of the first."""
+_TRIAL_STEPS, _TRIAL_CLOSE = 5, 3e-2
+"""The same to compare penalties."""
 _RETRIES = 12
 
 
@@ -116,12 +119,14 @@ class JointFit:
         condition: Largest estimated condition number (1-norm) of the damped moments of a unit.
         damping: The number that was added to the diagonals, as a share of the mean of the diagonals of all units; 0 if there
             are no rows.
+        sums: Sums over the tokens of the fit.
     """
 
     changes: list[torch.Tensor]
     penalty: float
     condition: float
     damping: float
+    sums: Sums
 
 
 def sums_of(equations: Callable[[int], Equations], places: Sequence[int], shapes: Sequence[tuple[int, int]]) -> Sums:
@@ -165,111 +170,167 @@ def fit_jointly(
     fitted: Sequence[int],
     held_out: Sequence[int],
     shapes: Sequence[tuple[int, int]],
-    penalty: float | None = None,
-    sums: Sums | None = None,
-) -> tuple[JointFit, Sums]:
-    """Fit the changes of all units to the batches ``fitted``. Also returns the sums over these batches.
+) -> JointFit:
+    """Fit the changes of all units to the batches ``fitted``, with the penalty that suits ``held_out`` best.
 
     Args:
-        held_out: Batches that choose the penalty.
         shapes: Number of units and of inputs of each FFN.
-        penalty: The penalty; None to choose one of `PENALTIES`.
-        sums: The sums over ``fitted`` if they are known.
     """
-    sums = sums or sums_of(equations, fitted, shapes)
-    if penalty is None:
-        penalty = _choose(equations, fitted, held_out, sums) if held_out else PENALTY
-    damped = _Damped(sums, penalty)
-    return JointFit(_solve(equations, fitted, sums, damped), penalty, damped.condition, damped.share), sums
+    sums = sums_of(equations, fitted, shapes)
+    found = [torch.zeros_like(part) for part in sums.cross]
+    problem = _Problem(equations, fitted, sums)
+    start = _State(found, sums.cross)
+    penalty = PENALTY
+    if held_out:
+        penalty, start = _choose(problem, held_out, start)
+    return problem.fit(penalty, start)
 
 
-def _choose(equations: Callable[[int], Equations], fitted: Sequence[int], held_out: Sequence[int], sums: Sums) -> float:
-    """The penalty that leaves the smallest error on ``held_out`` after one step."""
+def fit_again(equations: Callable[[int], Equations], places: Sequence[int], found: JointFit, more: Sequence[int]) -> JointFit:
+    """The fit to the batches ``places`` with the penalty of ``found``, which was fitted to all of them but ``more``."""
+    shapes = [(part.shape[0], part.shape[1]) for part in found.sums.inputs]
+    problem = _Problem(equations, places, found.sums + sums_of(equations, more, shapes))
+    changes = [part.transpose(1, 2) for part in found.changes]
+    moved = problem.moved(changes)
+    left = [part - change for part, change in zip(problem.sums.cross, moved, strict=True)]
+    return problem.fit(found.penalty, _State(changes, left))
 
-    def error(penalty: float) -> float:
-        damped = _Damped(sums, penalty)
-        step = damped.solved(sums.cross)
-        length = _length(_inner(step, sums.cross), _inner(step, _applied(equations, fitted, damped, step)))
-        return error_of(equations, held_out, [length * part.transpose(1, 2) for part in step])
 
-    return min(PENALTIES, key=error)
+@dataclass(frozen=True, eq=False)
+class _State:
+    """Changes of the weights, (unit, inputs, outputs), and the cross sums that they leave, of the same shapes."""
+
+    found: list[torch.Tensor]
+    left: list[torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    """The normal equations of all units on some batches, without a penalty."""
+
+    equations: Callable[[int], Equations]
+    places: Sequence[int]
+    sums: Sums
+
+    def moved(self, step: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The matrix of the normal equations times ``step`` (unit, inputs, outputs)."""
+        result = [torch.zeros_like(part) for part in step]
+        maps = [part.transpose(1, 2) for part in step]
+        for place in self.places:
+            batch = self.equations(place)
+            moved = batch.output(maps) * batch.weights[:, None]
+            for number, rows in enumerate(batch.rows):
+                for unit, part in rows.units():
+                    scaled = rows.inputs[part] * rows.gain[part, None]
+                    result[number][unit] += (scaled.T @ moved[rows.token[part]]).double()
+        return result
+
+    def fit(self, penalty: float, start: _State) -> JointFit:
+        """The solution with ``penalty``."""
+        damped = _Damped(self.sums, penalty)
+        found = self.descend(damped, start, STEPS, CLOSE).found
+        changes = [part.transpose(1, 2).contiguous() for part in found]
+        return JointFit(changes, penalty, damped.condition(self.sums), damped.share, self.sums)
+
+    def descend(self, damped: _Damped, start: _State, steps: int, close: float) -> _State:
+        """Approach the solution from ``start`` by conjugate gradients."""
+        found, left = ([part.clone() for part in parts] for parts in (start.found, start.left))
+        first = _inner(self.sums.cross, damped.solved(self.sums.cross))
+        direction: list[torch.Tensor] = []
+        before = 0.0
+        for number in range(steps):
+            gradient = damped.gradient(found, left)
+            alone = damped.solved(gradient)
+            now = _inner(gradient, alone)
+            if not now > close**2 * first:
+                break
+            direction = [part + now / before * old for part, old in zip(alone, direction, strict=True)] if number else alone
+            moved = self.moved(direction)
+            curvature = _inner(direction, moved) + damped.norm(direction)
+            if not curvature > 0:
+                break
+            for part, step, change, rest in zip(found, direction, moved, left, strict=True):
+                part += now / curvature * step
+                rest -= now / curvature * change
+            before = now
+        return _State(found, left)
+
+
+def _choose(problem: _Problem, held_out: Sequence[int], start: _State) -> tuple[float, _State]:
+    """The penalty that leaves the smallest error on ``held_out``, and about its solution."""
+
+    def tried(penalty: float, start: _State) -> tuple[float, float, _State]:
+        state = problem.descend(_Damped(problem.sums, penalty), start, _TRIAL_STEPS, _TRIAL_CLOSE)
+        return error_of(problem.equations, held_out, [part.transpose(1, 2) for part in state.found]), penalty, state
+
+    middle = PENALTIES.index(_FIRST)
+    best = tried(_FIRST, start)
+    for penalties in (PENALTIES[middle + 1 :], PENALTIES[middle - 1 :: -1]):
+        for penalty in penalties:
+            # The solution with one penalty is close to that with the next.
+            other = tried(penalty, best[2])
+            if not other[0] < best[0]:
+                break
+            best = other
+        if best[1] != _FIRST:
+            break
+    return best[1], best[2]
 
 
 class _Damped:
-    """The normal equations of each unit by itself, with the penalty.
+    """The normal equations of each unit by itself, with a penalty.
 
     Attributes:
-        added: The number on the diagonal of each FFN's units.
-        condition, share: As `JointFit.condition` and `JointFit.damping`.
+        share: As `JointFit.damping`.
     """
 
     def __init__(self, sums: Sums, penalty: float) -> None:
         traces = [inputs.diagonal(dim1=1, dim2=2).sum(1) for inputs in sums.inputs]
-        self.added, self._factors = [], []
-        self.condition = 0.0
+        self._added: list[float] = []
+        self._factors: list[torch.Tensor] = []
         for inputs, trace, rows in zip(sums.inputs, traces, sums.rows, strict=True):
             # Without any row the weights stay as they are, whatever the penalty.
             added = penalty * float(trace.sum()) / int(rows.sum()) if float(trace.sum()) > 0 else 1.0
             for _ in range(_RETRIES):
-                damped = inputs.clone()
-                damped.diagonal(dim1=1, dim2=2).add_(added)
-                factors, failed = torch.linalg.cholesky_ex(damped)
+                factors, failed = torch.linalg.cholesky_ex(_damp(inputs, added))
                 if not bool(failed.any()):
                     break
                 added *= 10
-            self.added.append(added)
+            self._added.append(added)
             self._factors.append(factors)
-            for unit in range(len(inputs)):
-                if int(rows[unit]):
-                    self.condition = max(self.condition, condition_of(damped[unit], factors[unit]))
         width = sum(inputs.shape[0] * inputs.shape[1] for inputs in sums.inputs)
         mean = sum(float(trace.sum()) for trace in traces) / width
-        self.share = self.added[0] / mean if mean > 0 else 0.0
+        self.share = self._added[0] / mean if mean > 0 else 0.0
 
     def solved(self, right: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The solution for each unit by itself, (unit, inputs, outputs)."""
         return [torch.cholesky_solve(part, factors) for part, factors in zip(right, self._factors, strict=True)]
 
+    def gradient(self, found: Sequence[torch.Tensor], left: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """What is left of the cross sums, with the pull of the penalty."""
+        return [rest - added * part for rest, added, part in zip(left, self._added, found, strict=True)]
 
-def _solve(equations: Callable[[int], Equations], places: Sequence[int], sums: Sums, damped: _Damped) -> list[torch.Tensor]:
-    """The solution of the normal equations of all units, by conjugate gradients."""
-    found = [torch.zeros_like(part) for part in sums.cross]
-    gradient = [part.clone() for part in sums.cross]
-    alone = damped.solved(gradient)
-    now = first = _inner(gradient, alone)
-    direction = alone
-    for _ in range(STEPS):
-        if not now > _CLOSE**2 * first or not math.isfinite(now):
-            break
-        applied = _applied(equations, places, damped, direction)
-        length = _length(now, _inner(direction, applied))
-        for part, step, change, left in zip(found, direction, applied, gradient, strict=True):
-            part += length * step
-            left -= length * change
-        alone = damped.solved(gradient)
-        before, now = now, _inner(gradient, alone)
-        direction = [part + now / before * old for part, old in zip(alone, direction, strict=True)]
-    return [part.transpose(1, 2).contiguous() for part in found]
+    def norm(self, step: Sequence[torch.Tensor]) -> float:
+        """The penalty on ``step``."""
+        return math.fsum(added * float(part.square().sum()) for added, part in zip(self._added, step, strict=True))
+
+    def condition(self, sums: Sums) -> float:
+        """Largest estimated condition number of a unit that has rows; 0 if none has."""
+        return max(
+            (
+                condition_of(_damp(inputs[unit], added), factors[unit])
+                for inputs, added, factors, rows in zip(sums.inputs, self._added, self._factors, sums.rows, strict=True)
+                for unit in rows.nonzero().reshape(-1).tolist()
+            ),
+            default=0.0,
+        )
 
 
-def _applied(
-    equations: Callable[[int], Equations], places: Sequence[int], damped: _Damped, step: Sequence[torch.Tensor]
-) -> list[torch.Tensor]:
-    """The matrix of the normal equations of all units times ``step`` (unit, inputs, outputs)."""
-    result = [added * part for added, part in zip(damped.added, step, strict=True)]
-    maps = [part.transpose(1, 2) for part in step]
-    for place in places:
-        batch = equations(place)
-        moved = batch.output(maps) * batch.weights[:, None]
-        for number, rows in enumerate(batch.rows):
-            for unit, part in rows.units():
-                scaled = rows.inputs[part] * rows.gain[part, None]
-                result[number][unit] += (scaled.T @ moved[rows.token[part]]).double()
-    return result
-
-
-def _length(along: float, curvature: float) -> float:
-    return along / curvature if curvature > 0 else 0.0
+def _damp(inputs: torch.Tensor, added: float) -> torch.Tensor:
+    """Square matrices (..., inputs, inputs) with ``added`` on their diagonals."""
+    damped = inputs.clone()
+    damped.diagonal(dim1=-2, dim2=-1).add_(added)
+    return damped
 
 
 def _inner(one: Sequence[torch.Tensor], two: Sequence[torch.Tensor]) -> float:

@@ -112,7 +112,9 @@ def test_block_is_never_worse_than_least_squares_on_what_was_held_out(model_type
     assert all(torch.equal(fitted[name], again[name]) for name in fitted)
 
 
-def first_layer(directory: Path, ids: np.ndarray) -> tuple[dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]], np.ndarray, np.ndarray]:
+def first_layer(
+    directory: Path, ids: np.ndarray
+) -> tuple[dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]], np.ndarray, np.ndarray]:
     """What the first layer of a Mixtral does: for each expert its tokens, weights and activations; the sum; the block's output."""
     model = transformers.AutoModelForCausalLM.from_pretrained(directory).eval()
     layer = model.model.layers[0]
@@ -144,7 +146,10 @@ def test_the_first_layer_solves_the_normal_equations_of_all_experts_together(cho
     experts, y, h = first_layer(tmp_path / "model", given.tokens)
     block, layer = report.plan.blocks[0], report.recovery.layers[0]
     before, after = (
-        [read(tmp_path / name)[f"model.layers.0.block_sparse_moe.experts.{expert}.w2.weight"].double().numpy() for expert in experts]
+        [
+            read(tmp_path / name)[f"model.layers.0.block_sparse_moe.experts.{expert}.w2.weight"].double().numpy()
+            for expert in experts
+        ]
         for name in ("model", "out")
     )
     width = block.n_kept
@@ -159,7 +164,9 @@ def test_the_first_layer_solves_the_normal_equations_of_all_experts_together(cho
     found = np.concatenate([after[expert] for expert in experts], axis=1)
     assert np.abs(found - prior - step.T).max() <= 1e-3 * np.abs(step).max()
     assert list(layer.expert_tokens) == [len(token) for token, _, _ in experts.values()]
-    left = [float((weights[:, None] * (y - inputs @ wide.T) ** 2).sum() / (weights[:, None] * y**2).sum()) for wide in (prior, found)]
+    left = [
+        float((weights[:, None] * (y - inputs @ wide.T) ** 2).sum() / (weights[:, None] * y**2).sum()) for wide in (prior, found)
+    ]
     assert [layer.error_before, layer.error_after] == pytest.approx(left, rel=1e-4)
 
 
