@@ -187,11 +187,13 @@ class JointFitting:
     def _gather(self, place: int) -> None:
         """Put the equations of a batch into the spool."""
         run, call, hidden = self.run, self.calls[place], self.run.get("cut", place)
+        dense = rows_of(run.get("dense", place))
+        check_finite_states(self.name, hidden, dense)
         if self.adds:
             passed = self.routed.passed(call, hidden)
             if passed is None:
-                raise ModelError(f"{self.name}: the block does not add what its experts write on every text")
-            rows, dense = passed.rows, rows_of(run.get("dense", place))
+                raise ModelError(f"the block of {self.name} does not add what its experts write on every text")
+            rows = passed.rows
             needed, weights = dense - rows_of(passed.without), inverse_square(dense)
             if not self.adapts:
                 run.spool.put(("cut", place), passed.without)
