@@ -242,7 +242,8 @@ class RecoveryReport:
         tokens: Number of calibration tokens of the fit.
         layers: One entry per FFN that was refitted, in model order; empty for ``bias``.
         logit_error: max|difference| / max|logits| between the written model and the refit (``lstsq``) or the masked dense
-            model with the biases (``bias``); None if it was not measured.
+            model with the biases (``bias``); None if it was not measured. For routed experts, see
+            `surgery.cut.check.check_fitted`.
     """
 
     method: str

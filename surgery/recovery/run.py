@@ -108,7 +108,8 @@ class _Fitted:
                 for expert, items in enumerate(_items(block)):
                     self._write(written, items, block.kept_of(expert), found.expert(expert) if block.n_experts else found)
         assert self.refit.tokens is not None
-        error = _unless_too_large(lambda: check_fitted(written, self.fitted, self.tolerance))
+        routed = any(block.n_experts for block in self.plan.blocks)
+        error = _unless_too_large(lambda: check_fitted(written, self.fitted, self.tolerance, routed=routed))
         return RecoveryReport(self.refit.method, self.refit.tokens.size, self.fitted.layers, error)
 
     def _write(self, written: ModelSource, items: Mapping[str, TensorSlice], kept: np.ndarray, found: FittedFFN) -> None:
