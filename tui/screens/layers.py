@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.cells import cell_len
 
+from chanfmt.analysis import strip
 from tui.screens.ffns import FfnScreen
-from tui.session import view
 from tui.widgets import panel
 from tui.widgets.text import count, number, percent
 from tui.widgets.themes import GLYPH_RAMP
@@ -81,7 +81,7 @@ class LayerTableScreen(FfnScreen):
     def _ramp_ends(self) -> tuple[str, str]:
         """What the lowest and the highest level stand for: a channel's share of the FFN, if all FFNs have as many channels."""
         widths = {sum(self.browser.snapshot.ffns[ffn].n_channels for ffn in span) for span in self.table.spans}
-        return (f"{number(100 * view.STRIP_FLOOR / widths.pop(), 1)}%", "100%") if len(widths) == 1 else ("low", "high")
+        return (f"{number(100 * strip.FLOOR / widths.pop(), 1)}%", "100%") if len(widths) == 1 else ("low", "high")
 
     def _ramp_levels(self) -> np.ndarray:
         heat = self.table.heat
