@@ -154,7 +154,9 @@ async def test_marks_ranges_filters_undo(small: Path, size: tuple[int, int]) -> 
         await press(pilot, "escape")
         await typed(pilot, "f", "nonsense>1")
         assert "unknown column" in text_of(app)
-        await press(pilot, *["backspace"] * 40, *"rank<=2", "enter")
+        await press(pilot, *["backspace"] * 40)
+        await press(pilot, *"rank<=2")
+        await press(pilot, "enter")
         await pilot.pause()
         assert screen.table.row_count == 2
         await press(pilot, "escape")
@@ -385,7 +387,8 @@ async def test_ctrl_c_asks_about_unsaved_marks_and_ends_the_program_when_pressed
     app = open_app(small)
     async with app.run_test(size=(80, 24)) as pilot:
         await in_layer(pilot, app)
-        await press(pilot, "space", "ctrl+c")
+        await press(pilot, "space")
+        await press(pilot, "ctrl+c")
         await wait_until(lambda: "some marks are not saved" in text_of(app))
         await press(pilot, "ctrl+c")
         await wait_until(lambda: not app.is_running)

@@ -34,8 +34,8 @@ HERE = "on this screen"
 PURPOSES = {
     "": HERE,
     **dict.fromkeys(("find", "find_next", "filter", "axis", "metric", "sort", "mark_column"), "look and sort"),
-    **dict.fromkeys(("visit", "neighbour", "back", "escape", "scatter"), "go to"),
     **dict.fromkeys(("move", "top", "bottom", "page", "scroll_columns", "scroll"), "move"),
+    **dict.fromkeys(("visit", "neighbour", "back", "escape", "scatter"), "go to"),
     **dict.fromkeys(("mark", "range", "mark_all", "undo", "redo", "write_marks"), "marks"),
     **dict.fromkeys(
         ("copy", "export", "reload", "theme", "dump", "command_palette", "suspend_process", "interrupt", "quit", "help"),
@@ -106,29 +106,20 @@ def help_lines(rows: list[KeyRow], width: int) -> list[list[Piece]]:
     cells = width // 2 if width >= 70 else width
     keys_width = min(16, max(len(" ".join(row.keys)) for row in rows))
     room = cells - keys_width - 2
-    blocks: list[list[list[Piece]]] = []
+    lines: list[list[Piece]] = []
     for purpose in dict.fromkeys(PURPOSES.values()):
         entries = [row for row in rows if purpose_of(row) == purpose]
         if entries:
-            lines: list[list[Piece]] = [[(f"{purpose:<{cells}}", "strong")]]
-            for row in entries:
-                lines.append([(f"{' '.join(row.keys):>{keys_width}}", "key"), (f" {row.sentence[:room]:<{room}} ", "")])
-            blocks.append(lines)
-    return _joined(blocks) if cells == width else _balanced(blocks, cells)
+            lines.append([(f"{purpose:<{cells}}", "strong")])
+        for row in entries:
+            lines.append([(f"{' '.join(row.keys):>{keys_width}}", "key"), (f" {row.sentence[:room]:<{room}} ", "")])
+    if cells == width:
+        return lines
+    depth = -(-len(lines) // 2)
+    blank: list[Piece] = [(" " * cells, "")]
+    return [[*left, *right] for left, right in zip_longest(lines[:depth], lines[depth:], fillvalue=blank)]
 
 
 def purpose_of(row: KeyRow) -> str:
     """The heading of the help under which ``row`` stands."""
     return PURPOSES.get(row.action.partition("(")[0].rpartition(".")[2], HERE)
-
-
-def _balanced(blocks: list[list[list[Piece]]], cells: int) -> list[list[Piece]]:
-    """The lines of all blocks in two columns of ``cells`` cells, as few lines as possible. A block stays in one column."""
-    splits = [(_joined(blocks[:place]), _joined(blocks[place:])) for place in range(len(blocks) + 1)]
-    left, right = min(splits, key=lambda split: max(map(len, split)))
-    blank: list[Piece] = [(" " * cells, "")]
-    return [[*one, *other] for one, other in zip_longest(left, right, fillvalue=blank)]
-
-
-def _joined(blocks: list[list[list[Piece]]]) -> list[list[Piece]]:
-    return [line for block in blocks for line in block]

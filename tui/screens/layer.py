@@ -31,7 +31,7 @@ class LayerScreen(BrowserScreen):
     SCREEN = "layer"
     FIND_HINT = "channel id, or a label: super, halo, none"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "open", "card", tooltip="card of the channel (5⏎: row 5)"),
+        Binding("enter", "open", "card", tooltip="open its card (5⏎: row 5)"),
         Binding("x", "scatter", "scatter", tooltip="plot metric against metric"),
         Binding("left_square_bracket", "neighbour(-1)", "layer", tooltip="previous layer"),
         Binding("right_square_bracket", "neighbour(1)", "layer", tooltip="next layer"),
