@@ -33,7 +33,7 @@ _FIRST = 10.0
 STEPS, CLOSE = 16, 1e-4
 """Largest number of steps of the conjugate gradients. They end earlier if the gradient, in the norm of the preconditioner, is this
 share of the first."""
-_TRIAL_STEPS, _TRIAL_CLOSE = 5, 3e-2
+_TRIAL_STEPS, _TRIAL_CLOSE = 8, 1e-2
 """The same to compare penalties."""
 _RETRIES = 12
 

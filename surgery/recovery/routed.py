@@ -111,6 +111,12 @@ class Routed:
         self._kept = [torch.from_numpy(kept).long().reshape(len(ffn.members), -1).to(chain.device) for ffn, kept in cut]
         self._narrow: set[int] = set()
         self.outputs = self._ffns[0].outputs
+        other = next((ffn for ffn in self._ffns if ffn.outputs != self.outputs), None)
+        if other is not None:
+            raise ModelError(
+                f"{other.container} and {self._ffns[0].container} are in one block and write to different spaces, so --recover "
+                "cannot fit them together"
+            )
         self.weights, self.biases = [], []
         for ffn, kept in zip(self._ffns, self._kept, strict=True):
             matrices = [matrix_of(chain.model, member.write.matrix) for member in ffn.members]
@@ -269,8 +275,13 @@ class Routed:
         ]
 
     def reads(self) -> list[dict[str, torch.Tensor]]:
-        """For each FFN, role of each read projection to its rows of the kept channels, (unit, kept, inputs), or to their biases, (unit, kept)."""
-        found = []
+        """For each FFN, role of each read projection to its rows of the kept channels, (unit, kept, inputs), and of its biases, (unit, kept).
+
+        Empty if the rows of an FFN cannot be told apart from other weights.
+        """
+        found: list[dict[str, torch.Tensor]] = []
+        if not all(self._adaptable(ffn) for ffn in self._ffns):
+            return [{} for _ in self._ffns]
         for part in range(len(self._ffns)):
             roles: dict[str, list[torch.Tensor]] = defaultdict(list)
             for places in self._places(part):
@@ -288,7 +299,7 @@ class Routed:
                     element = self._element(place)
                     new = roles[place.role][unit].to(element)
                     element.index_copy_(place.axis, self._now(place), new.T.contiguous() if place.axis else new)
-        for name in {place.parameter for part in range(len(self._ffns)) for unit in self._places(part) for place in unit}:
+        for name in {name for name, _ in self._positions()}:
             parameter = self._chain.model.get_parameter(name)
             parameter.data = parameter.data.to(dtype)
 

@@ -204,13 +204,8 @@ class Survivors:
 
         Empty if the rows of the channels cannot be told apart from other weights.
         """
-        reads = self._ffn.members[0].reads
-        if len({read.role for read in reads}) < len(reads):
+        if not self._adaptable():
             return []
-        for read in reads:
-            matrix, bias = read.projection.matrix, read.projection.bias
-            if matrix.index is not None or (matrix.transposed and matrix.row) or (bias is not None and bias.index is not None):
-                return []
         leaves = []
         for (name, axis), rows in self._positions().items():
             parameter = self._chain.model.get_parameter(name)
@@ -224,7 +219,10 @@ class Survivors:
         return leaves
 
     def reads(self) -> dict[str, torch.Tensor]:
-        """Role of each read projection to its rows of the kept channels, (kept, inputs), and of its bias, (kept,)."""
+        """Role of each read projection to its rows of the kept channels, (kept, inputs), and of its bias, (kept,).
+
+        Empty if the rows cannot be told apart from other weights.
+        """
         return {role: values.clone() for role, values, _, _ in self._read_values()}
 
     def set_reads(self, values: Mapping[str, torch.Tensor], dtype: torch.dtype) -> None:
@@ -237,9 +235,18 @@ class Survivors:
             parameter = self._chain.model.get_parameter(name)
             parameter.data = parameter.data.to(dtype)
 
+    def _adaptable(self) -> bool:
+        """Whether each role is one matrix, whose channels lie along one axis."""
+        reads = self._ffn.members[0].reads
+        for read in reads:
+            matrix, bias = read.projection.matrix, read.projection.bias
+            if matrix.index is not None or (matrix.transposed and matrix.row) or (bias is not None and bias.index is not None):
+                return False
+        return len({read.role for read in reads}) == len(reads)
+
     def _read_values(self) -> Iterator[tuple[str, torch.Tensor, tuple[str, int], torch.Tensor]]:
         """Role, values, parameter with the axis of its channels, and the present positions on that axis, of every read."""
-        for read in self._ffn.members[0].reads:
+        for read in self._ffn.members[0].reads if self._adaptable() else ():
             for role, key, rows in self._rows(read):
                 name, axis = key
                 rows = torch.searchsorted(self._narrowed[name], rows) if name in self._narrowed else rows
