@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from chanfmt.base.errors import AtlasError
+from chanfmt.base.files import stem_beside
 from chanfmt.base.text import one_line
 from chanfmt.format import schema
 from chanfmt.format.reader import Atlas
@@ -184,7 +185,7 @@ def present_file(path: Path) -> Path:
     if os.path.exists(path):
         return path
     finished = path.with_name(path.name.removesuffix(PARTIAL_SUFFIX))
-    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    partial = path.with_name(stem_beside(path.name) + PARTIAL_SUFFIX)
     other = finished if path.name.endswith(PARTIAL_SUFFIX) else partial
     return other if os.path.isfile(other) else path
 
