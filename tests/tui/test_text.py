@@ -110,7 +110,9 @@ async def test_no_sentence_of_the_help_is_cut_at_the_design_size(screen: str, tm
 async def test_names_that_differ_in_control_characters_only(names: tuple[str, str], tmp_path: Path) -> None:
     path = atlases.two_stacks(tmp_path / "a.h5", names=names)
     with Atlas.open(path) as atlas:
-        expected = {(block.layer_index, block.n_channels): atlas.stacks[block.stack].row("lp", block.row) for block in atlas.blocks}
+        expected = {
+            (block.layer_index, block.n_channels): atlas.stacks[block.stack].row("lp", block.row) for block in atlas.blocks
+        }
     snapshot = read_snapshot(path)
     assert len(snapshot.labels) == len({ffn.stack for ffn in snapshot.ffns}) == 2
     assert all(name.isprintable() for name in snapshot.labels)
