@@ -479,6 +479,7 @@ def _interrupt_all(hub: HubProcess, directory: Path, wanted: Sequence[str] | Non
                     "wrong": seen.wrong,
                     "seconds": round(time.monotonic() - started),
                 }
+                print(list(result)[-1], list(result.values())[-1], file=sys.stderr, flush=True)
             shutil.rmtree(place)
             shutil.rmtree(inputs)
     return result
