@@ -75,10 +75,11 @@ def check_target(path: Path, *, overwrite: bool, directory: bool = False) -> Non
     if there:
         if special:
             raise UsageError(f"{path} is {_SPECIAL}", hint="choose another -o")
-        if not overwrite:
-            raise UsageError(f"the output {what} {path} exists", hint="choose another -o, or add --overwrite")
+        # No --overwrite replaces the one by the other.
         if is_directory != directory and path.exists():
             raise UsageError(f"{path} exists and is not a {what}", hint="choose another -o")
+        if not overwrite:
+            raise UsageError(f"the output {what} {path} exists", hint="choose another -o, or add --overwrite")
     if not has_parent:
         raise UsageError(f"the directory {parent} does not exist", hint=f"create it with: mkdir -p {parent}")
     # os.access returns True for root on a read-only mount, so write a file to find out.

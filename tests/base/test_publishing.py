@@ -171,6 +171,15 @@ def test_a_link_is_followed(context, tmp_path):
         check_target(link, overwrite=False, directory=context is atomic_directory)
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_in_place_of_a_directory_is_said_before_overwriting_is_offered(tmp_path, overwrite):
+    (tmp_path / "file").touch()
+    for path, directory in ((tmp_path, False), (tmp_path / "file", True)):
+        with pytest.raises(UsageError, match="exists and is not a") as caught:
+            check_target(path, overwrite=overwrite, directory=directory)
+        assert "--overwrite" not in str(caught.value)
+
+
 def test_links_in_a_circle_and_into_nowhere(tmp_path):
     for name, target in (("a", "b"), ("b", "a"), ("c", "no/where")):
         (tmp_path / name).symlink_to(target)

@@ -73,10 +73,12 @@ CHANGES = (
     "sendto",
 )
 """Calls that change the disk or the Hub. Of openat, only those that make a file are interrupted."""
+# The client of the Hub waits for the answer to what it could not send, and a failed call here is no broken connection: the test
+# Hub has faults of that kind.
 FAILING = dict.fromkeys(CHANGES, ("ENOSPC", "EIO")) | {
+    "sendto": (),
     "flock": ("ENOLCK", "EIO"),
     "openat": ("ENOSPC", "EACCES"),
-    "sendto": ("ECONNRESET", "EPIPE"),
 }
 """The errors that a call returns, one in each run."""
 TOKEN = "hf_SecretTokenOfAnn123"
