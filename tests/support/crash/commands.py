@@ -211,7 +211,7 @@ def _complaints(code: int, error: str, there: list[str], *, kill: bool) -> list[
         wrong.append("exit code")
     if code == 0 and set(there) != {"new"}:
         wrong.append("success that is none")
-    if code in (1, 2) and error.count("error: ") != 1:
+    if code in (1, 2) and len(re.findall(r"^[a-z-]+: error: ", error, re.MULTILINE)) != 1:
         wrong.append("not one error line")
     return wrong
 
