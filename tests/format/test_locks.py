@@ -116,7 +116,7 @@ def test_a_disk_that_fails_does_not_make_a_file_damaged(tmp_path, error):
     log = tmp_path / "trace"
     for command in ("info", "validate"):
         seen = set()
-        for nth in (1, 2, 5, 20, 50, 100, 150):
+        for nth in (1, 20, 100):
             done = subprocess.run(
                 [
                     *(strace, "-f", "-o", str(log), "-P", str(path), "-e", "trace=read,pread64"),
