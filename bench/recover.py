@@ -261,6 +261,7 @@ def prune(arguments: argparse.Namespace, name: str, directory: Path) -> dict[str
     """Run ``surgery prune --recover name``. Returns seconds and peak memory of the command, or its error."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.parent.mkdir(exist_ok=True)
+    continued = directory.with_name(f"{name}.partial").exists()
     command = [sys.executable, "-m", "surgery", "prune", str(atlas_of(arguments)), "--model", arguments.model]
     command += ["--method", arguments.scores, "--sparsity", str(arguments.sparsity), "--seed", str(arguments.seed)]
     command += ["--recover", name, "-o", str(directory), "--quiet"]
@@ -280,6 +281,7 @@ def prune(arguments: argparse.Namespace, name: str, directory: Path) -> dict[str
         "seconds": time.monotonic() - start,
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
         "peak_bytes": usage.ru_maxrss * 1024,
+        "continued": continued,
     }
 
 
@@ -459,7 +461,8 @@ def costs_table(rows: dict[str, Any]) -> str:
         "|---|---:|---:|---:|---:|",
     ]
     for name, row in rows.items():
-        times = [f"{row[key]:,.0f}" if key in row else "-" for key in ("seconds", "cpu_seconds")]
+        more = " + interrupted runs" if row.get("continued") else ""
+        times = [f"{row[key]:,.0f}{more}" if key in row else "-" for key in ("seconds", "cpu_seconds")]
         peak = f"{row['peak_bytes'] / 1e6:,.0f}" if row.get("peak_bytes") else "-"
         lines.append(f"| {label(name)} | {' | '.join(times)} | {peak} | {row['parameters']:,} |")
     return "\n".join(lines)

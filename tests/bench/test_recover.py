@@ -203,3 +203,44 @@ def test_a_mistake_shows_before_any_work(options: list[str], message: str, llama
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_the_page_says_what_failed_and_what_is_not_another_domain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    from bench.recover import page
+
+    def row(first: float, second: float, **more: Any) -> dict[str, Any]:
+        texts = [
+            {"text": name, "tokens": 8, "tokens_sha256": name, "block_nll": [3 * first, 3 * second], "block_predicted": [3, 3]}
+            for name in ("test.txt", "pydoc")
+        ]
+        machine = {"cpu": "a CPU", "cores": 2, "threads": 1, "torch": "2", "transformers": "5", "chanfmt": "1"}
+        return {"date": "2026-01-02 03:04", "command": "python x", "machine": machine, "texts": texts, "parameters": 9} | more
+
+    identity = {
+        "model": "tiny",
+        "atlas": {"sha256": "", "tokens": "2 x 4", "sources": ["valid.txt"]},
+        "scores": "scar-lp",
+        "sparsity": 0.5,
+        "calib": ["valid.txt=3", "pydoc"],
+        "texts": [["test.txt", 8], ["pydoc", 8]],
+        "seq_len": 4,
+        "seed": 0,
+    }
+    fitted = {"refit_tokens": 8, "seconds": 1.0, "cpu_seconds": 1.0, "peak_bytes": 10**6}
+    rows = {
+        "dense": row(1.0, 2.0),
+        "scar-lp": row(2.0, 4.0),
+        "grail": row(2.0, 3.5, **fitted),
+        "bias": {"error": "surgery prune: error: no bias"},
+        "lstsq": row(1.5, 3.0, **fitted, continued=True),
+    }
+    said = page({"identity": identity, "rows": rows})
+    assert "8 tokens drawn from valid.txt=3, pydoc" in said
+    assert said.count("is not another domain") == 1
+    assert "The refit uses pydoc too" in said
+    assert "- `bias`: surgery prune: error: no bias" in said
+    # exp(2.25 - 3), and the differences of the two blocks from lstsq, 0.5 and 0.5.
+    assert "| **lstsq** | 9.488 | 2.2500 +- 0.7500 | 0.472 | - |" in said
+    assert "| grail | 15.64 | 2.7500 +- 0.7500 | 0.779 | +0.5000 (+0.5000 to +0.5000) |" in said
+    assert "| **lstsq** | 1 + interrupted runs | 1 + interrupted runs | 1 | 9 |" in said
