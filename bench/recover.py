@@ -14,8 +14,8 @@ names for --methods:
 - dense, and any scores without recovery: activation, scar-lp, wanda, ...
 - bias, lstsq, block, ...: every --recover of ``surgery prune``
 - flap-bias: FLAP's bias for the channels of --scores; flap: FLAP's bias and scores
-- grail, grail:RIDGE, osscar, osscar:RIDGE, dense-lstsq, dense-lstsq:RIDGE: linear fits, with another penalty than the authors'
-  default if a number follows
+- grail, osscar, osscar-fullseq, dense-lstsq: linear fits with the penalty that is their authors' default, or with another one
+  that follows a colon, as in grail:0.01
 """
 
 from __future__ import annotations
@@ -49,10 +49,16 @@ from surgery.recovery.options import RECOVERIES, REFITS, RecoveryOptions
 FORMAT = "recover/1"
 OURS = tuple(name for name in RECOVERIES if name not in ("none", "bias"))
 """The recoveries that the others are compared with. ``bias`` is FLAP's."""
-BASELINES = ("flap", "flap-bias", "grail", "osscar", "dense-lstsq")
-RIDGES = ("grail:0", "grail", "grail:0.01", "grail:0.1")
-"""The grid for GRAIL: the README's penalty, the program's default, and two larger ones."""
-DEFAULT = ("dense", "activation", "wanda", "scar-lp", "flap", "flap-bias", "bias", "dense-lstsq", *RIDGES, "osscar", *OURS)
+FITS = ("grail", "osscar", "osscar-fullseq", "dense-lstsq")
+BASELINES = ("flap", "flap-bias", *FITS)
+GRID = (
+    *("dense-lstsq", "dense-lstsq:0.1"),
+    *("grail:0", "grail", "grail:0.01", "grail:0.1"),
+    *("osscar", "osscar:0.1"),
+    *("osscar-fullseq", "osscar-fullseq:0.1"),
+)
+"""The penalties of others: their defaults, and larger ones, which suit fewer tokens. GRAIL's README passes 0."""
+DEFAULT = ("dense", "activation", "wanda", "scar-lp", "flap", "flap-bias", "bias", *GRID, *OURS)
 IDENTITY = ("model", "fingerprint", "atlas", "scores", "sparsity", "calib", "recover_tokens", "texts", "seq_len", "seed")
 
 
@@ -121,7 +127,7 @@ def check_name(name: str) -> None:
     if stem not in known:
         raise unknown("row", stem, known)
     try:
-        fits = not ridge or (float(ridge) >= 0 and stem in ("grail", "osscar", "dense-lstsq"))
+        fits = not ridge or (float(ridge) >= 0 and stem in FITS)
     except ValueError:
         fits = False
     if not fits:
@@ -364,7 +370,7 @@ def machine() -> dict[str, Any]:
 
 def page(results: dict[str, Any]) -> str:
     """The results in Markdown."""
-    from recovery_baselines import DENSE, FLAP, GRAIL, OSSCAR
+    from recovery_baselines import FLAP, RULES
 
     identity = results["identity"]
     rows = {name: row for name, row in results["rows"].items() if "error" not in row}
@@ -379,9 +385,7 @@ def page(results: dict[str, Any]) -> str:
         "`bias` is our `--recover bias`, with means over the atlas's tokens; `flap-bias` is the same method written anew, with means "
         f"over the tokens of the refit. {FLAP}.",
         "`flap` is FLAP's bias on the channels that FLAP's scores keep, the same share of every layer.",
-        f"`grail` is {GRAIL.source}.",
-        f"`osscar` is {OSSCAR.source}.",
-        f"`dense-lstsq` is {DENSE.source}.",
+        *(f"`{name}` is {rule.source}." for name, rule in RULES.items()),
         "A number behind a colon is another penalty than the default.",
     ]
     sections.append("## Rows\n\n" + "\n".join(f"- {note}" for note in notes))

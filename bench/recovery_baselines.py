@@ -62,12 +62,20 @@ GRAIL = Rule(
 )
 OSSCAR = Rule(
     "cut",
+    "own",
+    "kept",
+    1e-2,
+    "OSSCAR's update of the weights (Meng et al., ICML 2024, arXiv 2403.12983; github.com/mazumder-lab/OSSCAR): as GRAIL, but the "
+    "penalty, `lambda2` times the mean of the diagonal over all channels (default 0.01), is on the distance from the weights before. "
+    "OSSCAR's own search for the channels is not part of this bench",
+)
+FULLSEQ = Rule(
+    "cut",
     "dense",
     "kept",
     1e-2,
-    "OSSCAR (Meng et al., ICML 2024, arXiv 2403.12983; github.com/mazumder-lab/OSSCAR) with `--fullseq`: layer by layer, least "
-    "squares from the cut model's activations to the dense model's output, with a penalty `lambda2` (default 0.01) on the distance "
-    "from the weights before. OSSCAR's own search for the channels is not part of this bench",
+    "OSSCAR with `--fullseq`: the target is the FFN's output in the dense model, so that each layer makes up for the errors of "
+    "earlier ones",
 )
 DENSE = Rule(
     "dense",
@@ -82,7 +90,7 @@ FLAP = (
     "FLAP's bias (An et al., AAAI 2024, arXiv 2312.11983; github.com/CASIA-IVA-Lab/FLAP, `lib/prune.py`): the removed channels' mean "
     "output, with means from the dense model, is added to the bias of the down projection"
 )
-RULES = {"grail": GRAIL, "osscar": OSSCAR, "dense-lstsq": DENSE}
+RULES = {"grail": GRAIL, "osscar": OSSCAR, "osscar-fullseq": FULLSEQ, "dense-lstsq": DENSE}
 
 
 def find_rule(name: str) -> Rule | None:

@@ -111,7 +111,7 @@ def test_flaps_bias_is_ours(llama: Tiny, half: tuple[PruningPlan, np.ndarray], t
         assert torch.allclose(found, tensor, rtol=1e-4, atol=1e-4 * float(tensor.abs().max()))
 
 
-@pytest.mark.parametrize("name", ["grail", "grail:0.1", "dense-lstsq", "osscar", "osscar:0.1"])
+@pytest.mark.parametrize("name", ["grail", "grail:0.1", "dense-lstsq", "osscar", "osscar-fullseq:0.1"])
 def test_the_fit_solves_its_own_problem(name: str, llama: Tiny, half: tuple[PruningPlan, np.ndarray]) -> None:
     """Check the second layer, whose inputs differ between the dense and the cut model."""
     plan, tokens = half
@@ -163,27 +163,26 @@ def run(case: Tiny, directory: Path, *more: str) -> subprocess.CompletedProcess[
 
 def test_rows_are_measured_once_and_alike(llama: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     llama.text.with_name("other.txt").write_text("\n".join(f"class C{number}: pass" for number in range(90)), encoding="utf-8")
-    done = run(llama, tmp_path / "out", "--methods", "scar-lp,grail")
+    done = run(llama, tmp_path / "out", "--methods", "grail")
     assert done.returncode == 0, done.stderr
-    first = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert list(first["rows"]) == ["scar-lp", "grail"]
-    done = run(llama, tmp_path / "out", "--methods", "scar-lp,grail,lstsq")
+    first = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    done = run(llama, tmp_path / "out", "--methods", "grail,lstsq")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("measuring") == 1
     assert done.stdout == (tmp_path / "out" / "page.md").read_text() + "\n"
-    for text in ("## text.txt", "## other.txt", "| **lstsq** |", "| scar-lp scores, no recovery | ", "above lstsq"):
+    for text in ("## text.txt", "## other.txt", "| **lstsq** |", "above lstsq"):
         assert text in done.stdout
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
-    assert rows["grail"] == first["rows"]["grail"]
+    assert rows["grail"] == first["grail"]
     assert rows["grail"]["refit_sha256"] == rows["lstsq"]["refit_sha256"]
-    assert len({row["parameters"] for row in rows.values()}) == 1
+    assert rows["grail"]["parameters"] == rows["lstsq"]["parameters"]
     # The sweep measures the same recovery in place, without a checkpoint.
-    options = ["--methods", "scar-lp", "--sparsity", "0.5", "--recover", "none,lstsq", "--json"]
+    options = ["--methods", "scar-lp", "--sparsity", "0.5", "--recover", "lstsq", "--json"]
     assert main(["sweep", *llama.arguments(tmp_path / "sweep", *options)]) == 0
-    swept = {row["recover"]: row for row in json.loads(capsys.readouterr().out)["rows"] if row["method"] == "scar-lp"}
-    for name, recover in (("scar-lp", "none"), ("lstsq", "lstsq")):
-        assert rows[name]["texts"][0]["block_nll"] == pytest.approx(swept[recover]["block_nll"], rel=1e-5)
-    done = run(llama, tmp_path / "out", "--methods", "scar-lp", "--sparsity", "0.25")
+    swept = json.loads(capsys.readouterr().out)["rows"][-1]
+    assert swept["recover"] == "lstsq"
+    assert rows["lstsq"]["texts"][0]["block_nll"] == pytest.approx(swept["block_nll"], rel=1e-5)
+    done = run(llama, tmp_path / "out", "--methods", "grail", "--sparsity", "0.25")
     assert done.returncode == 2
     assert "measured with another sparsity" in done.stderr
 
