@@ -337,6 +337,7 @@ def in_memory(
         "seconds": time.monotonic() - start,
         "cpu_seconds": time.process_time() - worked,
         "peak_bytes": memory.bytes(),
+        "rule": None if rule is None else {key: value for key, value in vars(rule).items() if key != "source"},
     }
 
 

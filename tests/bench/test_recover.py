@@ -174,6 +174,7 @@ def test_rows_are_measured_once_and_alike(llama: Tiny, tmp_path: Path, capsys: p
         assert text in done.stdout
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     assert rows["grail"] == first["grail"]
+    assert rows["grail"]["rule"] == {"inputs": "cut", "target": "own", "towards": "zero", "ridge": 1e-3}
     assert rows["grail"]["refit_sha256"] == rows["lstsq"]["refit_sha256"]
     assert rows["grail"]["parameters"] == rows["lstsq"]["parameters"]
     # The sweep measures the same recovery in place, without a checkpoint.
