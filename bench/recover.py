@@ -281,8 +281,9 @@ def prune(arguments: argparse.Namespace, name: str, directory: Path) -> dict[str
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        lines = [line for line in said.splitlines() if line.startswith("error")] or said.splitlines()[-1:] or ["no message"]
-        return {"error": f"{shlex.join(['surgery', *command[3:]])}: {lines[0]}"}
+        # The error is one line, which begins with the name of the command. Its hint follows.
+        lines = [line for line in said.splitlines() if line.startswith("surgery")] or said.splitlines()[-1:] or ["no message"]
+        return {"error": f"{shlex.join(['surgery', *command[3:]])}: {lines[0].removeprefix('surgery: ')}"}
     return {
         "seconds": time.monotonic() - start,
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
