@@ -298,6 +298,8 @@ def evaluate(
     tasks: str | Sequence[str] | None = None,
     tasks_from: str | None = None,
     task_limit: int = 0,
+    prompt: str | Sequence[str] = (),
+    answer_tokens: int = 64,
     device: str = "auto",
     dtype: str = "auto",
     revision: str | None = None,
@@ -317,6 +319,8 @@ def evaluate(
         tasks: Tasks of lm-eval to run too, as names or as text such as ``arc_easy,piqa``.
         tasks_from: Directory with task files of your own.
         task_limit: Items to evaluate of each task; 0 means all.
+        prompt: Prompts to answer too, by greedy decoding, in the chat template of a model that has one; one text, or several.
+        answer_tokens: Tokens of an answer at most.
         device, dtype: For models that are loaded here: ``auto``, ``cuda:1``, ...; ``auto``, ``float32``, ``bfloat16``, ...
         revision: Branch, tag or commit of the models on the Hub.
         progress: Whether to draw progress bars on stderr; None draws them if stderr is a terminal.
@@ -345,6 +349,8 @@ def evaluate(
             tasks=tasks,
             tasks_from=tasks_from,
             task_limit=task_limit,
+            prompt=prompt,
+            answer_tokens=answer_tokens,
             device=str(device),
             dtype=str(dtype).removeprefix("torch."),
             revision=revision,
