@@ -191,7 +191,9 @@ def _evaluate_one(prepared: _Prepared, options: EvaluateOptions, tasks: Tasks | 
             memory=memory.kind,
             cut=prepared.cut,
             tasks=tasks.run(model, prepared.model.tokenizer) if tasks else (),
-            answers=answers(model, prepared.model.tokenizer, prepared.prompts, options.answer_tokens, name=Path(prepared.name).name)
+            answers=answers(
+                model, prepared.model.tokenizer, prepared.prompts, options.answer_tokens, name=Path(prepared.name).name
+            )
             if prepared.prompts
             else (),
         )

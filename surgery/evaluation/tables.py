@@ -124,14 +124,15 @@ def _answer_tables(evaluations: Sequence[Evaluation], names: list[str]) -> list[
     """A table for each prompt: one answer per model."""
     return [
         (
-            ["prompt", _beginning(of_prompt[0].prompt)],
-            [[name, _beginning(answer.answer) or "(nothing)"] for name, answer in zip(names, of_prompt, strict=True)],
+            ["prompt", beginning(of_prompt[0].prompt)],
+            # In quotes, an answer that begins with a digit is not flush right as a number would be.
+            [[name, f'"{beginning(answer.answer)}"'] for name, answer in zip(names, of_prompt, strict=True)],
         )
         for of_prompt in zip(*(item.answers for item in evaluations), strict=True)
     ]
 
 
-def _beginning(text: str) -> str:
+def beginning(text: str) -> str:
     """The beginning of ``text`` in one line."""
     line = " ".join(text.split())
     return line if len(line) <= LONGEST_ANSWER else f"{line[:LONGEST_ANSWER]}..."
