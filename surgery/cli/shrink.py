@@ -129,7 +129,7 @@ def _expectation(request: Request, texts: Texts, expected: Estimate, source: Any
     return [
         ["model", request.shrink.model],
         *expected.rows(parse_target(request.shrink.to), result_dtype(request, source)),
-        ["measured on", texts.calib or f"the text of {request.measure.atlas}"],
+        ["measured on", _measured_on(request, texts)],
         ["cuts to try", f"{tried}, on {request.cuts.try_tokens:,} tokens of {texts.held_out}"],
         ["recovery", request.cuts.recover],
         [
@@ -137,6 +137,12 @@ def _expectation(request: Request, texts: Texts, expected: Estimate, source: Any
             f"{texts.held_out} (held out)" + (f" and {texts.other}" if texts.other else "; no other text: add --other"),
         ],
     ]
+
+
+def _measured_on(request: Request, texts: Texts) -> str:
+    if request.measure.atlas:
+        return f"the text of {request.measure.atlas}"
+    return f"{texts.calib}: {texts.file} without its last tenth" if texts.file else texts.calib
 
 
 def _foreseen(request: Request, texts: Texts, places: Places, publishing: PublishingOptions) -> list[Step]:
