@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from chanfmt.base.narrate import say
+from chanfmt.base.narrate import say, warn
 from chanfmt.cli.framework import PrintOptions, add_command, parse_options, print_json, print_line, print_pairs, print_table
 from surgery.cli.push import PublishingOptions
 
@@ -56,7 +56,8 @@ def _options() -> tuple[type, ...]:
 
 def _run(arguments: argparse.Namespace) -> None:
     from chanfmt.base.claims import claimed
-    from chanfmt.base.files import output_path
+    from chanfmt.base.errors import UsageError
+    from chanfmt.base.files import check_space, output_path
     from chanfmt.hub.locate import check_model, locate_model, open_atlas
     from chanfmt.models.load import pick_device
     from surgery.cli.shrinking import options
@@ -76,6 +77,8 @@ def _run(arguments: argparse.Namespace) -> None:
     publishing.check(login=not dry_run)
     check_model(request.shrink.model)
     places = Places(output_path(request.shrink.output))
+    if places.output.name in ("", ".."):
+        raise UsageError(f"-o {request.shrink.output} names no new directory", hint="name the directory to write, such as small")
     if not dry_run:
         _check_places(places, overwrite=request.shrink.overwrite)
     measured: tuple[str, ...] = ()
@@ -85,6 +88,7 @@ def _run(arguments: argparse.Namespace) -> None:
     texts = choose_texts(request.measure, request.judge, places.work, measured)
     device = pick_device(request.measure.device)
     source = locate_model(request.shrink.model)
+    _check_language_model(source)
     expected = estimate(request, texts, source, device)
     rows = _expectation(request, texts, expected, source)
     talk = parse_options(arguments, PrintOptions)
@@ -100,6 +104,12 @@ def _run(arguments: argparse.Namespace) -> None:
         return
     for name, value in rows:
         say(f"{name}: {value}" if name else value)
+    check_space(places.output.absolute().parent, expected.disk)
+    if expected.available is not None and expected.memory > expected.available:
+        warn(
+            "the model may not fit in memory; an atlas can be built with less (atlas build --stream) and passed with --atlas, "
+            "but the comparison loads a whole model"
+        )
     with claimed(places.work):
         _shrink(request, texts, places, publishing, expected, talk)
 
@@ -116,6 +126,19 @@ def _check_places(places: Places, *, overwrite: bool) -> None:
         )
     begun = places.work.is_dir() and not overwrite and "cut" in Journal(places.work).steps
     check_output(places.output, overwrite=overwrite or begun)
+
+
+def _check_language_model(source: Any) -> None:
+    """Raise `ModelError` for a model whose next tokens nobody can predict: the comparison needs a causal language model."""
+    from chanfmt.base.errors import ModelError
+    from chanfmt.models.classes import auto_class
+
+    name = auto_class(source.config).__name__
+    if not name.endswith(("CausalLM", "ImageTextToText", "ConditionalGeneration")) or source.config.is_encoder_decoder:
+        raise ModelError(
+            f"{source.id} is not a causal language model (transformers loads it as {name}), so surgery shrink cannot compare it",
+            hint="use its steps one by one: atlas build, surgery plan, surgery prune",
+        )
 
 
 def _expectation(request: Request, texts: Texts, expected: Estimate, source: Any) -> list[list[str]]:
@@ -194,9 +217,10 @@ def _shrink(
     found: list[Candidate] = []
     method, allocation = parse_names(request.cuts.methods)[0], allocations[0]
     if tried:
-        for step in tried:
-            if step.name.removeprefix("try ") in allocations:
-                runner.run(step)
+        wanted = [step for step in tried if step.name.removeprefix("try ") in allocations]
+        runner.count -= len(tried) - len(wanted)
+        for step in wanted:
+            runner.run(step)
         found = outcome.candidates(places, parse_names(request.cuts.methods), allocations)
         method, allocation = found[0].method, found[0].allocation
     cut = steps.cut_step(request, places, method, allocation, recover)

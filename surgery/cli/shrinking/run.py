@@ -51,13 +51,14 @@ class Runner:
 
     Args:
         places: The output and the work directory, which is made if it is missing.
-        count: Number of steps, for people.
+        count: As the attribute.
         first: The first step, if it measures the model.
         overwrite: Begin again if the work directory holds a finished run, or a run that measured something else.
         quiet: Whether the steps print no notes and no progress.
 
     Attributes:
         commands: The steps so far, as JSON-ready data.
+        count: Number of steps, for people.
 
     Raises:
         UsageError: The work directory cannot be made, or its journal cannot be read.
@@ -65,7 +66,8 @@ class Runner:
 
     def __init__(self, places: Places, count: int, first: Step | None, *, overwrite: bool, quiet: bool) -> None:
         self.commands: list[dict[str, Any]] = []
-        self._places, self._count, self._overwrite, self._quiet = places, count, overwrite, quiet
+        self.count = count
+        self._places, self._overwrite, self._quiet = places, overwrite, quiet
         try:
             if overwrite and places.work.is_dir() and _is_past(places.work, first):
                 shutil.rmtree(places.work)
@@ -82,7 +84,7 @@ class Runner:
             StepError: It failed.
             KeyboardInterrupt: Ctrl-C, or SIGTERM.
         """
-        number = f"[{len(self.commands) + 1}/{self._count}]"
+        number = f"[{len(self.commands) + 1}/{self.count}]"
         if self._journal.is_done(step):
             say(f"{number} {step.what}: done before")
             self._note(step)

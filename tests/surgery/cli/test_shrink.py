@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from chanfmt.base.errors import UsageError
 from chanfmt.cli import main as atlas_program
@@ -271,6 +272,27 @@ def test_a_directory_of_something_else_is_not_used(tiny_checkpoint: Any, tmp_pat
         assert main([*arguments, *more]) == 2
         assert "was not made by surgery shrink" in capsys.readouterr().err
     assert (tmp_path / "small.work" / "notes.txt").read_text() == "mine"
+
+
+def test_other_kinds_of_models_are_refused_before_any_step(tmp_path: Path, capsys: Any) -> None:
+    config = transformers.BertConfig(
+        hidden_size=24, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, vocab_size=64
+    )
+    transformers.BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
+    assert main(["shrink", str(tmp_path / "bert"), "--to", "90%", "--calib", "pydoc", "-o", str(tmp_path / "small")]) == 2
+    assert "is not a causal language model" in capsys.readouterr().err
+    assert main(["shrink", str(tmp_path / "bert"), "--to", "90%", "--calib", "pydoc", "-o", "."]) == 2
+    assert "names no new directory" in capsys.readouterr().err
+
+
+def test_an_atlas_takes_the_place_of_the_measurement(tiny_checkpoint: Any, tiny_atlas: Any, tmp_path: Path, capsys: Any) -> None:
+    model, atlas = str(tiny_checkpoint("llama")), str(tiny_atlas("llama"))
+    arguments = ["shrink", model, "--to", "90%", "--atlas", atlas, "--other", "none", "-o", str(tmp_path / "small"), "--dry-run"]
+    assert main(arguments) == 0
+    commands = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("atlas", "surgery"))]
+    assert [line.split()[1] for line in commands] == ["sweep", "prune", "eval"]
+    assert all(atlas in line for line in commands[:2])
+    assert "--data pydoc" in commands[0]
 
 
 # A whole run
