@@ -44,8 +44,10 @@ __all__ = ["LoadedModel", "ablate", "apply", "evaluate", "plan", "prune", "prune
 
 def plan(
     atlas: Given,
-    sparsity: float = 0.5,
+    sparsity: float | None = None,
     *,
+    to: str | None = None,
+    dtype: str | None = None,
     method: str = "scar-prot",
     protect: str | Iterable[str] = (),
     unprotect: str | Iterable[str] = (),
@@ -61,7 +63,10 @@ def plan(
 
     Args:
         atlas: A complete atlas.
-        sparsity: Share of the FFN channels to remove.
+        sparsity: Share of the FFN channels to remove (default: 0.5, unless ``to`` names a size).
+        to: Size of the result: ``75%`` of the model's parameters, ``6B`` or ``100M`` parameters, ``12GB`` or ``300MB`` of
+            weights. The result is at that size, or as close below as rounded widths allow.
+        dtype: Dtype of the result, for a ``to`` in bytes; None for the model's.
         method: Score that ranks the channels: ``scar-prot``, ``scar-lp``, ``scar-conn``, ``taylor``, ``activation``,
             ``wanda``, ``wanda-group``, ``flap``, ``magnitude``, ``random``. Channels with low scores go first.
         protect: Channels that are never removed, as ``--protect`` takes them: ``supernodes``, ``supernodes+halo``,
@@ -90,7 +95,7 @@ def plan(
     from surgery.planning.plan import make_plan
 
     options = PlanOptions(
-        sparsity,
+        _default_sparsity(sparsity, to),
         method,
         protect,  # type: ignore[arg-type]
         unprotect,  # type: ignore[arg-type]
@@ -101,6 +106,8 @@ def plan(
         invert,
         multiple_of,
         seed,
+        to,
+        _dtype_name(dtype),
     )
     options.check()
     with opened(atlas) as given:
@@ -112,7 +119,8 @@ def prune(
     atlas: Given,
     out: str | os.PathLike[str] | None = None,
     *,
-    sparsity: float = 0.5,
+    sparsity: float | None = None,
+    to: str | None = None,
     recover: str = "none",
     recover_text: str | Sequence[str] = (),
     recover_tokens: str | int = "128k",
@@ -137,7 +145,8 @@ def prune(
         model: The model that the atlas measured. None for the model that the atlas names, from the Hub.
         atlas: A complete atlas of the model. The result gets a copy.
         out: Directory to write (default: MODEL-METHOD-PERCENT in the working directory).
-        sparsity: Share of the FFN channels to remove.
+        sparsity: Share of the FFN channels to remove (default: 0.5, unless ``to`` names a size).
+        to: Size of the result, as for `plan`.
         recover: How the kept channels are refitted, without labels: ``none``, ``bias``, ``lstsq`` or ``block``.
         recover_text: Text to refit on, as ``--calib`` of ``atlas build`` takes it; empty for the atlas's own tokens.
         recover_tokens: Tokens to draw from ``recover_text``.
@@ -173,7 +182,7 @@ def prune(
 
     _check_loaded(model)
     _check_names("prune", planning, PlanOptions)
-    plan_options = PlanOptions(sparsity, **planning)
+    plan_options = PlanOptions(_default_sparsity(sparsity, to), to=to, dtype=_dtype_name(dtype), **planning)
     plan_options.check()
     cut_options = CutOptions(
         overwrite=overwrite,
@@ -289,6 +298,8 @@ def evaluate(
     tasks: str | Sequence[str] | None = None,
     tasks_from: str | None = None,
     task_limit: int = 0,
+    prompt: str | Sequence[str] = (),
+    answer_tokens: int = 64,
     device: str = "auto",
     dtype: str = "auto",
     revision: str | None = None,
@@ -308,6 +319,8 @@ def evaluate(
         tasks: Tasks of lm-eval to run too, as names or as text such as ``arc_easy,piqa``.
         tasks_from: Directory with task files of your own.
         task_limit: Items to evaluate of each task; 0 means all.
+        prompt: Prompts to answer too, by greedy decoding, in the chat template of a model that has one; one text, or several.
+        answer_tokens: Tokens of an answer at most.
         device, dtype: For models that are loaded here: ``auto``, ``cuda:1``, ...; ``auto``, ``float32``, ``bfloat16``, ...
         revision: Branch, tag or commit of the models on the Hub.
         progress: Whether to draw progress bars on stderr; None draws them if stderr is a terminal.
@@ -336,6 +349,8 @@ def evaluate(
             tasks=tasks,
             tasks_from=tasks_from,
             task_limit=task_limit,
+            prompt=prompt,
+            answer_tokens=answer_tokens,
             device=str(device),
             dtype=str(dtype).removeprefix("torch."),
             revision=revision,
@@ -349,7 +364,8 @@ def sweep(
     out: str | os.PathLike[str] | None = None,
     *,
     methods: str | Sequence[str] = "scar-prot,wanda,activation,magnitude,random",
-    sparsity: str | float | Sequence[float] = "0.1:0.7:0.1",
+    sparsity: str | float | Sequence[float] | None = None,
+    to: str | Sequence[str] | None = None,
     protect: str | Sequence[str] = ("none",),
     recover: str | Sequence[str] = "none",
     recover_text: str | Sequence[str] = (),
@@ -379,7 +395,8 @@ def sweep(
         out: Directory for ``results.csv`` and ``results.json``; rows that it holds are not measured again. None keeps the
             rows in memory.
         methods: Scores to compare, as names or as text such as ``scar-prot,wanda``.
-        sparsity: Shares of channels to remove: numbers, or text such as ``0.1:0.7:0.1`` (first, last, step).
+        sparsity: Shares of channels to remove: numbers, or text such as ``0.1:0.7:0.1`` (first, last, step), the default.
+        to: Sizes of the cut model in place of ``sparsity``, each as for `plan`.
         protect: Protections to run every method under, each as in `plan`.
         recover: Recoveries to compare: ``none``, ``bias``, ``lstsq``, ``block``. The last two need the files of the model.
         recover_text, recover_tokens: As for `prune`.
@@ -410,6 +427,7 @@ def sweep(
             text,
             methods=methods,
             sparsity=sparsity,
+            to=to,
             protect=protect,
             recover=recover,
             recover_text=recover_text,
@@ -541,6 +559,11 @@ def push(
     )
     with bars(progress):
         return push_directory(result, repo, options)
+
+
+def _default_sparsity(sparsity: float | None, to: str | None) -> float | None:
+    """``sparsity``, or half if nothing says how much to remove."""
+    return 0.5 if sparsity is None and to is None else sparsity
 
 
 def _not_a_plan(value: object) -> UsageError:

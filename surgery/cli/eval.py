@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "surgery eval meta-llama/Llama-3.2-1B llama-half",
-    "surgery eval ./model model-half --data pydoc --seq-len 512 --max-tokens 20000",
+    "surgery eval ./model model-half --data pydoc --max-tokens 20000 --prompt 'Why is the sky blue?'",
     "surgery eval ./model model-half --tasks arc_easy,piqa --task-limit 200 --json",
 )
 
@@ -20,12 +20,13 @@ def add(commands: Any) -> None:
     add_command(
         commands,
         "eval",
-        "measure perplexity, speed and memory of models on the same text",
+        "measure perplexity, speed, memory and answers of models",
         run=_run,
         options=_options,
         examples=EXAMPLES,
         description=(
-            "Measure perplexity, speed and memory of one or more models on the same text, and compare them with the first."
+            "Measure perplexity, speed and memory of one or more models on the same text, and compare them with the first. "
+            "With --prompt, print their answers side by side."
         ),
     )
 

@@ -18,10 +18,20 @@ if TYPE_CHECKING:
     from surgery.planning.plan import PruningPlan
 
 EXAMPLES = (
-    "surgery plan llama.h5 --sparsity 0.5",
+    "surgery plan llama.h5 --to 75%",
     "surgery plan llama.h5 --sparsity 0.5 --protect supernodes --protect decoder/3:7,12 -o half.safetensors",
     "surgery plan llama.h5 --sparsity 0.3 --method wanda --allocation global --json",
 )
+
+
+@dataclass(frozen=True)
+class ResultDtypeOptions:
+    """What the result's weights will be."""
+
+    dtype: str | None = field(
+        default=None,
+        metadata={"help": "dtype of the result, for a --to in bytes: float32, bfloat16, float16 (default: the model's)"},
+    )
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,7 @@ def add(commands: Any) -> None:
 def _options() -> tuple[type, ...]:
     from surgery.planning.options import PlanOptions
 
-    return AtlasOptions, PlanOptions, PlanOutputOptions
+    return AtlasOptions, PlanOptions, ResultDtypeOptions, PlanOutputOptions
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -69,11 +79,13 @@ def _run(arguments: argparse.Namespace) -> None:
 
     options = parse_options(arguments, PlanOutputOptions)
     talk = parse_options(arguments, PrintOptions)
+    plan_options = parse_options(arguments, PlanOptions)
+    plan_options.check()
     path = output_path(options.output) if options.output else None
     if path is not None:
         check_target(path, overwrite=options.overwrite)
     with open_atlas(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
-        plan = plan_and_warn(atlas, parse_options(arguments, PlanOptions))
+        plan = plan_and_warn(atlas, plan_options)
     if path is not None:
         save_plan(plan, path, overwrite=options.overwrite)
         say(f"wrote {path}; apply it with: surgery apply {path} --model MODEL -o DIR")
@@ -85,10 +97,12 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def plan_and_warn(atlas: Atlas, options: PlanOptions) -> PruningPlan:
-    """Make a plan from ``atlas``, and tell its warnings."""
+    """Make a plan from ``atlas``, and tell its warnings, and the sparsity that a size came to."""
     from surgery.planning.plan import make_plan
 
     plan = make_plan(atlas, options)
+    if plan.sized is not None:
+        say(str(plan.sized))
     for warning in plan.warnings:
         warn(warning)
     return plan

@@ -19,6 +19,7 @@ from surgery.cut.source import find_model
 from surgery.planning.file import load_plan
 from surgery.planning.plan import make_plan
 from surgery.planning.shrink import check_plan
+from surgery.planning.target import BYTES
 from surgery.recovery.options import NO_RECOVERY, Recovery, RecoveryOptions, Refit, plan_recovery
 from surgery.result.names import default_name
 from surgery.result.result import Result
@@ -72,12 +73,20 @@ def prune(
     """
     recovery_options.check()
     plan = make_plan(atlas, plan_options)
+    if plan.sized is not None:
+        say(str(plan.sized))
     for warning in plan.warnings:
         warn(warning)
     if not cut_options.allow_padding:
         _check_size(plan)
     recovery = _planned(recovery_options, atlas, plan)
-    return apply(plan, model, output, cut_options, revision=revision, atlas=atlas, recovery=recovery)
+    result = apply(plan, model, output, cut_options, revision=revision, atlas=atlas, recovery=recovery)
+    if plan.sized is not None and plan.sized.target.kind == BYTES and result.report.bytes_after > plan.sized.target.amount:
+        warn(
+            f"the weights have {result.report.bytes_after / 1e6:,.1f} MB, which is above --to {plan.sized.target.text}: the "
+            f"files do not hold {plan.sized.dtype} alone, or hold some weights twice; ask for a smaller size"
+        )
+    return result
 
 
 def apply_file(

@@ -15,6 +15,7 @@ from chanfmt.base.inputs import file_size
 from chanfmt.base.narrate import progress_bar, warn
 from chanfmt.base.parsed import parse_json
 from chanfmt.base.text import perplexity_text
+from surgery.evaluation.answers import answers, read_prompts
 from surgery.evaluation.given import check_given, check_running, given_model, given_models, given_text, runnable, text_name
 from surgery.evaluation.measured import Evaluation
 from surgery.evaluation.options import EvaluateOptions
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from chanfmt.data.text import Text
     from chanfmt.models.source import ModelSource
+    from surgery.evaluation.answers import Prompt
     from surgery.evaluation.given import GivenModel
     from surgery.evaluation.loaded import LoadedModel
     from surgery.evaluation.tasks import Tasks
@@ -47,6 +49,7 @@ class _Prepared:
     tokens: EvaluationTokens
     cut: dict[str, Any] | None
     before: tuple[int, ...]
+    prompts: tuple[Prompt, ...]
 
 
 def evaluate(
@@ -60,6 +63,8 @@ def evaluate(
     tasks: str | Sequence[str] | None = None,
     tasks_from: str | None = None,
     task_limit: int = 0,
+    prompt: str | Sequence[str] = (),
+    answer_tokens: int = 64,
     device: str = "auto",
     dtype: str = "auto",
     revision: str | None = None,
@@ -80,6 +85,8 @@ def evaluate(
         tasks: Names of lm-eval's tasks to run too, as a sequence, or as text separated by commas.
         tasks_from: Directory with task files of your own.
         task_limit: Items to evaluate of each task; 0 means all.
+        prompt: Prompts to answer too, by greedy decoding; one text, or several.
+        answer_tokens: Tokens of an answer at most.
         device: Device of the models that are loaded here: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
         dtype: Dtype of the models that are loaded here: ``auto``, ``float32``, ``bfloat16``, ``float16`` or ``float64``.
         revision: Branch, tag or commit of the models on the Hub.
@@ -107,6 +114,8 @@ def evaluate(
         tasks=tasks if tasks is None or isinstance(tasks, str) else ",".join(tasks),
         tasks_from=tasks_from,
         task_limit=task_limit,
+        prompt=(prompt,) if isinstance(prompt, str) else tuple(prompt),
+        answer_tokens=answer_tokens,
         revision=revision,
     )
     options.check()
@@ -137,7 +146,8 @@ def evaluate(
 def _prepare(name: str, model: ModelSource | LoadedModel, text: Text, options: EvaluateOptions) -> _Prepared:
     tokens = prepare_text(name, model, text, PROTOCOLS[options.protocol], options.seq_len, options.max_tokens)
     cut = None if model.directory is None else _cut(model.directory)
-    return _Prepared(name, model, tokens, cut, before_text(model, options.seq_len))
+    prompts = read_prompts(name, model, options.prompt, options.answer_tokens)
+    return _Prepared(name, model, tokens, cut, before_text(model, options.seq_len), prompts)
 
 
 def _evaluate_one(prepared: _Prepared, options: EvaluateOptions, tasks: Tasks | None, first: Evaluation | None) -> Evaluation:
@@ -182,6 +192,11 @@ def _evaluate_one(prepared: _Prepared, options: EvaluateOptions, tasks: Tasks | 
             memory=memory.kind,
             cut=prepared.cut,
             tasks=tasks.run(model, prepared.model.tokenizer) if tasks else (),
+            answers=answers(
+                model, prepared.model.tokenizer, prepared.prompts, options.answer_tokens, name=Path(prepared.name).name
+            )
+            if prepared.prompts
+            else (),
         )
 
 

@@ -10,6 +10,7 @@ from chanfmt.base import html
 from chanfmt.base.text import perplexity_text
 
 if TYPE_CHECKING:
+    from surgery.evaluation.answers import Answer
     from surgery.evaluation.perplexity import BlockLosses, Comparison
     from surgery.evaluation.protocol import EvaluationTokens
     from surgery.evaluation.tasks import TaskResult
@@ -37,6 +38,7 @@ class Evaluation:
         memory: What ``peak_memory_bytes`` is: ``rss`` of the process, or ``cuda`` for what torch allocated on the GPU.
         cut: What ``surgery.json`` in the model's directory says of the removed channels; None without such a file.
         tasks: Results of lm-eval.
+        answers: Answers to the prompts.
     """
 
     model: str
@@ -53,6 +55,7 @@ class Evaluation:
     memory: str
     cut: dict[str, Any] | None
     tasks: tuple[TaskResult, ...] = ()
+    answers: tuple[Answer, ...] = ()
 
     def __repr__(self) -> str:
         return (
@@ -110,6 +113,7 @@ class Evaluation:
             "memory": self.memory,
             "cut": self.cut,
             "tasks": [asdict(result) for result in self.tasks],
+            "answers": [asdict(answer) for answer in self.answers],
         }
 
 

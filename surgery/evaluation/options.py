@@ -76,6 +76,16 @@ class EvaluateOptions(TextOptions):
         default=None, metadata={"help": "directory with task files of your own for --tasks", "metavar": "DIR"}
     )
     task_limit: int = field(default=0, metadata={"help": "items to evaluate of each task; 0 means all"})
+    prompt: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "also print the greedy answers of the models to this prompt, in the chat template of a model that has one; "
+            "repeat for more prompts",
+            "metavar": "TEXT",
+            "repeat": True,
+        },
+    )
+    answer_tokens: int = field(default=64, metadata={"help": "tokens of an answer at most"})
     revision: str | None = field(default=None, metadata={"help": "branch, tag or commit of the models on the Hub"})
 
     def check(self) -> None:
@@ -84,6 +94,10 @@ class EvaluateOptions(TextOptions):
         for name, value in (("seed", self.seed), ("task-limit", self.task_limit)):
             if value < 0:
                 raise UsageError(f"--{name} must be 0 or more, not {value}")
+        if self.answer_tokens < 1:
+            raise UsageError(f"--answer-tokens must be at least 1, not {self.answer_tokens}")
+        if not all(isinstance(text, str) and text.strip() for text in self.prompt):
+            raise UsageError("--prompt is empty", hint="write the prompt in quotes: --prompt 'Name three colours.'")
         if self.protocol not in PROTOCOLS:
             raise unknown("protocol", self.protocol, PROTOCOLS)
         if self.tasks is not None and not self.task_names:
@@ -100,5 +114,5 @@ class EvaluateOptions(TextOptions):
 
     def settings(self) -> dict[str, Any]:
         """All fields but ``models`` and ``data``, as keyword arguments of `surgery.evaluation.evaluate.evaluate`."""
-        names = ("protocol", "seed", "tasks", "tasks_from", "task_limit", "revision")
+        names = ("protocol", "seed", "tasks", "tasks_from", "task_limit", "prompt", "answer_tokens", "revision")
         return self.running() | {name: getattr(self, name) for name in names}

@@ -77,5 +77,5 @@ class Evaluations(Sequence["Evaluation"]):
         return lines[::-1]
 
     def tables(self) -> list[Table]:
-        """Headings and rows for people: the models; then comparisons, cuts and tasks, if there are any."""
+        """Headings and rows for people: the models; then comparisons, cuts, tasks and answers, if there are any."""
         return evaluation_tables(self.models)

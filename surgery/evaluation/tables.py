@@ -13,12 +13,14 @@ if TYPE_CHECKING:
 
     from surgery.evaluation.measured import Evaluation
 
+LONGEST_ANSWER = 160
+"""Characters of an answer in a table; JSON has all of them."""
 Table = tuple[list[str], list[list[str]]]
 """Headings and rows."""
 
 
 def evaluation_tables(evaluations: Sequence[Evaluation]) -> list[Table]:
-    """Headings and rows for people: the models; then comparisons with the first model, cuts and tasks, if there are any."""
+    """Headings and rows for people: the models; then comparisons with the first model, cuts, tasks and answers, if there are any."""
     names = _names(evaluations)
     found = [_model_table(evaluations, names)]
     if any(item.comparison for item in evaluations):
@@ -27,7 +29,7 @@ def evaluation_tables(evaluations: Sequence[Evaluation]) -> list[Table]:
         found.append(_cut_table(evaluations, names))
     if any(item.tasks for item in evaluations):
         found.append(_task_table(evaluations, names))
-    return found
+    return [*found, *_answer_tables(evaluations, names)]
 
 
 def _names(evaluations: Sequence[Evaluation]) -> list[str]:
@@ -116,6 +118,24 @@ def _task_table(evaluations: Sequence[Evaluation], names: list[str]) -> Table:
                         ]
                     )
     return headings, rows
+
+
+def _answer_tables(evaluations: Sequence[Evaluation], names: list[str]) -> list[Table]:
+    """A table for each prompt: one answer per model."""
+    return [
+        (
+            ["prompt", beginning(of_prompt[0].prompt)],
+            # In quotes, an answer that begins with a digit is not flush right as a number would be.
+            [[name, f'"{beginning(answer.answer)}"'] for name, answer in zip(names, of_prompt, strict=True)],
+        )
+        for of_prompt in zip(*(item.answers for item in evaluations), strict=True)
+    ]
+
+
+def beginning(text: str) -> str:
+    """The beginning of ``text`` in one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST_ANSWER else f"{line[:LONGEST_ANSWER]}..."
 
 
 def _supernodes(cut: dict[str, Any]) -> str:

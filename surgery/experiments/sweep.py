@@ -91,7 +91,8 @@ def sweep(
     text: str | os.PathLike[str] | Text = "wikitext2",
     *,
     methods: str | Sequence[str] = "scar-prot,wanda,activation,magnitude,random",
-    sparsity: str | float | Sequence[float] = "0.1:0.7:0.1",
+    sparsity: str | float | Sequence[float] | None = None,
+    to: str | Sequence[str] | None = None,
     protect: str | Sequence[str] = ("none",),
     recover: str | Sequence[str] = "none",
     recover_text: str | Sequence[str] = (),
@@ -123,7 +124,8 @@ def sweep(
         text: Name of a source as ``--data`` takes it; a string with a line break, which is the text itself; or a
             `chanfmt.data.text.Text`.
         methods: Names of the scores, as a sequence, or as text separated by commas.
-        sparsity: Shares of channels to remove: numbers, or text such as ``0.1:0.7:0.1``.
+        sparsity: Shares of channels to remove: numbers, or text such as ``0.1:0.7:0.1``, the default.
+        to: Sizes of the cut model in place of ``sparsity``, as ``surgery plan --to`` takes them.
         protect: Protections to run every method under, as in ``surgery plan``.
         recover: How to make up for each cut: ``none``, ``bias``, ``lstsq``, ``block``. The last two need the files of the model.
         recover_text: Text to refit on, as ``--calib`` of ``atlas build`` takes it; empty for the atlas's own tokens.
@@ -151,6 +153,7 @@ def sweep(
         {
             "methods": methods,
             "sparsity": sparsity,
+            "to": to,
             "protect": protect,
             "recover": recover,
             "recover_text": recover_text,

@@ -14,6 +14,8 @@ from surgery.planning.grids import parse_names, parse_seeds, parse_shares
 from surgery.planning.options import PlanOptions
 from surgery.planning.plan import make_plan
 from surgery.planning.selectors import file_name
+from surgery.planning.target import SYNTAX as TARGETS
+from surgery.planning.target import parse_targets
 from surgery.recovery.options import RECOVERIES, REFITS, BiasRecovery, Recovery, RecoveryOptions, Refit, plan_recovery
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ DENSE = "dense"
 SEEDED = "random"
 """The method that depends on a seed."""
 KEY = ("method", "protect", "sparsity_asked", "recover", "seed")
+DEFAULT_GRID = "0.1:0.7:0.1"
+"""Shares of channels that a sweep removes if nothing else is asked for."""
 _PLAN = {item.name: item.metadata for item in dataclasses.fields(PlanOptions)}
 _RECOVERY = {item.name: item.metadata for item in dataclasses.fields(RecoveryOptions)}
 _DEFAULTS = RecoveryOptions()
@@ -42,11 +46,18 @@ class SweepOptions:
             "metavar": "METHODS",
         },
     )
-    sparsity: str = field(
-        default="0.1:0.7:0.1",
+    sparsity: str | None = field(
+        default=None,
         metadata={
-            "help": "shares to remove: FIRST:LAST:STEP, or numbers separated by commas",
+            "help": f"shares to remove: FIRST:LAST:STEP, or numbers separated by commas (default: {DEFAULT_GRID})",
             "metavar": "GRID",
+        },
+    )
+    to: str | None = field(
+        default=None,
+        metadata={
+            "help": f"sizes in place of --sparsity, separated by commas: {TARGETS.replace('%', '%%')}",
+            "metavar": "SIZES",
         },
     )
     protect: tuple[str, ...] = field(
@@ -97,7 +108,7 @@ class Run:
 
 
 def runs_of(options: SweepOptions) -> tuple[Run, ...]:
-    """The cuts of a sweep in order, not yet planned.
+    """The cuts of a sweep in order, not yet planned. The key of a cut with a size holds the size until its sparsity is known.
 
     Raises:
         UsageError: An option has no meaning.
@@ -106,7 +117,7 @@ def runs_of(options: SweepOptions) -> tuple[Run, ...]:
     recoveries = [_recovery(name, options) for name in parse_names(options.recover)]
     for recovery in recoveries:
         recovery.check()
-    shares = parse_shares(options.sparsity, "--sparsity")
+    amounts = _amounts(options)
     if not methods:
         raise UsageError("--methods names no method", hint="write the names as in scar-prot,wanda")
     if not recoveries:
@@ -114,19 +125,28 @@ def runs_of(options: SweepOptions) -> tuple[Run, ...]:
     runs = []
     for method in methods:
         for protect in dict.fromkeys(options.protect):
-            for sparsity in shares:
+            for asked, amount in amounts.items():
                 for seed in seeds if method == SEEDED else (None,):
-                    plan = PlanOptions(sparsity, method, protect=(protect,), seed=seed or 0, **options.shared())
+                    plan = PlanOptions(method=method, protect=(protect,), seed=seed or 0, **amount, **options.shared())
                     plan.check()
                     for recovery in recoveries:
                         # The directory of a protect file says nothing about what was protected.
-                        values = (method, file_name(protect), sparsity, recovery.recover, seed)
+                        values = (method, file_name(protect), asked, recovery.recover, seed)
                         runs.append(Run(dict(zip(KEY, values, strict=True)), plan, recovery))
     if len({tuple(run.key.values()) for run in runs}) < len(runs):
         raise UsageError(
             "two files of --protect have the same name, so their rows would look alike", hint="rename one of the files"
         )
     return tuple(runs)
+
+
+def _amounts(options: SweepOptions) -> dict[float | str, dict[str, Any]]:
+    """What is asked of the cuts, a sparsity or a size, to the fields of `PlanOptions` that say so."""
+    if options.to is None:
+        return {share: {"sparsity": share} for share in parse_shares(options.sparsity or DEFAULT_GRID, "--sparsity")}
+    if options.sparsity is not None:
+        raise UsageError("--sparsity and --to both say how much to remove", hint="leave out one of them")
+    return {target.text: {"to": target.text} for target in parse_targets(options.to)}
 
 
 def _recovery(name: str, options: SweepOptions) -> RecoveryOptions:
@@ -149,14 +169,23 @@ def plan_runs(atlas: Atlas, options: SweepOptions) -> tuple[tuple[Run, ...], tup
             plan = make_plan(atlas, run.options)
             recovery = plan_recovery(run.recovery, atlas, plan)
         except UsageError as error:
-            what = f"{run.key['method']} at {run.key['sparsity_asked']:g} with {run.key['protect']} protected"
+            what = f"{run.key['method']} at {_asked(run)} with {run.key['protect']} protected"
             raise UsageError(f"{what}: {error.message}", hint=error.hint) from None
         warnings |= dict.fromkeys(f"{run.key['method']}: {warning}" for warning in plan.warnings)
         # A file of --protect may have changed since a row was measured, so the digest is of the channels and not of the names.
         refit = run.recovery.spelled() if isinstance(recovery, Refit) else ""
         digest = channels_sha256(removed_of(atlas, plan), means_of(atlas, plan, recovery), refit)
-        planned.append(dataclasses.replace(run, channels_sha256=digest))
+        # A size came to a sparsity, which the rows name. Two sizes may come to the same one.
+        found = dataclasses.replace(run.options, sparsity=plan.sparsity, to=None)
+        done = Run(run.key | {"sparsity_asked": plan.sparsity}, found, run.recovery, digest)
+        if done.key not in [other.key for other in planned]:
+            planned.append(done)
     return tuple(planned), tuple(warnings)
+
+
+def _asked(run: Run) -> str:
+    asked = run.key["sparsity_asked"]
+    return asked if isinstance(asked, str) else f"{asked:g}"
 
 
 def means_of(atlas: Atlas, plan: PruningPlan, recovery: Recovery | None) -> dict[int, np.ndarray] | None:

@@ -73,15 +73,15 @@ def decide(atlas: Atlas, options: PlanOptions) -> Decision:
     protected = protect_list(tuple(dict.fromkeys((*method.always_protects, *options.protect))), atlas, options.unprotect)
     scores = Scores(atlas, options.method, options.seed, blocks)
     # An error about channels that do not fit should count all protected channels, not those up to the first selector too many.
-    Choice(scores, options, protected.masks).widths(options.sparsity)
+    Choice(scores, options, protected.masks).widths(options.share)
     union = no_channels(atlas)
-    kept = bare = Choice(scores, options, union).kept(options.sparsity)
+    kept = bare = Choice(scores, options, union).kept(options.share)
     effects = []
     for selection in protected.selections:
         before, new = kept, count(selection.new)
         if new:
             union = {index: mask | selection.new[index] for index, mask in union.items()}
-            kept = Choice(scores, options, union).kept(options.sparsity)
+            kept = Choice(scores, options, union).kept(options.share)
         safe = {index: mask & bare[index] for index, mask in selection.new.items()}
         gone = {index: mask & ~kept[index] for index, mask in before.items()}
         effects.append(SelectorEffect(selection.name, selection.selected, new, count(safe), count(gone)))

@@ -10,6 +10,8 @@ from chanfmt.base.choices import unknown
 from chanfmt.base.errors import UsageError
 from surgery.planning.methods import METHODS, find_method
 from surgery.planning.selectors import SYNTAX
+from surgery.planning.target import SYNTAX as TARGETS
+from surgery.planning.target import parse_target
 from surgery.planning.width import check_sparsity
 
 ALLOCATIONS = ("uniform", "global")
@@ -25,13 +27,17 @@ _SPELLINGS = dict.fromkeys(("protect", "unprotect"), f"write {SYNTAX}") | {"stac
 class PlanOptions:
     """What to cut.
 
-    ``protect``, ``unprotect`` and ``stack`` take one text, or any iterable of texts. ``layers`` takes numbers, too.
+    Either ``sparsity`` or ``to`` says how much goes. ``protect``, ``unprotect`` and ``stack`` take one text, or any iterable
+    of texts. ``layers`` takes numbers, too. ``dtype`` is that of the result, for a ``to`` in bytes; None for the model's.
 
     Raises:
         UsageError: One of these fields holds something else.
     """
 
-    sparsity: float = field(metadata={"help": "share of the FFN channels to remove, such as 0.5", "metavar": "S"})
+    sparsity: float | None = field(
+        default=None,
+        metadata={"help": "share of the FFN channels to remove, such as 0.5; or give --to", "metavar": "S"},
+    )
     method: str = field(
         default="scar-prot",
         metadata={"help": f"score that ranks the channels: {', '.join(METHODS)}", "metavar": "METHOD"},
@@ -95,6 +101,15 @@ class PlanOptions:
         },
     )
     seed: int = field(default=0, metadata={"help": "seed of the method random"})
+    to: str | None = field(
+        default=None,
+        metadata={
+            "help": f"size of the result, in place of --sparsity: {TARGETS.replace('%', '%%')}",
+            "metavar": "SIZE",
+        },
+    )
+    # Commands that write a result have an option of this name already, so it has no help text here.
+    dtype: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("protect", "unprotect", "stack"):
@@ -108,9 +123,24 @@ class PlanOptions:
             numbers = (self.layers,) if isinstance(self.layers, Integral) else tuple(self.layers)
             object.__setattr__(self, "layers", ",".join(map(str, numbers)))
 
+    @property
+    def share(self) -> float:
+        """Share of the channels to remove, if the options name it."""
+        assert self.sparsity is not None
+        return self.sparsity
+
     def check(self) -> None:
         """Raise `UsageError` for a value outside its range."""
-        check_sparsity(self.sparsity)
+        if self.sparsity is None and self.to is None:
+            raise UsageError(
+                "nothing says how much to remove", hint="add --sparsity 0.5 (a share of the channels) or --to 75% (a size)"
+            )
+        if self.sparsity is not None and self.to is not None:
+            raise UsageError("--sparsity and --to both say how much to remove", hint="leave out one of them")
+        if self.to is not None:
+            parse_target(self.to)
+        else:
+            check_sparsity(self.share)
         find_method(self.method)
         if self.seed < 0:
             raise UsageError(f"--seed must be 0 or more, not {self.seed}")

@@ -17,6 +17,7 @@ from chanfmt.format import schema
 from surgery.planning.decide import SelectorEffect, decide
 from surgery.planning.mass import lp_mass
 from surgery.planning.selectors import file_name
+from surgery.planning.sized import Sized, sized
 from surgery.planning.written import Size, size_of, width_warnings, written_widths
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ class PruningPlan:
             from an atlas has none.
         parameters: Parameters of the model before the cut; 0 if the plan does not say.
         warnings: What the user should know. A plan file does not hold them.
+        sized: The size that ``sparsity`` was found for; None if the sparsity was asked for. A plan file does not hold it.
     """
 
     model: PlannedModel
@@ -142,6 +144,7 @@ class PruningPlan:
     extra: tuple[BlockPlan, ...] = ()
     parameters: int = 0
     warnings: tuple[str, ...] = ()
+    sized: Sized | None = None
 
     def __repr__(self) -> str:
         name = one_line(self.model.id.rstrip("/").rsplit("/", 1)[-1])
@@ -231,10 +234,12 @@ def make_plan(atlas: Atlas, options: PlanOptions) -> PruningPlan:
     """Decide which channels ``atlas``'s model keeps.
 
     The channels with the lowest scores go first; of equal scores, the highest index goes first. Protected channels
-    never go. No model is read.
+    never go. If the options name a size, the sparsity is the one whose result is at that size or just below. No model is
+    read.
 
     Raises:
-        UsageError: An option is out of range or has no meaning for this model, or the protected channels do not fit.
+        UsageError: An option is out of range or has no meaning for this model, the protected channels do not fit, or no cut
+            reaches the size.
         AtlasError: The atlas is unfinished, or lacks what the method or a selector needs.
     """
     options.check()
@@ -242,6 +247,10 @@ def make_plan(atlas: Atlas, options: PlanOptions) -> PruningPlan:
         raise AtlasError(f"{atlas.path} is unfinished", hint="finish it with: atlas build ... --resume")
     if not atlas.blocks:
         raise AtlasError(f"{atlas.path} lists no FFN")
+    found = None
+    if options.to is not None:
+        found = sized(atlas, options)
+        options = replace(options, sparsity=found.sparsity, to=None)
     decision = decide(atlas, options)
     model, calibration = atlas.model, atlas.calibration
     tokens = calibration.token_ids
@@ -253,7 +262,7 @@ def make_plan(atlas: Atlas, options: PlanOptions) -> PruningPlan:
         protected=decision.protected,
         released=decision.released,
         seed=options.seed,
-        sparsity=options.sparsity,
+        sparsity=options.share,
         multiple_of=options.multiple_of,
         allocation=options.allocation,
         max_layer_sparsity=options.max_layer_sparsity,
@@ -271,6 +280,7 @@ def make_plan(atlas: Atlas, options: PlanOptions) -> PruningPlan:
         atlas_source=atlas.hub_source,
         parameters=model.parameters,
         warnings=decision.warnings,
+        sized=found,
     )
     return replace(plan, warnings=(*plan.warnings, *width_warnings(plan.blocks, plan.widths)))
 

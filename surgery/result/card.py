@@ -17,6 +17,7 @@ from surgery.recovery.options import RECOVERIES
 from surgery.result.base import NOTICE_FILE
 from surgery.result.names import ATLAS_FILE, EVALUATION_FILE, KEPT_FILE, PICTURE_FILE, REPORT_FILE
 from surgery.result.record import summary_rows
+from surgery.result.verdict import LIMITS, loss_table
 
 if TYPE_CHECKING:
     from surgery.result.evaluated import Evaluated, Measured
@@ -48,6 +49,8 @@ PIPELINES = {
 UNVERIFIED = "Not verified"
 """Words in the card of every result whose logits were not compared."""
 
+_ANSWER = 180
+"""Characters of an answer that the card shows: a cell of a table holds little more."""
 _SEAL = "<!-- written by surgery; sha256 of the lines above: "
 
 
@@ -89,6 +92,7 @@ def model_card(report: Report, name: str, evaluated: Evaluated | None = None) ->
             "",
             "## Evaluation",
             "",
+            *_verdict(report),
             *_evaluation(report, evaluated),
             "",
             "## Load",
@@ -213,6 +217,35 @@ def _evaluation(report: Report, evaluated: Evaluated | None) -> list[str]:
             ),
         ]
     return lines
+
+
+def _verdict(report: Report) -> list[str]:
+    """What the model is good for, with the losses and the answers behind it."""
+    verdict = report.verdict
+    if verdict is None:
+        return []
+    limits = "; ".join(f"up to {limit:g}: {words}" for limit, words in LIMITS[:-1])
+    lines = [
+        f"**Verdict: {inline(verdict.words)}.** The largest loss above the dense model's is {verdict.nats:+.3f} nats per token, "
+        f"on {inline(verdict.text)}. (By convention, {limits}; above: {LIMITS[-1][1]}.)",
+        "",
+        table(*loss_table(verdict)),
+        "",
+    ]
+    if verdict.answers:
+        lines += [
+            table(
+                ["prompt", "dense model", "this model"],
+                [[_short(answer.prompt), _short(answer.dense), _short(answer.result)] for answer in verdict.answers],
+            ),
+            "",
+        ]
+    return lines
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _ANSWER else f"{line[:_ANSWER]}..."
 
 
 def _with_bos(item: Measured) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from surgery.recovery.options import RecoveryReport
     from surgery.result.base import Base
     from surgery.result.manifest import Manifest
+    from surgery.result.verdict import Verdict
 
 REPORT_FORMAT = "surgery/1"
 
@@ -47,6 +48,7 @@ class Report:
         dtype: Float that all floating tensors were rounded to; None if they are as the source stores them.
         source_file: Size and bits of the quantised file that the source was made from; empty if there was none.
         set_by: Name of every FFN to the config field that sets its width; empty if none does alone.
+        verdict: What the result is good for; None if nobody judged it.
     """
 
     plan: PruningPlan
@@ -69,6 +71,7 @@ class Report:
     dtype: str | None = None
     source_file: str = ""
     set_by: Mapping[str, str] = field(default_factory=dict, repr=False)
+    verdict: Verdict | None = None
 
     @property
     def config_fields(self) -> dict[str, Change]:
@@ -99,6 +102,7 @@ class Report:
             },
             "recovery": self.recovery.to_json() if self.recovery else None,
             "extra_layers": self.extra_layers.to_json() if self.extra_layers else None,
+            "verdict": self.verdict.to_json() if self.verdict else None,
             "versions": dict(self.versions),
             "command": self.command,
             "loader": self.loader,

@@ -24,6 +24,7 @@ from surgery.result.evaluated import Evaluated, load_evaluated
 from surgery.result.manifest import FileRecord, hash_files, list_files
 from surgery.result.names import CARD_FILE, EVALUATION_FILE, KEPT_FILE, MAX_REPORT, REPORT_FILE
 from surgery.result.record import REPORT_FORMAT, Report, summary_rows
+from surgery.result.verdict import Verdict  # noqa: TC001
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -129,6 +130,7 @@ class _StoredReport(Struct):
     extra_layers: _ExtraLayers | None = None
     dtype: str | None = None
     source_file: str = ""
+    verdict: Verdict | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -265,6 +267,7 @@ def _report(stored: _StoredReport, directory: Path) -> Report:
         extra_layers=None if stored.extra_layers is None else _extra_layers(stored.extra_layers),
         dtype=stored.dtype,
         source_file=stored.source_file,
+        verdict=stored.verdict,
     )
 
 

@@ -116,6 +116,23 @@ def test_a_row_is_what_the_cut_checkpoint_gives(
     assert len({row["nll"] for row in rows.values()}) > 5
 
 
+def test_sizes_take_the_place_of_sparsities(llama: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["sweep", *llama.arguments(tmp_path / "out", "--methods", "wanda,magnitude", "--to", "85%,90%", "--json")]
+    assert main(arguments) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    atlas = Atlas.open(llama.atlas)
+    asked = {make_plan(atlas, PlanOptions(to=size)).sparsity for size in ("85%", "90%")}
+    assert {row["sparsity_asked"] for row in rows} == {0.0, *asked}
+    assert [row["method"] for row in rows] == ["dense", *["wanda"] * len(asked), *["magnitude"] * len(asked)]
+    # A second run finds every row.
+    before = (tmp_path / "out" / "results.json").read_bytes()
+    assert main(arguments) == 0
+    assert (tmp_path / "out" / "results.json").read_bytes() == before
+    for wrong in (["--to", "75%", "--sparsity", "0.5"], ["--to", "75"], ["--to", "1%"]):
+        assert main(["sweep", *llama.arguments(tmp_path / "other", *wrong)]) == 2
+        assert "--to" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return make_tiny(tmp_path_factory.mktemp("gpt2"), "gpt2")

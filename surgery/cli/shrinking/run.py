@@ -1,0 +1,174 @@
+"""Run the steps of `surgery shrink`, each in a process of its own, and note which are done."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chanfmt.base.errors import ChanfmtError, UsageError
+from chanfmt.base.files import atomic_file
+from chanfmt.base.narrate import say
+from surgery.cli.shrinking.journal import Journal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from surgery.cli.shrinking.steps import Places, Step
+
+MODULES = {"atlas": "chanfmt", "surgery": "surgery"}
+"""Name of a program to the module that ``python -m`` runs."""
+_ROOT = Path(__file__).resolve().parents[3]
+_PATIENCE = 20.0
+"""Seconds that an interrupted step gets to keep what it has."""
+_PR_SET_PDEATHSIG = 1
+
+
+class StepError(ChanfmtError):
+    """A step failed. Its own message is above.
+
+    Args:
+        step: The step.
+        code: Its exit code.
+        again: What continues the run.
+    """
+
+    def __init__(self, step: Step, code: int, again: str) -> None:
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
+        super().__init__(f"the step {step.name!r} {how}: {step.command}", hint=again)
+        self.exit_code = code if code in (1, 2) else 1
+
+
+class Runner:
+    """Runs the steps of one run in order.
+
+    Args:
+        places: The output and the work directory, which is made if it is missing.
+        count: As the attribute.
+        first: The first step, if it measures the model.
+        overwrite: Begin again if the work directory holds a finished run, or a run that measured something else.
+        quiet: Whether the steps print no notes and no progress.
+
+    Attributes:
+        commands: The steps so far, as JSON-ready data.
+        count: Number of steps, for people.
+
+    Raises:
+        UsageError: The work directory cannot be made, or its journal cannot be read.
+    """
+
+    def __init__(self, places: Places, count: int, first: Step | None, *, overwrite: bool, quiet: bool) -> None:
+        self.commands: list[dict[str, Any]] = []
+        self.count = count
+        self._places, self._overwrite, self._quiet = places, overwrite, quiet
+        try:
+            if overwrite and places.work.is_dir() and _is_past(places.work, first):
+                shutil.rmtree(places.work)
+            places.work.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"cannot write {places.work}: {error.strerror}", hint="choose another -o") from None
+        self._journal = Journal(places.work)
+
+    def run(self, step: Step) -> None:
+        """Run ``step`` unless it is done.
+
+        Raises:
+            UsageError: Its output was made by another command.
+            StepError: It failed.
+            KeyboardInterrupt: Ctrl-C, or SIGTERM.
+        """
+        number = f"[{len(self.commands) + 1}/{self.count}]"
+        if self._journal.is_done(step):
+            say(f"{number} {step.what}: done before")
+            self._note(step)
+            return
+        if not self._overwrite:
+            self._journal.check(step)
+        elif self._journal.is_other(step):
+            self._clear(step)
+        say(f"{number} {step.what}:")
+        say(f"  {step.command}")
+        self._journal.begin(step)
+        started = time.monotonic()
+        again = f"what is done is in {self._places.work}; run the same command again to go on"
+        with _stdout(step) as stdout:
+            words = [*_interpreter(), "-m", MODULES[step.words[0]], *step.words[1:], *(["--quiet"] if self._quiet else [])]
+            code = _run(words, stdout, again)
+            if code:
+                raise StepError(step, code, again)
+        self._journal.end(step, time.monotonic() - started)
+        self._note(step)
+
+    def _note(self, step: Step) -> None:
+        self.commands.append({"step": step.name, "command": step.command, "seconds": self._journal.steps[step.name].seconds})
+
+    def _clear(self, step: Step) -> None:
+        """Remove what another command left in the work directory in the place of the output of ``step``."""
+        if step.output.parent == self._places.work:
+            step.output.unlink(missing_ok=True)
+        elif step.output.parent.parent == self._places.work:
+            shutil.rmtree(step.output.parent)
+
+
+def _is_past(work: Path, first: Step | None) -> bool:
+    """Whether the run in ``work`` is not to be continued: it is finished, it measured something else, or its journal is damaged."""
+    try:
+        journal = Journal(work)
+    except UsageError:
+        return True
+    return journal.is_finished or (first is not None and journal.is_other(first))
+
+
+@contextlib.contextmanager
+def _stdout(step: Step) -> Iterator[int]:
+    """A descriptor for what ``step`` prints. Its file appears whole, after the step ended well."""
+    if step.stdout is None:
+        yield subprocess.DEVNULL
+        return
+    with atomic_file(step.stdout, overwrite=True) as temporary, temporary.open("wb") as file:
+        yield file.fileno()
+
+
+def _run(words: list[str], stdout: int, again: str) -> int:
+    """Run a command. Returns its exit code; an interrupt reaches it, and it may keep what it has."""
+    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=stdout, preexec_fn=_with_parent())
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        # A terminal has sent Ctrl-C to the step as well, and a second signal would stop it from keeping its work.
+        try:
+            process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            process.wait()
+        raise KeyboardInterrupt(again) from None
+
+
+def _interpreter() -> list[str]:
+    """Python, without modules of the working directory, unless chanfmt itself is run from there."""
+    return [sys.executable] if Path.cwd() == _ROOT else [sys.executable, "-P"]
+
+
+def _with_parent() -> Callable[[], None] | None:
+    """What a child does first: ask to be interrupted if this process is killed. Only Linux can."""
+    if not sys.platform.startswith("linux"):
+        return None
+    parent = os.getpid()
+    try:
+        prctl = ctypes.CDLL(None, use_errno=True).prctl
+    except (OSError, AttributeError):
+        return None
+
+    def ask() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return ask

@@ -1,0 +1,197 @@
+"""The steps of `surgery shrink` as data: each is a command line of its own."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from surgery.planning.grids import parse_names
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from surgery.cli.shrinking.options import Request
+    from surgery.cli.shrinking.texts import Texts
+
+PROMPTS = (
+    "What is the capital of France?",
+    "Explain in two sentences why the sky is blue.",
+    "Write a Python function that returns the larger of two numbers.",
+)
+"""Prompts that both models answer."""
+WORK = ".work"
+"""Suffix of the directory with the steps' results, after the name of the output."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command.
+
+    Attributes:
+        name: Name of the step.
+        what: What the step does, as the rest of a sentence.
+        words: The command line.
+        output: What exists when the step is done.
+        whole: Whether ``output`` appears only when it is complete.
+        stdout: File for what the command prints; None if nobody needs it.
+    """
+
+    name: str
+    what: str
+    words: tuple[str, ...]
+    output: Path
+    whole: bool = True
+    stdout: Path | None = None
+
+    @property
+    def command(self) -> str:
+        """The command line as a shell takes it."""
+        return shlex.join(self.words) + (f" > {shlex.quote(str(self.stdout))}" if self.stdout else "")
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things are: the output, and the directory for the steps' results beside it."""
+
+    output: Path
+
+    @property
+    def work(self) -> Path:
+        return self.output.with_name(self.output.name + WORK)
+
+    @property
+    def atlas(self) -> Path:
+        return self.work / "atlas.h5"
+
+    @property
+    def held_out(self) -> Path:
+        return self.work / "evaluation.json"
+
+    @property
+    def other(self) -> Path:
+        return self.work / "evaluation-other.json"
+
+    def tried(self, allocation: str) -> Path:
+        """Directory of the rows of the cuts that were tried with ``allocation``."""
+        return self.work / f"try-{allocation}"
+
+
+def measure_step(request: Request, texts: Texts, places: Places) -> Step | None:
+    """Build the atlas; None if one is given."""
+    if request.measure.atlas:
+        return None
+    words = (
+        *("atlas", "build", request.shrink.model, "-o", str(places.atlas), "--calib", texts.calib),
+        *("--sequences", str(request.measure.sequences), "--seq-len", str(request.measure.seq_len)),
+        *_device(request),
+        # Without an unfinished atlas, it starts from the beginning.
+        "--resume",
+    )
+    return Step("measure", "measure which channels matter", words, places.atlas)
+
+
+def atlas_of(request: Request, places: Places) -> str:
+    """Name of the atlas that the steps use."""
+    return request.measure.atlas or str(places.atlas)
+
+
+def try_steps(request: Request, texts: Texts, places: Places, to: str, recover: str) -> list[Step]:
+    """Measure the candidates in place, one command per allocation; none if there is nothing to choose from."""
+    methods, allocations = parse_names(request.cuts.methods), parse_names(request.cuts.allocations)
+    if len(methods) * len(allocations) == 1:
+        return []
+    return [
+        Step(
+            f"try {allocation}",
+            f"try {', '.join(methods)} with {allocation} allocation",
+            (
+                *("surgery", "sweep", atlas_of(request, places), "--model", request.shrink.model),
+                *("-o", str(places.tried(allocation)), "--methods", ",".join(methods), "--to", to),
+                *_allocation(allocation),
+                *(() if recover == "none" else ("--recover", recover)),
+                *("--data", texts.held_out, "--seq-len", str(request.measure.seq_len)),
+                *("--max-tokens", str(request.cuts.try_tokens)),
+                *_device(request),
+            ),
+            places.tried(allocation) / "results.json",
+            # The rows appear one after the other.
+            whole=False,
+        )
+        for allocation in allocations
+    ]
+
+
+def cut_step(request: Request, places: Places, method: str, allocation: str, recover: str) -> Step:
+    """Cut the model, recover it and check it."""
+    dtype = request.shrink.result_dtype
+    words = (
+        *("surgery", "prune", atlas_of(request, places), "--model", request.shrink.model, "--to", request.shrink.to),
+        *("--method", method, *_allocation(allocation)),
+        *(() if recover == "none" else ("--recover", recover)),
+        *(() if recover == "none" or request.measure.device == "auto" else ("--recover-device", request.measure.device)),
+        *(() if dtype is None else ("--dtype", dtype)),
+        *("-o", str(places.output)),
+        *(("--overwrite",) if request.shrink.overwrite else ()),
+    )
+    return Step("cut", f"cut by {method}, recover by {recover}", words, places.output, whole=not request.shrink.overwrite)
+
+
+def evaluate_steps(request: Request, texts: Texts, places: Places) -> list[Step]:
+    """Measure both models on the held-out text, with their answers, and on a text of another kind."""
+    both = ("surgery", "eval", request.shrink.model, str(places.output))
+    how = (
+        *("--seq-len", str(request.measure.seq_len), "--max-tokens", str(request.judge.eval_tokens)),
+        *_device(request),
+        "--json",
+    )
+    prompts = tuple(word for prompt in PROMPTS for word in ("--prompt", prompt))
+    steps = [
+        Step(
+            "evaluate",
+            "compare both models on the held-out text, and let them answer",
+            (*both, "--data", texts.held_out, *prompts, *how),
+            places.held_out,
+            stdout=places.held_out,
+        )
+    ]
+    if texts.other is not None:
+        words = (*both, "--data", texts.other, *how)
+        steps.append(Step("evaluate other", "compare both models on another text", words, places.other, stdout=places.other))
+    return steps
+
+
+def push_step(places: Places, repo: str, *, public: bool, create_pr: bool) -> Step:
+    """Publish the result."""
+    words = (
+        *("surgery", "push", str(places.output), *((repo,) if repo else ())),
+        *(("--public",) if public else ()),
+        *(("--pr",) if create_pr else ()),
+    )
+    return Step("push", "publish the result", words, places.output, whole=False)
+
+
+def next_commands(request: Request, texts: Texts, places: Places) -> dict[str, str]:
+    """What a person may want to do next, by name."""
+    output, dtype = str(places.output), request.shrink.result_dtype
+    heal = (
+        *("surgery", "apply", f"{output}/kept_channels.safetensors", "--model", request.shrink.model),
+        *("--atlas", atlas_of(request, places), "--recover", request.cuts.recover if request.cuts.recover != "none" else "lstsq"),
+        *("--recover-text", texts.calib or texts.held_out, "--recover-tokens", "1M"),
+        *(() if dtype is None else ("--dtype", dtype)),
+        *("-o", f"{output}-healed"),
+    )
+    return {
+        "heal": shlex.join(heal),
+        "quantise": shlex.join(["python", "convert_hf_to_gguf.py", output, "--outtype", "q8_0", "--outfile", f"{output}.gguf"]),
+        "serve": shlex.join(["vllm", "serve", output]),
+        "push": shlex.join(["surgery", "push", output]),
+    }
+
+
+def _allocation(allocation: str) -> tuple[str, ...]:
+    return () if allocation == "uniform" else ("--allocation", allocation)
+
+
+def _device(request: Request) -> tuple[str, ...]:
+    return () if request.measure.device == "auto" else ("--device", request.measure.device)

@@ -1,0 +1,191 @@
+"""The sparsity at which a plan's result has a size. Pure numpy.
+
+Widths are rounded to multiples, and FFNs that share a config field are written equally wide. The search therefore asks for
+the size that the plan will write, and not for the share of channels that the target names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from chanfmt.base.choices import unknown
+from chanfmt.base.errors import AtlasError, UsageError
+from chanfmt.base.parsed import parse_json
+from surgery.planning.choice import Choice, Scores
+from surgery.planning.decide import in_scope
+from surgery.planning.methods import find_method
+from surgery.planning.protect import protect_list
+from surgery.planning.target import BYTES, BYTES_OF, Target, count_text, parse_target
+from surgery.planning.written import field_groups, size_of, written_widths
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chanfmt.format.reader import Atlas
+    from surgery.planning.options import PlanOptions
+
+_DIGITS = (2, 3, 4)
+"""Decimals of a sparsity that are tried, so that people can type the sparsity that was found."""
+
+
+@dataclass(frozen=True)
+class Sized:
+    """What a target comes to.
+
+    Attributes:
+        target: The target.
+        sparsity: Share of the channels to remove.
+        before, after: Parameters of the model, and of the result as it will be written.
+        each: Bytes of a parameter in the result.
+        dtype: Dtype of the result.
+    """
+
+    target: Target
+    sparsity: float
+    before: int
+    after: int
+    each: int
+    dtype: str
+
+    def __str__(self) -> str:
+        size = f", {self.after * self.each / 1e6:,.1f} MB in {self.dtype}" if self.target.kind == BYTES else ""
+        return (
+            f"--to {self.target.text} comes to a sparsity of {self.sparsity:.6g}: {count_text(self.before)} to "
+            f"{count_text(self.after)} parameters ({self.after / self.before:.1%}){size}"
+        )
+
+
+class _Config(msgspec.Struct):
+    """The fields of a config that name the dtype of its weights: the new one, and that of older files."""
+
+    dtype: Any = None
+    torch_dtype: Any = None
+    text_config: Any = None
+
+
+def stored_dtype(atlas: Atlas, asked: str | None = None) -> str:
+    """The dtype of a result's weights: ``asked``, or what the config of the model says, or the measured dtype.
+
+    Raises:
+        UsageError: ``asked`` is not a dtype.
+    """
+    if asked is not None:
+        if asked not in BYTES_OF:
+            raise unknown("dtype", asked, BYTES_OF)
+        return asked
+    try:
+        config = parse_json(atlas.model.config, _Config)
+    except ValueError:
+        return atlas.model.dtype
+    inner = config.text_config if isinstance(config.text_config, dict) else {}
+    found = (config.dtype, config.torch_dtype, inner.get("dtype"), inner.get("torch_dtype"), atlas.model.dtype)
+    return next((name for name in found if isinstance(name, str) and name in BYTES_OF), "float32")
+
+
+def sized(atlas: Atlas, options: PlanOptions) -> Sized:
+    """Find the sparsity whose result is at the target ``options.to`` or just below it.
+
+    Raises:
+        UsageError: No cut of FFNs reaches the target, or the target removes nothing, or another option has no meaning.
+        AtlasError: The atlas does not say how many parameters a channel has, or lacks what the method needs.
+    """
+    assert options.to is not None
+    target = parse_target(options.to)
+    if options.invert:
+        raise UsageError("--to and --invert cannot be combined", hint="use --sparsity with --invert")
+    before = atlas.model.parameters
+    if not before or not all(block.channel_parameters for block in atlas.blocks):
+        raise AtlasError(
+            f"{atlas.path} does not say how many parameters a channel has, so no size can be computed",
+            hint="use --sparsity, or build the atlas again with: atlas build",
+        )
+    dtype = stored_dtype(atlas, options.dtype)
+    each = BYTES_OF[dtype]
+    wanted = target.parameters(before, each)
+    if wanted >= before:
+        size = f" ({before * each / 1e6:,.1f} MB in {dtype})" if target.kind == BYTES else ""
+        raise UsageError(
+            f"--to {target.text} removes nothing: the model has {count_text(before)} parameters{size}", hint="ask for less"
+        )
+    blocks = in_scope(atlas, options)
+    selectors = tuple(dict.fromkeys((*find_method(options.method).always_protects, *options.protect)))
+    scores = Scores(atlas, options.method, options.seed, blocks)
+    choice = Choice(scores, options, protect_list(selectors, atlas, options.unprotect).masks)
+    groups = field_groups(atlas.blocks)
+
+    def after(sparsity: float) -> int:
+        """Parameters of the result. Raises `UsageError` as `Choice.widths`."""
+        widths = choice.widths(sparsity)
+        kept = [widths.get(block.index, block.n_channels) for block in atlas.blocks]
+        size = size_of(atlas.blocks, kept, written_widths(atlas.blocks, kept, options.multiple_of, groups))
+        assert size is not None
+        return before - size.written
+
+    widest, narrowest = max(block.n_channels for block in blocks), min(block.n_channels for block in blocks)
+    first = -(-widest // narrowest)
+    most = _largest(first, widest - 1, lambda count: _fits(after, count / widest))
+    smallest = after(most / widest)
+    if smallest > wanted:
+        raise _unreachable(target, options, smallest, before, each, dtype)
+    # The number of removed channels of the widest FFN, from which on the result is small enough.
+    count = 1 + _largest(first - 1, most - 1, lambda count: count < first or after(count / widest) > wanted)
+    found = after(count / widest)
+    widths = choice.widths(count / widest)
+    reached = 1 - sum(widths[block.index] * len(block.experts) for block in blocks) / sum(
+        block.n_channels * len(block.experts) for block in blocks
+    )
+    sparsity = next(
+        (short for digits in _DIGITS if _same(after, short := round(reached, digits), found)),
+        count / widest,
+    )
+    return Sized(target, sparsity, before, found, each, dtype)
+
+
+def _largest(low: int, high: int, holds: Callable[[int], bool]) -> int:
+    """The largest number from ``low`` to ``high`` for which ``holds``, which holds for ``low`` and no more from some number on."""
+    while low < high:
+        middle = (low + high + 1) // 2
+        if holds(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _fits(after: Callable[[float], int], sparsity: float) -> bool:
+    try:
+        after(sparsity)
+    except UsageError:
+        return False
+    return True
+
+
+def _same(after: Callable[[float], int], sparsity: float, parameters: int) -> bool:
+    return 0 < sparsity < 1 and _fits(after, sparsity) and after(sparsity) == parameters
+
+
+def _unreachable(target: Target, options: PlanOptions, smallest: int, before: int, each: int, dtype: str) -> UsageError:
+    """The error for a target below the smallest size that FFN pruning reaches."""
+    size = f", {smallest * each / 1e6:,.1f} MB in {dtype}" if target.kind == BYTES else ""
+    limits = [
+        *(["use --allocation uniform"] if options.allocation == "global" else []),
+        *([f"leave out {' and '.join(names)}"] if (names := _limiting(options)) else []),
+        *(["add --dtype bfloat16"] if target.kind == BYTES and each > 2 else []),
+    ]
+    if smallest == before:
+        limits = limits or ["use --allocation uniform"]
+    else:
+        limits.insert(0, f"use --to {target.spelled(smallest, before, each)}")
+    return UsageError(
+        f"--to {target.text} cannot be reached by removing FFN channels: the smallest result with these options has "
+        f"{count_text(smallest)} of {count_text(before)} parameters ({smallest / before:.1%}{size})",
+        hint=", or ".join(limits),
+    )
+
+
+def _limiting(options: PlanOptions) -> list[str]:
+    given = {"--layers": options.layers, "--stack": options.stack, "--protect": options.protect}
+    return [name for name, value in given.items() if value]
