@@ -23,6 +23,8 @@ import numpy as np
 import torch
 
 from chanfmt.base.errors import ModelError
+from chanfmt.base.files import check_space
+from chanfmt.base.narrate import say
 from chanfmt.models.find.intercept import Interceptor
 from chanfmt.models.run import eager_experts, run_text, usual_batch
 from chanfmt.models.streaming.parameters import freed_memory_reused
@@ -36,6 +38,7 @@ from surgery.recovery.folds import split_batches
 from surgery.recovery.least_squares import Moments, choose_fit, fit
 from surgery.recovery.options import LayerRecovery, Refit, SourceError
 from surgery.recovery.precision import fast_products, full_products
+from surgery.recovery.resume import RefitState
 from surgery.recovery.survivors import Survivors, Write
 
 if TYPE_CHECKING:
@@ -48,8 +51,11 @@ if TYPE_CHECKING:
     from chanfmt.models.streaming.chain import Call
     from surgery.planning.plan import BlockPlan, PruningPlan
     from surgery.recovery.adapt import Target
+    from surgery.recovery.resume import PartialRefit
 
 CHECK_TOKENS = 128
+_CHECK = ("check", 0)
+"""Key of the hidden states of the checked tokens."""
 _SMALL = 1e-4
 """Share of the median squared norm below which the weight of a token no longer grows."""
 
@@ -97,6 +103,8 @@ def refitted(
     begin: Callable[[int], object] = lambda total: None,
     progress: Callable[[int], object] = lambda sequences: None,
     dtype: str | None = None,
+    partial_refit: PartialRefit | None = None,
+    reserved: int = 0,
 ) -> Iterator[Refitted]:
     """Fit the kept channels of ``plan``'s cut of the dense model ``source``. The weights exist as long as the context.
 
@@ -106,6 +114,8 @@ def refitted(
         begin: Called once with the total of the numbers that ``progress`` will be called with.
         progress: Called with the number of sequences that just passed through a block.
         dtype: Dtype of the floating tensors of the result; None if they stay as they are stored.
+        partial_refit: Where the refit is saved between blocks, and what an interrupted one left there; None to save nothing.
+        reserved: Bytes that will be written to the file system of ``spool_directory`` besides.
 
     Raises:
         ModelError: The model cannot run block by block, or its FFNs are of a kind that cannot be fitted.
@@ -113,8 +123,10 @@ def refitted(
     """
     streamed = open_streamed(source, device=options.device)
     with Spool(options.spool_bytes, spool_directory) as spool:
+        run = _Pass(plan, source.index, streamed, spool, options, begin, progress, dtype, partial_refit)
         with torch.no_grad(), eager_experts(streamed.chain.model), fast_products(streamed.chain.device):
-            result = _Pass(plan, source.index, streamed, spool, options, begin, progress, dtype).result()
+            run.check_room(spool_directory, reserved)
+            result = run.result()
         yield result
 
 
@@ -136,13 +148,16 @@ class _Pass:
         begin: Callable[[int], object],
         progress: Callable[[int], object],
         dtype: str | None,
+        partial_refit: PartialRefit | None,
     ) -> None:
         self.chain = streamed.chain
         self.index = index
         self.dtype = dtype
         self.spool = spool
         self.options = options
+        self.begin = begin
         self.progress = progress
+        self.partial_refit = partial_refit
         assert options.tokens is not None
         sequences, length = options.tokens.shape
         source_of = np.zeros(sequences, dtype=np.int32) if options.source_of is None else options.source_of
@@ -150,43 +165,106 @@ class _Pass:
         self.ids = self.batches[0].ids[:1, :CHECK_TOKENS]
         self.blocks = _cut_of_each_block(plan, streamed)
         self.roles: dict[str, tuple[str, ...]] = {}
-        first, last = min(self.blocks), max(self.blocks)
-        self.passes = range(first, last + 1)
-        epochs = EPOCHS * sum(len(batch.ids) for batch in self.batches if not batch.held_out) if options.method == "block" else 0
-        begin(sequences * (first + 2 * len(self.passes)) + epochs * len(self.blocks))
+        self.passes = range(min(self.blocks), max(self.blocks) + 1)
 
     def result(self) -> Refitted:
-        calls = []
-        for place, batch in enumerate(self.batches):
-            hidden, own = self.chain.calls(partial(run_text, self.chain.model, batch.ids.to(self.chain.device)))
-            self.spool.put(("dense", place), hidden)
-            calls.append(own)
+        calls = self._calls()
         check, checks = self.chain.calls(partial(run_text, self.chain.model, self.ids.to(self.chain.device)))
-        layers = []
-        for number in range(len(self.chain)):
+        self.spool.put(_CHECK, check)
+        state = self._restored() or RefitState(0, (), {})
+        self.roles = dict(state.roles)
+        layers = list(state.layers)
+        self.begin(self._sequences(state.block))
+        for number in range(state.block, len(self.chain)):
             of_block = [own[number] for own in calls]
             if number == self.passes.start:
                 # Up to here both models are the same.
                 for place in range(len(self.batches)):
                     self.spool.put(("cut", place), self.spool.get(("dense", place)))
+            check = self.spool.get(_CHECK).to(self.chain.device)
             with self.chain.loaded(number), freed_memory_reused():
                 if number in self.blocks:
                     fitting = _Fitting(self, number, *self.blocks[number], of_block, checks[number], check)
                     layers.append(fitting.done())
                     check = fitting.check
-                    continue
-                with full_products():
-                    check = self.chain.run(number, checks[number], check)
-                if number < self.passes.stop:
-                    self.pass_on(number, "dense", of_block)
-                    if number >= self.passes.start:
-                        self.pass_on(number, "cut", of_block)
+                else:
+                    with full_products():
+                        check = self.chain.run(number, checks[number], check)
+                    for stream in self._streams(number):
+                        self.pass_on(number, stream, of_block)
+            self.spool.put(_CHECK, check)
+            self._save(RefitState(number + 1, tuple(layers), self.roles))
+        check = self.spool.get(_CHECK).to(self.chain.device)
         with self.chain.ending(check), full_products():
             logits = run_text(self.chain.model, self.ids.to(self.chain.device))[0]
+        return Refitted(tuple(layers), logits[0].float().cpu(), self.ids, self._fitted)
+
+    def check_room(self, directory: Path, reserved: int) -> None:
+        """Check, before the work, that the disk of ``directory`` has room for what the spool and the saved state need.
+
+        Raises:
+            ChanfmtError: The spool needs more than there is.
+        """
+        state, _ = self.chain.calls(partial(run_text, self.chain.model, self.ids.to(self.chain.device)))
+        width = state.shape[-1] * state.dtype.itemsize
+        tokens = sum(batch.ids.numel() for batch in self.batches)
+        weights = 4 * sum((block.channel_parameters or 3 * ffn.outputs) * block.n_kept for block, ffn in self.blocks.values())
+        # Besides the streams, the spool holds what one block keeps of every token.
+        widest = 4 * max(max(block.n_kept, ffn.outputs) for block, ffn in self.blocks.values())
+        reserved += max(0, tokens * (2 * width + widest) + weights - self.options.spool_bytes)
+        check_space(directory, reserved)
+        if self.partial_refit is not None:
+            self.partial_refit.begin(2 * tokens * width + state.nbytes, weights, reserved)
+
+    def _calls(self) -> list[list[Call]]:
+        """The calls of all blocks for each batch. The spool then holds the first hidden states."""
+        calls = []
+        for place, batch in enumerate(self.batches):
+            hidden, own = self.chain.calls(partial(run_text, self.chain.model, batch.ids.to(self.chain.device)))
+            self.spool.put(("dense", place), hidden)
+            calls.append(own)
+        return calls
+
+    def _streams(self, number: int) -> tuple[str, ...]:
+        """The streams that go into block ``number`` and differ."""
+        if number >= self.passes.stop:
+            return ()
+        return ("dense",) if number < self.passes.start else ("dense", "cut")
+
+    def _sequences(self, first: int) -> int:
+        """Sequences that pass through a block, or through its FFN in an epoch, from block ``first`` on."""
+        passing = sum(len(self._streams(number)) for number in range(first, self.passes.stop)) * sum(
+            len(batch.ids) for batch in self.batches
+        )
+        epochs = EPOCHS * sum(len(batch.ids) for batch in self.batches if not batch.held_out)
+        adapted = sum(number >= first for number in self.blocks) if self.options.method == "block" else 0
+        return passing + epochs * adapted
+
+    def _restored(self) -> RefitState | None:
+        """The state that an interrupted refit left, with its tensors in the spool; None if there is none."""
+        state = None if self.partial_refit is None else self.partial_refit.state
+        if self.partial_refit is None or state is None:
+            return None
         for place in range(len(self.batches)):
             self.spool.drop(("dense", place))
-            self.spool.drop(("cut", place))
-        return Refitted(tuple(layers), logits[0].float().cpu(), self.ids, self._fitted)
+        self.partial_refit.restore(self.spool)
+        done = f"{len(state.layers)} of {len(self.blocks)} FFNs are fitted"
+        where = self.chain.names[state.block] if state.block < len(self.chain) else "the end"
+        say(f"continuing the refit at {where}: {done}")
+        return state
+
+    def _save(self, state: RefitState) -> None:
+        """Save ``state`` if it is time, and forget what later blocks do not need."""
+        ended = state.block == self.passes.stop
+        if ended:
+            for place in range(len(self.batches)):
+                self.spool.drop(("dense", place))
+                self.spool.drop(("cut", place))
+        if self.partial_refit is not None and state.block <= self.passes.stop:
+            # Before the first cut, the streams are the same.
+            streams = self._streams(state.block) if state.block > self.passes.start else ("dense",)
+            hidden = [(stream, place) for stream in streams for place in range(len(self.batches))]
+            self.partial_refit.save_if_due(state, self.spool, [_CHECK, *hidden], last=ended)
 
     def _fitted(self, name: str) -> FittedFFN:
         values = {role: self.spool.get((role, name)) for role in self.roles[name]}

@@ -74,8 +74,8 @@ class Spool:
             write_at(self._file.fileno(), bytes_of(tensor), slot)
         except OSError as error:
             raise ChanfmtError(
-                f"cannot write intermediate results of --stream in {self._directory}: {error.strerror}",
-                hint="free space there, use fewer --sequences, or raise --spool-limit",
+                f"cannot write intermediate results in {self._directory}: {error.strerror}",
+                hint="free space there, use fewer tokens, or raise --spool-limit",
             ) from None
         self._end = max(self._end, slot + size)
         self._placed[key] = (slot, tensor.dtype, tensor.shape)
@@ -88,8 +88,15 @@ class Spool:
         tensor = torch.empty(shape, dtype=dtype)
         assert self._file is not None
         if read_at(self._file.fileno(), bytes_of(tensor), slot) < tensor.nbytes:
-            raise ChanfmtError("intermediate results of --stream cannot be read back from disk")
+            raise ChanfmtError(f"intermediate results in {self._directory} cannot be read back from disk")
         return tensor
+
+    def nbytes(self, key: Hashable) -> int:
+        """Bytes of the tensor under ``key``."""
+        if key in self._held:
+            return self._held[key].nbytes
+        _, dtype, shape = self._placed[key]
+        return shape.numel() * dtype.itemsize
 
     def drop(self, key: Hashable) -> None:
         """Forget the tensor under ``key``, if there is one."""
