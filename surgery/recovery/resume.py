@@ -231,7 +231,8 @@ class PartialRefit:
     def _taken_up(self) -> _Record | None:
         """The saved state of this refit, with a note on what cannot be used."""
         remove_stale(self.path / STATE_FILE)
-        if not (self.path / STATE_FILE).is_file():
+        # A name may be too long for the file system, and then nothing lies there.
+        if not os.path.isfile(self.path / STATE_FILE):
             return None
         try:
             record = _read(self.path)
