@@ -27,6 +27,7 @@ from chanfmt.base.files import check_space
 from chanfmt.base.narrate import say
 from chanfmt.models.find.intercept import Interceptor
 from chanfmt.models.run import eager_experts, run_text, usual_batch
+from chanfmt.models.streaming.chain import Call
 from chanfmt.models.streaming.parameters import freed_memory_reused
 from chanfmt.models.streaming.spool import Spool
 from chanfmt.models.streaming.streamed import StreamedModel, open_streamed
@@ -37,7 +38,7 @@ from surgery.recovery.adapt import EPOCHS, adapt, evaluate, total
 from surgery.recovery.folds import split_batches
 from surgery.recovery.least_squares import Moments, choose_fit, fit
 from surgery.recovery.options import LayerRecovery, Refit, SourceError
-from surgery.recovery.precision import fast_products, full_products
+from surgery.recovery.precision import exact_products, fast_products, full_products
 from surgery.recovery.resume import RefitState
 from surgery.recovery.survivors import Survivors, Write
 
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
     from chanfmt.models.ffn import FFN
     from chanfmt.models.safetensors import CheckpointIndex
     from chanfmt.models.source import ModelSource
-    from chanfmt.models.streaming.chain import Call
     from surgery.planning.plan import BlockPlan, PruningPlan
     from surgery.recovery.adapt import Target
     from surgery.recovery.resume import PartialRefit
@@ -218,11 +218,14 @@ class _Pass:
 
     def _calls(self) -> list[list[Call]]:
         """The calls of all blocks for each batch. The spool then holds the first hidden states."""
-        calls = []
+        calls: list[list[Call]] = []
+        known: dict[torch.Size, list[Call]] = {}
         for place, batch in enumerate(self.batches):
             hidden, own = self.chain.calls(partial(run_text, self.chain.model, batch.ids.to(self.chain.device)))
             self.spool.put(("dense", place), hidden)
-            calls.append(own)
+            # Masks of many batches would need more memory than a block. As a rule they are alike.
+            other = known.setdefault(batch.ids.shape, own)
+            calls.append(other if all(map(Call.same, own, other)) else own)
         return calls
 
     def _streams(self, number: int) -> tuple[str, ...]:
@@ -379,7 +382,7 @@ class _Fitting:
                 wanted = run.get("written", place)
                 weights = _inverse_square(wanted)
                 wanted = wanted if self.survivors.bias is None else wanted - self.survivors.bias
-            with full_products():
+            with exact_products(self.device):
                 moments[batch.group].add(self.inputs.of(activations), wanted, weights)
             if self.apart:
                 run.spool.put(("cut", place), without)
@@ -531,10 +534,12 @@ class _Inputs:
 
 
 def _sum(moments: Mapping[tuple[int, bool], Moments], held_out: bool) -> Moments | None:
-    """The moments of one fold over all sources; None if there are none."""
+    """The moments of one fold over all sources; None if there are none. Those of a single source are not copied."""
     parts = [part for (_, out), part in moments.items() if out == held_out]
     if not parts:
         return None
+    if len(parts) == 1:
+        return parts[0]
     result = parts[0].copy()
     for part in parts[1:]:
         result += part
