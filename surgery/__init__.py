@@ -139,6 +139,7 @@ def prune(
         out: Directory to write (default: MODEL-METHOD-PERCENT in the working directory).
         sparsity: Share of the FFN channels to remove.
         recover: How the kept channels are refitted, without labels: ``none``, ``bias``, ``lstsq`` or ``block``.
+            If a long refit is interrupted, the same call continues from ``OUT.partial``.
         recover_text: Text to refit on, as ``--calib`` of ``atlas build`` takes it; empty for the atlas's own tokens.
         recover_tokens: Tokens to draw from ``recover_text``.
         recover_device: Device of the refit: ``auto``, ``cpu``, ``cuda``, ...
