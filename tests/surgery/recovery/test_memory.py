@@ -76,8 +76,7 @@ def test_one_block_is_in_memory(tmp_path: Path) -> None:
 def test_hidden_states_take_what_the_spool_may_hold(tmp_path: Path) -> None:
     """Two streams of 34 MB each, and 67 MB of activations."""
     save_models(tmp_path, 256, 1024, 2)
-    without, some, everything = (peak(tmp_path, 128, 256, limit, "lstsq") for limit in (0, 40_000_000, 1 << 30))
+    without, some = (peak(tmp_path, 128, 256, limit, "lstsq") for limit in (0, 40_000_000))
     # The heap keeps up to 64 MB of freed memory.
     assert without < 110
     assert some < without + 40 + 30
-    assert some < everything < without + 150
