@@ -148,6 +148,7 @@ def prune(
         sparsity: Share of the FFN channels to remove (default: 0.5, unless ``to`` names a size).
         to: Size of the result, as for `plan`.
         recover: How the kept channels are refitted, without labels: ``none``, ``bias``, ``lstsq`` or ``block``.
+            If a long refit is interrupted, the same call continues from ``OUT.partial``.
         recover_text: Text to refit on, as ``--calib`` of ``atlas build`` takes it; empty for the atlas's own tokens.
         recover_tokens: Tokens to draw from ``recover_text``.
         recover_device: Device of the refit: ``auto``, ``cpu``, ``cuda``, ...

@@ -120,6 +120,9 @@ class _StderrHandler(logging.Handler):
 
 
 def _above_bars() -> contextlib.AbstractContextManager[object]:
-    """A context in which a printed line does not mix with a progress bar."""
+    """A context in which a printed line does not mix with a progress bar.
+
+    Without bars, tqdm's lock is not taken: an interrupt while the lock is released would leave it taken for ever.
+    """
     tqdm = sys.modules.get("tqdm")
-    return contextlib.nullcontext() if tqdm is None else tqdm.tqdm.external_write_mode(file=sys.stderr)
+    return tqdm.tqdm.external_write_mode(file=sys.stderr) if tqdm is not None and bars_shown() else contextlib.nullcontext()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from chanfmt.base.errors import ChanfmtError, first_line
 from chanfmt.base.narrate import warn
 from chanfmt.base.publishing import OutputAppearedError
+from chanfmt.base.schedule import Schedule
 from chanfmt.building.gradients import remove_gradients
 from chanfmt.format.writer import write_atlas
 
@@ -20,47 +21,13 @@ if TYPE_CHECKING:
     from chanfmt.building.measure import Measurement
     from chanfmt.format.records import AtlasContent
 
-FIRST_SECONDS = 30.0
-"""No partial atlas is written before that: a shorter run is sooner repeated than continued."""
-SHARE = 0.02
-"""Largest share of the time that writing partial atlases takes."""
-BYTES_PER_SECOND = 40e6
-"""Assumed speed of writing the first partial atlas, a low estimate. The time of each write is the estimate for the next."""
-
-
-class Schedule:
-    """When the next partial atlas is due: as often as keeps the writing below `SHARE` of the time.
-
-    Args:
-        every: Seconds between two partial atlases, in place of that rule; 0: after every batch, infinity: never.
-        now: Seconds of a monotonic clock at the start of the pass.
-    """
-
-    def __init__(self, every: float | None, now: float) -> None:
-        self._every = every
-        self._last = now
-        self._seconds_per_byte = 1 / BYTES_PER_SECOND
-        self._wait = FIRST_SECONDS
-
-    def due(self, now: float, nbytes: int) -> bool:
-        """Whether ``nbytes`` should be written at ``now`` (seconds of a monotonic clock)."""
-        if self._every is not None:
-            return now - self._last >= self._every
-        return now - self._last >= max(self._wait, nbytes * self._seconds_per_byte / SHARE)
-
-    def tried(self, start: float, stop: float, nbytes: int) -> None:
-        """Take note that ``nbytes`` were written, or could not be written, from ``start`` to ``stop``."""
-        self._last = stop
-        self._wait = (stop - start) / SHARE
-        self._seconds_per_byte = (stop - start) / max(1, nbytes)
-
 
 class Keeper:
     """Writes the partial atlases of one build, each in place of the one before.
 
     Args:
         path: File of the partial atlas.
-        every: As for `Schedule`.
+        every: As for `chanfmt.base.schedule.Schedule`.
         make: Makes the content of the partial atlas from a measurement that is under way.
     """
 

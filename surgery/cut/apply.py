@@ -34,6 +34,7 @@ from surgery.cut.source import check_fingerprint
 from surgery.cut.stock import parse_config
 from surgery.planning.file import write_plan
 from surgery.planning.plan import Applied, PruningPlan
+from surgery.recovery.leftover import remove_finished
 from surgery.result.base import NOTICE_FILE, Base, read_base
 from surgery.result.card import model_card
 from surgery.result.manifest import hash_files, list_files
@@ -99,7 +100,7 @@ def apply_plan(
         if recovery is not None:
             from surgery.recovery.run import prepared
 
-            recovered = stack.enter_context(prepared(recovery, plan, layout, source, output.absolute().parent, options.dtype))
+            recovered = stack.enter_context(prepared(recovery, plan, layout, source, output, options.dtype))
             plan, layout, index = recovered.plan, recovered.layout, recovered.index
         index = without(index, handled.dropped)
         temporary = stack.enter_context(published(output, index, layout.cuts, layout.config, options))
@@ -165,10 +166,13 @@ def _check_kind(plan: PruningPlan, source: ModelSource) -> None:
 def check_output(output: Path, *, overwrite: bool, source: Path | None = None) -> None:
     """Refuse, before any work, an output directory that cannot be written or may not be replaced.
 
+    If the command that wrote the directory was killed before it removed its refit, the refit is removed.
+
     Raises:
         UsageError: As `chanfmt.base.files.check_target`; or ``output`` contains the model directory ``source``, or holds
             something that is not a result of surgery.
     """
+    remove_finished(output)
     check_target(output, overwrite=overwrite, directory=True)
     place = output.resolve()
     if source is not None and (place == source.resolve() or place in source.resolve().parents):

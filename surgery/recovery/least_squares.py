@@ -48,7 +48,7 @@ class Moments:
             scaled, wanted = u * root, y * root
             self.inputs += (scaled.T @ scaled).double()
             self.cross += (scaled.T @ wanted).double()
-            self.targets += float(wanted.double().square().sum())
+            self.targets += float(wanted.square().sum(dtype=torch.float64))
 
     def copy(self) -> Moments:
         """The same sums, independent of these."""
@@ -89,16 +89,17 @@ class Fit:
     after: float
 
 
-def fit(moments: Moments, prior: torch.Tensor, damping: float) -> Fit:
+def fit(moments: Moments, prior: torch.Tensor, damping: float, before: float | None = None) -> Fit:
     """The map that fits ``moments`` best, drawn towards ``prior``.
 
     Args:
         prior: The old map, (d, k).
+        before: ``moments.error(prior)``, if it is known.
         damping: Penalty on the distance from ``prior``, as a share of the mean squared input. If the moments are not positive
             definite with it, ten times as much is tried.
     """
     prior = prior.double()
-    before = moments.error(prior)
+    before = moments.error(prior) if before is None else before
     scale = float(moments.inputs.diagonal().mean())
     if not scale > 0 or not moments.targets:
         return Fit(prior, damping, math.inf if not scale > 0 else 1.0, before, before)
@@ -123,7 +124,8 @@ def choose_fit(moments: Moments, held_out: Moments | None, prior: torch.Tensor) 
     """
     if held_out is None or not held_out.targets:
         return fit(moments, prior, DAMPING)
-    return min((fit(moments, prior, damping) for damping in DAMPINGS), key=lambda found: held_out.error(found.weight))
+    before = moments.error(prior)
+    return min((fit(moments, prior, damping, before) for damping in DAMPINGS), key=lambda found: held_out.error(found.weight))
 
 
 def condition_of(matrix: torch.Tensor, factor: torch.Tensor) -> float:

@@ -24,8 +24,11 @@ import numpy as np
 import torch
 
 from chanfmt.base.errors import ModelError
+from chanfmt.base.files import check_space
+from chanfmt.base.narrate import say
 from chanfmt.models.find.intercept import Interceptor
 from chanfmt.models.run import eager_experts, run_text, usual_batch
+from chanfmt.models.streaming.chain import Call
 from chanfmt.models.streaming.parameters import freed_memory_reused
 from chanfmt.models.streaming.spool import Spool
 from chanfmt.models.streaming.streamed import StreamedModel, open_streamed
@@ -37,7 +40,8 @@ from surgery.recovery.experts import JointFitting
 from surgery.recovery.folds import split_batches
 from surgery.recovery.least_squares import Moments, choose_fit, fit
 from surgery.recovery.options import LayerRecovery, Refit, SourceError
-from surgery.recovery.precision import fast_products, full_products
+from surgery.recovery.precision import exact_products, fast_products, full_products
+from surgery.recovery.resume import RefitState
 from surgery.recovery.survivors import Survivors, Write
 from surgery.recovery.targets import Alone, InBlock, check_finite_states, inverse_square
 
@@ -48,11 +52,13 @@ if TYPE_CHECKING:
     from chanfmt.models.ffn import FFN
     from chanfmt.models.safetensors import CheckpointIndex
     from chanfmt.models.source import ModelSource
-    from chanfmt.models.streaming.chain import Call
     from surgery.planning.plan import BlockPlan, PruningPlan
     from surgery.recovery.adapt import Target
+    from surgery.recovery.resume import PartialRefit
 
 CHECK_TOKENS = 128
+_CHECK = ("check", 0)
+"""Key of the hidden states of the checked tokens."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +111,8 @@ def refitted(
     begin: Callable[[int], object] = lambda total: None,
     progress: Callable[[int], object] = lambda sequences: None,
     dtype: str | None = None,
+    partial_refit: PartialRefit | None = None,
+    reserved: int = 0,
 ) -> Iterator[Refitted]:
     """Fit the kept channels of ``plan``'s cut of the dense model ``source``. The weights exist as long as the context.
 
@@ -114,6 +122,8 @@ def refitted(
         begin: Called once with the total of the numbers that ``progress`` will be called with.
         progress: Called with the number of sequences that just passed through a block.
         dtype: Dtype of the floating tensors of the result; None if they stay as they are stored.
+        partial_refit: Where the refit is saved between blocks, and what an interrupted one left there; None to save nothing.
+        reserved: Bytes that will be written to the file system of ``spool_directory`` besides.
 
     Raises:
         ModelError: The model cannot run block by block, or its FFNs are of a kind that cannot be fitted.
@@ -121,8 +131,10 @@ def refitted(
     """
     streamed = open_streamed(source, device=options.device)
     with Spool(options.spool_bytes, spool_directory) as spool:
+        run = _Pass(plan, source.index, streamed, spool, options, begin, progress, dtype, partial_refit)
         with torch.no_grad(), eager_experts(streamed.chain.model), fast_products(streamed.chain.device):
-            result = _Pass(plan, source.index, streamed, spool, options, begin, progress, dtype).result()
+            run.check_room(spool_directory, reserved)
+            result = run.result()
         yield result
 
 
@@ -144,13 +156,16 @@ class _Pass:
         begin: Callable[[int], object],
         progress: Callable[[int], object],
         dtype: str | None,
+        partial_refit: PartialRefit | None,
     ) -> None:
         self.chain = streamed.chain
         self.index = index
         self.dtype = dtype
         self.spool = spool
         self.options = options
+        self.begin = begin
         self.progress = progress
+        self.partial_refit = partial_refit
         assert options.tokens is not None
         sequences, length = options.tokens.shape
         source_of = np.zeros(sequences, dtype=np.int32) if options.source_of is None else options.source_of
@@ -158,43 +173,112 @@ class _Pass:
         self.ids = self.batches[0].ids[:1, :CHECK_TOKENS]
         self.blocks = _cut_of_each_block(plan, streamed)
         self.roles: dict[str, tuple[str, ...]] = {}
-        first, last = min(self.blocks), max(self.blocks)
-        self.passes = range(first, last + 1)
-        epochs = EPOCHS * sum(len(batch.ids) for batch in self.batches if not batch.held_out) if options.method == "block" else 0
-        begin(sequences * (first + 2 * len(self.passes)) + epochs * len(self.blocks))
+        self.passes = range(min(self.blocks), max(self.blocks) + 1)
 
     def result(self) -> Refitted:
-        calls = []
-        for place, batch in enumerate(self.batches):
-            hidden, own = self.chain.calls(partial(run_text, self.chain.model, batch.ids.to(self.chain.device)))
-            self.spool.put(("dense", place), hidden)
-            calls.append(own)
+        calls = self._calls()
         check, checks = self.chain.calls(partial(run_text, self.chain.model, self.ids.to(self.chain.device)))
-        layers = []
-        for number in range(len(self.chain)):
+        self.spool.put(_CHECK, check)
+        state = self._restored() or RefitState(0, (), {})
+        self.roles = dict(state.roles)
+        layers = list(state.layers)
+        self.begin(self._sequences(state.block))
+        for number in range(state.block, len(self.chain)):
             of_block = [own[number] for own in calls]
             if number == self.passes.start:
                 # Up to here both models are the same.
                 for place in range(len(self.batches)):
                     self.spool.put(("cut", place), self.spool.get(("dense", place)))
+            check = self.spool.get(_CHECK).to(self.chain.device)
             with self.chain.loaded(number), freed_memory_reused():
                 if number in self.blocks:
                     fitting = self._fitting(number, of_block, checks[number], check)
                     layers += fitting.done()
                     check = fitting.check
-                    continue
-                with full_products():
-                    check = self.chain.run(number, checks[number], check)
-                if number < self.passes.stop:
-                    self.pass_on(number, "dense", of_block)
-                    if number >= self.passes.start:
-                        self.pass_on(number, "cut", of_block)
+                else:
+                    with full_products():
+                        check = self.chain.run(number, checks[number], check)
+                    for stream in self._streams(number):
+                        self.pass_on(number, stream, of_block)
+            self.spool.put(_CHECK, check)
+            self._save(RefitState(number + 1, tuple(layers), self.roles))
+        check = self.spool.get(_CHECK).to(self.chain.device)
         with self.chain.ending(check), full_products():
             logits = run_text(self.chain.model, self.ids.to(self.chain.device))[0]
+        return Refitted(tuple(layers), logits[0].float().cpu(), self.ids, self._fitted)
+
+    def check_room(self, directory: Path, reserved: int) -> None:
+        """Check, before the work, that the disk of ``directory`` has room for what the spool and the saved state need.
+
+        Raises:
+            ChanfmtError: The spool needs more than there is.
+        """
+        state, _ = self.chain.calls(partial(run_text, self.chain.model, self.ids.to(self.chain.device)))
+        width = state.shape[-1] * state.dtype.itemsize
+        tokens = sum(batch.ids.numel() for batch in self.batches)
+        cut = [each for of_block in self.blocks.values() for each in of_block]
+        weights = 4 * sum(
+            (block.channel_parameters or 3 * ffn.outputs) * block.n_kept * max(1, block.n_experts) for block, ffn in cut
+        )
+        # Besides the streams, the spool holds what one block keeps of every token.
+        widest = 4 * max(max(block.n_kept, ffn.outputs) for block, ffn in cut)
+        reserved += max(0, tokens * (2 * width + widest) + weights - self.options.spool_bytes)
+        check_space(directory, reserved)
+        if self.partial_refit is not None:
+            self.partial_refit.begin(2 * tokens * width + state.nbytes, weights, reserved)
+
+    def _calls(self) -> list[list[Call]]:
+        """The calls of all blocks for each batch. The spool then holds the first hidden states."""
+        calls: list[list[Call]] = []
+        known: dict[torch.Size, list[Call]] = {}
+        for place, batch in enumerate(self.batches):
+            hidden, own = self.chain.calls(partial(run_text, self.chain.model, batch.ids.to(self.chain.device)))
+            self.spool.put(("dense", place), hidden)
+            # Masks of many batches would need more memory than a block. As a rule they are alike.
+            other = known.setdefault(batch.ids.shape, own)
+            calls.append(other if all(map(Call.same, own, other)) else own)
+        return calls
+
+    def _streams(self, number: int) -> tuple[str, ...]:
+        """The streams that go into block ``number`` and differ."""
+        if number >= self.passes.stop:
+            return ()
+        return ("dense",) if number < self.passes.start else ("dense", "cut")
+
+    def _sequences(self, first: int) -> int:
+        """Sequences that pass through a block, or through its FFN in an epoch, from block ``first`` on."""
+        passing = sum(len(self._streams(number)) for number in range(first, self.passes.stop)) * sum(
+            len(batch.ids) for batch in self.batches
+        )
+        epochs = EPOCHS * sum(len(batch.ids) for batch in self.batches if not batch.held_out)
+        adapted = sum(number >= first for number in self.blocks) if self.options.method == "block" else 0
+        return passing + epochs * adapted
+
+    def _restored(self) -> RefitState | None:
+        """The state that an interrupted refit left, with its tensors in the spool; None if there is none."""
+        state = None if self.partial_refit is None else self.partial_refit.state
+        if self.partial_refit is None or state is None:
+            return None
         for place in range(len(self.batches)):
             self.spool.drop(("dense", place))
-            self.spool.drop(("cut", place))
-        return Refitted(tuple(layers), logits[0].float().cpu(), self.ids, self._fitted)
+        self.partial_refit.restore(self.spool)
+        done = f"{len(state.layers)} of {sum(map(len, self.blocks.values()))} FFNs are fitted"
+        where = self.chain.names[state.block] if state.block < len(self.chain) else "the end"
+        say(f"continuing the refit at {where}: {done}")
+        return state
+
+    def _save(self, state: RefitState) -> None:
+        """Save ``state`` if it is time, and forget what later blocks do not need."""
+        ended = state.block == self.passes.stop
+        if ended:
+            for place in range(len(self.batches)):
+                self.spool.drop(("dense", place))
+                self.spool.drop(("cut", place))
+        if self.partial_refit is not None and state.block <= self.passes.stop:
+            # Before the first cut, the streams are the same.
+            streams = self._streams(state.block) if state.block > self.passes.start else ("dense",)
+            hidden = [(stream, place) for stream in streams for place in range(len(self.batches))]
+            self.partial_refit.save_if_due(state, self.spool, [_CHECK, *hidden], last=ended)
 
     def _fitting(self, number: int, calls: list[Call], trial: Call, check: torch.Tensor) -> _Fitting | JointFitting:
         cut = self.blocks[number]
@@ -319,7 +403,7 @@ class _Fitting:
                 weights = inverse_square(wanted)
                 wanted = wanted if self.survivors.bias is None else wanted - self.survivors.bias
             check_finite_states(self.block.module, wanted)
-            with full_products():
+            with exact_products(self.device):
                 moments[batch.group].add(self.inputs.of(activations), wanted, weights)
             if self.apart:
                 run.spool.put(("cut", place), without)
@@ -412,10 +496,12 @@ class _Inputs:
 
 
 def _sum(moments: Mapping[tuple[int, bool], Moments], held_out: bool) -> Moments | None:
-    """The moments of one fold over all sources; None if there are none."""
+    """The moments of one fold over all sources; None if there are none. Those of a single source are not copied."""
     parts = [part for (_, out), part in moments.items() if out == held_out]
     if not parts:
         return None
+    if len(parts) == 1:
+        return parts[0]
     result = parts[0].copy()
     for part in parts[1:]:
         result += part

@@ -11,12 +11,14 @@ import torch
 
 from chanfmt.base.files import check_space
 from chanfmt.base.narrate import progress_bar, say
+from chanfmt.models.load import pick_device
 from surgery.cut.check import FITTED_TOLERANCE, ROUNDED_TOLERANCE, NotCheckedError, check_fitted, check_logits
 from surgery.cut.checkpoint.patch import as_stored, write_kept, write_vector
 from surgery.cut.checkpoint.writer import output_bytes
 from surgery.recovery.bias import BiasPlan, plan_biases
 from surgery.recovery.options import BiasRecovery, Recovery, RecoveryReport, Refit
 from surgery.recovery.refit import FittedFFN, Refitted, refitted
+from surgery.recovery.resume import PartialRefit, environment_of, kept_beside, request_of
 from surgery.recovery.tokens import with_tokens
 
 if TYPE_CHECKING:
@@ -64,29 +66,46 @@ def prepared(
     plan: PruningPlan,
     layout: Layout,
     source: ModelSource,
-    directory: Path,
+    output: Path,
     dtype: str | None = None,
 ) -> Iterator[Prepared]:
     """Do the work of ``recovery`` for the cut that ``layout`` makes of ``source``. Its result lives as long as the context.
 
+    A refit is saved beside ``output`` on the way. If the body fails, it stays there, and the next call continues from it.
+
     Args:
-        directory: Directory for intermediate results that do not fit in memory. The cut will be written there too.
+        output: Directory that the cut will be written to. Intermediate results that do not fit in memory lie beside it.
         dtype: Dtype of the floating tensors of the result; None if they stay as they are stored.
 
     Raises:
         ModelError: This recovery does not work for this kind of model.
+        UsageError: Something lies where an unfinished refit is kept.
         ChanfmtError: Memory or disk space runs out.
     """
     if isinstance(recovery, BiasRecovery):
         yield _Biases(plan_biases(plan, layout, source.index, recovery.means), source, recovery.tokens, dtype)
         return
     # The refit may take long, and an error about disk space should come before it.
-    check_space(directory, output_bytes(source.index, layout.cuts, dtype))
+    directory, size = output.absolute().parent, output_bytes(source.index, layout.cuts, dtype)
+    check_space(directory, size)
     drawn = with_tokens(recovery, source)
+    device = pick_device(drawn.device)
+    unfinished = PartialRefit(output, request_of(plan, source, drawn, device, dtype), environment_of(device), drawn.save_every)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(kept_beside(unfinished))
         with progress_bar(0, "seq", "refitting") as bar:
             fitted = stack.enter_context(
-                refitted(plan, source, drawn, spool_directory=directory, begin=bar.reset, progress=bar.update, dtype=dtype)
+                refitted(
+                    plan,
+                    source,
+                    drawn,
+                    spool_directory=directory,
+                    begin=bar.reset,
+                    progress=bar.update,
+                    dtype=dtype,
+                    partial_refit=unfinished,
+                    reserved=size,
+                )
             )
         tolerance = FITTED_TOLERANCE if dtype is None else ROUNDED_TOLERANCE
         yield _Fitted(plan, source.index, layout, fitted, drawn, tolerance)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
@@ -17,6 +18,9 @@ from chanfmt.base.files import read_at, write_at
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
     from pathlib import Path
+
+_LARGE = 1 << 16
+"""Bytes of a tensor that gets pages of its own."""
 
 
 class Spool:
@@ -61,10 +65,14 @@ class Spool:
         Raises:
             ChanfmtError: The disk is full or cannot be written.
         """
+        held = self._held.get(key)
+        if held is not None and held.shape == tensor.shape and held.dtype == tensor.dtype:
+            held.copy_(tensor.detach())
+            return
         self.drop(key)
         size = tensor.nbytes
         if self.in_memory + size <= self._limit:
-            self._held[key] = tensor.detach().to("cpu", copy=True)
+            self._held[key] = _of_its_own(tensor)
             self.in_memory += size
             return
         slot = self._free[size].pop() if self._free[size] else self._end
@@ -94,6 +102,13 @@ class Spool:
         if not whole:
             raise ChanfmtError(f"intermediate results in {self._directory} cannot be read back: the file is too short")
         return tensor
+
+    def nbytes(self, key: Hashable) -> int:
+        """Bytes of the tensor under ``key``."""
+        if key in self._held:
+            return self._held[key].nbytes
+        _, dtype, shape = self._placed[key]
+        return shape.numel() * dtype.itemsize
 
     def drop(self, key: Hashable) -> None:
         """Forget the tensor under ``key``, if there is one."""
@@ -133,6 +148,14 @@ class Spooled(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def _of_its_own(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of ``tensor`` on the CPU. A large copy lies outside the heap, where it would keep freed pieces apart."""
+    if tensor.nbytes < _LARGE:
+        return tensor.detach().to("cpu", copy=True)
+    pages = torch.frombuffer(mmap.mmap(-1, tensor.nbytes), dtype=torch.uint8)
+    return pages.view(tensor.dtype).view(tensor.shape).copy_(tensor.detach())
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
