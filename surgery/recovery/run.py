@@ -14,6 +14,7 @@ from surgery.cut.check import FITTED_TOLERANCE, ROUNDED_TOLERANCE, NotCheckedErr
 from surgery.cut.checkpoint.patch import as_stored, write_kept, write_vector
 from surgery.cut.checkpoint.writer import output_bytes
 from surgery.recovery.bias import BiasPlan, plan_biases
+from surgery.recovery.distill import distilled
 from surgery.recovery.options import BiasRecovery, Recovery, RecoveryReport, Refit
 from surgery.recovery.refit import Refitted, refitted
 from surgery.recovery.tokens import with_tokens
@@ -80,12 +81,18 @@ def prepared(
     check_space(directory, output_bytes(source.index, layout.cuts, dtype))
     drawn = with_tokens(recovery, source)
     with contextlib.ExitStack() as stack:
+        work = refit_of(drawn)
         with progress_bar(0, "seq", "refitting") as bar:
             fitted = stack.enter_context(
-                refitted(plan, source, drawn, spool_directory=directory, begin=bar.reset, progress=bar.update, dtype=dtype)
+                work(plan, source, drawn, spool_directory=directory, begin=bar.reset, progress=bar.update, dtype=dtype)
             )
         tolerance = FITTED_TOLERANCE if dtype is None else ROUNDED_TOLERANCE
         yield _Fitted(plan, source.index, layout, fitted, drawn, tolerance)
+
+
+def refit_of(refit: Refit) -> Callable[..., contextlib.AbstractContextManager[Refitted]]:
+    """The function that does ``refit``, with the arguments of `surgery.recovery.refit.refitted`."""
+    return distilled if refit.method == "distill" else refitted
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +119,7 @@ class _Fitted:
                     write_vector(written.index.tensors[items["write_bias"].tensor], items["write_bias"].index, found.bias)
         assert self.refit.tokens is not None
         error = _unless_too_large(lambda: check_fitted(written, self.fitted, self.tolerance))
-        return RecoveryReport(self.refit.method, self.refit.tokens.size, self.fitted.layers, error)
+        return RecoveryReport(self.refit.method, self.refit.tokens.size, self.fitted.layers, error, self.fitted.distillation)
 
 
 @dataclass(frozen=True, eq=False)

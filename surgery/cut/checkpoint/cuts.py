@@ -41,6 +41,12 @@ class Cut:
         """Whether the first axis runs over experts, each of which keeps channels of its own."""
         return len(self.positions) > 1
 
+    def places(self, old: np.ndarray) -> np.ndarray:
+        """Where the elements at the positions ``old`` before the cut, which stay, are afterwards. Not for cuts by expert."""
+        order = np.argsort(self.positions[0], kind="stable")
+        found: np.ndarray = order[np.searchsorted(self.positions[0][order], old)]
+        return found
+
     def inverted(self, shape: tuple[int, ...]) -> Cut:
         """The cut that puts the elements back into a tensor of ``shape``, with zeros in place of removed elements."""
         positions = np.full((len(self.positions), shape[self.axis]), -1, dtype=np.int64)

@@ -43,7 +43,7 @@ def write_kept(entry: TensorEntry, cut: Cut, positions: np.ndarray, values: torc
         values: New values from `as_stored`, (other axis, kept).
     """
     bits = _bits(values, entry)
-    places = np.searchsorted(np.where(cut.positions[0] < 0, np.iinfo(np.int64).max, cut.positions[0]), positions)
+    places = cut.places(positions)
     descriptor = os.open(entry.file, os.O_RDWR)
     try:
         data = np.empty(entry.shape, dtype=bits.dtype)
