@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from chanfmt.base.errors import ModelError
 from chanfmt.base.narrate import say
 from chanfmt.base.version import __version__
 from chanfmt.models.load import load_model, pick_device
@@ -92,6 +93,12 @@ def distilled(
         ModelError: The model does not predict tokens, or is of a kind that cannot be refitted or cut in memory.
         ChanfmtError: Memory or disk space runs out.
     """
+    experts = next((block for block in plan.blocks if block.is_cut and block.n_experts), None)
+    if experts is not None:
+        raise ModelError(
+            f"--recover distill trains only dense FFNs, and {experts.module} has {experts.n_experts} routed experts",
+            hint="cut only the dense FFNs with --stack NAME, or use another recovery",
+        )
     key = _key(plan, source, options, dtype)
     file = StateFile(spool_directory / f"distill-{key[:16]}.partial", key)
     with Spool(options.spool_bytes, spool_directory) as spool, fast_products(pick_device(options.device)):

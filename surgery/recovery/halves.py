@@ -39,12 +39,12 @@ class Halves:
                 f"--recover distill compares distributions of the next token, and {kind} {why_not_causal(model)}", hint=HINT
             )
         self.model = model
-        self._body = model.base_model
+        self._body: Any = None
         self._kind: Callable[..., Any] | None = None
         ids = test_tokens(model)
         with torch.no_grad():
             try:
-                whole = run_text(model, ids).logits
+                whole = self._learned(ids)
                 hidden = self.hidden(ids)
                 worked = all(_close(self.logits(hidden[:, part]), whole[:, part]) for part in (slice(None), slice(3, 7)))
             except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError):
@@ -52,6 +52,22 @@ class Halves:
                 worked = False
         if not worked:
             raise ModelError(f"{kind} computes its logits from more than its last hidden states", hint=HINT)
+
+    def _learned(self, ids: torch.Tensor) -> torch.Tensor:
+        """The model's logits for ``ids``. The outermost module that gives last hidden states is the body from now on."""
+
+        def note(module: torch.nn.Module, args: object, output: object) -> None:
+            if module is not self.model and isinstance(output, ModelOutput) and "last_hidden_state" in output:
+                # Of two modules one inside the other, the outer one ends later.
+                self._body, self._kind = module, type(output)
+
+        handles = [module.register_forward_hook(note) for module in self.model.modules()]
+        try:
+            logits: torch.Tensor = run_text(self.model, ids).logits
+        finally:
+            for handle in handles:
+                handle.remove()
+        return logits
 
     def hidden(self, ids: torch.Tensor) -> torch.Tensor:
         """The last hidden states (sequence, position, feature) for token ids (sequence, position)."""
@@ -64,11 +80,7 @@ class Halves:
 
         with self._replaced(inside), contextlib.suppress(_Reached):
             run_text(self.model, ids)
-        output = found[0]
-        if not isinstance(output, ModelOutput):
-            raise TypeError("the body does not return named outputs")
-        self._kind = type(output)
-        return output.last_hidden_state  # type: ignore[attr-defined, no-any-return]
+        return found[0].last_hidden_state  # type: ignore[no-any-return]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """The logits (sequence, position, vocabulary) for last hidden states (sequence, position, feature)."""
@@ -81,8 +93,8 @@ class Halves:
     @contextlib.contextmanager
     def _replaced(self, forward: Callable[..., Any]) -> Iterator[None]:
         """In the body, ``forward`` runs in place of the forward of the model's body."""
-        if self._body is self.model:
-            raise TypeError("the model has no body apart from its head")
+        if self._body is None:
+            raise TypeError("no module of the model gives last hidden states")
         before = self._body.__dict__.get("forward")
         self._body.forward = forward
         try:
