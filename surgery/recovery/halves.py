@@ -80,7 +80,7 @@ class Halves:
 
         with self._replaced(inside), contextlib.suppress(_Reached):
             run_text(self.model, ids)
-        return found[0].last_hidden_state  # type: ignore[no-any-return]
+        return found[0].last_hidden_state
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """The logits (sequence, position, vocabulary) for last hidden states (sequence, position, feature)."""
@@ -88,7 +88,7 @@ class Halves:
         output = self._kind(last_hidden_state=hidden)
         ids = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
         with self._replaced(lambda *args, **kwargs: output):
-            return self.model(input_ids=ids, use_cache=False).logits  # type: ignore[no-any-return]
+            return self.model(input_ids=ids, use_cache=False).logits
 
     @contextlib.contextmanager
     def _replaced(self, forward: Callable[..., Any]) -> Iterator[None]:
