@@ -12,6 +12,7 @@ import msgspec
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from chanfmt.base.errors import ChanfmtError
 from chanfmt.base.files import atomic_file
 from chanfmt.base.narrate import warn
 from chanfmt.base.parsed import parse_json
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 _PARTS = ("weights", "first", "second", "best")
 _FIELD = "state"
+_RATIO = 50
+"""The time between two saves is at least that many times the time that a save takes."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +61,33 @@ class _Stored(msgspec.Struct):
 class StateFile:
     """The file at ``path``, which belongs to the work called ``key``.
 
-    Attributes:
-        saved: Time of the last `save` or `load` by `time.monotonic`.
+    Args:
+        every: Seconds between two saves; more if a save takes more than a fiftieth of that.
     """
 
-    def __init__(self, path: Path, key: str) -> None:
+    def __init__(self, path: Path, key: str, every: float) -> None:
         self.path = path
         self._key = key
-        self.saved = time.monotonic()
+        self._every = every
+        self._due = 0.0
 
     def save(self, state: State, before: Before) -> None:
-        """Replace the file, in one step. Raises `ChanfmtError` if the disk is full or cannot be written."""
+        """Replace the file, in one step, if that is due. If it cannot be written, a warning says so, and the work goes on."""
+        started = time.monotonic()
+        if started < self._due:
+            return
+        try:
+            self._write(state, before)
+        except ChanfmtError as error:
+            warn(f"the state of the distillation is not saved, so a kill would lose it: {error.message}")
+        stopped = time.monotonic()
+        self._due = stopped + max(self._every, _RATIO * (stopped - started))
+
+    def way_out(self) -> str | None:
+        """How to go on after an interrupt; None if nothing was saved."""
+        return f"{self.path} holds the distillation: run the same command again to go on" if self.path.is_file() else None
+
+    def _write(self, state: State, before: Before) -> None:
         tensors = {f"{part}.{number}": tensor for part in _PARTS for number, tensor in enumerate(getattr(state, part))}
         stored = {
             "key": self._key,
@@ -81,7 +100,6 @@ class StateFile:
         }
         with atomic_file(self.path, overwrite=True) as temporary:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, {_FIELD: json.dumps(stored)})
-        self.saved = time.monotonic()
 
     def load(self, into: Sequence[torch.Tensor]) -> tuple[State, Before] | None:
         """The state in the file; None if there is none, or if it cannot be used.
@@ -103,7 +121,6 @@ class StateFile:
         if stored.key != self._key or len(stored.rates) != len(into) or not stored.history or not fits:
             warn(f"{self.path} belongs to other work, so the distillation begins again")
             return None
-        self.saved = time.monotonic()
         for values, tensor in zip(into, found["weights"], strict=True):
             values.copy_(tensor)
         device = into[0].device

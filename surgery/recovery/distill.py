@@ -17,7 +17,6 @@ import dataclasses
 import gc
 import hashlib
 import json
-import time
 from collections import defaultdict
 from functools import partial
 from importlib.metadata import version
@@ -100,15 +99,32 @@ def distilled(
             hint="cut only the dense FFNs with --stack NAME, or use another recovery",
         )
     key = _key(plan, source, options, dtype)
-    file = StateFile(spool_directory / f"distill-{key[:16]}.partial", key)
-    with Spool(options.spool_bytes, spool_directory) as spool, fast_products(pick_device(options.device)):
+    file = StateFile(spool_directory / f"distill-{key[:16]}.partial", key, SAVE_SECONDS)
+    with _told(file):
+        result = _result(plan, source, options, file, spool_directory, begin, progress, dtype)
+        # The check of the result needs the memory.
+        gc.collect()
+        yield result
+    file.remove()
+
+
+def _result(
+    plan: PruningPlan,
+    source: ModelSource,
+    options: Refit,
+    file: StateFile,
+    directory: Path,
+    begin: Callable[[int], object],
+    progress: Callable[[int], object],
+    dtype: str | None,
+) -> Refitted:
+    """Refit, train and measure, from what ``file`` holds on. Nothing of the model is in memory afterwards."""
+    with Spool(options.spool_bytes, directory) as spool, fast_products(pick_device(options.device)):
         training = _Training(plan, source, options, spool, dtype)
         found = file.load([leaf.parameter.data for leaf in training.student.leaves])
         if found is None:
             refit = dataclasses.replace(options, method=options.start)
-            with refitted(
-                plan, source, refit, spool_directory=spool_directory, begin=begin, progress=progress, dtype=dtype
-            ) as start:
+            with refitted(plan, source, refit, spool_directory=directory, begin=begin, progress=progress, dtype=dtype) as start:
                 found = training.begin(start)
             file.save(*found)
         else:
@@ -118,19 +134,24 @@ def distilled(
         begin(training.steps * training.size)
         progress(state.step * training.size)
         training.run(state, partial(_after, file, before, training.size, progress))
-        result = training.finished(state, before)
-    # The check of the result needs the memory.
-    del training, state, found
-    gc.collect()
-    yield result
-    file.remove()
+        return training.finished(state, before)
 
 
 def _after(file: StateFile, before: Before, size: int, progress: Callable[[int], object], state: State) -> None:
-    """Save the state after a step, if it was not saved for a while."""
-    if time.monotonic() - file.saved >= SAVE_SECONDS:
-        file.save(state, before)
+    file.save(state, before)
     progress(size)
+
+
+@contextlib.contextmanager
+def _told(file: StateFile) -> Iterator[None]:
+    """Add to an interrupt of the body how the work goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        way_out = file.way_out()
+        if way_out is None:
+            raise
+        raise KeyboardInterrupt(way_out) from None
 
 
 def _key(plan: PruningPlan, source: ModelSource, options: Refit, dtype: str | None) -> str:

@@ -88,7 +88,7 @@ class Halves:
         output = self._kind(last_hidden_state=hidden)
         ids = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
         with self._replaced(lambda *args, **kwargs: output):
-            return self.model(input_ids=ids, use_cache=False).logits
+            return run_text(self.model, ids).logits
 
     @contextlib.contextmanager
     def _replaced(self, forward: Callable[..., Any]) -> Iterator[None]:

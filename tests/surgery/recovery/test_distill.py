@@ -178,13 +178,13 @@ def test_a_damaged_or_foreign_state_is_not_used(tmp_path: Path, caplog: pytest.L
     weights = [torch.ones(3, 2), torch.zeros(4)]
     state = descent.first_state([Leaf(values) for values in weights], 1.5)
     before = Before((), {0: 1.0}, {0: 1.5})
-    file = StateFile(tmp_path / "distill-1.partial", "key")
+    file = StateFile(tmp_path / "distill-1.partial", "key", 0.0)
     file.save(state, before)
     found, early = file.load([torch.empty(3, 2), torch.empty(4)])
     assert torch.equal(found.weights[0], weights[0])
     assert (found.step, found.history, found.rates, early) == (state.step, state.history, state.rates, before)
     assert file.load([torch.empty(3, 2), torch.empty(5)]) is None
-    assert StateFile(file.path, "other").load(weights) is None
+    assert StateFile(file.path, "other", 0.0).load(weights) is None
     assert "belongs to other work" in caplog.text
     file.path.write_bytes(file.path.read_bytes()[:-9])
     assert file.load(weights) is None
@@ -245,7 +245,8 @@ def test_the_descent_stops_when_the_held_out_loss_rises() -> None:
     descent.descend(bowl, leaves, state, 5, 80, lambda state: steps.append(state.step))
     assert len(steps) == state.step < 80
     assert state.best_step == state.history[-descent.PATIENCE - 1][0] > 0
-    assert abs(float(state.best[0]) - 3.95) < 0.05 < abs(float(values) - 3.95)
+    assert (float(state.best[0]) - 3.95) ** 2 == pytest.approx(min(loss for _, loss in state.history))
+    assert abs(float(state.best[0]) - 3.95) < abs(float(values) - 3.95)
 
 
 def test_one_sequence_keeps_the_weights_of_the_start(tmp_path: Path) -> None:
