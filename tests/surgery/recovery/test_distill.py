@@ -245,7 +245,7 @@ def test_the_descent_stops_when_the_held_out_loss_rises() -> None:
     descent.descend(bowl, leaves, state, 5, 80, lambda state: steps.append(state.step))
     assert len(steps) == state.step < 80
     assert state.best_step == state.history[-descent.PATIENCE - 1][0] > 0
-    assert (float(state.best[0]) - 3.95) ** 2 == pytest.approx(min(loss for _, loss in state.history))
+    assert (float(state.best[0]) - 3.95) ** 2 == pytest.approx(min(loss for _, loss in state.history), rel=0.01)
     assert abs(float(state.best[0]) - 3.95) < abs(float(values) - 3.95)
 
 
