@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 
 STEP_TOKENS = 1024
 """Tokens of a step."""
-PASSES = 2
+PASSES = 4
 """Passes over the fitted tokens, unless the number of steps is given."""
 MOST_STEPS = 400
 """Largest number of steps, unless the number is given."""
