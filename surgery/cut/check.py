@@ -171,11 +171,16 @@ def _compare_logits(
     return LogitCheck(error, LOGIT_TOLERANCE, inputs.count, inputs.text, dtype)
 
 
-def check_fitted(output: ModelSource, fitted: Refitted, tolerance: float = FITTED_TOLERANCE) -> float:
+def check_fitted(output: ModelSource, fitted: Refitted, tolerance: float = FITTED_TOLERANCE, *, routed: bool = False) -> float:
     """Compare the logits of the refitted model ``output`` with the logits at the end of the refit.
 
+    Args:
+        routed: Whether the model has routed experts. A router may then send a token to another expert because of rounding, so
+            it is enough that most tokens agree.
+
     Returns:
-        max|difference| / max|logits|.
+        max|difference| / max|logits|. If some tokens of a model with routed experts differ by more than ``tolerance``, the
+        median over the tokens of max|difference|, divided by the same number.
 
     Raises:
         CheckError: They differ by more than ``tolerance``, or stock transformers cannot load it.
@@ -188,7 +193,10 @@ def check_fitted(output: ModelSource, fitted: Refitted, tolerance: float = FITTE
 
     inputs = Inputs({"input_ids": fitted.ids}, fitted.ids.numel(), "calibration tokens")
     found = Computation(output, torch.float32, lambda model: inputs).run(check_memory).output[0]
-    error = float((found - fitted.logits).abs().max() / fitted.logits.abs().max())
+    errors = (found - fitted.logits).abs().amax(-1) / fitted.logits.abs().max()
+    error = float(errors.max())
+    if routed and error > tolerance:
+        error = float(errors.median())
     if not error <= tolerance:
         raise CheckError(
             f"the refitted model's logits differ from those at the end of the refit by {error:.2g} of their largest "

@@ -17,12 +17,12 @@ from chanfmt.models.matrices import matrix_of
 from chanfmt.models.run import eager_experts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     import numpy as np
     from torch import nn
 
-    from chanfmt.models.ffn import FFN
+    from chanfmt.models.ffn import FFN, Bias, Member
     from surgery.recovery.refit import FittedFFN
 
 
@@ -64,7 +64,7 @@ def refitted_weights(
 
     Args:
         ffns: Block index to the FFN of ``model``.
-        weights: Block index of a dense FFN to the ids of its kept channels (kept,), and their weights.
+        weights: Block index to the ids of the kept channels, (kept,), or (expert, kept), and their weights.
     """
     before: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -74,26 +74,45 @@ def refitted_weights(
 
     try:
         for index, (kept, fitted) in weights.items():
-            member = ffns[index].members[0]
-            matrix = saved(matrix_of(model, member.write.matrix))
-            ids = torch.from_numpy(kept).long().to(matrix.device)
-            matrix[:, ids] = fitted.weight.to(matrix)
-            if member.write.bias is not None and fitted.bias is not None:
-                saved(model.get_parameter(member.write.bias.parameter).detach()).copy_(fitted.bias)
-            for read in member.reads:
-                if read.role not in fitted.reads:
-                    continue
-                rows = read.start + read.step * ids
-                matrix = saved(matrix_of(model, read.projection.matrix))
-                matrix[rows] = fitted.reads[read.role].to(matrix)
-                if read.projection.bias is not None:
-                    bias = saved(model.get_parameter(read.projection.bias.parameter).detach())
-                    bias[rows] = fitted.reads[f"{read.role}_bias"].to(bias)
+            ffn = ffns[index]
+            for expert, member in enumerate(ffn.members):
+                found = fitted.expert(expert) if ffn.experts else fitted
+                _replace(model, member, torch.from_numpy(kept[expert] if ffn.experts else kept).long(), found, saved)
         yield
     finally:
         # Gate and up may share a parameter: the first copy of it is the original.
         for tensor, values in reversed(before):
             tensor.copy_(values)
+
+
+def _replace(
+    model: nn.Module, member: Member, kept: torch.Tensor, fitted: FittedFFN, saved: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    """Give the channels ``kept`` of a dense FFN or of an expert other weights.
+
+    Args:
+        saved: Called with every view of a parameter before its values change. Returns the view.
+    """
+    matrix = saved(matrix_of(model, member.write.matrix))
+    ids = kept.to(matrix.device)
+    matrix[:, ids] = fitted.weight.to(matrix)
+    if member.write.bias is not None and fitted.bias is not None:
+        saved(_bias_of(model, member.write.bias)).copy_(fitted.bias)
+    for read in member.reads:
+        if read.role not in fitted.reads:
+            continue
+        rows = read.start + read.step * ids
+        matrix = saved(matrix_of(model, read.projection.matrix))
+        matrix[rows] = fitted.reads[read.role].to(matrix)
+        if read.projection.bias is not None:
+            bias = saved(_bias_of(model, read.projection.bias))
+            bias[rows] = fitted.reads[f"{read.role}_bias"].to(bias)
+
+
+def _bias_of(model: nn.Module, bias: Bias) -> torch.Tensor:
+    """The values of ``bias``, as a view of its parameter."""
+    values = model.get_parameter(bias.parameter).detach()
+    return values if bias.index is None else values[bias.index]
 
 
 def _replaced(gone: torch.Tensor, values: torch.Tensor, activations: torch.Tensor) -> torch.Tensor:

@@ -10,16 +10,15 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import torch
-
-from surgery.recovery.survivors import Leaf, Write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from surgery.recovery.folds import Batch
+    from surgery.recovery.survivors import Leaf
 
 EPOCHS = 4
 """Passes over the fitted tokens."""
@@ -29,10 +28,24 @@ _WARMUP = 10
 """Steps until the step size is full. From there on it falls along a cosine."""
 
 
-class Target(Protocol):
+class Changeable(Protocol):
+    """Write projections that an adaptation changes."""
+
+    def copy(self: W) -> W:
+        """The same weights, independent of these."""
+
+    def leaves(self) -> list[Leaf]:
+        """The weights, which are changed in place."""
+
+
+W = TypeVar("W", bound=Changeable)
+W_contra = TypeVar("W_contra", bound=Changeable, contravariant=True)
+
+
+class Target(Protocol[W_contra]):
     """What a cut FFN should compute on the tokens of a batch."""
 
-    def output(self, place: int, write: Write) -> torch.Tensor:
+    def output(self, place: int, write: W_contra) -> torch.Tensor:
         """The output on batch number ``place`` with the present reads and ``write``, float32 (token, feature)."""
 
     def wanted(self, place: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,7 +56,7 @@ class Target(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Adapted:
+class Adapted(Generic[W]):
     """What an adaptation ended with.
 
     Attributes:
@@ -53,27 +66,25 @@ class Adapted:
         epoch: Epoch that the weights are from; 0 for those of the start.
     """
 
-    write: Write
+    write: W
     errors: dict[tuple[int, bool], float]
     held_out_before: float | None
     epoch: int
 
 
 def adapt(
-    target: Target, batches: Sequence[Batch], reads: Sequence[Leaf], write: Write, seed: int, progress: Callable[[int], object]
-) -> Adapted:
+    target: Target[W], batches: Sequence[Batch], reads: Sequence[Leaf], write: W, seed: int, progress: Callable[[int], object]
+) -> Adapted[W]:
     """Adapt ``reads``, in place, and ``write``.
 
     Args:
         seed: Seed of the order of the batches.
         progress: Called with the number of sequences after each batch of an epoch.
     """
-    weight = write.weight.clone()
-    shift = None if write.shift is None else write.shift.clone()
-    leaves = [*reads, Leaf(weight), *([] if shift is None else [Leaf(shift)])]
+    now = write.copy()
+    leaves = [*reads, *now.leaves()]
     fitted = [place for place, batch in enumerate(batches) if not batch.held_out]
     held = [place for place, batch in enumerate(batches) if batch.held_out]
-    now = Write(weight, shift)
     before = evaluate(target, batches, held, now)
     best, epoch = total(before, target, batches, held), 0
     held_out_before = best if held else None
@@ -91,7 +102,7 @@ def adapt(
     return Adapted(now, evaluate(target, batches, range(len(batches)), now), held_out_before, epoch)
 
 
-def evaluate(target: Target, batches: Sequence[Batch], places: Iterable[int], write: Write) -> dict[tuple[int, bool], float]:
+def evaluate(target: Target[W], batches: Sequence[Batch], places: Iterable[int], write: W) -> dict[tuple[int, bool], float]:
     """Source and fold to the error of the present weights on the batches ``places``; 0 if nothing has to be produced."""
     error: dict[tuple[int, bool], float] = defaultdict(float)
     scale: dict[tuple[int, bool], float] = defaultdict(float)
@@ -102,24 +113,26 @@ def evaluate(target: Target, batches: Sequence[Batch], places: Iterable[int], wr
     return {group: error[group] / scale[group] if scale[group] else 0.0 for group in error}
 
 
-def total(errors: Mapping[tuple[int, bool], float], target: Target, batches: Sequence[Batch], places: Sequence[int]) -> float:
+def total(
+    errors: Mapping[tuple[int, bool], float], target: Target[Any], batches: Sequence[Batch], places: Sequence[int]
+) -> float:
     """The error on the batches ``places`` together, from the ``errors`` of their groups; 0 if nothing has to be produced."""
     scale = math.fsum(target.scale(place) for place in places)
     return math.fsum(errors[batches[place].group] * target.scale(place) for place in places) / scale if scale else 0.0
 
 
-def _squared(target: Target, place: int, write: Write) -> torch.Tensor:
+def _squared(target: Target[W], place: int, write: W) -> torch.Tensor:
     """Weighted squared error of each token, (token,)."""
     wanted, weights = target.wanted(place)
     return (target.output(place, write) - wanted).square().sum(1) * weights
 
 
 def _descend(
-    target: Target,
+    target: Target[W],
     batches: Sequence[Batch],
     fitted: Sequence[int],
     leaves: Sequence[Leaf],
-    write: Write,
+    write: W,
     seed: int,
     progress: Callable[[int], object],
 ) -> Iterable[int]:

@@ -135,4 +135,5 @@ class StateFile:
 
 
 def _layer(fields: dict[str, Any]) -> LayerRecovery:
-    return LayerRecovery(**fields | {"sources": tuple(SourceError(**item) for item in fields["sources"])})
+    tuples = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+    return LayerRecovery(**fields | tuples | {"sources": tuple(SourceError(**item) for item in fields["sources"])})

@@ -111,7 +111,7 @@ def fit(moments: Moments, prior: torch.Tensor, damping: float) -> Fit:
             after = moments.error(weight)
             # If there is nothing to gain, rounding alone could make the fit worse.
             if math.isfinite(after) and after <= before:
-                return Fit(weight, damping, _condition(damped, factor), before, after)
+                return Fit(weight, damping, condition_of(damped, factor), before, after)
         damping = max(damping, 1e-12) * 10
     return Fit(prior, damping, math.inf, before, before)
 
@@ -126,7 +126,8 @@ def choose_fit(moments: Moments, held_out: Moments | None, prior: torch.Tensor) 
     return min((fit(moments, prior, damping) for damping in DAMPINGS), key=lambda found: held_out.error(found.weight))
 
 
-def _condition(matrix: torch.Tensor, factor: torch.Tensor) -> float:
+def condition_of(matrix: torch.Tensor, factor: torch.Tensor) -> float:
+    """Estimated condition number (1-norm) of ``matrix``, whose lower Cholesky factor is ``factor``."""
     norm = float(matrix.abs().sum(0).max())
     reciprocal, _ = lapack.dpocon(factor.cpu().numpy(), norm, uplo="L")
     return math.inf if reciprocal == 0 else 1 / float(reciprocal)

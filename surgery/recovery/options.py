@@ -38,6 +38,8 @@ GRADIENTS = ("block", "distill")
 """Recoveries that compute gradients."""
 MAX_STEPS = 100_000
 _COUNT = re.compile(r"([0-9]{1,12})([kKmM]?)")
+_NAMED = 8
+"""Experts of a layer that a summary names at most."""
 _FACTORS = {"": 1, "k": 1 << 10, "m": 1 << 20}
 
 
@@ -239,6 +241,9 @@ class LayerRecovery:
         held_out_lstsq: For ``block``, the error on the held-out sequences of the least-squares solution that it starts from.
         epoch: For ``block``, the epoch that had the smallest error on the held-out sequences; 0 if least squares had it.
         sources: For each source of the tokens, the errors of the weights that ``held_out`` belongs to.
+        expert_tokens: For routed experts, the number of tokens of the fit that reached each expert.
+        few_tokens: Experts that fewer tokens reached than they have kept channels. They stay close to their old weights, and
+            ``block`` adapts only the others.
     """
 
     layer_index: int
@@ -251,6 +256,8 @@ class LayerRecovery:
     held_out_lstsq: float | None = None
     epoch: int | None = None
     sources: tuple[SourceError, ...] = ()
+    expert_tokens: tuple[int, ...] = ()
+    few_tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -328,6 +335,7 @@ class RecoveryReport:
         layers: One entry per FFN that was refitted, in model order; empty for ``bias``. For ``distill``, what its start did.
         logit_error: max|difference| / max|logits| between the written model and the fitted one (``lstsq``, ``block``,
             ``distill``) or the masked dense model with the biases (``bias``); None if it was not measured.
+            For routed experts, see `surgery.cut.check.check_fitted`.
         distillation: What ``distill`` did.
     """
 
@@ -353,7 +361,20 @@ class RecoveryReport:
         unseen = f", {statistics.median(held_out):.3g} on held-out sequences" if held_out else ""
         return (
             f"{self.method} on {self.tokens:,} tokens: output error {before:.3g} to {after:.3g}{unseen} "
-            f"(median of {len(self.layers)} FFNs)"
+            f"(median of {len(self.layers)} FFNs){self._few()}"
+        )
+
+    def _few(self) -> str:
+        """The experts with too few tokens, as a clause; empty if there are none."""
+        layers = [layer for layer in self.layers if layer.few_tokens]
+        if not layers:
+            return ""
+        few, experts = (sum(len(getattr(layer, name)) for layer in self.layers) for name in ("few_tokens", "expert_tokens"))
+        worst = max(layers, key=lambda layer: len(layer.few_tokens))
+        named = ", ".join(map(str, worst.few_tokens[:_NAMED])) + (", ..." if len(worst.few_tokens) > _NAMED else "")
+        return (
+            f"; {few} of {experts} experts were reached by fewer tokens than they have channels and stay close to their old "
+            f"weights (layer {worst.layer_index}: {named})"
         )
 
 
@@ -369,10 +390,10 @@ def plan_recovery(options: RecoveryOptions, atlas: Atlas, plan: PruningPlan) -> 
         return None
     plan.check_atlas(atlas)
     experts = next((block for block in plan.blocks if block.is_cut and block.n_experts), None)
-    if experts is not None:
+    if experts is not None and options.recover in ("bias", "distill"):
         raise UsageError(
-            f"--recover refits only dense FFNs, and {experts.module} has {experts.n_experts} routed experts",
-            hint="leave out --recover, or cut only the dense FFNs with --stack NAME",
+            f"--recover {options.recover} works on dense FFNs only, and {experts.module} has {experts.n_experts} routed experts",
+            hint="use --recover lstsq, which refits each expert, or cut only the dense FFNs with --stack NAME",
         )
     if options.recover == "bias":
         return BiasRecovery(

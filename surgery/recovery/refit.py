@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -32,11 +33,13 @@ from surgery.cut.checkpoint.patch import as_stored
 from surgery.cut.checkpoint.rounding import stored_dtype
 from surgery.cut.matching import match_ffns
 from surgery.recovery.adapt import EPOCHS, adapt, evaluate, total
+from surgery.recovery.experts import JointFitting
 from surgery.recovery.folds import split_batches
 from surgery.recovery.least_squares import Moments, choose_fit, fit
 from surgery.recovery.options import Distillation, LayerRecovery, Refit, SourceError
 from surgery.recovery.precision import fast_products, full_products
 from surgery.recovery.survivors import Survivors, Write
+from surgery.recovery.targets import Alone, InBlock, check_finite_states, inverse_square
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -50,8 +53,6 @@ if TYPE_CHECKING:
     from surgery.recovery.adapt import Target
 
 CHECK_TOKENS = 128
-_SMALL = 1e-4
-"""Share of the median squared norm below which the weight of a token no longer grows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,11 +83,18 @@ class FittedFFN:
         bias: Its bias, (outputs,); None if it has none.
         reads: Role to the rows of the kept channels, (kept, inputs), and role with ``_bias`` to their biases, (kept,). Empty if
             the read projections were not changed.
+
+    Of routed experts, all have another axis in front, which runs over the experts.
     """
 
     weight: torch.Tensor
     bias: torch.Tensor | None
     reads: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def expert(self, number: int) -> FittedFFN:
+        """The weights of one expert."""
+        reads = {role: values[number] for role, values in self.reads.items()}
+        return FittedFFN(self.weight[number], None if self.bias is None else self.bias[number], reads)
 
 
 @contextlib.contextmanager
@@ -173,8 +181,8 @@ class _Pass:
                     self.spool.put(("cut", place), self.spool.get(("dense", place)))
             with self.chain.loaded(number), freed_memory_reused():
                 if number in self.blocks:
-                    fitting = _Fitting(self, number, *self.blocks[number], of_block, checks[number], check)
-                    layers.append(fitting.done())
+                    fitting = self._fitting(number, of_block, checks[number], check)
+                    layers += fitting.done()
                     check = fitting.check
                     continue
                 with full_products():
@@ -189,6 +197,12 @@ class _Pass:
             self.spool.drop(("dense", place))
             self.spool.drop(("cut", place))
         return Refitted(tuple(layers), logits[0].float().cpu(), self.ids, self._fitted)
+
+    def _fitting(self, number: int, calls: list[Call], trial: Call, check: torch.Tensor) -> _Fitting | JointFitting:
+        cut = self.blocks[number]
+        if len(cut) == 1 and cut[0][1].kind == "dense":
+            return _Fitting(self, number, *cut[0], calls, trial, check)
+        return JointFitting(self, number, cut, calls, trial, check)
 
     def _fitted(self, name: str) -> FittedFFN:
         values = {role: self.spool.get((role, name)) for role in self.roles[name]}
@@ -228,7 +242,7 @@ class _Fitting:
         self.alone = self.apart = False
         self.inputs = _Inputs(self.survivors)
 
-    def done(self) -> LayerRecovery:
+    def done(self) -> list[LayerRecovery]:
         """Fit, keep the weights, and pass the hidden states of the cut model on."""
         run, batches = self.run, self.run.batches
         if self.adds:
@@ -269,18 +283,20 @@ class _Fitting:
             SourceError(name, errors.get((number, False)), errors.get((number, True)))
             for number, name in enumerate(run.options.sources or ("the atlas's tokens",))
         )
-        return LayerRecovery(
-            self.block.layer_index,
-            self.block.module,
-            before,
-            after,
-            condition,
-            chosen.damping,
-            held_out_error,
-            held_out_before,
-            epoch,
-            sources,
-        )
+        return [
+            LayerRecovery(
+                self.block.layer_index,
+                self.block.module,
+                before,
+                after,
+                condition,
+                chosen.damping,
+                held_out_error,
+                held_out_before,
+                epoch,
+                sources,
+            )
+        ]
 
     def _moments(self) -> dict[tuple[int, bool], Moments]:
         """The second moments of each source and fold. The spool then holds what the following steps need."""
@@ -293,16 +309,18 @@ class _Fitting:
                 assert inputs is not None
                 run.spool.put(("x", place), inputs)
             activations, without = self.survivors.run(self.calls[place], hidden)
+            check_finite_states(self.block.module, activations, without)
             if batch.group not in moments:
                 moments[batch.group] = Moments(self.inputs.count, self.ffn.outputs, self.device)
             if self.adds:
                 wanted = run.get("dense", place).reshape(-1, self.ffn.outputs).float()
-                wanted, weights = wanted - without.reshape(wanted.shape).float(), _inverse_square(wanted)
+                wanted, weights = wanted - without.reshape(wanted.shape).float(), inverse_square(wanted)
             else:
                 # The old bias stays in place, and the fit finds what is added to it.
                 wanted = run.get("written", place)
-                weights = _inverse_square(wanted)
+                weights = inverse_square(wanted)
                 wanted = wanted if self.survivors.bias is None else wanted - self.survivors.bias
+            check_finite_states(self.block.module, wanted)
             with full_products():
                 moments[batch.group].add(self.inputs.of(activations), wanted, weights)
             if self.apart:
@@ -312,10 +330,10 @@ class _Fitting:
             run.progress(len(batch.ids))
         return moments
 
-    def _target(self) -> Target:
+    def _target(self) -> Target[Write]:
         if self.alone:
-            return _Alone(self.run, self.survivors)
-        return _InBlock(self.run, self.survivors, self.calls)
+            return Alone(self.run, self.survivors)
+        return InBlock(self.run, self.survivors, self.calls)
 
     @contextlib.contextmanager
     def _autocast(self) -> Iterator[None]:
@@ -367,65 +385,6 @@ class _Fitting:
                 run.progress(len(batch.ids))
 
 
-class _Target:
-    """What the FFN should compute. A subclass says what is compared, and what the FFN has to produce."""
-
-    def __init__(self, run: _Pass, survivors: Survivors) -> None:
-        self._run = run
-        self._survivors = survivors
-        self._scales: dict[int, float] = {}
-
-    def scale(self, place: int) -> float:
-        if place not in self._scales:
-            needed, weights = self._needed(place)
-            self._scales[place] = float((needed.square().sum(1) * weights).double().sum())
-        return self._scales[place]
-
-    def wanted(self, place: int) -> tuple[torch.Tensor, torch.Tensor]:
-        raise NotImplementedError
-
-    def _needed(self, place: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the FFN has to produce, float32 (token, feature), and the weight of each token."""
-        return self.wanted(place)
-
-
-class _Alone(_Target):
-    """The target of an FFN whose output its block adds, and whose module runs by itself."""
-
-    def output(self, place: int, write: Write) -> torch.Tensor:
-        return write.of(self._survivors.activations(self._run.get("x", place)))
-
-    def wanted(self, place: int) -> tuple[torch.Tensor, torch.Tensor]:
-        dense = _rows(self._run.get("dense", place))
-        return dense - _rows(self._run.get("cut", place)), _inverse_square(dense)
-
-
-class _InBlock(_Target):
-    """The target of an FFN that runs inside its block: the output of the block."""
-
-    def __init__(self, run: _Pass, survivors: Survivors, calls: list[Call]) -> None:
-        super().__init__(run, survivors)
-        self._calls = calls
-
-    def output(self, place: int, write: Write | None) -> torch.Tensor:
-        _, output = self._survivors.run(self._calls[place], self._run.get("cut", place), write)
-        return _rows(output)
-
-    def wanted(self, place: int) -> tuple[torch.Tensor, torch.Tensor]:
-        dense = _rows(self._run.get("dense", place))
-        return dense, _inverse_square(dense)
-
-    def _needed(self, place: int) -> tuple[torch.Tensor, torch.Tensor]:
-        dense, weights = self.wanted(place)
-        with torch.no_grad():
-            return dense - self.output(place, None), weights
-
-
-def _rows(states: torch.Tensor) -> torch.Tensor:
-    """Hidden states (sequence, position, feature) as float32 (token, feature)."""
-    return states.reshape(-1, states.shape[-1]).float()
-
-
 class _Inputs:
     """The inputs of the fit: the channels' activations, and a constant of their size if the write projection has a bias.
 
@@ -465,24 +424,14 @@ def _sum(moments: Mapping[tuple[int, bool], Moments], held_out: bool) -> Moments
     return result
 
 
-def _inverse_square(vectors: torch.Tensor) -> torch.Tensor:
-    """1 / mean square of each of ``vectors`` (token, feature); 0 for a vector of zeros."""
-    power = vectors.square().mean(1)
-    return torch.where(power > 0, 1 / power.clamp_min(_SMALL * power.median()), 0.0)
-
-
-def _cut_of_each_block(plan: PruningPlan, streamed: StreamedModel) -> Mapping[int, tuple[BlockPlan, FFN]]:
-    """Number of a block in the chain to the FFN in that block that is cut."""
-    found: dict[int, tuple[BlockPlan, FFN]] = {}
+def _cut_of_each_block(plan: PruningPlan, streamed: StreamedModel) -> Mapping[int, list[tuple[BlockPlan, FFN]]]:
+    """Number of a block in the chain to the FFNs in that block that are cut."""
+    found: dict[int, list[tuple[BlockPlan, FFN]]] = defaultdict(list)
     for block, ffn in zip(plan.blocks, match_ffns(plan.blocks, streamed.ffns), strict=True):
         if not block.is_cut:
             continue
         number = streamed.chain.number_of(block.module)
-        if ffn is None or ffn.experts or number is None:
+        if ffn is None or number is None:
             raise ModelError(f"{block.module} is not among the FFNs of the model's list of blocks")
-        if number in found:
-            raise ModelError(
-                f"{block.module} and {found[number][0].module} are in one block, and --recover fits one FFN per block"
-            )
-        found[number] = (block, ffn)
-    return found
+        found[number].append((block, ffn))
+    return dict(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,17 +17,20 @@ from surgery.cut.checkpoint.writer import output_bytes
 from surgery.recovery.bias import BiasPlan, plan_biases
 from surgery.recovery.distill import distilled
 from surgery.recovery.options import BiasRecovery, Recovery, RecoveryReport, Refit
-from surgery.recovery.refit import Refitted, refitted
+from surgery.recovery.refit import FittedFFN, Refitted, refitted
 from surgery.recovery.tokens import with_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+    import numpy as np
+
+    from chanfmt.format.records import TensorSlice
     from chanfmt.models.safetensors import CheckpointIndex
     from chanfmt.models.source import ModelSource
     from surgery.cut.config_width import Layout
-    from surgery.planning.plan import PruningPlan
+    from surgery.planning.plan import BlockPlan, PruningPlan
 
 
 class Prepared(Protocol):
@@ -107,19 +111,25 @@ class _Fitted:
     def put_in(self, written: ModelSource, *, verify: bool) -> RecoveryReport:
         for block in self.plan.blocks:
             if block.is_cut:
-                items = {item.role: item for item in block.tensors}
                 found = self.fitted.fitted(block.name)
-                for role, values in ({"write": found.weight} | dict(found.reads)).items():
-                    item = items[role]
-                    # A matrix is written with its channels along the last axis.
-                    columns = values if role == "write" or values.ndim == 1 else values.T
-                    entry, cut = written.index.tensors[item.tensor], self.layout.cuts[item.tensor]
-                    write_kept(entry, cut, item.indices(block.kept), columns)
-                if found.bias is not None:
-                    write_vector(written.index.tensors[items["write_bias"].tensor], items["write_bias"].index, found.bias)
+                for expert, items in enumerate(_items(block)):
+                    self._write(written, items, block.kept_of(expert), found.expert(expert) if block.n_experts else found)
         assert self.refit.tokens is not None
-        error = _unless_too_large(lambda: check_fitted(written, self.fitted, self.tolerance))
+        routed = any(block.n_experts for block in self.plan.blocks)
+        error = _unless_too_large(lambda: check_fitted(written, self.fitted, self.tolerance, routed=routed))
         return RecoveryReport(self.refit.method, self.refit.tokens.size, self.fitted.layers, error, self.fitted.distillation)
+
+    def _write(self, written: ModelSource, items: Mapping[str, TensorSlice], kept: np.ndarray, found: FittedFFN) -> None:
+        """Put the weights of a dense FFN or of an expert into the files."""
+        for role, values in ({"write": found.weight} | dict(found.reads)).items():
+            item = items[role]
+            # A matrix is written with its channels along the last axis.
+            columns = values if role == "write" or values.ndim == 1 else values.T
+            entry, cut = written.index.tensors[item.tensor], self.layout.cuts[item.tensor]
+            write_kept(entry, cut, item.indices(kept), columns, item.index)
+        if found.bias is not None:
+            item = items["write_bias"]
+            write_vector(written.index.tensors[item.tensor], item.index, found.bias)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,6 +167,16 @@ class _Biases:
                 lambda: check_logits(self.plan, self.source, written, added=added, rounded=self.dtype).relative_error
             )
         return RecoveryReport("bias", self.tokens, (), error)
+
+
+def _items(block: BlockPlan) -> list[dict[str, TensorSlice]]:
+    """Role to slice of each expert, or of the dense FFN. A plan lists each role once per expert, in the order of the experts."""
+    found: list[dict[str, TensorSlice]] = [{} for _ in range(max(1, block.n_experts))]
+    seen: Counter[str] = Counter()
+    for item in block.tensors:
+        found[seen[item.role]][item.role] = item
+        seen[item.role] += 1
+    return found
 
 
 def _unless_too_large(check: Callable[[], float]) -> float | None:

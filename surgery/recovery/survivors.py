@@ -42,6 +42,18 @@ class Write:
         written = activations @ self.weight.T
         return written if self.shift is None else written + self.shift
 
+    def of_unit(self, unit: int, activations: torch.Tensor) -> torch.Tensor:
+        """As `of` with the weights of one of several units: weight (unit, outputs, kept), shift (unit, outputs)."""
+        return Write(self.weight[unit], None if self.shift is None else self.shift[unit]).of(activations)
+
+    def copy(self) -> Write:
+        """The same weights, independent of these."""
+        return Write(self.weight.clone(), None if self.shift is None else self.shift.clone())
+
+    def leaves(self) -> list[Leaf]:
+        """The weights, which an adaptation changes in place."""
+        return [Leaf(values) for values in (self.weight, self.shift) if values is not None]
+
 
 @dataclass(frozen=True, eq=False)
 class Leaf:
@@ -130,7 +142,7 @@ class Survivors:
         activations, without = self.run(call, hidden)
         _, output = self.run(call, hidden, write)
         update = write.of(activations).reshape(output.shape)
-        return _close(output.float() - without.float(), update, output)
+        return is_close(output.float() - without.float(), update, output)
 
     def narrow(self, call: Call, hidden: torch.Tensor) -> None:
         """Compute only the kept channels from now on, if the block's code allows it. ``hidden`` is used to try."""
@@ -145,7 +157,7 @@ class Survivors:
             parameter.data = narrowed[name]
         try:
             after, _ = self.run(call, hidden)
-            worked = after.shape == before.shape and _close(after, before, before)
+            worked = after.shape == before.shape and is_close(after, before, before)
         except (RuntimeError, ValueError, TypeError, IndexError):
             # The code takes the width from the config, not from the weights.
             worked = False
@@ -185,20 +197,15 @@ class Survivors:
             return False
         expected, _ = self.run(call, hidden)
         found = self.activations(inputs)
-        return found.shape == expected.shape and _close(found, expected, expected)
+        return found.shape == expected.shape and is_close(found, expected, expected)
 
     def read_leaves(self) -> list[Leaf]:
         """The parameters of the read projections, in float32, with the elements of the kept channels free to change.
 
         Empty if the rows of the channels cannot be told apart from other weights.
         """
-        reads = self._ffn.members[0].reads
-        if len({read.role for read in reads}) < len(reads):
+        if not self._adaptable():
             return []
-        for read in reads:
-            matrix, bias = read.projection.matrix, read.projection.bias
-            if matrix.index is not None or (matrix.transposed and matrix.row) or (bias is not None and bias.index is not None):
-                return []
         leaves = []
         for (name, axis), rows in self._positions().items():
             parameter = self._chain.model.get_parameter(name)
@@ -212,7 +219,10 @@ class Survivors:
         return leaves
 
     def reads(self) -> dict[str, torch.Tensor]:
-        """Role of each read projection to its rows of the kept channels, (kept, inputs), and of its bias, (kept,)."""
+        """Role of each read projection to its rows of the kept channels, (kept, inputs), and of its bias, (kept,).
+
+        Empty if the rows cannot be told apart from other weights.
+        """
         return {role: values.clone() for role, values, _, _ in self._read_values()}
 
     def set_reads(self, values: Mapping[str, torch.Tensor], dtype: torch.dtype) -> None:
@@ -225,9 +235,18 @@ class Survivors:
             parameter = self._chain.model.get_parameter(name)
             parameter.data = parameter.data.to(dtype)
 
+    def _adaptable(self) -> bool:
+        """Whether each role is one matrix, whose channels lie along one axis."""
+        reads = self._ffn.members[0].reads
+        for read in reads:
+            matrix, bias = read.projection.matrix, read.projection.bias
+            if matrix.index is not None or (matrix.transposed and matrix.row) or (bias is not None and bias.index is not None):
+                return False
+        return len({read.role for read in reads}) == len(reads)
+
     def _read_values(self) -> Iterator[tuple[str, torch.Tensor, tuple[str, int], torch.Tensor]]:
         """Role, values, parameter with the axis of its channels, and the present positions on that axis, of every read."""
-        for read in self._ffn.members[0].reads:
+        for read in self._ffn.members[0].reads if self._adaptable() else ():
             for role, key, rows in self._rows(read):
                 name, axis = key
                 rows = torch.searchsorted(self._narrowed[name], rows) if name in self._narrowed else rows
@@ -286,7 +305,7 @@ class Survivors:
         return narrowed
 
 
-def _close(one: torch.Tensor, other: torch.Tensor, scale: torch.Tensor) -> bool:
+def is_close(one: torch.Tensor, other: torch.Tensor, scale: torch.Tensor) -> bool:
     """Whether two tensors differ by no more than the rounding of numbers as large as those of ``scale``."""
     tolerance = _TOLERANCE.get(scale.dtype, _HALF_TOLERANCE)
     return float((one - other).abs().max()) <= tolerance * float(scale.abs().max())

@@ -100,6 +100,8 @@ class _Layer(Struct, forbid_unknown_fields=True):
     held_out_lstsq: float | None = None
     epoch: int | None = None
     sources: tuple[_SourceError, ...] = ()
+    expert_tokens: tuple[int, ...] = ()
+    few_tokens: tuple[int, ...] = ()
 
 
 class _SourceDivergence(Struct, forbid_unknown_fields=True):

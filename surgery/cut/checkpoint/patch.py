@@ -33,26 +33,29 @@ def as_stored(values: torch.Tensor, dtype: str) -> torch.Tensor:
     return rounded
 
 
-def write_kept(entry: TensorEntry, cut: Cut, positions: np.ndarray, values: torch.Tensor) -> None:
-    """Replace the kept channels of a matrix in its file.
+def write_kept(entry: TensorEntry, cut: Cut, positions: np.ndarray, values: torch.Tensor, index: int | None = None) -> None:
+    """Replace the kept channels of a matrix or a vector in its file.
 
     Args:
-        entry: The matrix after the cut, with two axes.
-        cut: The cut that made the matrix.
+        entry: The tensor after the cut, with one or two axes, and one more in front if ``index`` is a number.
+        cut: The cut that made the tensor.
         positions: Positions of the kept channels on the cut axis before the cut, int (kept,).
-        values: New values from `as_stored`, (other axis, kept).
+        values: New values from `as_stored`, (other axis, kept), or (kept,).
+        index: Number of the expert on the tensor's first axis; None if the tensor has no such axis.
     """
     bits = _bits(values, entry)
-    places = cut.places(positions)
+    places = cut.places(positions, index if index is not None and cut.by_expert else 0)
+    shape = entry.shape if index is None else entry.shape[1:]
     descriptor = os.open(entry.file, os.O_RDWR)
     try:
-        data = np.empty(entry.shape, dtype=bits.dtype)
-        read_at(descriptor, data.reshape(-1).view(np.uint8).data, entry.start)
-        if cut.axis == 0:
+        data = np.empty(shape, dtype=bits.dtype)
+        start = entry.start + (index or 0) * data.nbytes
+        read_at(descriptor, data.reshape(-1).view(np.uint8).data, start)
+        if cut.axis == (0 if index is None else 1):
             data[places] = bits.T
         else:
             data[:, places] = bits
-        write_at(descriptor, data.reshape(-1).view(np.uint8).data, entry.start)
+        write_at(descriptor, data.reshape(-1).view(np.uint8).data, start)
     finally:
         os.close(descriptor)
 

@@ -10,6 +10,7 @@ import torch
 
 from chanfmt.models.source import ModelSource
 from surgery.cut.apply import apply_plan
+from surgery.cut.options import CutOptions
 from surgery.recovery.options import Refit
 from tests.support import zoo
 from tests.support.plans import planned, read
@@ -86,3 +87,15 @@ def test_dead_channels_and_few_tokens(tmp_path: Path) -> None:
     report = cut(tmp_path, "out", refit(2))
     assert all(layer.held_out <= layer.held_out_lstsq for layer in report.recovery.layers)
     assert all(bool(values.isfinite().all()) for values in read(tmp_path / "out").values())
+
+
+def test_reads_are_written_beside_zero_channels(tmp_path: Path) -> None:
+    """Layers of two widths share a config field, so the halves of a fused projection end with zero channels."""
+    zoo.tiny("phi3", "causal").save_pretrained(tmp_path / "model")
+    plan = planned(tmp_path / "model", lambda number, ffn: ffn.width // 2 if number else ffn.width - 8)
+    report = apply_plan(
+        plan, ModelSource(tmp_path / "model"), tmp_path / "out", CutOptions(allow_padding=True, verify=False), recovery=refit()
+    )
+    assert len(report.padded) == 1
+    assert any(layer.epoch for layer in report.recovery.layers)
+    assert report.recovery.logit_error < 1e-5
