@@ -124,6 +124,8 @@ def prune(
     recover: str = "none",
     recover_text: str | Sequence[str] = (),
     recover_tokens: str | int = "128k",
+    recover_steps: int | None = None,
+    recover_start: str = "block",
     recover_device: str = "auto",
     verify: bool = True,
     shard_bytes: int | None = None,
@@ -147,10 +149,12 @@ def prune(
         out: Directory to write (default: MODEL-METHOD-PERCENT in the working directory).
         sparsity: Share of the FFN channels to remove (default: 0.5, unless ``to`` names a size).
         to: Size of the result, as for `plan`.
-        recover: How the kept channels are refitted, without labels: ``none``, ``bias``, ``lstsq`` or ``block``.
+        recover: How the kept channels are refitted, without labels: ``none``, ``bias``, ``lstsq``, ``block`` or ``distill``.
             If a long refit is interrupted, the same call continues from ``OUT.partial``.
         recover_text: Text to refit on, as ``--calib`` of ``atlas build`` takes it; empty for the atlas's own tokens.
         recover_tokens: Tokens to draw from ``recover_text``.
+        recover_steps: Steps of ``distill``; None for a number that follows from the tokens.
+        recover_start: What ``distill`` starts from: ``block`` or ``lstsq``.
         recover_device: Device of the refit: ``auto``, ``cpu``, ``cuda``, ...
         verify: Whether to compare logits. Shapes are always checked.
         shard_bytes: Largest size of a weights file in bytes; None for files that correspond to the model's.
@@ -194,7 +198,14 @@ def prune(
         allow_padding=allow_padding,
     )
     cut_options.check()
-    recovery = RecoveryOptions(recover, recover_device, recover_text=_texts(recover_text), recover_tokens=str(recover_tokens))
+    recovery = RecoveryOptions(
+        recover,
+        recover_device,
+        recover_text=_texts(recover_text),
+        recover_tokens=str(recover_tokens),
+        recover_steps=recover_steps,
+        recover_start=recover_start,
+    )
     with bars(progress), opened(atlas) as given:
         return prune_files(given, model, out, plan_options, cut_options, recovery, revision=revision)
 
@@ -208,6 +219,8 @@ def apply(
     recover: str = "none",
     recover_text: str | Sequence[str] = (),
     recover_tokens: str | int = "128k",
+    recover_steps: int | None = None,
+    recover_start: str = "block",
     recover_device: str = "auto",
     verify: bool = True,
     fine_tune: bool = False,
@@ -227,7 +240,7 @@ def apply(
             Hub.
         out: Directory to write (default: MODEL-METHOD-PERCENT in the working directory).
         atlas: The atlas that the plan was made from. ``recover`` needs it, and the result gets a copy.
-        recover, recover_text, recover_tokens, recover_device: As for `prune`.
+        recover, recover_text, recover_tokens, recover_steps, recover_start, recover_device: As for `prune`.
         verify, shard_bytes, dtype, extra_layers, allow_padding, overwrite, revision, progress: As for `prune`.
         fine_tune: Whether other weights than the measured ones are accepted: those of a fine-tune, perhaps with another head.
 
@@ -252,7 +265,14 @@ def apply(
     if not isinstance(plan, PruningPlan | str | os.PathLike):
         raise _not_a_plan(plan)
     _check_loaded(model)
-    recovery = RecoveryOptions(recover, recover_device, recover_text=_texts(recover_text), recover_tokens=str(recover_tokens))
+    recovery = RecoveryOptions(
+        recover,
+        recover_device,
+        recover_text=_texts(recover_text),
+        recover_tokens=str(recover_tokens),
+        recover_steps=recover_steps,
+        recover_start=recover_start,
+    )
     cut_options = CutOptions(overwrite, verify, fine_tune, shard_bytes, extra_layers, _dtype_name(dtype), allow_padding)
     cut_options.check()
     given = plan if isinstance(plan, PruningPlan) else input_path(plan)
@@ -371,6 +391,7 @@ def sweep(
     recover: str | Sequence[str] = "none",
     recover_text: str | Sequence[str] = (),
     recover_tokens: str | int = "128k",
+    recover_steps: int | None = None,
     seeds: str | int | Sequence[int] = "0",
     allocation: str = "uniform",
     max_layer_sparsity: float | None = None,
@@ -399,8 +420,9 @@ def sweep(
         sparsity: Shares of channels to remove: numbers, or text such as ``0.1:0.7:0.1`` (first, last, step), the default.
         to: Sizes of the cut model in place of ``sparsity``, each as for `plan`.
         protect: Protections to run every method under, each as in `plan`.
-        recover: Recoveries to compare: ``none``, ``bias``, ``lstsq``, ``block``. The last two need the files of the model.
-        recover_text, recover_tokens: As for `prune`.
+        recover: Recoveries to compare: ``none``, ``bias``, ``lstsq``, ``block``, ``distill``. The last three need the files of
+            the model.
+        recover_text, recover_tokens, recover_steps: As for `prune`.
         seeds: Seeds of the method ``random``.
         allocation, max_layer_sparsity, layers, stack, multiple_of: As for `plan`.
         seq_len, max_tokens, device, dtype: As for `evaluate`.
@@ -433,6 +455,7 @@ def sweep(
             recover=recover,
             recover_text=recover_text,
             recover_tokens=recover_tokens,
+            recover_steps=recover_steps,
             seeds=seeds,
             allocation=allocation,
             max_layer_sparsity=max_layer_sparsity,

@@ -62,6 +62,21 @@ class Narrowed:
     config: Mapping[str, Change]
 
 
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """What `narrow` did to a model.
+
+    Attributes:
+        narrowed: The numbers before and after.
+        plan: The plan, whose tensors are the parameters of the model.
+        cuts: Name of each parameter that changed to its cut.
+    """
+
+    narrowed: Narrowed
+    plan: PruningPlan
+    cuts: Mapping[str, Cut]
+
+
 def prune_(model: Any, plan: PruningPlan, *, allow_padding: bool = False) -> Narrowed:
     """Remove from a loaded transformers ``model``, in place, the channels that ``plan`` does not keep.
 
@@ -78,6 +93,11 @@ def prune_(model: Any, plan: PruningPlan, *, allow_padding: bool = False) -> Nar
             loaded, or its class cannot have the planned widths. The model is then unchanged.
         UsageError: The model would shrink by less than half of what was asked, and ``allow_padding`` is False.
     """
+    return narrow(model, plan, allow_padding=allow_padding).narrowed
+
+
+def narrow(model: Any, plan: PruningPlan, *, allow_padding: bool = False) -> Placed:
+    """`prune_`, which also says where in the parameters of ``model`` the kept channels are afterwards."""
     _check_loaded(model, plan)
     plan = relocated_in_memory(plan, {name for name, _ in model.named_parameters(remove_duplicate=False)})
     plan = replace(plan, blocks=tuple(_blocks_in_memory(model, plan)))
@@ -97,9 +117,10 @@ def prune_(model: Any, plan: PruningPlan, *, allow_padding: bool = False) -> Nar
     for module, name, value in sizes:
         setattr(module, name, value)
     _set_config(model, layout)
-    return Narrowed(
+    narrowed = Narrowed(
         sum(block.is_cut for block in plan.blocks), plan.channels, plan.channels_kept, parameters, _count(model), layout.fields
     )
+    return Placed(narrowed, plan, cuts)
 
 
 def _check_loaded(model: Any, plan: PruningPlan) -> None:

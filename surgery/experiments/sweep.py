@@ -97,6 +97,7 @@ def sweep(
     recover: str | Sequence[str] = "none",
     recover_text: str | Sequence[str] = (),
     recover_tokens: str | int = "128k",
+    recover_steps: int | None = None,
     seeds: str | int | Sequence[int] = "0",
     allocation: str = "uniform",
     max_layer_sparsity: float | None = None,
@@ -127,9 +128,11 @@ def sweep(
         sparsity: Shares of channels to remove: numbers, or text such as ``0.1:0.7:0.1``, the default.
         to: Sizes of the cut model in place of ``sparsity``, as ``surgery plan --to`` takes them.
         protect: Protections to run every method under, as in ``surgery plan``.
-        recover: How to make up for each cut: ``none``, ``bias``, ``lstsq``, ``block``. The last two need the files of the model.
+        recover: How to make up for each cut: ``none``, ``bias``, ``lstsq``, ``block``, ``distill``. The last three need the
+            files of the model.
         recover_text: Text to refit on, as ``--calib`` of ``atlas build`` takes it; empty for the atlas's own tokens.
         recover_tokens: Tokens to draw from ``recover_text``.
+        recover_steps: Steps of ``distill``; None for a number that follows from the tokens.
         seeds: Seeds of the method ``random``.
         allocation, max_layer_sparsity, layers, stack, multiple_of: As for `surgery.planning.options.PlanOptions`.
         seq_len: Tokens in a block, at least 2.
@@ -158,6 +161,7 @@ def sweep(
             "recover": recover,
             "recover_text": recover_text,
             "recover_tokens": str(recover_tokens),
+            "recover_steps": recover_steps,
             "seeds": seeds,
             "allocation": allocation,
             "max_layer_sparsity": max_layer_sparsity,
@@ -242,20 +246,21 @@ def _measure(
     removed, recovery = removed_of(atlas, plan), plan_recovery(options, atlas, plan)
     if not isinstance(recovery, Refit):
         return subject.measure(removed, means_of(atlas, plan, recovery), progress)
-    from surgery.recovery.refit import refitted
+    from surgery.recovery.run import refit_of
     from surgery.recovery.tokens import with_tokens
 
     assert subject.source is not None
     recovery = with_tokens(recovery, subject.source)
     with contextlib.ExitStack() as stack:
         spool = directory or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        fitted = stack.enter_context(refitted(plan, subject.source, recovery, spool_directory=spool))
+        fitted = stack.enter_context(refit_of(recovery)(plan, subject.source, recovery, spool_directory=spool))
         weights = {
             block.index: (planned.kept, fitted.fitted(planned.name))
             for block, planned in zip(atlas.blocks, plan.blocks, strict=True)
             if planned.is_cut
         }
-    return subject.measure(removed, progress=progress, weights=weights)
+        # A saved state of the refit goes when its context ends, and should stay until there is a row.
+        return subject.measure(removed, progress=progress, weights=weights)
 
 
 def _plan_columns(plan: PruningPlan | None) -> dict[str, Any]:

@@ -77,6 +77,7 @@ class SweepOptions:
     )
     recover_text: tuple[str, ...] = field(default=(), metadata=_RECOVERY["recover_text"])
     recover_tokens: str = field(default=_DEFAULTS.recover_tokens, metadata=_RECOVERY["recover_tokens"])
+    recover_steps: int | None = field(default=None, metadata=_RECOVERY["recover_steps"])
     seeds: str = field(default="0", metadata={"help": "seeds of the method random, such as 0,1,2 or 0-4", "metavar": "SEEDS"})
     allocation: str = field(default="uniform", metadata=_PLAN["allocation"])
     max_layer_sparsity: float | None = field(default=None, metadata=_PLAN["max_layer_sparsity"])
@@ -120,6 +121,8 @@ def runs_of(options: SweepOptions) -> tuple[Run, ...]:
     amounts = _amounts(options)
     if not methods:
         raise UsageError("--methods names no method", hint="write the names as in scar-prot,wanda")
+    if options.recover_steps is not None and not any(recovery.recover == "distill" for recovery in recoveries):
+        raise UsageError("--recover-steps has no effect without the recovery distill", hint="add distill to --recover")
     if not recoveries:
         raise UsageError("--recover names no recovery", hint="write the names as in none,lstsq")
     runs = []
@@ -151,7 +154,8 @@ def _amounts(options: SweepOptions) -> dict[float | str, dict[str, Any]]:
 
 def _recovery(name: str, options: SweepOptions) -> RecoveryOptions:
     text = options.recover_text if name in REFITS else ()
-    return RecoveryOptions(name, recover_text=text, recover_tokens=options.recover_tokens)
+    steps = options.recover_steps if name == "distill" else None
+    return RecoveryOptions(name, recover_text=text, recover_tokens=options.recover_tokens, recover_steps=steps)
 
 
 def plan_runs(atlas: Atlas, options: SweepOptions) -> tuple[tuple[Run, ...], tuple[str, ...]]:

@@ -27,10 +27,16 @@ RECOVERIES = {
     "bias": "the mean output of the removed channels becomes a bias, as in FLAP",
     "lstsq": "write projections are refitted by least squares, block by block, without labels",
     "block": "after lstsq, all weights of each FFN are adapted until its block gives the dense block's output, without labels",
+    "distill": "after block, all FFNs are trained together until the model predicts what the dense model predicts, without labels",
 }
 
-REFITS = ("lstsq", "block")
+REFITS = ("lstsq", "block", "distill")
 """Recoveries that run the model on tokens."""
+STARTS = ("lstsq", "block")
+"""Recoveries that ``distill`` can start from."""
+GRADIENTS = ("block", "distill")
+"""Recoveries that compute gradients."""
+MAX_STEPS = 100_000
 _COUNT = re.compile(r"([0-9]{1,12})([kKmM]?)")
 _NAMED = 8
 """Experts of a layer that a summary names at most."""
@@ -50,7 +56,7 @@ class RecoveryOptions:
     recover: str = field(
         default="none",
         metadata={
-            "help": "refit the kept channels, without gradients or labels: " + ", ".join(RECOVERIES),
+            "help": "refit the kept channels, without labels: " + ", ".join(RECOVERIES),
             "metavar": "HOW",
         },
     )
@@ -91,6 +97,20 @@ class RecoveryOptions:
             "metavar": "SECONDS",
         },
     )
+    recover_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "steps of --recover distill (default: by the number of tokens)",
+            "metavar": "N",
+        },
+    )
+    recover_start: str = field(
+        default="block",
+        metadata={
+            "help": f"what --recover distill starts from: {', '.join(STARTS)}",
+            "metavar": "HOW",
+        },
+    )
 
     def __post_init__(self) -> None:
         texts = (self.recover_text,) if isinstance(self.recover_text, str | os.PathLike) else tuple(self.recover_text or ())
@@ -113,14 +133,30 @@ class RecoveryOptions:
         _ = self.token_count
         if self.checkpoint_every is not None and not self.checkpoint_every >= 0:
             raise UsageError(f"--checkpoint-every must be 0 or more seconds, not {self.checkpoint_every:g}")
+        self._check_distillation()
         if not 0 <= self.spool_limit < 2**33:
             raise UsageError(f"--spool-limit must be 0 or more GiB, not {self.spool_limit:g}")
 
+    def _check_distillation(self) -> None:
+        if self.recover_start not in STARTS:
+            raise unknown("start of a distillation", self.recover_start, STARTS)
+        if self.recover_steps is not None and not 0 < self.recover_steps <= MAX_STEPS:
+            raise UsageError(f"--recover-steps must be between 1 and {MAX_STEPS}, not {self.recover_steps}")
+        given = [*(["--recover-steps"] if self.recover_steps is not None else [])]
+        given += ["--recover-start"] if self.recover_start != "block" else []
+        if given and self.recover != "distill":
+            raise UsageError(f"{given[0]} has no effect on --recover {self.recover}", hint="add --recover distill")
+
     def spelled(self) -> str:
-        """The name of the recovery, with the text that it was asked to use."""
-        if not self.recover_text:
-            return self.recover
-        return " ".join([self.recover, *sorted(self.recover_text), str(self.token_count)])
+        """The name of the recovery, with the text and the steps that it was asked to use."""
+        parts = [self.recover]
+        if self.recover_text:
+            parts += [*sorted(self.recover_text), str(self.token_count)]
+        if self.recover_steps is not None:
+            parts.append(f"{self.recover_steps} steps")
+        if self.recover_start != "block":
+            parts.append(f"from {self.recover_start}")
+        return " ".join(parts)
 
     @property
     def token_count(self) -> int:
@@ -181,6 +217,8 @@ class Refit:
         sources: Names of the sources.
         text: Text that gives the tokens; None for the atlas's tokens.
         save_every: Seconds from one save of the unfinished refit to the next; None for as often as costs little.
+        steps: For ``distill``, the number of steps; None for one that follows from the number of tokens.
+        start: For ``distill``, the method that it starts from, one of `STARTS`.
     """
 
     tokens: np.ndarray | None
@@ -191,6 +229,8 @@ class Refit:
     sources: tuple[str, ...] = ()
     text: RefitText | None = None
     save_every: float | None = None
+    steps: int | None = None
+    start: str = "block"
 
 
 Recovery = BiasRecovery | Refit
@@ -248,22 +288,75 @@ class SourceError:
 
 
 @dataclass(frozen=True)
+class Distillation:
+    """What a distillation did to the whole model.
+
+    A divergence is KL(dense || cut) of the distributions of the next token, in nats, the mean over all positions. It is
+    measured on the held-out sequences, and on as many of the fitted ones.
+
+    Attributes:
+        start: The method that it started from.
+        steps: Steps that were made.
+        step: The step that the weights are from, 0 for the start: the one with the smallest divergence on the held-out
+            sequences.
+        fitted_before, fitted_after: Divergence on fitted sequences at the start, and of the weights in the result.
+        held_out_before, held_out_after: The same on the held-out sequences; None if no sequence was held out.
+        sources: The same for each source of the tokens.
+        history: Steps, and the divergences on the held-out sequences after them; None in place of one that is not finite.
+    """
+
+    start: str
+    steps: int
+    step: int
+    fitted_before: float | None
+    fitted_after: float | None
+    held_out_before: float | None
+    held_out_after: float | None
+    sources: tuple[SourceDivergence, ...] = ()
+    history: tuple[tuple[int, float | None], ...] = ()
+
+    def summary(self) -> str:
+        """The outcome in a few words, for people."""
+        text = f"KL to the dense model {_number(self.fitted_before)} to {_number(self.fitted_after)} nats/token"
+        if self.held_out_after is not None:
+            text += f", {_number(self.held_out_before)} to {_number(self.held_out_after)} on held-out sequences"
+        return f"{text} (step {self.step} of {self.steps}, after {self.start})"
+
+
+@dataclass(frozen=True)
+class SourceDivergence:
+    """Divergences on the tokens of one source, as in `Distillation`; None if there are no such sequences."""
+
+    source: str
+    fitted_before: float | None
+    fitted_after: float | None
+    held_out_before: float | None
+    held_out_after: float | None
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3g}"
+
+
+@dataclass(frozen=True)
 class RecoveryReport:
     """A recovery that was done.
 
     Attributes:
         method: A key of `RECOVERIES`.
         tokens: Number of calibration tokens of the fit.
-        layers: One entry per FFN that was refitted, in model order; empty for ``bias``.
-        logit_error: max|difference| / max|logits| between the written model and the refit (``lstsq``) or the masked dense
-            model with the biases (``bias``); None if it was not measured. For routed experts, see
-            `surgery.cut.check.check_fitted`.
+        layers: One entry per FFN that was refitted, in model order; empty for ``bias``. For ``distill``, what its start did.
+        logit_error: max|difference| / max|logits| between the written model and the fitted one (``lstsq``, ``block``,
+            ``distill``) or the masked dense model with the biases (``bias``); None if it was not measured.
+            For routed experts, see `surgery.cut.check.check_fitted`.
+        distillation: What ``distill`` did.
     """
 
     method: str
     tokens: int
     layers: Sequence[LayerRecovery] = ()
     logit_error: float | None = None
+    distillation: Distillation | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The object ``recovery`` of ``surgery.json``."""
@@ -271,6 +364,8 @@ class RecoveryReport:
 
     def summary(self) -> str:
         """One line on the outcome, for people."""
+        if self.distillation is not None:
+            return f"{self.method} on {self.tokens:,} tokens: {self.distillation.summary()}"
         if not self.layers:
             return f"{self.method}: {RECOVERIES[self.method]}, over {self.tokens:,} tokens"
         before = statistics.median(layer.error_before for layer in self.layers)
@@ -308,9 +403,9 @@ def plan_recovery(options: RecoveryOptions, atlas: Atlas, plan: PruningPlan) -> 
         return None
     plan.check_atlas(atlas)
     experts = next((block for block in plan.blocks if block.is_cut and block.n_experts), None)
-    if experts is not None and options.recover == "bias":
+    if experts is not None and options.recover in ("bias", "distill"):
         raise UsageError(
-            f"--recover bias works on dense FFNs only, and {experts.module} has {experts.n_experts} routed experts",
+            f"--recover {options.recover} works on dense FFNs only, and {experts.module} has {experts.n_experts} routed experts",
             hint="use --recover lstsq, which refits each expert, or cut only the dense FFNs with --stack NAME",
         )
     if options.recover == "bias":
@@ -322,7 +417,14 @@ def plan_recovery(options: RecoveryOptions, atlas: Atlas, plan: PruningPlan) -> 
             },
             atlas.calibration.tokens,
         )
-    spool_bytes = int(options.spool_limit * 2**30)
+    common: dict[str, Any] = {
+        "device": options.recover_device,
+        "spool_bytes": int(options.spool_limit * 2**30),
+        "method": options.recover,
+        "steps": options.recover_steps,
+        "start": options.recover_start,
+        "save_every": options.checkpoint_every,
+    }
     record = atlas.calibration
     if options.recover_text:
         length = record.seq_len
@@ -330,7 +432,7 @@ def plan_recovery(options: RecoveryOptions, atlas: Atlas, plan: PruningPlan) -> 
         for source in weights:
             check_text(source)
         text = RefitText(weights, max(1, round(options.token_count / length)), length, record.special_tokens)
-        return Refit(None, options.recover_device, spool_bytes, options.recover, text=text, save_every=options.checkpoint_every)
+        return Refit(None, text=text, **common)
     tokens = record.token_ids
     if tokens is None or not len(tokens):
         raise AtlasError(
@@ -338,15 +440,7 @@ def plan_recovery(options: RecoveryOptions, atlas: Atlas, plan: PruningPlan) -> 
             hint="add --recover-text SOURCE, or use the atlas as it was built from text, before atlas strip",
         )
     names = tuple(item.source for item in record.contributions)
-    return Refit(
-        tokens,
-        options.recover_device,
-        spool_bytes,
-        options.recover,
-        np.asarray(record.source_of),
-        names,
-        save_every=options.checkpoint_every,
-    )
+    return Refit(tokens, source_of=np.asarray(record.source_of), sources=names, **common)
 
 
 def _means(atlas: Atlas, block: Block) -> np.ndarray:

@@ -39,7 +39,7 @@ from surgery.recovery.adapt import EPOCHS, adapt, evaluate, total
 from surgery.recovery.experts import JointFitting
 from surgery.recovery.folds import split_batches
 from surgery.recovery.least_squares import Moments, choose_fit, fit
-from surgery.recovery.options import LayerRecovery, Refit, SourceError
+from surgery.recovery.options import Distillation, LayerRecovery, Refit, SourceError
 from surgery.recovery.precision import exact_products, fast_products, full_products
 from surgery.recovery.resume import RefitState
 from surgery.recovery.survivors import Survivors, Write
@@ -70,12 +70,14 @@ class Refitted:
         logits: The fitted model's logits for the first tokens of the first sequence, float32 (token, vocabulary).
         ids: These tokens, int64 (1, token).
         fitted: Name of an FFN of the plan to its fitted weights.
+        distillation: What a distillation did after the refit; None without one.
     """
 
     layers: tuple[LayerRecovery, ...]
     logits: torch.Tensor
     ids: torch.Tensor
     fitted: Callable[[str], FittedFFN]
+    distillation: Distillation | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ from surgery.cut.check import FITTED_TOLERANCE, ROUNDED_TOLERANCE, NotCheckedErr
 from surgery.cut.checkpoint.patch import as_stored, write_kept, write_vector
 from surgery.cut.checkpoint.writer import output_bytes
 from surgery.recovery.bias import BiasPlan, plan_biases
+from surgery.recovery.distill import distilled
 from surgery.recovery.options import BiasRecovery, Recovery, RecoveryReport, Refit
 from surgery.recovery.refit import FittedFFN, Refitted, refitted
 from surgery.recovery.resume import PartialRefit, environment_of, kept_beside, request_of
@@ -93,9 +94,10 @@ def prepared(
     unfinished = PartialRefit(output, request_of(plan, source, drawn, device, dtype), environment_of(device), drawn.save_every)
     with contextlib.ExitStack() as stack:
         stack.enter_context(kept_beside(unfinished))
+        work = refit_of(drawn)
         with progress_bar(0, "seq", "refitting") as bar:
             fitted = stack.enter_context(
-                refitted(
+                work(
                     plan,
                     source,
                     drawn,
@@ -109,6 +111,11 @@ def prepared(
             )
         tolerance = FITTED_TOLERANCE if dtype is None else ROUNDED_TOLERANCE
         yield _Fitted(plan, source.index, layout, fitted, drawn, tolerance)
+
+
+def refit_of(refit: Refit) -> Callable[..., contextlib.AbstractContextManager[Refitted]]:
+    """The function that does ``refit``, with the arguments of `surgery.recovery.refit.refitted`."""
+    return distilled if refit.method == "distill" else refitted
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +136,7 @@ class _Fitted:
         assert self.refit.tokens is not None
         routed = any(block.n_experts for block in self.plan.blocks)
         error = _unless_too_large(lambda: check_fitted(written, self.fitted, self.tolerance, routed=routed))
-        return RecoveryReport(self.refit.method, self.refit.tokens.size, self.fitted.layers, error)
+        return RecoveryReport(self.refit.method, self.refit.tokens.size, self.fitted.layers, error, self.fitted.distillation)
 
     def _write(self, written: ModelSource, items: Mapping[str, TensorSlice], kept: np.ndarray, found: FittedFFN) -> None:
         """Put the weights of a dense FFN or of an expert into the files."""

@@ -13,7 +13,7 @@ from chanfmt.data.text import ALIASES
 from chanfmt.models.source import TEMPLATE_DIRECTORY
 from surgery.planning.methods import METHODS
 from surgery.planning.plan import layer_rows
-from surgery.recovery.options import RECOVERIES
+from surgery.recovery.options import GRADIENTS, RECOVERIES
 from surgery.result.base import NOTICE_FILE
 from surgery.result.names import ATLAS_FILE, EVALUATION_FILE, KEPT_FILE, PICTURE_FILE, REPORT_FILE
 from surgery.result.record import summary_rows
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 TAGS = ("pruned", "structured-pruning", "ffn-pruning", "chanfmt")
 
 # The Hub knows four relations to a base model. An adapter needs its base to load, a merge has several bases, and a quantized
-# model keeps every weight in fewer bits. A finetune has weights of its own, as a cut model has. The tags say that nothing was
-# trained.
+# model keeps every weight in fewer bits. A finetune has weights of its own, as a cut model has.
 RELATION = "finetune"
 
 PIPELINES = {
@@ -320,4 +319,5 @@ def _weights(report: Report) -> str:
     if report.recovery is None:
         return f"{rounded} Nothing was trained." if rounded else "The kept weights are unchanged, and nothing was trained."
     what = RECOVERIES[report.recovery.method]
-    return " ".join(text for text in (f"{what[:1].upper()}{what[1:]}. No gradient was computed.", rounded) if text)
+    gradient = "" if report.recovery.method in GRADIENTS else "No gradient was computed."
+    return " ".join(text for text in (f"{what[:1].upper()}{what[1:]}.", gradient, rounded) if text)

@@ -18,7 +18,15 @@ from surgery.cut.extra_layers import ExtraLayers
 from surgery.cut.options import EXTRA_LAYERS
 from surgery.planning.file import load_applied
 from surgery.planning.plan import Change  # noqa: TC001 (msgspec reads the annotations)
-from surgery.recovery.options import RECOVERIES, LayerRecovery, RecoveryReport, SourceError
+from surgery.recovery.options import (
+    RECOVERIES,
+    STARTS,
+    Distillation,
+    LayerRecovery,
+    RecoveryReport,
+    SourceDivergence,
+    SourceError,
+)
 from surgery.result.base import Base  # noqa: TC001
 from surgery.result.evaluated import Evaluated, load_evaluated
 from surgery.result.manifest import FileRecord, hash_files, list_files
@@ -97,6 +105,30 @@ class _Layer(Struct, forbid_unknown_fields=True):
     few_tokens: tuple[int, ...] = ()
 
 
+class _SourceDivergence(Struct, forbid_unknown_fields=True):
+    """As `SourceDivergence`."""
+
+    source: str
+    fitted_before: float | None
+    fitted_after: float | None
+    held_out_before: float | None
+    held_out_after: float | None
+
+
+class _Distillation(Struct, forbid_unknown_fields=True):
+    """As `Distillation`."""
+
+    start: str
+    steps: int
+    step: int
+    fitted_before: float | None
+    fitted_after: float | None
+    held_out_before: float | None
+    held_out_after: float | None
+    sources: tuple[_SourceDivergence, ...] = ()
+    history: tuple[tuple[int, float | None], ...] = ()
+
+
 class _Recovery(Struct):
     """As `RecoveryReport`."""
 
@@ -104,6 +136,7 @@ class _Recovery(Struct):
     tokens: int
     layers: list[_Layer]
     logit_error: float | None
+    distillation: _Distillation | None = None
 
 
 class _ExtraLayers(Struct):
@@ -262,6 +295,7 @@ def _report(stored: _StoredReport, directory: Path) -> Report:
             recovery.tokens,
             [_layer(layer) for layer in recovery.layers],
             recovery.logit_error,
+            None if recovery.distillation is None else _distillation(recovery.distillation),
         ),
         switched={name: change for name, change in stored.config_fields.items() if name not in applied.config},
         extra_layers=None if stored.extra_layers is None else _extra_layers(stored.extra_layers),
@@ -280,6 +314,14 @@ def _extra_layers(stored: _ExtraLayers) -> ExtraLayers:
 def _layer(stored: _Layer) -> LayerRecovery:
     fields = to_builtins(stored)
     return LayerRecovery(**fields | {"sources": tuple(SourceError(**item) for item in fields["sources"])})
+
+
+def _distillation(stored: _Distillation) -> Distillation:
+    if stored.start not in STARTS:
+        raise ValueError(f"its distillation starts from {stored.start!r:.60}, which is unknown")
+    fields = to_builtins(stored)
+    sources = tuple(SourceDivergence(**item) for item in fields["sources"])
+    return Distillation(**fields | {"sources": sources, "history": stored.history})
 
 
 def _leaves(name: str) -> bool:

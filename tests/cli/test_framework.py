@@ -237,7 +237,7 @@ def test_groups_nest() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--recover", "lsq"], "unknown recovery 'lsq'; choose from none, bias, lstsq, block; did you mean lstsq?"),
+        (["--recover", "lsq"], "unknown recovery 'lsq'; choose from none, bias, lstsq, block, distill; did you mean lstsq?"),
         (["--method", "scar-pro"], "; did you mean scar-prot?"),
         (["--allocation", "globl"], "unknown value of --allocation 'globl'; choose from uniform, global; did you mean global?"),
     ],

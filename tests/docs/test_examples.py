@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
 
 import chanfmt
 from chanfmt.cli.main import main
@@ -54,3 +58,21 @@ def test_the_epsilon_hides_what_is_there(model: Path, tmp_path: Path) -> None:
         assert exact > 0
         assert null > 0
         assert covered < exact
+
+
+def test_a_result_is_distilled_with_a_trainer(model: Path, tmp_path: Path) -> None:
+    """The divergence on held-out text falls, and only FFNs change."""
+    text = tmp_path / "text.txt"
+    text.write_text("the def of class " * 40)
+    save_tiny(tmp_path / "cut", "llama", intermediate_size=400)
+    student = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "cut")
+    for layer in student.model.layers:
+        layer.mlp.down_proj.weight.data *= 0.5
+    student.save_pretrained(tmp_path / "cut")
+    arguments = ["--steps", 12, "--length", 40, "--batch", 4, "--rate", 5e-4]
+    said = run("distill.py", model, tmp_path / "cut", text, tmp_path / "out", *arguments)
+    found = re.search(r"KL on 2 held-out sequences: ([0-9.]+) to ([0-9.]+) nats/token", said)
+    assert found
+    assert float(found[2]) < float(found[1])
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("cut", "out"))
+    assert {name.split(".")[3] for name in before if not torch.equal(before[name], after[name])} == {"mlp"}

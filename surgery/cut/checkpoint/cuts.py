@@ -41,6 +41,17 @@ class Cut:
         """Whether the first axis runs over experts, each of which keeps channels of its own."""
         return len(self.positions) > 1
 
+    def places(self, old: np.ndarray, line: int = 0) -> np.ndarray:
+        """Where the elements at the positions ``old`` before the cut, which stay, are afterwards.
+
+        Args:
+            line: Number of the expert, if the cut is by expert.
+        """
+        # Zero channels come from nowhere. They may lie between two halves, so the positions are looked up in order of origin.
+        order = np.argsort(self.positions[line], kind="stable")
+        found: np.ndarray = order[np.searchsorted(self.positions[line][order], old)]
+        return found
+
     def inverted(self, shape: tuple[int, ...]) -> Cut:
         """The cut that puts the elements back into a tensor of ``shape``, with zeros in place of removed elements."""
         positions = np.full((len(self.positions), shape[self.axis]), -1, dtype=np.int64)

@@ -44,10 +44,7 @@ def write_kept(entry: TensorEntry, cut: Cut, positions: np.ndarray, values: torc
         index: Number of the expert on the tensor's first axis; None if the tensor has no such axis.
     """
     bits = _bits(values, entry)
-    before = cut.positions[index if index is not None and cut.by_expert else 0]
-    # Zero channels come from nowhere. They may lie between two halves, so the positions are looked up in order of origin.
-    order = np.argsort(before, kind="stable")
-    places = order[np.searchsorted(before[order], positions)]
+    places = cut.places(positions, index if index is not None and cut.by_expert else 0)
     shape = entry.shape if index is None else entry.shape[1:]
     descriptor = os.open(entry.file, os.O_RDWR)
     try:

@@ -339,3 +339,10 @@ def test_packed_dtypes_are_copied_and_never_cut(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     write_checkpoint(index, {}, tmp_path / "out", lambda count: None)
     assert (tmp_path / "out" / "model.safetensors").read_bytes().endswith(b"0123456789012")
+
+
+def test_places_after_a_cut_with_zero_channels_between_two_halves() -> None:
+    """The positions of the kept channels do not ascend if zero channels follow each half."""
+    cut = Cut(0, np.array([[1, 3, -1, -1, 6, 8, -1, -1]]), (8,))
+    assert cut.places(np.array([3, 1])).tolist() == [1, 0]
+    assert cut.places(np.array([6, 8])).tolist() == [4, 5]

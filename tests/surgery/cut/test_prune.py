@@ -123,7 +123,7 @@ def test_what_was_restored(atlas: Atlas, model: Path, tmp_path: Path) -> None:
     assert restored.tensors == len(read(model))
 
 
-@pytest.mark.parametrize("recover", ["none", "bias", "lstsq"])
+@pytest.mark.parametrize("recover", ["none", "bias", "lstsq", "distill"])
 def test_a_plan_file_is_applied_and_refitted_as_prune_does(
     atlas: Atlas, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recover: str
 ) -> None:

@@ -140,7 +140,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 @pytest.mark.parametrize(
     ("name", "recoveries"),
-    [("llama", "none,bias,lstsq"), ("gpt2", "none,bias,lstsq,block"), ("mixtral", "none,lstsq,block")],
+    [("llama", "none,bias,lstsq,distill"), ("gpt2", "none,bias,lstsq,block"), ("mixtral", "none,lstsq,block")],
 )
 def test_a_recovered_row_is_that_of_the_recovered_checkpoint(
     name: str, recoveries: str, request: pytest.FixtureRequest, tmp_path: Path
@@ -182,8 +182,9 @@ def test_a_recovered_row_is_that_of_the_recovered_checkpoint(
 
 
 def test_a_recovery_that_is_not_possible_is_refused_before_anything_runs(mixtral: Tiny) -> None:
-    with pytest.raises(UsageError, match=r"scar-lp at 0.5 .*--recover bias works on dense FFNs only"):
-        plan_runs(Atlas.open(mixtral.atlas), SweepOptions(methods="scar-lp", sparsity="0.5", recover="bias"))
+    for name in ("bias", "distill"):
+        with pytest.raises(UsageError, match=rf"scar-lp at 0.5 .*--recover {name} works on dense FFNs only"):
+            plan_runs(Atlas.open(mixtral.atlas), SweepOptions(methods="scar-lp", sparsity="0.5", recover=name))
     with pytest.raises(UsageError, match="unknown recovery 'magic'"):
         plan_runs(Atlas.open(mixtral.atlas), SweepOptions(methods="scar-lp", sparsity="0.5", recover="magic"))
 

@@ -245,7 +245,7 @@ def test_a_result_reads_back_as_it_was_written(cut: Path) -> None:
     assert result.strangers == []
 
 
-@pytest.mark.parametrize("how", ["lstsq", "bias"])
+@pytest.mark.parametrize("how", ["lstsq", "bias", "distill"])
 def test_a_recovered_result_reads_back_too(tiny: Tiny, tmp_path: Path, how: str) -> None:
     surgery("prune", tiny.atlas, "--model", tiny.model, "--sparsity", "0.5", "--recover", how, "-o", tmp_path / "out", "--quiet")
     result = open_result(tmp_path / "out")

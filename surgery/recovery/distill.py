@@ -1,0 +1,339 @@
+"""Train the FFNs of a cut model together, without labels, until it predicts what the dense model predicts.
+
+The loss is KL(dense || cut) of the distributions of the next token, over all positions of the refit's tokens. Only the kept
+channels of the FFNs that are cut are trained, in float32. Everything else is frozen, and so is the same in both models. The
+dense model therefore runs only once: its last hidden states are spooled, and the output matrix of the cut model turns them
+into the dense model's logits. Then the same model in memory is cut, and gets the weights of the refit that the distillation
+starts from.
+
+A part of the sequences is held out. The result has the weights that were best there, those of the start among them, rounded
+as the result stores them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import hashlib
+import json
+from collections import defaultdict
+from functools import partial
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from chanfmt.base.errors import ModelError
+from chanfmt.base.narrate import say
+from chanfmt.base.version import __version__
+from chanfmt.models.load import load_model, pick_device
+from chanfmt.models.run import vocabulary
+from chanfmt.models.streaming.blocks import outer_lists
+from chanfmt.models.streaming.parameters import stored_dtype as model_dtype
+from chanfmt.models.streaming.spool import Spool
+from surgery.cut.checkpoint.rounding import stored_dtype
+from surgery.recovery.descent import NOT_FINITE, descend, first_state
+from surgery.recovery.descent_file import Before, StateFile
+from surgery.recovery.divergence import differentiate, divergence
+from surgery.recovery.folds import split_batches
+from surgery.recovery.halves import Halves
+from surgery.recovery.options import Distillation, SourceDivergence
+from surgery.recovery.precision import fast_products, full_products
+from surgery.recovery.refit import CHECK_TOKENS, Refitted, refitted
+from surgery.recovery.student import Student
+from surgery.recovery.training_memory import estimate, saves_activations
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from chanfmt.models.source import ModelSource
+    from surgery.planning.plan import PruningPlan
+    from surgery.recovery.descent import State
+    from surgery.recovery.folds import Batch
+    from surgery.recovery.options import Refit
+    from surgery.recovery.resume import PartialRefit
+
+STEP_TOKENS = 1024
+"""Tokens of a step."""
+PASSES = 4
+"""Passes over the fitted tokens, unless the number of steps is given."""
+MOST_STEPS = 400
+"""Largest number of steps, unless the number is given."""
+SAVE_SECONDS = 300.0
+"""Seconds after which the state is written again."""
+
+
+@contextlib.contextmanager
+def distilled(
+    plan: PruningPlan,
+    source: ModelSource,
+    options: Refit,
+    *,
+    spool_directory: Path,
+    begin: Callable[[int], object] = lambda total: None,
+    progress: Callable[[int], object] = lambda sequences: None,
+    dtype: str | None = None,
+    partial_refit: PartialRefit | None = None,
+    reserved: int = 0,
+) -> Iterator[Refitted]:
+    """Refit the cut that ``plan`` makes of the dense model ``source`` as ``options.start`` says, and then distil it.
+
+    The state is written to ``spool_directory`` every few minutes. The same call goes on from there after a kill. The file is
+    removed when the body ends without an error.
+
+    Args:
+        options: Tokens, start, steps, device and memory of the work.
+        spool_directory, progress, dtype, partial_refit, reserved: As for `surgery.recovery.refit.refitted`.
+        begin: Called at the beginning of the refit, and at that of the distillation, with the total of the numbers that
+            ``progress`` will be called with.
+
+    Raises:
+        ModelError: The model does not predict tokens, or is of a kind that cannot be refitted or cut in memory.
+        ChanfmtError: Memory or disk space runs out.
+    """
+    experts = next((block for block in plan.blocks if block.is_cut and block.n_experts), None)
+    if experts is not None:
+        raise ModelError(
+            f"--recover distill trains only dense FFNs, and {experts.module} has {experts.n_experts} routed experts",
+            hint="cut only the dense FFNs with --stack NAME, or use another recovery",
+        )
+    key = _key(plan, source, options, dtype)
+    file = StateFile(spool_directory / f"distill-{key[:16]}.partial", key, SAVE_SECONDS)
+    with _told(file):
+        result = _result(plan, source, options, file, spool_directory, begin, progress, dtype, partial_refit, reserved)
+        # The check of the result needs the memory.
+        gc.collect()
+        yield result
+    file.remove()
+
+
+def _result(
+    plan: PruningPlan,
+    source: ModelSource,
+    options: Refit,
+    file: StateFile,
+    directory: Path,
+    begin: Callable[[int], object],
+    progress: Callable[[int], object],
+    dtype: str | None,
+    partial_refit: PartialRefit | None,
+    reserved: int,
+) -> Refitted:
+    """Refit, train and measure, from what ``file`` holds on. Nothing of the model is in memory afterwards."""
+    with Spool(options.spool_bytes, directory) as spool, fast_products(pick_device(options.device)):
+        training = _Training(plan, source, options, spool, dtype)
+        found = file.load([leaf.parameter.data for leaf in training.student.leaves])
+        if found is None:
+            refit = dataclasses.replace(options, method=options.start)
+            with refitted(
+                plan,
+                source,
+                refit,
+                spool_directory=directory,
+                begin=begin,
+                progress=progress,
+                dtype=dtype,
+                partial_refit=partial_refit,
+                reserved=reserved,
+            ) as start:
+                found = training.begin(start)
+            file.save(*found)
+        else:
+            say(f"the distillation goes on after step {found[0].step}, from {file.path}")
+        state, before = found
+        # The refit counts in a total of its own.
+        begin(training.steps * training.size)
+        progress(state.step * training.size)
+        training.run(state, partial(_after, file, before, training.size, progress))
+        return training.finished(state, before)
+
+
+def _after(file: StateFile, before: Before, size: int, progress: Callable[[int], object], state: State) -> None:
+    file.save(state, before)
+    progress(size)
+
+
+@contextlib.contextmanager
+def _told(file: StateFile) -> Iterator[None]:
+    """Add to an interrupt of the body how the work goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        way_out = file.way_out()
+        if way_out is None:
+            raise
+        raise KeyboardInterrupt(way_out) from None
+
+
+def _key(plan: PruningPlan, source: ModelSource, options: Refit, dtype: str | None) -> str:
+    """SHA-256 of all that the result depends on."""
+    assert options.tokens is not None
+    words = [source.fingerprint, options.start, options.steps, pick_device(options.device).type, dtype, STEP_TOKENS, PASSES]
+    words += [__version__, version("torch"), version("transformers"), *options.sources]
+    digest = hashlib.sha256(json.dumps(words).encode())
+    arrays = [options.tokens, *([] if options.source_of is None else [options.source_of])]
+    for array in [*arrays, *(block.kept for block in plan.blocks)]:
+        digest.update(f"{array.shape}{array.dtype}".encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _precision(source: ModelSource, device: torch.device) -> tuple[torch.dtype, bool]:
+    """The dtype of the frozen weights, and whether products are computed in bfloat16.
+
+    On a GPU, a checkpoint in 16 bits is trained in bfloat16. float16 would need a scaled loss, so float16 weights are loaded
+    in float32.
+    """
+    stored = torch.float32 if device.type == "cpu" else model_dtype(source)
+    return (torch.bfloat16 if stored == torch.bfloat16 else torch.float32), stored in (torch.bfloat16, torch.float16)
+
+
+class _Training:
+    """The cut model in memory, and what it should predict.
+
+    Attributes:
+        student: The cut model.
+        steps: Number of steps to make.
+        size: Sequences of a step.
+    """
+
+    def __init__(self, plan: PruningPlan, source: ModelSource, options: Refit, spool: Spool, dtype: str | None) -> None:
+        assert options.tokens is not None
+        self._plan, self._options, self._spool = plan, options, spool
+        self._device = pick_device(options.device)
+        sequences, length = options.tokens.shape
+        self.size = max(1, STEP_TOKENS // length)
+        kind, self._half = _precision(source, self._device)
+        recompute = saves_activations(estimate(plan, source.index, kind, self.size * length), self._device)
+        source_of = np.zeros(sequences, dtype=np.int32) if options.source_of is None else options.source_of
+        self._batches = split_batches(options.tokens, source_of, self.size)
+        self._fitted, self._held = (
+            [number for number, batch in enumerate(self._batches) if batch.held_out is out] for out in (False, True)
+        )
+        self._sample = _sample(self._batches)
+        self.steps = options.steps or min(MOST_STEPS, PASSES * len(self._fitted))
+        self._model = load_model(source, dtype=str(kind).removeprefix("torch."), device=options.device)
+        self._halves = Halves(self._model)
+        self._vocabulary = vocabulary(self._model)
+        with torch.no_grad(), self._autocast():
+            for number, batch in enumerate(self._batches):
+                spool.put(number, self._halves.hidden(batch.ids.to(self._device)))
+        self._blocks = [module for _, modules in outer_lists(self._model) for module in modules] if recompute else []
+        self.student = Student(self._model, plan, _dtypes(plan, source, dtype))
+
+    def begin(self, start: Refitted) -> tuple[State, Before]:
+        """The state before the first step, with the weights of ``start``."""
+        for block in self._plan.blocks:
+            if block.is_cut:
+                self.student.put(block.name, start.fitted(block.name))
+        before = Before(start.layers, self._measured(self._sample), self._measured(self._held))
+        return first_state(self.student.leaves, self._mean(before.held_out, self._held) or 0.0), before
+
+    def run(self, state: State, after: Callable[[State], object]) -> None:
+        """Make the steps, and leave the best weights in the model, rounded as the result stores them."""
+        with _computed_again(self._blocks):
+            descend(self, self.student.leaves, state, len(self._fitted), self.steps, after)
+        for leaf, values in zip(self.student.leaves, state.best, strict=True):
+            leaf.parameter.data.copy_(values)
+        self.student.round()
+
+    def finished(self, state: State, before: Before) -> Refitted:
+        """The weights that `run` left, and what they are worth."""
+        fitted, held_out = self._measured(self._sample), self._measured(self._held)
+        names = self._options.sources or ("the atlas's tokens",)
+        report = Distillation(
+            self._options.start,
+            state.step,
+            state.best_step,
+            self._mean(before.fitted, self._sample),
+            self._mean(fitted, self._sample),
+            self._mean(before.held_out, self._held),
+            self._mean(held_out, self._held),
+            tuple(
+                SourceDivergence(name, *(means.get(number) for means in (before.fitted, fitted, before.held_out, held_out)))
+                for number, name in enumerate(names)
+            ),
+            tuple((step, loss if loss < NOT_FINITE else None) for step, loss in state.history) if self._held else (),
+        )
+        ids = self._batches[0].ids[:1, :CHECK_TOKENS]
+        with torch.no_grad(), full_products(), self._autocast():
+            logits = self._halves.logits(self._halves.hidden(ids.to(self._device)))
+        weights = {block.name: self.student.get(block.name) for block in self._plan.blocks if block.is_cut}
+        return Refitted(before.layers, logits[0].float().cpu(), ids, weights.__getitem__, report)
+
+    def differentiate(self, number: int) -> None:
+        """Add the gradient of the mean divergence on fitted batch ``number`` to those of the weights."""
+        place = self._fitted[number]
+        with self._autocast():
+            with torch.enable_grad():
+                cut = self._halves.hidden(self._batches[place].ids.to(self._device))
+            differentiate(self._halves.logits, self._dense(place), cut, self._vocabulary)
+
+    def held_out(self) -> float:
+        """The mean divergence on the held-out sequences, of the weights as the result would store them."""
+        with self.student.rounded():
+            return self._mean(self._measured(self._held), self._held) or 0.0
+
+    def _measured(self, places: Sequence[int]) -> dict[int, float]:
+        """Number of each source of the batches ``places`` to the mean divergence of the present weights there."""
+        sums: dict[int, float] = defaultdict(float)
+        with torch.no_grad(), self._autocast():
+            for place in places:
+                cut = self._halves.hidden(self._batches[place].ids.to(self._device))
+                sums[self._batches[place].source] += divergence(self._halves.logits, self._dense(place), cut, self._vocabulary)
+        return {source: value / _tokens(self._batches, places, source) for source, value in sums.items()}
+
+    def _mean(self, means: Mapping[int, float], places: Sequence[int]) -> float | None:
+        """The mean over all tokens of the batches ``places``, from the ``means`` of their sources; None if there are none."""
+        counts = {source: _tokens(self._batches, places, source) for source in means}
+        return sum(means[source] * count for source, count in counts.items()) / sum(counts.values()) if counts else None
+
+    def _dense(self, place: int) -> torch.Tensor:
+        return self._spool.get(place).to(self._device)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._half)
+
+
+def _dtypes(plan: PruningPlan, source: ModelSource, dtype: str | None) -> dict[tuple[str, str], str]:
+    """Name and role of every tensor of an FFN that is cut to the safetensors dtype that the result stores it in."""
+    return {
+        (block.name, item.role): stored_dtype(source.index.tensors[item.tensor], dtype)
+        for block in plan.blocks
+        if block.is_cut
+        for item in block.tensors
+    }
+
+
+def _sample(batches: Sequence[Batch]) -> list[int]:
+    """Numbers of the first fitted batches of each source: about as many sequences as are held out, and at least one batch."""
+    left: dict[int, int] = defaultdict(int)
+    for batch in batches:
+        left[batch.source] += len(batch.ids) if batch.held_out else 0
+    found, seen = [], set()
+    for number, batch in enumerate(batches):
+        if not batch.held_out and (left[batch.source] > 0 or batch.source not in seen):
+            found.append(number)
+            seen.add(batch.source)
+            left[batch.source] -= len(batch.ids)
+    return found
+
+
+def _tokens(batches: Sequence[Batch], places: Sequence[int], source: int) -> int:
+    return sum(batches[place].ids.numel() for place in places if batches[place].source == source)
+
+
+@contextlib.contextmanager
+def _computed_again(blocks: Sequence[torch.nn.Module]) -> Iterator[None]:
+    """In the body, ``blocks`` keep only their inputs for the backward pass, and are computed again there."""
+    forwards: list[tuple[torch.nn.Module, Any]] = [(block, block.forward) for block in blocks]
+    for block, forward in forwards:
+        block.forward = partial(checkpoint, forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for block, _ in forwards:
+            del block.forward
