@@ -117,7 +117,9 @@ def tell(result: Result, options: CutOptions, talk: PrintOptions, publishing: Pu
 
     report, output = result.report, result.directory
     if not talk.json:
-        print_pairs([*summary_rows(report.plan, report), ["output", str(output)]])
+        print_pairs(summary_rows(report.plan, report))
+        print_line()
+        print_line(f"{output}: {report.sizes.headline}")
     where = {"output": str(output)}
     if publishing and publishing.push is not None:
         push_options = PushOptions(public=publishing.public, create_pr=publishing.create_pr, no_verify=options.no_verify)

@@ -65,7 +65,8 @@ def key_rows(screen: Screen[Any]) -> list[KeyRow]:
         name = KEY_NAMES.get(binding.key, binding.key)
         rows[key] = KeyRow((*earlier, name), binding.description, binding.tooltip, binding.show, binding.action, active.node)
     order = {id(screen): 0, id(screen.app): 2}
-    return sorted(rows.values(), key=lambda row: order.get(id(row.node), 1))
+    first = getattr(screen, "KEYS_FIRST", ())
+    return sorted(rows.values(), key=lambda row: -1 if row.word in first else order.get(id(row.node), 1))
 
 
 def key_line(rows: list[KeyRow], width: int) -> list[Piece]:

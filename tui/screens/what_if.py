@@ -11,6 +11,7 @@ from textual.binding import Binding, BindingType
 from chanfmt.base.errors import ChanfmtError
 from chanfmt.base.text import one_line
 from surgery.planning.methods import METHODS
+from surgery.planning.sizes import parameters_text
 from surgery.planning.what_if import total
 from tui.screens.base import BACK_BINDING, common_bindings
 from tui.screens.ffns import FfnScreen
@@ -31,6 +32,7 @@ class WhatIfScreen(FfnScreen):
     """The numbers of ``surgery plan``, one key away."""
 
     SCREEN = "what-if"
+    KEYS_FIRST = ("±1%",)
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("x", "method(1)", "method", tooltip="the next method"),
         Binding("X", "method(-1)", "method back", show=False, tooltip="the previous method"),
@@ -112,16 +114,24 @@ class WhatIfScreen(FfnScreen):
         # If there is no room for both, the settings are worth more than the name of the file.
         return left if cell_len(left) + cell_len(right) + 3 <= self.size.width else settings, right
 
+    def headline_text(self, width: int) -> str:
+        sizes = None if self._what_if is None or not self._rows else self._what_if.sizes(self._rows)
+        if sizes is None:
+            return ""
+        text = parameters_text(*sizes.parameters)
+        for part in sizes.details:
+            if cell_len(text) + cell_len(part) + 4 <= width:
+                text += f"; {part}"
+        return text
+
     def status_text(self) -> str:
         if self._refusal:
             return one_line(self._refusal)
         whole = total(self._rows)
         share = percent(whole.lp_share if whole.lp_share is not None else float("nan"))
         supernodes = f"super {whole.supernodes_kept:,}/{whole.supernodes:,}"
-        sizes = None if self._what_if is None else self._what_if.parameters(self._rows)
-        if sizes is not None:
-            hardly = "  needs --allow-padding" if self._is_refused else ""
-            return f"{sizes[0]:,} to {sizes[1]:,} parameters{hardly}  {supernodes}  LP mass kept {share}"
+        if self._is_refused:
+            return f"needs --allow-padding: the file would hardly shrink  {supernodes}  LP mass kept {share}"
         return f"model: {whole.channels_kept:,} of {whole.channels:,} ch  {supernodes}  LP mass kept {share}"
 
     def legend_line(self, width: int) -> Line:
