@@ -27,7 +27,7 @@ EXAMPLES = (
 class PlanFileOptions:
     """Which plan."""
 
-    plan: str = field(metadata={"help": "plan written by surgery plan", "positional": "PLAN"})
+    plan: str = field(metadata={"help": "plan written by surgery plan", "positional": "PLAN", "kind": "plan"})
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class PlanAtlasOptions:
         metadata={
             "help": "atlas that the plan was made from, a file or hf://REPO/FILE; --recover needs it, and the result gets a copy",
             "metavar": "ATLAS",
+            "kind": "atlas",
         },
     )
 

@@ -135,7 +135,7 @@ class ScatterScreen(StatusScreen):
         ]
 
     def _edge(self, value: float) -> str:
-        return number(10.0**value) if self.log_axes else f"{value:,.0f}"
+        return number(10.0**value) if self.log_axes else f"{value:.0f}"
 
     def _legend(self) -> Line:
         if self.front.colourless:

@@ -101,11 +101,11 @@ class LayerTable(FfnTable):
         if cells < MIN_STRIP:
             return ""
         widths = {sum(self.snapshot.ffns[ffn].n_channels for ffn in span) for span in self.spans}
-        last = f"{max(widths):,}" if len(widths) == 1 else "all"
+        last = str(max(widths)) if len(widths) == 1 else "all"
         log = self.browser.log_axis
         first = "1" if log else "0"
         if not log and len(widths) == 1:
-            last = f"{max(widths) - 1:,}"
+            last = str(max(widths) - 1)
         room = cells - len(first) - len(last) - 2
         names = (f"channels by {self.browser.heading} rank, log", f"by {self.browser.heading} rank, log", "log rank")
         if not log:

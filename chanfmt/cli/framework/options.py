@@ -34,6 +34,8 @@ def add_options(parser: argparse.ArgumentParser, options: type[Any]) -> argparse
     * ``positional``: the argument has no flag, and is shown by this name.
     * ``metavar``: the name of the value.
     * ``choices``: the values allowed; ``noun``: what an error calls a value (default: a value of the flag).
+    * ``kind``: what the value is (``atlas``, ``model``, ``plan``, ``result``, ``name``), as
+      `chanfmt.format.mistaken.looks_like` says it, so that arguments in each other's places are noticed.
     * ``repeat``: the flag may be repeated, and the values replace the default of the tuple.
     * ``nargs``: ``+`` for a tuple of one or more values, ``*`` for a tuple of any number of values; ``?`` for an optional value, which is an empty text if the flag
       comes without one.
@@ -76,6 +78,7 @@ def _add_option(group: argparse._ArgumentGroup, item: dataclasses.Field[Any], hi
         else:
             action = group.add_argument(*flags, dest=item.name, **extra | _valued(item, hint))
     action.noun = metadata.get("noun")  # type: ignore[attr-defined]
+    action.kind = metadata.get("kind")  # type: ignore[attr-defined]
 
 
 def _valued(item: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
