@@ -295,7 +295,7 @@ def test_tasks_without_lm_eval_name_the_extra(models, run):
     code, out, err = run(models[0], "--data", "pydoc", "--tasks", "arc_easy")
     assert code == 1
     assert "--tasks needs the package 'lm-eval', which is not installed" in err
-    assert "pip install 'chanfmt[eval]'" in err
+    assert "pip install lm-eval (it is in chanfmt's extra [eval])" in err
     assert out == ""
 
 

@@ -396,7 +396,7 @@ def test_without_matplotlib_there_is_a_table(
     captured = capsys.readouterr()
     lines = [line for line in captured.err.splitlines() if "no figure" in line]
     assert len(lines) == 1
-    assert "chanfmt[plot]" in lines[0]
+    assert "pip install matplotlib" in lines[0]
     assert [line.split()[0] for line in captured.out.splitlines()] == ["method", "dense", "wanda"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["results.csv", "results.json"]
 
