@@ -279,7 +279,7 @@ def test_a_metric_of_another_program(tmp_path, capsys):
     assert found == pytest.approx(expected)
     files = [str(tmp_path / f"{name}.h5") for name in "ab"]
     assert main(["compare", *files, "--metric", "x_lab/hessian"]) == 0
-    assert "x_lab/hessian rank r" in capsys.readouterr().out
+    assert "rank r is Spearman's correlation of x_lab/hessian" in capsys.readouterr().out
     random_atlas(tmp_path / "plain.h5")
     assert main(["compare", files[0], str(tmp_path / "plain.h5"), "--metric", "x_lab/hessian"]) == 2
     assert "plain.h5 holds no 'x_lab/hessian'" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from chanfmt.base import narrate
 from chanfmt.base.command_line import recorded
 from chanfmt.base.errors import ChanfmtError, MissingPackageError, first_line
 from chanfmt.base.text import one_line
+from chanfmt.cli.framework.options import RENAMED
 from chanfmt.cli.framework.parser import Parser
 from chanfmt.cli.framework.streams import StdoutError, usable_streams
 
@@ -84,6 +85,8 @@ def _run(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
             namespace = parser.parse_args(words)
             run: Callable[[argparse.Namespace], int | None] = namespace.run
             with narrate.to_terminal(quiet=getattr(namespace, "quiet", False)):
+                for note in getattr(namespace, RENAMED, ()):
+                    narrate.say(f"note: {note}")
                 code = run(namespace) or 0
     except SystemExit:
         # --help and --version end like this.
