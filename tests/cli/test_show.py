@@ -113,7 +113,9 @@ def test_tables_fit_a_terminal_of_80_columns(tmp_path: Path, capsys: pytest.Capt
     assert main(lines[0]) == 0
     captured = capsys.readouterr()
     narrow = captured.out.splitlines()[0].split("  ")
-    missing = [name.strip() for name in wide if name.strip() and name not in narrow and name.strip() not in map(str.strip, narrow)]
+    missing = [
+        name.strip() for name in wide if name.strip() and name not in narrow and name.strip() not in map(str.strip, narrow)
+    ]
     assert f"left out to fit 80 columns: {', '.join(missing)}; --json prints everything" in captured.err
     # The metric of the order is never left out.
     assert main(lines[1]) == 0
