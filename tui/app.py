@@ -59,7 +59,7 @@ class AtlasApp(App[str], inherit_bindings=False):
         Binding("colon", "command_palette", "command", show=False, tooltip="every action by name"),
         Binding("ctrl+p", "command_palette", "command", show=False, priority=True, tooltip="every action by name"),
         Binding("ctrl+z", "suspend_process", "suspend", show=False, priority=True, tooltip="suspend (fg comes back)"),
-        Binding("ctrl+c", "quit", "quit", show=False, priority=True, tooltip="quit at once"),
+        Binding("ctrl+c", "interrupt", "quit", show=False, priority=True, tooltip="quit (twice: at once)"),
         Binding("question_mark", "help", "help", tooltip="this help"),
     ]
 
@@ -168,6 +168,21 @@ class AtlasApp(App[str], inherit_bindings=False):
             self.start(lambda: copy_to_tmux(text), lambda _: None, refused=self.say, group="copy", exclusive=False)
 
     # Keys.
+
+    async def run_action(self, action: Any, *args: Any, **kwargs: Any) -> bool:
+        """Run ``action``. A count that the action has not used is gone after it."""
+        table = self.screen.table if isinstance(self.screen, BrowserScreen) else None
+        done = await super().run_action(action, *args, **kwargs)
+        if table is not None and table.count and "digit" not in str(action):
+            table.count = ""
+        return done
+
+    def action_interrupt(self) -> None:
+        """End the program. The session asks first if marks are not saved; pressed again, the key ends the program at once."""
+        if isinstance(self.screen, ChoiceScreen):
+            self.exit()
+        else:
+            self.session.quit()
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         for row in key_rows(screen):

@@ -42,6 +42,7 @@ class FFNComparison:
         halo_jaccard, halo_chance: The same two numbers for the halos.
         captured: Mass of the first atlas's metric in the second atlas's supernodes, over the mass in the first atlas's own
             supernodes.
+        captured_chance: The same share for as many channels as the second atlas has supernodes, drawn at random.
         top_jaccard, top_chance: The two numbers for the channels of largest metric, as many in every expert as the first
             atlas's rho gives.
     """
@@ -59,6 +60,7 @@ class FFNComparison:
     halo_jaccard: float
     halo_chance: float
     captured: float
+    captured_chance: float
     top_jaccard: float
     top_chance: float
 
@@ -228,6 +230,7 @@ def _compare_ffn(first: Atlas, block: Block, second: Atlas, other: Block, metric
         halo_jaccard=_jaccard(*halo),
         halo_chance=_chance(*halo),
         captured=captured / own if own > 0 else float("nan"),
+        captured_chance=float(np.nansum(values[0])) * core[1].mean() / own if own > 0 else float("nan"),
         top_jaccard=_jaccard(*tops),
         top_chance=_chance(*tops),
     )

@@ -1,4 +1,4 @@
-"""An atlas as a table (parquet, csv) or as plain arrays (npz, json), for programs that do not read HDF5.
+"""An atlas as a table (parquet, csv), as plain arrays (npz, json), or as llama.cpp's importance matrix (gguf).
 
 A table has one row per channel. Variables that are not per channel, such as sums per split, are in npz and json only.
 Every number is written so that reading it gives the same bits.
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from chanfmt.algebra.imatrix import write_imatrix
 from chanfmt.base.claims import claimed
 from chanfmt.base.errors import AtlasError, MissingPackageError, UsageError
 from chanfmt.base.files import atomic_file, check_target
@@ -30,15 +31,18 @@ if TYPE_CHECKING:
     _Column = np.ndarray | str | int | None
 
 FORMATS = ("parquet", "csv", "npz", "json")
+IMATRIX = "gguf"
+"""The format that is an importance matrix."""
 TABLES = ("parquet", "csv")
 _NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 
 
 def export_format(path: Path) -> str:
-    """The format that the extension of ``path`` names, one of `FORMATS`. Raises `UsageError` for other extensions."""
+    """The format that the extension of ``path`` names, one of `FORMATS` or `IMATRIX`. Raises `UsageError` for other extensions."""
     name = path.suffix.lower().removeprefix(".")
-    if name not in FORMATS:
-        raise UsageError(f"cannot tell the format from {path.name!r}", hint=f"end -o in .{', .'.join(FORMATS)}")
+    known = (*FORMATS, IMATRIX)
+    if name not in known:
+        raise UsageError(f"cannot tell the format from {path.name!r}", hint=f"end -o in .{', .'.join(known)}")
     return name
 
 
@@ -49,7 +53,7 @@ def export(atlas: Atlas, path: Path, *, metrics: Sequence[str] | None = None, ov
         metrics: Variables to write besides the labels; None for all that the format can hold.
 
     Returns:
-        Number of rows of a table, or of arrays in npz and json.
+        Number of rows of a table, of arrays in npz and json, or of entries in gguf.
 
     Raises:
         UsageError: Unknown extension or metric, or ``path`` exists and ``overwrite`` is False.
@@ -58,6 +62,8 @@ def export(atlas: Atlas, path: Path, *, metrics: Sequence[str] | None = None, ov
         ChanfmtError: The disk is full, or ``path`` cannot be written.
     """
     kind = export_format(path)
+    if kind == IMATRIX and metrics is not None:
+        raise UsageError("--metrics has no effect on an importance matrix", hint="leave it out")
     variables = _choose(atlas, metrics, table=kind in TABLES)
     for name in atlas.stacks:
         # A spreadsheet runs a cell that starts with = + - @, and a member of an archive could be called ../x.
@@ -66,6 +72,9 @@ def export(atlas: Atlas, path: Path, *, metrics: Sequence[str] | None = None, ov
     check_target(path, overwrite=overwrite)
     if path.exists() and path.samefile(atlas.file):
         raise UsageError(f"{path} is the atlas that is exported", hint="choose another -o")
+    if kind == IMATRIX:
+        with claimed(path), atomic_file(path, overwrite=overwrite) as temporary:
+            return write_imatrix(atlas, temporary)
     write = {"parquet": _write_parquet, "csv": _write_csv, "npz": _write_npz, "json": _write_json}[kind]
     with claimed(path), atomic_file(path, overwrite=overwrite) as temporary:
         return write(atlas, variables, temporary)

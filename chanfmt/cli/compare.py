@@ -105,7 +105,10 @@ MATRICES = {
     "top_jaccard": ("Jaccard index of the largest by {metric}", "top_chance"),
     "supernode_jaccard": ("Jaccard index of the supernodes", "supernode_chance"),
     "halo_jaccard": ("Jaccard index of the halos", "halo_chance"),
-    "captured": ("{metric} of the row's atlas in the column's supernodes, divided by its {metric} in its own supernodes", None),
+    "captured": (
+        "{metric} of the row's atlas in the column's supernodes, divided by its {metric} in its own supernodes",
+        "captured_chance",
+    ),
 }
 """Fields of `FFNComparison` printed for each pair as medians over FFNs: title, and the field with the value by chance."""
 

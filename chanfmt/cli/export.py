@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "atlas export llama.h5 -o llama.parquet",
     "atlas export llama.h5 -o lp.csv --metrics lp,protection",
+    "atlas export llama.h5 -o llama.imatrix.gguf",
 )
 
 
@@ -25,7 +26,7 @@ class ExportOptions:
 
     output: str = field(
         metadata={
-            "help": "file to write: .parquet and .csv hold one row per channel, .npz and .json hold the arrays",
+            "help": "file to write: .parquet and .csv hold one row per channel, .npz and .json hold the arrays, .gguf is llama.cpp's importance matrix",
             "flag": "--output",
             "short": "-o",
             "metavar": "OUT",
@@ -41,16 +42,18 @@ def add(commands: Any) -> None:
     framework.add_command(
         commands,
         "export",
-        "write an atlas as parquet, csv, npz or json",
+        "write an atlas as parquet, csv, npz, json or imatrix",
         run=_run,
         options=lambda: (AtlasOptions, ExportOptions),
         examples=EXAMPLES,
-        description=("Write the channels of an atlas as a table, or its arrays, for programs that do not read HDF5."),
+        description=(
+            "Write the channels of an atlas as a table, or its arrays, for programs that do not read HDF5, or as the importance matrix that llama-quantize reads."
+        ),
     )
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from chanfmt.algebra.export import TABLES, export, export_format
+    from chanfmt.algebra.export import IMATRIX, TABLES, export, export_format
     from chanfmt.base.files import output_path
     from chanfmt.hub.locate import open_atlas
 
@@ -59,7 +62,8 @@ def _run(arguments: argparse.Namespace) -> int:
     metrics = None if arguments.metrics is None else [name.strip() for name in arguments.metrics.split(",")]
     with open_atlas(arguments.file, contained=True) as atlas:
         count = export(atlas, output, metrics=metrics, overwrite=arguments.overwrite)
-    size, items = output.stat().st_size, "rows" if kind in TABLES else "arrays"
+    size = output.stat().st_size
+    items = "rows" if kind in TABLES else "entries" if kind == IMATRIX else "arrays"
     say(f"wrote {output}: {count:,} {items}, {size / 1e6:,.1f} MB")
     if arguments.json:
         framework.print_json({"file": str(output), "format": kind, items: count, "bytes": size})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,8 @@ LOOK: dict[str, Any] = {
     "lines.linewidth": 1.3,
 }
 """Settings of matplotlib in which the figures are made."""
+PAPER = "the paper, Llama-3.1-8B"
+"""Label of `paper_line`."""
 DEPTH = "FFN, in model order"
 """Label of the horizontal axis of `by_depth`."""
 
@@ -60,12 +63,40 @@ def by_depth(axes: Any, depth: np.ndarray, values: np.ndarray, number: int, labe
         )
 
 
+def paper_line(axes: Any, value: float, number: int | None = None) -> None:
+    """Draw the paper's number into ``axes``, in the colour of the ``number``-th line, or in grey."""
+    colour = GREY if number is None else COLOURS[number % len(COLOURS)]
+    axes.axhline(value, color=colour, linestyle=(0, (1, 2)), linewidth=1.1, label=PAPER if number in (None, 0) else None)
+
+
+def heat_map(shares: np.ndarray) -> bytes:
+    """A picture of ``shares``, float (row, column) in [0, 1], one pixel each, as PNG."""
+    from matplotlib.image import imsave
+
+    stream = io.BytesIO()
+    imsave(stream, shares, cmap="inferno", vmin=0.0, vmax=1.0, format="png", metadata={"Software": None})
+    return stream.getvalue()
+
+
+def depth_axis(axes: Any) -> None:
+    """Label the horizontal axis of `by_depth`, with whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel(DEPTH)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
 def share_axis(axes: Any) -> None:
     """Make the vertical axis show shares in percent, from 0."""
     from matplotlib.ticker import PercentFormatter
 
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+
+
+def percent_ticks(axes: Any) -> None:
+    """Make the logarithmic horizontal axis show shares in percent."""
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
 
 
 def log_axis(axes: Any, values: np.ndarray) -> None:

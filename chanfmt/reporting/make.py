@@ -13,12 +13,14 @@ from chanfmt.base.text import one_line
 from chanfmt.format.show import short
 from chanfmt.format.texts import configuration
 from chanfmt.reporting import drawing
-from chanfmt.reporting.section import CLAIM_HEADINGS, claim_rows
+from chanfmt.reporting.explore import explored
+from chanfmt.reporting.section import CLAIM_HEADINGS, claim_rows, counted
 from chanfmt.reporting.sections import concentrated, controls, factors, halo, reading, stable
 from chanfmt.reporting.units import find_units, has_experts
 
 if TYPE_CHECKING:
     from chanfmt.format.reader import Atlas
+    from chanfmt.reporting.explore import Explored
     from chanfmt.reporting.section import Plot, Section
 
 
@@ -31,22 +33,25 @@ class Report:
         facts: Name to text: model, calibration, labels.
         notes: Cautions about the whole report, in sentences.
         sections: One per question.
+        explored: What the living part of the page shows.
     """
 
     title: str
     facts: dict[str, str]
     notes: tuple[str, ...]
     sections: tuple[Section, ...]
+    explored: tuple[Explored, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Report {short(self.title)!r}: {', '.join(section.key for section in self.sections)}>"
 
     def _repr_html_(self) -> str:
         """The report for a notebook, without text and figures: the facts, the notes and the paper's claims."""
+        verdicts = f"<p>{html.inline(counted(self.sections))}</p>"
         notes = (f"<p><strong>Note.</strong> {html.inline(note)}</p>" for note in self.notes)
         claims = html.table(CLAIM_HEADINGS, list(claim_rows(self.sections)))
         title = f"<p><strong>{html.inline(self.title)}</strong></p>"
-        return "\n".join([title, html.table((), list(self.facts.items())), *notes, "<p>Beside the paper:</p>", claims])
+        return "\n".join([title, verdicts, html.table((), list(self.facts.items())), *notes, "<p>Beside the paper:</p>", claims])
 
     @property
     def plots(self) -> dict[str, Plot]:
@@ -160,6 +165,7 @@ def make_report(atlas: Atlas) -> Report:
         },
         notes=tuple(notes),
         sections=tuple(sections),
+        explored=explored(units, several_stacks=len(atlas.stacks) > 1),
     )
 
 

@@ -51,6 +51,13 @@ class Plot:
 
 
 AGREES, DIFFERS, UNDECIDED, NOT_COMPARABLE = "agrees", "differs", "undecided", "not comparable"
+VERDICTS = {AGREES: "agree", DIFFERS: "differ", UNDECIDED: "undecided", NOT_COMPARABLE: "not comparable"}
+"""Verdict on a claim to its word after a number of claims."""
+CLAIM_NOTE = (
+    'The paper is "Supernodes and Halos", arXiv 2604.23475. Its numbers refer to WikiText-2 and to the models named. '
+    '"Differs" means that a claim does not carry over to this model on this text. "Undecided" means that the interval '
+    "includes both answers. Intervals are 95% bootstrap intervals of medians over FFNs."
+)
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,18 @@ class Section:
             f"<Section {self.key!r}: {len(self.claims)} claims, {len(self.numbers)} numbers, {len(self.plots)} plots, "
             f"{len(self.tables)} tables>"
         )
+
+
+def counted(sections: Iterable[Section]) -> str:
+    """How many claims of ``sections`` have each verdict, in words; empty without claims."""
+    verdicts = [claim.verdict for section in sections for claim in section.claims]
+    found = [f"{verdicts.count(verdict)} {word}" for verdict, word in VERDICTS.items() if verdict in verdicts]
+    return f"Of {len(verdicts)} claims of the paper: {', '.join(found)}." if found else ""
+
+
+def data_names(plot: Plot) -> str:
+    """The sentence that names the data files of ``plot``."""
+    return f"Data: {', '.join(f'data/{name}.csv' for name in plot.data)}."
 
 
 def claim_rows(sections: Iterable[Section]) -> Iterator[tuple[str, str, str, str, str]]:

@@ -44,6 +44,8 @@ def test_every_number_against_its_definition(pair, metric):
             assert row.supernode_jaccard == len(p & q) / len(p | q)
             assert row.halo_jaccard == len(h & k) / len(h | k)
             assert row.captured == pytest.approx(x[list(q)].sum() / x[list(p)].sum(), rel=1e-12)
+            whole = np.nansum(x)
+            assert row.captured_chance == pytest.approx(whole * len(q) / 96 / x[list(p)].sum(), rel=1e-12)
             if np.isfinite(x).all():
                 u, v = ({*np.argsort(-values, kind="stable")[:1]} for values in (x, y))
                 assert row.top_jaccard == len(u & v) / len(u | v)
@@ -145,6 +147,7 @@ def test_medians_leave_out_what_is_undefined(pair):
         "halo_jaccard",
         "halo_chance",
         "captured",
+        "captured_chance",
         "top_jaccard",
         "top_chance",
     }

@@ -42,7 +42,7 @@ async def test_overview_shows_every_layer_in_order(atlas: Path, size: tuple[int,
         assert all(len(row) == size[0] for row in shown)
         assert "random.h5" in shown[0]
         assert "40 layers × 300 ch" in shown[0]
-        assert shown[1].split()[:4] == ["layer▴", "›mass", "top1%", "n_eff"]
+        assert shown[1].split()[:5] == ["layer▴", "›mass", "top1%", "100%", "n_eff"]
         assert shown[2].startswith("▶")
         assert shown[-1].rstrip().endswith("? help")
 
@@ -83,8 +83,40 @@ async def test_movement_keys(atlas: Path, size: tuple[int, int]) -> None:
         assert "count 9_" in line(app, "status")
         await press(pilot, "escape")
         assert "count" not in line(app, "status")
+        await press(pilot, "9", "y", "j")
+        assert table.cursor == 11, "a key that has no use for a count clears it"
+        await press(pilot, "k")
         assert table.cursor == 10
         assert isinstance(app.screen, OverviewScreen)
+
+
+async def test_a_count_before_enter_is_a_row(atlas: Path) -> None:
+    app = open_app(atlas)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await press(pilot, "7", "enter")
+        await wait_until(lambda: isinstance(app.screen, LayerScreen))
+        screen = app.screen
+        assert isinstance(screen, LayerScreen)
+        assert screen.ffn == 6
+        await press(pilot, "5", "enter")
+        await pilot.pause()
+        assert screen.table.cursor == 4
+        assert not screen.table.count
+
+
+@pytest.mark.parametrize("size", [(80, 24), (110, 30), (160, 50)])
+async def test_the_strip_marks_where_the_top_channels_end(atlas: Path, size: tuple[int, int]) -> None:
+    app = open_app(atlas)
+    async with app.run_test(size=size) as pilot:
+        await pilot.pause()
+        heading, row = text_of(app).splitlines()[1:3]
+        table = browser_screen(app).table
+        start = heading.index(" 1 ─") + 1
+        cells = heading.index(" 300") + len(" 300") - start
+        # Ranks are on a log axis from 1 to 301, and the top 1% of 300 channels are 3.
+        assert heading[start:].index("┼1%") == int(cells * np.log(4) / np.log(301))
+        assert len(heading) == len(row)
+        assert table.row_count == 40
 
 
 @sizes
@@ -307,8 +339,12 @@ async def test_help_is_made_from_the_bindings_in_two_columns(atlas: Path, size: 
         for row in screen.rows:
             assert row.sentence in shown, row
             assert " ".join(row.keys) in shown
-        first, second = screen.rows[0].sentence, screen.rows[-(-len(screen.rows) // 2)].sentence
-        assert any(first in each and second in each for each in shown.splitlines())
+        lines = shown.splitlines()
+        first = next(each for each in lines if "on this screen" in each)
+        assert first.strip("│ ") != "on this screen", "two columns"
+        for purpose, sentence in (("look and sort", "choose the metric"), ("marks", "undo a mark"), ("file and program", "quit")):
+            start = next(place for place, each in enumerate(lines) if purpose in each)
+            assert any(sentence in each for each in lines[start:])
         await press(pilot, "question_mark")
         await wait_until(lambda: isinstance(app.screen, OverviewScreen))
 

@@ -23,6 +23,7 @@ from tui.screens.protect import ProtectScreen
 from tui.session.load import read_snapshot
 from tui.session.place import Place
 from tui.session.session import Session
+from tui.widgets.compare_table import BAR
 from tui.widgets.lines import Lines
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ async def test_the_numbers_are_those_of_atlas_compare(
         await pilot.pause()
         rows = text_of(app).splitlines()[2:8]
         for row, expected in zip(rows, layers, strict=True):
-            cells = row.replace("▶", " ").replace("◀", " ").replace("│", " ").split()
+            cells = row.replace("▶", " ").replace("━", " ").replace("│", " ").split()
             assert cells[0] == str(expected["layer"])
             assert cells[4] == f"{expected['correlation']:.2f}"
             assert [int(cell) for cell in cells[5:8]] == [
@@ -86,6 +87,10 @@ async def test_the_numbers_are_those_of_atlas_compare(
             ]
         first = app.session.browser.summaries[0].concentration.top_share
         assert rows[0].replace("▶", " ").split()[1] == f"{100 * first:.1f}%"
+        changes = [second - first for first, second in map(screen.table.comparison.top_shares, range(len(layers)))]
+        # The largest change fills its bar, and every other bar is in proportion to it.
+        largest = max(map(abs, changes))
+        assert [row.count("━") for row in rows] == [round(BAR * abs(change) / largest) for change in changes]
         for column in screen.table.columns:
             screen.table.marked = column.key
             await press(pilot, "s")
@@ -154,10 +159,13 @@ async def test_every_key_of_the_join_screen(pair: tuple[Path, Path], size: tuple
         rank = np.argsort(np.argsort(-first.values(2, "lp"), kind="stable"))
         assert sorted(table.order) == np.flatnonzero((ratio < 0.5) & (rank < 200)).tolist()
         await typed(pilot, "f", "both & only-A")
-        assert table.row_count == 400
-        assert "no channel here fits" in screen.query_one("#status", Lines).text
+        assert "no channel here fits" in text_of(app)
+        await press(pilot, "escape")
+        assert "ratio<0.5" in screen.query_one("#title", Lines).text, "the filter before it stays"
         await typed(pilot, "f", "nothing>1")
-        assert "unknown column 'nothing'" in screen.query_one("#status", Lines).text
+        assert "unknown column 'nothing'" in text_of(app)
+        await press(pilot, "escape", "escape")
+        assert table.row_count == 400
         for column in table.columns:
             table.marked = column.key
             await press(pilot, "s", "S")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from textual.widgets import Input
 
 from chanfmt.base.errors import UsageError
 from chanfmt.format.reader import Atlas
@@ -148,8 +149,17 @@ async def test_marks_ranges_filters_undo(small: Path, size: tuple[int, int]) -> 
         assert screen.table.row_count == 96
         await typed(pilot, "f", "lp>1e30")
         assert "no channel here fits" in text_of(app)
+        # The line stays, so that the user can correct it.
+        assert screen.query_one("#find", Input).value == "lp>1e30"
+        await press(pilot, "escape")
         await typed(pilot, "f", "nonsense>1")
         assert "unknown column" in text_of(app)
+        await press(pilot, *["backspace"] * 40)
+        await press(pilot, *"rank<=2")
+        await press(pilot, "enter")
+        await pilot.pause()
+        assert screen.table.row_count == 2
+        await press(pilot, "escape")
         assert screen.table.row_count == 96
 
 
@@ -371,6 +381,30 @@ async def test_quitting_asks_before_it_writes_over_what_changed(small: Path, cho
         await press(pilot, *{"stay": ["enter"], "write": ["G", "enter"]}[choice])
         await wait_until(lambda: isinstance(app.screen, OverviewScreen) if choice == "stay" else not app.is_running)
     assert (app.session.protect_file.read_text() == other) == (choice == "stay")
+
+
+async def test_ctrl_c_asks_about_unsaved_marks_and_ends_the_program_when_pressed_again(small: Path) -> None:
+    app = open_app(small)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await in_layer(pilot, app)
+        await press(pilot, "space")
+        await press(pilot, "ctrl+c")
+        await wait_until(lambda: "some marks are not saved" in text_of(app))
+        await press(pilot, "ctrl+c")
+        await wait_until(lambda: not app.is_running)
+    assert app.return_code == 0
+
+
+async def test_a_refused_rule_can_be_corrected(small: Path) -> None:
+    app = open_app(small)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await press(pilot, "p")
+        await pilot.pause()
+        await typed(pilot, "plus", "supernoods")
+        await wait_until(lambda: "unknown selector" in text_of(app))
+        await press(pilot, "plus")
+        await pilot.pause()
+        assert app.screen.query_one("#find", Input).value == "supernoods"
 
 
 @pytest.mark.parametrize("choice", ["stay", "write", "quit"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from chanfmt.analysis import strip
 from chanfmt.analysis.mass import concentration
 from tui.session import view
 
@@ -62,29 +63,29 @@ def test_ranking_agrees_with_the_format() -> None:
 
 @pytest.mark.parametrize("log", [True, False])
 def test_bins_cover_every_channel_once(log: bool) -> None:
-    edges = view.bin_edges(14336, 86, log=log)
+    edges = strip.bin_edges(14336, 86, log=log)
     assert edges[0] == 0
     assert edges[-1] == pytest.approx(14336)
     values = np.random.default_rng(0).gamma(0.1, 1.0, 14336)
-    assert float(view.strip_shares(values, 86, log=log) @ np.diff(edges)) == pytest.approx(1.0)
+    assert float(strip.strip_shares(values, 86, log=log) @ np.diff(edges)) == pytest.approx(1.0)
 
 
 def test_strip_by_index_is_the_mean_share_per_channel() -> None:
-    assert view.strip_shares(np.array([1.0, 1.0, 0.0, 6.0]), 2, log=False).tolist() == [0.125, 0.375]
+    assert strip.strip_shares(np.array([1.0, 1.0, 0.0, 6.0]), 2, log=False).tolist() == [0.125, 0.375]
 
 
 def test_strip_by_rank_starts_with_the_largest_channel_and_falls() -> None:
-    shares = view.strip_shares(np.array([1.0, NAN, 8.0, 1.0]), 40, log=True)
+    shares = strip.strip_shares(np.array([1.0, NAN, 8.0, 1.0]), 40, log=True)
     assert shares[0] == pytest.approx(0.8)
     assert (np.diff(shares) <= 1e-12).all()
 
 
 def test_more_samples_than_channels() -> None:
-    assert view.strip_shares(np.array([3.0, 1.0]), 4, log=False).tolist() == [0.75, 0.75, 0.25, 0.25]
+    assert strip.strip_shares(np.array([3.0, 1.0]), 4, log=False).tolist() == [0.75, 0.75, 0.25, 0.25]
 
 
 def test_levels_run_from_nothing_to_the_whole_layer() -> None:
-    levels = view.strip_levels(np.array([0.0, 1e-9, 1e-4, 0.01, 1.0]), 100, 8)
+    levels = strip.strip_levels(np.array([0.0, 1e-9, 1e-4, 0.01, 1.0]), 100, 8)
     assert levels.tolist() == [0, 0, 0, 4, 8]
 
 

@@ -59,8 +59,6 @@ class BrowserScreen(StatusScreen):
     """A table of the atlas. Subclasses define the lines around the table and what a search finds."""
 
     AUTO_FOCUS = "#table"
-    KEYS_FIRST: ClassVar[tuple[str, ...]] = ()
-    """Words of the keys that the key line lists first."""
     FIND_HINT: ClassVar[str]
     """What the user may search for."""
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012
@@ -72,6 +70,7 @@ class BrowserScreen(StatusScreen):
         self.query_text = ""
         self._answer: Callable[[str], object] = self._find
         self._preview: Callable[[str], str] | None = None
+        self._refusal: Callable[[str], str] | None = None
 
     @property
     def place(self) -> Place:
@@ -223,6 +222,7 @@ class BrowserScreen(StatusScreen):
         value: str = "",
         *,
         preview: Callable[[str], str] | None = None,
+        refusal: Callable[[str], str] | None = None,
     ) -> None:
         """Let the user type a line, and call ``answer`` with the line.
 
@@ -231,8 +231,9 @@ class BrowserScreen(StatusScreen):
             hint: What the user may type, shown while the line is empty.
             value: The text that the line starts with.
             preview: Computes a remark about the line, shown while the user types.
+            refusal: Says why the line is no answer, or nothing. The user may then correct the line.
         """
-        self._answer, self._preview = answer, preview
+        self._answer, self._preview, self._refusal = answer, preview, refusal
         self.query_one("#prompt", Label).update(prompt)
         find = self.query_one("#find", Input)
         find.placeholder = hint
@@ -251,13 +252,21 @@ class BrowserScreen(StatusScreen):
         self._show_preview(event.value)
 
     def _show_preview(self, text: str) -> None:
+        self._remark(self._preview(text.strip()) if self._preview else "")
+
+    def _remark(self, remark: str) -> None:
         label = self.query_one("#preview", Label)
-        label.display = self._preview is not None
-        label.update(self._preview(text.strip()) if self._preview else "")
+        label.display = bool(remark)
+        label.update(remark)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
+        text = event.value.strip()
+        reason = self._refusal(text) if self._refusal else ""
+        if reason:
+            self._remark(reason)
+            return
         self.close_find()
-        self._answer(event.value.strip())
+        self._answer(text)
 
     def action_find(self) -> None:
         self.ask("/", self.FIND_HINT, self._find)

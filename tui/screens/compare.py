@@ -75,14 +75,15 @@ class CompareScreen(FfnScreen):
         assert self.table.comparison is not None
         item, middle = self.table.comparison.rows[self.table.place], medians(self.table.comparison.rows)
         return (
-            f"L{item.layer}: captured {percent(item.captured)}, chance Jaccard {number(item.supernode_chance, 2)}   "
-            f"median: ρ {number(middle['correlation'])}, Jaccard {number(middle['supernode_jaccard'])}"
+            f"L{item.layer}: captured {percent(item.captured)} (chance {percent(item.captured_chance)})   "
+            f"median: ρ {number(middle['correlation'])}, Jaccard {number(middle['supernode_jaccard'])} "
+            f"(chance {number(middle['supernode_chance'], 2)})"
         )
 
     def legend_line(self, width: int) -> Line:
         if self._notes and not self.has_class("-wide"):
             return [(f" note: {'; '.join(note.short for note in self._notes)}", "dim")]
-        change = "B/A: ratio of the shares" if self.table.as_ratio else "one arrow: 1 point"
+        change = "B/A: ratio of the shares" if self.table.as_ratio else f"full bar: {100 * self.table.largest_change:.1f} points"
         return [(f" ρ: Spearman on {self.browser.heading} ranks   {change}   ∩: supernodes in both", "dim")]
 
     @property
@@ -104,7 +105,7 @@ class CompareScreen(FfnScreen):
             ("shared", f"{item.supernodes_shared:,}"),
             ("Jaccard", number(item.supernode_jaccard)),
             ("by chance", number(item.supernode_chance, 2)),
-            ("captured", f"{percent(item.captured)} of A's mass"),
+            ("captured", f"{percent(item.captured)} of A's  (chance {percent(item.captured_chance)})"),
             ("halo Jaccard", f"{number(item.halo_jaccard)}  (chance {number(item.halo_chance, 2)})"),
         ]
         return [
@@ -141,5 +142,6 @@ class CompareScreen(FfnScreen):
         self._show()
 
     def action_open(self) -> None:
+        self.table.to_counted_row()
         if self.table.row_count:
             self.open("join")

@@ -53,6 +53,7 @@ class FfnScreen(BrowserScreen):
         return view.match_spans(table.snapshot, table.spans, query, of_experts=table.of_experts)[table.order]
 
     def action_open(self) -> None:
+        self.table.to_counted_row()
         if self.table.row_count:
             span = self.span
             self.open("layer" if len(span) == 1 else "experts", ffn=span[0])

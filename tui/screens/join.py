@@ -13,7 +13,7 @@ from chanfmt.format import schema
 from tui.screens.base import BACK_BINDING, BrowserScreen, common_bindings
 from tui.session import view
 from tui.session.comparison import Joined, join
-from tui.session.filter import counted, filtered
+from tui.session.filter import counted, filtered, refusal
 from tui.widgets.join_table import JoinTable
 from tui.widgets.text import left, number
 
@@ -165,10 +165,13 @@ class JoinScreen(BrowserScreen):
         self._show()
 
     def action_filter(self) -> None:
-        self.ask("f", HINT, self._filter, self.filter_text, preview=self._count)
+        self.ask("f", HINT, self._filter, self.filter_text, preview=self._count, refusal=self._refused)
 
     def _count(self, text: str) -> str:
         return counted(text, self._joined.columns, self._joined.labels[0], self._joined.words)
+
+    def _refused(self, text: str) -> str:
+        return refusal(text, self._joined.columns, self._joined.labels[0], self._joined.words)
 
     def _filter(self, text: str) -> None:
         self.filter_text = text

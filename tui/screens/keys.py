@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,6 +30,19 @@ KEY_NAMES = {
     "pageup": "pgup",
     "pagedown": "pgdn",
 }
+HERE = "on this screen"
+PURPOSES = {
+    "": HERE,
+    **dict.fromkeys(("find", "find_next", "filter", "axis", "metric", "sort", "mark_column"), "look and sort"),
+    **dict.fromkeys(("move", "top", "bottom", "page", "scroll_columns", "scroll"), "move"),
+    **dict.fromkeys(("visit", "neighbour", "back", "escape", "scatter"), "go to"),
+    **dict.fromkeys(("mark", "range", "mark_all", "undo", "redo", "write_marks"), "marks"),
+    **dict.fromkeys(
+        ("copy", "export", "reload", "theme", "dump", "command_palette", "suspend_process", "interrupt", "quit", "help"),
+        "file and program",
+    ),
+}
+"""Name of an action to the heading of the help under which it stands; every other action is for its screen."""
 Piece = tuple[str, str]
 
 
@@ -64,9 +78,9 @@ def key_rows(screen: Screen[Any]) -> list[KeyRow]:
         earlier = rows[key].keys if key in rows else ()
         name = KEY_NAMES.get(binding.key, binding.key)
         rows[key] = KeyRow((*earlier, name), binding.description, binding.tooltip, binding.show, binding.action, active.node)
-    order = {id(screen): 0, id(screen.app): 2}
-    first = getattr(screen, "KEYS_FIRST", ())
-    return sorted(rows.values(), key=lambda row: -1 if row.word in first else order.get(id(row.node), 1))
+    order = {id(screen): 1, id(screen.app): 3}
+    # What a widget does with its screen is what the screen is for.
+    return sorted(rows.values(), key=lambda row: 0 if row.action.startswith("screen.") else order.get(id(row.node), 2))
 
 
 def key_line(rows: list[KeyRow], width: int) -> list[Piece]:
@@ -83,22 +97,29 @@ def key_line(rows: list[KeyRow], width: int) -> list[Piece]:
         if size > room:
             break
         room -= size
-        pieces += [(key, "strong"), (f" {word}  ", "")]
-    return [*pieces, (last[0], "strong"), (f" {last[1]}", "")]
+        pieces += [(key, "key"), (f" {word}  ", "")]
+    return [*pieces, (last[0], "key"), (f" {last[1]}", "")]
 
 
 def help_lines(rows: list[KeyRow], width: int) -> list[list[Piece]]:
-    """Keys and sentences in two columns, or in one column if ``width`` has no room for two."""
-    columns = 2 if width >= 70 else 1
-    cells = width // columns
-    entries = [(" ".join(row.keys), row.sentence) for row in rows]
-    keys_width = min(16, max(len(keys) for keys, _ in entries))
-    depth = -(-len(entries) // columns)
+    """Keys and sentences under a heading for each purpose, in two columns, or in one if ``width`` has no room for two."""
+    cells = width // 2 if width >= 70 else width
+    keys_width = min(16, max(len(" ".join(row.keys)) for row in rows))
+    room = cells - keys_width - 2
     lines: list[list[Piece]] = []
-    for line in range(depth):
-        pieces: list[Piece] = []
-        for keys, sentence in entries[line::depth]:
-            room = cells - keys_width - 2
-            pieces += [(f"{keys:>{keys_width}}", "strong"), (f" {sentence[:room]:<{room}} ", "")]
-        lines.append(pieces)
-    return lines
+    for purpose in dict.fromkeys(PURPOSES.values()):
+        entries = [row for row in rows if purpose_of(row) == purpose]
+        if entries:
+            lines.append([(f"{purpose:<{cells}}", "strong")])
+        for row in entries:
+            lines.append([(f"{' '.join(row.keys):>{keys_width}}", "key"), (f" {row.sentence[:room]:<{room}} ", "")])
+    if cells == width:
+        return lines
+    depth = -(-len(lines) // 2)
+    blank: list[Piece] = [(" " * cells, "")]
+    return [[*left, *right] for left, right in zip_longest(lines[:depth], lines[depth:], fillvalue=blank)]
+
+
+def purpose_of(row: KeyRow) -> str:
+    """The heading of the help under which ``row`` stands."""
+    return PURPOSES.get(row.action.partition("(")[0].rpartition(".")[2], HERE)

@@ -13,7 +13,7 @@ from chanfmt.base.text import one_line
 from chanfmt.format import schema
 from tui.screens.base import BACK_BINDING, METRIC_BINDINGS, BrowserScreen, common_bindings
 from tui.session import view
-from tui.session.filter import HINT, counted, filtered
+from tui.session.filter import HINT, counted, filtered, refusal
 from tui.session.place import ASCENDING
 from tui.widgets import panel
 from tui.widgets.channel_table import ChannelTable
@@ -31,7 +31,7 @@ class LayerScreen(BrowserScreen):
     SCREEN = "layer"
     FIND_HINT = "channel id, or a label: super, halo, none"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "open", "card", tooltip="card of the channel"),
+        Binding("enter", "open", "card", tooltip="open its card (5⏎: row 5)"),
         Binding("x", "scatter", "scatter", tooltip="plot metric against metric"),
         Binding("left_square_bracket", "neighbour(-1)", "layer", tooltip="previous layer"),
         Binding("right_square_bracket", "neighbour(1)", "layer", tooltip="next layer"),
@@ -210,16 +210,20 @@ class LayerScreen(BrowserScreen):
         self.session.mark({self.ffn: channels}, f"{what} in {name}", on=on)
 
     def action_open(self) -> None:
+        self.table.to_counted_row()
         self.open("card")
 
     def action_scatter(self) -> None:
         self.open("scatter")
 
     def action_filter(self) -> None:
-        self.ask("f", HINT, self._filter, self.filter_text, preview=self._count)
+        self.ask("f", HINT, self._filter, self.filter_text, preview=self._count, refusal=self._refused)
 
     def _count(self, text: str) -> str:
         return counted(text, self.table.columns_by_name(), *self._known)
+
+    def _refused(self, text: str) -> str:
+        return refusal(text, self.table.columns_by_name(), *self._known)
 
     @property
     def _known(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:

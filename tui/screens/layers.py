@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.cells import cell_len
 
+from chanfmt.analysis import strip
 from tui.screens.ffns import FfnScreen
 from tui.widgets import panel
 from tui.widgets.text import count, number, percent
@@ -69,12 +70,18 @@ class LayerTableScreen(FfnScreen):
         if width >= 110:
             totals += f"  super {sum(item.supernodes for item in summaries):,}"
             totals += f"  halo {sum(item.halo for item in summaries):,}"
-        label = f"share of {'expert' if self.table.of_experts else 'layer'} {self.browser.heading}  low "
+        low, high = self._ramp_ends()
+        label = f"share of {'expert' if self.table.of_experts else 'layer'} {self.browser.heading}  {low} "
         ramp = self.table.heat.segments(self._ramp_levels(), self.table.style(""))
-        used = cell_len(more + totals + label) + sum(len(text) for text, _, _ in ramp) + 6
+        used = cell_len(more + totals + label) + sum(len(text) for text, _, _ in ramp) + 1 + len(high)
         gap = " " * max(2, width - used)
         colours = [(text, style or "") for text, style, _ in ramp]
-        return [(f"{more}{totals}{gap}{label}", "dim"), *colours, (" high", "dim")]
+        return [(f"{more}{totals}{gap}{label}", "dim"), *colours, (f" {high}", "dim")]
+
+    def _ramp_ends(self) -> tuple[str, str]:
+        """What the lowest and the highest level stand for: a channel's share of the FFN, if all FFNs have as many channels."""
+        widths = {sum(self.browser.snapshot.ffns[ffn].n_channels for ffn in span) for span in self.table.spans}
+        return (f"{number(100 * strip.FLOOR / widths.pop(), 1)}%", "100%") if len(widths) == 1 else ("low", "high")
 
     def _ramp_levels(self) -> np.ndarray:
         heat = self.table.heat

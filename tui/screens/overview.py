@@ -22,7 +22,7 @@ class OverviewScreen(LayerTableScreen):
 
     SCREEN = "overview"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "open", "layer", tooltip="open the layer"),
+        Binding("enter", "open", "layer", tooltip="open the layer (5⏎: row 5)"),
         *METRIC_BINDINGS,
         *common_bindings("overview"),
         Binding("q", "quit", "quit", show=False, tooltip="quit"),

@@ -40,6 +40,7 @@ class ProtectScreen(FfnScreen):
 
     def __init__(self, session: Session, opening: Opening) -> None:
         super().__init__(session, ProtectTable(session.browser.snapshot), opening.ffn)
+        self._refused_rule = ""
 
     def show_browser(self) -> None:
         self.table.show(self.browser.snapshot, self.session.marks, self.ffn)
@@ -101,11 +102,17 @@ class ProtectScreen(FfnScreen):
         self.session.marking.load()
 
     def action_add(self) -> None:
-        self.ask("+", SYNTAX, lambda selector: self._rule(selector, on=True))
+        self.ask("+", SYNTAX, lambda selector: self._rule(selector, on=True), self._refused_rule)
 
     def action_take(self) -> None:
-        self.ask("-", SYNTAX, lambda selector: self._rule(selector, on=False))
+        self.ask("-", SYNTAX, lambda selector: self._rule(selector, on=False), self._refused_rule)
 
     def _rule(self, selector: str, *, on: bool) -> None:
+        def refused(reason: str) -> None:
+            # The next question starts with the rule, so that the user can correct it.
+            self._refused_rule = selector
+            self.session.say(reason)
+
+        self._refused_rule = ""
         if selector:
-            self.session.marking.mark_rule(selector, on=on)
+            self.session.marking.mark_rule(selector, on=on, refused=refused)

@@ -116,7 +116,8 @@ class ScatterScreen(StatusScreen):
             return []
         dots, top = plots.braille_scatter(scatter.x, scatter.y, labels[scatter.channels], cells, rows)
         (x_low, x_high), (y_low, y_high) = scatter.ranges
-        edges = {0: self._edge(y_high), rows - 1: self._edge(y_low)}
+        edges = {round((1 - place) * (rows - 1)): name for place, name in self._decades(y_low, y_high, 3 * rows)}
+        edges |= {0: self._edge(y_high), rows - 1: self._edge(y_low)}
         lines: list[Line] = [[(f" {self.y}", "dim"), *self._legend()]]
         for row in range(rows):
             pieces = [(f"{edges.get(row, ''):>{AXIS}}┤", "dim")]
@@ -125,7 +126,7 @@ class ScatterScreen(StatusScreen):
                 text = "".join(letter or plots.braille(bits) for _, bits in run)
                 pieces.append((text, LABEL_STYLES.get(label, "")))
             lines.append(pieces)
-        between = plots.decade_ticks(x_low, x_high, cells)[1:-1] if self.log_axes and x_high > x_low else []
+        between = self._decades(x_low, x_high, cells)
         ticks = plots.axis_labels([(0.0, self._edge(x_low)), *between, (1.0, self._edge(x_high))], cells)
         return [
             *lines,
@@ -133,6 +134,11 @@ class ScatterScreen(StatusScreen):
             [(" " * (AXIS + 1) + ticks, "dim")],
             [(f"{self.x:>{width - 2}}", "dim")],
         ]
+
+    def _decades(self, low: float, high: float, cells: int) -> list[tuple[float, str]]:
+        """Whole decades of an axis, without those that touch its ends."""
+        ticks = plots.decade_ticks(low, high, cells) if self.log_axes and high > low else []
+        return [tick for tick in ticks if 0.1 < tick[0] < 0.9]
 
     def _edge(self, value: float) -> str:
         return number(10.0**value) if self.log_axes else f"{value:.0f}"

@@ -32,7 +32,6 @@ class WhatIfScreen(FfnScreen):
     """The numbers of ``surgery plan``, one key away."""
 
     SCREEN = "what-if"
-    KEYS_FIRST = ("±1%",)
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("x", "method(1)", "method", tooltip="the next method"),
         Binding("X", "method(-1)", "method back", show=False, tooltip="the previous method"),

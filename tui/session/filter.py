@@ -58,6 +58,17 @@ def counted(text: str, columns: Mapping[str, np.ndarray], labels: np.ndarray, wo
         return one_line(error.message)
 
 
+def refusal(text: str, columns: Mapping[str, np.ndarray], labels: np.ndarray, words: Mapping[str, np.ndarray]) -> str:
+    """Why ``text`` is no filter for these channels: an error, or no channel that it chooses; empty if it is one."""
+    if not text:
+        return ""
+    try:
+        chosen = filtered(text, columns, labels, words)
+    except UsageError as error:
+        return one_line(f"{error.message}; {error.hint}" if error.hint else error.message)
+    return "" if chosen.any() else "no channel here fits"
+
+
 def _term(text: str, columns: Mapping[str, np.ndarray], labels: np.ndarray, words: Mapping[str, np.ndarray]) -> np.ndarray:
     match = _TERM.fullmatch(text)
     if match is None:

@@ -68,13 +68,13 @@ class Marking:
         changed = self.marks.mark(channels, sentence, on=on)
         self._changed(f"{'marked' if on else 'unmarked'} {changed:,}" if changed else "nothing changed")
 
-    def mark_rule(self, selector: str, *, on: bool) -> None:
-        """Mark or unmark the channels that ``selector`` names, as after ``surgery prune --protect``."""
+    def mark_rule(self, selector: str, *, on: bool, refused: Callable[[str], object]) -> None:
+        """Mark or unmark the channels that ``selector`` names, as after ``surgery prune --protect``; or call ``refused``."""
         snapshot = self._snapshot
         self._host.front.start(
             lambda: selected(selector, snapshot),
             lambda channels: self.mark(channels, one_line(selector), on=on),
-            refused=self._host.say,
+            refused=refused,
             group="select",
         )
 

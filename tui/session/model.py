@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from chanfmt.analysis.strip import strip_levels, strip_shares
 from chanfmt.base.text import one_line
 from tui.session import view
 
@@ -85,4 +86,4 @@ class Browser:
     def strip(self, span: range, samples: int, steps: int) -> np.ndarray:
         """Levels 0 to ``steps`` of the heat strip of ``span``, int64 (samples,)."""
         values = self.snapshot.span_values(span, self.metric)
-        return view.strip_levels(view.strip_shares(values, samples, log=self.log_axis), len(values), steps)
+        return strip_levels(strip_shares(values, samples, log=self.log_axis), len(values), steps)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from tui.session.comparison import Comparison
     from tui.session.load import Snapshot
 
-ARROWS = 6
-"""Cells for arrows on each side of zero."""
+BAR = 6
+"""Cells for a bar on each side of zero."""
 
 
 class CompareTable(FfnTable):
@@ -50,7 +50,7 @@ class CompareTable(FfnTable):
                 Column(
                     "change",
                     "B/A" if self.as_ratio else "B-A",
-                    7 if self.as_ratio else 7 + 2 * ARROWS + 2,
+                    7 if self.as_ratio else 7 + 2 * BAR + 2,
                     at_left=not self.as_ratio,
                 ),
                 Column("correlation", "ρ", 5),
@@ -75,7 +75,7 @@ class CompareTable(FfnTable):
             **self.name_texts(place),
             "first": percent(first),
             "second": percent(second),
-            "change": _ratio(second, first) if self.as_ratio else _change(second - first),
+            "change": _ratio(second, first) if self.as_ratio else _change(second - first, self.largest_change),
             "correlation": _fraction(item.correlation),
             "shared": f"{item.supernodes_shared:,}",
             "only_first": f"{only_first:,}",
@@ -85,7 +85,15 @@ class CompareTable(FfnTable):
             "captured": percent(item.captured),
             "halo": _fraction(item.halo_jaccard),
         }
-        return [(texts[column.key], "super" if column.key == "only_first" and only_first else "") for column in columns]
+        return [(texts[column.key], "lost" if column.key == "only_first" and only_first else "") for column in columns]
+
+    @property
+    def largest_change(self) -> float:
+        """Largest difference of the shares of any row, as a share; 0 without rows. The bars have this scale."""
+        if self.comparison is None:
+            return 0.0
+        changes = np.abs([second - first for first, second in map(self.comparison.top_shares, range(len(self.spans)))])
+        return float(np.nanmax(changes)) if np.isfinite(changes).any() else 0.0
 
     def place_values(self, key: str) -> np.ndarray:
         if self.comparison is None:
@@ -118,11 +126,11 @@ def _ratio(value: float, base: float) -> str:
     return number(value / base) if base > 0 else "-"
 
 
-def _change(points: float) -> str:
-    """A difference of shares in percentage points, with one arrow per point to the left or right of a middle line."""
+def _change(points: float, largest: float) -> str:
+    """A difference of shares in percentage points, with a bar to the left or right of a middle line; ``largest`` fills it."""
     if np.isnan(points):
         return f"{'-':>7}"
-    arrows = min(ARROWS, round(abs(100 * points)))
-    left = "◀" * arrows if points < 0 else ""
-    right = "▶" * arrows if points > 0 else ""
-    return f"{100 * points:>+6.1f}% {left:>{ARROWS}}│{right:<{ARROWS}}"
+    cells = round(BAR * abs(points) / largest) if largest else 0
+    left = "━" * cells if points < 0 else ""
+    right = "━" * cells if points > 0 else ""
+    return f"{100 * points:>+6.1f}% {left:>{BAR}}│{right:<{BAR}}"

@@ -8,6 +8,7 @@ import numpy as np
 from rich.cells import cell_len
 from rich.segment import Segment
 
+from chanfmt.algebra.labels import supernode_count
 from tui.widgets.ffn_table import FfnTable
 from tui.widgets.heat_strip import HeatStrip
 from tui.widgets.line_table import Column
@@ -59,7 +60,7 @@ class LayerTable(FfnTable):
             columns.append(Column("tokens", "tokens", 9))
         columns += [
             Column("mass", "mass", 8),
-            Column("top", self.browser.top_heading, 14 if not wide else 20, at_left=True),
+            Column("top", self.browser.top_heading, 14 if not wide else 20, at_left=True, scale="100%"),
             Column("effective", "n_eff", 6 if not wide else 8),
         ]
         if wide:
@@ -101,18 +102,30 @@ class LayerTable(FfnTable):
         if cells < MIN_STRIP:
             return ""
         widths = {sum(self.snapshot.ffns[ffn].n_channels for ffn in span) for span in self.spans}
-        last = str(max(widths)) if len(widths) == 1 else "all"
-        log = self.browser.log_axis
+        log, only = self.browser.log_axis, max(widths) if len(widths) == 1 else None
+        last = "all" if only is None else str(only if log else only - 1)
         first = "1" if log else "0"
-        if not log and len(widths) == 1:
-            last = str(max(widths) - 1)
-        room = cells - len(first) - len(last) - 2
+        free = [range(len(first) + 1, cells - len(last) - 1)]
+        line = list(f"{first} {'─' * len(free[0])} {last}")
+        boundary = f"┼{100 * self.snapshot.rho:g}%"
+        at = self._boundary(only, cells) if log and only is not None else 0
+        if free[0].start < at < free[0].stop - len(boundary):
+            line[at : at + len(boundary)] = boundary
+            free = [range(free[0].start, at), range(at + len(boundary), free[0].stop)]
         names = (f"channels by {self.browser.heading} rank, log", f"by {self.browser.heading} rank, log", "log rank")
         if not log:
             names = ("channels by index", "by index", "index")
-        name = next((f" {name} " for name in names if cell_len(name) + 4 <= room), "")
-        before = max(0, room - cell_len(name)) // 2
-        return f"{'':{GAP}}{first} {'─' * before}{name}{'─' * (room - cell_len(name) - before)} {last}"
+        room = max(free, key=len)
+        name = next((f" {name} " for name in names if cell_len(name) + 4 <= len(room)), "")
+        start = room.start + (len(room) - cell_len(name)) // 2
+        # A name may have characters of two cells.
+        return f"{'':{GAP}}{''.join(line[:start])}{name}{''.join(line[start + cell_len(name) :])}"
+
+    def _boundary(self, channels: int, cells: int) -> int:
+        """The cell of the strip in which the top channels end, on a log axis."""
+        experts = max(len(span) for span in self.spans)
+        top = experts * supernode_count(channels // experts, self.snapshot.rho)
+        return int(cells * np.log(top + 1) / np.log(channels + 1))
 
     def shown(self) -> dict[str, np.ndarray]:
         # A narrow table does not show these two columns.

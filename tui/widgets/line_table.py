@@ -37,12 +37,19 @@ class Column:
         heading: The text above the column.
         width: Cells, without the gap before the column.
         at_left: Whether heading and cells begin at the left of the column. If not, they end at its right.
+        scale: The value at the right end of the column's bars, shown there in the heading if there is room.
     """
 
     key: str
     heading: str
     width: int
     at_left: bool = False
+    scale: str = ""
+
+    def titled(self, text: str) -> str:
+        """The heading ``text``, with the scale at the right end of the column."""
+        gap = self.width - cell_len(text) - len(self.scale)
+        return f"{text}{' ' * gap}{self.scale}" if self.scale and gap > 0 else text
 
     def aligned(self, text: str) -> str:
         """``text`` in the cells of the column."""
@@ -71,16 +78,18 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
         "line-table--cursor",
         "line-table--super",
         "line-table--halo",
+        "line-table--lost",
     }
     DEFAULT_CSS = """
     LineTable {
         scrollbar-size-vertical: 1;
         overflow-x: hidden;
         & > .line-table--heading { color: $text-muted; }
-        & > .line-table--marked { color: $text-accent; text-style: bold underline; }
+        & > .line-table--marked { text-style: bold underline; }
         & > .line-table--cursor { background: $primary 40%; color: $text; text-style: bold; }
-        & > .line-table--super { color: $text-accent; }
+        & > .line-table--super { color: $text-warning; }
         & > .line-table--halo { color: $text-primary; }
+        & > .line-table--lost { color: $text-error; }
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -96,8 +105,8 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
         Binding("l,right", "scroll_columns(1)", "right", show=False, tooltip="columns to the right"),
         Binding("s", "sort(True)", "sort", tooltip="sort, largest first"),
         Binding("S", "sort(False)", "sort up", show=False, tooltip="sort, smallest first"),
-        Binding("comma", "mark(-1)", "mark left", show=False, tooltip="mark the column left"),
-        Binding("full_stop", "mark(1)", "mark right", show=False, tooltip="mark the column right"),
+        Binding("comma", "mark_column(-1)", "mark left", show=False, tooltip="mark the column left"),
+        Binding("full_stop", "mark_column(1)", "mark right", show=False, tooltip="mark the column right"),
         *(Binding(digit, f"digit('{digit}')", show=False) for digit in "0123456789"),
         Binding("escape", "clear_count", show=False),
     ]
@@ -131,7 +140,7 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
     # What subclasses define.
 
     def cells(self, row: int, columns: Sequence[Column]) -> list[tuple[str, str]]:
-        """Text and style (``""``, ``super`` or ``halo``) of ``columns`` of ``row``."""
+        """Text and style (``""``, ``super``, ``halo`` or ``lost``) of ``columns`` of ``row``."""
         raise NotImplementedError
 
     def shown(self) -> dict[str, np.ndarray]:
@@ -177,6 +186,12 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
         """The count typed before this key, or None. The count is used up."""
         count, self.count = self.count, ""
         return int(count) if count else None
+
+    def to_counted_row(self) -> None:
+        """Put the cursor on the row whose number was typed before this key, if one was."""
+        count = self.take_count()
+        if count is not None:
+            self.go_to(count - 1)
 
     @property
     def shown_columns(self) -> list[Column]:
@@ -233,11 +248,11 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
             arrow = ("▾" if self.descending else "▴") if column.key == self.sort_key else ""
             text = f"{column.heading}{arrow}"
             if column.key == self.marked:
-                pad = " " * (column.width - cell_len(text))
-                before, after = ("", pad) if column.at_left else (pad, "")
+                padded = column.aligned(column.titled(text))
+                before, _, after = padded.partition(text)
                 segments += [Segment(f"{before}›", heading), Segment(text, self.style("marked")), Segment(after, heading)]
             else:
-                segments.append(Segment(f" {column.aligned(text)}", heading))
+                segments.append(Segment(f" {column.aligned(column.titled(text))}", heading))
             used += column.width + 1
         segments.append(Segment(self.tail_heading(width - used), heading))
         return segments
@@ -329,7 +344,7 @@ class LineTable(ScrollView, can_focus=True, inherit_bindings=False):
         self.descending = descending
         self.sort()
 
-    def action_mark(self, step: int) -> None:
+    def action_mark_column(self, step: int) -> None:
         keys = [column.key for column in self.columns]
         place = max(0, min(keys.index(self.marked) + step * (self.take_count() or 1), len(keys) - 1))
         self.marked = keys[place]

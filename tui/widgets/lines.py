@@ -14,20 +14,22 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 Line = Sequence[tuple[str, str | Style]]
-"""Pieces of text, each with ``""``, ``strong``, ``dim``, ``super``, ``halo``, or a style."""
+"""Pieces of text, each with ``""``, ``strong``, ``dim``, ``key``, ``super``, ``halo``, ``lost``, or a style."""
 
 
 class Lines(Widget):
     """Shows lines from the top, and cuts what does not fit."""
 
-    COMPONENT_CLASSES: ClassVar[set[str]] = {"lines--strong", "lines--dim", "lines--super", "lines--halo"}
+    COMPONENT_CLASSES: ClassVar[set[str]] = {f"lines--{name}" for name in ("strong", "dim", "key", "super", "halo", "lost")}
     DEFAULT_CSS = """
     Lines {
         height: 1;
-        & > .lines--strong { color: $text-accent; text-style: bold; }
+        & > .lines--strong { text-style: bold; }
         & > .lines--dim { color: $text-muted; }
-        & > .lines--super { color: $text-accent; }
+        & > .lines--key { color: $text-success; text-style: bold; }
+        & > .lines--super { color: $text-warning; }
         & > .lines--halo { color: $text-primary; }
+        & > .lines--lost { color: $text-error; }
     }
     """
 

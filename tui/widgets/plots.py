@@ -88,7 +88,7 @@ def axis_labels(ticks: list[tuple[float, str]], width: int) -> str:
 
 
 def rank_ticks(channels: int, *, log: bool) -> list[tuple[float, str]]:
-    """Labels of a rank axis whose scale is that of `view.bin_edges`: first rank, last rank, and round ranks between."""
+    """Labels of a rank axis whose scale is that of `chanfmt.analysis.strip.bin_edges`: first rank, last rank, and round ranks between."""
     if not log:
         return [(0.0, "1"), (0.5, str(channels // 2)), (1.0, str(channels))]
     scale = np.log(channels + 1.0)

@@ -47,7 +47,7 @@ class WhatIfTable(FfnTable):
                 Column("kept", "kept ch", 9),
                 Column("super", "super kept", 13),
                 Column("lost", "super lost", 11),
-                Column("lp", "LP mass kept", 13 + bars, at_left=True),
+                Column("lp", "LP mass kept", 13 + bars, at_left=True, scale="100%"),
             ),
             1,
         )
@@ -61,7 +61,7 @@ class WhatIfTable(FfnTable):
             **{key: (text, "") for key, text in self.name_texts(place).items()},
             "kept": (f"{left.channels_kept:,}", ""),
             "super": (f"{left.supernodes_kept:,}/{left.supernodes:,}", ""),
-            "lost": (f"{lost:,} lost" if lost else "-", "super" if lost else ""),
+            "lost": (f"{lost:,} lost" if lost else "-", "lost" if lost else ""),
         }
         return [texts.get(column.key) or (f"{percent(share):>6} {bar(share, column.width - 7)}", "") for column in columns]
 

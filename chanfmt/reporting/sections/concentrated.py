@@ -11,7 +11,7 @@ from chanfmt.analysis.mass import concentration
 from chanfmt.analysis.resample import middle
 from chanfmt.reporting import drawing, paper
 from chanfmt.reporting.section import NOT_COMPARABLE, Claim, Plot, Section, Table, above
-from chanfmt.reporting.units import name_columns
+from chanfmt.reporting.units import has_experts, name_columns
 from chanfmt.reporting.words import bracketed, percent, times, with_interval
 
 if TYPE_CHECKING:
@@ -102,22 +102,23 @@ def make(units: Sequence[Unit], rho: float) -> Section:
         plots=(
             Plot(
                 "concentration",
-                f"Left: share of an FFN's LP mass in its {name}, by depth. Right: its largest channel over its mean. "
-                "For an FFN with experts, the figure shows their median and range.",
+                f"Left: share of an FFN's LP mass in its {name}, by depth. Right: its largest channel over its mean"
+                f"{'; the median and range of the experts' if has_experts(units) else ''}.",
                 ("concentration",),
                 (
                     lambda axes: draw_top_share(axes, columns["ffn"], numbers["top_share"]),
                     lambda axes: draw_largest(axes, columns["ffn"], numbers["max_over_mean"]),
                 ),
                 claims=claims,
+                legend_below=True,
             ),
             Plot(
                 "cumulative",
-                "Share of the LP mass in an FFN's largest channels. Grey: every FFN (fifty of them, if there are more). Black: the "
-                "median FFN; shaded: the middle half. Dashed: an evenly spread mass.",
+                "Share of the LP mass in an FFN's largest channels. Grey: FFNs, at most fifty; black: the median FFN; shaded: the "
+                "middle half; dashed: an evenly spread mass.",
                 ("cumulative",),
                 (lambda axes: draw_curves(axes, fractions, curves),),
-                (5.0, 3.6),
+                (7.0, 3.6),
                 claims[:1],
             ),
         ),
@@ -146,18 +147,20 @@ def draw_top_share(axes: Any, depth: np.ndarray, shares: np.ndarray) -> None:
         depth: Place of each unit's FFN in model order, (unit,).
         shares: Share of each unit, (unit,).
     """
-    drawing.by_depth(axes, depth, shares, 0, "top 1%")
+    drawing.by_depth(axes, depth, shares, 0, "here")
+    drawing.paper_line(axes, paper.TOP_SHARE)
     drawing.share_axis(axes)
     axes.set_title("share of LP in the top 1%")
-    axes.set_xlabel(drawing.DEPTH)
+    drawing.depth_axis(axes)
 
 
 def draw_largest(axes: Any, depth: np.ndarray, ratios: np.ndarray) -> None:
     """Draw the largest LP over the mean, ``ratios`` (unit,), into matplotlib ``axes``, by ``depth`` (unit,)."""
-    drawing.by_depth(axes, depth, ratios, 1, "largest / mean")
+    drawing.by_depth(axes, depth, ratios, 0, "here")
+    drawing.paper_line(axes, paper.MAX_OVER_MEAN)
     drawing.log_axis(axes, ratios)
     axes.set_title("largest LP over the mean")
-    axes.set_xlabel(drawing.DEPTH)
+    drawing.depth_axis(axes)
 
 
 def draw_curves(axes: Any, fractions: np.ndarray, curves: np.ndarray) -> None:
@@ -177,7 +180,9 @@ def draw_curves(axes: Any, fractions: np.ndarray, curves: np.ndarray) -> None:
     axes.plot(fractions, fractions, color=drawing.COLOURS[1], linestyle="--", label="spread evenly")
     axes.axvline(RHO, color=drawing.GREY, linestyle=":", linewidth=0.8)
     axes.annotate(" 1%", (RHO, 0.02), fontsize=8, color=drawing.GREY)
+    axes.plot([RHO], [paper.TOP_SHARE], color=drawing.COLOURS[0], marker="*", markersize=9, linestyle="", label=drawing.PAPER)
     axes.set_xscale("log")
+    drawing.percent_ticks(axes)
     axes.set_xlabel("share of the channels, largest LP first")
     axes.set_ylabel("share of the LP mass")
     drawing.share_axis(axes)

@@ -80,7 +80,7 @@ def make(units: Sequence[Unit]) -> Section:
         )
         of_sets.append(
             Claim(
-                "The top 1% by LP are not the top 1% by activation power",
+                "LP and activation power choose different channels",
                 f"Jaccard {paper.ACTIVATION_JACCARD:.1%} ({paper.MODEL})",
                 f"Jaccard {with_interval(power, percent)}",
                 below(power, 1 / 3),
@@ -104,7 +104,7 @@ def make(units: Sequence[Unit]) -> Section:
         )
         of_ranks.append(
             Claim(
-                "The norms of weights do not determine LP",
+                "LP measures something else than the norms of weights",
                 ", ".join(f"{name} {paper.SPEARMAN[name]:g}" for name in NORMS) + f" ({paper.MODEL}; medians with their signs)",
                 ", ".join(
                     f"{name} {times(spearman[name].median)}, without sign {with_interval(item, times)}"
@@ -127,10 +127,8 @@ def make(units: Sequence[Unit]) -> Section:
         plots=(
             Plot(
                 "spearman",
-                "Spearman's correlation of LP with other metrics over an FFN's channels, by depth. Medians here: "
-                f"{listed(spearman.items(), times)}; in the paper's {paper.MODEL}: "
-                + ", ".join(f"{name} {value:g}" for name, value in paper.SPEARMAN.items())
-                + ".",
+                "Spearman's correlation of LP with other metrics over an FFN's channels, by depth; dotted: the paper's medians. "
+                f"Medians here: {listed(spearman.items(), times)}.",
                 ("spearman",),
                 (lambda axes: draw_correlation(axes, columns["ffn"], {name: correlation[name] for name in held}),),
                 claims=tuple(of_ranks),
@@ -142,7 +140,7 @@ def make(units: Sequence[Unit]) -> Section:
                 "over FFNs. Grey: sets drawn at random.",
                 ("overlap",),
                 (lambda axes: draw_overlap(axes, sizes, overlaps, by_chance),),
-                (5.0, 3.6),
+                (7.0, 3.6),
                 tuple(of_sets),
                 legend_below=True,
             ),
@@ -162,9 +160,11 @@ def draw_correlation(axes: Any, depth: np.ndarray, correlation: dict[str, np.nda
     """
     for number, (name, values) in enumerate(correlation.items()):
         drawing.by_depth(axes, depth, values, number, name)
+        if name in paper.SPEARMAN:
+            drawing.paper_line(axes, paper.SPEARMAN[name], number)
     axes.axhline(0, color=drawing.GREY, linewidth=0.8)
     axes.set_ylim(-1, 1)
-    axes.set_xlabel(drawing.DEPTH)
+    drawing.depth_axis(axes)
     axes.set_title("Spearman's correlation with LP")
 
 
@@ -182,6 +182,15 @@ def draw_overlap(axes: Any, sizes: list[float], overlaps: dict[str, list[Middle]
     for number, (name, found) in enumerate(overlaps.items()):
         axes.plot(x, [found[place].median for place in places], label=name, **drawing.line_style(number))
     axes.plot(x, [by_chance[place] for place in places], color=drawing.GREY, linestyle=":", label="by chance")
+    axes.plot(
+        [0.01],
+        [paper.ACTIVATION_JACCARD],
+        color=drawing.COLOURS[0],
+        marker="*",
+        markersize=9,
+        linestyle="",
+        label=f"activation_power, {drawing.PAPER}",
+    )
     axes.set_xscale("log")
     axes.set_xlabel("size of the sets, share of the channels")
     axes.set_ylabel("Jaccard with the top by LP")

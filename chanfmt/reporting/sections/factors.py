@@ -72,7 +72,7 @@ def make(units: Sequence[Unit]) -> Section:
         plots=(
             Plot(
                 "factors",
-                "Share of each metric in its own top 1% of the channels, by depth. "
+                "Share of each metric in its own top 1% of the channels, by depth; dotted: the paper's medians. "
                 f"Medians here: {listed(((NAMES[name], item) for name, item in found.items()), percent)}.",
                 ("factors",),
                 (lambda axes: draw_shares(axes, columns["ffn"], shares),),
@@ -101,6 +101,7 @@ def draw_shares(axes: Any, depth: np.ndarray, shares: dict[str, np.ndarray]) -> 
     """
     for number, (name, values) in enumerate(shares.items()):
         drawing.by_depth(axes, depth, values, number, NAMES[name])
+        drawing.paper_line(axes, paper.FACTORS[name], number)
     drawing.share_axis(axes)
-    axes.set_xlabel(drawing.DEPTH)
+    drawing.depth_axis(axes)
     axes.set_title("share of the top 1%")

@@ -82,7 +82,7 @@ def make(units: Sequence[Unit], tokens: int) -> Section:
             "its interval lies above 1",
         ),
         Claim(
-            "The halo's larger importance does not explain this",
+            "The halo is more redundant than other channels of like importance",
             "more than matched channels, without a number that we know",
             f"{with_interval(over, times)} times the matched channels",
             above(over, 1.0),
@@ -140,6 +140,6 @@ def draw_redundancy(axes: Any, depth: np.ndarray, numbers: dict[str, np.ndarray]
         drawing.by_depth(axes, depth, numbers[name], number, label)
     drawing.by_depth(axes, depth, numbers["halo_null"], 3, "halo, null")
     drawing.log_axis(axes, np.concatenate([numbers[name] for name in KINDS]))
-    axes.set_xlabel(drawing.DEPTH)
+    drawing.depth_axis(axes)
     axes.set_ylabel("nats")
     axes.set_title("mean redundancy to the supernodes")

@@ -133,5 +133,5 @@ def draw_read_halo(axes: Any, depth: np.ndarray, numbers: dict[str, np.ndarray])
 
 def _finish(axes: Any) -> None:
     drawing.share_axis(axes)
-    axes.set_xlabel(drawing.DEPTH)
+    drawing.depth_axis(axes)
     drawing.legend(axes)

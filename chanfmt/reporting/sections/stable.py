@@ -136,7 +136,7 @@ def draw_shares(axes: Any, depth: np.ndarray, numbers: dict[str, np.ndarray]) ->
     else:
         drawing.by_depth(axes, depth, share, 0, "top share")
     drawing.share_axis(axes)
-    axes.set_xlabel(drawing.DEPTH)
+    drawing.depth_axis(axes)
     axes.set_title("share of LP in the supernodes")
 
 

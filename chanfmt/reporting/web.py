@@ -1,0 +1,150 @@
+"""``report.html``: one page without network, for a desk and a phone, in light and dark, readable without scripts.
+
+The only script is the project's own. The page's policy names its hash, so no text of a file can run.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections import Counter
+from importlib import resources
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from chanfmt.base import html
+from chanfmt.base.text import number
+from chanfmt.format.show import short
+from chanfmt.reporting import drawing
+from chanfmt.reporting.explore import BINS
+from chanfmt.reporting.section import CLAIM_HEADINGS, CLAIM_NOTE, VERDICTS, claim_rows, data_names
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from chanfmt.reporting.explore import Explored
+    from chanfmt.reporting.make import Report
+    from chanfmt.reporting.section import Claim, Plot, Section
+
+
+def html_page(report: Report, figures: dict[str, bytes]) -> str:
+    """The page of ``report``; ``figures`` are the SVGs by name."""
+    return "\n".join(part for part in _parts(report, figures) if part) + "\n</body>\n</html>\n"
+
+
+def _parts(report: Report, figures: dict[str, bytes]) -> Iterator[str]:
+    style, script = _file("report.css"), _file("explore.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    title = html.inline(report.title)
+    yield '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">'
+    yield f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+    yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    yield f"<title>{title}</title>\n<style>{style}</style>\n</head>\n<body>\n<h1>{title}</h1>"
+    yield _verdicts([claim for section in report.sections for claim in section.claims])
+    yield html.table((), list(report.facts.items())).replace("<table>", '<table class="facts">', 1)
+    yield from (f"<p><strong>Note.</strong> {html.inline(note)}</p>" for note in report.notes)
+    yield _contents(report.sections, living=bool(report.explored))
+    yield f'<h2 id="paper">Beside the paper</h2>\n{_claims(report.sections)}\n<p>{html.inline(CLAIM_NOTE)}</p>'
+    yield from _living(report.explored)
+    for section in report.sections:
+        yield from _section(section, figures)
+    if report.explored:
+        yield f"<script>{script}</script>"
+
+
+def _file(name: str) -> str:
+    return resources.files("chanfmt.reporting").joinpath(name).read_text(encoding="utf-8")
+
+
+def _chip(verdict: str, text: str) -> str:
+    return f'<span class="chip {verdict.replace(" ", "-")}">{text}</span>'
+
+
+def _verdicts(claims: Sequence[Claim]) -> str:
+    """How many claims of the paper hold here, as one line of chips."""
+    counts = Counter(claim.verdict for claim in claims)
+    chips = " ".join(_chip(verdict, f"{counts[verdict]} {words}") for verdict, words in VERDICTS.items() if counts[verdict])
+    return f'<p class="verdicts">Of {len(claims)} claims of the paper: {chips}</p>' if claims else ""
+
+
+def _contents(sections: Sequence[Section], *, living: bool) -> str:
+    links = {"paper": "Beside the paper"} | ({"explore": "Explore"} if living else {})
+    links |= {section.key: section.title for section in sections}
+    items = "\n".join(f'<li><a href="#{key}">{html.inline(title)}</a></li>' for key, title in links.items())
+    return f'<nav aria-label="Contents">\n<ul>\n{items}\n</ul>\n</nav>'
+
+
+def _claims(sections: Sequence[Section]) -> str:
+    names = dict(enumerate(CLAIM_HEADINGS))
+    lines = ["".join(f"<th>{html.inline(heading)}</th>" for heading in CLAIM_HEADINGS)]
+    for row in claim_rows(sections):
+        cells = [
+            f"<td>{_chip(cell, html.inline(cell))}</td>"
+            if not names[place]
+            else f'<td data-name="{html.inline(names[place])}">{html.inline(cell)}</td>'
+            for place, cell in enumerate(row)
+        ]
+        lines.append("".join(cells))
+    return '<table class="claims">\n' + "\n".join(f"<tr>{line}</tr>" for line in lines) + "\n</table>"
+
+
+def _section(section: Section, figures: dict[str, bytes]) -> Iterator[str]:
+    yield f'<h2 id="{section.key}">{html.inline(section.title)}</h2>'
+    yield from (f"<p>{html.inline(text)}</p>" for text in section.text)
+    yield from (f'<p class="missing">Missing: {html.inline(text)}.</p>' for text in section.missing)
+    yield from (_figure(plot, figures[plot.name]) for plot in section.plots)
+    if section.numbers:
+        rows = "\n".join(
+            f'<tr><td>{html.inline(name)}</td><td class="number">{number(value)}</td></tr>'
+            for name, value in section.numbers.items()
+        )
+        yield f"<details>\n<summary>numbers</summary>\n<table>\n{rows}\n</table>\n</details>"
+
+
+def _figure(plot: Plot, svg: bytes) -> str:
+    chips = " ".join(_chip(claim.verdict, html.inline(f"{claim.statement}: {claim.verdict}")) for claim in plot.claims)
+    source = base64.b64encode(svg).decode()
+    return (
+        f'<figure>\n<img alt="{html.inline(plot.caption)}" src="data:image/svg+xml;base64,{source}">\n'
+        f"<figcaption>{html.inline(plot.caption)} {data_names(plot)}</figcaption>\n</figure>"
+        + (f'\n<p class="shown">{chips}</p>' if chips else "")
+    )
+
+
+def _living(units: Sequence[Explored]) -> Iterator[str]:
+    """The heat map, and what a script adds to it."""
+    if not units:
+        return
+    image = base64.b64encode(drawing.heat_map(np.stack([unit.heat for unit in units]))).decode()
+    widths = sorted({unit.n_channels for unit in units})
+    last = f"rank {widths[-1]:,}" if len(widths) == 1 else "last rank"
+    what = "Share of each layer's LP by rank: a row for every FFN or expert, the largest channel at the left, ranks on a log axis"
+    yield f'<h2 id="explore">Explore</h2>\n<p>{what}. Dark is low and bright is high.</p>'
+    yield f'<div class="axis"><span>{html.inline(short(units[0].name))}</span></div>'
+    yield f'<div id="map" tabindex="0" role="group" aria-label="{what}. Arrow keys move, Enter opens the layer.">'
+    height = max(90, min(640, 14 * len(units)))
+    yield f'<img alt="{what}." style="height: {height}px" src="data:image/png;base64,{image}">\n</div>'
+    yield f'<div class="axis"><span>{html.inline(short(units[-1].name))}; rank 1</span><span>{last}</span></div>'
+    metrics = list(dict.fromkeys(name for unit in units for name in unit.values))
+    data = {
+        "bins": BINS,
+        "metrics": metrics,
+        "units": [unit.as_json() for unit in units],
+    }
+    # No text of a file may end the element.
+    encoded = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    yield f'<script type="application/json" id="data">{encoded}</script>'
+    yield """<noscript><p>With scripts, this part shows the channels of a layer. The browser atlas-tui shows all of them.</p></noscript>
+<div id="living" hidden>
+<p id="readout" aria-live="polite"></p>
+<h3 id="layer"></h3>
+<p><label>across <select id="x"></select></label> <label>upwards <select id="y"></select></label></p>
+<div class="explore">
+<div id="channels" tabindex="0" role="group" aria-label="Channels. Arrow keys choose one."></div>
+<svg id="scatter" role="img" aria-label="Two metrics of the channels, on log axes"></svg>
+</div>
+<div id="card"></div>
+</div>"""
