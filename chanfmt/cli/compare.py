@@ -154,7 +154,7 @@ def _run_matrix(atlases: Sequence[Atlas], metric: str, *, as_json: bool) -> None
     for key, (title, chance) in MATRICES.items():
         by_chance = "" if chance is None else f" (by chance {_range([values[chance] for values in found.values()])})"
         framework.print_line()
-        framework.print_line(f"{title.format(metric=metric)}{by_chance}; median over FFNs")
+        framework.print_wrapped(f"{title.format(metric=metric)}{by_chance}; median over FFNs", "  ")
         framework.print_table(
             ("", *names),
             [

@@ -90,7 +90,7 @@ def test_tables_fit_a_terminal_of_80_columns(tmp_path: Path, capsys: pytest.Capt
     monkeypatch.delenv("COLUMNS", raising=False)
     path, other = (str(random_atlas(tmp_path / f"{name}.h5", channels=1500, seed=0)) for name in "ab")
     experts = str(moe_atlas(tmp_path / "e.h5"))
-    metrics = ("lp", "read_connectivity", "up_norm")
+    metrics = ("lp", "redundancy_null", "up_norm")
     lines = [
         *(["show", path, "--layer", "0", "--sort", name, "--top", "5"] for name in metrics),
         ["show", experts, "--layer", "2"],
@@ -119,4 +119,4 @@ def test_tables_fit_a_terminal_of_80_columns(tmp_path: Path, capsys: pytest.Capt
     assert f"left out to fit 80 columns: {', '.join(missing)}; --json prints everything" in captured.err
     # The metric of the order is never left out.
     assert main(lines[1]) == 0
-    assert "read conn" in capsys.readouterr().out.splitlines()[0]
+    assert "red null" in capsys.readouterr().out.splitlines()[0]
