@@ -131,6 +131,11 @@ async def test_what_cannot_be_asked_is_said(tmp_path: Path) -> None:
         await asked(pilot, app)
         await press(pilot, "o", "9", "0", "l")
         await wait_until(lambda: "--max-layer-sparsity" in text_of(app))
+        # A search has a refusal of its own, which is not that of the cut.
+        await press(pilot, "slash", "1")
+        await pilot.pause()
+        await press(pilot, "escape")
+        await wait_until(lambda: "--max-layer-sparsity" in text_of(app))
 
 
 async def test_the_numbers_of_parameters_are_those_of_prune(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

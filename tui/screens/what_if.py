@@ -51,7 +51,7 @@ class WhatIfScreen(FfnScreen):
         self._what_if: WhatIf | None = None
         self._rows: tuple[Left, ...] = ()
         self._curve: np.ndarray | None = None
-        self._refusal = "reading the atlas"
+        self._why_not = "reading the atlas"
         # An answer with an older generation has been overtaken and is dropped.
         self._generation = 0
 
@@ -80,7 +80,7 @@ class WhatIfScreen(FfnScreen):
     def _have(self, generation: int, scenario: Scenario, snapshot: Snapshot, what_if: WhatIf | None, refusal: str) -> None:
         if generation != self._generation:
             return
-        self._answered, self._snapshot, self._what_if, self._refusal = scenario, snapshot, what_if, refusal
+        self._answered, self._snapshot, self._what_if, self._why_not = scenario, snapshot, what_if, refusal
         self._curve = None if what_if is None else kept_curve(what_if)
         self._ask()
 
@@ -96,9 +96,9 @@ class WhatIfScreen(FfnScreen):
             try:
                 rows = self._what_if.at(self._scenario.percent / 100)
             except ChanfmtError as error:
-                self._refusal = error.message
+                self._why_not = error.message
             else:
-                self._refusal = ""
+                self._why_not = ""
         record, self._rows = self.record, rows
         self.table.show(self._snapshot, rows, self._snapshot.nearest(record))
         self.paint()
@@ -124,8 +124,8 @@ class WhatIfScreen(FfnScreen):
         return text
 
     def status_text(self) -> str:
-        if self._refusal:
-            return one_line(self._refusal)
+        if self._why_not:
+            return one_line(self._why_not)
         whole = total(self._rows)
         share = percent(whole.lp_share if whole.lp_share is not None else float("nan"))
         supernodes = f"super {whole.supernodes_kept:,}/{whole.supernodes:,}"
