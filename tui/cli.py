@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
 import sys
@@ -205,6 +206,13 @@ def _check_terminal(file: str) -> None:
             f"atlas-tui needs a terminal with a cursor, and TERM is {kind or 'not set'}",
             hint=f"here, use: atlas info {file}, or: atlas show {file} --layer 0; if the terminal has a cursor, set "
             "TERM=xterm-256color",
+        )
+    # The screens are drawn on stderr. In another encoding, lines of tables would be escapes, and control sequences might be text.
+    encoding = sys.stderr.encoding
+    if codecs.lookup(encoding).name != "utf-8":
+        raise UsageError(
+            f"atlas-tui draws in UTF-8, and the encoding of this terminal is {encoding}",
+            hint=f"if the terminal shows UTF-8, set PYTHONIOENCODING=utf-8; otherwise use: atlas info {file}",
         )
 
 

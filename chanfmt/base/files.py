@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _SPECIAL = "a device, a pipe or a socket, and is never replaced"
 _LONGEST = 200
-"""Bytes of a name that a temporary's name repeats. A name may have 255 bytes, and a temporary's name is longer."""
+"""Bytes of a name that the names of its temporaries and its companions repeat. A name may have 255 bytes, and theirs are longer."""
 
 
 def output_path(name: str | os.PathLike[str]) -> Path:
@@ -75,10 +75,11 @@ def check_target(path: Path, *, overwrite: bool, directory: bool = False) -> Non
     if there:
         if special:
             raise UsageError(f"{path} is {_SPECIAL}", hint="choose another -o")
-        if not overwrite:
-            raise UsageError(f"the output {what} {path} exists", hint="choose another -o, or add --overwrite")
+        # No --overwrite replaces the one by the other.
         if is_directory != directory and path.exists():
             raise UsageError(f"{path} exists and is not a {what}", hint="choose another -o")
+        if not overwrite:
+            raise UsageError(f"the output {what} {path} exists", hint="choose another -o, or add --overwrite")
     if not has_parent:
         raise UsageError(f"the directory {parent} does not exist", hint=f"create it with: mkdir -p {parent}")
     # os.access returns True for root on a read-only mount, so write a file to find out.
@@ -139,6 +140,12 @@ def hidden_stem(name: str) -> str:
     """The beginning of the names of hidden files that belong to ``name``."""
     raw = os.fsencode(name)
     return f".{name}" if len(raw) <= _LONGEST else f".{hashlib.sha256(raw).hexdigest()}"
+
+
+def stem_beside(name: str) -> str:
+    """The beginning of the names of visible files that belong to ``name``: ``name`` itself, unless it is too long for an ending."""
+    raw = os.fsencode(name)
+    return name if len(raw) <= _LONGEST else f"{name[:50]}-{hashlib.sha256(raw).hexdigest()[:16]}"
 
 
 def fsync_path(path: Path) -> None:

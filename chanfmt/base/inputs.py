@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from pathlib import Path
 
 
@@ -13,3 +15,17 @@ def input_path(name: str | os.PathLike[str]) -> Path:
     browser there is no shell.
     """
     return Path(os.path.expanduser(os.fspath(name)))
+
+
+def file_size(path: Path) -> int:
+    """Bytes of the file ``path``, which is about to be read whole.
+
+    Raises:
+        OSError: It cannot be read, or it is a pipe or a device: reading one might never end.
+    """
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return status.st_size

@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 """Characters that make a spreadsheet run a cell as a formula if the cell begins with one of them."""
@@ -40,6 +40,26 @@ def one_line(text: str, longest: int = LONGEST_LINE) -> str:
         character if character.isprintable() else " " if character == "\n" else "\N{REPLACEMENT CHARACTER}"
         for character in text.replace("\r\n", "\n")
     )
+
+
+def distinct_lines(texts: Iterable[str]) -> dict[str, str]:
+    """Each of ``texts`` to its `one_line`. Different texts that would look alike get a number: ``name``, ``name (2)``.
+
+    The numbers do not depend on the order of ``texts``.
+    """
+    lines = {text: one_line(text) for text in texts}
+    taken = set(lines.values())
+    named = set()
+    # A text that is safe as it is comes first, and keeps its name.
+    for text in sorted(lines, key=lambda text: (text != lines[text], text)):
+        line, number = lines[text], 2
+        if line in named:
+            while f"{line} ({number})" in taken:
+                number += 1
+            lines[text] = f"{line} ({number})"
+        named.add(line)
+        taken.add(lines[text])
+    return lines
 
 
 def significant(value: float, digits: int = 4) -> str:

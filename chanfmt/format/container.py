@@ -28,6 +28,7 @@ from h5py import h5a, h5d, h5ds, h5g, h5s, h5t
 from chanfmt.base.errors import AtlasError, first_line
 from chanfmt.format import schema
 from chanfmt.format.mistaken import way_out
+from chanfmt.format.read_errors import COPY_AGAIN, UnreadableError, read_error
 from chanfmt.format.unlocked import open_unlocked
 
 if TYPE_CHECKING:
@@ -56,9 +57,6 @@ SCALE_ATTRIBUTES = frozenset(
 """Attributes that HDF5 dimension scales and netCDF-4 use for bookkeeping; we neither read nor digest them."""
 
 
-_COPY = "copy it again, or rebuild it"
-
-
 def _guarded(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """Turn the errors that HDF5 raises on a damaged file into `AtlasError`."""
 
@@ -67,7 +65,7 @@ def _guarded(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]
         try:
             return method(*arguments, **options)
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise AtlasError(f"the file is damaged: {first_line(error)}", hint=_COPY, code="E001") from None
+            raise read_error(error, "the file") from None
 
     return guarded
 
@@ -251,6 +249,8 @@ class Container:
                 try:
                     node = Node(h5g.open(group, raw) if info.type == h5g.GROUP else h5d.open(group, raw))
                 except (OSError, KeyError, RuntimeError, ValueError) as error:
+                    if isinstance(found := read_error(error, "the file"), UnreadableError):
+                        raise found from None
                     self._refuse("E014", f"/{path}", f"cannot be opened: {first_line(error)}")
                 self.nodes[path] = node
                 self._children[prefix].append(name)
@@ -336,10 +336,7 @@ def open_container(path: str | os.PathLike[str]) -> Container:
         try:
             opened = open_unlocked(path)
         except OSError as error:
-            if error.errno:
-                # The system refused, and what the file holds is not to blame.
-                raise AtlasError(f"{path} cannot be opened: {os.strerror(error.errno)}") from None
-            raise AtlasError(f"{path} is damaged: {first_line(error)}", hint=_COPY, code="E001") from None
+            raise read_error(error, str(path)) from None
         if os.path.samestat(status, os.fstat(opened.descriptor)):
             break
         # A writer has just replaced the file.
@@ -352,7 +349,7 @@ def open_container(path: str | os.PathLike[str]) -> Container:
         raise
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         opened.closing.close()
-        raise AtlasError(f"{path} is damaged: {first_line(error)}", hint=_COPY, code="E001") from None
+        raise read_error(error, str(path)) from None
 
 
 def read_text(value: object, what: str) -> str:
@@ -393,7 +390,7 @@ def _check_outside(path: Path) -> os.stat_result:
         raise AtlasError(f"{path} is not an importance atlas (not an HDF5 file)", hint=way_out(path), code="E001")
     end = _stated_end(superblock)
     if end is not None and end != status.st_size:
-        raise AtlasError(f"{path} is damaged: it has {status.st_size} bytes and should have {end}", hint=_COPY, code="E016")
+        raise AtlasError(f"{path} is damaged: it has {status.st_size} bytes and should have {end}", hint=COPY_AGAIN, code="E016")
     return status
 
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from chanfmt.base.errors import AtlasError, UsageError, first_line
+from chanfmt.base.errors import AtlasError, UsageError
 from chanfmt.format import schema
 from chanfmt.format.container import NUMPY, open_container, read_text
 from chanfmt.format.digest import SEAL, SEAL_BYTES, content_sha256, file_sha256
+from chanfmt.format.read_errors import COPY_AGAIN, read_error
 from chanfmt.format.records import (
     AtlasContent,
     Block,
@@ -339,15 +340,15 @@ class Atlas:
             container.close()
             if str(path) in error.message:
                 raise
-            raise AtlasError(f"{path}: {error.message}", hint=error.hint, code=error.code, where=error.where) from None
+            raise type(error)(f"{path}: {error.message}", hint=error.hint, code=error.code, where=error.where) from None
         except (OSError, RuntimeError, KeyError, ValueError, TypeError, RecursionError) as error:
             container.close()
-            raise AtlasError(f"{path} is damaged: {first_line(error)}", hint="copy it again, or rebuild it") from None
+            raise read_error(error, str(path)) from None
         return atlas
 
     def verify(self) -> None:
         """Recompute both digests. Raises `AtlasError` if one differs from the digest that the file states."""
-        hint = "copy it again, or rebuild it"
+        hint = COPY_AGAIN
         if content_sha256(self._container) != self.content_sha256:
             raise AtlasError(
                 f"{self.path} does not match its content_sha256: its data changed after it was written",
@@ -486,7 +487,7 @@ def _try_contained(path: Path, *, verify: bool) -> str:
     try:
         return run_contained(work, size=size, cpu_seconds=TRIAL_SECONDS)
     except Crashed as crash:
-        raise AtlasError(f"{path} cannot be read: {crash}", hint="copy it again, or rebuild it", code="E017") from None
+        raise AtlasError(f"{path} cannot be read: {crash}", hint=COPY_AGAIN, code="E017") from None
 
 
 def _identity(descriptor: int) -> str:

@@ -6,6 +6,7 @@ Linux the separate process is a fork, which costs a few milliseconds. On other s
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -53,12 +54,15 @@ def run_contained(work: Callable[[], str], *, size: int, cpu_seconds: int) -> st
         raise Crashed("it took too much time" if number == signal.SIGXCPU else f"it was ended by {signal.Signals(number).name}")
     if os.WEXITSTATUS(status) == _NO_MEMORY:
         raise Crashed("it takes more memory than its size allows")
+    text = answer.decode("utf-8", "surrogateescape")
+    if os.WEXITSTATUS(status) == _SYSTEM_ERROR and text:
+        raise Crashed(text)
     if os.WEXITSTATUS(status) != 0:
         raise Crashed("it ended without an answer")
-    return answer.decode("utf-8", "surrogateescape")
+    return text
 
 
-_NO_MEMORY = 3
+_NO_MEMORY, _SYSTEM_ERROR = 3, 4
 
 
 def _child(work: Callable[[], str], writer: int, size: int, cpu_seconds: int) -> None:
@@ -66,17 +70,26 @@ def _child(work: Callable[[], str], writer: int, size: int, cpu_seconds: int) ->
     code = 1
     try:
         _limit(size, cpu_seconds)
-        answer = work().encode("utf-8", "surrogateescape")
-        with os.fdopen(writer, "wb") as pipe:
-            pipe.write(answer)
+        _answer(writer, work())
         code = 0
     except MemoryError:
         code = _NO_MEMORY
+    except OSError as error:
+        # A disk fails, not we. If this answer does not arrive either, the parent says that there was none.
+        code = _SYSTEM_ERROR
+        with contextlib.suppress(OSError):
+            _answer(writer, error.strerror or str(error))
     except BaseException:
         # The traceback of our own mistakes should be seen, but the parent's cleanup must not run twice.
         sys.excepthook(*sys.exc_info())
     finally:
         os._exit(code)
+
+
+def _answer(writer: int, text: str) -> None:
+    """Write ``text`` to the pipe ``writer``, and close it. Raises `OSError`."""
+    with os.fdopen(writer, "wb") as pipe:
+        pipe.write(text.encode("utf-8", "surrogateescape"))
 
 
 def _limit(size: int, cpu_seconds: int) -> None:

@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import ModelError
+from chanfmt.base.inputs import file_size
 from chanfmt.models.safetensors import INDEX_FILE, SINGLE_FILE
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def _base(directory: Path) -> str:
     """The model that the adapter in ``directory`` names, as a Python string; BASE if it names none."""
     try:
         path = directory / ADAPTER_CONFIG
-        if path.stat().st_size <= _MAX_CONFIG:
+        if file_size(path) <= _MAX_CONFIG:
             found = json.loads(path.read_bytes()).get("base_model_name_or_path")
             return repr(found[:200]) if found and isinstance(found, str) else "BASE"
     except (OSError, ValueError, RecursionError, AttributeError):

@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import ModelError
+from chanfmt.base.inputs import file_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,7 +60,7 @@ def check_files(directory: Path, name: str) -> None:
             continue
         method: Any = "?"
         try:
-            if path.stat().st_size <= _MAX_FILE:
+            if file_size(path) <= _MAX_FILE:
                 method = _method(json.loads(path.read_bytes()))
         except (OSError, ValueError, RecursionError):
             pass

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from chanfmt.base.errors import ModelError
+from chanfmt.base.inputs import file_size
 from chanfmt.base.parsed import no_duplicates
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ def read_header(file: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
         ModelError: The header is damaged, or its byte ranges do not tile the file exactly.
     """
     try:
-        size = file.stat().st_size
+        size = file_size(file)
         with file.open("rb") as stream:
             prefix = stream.read(8)
             length = int.from_bytes(prefix, "little")
@@ -277,7 +278,7 @@ def _counts(value: Any) -> TypeGuard[list[int]]:
 def _read_weight_map(path: Path) -> tuple[dict[str, str], bool]:
     """Tensor to shard, and whether the index has ``metadata``. Raises `ModelError`."""
     try:
-        if path.stat().st_size > _MAX_INDEX:
+        if file_size(path) > _MAX_INDEX:
             raise ModelError(f"{path} is larger than {_MAX_INDEX} bytes")
         index = json.loads(path.read_bytes(), object_pairs_hook=no_duplicates)
     except OSError as error:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path, PurePosixPath
 
 from chanfmt.base.errors import ModelError
+from chanfmt.base.inputs import file_size
 from chanfmt.base.parsed import parse_unique
 
 MODULES_FILE = "modules.json"
@@ -52,7 +53,7 @@ def _modules(directory: Path) -> list[tuple[str, str]]:
     if not file.is_file():
         return []
     try:
-        if file.stat().st_size > _MAX_BYTES:
+        if file_size(file) > _MAX_BYTES:
             raise ModelError(f"{file} is larger than {_MAX_BYTES >> 20} MB")
         modules = parse_unique(file.read_text(encoding="utf-8"))
     except OSError as error:

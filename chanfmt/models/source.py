@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from chanfmt.base.errors import ModelError, first_line
 from chanfmt.base.hub_ids import is_commit, is_hub_id
-from chanfmt.base.inputs import input_path
+from chanfmt.base.inputs import file_size, input_path
 from chanfmt.models import quantised
 from chanfmt.models.beside import check_adapter_alone, check_alone
 from chanfmt.models.quiet import quiet_transformers
@@ -86,7 +86,7 @@ class ModelSource:
         if not path.is_file() and self.directory.is_dir():
             check_adapter_alone(self.directory, self.id)
         try:
-            if path.stat().st_size > _MAX_CONFIG:
+            if file_size(path) > _MAX_CONFIG:
                 raise ModelError(f"{path} is larger than {_MAX_CONFIG >> 20} MB")
             return path.read_text(encoding="utf-8")
         except OSError as error:

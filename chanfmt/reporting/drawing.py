@@ -74,9 +74,9 @@ def heat_map(shares: np.ndarray) -> bytes:
     from matplotlib.image import imsave
 
     stream = io.BytesIO()
-    # matplotlib's annotations lack None, which leaves the entry out.
-    metadata: dict[str, Any] = {"Software": None}
-    imsave(stream, shares, cmap="inferno", vmin=0.0, vmax=1.0, format="png", metadata=metadata)
+    # Without it the file would name the version of matplotlib.
+    unnamed: Any = {"Software": None}
+    imsave(stream, shares, cmap="inferno", vmin=0.0, vmax=1.0, format="png", metadata=unnamed)
     return stream.getvalue()
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from chanfmt.base.errors import UsageError
+from chanfmt.base.inputs import file_size
 from chanfmt.base.narrate import progress_bar, warn
 from chanfmt.base.parsed import parse_json
 from chanfmt.base.text import perplexity_text
@@ -222,7 +223,7 @@ def _cut(directory: Path) -> dict[str, Any] | None:
     """What the record in ``directory`` says of the cut; None for a model that was not cut. Raises `UsageError` if it is damaged."""
     path = directory / REPORT_FILE
     try:
-        if path.stat().st_size > MAX_REPORT:
+        if file_size(path) > MAX_REPORT:
             raise ValueError(f"it is larger than {MAX_REPORT >> 20} MB")
         text = path.read_bytes()
         # A model that was restored has a record of another format.

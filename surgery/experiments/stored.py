@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from chanfmt.base.inputs import file_size
 from chanfmt.base.parsed import check_type, parse_json
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def read_stored(path: Path) -> Stored:
         ValueError: The file is not JSON, or a type is wrong.
         OSError: The file cannot be read.
     """
-    if path.stat().st_size > MAX_BYTES:
+    if file_size(path) > MAX_BYTES:
         raise ValueError(f"the file is larger than {MAX_BYTES >> 20} MB")
     return parse_json(path.read_bytes(), Stored)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.hub_ids import is_hub_id
+from chanfmt.base.inputs import file_size
 from chanfmt.base.text import one_line
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def _card_fields(path: Path) -> dict[str, Any]:
     from huggingface_hub import metadata_load
 
     try:
-        if path.stat().st_size > _MAX_CARD:
+        if file_size(path) > _MAX_CARD:
             return {}
         return metadata_load(path) or {}
     # A mistake in a card, which is text for people, must not stop the cut. YAML raises many kinds of errors.

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from chanfmt.base.errors import UsageError
+from chanfmt.base.inputs import file_size
 from chanfmt.base.parsed import check_type, parse_json
 from chanfmt.data.text import FILES
 
@@ -153,7 +154,7 @@ def _measured(numbers: Measured) -> Measured:
 
 def _read(path: Path) -> bytes:
     try:
-        if path.stat().st_size > _MAX_BYTES:
+        if file_size(path) > _MAX_BYTES:
             raise UsageError(f"{path} is larger than {_MAX_BYTES >> 20} MB")
         return path.read_bytes()
     except OSError as error:

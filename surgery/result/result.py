@@ -9,6 +9,7 @@ from msgspec import Raw, Struct, to_builtins
 
 from chanfmt.base import html
 from chanfmt.base.errors import CheckError, UsageError
+from chanfmt.base.inputs import file_size
 from chanfmt.base.narrate import progress_bar
 from chanfmt.base.parsed import parse_json
 from chanfmt.base.text import one_line
@@ -178,7 +179,7 @@ def open_result(directory: Path) -> Result:
             hint="publish an atlas with: atlas push FILE REPO" if directory.suffix == ".h5" else _MAKE_ONE,
         )
     try:
-        if path.stat().st_size > MAX_REPORT:
+        if file_size(path) > MAX_REPORT:
             raise UsageError(f"{path} is larger than {MAX_REPORT >> 20} MB")
         text = path.read_bytes()
         kind = parse_json(text, _Format).format

@@ -14,21 +14,12 @@ import pytest
 from chanfmt.base import claims
 from chanfmt.base.claims import Owner, claim_path, claimed
 from chanfmt.base.errors import UsageError
+from tests.support.refused import NO_LOCKS, on_file_systems
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 
 
-@pytest.fixture(params=["locks", "no locks"])
-def locks(request, monkeypatch):
-    """File systems with and without locks."""
-    if request.param == "no locks":
-        fcntl = pytest.importorskip("fcntl")
-
-        def no_locks(descriptor, operation):
-            raise OSError(37, "No locks available")
-
-        monkeypatch.setattr(fcntl, "flock", no_locks)
-    return request.param == "locks"
+with_and_without_locks = on_file_systems(locks={}, none=NO_LOCKS)
 
 
 def holder(path, wait=30.0):
@@ -46,7 +37,8 @@ def holder(path, wait=30.0):
     return pid
 
 
-def test_the_second_notices_the_first(tmp_path, locks):
+@with_and_without_locks
+def test_the_second_notices_the_first(tmp_path, kind):
     path = tmp_path / "a.h5"
     pid = holder(path)
     try:
@@ -54,7 +46,7 @@ def test_the_second_notices_the_first(tmp_path, locks):
         for name in (path, tmp_path / "link", tmp_path / "." / "a.h5"):
             with pytest.raises(UsageError, match=f"process {pid} on .* is writing") as caught, claimed(name):
                 pass
-            assert ("remove" in caught.value.hint) != locks
+            assert ("remove" in caught.value.hint) == (kind == "none")
         with claimed(tmp_path / "b.h5"):
             pass
         assert claim_path(path).exists()
@@ -68,7 +60,8 @@ def test_the_second_notices_the_first(tmp_path, locks):
     assert sorted(item.name for item in tmp_path.iterdir()) == ["link"]
 
 
-def test_two_threads_or_two_calls_of_one_process(tmp_path, locks):
+@with_and_without_locks
+def test_two_threads_or_two_calls_of_one_process(tmp_path, kind):
     with claimed(tmp_path / "a"), pytest.raises(UsageError), claimed(tmp_path / "a"):
         pass
     with claimed(tmp_path / "a"):
@@ -76,14 +69,16 @@ def test_two_threads_or_two_calls_of_one_process(tmp_path, locks):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_claim_ends_with_an_error(tmp_path, locks):
+@with_and_without_locks
+def test_a_claim_ends_with_an_error(tmp_path, kind):
     with pytest.raises(KeyError), claimed(tmp_path / "a"):
         raise KeyError
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("start", ["", "1"])
-def test_a_later_process_of_the_same_number_holds_nothing(tmp_path, locks, start):
+@with_and_without_locks
+def test_a_later_process_of_the_same_number_holds_nothing(tmp_path, kind, start):
     """In a container, the number is the same every time."""
     place = claim_path(tmp_path / "a")
     place.write_text(f"{socket.gethostname()}\n{os.getpid() if start else 2**22 + 1}\n{start}\n")
@@ -94,10 +89,11 @@ def test_a_later_process_of_the_same_number_holds_nothing(tmp_path, locks, start
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_machine_without_locks(tmp_path, locks):
+@with_and_without_locks
+def test_another_machine_without_locks(tmp_path, kind):
     place = claim_path(tmp_path / "a")
     place.write_text("elsewhere\n17\n1\n")
-    if locks:
+    if kind == "locks":
         with claimed(tmp_path / "a"):
             pass
         return
@@ -107,10 +103,11 @@ def test_another_machine_without_locks(tmp_path, locks):
 
 
 @pytest.mark.parametrize("text", ["", "\n", "host\nnot a number\n", "\x00" * 5000, "host\n" + "9" * 500])
-def test_a_claim_that_names_nobody(tmp_path, locks, text):
+@with_and_without_locks
+def test_a_claim_that_names_nobody(tmp_path, kind, text):
     place = claim_path(tmp_path / "a")
     place.write_text(text)
-    if not locks:
+    if kind == "none":
         with pytest.raises(UsageError, match="another process"), claimed(tmp_path / "a"):
             pass
     os.utime(place, (0, 0))
@@ -119,7 +116,8 @@ def test_a_claim_that_names_nobody(tmp_path, locks, text):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_something_else_in_place_of_a_claim(tmp_path, locks):
+@with_and_without_locks
+def test_something_else_in_place_of_a_claim(tmp_path, kind):
     place = claim_path(tmp_path / "a")
     for make in (lambda: os.mkfifo(place), lambda: place.symlink_to("nowhere"), place.mkdir):
         make()
@@ -161,12 +159,10 @@ def test_the_claim_of_another_user():
         assert other_user() == 0
 
 
-@pytest.mark.parametrize("locked", [True, False])
-def test_only_one_of_many_gets_it(tmp_path, monkeypatch, locked):
-    if not locked:
-        monkeypatch.setattr(claims, "fcntl", None)
+@with_and_without_locks
+def test_only_one_of_many_gets_it(tmp_path, kind):
     path, log = tmp_path / "a", os.open(tmp_path / "log", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
-    Owner("elsewhere" if locked else socket.gethostname(), 2**22 + 1, "").write(
+    Owner("elsewhere" if kind == "locks" else socket.gethostname(), 2**22 + 1, "").write(
         os.open(claim_path(path), os.O_CREAT | os.O_WRONLY)
     )
 

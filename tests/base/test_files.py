@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import importlib
 import os
+import shutil
 import signal
 import socket
 import stat
+import sys
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +18,9 @@ import pytest
 from chanfmt.base import files
 from chanfmt.base.errors import ChanfmtError, UsageError
 from chanfmt.base.files import atomic_file, check_target
+from tests.support.crash.harness import child
+from tests.support.crash.trace import STRACE, trace
+from tests.support.refused import in_child, on_file_systems
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,34 +106,60 @@ def test_a_directory_that_was_moved_aside_is_put_back(tmp_path):
     assert names(tmp_path) == ["model"]
 
 
-def test_without_locks_nothing_is_removed(tmp_path, monkeypatch):
-    def no_locks(descriptor, operation):
-        raise OSError(95, "not supported")
-
+@on_file_systems(none={"flock": errno.EOPNOTSUPP})
+def test_without_locks_nothing_is_removed(tmp_path, kind):
     stale = tmp_path / ".a.h5.0123456789ab.tmp"
     stale.write_text("x")
-    monkeypatch.setattr(files.fcntl, "flock", no_locks)
     write(files.atomic_file, tmp_path / "a.h5", "new")
-    assert names(tmp_path) == [stale.name, "a.h5"]
-    monkeypatch.setattr(files, "fcntl", None)
-    write(files.atomic_file, tmp_path / "a.h5", "newer")
     write(files.atomic_directory, tmp_path / "b", "new")
     assert names(tmp_path) == [stale.name, "a.h5", "b"]
 
 
-def test_a_temporary_taken_for_stale_while_it_was_made_is_made_again(tmp_path, monkeypatch):
-    calls = []
+def test_on_a_platform_without_locks_nothing_is_removed(tmp_path):
+    stale = tmp_path / ".a.h5.0123456789ab.tmp"
+    stale.write_text("x")
 
-    def busy_once(descriptor, operation):
-        calls.append(operation)
-        if len(calls) == 1:
-            os.unlink(next(tmp_path.iterdir()))
-            raise BlockingIOError
+    def work():
+        sys.modules["fcntl"] = None
+        importlib.reload(files)
+        write(files.atomic_file, tmp_path / "a.h5", "new")
+        write(files.atomic_directory, tmp_path / "b", "new")
 
-    monkeypatch.setattr(files.fcntl, "flock", busy_once)
-    write(files.atomic_file, tmp_path / "a.h5", "new")
-    assert names(tmp_path) == ["a.h5"]
-    assert len(calls) == 2
+    in_child(work, {})
+    assert names(tmp_path) == [stale.name, "a.h5", "b"]
+
+
+@pytest.mark.skipif(STRACE is None or sys.platform != "linux", reason="needs strace, which only Linux has")
+@pytest.mark.parametrize("moment", ["removed", "being removed"])
+def test_a_temporary_taken_for_stale_while_it_was_made_is_made_again(tmp_path, moment):
+    """The first lock of the writer comes late, so that another process takes its temporary for stale."""
+    place = tmp_path / "d"
+
+    def remove():
+        while not (found := [name for name in names(place) if name.endswith(".tmp")]):
+            time.sleep(0.01)
+        with open(place / found[0], "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if moment == "being removed":
+                # Until the writer makes another one.
+                while len(names(place)) < 2:
+                    time.sleep(0.01)
+            (place / found[0]).unlink()
+
+    # On a busy machine, the other process may come too late.
+    for milliseconds in (300, 3000, 10000):
+        place.mkdir()
+        remover = child(remove)
+        late = ["-e", "trace=flock", "-e", f"inject=flock:delay_enter={milliseconds * 1000}:when=1"]
+        code, log = trace(lambda: write(files.atomic_file, place / "a.h5", "new"), tmp_path / "log", late)
+        assert (code, read(place / "a.h5")) == (0, "new")
+        if log.count("flock(") == 2:
+            break
+        os.kill(remover, signal.SIGKILL)
+        os.waitpid(remover, 0)
+        shutil.rmtree(place)
+    assert os.waitpid(remover, 0)[1] == 0
+    assert names(place) == ["a.h5"]
 
 
 def test_readers_with_locks_of_their_own_open_what_is_published(tmp_path):

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from pathlib import Path
 
 import pytest
 
-from chanfmt.base import publishing
 from chanfmt.base.errors import ChanfmtError, UsageError
 from chanfmt.base.files import atomic_directory, atomic_file, check_target, output_path
 from chanfmt.base.publishing import OutputAppearedError
+from tests.support.refused import NEITHER, ONLY_LINK, on_file_systems
 
 BOTH = pytest.mark.parametrize("context", [atomic_file, atomic_directory])
 ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
@@ -44,21 +43,12 @@ def names(directory: Path) -> list[str]:
     return sorted(item.name for item in directory.iterdir())
 
 
-@pytest.fixture(params=["renameat2", "link", "neither"])
-def calls(request, monkeypatch):
-    """File systems with renameat2; with link only, as NFS; and with neither, as FAT."""
-    if request.param != "renameat2":
-        monkeypatch.setattr(publishing, "_renameat2", lambda source, target, flags: errno.ENOSYS)
-    if request.param == "neither":
-
-        def no_link(*arguments, **options):
-            raise PermissionError(1, "Operation not permitted")
-
-        monkeypatch.setattr(os, "link", no_link)
+with_every_call = on_file_systems(renameat2={}, link=ONLY_LINK, neither=NEITHER)
 
 
 @BOTH
-def test_what_appeared_meanwhile_is_not_replaced(context, tmp_path, calls):
+@with_every_call
+def test_what_appeared_meanwhile_is_not_replaced(context, tmp_path, kind):
     path = tmp_path / "a.h5"
     for kept in ("a.h5.new", "a.h5.new-2"):
         found = write_disturbed(context, path, f"ours in {kept}", lambda: path.write_text("theirs"))
@@ -72,7 +62,8 @@ def test_what_appeared_meanwhile_is_not_replaced(context, tmp_path, calls):
 
 @pytest.mark.parametrize("appeared", ["link", "dangling", "directory", "full"])
 @BOTH
-def test_whatever_appeared_meanwhile_stays(context, tmp_path, appeared, calls):
+@with_every_call
+def test_whatever_appeared_meanwhile_stays(context, tmp_path, appeared, kind):
     path = tmp_path / "a"
 
     def disturb():
@@ -126,7 +117,8 @@ def test_a_replaced_file_keeps_its_mode(tmp_path, bits):
     assert (path.read_text(), mode(path)) == ("new", bits)
 
 
-def test_a_replaced_directory_keeps_its_modes(tmp_path, calls):
+@with_every_call
+def test_a_replaced_directory_keeps_its_modes(tmp_path, kind):
     path = tmp_path / "model"
     path.mkdir()
     for name, bits in (("text", 0o600), ("other", 0o640)):
@@ -177,6 +169,15 @@ def test_a_link_is_followed(context, tmp_path):
     assert (names(tmp_path), names(tmp_path / "disk")) == (["disk", "link"], ["target"])
     with pytest.raises(UsageError, match="exists"):
         check_target(link, overwrite=False, directory=context is atomic_directory)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_in_place_of_a_directory_is_said_before_overwriting_is_offered(tmp_path, overwrite):
+    (tmp_path / "file").touch()
+    for path, directory in ((tmp_path, False), (tmp_path / "file", True)):
+        with pytest.raises(UsageError, match="exists and is not a") as caught:
+            check_target(path, overwrite=overwrite, directory=directory)
+        assert "--overwrite" not in str(caught.value)
 
 
 def test_links_in_a_circle_and_into_nowhere(tmp_path):

@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 
 from chanfmt.base import html, markdown
-from chanfmt.base.text import FORMULA_STARTS, cell_width, format_table, json_text, number, one_line, padded, spreadsheet_text
+from chanfmt.base.text import (
+    FORMULA_STARTS,
+    cell_width,
+    distinct_lines,
+    format_table,
+    json_text,
+    number,
+    one_line,
+    padded,
+    spreadsheet_text,
+)
 from chanfmt.reporting.pages import _texts
 from surgery.experiments.results import CSV_FILE, Results
 from tui.session.export import write_table
@@ -124,3 +134,13 @@ def test_code_in_markdown_stays_code() -> None:
     assert markdown.code("a`b`|c\nd") == "`a'b'/c d`"
     assert markdown.code("\n") == ""
     assert markdown.fenced("a```\n# b") == "a''' # b"
+
+
+def test_names_that_look_alike_stay_apart() -> None:
+    assert distinct_lines(["a", "b"]) == {"a": "a", "b": "b"}
+    assert distinct_lines(["a\nb", "a b", "a b (2)"]) == {"a\nb": "a b (3)", "a b": "a b", "a b (2)": "a b (2)"}
+    names = ["\x07", "\x1b", "\x1c", "x" * 5000, "x" * 5001]
+    found = distinct_lines(names)
+    assert list(found) == names
+    assert len(set(found.values())) == len(names)
+    assert found == distinct_lines(reversed(names))

@@ -31,7 +31,7 @@ from tests.support.factory import random_atlas, random_content
 from tests.support.heard import heard
 from tests.support.tiny import tiny_model
 from tui.app import AtlasApp
-from tui.session.load import read_snapshot
+from tui.session.load import present_file, read_snapshot
 from tui.session.session import Session
 from tui.widgets.lines import Lines
 
@@ -67,6 +67,21 @@ def test_a_continued_build_equals_an_uninterrupted_one(options, uninterrupted, m
         (line,) = atlas.producer.history
         assert line["resumed_at_sequence"] == done
         assert set(line) == {"command", "resumed_at_sequence", "time"}
+
+
+@pytest.mark.parametrize("length", [200, 248, 255])
+def test_an_output_with_a_long_name_is_continued(options, uninterrupted, monkeypatch, length):
+    """A name may have 255 bytes, and the partial atlas has a longer name than its output, if there is room."""
+    options = dataclasses.replace(options, output=str(options.path.with_name("x" * (length - 3) + ".h5")))
+    stop_after(options, 3, monkeypatch)
+    assert present_file(options.path) == options.partial
+    options.partial.write_bytes(b"no longer an atlas")
+    build(dataclasses.replace(options, resume=True), SETTINGS)
+    assert options.partial.with_name(options.partial.name + ".broken").read_bytes() == b"no longer an atlas"
+    options.path.unlink()
+    stop_after(options, 3, monkeypatch)
+    assert_equal(build(dataclasses.replace(options, resume=True), SETTINGS), uninterrupted)
+    assert not options.partial.exists()
 
 
 def test_several_sessions_add_up(options, uninterrupted, monkeypatch):

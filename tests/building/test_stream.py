@@ -28,6 +28,7 @@ from chanfmt.models.streaming.streamed import open_streamed
 from tests.support import zoo
 from tests.support.builds import build
 from tests.support.heard import heard
+from tests.support.refused import on_file_systems
 from tests.support.tiny import CONFIGS, save_tiny
 
 EXPERTS = {
@@ -294,13 +295,11 @@ def test_a_batch_that_does_not_fit_is_halved(tmp_path, text, monkeypatch):
         build(options(tmp_path, text, "two.h5", stream=True), SETTINGS)
 
 
-def test_a_full_disk_is_said_with_the_way_out(tmp_path, text, monkeypatch):
+@on_file_systems(full={"pwrite64": errno.ENOSPC})
+def test_a_full_disk_is_said_with_the_way_out(tmp_path, text, kind):
+    # The threads of torch did not come along into this child.
+    torch.set_num_threads(1)
     save_tiny(tmp_path / "model", "llama")
-
-    def full(*arguments):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(ChanfmtError, match=r"No space left on device\n.*--spool-limit"):
         build(options(tmp_path, text, "out.h5", stream=True, spool_limit=0.0), SETTINGS)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "text.txt"]
@@ -343,3 +342,20 @@ def test_spool_keeps_within_its_limit_and_reuses_its_file(tmp_path):
         spool.put((1, 0), tensors[0, 2])
         assert spool.on_disk == 420
         assert torch.equal(spool.get((1, 0)), tensors[0, 2])
+
+
+@on_file_systems(full={"pwrite64": errno.ENOSPC}, broken={"preadv": errno.EIO})
+def test_a_disk_that_fails_is_said_for_every_command_with_a_spool(tmp_path, kind):
+    """`atlas build --stream` and refits have spools; both have --spool-limit, and neither has the other's options."""
+
+    def put_and_get():
+        with Spool(0, tmp_path) as spool:
+            spool.put("key", torch.ones(3))
+            spool.get("key")
+
+    with pytest.raises(ChanfmtError) as caught:
+        put_and_get()
+    assert str(tmp_path) in caught.value.message
+    assert os.strerror(errno.ENOSPC if kind == "full" else errno.EIO) in caught.value.message
+    assert "--stream" not in str(caught.value)
+    assert kind == "broken" or "--spool-limit" in caught.value.hint

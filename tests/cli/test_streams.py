@@ -44,18 +44,20 @@ def run(*words: object, shell: str = "", **options: Any) -> subprocess.Completed
     return done
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1", "utf-8"])
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1", "utf-8", "utf-8-sig", "utf-16", "utf-32-be"])
 def test_every_encoding_shows_results_and_valid_json(file: Path, encoding: str) -> None:
     env = {"PYTHONIOENCODING": encoding}
     done = run("info", file, env=env)
     assert (done.returncode, done.stderr) == (0, b"")
-    assert "96" in done.stdout.decode(encoding)
+    shown = done.stdout.decode(encoding)
+    assert "96" in shown
+    assert "\ufeff" not in shown, "one mark of the byte order is enough"
     done = run("info", file, "--json", env=env)
     assert (done.returncode, done.stderr) == (0, b"")
     assert json.loads(done.stdout.decode(encoding))["model"]["id"] == NAME
     done = run("info", f"{file}{NAME}", env=env)
     assert done.returncode == 2
-    assert done.stderr.count(b"error") == 1
+    assert done.stderr.decode(encoding).count("error") == 1
 
 
 def test_a_name_that_no_encoding_has(file: Path, tmp_path: Path) -> None:

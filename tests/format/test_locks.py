@@ -103,3 +103,33 @@ def test_what_the_system_refuses_is_not_damage(tmp_path):
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False)
     assert "Too many open files" in done.stdout, done.stderr
     assert "damaged" not in done.stdout
+
+
+@pytest.mark.parametrize("error", ["EIO", "ESTALE"])
+def test_a_disk_that_fails_does_not_make_a_file_damaged(tmp_path, error):
+    """One of the reads fails. The program says so, and judges nothing."""
+    strace = shutil.which("strace")
+    if strace is None:
+        pytest.skip("needs strace")
+    path = tmp_path / "a.h5"
+    write_atlas(random_content(layers=1, channels=8), path)
+    log = tmp_path / "trace"
+    for command in ("info", "validate"):
+        seen = set()
+        for nth in (1, 20, 100):
+            done = subprocess.run(
+                [
+                    *(strace, "-f", "-o", str(log), "-P", str(path), "-e", "trace=read,pread64"),
+                    *("-e", f"inject=read,pread64:error={error}:when={nth}"),
+                    *(sys.executable, "-m", "chanfmt", command, str(path)),
+                ],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            seen.add(done.returncode)
+            assert "damaged" not in done.stdout + done.stderr, (command, nth)
+            assert "Traceback" not in done.stderr
+            assert "invalid" not in done.stdout, (command, nth)
+        assert 2 in seen, "no read failed"
+        assert not seen - {0, 2}

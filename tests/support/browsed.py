@@ -18,15 +18,17 @@ if TYPE_CHECKING:
     from chanfmt.format.records import AtlasContent
 
 
-def two_stacks(path: Path) -> Path:
+def two_stacks(path: Path, *, names: tuple[str, str] = ("decoder", "decoder-64")) -> Path:
     """Layers 0 to 2 with 96 channels, layers 3 and 4 with 64."""
     first, second = random_content(layers=3), random_content(layers=2, channels=64, seed=1)
-    narrow = dataclasses.replace(second.stacks[0], name="decoder-64", layers=second.stacks[0].layers + 3)
-    blocks = tuple(
-        dataclasses.replace(block, index=block.index + 3, layer_index=block.layer_index + 3, stack="decoder-64")
+    wide = dataclasses.replace(first.stacks[0], name=names[0])
+    narrow = dataclasses.replace(second.stacks[0], name=names[1], layers=second.stacks[0].layers + 3)
+    blocks = [dataclasses.replace(block, stack=names[0]) for block in first.blocks]
+    blocks += [
+        dataclasses.replace(block, index=block.index + 3, layer_index=block.layer_index + 3, stack=names[1])
         for block in second.blocks
-    )
-    content = dataclasses.replace(first, blocks=first.blocks + blocks, stacks=(*first.stacks, narrow))
+    ]
+    content = dataclasses.replace(first, blocks=tuple(blocks), stacks=(wide, narrow))
     write_atlas(content, path)
     return path
 

@@ -99,8 +99,8 @@ def test_marks_are_written_read_and_undone(small: Path) -> None:
     assert json.loads(session.protect_file.read_text())["layers"] == {"1": [3, 5]}
     session.marking.undo()
     session.marking.redo()
-    session.marking.mark_rule("1:7", on=True)
-    session.marking.mark_rule("nothing like this", on=True)
+    session.marking.mark_rule("1:7", on=True, refused=session.say)
+    session.marking.mark_rule("nothing like this", on=True, refused=session.say)
     assert session.marks.counts == [0, 3, 0, 0]
     session.marking.discard()
     assert np.flatnonzero(session.marks.of(1)).tolist() == [3, 5]

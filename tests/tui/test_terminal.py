@@ -283,6 +283,16 @@ def test_a_terminal_without_a_cursor_is_refused(atlas: Path, kind: str) -> None:
     assert ALTERNATE_ON not in running.output
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-16"])
+def test_a_terminal_of_another_encoding_is_refused(atlas: Path, encoding: str) -> None:
+    running = Terminal([*COMMAND, str(atlas)], PYTHONIOENCODING=encoding)
+    assert running.wait() == 2
+    os.close(running.descriptor)
+    # The terminal puts a byte before each newline, so UTF-16 cannot be decoded any more.
+    assert b"PYTHONIOENCODING=utf-8" in running.output.replace(b"\0", b"")
+    assert ALTERNATE_ON not in running.output
+
+
 def test_ctrl_z_suspends_and_comes_back(atlas: Path) -> None:
     with terminal(atlas) as running:
         running.write("\x1a")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from rich.cells import cell_len
 
+from chanfmt.format.reader import Atlas
 from tests.support import browsed as atlases
 from tests.support.browsing import press, text_of, wait_until
 from tests.support.factory import random_atlas
@@ -102,3 +104,22 @@ async def test_no_sentence_of_the_help_is_cut_at_the_design_size(screen: str, tm
         assert isinstance(app.screen, HelpScreen)
         shown = app.screen.query_one("#help").text  # type: ignore[attr-defined]
         assert [row.sentence for row in app.screen.rows if row.sentence not in shown] == []
+
+
+@pytest.mark.parametrize("names", [("a\x07", "a\x1b"), ("a\x1b", "a\ufffd"), ("a\nb", "a b")])
+async def test_names_that_differ_in_control_characters_only(names: tuple[str, str], tmp_path: Path) -> None:
+    path = atlases.two_stacks(tmp_path / "a.h5", names=names)
+    with Atlas.open(path) as atlas:
+        expected = {
+            (block.layer_index, block.n_channels): atlas.stacks[block.stack].row("lp", block.row) for block in atlas.blocks
+        }
+    snapshot = read_snapshot(path)
+    assert len(snapshot.labels) == len({ffn.stack for ffn in snapshot.ffns}) == 2
+    assert all(name.isprintable() for name in snapshot.labels)
+    for number, ffn in enumerate(snapshot.ffns):
+        np.testing.assert_array_equal(snapshot.values(number, "lp"), expected[ffn.layer_index, ffn.n_channels])
+    app = AtlasApp(Session(snapshot))
+    async with app.run_test(size=(120, 24)):
+        await app.workers.wait_for_complete()
+        shown = text_of(app)
+    assert all(name in shown for name in snapshot.labels)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from chanfmt.base.errors import AtlasError
-from chanfmt.base.text import one_line
+from chanfmt.base.files import stem_beside
+from chanfmt.base.text import distinct_lines, one_line
 from chanfmt.format import schema
 from chanfmt.format.reader import Atlas
 from tui.session.stored import StoredArrays
@@ -184,7 +185,7 @@ def present_file(path: Path) -> Path:
     if os.path.exists(path):
         return path
     finished = path.with_name(path.name.removesuffix(PARTIAL_SUFFIX))
-    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    partial = path.with_name(stem_beside(path.name) + PARTIAL_SUFFIX)
     other = finished if path.name.endswith(PARTIAL_SUFFIX) else partial
     return other if os.path.isfile(other) else path
 
@@ -226,9 +227,10 @@ def _ffns(atlas: Atlas) -> tuple[tuple[Ffn, ...], tuple[range, ...]]:
     """`Snapshot.ffns` and `Snapshot.blocks`."""
     ffns: list[Ffn] = []
     blocks: list[range] = []
+    stacks, modules = distinct_lines(atlas.stacks), distinct_lines(block.module for block in atlas.blocks)
     for block in atlas.blocks:
         blocks.append(range(len(ffns), len(ffns) + len(block.experts)))
-        of, module = one_line(block.stack), one_line(block.module)
+        of, module = stacks[block.stack], modules[block.module]
         ffns += [Ffn(block.layer_index, of, module, block.row, block.n_channels, expert) for expert in block.experts]
     return tuple(ffns), tuple(blocks)
 
@@ -236,17 +238,17 @@ def _ffns(atlas: Atlas) -> tuple[tuple[Ffn, ...], tuple[range, ...]]:
 def _read(atlas: Atlas, path: Path, stored: StoredArrays) -> Snapshot:
     if not atlas.blocks:
         raise AtlasError(f"{path} has no FFNs", hint=f"see: atlas info {path}")
-    lp = {one_line(name): stack["lp"] for name, stack in atlas.stacks.items()}
+    stacks = {shown: atlas.stacks[name] for name, shown in distinct_lines(atlas.stacks).items()}
+    lp = {name: stack["lp"] for name, stack in stacks.items()}
     if all(np.isnan(array).all() for array in lp.values()):
         raise AtlasError(f"{path} has no measured LP: every value is NaN", hint="build it again")
-    metrics: dict[str, Variable] = {}
+    held = {metric.name: metric for stack in stacks.values() for metric in stack.all_metrics}
+    shown, order = distinct_lines(held), list(schema.METRIC_BY_NAME)
+    ordered = sorted(held, key=lambda name: order.index(name) if name in order else len(order))
     places: dict[tuple[str, str], Location] = {}
-    for name, stack in atlas.stacks.items():
-        held = stack.all_metrics
-        metrics |= {one_line(metric.name): metric for metric in held}
-        places |= {(one_line(name), one_line(metric.name)): stack.location(metric.name) for metric in held}
-        places |= {(one_line(name), series): stack.location(series) for series in schema.SERIES if series in stack}
-    order = list(schema.METRIC_BY_NAME)
+    for name, stack in stacks.items():
+        places |= {(name, shown[metric.name]): stack.location(metric.name) for metric in stack.all_metrics}
+        places |= {(name, series): stack.location(series) for series in schema.SERIES if series in stack}
     ffns, blocks = _ffns(atlas)
     return Snapshot(
         path=path,
@@ -256,13 +258,13 @@ def _read(atlas: Atlas, path: Path, stored: StoredArrays) -> Snapshot:
         status=one_line(atlas.status),
         calibration_tokens=atlas.calibration.tokens,
         rho=atlas.labels.rho,
-        metrics=dict(sorted(metrics.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))),
+        metrics={shown[name]: held[name] for name in ordered},
         ffns=ffns,
         blocks=blocks,
         lp=lp,
-        labels={one_line(name): stack["label"] for name, stack in atlas.stacks.items()},
-        tokens={one_line(name): stack["tokens"] for name, stack in atlas.stacks.items() if "tokens" in stack},
-        supports={one_line(name): stack.supports for name, stack in atlas.stacks.items()},
+        labels={name: stack["label"] for name, stack in stacks.items()},
+        tokens={name: stack["tokens"] for name, stack in stacks.items() if "tokens" in stack},
+        supports={name: stack.supports for name, stack in stacks.items()},
         places=places,
         stored=stored,
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from chanfmt.base.errors import UsageError
+from chanfmt.base.files import stem_beside
 from chanfmt.format.unit import unit_rows
 from surgery.planning.protect_file import read_protect_file, write_protect_file
 from surgery.planning.selectors import select
@@ -35,7 +36,7 @@ def check_name(path: Path) -> None:
 def default_protect_file(atlas: Path) -> Path:
     """Where the marks of ``atlas`` go by default: ``NAME.protect.json`` beside the atlas."""
     finished = Path(str(atlas).removesuffix(PARTIAL_SUFFIX))
-    return finished.with_name(f"{finished.stem}.protect.json")
+    return finished.with_name(f"{stem_beside(finished.stem)}.protect.json")
 
 
 def signature_of(path: Path) -> Signature:

@@ -16,6 +16,7 @@ from chanfmt.algebra.validate.structure import check_structure
 from chanfmt.algebra.validate.values import check_values
 from chanfmt.base.errors import AtlasError, UsageError
 from chanfmt.format.container import open_container
+from chanfmt.format.read_errors import UnreadableError
 
 if TYPE_CHECKING:
     import os
@@ -57,5 +58,7 @@ def _check(container: Container, report: Report) -> None:
             level(container, report)
             if report.failed:
                 return
+    except UnreadableError as error:
+        raise UsageError(f"{container.path}: {error.message}", hint=error.hint) from None
     except AtlasError as error:
         report.add(error.code or "E014", error.where, error.message.removeprefix(f"{container.path}: "))

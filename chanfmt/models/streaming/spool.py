@@ -74,8 +74,8 @@ class Spool:
             write_at(self._file.fileno(), bytes_of(tensor), slot)
         except OSError as error:
             raise ChanfmtError(
-                f"cannot write intermediate results of --stream in {self._directory}: {error.strerror}",
-                hint="free space there, use fewer --sequences, or raise --spool-limit",
+                f"cannot write intermediate results in {self._directory}: {error.strerror}",
+                hint="free space there, raise --spool-limit, use less text, or choose an output on another disk",
             ) from None
         self._end = max(self._end, slot + size)
         self._placed[key] = (slot, tensor.dtype, tensor.shape)
@@ -87,8 +87,12 @@ class Spool:
         slot, dtype, shape = self._placed[key]
         tensor = torch.empty(shape, dtype=dtype)
         assert self._file is not None
-        if read_at(self._file.fileno(), bytes_of(tensor), slot) < tensor.nbytes:
-            raise ChanfmtError("intermediate results of --stream cannot be read back from disk")
+        try:
+            whole = read_at(self._file.fileno(), bytes_of(tensor), slot) == tensor.nbytes
+        except OSError as error:
+            raise ChanfmtError(f"cannot read intermediate results back in {self._directory}: {error.strerror}") from None
+        if not whole:
+            raise ChanfmtError(f"intermediate results in {self._directory} cannot be read back: the file is too short")
         return tensor
 
     def drop(self, key: Hashable) -> None:
