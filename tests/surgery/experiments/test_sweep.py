@@ -430,5 +430,5 @@ def test_the_option_for_alternatives_had_the_name_of_the_option_for_a_union(
         assert (note in capsys.readouterr().err) == (name == "--protect")
         with (output / "results.csv").open() as file:
             found.append([(row["method"], row["protect"], row["perplexity"]) for row in csv.DictReader(file)])
-    assert [row[:2] for row in found[0]] == [("dense", ""), ("wanda", "none"), ("wanda", "halo")]
+    assert [row[:2] for row in found[0]] == [("dense", "none"), ("wanda", "none"), ("wanda", "halo")]
     assert found[0] == found[1]
