@@ -19,7 +19,7 @@ show() {
 echo "1. Does keeping the supernodes matter?"
 [ -f "$work/packed.h5" ] || show atlas build "$model" -o "$work/packed.h5" --calib "$calibration" --quiet
 show surgery sweep "$work/packed.h5" --model "$model" -o "$work/protection" --data "$evaluation" --max-tokens 8192 \
-  --methods scar-lp,wanda,magnitude --protect none --protect supernodes --sparsity 0.5
+  --methods scar-lp,wanda,magnitude --protections none --protections supernodes --sparsity 0.5
 
 echo
 echo "2. What does an absolute epsilon do to the redundancy?"

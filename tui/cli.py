@@ -47,7 +47,7 @@ EXAMPLES = (
 class FileOptions:
     """Which atlas."""
 
-    file: str = field(metadata={"help": "atlas: a file, or hf://REPO/FILE", "positional": "FILE"})
+    file: str = field(metadata={"help": "atlas: a file, or hf://REPO/FILE", "positional": "FILE", "kind": "atlas"})
     other: str | None = field(
         default=None,
         metadata={"help": "another atlas of the same architecture, to compare with", "positional": "FILE", "nargs": "?"},

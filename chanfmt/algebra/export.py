@@ -193,7 +193,7 @@ def _write_parquet(atlas: Atlas, variables: Sequence[schema.Variable], path: Pat
         import pyarrow as arrow
         from pyarrow import parquet
     except ImportError:
-        raise MissingPackageError("pyarrow", "datasets", "writing parquet") from None
+        raise MissingPackageError("pyarrow", "", "writing parquet") from None
     columns = _columns(atlas, variables)
     text = arrow.dictionary(arrow.int32(), arrow.string())
     numbers = {"f4": arrow.float32(), "f8": arrow.float64(), "i4": arrow.int32(), "i8": arrow.int64(), "u1": arrow.uint8()}

@@ -74,12 +74,12 @@ class MissingPackageError(ChanfmtError):
 
     Args:
         package: Name of the package to import.
-        extra: The extra of ``chanfmt`` that installs it.
+        extra: The extra of ``chanfmt`` that installs it; empty if the base installation does.
         purpose: What needs it, as the subject of the message.
     """
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(
             f"{purpose} needs the package {package!r}, which is not installed",
-            hint=f"install it with: pip install 'chanfmt[{extra}]'",
+            hint=f"install it with: pip install {package}" + (f" (it is in chanfmt's extra [{extra}])" if extra else ""),
         )

@@ -22,8 +22,10 @@ _COUNT = re.compile("0*[1-9][0-9]{0,8}")
 class BuildOptions:
     """What to measure, on what, and where to write the atlas."""
 
-    model: str = field(metadata={"help": "Hub id, local directory, or .gguf file", "positional": "MODEL"})
-    output: str = field(metadata={"help": "atlas file to write", "flag": "--output", "short": "-o", "metavar": "FILE"})
+    model: str = field(metadata={"help": "Hub id, local directory, or .gguf file", "positional": "MODEL", "kind": "model"})
+    output: str = field(
+        metadata={"help": "atlas file to write", "flag": "--output", "short": "-o", "metavar": "FILE", "kind": "atlas"}
+    )
     revision: str | None = field(default=None, metadata={"help": "branch, tag or commit of the model on the Hub"})
     revisions: str | None = field(
         default=None,

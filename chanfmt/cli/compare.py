@@ -94,9 +94,10 @@ def _run_two(atlases: Sequence[Atlas], metric: str, *, as_json: bool) -> None:
         )
         return
     for name, atlas in (("A", first), ("B", second)):
-        framework.print_line(f"{name}  {_line(atlas)}")
+        framework.print_wrapped(f"{name}  {_line(atlas)}", "   ")
     framework.print_line()
-    _print_rows(rows, metric)
+    framework.print_line(f"rank r is Spearman's correlation of {metric}")
+    _print_rows(rows)
 
 
 MATRICES = {
@@ -149,11 +150,11 @@ def _run_matrix(atlases: Sequence[Atlas], metric: str, *, as_json: bool) -> None
         )
         return
     for name, atlas in zip(names, atlases, strict=True):
-        framework.print_line(f"{name}  {_line(atlas)}")
+        framework.print_wrapped(f"{name}  {_line(atlas)}", "   ")
     for key, (title, chance) in MATRICES.items():
         by_chance = "" if chance is None else f" (by chance {_range([values[chance] for values in found.values()])})"
         framework.print_line()
-        framework.print_line(f"{title.format(metric=metric)}{by_chance}; median over FFNs")
+        framework.print_wrapped(f"{title.format(metric=metric)}{by_chance}; median over FFNs", "  ")
         framework.print_table(
             ("", *names),
             [
@@ -227,7 +228,7 @@ def _notes(first: Atlas, second: Atlas) -> Iterator[str]:
         yield note.sentence
 
 
-def _print_rows(rows: Sequence[FFNComparison], metric: str) -> None:
+def _print_rows(rows: Sequence[FFNComparison]) -> None:
     from chanfmt.algebra.compare import medians
 
     several = len({row.stack for row in rows}) > 1
@@ -235,7 +236,7 @@ def _print_rows(rows: Sequence[FFNComparison], metric: str) -> None:
         "layer",
         *(["stack"] if several else []),
         "channels",
-        f"{metric} rank r",
+        "rank r",
         "super A",
         "super B",
         "shared",
@@ -271,4 +272,5 @@ def _print_rows(rows: Sequence[FFNComparison], metric: str) -> None:
     ]
     middle = medians(rows)
     table.append(["median", *([""] if several else []), "", significant(middle["correlation"], 4), "", "", "", *numbers(middle)])
-    framework.print_table(headings, table)
+    spare = ("channels", "super A", "super B", "shared")
+    framework.print_table(headings, table, [*map(headings.index, spare), len(headings) - 1])

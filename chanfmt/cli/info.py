@@ -167,7 +167,8 @@ def layer_rows(atlas: Atlas) -> list[dict[str, Any]]:
 
 def print_layers(atlas: Atlas, rows: list[dict[str, Any]]) -> None:
     """`layer_rows` as a table on stdout."""
-    framework.print_table(*layer_table(atlas, rows))
+    headings, cells = layer_table(atlas, rows)
+    framework.print_table(headings, cells, [headings.index(name) for name in ("max/mean", "channels", "n_eff")])
 
 
 def layer_table(atlas: Atlas, rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

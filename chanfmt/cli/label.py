@@ -32,11 +32,17 @@ class LabelOutputOptions:
         metadata={
             "help": "the measured model (Hub id, directory or .gguf file), to compute connectivity from its weights",
             "metavar": "MODEL",
+            "kind": "model",
         },
     )
     output: str | None = field(
         default=None,
-        metadata={"help": "atlas to write (default: FILE itself)", "flag": "--output", "short": "-o", "metavar": "FILE"},
+        metadata={
+            "help": "atlas to write (with --overwrite, by default FILE itself)",
+            "flag": "--output",
+            "short": "-o",
+            "metavar": "FILE",
+        },
     )
     overwrite: bool = field(default=False, metadata={"help": "replace the output if it exists"})
 
@@ -87,6 +93,10 @@ def _run(arguments: argparse.Namespace) -> int:
         )
     if arguments.output is None and is_address(arguments.file):
         raise UsageError(f"{arguments.file} is on the Hub", hint="add -o FILE for the result")
+    if arguments.output is None and not arguments.overwrite:
+        raise UsageError(
+            "-o FILE is missing", hint=f"add -o FILE: atlas to write; or add --overwrite to replace {arguments.file} itself"
+        )
     output = output_path(arguments.output or arguments.file)
     before, after, written = write_relabelled(
         arguments.file, output, changes, model=arguments.model, overwrite=arguments.overwrite

@@ -28,6 +28,7 @@ class WeightsOptions:
         metadata={
             "help": "the measured model (Hub id, directory or .gguf file), to compute connectivity and the halo",
             "metavar": "MODEL",
+            "kind": "model",
         },
     )
 

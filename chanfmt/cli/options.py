@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 class AtlasOptions:
     """Which atlas."""
 
-    file: str = field(metadata={"help": "atlas: a file, or hf://REPO/FILE", "positional": "FILE"})
+    file: str = field(metadata={"help": "atlas: a file, or hf://REPO/FILE", "positional": "FILE", "kind": "atlas"})
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ EXAMPLES = (
 class PushedOptions:
     """Which atlas, and where it goes."""
 
-    file: str = field(metadata={"help": "atlas: a file, or hf://REPO/FILE", "positional": "FILE"})
-    repo: str = field(metadata={"help": "USER/NAME, or NAME for a repository of yours", "positional": "REPO"})
+    file: str = field(metadata={"help": "atlas: a file, or hf://REPO/FILE", "positional": "FILE", "kind": "atlas"})
+    repo: str = field(metadata={"help": "USER/NAME, or NAME for a repository of yours", "positional": "REPO", "kind": "name"})
 
 
 def add(commands: Any) -> None:

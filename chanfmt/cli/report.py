@@ -22,6 +22,10 @@ EXAMPLES = (
 )
 
 
+_VERDICT = 16
+"""Columns before a claim."""
+
+
 @dataclass(frozen=True)
 class ReportOutputOptions:
     """Where the report goes."""
@@ -74,7 +78,8 @@ def publish(arguments: argparse.Namespace, make: Callable[[], Report]) -> int:
     else:
         for section in report.sections:
             for claim in section.claims:
-                framework.print_line(f"{claim.verdict:<14}  {claim.statement}: {claim.measured} (the paper: {claim.paper})")
+                framework.print_wrapped(f"{claim.verdict:<{_VERDICT}}{claim.statement}", " " * _VERDICT)
+                framework.print_wrapped(f"{'':{_VERDICT}}{claim.measured} (the paper: {claim.paper})", " " * (_VERDICT + 2))
             for text in section.missing:
                 say(f"missing from {section.title.lower()}: {text}")
     say(f"wrote {output / 'report.html'} and {len(files) - 1} other files")

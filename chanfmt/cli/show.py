@@ -27,6 +27,13 @@ EXAMPLES = (
 )
 
 
+_FIRST = (
+    "lp", "activation_power", "taylor", "connectivity", "redundancy", "protection", "curvature", "lp_factored", "write_norm",
+    "redundancy_null", "gate_norm", "up_norm", "read_connectivity",
+)  # fmt: skip
+"""Metrics in the order in which a narrow terminal keeps them."""
+
+
 @dataclass(frozen=True)
 class ShowOptions:
     """Which channels, and in which order."""
@@ -133,6 +140,8 @@ def _show_channels(stack: Stack, block: Block, arguments: argparse.Namespace) ->
             }
         )
         return
+    # The metrics that say most about a channel stay longest.
+    spare = sorted(names, key=lambda name: -_FIRST.index(name) if name in _FIRST else -len(_FIRST))
     framework.print_table(
         ["rank", "channel", "label", *(held[name] for name in names)],
         [
@@ -144,6 +153,7 @@ def _show_channels(stack: Stack, block: Block, arguments: argparse.Namespace) ->
             ]
             for rank, channel in enumerate(order, 1)
         ],
+        [3 + names.index(name) for name in spare if name != arguments.sort],
     )
 
 

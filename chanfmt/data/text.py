@@ -7,17 +7,18 @@ WikiText-2. In most data sets a row is a document of its own; calibration then k
 
 from __future__ import annotations
 
+import difflib
 import hashlib
-import importlib.util
 import json
 import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from chanfmt.base.errors import MissingPackageError, UsageError, first_line
+from chanfmt.base.errors import UsageError, first_line
 from chanfmt.base.inputs import input_path
 from chanfmt.base.narrate import say
+from chanfmt.data.published import NoParquetError, Place, texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -46,6 +47,9 @@ SELF = "self"
 
 BOS = ("auto", "always", "never")
 """Values of ``--bos``: which special tokens are around each sequence (`chanfmt.data.special_tokens`)."""
+
+_ALIKE = 0.75
+"""Likeness of a word to a short name above which it is taken for a typing error."""
 
 JOINT = "\n\n"
 """The text between two rows."""
@@ -119,7 +123,6 @@ def check_text(source: str) -> None:
 
     Raises:
         UsageError: The file does not exist or is of another kind, or the source is `SELF`.
-        MissingPackageError: The package that reads such a source is not installed.
     """
     path = input_path(source)
     if source == SELF:
@@ -138,8 +141,6 @@ def check_text(source: str) -> None:
             raise UsageError(
                 f"{path} is a directory, not a text file" if os.path.isdir(path) else f"the text file {path} does not exist"
             )
-        if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
-            raise MissingPackageError("pyarrow", "datasets", "reading a .parquet file")
         return
     if os.path.exists(path):
         raise UsageError(f"{source} is not a text source", hint=_KINDS)
@@ -150,15 +151,11 @@ def check_text(source: str) -> None:
         )
     if path.suffix.lower() in _OTHER_FILES:
         raise UsageError(f"the file {source} does not exist, and would not be a text source", hint=_KINDS)
-    if importlib.util.find_spec("datasets") is None:
-        raise missing_datasets(source)
-
-
-def missing_datasets(source: str) -> MissingPackageError:
-    """The error if the data set ``source`` cannot be read because the package ``datasets`` is not installed."""
-    error = MissingPackageError("datasets", "datasets", f"the data set {source}")
-    error.hint = f"{error.hint}; or use text that needs no package: pydoc, or a .txt or .jsonl file"
-    return error
+    # A word like a short name is a typing error. A data set of the Hub has an owner, or a configuration.
+    if not {"/", ":"} & set(source) and source not in ALIASES:
+        meant = difflib.get_close_matches(source.lower(), (*ALIASES, "pydoc", SELF), n=1, cutoff=_ALIKE)
+        if meant:
+            raise UsageError(f"unknown text source {source!r}; did you mean {meant[0]}?", hint=_KINDS)
 
 
 def _bounded(rows: Iterable[str]) -> tuple[list[str], bool]:
@@ -220,10 +217,8 @@ def _json_row(line: str, where: str) -> str:
 
 
 def _parquet_rows(path: Path) -> Iterator[str]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        raise MissingPackageError("pyarrow", "datasets", "reading a .parquet file") from None
+    from pyarrow import ArrowException, parquet
+
     try:
         with parquet.ParquetFile(path) as file:
             if "text" not in file.schema_arrow.names:
@@ -232,6 +227,35 @@ def _parquet_rows(path: Path) -> Iterator[str]:
                 yield from (value for value in batch.column(0).to_pylist() if isinstance(value, str))
     except ArrowException as error:
         raise UsageError(f"{path} is not a readable parquet file: {first_line(error)}") from None
+
+
+def _other_rows(source: str, place: Place, why: str) -> Iterator[str]:
+    """Rows of a data set without parquet files, read with the package ``datasets`` if it is installed. Raises `UsageError`."""
+    try:
+        import datasets
+    except ImportError:
+        raise UsageError(
+            f"the data set {source} cannot be read: {why}",
+            hint="name a configuration and a split as NAME:CONFIG@SPLIT; or install what reads other files: pip install datasets",
+        ) from None
+    try:
+        for row in datasets.load_dataset(place.repo, place.config or None, split=place.split, streaming=True):
+            if "text" not in row:
+                raise UsageError(f"the data set {source} has no column 'text'")
+            if isinstance(row["text"], str):
+                yield row["text"]
+    except UsageError:
+        raise
+    # datasets, too, raises a dozen kinds of error.
+    except Exception as error:
+        raise _unreadable(source, error) from None
+
+
+def _unreadable(source: str, error: Exception) -> UsageError:
+    return UsageError(
+        f"the data set {source} cannot be read ({type(error).__name__}: {first_line(error)})",
+        hint="offline, use pydoc or a .txt, .jsonl or .parquet file",
+    )
 
 
 def _dataset_rows(source: str, purpose: Purpose) -> tuple[str, Iterator[str], bool]:
@@ -243,25 +267,19 @@ def _dataset_rows(source: str, purpose: Purpose) -> tuple[str, Iterator[str], bo
         rest, _, split = source.partition("@")
         name, _, config = rest.partition(":")
         split = split or ("train" if purpose == "calibrate" else "test")
-    try:
-        import datasets
-    except ImportError:
-        raise missing_datasets(source) from None
+    place = Place(name, config, split)
 
     def rows() -> Iterator[str]:
         try:
-            for row in datasets.load_dataset(name, config or None, split=split, streaming=True):
-                if "text" not in row:
-                    raise UsageError(f"the data set {source} has no column 'text'")
-                if isinstance(row["text"], str):
-                    yield row["text"]
+            yield from (value for value in texts(place) if isinstance(value, str))
+        except KeyError:
+            raise UsageError(f"the data set {source} has no column 'text'") from None
+        except NoParquetError as error:
+            yield from _other_rows(source, place, str(error))
         except UsageError:
             raise
-        # datasets raises a dozen kinds of error for an unknown name, a lost connection or a bad split.
+        # huggingface_hub and pyarrow raise a dozen kinds of error for an unknown name, a lost connection or a bad file.
         except Exception as error:
-            raise UsageError(
-                f"the data set {source} cannot be read ({type(error).__name__}: {first_line(error)})",
-                hint="offline, use pydoc or a .txt, .jsonl or .parquet file",
-            ) from None
+            raise _unreadable(source, error) from None
 
     return "/".join(part for part in (name, config, split) if part), rows(), name not in LINES

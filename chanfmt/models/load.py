@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.choices import unknown
 from chanfmt.base.errors import MissingPackageError, ModelError, UsageError, first_line
+from chanfmt.base.narrate import say
 from chanfmt.models.accounting import check_accounted
 from chanfmt.models.classes import auto_class
 from chanfmt.models.loadable import loadable
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     from chanfmt.models.source import ModelSource
 
+_LONG_TO_LOAD = 100_000_000
+"""Bytes of a checkpoint that takes so long to load that the user should know why nothing moves."""
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 
@@ -52,6 +55,9 @@ def load_model(
     if extra and importlib.util.find_spec("accelerate") is None:
         raise MissingPackageError("accelerate", "multi-gpu", "--device-map")
     check_accounted(source)
+    size = source.index.nbytes
+    if size >= _LONG_TO_LOAD:
+        say(f"loading {source.id}: {size / 1e9:,.2f} GB on {'all GPUs' if extra else place}")
     try:
         with quiet_transformers(), loadable(source.index) as directory:
             model, info = auto_class(source.config).from_pretrained(

@@ -27,7 +27,7 @@ EXAMPLES = (
 class PlanFileOptions:
     """Which plan."""
 
-    plan: str = field(metadata={"help": "plan written by surgery plan", "positional": "PLAN"})
+    plan: str = field(metadata={"help": "plan written by surgery plan", "positional": "PLAN", "kind": "plan"})
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class PlanAtlasOptions:
         metadata={
             "help": "atlas that the plan was made from, a file or hf://REPO/FILE; --recover needs it, and the result gets a copy",
             "metavar": "ATLAS",
+            "kind": "atlas",
         },
     )
 
@@ -117,7 +118,9 @@ def tell(result: Result, options: CutOptions, talk: PrintOptions, publishing: Pu
 
     report, output = result.report, result.directory
     if not talk.json:
-        print_pairs([*summary_rows(report.plan, report), ["output", str(output)]])
+        print_pairs(summary_rows(report.plan, report))
+        print_line()
+        print_line(f"{output}: {report.sizes.headline}")
     where = {"output": str(output)}
     if publishing and publishing.push is not None:
         push_options = PushOptions(public=publishing.public, create_pr=publishing.create_pr, no_verify=options.no_verify)

@@ -12,7 +12,9 @@ from chanfmt.base.errors import UsageError
 class AtlasOptions:
     """Where the scores come from."""
 
-    atlas: str = field(metadata={"help": "importance atlas of the model: a file, or hf://REPO/FILE", "positional": "ATLAS"})
+    atlas: str = field(
+        metadata={"help": "importance atlas of the model: a file, or hf://REPO/FILE", "positional": "ATLAS", "kind": "atlas"}
+    )
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class CutOptions:
         metadata={
             "help": "Hub id, directory or .gguf file of the model (default: the model that was measured, from the Hub)",
             "metavar": "MODEL",
+            "kind": "model",
         },
     )
     revision: str | None = field(

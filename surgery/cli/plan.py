@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "surgery plan llama.h5 --to 75%",
-    "surgery plan llama.h5 --sparsity 0.5 --protect supernodes --protect decoder/3:7,12 -o half.safetensors",
+    "surgery plan llama.h5 --sparsity 0.5 --protect decoder/3:7,12 -o half.safetensors",
     "surgery plan llama.h5 --sparsity 0.3 --method wanda --allocation global --json",
 )
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "surgery prune llama.h5 --to 75% --dry-run",
-    "surgery prune llama.h5 --sparsity 0.5 --protect supernodes --recover lstsq -o llama-half",
+    "surgery prune llama.h5 --sparsity 0.5 --recover lstsq -o llama-half",
     "surgery prune small.h5 --model SmolLM2.gguf --sparsity 0.25 -o small-quarter --push",
 )
 

@@ -24,12 +24,13 @@ EXAMPLES = (
 class PushedOptions:
     """Which result, and where it goes."""
 
-    directory: str = field(metadata={"help": "result of surgery prune or apply", "positional": "DIR"})
+    directory: str = field(metadata={"help": "result of surgery prune or apply", "positional": "DIR", "kind": "result"})
     repo: str | None = field(
         default=None,
         metadata={
             "help": "USER/NAME, or NAME for a repository of yours (default: MODEL-METHOD-PERCENT)",
             "positional": "REPO",
+            "kind": "name",
             "nargs": "?",
         },
     )

@@ -319,7 +319,7 @@ def _tell(
 
     from surgery.cli.shrinking.outcome import answer_rows, candidate_rows
     from surgery.cli.shrinking.steps import next_commands
-    from surgery.planning.target import count_text
+    from surgery.planning.sizes import count_text, size_text
     from surgery.result.result import open_result
     from surgery.result.verdict import loss_table
 
@@ -357,7 +357,7 @@ def _tell(
         [
             [
                 "size",
-                f"{count_text(before)} to {count_text(after)} parameters ({after / before:.1%}), {report.bytes_after / 1e6:,.1f} MB",
+                f"{count_text(before)} to {count_text(after)} parameters ({after / before:.1%}), {size_text(report.bytes_after)}",
             ],
             ["output", f"{places.output} (the steps' results are in {places.work})"],
             ["verdict", verdict.sentence()],

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "surgery sweep llama.h5 -o sweep",
-    "surgery sweep llama.h5 -o sweep --methods scar-prot,wanda --sparsity 0.3,0.5 --protect none --protect supernodes",
+    "surgery sweep llama.h5 -o sweep --methods scar-prot,wanda --sparsity 0.3,0.5 --protections none --protections supernodes",
     "surgery sweep llama.h5 -o sweep --recover none,lstsq --data pydoc --max-tokens 20000",
 )
 

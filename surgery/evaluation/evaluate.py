@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from surgery.evaluation.tasks import Tasks
 
 
+FEWEST_BLOCKS = 20
+"""Blocks below which a bootstrap interval covers the difference less often than it says."""
 BOS_DIFFERENCE = 0.02
 """Relative difference of two perplexities above which a warning says that BOS matters."""
 
@@ -140,6 +142,12 @@ def evaluate(
         # Two tokenizers reach different places in the text with the same number of tokens.
         others = "" if max_tokens else "; bits per byte do"
         warn(f"the models' tokenizers differ, so their losses per token do not compare{others}")
+    compared = [item for item in evaluations if item.comparison]
+    if compared and (fewest := min(len(item.losses.nll) for item in compared)) < FEWEST_BLOCKS:
+        warn(
+            f"the intervals are too narrow: they resample {fewest} block{'' if fewest == 1 else 's'}, and need {FEWEST_BLOCKS}; "
+            f"use more text, or a shorter --seq-len than {seq_len}"
+        )
     return Evaluations(tuple(evaluations), options.data, protocol, seq_len, max_tokens, seed)
 
 

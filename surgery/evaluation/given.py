@@ -81,7 +81,6 @@ def check_running(text: str | os.PathLike[str] | Text, device: str) -> None:
     Raises:
         UsageError: As `check_given_text`.
         ModelError: The device cannot be used.
-        MissingPackageError: The package that reads such a text is not installed.
     """
     from chanfmt.models.load import pick_device
 

@@ -44,6 +44,7 @@ class SubjectOptions(TextOptions):
         metadata={
             "help": "Hub id, directory or .gguf file of the atlas's model (default: the model that the atlas names, from the Hub)",
             "metavar": "MODEL",
+            "kind": "model",
         },
     )
 

@@ -63,7 +63,9 @@ class SweepOptions:
     protect: tuple[str, ...] = field(
         default=("none",),
         metadata={
-            "help": "protection to run every method under, as in surgery plan; repeat the option to compare several",
+            "help": "protection to run every method under, as --protect of surgery plan; repeat the option to compare several",
+            "flag": "--protections",
+            "formerly": "--protect",
             "metavar": "WHAT",
             "repeat": True,
         },
@@ -138,7 +140,7 @@ def runs_of(options: SweepOptions) -> tuple[Run, ...]:
                         runs.append(Run(dict(zip(KEY, values, strict=True)), plan, recovery))
     if len({tuple(run.key.values()) for run in runs}) < len(runs):
         raise UsageError(
-            "two files of --protect have the same name, so their rows would look alike", hint="rename one of the files"
+            "two files of --protections have the same name, so their rows would look alike", hint="rename one of the files"
         )
     return tuple(runs)
 
@@ -176,7 +178,7 @@ def plan_runs(atlas: Atlas, options: SweepOptions) -> tuple[tuple[Run, ...], tup
             what = f"{run.key['method']} at {_asked(run)} with {run.key['protect']} protected"
             raise UsageError(f"{what}: {error.message}", hint=error.hint) from None
         warnings |= dict.fromkeys(f"{run.key['method']}: {warning}" for warning in plan.warnings)
-        # A file of --protect may have changed since a row was measured, so the digest is of the channels and not of the names.
+        # A file of --protections may have changed since a row was measured, so the digest is of the channels and not of the names.
         refit = run.recovery.spelled() if isinstance(recovery, Refit) else ""
         digest = channels_sha256(removed_of(atlas, plan), means_of(atlas, plan, recovery), refit)
         # A size came to a sparsity, which the rows name. Two sizes may come to the same one.

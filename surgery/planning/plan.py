@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,11 @@ from surgery.planning.decide import SelectorEffect, decide
 from surgery.planning.mass import lp_mass
 from surgery.planning.selectors import file_name
 from surgery.planning.sized import Sized, sized
+from surgery.planning.sizes import Sizes, parameters_text, planned_sizes, read_config
 from surgery.planning.written import Size, size_of, width_warnings, written_widths
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from chanfmt.format.reader import Atlas, Stack
     from chanfmt.format.records import Block, TensorSlice
@@ -119,6 +120,7 @@ class PruningPlan:
         parameters: Parameters of the model before the cut; 0 if the plan does not say.
         warnings: What the user should know. A plan file does not hold them.
         sized: The size that ``sparsity`` was found for; None if the sparsity was asked for. A plan file does not hold it.
+        model_config: The model's config, from which sizes follow; empty if the atlas holds none. A plan file does not hold it.
     """
 
     model: PlannedModel
@@ -145,11 +147,13 @@ class PruningPlan:
     parameters: int = 0
     warnings: tuple[str, ...] = ()
     sized: Sized | None = None
+    model_config: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         name = one_line(self.model.id.rstrip("/").rsplit("/", 1)[-1])
+        size = "" if self.sizes is None else f"{parameters_text(*self.sizes.parameters)}, "
         return (
-            f"<PruningPlan of {name}: {len(self.blocks)} FFNs, {self.channels:,} to {self.channels_kept:,} channels "
+            f"<PruningPlan of {name}: {size}{len(self.blocks)} FFNs, {self.channels:,} to {self.channels_kept:,} channels "
             f"({-self.sparsity_reached:+.1%}), {one_line(self.method)}>"
         )
 
@@ -196,6 +200,14 @@ class PruningPlan:
     def parameters_after(self) -> int | None:
         """Parameters of the result as written; None if the atlas does not say."""
         return self.parameters - self.size.written if self.parameters and self.size else None
+
+    @cached_property
+    def sizes(self) -> Sizes | None:
+        """Parameters, bytes and config before and after the cut; None if the atlas does not say how many parameters go."""
+        after = self.parameters_after
+        if after is None:
+            return None
+        return planned_sizes(self.blocks, self.widths, self.parameters, after, self.model_config)
 
     def check_atlas(self, atlas: Atlas) -> None:
         """Raise `AtlasError` if ``atlas`` has another content digest than the atlas that the plan was made from."""
@@ -281,6 +293,7 @@ def make_plan(atlas: Atlas, options: PlanOptions) -> PruningPlan:
         parameters=model.parameters,
         warnings=decision.warnings,
         sized=found,
+        model_config=read_config(model.config),
     )
     return replace(plan, warnings=(*plan.warnings, *width_warnings(plan.blocks, plan.widths)))
 

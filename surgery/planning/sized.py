@@ -18,7 +18,8 @@ from surgery.planning.choice import Choice, Scores
 from surgery.planning.decide import in_scope
 from surgery.planning.methods import find_method
 from surgery.planning.protect import protect_list
-from surgery.planning.target import BYTES, BYTES_OF, Target, count_text, parse_target
+from surgery.planning.sizes import count_text, size_text
+from surgery.planning.target import BYTES, BYTES_OF, Target, parse_target
 from surgery.planning.written import field_groups, size_of, written_widths
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Sized:
     dtype: str
 
     def __str__(self) -> str:
-        size = f", {self.after * self.each / 1e6:,.1f} MB in {self.dtype}" if self.target.kind == BYTES else ""
+        size = f", {size_text(self.after * self.each)} in {self.dtype}" if self.target.kind == BYTES else ""
         return (
             f"--to {self.target.text} comes to a sparsity of {self.sparsity:.6g}: {count_text(self.before)} to "
             f"{count_text(self.after)} parameters ({self.after / self.before:.1%}){size}"
@@ -106,7 +107,7 @@ def sized(atlas: Atlas, options: PlanOptions) -> Sized:
     each = BYTES_OF[dtype]
     wanted = target.parameters(before, each)
     if wanted >= before:
-        size = f" ({before * each / 1e6:,.1f} MB in {dtype})" if target.kind == BYTES else ""
+        size = f" ({size_text(before * each)} in {dtype})" if target.kind == BYTES else ""
         raise UsageError(
             f"--to {target.text} removes nothing: the model has {count_text(before)} parameters{size}", hint="ask for less"
         )
@@ -169,7 +170,7 @@ def _same(after: Callable[[float], int], sparsity: float, parameters: int) -> bo
 
 def _unreachable(target: Target, options: PlanOptions, smallest: int, before: int, each: int, dtype: str) -> UsageError:
     """The error for a target below the smallest size that FFN pruning reaches."""
-    size = f", {smallest * each / 1e6:,.1f} MB in {dtype}" if target.kind == BYTES else ""
+    size = f", {size_text(smallest * each)} in {dtype}" if target.kind == BYTES else ""
     limits = [
         *(["use --allocation uniform"] if options.allocation == "global" else []),
         *([f"leave out {' and '.join(names)}"] if (names := _limiting(options)) else []),

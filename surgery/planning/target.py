@@ -98,11 +98,3 @@ def _hint_for(text: str) -> str:
     if 0 < number < 1:
         return f"write {100 * number:g}% for a share of the parameters"
     return f"write {number:g}% for a share of the parameters; or {_HINT.removeprefix('write ')}" if 1 < number < 100 else _HINT
-
-
-def count_text(parameters: int) -> str:
-    """A number of parameters for a sentence, such as ``94.7M``."""
-    for name, factor in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
-        if parameters >= factor:
-            return f"{parameters / factor:.4g}{name}"
-    return str(parameters)

@@ -15,6 +15,7 @@ from surgery.planning.decide import in_scope
 from surgery.planning.mass import lp_mass
 from surgery.planning.methods import find_method
 from surgery.planning.protect import protect_list
+from surgery.planning.sizes import Sizes, planned_sizes, read_config
 from surgery.planning.written import Size, field_groups, written_widths
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class WhatIf:
         self._choice = Choice(scores, options, protected)
         self._blocks = atlas.blocks
         self._parameters = atlas.model.parameters
+        self._config = read_config(atlas.model.config)
         self._multiple_of = options.multiple_of
         self._groups = field_groups(self._blocks)
         self._sums = {block.index: _Sums(atlas, block, self._choice.orders.get(block.index)) for block in atlas.blocks}
@@ -104,11 +106,14 @@ class WhatIf:
             for block, width, stored in zip(self._blocks, kept, written, strict=True)
         )
 
-    def parameters(self, rows: tuple[Left, ...]) -> tuple[int, int] | None:
-        """Parameters of the model before, and after a cut that leaves ``rows``, as written; None if the atlas does not say."""
-        if not all(block.channel_parameters for block in self._blocks):
+    def sizes(self, rows: tuple[Left, ...]) -> Sizes | None:
+        """Parameters, bytes and config before and after a cut that leaves ``rows``, as written; None if the atlas does not say."""
+        if not self._parameters or not all(block.channel_parameters for block in self._blocks):
             return None
-        return self._parameters, self._parameters - sum(row.removed for row in rows)
+        after = self._parameters - sum(row.removed for row in rows)
+        kept = [row.channels_kept // max(1, block.n_experts) for block, row in zip(self._blocks, rows, strict=True)]
+        widths = written_widths(self._blocks, kept, self._multiple_of, self._groups)
+        return planned_sizes(self._blocks, widths, self._parameters, after, self._config)
 
     def is_refused(self, rows: tuple[Left, ...]) -> bool:
         """Whether a cut that leaves ``rows`` needs ``--allow-padding``, because its file would hardly shrink."""

@@ -72,6 +72,8 @@ def model_card(report: Report, name: str, evaluated: Evaluated | None = None) ->
             "",
             f"# {inline(title)}",
             "",
+            f"**{inline(report.sizes.headline)}**",
+            "",
             f"{code(base.id)} with {plan.sparsity_reached:.1%} of its feed-forward (FFN) channels removed. "
             f"{_form(report)} Stock transformers code loads the result. {_weights(report)}",
             "",

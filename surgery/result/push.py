@@ -108,8 +108,7 @@ def push(directory: str | os.PathLike[str], repo: str | None = None, options: Pu
 def commit_message(report: Report, evaluated: Evaluated | None) -> str:
     """One line on what was done, with its numbers."""
     plan = report.plan
-    share = 1 - report.parameters_after / report.parameters_before
-    parts = [f"{plan.method}: {plan.sparsity_reached:.1%} of the FFN channels removed, {share:.1%} of the parameters"]
+    parts = [report.sizes.headline, f"{plan.method}: {plan.sparsity_reached:.1%} of the FFN channels removed"]
     if supernodes := sum(block.supernodes for block in plan.blocks):
         parts.append(f"{sum(block.supernodes_kept for block in plan.blocks):,} of {supernodes:,} supernodes kept")
     if evaluated:

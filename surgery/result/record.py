@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from surgery.planning.options import MAX_LAYER_SPARSITY
 from surgery.planning.plan import percent
+from surgery.planning.sizes import Sizes, applied_changes
+from surgery.planning.width import default_multiple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     from surgery.result.verdict import Verdict
 
 REPORT_FORMAT = "surgery/1"
+_SHOWN = 0.0005
+"""Difference of two shares that shows in a summary."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,14 @@ class Report:
     def config_fields(self) -> dict[str, Change]:
         """All config fields that changed, dotted if nested."""
         return {**self.applied.config, **self.switched}
+
+    @property
+    def sizes(self) -> Sizes:
+        """Parameters, bytes and config before and after the cut."""
+        changed = {name: (change.before, change.after) for name, change in self.config_fields.items()}
+        return Sizes(
+            (self.parameters_before, self.parameters_after), (self.bytes_before, self.bytes_after), applied_changes(changed)
+        )
 
     @property
     def padded(self) -> list[BlockPlan]:
@@ -135,6 +148,7 @@ def plan_json(plan: PruningPlan) -> dict[str, Any]:
         "invert": plan.invert,
         "multiple_of": plan.multiple_of,
         "parameters": {"before": plan.parameters or None, "after": plan.parameters_after},
+        "bytes": _before_after(plan.sizes.bytes if plan.sizes else None),
         "layers": [
             {
                 "layer": block.layer_index,
@@ -157,24 +171,23 @@ def summary_rows(plan: PruningPlan, report: Report | None = None) -> list[list[s
     supernodes = sum(block.supernodes for block in plan.blocks)
     kept = sum(block.supernodes_kept for block in plan.blocks)
     model = report.base if report else plan.model
+    sizes = report.sizes if report else plan.sizes
     rows = [
+        *(_size_rows(sizes, report) if sizes else []),
         ["model", " @ ".join(text for text in (model.id, model.revision) if text)],
         *([["atlas", plan.atlas_source]] if plan.atlas_source else []),
         ["method", plan.method],
         ["allocation", _allocation(plan)],
         *_protection_rows(plan),
         ["sparsity", _sparsity(plan)],
+        *([["rounding", _rounding(plan)]] if _is_rounded(plan) else []),
         ["width", _widths(plan)],
         ["supernodes removed", f"{supernodes - kept:,} of {supernodes:,}"],
         ["LP mass kept", _lp_summary(plan)],
     ]
-    if report is None and plan.parameters_after is not None:
-        rows.append(["parameters", _parameters(plan.parameters, plan.parameters_after)])
     if report:
         rows += [
-            ["parameters", _parameters(report.parameters_before, report.parameters_after)],
             *([["source file", f"{report.source_file}; the result is not quantised"]] if report.source_file else []),
-            ["size", _size(report)],
             *([["zero channels", _padding_text(report)]] if report.padded else []),
             *([["extra layers", report.extra_layers.summary()]] if report.extra_layers else []),
             ["check: shapes", f"{report.shapes.tensors:,} tensors, as stock transformers expects them"],
@@ -184,9 +197,16 @@ def summary_rows(plan: PruningPlan, report: Report | None = None) -> list[list[s
     return rows
 
 
-def _parameters(before: int, after: int) -> str:
-    """The size before and after, as written: zero channels count."""
-    return f"{before:,} to {after:,} ({1 - after / before:.1%} removed)"
+def _before_after(pair: tuple[int, int] | None) -> dict[str, int | None]:
+    before, after = pair or (None, None)
+    return {"before": before, "after": after}
+
+
+def _size_rows(sizes: Sizes, report: Report | None) -> list[list[str]]:
+    rows = sizes.rows
+    if report and report.dtype:
+        rows = [[name, f"{text}, rounded to {report.dtype}" if name == "size" else text] for name, text in rows]
+    return rows
 
 
 def _allocation(plan: PruningPlan) -> str:
@@ -234,6 +254,23 @@ def _sparsity(plan: PruningPlan) -> str:
     return f"{asked}, {plan.scope_sparsity_reached:.4g} reached in {scope}; {plan.sparsity_reached:.4g} of the whole model"
 
 
+def _is_rounded(plan: PruningPlan) -> bool:
+    """Whether rounding moved the share so far that it shows."""
+    return not plan.invert and abs(plan.scope_sparsity_reached - plan.sparsity) >= _SHOWN
+
+
+def _rounding(plan: PruningPlan) -> str:
+    """Why the share reached is not the share asked."""
+    cut = {block.n_channels for block in plan.blocks if block.is_cut}
+    steps = {plan.multiple_of or default_multiple(width, width - math.floor(plan.sparsity * width)) for width in cut}
+    if plan.multiple_of is None and plan.allocation == "uniform" and len(steps) == 1:
+        [step] = steps
+        return f"kept widths are multiples of {step}, which fast kernels and quantised types need; --multiple-of 1 cuts exactly"
+    if plan.multiple_of is None:
+        return "kept widths are multiples that fast kernels and quantised types need; --multiple-of 1 cuts exactly"
+    return f"kept widths are multiples of {plan.multiple_of}, as --multiple-of asks"
+
+
 def _widths(plan: PruningPlan) -> str:
     """Old widths, each with the range of the kept widths."""
     groups: dict[tuple[int, int], list[int]] = {}
@@ -256,11 +293,6 @@ def _widths(plan: PruningPlan) -> str:
 
 def _number_of(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-def _size(report: Report) -> str:
-    text = f"{report.bytes_before / 1e6:,.1f} MB to {report.bytes_after / 1e6:,.1f} MB"
-    return text + (f", rounded to {report.dtype}" if report.dtype else "")
 
 
 def _padding_text(report: Report) -> str:

@@ -181,11 +181,7 @@ class Result:
     evaluated: Evaluated | None
 
     def __repr__(self) -> str:
-        before, after = self.report.parameters_before, self.report.parameters_after
-        return (
-            f"<Result in {str(self.directory)!r}: {one_line(self.report.base.id)}, {before:,} to {after:,} parameters "
-            f"({after / before - 1:+.1%})>"
-        )
+        return f"<Result in {str(self.directory)!r}: {one_line(self.report.base.id)}, {self.report.sizes.headline}>"
 
     def __fspath__(self) -> str:
         """The directory, so that a result can take the place of a path."""

@@ -245,3 +245,30 @@ def test_groups_nest() -> None:
 def test_values_that_the_library_checks_are_suggested_too(words, said, capsys) -> None:
     assert surgery(["prune", "a.h5", "--sparsity", "0.5", *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_table_of_programs_is_that_of_the_programs() -> None:
+    from chanfmt.cli import main as atlas_main
+    from chanfmt.cli.framework import programs
+    from surgery.cli import main as surgery_main
+
+    parsers = {}
+    for module, name in ((atlas_main, "atlas"), (surgery_main, "surgery")):
+        parser, commands = make_parser(name, "")
+        for command in module.COMMANDS:
+            command.add(commands)
+        parsers[name] = parser
+    for name, parser in parsers.items():
+        assert set(programs.COMMANDS[name]) == set(parser.commands)
+    for option, place in programs.OPTIONS.items():
+        program, command = place.split()
+        assert option in parsers[program].commands[command].known_options
+
+
+def test_help_is_a_command_too(capsys) -> None:
+    texts = []
+    for words in (["help"], ["--help"], ["help", "plan"], ["plan", "--help"]):
+        with pytest.raises(SystemExit):
+            surgery(words)
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != texts[2] == texts[3]

@@ -55,9 +55,39 @@ MISTAKES = [
     ("surgery restore model -o new", "model has no kept_channels.safetensors", "of surgery prune or apply"),
     ("surgery sweep a.h5 --model model -o result --data pydoc", "result holds a model", "another -o"),
     ("surgery push a.h5", "a.h5 is a file", "atlas push"),
-    ("surgery push org/name result", "the directory org/name does not exist", "surgery prune"),
+    ("surgery push org/name result", "DIR and REPO are in each other's places", "write: surgery push result org/name"),
+    ("surgery push org/name", "the directory org/name does not exist", "surgery prune"),
     ("surgery eval a.h5 --data pydoc", "not a model", "a model is a directory"),
     ("surgery eval model --data model", "not a text source", "pydoc"),
+    # Arguments in each other's places, with and without their flags.
+    (
+        "atlas build new.h5 -o model --calib pydoc",
+        "MODEL and -o are in each other's places",
+        "write: atlas build model -o new.h5",
+    ),
+    ("atlas push org/name a.h5", "FILE and REPO are in each other's places", "write: atlas push a.h5 org/name"),
+    ("surgery prune model a.h5 --sparsity 0.5", "unexpected argument 'a.h5'", "write: surgery prune a.h5 --model model"),
+    ("surgery prune a.h5 model --sparsity 0.5", "unexpected argument 'model'", "write: surgery prune a.h5 --model model"),
+    ("surgery prune a.h5 org/name --sparsity 0.5", "unexpected argument", "write: surgery prune a.h5 --model org/name"),
+    ("surgery prune model --model a.h5 --sparsity 0.5", "in each other's places", "write: surgery prune a.h5 --model model"),
+    ("surgery apply model plan.safetensors", "unexpected argument", "write: surgery apply plan.safetensors --model model"),
+    ("atlas build model new.h5", "unexpected argument 'new.h5'", "write: atlas build model -o new.h5"),
+    ("atlas export a.h5 out.csv", "unexpected argument 'out.csv'", "write: atlas export a.h5 -o out.csv"),
+    ("atlas show a.h5 3", "unexpected argument '3'", "write: atlas show a.h5 --layer 3"),
+    # What is missing is named with what it is.
+    ("atlas build model", "-o FILE is missing", "add -o FILE: atlas file to write"),
+    ("surgery prune a.h5", "--sparsity S is missing", "such as 0.5"),
+    ("atlas build", "MODEL and -o FILE are missing", "add MODEL: Hub id"),
+    ("atlas label a.h5 --rho 0.02", "-o FILE is missing", "--overwrite to replace a.h5 itself"),
+    # Commands and options of another command.
+    ("atlas prune a.h5 --sparsity 0.5", "prune is a command of surgery", "write: surgery prune"),
+    ("surgery build model -o new.h5", "build is a command of atlas", "write: atlas build"),
+    ("surgery plan a.h5 --sparsity 0.5 --model model", "it is an option of surgery prune, surgery apply", "surgery plan --help"),
+    ("surgery push result --push", "it is an option of surgery prune", "surgery push --help"),
+    ("atlas build model -o new.h5 --sparsity 0.5", "it is an option of surgery prune", "atlas build --help"),
+    ("surgery eval model --calib pydoc", "here it is called --data", "surgery eval --help"),
+    ("atlas show a.h5 --layer 0 --metric lp", "here it is called --sort", "atlas show --help"),
+    ("atlas --json info a.h5", "--json is an option of commands", "after the command"),
 ]
 
 

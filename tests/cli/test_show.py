@@ -84,3 +84,39 @@ def test_refusals(arguments: list[str], reason: str, tmp_path: Path, capsys: pyt
 
 def test_a_dense_atlas_needs_no_expert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(shown(capsys, random_atlas(tmp_path / "a.h5"), "--layer", 1, "--top", 3)["channels"]) == 3
+
+
+def test_tables_fit_a_terminal_of_80_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    path, other = (str(random_atlas(tmp_path / f"{name}.h5", channels=1500, seed=0)) for name in "ab")
+    experts = str(moe_atlas(tmp_path / "e.h5"))
+    metrics = ("lp", "redundancy_null", "up_norm")
+    lines = [
+        *(["show", path, "--layer", "0", "--sort", name, "--top", "5"] for name in metrics),
+        ["show", experts, "--layer", "2"],
+        ["compare", path, other],
+        ["compare", experts, experts],
+        ["info", experts],
+        ["label", path, "--rho", "0.02", "-o", str(tmp_path / "l.h5")],
+    ]
+    for line in lines:
+        assert main(line) == 0
+        out = capsys.readouterr().out
+        table = out.split("\n\n")[-1] if line[0] == "info" else out
+        assert max(map(len, table.splitlines())) <= 80, (line, table)
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(lines[0]) == 0
+    captured = capsys.readouterr()
+    assert "left out" not in captured.err
+    wide = captured.out.splitlines()[0].split("  ")
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(lines[0]) == 0
+    captured = capsys.readouterr()
+    narrow = captured.out.splitlines()[0].split("  ")
+    missing = [
+        name.strip() for name in wide if name.strip() and name not in narrow and name.strip() not in map(str.strip, narrow)
+    ]
+    assert f"left out to fit 80 columns: {', '.join(missing)}; --json prints everything" in captured.err
+    # The metric of the order is never left out.
+    assert main(lines[1]) == 0
+    assert "red null" in capsys.readouterr().out.splitlines()[0]

@@ -224,6 +224,5 @@ def test_self_is_not_a_text():
     ],
 )
 def test_rows_of_data_sets_are_documents_except_wikitexts(source, name, documents):
-    pytest.importorskip("datasets")
     found, _, are_documents = text._dataset_rows(source, "calibrate")
     assert (found, are_documents) == (name, documents)

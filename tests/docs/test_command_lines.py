@@ -99,7 +99,8 @@ def test_command_lines_are_understood(page: Path) -> None:
 
 
 def test_there_are_command_lines_to_understand() -> None:
-    assert len(lines_of(ROOT / "README.md")) > 20
+    assert len(lines_of(ROOT / "README.md")) >= 10
+    assert sum(len(lines_of(page)) for page in PAGES) > 100
     with pytest.raises((ChanfmtError, SystemExit)):
         understood("atlas build MODEL --no-such-option -o FILE")
 
@@ -115,3 +116,29 @@ def test_links_lead_somewhere(page: Path) -> None:
         if anchor:
             headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
             assert anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}, target
+
+
+def test_the_readme_is_short_and_begins_with_the_commands_that_ci_runs() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 140
+    first = next(block for _, block in BLOCK.findall(text))
+    assert first.splitlines() == ["make demo", "make test"]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for line in first.splitlines():
+        assert re.search(rf"^{line.split()[1]}:", makefile, re.MULTILINE)
+
+
+def test_the_numbers_of_the_readme_are_those_of_the_measurement() -> None:
+    """The table of the README repeats docs/half.md, and nothing else."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    measured = (ROOT / "docs" / "half.md").read_text(encoding="utf-8")
+    rows = [line for line in readme.splitlines() if line.startswith(("| half of the", "| the same", "| dense model"))]
+    numbers = [re.findall(r"\b\d+\.\d\d\b", row) for row in rows]
+    assert [len(each) for each in numbers] == [2, 2, 2]
+    assert all(number in measured for each in numbers for number in each)
+
+
+def test_the_tour_lists_every_command() -> None:
+    text = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
+    missing = [leaf.prog for leaf in LEAVES if " ".join(leaf.prog.split()[:2]) not in text]
+    assert not missing

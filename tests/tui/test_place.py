@@ -111,7 +111,7 @@ async def test_what_if_prints_the_command_that_cuts(small: Path) -> None:
         await wait_until(lambda: isinstance(app.screen, WhatIfScreen))
         await press(pilot, "3", "5", "l", "D")
     assert app.return_value is not None
-    assert app.return_value.splitlines()[1] == f"# surgery prune {small} --method magnitude --sparsity 0.35"
+    assert app.return_value.splitlines()[1] == f"# surgery prune {small} --method scar-prot --sparsity 0.35"
 
 
 async def test_a_layer_is_exported_as_shown(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,9 +58,10 @@ async def test_every_key(atlas: Path, size: tuple[int, int]) -> None:
             ("H H", "1% cut"),
             ("9 9 l", "95% cut"),
             ("5 0 l", "50% cut"),
-            ("x", "random"),
-            ("x", "scar-lp"),
-            ("X X", "magnitude"),
+            ("x", "scar-conn"),
+            ("X X", "scar-lp"),
+            ("X", "random"),
+            ("x x", "scar-prot"),
             ("o", "global"),
             ("o", "uniform"),
             ("P", "protected: sup"),
@@ -89,7 +90,7 @@ async def test_the_numbers_are_the_plan_s(atlas: Path) -> None:
         await press(pilot, "P", "6", "3", "l")
         await wait_until(lambda: screen.table.rows[0].supernodes_kept == screen.table.rows[0].supernodes)
         with Atlas.open(atlas) as opened:
-            plan = make_plan(opened, PlanOptions(0.63, "magnitude", protect=("supernodes",)))
+            plan = make_plan(opened, PlanOptions(0.63, protect=("supernodes",)))
         for row, block in zip(screen.table.rows, plan.blocks, strict=True):
             assert (row.channels_kept, row.supernodes_kept) == (block.n_kept, block.supernodes_kept)
             assert row.lp_share == pytest.approx(block.lp_kept)
@@ -118,7 +119,8 @@ async def test_marks_count_and_the_command_runs(small: Path, capsys: pytest.Capt
         rows = screen.table.rows
     assert main([*command[1:], "--dry-run", "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)
-    assert planned["protected"] == 60
+    # The marks, and one supernode of each of the four layers.
+    assert planned["protected"] == 64
     assert [layer["kept"] for layer in planned["layers"]] == [row.channels_kept for row in rows]
     assert [layer["lp_kept"] for layer in planned["layers"]] == pytest.approx([row.lp_share for row in rows])
 
@@ -128,6 +130,11 @@ async def test_what_cannot_be_asked_is_said(tmp_path: Path) -> None:
     async with app.run_test(size=(80, 24)) as pilot:
         await asked(pilot, app)
         await press(pilot, "o", "9", "0", "l")
+        await wait_until(lambda: "--max-layer-sparsity" in text_of(app))
+        # A search has a refusal of its own, which is not that of the cut.
+        await press(pilot, "slash", "1")
+        await pilot.pause()
+        await press(pilot, "escape")
         await wait_until(lambda: "--max-layer-sparsity" in text_of(app))
 
 
@@ -141,20 +148,22 @@ async def test_the_numbers_of_parameters_are_those_of_prune(tmp_path: Path, caps
         await press(pilot, "5", "0", "l")
         await wait_until(lambda: "parameters" in text_of(app))
         shown = text_of(app)
+        assert " parameters" in shown.splitlines()[1]
         assert "--allow-padding" not in shown + screen.copy_text()
-    assert main(["plan", str(path), "--method", "magnitude", "--sparsity", "0.5"]) == 0
+    assert main(["plan", str(path), "--sparsity", "0.5"]) == 0
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("parameters")]
-    before, after = line.split()[1], line.split()[3]
+    before, after = line.split()[1], line.split()[3].rstrip(",")
     assert f"{before} to {after} parameters" in shown
-    assert after == f"{93_160 - 4 * 160 * 72:,}"
+    assert f"{93_160 - 4 * 160 * 72:,})" in line
     # A model whose class has no field for the width: its file would not shrink.
     write_atlas(with_fields(random_content(channels=320), {"decoder": ("", 0)}), path)
     app = open_app(path)
     async with app.run_test(size=(160, 50)) as pilot:
         screen = await asked(pilot, app)
-        await wait_until(lambda: "93,160 to 93,160 parameters  needs --allow-padding" in text_of(app))
+        await wait_until(lambda: "needs --allow-padding" in text_of(app))
         assert "--allow-padding" in screen.copy_text()
-    arguments = ["prune", str(path), "--method", "magnitude", "--sparsity", "0.5", "--dry-run"]
+        assert "93.2K to 93.2K parameters, no smaller" in text_of(app).splitlines()[1]
+    arguments = ["prune", str(path), "--sparsity", "0.5", "--dry-run"]
     assert main(arguments) == 2
     assert "the file would shrink by" in capsys.readouterr().err
     assert main([*arguments, "--allow-padding"]) == 0
@@ -187,12 +196,12 @@ async def test_numbers_keep_their_title(small: Path, monkeypatch: pytest.MonkeyP
         await wait_until(begun.is_set)
         await press(pilot, "l", "y")
         await pilot.pause()
-        assert "magnitude" in text_of(app).splitlines()[0]
+        assert "scar-prot" in text_of(app).splitlines()[0]
         assert "51% cut" in text_of(app).splitlines()[0]
-        assert "--method magnitude --sparsity 0.51" in app.clipboard
+        assert "--method scar-prot --sparsity 0.51" in app.clipboard
         assert screen.table.row_count == 4
         go_on.set()
-        await wait_until(lambda: "random" in text_of(app).splitlines()[0])
+        await wait_until(lambda: "scar-conn" in text_of(app).splitlines()[0])
 
 
 async def test_an_answer_for_a_closed_screen_is_dropped(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,5 +239,7 @@ def test_commands(allocation: str) -> None:
         start = f"surgery prune 'a b.h5' --method {method} --sparsity 0.35 --protect supernodes --protect p.json"
         assert command.startswith(start)
         assert command.endswith(" --allocation global") == (allocation == "global")
+    # The screen opens with what `surgery plan` does if only a sparsity is given.
+    assert Scenario().options == PlanOptions(0.5)
     names = {Scenario().next_method(step).method for step in range(len(METHODS))}
     assert names == set(METHODS)

@@ -103,6 +103,10 @@ class BrowserScreen(StatusScreen):
         """Text at the left and at the right end of the title line."""
         raise NotImplementedError
 
+    def headline_text(self, width: int) -> str:
+        """The most important fact, at most ``width`` cells, for a line of its own below the title; empty for none."""
+        return ""
+
     def panel_lines(self, width: int, height: int) -> list[Line]:
         """The side panel, at most ``height`` lines of ``width`` cells."""
         raise NotImplementedError
@@ -123,6 +127,7 @@ class BrowserScreen(StatusScreen):
 
     def compose(self) -> ComposeResult:
         yield Lines(id="title")
+        yield Lines(id="headline")
         with Horizontal(id="body"):
             yield self.table
             yield Lines(id="panel")
@@ -140,6 +145,9 @@ class BrowserScreen(StatusScreen):
         width = self.size.width
         left, right = self.title_texts()
         self.lines("title").show([(spread(f" {left}", f"{right} ", width), "")])
+        headline = self.headline_text(width)
+        self.lines("headline").display = bool(headline)
+        self.lines("headline").show([(f" {headline}", "strong")])
         self.paint_cursor()
         self.paint_legend()
         self.lines("keys").show(key_line(key_rows(self), width))

@@ -120,7 +120,7 @@ def card_lines(card: Card, width: int) -> list[Line]:
     bars = max(0, min(30, width - 68))
     lines: list[Line] = [[(f" {'metric':<20}{'value':>10}{'rank':>8} {'of':>7}{'above':>9}{'x median':>10}", "dim")]]
     for item in card.metrics:
-        rank = f"{item.rank:,}" if item.rank else "-"
+        rank = str(item.rank) if item.rank else "-"
         share = item.below if item.below == item.below else 0.0
         lines.append(
             [
@@ -154,7 +154,7 @@ def _nearest_lines(card: Card) -> list[Line]:
     for rows in (
         (
             ("redundant with ch", [str(other) for other, _, _ in card.partners]),
-            ("its rank by LP", [f"{rank:,}" for _, _, rank in card.partners]),
+            ("its rank by LP", [str(rank) for _, _, rank in card.partners]),
             ("nats", [number(value, 2) for _, value, _ in card.partners]),
         ),
         (

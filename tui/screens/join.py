@@ -126,8 +126,8 @@ class JoinScreen(BrowserScreen):
         channel = table.channel
         labels = [schema.LABELS.get(int(labels[channel]), "?") for labels in joined.labels]
         return (
-            f"row {table.cursor + 1:,}/{table.row_count:,}  ch {table.channel_name(channel)}  A {labels[0]}, rank "
-            f"{joined.first.rank[channel]:,}  B {labels[1]}, rank {joined.second.rank[channel]:,}"
+            f"row {table.cursor + 1}/{table.row_count}  ch {table.channel_name(channel)}  A {labels[0]}, rank "
+            f"{joined.first.rank[channel]}  B {labels[1]}, rank {joined.second.rank[channel]}"
         )
 
     def legend_line(self, width: int) -> Line:

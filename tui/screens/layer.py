@@ -125,8 +125,8 @@ class LayerScreen(BrowserScreen):
         table = self.table
         label = int(self.browser.snapshot.labels_of(table.ffn)[table.channel])
         return (
-            f"row {table.cursor + 1:,}/{table.row_count:,}  ch {table.channel}  "
-            f"{schema.LABELS.get(label, str(label))}  rank {table.ranking.rank[table.channel]:,}  "
+            f"row {table.cursor + 1}/{table.row_count}  ch {table.channel}  "
+            f"{schema.LABELS.get(label, str(label))}  rank {table.ranking.rank[table.channel]}  "
             f"cum {percent(float(table.ranking.cumulative[table.channel]))} of layer {self.browser.heading}"
         )
 

@@ -141,7 +141,7 @@ class ScatterScreen(StatusScreen):
         return [tick for tick in ticks if 0.1 < tick[0] < 0.9]
 
     def _edge(self, value: float) -> str:
-        return number(10.0**value) if self.log_axes else f"{value:,.0f}"
+        return number(10.0**value) if self.log_axes else f"{value:.0f}"
 
     def _legend(self) -> Line:
         if self.front.colourless:

@@ -11,6 +11,7 @@ from textual.binding import Binding, BindingType
 from chanfmt.base.errors import ChanfmtError
 from chanfmt.base.text import one_line
 from surgery.planning.methods import METHODS
+from surgery.planning.sizes import parameters_text
 from surgery.planning.what_if import total
 from tui.screens.base import BACK_BINDING, common_bindings
 from tui.screens.ffns import FfnScreen
@@ -50,7 +51,7 @@ class WhatIfScreen(FfnScreen):
         self._what_if: WhatIf | None = None
         self._rows: tuple[Left, ...] = ()
         self._curve: np.ndarray | None = None
-        self._refusal = "reading the atlas"
+        self._why_not = "reading the atlas"
         # An answer with an older generation has been overtaken and is dropped.
         self._generation = 0
 
@@ -79,7 +80,7 @@ class WhatIfScreen(FfnScreen):
     def _have(self, generation: int, scenario: Scenario, snapshot: Snapshot, what_if: WhatIf | None, refusal: str) -> None:
         if generation != self._generation:
             return
-        self._answered, self._snapshot, self._what_if, self._refusal = scenario, snapshot, what_if, refusal
+        self._answered, self._snapshot, self._what_if, self._why_not = scenario, snapshot, what_if, refusal
         self._curve = None if what_if is None else kept_curve(what_if)
         self._ask()
 
@@ -95,9 +96,9 @@ class WhatIfScreen(FfnScreen):
             try:
                 rows = self._what_if.at(self._scenario.percent / 100)
             except ChanfmtError as error:
-                self._refusal = error.message
+                self._why_not = error.message
             else:
-                self._refusal = ""
+                self._why_not = ""
         record, self._rows = self.record, rows
         self.table.show(self._snapshot, rows, self._snapshot.nearest(record))
         self.paint()
@@ -112,16 +113,24 @@ class WhatIfScreen(FfnScreen):
         # If there is no room for both, the settings are worth more than the name of the file.
         return left if cell_len(left) + cell_len(right) + 3 <= self.size.width else settings, right
 
+    def headline_text(self, width: int) -> str:
+        sizes = None if self._what_if is None or not self._rows else self._what_if.sizes(self._rows)
+        if sizes is None:
+            return ""
+        text = parameters_text(*sizes.parameters)
+        for part in sizes.details:
+            if cell_len(text) + cell_len(part) + 4 <= width:
+                text += f"; {part}"
+        return text
+
     def status_text(self) -> str:
-        if self._refusal:
-            return one_line(self._refusal)
+        if self._why_not:
+            return one_line(self._why_not)
         whole = total(self._rows)
         share = percent(whole.lp_share if whole.lp_share is not None else float("nan"))
         supernodes = f"super {whole.supernodes_kept:,}/{whole.supernodes:,}"
-        sizes = None if self._what_if is None else self._what_if.parameters(self._rows)
-        if sizes is not None:
-            hardly = "  needs --allow-padding" if self._is_refused else ""
-            return f"{sizes[0]:,} to {sizes[1]:,} parameters{hardly}  {supernodes}  LP mass kept {share}"
+        if self._is_refused:
+            return f"needs --allow-padding: the file would hardly shrink  {supernodes}  LP mass kept {share}"
         return f"model: {whole.channels_kept:,} of {whole.channels:,} ch  {supernodes}  LP mass kept {share}"
 
     def legend_line(self, width: int) -> Line:

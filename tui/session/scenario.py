@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tui.session.load import Snapshot
 
 PROTECTIONS: tuple[tuple[str, ...], ...] = ((), ("supernodes",), ("supernodes+halo",))
+PLAN = PlanOptions(0.5)
+"""What ``surgery plan`` does by default: the first question."""
 HIGHEST = 95
 """Highest sparsity that the screen offers, in percent."""
 
@@ -37,10 +39,10 @@ class Scenario:
         percent: Sparsity in percent, 1 to `HIGHEST`.
     """
 
-    method: str = "magnitude"
+    method: str = PLAN.method
     protect: tuple[str, ...] = ()
     marked: bool = False
-    allocation: str = "uniform"
+    allocation: str = PLAN.allocation
     percent: int = 50
 
     @property

@@ -103,7 +103,7 @@ class LayerTable(FfnTable):
             return ""
         widths = {sum(self.snapshot.ffns[ffn].n_channels for ffn in span) for span in self.spans}
         log, only = self.browser.log_axis, max(widths) if len(widths) == 1 else None
-        last = "all" if only is None else f"{only if log else only - 1:,}"
+        last = "all" if only is None else str(only if log else only - 1)
         first = "1" if log else "0"
         free = [range(len(first) + 1, cells - len(last) - 1)]
         line = list(f"{first} {'─' * len(free[0])} {last}")

@@ -58,7 +58,7 @@ def layer_panel(browser: Browser, ffn: int, channel: int, width: int, height: in
     for name in snapshot.metrics:
         values = snapshot.values(ffn, name)
         value = float(values[channel])
-        rank = "-" if np.isnan(value) else f"{int((values > value).sum()) + 1:,}"
+        rank = "-" if np.isnan(value) else str(int((values > value).sum()) + 1)
         lines.append([(f" {left(name, 17)}{number(value, 4):>10}{rank:>9}", "strong" if name == browser.metric else "")])
     return lines + _plots(browser, span, width, height - len(lines))
 

@@ -90,10 +90,10 @@ def axis_labels(ticks: list[tuple[float, str]], width: int) -> str:
 def rank_ticks(channels: int, *, log: bool) -> list[tuple[float, str]]:
     """Labels of a rank axis whose scale is that of `chanfmt.analysis.strip.bin_edges`: first rank, last rank, and round ranks between."""
     if not log:
-        return [(0.0, "1"), (0.5, f"{channels // 2:,}"), (1.0, f"{channels:,}")]
+        return [(0.0, "1"), (0.5, str(channels // 2)), (1.0, str(channels))]
     scale = np.log(channels + 1.0)
     inner = [(float(np.log(10.0**power) / scale), _short(10**power)) for power in range(1, len(str(channels)))]
-    return [(0.0, "1"), *(tick for tick in inner if tick[0] < 0.88), (1.0, f"{channels:,}")]
+    return [(0.0, "1"), *(tick for tick in inner if tick[0] < 0.88), (1.0, str(channels))]
 
 
 def decade_ticks(low: float, high: float, width: int) -> list[tuple[float, str]]:

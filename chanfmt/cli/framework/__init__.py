@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from chanfmt.cli.framework.options import PrintOptions, add_options, parse_options
 from chanfmt.cli.framework.parser import Parser, add_command, add_group, make_parser
-from chanfmt.cli.framework.printing import print_json, print_line, print_pairs, print_table
+from chanfmt.cli.framework.printing import print_json, print_line, print_pairs, print_table, print_wrapped
 from chanfmt.cli.framework.run import run_command
 
 __all__ = [
@@ -23,5 +23,6 @@ __all__ = [
     "print_line",
     "print_pairs",
     "print_table",
+    "print_wrapped",
     "run_command",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import types
 import typing
@@ -9,10 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 if typing.TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable
 
 Options = TypeVar("Options")
+RENAMED = "renamed_options"
+"""Name of the parsed attribute that holds notes about options under an earlier name."""
 _NUMBERS: dict[Any, str] = {int: "N", float: "X"}
 """Names of values in the help, if the metadata does not name them."""
 
@@ -34,6 +36,9 @@ def add_options(parser: argparse.ArgumentParser, options: type[Any]) -> argparse
     * ``positional``: the argument has no flag, and is shown by this name.
     * ``metavar``: the name of the value.
     * ``choices``: the values allowed; ``noun``: what an error calls a value (default: a value of the flag).
+    * ``kind``: what the value is (``atlas``, ``model``, ``plan``, ``result``, ``name``), as
+      `chanfmt.format.mistaken.looks_like` says it, so that arguments in each other's places are noticed.
+    * ``formerly``: an earlier flag of a repeated option, which still works, with a note.
     * ``repeat``: the flag may be repeated, and the values replace the default of the tuple.
     * ``nargs``: ``+`` for a tuple of one or more values, ``*`` for a tuple of any number of values; ``?`` for an optional value, which is an empty text if the flag
       comes without one.
@@ -75,7 +80,27 @@ def _add_option(group: argparse._ArgumentGroup, item: dataclasses.Field[Any], hi
             action = group.add_argument(*flags, dest=item.name, action="store_true", **extra)
         else:
             action = group.add_argument(*flags, dest=item.name, **extra | _valued(item, hint))
+            if "formerly" in metadata:
+                group.add_argument(
+                    metadata["formerly"], dest=item.name, action=_Formerly, now=flags[-1], help=argparse.SUPPRESS, default=None
+                )
     action.noun = metadata.get("noun")  # type: ignore[attr-defined]
+    action.kind = metadata.get("kind")  # type: ignore[attr-defined]
+
+
+class _Formerly(argparse.Action):
+    """An option that has another name now. The command says so when it runs."""
+
+    def __init__(self, *arguments: Any, now: str, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.now = now
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or []), values])
+        notes = getattr(namespace, RENAMED, ())
+        setattr(namespace, RENAMED, tuple(dict.fromkeys([*notes, f"{option_string} of {parser.prog} is now called {self.now}"])))
 
 
 def _valued(item: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:

@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from chanfmt.base.choices import did_you_mean, unknown
 from chanfmt.base.errors import UsageError
 from chanfmt.base.version import __version__
+from chanfmt.cli.framework import mistakes
+from chanfmt.cli.framework.completion import SHELLS, Node, script
 from chanfmt.cli.framework.options import PrintOptions, add_options
+from chanfmt.cli.framework.printing import print_line
+from chanfmt.cli.framework.programs import COMMANDS, home_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
     Commands = argparse._SubParsersAction["Parser"]
 
@@ -51,13 +55,28 @@ class Parser(argparse.ArgumentParser):
         self._fill: Callable[[Parser], None] | None = fill
         self._printing, self._version = printing, version
         self._filled = False
+        self.siblings: Mapping[str, Parser] = {}
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self._complete()
         self._check_options(args or ())
-        found, rest = super().parse_known_args(args, namespace)
+        # argparse would complain about what is missing before what is wrong.
+        needed = [action for action in self._actions if action.required and not isinstance(action, argparse._SubParsersAction)]
+        for action in needed:
+            action.required = False
+        try:
+            found, rest = super().parse_known_args(args, namespace)
+        finally:
+            for action in needed:
+                action.required = True
+        if needed or rest:
+            mistakes.check_places(self.prog, self._actions, found)
         if rest:
-            self.error(f"unexpected argument {rest[0]!r}")
+            hint = mistakes.stray_hint(self.prog, rest[0], self._actions, found)
+            raise UsageError(f"unexpected argument {rest[0]!r}", hint=hint or self._hint)
+        if absent := mistakes.missing(needed, found):
+            message, hint = mistakes.missing_error(absent)
+            raise UsageError(message, hint=f"{hint}; {self._hint}")
         return found, rest
 
     def format_usage(self) -> str:
@@ -91,6 +110,9 @@ class Parser(argparse.ArgumentParser):
             return
         if isinstance(action, argparse._SubParsersAction):
             noun = str(action.metavar).lower()
+            home = home_of(self.prog, str(value)) if self.prog in COMMANDS else ""
+            if home:
+                raise UsageError(f"{value} is a command of {home}", hint=f"write: {home} {value} ...")
             raise UsageError(f"unknown {noun} {value!r}{did_you_mean(str(value), action.choices)}", hint=self._hint)
         flag = action.option_strings[-1] if action.option_strings else action.metavar
         noun = getattr(action, "noun", None) or f"value of {flag}"
@@ -112,7 +134,36 @@ class Parser(argparse.ArgumentParser):
                 continue
             name, known = word.partition("=")[0], self._option_string_actions
             if name not in known and (name.startswith("--") or name[:2] not in known):
-                self.error(f"unknown option {name}{did_you_mean(name, known)}")
+                owners = [parser.prog for parser in self._relatives() if name in parser.known_options]
+                if self._subparsers is not None and owners:
+                    raise UsageError(
+                        f"{name} is an option of commands", hint=f"write it after the command: {owners[0]} ... {name}"
+                    )
+                self.error(f"unknown option {name}{mistakes.elsewhere(name, known, owners) or did_you_mean(name, known)}")
+
+    @property
+    def actions(self) -> list[argparse.Action]:
+        """The arguments."""
+        self._complete()
+        return self._actions
+
+    @property
+    def known_options(self) -> frozenset[str]:
+        """The flags that the parser takes."""
+        self._complete()
+        return frozenset(self._option_string_actions)
+
+    @property
+    def commands(self) -> Mapping[str, Parser]:
+        """Name of each subcommand to its parser."""
+        self._complete()
+        found = (action.choices for action in self._actions if isinstance(action, argparse._SubParsersAction))
+        return next(found, {})
+
+    def _relatives(self) -> list[Parser]:
+        """The other commands of the group that the parser is in; for a program or a group, its own commands."""
+        group = self.siblings if self._subparsers is None else self.commands
+        return [parser for parser in group.values() if parser is not self]
 
     def _complete(self) -> None:
         """Add the arguments, if this has not been done."""
@@ -126,6 +177,13 @@ class Parser(argparse.ArgumentParser):
             group.add_argument(
                 "--version", action="version", version=f"%(prog)s {__version__}", help="print the version and exit"
             )
+            group.add_argument(
+                "--completion",
+                action=_Completion,
+                choices=SHELLS,
+                metavar="SHELL",
+                help=f"print what completes commands and options in a shell ({', '.join(SHELLS)}) and exit",
+            ).noun = "shell"  # type: ignore[attr-defined]
         group.add_argument("-h", "--help", action="help", help="print this help and exit")
         if self.usage is None:
             self.usage = " ".join(["%(prog)s", *self._required()])
@@ -187,7 +245,33 @@ def add_command(
 
     description = description or f"{summary[0].upper()}{summary[1:]}."
     parser = commands.add_parser(name, help=summary, description=description, fill=fill, examples=examples)
+    parser.siblings = commands.choices
     parser.set_defaults(run=run, **defaults)
+
+
+class _Completion(argparse.Action):
+    """Prints the completion script of a shell, and ends the program."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        def node(parser: Parser) -> Node:
+            own = [action for action in parser.actions if action.option_strings]
+            return Node(
+                tuple(sorted(name for action in own for name in action.option_strings)),
+                {
+                    name: tuple(map(str, action.choices))
+                    for action in own
+                    if action.choices is not None
+                    for name in action.option_strings
+                },
+                {name: (child.description or "", node(child)) for name, child in parser.commands.items()},
+            )
+
+        assert isinstance(parser, Parser)
+        for line in script(str(values), parser.prog, node(parser)).splitlines():
+            print_line(line, len(line))
+        parser.exit()
 
 
 class _Formatter(argparse.HelpFormatter):

@@ -13,6 +13,8 @@ from chanfmt.base import narrate
 from chanfmt.base.command_line import recorded
 from chanfmt.base.errors import ChanfmtError, MissingPackageError, first_line
 from chanfmt.base.text import one_line
+from chanfmt.cli.framework.options import RENAMED
+from chanfmt.cli.framework.parser import Parser
 from chanfmt.cli.framework.streams import StdoutError, usable_streams
 
 if TYPE_CHECKING:
@@ -77,9 +79,14 @@ def _is_ours(error: BaseException) -> bool:
 def _run(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
     try:
         with recorded(parser.prog, words):
+            # People type `atlas help build` as they do after git.
+            if words[:1] == ["help"] and isinstance(parser, Parser) and parser.commands:
+                words = [*words[1:], "--help"]
             namespace = parser.parse_args(words)
             run: Callable[[argparse.Namespace], int | None] = namespace.run
             with narrate.to_terminal(quiet=getattr(namespace, "quiet", False)):
+                for note in getattr(namespace, RENAMED, ()):
+                    narrate.say(f"note: {note}")
                 code = run(namespace) or 0
     except SystemExit:
         # --help and --version end like this.

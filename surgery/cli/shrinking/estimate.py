@@ -10,7 +10,8 @@ from chanfmt.base.errors import UsageError
 from chanfmt.base.memory import available_memory
 from surgery.cli.shrinking.steps import PROMPTS
 from surgery.planning.grids import parse_names
-from surgery.planning.target import BYTES_OF, count_text, parse_target
+from surgery.planning.sizes import count_text, size_text
+from surgery.planning.target import BYTES_OF, parse_target
 
 if TYPE_CHECKING:
     from chanfmt.models.source import ModelSource
@@ -69,7 +70,7 @@ class Estimate:
         room = "" if self.available is None else f"; {self.available / 1e9:.1f} GB are available"
         return [
             ["size now", f"{count_text(self.parameters)} parameters"],
-            ["size then", f"at most {count_text(self.most)} parameters, {self.most * self.each / 1e6:,.1f} MB in {dtype}"],
+            ["size then", f"at most {count_text(self.most)} parameters, {size_text(self.most * self.each)} in {dtype}"],
             ["time", f"about {_duration(total)}: {parts}"],
             [
                 "",

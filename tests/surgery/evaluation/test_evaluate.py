@@ -295,7 +295,7 @@ def test_tasks_without_lm_eval_name_the_extra(models, run):
     code, out, err = run(models[0], "--data", "pydoc", "--tasks", "arc_easy")
     assert code == 1
     assert "--tasks needs the package 'lm-eval', which is not installed" in err
-    assert "pip install 'chanfmt[eval]'" in err
+    assert "pip install lm-eval (it is in chanfmt's extra [eval])" in err
     assert out == ""
 
 
@@ -427,3 +427,14 @@ def test_a_perplexity_that_depends_on_bos_is_pointed_out(monkeypatch, models, ru
     assert re.search(r"the perplexity is [\d.,]+ if every block begins with BOS, .*, and [\d.,]+ by the protocol", err)
     code, _, err = run(models[0], "--data", "pydoc", "--seq-len", "32", "--max-tokens", "64")
     assert "BOS" not in err
+
+
+@pytest.mark.parametrize(("tokens", "narrow"), [(20 * 32, False), (19 * 32, True)])
+def test_an_interval_over_few_blocks_is_called_too_narrow(models, run, tokens, narrow):
+    arguments = ("--data", "pydoc", "--seq-len", "32", "--max-tokens", str(tokens))
+    code, _, err = run(*models[:2], *arguments)
+    assert code == 0
+    said = f"they resample {tokens // 32} blocks, and need 20; use more text, or a shorter --seq-len than 32"
+    assert (said in err) == narrow
+    # One model has no interval.
+    assert "too narrow" not in run(models[0], *arguments)[2]

@@ -67,9 +67,9 @@ def test_a_row_is_what_the_cut_checkpoint_gives(
                     "wanda,magnitude",
                     "--sparsity",
                     "0.25,0.5",
-                    "--protect",
+                    "--protections",
                     "none",
-                    "--protect",
+                    "--protections",
                     "supernodes",
                     "--json",
                 ),
@@ -321,10 +321,10 @@ def test_other_settings_are_refused(llama: Tiny, mixtral: Tiny, tmp_path: Path, 
         (["--sparsity", "0,0.5"], "nothing would be cut"),
         (["--seeds", "x"], "not a seed"),
         (
-            ["--methods", "wanda", "--protect", "top:lp=60%"],
+            ["--methods", "wanda", "--protections", "top:lp=60%"],
             "wanda at 0.5 with top:lp=60% protected: the protected channels do not",
         ),
-        (["--protect", "supernode"], "did you mean supernodes"),
+        (["--protections", "supernode"], "did you mean supernodes"),
         (["--data", "nowhere.txt"], "does not exist"),
         (["--seq-len", "1"], "--seq-len must be at least 2"),
         (["--max-tokens", "1"], "fewer than two tokens"),
@@ -419,7 +419,7 @@ def test_without_matplotlib_there_is_a_table(
     captured = capsys.readouterr()
     lines = [line for line in captured.err.splitlines() if "no figure" in line]
     assert len(lines) == 1
-    assert "chanfmt[plot]" in lines[0]
+    assert "pip install matplotlib" in lines[0]
     assert [line.split()[0] for line in captured.out.splitlines()] == ["method", "dense", "wanda"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["results.csv", "results.json"]
 
@@ -437,3 +437,21 @@ def test_grids() -> None:
             parse_shares(text, "-x")
     with pytest.raises(UsageError):
         parse_seeds("0-100000")
+
+
+def test_the_option_for_alternatives_had_the_name_of_the_option_for_a_union(
+    llama: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`surgery plan --protect A --protect B` protects both. In a sweep they are two runs, and the option says so."""
+    found = []
+    for name in ("--protect", "--protections"):
+        output = tmp_path / name.strip("-")
+        arguments = llama.arguments(output, "--methods", "wanda", "--sparsity", "0.5", name, "none", name, "halo")
+        arguments.remove("--quiet")
+        assert main(["sweep", *arguments]) == 0
+        note = "--protect of surgery sweep is now called --protections"
+        assert (note in capsys.readouterr().err) == (name == "--protect")
+        with (output / "results.csv").open() as file:
+            found.append([(row["method"], row["protect"], row["perplexity"]) for row in csv.DictReader(file)])
+    assert [row[:2] for row in found[0]] == [("dense", "none"), ("wanda", "none"), ("wanda", "halo")]
+    assert found[0] == found[1]

@@ -69,7 +69,7 @@ def test_the_numbers_are_the_plan_s(atlas: Atlas, method: str, allocation: str, 
             assert (row.supernodes, row.supernodes_kept) == (block.supernodes, block.supernodes_kept)
             assert row.lp_share == pytest.approx(block.lp_kept)
         assert total(rows).channels_kept == plan.channels_kept
-        assert what_if.parameters(rows) == (None if plan.size is None else (plan.parameters, plan.parameters_after))
+        assert what_if.sizes(rows) == plan.sizes
         assert what_if.is_refused(rows) == (plan.size is not None and outcome(partial(check_plan, plan))[1] != "")
         assert total(rows).lp == pytest.approx(sum(row.lp for row in rows))
 

@@ -309,8 +309,12 @@ def test_keys_of_later_versions_are_skipped(cut: Path, tmp_path: Path) -> None:
 
 def test_results_say_what_they_are(cut: Path) -> None:
     result = open_result(cut)
-    before, after = result.report.parameters_before, result.report.parameters_after
-    assert repr(result).startswith(f"<Result in {str(cut)!r}: model, {before:,} to {after:,} parameters (-")
+    sizes = result.report.sizes
+    assert repr(result) == f"<Result in {str(cut)!r}: model, {sizes.headline}>"
+    assert sizes.config == ("intermediate_size 44 to 24",)
+    # The card begins with the size.
+    after_title = (cut / "README.md").read_text().split("\n# ")[1].splitlines()[2]
+    assert after_title.replace("\\", "") == f"**{sizes.headline}**"
 
 
 def test_a_directory_that_is_no_result(tiny: Tiny) -> None:

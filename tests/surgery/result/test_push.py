@@ -102,7 +102,8 @@ def test_a_result_on_the_hub(hub: Hub, ann: Environment, out: Path, tmp_path: Pa
     assert {"atlas.h5", "kept_channels.safetensors", "layers.svg", "surgery.json", "NOTICE"} <= hub.files(NAME).keys()
     assert [commit.title for commit in repo.commits.values()] == [
         "initial commit",
-        "scar-prot: 45.9% of the FFN channels removed, 29.7% of the parameters; 3 of 3 supernodes kept",
+        "12.3K to 8.7K parameters, -29.7%; 63.6 kB to 48.9 kB; intermediate_size 37 to 20; scar-prot: 45.9% of the FFN "
+        "channels removed; 3 of 3 supernodes kept",
     ]
     assert f'from_pretrained("{NAME}")' in (out / "README.md").read_text()
     card = ModelCard.load(out / "README.md")
