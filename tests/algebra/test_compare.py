@@ -229,7 +229,7 @@ def test_one_file_twice_is_said(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["A"], "two atlases or more"),
-        ([], "required: FILE"),
+        ([], "FILE is missing"),
         (["A", "A", "--metric", "beauty"], "unknown metric 'beauty'"),
         (["A", "NOWHERE"], "does not exist"),
     ],

@@ -39,7 +39,7 @@ class Blocks:
         names: Names of the parts, in order.
 
     Raises:
-        UnstreamableError: A part shares a weight with another part or with the rest.
+        UnstreamableError: A part shares a weight with another part or with the rest, or a buffer has no values.
         ModelError: Weights are missing.
     """
 
@@ -55,8 +55,11 @@ class Blocks:
         stored.load(resident, device)
         model.tie_weights(missing_keys=stored.missing, recompute_mapping=False)
         stored.check_loaded(resident)
-        for module in model.modules():
+        for path, module in model.named_modules():
             for name, buffer in module._buffers.items():
+                if buffer is not None and buffer.is_meta:
+                    # Its class computes it from something that a model without weights does not have.
+                    raise UnstreamableError(f"no file holds the values of {path}.{name}")
                 module._buffers[name] = buffer if buffer is None else buffer.to(device)
 
     def __len__(self) -> int:

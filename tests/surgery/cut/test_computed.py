@@ -103,6 +103,13 @@ def test_what_does_not_run_block_by_block_runs_in_memory(
         check_logits(plan, ModelSource(model), ModelSource(tmp_path / "out"))
 
 
+def test_buffers_that_no_file_holds_are_computed_with_the_weights(tmp_path: Path) -> None:
+    zoo.tiny("ibert", "masked", max_position_embeddings=160).save_pretrained(tmp_path)
+    found = computation(tmp_path, Mask(halved(tmp_path).blocks, {})).run(plenty)
+    assert not found.streamed
+    assert torch.isfinite(found.output).all()
+
+
 def test_an_ffn_that_the_model_lacks(tmp_path: Path) -> None:
     """The other model has the same modules with other widths."""
     plan = halved(saved("llama", "causal", tmp_path / "model"))
