@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -123,13 +124,20 @@ def examine(model_type: str, family: str) -> Verdict:
         try:
             plan = build_atlas(Path(directory), atlas, calib)
         except ChanfmtError as error:
-            verdict.built = error.message.replace(directory, "DIR")
+            verdict.built = plain(error.message, directory)
             return verdict
         verdict.ffns = describe(plan.ffns)
         verdict.built = findings(atlas) or "yes"
         verdict.verified = check_identity(plan)
         verdict.pruned = prune(atlas, directory)
     return verdict
+
+
+def plain(message: str, directory: str) -> str:
+    """``message`` without names that differ from run to run."""
+    for name in (directory, Path(directory).name):
+        message = message.replace(name, "DIR")
+    return re.sub(r"(DIR/)?\.pruned\.[0-9a-f]+\.tmp(: \.pruned\.[0-9a-f]+\.tmp)?", "DIR", message)
 
 
 def build_atlas(directory: Path, atlas: Path, calib: str = "pydoc") -> Any:
@@ -244,7 +252,7 @@ def _prune(atlas: Path, directory: str, *more: str) -> str:
     if code == 0:
         return ""
     lines = [line for line in said.getvalue().splitlines() if "error" in line] or [f"exit {code}"]
-    return lines[-1].replace("surgery: error: ", "").replace(directory, "DIR")[:160]
+    return plain(lines[-1].replace("surgery: error: ", ""), directory)[:160]
 
 
 def summary(verdicts: list[Verdict]) -> str:
