@@ -76,15 +76,15 @@ MISTAKES = [
     ("atlas show a.h5 3", "unexpected argument '3'", "write: atlas show a.h5 --layer 3"),
     # What is missing is named with what it is.
     ("atlas build model", "-o FILE is missing", "add -o FILE: atlas file to write"),
-    ("surgery prune a.h5", "--sparsity S is missing", "such as 0.5"),
+    ("surgery prune a.h5", "nothing says how much to remove", "add --sparsity 0.5"),
     ("atlas build", "MODEL and -o FILE are missing", "add MODEL: Hub id"),
     ("atlas label a.h5 --rho 0.02", "-o FILE is missing", "--overwrite to replace a.h5 itself"),
     # Commands and options of another command.
     ("atlas prune a.h5 --sparsity 0.5", "prune is a command of surgery", "write: surgery prune"),
     ("surgery build model -o new.h5", "build is a command of atlas", "write: atlas build"),
     ("surgery plan a.h5 --sparsity 0.5 --model model", "it is an option of surgery prune, surgery apply", "surgery plan --help"),
-    ("surgery push result --push", "it is an option of surgery prune", "surgery push --help"),
-    ("atlas build model -o new.h5 --sparsity 0.5", "it is an option of surgery prune", "atlas build --help"),
+    ("surgery push result --push", "it is an option of surgery shrink, surgery prune", "surgery push --help"),
+    ("atlas build model -o new.h5 --sparsity 0.5", "it is an option of surgery shrink, surgery prune", "atlas build --help"),
     ("surgery eval model --calib pydoc", "here it is called --data", "surgery eval --help"),
     ("atlas show a.h5 --layer 0 --metric lp", "here it is called --sort", "atlas show --help"),
     ("atlas --json info a.h5", "--json is an option of commands", "after the command"),

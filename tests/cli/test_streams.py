@@ -47,7 +47,7 @@ def run(*words: object, shell: str = "", **options: Any) -> subprocess.Completed
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1", "utf-8", "utf-8-sig", "utf-16", "utf-32-be"])
 def test_every_encoding_shows_results_and_valid_json(file: Path, encoding: str) -> None:
     env = {"PYTHONIOENCODING": encoding}
-    done = run("info", file, env=env)
+    done = run("info", file, "--quiet", env=env)
     assert (done.returncode, done.stderr) == (0, b"")
     shown = done.stdout.decode(encoding)
     assert "96" in shown
@@ -102,7 +102,7 @@ def test_notes_of_a_closed_stderr_end_up_nowhere(file: Path, tmp_path: Path) -> 
 )
 def test_a_full_stdout(file: Path, words: list[str]) -> None:
     with FULL.open("wb") as full:
-        done = run(*words, *([] if "--help" in words else [file]), stdout=full)
+        done = run(*words, *([] if "--help" in words else [file]), stdout=full, env={"COLUMNS": "200"})
     assert done.returncode == 1
     assert done.stderr == b"atlas: error: cannot write to stdout: No space left on device\n"
 

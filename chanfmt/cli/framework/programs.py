@@ -10,7 +10,7 @@ COMMANDS = {
         "build", "info", "show", "validate", "label", "merge", "strip", "compare", "report", "trajectory", "export", "push",
         "pull", "cache",
     ),
-    "surgery": ("prune", "plan", "apply", "push", "restore", "eval", "sweep", "ablate"),
+    "surgery": ("prune", "plan", "apply", "push", "restore", "eval", "sweep", "ablate", "shrink"),
 }  # fmt: skip
 """Program to its commands."""
 
