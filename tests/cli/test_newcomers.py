@@ -84,7 +84,7 @@ MISTAKES = [
     ("surgery build model -o new.h5", "build is a command of atlas", "write: atlas build"),
     ("surgery plan a.h5 --sparsity 0.5 --model model", "it is an option of surgery prune, surgery apply", "surgery plan --help"),
     ("surgery push result --push", "it is an option of surgery shrink, surgery prune", "surgery push --help"),
-    ("atlas build model -o new.h5 --sparsity 0.5", "it is an option of surgery shrink, surgery prune", "atlas build --help"),
+    ("atlas build model -o new.h5 --sparsity 0.5", "it is an option of surgery prune", "atlas build --help"),
     ("surgery eval model --calib pydoc", "here it is called --data", "surgery eval --help"),
     ("atlas show a.h5 --layer 0 --metric lp", "here it is called --sort", "atlas show --help"),
     ("atlas --json info a.h5", "--json is an option of commands", "after the command"),
