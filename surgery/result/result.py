@@ -18,6 +18,7 @@ from surgery.cut.extra_layers import ExtraLayers
 from surgery.cut.options import EXTRA_LAYERS
 from surgery.planning.file import load_applied
 from surgery.planning.plan import Change  # noqa: TC001 (msgspec reads the annotations)
+from surgery.planning.sizes import parameters_text
 from surgery.recovery.options import (
     RECOVERIES,
     STARTS,
@@ -181,7 +182,7 @@ class Result:
     evaluated: Evaluated | None
 
     def __repr__(self) -> str:
-        return f"<Result in {str(self.directory)!r}: {one_line(self.report.base.id)}, {self.report.sizes.headline}>"
+        return f"<Result in {str(self.directory)!r}: {one_line(self.report.base.id)}, {parameters_text(*self.report.sizes.parameters)}>"
 
     def __fspath__(self) -> str:
         """The directory, so that a result can take the place of a path."""

@@ -334,7 +334,7 @@ async def test_no_color_glyph_ramp(atlas: Path, monkeypatch: pytest.MonkeyPatch)
     async with app.run_test(size=(80, 24)) as pilot:
         await press(pilot, "enter", "q")
         await pilot.pause()
-        assert ".:-=+*#%@ high" in text_of(app)
+        assert ".:-=+*#%@ 100%" in text_of(app)
         assert "▌" not in text_of(app)
         assert "▶" in text_of(app)
 
