@@ -53,7 +53,7 @@ def test_axis_labels_do_not_touch() -> None:
 def test_rank_ticks_end_at_the_number_of_channels() -> None:
     ticks = plots.rank_ticks(14336, log=True)
     assert [text for _, text in ticks] == ["1", "10", "100", "1k", "14336"]
-    assert plots.rank_ticks(14336, log=False)[-1] == (1.0, "14,336")
+    assert plots.rank_ticks(14336, log=False)[-1] == (1.0, "14336")
 
 
 def test_decade_ticks_thin_out() -> None:
