@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
 
 def start(module: str) -> int:
-    """Import ``module`` and call its ``main``. Returns the exit code.
+    """Import ``module`` and call its ``main``. Returns the exit code, or ends the process if it was interrupted.
 
     Until `chanfmt.cli.framework.run_command` handles interrupts, and after that, Ctrl-C ends the process at once: a
     half-finished import would print a traceback. A caller that ignores Ctrl-C, such as ``nohup``, is obeyed.
@@ -21,5 +27,12 @@ def start(module: str) -> int:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         main: Callable[[], int] = import_module(module).main
     except KeyboardInterrupt:
-        return 130
-    return main()
+        return INTERRUPTED
+    code = main()
+    if code == INTERRUPTED:
+        # An interrupt can hit a pool between the start of a thread and its registration. Python would wait for it for ever.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(code)
+    return code
