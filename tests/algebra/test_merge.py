@@ -213,7 +213,7 @@ def test_any_order_on_the_command_line_gives_one_result(kind, orders, bare_shard
         assert_same(merged(paths), expected)
 
 
-@pytest.mark.parametrize(("kind", "trees"), [("dense", 12), ("experts", 5)])
+@pytest.mark.parametrize(("kind", "trees"), [("dense", 6), ("experts", 3)])
 def test_any_tree_of_merges_gives_one_result(kind, trees, bare_shards, tmp_path):
     expected, generator = merged(bare_shards(kind)), stdlib_random.Random(1)
     for tree in range(trees):
