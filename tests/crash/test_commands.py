@@ -14,6 +14,8 @@ from tests.support.crash.trace import STRACE
 pytestmark = [
     pytest.mark.skipif(STRACE is None or sys.platform != "linux", reason="needs strace, which only Linux has"),
     pytest.mark.slow,
+    # tests/crash/test_outputs.py interrupts every call of the same writes.
+    pytest.mark.repeated,
 ]
 
 

@@ -85,7 +85,7 @@ def kill_at(save: int) -> Callable[[], None]:
     return lambda: setattr(PartialRefit, "save_if_due", killing)
 
 
-@pytest.mark.parametrize("command", ["prune", "apply"])
+@pytest.mark.parametrize("command", ["prune", pytest.param("apply", marks=pytest.mark.repeated)])
 def test_kills_at_every_block_and_at_random_moments(command: str, inputs: Path, tmp_path: Path) -> None:
     if command == "apply":
         plan = ["plan", str(inputs / "a.h5"), "--sparsity", "0.5", "--multiple-of", "1", "-o", str(inputs / "plan.safetensors")]
