@@ -17,11 +17,11 @@ from tests.support.factory import random_content
 
 def test_random_kills():
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.crash.run", "--kills", "4"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "tests.support.crash.run", "--kills", "3"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     for name, tally in json.loads(done.stdout).items():
-        assert tally["kills"] == 4, name
+        assert tally["kills"] == 3, name
         assert tally["ended equal"] >= 1, name
 
 

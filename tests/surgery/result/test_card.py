@@ -27,6 +27,7 @@ from surgery.cut.apply import apply_plan
 from surgery.cut.options import CutOptions
 from surgery.planning.options import PlanOptions
 from surgery.planning.plan import PlannedModel, make_plan
+from surgery.planning.sizes import parameters_text
 from surgery.result.base import Base, read_base
 from surgery.result.card import is_edited, model_card
 from surgery.result.evaluated import Evaluated, load_evaluated, take_evaluation
@@ -310,7 +311,7 @@ def test_keys_of_later_versions_are_skipped(cut: Path, tmp_path: Path) -> None:
 def test_results_say_what_they_are(cut: Path) -> None:
     result = open_result(cut)
     sizes = result.report.sizes
-    assert repr(result) == f"<Result in {str(cut)!r}: model, {sizes.headline}>"
+    assert repr(result) == f"<Result in {str(cut)!r}: model, {parameters_text(*sizes.parameters)}>"
     assert sizes.config == ("intermediate_size 44 to 24",)
     # The card begins with the size.
     after_title = (cut / "README.md").read_text().split("\n# ")[1].splitlines()[2]
