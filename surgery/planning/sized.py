@@ -7,18 +7,15 @@ the size that the plan will write, and not for the share of channels that the ta
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from chanfmt.base.choices import unknown
 from chanfmt.base.errors import AtlasError, UsageError
-from chanfmt.base.parsed import parse_json
 from surgery.planning.choice import Choice, Scores
 from surgery.planning.decide import in_scope
 from surgery.planning.methods import find_method
 from surgery.planning.protect import protect_list
-from surgery.planning.sizes import count_text, size_text
+from surgery.planning.sizes import count_text, named_dtype, read_config, size_text
 from surgery.planning.target import BYTES, BYTES_OF, Target, parse_target
 from surgery.planning.written import field_groups, size_of, written_widths
 
@@ -59,14 +56,6 @@ class Sized:
         )
 
 
-class _Config(msgspec.Struct):
-    """The fields of a config that name the dtype of its weights: the new one, and that of older files."""
-
-    dtype: Any = None
-    torch_dtype: Any = None
-    text_config: Any = None
-
-
 def stored_dtype(atlas: Atlas, asked: str | None = None) -> str:
     """The dtype of a result's weights: ``asked``, or what the config of the model says, or the measured dtype.
 
@@ -77,13 +66,7 @@ def stored_dtype(atlas: Atlas, asked: str | None = None) -> str:
         if asked not in BYTES_OF:
             raise unknown("dtype", asked, BYTES_OF)
         return asked
-    try:
-        config = parse_json(atlas.model.config, _Config)
-    except ValueError:
-        return atlas.model.dtype
-    inner = config.text_config if isinstance(config.text_config, dict) else {}
-    found = (config.dtype, config.torch_dtype, inner.get("dtype"), inner.get("torch_dtype"), atlas.model.dtype)
-    return next((name for name in found if isinstance(name, str) and name in BYTES_OF), "float32")
+    return named_dtype(read_config(atlas.model.config)) or (atlas.model.dtype if atlas.model.dtype in BYTES_OF else "float32")
 
 
 def sized(atlas: Atlas, options: PlanOptions) -> Sized:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.parsed import parse_json
 from chanfmt.base.text import one_line
+from surgery.planning.target import BYTES_OF
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from surgery.planning.written import Linked
 
-_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
 _UNITS = (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3))
 _HIGHEST = 1e15
 """Values of a config field above this one are not believed."""
@@ -117,11 +117,17 @@ def read_config(text: str) -> dict[str, Any]:
 
 def stored_bytes(config: Mapping[str, Any]) -> int:
     """Bytes of a parameter in a checkpoint with this config; 0 if the config does not say."""
+    name = named_dtype(config)
+    return 0 if name is None else BYTES_OF[name]
+
+
+def named_dtype(config: Mapping[str, Any]) -> str | None:
+    """The dtype that a model's config, or a part of it, names for its weights; None if it names no dtype of `BYTES_OF`."""
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         name = part.get("dtype") or part.get("torch_dtype")
-        if isinstance(name, str) and name in _BYTES:
-            return _BYTES[name]
-    return 0
+        if isinstance(name, str) and name in BYTES_OF:
+            return name
+    return None
 
 
 def config_changes(blocks: Sequence[Linked], widths: Sequence[int], config: Mapping[str, Any]) -> tuple[str, ...]:

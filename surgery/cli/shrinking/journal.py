@@ -10,6 +10,7 @@ import msgspec
 
 from chanfmt.base.errors import UsageError
 from chanfmt.base.files import atomic_file
+from chanfmt.base.inputs import file_size
 from chanfmt.base.parsed import parse_json
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Journal:
         if not os.path.lexists(self._path):
             return
         try:
-            if self._path.stat().st_size > _MAX_BYTES:
+            if file_size(self._path) > _MAX_BYTES:
                 raise ValueError("it is too large")
             stored = parse_json(self._path.read_bytes(), _Stored)
             if stored.format != FORMAT:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from chanfmt.base.errors import ChanfmtError
+from chanfmt.base.inputs import file_size
 from chanfmt.base.parsed import parse_json
 from chanfmt.data.text import FILES
 from surgery.evaluation.tables import beginning
@@ -86,7 +87,7 @@ def read_evaluation(path: Path, *, calibrated: bool) -> tuple[TextLoss, tuple[An
         ChanfmtError: ``path`` is not the output of ``surgery eval --json`` for two models.
     """
     try:
-        if path.stat().st_size > _MAX_BYTES:
+        if file_size(path) > _MAX_BYTES:
             raise ValueError("it is too large")
         stored = parse_json(path.read_bytes(), _Evaluation)
         dense, result = stored.models

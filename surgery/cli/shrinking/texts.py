@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from dataclasses import dataclass
@@ -125,5 +124,6 @@ def _another(held_out: str) -> str | None:
     """A text of another kind, if one can be read here."""
     if held_out != "pydoc":
         return "pydoc"
-    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
-    return None if offline or importlib.util.find_spec("datasets") is None else "wikitext2"
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    return None if HF_HUB_OFFLINE else "wikitext2"
