@@ -112,7 +112,6 @@ def test_a_source_with_parts_is_its_own_held_out_text(tmp_path: Path) -> None:
     assert (found.calib, found.held_out, found.other, found.file) == ("pydoc", "pydoc", None, None)
 
 
-@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
 @pytest.mark.parametrize(("offline", "other"), [(False, "wikitext2"), (True, None)])
 def test_the_other_text_of_pydoc_needs_a_network_and_no_package(
     offline: bool, other: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -121,6 +120,7 @@ def test_the_other_text_of_pydoc_needs_a_network_and_no_package(
     assert choose_texts(MeasureOptions("pydoc"), JudgeOptions(), tmp_path).other == other
 
 
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
 def test_a_file_is_split(tmp_path: Path, suffix: str) -> None:
     path, work = tmp_path / f"own{suffix}", tmp_path / "work"
     work.mkdir()
