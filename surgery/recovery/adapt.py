@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import torch
 
+from surgery.recovery.descent import step_share
+from surgery.recovery.folds import fold_places
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -83,8 +86,7 @@ def adapt(
     """
     now = write.copy()
     leaves = [*reads, *now.leaves()]
-    fitted = [place for place, batch in enumerate(batches) if not batch.held_out]
-    held = [place for place, batch in enumerate(batches) if batch.held_out]
+    fitted, held = fold_places(batches)
     before = evaluate(target, batches, held, now)
     best, epoch = total(before, target, batches, held), 0
     held_out_before = best if held else None
@@ -147,7 +149,7 @@ def _descend(
     steps, step = EPOCHS * len(fitted), 0
     for epoch in range(1, EPOCHS + 1):
         for index in torch.randperm(len(fitted), generator=generator).tolist():
-            share = min(1.0, (step + 1) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
+            share = step_share(step, steps, _WARMUP)
             for group, (_, rate) in zip(optimizer.param_groups, moving, strict=True):
                 group["lr"] = share * rate
             with torch.enable_grad():

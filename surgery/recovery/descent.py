@@ -111,8 +111,7 @@ def descend(
             leaf.parameter.requires_grad_(True)
         objective.differentiate(int(order[place]))
         gradients = [_taken(leaf) for leaf in leaves]
-        warm = max(1, round(_WARMUP * steps))
-        share = min(1.0, (state.step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * state.step / steps))
+        share = step_share(state.step, steps, max(1, round(_WARMUP * steps)))
         state.step += 1
         _update(state, gradients, share)
         if state.step % every == 0 or state.step == steps:
@@ -124,6 +123,12 @@ def descend(
                 for best, values in zip(state.best, state.weights, strict=True):
                     best.copy_(values)
         after(state)
+
+
+def step_share(step: int, steps: int, warmup: int) -> float:
+    """The size of step number ``step``, from 0 on, as a share of the largest: it rises for ``warmup`` steps, and falls along a
+    cosine over all ``steps``."""
+    return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def _update(state: State, gradients: Sequence[torch.Tensor], share: float) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 from safetensors import SafetensorError, safe_open
@@ -17,7 +17,7 @@ from chanfmt.base.files import atomic_file
 from chanfmt.base.narrate import warn
 from chanfmt.base.parsed import parse_json
 from surgery.recovery.descent import State
-from surgery.recovery.options import LayerRecovery, SourceError
+from surgery.recovery.options import LayerRecovery  # noqa: TC001 (msgspec reads the annotations)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,7 +53,7 @@ class _Stored(msgspec.Struct):
     step: int
     rates: list[float]
     history: list[tuple[int, float]]
-    layers: list[dict[str, Any]]
+    layers: tuple[LayerRecovery, ...]
     fitted: dict[int, float]
     held_out: dict[int, float]
 
@@ -126,14 +126,9 @@ class StateFile:
         device = into[0].device
         first, second, best = ([tensor.to(device) for tensor in found[part]] for part in _PARTS[1:])
         state = State(list(into), first, second, best, stored.rates, stored.step, stored.history)
-        return state, Before(tuple(map(_layer, stored.layers)), stored.fitted, stored.held_out)
+        return state, Before(stored.layers, stored.fitted, stored.held_out)
 
     def remove(self) -> None:
         """Remove the file, if it is there and can be removed."""
         with contextlib.suppress(OSError):
             self.path.unlink()
-
-
-def _layer(fields: dict[str, Any]) -> LayerRecovery:
-    tuples = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
-    return LayerRecovery(**fields | tuples | {"sources": tuple(SourceError(**item) for item in fields["sources"])})

@@ -22,7 +22,6 @@ from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
@@ -38,16 +37,18 @@ from surgery.cut.checkpoint.rounding import stored_dtype
 from surgery.recovery.descent import NOT_FINITE, descend, first_state
 from surgery.recovery.descent_file import Before, StateFile
 from surgery.recovery.divergence import differentiate, divergence
-from surgery.recovery.folds import split_batches
+from surgery.recovery.folds import fold_places, split_batches
 from surgery.recovery.halves import Halves
 from surgery.recovery.options import Distillation, SourceDivergence
-from surgery.recovery.precision import fast_products, full_products
+from surgery.recovery.precision import fast_products, full_products, half_products
 from surgery.recovery.refit import CHECK_TOKENS, Refitted, refitted
+from surgery.recovery.resume import request_of
 from surgery.recovery.student import Student
 from surgery.recovery.training_memory import estimate, saves_activations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from chanfmt.models.source import ModelSource
@@ -101,10 +102,26 @@ def distilled(
             f"--recover distill trains only dense FFNs, and {experts.module} has {experts.n_experts} routed experts",
             hint="cut only the dense FFNs with --stack NAME, or use another recovery",
         )
+
+    def start() -> AbstractContextManager[Refitted]:
+        refit = dataclasses.replace(options, method=options.start)
+        return refitted(
+            plan,
+            source,
+            refit,
+            spool_directory=spool_directory,
+            begin=begin,
+            progress=progress,
+            dtype=dtype,
+            partial_refit=partial_refit,
+            reserved=reserved,
+        )
+
     key = _key(plan, source, options, dtype)
     file = StateFile(spool_directory / f"distill-{key[:16]}.partial", key, SAVE_SECONDS)
     with _told(file):
-        result = _result(plan, source, options, file, spool_directory, begin, progress, dtype, partial_refit, reserved)
+        with Spool(options.spool_bytes, spool_directory) as spool, fast_products(pick_device(options.device)):
+            result = _result(_Training(plan, source, options, spool, dtype), file, start, begin, progress)
         # The check of the result needs the memory.
         gc.collect()
         yield result
@@ -112,44 +129,26 @@ def distilled(
 
 
 def _result(
-    plan: PruningPlan,
-    source: ModelSource,
-    options: Refit,
+    training: _Training,
     file: StateFile,
-    directory: Path,
+    start: Callable[[], AbstractContextManager[Refitted]],
     begin: Callable[[int], object],
     progress: Callable[[int], object],
-    dtype: str | None,
-    partial_refit: PartialRefit | None,
-    reserved: int,
 ) -> Refitted:
-    """Refit, train and measure, from what ``file`` holds on. Nothing of the model is in memory afterwards."""
-    with Spool(options.spool_bytes, directory) as spool, fast_products(pick_device(options.device)):
-        training = _Training(plan, source, options, spool, dtype)
-        found = file.load([leaf.parameter.data for leaf in training.student.leaves])
-        if found is None:
-            refit = dataclasses.replace(options, method=options.start)
-            with refitted(
-                plan,
-                source,
-                refit,
-                spool_directory=directory,
-                begin=begin,
-                progress=progress,
-                dtype=dtype,
-                partial_refit=partial_refit,
-                reserved=reserved,
-            ) as start:
-                found = training.begin(start)
-            file.save(*found)
-        else:
-            say(f"the distillation goes on after step {found[0].step}, from {file.path}")
-        state, before = found
-        # The refit counts in a total of its own.
-        begin(training.steps * training.size)
-        progress(state.step * training.size)
-        training.run(state, partial(_after, file, before, training.size, progress))
-        return training.finished(state, before)
+    """Refit by ``start``, train and measure, from what ``file`` holds on."""
+    found = file.load([leaf.parameter.data for leaf in training.student.leaves])
+    if found is None:
+        with start() as refit:
+            found = training.begin(refit)
+        file.save(*found)
+    else:
+        say(f"the distillation goes on after step {found[0].step}, from {file.path}")
+    state, before = found
+    # The refit counts in a total of its own.
+    begin(training.steps * training.size)
+    progress(state.step * training.size)
+    training.run(state, partial(_after, file, before, training.size, progress))
+    return training.finished(state, before)
 
 
 def _after(file: StateFile, before: Before, size: int, progress: Callable[[int], object], state: State) -> None:
@@ -171,24 +170,20 @@ def _told(file: StateFile) -> Iterator[None]:
 
 def _key(plan: PruningPlan, source: ModelSource, options: Refit, dtype: str | None) -> str:
     """SHA-256 of all that the result depends on."""
-    assert options.tokens is not None
-    words = [source.fingerprint, options.start, options.steps, pick_device(options.device).type, dtype, STEP_TOKENS, PASSES]
-    words += [__version__, version("torch"), version("transformers"), *options.sources]
-    digest = hashlib.sha256(json.dumps(words).encode())
-    arrays = [options.tokens, *([] if options.source_of is None else [options.source_of])]
-    for array in [*arrays, *(block.kept for block in plan.blocks)]:
-        digest.update(f"{array.shape}{array.dtype}".encode() + np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
+    words = [request_of(plan, source, options, pick_device(options.device), dtype), STEP_TOKENS, PASSES]
+    words += [__version__, version("torch"), version("transformers")]
+    return hashlib.sha256(json.dumps(words).encode()).hexdigest()
 
 
-def _precision(source: ModelSource, device: torch.device) -> tuple[torch.dtype, bool]:
-    """The dtype of the frozen weights, and whether products are computed in bfloat16.
+def _precision(source: ModelSource, device: torch.device) -> tuple[torch.dtype, torch.dtype]:
+    """The dtype of the frozen weights, and that of products.
 
     On a GPU, a checkpoint in 16 bits is trained in bfloat16. float16 would need a scaled loss, so float16 weights are loaded
     in float32.
     """
     stored = torch.float32 if device.type == "cpu" else model_dtype(source)
-    return (torch.bfloat16 if stored == torch.bfloat16 else torch.float32), stored in (torch.bfloat16, torch.float16)
+    products = torch.bfloat16 if stored in (torch.bfloat16, torch.float16) else torch.float32
+    return (torch.bfloat16 if stored == torch.bfloat16 else torch.float32), products
 
 
 class _Training:
@@ -204,15 +199,12 @@ class _Training:
         assert options.tokens is not None
         self._plan, self._options, self._spool = plan, options, spool
         self._device = pick_device(options.device)
-        sequences, length = options.tokens.shape
+        length = options.tokens.shape[1]
         self.size = max(1, STEP_TOKENS // length)
-        kind, self._half = _precision(source, self._device)
+        kind, self._products = _precision(source, self._device)
         recompute = saves_activations(estimate(plan, source.index, kind, self.size * length), self._device)
-        source_of = np.zeros(sequences, dtype=np.int32) if options.source_of is None else options.source_of
-        self._batches = split_batches(options.tokens, source_of, self.size)
-        self._fitted, self._held = (
-            [number for number, batch in enumerate(self._batches) if batch.held_out is out] for out in (False, True)
-        )
+        self._batches = split_batches(options.tokens, options.source_of, self.size)
+        self._fitted, self._held = fold_places(self._batches)
         self._sample = _sample(self._batches)
         self.steps = options.steps or min(MOST_STEPS, PASSES * len(self._fitted))
         self._model = load_model(source, dtype=str(kind).removeprefix("torch."), device=options.device)
@@ -243,7 +235,6 @@ class _Training:
     def finished(self, state: State, before: Before) -> Refitted:
         """The weights that `run` left, and what they are worth."""
         fitted, held_out = self._measured(self._sample), self._measured(self._held)
-        names = self._options.sources or ("the atlas's tokens",)
         report = Distillation(
             self._options.start,
             state.step,
@@ -254,7 +245,7 @@ class _Training:
             self._mean(held_out, self._held),
             tuple(
                 SourceDivergence(name, *(means.get(number) for means in (before.fitted, fitted, before.held_out, held_out)))
-                for number, name in enumerate(names)
+                for number, name in enumerate(self._options.source_names)
             ),
             tuple((step, loss if loss < NOT_FINITE else None) for step, loss in state.history) if self._held else (),
         )
@@ -295,7 +286,7 @@ class _Training:
         return self._spool.get(place).to(self._device)
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._half)
+        return half_products(self._device, self._products)
 
 
 def _dtypes(plan: PruningPlan, source: ModelSource, dtype: str | None) -> dict[tuple[str, str], str]:

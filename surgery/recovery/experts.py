@@ -18,9 +18,10 @@ from chanfmt.base.errors import ModelError
 from surgery.cut.checkpoint.patch import as_stored
 from surgery.cut.checkpoint.rounding import stored_dtype
 from surgery.recovery.adapt import adapt, evaluate, total
+from surgery.recovery.folds import fold_places
 from surgery.recovery.joint import Equations, Rows, fit_again, fit_jointly, squared_error
-from surgery.recovery.options import LayerRecovery, SourceError
-from surgery.recovery.precision import full_products
+from surgery.recovery.options import LayerRecovery
+from surgery.recovery.precision import full_products, half_products
 from surgery.recovery.routed import Routed, Writes
 from surgery.recovery.survivors import Write, is_close
 from surgery.recovery.targets import InBlock, check_finite_states, inverse_square, rows_of
@@ -94,9 +95,7 @@ class JointFitting:
             for weight, bias in zip(self.routed.weights, self.routed.biases, strict=True)
         ]
         self.everything = range(len(run.batches))
-        self.inside, self.outside = (
-            [place for place, batch in enumerate(run.batches) if batch.held_out is out] for out in (False, True)
-        )
+        self.inside, self.outside = fold_places(run.batches)
         self.shapes = [(prior.shape[0], prior.shape[2]) for prior in self.priors]
         # The input that stands for the bias has the size of the activations, as in a dense FFN.
         self.constants = [0.0] * len(cut)
@@ -114,10 +113,7 @@ class JointFitting:
             fit = fit_jointly(self._equations, self.inside, self.outside, self.shapes)
         result = self._adapted(fit) if self.adapts else self._fitted(fit)
         self._finish(result.write)
-        sources = tuple(
-            SourceError(name, result.errors.get((number, False)), result.errors.get((number, True)))
-            for number, name in enumerate(run.options.sources or ("the atlas's tokens",))
-        )
+        sources = run.options.by_source(result.errors)
         return [
             LayerRecovery(
                 block.layer_index,
@@ -158,8 +154,7 @@ class JointFitting:
             (rows >= weight.shape[2]).to(self.device) for rows, weight in zip(fit.sums.rows, self.routed.weights, strict=True)
         )
         start = Writes(self._writes(fit).parts, free)
-        dtype = self.check.dtype
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype in (torch.bfloat16, torch.float16)):
+        with half_products(self.device, self.check.dtype):
             adapted = adapt(target, batches, self.routed.read_leaves(free), start, self.number, run.progress)
         errors = adapted.errors
         return _Result(

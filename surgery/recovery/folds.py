@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 HELD_OUT = 8
 """Every eighth sequence of a source is held out, or the last one if the source has fewer. A single sequence is fitted."""
@@ -35,22 +35,30 @@ class Batch:
         return self.source, self.held_out
 
 
-def split_batches(tokens: np.ndarray, source_of: np.ndarray, size: int) -> list[Batch]:
+def split_batches(tokens: np.ndarray, source_of: np.ndarray | None, size: int) -> list[Batch]:
     """Divide sequences into batches, those of the fit first.
 
     Args:
         tokens: Token ids, int32 (sequence, position).
-        source_of: Number of the source of each sequence, int (sequence,).
+        source_of: Number of the source of each sequence, int (sequence,); None if all are of one source.
         size: Largest number of sequences in a batch.
     """
     fitted: list[Batch] = []
     held: list[Batch] = []
+    if source_of is None:
+        source_of = np.zeros(len(tokens), dtype=np.int32)
     for source in np.unique(source_of).tolist():
         rows = np.flatnonzero(source_of == source)
         out = rows[HELD_OUT - 1 :: HELD_OUT] if len(rows) >= HELD_OUT else rows[1:][-1:]
         fitted += _batches(tokens, np.setdiff1d(rows, out), source, False, size)
         held += _batches(tokens, out, source, True, size)
     return [*fitted, *held]
+
+
+def fold_places(batches: Sequence[Batch]) -> tuple[list[int], list[int]]:
+    """Numbers of the fitted batches, and of those that are held out."""
+    fitted, held = ([place for place, batch in enumerate(batches) if batch.held_out is out] for out in (False, True))
+    return fitted, held
 
 
 def _batches(tokens: np.ndarray, rows: np.ndarray, source: int, held_out: bool, size: int) -> Iterator[Batch]:

@@ -232,6 +232,18 @@ class Refit:
     steps: int | None = None
     start: str = "block"
 
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """The sources' names in reports."""
+        return self.sources or ("the atlas's tokens",)
+
+    def by_source(self, errors: Mapping[tuple[int, bool], float]) -> tuple[SourceError, ...]:
+        """``errors``, of a source's number and whether its sequences are held out, with the sources' names."""
+        return tuple(
+            SourceError(name, errors.get((number, False)), errors.get((number, True)))
+            for number, name in enumerate(self.source_names)
+        )
+
 
 Recovery = BiasRecovery | Refit
 """A recovery that is ready to be done."""

@@ -44,6 +44,11 @@ def exact_products(device: torch.device) -> Iterator[None]:
         yield
 
 
+def half_products(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """In the body, products are computed in ``dtype`` if it has 16 bits, also of weights in float32."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype in (torch.bfloat16, torch.float16))
+
+
 @contextlib.contextmanager
 def _products(setting: str) -> Iterator[None]:
     before = torch.get_float32_matmul_precision()

@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from chanfmt.base.errors import ModelError
@@ -37,10 +36,10 @@ from surgery.cut.checkpoint.rounding import stored_dtype
 from surgery.cut.matching import match_ffns
 from surgery.recovery.adapt import EPOCHS, adapt, evaluate, total
 from surgery.recovery.experts import JointFitting
-from surgery.recovery.folds import split_batches
+from surgery.recovery.folds import fold_places, split_batches
 from surgery.recovery.least_squares import Moments, choose_fit, fit
-from surgery.recovery.options import Distillation, LayerRecovery, Refit, SourceError
-from surgery.recovery.precision import exact_products, fast_products, full_products
+from surgery.recovery.options import Distillation, LayerRecovery, Refit
+from surgery.recovery.precision import exact_products, fast_products, full_products, half_products
 from surgery.recovery.resume import RefitState
 from surgery.recovery.survivors import Survivors, Write
 from surgery.recovery.targets import Alone, InBlock, check_finite_states, inverse_square
@@ -169,9 +168,8 @@ class _Pass:
         self.progress = progress
         self.partial_refit = partial_refit
         assert options.tokens is not None
-        sequences, length = options.tokens.shape
-        source_of = np.zeros(sequences, dtype=np.int32) if options.source_of is None else options.source_of
-        self.batches = split_batches(options.tokens, source_of, usual_batch(self.chain.device, length))
+        length = options.tokens.shape[1]
+        self.batches = split_batches(options.tokens, options.source_of, usual_batch(self.chain.device, length))
         self.ids = self.batches[0].ids[:1, :CHECK_TOKENS]
         self.blocks = _cut_of_each_block(plan, streamed)
         self.roles: dict[str, tuple[str, ...]] = {}
@@ -349,10 +347,10 @@ class _Fitting:
             target = self._target()
             start = Write(*self.inputs.parts(chosen.weight.float()))
             kept = evaluate(target, batches, range(len(batches)), Write(*self.inputs.parts(prior)))
-            with self._autocast():
+            with half_products(self.device, self.check.dtype):
                 adapted = adapt(target, batches, self.survivors.read_leaves(), start, self.number, run.progress)
             errors, epoch, held_out_before = adapted.errors, adapted.epoch, adapted.held_out_before
-            inside, outside = ([place for place, batch in enumerate(batches) if batch.held_out is out] for out in (False, True))
+            inside, outside = fold_places(batches)
             before, after = (total(found, target, batches, inside) for found in (kept, errors))
             held_out_error = total(errors, target, batches, outside) if outside else None
             self._finish(adapted.write)
@@ -363,10 +361,6 @@ class _Fitting:
             before, after = chosen.before, chosen.after
             self._finish(Write(*self.inputs.parts(chosen.weight)))
         condition = chosen.condition if math.isfinite(chosen.condition) else None
-        sources = tuple(
-            SourceError(name, errors.get((number, False)), errors.get((number, True)))
-            for number, name in enumerate(run.options.sources or ("the atlas's tokens",))
-        )
         return [
             LayerRecovery(
                 self.block.layer_index,
@@ -378,7 +372,7 @@ class _Fitting:
                 held_out_error,
                 held_out_before,
                 epoch,
-                sources,
+                run.options.by_source(errors),
             )
         ]
 
@@ -418,13 +412,6 @@ class _Fitting:
         if self.alone:
             return Alone(self.run, self.survivors)
         return InBlock(self.run, self.survivors, self.calls)
-
-    @contextlib.contextmanager
-    def _autocast(self) -> Iterator[None]:
-        """Compute in the model's dtype with weights in float32."""
-        dtype = self.check.dtype
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype in (torch.bfloat16, torch.float16)):
-            yield
 
     def _finish(self, found: Write) -> None:
         """Keep the fitted weights, and pass the cut model's hidden states through them, rounded as the checkpoint stores them."""
