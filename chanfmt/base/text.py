@@ -42,6 +42,12 @@ def one_line(text: str, longest: int = LONGEST_LINE) -> str:
     )
 
 
+def beginning(text: str, longest: int) -> str:
+    """The first ``longest`` characters of ``text``, with single spaces in place of newlines and other spaces."""
+    line = " ".join(text.split())
+    return line if len(line) <= longest else f"{line[:longest]}{_OMITTED}"
+
+
 def distinct_lines(texts: Iterable[str]) -> dict[str, str]:
     """Each of ``texts`` to its `one_line`. Different texts that would look alike get a number: ``name``, ``name (2)``.
 

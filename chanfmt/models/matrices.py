@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
-    from chanfmt.models.ffn import Matrix, Member
+    from chanfmt.models.ffn import Bias, Matrix, Member
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,12 @@ def matrix_of(model: nn.Module, matrix: Matrix) -> torch.Tensor:
     elif weight.shape != (matrix.inputs, matrix.outputs) and matrix.transposed:
         weight = weight[matrix.row : matrix.row + matrix.inputs]
     return weight.T if matrix.transposed else weight
+
+
+def bias_of(model: nn.Module, bias: Bias) -> torch.Tensor:
+    """The values of ``bias``, (outputs,), as a view of its parameter."""
+    values = model.get_parameter(bias.parameter).detach()
+    return values if bias.index is None else values[bias.index]
 
 
 def _numpy(tensor: torch.Tensor) -> np.ndarray:

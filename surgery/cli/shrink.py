@@ -317,8 +317,9 @@ def _tell(
     """Print the cuts that were tried, the losses, the answers, the size, the verdict, and what to do next."""
     from dataclasses import asdict
 
-    from surgery.cli.shrinking.outcome import answer_rows, candidate_rows
+    from surgery.cli.shrinking.outcome import candidate_rows
     from surgery.cli.shrinking.steps import next_commands
+    from surgery.evaluation.tables import answer_rows
     from surgery.planning.sizes import count_text, size_text
     from surgery.result.result import open_result
     from surgery.result.verdict import loss_table
@@ -351,7 +352,7 @@ def _tell(
     print_table(*loss_table(verdict))
     for pair in verdict.answers:
         print_line()
-        print_pairs(answer_rows(pair))
+        print_pairs(answer_rows(pair.prompt, (("dense", pair.dense), ("smaller", pair.result))))
     print_line()
     print_pairs(
         [

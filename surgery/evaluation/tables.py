@@ -6,10 +6,10 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chanfmt.base.text import perplexity_text
+from chanfmt.base.text import beginning, perplexity_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from surgery.evaluation.measured import Evaluation
 
@@ -122,20 +122,21 @@ def _task_table(evaluations: Sequence[Evaluation], names: list[str]) -> Table:
 
 def _answer_tables(evaluations: Sequence[Evaluation], names: list[str]) -> list[Table]:
     """A table for each prompt: one answer per model."""
+    tables = []
+    for of_prompt in zip(*(item.answers for item in evaluations), strict=True):
+        answers = (item.answer for item in of_prompt)
+        headings, *rows = answer_rows(of_prompt[0].prompt, zip(names, answers, strict=True))
+        tables.append((headings, rows))
+    return tables
+
+
+def answer_rows(prompt: str, answers: Iterable[tuple[str, str]]) -> list[list[str]]:
+    """``prompt``, then the beginning of each of ``answers``, of a model's name and its answer."""
     return [
-        (
-            ["prompt", beginning(of_prompt[0].prompt)],
-            # In quotes, an answer that begins with a digit is not flush right as a number would be.
-            [[name, f'"{beginning(answer.answer)}"'] for name, answer in zip(names, of_prompt, strict=True)],
-        )
-        for of_prompt in zip(*(item.answers for item in evaluations), strict=True)
+        ["prompt", beginning(prompt, LONGEST_ANSWER)],
+        # In quotes, an answer that begins with a digit is not flush right as a number would be.
+        *([name, f'"{beginning(answer, LONGEST_ANSWER)}"'] for name, answer in answers),
     ]
-
-
-def beginning(text: str) -> str:
-    """The beginning of ``text`` in one line."""
-    line = " ".join(text.split())
-    return line if len(line) <= LONGEST_ANSWER else f"{line[:LONGEST_ANSWER]}..."
 
 
 def _supernodes(cut: dict[str, Any]) -> str:

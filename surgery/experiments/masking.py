@@ -13,7 +13,7 @@ import torch
 
 from chanfmt.format.unit import unit_rows
 from chanfmt.models.find.intercept import Interceptor
-from chanfmt.models.matrices import matrix_of
+from chanfmt.models.matrices import bias_of, matrix_of
 from chanfmt.models.run import eager_experts
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
-    from chanfmt.models.ffn import FFN, Bias, Member
+    from chanfmt.models.ffn import FFN, Member
     from surgery.recovery.refit import FittedFFN
 
 
@@ -97,7 +97,7 @@ def _replace(
     ids = kept.to(matrix.device)
     matrix[:, ids] = fitted.weight.to(matrix)
     if member.write.bias is not None and fitted.bias is not None:
-        saved(_bias_of(model, member.write.bias)).copy_(fitted.bias)
+        saved(bias_of(model, member.write.bias)).copy_(fitted.bias)
     for read in member.reads:
         if read.role not in fitted.reads:
             continue
@@ -105,14 +105,8 @@ def _replace(
         matrix = saved(matrix_of(model, read.projection.matrix))
         matrix[rows] = fitted.reads[read.role].to(matrix)
         if read.projection.bias is not None:
-            bias = saved(_bias_of(model, read.projection.bias))
+            bias = saved(bias_of(model, read.projection.bias))
             bias[rows] = fitted.reads[f"{read.role}_bias"].to(bias)
-
-
-def _bias_of(model: nn.Module, bias: Bias) -> torch.Tensor:
-    """The values of ``bias``, as a view of its parameter."""
-    values = model.get_parameter(bias.parameter).detach()
-    return values if bias.index is None else values[bias.index]
 
 
 def _replaced(gone: torch.Tensor, values: torch.Tensor, activations: torch.Tensor) -> torch.Tensor:

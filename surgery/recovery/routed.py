@@ -18,7 +18,7 @@ import torch
 
 from chanfmt.base.errors import ModelError
 from chanfmt.models.find.intercept import Interceptor
-from chanfmt.models.matrices import matrix_of
+from chanfmt.models.matrices import bias_of, matrix_of
 from surgery.recovery.joint import Rows
 from surgery.recovery.survivors import Leaf, Write, is_close
 
@@ -363,15 +363,10 @@ class Routed:
         return len({read.role for read in ffn.members[0].reads}) == len(ffn.members[0].reads)
 
     def _bias(self, ffn: FFN) -> torch.Tensor | None:
-        biases = [member.write.bias for member in ffn.members]
-        if any(bias is None for bias in biases):
+        biases = [member.write.bias for member in ffn.members if member.write.bias is not None]
+        if len(biases) < len(ffn.members):
             return None
-        values = []
-        for bias in biases:
-            assert bias is not None
-            found = self._chain.model.get_parameter(bias.parameter).detach().float()
-            values.append(found if bias.index is None else found[bias.index])
-        return torch.stack(values)
+        return torch.stack([bias_of(self._chain.model, bias).float() for bias in biases])
 
     def _emptied_axes(self) -> dict[str, int]:
         """Parameters that hold only write projections, and their axis of channels."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.hub_ids import is_hub_id
 from chanfmt.base.markdown import code, fenced, inline, table
-from chanfmt.base.text import one_line, perplexity_text
+from chanfmt.base.text import beginning, one_line, perplexity_text
 from chanfmt.data.text import ALIASES
 from chanfmt.models.source import TEMPLATE_DIRECTORY
 from surgery.planning.methods import METHODS
@@ -237,16 +237,11 @@ def _verdict(report: Report) -> list[str]:
         lines += [
             table(
                 ["prompt", "dense model", "this model"],
-                [[_short(answer.prompt), _short(answer.dense), _short(answer.result)] for answer in verdict.answers],
+                [[beginning(text, _ANSWER) for text in (item.prompt, item.dense, item.result)] for item in verdict.answers],
             ),
             "",
         ]
     return lines
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _ANSWER else f"{line[:_ANSWER]}..."
 
 
 def _with_bos(item: Measured) -> str:

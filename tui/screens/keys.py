@@ -31,18 +31,19 @@ KEY_NAMES = {
     "pagedown": "pgdn",
 }
 HERE = "on this screen"
-PURPOSES = {
-    "": HERE,
-    **dict.fromkeys(("find", "find_next", "filter", "axis", "metric", "sort", "mark_column"), "look and sort"),
-    **dict.fromkeys(("move", "top", "bottom", "page", "scroll_columns", "scroll"), "move"),
-    **dict.fromkeys(("visit", "neighbour", "back", "escape", "scatter"), "go to"),
-    **dict.fromkeys(("mark", "range", "mark_all", "undo", "redo", "write_marks"), "marks"),
-    **dict.fromkeys(
-        ("copy", "export", "reload", "theme", "dump", "command_palette", "suspend_process", "interrupt", "quit", "help"),
-        "file and program",
+PURPOSES: dict[str, tuple[str, ...]] = {
+    HERE: (),
+    "look and sort": ("find", "find_next", "filter", "axis", "metric", "sort", "mark_column"),
+    "move": ("move", "top", "bottom", "page", "scroll_columns", "scroll"),
+    "go to": ("visit", "neighbour", "back", "escape", "scatter"),
+    "marks": ("mark", "range", "mark_all", "undo", "redo", "write_marks"),
+    "file and program": (
+        *("copy", "export", "reload", "theme", "dump", "command_palette"),
+        *("suspend_process", "interrupt", "quit", "help"),
     ),
 }
-"""Name of an action to the heading of the help under which it stands; every other action is for its screen."""
+"""Headings of the help, in order, to the names of their actions. Every action that no heading names is for its screen."""
+_PURPOSE_OF = {action: purpose for purpose, actions in PURPOSES.items() for action in actions}
 Piece = tuple[str, str]
 
 
@@ -107,7 +108,7 @@ def help_lines(rows: list[KeyRow], width: int) -> list[list[Piece]]:
     keys_width = min(16, max(len(" ".join(row.keys)) for row in rows))
     room = cells - keys_width - 2
     lines: list[list[Piece]] = []
-    for purpose in dict.fromkeys(PURPOSES.values()):
+    for purpose in PURPOSES:
         entries = [row for row in rows if purpose_of(row) == purpose]
         if entries:
             lines.append([(f"{purpose:<{cells}}", "strong")])
@@ -122,4 +123,4 @@ def help_lines(rows: list[KeyRow], width: int) -> list[list[Piece]]:
 
 def purpose_of(row: KeyRow) -> str:
     """The heading of the help under which ``row`` stands."""
-    return PURPOSES.get(row.action.partition("(")[0].rpartition(".")[2], HERE)
+    return _PURPOSE_OF.get(row.action.partition("(")[0].rpartition(".")[2], HERE)

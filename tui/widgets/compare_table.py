@@ -26,17 +26,20 @@ class CompareTable(FfnTable):
     Attributes:
         comparison: The numbers; None for no rows.
         as_ratio: Whether the change is a ratio. If not, it is a difference in percentage points.
+        largest_change: Largest difference of the shares of any row, as a share; 0 without rows. The bars have this scale.
     """
 
     def __init__(self, snapshot: Snapshot) -> None:
         super().__init__(snapshot, (), marked="jaccard")
         self.comparison: Comparison | None = None
         self.as_ratio = False
+        self.largest_change = 0.0
 
     def show(self, snapshot: Snapshot, comparison: Comparison | None, ffn: int) -> None:
         """Show ``comparison`` (None: no rows) in the same order as before, with the cursor on ``ffn``."""
         self.snapshot, self.comparison = snapshot, comparison
         self.spans = comparison.first.snapshot.blocks if comparison else ()
+        self.largest_change = _largest_change(comparison, len(self.spans)) if comparison else 0.0
         self.layout_columns()
         self.sort(ffn)
 
@@ -87,14 +90,6 @@ class CompareTable(FfnTable):
         }
         return [(texts[column.key], "lost" if column.key == "only_first" and only_first else "") for column in columns]
 
-    @property
-    def largest_change(self) -> float:
-        """Largest difference of the shares of any row, as a share; 0 without rows. The bars have this scale."""
-        if self.comparison is None:
-            return 0.0
-        changes = np.abs([second - first for first, second in map(self.comparison.top_shares, range(len(self.spans)))])
-        return float(np.nanmax(changes)) if np.isfinite(changes).any() else 0.0
-
     def place_values(self, key: str) -> np.ndarray:
         if self.comparison is None:
             return np.zeros(0)
@@ -116,6 +111,11 @@ class CompareTable(FfnTable):
             "halo": lambda item: item.halo_jaccard,
         }[key]
         return np.array([value(item) for item in rows])
+
+
+def _largest_change(comparison: Comparison, rows: int) -> float:
+    changes = np.abs([second - first for first, second in map(comparison.top_shares, range(rows))])
+    return float(np.nanmax(changes)) if np.isfinite(changes).any() else 0.0
 
 
 def _fraction(value: float) -> str:

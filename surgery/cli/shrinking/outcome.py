@@ -13,7 +13,6 @@ from chanfmt.base.errors import ChanfmtError
 from chanfmt.base.inputs import file_size
 from chanfmt.base.parsed import parse_json
 from chanfmt.data.text import FILES
-from surgery.evaluation.tables import beginning
 from surgery.experiments.results import read_rows
 from surgery.experiments.stored import check_rows
 from surgery.experiments.sweep import SWEEP_FORMAT
@@ -104,12 +103,6 @@ def candidate_rows(found: list[Candidate]) -> tuple[list[str], list[list[str]]]:
     return ["tried", "allocation", "recovery", "above dense"], [
         [item.method, item.allocation, item.recover, f"{item.above:+.4f}"] for item in found
     ]
-
-
-def answer_rows(pair: AnswerPair) -> list[list[str]]:
-    """A prompt and both answers, as names and values."""
-    answers = (("dense", pair.dense), ("smaller", pair.result))
-    return [["prompt", beginning(pair.prompt)], *([name, f'"{beginning(text)}"'] for name, text in answers)]
 
 
 def _name(data: str) -> str:
