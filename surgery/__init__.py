@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from surgery.experiments.ablation.run import Ablation
     from surgery.experiments.sweep import SweepResults
     from surgery.planning.plan import PruningPlan
+    from surgery.recovery.options import RecoveryOptions
     from surgery.result.result import Result
 
     Given = Atlas | str | os.PathLike[str]
@@ -183,7 +184,6 @@ def prune(
     from surgery.cut.options import CutOptions
     from surgery.cut.prune import prune as prune_files
     from surgery.planning.options import PlanOptions
-    from surgery.recovery.options import RecoveryOptions
 
     _check_loaded(model)
     _check_names("prune", planning, PlanOptions)
@@ -198,14 +198,7 @@ def prune(
         allow_padding=allow_padding,
     )
     cut_options.check()
-    recovery = RecoveryOptions(
-        recover,
-        recover_device,
-        recover_text=_texts(recover_text),
-        recover_tokens=str(recover_tokens),
-        recover_steps=recover_steps,
-        recover_start=recover_start,
-    )
+    recovery = _recovery(recover, recover_device, recover_text, recover_tokens, recover_steps, recover_start)
     with bars(progress), opened(atlas) as given:
         return prune_files(given, model, out, plan_options, cut_options, recovery, revision=revision)
 
@@ -260,19 +253,11 @@ def apply(
     from surgery.cut.options import CutOptions
     from surgery.cut.prune import apply_file
     from surgery.planning.plan import PruningPlan
-    from surgery.recovery.options import RecoveryOptions
 
     if not isinstance(plan, PruningPlan | str | os.PathLike):
         raise _not_a_plan(plan)
     _check_loaded(model)
-    recovery = RecoveryOptions(
-        recover,
-        recover_device,
-        recover_text=_texts(recover_text),
-        recover_tokens=str(recover_tokens),
-        recover_steps=recover_steps,
-        recover_start=recover_start,
-    )
+    recovery = _recovery(recover, recover_device, recover_text, recover_tokens, recover_steps, recover_start)
     cut_options = CutOptions(overwrite, verify, fine_tune, shard_bytes, extra_layers, _dtype_name(dtype), allow_padding)
     cut_options.check()
     given = plan if isinstance(plan, PruningPlan) else input_path(plan)
@@ -596,6 +581,16 @@ def _not_a_plan(value: object) -> UsageError:
 
 def _texts(value: str | Sequence[str]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _recovery(
+    recover: str, device: str, text: str | Sequence[str], tokens: str | int, steps: int | None, start: str
+) -> RecoveryOptions:
+    from surgery.recovery.options import RecoveryOptions
+
+    return RecoveryOptions(
+        recover, device, recover_text=_texts(text), recover_tokens=str(tokens), recover_steps=steps, recover_start=start
+    )
 
 
 def _check_loaded(model: object) -> None:

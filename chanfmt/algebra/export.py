@@ -11,6 +11,7 @@ import json
 import math
 import re
 import zipfile
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from chanfmt.base.text import spreadsheet_text
 from chanfmt.format import schema
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from chanfmt.format.reader import Atlas, Stack
@@ -62,9 +63,14 @@ def export(atlas: Atlas, path: Path, *, metrics: Sequence[str] | None = None, ov
         ChanfmtError: The disk is full, or ``path`` cannot be written.
     """
     kind = export_format(path)
-    if kind == IMATRIX and metrics is not None:
-        raise UsageError("--metrics has no effect on an importance matrix", hint="leave it out")
-    variables = _choose(atlas, metrics, table=kind in TABLES)
+    write: Callable[[Path], int]
+    if kind == IMATRIX:
+        if metrics is not None:
+            raise UsageError("--metrics has no effect on an importance matrix", hint="leave it out")
+        write = partial(write_imatrix, atlas)
+    else:
+        writer = {"parquet": _write_parquet, "csv": _write_csv, "npz": _write_npz, "json": _write_json}[kind]
+        write = partial(writer, atlas, _choose(atlas, metrics, table=kind in TABLES))
     for name in atlas.stacks:
         # A spreadsheet runs a cell that starts with = + - @, and a member of an archive could be called ../x.
         if not _NAME.fullmatch(name):
@@ -72,12 +78,8 @@ def export(atlas: Atlas, path: Path, *, metrics: Sequence[str] | None = None, ov
     check_target(path, overwrite=overwrite)
     if path.exists() and path.samefile(atlas.file):
         raise UsageError(f"{path} is the atlas that is exported", hint="choose another -o")
-    if kind == IMATRIX:
-        with claimed(path), atomic_file(path, overwrite=overwrite) as temporary:
-            return write_imatrix(atlas, temporary)
-    write = {"parquet": _write_parquet, "csv": _write_csv, "npz": _write_npz, "json": _write_json}[kind]
     with claimed(path), atomic_file(path, overwrite=overwrite) as temporary:
-        return write(atlas, variables, temporary)
+        return write(temporary)
 
 
 def describe(atlas: Atlas) -> dict[str, Any]:

@@ -69,6 +69,11 @@ def paper_line(axes: Any, value: float, number: int | None = None) -> None:
     axes.axhline(value, color=colour, linestyle=(0, (1, 2)), linewidth=1.1, label=PAPER if number in (None, 0) else None)
 
 
+def paper_point(axes: Any, x: float, y: float, label: str = PAPER) -> None:
+    """Draw a point of the paper as a star."""
+    axes.plot([x], [y], color=COLOURS[0], marker="*", markersize=9, linestyle="", label=label)
+
+
 def heat_map(shares: np.ndarray) -> bytes:
     """A picture of ``shares``, float (row, column) in [0, 1], one pixel each, as PNG."""
     from matplotlib.image import imsave

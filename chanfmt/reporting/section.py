@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from chanfmt.analysis.resample import Middle
 
@@ -129,11 +130,21 @@ class Section:
         )
 
 
-def counted(sections: Iterable[Section]) -> str:
+def tally(sections: Iterable[Section]) -> dict[str, str]:
+    """Verdict to its count and its word, such as ``3 hold``, in the order of `VERDICTS`. Verdicts without a claim are absent."""
+    counts = Counter(claim.verdict for section in sections for claim in section.claims)
+    return {verdict: f"{counts[verdict]} {word}" for verdict, word in VERDICTS.items() if counts[verdict]}
+
+
+def counted(sections: Sequence[Section]) -> str:
     """How many claims of ``sections`` have each verdict, in words; empty without claims."""
-    verdicts = [claim.verdict for section in sections for claim in section.claims]
-    found = [f"{verdicts.count(verdict)} {word}" for verdict, word in VERDICTS.items() if verdict in verdicts]
-    return f"Of {len(verdicts)} claims of the paper: {', '.join(found)}." if found else ""
+    found = tally(sections)
+    return f"{of_claims(sections)}: {', '.join(found.values())}." if found else ""
+
+
+def of_claims(sections: Iterable[Section]) -> str:
+    """The beginning of a line that counts verdicts."""
+    return f"Of {sum(len(section.claims) for section in sections)} claims of the paper"
 
 
 def data_names(plot: Plot) -> str:

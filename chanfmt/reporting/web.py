@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections import Counter
 from importlib import resources
 from typing import TYPE_CHECKING
 
@@ -19,14 +18,14 @@ from chanfmt.base.text import number
 from chanfmt.format.show import short
 from chanfmt.reporting import drawing
 from chanfmt.reporting.explore import BINS
-from chanfmt.reporting.section import CLAIM_HEADINGS, CLAIM_NOTE, VERDICTS, claim_rows, data_names
+from chanfmt.reporting.section import CLAIM_HEADINGS, CLAIM_NOTE, claim_rows, data_names, of_claims, tally
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from chanfmt.reporting.explore import Explored
     from chanfmt.reporting.make import Report
-    from chanfmt.reporting.section import Claim, Plot, Section
+    from chanfmt.reporting.section import Plot, Section
 
 
 def html_page(report: Report, figures: dict[str, bytes]) -> str:
@@ -43,7 +42,7 @@ def _parts(report: Report, figures: dict[str, bytes]) -> Iterator[str]:
     yield f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
     yield f"<title>{title}</title>\n<style>{style}</style>\n</head>\n<body>\n<h1>{title}</h1>"
-    yield _verdicts([claim for section in report.sections for claim in section.claims])
+    yield _verdicts(report.sections)
     yield html.table((), list(report.facts.items())).replace("<table>", '<table class="facts">', 1)
     yield from (f"<p><strong>Note.</strong> {html.inline(note)}</p>" for note in report.notes)
     yield _contents(report.sections, living=bool(report.explored))
@@ -63,11 +62,10 @@ def _chip(verdict: str, text: str) -> str:
     return f'<span class="chip {verdict.replace(" ", "-")}">{text}</span>'
 
 
-def _verdicts(claims: Sequence[Claim]) -> str:
+def _verdicts(sections: Sequence[Section]) -> str:
     """How many claims of the paper hold here, as one line of chips."""
-    counts = Counter(claim.verdict for claim in claims)
-    chips = " ".join(_chip(verdict, f"{counts[verdict]} {words}") for verdict, words in VERDICTS.items() if counts[verdict])
-    return f'<p class="verdicts">Of {len(claims)} claims of the paper: {chips}</p>' if claims else ""
+    chips = " ".join(_chip(verdict, words) for verdict, words in tally(sections).items())
+    return f'<p class="verdicts">{of_claims(sections)}: {chips}</p>' if chips else ""
 
 
 def _contents(sections: Sequence[Section], *, living: bool) -> str:

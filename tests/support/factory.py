@@ -155,6 +155,21 @@ def random_content(
     )
 
 
+def with_other_tokens(content: AtlasContent) -> AtlasContent:
+    """``content`` as if it were measured on tokens that `random_content` does not have, so that the two can be merged."""
+    calibration = content.calibration
+    tokens = calibration.token_ids + 1000
+    return dataclasses.replace(
+        content,
+        calibration=dataclasses.replace(
+            calibration,
+            token_ids=tokens,
+            sequence_sha256=tuple(hashlib.sha256(row.tobytes()).hexdigest() for row in tokens),
+            contributions=(dataclasses.replace(calibration.contributions[0], id="d" * 32),),
+        ),
+    )
+
+
 def random_atlas(path: Path, **arguments: int) -> Path:
     """Write `random_content` to ``path`` and return it."""
     write_atlas(random_content(**arguments), path)

@@ -180,7 +180,7 @@ def draw_curves(axes: Any, fractions: np.ndarray, curves: np.ndarray) -> None:
     axes.plot(fractions, fractions, color=drawing.COLOURS[1], linestyle="--", label="spread evenly")
     axes.axvline(RHO, color=drawing.GREY, linestyle=":", linewidth=0.8)
     axes.annotate(" 1%", (RHO, 0.02), fontsize=8, color=drawing.GREY)
-    axes.plot([RHO], [paper.TOP_SHARE], color=drawing.COLOURS[0], marker="*", markersize=9, linestyle="", label=drawing.PAPER)
+    drawing.paper_point(axes, RHO, paper.TOP_SHARE)
     axes.set_xscale("log")
     drawing.percent_ticks(axes)
     axes.set_xlabel("share of the channels, largest LP first")

@@ -182,15 +182,7 @@ def draw_overlap(axes: Any, sizes: list[float], overlaps: dict[str, list[Middle]
     for number, (name, found) in enumerate(overlaps.items()):
         axes.plot(x, [found[place].median for place in places], label=name, **drawing.line_style(number))
     axes.plot(x, [by_chance[place] for place in places], color=drawing.GREY, linestyle=":", label="by chance")
-    axes.plot(
-        [0.01],
-        [paper.ACTIVATION_JACCARD],
-        color=drawing.COLOURS[0],
-        marker="*",
-        markersize=9,
-        linestyle="",
-        label=f"activation_power, {drawing.PAPER}",
-    )
+    drawing.paper_point(axes, 0.01, paper.ACTIVATION_JACCARD, f"activation_power, {drawing.PAPER}")
     axes.set_xscale("log")
     axes.set_xlabel("size of the sets, share of the channels")
     axes.set_ylabel("Jaccard with the top by LP")

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from tests.support.crash.trace import trace
+from tests.support.crash.trace import CALLS, trace
 from tests.support.hub.client import UNSET
 from tests.support.hub.server import Hub
 
@@ -39,36 +39,19 @@ REMOVES = ("unlink", "unlinkat", "rmdir")
 CLAIM = re.compile(r"\.claim$")
 MAKES = re.compile(r"openat\(.*O_CREAT")
 CHANGES = (
-    "write",
+    *CALLS,
     "writev",
-    "pwrite64",
     "pwritev",
     "sendfile",
     "copy_file_range",
-    "ftruncate",
-    "truncate",
-    "fallocate",
-    "fsync",
-    "fdatasync",
-    "rename",
-    "renameat",
-    "renameat2",
-    "link",
-    "linkat",
     "symlink",
     "symlinkat",
-    "unlink",
-    "unlinkat",
-    "mkdir",
     "mkdirat",
-    "rmdir",
-    "chmod",
     "fchmod",
     "fchmodat",
     "chown",
     "fchownat",
     "setxattr",
-    "flock",
     "openat",
     "sendto",
 )
@@ -298,9 +281,6 @@ def sums_of(target: Path) -> object:
 
 def make_old(home: Path) -> None:
     """Write the inputs of all commands: a model, its atlas, a result, and two atlases that can be merged."""
-    import dataclasses
-    import hashlib
-
     from chanfmt.format.reader import Atlas
     from chanfmt.format.writer import write_atlas
     from chanfmt.models.source import ModelSource
@@ -309,24 +289,14 @@ def make_old(home: Path) -> None:
     from surgery.planning.options import PlanOptions
     from surgery.planning.plan import make_plan
     from tests.support.cut_models import save_atlas, save_model
-    from tests.support.factory import random_content
+    from tests.support.factory import random_content, with_other_tokens
 
     model = save_model("llama", home / "model")
     atlas = save_atlas("llama", model, home / "atlas.h5", source="hub", revision="c0ffee")
     with Atlas.open(atlas) as opened:
         apply_plan(make_plan(opened, PlanOptions(0.25)), ModelSource(model), home / "result", CutOptions(), atlas=opened)
     first = random_content(layers=2, channels=24)
-    tokens = first.calibration.token_ids + 1000
-    second = dataclasses.replace(
-        first,
-        calibration=dataclasses.replace(
-            first.calibration,
-            token_ids=tokens,
-            sequence_sha256=tuple(hashlib.sha256(row.tobytes()).hexdigest() for row in tokens),
-            contributions=(dataclasses.replace(first.calibration.contributions[0], id="d" * 32),),
-        ),
-    )
-    for name, content in (("a.h5", first), ("b.h5", second)):
+    for name, content in (("a.h5", first), ("b.h5", with_other_tokens(first))):
         write_atlas(content, home / name)
 
 

@@ -9,8 +9,6 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import argparse
-import dataclasses
-import hashlib
 import shutil
 import tempfile
 import time
@@ -26,7 +24,7 @@ from chanfmt.format.records import LabelSettings
 from chanfmt.format.writer import write_atlas
 from tests.support.builds import build
 from tests.support.crash.harness import Job, kill_randomly
-from tests.support.factory import random_content
+from tests.support.factory import random_content, with_other_tokens
 from tests.support.tiny import save_tiny
 
 if TYPE_CHECKING:
@@ -65,16 +63,7 @@ def label_job() -> Job:
 def merge_job() -> Job:
     """`atlas merge` of two atlases of one model over an older output."""
     first = random_content(layers=6, channels=4000)
-    tokens = first.calibration.token_ids + 1000
-    second = dataclasses.replace(
-        first,
-        calibration=dataclasses.replace(
-            first.calibration,
-            token_ids=tokens,
-            sequence_sha256=tuple(hashlib.sha256(row.tobytes()).hexdigest() for row in tokens),
-            contributions=(dataclasses.replace(first.calibration.contributions[0], id="d" * 32),),
-        ),
-    )
+    second = with_other_tokens(first)
 
     def start(place: Path) -> None:
         for name, content in (("p.h5", first), ("q.h5", second), ("a.h5", first)):
