@@ -7,6 +7,7 @@ window with a nonlinearity recovers more than a single matrix.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import defaultdict
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import torch
 
 from surgery.recovery.descent import step_share
 from surgery.recovery.folds import fold_places
+from surgery.recovery.precision import half_products
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -76,13 +78,20 @@ class Adapted(Generic[W]):
 
 
 def adapt(
-    target: Target[W], batches: Sequence[Batch], reads: Sequence[Leaf], write: W, seed: int, progress: Callable[[int], object]
+    target: Target[W],
+    batches: Sequence[Batch],
+    reads: Sequence[Leaf],
+    write: W,
+    seed: int,
+    progress: Callable[[int], object],
+    dtype: torch.dtype = torch.float32,
 ) -> Adapted[W]:
     """Adapt ``reads``, in place, and ``write``.
 
     Args:
         seed: Seed of the order of the batches.
         progress: Called with the number of sequences after each batch of an epoch.
+        dtype: Dtype of the products of the descent. The errors are computed as outside of this function.
     """
     now = write.copy()
     leaves = [*reads, *now.leaves()]
@@ -92,7 +101,7 @@ def adapt(
     held_out_before = best if held else None
     kept = [leaf.parameter.detach().clone() for leaf in leaves]
     if held and math.isfinite(best) and best > 0:
-        for number in _descend(target, batches, fitted, leaves, now, seed, progress):
+        for number in _descend(target, batches, fitted, leaves, now, seed, progress, dtype):
             error = total(evaluate(target, batches, held, now), target, batches, held)
             # A NaN is not smaller.
             if error < best:
@@ -137,13 +146,15 @@ def _descend(
     write: W,
     seed: int,
     progress: Callable[[int], object],
+    dtype: torch.dtype,
 ) -> Iterable[int]:
     """Run Adam over the fitted batches, and yield the number of each epoch when it ends."""
     rates = [RATE * float(leaf.parameter.detach().square().mean().sqrt()) for leaf in leaves]
     moving = [(leaf, rate) for leaf, rate in zip(leaves, rates, strict=True) if rate > 0]
     if not moving:
         return
-    optimizer = torch.optim.Adam([{"params": [leaf.parameter], "lr": rate} for leaf, rate in moving], foreach=False)
+    optimizer = torch.optim.Adam([{"params": [leaf.parameter], "lr": rate} for leaf, rate in moving], fused=True)
+    device = moving[0][0].parameter.device
     generator = torch.Generator().manual_seed(seed)
     mean = math.fsum(target.scale(place) for place in fitted) / len(fitted)
     steps, step = EPOCHS * len(fitted), 0
@@ -155,7 +166,9 @@ def _descend(
             with torch.enable_grad():
                 for leaf in leaves:
                     leaf.parameter.requires_grad_(True)
-                (_squared(target, fitted[index], write).sum() / mean).backward()
+                with half_products(device, dtype) if dtype != torch.float32 else contextlib.nullcontext():
+                    loss = _squared(target, fitted[index], write).sum() / mean
+                loss.backward()
             for leaf in leaves:
                 if leaf.mask is not None and leaf.parameter.grad is not None:
                     leaf.parameter.grad *= leaf.mask

@@ -40,7 +40,7 @@ from surgery.recovery.divergence import differentiate, divergence
 from surgery.recovery.folds import fold_places, split_batches
 from surgery.recovery.halves import Halves
 from surgery.recovery.options import Distillation, SourceDivergence
-from surgery.recovery.precision import fast_products, full_products, half_products
+from surgery.recovery.precision import descent_dtype, fast_products, full_products, half_products
 from surgery.recovery.refit import CHECK_TOKENS, Refitted, refitted
 from surgery.recovery.resume import request_of
 from surgery.recovery.student import Student
@@ -179,9 +179,11 @@ def _precision(source: ModelSource, device: torch.device) -> tuple[torch.dtype, 
     """The dtype of the frozen weights, and that of products.
 
     On a GPU, a checkpoint in 16 bits is trained in bfloat16. float16 would need a scaled loss, so float16 weights are loaded
-    in float32.
+    in float32. On a CPU, weights are in float32, and products in what is fast (`descent_dtype`).
     """
-    stored = torch.float32 if device.type == "cpu" else model_dtype(source)
+    if device.type == "cpu":
+        return torch.float32, descent_dtype(device, torch.float32)
+    stored = model_dtype(source)
     products = torch.bfloat16 if stored in (torch.bfloat16, torch.float16) else torch.float32
     return (torch.bfloat16 if stored == torch.bfloat16 else torch.float32), products
 
@@ -250,7 +252,9 @@ class _Training:
             tuple((step, loss if loss < NOT_FINITE else None) for step, loss in state.history) if self._held else (),
         )
         ids = self._batches[0].ids[:1, :CHECK_TOKENS]
-        with torch.no_grad(), full_products(), self._autocast():
+        # On a CPU the model computes in float32, as the checked file will.
+        autocast = contextlib.nullcontext() if self._device.type == "cpu" else self._autocast()
+        with torch.no_grad(), full_products(), autocast:
             logits = self._halves.logits(self._halves.hidden(ids.to(self._device)))
         weights = {block.name: self.student.get(block.name) for block in self._plan.blocks if block.is_cut}
         return Refitted(before.layers, logits[0].float().cpu(), ids, weights.__getitem__, report)

@@ -44,9 +44,21 @@ def exact_products(device: torch.device) -> Iterator[None]:
         yield
 
 
+def descent_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the products of a gradient descent over weights in float32, in a model of ``dtype``.
+
+    A 16-bit ``dtype`` stays. On a CPU with instructions for products of bfloat16, which are two to four times as fast as those
+    of float32, it is bfloat16. The same CPU always gives the same dtype.
+    """
+    return torch.bfloat16 if dtype == torch.float32 and device.type == "cpu" and _bfloat16_on_cpu() else dtype
+
+
 def half_products(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """In the body, products are computed in ``dtype`` if it has 16 bits, also of weights in float32."""
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype in (torch.bfloat16, torch.float16))
+    """In the body, products are computed in ``dtype`` if it has 16 bits, also of weights in float32.
+
+    Rounded weights are not kept from one product to the next, because a descent changes the weights in the body.
+    """
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype in (torch.bfloat16, torch.float16), cache_enabled=False)
 
 
 @contextlib.contextmanager
@@ -57,6 +69,15 @@ def _products(setting: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@functools.cache
+def _bfloat16_on_cpu() -> bool:
+    """Whether this CPU has instructions for products of bfloat16, and torch can say so and uses them."""
+    if not hasattr(torch.cpu, "get_capabilities") or not torch.backends.mkldnn.is_available():
+        return False
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
 @functools.cache

@@ -39,7 +39,7 @@ from surgery.recovery.experts import JointFitting
 from surgery.recovery.folds import fold_places, split_batches
 from surgery.recovery.least_squares import Moments, choose_fit, fit
 from surgery.recovery.options import Distillation, LayerRecovery, Refit
-from surgery.recovery.precision import exact_products, fast_products, full_products, half_products
+from surgery.recovery.precision import descent_dtype, exact_products, fast_products, full_products, half_products
 from surgery.recovery.resume import RefitState
 from surgery.recovery.survivors import Survivors, Write
 from surgery.recovery.targets import Alone, InBlock, check_finite_states, inverse_square
@@ -348,7 +348,8 @@ class _Fitting:
             start = Write(*self.inputs.parts(chosen.weight.float()))
             kept = evaluate(target, batches, range(len(batches)), Write(*self.inputs.parts(prior)))
             with half_products(self.device, self.check.dtype):
-                adapted = adapt(target, batches, self.survivors.read_leaves(), start, self.number, run.progress)
+                dtype = descent_dtype(self.device, self.check.dtype)
+                adapted = adapt(target, batches, self.survivors.read_leaves(), start, self.number, run.progress, dtype)
             errors, epoch, held_out_before = adapted.errors, adapted.epoch, adapted.held_out_before
             inside, outside = fold_places(batches)
             before, after = (total(found, target, batches, inside) for found in (kept, errors))

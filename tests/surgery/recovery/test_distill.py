@@ -22,6 +22,7 @@ from surgery.recovery.descent_file import Before, StateFile
 from surgery.recovery.divergence import differentiate, divergence
 from surgery.recovery.halves import Halves
 from surgery.recovery.options import RecoveryOptions, Refit
+from surgery.recovery.precision import descent_dtype
 from surgery.recovery.survivors import Leaf
 from surgery.result.result import open_result
 from tests.support import zoo
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from surgery.result.record import Report
+
+CLOSE = 1e-4 if descent_dtype(torch.device("cpu"), torch.float32) == torch.float32 else 5e-3
+"""Relative difference of a divergence from that of float32, on this CPU."""
 
 
 @pytest.fixture(autouse=True)
@@ -88,8 +92,8 @@ def test_it_is_never_worse_than_its_start_on_what_was_held_out(model_type: str, 
         ("start", found.held_out_before, found.fitted_before),
         ("out", found.held_out_after, found.fitted_after),
     ):
-        assert before == pytest.approx(mean_divergence(tmp_path / "model", tmp_path / name, held), rel=1e-4)
-        assert after == pytest.approx(mean_divergence(tmp_path / "model", tmp_path / name, rest[:4]), rel=1e-4)
+        assert before == pytest.approx(mean_divergence(tmp_path / "model", tmp_path / name, held), rel=CLOSE)
+        assert after == pytest.approx(mean_divergence(tmp_path / "model", tmp_path / name, rest[:4]), rel=CLOSE)
     assert found.held_out_after == min(loss for _, loss in found.history) <= found.held_out_before
     assert (found.held_out_after < found.held_out_before) == (found.step > 0)
 
@@ -119,7 +123,7 @@ def test_a_bfloat16_checkpoint_is_trained_in_float32_and_rounded_once(tmp_path: 
     assert found.step > 0
     assert found.held_out_after < found.held_out_before
     expected = mean_divergence(tmp_path / "model", tmp_path / "out", given.tokens[7::8])
-    assert found.held_out_after == pytest.approx(expected, rel=1e-4)
+    assert found.held_out_after == pytest.approx(expected, rel=CLOSE)
 
 
 @pytest.mark.parametrize("model_type", ["phi3", "gpt2"])
