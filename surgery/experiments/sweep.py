@@ -248,12 +248,13 @@ def _measure(
         return subject.measure(removed, means_of(atlas, plan, recovery), progress)
     from surgery.recovery.run import refit_of
     from surgery.recovery.tokens import with_tokens
+    from surgery.recovery.workplace import Workplace
 
     assert subject.source is not None
     recovery = with_tokens(recovery, subject.source)
     with contextlib.ExitStack() as stack:
         spool = directory or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        fitted = stack.enter_context(refit_of(recovery)(plan, subject.source, recovery, spool_directory=spool))
+        fitted = stack.enter_context(refit_of(recovery)(plan, subject.source, recovery, Workplace(spool)))
         weights = {
             block.index: (planned.kept, fitted.fitted(planned.name))
             for block, planned in zip(atlas.blocks, plan.blocks, strict=True)

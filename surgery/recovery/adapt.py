@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import torch
 
-from surgery.recovery.descent import step_share
 from surgery.recovery.folds import fold_places
 from surgery.recovery.precision import half_products
+from surgery.recovery.step_size import step_share
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

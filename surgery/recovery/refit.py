@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from chanfmt.models.source import ModelSource
     from surgery.planning.plan import BlockPlan, PruningPlan
     from surgery.recovery.adapt import Target
-    from surgery.recovery.resume import PartialRefit
+    from surgery.recovery.workplace import Workplace
 
 CHECK_TOKENS = 128
 _CHECK = ("check", 0)
@@ -107,34 +107,22 @@ def refitted(
     plan: PruningPlan,
     source: ModelSource,
     options: Refit,
-    *,
-    spool_directory: Path,
-    begin: Callable[[int], object] = lambda total: None,
-    progress: Callable[[int], object] = lambda sequences: None,
-    dtype: str | None = None,
-    partial_refit: PartialRefit | None = None,
-    reserved: int = 0,
+    workplace: Workplace,
 ) -> Iterator[Refitted]:
     """Fit the kept channels of ``plan``'s cut of the dense model ``source``. The weights exist as long as the context.
 
     Args:
         options: Method, tokens, device and memory of the fit.
-        spool_directory: Directory for hidden states and fitted weights that exceed the memory limit.
-        begin: Called once with the total of the numbers that ``progress`` will be called with.
-        progress: Called with the number of sequences that just passed through a block.
-        dtype: Dtype of the floating tensors of the result; None if they stay as they are stored.
-        partial_refit: Where the refit is saved between blocks, and what an interrupted one left there; None to save nothing.
-        reserved: Bytes that will be written to the file system of ``spool_directory`` besides.
 
     Raises:
         ModelError: The model cannot run block by block, or its FFNs are of a kind that cannot be fitted.
         ChanfmtError: Memory or disk space runs out.
     """
     streamed = open_streamed(source, device=options.device)
-    with Spool(options.spool_bytes, spool_directory) as spool:
-        run = _Pass(plan, source.index, streamed, spool, options, begin, progress, dtype, partial_refit)
+    with Spool(options.spool_bytes, workplace.directory) as spool:
+        run = _Pass(plan, source.index, streamed, spool, options, workplace)
         with torch.no_grad(), eager_experts(streamed.chain.model), fast_products(streamed.chain.device):
-            run.check_room(spool_directory, reserved)
+            run.check_room(workplace.directory, workplace.reserved)
             result = run.result()
         yield result
 
@@ -154,19 +142,16 @@ class _Pass:
         streamed: StreamedModel,
         spool: Spool,
         options: Refit,
-        begin: Callable[[int], object],
-        progress: Callable[[int], object],
-        dtype: str | None,
-        partial_refit: PartialRefit | None,
+        workplace: Workplace,
     ) -> None:
         self.chain = streamed.chain
         self.index = index
-        self.dtype = dtype
+        self.dtype = workplace.dtype
         self.spool = spool
         self.options = options
-        self.begin = begin
-        self.progress = progress
-        self.partial_refit = partial_refit
+        self.begin = workplace.begin
+        self.progress = workplace.progress
+        self.partial_refit = workplace.partial_refit
         assert options.tokens is not None
         length = options.tokens.shape[1]
         self.batches = split_batches(options.tokens, options.source_of, usual_batch(self.chain.device, length))

@@ -16,11 +16,12 @@ from surgery.cut.check import FITTED_TOLERANCE, ROUNDED_TOLERANCE, NotCheckedErr
 from surgery.cut.checkpoint.patch import as_stored, write_kept, write_vector
 from surgery.cut.checkpoint.writer import output_bytes
 from surgery.recovery.bias import BiasPlan, plan_biases
-from surgery.recovery.distill import distilled
+from surgery.recovery.distillation.run import distilled
 from surgery.recovery.options import BiasRecovery, Recovery, RecoveryReport, Refit
 from surgery.recovery.refit import FittedFFN, Refitted, refitted
 from surgery.recovery.resume import PartialRefit, environment_of, kept_beside, request_of
 from surgery.recovery.tokens import with_tokens
+from surgery.recovery.workplace import Workplace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -97,17 +98,7 @@ def prepared(
         work = refit_of(drawn)
         with progress_bar(0, "seq", "refitting") as bar:
             fitted = stack.enter_context(
-                work(
-                    plan,
-                    source,
-                    drawn,
-                    spool_directory=directory,
-                    begin=bar.reset,
-                    progress=bar.update,
-                    dtype=dtype,
-                    partial_refit=unfinished,
-                    reserved=size,
-                )
+                work(plan, source, drawn, Workplace(directory, bar.reset, bar.update, dtype, unfinished, size))
             )
         tolerance = FITTED_TOLERANCE if dtype is None else ROUNDED_TOLERANCE
         yield _Fitted(plan, source.index, layout, fitted, drawn, tolerance)

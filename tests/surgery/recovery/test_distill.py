@@ -17,10 +17,11 @@ from chanfmt.base.errors import ChanfmtError, ModelError, UsageError
 from chanfmt.models.source import ModelSource
 from surgery.cut.apply import apply_plan
 from surgery.cut.options import CutOptions
-from surgery.recovery import descent, distill
-from surgery.recovery.descent_file import Before, StateFile
-from surgery.recovery.divergence import differentiate, divergence
-from surgery.recovery.halves import Halves
+from surgery.recovery.distillation import descent
+from surgery.recovery.distillation import run as distillation
+from surgery.recovery.distillation.divergence import differentiate, divergence
+from surgery.recovery.distillation.halves import Halves
+from surgery.recovery.distillation.state_file import Before, StateFile
 from surgery.recovery.options import RecoveryOptions, Refit
 from surgery.recovery.precision import descent_dtype
 from surgery.recovery.survivors import Leaf
@@ -41,7 +42,7 @@ CLOSE = 1e-4 if descent_dtype(torch.device("cpu"), torch.float32) == torch.float
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several steps on few tokens."""
-    monkeypatch.setattr(distill, "STEP_TOKENS", 80)
+    monkeypatch.setattr(distillation, "STEP_TOKENS", 80)
 
 
 def refit(sequences: int = 24, **changes: object) -> Refit:
@@ -147,8 +148,7 @@ def test_zero_channels_stay_zero(model_type: str, tmp_path: Path) -> None:
 def test_a_killed_distillation_goes_on_where_it_was(saves: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same command after SIGKILL does not refit again, and its result has the same bits as one that was never killed."""
     zoo.tiny("llama", "causal").save_pretrained(tmp_path / "model")
-    monkeypatch.setattr(distill, "SAVE_SECONDS", 0.0)
-    whole = cut(tmp_path, "whole", refit())
+    whole = cut(tmp_path, "whole", refit(save_every=0.0))
     child = multiprocessing.get_context("fork").Process(target=_die_after, args=(tmp_path, saves))
     child.start()
     child.join()
@@ -156,8 +156,8 @@ def test_a_killed_distillation_goes_on_where_it_was(saves: int, tmp_path: Path, 
     assert len(list(tmp_path.glob("distill-*.partial"))) == 1
     assert not (tmp_path / "out").exists()
     with monkeypatch.context() as patch:
-        patch.setattr(distill, "refitted", None)
-        again = cut(tmp_path, "out", refit())
+        patch.setattr(distillation, "refitted", None)
+        again = cut(tmp_path, "out", refit(save_every=0.0))
     assert again.recovery == whole.recovery
     expected, found = read(tmp_path / "whole"), read(tmp_path / "out")
     assert all(torch.equal(expected[name], found[name]) for name in expected)
@@ -175,7 +175,7 @@ def _die_after(directory: Path, saves: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     StateFile.save = save_and_die  # type: ignore[method-assign,assignment]
-    cut(directory, "out", refit())
+    cut(directory, "out", refit(save_every=0.0))
 
 
 def test_a_damaged_or_foreign_state_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -200,7 +200,7 @@ def test_a_damaged_or_foreign_state_is_not_used(tmp_path: Path, caplog: pytest.L
 def test_blocks_that_are_computed_again_give_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zoo.tiny("llama", "causal").save_pretrained(tmp_path / "model")
     cut(tmp_path, "one", refit())
-    monkeypatch.setattr(distill, "saves_activations", lambda needs, device: True)
+    monkeypatch.setattr(distillation, "saves_activations", lambda needs, device: True)
     cut(tmp_path, "two", refit())
     one, two = read(tmp_path / "one"), read(tmp_path / "two")
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -219,7 +219,7 @@ def test_the_gradient_in_chunks_is_that_of_the_whole(monkeypatch: pytest.MonkeyP
     model.requires_grad_(False)
     weight.requires_grad_(True)
     hidden = halves.hidden(ids)
-    monkeypatch.setattr("surgery.recovery.divergence.CHUNK_BYTES", 4 * 4 * wanted.shape[-1])
+    monkeypatch.setattr("surgery.recovery.distillation.divergence.CHUNK_BYTES", 4 * 4 * wanted.shape[-1])
     dense = hidden.detach().roll(1, 0)
     whole = differentiate(halves.logits, dense, hidden, wanted.shape[-1])
     assert whole == pytest.approx(mean.item(), rel=1e-5)
@@ -283,7 +283,7 @@ def test_each_source_has_its_divergences(tmp_path: Path) -> None:
 
 def test_too_little_memory_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zoo.tiny("llama", "causal").save_pretrained(tmp_path / "model")
-    monkeypatch.setattr("surgery.recovery.training_memory.available_memory", lambda: 1 << 20)
+    monkeypatch.setattr("surgery.recovery.distillation.memory.available_memory", lambda: 1 << 20)
     with pytest.raises(ChanfmtError, match=r"needs about 0\.4 GB of memory .* and 0\.0 GB are available"):
         cut(tmp_path, "out", refit())
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -23,6 +23,7 @@ from chanfmt.models.source import ModelSource
 from surgery.planning.file import load_plan
 from surgery.recovery.options import Refit
 from surgery.recovery.refit import refitted
+from surgery.recovery.workplace import Workplace
 
 def status(field):
     return int(next(line for line in open("/proc/self/status") if line.startswith(field)).split()[1]) << 10
@@ -34,7 +35,7 @@ for name in ("small", "large"):
     ids = np.random.default_rng(0).integers(0, 500, (sequences, int(sys.argv[3]))).astype(np.int32)
     given = Refit(ids, "cpu", int(sys.argv[4]), sys.argv[5])
     before = status("VmRSS")
-    with refitted(load_plan(home / "plan.safetensors"), ModelSource(home / "model"), given, spool_directory=home) as fitted:
+    with refitted(load_plan(home / "plan.safetensors"), ModelSource(home / "model"), given, Workplace(home)) as fitted:
         assert fitted.layers
 print(status("VmHWM") - before)
 """

@@ -21,6 +21,7 @@ from surgery.cut.matching import match_ffns
 from surgery.experiments.masking import masked, refitted_weights
 from surgery.recovery.options import Refit
 from surgery.recovery.refit import refitted
+from surgery.recovery.workplace import Workplace
 from tests.support import zoo
 from tests.support.plans import planned
 
@@ -160,7 +161,7 @@ def test_a_loaded_model_gets_the_fitted_weights_and_its_own_again(
     model = load_model(source, dtype="float32", device="cpu")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     ffns = dict(enumerate(match_ffns(plan.blocks, find_ffns(model))))
-    with refitted(plan, source, refit(method), spool_directory=tmp_path) as fitted:
+    with refitted(plan, source, refit(method), Workplace(tmp_path)) as fitted:
         weights = {number: (block.kept, fitted.fitted(block.name)) for number, block in enumerate(plan.blocks)}
     removed = {}
     for number, block in enumerate(plan.blocks):
@@ -200,9 +201,7 @@ def test_no_text_passes_through_blocks_behind_the_last_cut_one(
     monkeypatch.setattr(Chain, "run", counted)
     steps: list[int] = []
     totals: list[int] = []
-    with refitted(
-        plan, ModelSource(tmp_path / "model"), given, spool_directory=tmp_path, begin=totals.append, progress=steps.append
-    ):
+    with refitted(plan, ModelSource(tmp_path / "model"), given, Workplace(tmp_path, totals.append, steps.append)):
         pass
     count = len(given.tokens)
     assert passed[0] == count

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from surgery.recovery.step_size import step_share
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -123,12 +125,6 @@ def descend(
                 for best, values in zip(state.best, state.weights, strict=True):
                     best.copy_(values)
         after(state)
-
-
-def step_share(step: int, steps: int, warmup: int) -> float:
-    """The size of step number ``step``, from 0 on, as a share of the largest: it rises for ``warmup`` steps, and falls along a
-    cosine over all ``steps``."""
-    return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def _update(state: State, gradients: Sequence[torch.Tensor], share: float) -> None:

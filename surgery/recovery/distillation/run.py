@@ -34,29 +34,28 @@ from chanfmt.models.streaming.blocks import outer_lists
 from chanfmt.models.streaming.parameters import stored_dtype as model_dtype
 from chanfmt.models.streaming.spool import Spool
 from surgery.cut.checkpoint.rounding import stored_dtype
-from surgery.recovery.descent import NOT_FINITE, descend, first_state
-from surgery.recovery.descent_file import Before, StateFile
-from surgery.recovery.divergence import differentiate, divergence
+from surgery.recovery.distillation.descent import NOT_FINITE, descend, first_state
+from surgery.recovery.distillation.divergence import differentiate, divergence
+from surgery.recovery.distillation.halves import Halves
+from surgery.recovery.distillation.memory import estimate, saves_activations
+from surgery.recovery.distillation.state_file import Before, StateFile
+from surgery.recovery.distillation.student import Student
 from surgery.recovery.folds import fold_places, split_batches
-from surgery.recovery.halves import Halves
 from surgery.recovery.options import Distillation, SourceDivergence
 from surgery.recovery.precision import descent_dtype, fast_products, full_products, half_products
 from surgery.recovery.refit import CHECK_TOKENS, Refitted, refitted
 from surgery.recovery.resume import request_of
-from surgery.recovery.student import Student
-from surgery.recovery.training_memory import estimate, saves_activations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
     from chanfmt.models.source import ModelSource
     from surgery.planning.plan import PruningPlan
-    from surgery.recovery.descent import State
+    from surgery.recovery.distillation.descent import State
     from surgery.recovery.folds import Batch
     from surgery.recovery.options import Refit
-    from surgery.recovery.resume import PartialRefit
+    from surgery.recovery.workplace import Workplace
 
 STEP_TOKENS = 1024
 """Tokens of a step."""
@@ -64,8 +63,6 @@ PASSES = 4
 """Passes over the fitted tokens, unless the number of steps is given."""
 MOST_STEPS = 400
 """Largest number of steps, unless the number is given."""
-SAVE_SECONDS = 300.0
-"""Seconds after which the state is written again."""
 
 
 @contextlib.contextmanager
@@ -73,24 +70,15 @@ def distilled(
     plan: PruningPlan,
     source: ModelSource,
     options: Refit,
-    *,
-    spool_directory: Path,
-    begin: Callable[[int], object] = lambda total: None,
-    progress: Callable[[int], object] = lambda sequences: None,
-    dtype: str | None = None,
-    partial_refit: PartialRefit | None = None,
-    reserved: int = 0,
+    workplace: Workplace,
 ) -> Iterator[Refitted]:
     """Refit the cut that ``plan`` makes of the dense model ``source`` as ``options.start`` says, and then distil it.
 
-    The state is written to ``spool_directory`` every few minutes. The same call goes on from there after a kill. The file is
+    The state is written to the workplace as often as ``options`` say. The same call goes on from there after a kill. The file is
     removed when the body ends without an error.
 
     Args:
         options: Tokens, start, steps, device and memory of the work.
-        spool_directory, progress, dtype, partial_refit, reserved: As for `surgery.recovery.refit.refitted`.
-        begin: Called at the beginning of the refit, and at that of the distillation, with the total of the numbers that
-            ``progress`` will be called with.
 
     Raises:
         ModelError: The model does not predict tokens, or is of a kind that cannot be refitted or cut in memory.
@@ -104,24 +92,13 @@ def distilled(
         )
 
     def start() -> AbstractContextManager[Refitted]:
-        refit = dataclasses.replace(options, method=options.start)
-        return refitted(
-            plan,
-            source,
-            refit,
-            spool_directory=spool_directory,
-            begin=begin,
-            progress=progress,
-            dtype=dtype,
-            partial_refit=partial_refit,
-            reserved=reserved,
-        )
+        return refitted(plan, source, dataclasses.replace(options, method=options.start), workplace)
 
-    key = _key(plan, source, options, dtype)
-    file = StateFile(spool_directory / f"distill-{key[:16]}.partial", key, SAVE_SECONDS)
+    key = _key(plan, source, options, workplace.dtype)
+    file = StateFile(workplace.directory / f"distill-{key[:16]}.partial", key, options.save_every)
     with _told(file):
-        with Spool(options.spool_bytes, spool_directory) as spool, fast_products(pick_device(options.device)):
-            result = _result(_Training(plan, source, options, spool, dtype), file, start, begin, progress)
+        with Spool(options.spool_bytes, workplace.directory) as spool, fast_products(pick_device(options.device)):
+            result = _result(_Training(plan, source, options, spool, workplace.dtype), file, start, workplace)
         # The check of the result needs the memory.
         gc.collect()
         yield result
@@ -132,8 +109,7 @@ def _result(
     training: _Training,
     file: StateFile,
     start: Callable[[], AbstractContextManager[Refitted]],
-    begin: Callable[[int], object],
-    progress: Callable[[int], object],
+    workplace: Workplace,
 ) -> Refitted:
     """Refit by ``start``, train and measure, from what ``file`` holds on."""
     found = file.load([leaf.parameter.data for leaf in training.student.leaves])
@@ -145,9 +121,9 @@ def _result(
         say(f"the distillation goes on after step {found[0].step}, from {file.path}")
     state, before = found
     # The refit counts in a total of its own.
-    begin(training.steps * training.size)
-    progress(state.step * training.size)
-    training.run(state, partial(_after, file, before, training.size, progress))
+    workplace.begin(training.steps * training.size)
+    workplace.progress(state.step * training.size)
+    training.run(state, partial(_after, file, before, training.size, workplace.progress))
     return training.finished(state, before)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from chanfmt.base.errors import ChanfmtError
 from chanfmt.base.memory import available_memory
-from surgery.recovery.divergence import CHUNK_BYTES
+from surgery.recovery.distillation.divergence import CHUNK_BYTES
 
 if TYPE_CHECKING:
     from chanfmt.models.safetensors import CheckpointIndex

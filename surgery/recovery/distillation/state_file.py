@@ -16,7 +16,8 @@ from chanfmt.base.errors import ChanfmtError
 from chanfmt.base.files import atomic_file
 from chanfmt.base.narrate import warn
 from chanfmt.base.parsed import parse_json
-from surgery.recovery.descent import State
+from chanfmt.base.schedule import Schedule
+from surgery.recovery.distillation.descent import State
 from surgery.recovery.options import LayerRecovery  # noqa: TC001 (msgspec reads the annotations)
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 _PARTS = ("weights", "first", "second", "best")
 _FIELD = "state"
-_RATIO = 50
-"""The time between two saves is at least that many times the time that a save takes."""
 
 
 @dataclass(frozen=True)
@@ -62,26 +61,25 @@ class StateFile:
     """The file at ``path``, which belongs to the work called ``key``.
 
     Args:
-        every: Seconds between two saves; more if a save takes more than a fiftieth of that.
+        every: Seconds between two saves; None for as often as costs little.
     """
 
-    def __init__(self, path: Path, key: str, every: float) -> None:
+    def __init__(self, path: Path, key: str, every: float | None) -> None:
         self.path = path
         self._key = key
-        self._every = every
-        self._due = 0.0
+        self._schedule = Schedule(every, time.monotonic())
 
     def save(self, state: State, before: Before) -> None:
         """Replace the file, in one step, if that is due. If it cannot be written, a warning says so, and the work goes on."""
         started = time.monotonic()
-        if started < self._due:
+        size = sum(tensor.nbytes for part in _PARTS for tensor in getattr(state, part))
+        if not self._schedule.due(started, size):
             return
         try:
             self._write(state, before)
         except ChanfmtError as error:
             warn(f"the state of the distillation is not saved, so a kill would lose it: {error.message}")
-        stopped = time.monotonic()
-        self._due = stopped + max(self._every, _RATIO * (stopped - started))
+        self._schedule.tried(started, time.monotonic(), size)
 
     def way_out(self) -> str | None:
         """How to go on after an interrupt; None if nothing was saved."""
