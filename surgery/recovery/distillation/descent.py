@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from surgery.recovery.survivors import Leaf
 
-RATE = 0.0005
+RATE = 0.001
 """Largest step of a weight, as a share of the root mean square of its matrix."""
 EVALUATIONS = 8
 """Largest number of times that the held-out sequences are looked at after the start."""

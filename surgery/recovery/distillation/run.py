@@ -59,6 +59,8 @@ if TYPE_CHECKING:
 
 STEP_TOKENS = 1024
 """Tokens of a step."""
+MEASURED_TOKENS = 16_384
+"""Held-out tokens that are measured, at most: many times during the training, which would take most of the time."""
 PASSES = 4
 """Passes over the fitted tokens, unless the number of steps is given."""
 MOST_STEPS = 400
@@ -182,8 +184,9 @@ class _Training:
         kind, self._products = _precision(source, self._device)
         recompute = saves_activations(estimate(plan, source.index, kind, self.size * length), self._device)
         self._batches = split_batches(options.tokens, options.source_of, self.size)
-        self._fitted, self._held = fold_places(self._batches)
-        self._sample = _sample(self._batches)
+        self._fitted, held = fold_places(self._batches)
+        self._held = _spread(held, max(1, MEASURED_TOKENS // (self.size * length)))
+        self._sample = _sample(self._batches, self._held)
         self.steps = options.steps or min(MOST_STEPS, PASSES * len(self._fitted))
         self._model = load_model(source, dtype=str(kind).removeprefix("torch."), device=options.device)
         self._halves = Halves(self._model)
@@ -279,11 +282,17 @@ def _dtypes(plan: PruningPlan, source: ModelSource, dtype: str | None) -> dict[t
     }
 
 
-def _sample(batches: Sequence[Batch]) -> list[int]:
-    """Numbers of the first fitted batches of each source: about as many sequences as are held out, and at least one batch."""
+def _spread(places: Sequence[int], most: int) -> list[int]:
+    """At most ``most`` of ``places``, evenly spread over them, so that every source keeps about its share."""
+    count = min(most, len(places))
+    return [places[number * len(places) // count] for number in range(count)]
+
+
+def _sample(batches: Sequence[Batch], held_out: Sequence[int]) -> list[int]:
+    """Numbers of the first fitted batches of each source: about as many sequences as ``held_out`` has, and at least one batch."""
     left: dict[int, int] = defaultdict(int)
-    for batch in batches:
-        left[batch.source] += len(batch.ids) if batch.held_out else 0
+    for number in held_out:
+        left[batches[number].source] += len(batches[number].ids)
     found, seen = [], set()
     for number, batch in enumerate(batches):
         if not batch.held_out and (left[batch.source] > 0 or batch.source not in seen):
