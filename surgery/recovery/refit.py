@@ -331,13 +331,15 @@ class _Fitting:
         if self.adapts:
             target = self._target()
             start = Write(*self.inputs.parts(chosen.weight.float()))
-            kept = evaluate(target, batches, range(len(batches)), Write(*self.inputs.parts(prior)))
+            inside, outside = fold_places(batches)
+            if not self.alone:
+                # Otherwise the least squares had the same target.
+                before = total(evaluate(target, batches, inside, Write(*self.inputs.parts(prior))), target, batches, inside)
             with half_products(self.device, self.check.dtype):
                 dtype = descent_dtype(self.device, self.check.dtype)
                 adapted = adapt(target, batches, self.survivors.read_leaves(), start, self.number, run.progress, dtype)
             errors, epoch, held_out_before = adapted.errors, adapted.epoch, adapted.held_out_before
-            inside, outside = fold_places(batches)
-            before, after = (total(found, target, batches, inside) for found in (kept, errors))
+            after = total(errors, target, batches, inside)
             held_out_error = total(errors, target, batches, outside) if outside else None
             self._finish(adapted.write)
         else:
@@ -369,10 +371,11 @@ class _Fitting:
         for place, batch in enumerate(run.batches):
             hidden = run.get("cut", place)
             if self.adapts and self.alone:
-                inputs = self.survivors.read_input(self.calls[place], hidden)
+                inputs, activations, without = self.survivors.read_and_run(self.calls[place], hidden)
                 assert inputs is not None
                 run.spool.put(("x", place), inputs)
-            activations, without = self.survivors.run(self.calls[place], hidden)
+            else:
+                activations, without = self.survivors.run(self.calls[place], hidden)
             check_finite_states(self.block.module, activations, without)
             if batch.group not in moments:
                 moments[batch.group] = Moments(self.inputs.count, self.ffn.outputs, self.device)

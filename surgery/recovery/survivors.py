@@ -168,8 +168,9 @@ class Survivors:
             for name, parameter in parameters.items():
                 parameter.data = whole[name]
 
-    def read_input(self, call: Call, hidden: torch.Tensor) -> torch.Tensor | None:
-        """What the FFN's module reads when the block runs on ``hidden``; None if the module takes more than one tensor."""
+    def read_and_run(self, call: Call, hidden: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
+        """`run` without a write projection, and in front of its results what the FFN's module read; None if the module takes more
+        than one tensor."""
         seen: list[torch.Tensor | None] = []
 
         def record(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
@@ -178,10 +179,10 @@ class Survivors:
 
         handle = self._module.register_forward_pre_hook(record, with_kwargs=True)
         try:
-            self.run(call, hidden)
+            activations, output = self.run(call, hidden)
         finally:
             handle.remove()
-        return seen[0] if len(seen) == 1 else None
+        return (seen[0] if len(seen) == 1 else None), activations, output
 
     def activations(self, inputs: torch.Tensor) -> torch.Tensor:
         """Activations of the kept channels, float32 (token, kept), when the FFN's module reads ``inputs``."""
@@ -192,10 +193,9 @@ class Survivors:
 
     def stands_alone(self, call: Call, hidden: torch.Tensor) -> bool:
         """Whether the FFN's module, given what it reads, has the activations that it has in its block."""
-        inputs = self.read_input(call, hidden)
+        inputs, expected, _ = self.read_and_run(call, hidden)
         if inputs is None:
             return False
-        expected, _ = self.run(call, hidden)
         found = self.activations(inputs)
         return found.shape == expected.shape and is_close(found, expected, expected)
 
