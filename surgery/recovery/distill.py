@@ -40,7 +40,7 @@ from surgery.recovery.divergence import differentiate, divergence
 from surgery.recovery.folds import fold_places, split_batches
 from surgery.recovery.halves import Halves
 from surgery.recovery.options import Distillation, SourceDivergence
-from surgery.recovery.precision import fast_products, full_products, half_products
+from surgery.recovery.precision import fast_products, full_products, half_products, in_float32
 from surgery.recovery.refit import CHECK_TOKENS, Refitted, refitted
 from surgery.recovery.resume import request_of
 from surgery.recovery.student import Student
@@ -250,7 +250,9 @@ class _Training:
             tuple((step, loss if loss < NOT_FINITE else None) for step, loss in state.history) if self._held else (),
         )
         ids = self._batches[0].ids[:1, :CHECK_TOKENS]
-        with torch.no_grad(), full_products(), self._autocast():
+        blocks = [module for _, modules in outer_lists(self._model) for module in modules]
+        # The check runs the file in float32.
+        with torch.no_grad(), full_products(), in_float32(self._model, blocks):
             logits = self._halves.logits(self._halves.hidden(ids.to(self._device)))
         weights = {block.name: self.student.get(block.name) for block in self._plan.blocks if block.is_cut}
         return Refitted(before.layers, logits[0].float().cpu(), ids, weights.__getitem__, report)
