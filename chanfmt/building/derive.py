@@ -74,7 +74,7 @@ def member_variables(
     variables |= metrics.derive_metrics(variables, tokens)
     # Labels rank the stored float32 metrics, so that a reader who ranks them gets the same sets.
     core = labels.supernodes(variables[settings.score], settings.rho) if tokens else None
-    reads = reading(weights, previous_support, statistics.read_power / max(1, tokens))
+    reads = reading(weights, previous_support, statistics.read_power / max(1, statistics.tokens))
     writes = writing(weights.write, core, settings.support_size)
     sizes = labels.support_sizes(len(weights.write), settings.support_size)
     variables |= {

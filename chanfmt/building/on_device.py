@@ -49,7 +49,7 @@ def pair_redundancies(sums: PairSums, columns: torch.Tensor, core: torch.Tensor)
     """
     cross, other = sums.cross.index_select(1, columns), sums.other.index_select(1, columns)
     covariance = (cross / sums.count).addr_(sums.channel[0] / sums.count, other[0] / sums.count, alpha=-1)
-    deviation, deviations = _deviation(*sums.channel, sums.count), _deviation(*other, sums.count)
+    deviation, deviations = _deviation(sums.channel, sums.count), _deviation(other, sums.count)
     # Two divisions keep the product of two tiny deviations from underflowing.
     correlation = share(share(covariance, deviation[:, None]), deviations).clamp_(0.0, 1.0)
     rest = (1.0 - correlation).mul_(1.0 + correlation).clamp_min_(float(np.finfo(np.float64).eps))
@@ -70,8 +70,9 @@ def nearest_in_core(pairs: torch.Tensor, core: torch.Tensor) -> tuple[np.ndarray
     return largest(pairs.T.contiguous(), core, schema.NEAREST)
 
 
-def _deviation(total: torch.Tensor, squares: torch.Tensor, count: int) -> torch.Tensor:
-    power = squares / count
-    variance = power - (total / count).square()
+def _deviation(sums: torch.Tensor, count: int) -> torch.Tensor:
+    """Standard deviations (n,) from the sums of values and of their squares (2, n)."""
+    mean, power = sums / count
+    variance = power - mean.square()
     # A smaller difference is only the rounding of its own terms, so the channel does not vary.
     return torch.where(variance > 1e-13 * power, variance, 0.0).sqrt()
