@@ -7,8 +7,10 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING
 
+import torch
+
 from chanfmt.base.claims import claimed
-from chanfmt.base.errors import UsageError
+from chanfmt.base.errors import ChanfmtError, UsageError
 from chanfmt.base.files import check_target
 from chanfmt.base.narrate import say, silenced, warn
 from chanfmt.building.assemble import assemble, assemble_partial
@@ -19,6 +21,7 @@ from chanfmt.building.resume import check_alike, clear_way, remove_finished, req
 from chanfmt.building.run_pass import run_pass
 from chanfmt.building.session import begin_session, environment_of
 from chanfmt.format.writer import write_atlas
+from chanfmt.models.out_of_memory import out_of_memory_recognised
 from chanfmt.models.streaming.spool import Spool
 
 if TYPE_CHECKING:
@@ -71,11 +74,26 @@ def build(options: BuildOptions, settings: LabelSettings, locate: Locate) -> Pat
         )
         with Spool(int(options.spool_limit * 2**30), options.path.absolute().parent) as spool:
             measurement = run_pass(plan, partial.state if partial else None, keeper, group, spool)
-            if group.rank == 0:
-                with keeper.saving_on_failure(measurement):
+
+            def finish() -> None:
+                with keeper.saving_on_failure(measurement), _labelling():
                     write_atlas(assemble(plan, measurement, session), options.path, overwrite=options.overwrite)
                 keeper.remove()
+
+            group.together(lambda: finish() if group.rank == 0 else None)
     return options.path
+
+
+@contextlib.contextmanager
+def _labelling() -> Iterator[None]:
+    """Say what to do if the memory of the device does not suffice for the labels."""
+    try:
+        with out_of_memory_recognised():
+            yield
+    except torch.OutOfMemoryError:
+        raise ChanfmtError(
+            "out of memory while the channels are labelled", hint="use --stream, --dtype bfloat16, or --device cpu"
+        ) from None
 
 
 def _claimed(options: BuildOptions) -> AbstractContextManager[None]:

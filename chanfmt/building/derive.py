@@ -6,9 +6,11 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from chanfmt.algebra import labels, metrics
-from chanfmt.building.weight_metrics import norms, wanda_group
+from chanfmt.building.on_device import nearest_in_core, pair_redundancies, redundancy_to_core
+from chanfmt.building.weight_metrics import reading, writing
 from chanfmt.format import schema
 from chanfmt.format.records import LabelSettings, StackData, Stacked
 
@@ -68,29 +70,31 @@ def member_variables(
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """As `layer_variables`, for one dense FFN or one expert."""
     tokens = np.int64(statistics.tokens)
-    variables = _sums(statistics) | {
-        **norms(weights),
-        "read_connectivity": np.full(statistics.n_channels, np.nan)
-        if previous_support is None
-        else labels.read_connectivity(list(weights.reads.values()), previous_support),
-    }
+    variables = _sums(statistics)
     variables |= metrics.derive_metrics(variables, tokens)
-    sizes = labels.support_sizes(len(weights.write), settings.support_size)
-    if not tokens:
-        return variables | _unreached(statistics.n_channels, len(sizes)), np.zeros(len(weights.write))
-    variables["wanda_group"] = wanda_group(weights, statistics.read_power.cpu().numpy() / tokens, variables["sum_u2"] / tokens)
     # Labels rank the stored float32 metrics, so that a reader who ranks them gets the same sets.
-    core = labels.supernodes(variables[settings.score], settings.rho)
-    variables["connectivity_at"] = labels.connectivity(weights.write, core, sizes).astype(np.float32)
+    core = labels.supernodes(variables[settings.score], settings.rho) if tokens else None
+    reads = reading(weights, previous_support, statistics.read_power / max(1, statistics.tokens))
+    writes = writing(weights.write, core, settings.support_size)
+    sizes = labels.support_sizes(len(weights.write), settings.support_size)
+    variables |= {
+        "write_norm": writes.norm,
+        "write_norm_l1": writes.norm_l1,
+        **reads.norms,
+        "read_connectivity": reads.connectivity,
+        "connectivity_at": writes.connectivity.astype(np.float32),
+        "write_dimension": writes.dimension,
+        "write_share": writes.share,
+    }
     variables["connectivity"] = variables["connectivity_at"][sizes.index(settings.support_size)]
-    variables["write_dimension"], variables["write_share"] = labels.written_dimensions(
-        weights.write, labels.write_support(weights.write, core, settings.support_size), schema.NEAREST
-    )
+    if core is None:
+        return variables | _unreached(statistics.n_channels), writes.mass
+    variables["wanda_group"] = reads.wanda + writes.norm_l1 * np.sqrt(variables["sum_u2"] / tokens)
     variables |= _redundancy(statistics, core, settings)
     variables["label"], variables["protection"] = labels.label_ffn(
         variables[settings.score], variables["connectivity"], variables["redundancy"], settings
     )
-    return variables, labels.write_mass(weights.write, core)
+    return variables, writes.mass
 
 
 def _sums(statistics: ChannelStatistics) -> dict[str, np.ndarray]:
@@ -119,12 +123,10 @@ def _none_nearest(n_channels: int) -> tuple[np.ndarray, np.ndarray]:
     return np.full(shape, -1, dtype=np.int32), np.full(shape, np.nan, dtype=np.float32)
 
 
-def _unreached(n_channels: int, sizes: int) -> dict[str, np.ndarray]:
-    """The arrays of an expert that got no token (spec section "Stacks")."""
+def _unreached(n_channels: int) -> dict[str, np.ndarray]:
+    """The arrays of an expert that got no token (spec section "Stacks"), besides those of its weights."""
     return _unreached_redundancy(n_channels) | {
-        **dict(zip(("write_dimension", "write_share"), _none_nearest(n_channels), strict=True)),
-        **dict.fromkeys(("wanda_group", "connectivity"), np.full(n_channels, np.nan)),
-        "connectivity_at": np.full((sizes, n_channels), np.nan),
+        "wanda_group": np.full(n_channels, np.nan),
         "label": np.zeros(n_channels, dtype=np.uint8),
         "protection": np.ones(n_channels),
     }
@@ -200,22 +202,22 @@ def _redundancy(statistics: ChannelStatistics, core: np.ndarray, settings: Label
     correlation = statistics.core
     if correlation is None or correlation.real.count < 2:
         return _unreached_redundancy(statistics.n_channels) | {"core_covered": np.asarray(0.0)}
-    candidates = correlation.candidates.cpu().numpy()
-    columns = np.flatnonzero(np.isin(candidates, core))
+    candidates = correlation.candidates
+    columns = torch.isin(candidates, torch.from_numpy(core).to(candidates.device)).nonzero()[:, 0]
     covered = candidates[columns]
     top_k = settings.redundancy_top_k
+    pairs = pair_redundancies(correlation.real, columns, covered)
+    partner, pair = nearest_in_core(pairs, covered)
     null = (
-        labels.redundancy_to_core(correlation.null.correlation(columns), covered, top_k)
+        redundancy_to_core(pair_redundancies(correlation.null, columns, covered), top_k).cpu().numpy()
         if correlation.null.count >= 2
         else np.full(statistics.n_channels, np.nan)
     )
-    real = correlation.real.correlation(columns)
-    partner, pair = labels.nearest_in_core(real, covered, schema.NEAREST)
     return {
         "redundancy_partner": partner,
         "redundancy_pair": pair,
         # Ranks, like those of every metric, are taken on the stored float32 values.
-        "redundancy": labels.redundancy_to_core(real, covered, top_k).astype(np.float32),
+        "redundancy": redundancy_to_core(pairs, top_k).cpu().numpy().astype(np.float32),
         "redundancy_null": null,
         "redundancy_tokens": np.asarray(correlation.real.count),
         "core_covered": np.asarray(len(covered) / len(core)),

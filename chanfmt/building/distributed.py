@@ -13,6 +13,7 @@ import torch
 from torch import distributed
 
 from chanfmt.base.errors import ChanfmtError, UsageError, first_line
+from chanfmt.models.out_of_memory import out_of_memory_recognised
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -71,11 +72,13 @@ class Group:
         """Run ``work``, which must not call this group, in all processes. Returns its result once all have succeeded.
 
         Raises:
-            ChanfmtError: ``work`` raised it in one process. It is raised in all of them.
+            ChanfmtError: ``work`` raised it in one process. It is raised in all of them. For an error of another kind, the
+                other processes raise a `ChanfmtError` that names it.
             torch.OutOfMemoryError: Likewise.
             LostProcessError: Another process did not get there.
         """
-        return work()
+        with out_of_memory_recognised():
+            return work()
 
     def collect(self, sums: Sequence[torch.Tensor], maxima: Sequence[torch.Tensor]) -> None:
         """Add up ``sums`` and take the largest of ``maxima`` over all processes, in place in the first process.
@@ -119,17 +122,18 @@ class _Processes(Group):
     def together(self, work: Callable[[], T]) -> T:
         failure: Exception | None = None
         try:
-            result = work()
-        except (ChanfmtError, torch.OutOfMemoryError) as error:
+            with out_of_memory_recognised():
+                result = work()
+        except Exception as error:
             failure = error
         except KeyboardInterrupt:
             self._look_for_lost()
             raise
         try:
-            failures = [told for told in self.exchange(_told(failure)) if told is not None]
+            failures = [told for told in self.exchange(_told(failure, self.rank)) if told is not None]
         except LostProcessError:
             # The user has to mend the failure of this process, which may be why the other one is gone.
-            if isinstance(failure, ChanfmtError):
+            if failure is not None and not isinstance(failure, torch.OutOfMemoryError):
                 raise failure from None
             raise
         if not failures:
@@ -137,7 +141,9 @@ class _Processes(Group):
         final = next((told for told in failures if not told.out_of_memory), None)
         if final is None:
             raise failure or torch.OutOfMemoryError(failures[0].message)
-        raise failure if isinstance(failure, ChanfmtError) else final.error()
+        if failure is not None and not isinstance(failure, torch.OutOfMemoryError):
+            raise failure
+        raise final.error()
 
     def collect(self, sums: Sequence[torch.Tensor], maxima: Sequence[torch.Tensor]) -> None:
         # The processes send one after the other. If a process is lost in the middle of a collective operation, gloo breaks
@@ -245,12 +251,14 @@ class _Failure:
         return error
 
 
-def _told(error: Exception | None) -> _Failure | None:
+def _told(error: Exception | None, rank: int) -> _Failure | None:
     if error is None:
         return None
     if isinstance(error, ChanfmtError):
         return _Failure(error.message, error.hint, error.exit_code, out_of_memory=False)
-    return _Failure(first_line(error), None, 1, out_of_memory=True)
+    if isinstance(error, torch.OutOfMemoryError):
+        return _Failure(first_line(error), None, 1, out_of_memory=True)
+    return _Failure(f"rank {rank} failed: {type(error).__name__}: {first_line(error)}", None, 1, out_of_memory=False)
 
 
 def _buckets(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:

@@ -21,6 +21,7 @@ from chanfmt.data.tokens import CalibrationTokens
 from chanfmt.format import schema
 from chanfmt.models.load import check_finite
 from chanfmt.models.next_token import NextTokenLoss
+from chanfmt.models.out_of_memory import free_cached_memory, out_of_memory_recognised
 from chanfmt.models.run import usual_batch
 
 if TYPE_CHECKING:
@@ -137,30 +138,37 @@ def measure(
     resumed = done > 0
     # How much memory a batch takes is not known beforehand: if one does not fit, start over with half of it.
     while True:
-        statistics = [FFNStatistics(ffn, model.get_parameter(ffn.write).device) for ffn in ffns]
-        measurement = Measurement(statistics, loss.terms(tokens.seq_len), size, done)
-        if start is not None:
-            for item, state in zip(statistics, start.ffns, strict=True):
-                item.restore(state)
-            measurement.loss = start.loss
-            progress(done * tokens.seq_len)
-        capture = Capture(model, ffns, statistics)
+        measured = 0
         try:
-            with capture.running():
+            measurement = group.together(partial(_begun, model, ffns, loss.terms(tokens.seq_len), size, done, start))
+            measured = done if start is not None else 0
+            progress(measured * tokens.seq_len)
+            capture = Capture(model, ffns, list(measurement.statistics))
+            with out_of_memory_recognised(), capture.running():
                 for sequences in _batches(measurement, capture, loss, ffns, tokens, rho, group):
                     measurement.sequences += sequences
+                    measured += sequences
                     progress(sequences * tokens.seq_len)
                     after_batch(measurement)
             measurement.collect(group)
             return measurement
         except torch.OutOfMemoryError:
             if batch_size is not None or resumed or size == 1:
-                raise out_of_memory(size, "a smaller --batch-size or --seq-len", resumed=resumed) from None
+                raise out_of_memory(size, "--stream, a smaller --batch-size or --seq-len", resumed=resumed) from None
         say(f"note: out of memory with {size} sequences in a batch; starting over with {size // 2}")
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        progress(-measurement.sequences * tokens.seq_len)
+        free_cached_memory(device)
+        progress(-measured * tokens.seq_len)
         size //= 2
+
+
+def _begun(model: Any, ffns: list[FFN], terms: int, size: int, done: int, start: PassState | None) -> Measurement:
+    """A measurement from which a pass goes on: that of ``start``, or an empty one."""
+    measurement = Measurement([FFNStatistics(ffn, model.get_parameter(ffn.write).device) for ffn in ffns], terms, size, done)
+    if start is not None:
+        for item, state in zip(measurement.statistics, start.ffns, strict=True):
+            item.restore(state)
+        measurement.loss = start.loss
+    return measurement
 
 
 def out_of_memory(size: int, levers: str, *, resumed: bool) -> ChanfmtError:
@@ -249,11 +257,18 @@ def _batch(
 def _choose_cores(measurement: Measurement, rho: float, group: Group) -> None:
     """Fix the candidate cores that are not fixed yet, from the sums of all processes, which the first one has."""
     members = [member for item in measurement.statistics for member in item.members]
-    if group.rank == 0:
-        for member in members:
+
+    def choose() -> None:
+        for member in members if group.rank == 0 else ():
             if member.core is None:
                 member.choose_core(rho)
+
+    def take_over() -> None:
+        for member, chosen in zip(members, candidates, strict=True):
+            if member.core is None and chosen is not None:
+                member.set_core(chosen)
+
+    # The cross moments with a core take most of the memory of a build. What goes wrong here ends all processes.
+    group.together(choose)
     candidates = group.exchange([None if member.core is None else member.core.candidates.cpu() for member in members])[0]
-    for member, chosen in zip(members, candidates, strict=True):
-        if member.core is None and chosen is not None:
-            member.set_core(chosen)
+    group.together(take_over)

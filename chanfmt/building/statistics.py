@@ -212,8 +212,8 @@ class CoreCorrelation:
     def __init__(self, candidates: torch.Tensor, n_channels: int, *, routed: bool = False) -> None:
         self.candidates = candidates
         self.routed = routed
-        self.real = _PairSums(n_channels, len(candidates), candidates.device)
-        self.null = _PairSums(n_channels, len(candidates), candidates.device)
+        self.real = PairSums(n_channels, len(candidates), candidates.device)
+        self.null = PairSums(n_channels, len(candidates), candidates.device)
         self.last: tuple[torch.Tensor, ...] | None = None
 
     def add(self, q: torch.Tensor, q_total: torch.Tensor, q2: torch.Tensor) -> None:
@@ -248,7 +248,7 @@ class CoreCorrelation:
         return tensors
 
 
-class _PairSums:
+class PairSums:
     """The raw sums from which Pearson correlations between m channels and c candidates follow."""
 
     def __init__(self, n_channels: int, n_others: int, device: torch.device) -> None:
@@ -272,11 +272,6 @@ class _PairSums:
         self.cross += q.reshape(-1, q.shape[-1]).T @ other.reshape(-1, other.shape[-1])
         self.channel += torch.stack([q_total.sum(0), q2.sum(0)])
         self.other += torch.stack([other_total.sum(0), other_q2.sum(0)])
-
-    def correlation(self, columns: np.ndarray) -> np.ndarray:
-        """Pearson correlations with the candidates at ``columns``, float64 (m, len(columns))."""
-        channel, other = self.channel.cpu().numpy(), self.other.cpu().numpy()[:, columns]
-        return labels.pearson(self.cross.cpu().numpy()[:, columns], channel[0], channel[1], other[0], other[1], self.count)
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:

@@ -26,6 +26,7 @@ from chanfmt.building.gradients import gradient_path, remove_gradients
 from chanfmt.building.measure import Measurement, out_of_memory, split_ranges
 from chanfmt.building.state import PassState, StreamState
 from chanfmt.building.statistics import FFNStatistics
+from chanfmt.models.out_of_memory import free_cached_memory, out_of_memory_recognised
 from chanfmt.models.run import eager_experts, explained, tokens_at_once, usual_batch
 from chanfmt.models.streaming.chain import Call
 from chanfmt.models.streaming.spool import Spooled, bytes_of
@@ -158,15 +159,14 @@ def measure_streamed(
     while True:
         run = _Pass(streamed, spool, ids, _batches(tokens.split_of, size), settings, loss, progress, after_batch)
         try:
-            with eager_experts(streamed.chain.model):
+            with out_of_memory_recognised(), eager_experts(streamed.chain.model):
                 return run.result(size, start, gradient)
         except torch.OutOfMemoryError:
             if batch_size is not None or start is not None or size == 1:
                 levers = "a smaller --batch-size, --seq-len or --spool-limit"
                 raise out_of_memory(size, levers, resumed=start is not None) from None
         say(f"note: out of memory with {size} sequences in a batch; starting over with {size // 2}")
-        if streamed.chain.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_cached_memory(streamed.chain.device)
         spool.clear()
         progress(-run.done)
         size //= 2

@@ -12,6 +12,7 @@ from chanfmt.base.errors import ChanfmtError, ModelError, UsageError, first_line
 from chanfmt.data.tokens import check_vocabulary
 from chanfmt.format.records import NO_SPECIAL_TOKENS, SpecialTokens
 from chanfmt.models.causal import check_causal
+from chanfmt.models.out_of_memory import is_out_of_memory
 from chanfmt.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -83,9 +84,8 @@ def sample_sequences(
                     .cpu()
                     .numpy()
                 )
-    except (RuntimeError, IndexError) as error:
-        # Only accelerators have an exception of their own for memory that runs out.
-        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+    except (RuntimeError, IndexError, MemoryError) as error:
+        if is_out_of_memory(error):
             raise ChanfmtError(
                 f"out of memory sampling {min(size, sequences)} sequences at a time",
                 hint="use a smaller --batch-size or --seq-len, or --dtype bfloat16",

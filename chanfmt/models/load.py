@@ -11,6 +11,7 @@ from chanfmt.base.narrate import say
 from chanfmt.models.accounting import check_accounted
 from chanfmt.models.classes import auto_class
 from chanfmt.models.loadable import loadable
+from chanfmt.models.out_of_memory import is_out_of_memory
 from chanfmt.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -45,7 +46,6 @@ def load_model(
         MissingPackageError: ``device_map`` is given and accelerate is not installed.
         UsageError: The model is in memory already, in another dtype or on another device than asked for.
     """
-    import torch
 
     if source.loaded is not None:
         return _as_it_is(source.loaded, dtype=dtype, device=device, device_map=device_map)
@@ -72,6 +72,8 @@ def load_model(
     except ModelError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise _too_large(source, place) from None
         raise ModelError(f"{source.id}: transformers cannot load it: {first_line(error)}") from None
     model.config.name_or_path = str(source.directory)
     _check_as_accounted(info, source.id)
@@ -80,10 +82,10 @@ def load_model(
     try:
         # A model that accelerate has spread stays on its devices.
         model = model if extra else model.to(place)
-    except torch.OutOfMemoryError:
-        raise ModelError(
-            f"{source.id} does not fit on {place}", hint="use --dtype bfloat16, --device cpu, or a larger GPU"
-        ) from None
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise _too_large(source, place) from None
+        raise
     model.eval()
     model.requires_grad_(False)
     check_finite(model)
@@ -135,6 +137,12 @@ def check_finite(model: nn.Module, under: str = "") -> None:
             raise ModelError(
                 f"the weight {name} holds NaN or infinite values", hint="download the checkpoint again, or repair it"
             )
+
+
+def _too_large(source: ModelSource, place: torch.device) -> ModelError:
+    return ModelError(
+        f"{source.id} does not fit on {place}", hint="use --stream, --dtype bfloat16, --device cpu, or a larger GPU"
+    )
 
 
 def _check_as_accounted(info: Mapping[str, Any], name: str) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 if TYPE_CHECKING:
-    import numpy as np
+    import torch
     from torch import nn
 
     from chanfmt.models.ffn import Bias, Matrix, Member
@@ -16,26 +14,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FFNWeights:
-    """The weights of one dense FFN or one expert, channel by channel.
+    """The weights of one dense FFN or one expert, channel by channel, as views of the parameters.
 
     Attributes:
         write: Write vectors as columns, (d, m).
         reads: Role (``gate``, ``up``) to read rows, (m, d).
     """
 
-    write: np.ndarray
-    reads: dict[str, np.ndarray]
+    write: torch.Tensor
+    reads: dict[str, torch.Tensor]
 
 
 def ffn_weights(model: nn.Module, member: Member) -> FFNWeights:
-    """Weights of ``member`` on the CPU, float32; float64 if the model is."""
+    """Weights of ``member``, on the device and in the dtype of the model."""
     width = member.write.matrix.inputs
-    reads: dict[str, np.ndarray] = {}
+    reads: dict[str, torch.Tensor] = {}
     for read in member.reads:
         # The rows of an adapter beside a read projection lie in another space than the residual stream.
         if read.role not in reads:
-            reads[read.role] = _numpy(matrix_of(model, read.projection.matrix)[read.start :: read.step][:width])
-    return FFNWeights(_numpy(matrix_of(model, member.write.matrix)), reads)
+            reads[read.role] = matrix_of(model, read.projection.matrix)[read.start :: read.step][:width]
+    return FFNWeights(matrix_of(model, member.write.matrix), reads)
 
 
 def matrix_of(model: nn.Module, matrix: Matrix) -> torch.Tensor:
@@ -54,8 +52,3 @@ def bias_of(model: nn.Module, bias: Bias) -> torch.Tensor:
     """The values of ``bias``, (outputs,), as a view of its parameter."""
     values = model.get_parameter(bias.parameter).detach()
     return values if bias.index is None else values[bias.index]
-
-
-def _numpy(tensor: torch.Tensor) -> np.ndarray:
-    tensor = tensor.cpu()
-    return (tensor if tensor.dtype == torch.float64 else tensor.float()).numpy()

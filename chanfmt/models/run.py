@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from chanfmt.base.errors import ModelError, first_line
+from chanfmt.models.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -101,10 +102,9 @@ def explained(what: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, IndexError) as error:
-        # Only accelerators have an exception of their own for memory that runs out.
-        if "allocate memory" in str(error):
-            raise torch.OutOfMemoryError(str(error)) from None
+    except (RuntimeError, IndexError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise torch.OutOfMemoryError(str(error) or "out of memory") from None
         raise ModelError(f"the model cannot run {what}: {first_line(error)}") from error
 
 

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from surgery.cut.stock import Shapes
     from surgery.planning.plan import Change, PruningPlan
 
+WHOLE_TENSORS: set[type[torch.Tensor]] = {torch.Tensor}
+"""Classes of tensors that hold all their numbers, one by one. A device that is written in Python adds a class of its own."""
 _DTYPES = {1: "I8", 2: "F16", 4: "F32", 8: "F64"}
 """A safetensors dtype of each element size: a cut only moves bits."""
 
@@ -137,7 +139,7 @@ def _check_loaded(model: Any, plan: PruningPlan) -> None:
             raise ModelError(
                 f"{name} is not in memory: {parameter_name} is on the meta device", hint="load it without offloading"
             )
-        if type(parameter.data) is not torch.Tensor:
+        if type(parameter.data) not in WHOLE_TENSORS:
             raise ModelError(f"{name} is sharded or quantised: {parameter_name} is a {type(parameter.data).__name__}")
 
 

@@ -98,6 +98,7 @@ def answers(model: Any, tokenizer: Any, prompts: Sequence[Prompt], most: int, *,
     """
     import torch
 
+    from chanfmt.models.out_of_memory import out_of_memory_recognised
     from chanfmt.models.quiet import quiet_transformers
 
     device = next(model.parameters()).device
@@ -109,7 +110,7 @@ def answers(model: Any, tokenizer: Any, prompts: Sequence[Prompt], most: int, *,
         try:
             # transformers fills settings that a call leaves at their defaults from those of the model.
             model.generation_config = _greedy(most, ends)
-            with torch.no_grad(), quiet_transformers():
+            with out_of_memory_recognised(), torch.no_grad(), quiet_transformers():
                 whole = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))[0]
         except torch.OutOfMemoryError:
             raise ChanfmtError("out of memory while answering a prompt", hint="use --dtype bfloat16") from None

@@ -91,6 +91,8 @@ class Tasks:
         """
         import torch
 
+        from chanfmt.models.out_of_memory import out_of_memory_recognised
+
         with _quiet(self.progress):
             import lm_eval
             from lm_eval.models.huggingface import HFLM
@@ -99,13 +101,14 @@ class Tasks:
                 # On a GPU, lm-eval finds the largest batch that fits. On a CPU, padding costs more than batches save.
                 batch = "auto" if next(model.parameters()).device.type == "cuda" else 1
                 wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch)
-                found = lm_eval.simple_evaluate(
-                    wrapped,
-                    tasks=self.names,
-                    task_manager=self.manager,
-                    limit=self.limit or None,
-                    log_samples=False,
-                )
+                with out_of_memory_recognised():
+                    found = lm_eval.simple_evaluate(
+                        wrapped,
+                        tasks=self.names,
+                        task_manager=self.manager,
+                        limit=self.limit or None,
+                        log_samples=False,
+                    )
             except torch.OutOfMemoryError:
                 raise ChanfmtError("out of memory in lm-eval's tasks", hint="use --dtype bfloat16") from None
             except Exception as error:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from torch import nn
 
 _TOLERANCE = 1e-5
 
@@ -44,13 +47,17 @@ def exact_products(device: torch.device) -> Iterator[None]:
         yield
 
 
-def descent_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the products of a gradient descent over weights in float32, in a model of ``dtype``.
+def descent_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of the products of a gradient descent over weights in float32.
 
-    A 16-bit ``dtype`` stays. On a CPU with instructions for products of bfloat16, which are two to four times as fast as those
-    of float32, it is bfloat16. The same CPU always gives the same dtype.
+    It is bfloat16 where the hardware has such products, which are two to four times as fast as those of float32: on GPUs, and on
+    CPUs with AVX512_BF16 or AMX. The same device always gives the same dtype.
     """
-    return torch.bfloat16 if dtype == torch.float32 and device.type == "cpu" and _bfloat16_on_cpu() else dtype
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = device.type == "cpu" and _bfloat16_on_cpu()
+    return torch.bfloat16 if fast else torch.float32
 
 
 def half_products(device: torch.device, dtype: torch.dtype) -> torch.autocast:
@@ -59,6 +66,43 @@ def half_products(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     Rounded weights are not kept from one product to the next, because a descent changes the weights in the body.
     """
     return torch.autocast(device.type, dtype=dtype, enabled=dtype in (torch.bfloat16, torch.float16), cache_enabled=False)
+
+
+@contextlib.contextmanager
+def in_float32(model: nn.Module, blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """Let ``model`` compute in float32 in the body, whatever its weights are in. They keep their values.
+
+    Args:
+        blocks: Modules whose weights are in float32 only while they run, to save memory.
+    """
+    inside = {id(tensor) for block in blocks for tensor in _floats(block)}
+    rest = [tensor for tensor in _floats(model) if id(tensor) not in inside]
+    narrow: dict[int, torch.dtype] = {}
+
+    def widen(tensors: Iterable[torch.Tensor]) -> None:
+        for tensor in tensors:
+            narrow[id(tensor)] = tensor.dtype
+            tensor.data = tensor.data.float()
+
+    def restore(tensors: Iterable[torch.Tensor]) -> None:
+        for tensor in tensors:
+            tensor.data = tensor.data.to(narrow[id(tensor)])
+
+    handles = [block.register_forward_pre_hook(lambda block, args: widen(_floats(block))) for block in blocks]
+    handles += [block.register_forward_hook(lambda block, args, output: restore(_floats(block))) for block in blocks]
+    widen(rest)
+    try:
+        yield
+    finally:
+        restore(rest)
+        for handle in handles:
+            handle.remove()
+
+
+def _floats(module: nn.Module) -> list[torch.Tensor]:
+    """Parameters and buffers of floating dtype, each once."""
+    tensors = {id(tensor): tensor for tensor in itertools.chain(module.parameters(), module.buffers())}
+    return [tensor for tensor in tensors.values() if tensor.is_floating_point()]
 
 
 @contextlib.contextmanager

@@ -39,7 +39,7 @@ from surgery.recovery.experts import JointFitting
 from surgery.recovery.folds import fold_places, split_batches
 from surgery.recovery.least_squares import Moments, choose_fit, fit
 from surgery.recovery.options import Distillation, LayerRecovery, Refit
-from surgery.recovery.precision import descent_dtype, exact_products, fast_products, full_products, half_products
+from surgery.recovery.precision import descent_dtype, exact_products, fast_products, full_products
 from surgery.recovery.resume import RefitState
 from surgery.recovery.survivors import Survivors, Write
 from surgery.recovery.targets import Alone, InBlock, check_finite_states, inverse_square
@@ -111,6 +111,8 @@ def refitted(
 ) -> Iterator[Refitted]:
     """Fit the kept channels of ``plan``'s cut of the dense model ``source``. The weights exist as long as the context.
 
+    The model runs in float32, whatever the dtype of the checkpoint.
+
     Args:
         options: Method, tokens, device and memory of the fit.
 
@@ -118,7 +120,8 @@ def refitted(
         ModelError: The model cannot run block by block, or its FFNs are of a kind that cannot be fitted.
         ChanfmtError: Memory or disk space runs out.
     """
-    streamed = open_streamed(source, device=options.device)
+    # In 16 bits the streams would differ from what the file computes by more than the fit gains. The weights are rounded once.
+    streamed = open_streamed(source, dtype="float32", device=options.device)
     with Spool(options.spool_bytes, workplace.directory) as spool:
         run = _Pass(plan, source.index, streamed, spool, options, workplace)
         with torch.no_grad(), eager_experts(streamed.chain.model), fast_products(streamed.chain.device):
@@ -335,9 +338,8 @@ class _Fitting:
             if not self.alone:
                 # Otherwise the least squares had the same target.
                 before = total(evaluate(target, batches, inside, Write(*self.inputs.parts(prior))), target, batches, inside)
-            with half_products(self.device, self.check.dtype):
-                dtype = descent_dtype(self.device, self.check.dtype)
-                adapted = adapt(target, batches, self.survivors.read_leaves(), start, self.number, run.progress, dtype)
+            dtype = descent_dtype(self.device)
+            adapted = adapt(target, batches, self.survivors.read_leaves(), start, self.number, run.progress, dtype)
             errors, epoch, held_out_before = adapted.errors, adapted.epoch, adapted.held_out_before
             after = total(errors, target, batches, inside)
             held_out_error = total(errors, target, batches, outside) if outside else None

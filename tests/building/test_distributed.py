@@ -58,10 +58,10 @@ def flags(options):
     return words + (["--resume"] if options.resume else [])
 
 
-def finish(process):
+def finish(process, seconds=100):
     """Exit code and stderr of a torchrun, which must not hang."""
     try:
-        _, error = process.communicate(timeout=100)
+        _, error = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         # If torchrun were killed, it would leave its processes behind.
         process.terminate()
@@ -131,6 +131,13 @@ def test_two_processes_measure_what_one_does(tiny_checkpoint, tmp_path):
     assert_several_did_what_one_does(options, 2)
     # Only the first process narrates.
     assert error.count("FFNs, ") == error.count("wrote ") == 1
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_an_error_in_one_process_ends_all_with_its_message(processes, tiny_checkpoint, tmp_path):
+    code, error = finish(start(processes, "tests.support.failing_phases", str(tiny_checkpoint("llama")), str(tmp_path)), 300)
+    assert code == 0, error
+    assert [path.name for path in tmp_path.glob("*.h5")] == ["labels.h5"]
 
 
 def test_three_processes_sum_fail_run_out_of_memory_and_measure_experts_as_one(tmp_path):

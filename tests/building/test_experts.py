@@ -122,7 +122,7 @@ def test_slices_of_every_expert_point_at_its_weights(tmp_path, model_type):
                 axis = item.axis - (item.index is not None)
                 rows = tensor.transpose(0, axis)[item.start : item.stop : item.step]
                 expected = weights.write.T if item.role == "write" else weights.reads[item.role]
-                torch.testing.assert_close(rows, torch.from_numpy(expected))
+                torch.testing.assert_close(rows, expected)
                 if item.role == "write" and member.write.bias is None:
                     break
         assert next(slices, None) is None

@@ -74,8 +74,23 @@ def check_failures(group: Group) -> None:
     with pytest.raises(ChanfmtError) as caught:
         group.together(refuse)
     assert (caught.value.message, caught.value.hint, caught.value.exit_code) == ("only here", "look", 2)
+
+    def run_out_in_other_words() -> int:
+        if group.rank == 1:
+            raise RuntimeError("CUDA error: out of memory")
+        return group.rank
+
+    def break_down() -> int:
+        if group.rank == 1:
+            raise IndexError("a fault of the program")
+        return group.rank
+
     with pytest.raises(torch.OutOfMemoryError, match="too much"):
         group.together(run_out)
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA error"):
+        group.together(run_out_in_other_words)
+    with pytest.raises(IndexError if group.rank == 1 else ChanfmtError, match="a fault of the program"):
+        group.together(break_down)
     assert group.together(lambda: group.rank) == group.rank
 
 

@@ -16,6 +16,7 @@ from chanfmt.models.find.discover import Found, assemble, check_complete, examin
 from chanfmt.models.find.probe import probe
 from chanfmt.models.find.trace import Tracer
 from chanfmt.models.load import check_finite, pick_device, pick_dtype
+from chanfmt.models.out_of_memory import is_out_of_memory
 from chanfmt.models.run import eager_experts, run_text, test_tokens
 from chanfmt.models.streaming.chain import Chain, equal, state_of
 from chanfmt.models.streaming.parameters import StoredParameters, return_freed_memory, stored_dtype, weightless
@@ -96,8 +97,7 @@ class _Opening:
                 output = run_text(self.model, ids)
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
             kind = type(self.model).__name__
-            # Only accelerators have an exception of their own for memory that runs out.
-            if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            if is_out_of_memory(error):
                 raise ModelError(
                     f"{kind}: even one block at a time is too large for the memory",
                     hint="use --dtype bfloat16, or a larger machine",

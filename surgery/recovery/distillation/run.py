@@ -42,7 +42,7 @@ from surgery.recovery.distillation.state_file import Before, StateFile
 from surgery.recovery.distillation.student import Student
 from surgery.recovery.folds import fold_places, split_batches
 from surgery.recovery.options import Distillation, SourceDivergence
-from surgery.recovery.precision import descent_dtype, fast_products, full_products, half_products
+from surgery.recovery.precision import descent_dtype, fast_products, full_products, half_products, in_float32
 from surgery.recovery.refit import CHECK_TOKENS, Refitted, refitted
 from surgery.recovery.resume import request_of
 
@@ -160,7 +160,7 @@ def _precision(source: ModelSource, device: torch.device) -> tuple[torch.dtype, 
     in float32. On a CPU, weights are in float32, and products in what is fast (`descent_dtype`).
     """
     if device.type == "cpu":
-        return torch.float32, descent_dtype(device, torch.float32)
+        return torch.float32, descent_dtype(device)
     stored = model_dtype(source)
     products = torch.bfloat16 if stored in (torch.bfloat16, torch.float16) else torch.float32
     return (torch.bfloat16 if stored == torch.bfloat16 else torch.float32), products
@@ -231,9 +231,9 @@ class _Training:
             tuple((step, loss if loss < NOT_FINITE else None) for step, loss in state.history) if self._held else (),
         )
         ids = self._batches[0].ids[:1, :CHECK_TOKENS]
-        # On a CPU the model computes in float32, as the checked file will.
-        autocast = contextlib.nullcontext() if self._device.type == "cpu" else self._autocast()
-        with torch.no_grad(), full_products(), autocast:
+        blocks = [module for _, modules in outer_lists(self._model) for module in modules]
+        # The check runs the file in float32.
+        with torch.no_grad(), full_products(), in_float32(self._model, blocks):
             logits = self._halves.logits(self._halves.hidden(ids.to(self._device)))
         weights = {block.name: self.student.get(block.name) for block in self._plan.blocks if block.is_cut}
         return Refitted(before.layers, logits[0].float().cpu(), ids, weights.__getitem__, report)

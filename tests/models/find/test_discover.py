@@ -90,7 +90,7 @@ def test_interleaved_halves():
     assert len(ffns) == 3
     assert [(read.role, read.start, read.step) for read in ffns[0].members[0].reads] == [("gate", 0, 2), ("up", 1, 2)]
     rows = ffn_weights(model, ffns[0].members[0]).reads["up"]
-    torch.testing.assert_close(torch.from_numpy(rows), model.model.layers[0].mlp.gate_up.weight.detach()[1::2])
+    torch.testing.assert_close(rows, model.model.layers[0].mlp.gate_up.weight.detach()[1::2])
 
 
 class NormedMLP(InterleavedMLP):
@@ -180,9 +180,9 @@ def test_slices_point_at_the_weights(tmp_path, model_type):
             tensor = stored[item.tensor].transpose(0, item.axis)[item.start : item.stop : item.step]
             assert len(tensor) == ffn.width
             if item.role == "write":
-                torch.testing.assert_close(tensor, torch.from_numpy(weights.write).T)
+                torch.testing.assert_close(tensor, weights.write.T)
             elif item.role in weights.reads:
-                torch.testing.assert_close(tensor, torch.from_numpy(weights.reads[item.role]))
+                torch.testing.assert_close(tensor, weights.reads[item.role])
 
 
 def test_a_checkpoint_of_the_base_model_is_mapped(tmp_path):

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from surgery.result.record import Report
 
-CLOSE = 1e-4 if descent_dtype(torch.device("cpu"), torch.float32) == torch.float32 else 5e-3
+CLOSE = 1e-4 if descent_dtype(torch.device("cpu")) == torch.float32 else 5e-3
 """Relative difference of a divergence from that of float32, on this CPU."""
 
 
