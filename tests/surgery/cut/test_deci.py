@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,19 +14,25 @@ import torch
 import transformers
 
 from chanfmt.base.errors import UsageError
+from chanfmt.cli.main import main as atlas_main
+from chanfmt.format.reader import Atlas
+from chanfmt.models.load import load_model
 from chanfmt.models.source import ModelSource
+from surgery.cli.main import main
 from surgery.cut.apply import apply_plan
 from surgery.cut.deci import ffn_mult
 from surgery.cut.options import CutOptions
 from surgery.cut.restore import restore
 from surgery.planning.file import load_plan
 from surgery.planning.layouts import deci_obstacle, readers
+from surgery.planning.options import PlanOptions
+from surgery.planning.plan import make_plan
+from surgery.planning.what_if import WhatIf
 from surgery.result.result import open_result
 from tests.support.plans import planned
+from tests.support.tiny import VOCAB, tiny_tokenizer
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from surgery.planning.plan import PruningPlan
     from surgery.result.record import Report
 
@@ -93,8 +101,10 @@ assert not any(name.split(".")[0] == "chanfmt" for name in sys.modules)
 """
     environment = {"HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
     subprocess.run([sys.executable, "-c", script], check=True, env=environment, cwd=tmp_path)
-    assert report.logits is not None and report.logits.relative_error < 1e-4
-    assert report.plan.layout == "deci" and not report.padded
+    assert report.logits is not None
+    assert report.logits.relative_error < 1e-4
+    assert report.plan.layout == "deci"
+    assert not report.padded
 
 
 def test_the_result_is_smaller_by_what_was_removed(tmp_path: Path) -> None:
@@ -104,7 +114,8 @@ def test_the_result_is_smaller_by_what_was_removed(tmp_path: Path) -> None:
     read = open_result(tmp_path / "out")
     assert read.report.sizes == report.sizes
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "trust_remote_code=True)" in card and "Stock transformers code loads" not in card
+    assert "trust_remote_code=True)" in card
+    assert "Stock transformers code loads" not in card
 
 
 def test_an_even_plan_stays_a_stock_model(tmp_path: Path) -> None:
@@ -181,8 +192,6 @@ def test_code_in_a_result_is_not_run_when_it_is_read(tmp_path: Path) -> None:
     for name in ("modeling_uneven.py", "configuration_uneven.py"):
         (tmp_path / "out" / name).write_text("raise SystemExit('the code of the result ran')\n")
     source = ModelSource(tmp_path / "out")
-    from chanfmt.models.load import load_model
-
     assert [layer.mlp.down_proj.in_features for layer in load_model(source).model.layers] == list(KEPT)
 
 
@@ -210,3 +219,41 @@ def test_multiples_of_256_are_written_so_that_more_programs_read_them(tmp_path: 
     assert readers(config | {"head_dim": 12}, kept)[0] == ["vLLM", "SGLang", "TensorRT-LLM"]
     assert readers(config | {"mlp_bias": True}, kept)[0] == ["vLLM", "mlx-lm"]
     assert readers(config, KEPT)[0] == ["vLLM"]
+
+
+def test_plans_say_beforehand_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = save_llama(tmp_path / "model", vocab_size=VOCAB)
+    tiny_tokenizer().save_pretrained(model)
+    atlas, out = str(tmp_path / "a.h5"), str(tmp_path / "out")
+    assert atlas_main(["build", str(model), "-o", atlas, "--calib", "pydoc", "--sequences", "2", "--seq-len", "32"]) == 0
+    capsys.readouterr()
+    asked = [atlas, "--to", "75%", "--allocation", "global", "--method", "magnitude", "--multiple-of", "16"]
+    said = []
+    for command in (["plan", *asked], ["prune", *asked, "--dry-run"], ["prune", *asked, "--model", str(model), "-o", out]):
+        assert main(command) == 0
+        printed = capsys.readouterr()
+        said.append([line for line in printed.out.splitlines() if line.startswith(("parameters", "size", "config", "layout"))])
+        assert "trust_remote_code=True" in printed.err
+    assert said[0] == said[1] == said[2]
+    assert len(said[0]) == 4
+    assert "in block_configs, model_type llama to nemotron-nas" in said[0][2]
+    before, after = (ModelSource(place).index.parameters for place in (model, tmp_path / "out"))
+    assert 0.7 * before < after <= 0.75 * before
+    # The what-if of the browser says the same.
+    with Atlas.open(Path(atlas)) as opened:
+        options = PlanOptions(0.5, "magnitude", allocation="global", multiple_of=16)
+        what_if = WhatIf(opened, options)
+        rows = what_if.at(0.5)
+        sizes = what_if.sizes(rows)
+        assert sizes == make_plan(opened, options).sizes
+        assert sizes is not None
+        assert "block_configs" in sizes.headline
+        assert not what_if.is_refused(rows)
+        padded = WhatIf(opened, replace(options, layout="uniform"))
+        assert padded.sizes(padded.at(0.5)).config[0].startswith("intermediate_size 256 to ")
+    # The same plan in another layout.
+    assert main(["plan", *asked, "-o", str(tmp_path / "plan")]) == 0
+    apply = ["apply", str(tmp_path / "plan"), "--model", str(model), "-o", str(tmp_path / "padded"), "--layout", "uniform"]
+    assert main([*apply, "--allow-padding"]) == 0
+    assert not (tmp_path / "padded" / "modeling_uneven.py").exists()
+    transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "padded")
