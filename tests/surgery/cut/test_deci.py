@@ -257,3 +257,18 @@ def test_plans_say_beforehand_what_is_written(tmp_path: Path, capsys: pytest.Cap
     assert main([*apply, "--allow-padding"]) == 0
     assert not (tmp_path / "padded" / "modeling_uneven.py").exists()
     transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "padded")
+
+
+@pytest.mark.parametrize("recover", ["bias", "lstsq"])
+def test_a_recovery_is_written_into_it(recover: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A bias is a switch of the config, and refitted weights are put in where the kept channels are."""
+    model = save_llama(tmp_path / "model", vocab_size=VOCAB)
+    tiny_tokenizer().save_pretrained(model)
+    atlas, out = str(tmp_path / "a.h5"), str(tmp_path / "out")
+    assert atlas_main(["build", str(model), "-o", atlas, "--calib", "pydoc", "--sequences", "8", "--seq-len", "64"]) == 0
+    asked = [atlas, "--sparsity", "0.5", "--layers", "0,2", "--method", "magnitude", "--recover", recover]
+    assert main(["prune", *asked, "--model", str(model), "-o", out]) == 0
+    assert "trust_remote_code=True" in capsys.readouterr().out
+    result = load_model(ModelSource(tmp_path / "out"))
+    assert [layer.mlp.down_proj.in_features for layer in result.model.layers] == [128, 256, 128, 256]
+    assert (result.model.layers[0].mlp.down_proj.bias is not None) is (recover == "bias")
