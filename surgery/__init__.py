@@ -59,6 +59,7 @@ def plan(
     invert: bool = False,
     multiple_of: int | None = None,
     seed: int = 0,
+    layout: str = "auto",
 ) -> PruningPlan:
     """Decide which channels a cut removes, from the atlas alone. No model is read, and torch is not imported.
 
@@ -81,6 +82,9 @@ def plan(
         multiple_of: Round kept widths to a multiple of this (default: the largest of 256, 128 and 64 that moves the
             kept width by less than 2%, or 32).
         seed: Seed of the method ``random``.
+        layout: Config of a result with uneven widths. ``uniform``: the fields of the stock class, with zero channels where
+            FFNs share a field. ``deci``: a Llama model as DeciLM, with a width for each layer and a modelling file.
+            ``auto``: ``uniform`` if no FFN is padded then, otherwise ``deci`` if the model is of its kind.
 
     Returns:
         The plan: the ids of the kept channels of every FFN (int arrays of shape (kept,), or (expert, kept)), and what the
@@ -109,6 +113,7 @@ def plan(
         seed,
         to,
         _dtype_name(dtype),
+        layout,
     )
     options.check()
     with opened(atlas) as given:
@@ -138,7 +143,9 @@ def prune(
     progress: bool | None = None,
     **planning: Any,
 ) -> Result:
-    """Cut a model and write the smaller checkpoint, which stock ``from_pretrained`` loads.
+    """Cut a model and write the smaller checkpoint, which ``from_pretrained`` loads.
+
+    Stock code loads the result, unless its layout is ``deci``: then ``trust_remote_code=True`` is needed.
 
     The checkpoint is streamed tensor by tensor, and published whole or not at all. Before ``out`` gets its name, its shapes
     are checked against the stock class, and its logits against those of the dense model with the same channels masked
@@ -168,7 +175,7 @@ def prune(
         overwrite: Whether an earlier result in ``out`` is replaced.
         revision: Branch, tag or commit on the Hub, in place of the measured one.
         progress: Whether to draw progress bars on stderr; None draws them if stderr is a terminal.
-        planning: Further arguments of `plan`, such as ``method`` and ``protect``.
+        planning: Further arguments of `plan`, such as ``method``, ``protect`` and ``layout``.
 
     Returns:
         The result: its directory, and the record of what was removed, written and checked.
@@ -221,6 +228,7 @@ def apply(
     dtype: str | None = None,
     extra_layers: str | None = None,
     allow_padding: bool = False,
+    layout: str | None = None,
     overwrite: bool = False,
     revision: str | None = None,
     progress: bool | None = None,
@@ -235,6 +243,7 @@ def apply(
         atlas: The atlas that the plan was made from. ``recover`` needs it, and the result gets a copy.
         recover, recover_text, recover_tokens, recover_steps, recover_start, recover_device: As for `prune`.
         verify, shard_bytes, dtype, extra_layers, allow_padding, overwrite, revision, progress: As for `prune`.
+        layout: Layout in place of the plan's, as for `plan`; None for the plan's.
         fine_tune: Whether other weights than the measured ones are accepted: those of a fine-tune, perhaps with another head.
 
     Returns:
@@ -258,7 +267,7 @@ def apply(
         raise _not_a_plan(plan)
     _check_loaded(model)
     recovery = _recovery(recover, recover_device, recover_text, recover_tokens, recover_steps, recover_start)
-    cut_options = CutOptions(overwrite, verify, fine_tune, shard_bytes, extra_layers, _dtype_name(dtype), allow_padding)
+    cut_options = CutOptions(overwrite, verify, fine_tune, shard_bytes, extra_layers, _dtype_name(dtype), allow_padding, layout)
     cut_options.check()
     given = plan if isinstance(plan, PruningPlan) else input_path(plan)
     with bars(progress):
@@ -270,7 +279,8 @@ def prune_(model: Any, plan: PruningPlan, *, allow_padding: bool = False) -> Nar
 
     Weights, biases, the sizes that the modules know (such as ``out_features``) and the config change. ``save_pretrained``
     then writes the tensors that `apply` writes for the same plan. Devices, dtypes and the training mode stay. The
-    gradients of the changed parameters are dropped: make the optimizer anew.
+    gradients of the changed parameters are dropped: make the optimizer anew. A model in memory keeps its class, so FFNs of
+    uneven widths are padded with zero channels, whatever the plan's layout is.
 
     Args:
         model: A ``transformers.PreTrainedModel``. Nothing can tell whether its weights are those that the atlas measured.

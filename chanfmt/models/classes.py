@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 from chanfmt.base.errors import ModelError, first_line
+from chanfmt.models.own import own_model_class
 from chanfmt.models.quiet import quiet_transformers
 
 
@@ -14,6 +15,8 @@ def auto_class(config: Any) -> Any:
     import transformers
     from transformers.models.auto import modeling_auto
 
+    if own := own_model_class(config):
+        return own
     saved = str((config.architectures or [""])[0])
     for names, loader in (
         (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, transformers.AutoModelForCausalLM),

@@ -13,6 +13,7 @@ from chanfmt.base.hub_ids import is_commit, is_hub_id
 from chanfmt.base.inputs import file_size, input_path
 from chanfmt.models import quantised
 from chanfmt.models.beside import check_adapter_alone, check_alone
+from chanfmt.models.own import is_own, own_config_class
 from chanfmt.models.quiet import quiet_transformers
 from chanfmt.models.safetensors import CheckpointIndex, fingerprint
 
@@ -142,6 +143,8 @@ class ModelSource:
         import transformers
 
         fields = self.config_fields
+        if is_own(fields) and not self.trust_remote_code:
+            return own_config_class().from_dict(copy.deepcopy(fields), name_or_path=str(self.directory))
         kind = fields.get("model_type")
         plain = (
             isinstance(kind, str)
@@ -194,7 +197,7 @@ def own_code(fields: Mapping[str, Any]) -> str:
     import transformers
 
     kind = fields.get("model_type")
-    if "auto_map" not in fields or (isinstance(kind, str) and kind in transformers.CONFIG_MAPPING):
+    if "auto_map" not in fields or is_own(fields) or (isinstance(kind, str) and kind in transformers.CONFIG_MAPPING):
         return ""
     return (
         f"code in the model's repository defines the model type {kind!r}, and a result has to load with stock transformers, "

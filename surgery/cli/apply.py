@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from chanfmt.base.inputs import input_path
 from chanfmt.cli.framework import PrintOptions, add_command, parse_options, print_json, print_line, print_pairs
 from surgery.cli.options import CutOptions, parse_size
+from surgery.planning.layouts import LAYOUTS
 
 if TYPE_CHECKING:
     import argparse
@@ -56,6 +57,16 @@ class PlanAtlasOptions:
     )
 
 
+@dataclass(frozen=True)
+class LayoutOptions:
+    """How the result is laid out."""
+
+    layout: str | None = field(
+        default=None,
+        metadata={"help": "layout of the result, as for surgery plan (default: the plan's)", "choices": tuple(LAYOUTS)},
+    )
+
+
 def add(commands: Any) -> None:
     add_command(
         commands,
@@ -73,7 +84,7 @@ def add(commands: Any) -> None:
 def _options() -> tuple[type, ...]:
     from surgery.recovery.options import RecoveryOptions
 
-    return PlanFileOptions, CutOptions, FineTuneOptions, PlanAtlasOptions, RecoveryOptions
+    return PlanFileOptions, CutOptions, LayoutOptions, FineTuneOptions, PlanAtlasOptions, RecoveryOptions
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -81,7 +92,11 @@ def _run(arguments: argparse.Namespace) -> None:
     from surgery.recovery.options import RecoveryOptions
 
     options = parse_options(arguments, CutOptions)
-    cut_options = as_data(options, fine_tune=parse_options(arguments, FineTuneOptions).fine_tune)
+    cut_options = as_data(
+        options,
+        fine_tune=parse_options(arguments, FineTuneOptions).fine_tune,
+        layout=parse_options(arguments, LayoutOptions).layout,
+    )
     result = apply_file(
         input_path(parse_options(arguments, PlanFileOptions).plan),
         options.model,
@@ -94,7 +109,7 @@ def _run(arguments: argparse.Namespace) -> None:
     tell(result, options, parse_options(arguments, PrintOptions))
 
 
-def as_data(options: CutOptions, *, fine_tune: bool = False) -> cut.CutOptions:
+def as_data(options: CutOptions, *, fine_tune: bool = False, layout: str | None = None) -> cut.CutOptions:
     """``options`` in the form that the library takes."""
     from surgery.cut import options as cut
 
@@ -106,6 +121,7 @@ def as_data(options: CutOptions, *, fine_tune: bool = False) -> cut.CutOptions:
         options.extra_layers,
         options.dtype,
         options.allow_padding,
+        layout,
     )
     found.check()
     return found

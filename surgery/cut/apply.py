@@ -19,12 +19,13 @@ from chanfmt.base.version import __version__
 from chanfmt.format.reader import Atlas
 from chanfmt.models.accounting import check_accounted
 from chanfmt.models.gguf_file import describe
+from chanfmt.models.own import code_fields, forget_code, is_own, own_files
 from chanfmt.models.source import ModelSource
 from surgery.cut.carried import clean_config, find_carried, write_json
 from surgery.cut.check import LogitCheck, NotCheckedError, check_logits, check_shapes
 from surgery.cut.checkpoint.reader import read_ahead
 from surgery.cut.checkpoint.writer import output_bytes, write_checkpoint
-from surgery.cut.config_width import check_layout, find_layout
+from surgery.cut.config_width import check_layout, find_layout, with_layout
 from surgery.cut.dtype_field import in_dtype
 from surgery.cut.extra_layers import handle_extra_layers, without
 from surgery.cut.loader import loader_name
@@ -88,6 +89,7 @@ def apply_plan(
     else:
         check_fingerprint(plan.model, source, _for_a_fine_tune(plan, source, by_atlas=atlas is not None))
     plan = relocated(replace(plan, extra=()), index, config)
+    plan = with_layout(plan, options.layout or plan.layout, config)
     base = read_base(source if options.fine_tune else plan.model, source.directory)
     layout = find_layout(plan, config, index)
     if not options.allow_padding:
@@ -105,7 +107,10 @@ def apply_plan(
         index = without(index, handled.dropped)
         temporary = stack.enter_context(published(output, index, layout.cuts, layout.config, options))
         write_plan(plan, temporary / KEPT_FILE, applied)
-        written = ModelSource(temporary)
+        # The check loads our modelling file from the directory, as a user does. It was written just now.
+        written = ModelSource(temporary, trust_remote_code=is_own(layout.config))
+        if written.trust_remote_code:
+            stack.callback(forget_code, written.config)
         shapes = check_shapes(index, layout.cuts, layout.allowed, written, options.dtype)
         logits, skipped = _verify(plan, source, written, options.verify, options.dtype)
         refitted = recovered.put_in(written, verify=logits is not None) if recovered is not None else None
@@ -216,8 +221,10 @@ def published(
         with progress_bar(total, "B", "writing") as bar:
             write_checkpoint(index, cuts, temporary, bar.update, options.shard_bytes, options.dtype)
         # transformers' own configs may hold numbers that JSON cannot name.
-        write_json(clean_config(config), temporary / "config.json", allow_nan=True)
+        write_json(clean_config(config) | code_fields(config), temporary / "config.json", allow_nan=True)
         carried.copy(temporary)
+        for name, text in own_files(config).items():
+            (temporary / name).write_text(text, encoding="utf-8")
         yield temporary
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from chanfmt.base.errors import ChanfmtError, CheckError
 from chanfmt.base.memory import available_memory
+from chanfmt.models.classes import auto_class, shapes_only
 from surgery.cut.checkpoint.rounding import stored_dtype
-from surgery.cut.stock import meta_shapes
+from surgery.cut.stock import Shapes, meta_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -85,11 +86,19 @@ def check_shapes(
         found = (entry.dtype, entry.shape) if entry else None
         if found != expected.get(name):
             raise _wrong("checkpoint", name, found, expected.get(name))
-    shapes = meta_shapes(output.config_fields)
+    shapes = _shapes_as_loaded(output)
     for name in sorted(shapes.keys() | allowed.keys()):
         if shapes.get(name) not in allowed.get(name, ()):
             raise _wrong("stock model", name, shapes.get(name), " or ".join(map(str, allowed.get(name, ()))))
     return ShapeCheck(len(expected), len(allowed))
+
+
+def _shapes_as_loaded(output: ModelSource) -> Shapes:
+    """Shapes of the model that ``output`` is for stock code, or for the modelling file beside it, as a user loads it."""
+    if not output.trust_remote_code:
+        return meta_shapes(output.config_fields)
+    model = shapes_only(auto_class(output.config), output.config, trust_remote_code=True)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 class NotCheckedError(ChanfmtError):

@@ -148,7 +148,7 @@ class Computation:
             CheckError: As `run`.
         """
         with self._loading():
-            config = parse_config(self.source.config_fields)
+            config = self._config
             opened = open_on_demand(
                 auto_class(config),
                 config,
@@ -180,8 +180,9 @@ class Computation:
         """Run the model as ``from_pretrained`` loads it, whole. Raises `CheckError` as `run`."""
         check_memory(self.source.index.parameters * self.dtype.itemsize * 5 // 4, f"the whole model in {self._dtype_name}")
         with self._loading(), quiet_transformers(), loadable(self.source.index) as directory:
-            model, info = auto_class(parse_config(self.source.config_fields)).from_pretrained(
+            model, info = auto_class(self._config).from_pretrained(
                 directory,
+                trust_remote_code=self.source.trust_remote_code,
                 dtype=self.dtype,
                 use_safetensors=True,
                 local_files_only=True,
@@ -200,6 +201,11 @@ class Computation:
                 hint="to cut this model anyway, add --no-verify, and evaluate the result",
             ) from error
         return Computed(output, inputs, _ties(model), {kind: {str(key) for key in info[kind]} for kind in KINDS}, False)
+
+    @property
+    def _config(self) -> Any:
+        """The config of stock code, or that of the checkpoint's own code if the source says that this code may run."""
+        return self.source.config if self.source.trust_remote_code else parse_config(self.source.config_fields)
 
     @property
     def _dtype_name(self) -> str:

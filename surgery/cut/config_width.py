@@ -22,6 +22,8 @@ from chanfmt.models.widths import (
     width_fields,
 )
 from surgery.cut.checkpoint.cuts import Cut, Widths, plan_cuts
+from surgery.cut.deci import deci_config
+from surgery.planning.layouts import DECI, layout_rule
 from surgery.planning.plan import Change
 from surgery.planning.shrink import check_size
 from surgery.planning.written import size_of, written_widths
@@ -62,15 +64,18 @@ class Layout:
 
 
 def find_layout(plan: PruningPlan, config: dict[str, Any], index: CheckpointIndex) -> Layout:
-    """The smallest layout of ``plan``'s result that the stock class of ``config`` can load.
+    """The smallest layout of ``plan``'s result that the stock class of ``config`` can load, or the DeciLM layout of the plan.
 
-    FFNs that share a config field get the widths that the widest of them needs, and are padded with zero channels. FFNs
+    In the stock class, FFNs that share a config field get the widths that the widest of them needs, and are padded with zero channels. FFNs
     whose width no field sets alone keep their old width.
 
     Raises:
         ModelError: A tensor cannot be cut, a parameter of the plan is not in the model, or its class cannot be built.
+        UsageError: The plan's layout is DeciLM, and the model cannot be laid out so.
     """
     before = meta_shapes(config)
+    if plan.layout == DECI:
+        return _deci_layout(plan, config, index, before)
     found = width_fields(config, plan.blocks)
     ties = meta_ties(config)
     while True:
@@ -95,6 +100,33 @@ def find_layout(plan: PruningPlan, config: dict[str, Any], index: CheckpointInde
                 "another shape"
             )
         found = [None if item and item.name in failed else item for item in found]
+
+
+def with_layout(plan: PruningPlan, asked: str, config: dict[str, Any]) -> PruningPlan:
+    """``plan`` with the layout ``asked``, a key of `surgery.planning.layouts.LAYOUTS`, for a model with this ``config.json``.
+
+    Raises:
+        UsageError: The model cannot be laid out so.
+    """
+    plan = replace(plan, model_config=config)
+    rule = layout_rule(asked, plan.blocks, config)
+    rule.check()
+    layout, _ = rule.widths(plan.blocks, [block.n_kept for block in plan.blocks], plan.multiple_of)
+    return replace(plan, layout=layout)
+
+
+def _deci_layout(plan: PruningPlan, config: dict[str, Any], index: CheckpointIndex, before: Shapes) -> Layout:
+    """The layout of ``plan``'s result in which every FFN has the width that it keeps, and the config is DeciLM's."""
+    layout_rule(DECI, plan.blocks, config).check()
+    widths = {block.name: block.n_kept for block in plan.blocks}
+    cuts = plan_cuts(plan, widths, index)
+    allowed = allowed_shapes(plan, widths, cuts, index, before)
+    edited, fields = deci_config(config, [block.n_kept for block in sorted(plan.blocks, key=lambda block: block.layer_index)])
+    if wrong := _wrong(edited, allowed):
+        raise ModelError(
+            f"the result could not be loaded as DeciLM: {min(wrong)} would have another shape", hint="use --layout uniform"
+        )
+    return Layout(widths, cuts, edited, fields, allowed)
 
 
 def check_layout(plan: PruningPlan, layout: Layout, index: CheckpointIndex) -> None:

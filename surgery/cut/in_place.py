@@ -26,6 +26,7 @@ from surgery.cut.inputs import check_inputs
 from surgery.cut.matching import match_ffns
 from surgery.cut.relocate import relocated_in_memory
 from surgery.cut.stock import parse_config
+from surgery.planning.layouts import UNIFORM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -101,7 +102,10 @@ def prune_(model: Any, plan: PruningPlan, *, allow_padding: bool = False) -> Nar
 def narrow(model: Any, plan: PruningPlan, *, allow_padding: bool = False) -> Placed:
     """`prune_`, which also says where in the parameters of ``model`` the kept channels are afterwards."""
     _check_loaded(model, plan)
-    plan = relocated_in_memory(plan, {name for name, _ in model.named_parameters(remove_duplicate=False)})
+    # A class in memory cannot become another one, so uneven widths are padded here.
+    plan = relocated_in_memory(
+        replace(plan, layout=UNIFORM), {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    )
     plan = replace(plan, blocks=tuple(_blocks_in_memory(model, plan)))
     config = _config_of(model)
     index = _index_of(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from chanfmt.models.classes import auto_class
+from chanfmt.models.own import is_own
 from surgery.cut.stock import parse_config
 
 
@@ -20,6 +21,8 @@ def loader_name(config: dict[str, Any]) -> str:
     from transformers.models.auto import modeling_auto
 
     parsed = parse_config(config)
+    if is_own(config):
+        return "AutoModelForCausalLM"
     saved = str((parsed.architectures or [""])[0])
     for task, loader in (
         ("SEQUENCE_CLASSIFICATION", "AutoModelForSequenceClassification"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from chanfmt.base.choices import unknown
+from surgery.planning.layouts import LAYOUTS
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """Dtypes that a result can have, as torch and as safetensors name them."""
@@ -29,6 +30,7 @@ class CutOptions:
         dtype: Float that the tensors are rounded to: ``float32``, ``bfloat16`` or ``float16``; None to leave them as stored.
         allow_padding: Whether the cut is made although the file shrinks by less than half of what was asked, because zero
             channels take the place of removed ones.
+        layout: Layout in place of the plan's, a key of `surgery.planning.layouts.LAYOUTS`; None for the plan's.
     """
 
     overwrite: bool = False
@@ -38,6 +40,7 @@ class CutOptions:
     extra_layers: str | None = None
     dtype: str | None = None
     allow_padding: bool = False
+    layout: str | None = None
 
     def check(self) -> None:
         """Raise `UsageError` for a value that is not possible."""
@@ -45,6 +48,8 @@ class CutOptions:
             raise unknown("choice for extra layers", self.extra_layers, EXTRA_LAYERS)
         if self.dtype is not None and self.dtype not in DTYPES:
             raise unknown("dtype", self.dtype, DTYPES)
+        if self.layout is not None and self.layout not in LAYOUTS:
+            raise unknown("layout", self.layout, LAYOUTS)
 
 
 CUT_DEFAULTS = CutOptions()

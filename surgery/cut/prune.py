@@ -17,6 +17,7 @@ from surgery.cut.apply import apply_plan, check_output
 from surgery.cut.options import CUT_DEFAULTS, CutOptions
 from surgery.cut.source import find_model
 from surgery.planning.file import load_plan
+from surgery.planning.layouts import UNIFORM
 from surgery.planning.plan import make_plan
 from surgery.planning.shrink import check_plan
 from surgery.planning.target import BYTES
@@ -164,8 +165,8 @@ def apply(
     # Check the output before a download.
     check_output(directory, overwrite=options.overwrite)
     # The plan may know before a download that the file would hardly shrink.
-    if not options.allow_padding:
-        _check_size(plan)
+    if options.layout in (None, UNIFORM) and not options.allow_padding:
+        _check_size(plan if options.layout is None else dataclasses.replace(plan, layout=UNIFORM))
     source = find_model(plan.model, model, revision)
     say(f"cutting {source.id}")
     if source.revision and (source.source, source.id) == (plan.model.source, plan.model.id):

@@ -16,6 +16,7 @@ from surgery.cut.carried import write_json
 from surgery.cut.check import NotCheckedError, check_logits, check_shapes
 from surgery.cut.checkpoint.cuts import plan_restoration
 from surgery.cut.config_width import edit_config
+from surgery.cut.deci import ADDED
 from surgery.cut.dtype_field import config_in_dtype
 from surgery.cut.options import CUT_DEFAULTS, CutOptions
 from surgery.cut.relocate import relocated
@@ -91,8 +92,10 @@ def restore(
     if gone := [block.module for block in plan.extra if block not in extra]:
         say(f"{gone[0]} is not in the checkpoint any more, so it is not restored (transformers does not save it again)")
     cuts = plan_restoration(replace(plan, blocks=(*plan.blocks, *extra)), applied.widths, source.index)
-    before = {tuple(name.split(".")): change.before for name, change in applied.config.items()}
-    config = config_in_dtype(edit_config(pruned, before), options.dtype)
+    added = {name for name in ADDED if name in applied.config and applied.config[name].before is None}
+    before = {tuple(name.split(".")): change.before for name, change in applied.config.items() if name not in added}
+    dense = {name: value for name, value in edit_config(pruned, before).items() if name not in added}
+    config = config_in_dtype(dense, options.dtype)
     allowed = {name: frozenset({shape}) for name, shape in meta_shapes(config).items()}
     with claimed(directory), published(directory, source.index, cuts, config, options) as temporary:
         written = ModelSource(temporary)

@@ -11,6 +11,7 @@ import numpy as np
 from chanfmt.base.errors import UsageError
 from surgery.experiments.columns import channels_sha256
 from surgery.planning.grids import parse_names, parse_seeds, parse_shares
+from surgery.planning.layouts import AUTO
 from surgery.planning.options import PlanOptions
 from surgery.planning.plan import make_plan
 from surgery.planning.selectors import file_name
@@ -31,7 +32,7 @@ DEFAULT_GRID = "0.1:0.7:0.1"
 _PLAN = {item.name: item.metadata for item in dataclasses.fields(PlanOptions)}
 _RECOVERY = {item.name: item.metadata for item in dataclasses.fields(RecoveryOptions)}
 _DEFAULTS = RecoveryOptions()
-_SHARED = ("allocation", "max_layer_sparsity", "layers", "stack", "multiple_of")
+_SHARED = ("allocation", "max_layer_sparsity", "layers", "stack", "multiple_of", "layout")
 """Options of a plan that all runs of a sweep have in common."""
 
 
@@ -86,6 +87,7 @@ class SweepOptions:
     layers: str | None = field(default=None, metadata=_PLAN["layers"])
     stack: tuple[str, ...] = field(default=(), metadata=_PLAN["stack"])
     multiple_of: int | None = field(default=None, metadata=_PLAN["multiple_of"])
+    layout: str = field(default=AUTO, metadata=_PLAN["layout"])
 
     def shared(self) -> dict[str, Any]:
         """The options that all plans have in common, by the names of `PlanOptions`."""

@@ -8,6 +8,7 @@ from numbers import Integral
 
 from chanfmt.base.choices import unknown
 from chanfmt.base.errors import UsageError
+from surgery.planning.layouts import AUTO, LAYOUTS
 from surgery.planning.methods import METHODS, find_method
 from surgery.planning.selectors import SYNTAX
 from surgery.planning.target import SYNTAX as TARGETS
@@ -110,6 +111,13 @@ class PlanOptions:
     )
     # Commands that write a result have an option of this name already, so it has no help text here.
     dtype: str | None = None
+    layout: str = field(
+        default=AUTO,
+        metadata={
+            "help": "config of a result with uneven widths; " + "; ".join(f"{name}: {text}" for name, text in LAYOUTS.items()),
+            "choices": tuple(LAYOUTS),
+        },
+    )
 
     def __post_init__(self) -> None:
         for name in ("protect", "unprotect", "stack"):
@@ -148,6 +156,8 @@ class PlanOptions:
             raise UsageError(f"--multiple-of must be at least 1, not {self.multiple_of}")
         if self.allocation not in ALLOCATIONS:
             raise unknown("allocation", self.allocation, ALLOCATIONS)
+        if self.layout not in LAYOUTS:
+            raise unknown("layout", self.layout, LAYOUTS)
         if self.max_layer_sparsity is None:
             return
         if self.allocation == "uniform":

@@ -15,6 +15,7 @@ from chanfmt.base.errors import AtlasError
 from chanfmt.base.text import one_line
 from chanfmt.format import schema
 from surgery.planning.decide import SelectorEffect, decide
+from surgery.planning.layouts import UNIFORM, layout_notes, layout_rule
 from surgery.planning.mass import lp_mass
 from surgery.planning.selectors import file_name
 from surgery.planning.sized import Sized, sized
@@ -118,6 +119,7 @@ class PruningPlan:
         extra: FFNs in the files that stock transformers does not load, and that a result was cut in too. A plan that was made
             from an atlas has none.
         parameters: Parameters of the model before the cut; 0 if the plan does not say.
+        layout: How the result is laid out: `surgery.planning.layouts.UNIFORM` or ``DECI``.
         warnings: What the user should know. A plan file does not hold them.
         sized: The size that ``sparsity`` was found for; None if the sparsity was asked for. A plan file does not hold it.
         model_config: The model's config, from which sizes follow; empty if the atlas holds none. A plan file does not hold it.
@@ -145,6 +147,7 @@ class PruningPlan:
     atlas_source: str = ""
     extra: tuple[BlockPlan, ...] = ()
     parameters: int = 0
+    layout: str = UNIFORM
     warnings: tuple[str, ...] = ()
     sized: Sized | None = None
     model_config: Mapping[str, Any] = field(default_factory=dict)
@@ -188,8 +191,9 @@ class PruningPlan:
 
     @cached_property
     def widths(self) -> tuple[int, ...]:
-        """Width of each FFN in the result: its kept channels, followed by zero channels up to the width that stock code loads."""
-        return tuple(written_widths(self.blocks, [block.n_kept for block in self.blocks], self.multiple_of))
+        """Width of each FFN in the result: its kept channels, followed by zero channels up to the width that the layout can give."""
+        kept = [block.n_kept for block in self.blocks]
+        return tuple(written_widths(self.blocks, kept, self.multiple_of) if self.layout == UNIFORM else kept)
 
     @cached_property
     def size(self) -> Size | None:
@@ -207,7 +211,7 @@ class PruningPlan:
         after = self.parameters_after
         if after is None:
             return None
-        return planned_sizes(self.blocks, self.widths, self.parameters, after, self.model_config)
+        return planned_sizes(self.blocks, self.widths, self.parameters, after, self.model_config, self.layout)
 
     def check_atlas(self, atlas: Atlas) -> None:
         """Raise `AtlasError` if ``atlas`` has another content digest than the atlas that the plan was made from."""
@@ -295,7 +299,12 @@ def make_plan(atlas: Atlas, options: PlanOptions) -> PruningPlan:
         sized=found,
         model_config=read_config(model.config),
     )
-    return replace(plan, warnings=(*plan.warnings, *width_warnings(plan.blocks, plan.widths)))
+    rule = layout_rule(options.layout, plan.blocks, plan.model_config)
+    rule.check()
+    kept = [block.n_kept for block in plan.blocks]
+    layout, widths = rule.widths(plan.blocks, kept, options.multiple_of)
+    notes = layout_notes(layout, rule, kept, widths)
+    return replace(plan, layout=layout, warnings=(*plan.warnings, *notes, *width_warnings(plan.blocks, widths)))
 
 
 def layer_rows(plan: PruningPlan) -> tuple[list[str], list[list[str]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chanfmt.base.errors import UsageError
+from surgery.planning.layouts import UNIFORM, deci_obstacle
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 def check_plan(plan: PruningPlan) -> None:
     """Raise `UsageError` as `check_size`, as far as the atlas of ``plan`` can tell."""
-    if plan.size is not None and all(block.width_field is not None for block in plan.blocks):
+    if plan.layout == UNIFORM and plan.size is not None and all(block.width_field is not None for block in plan.blocks):
         check_size(plan, [block.width_field for block in plan.blocks], plan.widths, plan.size)
 
 
@@ -68,4 +69,6 @@ def _ways_out(plan: PruningPlan, *, linked: bool) -> str:
         ways.append(
             f"leave out {' and '.join(name for name, used in (('--layers', plan.layers), ('--stack', plan.stack)) if used)}"
         )
+    if not deci_obstacle(plan.blocks, plan.model_config):
+        ways.insert(0, "use --layout deci")
     return ", or ".join((*ways, "add --allow-padding to write zeros in place of the removed channels"))

@@ -13,11 +13,12 @@ from chanfmt.base.choices import unknown
 from chanfmt.base.errors import AtlasError, UsageError
 from surgery.planning.choice import Choice, Scores
 from surgery.planning.decide import in_scope
+from surgery.planning.layouts import layout_rule
 from surgery.planning.methods import find_method
 from surgery.planning.protect import protect_list
 from surgery.planning.sizes import count_text, named_dtype, read_config, size_text
 from surgery.planning.target import BYTES, BYTES_OF, Target, parse_target
-from surgery.planning.written import field_groups, size_of, written_widths
+from surgery.planning.written import field_groups, size_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,12 +100,14 @@ def sized(atlas: Atlas, options: PlanOptions) -> Sized:
     scores = Scores(atlas, options.method, options.seed, blocks)
     choice = Choice(scores, options, protect_list(selectors, atlas, options.unprotect).masks)
     groups = field_groups(atlas.blocks)
+    rule = layout_rule(options.layout, atlas.blocks, read_config(atlas.model.config))
+    rule.check()
 
     def after(sparsity: float) -> int:
         """Parameters of the result. Raises `UsageError` as `Choice.widths`."""
         widths = choice.widths(sparsity)
         kept = [widths.get(block.index, block.n_channels) for block in atlas.blocks]
-        size = size_of(atlas.blocks, kept, written_widths(atlas.blocks, kept, options.multiple_of, groups))
+        size = size_of(atlas.blocks, kept, rule.widths(atlas.blocks, kept, options.multiple_of, groups)[1])
         assert size is not None
         return before - size.written
 

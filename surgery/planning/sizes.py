@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.parsed import parse_json
 from chanfmt.base.text import one_line
+from surgery.planning.layouts import DECI, UNIFORM, deci_changes
 from surgery.planning.target import BYTES_OF
 
 if TYPE_CHECKING:
@@ -92,7 +93,12 @@ def size_text(count: int) -> str:
 
 
 def planned_sizes(
-    blocks: Sequence[Linked], widths: Sequence[int], before: int, after: int, config: Mapping[str, Any] | None
+    blocks: Sequence[Linked],
+    widths: Sequence[int],
+    before: int,
+    after: int,
+    config: Mapping[str, Any] | None,
+    layout: str = UNIFORM,
 ) -> Sizes:
     """Sizes of a cut that is not made yet.
 
@@ -101,10 +107,12 @@ def planned_sizes(
         before, after: Parameters before and after the cut.
         config: The model's config. The float type of the checkpoint and the changed fields follow from it; None if it is not
             known.
+        layout: How the result is laid out.
     """
     each = stored_bytes(config or {})
     size = (before * each, after * each) if each else None
-    return Sizes((before, after), size, config_changes(blocks, widths, config or {}))
+    changes = deci_changes(config or {}, widths) if layout == DECI else config_changes(blocks, widths, config or {})
+    return Sizes((before, after), size, changes)
 
 
 def read_config(text: str) -> dict[str, Any]:

@@ -12,11 +12,12 @@ from chanfmt.format import schema
 from chanfmt.format.unit import unit_rows
 from surgery.planning.choice import Choice, Scores
 from surgery.planning.decide import in_scope
+from surgery.planning.layouts import layout_rule
 from surgery.planning.mass import lp_mass
 from surgery.planning.methods import find_method
 from surgery.planning.protect import protect_list
 from surgery.planning.sizes import Sizes, planned_sizes, read_config
-from surgery.planning.written import Size, field_groups, written_widths
+from surgery.planning.written import Size, field_groups
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,7 +67,7 @@ class WhatIf:
 
     Args:
         atlas: The atlas. It may be closed afterwards.
-        options: Method, protection, allocation and scope. Sparsity and inversion are not used.
+        options: Method, protection, allocation, scope and layout. Sparsity and inversion are not used.
         masks: Further channels to protect: block index to bool of `Block.shape`.
 
     Raises:
@@ -90,6 +91,8 @@ class WhatIf:
         self._config = read_config(atlas.model.config)
         self._multiple_of = options.multiple_of
         self._groups = field_groups(self._blocks)
+        self._rule = layout_rule(options.layout, self._blocks, self._config)
+        self._rule.check()
         self._sums = {block.index: _Sums(atlas, block, self._choice.orders.get(block.index)) for block in atlas.blocks}
 
     def at(self, sparsity: float) -> tuple[Left, ...]:
@@ -100,7 +103,7 @@ class WhatIf:
         """
         widths = self._choice.widths(sparsity)
         kept = [widths.get(block.index, block.n_channels) for block in self._blocks]
-        written = written_widths(self._blocks, kept, self._multiple_of, self._groups)
+        _, written = self._rule.widths(self._blocks, kept, self._multiple_of, self._groups)
         return tuple(
             self._sums[block.index].left(width, block.channel_parameters, stored)
             for block, width, stored in zip(self._blocks, kept, written, strict=True)
@@ -112,8 +115,8 @@ class WhatIf:
             return None
         after = self._parameters - sum(row.removed for row in rows)
         kept = [row.channels_kept // max(1, block.n_experts) for block, row in zip(self._blocks, rows, strict=True)]
-        widths = written_widths(self._blocks, kept, self._multiple_of, self._groups)
-        return planned_sizes(self._blocks, widths, self._parameters, after, self._config)
+        layout, widths = self._rule.widths(self._blocks, kept, self._multiple_of, self._groups)
+        return planned_sizes(self._blocks, widths, self._parameters, after, self._config, layout)
 
     def is_refused(self, rows: tuple[Left, ...]) -> bool:
         """Whether a cut that leaves ``rows`` needs ``--allow-padding``, because its file would hardly shrink."""

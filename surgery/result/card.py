@@ -10,7 +10,9 @@ from chanfmt.base.hub_ids import is_hub_id
 from chanfmt.base.markdown import code, fenced, inline, table
 from chanfmt.base.text import beginning, one_line, perplexity_text
 from chanfmt.data.text import ALIASES
+from chanfmt.models.own import CONFIGURATION_FILE, MODELING_FILE
 from chanfmt.models.source import TEMPLATE_DIRECTORY
+from surgery.planning.layouts import DECI, readers
 from surgery.planning.methods import METHODS
 from surgery.planning.plan import layer_rows
 from surgery.recovery.options import GRADIENTS, RECOVERIES
@@ -75,7 +77,7 @@ def model_card(report: Report, name: str, evaluated: Evaluated | None = None) ->
             f"**{inline(report.sizes.headline)}**",
             "",
             f"{code(base.id)} with {plan.sparsity_reached:.1%} of its feed-forward (FFN) channels removed. "
-            f"{_form(report)} Stock transformers code loads the result. {_weights(report)}",
+            f"{_form(report)} {_loaded_by(report)} {_weights(report)}",
             "",
             *(
                 [
@@ -264,9 +266,10 @@ def _loading(report: Report, name: str) -> list[str]:
         "```python",
         f"from transformers import {', '.join([loader, *([reader[0]] if reader else [])])}",
         "",
-        f"model = {loader}.from_pretrained({place})",
+        f"model = {loader}.from_pretrained({place}{', trust_remote_code=True' if report.plan.layout == DECI else ''})",
         *([f"{reader[1]} = {reader[0]}.from_pretrained({place})"] if reader else []),
         "```",
+        *(["", _engines(report)] if report.plan.layout == DECI else []),
     ]
 
 
@@ -302,8 +305,29 @@ def _licence(report: Report) -> list[str]:
     return lines
 
 
+def _loaded_by(report: Report) -> str:
+    if report.plan.layout == DECI:
+        return (
+            f"Every layer has an FFN width of its own, as in DeciLM (Nemotron-NAS) models. transformers loads the result with "
+            f"`trust_remote_code=True`, which runs `{MODELING_FILE}` and `{CONFIGURATION_FILE}`."
+        )
+    return "Stock transformers code loads the result."
+
+
+def _engines(report: Report) -> str:
+    """Which other programs read the result, as their code says."""
+    names, limit = readers(report.plan.model_config, list(report.applied.widths.values()))
+    text = (
+        f"Besides transformers, the code of {', '.join(names)} reads the widths from `block_configs` in `config.json` "
+        "(the architecture `DeciLMForCausalLM`, the model type `nemotron-nas`); vLLM needs `--trust-remote-code`."
+    )
+    return text + (f" {limit[:1].upper()}{limit[1:]}." if limit else "")
+
+
 def _form(report: Report) -> str:
     """One or two sentences on how the files show the removal."""
+    if report.plan.layout == DECI:
+        return "The channels are really removed, not set to zero."
     fields = ", ".join(f"{code(field)} is {inline(str(change.after))}" for field, change in report.config_fields.items())
     if not report.padded:
         return f"The channels are really removed, not set to zero: {fields} in `config.json`."

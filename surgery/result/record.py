@@ -7,6 +7,7 @@ import statistics
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from surgery.planning.layouts import DECI, UNIFORM, deci_changes, layout_text
 from surgery.planning.options import MAX_LAYER_SPARSITY
 from surgery.planning.plan import percent
 from surgery.planning.sizes import Sizes, applied_changes
@@ -86,10 +87,11 @@ class Report:
     @property
     def sizes(self) -> Sizes:
         """Parameters, bytes and config before and after the cut."""
+        widths = list(self.applied.widths.values())
         changed = {name: (change.before, change.after) for name, change in self.config_fields.items()}
-        return Sizes(
-            (self.parameters_before, self.parameters_after), (self.bytes_before, self.bytes_after), applied_changes(changed)
-        )
+        words = deci_changes({"model_type": self.plan.model.model_type}, widths) if self.plan.layout == DECI else ()
+        words += applied_changes({name: pair for name, pair in changed.items() if not words or name in self.switched})
+        return Sizes((self.parameters_before, self.parameters_after), (self.bytes_before, self.bytes_after), words)
 
     @property
     def padded(self) -> list[BlockPlan]:
@@ -147,6 +149,7 @@ def plan_json(plan: PruningPlan) -> dict[str, Any]:
         "scope": {"layers": plan.layers, "stack": list(plan.stack), "channels": plan.scope_channels},
         "invert": plan.invert,
         "multiple_of": plan.multiple_of,
+        "layout": plan.layout,
         "parameters": {"before": plan.parameters or None, "after": plan.parameters_after},
         "bytes": _before_after(plan.sizes.bytes if plan.sizes else None),
         "layers": [
@@ -182,6 +185,7 @@ def summary_rows(plan: PruningPlan, report: Report | None = None) -> list[list[s
         ["sparsity", _sparsity(plan)],
         *([["rounding", _rounding(plan)]] if _is_rounded(plan) else []),
         ["width", _widths(plan)],
+        *([["layout", layout_text(plan.layout, plan.model_config, plan.widths)]] if plan.layout != UNIFORM else []),
         ["supernodes removed", f"{supernodes - kept:,} of {supernodes:,}"],
         ["LP mass kept", _lp_summary(plan)],
     ]
@@ -190,11 +194,15 @@ def summary_rows(plan: PruningPlan, report: Report | None = None) -> list[list[s
             *([["source file", f"{report.source_file}; the result is not quantised"]] if report.source_file else []),
             *([["zero channels", _padding_text(report)]] if report.padded else []),
             *([["extra layers", report.extra_layers.summary()]] if report.extra_layers else []),
-            ["check: shapes", f"{report.shapes.tensors:,} tensors, as stock transformers expects them"],
+            ["check: shapes", f"{report.shapes.tensors:,} tensors, as {_loading_code(report)} expects them"],
             ["check: logits", _logit_text(report)],
             *([["recovery", report.recovery.summary()]] if report.recovery else []),
         ]
     return rows
+
+
+def _loading_code(report: Report) -> str:
+    return "transformers" if report.plan.layout == DECI else "stock transformers"
 
 
 def _before_after(pair: tuple[int, int] | None) -> dict[str, int | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from msgspec import Raw, Struct, to_builtins
@@ -13,10 +13,12 @@ from chanfmt.base.inputs import file_size
 from chanfmt.base.narrate import progress_bar
 from chanfmt.base.parsed import parse_json
 from chanfmt.base.text import one_line
+from chanfmt.models.source import ModelSource
 from surgery.cut.check import LogitCheck, ShapeCheck
 from surgery.cut.extra_layers import ExtraLayers
 from surgery.cut.options import EXTRA_LAYERS
 from surgery.planning.file import load_applied
+from surgery.planning.layouts import DECI
 from surgery.planning.plan import Change  # noqa: TC001 (msgspec reads the annotations)
 from surgery.planning.sizes import parameters_text
 from surgery.recovery.options import (
@@ -261,6 +263,8 @@ def check_unchanged(result: Result) -> None:
 
 def _report(stored: _StoredReport, directory: Path) -> Report:
     plan, applied = load_applied(directory / KEPT_FILE)
+    # Which programs read the result depends on fields that the cut does not change.
+    plan = replace(plan, model_config=ModelSource(directory).config_fields) if plan.layout == DECI else plan
     if any(_leaves(name) for name in stored.files):
         raise ValueError("a file's name leads out of its directory")
     skipped = parse_json(stored.checks.logits, _AnySkipped).skipped

@@ -101,7 +101,7 @@ def open_on_demand(
         UnstreamableError: The model has no list of blocks, blocks share weights, or the checkpoint lacks weights.
         ModelError: transformers cannot build the model, or a weight cannot be read or has another shape.
     """
-    model = weightless(loader, config, dtype)
+    model = weightless(loader, config, dtype, trust_remote_code=source.trust_remote_code)
     parts = _parts(model, embeddings)
     stored = StoredParameters(model, source, dtype)
     _check_stored(model, stored)
