@@ -106,6 +106,8 @@ def as_data(options: CutOptions, *, fine_tune: bool = False) -> cut.CutOptions:
         options.extra_layers,
         options.dtype,
         options.allow_padding,
+        options.format,
+        options.quant,
     )
     found.check()
     return found

@@ -14,7 +14,7 @@ from chanfmt.base.narrate import say, warn
 from chanfmt.hub.locate import opened
 from chanfmt.models.load import pick_device
 from surgery.cut.apply import apply_plan, check_output
-from surgery.cut.options import CUT_DEFAULTS, CutOptions
+from surgery.cut.options import CUT_DEFAULTS, GGUF, CutOptions
 from surgery.cut.source import find_model
 from surgery.planning.file import load_plan
 from surgery.planning.plan import make_plan
@@ -160,7 +160,13 @@ def apply(
         CheckError: The result did not pass its checks.
         ChanfmtError: The disk is full or fails.
     """
+    options.check()
     directory = output_path(output or default_name(plan))
+    if options.format == GGUF and directory.suffix == ".gguf":
+        raise UsageError(
+            f"the output {directory} is a directory, also with --format gguf: records and the card lie beside the file",
+            hint=f"name the directory: -o {directory.with_suffix('')}",
+        )
     # Check the output before a download.
     check_output(directory, overwrite=options.overwrite)
     # The plan may know before a download that the file would hardly shrink.
@@ -173,7 +179,7 @@ def apply(
     with claimed(directory):
         report = apply_plan(plan, source, directory, options, atlas=atlas, recovery=recovery)
     say(f"wrote {directory}")
-    if report.source_file:
+    if report.source_file and report.gguf is None:
         ways = "quantise it again, with llama.cpp for example" + ("" if options.dtype else "; --dtype bfloat16 halves its size")
         size = f"{report.bytes_after / 1e6:,.0f} MB in {options.dtype or 'float32'}"
         say(f"{source.id} is {report.source_file}, and the result is not quantised: {size}; {ways}")

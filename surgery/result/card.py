@@ -137,7 +137,7 @@ def _front_matter(report: Report, title: str, evaluated: Evaluated | None) -> st
         **fields,
         library_name="transformers",
         pipeline_tag=PIPELINES.get(report.loader),
-        tags=list(TAGS),
+        tags=[*TAGS, *(["gguf"] if report.gguf else [])],
         license=one_line(base.license) or None,
         license_name=one_line(base.license_name) or None,
         license_link=one_line(base.license_link) or None,
@@ -255,6 +255,8 @@ def _numbers(item: Measured) -> list[str]:
 
 def _loading(report: Report, name: str) -> list[str]:
     place = fenced(json.dumps(one_line(name)))
+    if report.gguf is not None:
+        return _loading_gguf(report.gguf.file, place)
     names = {file for file in report.files if not file.startswith(TEMPLATE_DIRECTORY)}
     reader = ("AutoProcessor", "processor") if names & {"preprocessor_config.json", "processor_config.json"} else None
     if reader is None and any(file.startswith(("tokenizer", "vocab", "spiece", "sentencepiece")) for file in names):
@@ -266,6 +268,20 @@ def _loading(report: Report, name: str) -> list[str]:
         "",
         f"model = {loader}.from_pretrained({place})",
         *([f"{reader[1]} = {reader[0]}.from_pretrained({place})"] if reader else []),
+        "```",
+    ]
+
+
+def _loading_gguf(file: str, place: str) -> list[str]:
+    name = fenced(json.dumps(one_line(file)))
+    return [
+        "llama.cpp and its relatives read the file as it is. transformers reads it dequantised:",
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f"model = AutoModelForCausalLM.from_pretrained({place}, gguf_file={name})",
+        f"tokenizer = AutoTokenizer.from_pretrained({place}, gguf_file={name})",
         "```",
     ]
 
@@ -305,14 +321,17 @@ def _licence(report: Report) -> list[str]:
 def _form(report: Report) -> str:
     """One or two sentences on how the files show the removal."""
     fields = ", ".join(f"{code(field)} is {inline(str(change.after))}" for field, change in report.config_fields.items())
+    place = f"the metadata of {code(report.gguf.file)}, by llama.cpp's names" if report.gguf else "`config.json`"
     if not report.padded:
-        return f"The channels are really removed, not set to zero: {fields} in `config.json`."
+        return f"The channels are really removed, not set to zero: {fields} in {place}."
     zeros = f"Stock code cannot load {len(report.padded)} FFNs at their own widths, so they are padded with zero channels."
-    return f"{zeros} {fields[:1].upper()}{fields[1:]} in `config.json`." if fields else zeros
+    return f"{zeros} {fields[:1].upper()}{fields[1:]} in {place}." if fields else zeros
 
 
 def _weights(report: Report) -> str:
     rounded = f"All weights are rounded to {report.dtype}." if report.dtype else ""
+    if report.gguf is not None and report.gguf.weight_error:
+        rounded = "The weights of the cut that lie across blocks of the quantised type are quantised again."
     if report.recovery is None:
         return f"{rounded} Nothing was trained." if rounded else "The kept weights are unchanged, and nothing was trained."
     what = RECOVERIES[report.recovery.method]
