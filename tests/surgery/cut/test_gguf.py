@@ -1,0 +1,210 @@
+"""A cut of a GGUF file as a GGUF file: read back by the package gguf and by transformers, which share no code with the writer."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from chanfmt.base.errors import ModelError, UsageError
+from chanfmt.models.source import ModelSource, local_source
+from surgery.cut.apply import apply_plan
+from surgery.cut.options import CutOptions
+from surgery.cut.prune import apply
+from surgery.result.result import open_result
+from tests.support.gguf_models import HIDDEN, LAYERS, WIDTH, tiny_llama, to_gguf
+from tests.support.plans import planned
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from surgery.planning.plan import PruningPlan
+
+KEPT = 160
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture
+def sources(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModelSource]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def make(kind: str, **changes: Any) -> ModelSource:
+        to_gguf(llama, tmp_path / "tiny.gguf", kind, **changes)
+        source = local_source(str(tmp_path / "tiny.gguf"))
+        assert source is not None
+        return source
+
+    return make
+
+
+def half(source: ModelSource, kept: int = KEPT) -> PruningPlan:
+    return planned(source.directory, lambda number, ffn: kept)
+
+
+def tensors(path: Path) -> dict[str, Any]:
+    return {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+
+
+def values(tensor: Any) -> np.ndarray:
+    return gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+
+
+def fields(path: Path) -> dict[str, Any]:
+    return {name: field.contents() for name, field in gguf.GGUFReader(path).fields.items() if not name.startswith("GGUF.")}
+
+
+def logits(directory: Path, **extra: Any) -> torch.Tensor:
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, **extra).eval()
+    with torch.inference_mode():
+        return model(torch.arange(40)[None] * 5 % 256).logits
+
+
+@pytest.mark.parametrize(("kind", "error"), [("Q8_0", 0.02), ("Q4_1", 0.4), ("F16", 1e-3), ("F32", 1e-5)])
+def test_rows_are_copied_and_columns_quantised_again(sources: Any, tmp_path: Path, kind: str, error: float) -> None:
+    source = sources(kind)
+    plan = half(source)
+    report = apply_plan(plan, source, tmp_path / "gguf", CutOptions(format="gguf"))
+    apply_plan(plan, source, tmp_path / "plain")
+    old, new = tensors(source.file), tensors(tmp_path / "gguf" / "gguf.gguf")
+    assert list(new) == list(old)
+    for name, tensor in new.items():
+        assert tensor.tensor_type == old[name].tensor_type
+        layer = int(name.split(".")[1]) if name.startswith("blk.") else 0
+        kept = plan.blocks[layer].kept
+        if "ffn_gate" in name or "ffn_up" in name:
+            assert tensor.shape.tolist() == [HIDDEN, KEPT]
+            np.testing.assert_array_equal(tensor.data, old[name].data[kept])
+        elif "ffn_down" in name:
+            assert tensor.shape.tolist() == [KEPT, HIDDEN]
+            wanted = values(old[name])[:, kept]
+            np.testing.assert_array_equal(tensor.data, gguf.quants.quantize(np.ascontiguousarray(wanted), tensor.tensor_type))
+        else:
+            np.testing.assert_array_equal(tensor.data, old[name].data)
+    exact, quantised = logits(tmp_path / "plain"), logits(tmp_path / "gguf", gguf_file="gguf.gguf")
+    found = float((quantised - exact).abs().max() / exact.abs().max())
+    assert found <= error
+    record = report.gguf
+    assert record is not None
+    assert record.logit_error is not None
+    assert record.logit_error <= error
+    assert (record.weight_error == 0) == (kind in ("F32", "F16"))
+
+
+def test_metadata_is_taken_over_and_narrowed(sources: Any, tmp_path: Path) -> None:
+    source = sources("Q8_0")
+    apply_plan(half(source), source, tmp_path / "half", CutOptions(format="gguf"))
+    before, after = fields(source.file), fields(tmp_path / "half" / "half.gguf")
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"llama.feed_forward_length", "general.name", "general.size_label"}
+    assert set(after) - set(before) == {"general.base_model.count", "general.base_model.0.name", "general.quantization_version"}
+    assert (before["llama.feed_forward_length"], after["llama.feed_forward_length"]) == (WIDTH, KEPT)
+    assert (after["general.name"], after["general.base_model.0.name"]) == ("half", "Tiny")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "half", gguf_file="half.gguf")
+    assert tokenizer("abc").input_ids == source.tokenizer("abc").input_ids
+
+
+def test_widths_of_layers_stay_an_array_where_the_source_has_one(sources: Any, tmp_path: Path, llama: Path) -> None:
+    from chanfmt.models.gguf_header import Value, read_header
+    from surgery.cut.config_width import find_layout
+    from surgery.cut.gguf.layout import lay_out
+    from surgery.cut.gguf.metadata import narrowed
+
+    source = sources("F32")
+    plan = half(source)
+    apply_plan(plan, source, tmp_path / "plain")
+    header = read_header(source.file)
+    layout = find_layout(plan, source.config_fields, source.index)
+    decided = lay_out(source.file, header, plan, layout.cuts, source.index, ModelSource(tmp_path / "plain").index)
+    header.values["llama.feed_forward_length"] = Value.array([WIDTH] * LAYERS)
+    widths = layout.widths | {plan.blocks[1].name: 192}
+    assert narrowed(header, decided, plan, widths, "x")["llama.feed_forward_length"].content == [KEPT, 192, KEPT]
+    header.values["llama.feed_forward_length"] = Value.of(WIDTH)
+    with pytest.raises(ModelError, match="one width for all layers"):
+        narrowed(header, decided, plan, widths, "x")
+
+
+def test_k_quants_are_read_and_what_is_cut_becomes_q8_0(sources: Any, tmp_path: Path) -> None:
+    source = sources("Q8_0", down="Q6_K")
+    report = apply_plan(half(source), source, tmp_path / "half", CutOptions(format="gguf"))
+    new = tensors(tmp_path / "half" / "half.gguf")
+    assert new["blk.0.ffn_down.weight"].tensor_type == gguf.GGMLQuantizationType.Q8_0
+    assert report.gguf is not None
+    assert report.gguf.notes == ("Q6_K can be read and not written, so what is quantised again becomes Q8_0 (3 tensors)",)
+
+
+@pytest.mark.parametrize("quant", ["q8_0", "q4_0", "bf16", "f16", "f32"])
+def test_quant_gives_all_matrices_a_type(sources: Any, tmp_path: Path, quant: str) -> None:
+    source = sources("Q8_0")
+    apply_plan(half(source), source, tmp_path / "half", CutOptions(format="gguf", quant=quant))
+    kinds = {name: tensor.tensor_type.name.lower() for name, tensor in tensors(tmp_path / "half" / "half.gguf").items()}
+    vectors = {name for name in kinds if "norm" in name}
+    assert {kinds[name] for name in vectors} == {"f32"}
+    # llama.cpp's quantiser gives the output more bits than four.
+    assert {kinds[name] for name in kinds if name not in vectors and name != "output.weight"} == {quant}
+    assert kinds["output.weight"] == ("q8_0" if quant == "q4_0" else quant)
+    number = fields(tmp_path / "half" / "half.gguf")["general.file_type"]
+    assert number == {"q8_0": 7, "q4_0": 2, "bf16": 32, "f16": 1, "f32": 0}[quant]
+
+
+def test_a_width_that_is_not_whole_blocks_becomes_f16(sources: Any, tmp_path: Path) -> None:
+    source = sources("Q8_0")
+    report = apply_plan(half(source, 100), source, tmp_path / "half", CutOptions(format="gguf"))
+    new = tensors(tmp_path / "half" / "half.gguf")
+    assert new["blk.1.ffn_down.weight"].tensor_type == gguf.GGMLQuantizationType.F16
+    assert new["blk.1.ffn_up.weight"].tensor_type == gguf.GGMLQuantizationType.Q8_0
+    assert report.gguf is not None
+    assert "a width of 100 is not a multiple of the block of 32" in report.gguf.notes[0]
+
+
+def test_the_result_is_whole_and_opens(sources: Any, tmp_path: Path) -> None:
+    source = sources("Q4_1")
+    result = apply(half(source), source, tmp_path / "half", CutOptions(format="gguf"))
+    assert {path.name for path in (tmp_path / "half").iterdir()} == {
+        "README.md", "half.gguf", "kept_channels.safetensors", "layers.svg", "surgery.json"
+    }  # fmt: skip
+    opened = open_result(tmp_path / "half")
+    assert opened.report.gguf == result.report.gguf
+    assert json.loads((tmp_path / "half" / "surgery.json").read_text())["gguf"]["types"] == {"Q4_1": 23, "F32": 7}
+    card = (tmp_path / "half" / "README.md").read_text()
+    assert 'gguf_file="half.gguf"' in card
+    assert "- gguf" in card
+    size = sum(tensor.n_bytes for tensor in tensors(tmp_path / "half" / "half.gguf").values())
+    assert opened.report.bytes_after == size
+
+
+def test_what_cannot_be_a_gguf_file_is_refused(llama: Path, sources: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is not one") as refused:
+        apply(planned(llama, lambda number, ffn: KEPT), str(llama), tmp_path / "out", CutOptions(format="gguf"))
+    assert "convert_hf_to_gguf.py" in str(refused.value.hint)
+    source = sources("Q8_0")
+    with pytest.raises(UsageError, match="is a directory, also with --format gguf"):
+        apply(half(source), source, tmp_path / "half.gguf", CutOptions(format="gguf"))
+    for options in (
+        CutOptions(quant="q8_0"),
+        CutOptions(format="gguf", dtype="float16"),
+        CutOptions(format="gguf", shard_bytes=5),
+        CutOptions(format="ggml"),
+        CutOptions(format="gguf", quant="q9"),
+    ):
+        with pytest.raises(UsageError):
+            options.check()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_that_is_not_the_files_is_refused(sources: Any, tmp_path: Path) -> None:
+    source = sources("Q8_0")
+    to_gguf(tiny_llama(tmp_path / "other", rms_norm_eps=1e-5), tmp_path / "other.gguf", "Q4_0")
+    source.file = tmp_path / "other.gguf"
+    with pytest.raises(ModelError, match="is not model.layers.0"):
+        apply_plan(half(source), source, tmp_path / "half", CutOptions(format="gguf", verify=False))
+    assert not (tmp_path / "half").exists()
