@@ -118,7 +118,9 @@ def _entries(
     kind = str(source.config.get_text_config().model_type)
     names = tensor_names(kind, 1 + max(ffn.layer_index for ffn in ffns), PURPOSE)
     if names is None:
-        raise ModelError(f"llama.cpp does not know the model type {one_line(kind)}, so no importance matrix can be of {source.id}")
+        raise ModelError(
+            f"llama.cpp does not know the model type {one_line(kind)}, so no importance matrix can be of {source.id}"
+        )
     found: list[ImatrixEntry] = []
     missing: list[str] = []
     for ffn, items in zip(ffns, slices, strict=True):
@@ -162,7 +164,8 @@ def _sequences(path: Path, matrix: Imatrix, ffns: Sequence[FFN], entries: Sequen
     dense = {float(entry.counts[0]) for ffn, entry in zip(ffns, entries, strict=True) if not ffn.experts}
     if len(dense) > 1:
         raise UsageError(
-            f"{path}: the layers saw different numbers of tokens, {min(dense):g} and {max(dense):g}", hint="compute the matrix again"
+            f"{path}: the layers saw different numbers of tokens, {min(dense):g} and {max(dense):g}",
+            hint="compute the matrix again",
         )
     whole = [float(value) for entry in entries for value in entry.counts]
     if any(value != round(value) for value in whole):
@@ -180,7 +183,9 @@ def _sequences(path: Path, matrix: Imatrix, ffns: Sequence[FFN], entries: Sequen
 
 def _layer(ffn: FFN, entry: ImatrixEntry, weights: Sequence[Any], settings: LabelSettings) -> dict[str, np.ndarray]:
     """Every array of one FFN, without the layer dimension."""
-    rows = [_member(sums, int(count), each, settings) for sums, count, each in zip(entry.sums, entry.counts, weights, strict=True)]
+    rows = [
+        _member(sums, int(count), each, settings) for sums, count, each in zip(entry.sums, entry.counts, weights, strict=True)
+    ]
     if not ffn.experts:
         return rows[0]
     return {

@@ -197,7 +197,16 @@ def _show_experts(atlas: Atlas, stack: Stack, block: Block, arguments: argparse.
         framework.print_json({**_place(block, None), "experts": shown})
         return
     framework.print_table(
-        ["expert", "tokens", f"{schema.METRIC_BY_NAME[score].heading} mass", f"top {100 * rho:g}%", "n_eff", "max/mean", "super", "halo"],
+        [
+            "expert",
+            "tokens",
+            f"{schema.METRIC_BY_NAME[score].heading} mass",
+            f"top {100 * rho:g}%",
+            "n_eff",
+            "max/mean",
+            "super",
+            "halo",
+        ],
         [
             [
                 str(row["expert"]),

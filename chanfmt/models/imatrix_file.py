@@ -129,7 +129,9 @@ def _read_gguf(path: Path) -> Imatrix:
         sums = np.atleast_2d(sums)
         counts = counts.reshape(-1)
         if sums.ndim != 2 or len(counts) != len(sums):
-            raise UsageError(f"{path}: {one_line(name)} has sums of shape {list(sums.shape)} and {len(counts)} counts", hint=_HINT)
+            raise UsageError(
+                f"{path}: {one_line(name)} has sums of shape {list(sums.shape)} and {len(counts)} counts", hint=_HINT
+            )
         entries[name] = ImatrixEntry(sums, counts)
     value = header.values.get(_DATASETS)
     content = value.content if value is not None else []

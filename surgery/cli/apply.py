@@ -108,6 +108,7 @@ def as_data(options: CutOptions, *, fine_tune: bool = False) -> cut.CutOptions:
         options.allow_padding,
         options.format,
         options.quant,
+        None if options.imatrix is None else input_path(options.imatrix),
     )
     found.check()
     return found

@@ -88,6 +88,14 @@ class CutOptions:
             "metavar": "TYPE",
         },
     )
+    imatrix: str | None = field(
+        default=None,
+        metadata={
+            "help": "importance matrix of the dense model, from llama-imatrix or atlas export; the result gets one of the kept "
+            "channels, for llama-quantize",
+            "metavar": "FILE",
+        },
+    )
     overwrite: bool = field(default=False, metadata={"help": "replace the output if it is an earlier result"})
 
 

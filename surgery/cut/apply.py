@@ -27,6 +27,7 @@ from surgery.cut.checkpoint.writer import output_bytes, write_checkpoint
 from surgery.cut.config_width import check_layout, find_layout
 from surgery.cut.dtype_field import in_dtype
 from surgery.cut.extra_layers import handle_extra_layers, without
+from surgery.cut.gguf.imatrix import sliced, text_type, write_sliced
 from surgery.cut.gguf.result import check_gguf_source, write_result
 from surgery.cut.loader import loader_name
 from surgery.cut.options import CUT_DEFAULTS, GGUF, CutOptions
@@ -39,7 +40,7 @@ from surgery.recovery.leftover import remove_finished
 from surgery.result.base import NOTICE_FILE, Base, read_base
 from surgery.result.card import model_card
 from surgery.result.manifest import hash_files, list_files
-from surgery.result.names import ATLAS_FILE, CARD_FILE, KEPT_FILE, PICTURE_FILE, REPORT_FILE
+from surgery.result.names import ATLAS_FILE, CARD_FILE, IMATRIX_FILE, KEPT_FILE, PICTURE_FILE, REPORT_FILE
 from surgery.result.picture import layer_picture
 from surgery.result.record import Report
 
@@ -98,6 +99,9 @@ def apply_plan(
     handled = handle_extra_layers(plan, layout, index, accounting, options.extra_layers)
     plan, layout = handled.plan, in_dtype(handled.layout, options.dtype)
     applied = Applied(layout.widths, layout.fields, source.fingerprint)
+    if options.imatrix is not None:
+        # A matrix of another model is refused before any work.
+        sliced(options.imatrix, plan, layout.widths, text_type(source.config_fields))
     with contextlib.ExitStack() as stack:
         recovered = None
         if recovery is not None:
@@ -123,6 +127,8 @@ def apply_plan(
             gguf, sizes = made.record, (made.bytes_before, made.bytes_after)
             # The GGUF file holds the weights, the tokenizer and the config.
             _remove(temporary, checkpoint)
+        if options.imatrix is not None:
+            write_sliced(options.imatrix, temporary / IMATRIX_FILE, plan, layout.widths, source.config_fields)
         (temporary / PICTURE_FILE).write_text(layer_picture(plan), encoding="utf-8")
         _write_notice(base, temporary)
         if atlas is not None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from chanfmt.base.choices import unknown
 from chanfmt.base.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """Dtypes that a result can have, as torch and as safetensors name them."""
@@ -37,6 +41,7 @@ class CutOptions:
             channels take the place of removed ones.
         format: Format of the result, one of `FORMATS`. ``gguf`` needs a GGUF file as the source.
         quant: Type of all matrices of a GGUF file, one of `QUANTS`; None to keep their types, and to quantise only what is cut.
+        imatrix: Importance matrix of the dense model. The result gets one of the kept channels; None for none.
     """
 
     overwrite: bool = False
@@ -48,6 +53,7 @@ class CutOptions:
     allow_padding: bool = False
     format: str = FORMATS[0]
     quant: str | None = None
+    imatrix: Path | None = None
 
     def check(self) -> None:
         """Raise `UsageError` for a value that is not possible."""

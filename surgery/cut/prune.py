@@ -180,7 +180,7 @@ def apply(
         report = apply_plan(plan, source, directory, options, atlas=atlas, recovery=recovery)
     say(f"wrote {directory}")
     if report.source_file and report.gguf is None:
-        ways = "quantise it again, with llama.cpp for example" + ("" if options.dtype else "; --dtype bfloat16 halves its size")
+        ways = "add --format gguf for a GGUF file" + ("" if options.dtype else "; --dtype bfloat16 halves its size")
         size = f"{report.bytes_after / 1e6:,.0f} MB in {options.dtype or 'float32'}"
         say(f"{source.id} is {report.source_file}, and the result is not quantised: {size}; {ways}")
     return Result(directory, report, None)

@@ -15,7 +15,7 @@ from surgery.planning.methods import METHODS
 from surgery.planning.plan import layer_rows
 from surgery.recovery.options import GRADIENTS, RECOVERIES
 from surgery.result.base import NOTICE_FILE
-from surgery.result.names import ATLAS_FILE, EVALUATION_FILE, KEPT_FILE, PICTURE_FILE, REPORT_FILE
+from surgery.result.names import ATLAS_FILE, EVALUATION_FILE, IMATRIX_FILE, KEPT_FILE, PICTURE_FILE, REPORT_FILE
 from surgery.result.record import summary_rows
 from surgery.result.verdict import LIMITS, loss_table
 
@@ -294,11 +294,15 @@ def _making(report: Report) -> list[str]:
         else "The atlas is not part of this repository; it has "
     )
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    matrix = (
+        f"`{IMATRIX_FILE}` is the importance matrix of the kept channels. `llama-quantize --imatrix {IMATRIX_FILE} IN.gguf OUT.gguf "
+        "IQ4_XS` takes it. "
+    )
     return [
         *(["```sh", fenced(report.command), "```", ""] if report.command else []),
         f"{atlas}content SHA-256 {code(plan.atlas_sha256)}. `{KEPT_FILE}` lists the kept channels and is a plan: "
         f"`surgery apply {KEPT_FILE} --model MODEL -o DIR` makes the same cut. `{REPORT_FILE}` holds all other details, with the "
-        f"SHA-256 of every file. This model was made with {inline(versions)}.",
+        f"SHA-256 of every file. {matrix if IMATRIX_FILE in report.files else ''}This model was made with {inline(versions)}.",
     ]
 
 

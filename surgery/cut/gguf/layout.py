@@ -187,7 +187,9 @@ def _places(header: Header, plan: PruningPlan) -> defaultdict[str, list[str]]:
     kind = architecture(header)
     names = tensor_names(kind, 1 + max(block.layer_index for block in plan.blocks), PURPOSE)
     if names is None:
-        raise ModelError(f"the package gguf does not know the architecture {one_line(kind)}", hint="update it: pip install -U gguf")
+        raise ModelError(
+            f"the package gguf does not know the architecture {one_line(kind)}", hint="update it: pip install -U gguf"
+        )
     found: defaultdict[str, list[str]] = defaultdict(list)
     for block in plan.blocks:
         for tensor in dict.fromkeys(item.tensor for item in block.tensors) if block.is_cut else ():
@@ -209,7 +211,9 @@ def _part(
 ) -> Part:
     entry = before.tensors.get(name)
     if entry is None or entry.dtype != "F32":
-        raise ModelError(f"{one_line(name)} of the dequantised model is not stored as float32", hint="clear it with: atlas cache clear")
+        raise ModelError(
+            f"{one_line(name)} of the dequantised model is not stored as float32", hint="clear it with: atlas cache clear"
+        )
     _, rows, columns = matrix_shape(tensor)
     count = min(rows, _SAMPLED)
     values = dequantised(stored_rows(path, header, tensor, number, 0, count, row_bytes(tensor.kind, columns)), tensor.kind)
@@ -311,7 +315,6 @@ def span(positions: np.ndarray) -> tuple[int, int]:
     """The range of old rows that ``positions`` come from; empty if all are zeros."""
     there = positions[positions >= 0]
     return (int(there.min()), int(there.max()) + 1) if len(there) else (0, 0)
-
 
 
 def _kind(header: Header, tensor: StoredTensor, columns: int, same: bool, quant: str | None) -> tuple[int, str]:

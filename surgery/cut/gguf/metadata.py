@@ -92,9 +92,7 @@ def _widths(header: Header, layout: GgufLayout, plan: PruningPlan, widths: Width
 _UNCUT = "uncut"
 
 
-def _width(
-    header: Header, layout: GgufLayout, key: str, ending: str | None, blocks: list[BlockPlan], widths: Widths
-) -> Value:
+def _width(header: Header, layout: GgufLayout, key: str, ending: str | None, blocks: list[BlockPlan], widths: Widths) -> Value:
     """The value of ``key``, which holds the widths of ``blocks``."""
     value = header.values[key]
     content = value.content
@@ -107,7 +105,9 @@ def _width(
         return Value.array(items, value.item_kind)
     found = {widths[block.name] for block in blocks}
     if content not in {block.n_channels for block in blocks} or len({block.n_channels for block in blocks}) > 1:
-        raise ModelError(f"{key} of the GGUF file is {content}, and {one_line(blocks[0].module)} has {blocks[0].n_channels} channels")
+        raise ModelError(
+            f"{key} of the GGUF file is {content}, and {one_line(blocks[0].module)} has {blocks[0].n_channels} channels"
+        )
     cut = {item.source.name for item in layout.tensors if item.parts}
     for tensor in header.tensors:
         match = _FFN.search(tensor)

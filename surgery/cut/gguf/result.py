@@ -84,9 +84,7 @@ def write_result(
     """
     assert source.file is not None
     header = read_header(source.file)
-    decided = lay_out(
-        source.file, header, plan, layout.cuts, source.index, written.index, quant=options.quant, refitted=refitted
-    )
+    decided = lay_out(source.file, header, plan, layout.cuts, source.index, written.index, quant=options.quant, refitted=refitted)
     for note in decided.notes:
         say(note)
     values = narrowed(header, decided, plan, layout.widths, name)

@@ -205,6 +205,55 @@ def test_a_checkpoint_that_is_not_the_files_is_refused(sources: Any, tmp_path: P
     source = sources("Q8_0")
     to_gguf(tiny_llama(tmp_path / "other", rms_norm_eps=1e-5), tmp_path / "other.gguf", "Q4_0")
     source.file = tmp_path / "other.gguf"
-    with pytest.raises(ModelError, match="is not model.layers.0"):
+    with pytest.raises(ModelError, match="is not model"):
         apply_plan(half(source), source, tmp_path / "half", CutOptions(format="gguf", verify=False))
     assert not (tmp_path / "half").exists()
+
+
+def matrix(path: Path) -> dict[str, np.ndarray]:
+    return {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(path).tensors}
+
+
+def dense_matrix(path: Path, width: int = WIDTH) -> Path:
+    """An importance matrix of the dense model, as llama.cpp publishes it."""
+    writer = gguf.GGUFWriter(path, "imatrix")
+    writer.kv_data[0].pop("general.architecture", None)
+    writer.add_type("imatrix")
+    writer.add_array("imatrix.datasets", ["some text"])
+    writer.add_uint32("imatrix.chunk_count", 2)
+    writer.add_uint32("imatrix.chunk_size", 512)
+    random = np.random.default_rng(2)
+    for layer in range(LAYERS):
+        for name, length in (("ffn_down", width), ("ffn_up", HIDDEN), ("attn_q", HIDDEN)):
+            sums = random.random((1, length)).astype(np.float32)
+            writer.add_tensor(f"blk.{layer}.{name}.weight.in_sum2", sums)
+            writer.add_tensor(f"blk.{layer}.{name}.weight.counts", np.full((1, 1), 1024, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_an_importance_matrix_is_sliced_to_the_kept_channels(llama: Path, tmp_path: Path) -> None:
+    plan = planned(llama, lambda number, ffn: KEPT)
+    path = dense_matrix(tmp_path / "dense.gguf")
+    apply_plan(plan, ModelSource(llama), tmp_path / "out", CutOptions(imatrix=path))
+    before, after = matrix(path), matrix(tmp_path / "out" / "imatrix.gguf")
+    assert before.keys() == after.keys()
+    for name, own in after.items():
+        if "ffn_down" in name and name.endswith("in_sum2"):
+            np.testing.assert_array_equal(own, before[name][:, plan.blocks[int(name.split(".")[1])].kept])
+        else:
+            np.testing.assert_array_equal(own, before[name])
+    assert fields(tmp_path / "out" / "imatrix.gguf") == fields(path)
+    assert "llama-quantize --imatrix imatrix.gguf" in (tmp_path / "out" / "README.md").read_text()
+    assert "imatrix.gguf" in open_result(tmp_path / "out").report.files
+
+
+def test_an_importance_matrix_of_another_model_is_refused_first(llama: Path, tmp_path: Path) -> None:
+    plan = planned(llama, lambda number, ffn: KEPT)
+    path = dense_matrix(tmp_path / "dense.gguf", WIDTH - 1)
+    with pytest.raises(UsageError, match=f"has 1 x {WIDTH - 1} values"):
+        apply_plan(plan, ModelSource(llama), tmp_path / "out", CutOptions(imatrix=path))
+    assert not (tmp_path / "out").exists()
