@@ -174,7 +174,8 @@ def _read_dat(path: Path, file: BinaryIO, chunk_size: int) -> Imatrix:
         rest = file.read(8 + _MAX_NAME)
     except (ValueError, struct.error):
         raise UsageError(f"{path} is not an importance matrix of llama.cpp, or is damaged", hint=_HINT) from None
-    chunks, texts = 0, ()
+    chunks = 0
+    texts: tuple[str, ...] = ()
     # Files of the first versions end after the entries.
     if len(rest) >= 8:
         chunks, length = struct.unpack_from("<ii", rest)

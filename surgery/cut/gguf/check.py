@@ -106,12 +106,12 @@ def check_computed(
     with torch.inference_mode(), quiet_transformers():
         logits = inputs.run(model)[0]
     scale = float(expected.abs().max())
-    error = float((logits - expected).abs().max()) / scale if scale else float(logits.abs().max())
+    difference = float((logits - expected).abs().max()) / scale if scale else float(logits.abs().max())
     first, second = (values.double().log_softmax(-1) for values in (expected, logits))
     divergence = float((first.exp() * (first - second)).sum(-1).mean())
-    if not math.isfinite(error) or (not changed and not quant and error > LOGIT_TOLERANCE):
-        raise CheckError(f"the GGUF file's logits differ by {error:.2g} of their largest value; nothing was written")
-    return error, max(0.0, divergence)
+    if not math.isfinite(difference) or (not changed and not quant and difference > LOGIT_TOLERANCE):
+        raise CheckError(f"the GGUF file's logits differ by {difference:.2g} of their largest value; nothing was written")
+    return difference, max(0.0, divergence)
 
 
 def _check_weights(state: Mapping[str, torch.Tensor], written: ModelSource, changed: set[str], *, exact: bool) -> None:

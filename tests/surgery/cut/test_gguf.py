@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -257,3 +258,68 @@ def test_an_importance_matrix_of_another_model_is_refused_first(llama: Path, tmp
     with pytest.raises(UsageError, match=f"has 1 x {WIDTH - 1} values"):
         apply_plan(plan, ModelSource(llama), tmp_path / "out", CutOptions(imatrix=path))
     assert not (tmp_path / "out").exists()
+
+
+def test_experts_keep_channels_of_their_own(tmp_path: Path) -> None:
+    """All experts of a layer are one tensor in llama.cpp, and one tensor each in the checkpoint."""
+    from safetensors.numpy import save_file
+
+    from chanfmt.format.records import TensorSlice
+    from chanfmt.models.gguf_header import read_header
+    from chanfmt.models.safetensors import CheckpointIndex
+    from surgery.cut.checkpoint.cuts import plan_cuts
+    from surgery.cut.gguf.check import check_stored
+    from surgery.cut.gguf.layout import lay_out
+    from surgery.cut.gguf.metadata import narrowed
+    from surgery.cut.gguf.write import write_gguf
+    from surgery.planning.plan import BlockPlan
+    from tests.support.plans import plan_of
+
+    experts, width, kept = 3, 96, 64
+    random = np.random.default_rng(0)
+    ids = np.stack([np.sort(random.permutation(width)[:kept]) for _ in range(experts)]).astype(np.int32)
+    q8 = gguf.GGMLQuantizationType.Q8_0
+    writer = gguf.GGUFWriter(tmp_path / "in.gguf", "qwen3moe")
+    writer.add_name("moe")
+    writer.add_feed_forward_length(500)
+    writer.add_expert_feed_forward_length(width)
+    writer.add_expert_count(experts)
+    parts = {"gate": ("gate_proj", 0), "up": ("up_proj", 0), "down": ("down_proj", 1)}
+    before: dict[str, np.ndarray] = {}
+    after: dict[str, np.ndarray] = {}
+    slices: dict[tuple[int, str], TensorSlice] = {}
+    for role, (part, axis) in parts.items():
+        shape = (experts, width, HIDDEN) if axis == 0 else (experts, HIDDEN, width)
+        stored = gguf.quants.quantize(random.normal(size=shape).astype(np.float32), q8)
+        writer.add_tensor(f"blk.0.ffn_{role}_exps.weight", stored, raw_dtype=q8)
+        for expert in range(experts):
+            name = f"model.layers.0.mlp.experts.{expert}.{part}.weight"
+            before[name] = gguf.quants.dequantize(stored, q8)[expert]
+            after[name] = np.ascontiguousarray(before[name].take(ids[expert], axis=axis))
+            slices[expert, role] = TensorSlice("write" if role == "down" else role, name, name, axis, 0, width, 1)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    for name, tensors_of in (("before", before), ("after", after)):
+        (tmp_path / name).mkdir()
+        save_file(tensors_of, tmp_path / name / "model.safetensors")
+    items = tuple(slices[expert, role] for expert in range(experts) for role in parts)
+    block = BlockPlan("moe", 0, "decoder", "moe", "decoder.experts", width, experts, items, ids, 0, 0, None)
+    plan = dataclasses.replace(plan_of(), blocks=(block,))
+    old, new = (CheckpointIndex.open(tmp_path / name) for name in ("before", "after"))
+    source, header = tmp_path / "in.gguf", read_header(tmp_path / "in.gguf")
+    layout = lay_out(source, header, plan, plan_cuts(plan, {"moe": kept}, old), old, new)
+    values_of = narrowed(header, layout, plan, {"moe": kept}, "cut")
+    write_gguf(source, header, layout, values_of, new, tmp_path / "out.gguf")
+    check_stored(source, tmp_path / "out.gguf", layout, values_of)
+    was, now = tensors(source), tensors(tmp_path / "out.gguf")
+    assert fields(tmp_path / "out.gguf")["qwen3moe.expert_feed_forward_length"] == kept
+    assert fields(tmp_path / "out.gguf")["qwen3moe.feed_forward_length"] == 500
+    for expert in range(experts):
+        for role in ("gate", "up"):
+            name = f"blk.0.ffn_{role}_exps.weight"
+            np.testing.assert_array_equal(now[name].data[expert], was[name].data[expert][ids[expert]])
+        name = "blk.0.ffn_down_exps.weight"
+        wanted = np.ascontiguousarray(values(was[name])[expert][:, ids[expert]])
+        np.testing.assert_array_equal(now[name].data[expert], gguf.quants.quantize(wanted, q8))
