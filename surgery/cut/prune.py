@@ -21,7 +21,7 @@ from surgery.planning.plan import make_plan
 from surgery.planning.shrink import check_plan
 from surgery.planning.target import BYTES
 from surgery.recovery.options import NO_RECOVERY, Recovery, RecoveryOptions, Refit, plan_recovery
-from surgery.result.names import default_name
+from surgery.result.names import IMATRIX_FILE, default_name
 from surgery.result.result import Result
 
 if TYPE_CHECKING:
@@ -167,6 +167,8 @@ def apply(
             f"the output {directory} is a directory, also with --format gguf: records and the card lie beside the file",
             hint=f"name the directory: -o {directory.with_suffix('')}",
         )
+    if options.format == GGUF and f"{directory.name}.gguf" == IMATRIX_FILE:
+        raise UsageError(f"{IMATRIX_FILE} is the name of an importance matrix", hint="choose another -o")
     # Check the output before a download.
     check_output(directory, overwrite=options.overwrite)
     # The plan may know before a download that the file would hardly shrink.

@@ -190,6 +190,8 @@ def test_what_cannot_be_a_gguf_file_is_refused(llama: Path, sources: Any, tmp_pa
     source = sources("Q8_0")
     with pytest.raises(UsageError, match="is a directory, also with --format gguf"):
         apply(half(source), source, tmp_path / "half.gguf", CutOptions(format="gguf"))
+    with pytest.raises(UsageError, match="is the name of an importance matrix"):
+        apply(half(source), source, tmp_path / "imatrix", CutOptions(format="gguf"))
     for options in (
         CutOptions(quant="q8_0"),
         CutOptions(format="gguf", dtype="float16"),
