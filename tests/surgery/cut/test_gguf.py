@@ -325,3 +325,33 @@ def test_experts_keep_channels_of_their_own(tmp_path: Path) -> None:
         name = "blk.0.ffn_down_exps.weight"
         wanted = np.ascontiguousarray(values(was[name])[expert][:, ids[expert]])
         np.testing.assert_array_equal(now[name].data[expert], gguf.quants.quantize(wanted, q8))
+
+
+@pytest.mark.parametrize("recover", ["lstsq", "block"])
+def test_a_recovery_goes_into_the_file(sources: Any, tmp_path: Path, recover: str) -> None:
+    import surgery
+    from chanfmt.building.options import BuildOptions
+    from chanfmt.format.records import LabelSettings
+    from tests.support.builds import build
+
+    source = sources("Q8_0")
+    options = BuildOptions(str(source.file), str(tmp_path / "a.h5"), calib="pydoc", sequences=8, seq_len=64)
+    build(options, LabelSettings(rho=0.03, support_size=8))
+    given = {"sparsity": 0.375, "recover": recover, "verify": False}
+    surgery.prune(source.file, tmp_path / "a.h5", tmp_path / "plain", **given)
+    result = surgery.prune(source.file, tmp_path / "a.h5", tmp_path / "half", format="gguf", **given)
+    assert result.report.recovery is not None
+    old, new = tensors(source.file), tensors(tmp_path / "half" / "half.gguf")
+    kept = result.report.plan.blocks[1].kept
+    down = values(new["blk.1.ffn_down.weight"])
+    plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "plain").state_dict()
+    wanted = plain["model.layers.1.mlp.down_proj.weight"].numpy()
+    assert np.abs(down - wanted).max() <= 0.01 * np.abs(wanted).max()
+    assert np.abs(down - values(old["blk.1.ffn_down.weight"])[:, kept]).max() > 0.02 * np.abs(wanted).max()
+    # A recovery that adapts whole FFNs may change rows that stay. Rows that it left alone are copied.
+    up, before = plain["model.layers.1.mlp.up_proj.weight"].numpy(), values(old["blk.1.ffn_up.weight"])[kept]
+    assert np.abs(values(new["blk.1.ffn_up.weight"]) - up).max() <= 0.01 * np.abs(up).max()
+    if np.array_equal(up, before):
+        np.testing.assert_array_equal(new["blk.1.ffn_up.weight"].data, old["blk.1.ffn_up.weight"].data[kept])
+    else:
+        assert recover == "block"
