@@ -23,6 +23,7 @@ from surgery.evaluation.loaded import LoadedModel
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
     from chanfmt.data.text import Text
     from chanfmt.format.reader import Atlas
@@ -138,6 +139,9 @@ def prune(
     dtype: str | None = None,
     extra_layers: str | None = None,
     allow_padding: bool = False,
+    format: str = "safetensors",
+    quant: str | None = None,
+    imatrix: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     revision: str | None = None,
     progress: bool | None = None,
@@ -172,6 +176,11 @@ def prune(
             of an FFN that is cut: ``cut`` narrows them by the norms of their weights, ``drop`` leaves them out, None refuses.
         allow_padding: Whether to cut even if the file shrinks by less than half of what was asked, because zero channels take
             the place of removed ones.
+        format: ``safetensors``, or ``gguf`` for one file of llama.cpp, if the model is a ``.gguf`` file.
+        quant: Type of all matrices of a GGUF result: ``q8_0``, ``q5_1``, ``q5_0``, ``q4_1``, ``q4_0``, ``bf16``, ``f16`` or
+            ``f32``; None for the types of the source.
+        imatrix: Importance matrix of the dense model, from llama-imatrix or ``atlas export``. The result gets one of the kept
+            channels.
         overwrite: Whether an earlier result in ``out`` is replaced.
         revision: Branch, tag or commit on the Hub, in place of the measured one.
         progress: Whether to draw progress bars on stderr; None draws them if stderr is a terminal.
@@ -203,6 +212,9 @@ def prune(
         extra_layers=extra_layers,
         dtype=_dtype_name(dtype),
         allow_padding=allow_padding,
+        format=format,
+        quant=quant,
+        imatrix=_file(imatrix),
     )
     cut_options.check()
     recovery = _recovery(recover, recover_device, recover_text, recover_tokens, recover_steps, recover_start)
@@ -229,6 +241,9 @@ def apply(
     extra_layers: str | None = None,
     allow_padding: bool = False,
     layout: str | None = None,
+    format: str = "safetensors",
+    quant: str | None = None,
+    imatrix: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     revision: str | None = None,
     progress: bool | None = None,
@@ -242,7 +257,8 @@ def apply(
         out: Directory to write (default: MODEL-METHOD-PERCENT in the working directory).
         atlas: The atlas that the plan was made from. ``recover`` needs it, and the result gets a copy.
         recover, recover_text, recover_tokens, recover_steps, recover_start, recover_device: As for `prune`.
-        verify, shard_bytes, dtype, extra_layers, allow_padding, overwrite, revision, progress: As for `prune`.
+        verify, shard_bytes, dtype, extra_layers, allow_padding, format, quant, imatrix, overwrite, revision, progress: As for
+            `prune`.
         layout: Layout in place of the plan's, as for `plan`; None for the plan's.
         fine_tune: Whether other weights than the measured ones are accepted: those of a fine-tune, perhaps with another head.
 
@@ -267,7 +283,19 @@ def apply(
         raise _not_a_plan(plan)
     _check_loaded(model)
     recovery = _recovery(recover, recover_device, recover_text, recover_tokens, recover_steps, recover_start)
-    cut_options = CutOptions(overwrite, verify, fine_tune, shard_bytes, extra_layers, _dtype_name(dtype), allow_padding, layout)
+    cut_options = CutOptions(
+        overwrite,
+        verify,
+        fine_tune,
+        shard_bytes,
+        extra_layers,
+        _dtype_name(dtype),
+        allow_padding,
+        layout,
+        format,
+        quant,
+        _file(imatrix),
+    )
     cut_options.check()
     given = plan if isinstance(plan, PruningPlan) else input_path(plan)
     with bars(progress):
@@ -610,6 +638,15 @@ def _check_loaded(model: object) -> None:
             f"{type(model).__name__} is in memory, and a checkpoint is cut from its files",
             hint="cut it in memory: surgery.prune_(model, surgery.plan(atlas)), or pass its directory",
         )
+
+
+def _file(name: str | os.PathLike[str] | None) -> Path | None:
+    """The path of an input file that a caller names."""
+    import os
+
+    from chanfmt.base.inputs import input_path
+
+    return None if name is None else input_path(os.fspath(name))
 
 
 def _dtype_name(dtype: Any) -> str | None:

@@ -7,13 +7,13 @@ tools/imatrix: ``NAME.in_sum2``, float32 (matrix, input), and ``NAME.counts``, f
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chanfmt.base.errors import AtlasError, MissingPackageError
+from chanfmt.algebra.gguf_names import gguf_package, tensor_name, tensor_names
+from chanfmt.base.errors import AtlasError
 from chanfmt.base.text import one_line
 from chanfmt.format.texts import configuration
 
@@ -24,16 +24,7 @@ if TYPE_CHECKING:
     from chanfmt.format.reader import Atlas, Stack
     from chanfmt.format.records import Block
 
-_ARCHITECTURES = {
-    "mistral": "llama",
-    "mixtral": "llama",
-    "deepseek_v2": "deepseek2",
-    "deepseek_v3": "deepseek2",
-    "cohere": "command-r",
-    "phi": "phi2",
-}
-"""Model types whose architecture has another name in llama.cpp."""
-_EXPERT = re.compile(r"(\.experts)\.\d+(?=\.)")
+_PURPOSE = "an importance matrix for llama.cpp"
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +50,7 @@ def write_imatrix(atlas: Atlas, path: Path) -> int:
         MissingPackageError: The package gguf is not installed.
     """
     entries = list(imatrix_entries(atlas))
-    gguf = _gguf()
+    gguf = gguf_package(_PURPOSE)
     writer = gguf.GGUFWriter(path, "imatrix")
     # llama.cpp's own files name a type and no architecture.
     writer.kv_data[0].pop("general.architecture", None)
@@ -96,7 +87,7 @@ def imatrix_entries(atlas: Atlas) -> Iterator[Entry]:
             )
         seen.add(name)
         sums, counts = _sums(atlas, block, stack)
-        yield Entry(f"{name}.weight", np.atleast_2d(sums).astype(np.float32), np.atleast_1d(counts).astype(np.float32)[:, None])
+        yield Entry(name, np.atleast_2d(sums).astype(np.float32), np.atleast_1d(counts).astype(np.float32)[:, None])
 
 
 def _sums(atlas: Atlas, block: Block, stack: Stack) -> tuple[np.ndarray, np.ndarray]:
@@ -112,27 +103,18 @@ def _sums(atlas: Atlas, block: Block, stack: Stack) -> tuple[np.ndarray, np.ndar
 
 def _names(atlas: Atlas) -> Any:
     """llama.cpp's names of the tensors of the model's architecture."""
-    gguf = _gguf()
     config = configuration(atlas.model.config) or {}
     text = config.get("text_config")
     model_type = str((text if isinstance(text, dict) else config).get("model_type") or config.get("model_type") or "")
-    plain = _ARCHITECTURES.get(model_type, model_type).removesuffix("_text").replace("_", "").replace("-", "")
-    found = next((arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name.replace("-", "").replace("_", "") == plain), None)
+    found = tensor_names(model_type, 1 + max(block.layer_index for block in atlas.blocks), _PURPOSE)
     if found is None:
         raise AtlasError(f"{atlas.path}: llama.cpp does not know the model type {one_line(model_type) or 'of this atlas'}")
-    return gguf.TensorNameMap(found, 1 + max(block.layer_index for block in atlas.blocks))
+    return found
 
 
 def _name(names: Any, block: Block) -> str | None:
-    tensors = {tensor.tensor for tensor in block.tensors if tensor.role == "write"}
-    found = {names.get_name(_EXPERT.sub(r"\1", tensor), try_suffixes=(".weight",)) for tensor in tensors}
+    """The weight of the down projection of ``block``."""
+    found = {tensor_name(names, tensor) for tensor in {item.tensor for item in block.tensors if item.role == "write"}}
     name = found.pop() if len(found) == 1 else None
-    return None if name is None else str(name).removesuffix(".weight")
-
-
-def _gguf() -> Any:
-    try:
-        import gguf
-    except ImportError:
-        raise MissingPackageError("gguf", "gguf", "an importance matrix for llama.cpp") from None
-    return gguf
+    # A fused tensor of experts has no suffix in the checkpoint.
+    return name if name is None or name.endswith(".weight") else f"{name}.weight"

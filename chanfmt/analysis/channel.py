@@ -93,7 +93,8 @@ def make_card(
             (size, float(values[channel]), _median(values)) for size, values in zip(sizes, series["connectivity_at"], strict=True)
         )
     )
-    lp = metrics["lp"]
+    # The supernodes that a channel is redundant with are ranked by LP. Without LP there are none.
+    lp = metrics.get("lp", np.empty(0))
     # A file may name channels that do not exist.
     partners = tuple(
         (other, value, int((lp > lp[other]).sum()) + 1)

@@ -88,7 +88,7 @@ def _weights_of(plan: BuildPlan, block: str | None) -> Iterator[None]:
 
 
 def _content(plan: BuildPlan, measurement: Measurement, session: Session, layers: list[Mapping[str, np.ndarray]]) -> AtlasContent:
-    stacks, positions = stack_layers(plan.ffns, layers, _activation(plan.source.config), plan.settings.support_size)
+    stacks, positions = stack_layers(plan.ffns, layers, activation_name(plan.source.config), plan.settings.support_size)
     blocks = tuple(
         Block(
             index,
@@ -139,7 +139,7 @@ def _calibration_record(plan: BuildPlan, measurement: Measurement) -> Calibratio
     )
 
 
-def _activation(config: Any) -> str:
+def activation_name(config: Any) -> str:
     """Name of the activation function in ``config``, or ``unknown``."""
     text = config.get_text_config()
     for name in ("hidden_act", "hidden_activation", "activation_function", "mlp_hidden_act"):

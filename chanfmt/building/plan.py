@@ -82,19 +82,7 @@ class BuildPlan:
     @functools.cached_property
     def record(self) -> ModelRecord:
         """The model as the atlas records it. Every partial atlas records it too, so it is made once."""
-        config = self.source.config_text
-        return ModelRecord(
-            id=self.source.id,
-            revision=self.source.revision,
-            source=self.source.source,
-            model_type=self.source.config.model_type,
-            architectures=tuple(self.source.config.architectures or (type(self.model).__name__,)),
-            config=config,
-            config_sha256=hashlib.sha256(config.encode()).hexdigest(),
-            dtype=str(next(self.model.parameters()).dtype).removeprefix("torch."),
-            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
-            fingerprint=self.source.fingerprint,
-        )
+        return model_record(self.source, self.model)
 
     @property
     def channels(self) -> int:
@@ -131,6 +119,23 @@ class BuildPlan:
                 else {}
             ),
         }
+
+
+def model_record(source: ModelSource, model: Any) -> ModelRecord:
+    """What an atlas records of ``model``, which was loaded from ``source``."""
+    config = source.config_text
+    return ModelRecord(
+        id=source.id,
+        revision=source.revision,
+        source=source.source,
+        model_type=source.config.model_type,
+        architectures=tuple(source.config.architectures or (type(model).__name__,)),
+        config=config,
+        config_sha256=hashlib.sha256(config.encode()).hexdigest(),
+        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        fingerprint=source.fingerprint,
+    )
 
 
 def plan_build(options: BuildOptions, settings: LabelSettings, locate: Locate) -> BuildPlan:

@@ -58,6 +58,17 @@ class Writing:
     mass: np.ndarray
 
 
+def norms(weights: FFNWeights) -> dict[str, np.ndarray]:
+    """``write_norm``, ``write_norm_l1``, ``up_norm`` and, for a gated FFN, ``gate_norm``; float64 (m,)."""
+    written = writing(weights.write, None, 1)
+    inputs = next(iter(weights.reads.values())).shape[1]
+    return {
+        "write_norm": written.norm,
+        "write_norm_l1": written.norm_l1,
+        **reading(weights, None, torch.zeros(inputs, dtype=torch.float64)).norms,
+    }
+
+
 def reading(weights: FFNWeights, support: np.ndarray | None, power: torch.Tensor) -> Reading:
     """The metrics of the read projections.
 

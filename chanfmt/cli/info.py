@@ -58,7 +58,7 @@ def _run(arguments: argparse.Namespace) -> int:
             ),
             *(("sequences", text) for text in (_ends(atlas.calibration),) if text),
             *(("inputs", text) for text in dict.fromkeys(calibration["inputs"]) if text),
-            ("loss", f"{calibration['loss']}; mean {_mean(calibration['mean_loss'])}"),
+            ("loss", _loss(atlas)),
             (
                 "labels",
                 f"supernodes: top {percentage(labels['rho'], 2)} by {labels['score']}; halo: next {percentage(labels['eta'], 0)} by "
@@ -141,13 +141,14 @@ def layer_rows(atlas: Atlas) -> list[dict[str, Any]]:
 
     rows = []
     for block, stack in atlas.rows():
-        lp, label = stack.row("lp", block.row).ravel(), stack.row("label", block.row).ravel()
-        numbers = concentration(lp, atlas.labels.rho)
+        score = _ranked_by(atlas)
+        values, label = stack.row(score, block.row).ravel(), stack.row("label", block.row).ravel()
+        numbers = concentration(values, atlas.labels.rho)
         row: dict[str, Any] = {
             "layer": block.layer_index,
             "stack": block.stack,
-            "channels": int(lp.size),
-            "lp_mass": numbers.mass,
+            "channels": int(values.size),
+            f"{score}_mass": numbers.mass,
             "top_share": numbers.top_share,
             "effective_channels": numbers.effective_channels,
             "max_over_mean": numbers.max_over_mean,
@@ -173,12 +174,14 @@ def print_layers(atlas: Atlas, rows: list[dict[str, Any]]) -> None:
 
 def layer_table(atlas: Atlas, rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Headings and cells of `layer_rows`."""
-    several = len(atlas.stacks) > 1
+    from chanfmt.format import schema
+
+    several, score = len(atlas.stacks) > 1, _ranked_by(atlas)
     headings = [
         "layer",
         *(["stack"] if several else []),
         "channels",
-        "LP mass",
+        f"{schema.METRIC_BY_NAME[score].heading} mass",
         f"top {atlas.labels.rho * 100:.3g}%",
         "n_eff",
         "max/mean",
@@ -192,7 +195,7 @@ def layer_table(atlas: Atlas, rows: list[dict[str, Any]]) -> tuple[list[str], li
             str(row["layer"]),
             *([row["stack"]] if several else []),
             f"{row['channels']:,}",
-            significant(row["lp_mass"], 3),
+            significant(row[f"{score}_mass"], 3),
             percentage(row["top_share"]),
             significant(row["effective_channels"], 4),
             significant(row["max_over_mean"], 4),
@@ -205,8 +208,23 @@ def layer_table(atlas: Atlas, rows: list[dict[str, Any]]) -> tuple[list[str], li
     ]
 
 
-def _mean(loss: float) -> str:
-    return "unknown" if math.isnan(loss) else f"{loss:.3f}"
+def _ranked_by(atlas: Atlas) -> str:
+    """The metric of the layer table: LP, or the metric that ranks the supernodes if the atlas holds no LP."""
+    return "lp" if any("lp" in stack for stack in atlas.stacks.values()) else atlas.labels.score
+
+
+def _loss(atlas: Atlas) -> str:
+    if all(metric not in stack for stack in atlas.stacks.values() for metric in _gradient_metrics()):
+        return "none: the atlas holds no metric that needs a gradient"
+    mean = atlas.calibration.mean_loss
+    return f"{atlas.calibration.loss}; mean {'unknown' if math.isnan(mean) else f'{mean:.3f}'}"
+
+
+def _gradient_metrics() -> tuple[str, ...]:
+    """Metrics that need a gradient."""
+    from chanfmt.algebra.metrics import FORMULAS
+
+    return tuple(name for name in FORMULAS if name != "activation_power")
 
 
 def _median(values: np.ndarray) -> float:

@@ -11,6 +11,7 @@ from chanfmt.cli import (
     compare,
     export,
     framework,
+    import_imatrix,
     info,
     label,
     merge,
@@ -26,7 +27,23 @@ from chanfmt.cli import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMMANDS = (build, info, show, validate, label, merge, strip, compare, report, trajectory, export, push, pull, cache)
+COMMANDS = (
+    build,
+    info,
+    show,
+    validate,
+    label,
+    merge,
+    strip,
+    compare,
+    report,
+    trajectory,
+    export,
+    import_imatrix,
+    push,
+    pull,
+    cache,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

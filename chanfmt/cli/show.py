@@ -46,8 +46,13 @@ class ShowOptions:
     channel: int | None = field(
         default=None, metadata={"help": "this channel alone: its ranks, splits, partners, dimensions", "metavar": "C"}
     )
-    sort: str = field(
-        default="lp", metadata={"help": "metric to sort by, largest first; or channel, for the order of ids", "metavar": "METRIC"}
+    sort: str | None = field(
+        default=None,
+        metadata={
+            "help": "metric to sort by, largest first; or channel, for the order of ids (default: lp, or the metric that ranks "
+            "the supernodes)",
+            "metavar": "METRIC",
+        },
     )
     top: int = field(default=20, metadata={"help": "rows to print, 0 for all", "metavar": "N"})
 
@@ -86,12 +91,12 @@ def _run(arguments: argparse.Namespace) -> int:
         if block.n_experts and expert is None:
             if arguments.channel is not None:
                 raise UsageError(f"layer {block.layer_index} has {block.n_experts} experts", hint="add --expert E")
-            _show_experts(stack, block, atlas.labels.rho, arguments)
+            _show_experts(atlas, stack, block, arguments)
             return 0
         if arguments.channel is not None:
             _show_channel(atlas, stack, block, arguments)
         else:
-            _show_channels(stack, block, arguments)
+            _show_channels(atlas, stack, block, arguments)
     return 0
 
 
@@ -109,21 +114,28 @@ def _place(block: Block, expert: int | None) -> dict[str, Any]:
     }
 
 
-def _show_channels(stack: Stack, block: Block, arguments: argparse.Namespace) -> None:
+def _ranked_by(atlas: Atlas, stack: Stack) -> str:
+    """LP, or the metric that ranks the supernodes if the stack holds no LP."""
+    return atlas.labels.score if "lp" not in stack and atlas.labels.score in stack else "lp"
+
+
+def _show_channels(atlas: Atlas, stack: Stack, block: Block, arguments: argparse.Namespace) -> None:
     import numpy as np
 
     from chanfmt.format import schema
 
+    sort = arguments.sort or _ranked_by(atlas, stack)
+
     held = {metric.name: metric.heading for metric in stack.all_metrics}
     values = {name: _values(stack, block, arguments.expert, name) for name in held}
     names = [name for name in held if not np.isnan(values[name]).all()]
-    if arguments.sort not in ("channel", *names):
-        raise UsageError(f"layer {block.layer_index} has no {arguments.sort}", hint=f"metrics: {', '.join(names)}")
+    if sort not in ("channel", *names):
+        raise UsageError(f"layer {block.layer_index} has no {sort}", hint=f"metrics: {', '.join(names)}")
     label = _values(stack, block, arguments.expert, "label")
     order = np.arange(stack.n_channels)
-    if arguments.sort != "channel":
+    if sort != "channel":
         # NaN means unknown, not large, so it sorts last.
-        order = np.argsort(-np.nan_to_num(values[arguments.sort], nan=-np.inf), kind="stable")
+        order = np.argsort(-np.nan_to_num(values[sort], nan=-np.inf), kind="stable")
     order = order[: arguments.top or None]
     if arguments.json:
         framework.print_json(
@@ -153,18 +165,19 @@ def _show_channels(stack: Stack, block: Block, arguments: argparse.Namespace) ->
             ]
             for rank, channel in enumerate(order, 1)
         ],
-        [3 + names.index(name) for name in spare if name != arguments.sort],
+        [3 + names.index(name) for name in spare if name != sort],
     )
 
 
-def _show_experts(stack: Stack, block: Block, rho: float, arguments: argparse.Namespace) -> None:
+def _show_experts(atlas: Atlas, stack: Stack, block: Block, arguments: argparse.Namespace) -> None:
     import dataclasses
 
     from chanfmt.analysis.mass import concentration
     from chanfmt.format import schema
 
-    if "lp" not in stack:
-        raise AtlasError(f"layer {block.layer_index} has no lp", hint="see: atlas info")
+    score, rho = _ranked_by(atlas, stack), atlas.labels.rho
+    if score not in stack:
+        raise AtlasError(f"layer {block.layer_index} has no {score}", hint="see: atlas info")
     rows = []
     for expert in range(block.n_experts):
         label = _values(stack, block, expert, "label")
@@ -172,19 +185,28 @@ def _show_experts(stack: Stack, block: Block, rho: float, arguments: argparse.Na
             {
                 "expert": expert,
                 "tokens": int(stack.row("tokens", block.row)[expert]),
-                **dataclasses.asdict(concentration(_values(stack, block, expert, "lp"), rho)),
+                **dataclasses.asdict(concentration(_values(stack, block, expert, score), rho)),
                 "supernodes": int((label == schema.LABEL_SUPERNODE).sum()),
                 "halo": int((label == schema.LABEL_HALO).sum()),
             }
         )
-    if arguments.sort != "lp":
+    if arguments.sort not in (None, score):
         raise UsageError("--sort does not sort experts", hint="add --expert E to sort the channels of an expert")
     shown = rows[: arguments.top or None]
     if arguments.json:
         framework.print_json({**_place(block, None), "experts": shown})
         return
     framework.print_table(
-        ["expert", "tokens", "LP mass", f"top {100 * rho:g}%", "n_eff", "max/mean", "super", "halo"],
+        [
+            "expert",
+            "tokens",
+            f"{schema.METRIC_BY_NAME[score].heading} mass",
+            f"top {100 * rho:g}%",
+            "n_eff",
+            "max/mean",
+            "super",
+            "halo",
+        ],
         [
             [
                 str(row["expert"]),
@@ -210,8 +232,8 @@ def _show_channel(atlas: Atlas, stack: Stack, block: Block, arguments: argparse.
     if not 0 <= channel < block.n_channels:
         raise UsageError(f"layer {block.layer_index} has no channel {channel}", hint=f"channels: 0 to {block.n_channels - 1}")
     names = [metric.name for metric in stack.all_metrics]
-    if "lp" not in names:
-        raise AtlasError(f"layer {block.layer_index} has no lp", hint="see: atlas info")
+    if _ranked_by(atlas, stack) not in names:
+        raise AtlasError(f"layer {block.layer_index} has no {_ranked_by(atlas, stack)}", hint="see: atlas info")
     series = {}
     for name in schema.SERIES:
         if name in stack:

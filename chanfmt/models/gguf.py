@@ -8,13 +8,15 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from chanfmt.base.errors import MissingPackageError, ModelError, first_line
+from chanfmt.algebra.gguf_names import gguf_package
+from chanfmt.base.errors import ModelError, first_line
 from chanfmt.models.gguf_cache import cached
 from chanfmt.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -29,27 +31,42 @@ def dequantized_directory(path: Path) -> Path:
     return cached(path, _convert)
 
 
-def _convert(path: Path, directory: Path) -> None:
-    try:
-        import gguf  # noqa: F401
-    except ImportError:
-        raise MissingPackageError("gguf", "gguf", "reading a GGUF file") from None
+def load_gguf(path: Path) -> Any:
+    """The model of the GGUF file ``path``, with dense float32 weights, as stock transformers loads it.
+
+    Raises:
+        ModelError: transformers cannot read the file.
+        MissingPackageError: The ``gguf`` package is not installed.
+    """
+    gguf_package("reading a GGUF file")
     import torch
     import transformers
 
     extra = {}
     if hasattr(transformers, "GgufConfig"):
         extra["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    with _quiet(path):
+        return transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32, **extra)
+
+
+@contextlib.contextmanager
+def _quiet(path: Path) -> Iterator[None]:
+    """Turn what transformers raises over ``path`` in the body into `ModelError`, and keep its output off the terminal."""
     try:
         # transformers draws its progress bar even if stderr is a file.
         quiet = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
         with quiet_transformers(), quiet:
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                path.parent, gguf_file=path.name, dtype=torch.float32, **extra
-            )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+            yield
     except Exception as error:
         raise ModelError(f"transformers cannot read {path}: {first_line(error)}") from error
+
+
+def _convert(path: Path, directory: Path) -> None:
+    model = load_gguf(path)
+    import transformers
+
+    with _quiet(path):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     # The weights are dense now; with its quantiser still in place, transformers would refuse to save the model.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):

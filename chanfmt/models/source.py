@@ -269,7 +269,8 @@ def _kind_of(path: Path) -> str:
 def _beside(path: Path) -> str:
     """How to name the model that a directory without ``config.json`` seems to hold."""
     try:
-        gguf = sorted(item.name for item in path.iterdir() if item.suffix == ".gguf")
+        # An importance matrix is a GGUF file too.
+        gguf = sorted(item.name for item in path.iterdir() if item.suffix == ".gguf" and "imatrix" not in item.name)
         inside = sorted(item.name for item in path.iterdir() if (item / CONFIG_FILE).is_file())
     except OSError:
         return _KINDS

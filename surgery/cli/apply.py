@@ -122,6 +122,9 @@ def as_data(options: CutOptions, *, fine_tune: bool = False, layout: str | None 
         options.dtype,
         options.allow_padding,
         layout,
+        options.format,
+        options.quant,
+        None if options.imatrix is None else input_path(options.imatrix),
     )
     found.check()
     return found

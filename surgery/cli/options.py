@@ -76,6 +76,26 @@ class CutOptions:
             "help": "cut even if the file shrinks by less than half of what was asked, because zeros take the place of channels",
         },
     )
+    format: str = field(
+        default="safetensors",
+        metadata={"help": "safetensors, or gguf: one file for llama.cpp, if the model is a .gguf file", "metavar": "FORMAT"},
+    )
+    quant: str | None = field(
+        default=None,
+        metadata={
+            "help": "type of all matrices of a GGUF result: q8_0, q5_1, q5_0, q4_1, q4_0, bf16, f16, f32 "
+            "(default: each keeps its own)",
+            "metavar": "TYPE",
+        },
+    )
+    imatrix: str | None = field(
+        default=None,
+        metadata={
+            "help": "importance matrix of the dense model, from llama-imatrix or atlas export; the result gets one of the kept "
+            "channels, for llama-quantize",
+            "metavar": "FILE",
+        },
+    )
     overwrite: bool = field(default=False, metadata={"help": "replace the output if it is an earlier result"})
 
 

@@ -28,8 +28,10 @@ from surgery.cut.checkpoint.writer import output_bytes, write_checkpoint
 from surgery.cut.config_width import check_layout, find_layout, with_layout
 from surgery.cut.dtype_field import in_dtype
 from surgery.cut.extra_layers import handle_extra_layers, without
+from surgery.cut.gguf.imatrix import sliced, text_type, write_sliced
+from surgery.cut.gguf.result import check_gguf_source, write_result
 from surgery.cut.loader import loader_name
-from surgery.cut.options import CUT_DEFAULTS, CutOptions
+from surgery.cut.options import CUT_DEFAULTS, GGUF, CutOptions
 from surgery.cut.relocate import relocated
 from surgery.cut.source import check_fingerprint
 from surgery.cut.stock import parse_config
@@ -39,7 +41,7 @@ from surgery.recovery.leftover import remove_finished
 from surgery.result.base import NOTICE_FILE, Base, read_base
 from surgery.result.card import model_card
 from surgery.result.manifest import hash_files, list_files
-from surgery.result.names import ATLAS_FILE, CARD_FILE, KEPT_FILE, PICTURE_FILE, REPORT_FILE
+from surgery.result.names import ATLAS_FILE, CARD_FILE, IMATRIX_FILE, KEPT_FILE, PICTURE_FILE, REPORT_FILE
 from surgery.result.picture import layer_picture
 from surgery.result.record import Report
 
@@ -79,6 +81,8 @@ def apply_plan(
     if atlas is not None:
         plan.check_atlas(atlas)
     options.check()
+    if options.format == GGUF:
+        check_gguf_source(source)
     # A type that stock code does not know is refused for that reason, before anything else about it.
     parse_config(source.config_fields)
     accounting = check_accounted(source)
@@ -97,6 +101,9 @@ def apply_plan(
     handled = handle_extra_layers(plan, layout, index, accounting, options.extra_layers)
     plan, layout = handled.plan, in_dtype(handled.layout, options.dtype)
     applied = Applied(layout.widths, layout.fields, source.fingerprint)
+    if options.imatrix is not None:
+        # A matrix of another model is refused before any work.
+        sliced(options.imatrix, plan, layout.widths, text_type(source.config_fields))
     with contextlib.ExitStack() as stack:
         recovered = None
         if recovery is not None:
@@ -106,6 +113,7 @@ def apply_plan(
             plan, layout, index = recovered.plan, recovered.layout, recovered.index
         index = without(index, handled.dropped)
         temporary = stack.enter_context(published(output, index, layout.cuts, layout.config, options))
+        checkpoint = list_files(temporary)
         write_plan(plan, temporary / KEPT_FILE, applied)
         # The check loads our modelling file from the directory, as a user does. It was written just now.
         written = ModelSource(temporary, trust_remote_code=is_own(layout.config))
@@ -114,6 +122,18 @@ def apply_plan(
         shapes = check_shapes(index, layout.cuts, layout.allowed, written, options.dtype)
         logits, skipped = _verify(plan, source, written, options.verify, options.dtype)
         refitted = recovered.put_in(written, verify=logits is not None) if recovered is not None else None
+        gguf = None
+        sizes = source.index.nbytes, written.index.nbytes
+        parameters = written.index.parameters - source.index.parameters
+        if options.format == GGUF:
+            made = write_result(
+                temporary, output.absolute().name, plan, layout, source, written, options, refitted=recovered is not None
+            )
+            gguf, sizes = made.record, (made.bytes_before, made.bytes_after)
+            # The GGUF file holds the weights, the tokenizer and the config.
+            _remove(temporary, checkpoint)
+        if options.imatrix is not None:
+            write_sliced(options.imatrix, temporary / IMATRIX_FILE, plan, layout.widths, source.config_fields)
         (temporary / PICTURE_FILE).write_text(layer_picture(plan), encoding="utf-8")
         _write_notice(base, temporary)
         if atlas is not None:
@@ -125,9 +145,8 @@ def apply_plan(
             base,
             applied,
             before,
-            before + written.index.parameters - source.index.parameters,
-            source.index.nbytes,
-            written.index.nbytes,
+            before + parameters,
+            *sizes,
             shapes,
             logits,
             skipped,
@@ -141,6 +160,7 @@ def apply_plan(
             options.dtype,
             "" if source.file is None else describe(source.file),
             layout.set_by,
+            gguf=gguf,
         )
         write_json(report.to_json(), temporary / REPORT_FILE)
         (temporary / CARD_FILE).write_text(model_card(report, output.absolute().name), encoding="utf-8")
@@ -226,6 +246,16 @@ def published(
         for name, text in own_files(config).items():
             (temporary / name).write_text(text, encoding="utf-8")
         yield temporary
+
+
+def _remove(directory: Path, names: list[str]) -> None:
+    """Remove the files ``names`` below ``directory``, and directories that are empty then."""
+    for name in names:
+        path = directory / name
+        path.unlink()
+        with contextlib.suppress(OSError):
+            if path.parent != directory:
+                path.parent.rmdir()
 
 
 def _write_notice(base: Base, output: Path) -> None:

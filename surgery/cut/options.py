@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from chanfmt.base.choices import unknown
+from chanfmt.base.errors import UsageError
 from surgery.planning.layouts import LAYOUTS
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """Dtypes that a result can have, as torch and as safetensors name them."""
+FORMATS = ("safetensors", "gguf")
+"""Formats that a result can have."""
+GGUF = "gguf"
+QUANTS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "bf16", "f16", "f32")
+"""Types that the matrices of a GGUF file can be written in."""
 EXTRA_LAYERS = {
     "cut": "they are narrowed too, by the norms of their own weights",
     "drop": "they are left out, and their number in config.json becomes 0",
@@ -31,6 +41,9 @@ class CutOptions:
         allow_padding: Whether the cut is made although the file shrinks by less than half of what was asked, because zero
             channels take the place of removed ones.
         layout: Layout in place of the plan's, a key of `surgery.planning.layouts.LAYOUTS`; None for the plan's.
+        format: Format of the result, one of `FORMATS`. ``gguf`` needs a GGUF file as the source.
+        quant: Type of all matrices of a GGUF file, one of `QUANTS`; None to keep their types, and to quantise only what is cut.
+        imatrix: Importance matrix of the dense model. The result gets one of the kept channels; None for none.
     """
 
     overwrite: bool = False
@@ -41,6 +54,9 @@ class CutOptions:
     dtype: str | None = None
     allow_padding: bool = False
     layout: str | None = None
+    format: str = FORMATS[0]
+    quant: str | None = None
+    imatrix: Path | None = None
 
     def check(self) -> None:
         """Raise `UsageError` for a value that is not possible."""
@@ -50,6 +66,16 @@ class CutOptions:
             raise unknown("dtype", self.dtype, DTYPES)
         if self.layout is not None and self.layout not in LAYOUTS:
             raise unknown("layout", self.layout, LAYOUTS)
+        if self.format not in FORMATS:
+            raise unknown("format", self.format, FORMATS)
+        if self.quant is not None and self.quant not in QUANTS:
+            raise unknown("type for --quant", self.quant, QUANTS)
+        if self.format != GGUF and self.quant is not None:
+            raise UsageError("--quant has no effect without --format gguf", hint="add --format gguf, or leave it out")
+        if self.format == GGUF and self.dtype is not None:
+            raise UsageError("--dtype has no effect with --format gguf", hint="use --quant, such as --quant bf16")
+        if self.format == GGUF and self.shard_bytes is not None:
+            raise UsageError("--shard-size has no effect with --format gguf: the result is one file", hint="leave it out")
 
 
 CUT_DEFAULTS = CutOptions()

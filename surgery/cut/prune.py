@@ -14,7 +14,7 @@ from chanfmt.base.narrate import say, warn
 from chanfmt.hub.locate import opened
 from chanfmt.models.load import pick_device
 from surgery.cut.apply import apply_plan, check_output
-from surgery.cut.options import CUT_DEFAULTS, CutOptions
+from surgery.cut.options import CUT_DEFAULTS, GGUF, CutOptions
 from surgery.cut.source import find_model
 from surgery.planning.file import load_plan
 from surgery.planning.layouts import UNIFORM
@@ -22,7 +22,7 @@ from surgery.planning.plan import make_plan
 from surgery.planning.shrink import check_plan
 from surgery.planning.target import BYTES
 from surgery.recovery.options import NO_RECOVERY, Recovery, RecoveryOptions, Refit, plan_recovery
-from surgery.result.names import default_name
+from surgery.result.names import IMATRIX_FILE, default_name
 from surgery.result.result import Result
 
 if TYPE_CHECKING:
@@ -161,7 +161,15 @@ def apply(
         CheckError: The result did not pass its checks.
         ChanfmtError: The disk is full or fails.
     """
+    options.check()
     directory = output_path(output or default_name(plan))
+    if options.format == GGUF and directory.suffix == ".gguf":
+        raise UsageError(
+            f"the output {directory} is a directory, also with --format gguf: records and the card lie beside the file",
+            hint=f"name the directory: -o {directory.with_suffix('')}",
+        )
+    if options.format == GGUF and f"{directory.name}.gguf" == IMATRIX_FILE:
+        raise UsageError(f"{IMATRIX_FILE} is the name of an importance matrix", hint="choose another -o")
     # Check the output before a download.
     check_output(directory, overwrite=options.overwrite)
     # The plan may know before a download that the file would hardly shrink.
@@ -174,8 +182,8 @@ def apply(
     with claimed(directory):
         report = apply_plan(plan, source, directory, options, atlas=atlas, recovery=recovery)
     say(f"wrote {directory}")
-    if report.source_file:
-        ways = "quantise it again, with llama.cpp for example" + ("" if options.dtype else "; --dtype bfloat16 halves its size")
+    if report.source_file and report.gguf is None:
+        ways = "add --format gguf for a GGUF file" + ("" if options.dtype else "; --dtype bfloat16 halves its size")
         size = f"{report.bytes_after / 1e6:,.0f} MB in {options.dtype or 'float32'}"
         say(f"{source.id} is {report.source_file}, and the result is not quantised: {size}; {ways}")
     return Result(directory, report, None)

@@ -367,6 +367,8 @@ def _plan_block(atlas: Atlas, block: Block, name: str, kept: np.ndarray) -> Bloc
 
 def _lp_kept(stack: Stack, block: Block, kept: np.ndarray) -> float | None:
     """Share of the FFN's LP in its kept channels, each expert weighted by its tokens; None if the LP is unknown or 0."""
+    if "lp" not in stack:
+        return None
     mass = lp_mass(stack, block)
     total = float(mass.sum())
     return float(mass[kept].sum()) / total if total > 0 else None

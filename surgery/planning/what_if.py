@@ -138,7 +138,7 @@ class _Sums:
     def __init__(self, atlas: Atlas, block: Block, order: np.ndarray | None) -> None:
         stack = atlas.stacks[block.stack]
         core = unit_rows(stack.row("label", block.row) == schema.LABEL_SUPERNODE)
-        mass = unit_rows(lp_mass(stack, block))
+        mass = unit_rows(lp_mass(stack, block)) if "lp" in stack else np.full(core.shape, np.nan)
         if order is not None:
             core, mass = (np.take_along_axis(values, unit_rows(order), axis=-1) for values in (core, mass))
         # (width + 1,): entry k is the sum over the first k channels of every expert.

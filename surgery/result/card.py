@@ -17,7 +17,7 @@ from surgery.planning.methods import METHODS
 from surgery.planning.plan import layer_rows
 from surgery.recovery.options import GRADIENTS, RECOVERIES
 from surgery.result.base import NOTICE_FILE
-from surgery.result.names import ATLAS_FILE, EVALUATION_FILE, KEPT_FILE, PICTURE_FILE, REPORT_FILE
+from surgery.result.names import ATLAS_FILE, EVALUATION_FILE, IMATRIX_FILE, KEPT_FILE, PICTURE_FILE, REPORT_FILE
 from surgery.result.record import summary_rows
 from surgery.result.verdict import LIMITS, loss_table
 
@@ -139,7 +139,7 @@ def _front_matter(report: Report, title: str, evaluated: Evaluated | None) -> st
         **fields,
         library_name="transformers",
         pipeline_tag=PIPELINES.get(report.loader),
-        tags=list(TAGS),
+        tags=[*TAGS, *(["gguf"] if report.gguf else [])],
         license=one_line(base.license) or None,
         license_name=one_line(base.license_name) or None,
         license_link=one_line(base.license_link) or None,
@@ -257,6 +257,8 @@ def _numbers(item: Measured) -> list[str]:
 
 def _loading(report: Report, name: str) -> list[str]:
     place = fenced(json.dumps(one_line(name)))
+    if report.gguf is not None:
+        return _loading_gguf(report.gguf.file, place)
     names = {file for file in report.files if not file.startswith(TEMPLATE_DIRECTORY)}
     reader = ("AutoProcessor", "processor") if names & {"preprocessor_config.json", "processor_config.json"} else None
     if reader is None and any(file.startswith(("tokenizer", "vocab", "spiece", "sentencepiece")) for file in names):
@@ -273,6 +275,20 @@ def _loading(report: Report, name: str) -> list[str]:
     ]
 
 
+def _loading_gguf(file: str, place: str) -> list[str]:
+    name = fenced(json.dumps(one_line(file)))
+    return [
+        "llama.cpp and its relatives read the file as it is. transformers reads it dequantised:",
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f"model = AutoModelForCausalLM.from_pretrained({place}, gguf_file={name})",
+        f"tokenizer = AutoTokenizer.from_pretrained({place}, gguf_file={name})",
+        "```",
+    ]
+
+
 def _making(report: Report) -> list[str]:
     plan = report.plan
     atlas = (
@@ -281,11 +297,15 @@ def _making(report: Report) -> list[str]:
         else "The atlas is not part of this repository; it has "
     )
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    matrix = (
+        f"`{IMATRIX_FILE}` is the importance matrix of the kept channels. `llama-quantize --imatrix {IMATRIX_FILE} IN.gguf OUT.gguf "
+        "IQ4_XS` takes it. "
+    )
     return [
         *(["```sh", fenced(report.command), "```", ""] if report.command else []),
         f"{atlas}content SHA-256 {code(plan.atlas_sha256)}. `{KEPT_FILE}` lists the kept channels and is a plan: "
         f"`surgery apply {KEPT_FILE} --model MODEL -o DIR` makes the same cut. `{REPORT_FILE}` holds all other details, with the "
-        f"SHA-256 of every file. This model was made with {inline(versions)}.",
+        f"SHA-256 of every file. {matrix if IMATRIX_FILE in report.files else ''}This model was made with {inline(versions)}.",
     ]
 
 
@@ -329,14 +349,17 @@ def _form(report: Report) -> str:
     if report.plan.layout == DECI:
         return "The channels are really removed, not set to zero."
     fields = ", ".join(f"{code(field)} is {inline(str(change.after))}" for field, change in report.config_fields.items())
+    place = f"the metadata of {code(report.gguf.file)}, by llama.cpp's names" if report.gguf else "`config.json`"
     if not report.padded:
-        return f"The channels are really removed, not set to zero: {fields} in `config.json`."
+        return f"The channels are really removed, not set to zero: {fields} in {place}."
     zeros = f"Stock code cannot load {len(report.padded)} FFNs at their own widths, so they are padded with zero channels."
-    return f"{zeros} {fields[:1].upper()}{fields[1:]} in `config.json`." if fields else zeros
+    return f"{zeros} {fields[:1].upper()}{fields[1:]} in {place}." if fields else zeros
 
 
 def _weights(report: Report) -> str:
     rounded = f"All weights are rounded to {report.dtype}." if report.dtype else ""
+    if report.gguf is not None and report.gguf.weight_error:
+        rounded = "The weights of the cut that lie across blocks of the quantised type are quantised again."
     if report.recovery is None:
         return f"{rounded} Nothing was trained." if rounded else "The kept weights are unchanged, and nothing was trained."
     what = RECOVERIES[report.recovery.method]

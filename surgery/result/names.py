@@ -18,6 +18,7 @@ CARD_FILE = "README.md"
 ATLAS_FILE = "atlas.h5"
 PICTURE_FILE = "layers.svg"
 EVALUATION_FILE = "evaluation.json"
+IMATRIX_FILE = "imatrix.gguf"
 
 
 def default_name(plan: PruningPlan) -> str:

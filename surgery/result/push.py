@@ -142,10 +142,13 @@ def _resumable(directory: Path, command: str) -> Iterator[None]:
 
 
 def _evaluation(result: Result, path: str) -> Evaluated:
-    from chanfmt.models.source import ModelSource
+    from chanfmt.models.source import ModelSource, local_source
     from surgery.result.evaluated import take_evaluation
 
-    return take_evaluation(input_path(path), ModelSource(result.directory).fingerprint, result.report.applied.fingerprint)
+    gguf = result.report.gguf
+    written = ModelSource(result.directory) if gguf is None else local_source(str(result.directory / gguf.file))
+    assert written is not None
+    return take_evaluation(input_path(path), written.fingerprint, result.report.applied.fingerprint)
 
 
 def _card(path: Path) -> str | None:

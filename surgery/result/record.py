@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from surgery.cut.check import LogitCheck, ShapeCheck
     from surgery.cut.extra_layers import ExtraLayers
+    from surgery.cut.gguf.record import GgufRecord
     from surgery.planning.decide import SelectorEffect
     from surgery.planning.plan import Applied, BlockPlan, Change, PruningPlan
     from surgery.recovery.options import RecoveryReport
@@ -55,6 +56,8 @@ class Report:
         source_file: Size and bits of the quantised file that the source was made from; empty if there was none.
         set_by: Name of every FFN to the config field that sets its width; empty if none does alone.
         verdict: What the result is good for; None if nobody judged it.
+        gguf: How the GGUF file was written; None if the result is a safetensors checkpoint. If it is set, bytes are those of
+            the two GGUF files.
     """
 
     plan: PruningPlan
@@ -78,6 +81,7 @@ class Report:
     source_file: str = ""
     set_by: Mapping[str, str] = field(default_factory=dict, repr=False)
     verdict: Verdict | None = None
+    gguf: GgufRecord | None = None
 
     @property
     def config_fields(self) -> dict[str, Change]:
@@ -118,6 +122,7 @@ class Report:
             "recovery": self.recovery.to_json() if self.recovery else None,
             "extra_layers": self.extra_layers.to_json() if self.extra_layers else None,
             "verdict": self.verdict.to_json() if self.verdict else None,
+            "gguf": self.gguf.to_json() if self.gguf else None,
             "versions": dict(self.versions),
             "command": self.command,
             "loader": self.loader,
@@ -191,7 +196,7 @@ def summary_rows(plan: PruningPlan, report: Report | None = None) -> list[list[s
     ]
     if report:
         rows += [
-            *([["source file", f"{report.source_file}; the result is not quantised"]] if report.source_file else []),
+            *_file_rows(report),
             *([["zero channels", _padding_text(report)]] if report.padded else []),
             *([["extra layers", report.extra_layers.summary()]] if report.extra_layers else []),
             ["check: shapes", f"{report.shapes.tensors:,} tensors, as {_loading_code(report)} expects them"],
@@ -203,6 +208,14 @@ def summary_rows(plan: PruningPlan, report: Report | None = None) -> list[list[s
 
 def _loading_code(report: Report) -> str:
     return "transformers" if report.plan.layout == DECI else "stock transformers"
+
+
+def _file_rows(report: Report) -> list[list[str]]:
+    """The file that the source was made from, and the file that the result is, if they are GGUF files."""
+    if report.gguf is None:
+        return [["source file", f"{report.source_file}; the result is not quantised"]] if report.source_file else []
+    notes = [["note", note] for note in report.gguf.notes]
+    return [["source file", report.source_file], ["GGUF", report.gguf.summary], *notes, ["check: GGUF", report.gguf.check]]
 
 
 def _before_after(pair: tuple[int, int] | None) -> dict[str, int | None]:

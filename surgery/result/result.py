@@ -16,6 +16,7 @@ from chanfmt.base.text import one_line
 from chanfmt.models.source import ModelSource
 from surgery.cut.check import LogitCheck, ShapeCheck
 from surgery.cut.extra_layers import ExtraLayers
+from surgery.cut.gguf.record import GgufRecord
 from surgery.cut.options import EXTRA_LAYERS
 from surgery.planning.file import load_applied
 from surgery.planning.layouts import DECI
@@ -150,6 +151,20 @@ class _ExtraLayers(Struct):
     tensors: int
 
 
+class _Gguf(Struct, forbid_unknown_fields=True):
+    """As `GgufRecord`."""
+
+    file: str
+    quant: str | None
+    types: dict[str, int]
+    copied: int
+    weight_error: float
+    logit_error: float | None
+    divergence: float | None
+    skipped: str
+    notes: tuple[str, ...]
+
+
 class _StoredReport(Struct):
     """The parts of ``surgery.json`` that the plan does not hold."""
 
@@ -167,6 +182,7 @@ class _StoredReport(Struct):
     dtype: str | None = None
     source_file: str = ""
     verdict: Verdict | None = None
+    gguf: _Gguf | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -303,7 +319,14 @@ def _report(stored: _StoredReport, directory: Path) -> Report:
         dtype=stored.dtype,
         source_file=stored.source_file,
         verdict=stored.verdict,
+        gguf=None if stored.gguf is None else _gguf(stored.gguf),
     )
+
+
+def _gguf(stored: _Gguf) -> GgufRecord:
+    if "/" in stored.file or _leaves(stored.file):
+        raise ValueError("the name of its GGUF file leads out of its directory")
+    return GgufRecord(**to_builtins(stored) | {"notes": stored.notes})
 
 
 def _extra_layers(stored: _ExtraLayers) -> ExtraLayers:

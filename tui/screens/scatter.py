@@ -76,8 +76,8 @@ class ScatterScreen(StatusScreen):
         return replace(self._channels.place, screen=self.SCREEN)
 
     def show_browser(self) -> None:
-        metrics = self.browser.snapshot.metrics
-        self.x, self.y = (metric if metric in metrics else "lp" for metric in (self.x, self.y))
+        metrics, score = self.browser.snapshot.metrics, self.browser.snapshot.score
+        self.x, self.y = (metric if metric in metrics else score for metric in (self.x, self.y))
         self.paint()
 
     def show_marks(self) -> None:

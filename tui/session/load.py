@@ -65,7 +65,8 @@ class Snapshot:
         metrics: Name to metric, for every metric that a stack has: metrics of the schema in its order, then other programs'.
         ffns: Every dense FFN and every expert, in model order.
         blocks: The blocks of the model as ranges of ``ffns``: one dense FFN, or all experts of a block.
-        lp: Stack to float32 (layer[, expert], channel).
+        score: The metric that ranks the supernodes: ``lp``, unless the atlas holds none.
+        lp: Stack to float32 (layer[, expert], channel); NaN if the atlas holds none.
         labels: Stack to uint8 (layer[, expert], channel).
         tokens: Stack to the number of tokens that reached each FFN, int64 (layer[, expert]); a stack without counts is left out.
         calibration_tokens: Tokens of the calibration text.
@@ -84,6 +85,7 @@ class Snapshot:
     metrics: Mapping[str, Variable]
     ffns: tuple[Ffn, ...]
     blocks: tuple[range, ...]
+    score: str
     lp: Mapping[str, np.ndarray]
     labels: Mapping[str, np.ndarray]
     tokens: Mapping[str, np.ndarray]
@@ -239,9 +241,15 @@ def _read(atlas: Atlas, path: Path, stored: StoredArrays) -> Snapshot:
     if not atlas.blocks:
         raise AtlasError(f"{path} has no FFNs", hint=f"see: atlas info {path}")
     stacks = {shown: atlas.stacks[name] for name, shown in distinct_lines(atlas.stacks).items()}
-    lp = {name: stack["lp"] for name, stack in stacks.items()}
-    if all(np.isnan(array).all() for array in lp.values()):
-        raise AtlasError(f"{path} has no measured LP: every value is NaN", hint="build it again")
+    score = "lp" if any("lp" in stack for stack in stacks.values()) else atlas.labels.score
+    if all(score not in stack or np.isnan(stack[score]).all() for stack in stacks.values()):
+        name = schema.METRIC_BY_NAME[score].heading if score in schema.METRIC_BY_NAME else one_line(score)
+        raise AtlasError(f"{path} has no measured {name}: every value is NaN", hint="build it again")
+    # An atlas of activations alone, such as an imported importance matrix, has no LP.
+    lp = {
+        name: stack["lp"] if score == "lp" else np.full(stack["label"].shape, np.nan, dtype=np.float32)
+        for name, stack in stacks.items()
+    }
     held = {metric.name: metric for stack in stacks.values() for metric in stack.all_metrics}
     shown, order = distinct_lines(held), list(schema.METRIC_BY_NAME)
     ordered = sorted(held, key=lambda name: order.index(name) if name in order else len(order))
@@ -261,6 +269,7 @@ def _read(atlas: Atlas, path: Path, stored: StoredArrays) -> Snapshot:
         metrics={shown[name]: held[name] for name in ordered},
         ffns=ffns,
         blocks=blocks,
+        score=score,
         lp=lp,
         labels={name: stack["label"] for name, stack in stacks.items()},
         tokens={name: stack["tokens"] for name, stack in stacks.items() if "tokens" in stack},

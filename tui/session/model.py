@@ -29,7 +29,7 @@ class Browser:
 
     def __init__(self, snapshot: Snapshot, metric: str = "lp", *, log_axis: bool = True) -> None:
         self.snapshot = snapshot
-        self.metric = metric if metric in snapshot.metrics else "lp"
+        self.metric = metric if metric in snapshot.metrics else snapshot.score
         self.log_axis = log_axis
         self._summaries: dict[range, view.Summary] = {}
         self._rankings: dict[range, view.Ranking] = {}

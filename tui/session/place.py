@@ -60,7 +60,8 @@ class Place:
         Raises:
             UsageError: The FFN, metric, column or channel does not exist in ``snapshot``, or the layer has several FFNs.
         """
-        if self.metric not in snapshot.metrics:
+        # The default is LP. The browser shows the metric that ranks the supernodes if the atlas holds no LP.
+        if self.metric not in snapshot.metrics and not (self.metric == "lp" and snapshot.score in snapshot.metrics):
             raise UsageError(f"unknown metric {self.metric!r}", hint=f"choose from {', '.join(snapshot.metrics)}")
         column, columns = self.sort.removesuffix(ASCENDING), (*COLUMNS, *snapshot.metrics)
         if column and column not in columns:
