@@ -4,7 +4,7 @@
                            [--methods scar-prot,scar-lp] [--sparsity 0.1:0.6:0.1] [--recover none,lstsq] -o DIR
 
 Every cut is measured in place, as ``surgery sweep`` measures it, on all texts at once: a recovery is computed once for all of
-them. The rows of DIR are not measured again, and an interrupted refit continues. When all rows are there,
+them. The rows of DIR are not measured again; an interrupted refit begins again. When all rows are there,
 ``surgery/planning/measured.json`` gets the rows of this model in place of its earlier ones, and the table of docs/expect.md is
 written anew. ``--publish`` writes both from the rows that DIR has already, without measuring. ``--render`` writes the table only.
 
@@ -55,10 +55,14 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("model", nargs="?", help="Hub id, directory or .gguf file")
     result.add_argument("--atlas", type=Path, help="atlas of MODEL")
     result.add_argument("--name", help="name of the model in the results, such as SmolLM2-135M")
-    result.add_argument("--weights", default="", help="how its weights are stored, such as Q4_1 (default: the model's own floats)")
+    result.add_argument(
+        "--weights", default="", help="how its weights are stored, such as Q4_1 (default: the model's own floats)"
+    )
     result.add_argument("--calibration", help="name of the text that the atlas was measured on, such as 'WikiText-2 validation'")
     result.add_argument("--methods", default="scar-prot,scar-lp", help="methods, separated by commas (default: %(default)s)")
-    result.add_argument("--sparsity", default="0.1:0.6:0.1", help="shares of channels to remove, measured in this order (default: %(default)s)")
+    result.add_argument(
+        "--sparsity", default="0.1:0.6:0.1", help="shares of channels to remove, measured in this order (default: %(default)s)"
+    )
     result.add_argument("--recover", default="none,lstsq", help="recoveries on the atlas's own tokens (default: %(default)s)")
     result.add_argument(
         "--text",
@@ -165,7 +169,11 @@ def run_of(arguments: argparse.Namespace, atlas: Atlas, runs: Sequence[Run], res
     cuts = []
     for item in runs:
         row = next(
-            (row for row in rows if row["channels_sha256"] == item.channels_sha256 and all(row[k] == v for k, v in item.key.items())),
+            (
+                row
+                for row in rows
+                if row["channels_sha256"] == item.channels_sha256 and all(row[k] == v for k, v in item.key.items())
+            ),
             None,
         )
         if item.options is None or row is None:

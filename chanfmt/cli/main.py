@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from chanfmt.cli import (
     build,
     cache,
+    columns,
     compare,
     export,
     framework,
@@ -26,7 +27,7 @@ from chanfmt.cli import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMMANDS = (build, info, show, validate, label, merge, strip, compare, report, trajectory, export, push, pull, cache)
+COMMANDS = (build, info, show, validate, label, merge, strip, compare, report, trajectory, export, columns, push, pull, cache)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

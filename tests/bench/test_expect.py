@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from tests.support.measured import SEQ_LEN, Tiny, make_tiny
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 TOKENS = 3 * SEQ_LEN
 
@@ -55,7 +55,7 @@ def test_two_texts_are_measured_at_once_as_a_sweep_measures_each(arguments: Any,
     cuts = cuts_of(json.loads((tmp_path / "data.json").read_text()))
     assert [(item.recovery, item.method) for item in cuts] == [("none", "scar-lp"), ("lstsq", "scar-lp")]
     for number, source in enumerate((tiny.text, tmp_path / "other.txt")):
-        atlas, subject = tiny.subject()
+        atlas, _ = tiny.subject()
         with atlas:
             rows = sweep(
                 atlas,

@@ -160,7 +160,9 @@ def test_another_format_is_refused() -> None:
 def test_a_plan_says_what_is_unusual_about_it(tmp_path: Path) -> None:
     with Atlas.open(random_atlas(tmp_path / "a.h5", layers=3, channels=100)) as atlas:
         plan = make_plan(atlas, PlanOptions(0.5))
-        assert asked_of(plan, "lstsq") == CutAsked(plan.parameters, plan.sparsity_reached, CHANNELS, "scar-prot", recovery="lstsq")
+        assert asked_of(plan, "lstsq") == CutAsked(
+            plan.parameters, plan.sparsity_reached, CHANNELS, "scar-prot", recovery="lstsq"
+        )
         assert asked_of(make_plan(atlas, PlanOptions(0.5, layers="1"))).unusual == ("a cut of some FFNs only",)
         assert asked_of(make_plan(atlas, PlanOptions(0.5, invert=True))).unusual == ("an inverted plan",)
         protected = make_plan(atlas, PlanOptions(0.5, "random", protect=("0:0-20",)))
