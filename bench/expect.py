@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from surgery.experiments.subject import Subject
     from surgery.experiments.sweep_plan import Run
+    from surgery.planning.plan import PruningPlan
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA, PAGE = ROOT / "surgery" / "planning" / "measured.json", ROOT / "docs" / "expect.md"
@@ -179,7 +180,6 @@ def run_of(arguments: argparse.Namespace, atlas: Atlas, runs: Sequence[Run], res
         if item.options is None or row is None:
             continue
         plan = make_plan(atlas, item.options)
-        assert plan.parameters_after is not None
         compared = [
             paired_bootstrap(before, after, seed=arguments.seed)
             for before, after in zip(dense, split(row, lengths, identity["seq_len"]), strict=True)
@@ -191,7 +191,7 @@ def run_of(arguments: argparse.Namespace, atlas: Atlas, runs: Sequence[Run], res
                 "recovery": item.recovery.recover,
                 "recovery_tokens": calibration.tokens if item.recovery.recover in REFITS else 0,
                 "channels_removed": round(plan.sparsity_reached, 4),
-                "parameters_removed": round(1 - plan.parameters_after / plan.parameters, 4),
+                "parameters_removed": round(parameters_removed(arguments.model, plan), 4),
                 "above": [[rounded(value) for value in (item.difference, item.low, item.high)] for item in compared],
                 "date": today,
                 "version": __version__,
@@ -222,6 +222,20 @@ def run_of(arguments: argparse.Namespace, atlas: Atlas, runs: Sequence[Run], res
         "command": command_of(arguments),
         "cuts": cuts,
     }
+
+
+def parameters_removed(model: str, plan: PruningPlan) -> float:
+    """Share of the model's parameters that ``plan`` removes. An older atlas does not say how many a channel has."""
+    if plan.parameters_after is not None:
+        return 1 - plan.parameters_after / plan.parameters
+    from chanfmt.hub.locate import locate_model
+    from chanfmt.models.widths import channel_parameters
+
+    index = locate_model(model).index
+    removed = sum(
+        channel_parameters(block, index) * max(1, block.n_experts) * (block.n_channels - block.n_kept) for block in plan.blocks
+    )
+    return removed / plan.parameters
 
 
 def split(row: dict[str, Any], lengths: Sequence[int], seq_len: int) -> list[BlockLosses]:
