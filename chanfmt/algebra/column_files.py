@@ -119,9 +119,11 @@ def _chosen(keys: Sequence[str], name: str, stacks: Sequence[StackData]) -> dict
     """The keys of the column's arrays. Raises `UsageError` if there are none."""
     own = name.partition("/")[2]
     for ending in (name, own):
-        found = {stack.name: f"{stack.name}/{ending}" for stack in stacks if f"{stack.name}/{ending}" in keys}
+        found: dict[str | None, str] = {
+            stack.name: f"{stack.name}/{ending}" for stack in stacks if f"{stack.name}/{ending}" in keys
+        }
         if found:
-            return dict(found)
+            return found
         if ending in keys:
             return {None: ending}
     if len(keys) == 1:

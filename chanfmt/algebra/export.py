@@ -74,15 +74,15 @@ def export(atlas: Atlas, path: Path, *, metrics: Sequence[str] | None = None, ov
             raise UsageError("--metrics has no effect on an importance matrix", hint="leave it out")
         write = partial(write_imatrix, atlas)
     else:
-        writer = {
+        writers: dict[str, Callable[[Atlas, Sequence[schema.Variable], Path], int]] = {
             "parquet": partial(_write_arrow, file=False),
             "arrow": partial(_write_arrow, file=True),
             "csv": _write_csv,
             "npz": _write_npz,
             "json": _write_json,
             "safetensors": _write_safetensors,
-        }[kind]
-        write = partial(writer, atlas, _choose(atlas, metrics, table=kind in TABLES))
+        }
+        write = partial(writers[kind], atlas, _choose(atlas, metrics, table=kind in TABLES))
     for name in atlas.stacks:
         # A spreadsheet runs a cell that starts with = + - @, and a member of an archive could be called ../x.
         if not _NAME.fullmatch(name):

@@ -99,8 +99,8 @@ def _cut(run: Mapping[str, Any], cut: Mapping[str, Any]) -> MeasuredCut:
     shared = ("model", "weights", "model_type", "parameters", "calibration", "calibration_tokens", "seq_len", "seed", "command")
     own = ("method", "allocation", "recovery", "recovery_tokens", "channels_removed", "parameters_removed", "date", "version")
     losses = tuple(
-        Loss(text["name"], text["domain"], *above, text["dense"], text["tokens"], text["blocks"])
-        for text, above in zip(run["texts"], cut["above"], strict=True)
+        Loss(text["name"], text["domain"], above, low, high, text["dense"], text["tokens"], text["blocks"])
+        for text, (above, low, high) in zip(run["texts"], cut["above"], strict=True)
     )
     return MeasuredCut(
         losses=losses,
