@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 
 
 EXAMPLES = (
-    "atlas import llama.h5 --column x_lab/hessian=hessian.npy --units nats -o more.h5",
-    "atlas import llama.h5 --column x_common/sae_feature=sae.safetensors -o more.h5",
-    "atlas import llama.h5 --column x_lab/score=score.csv --description 'score of our probe' -o more.h5",
+    "atlas import llama.h5 --column x_lab/hessian=h.npy --units nats -o more.h5",
+    "atlas import llama.h5 --column x_common/sae_feature=sae.csv -o more.h5",
 )
 
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "atlas export llama.h5 -o llama.parquet",
     "atlas export llama.h5 -o lp.csv --metrics lp,x_lab/hessian",
-    "atlas export llama.h5 -o llama.safetensors",
     "atlas export llama.h5 -o llama.imatrix.gguf",
 )
 
