@@ -1,6 +1,6 @@
-"""Rewrite the specification's reference tables, and the schema as data, from `chanfmt.format.schema`.
+"""Rewrite the specification's reference tables, and the schema as data, from `chanfmt.format.schema` and `chanfmt.format.columns`.
 
-python spec/generate.py          rewrite spec/atlas-1.0.md and spec/atlas-1.0.json in place
+python spec/generate.py          rewrite atlas-1.0.md, atlas-1.0.json, columns-1.md and columns-1.json in place
 python spec/generate.py --check  exit 1 if one of them would change
 """
 
@@ -14,9 +14,10 @@ import sys
 from pathlib import Path
 
 from chanfmt.algebra.validate.findings import RULES
-from chanfmt.format import schema
+from chanfmt.format import columns, schema
 
 SPEC = Path(__file__).with_name(f"atlas-{schema.FORMAT_VERSION}.md")
+COLUMNS = Path(__file__).with_name("columns-1.md")
 
 
 LOSS_OF = {
@@ -57,12 +58,19 @@ def tables() -> dict[str, str]:
     return result
 
 
-def rendered(text: str) -> str:
-    """``text`` with every generated table up to date."""
-    for marker, table in tables().items():
+def column_tables() -> dict[str, str]:
+    """As `tables`, for the page of columns."""
+    rows = [f"| `{item.name}` | {item.dtype} | {item.units} | {item.merge} | {item.long_name} |" for item in columns.COLUMNS]
+    return {"columns": "\n".join(["| column | type | units | merge | meaning |", "|---|---|---|---|---|", *rows])}
+
+
+def rendered(path: Path, made: dict[str, str]) -> str:
+    """The text of ``path`` with every generated table up to date."""
+    text = path.read_text(encoding="utf-8")
+    for marker, table in made.items():
         pattern = re.compile(rf"(<!-- generated: {re.escape(marker)} -->\n).*?(<!-- end -->)", re.DOTALL)
         if not pattern.search(text):
-            raise SystemExit(f"{SPEC.name} has no place for the table {marker!r}")
+            raise SystemExit(f"{path.name} has no place for the table {marker!r}")
         text = pattern.sub(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)
     return text
 
@@ -141,7 +149,13 @@ def _row(variable: schema.Variable) -> dict[str, object]:
 
 def outputs() -> dict[Path, str]:
     """Every generated file to the text that it should hold."""
-    return {SPEC: rendered(SPEC.read_text(encoding="utf-8")), SPEC.with_suffix(".json"): schema_json()}
+    registry = json.dumps([dataclasses.asdict(item) for item in columns.COLUMNS], indent=1) + "\n"
+    return {
+        SPEC: rendered(SPEC, tables()),
+        SPEC.with_suffix(".json"): schema_json(),
+        COLUMNS: rendered(COLUMNS, column_tables()),
+        COLUMNS.with_suffix(".json"): registry,
+    }
 
 
 def main() -> int:

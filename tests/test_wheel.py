@@ -78,6 +78,7 @@ def test_the_wheel_holds_the_packages_only(dist: Path) -> None:
         path.relative_to(ROOT).as_posix() for name in ("chanfmt", "surgery", "tui") for path in (ROOT / name).rglob("*.py")
     }
     assert packages <= set(names)
+    assert "surgery/planning/measured.json" in names
     assert {"chanfmt/py.typed", "surgery/py.typed", "tui/py.typed", "tui/app.tcss"} <= set(names)
 
 

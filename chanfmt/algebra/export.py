@@ -1,7 +1,8 @@
-"""An atlas as a table (parquet, csv), as plain arrays (npz, json), or as llama.cpp's importance matrix (gguf).
+"""An atlas as a table (parquet, csv, arrow), as arrays (npz, json, safetensors), or as llama.cpp's importance matrix (gguf).
 
-A table has one row per channel. Variables that are not per channel, such as sums per split, are in npz and json only.
-Every number is written so that reading it gives the same bits.
+A table has one row per channel. Variables that are not per channel, such as sums per split, are among the arrays only. Columns
+of other programs are written under their names, ``x_owner/name``. Every number is written so that reading it gives the same
+bits.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from chanfmt.algebra.imatrix import write_imatrix
 from chanfmt.base.claims import claimed
 from chanfmt.base.errors import AtlasError, MissingPackageError, UsageError
 from chanfmt.base.files import atomic_file, check_target
-from chanfmt.base.text import spreadsheet_text
-from chanfmt.format import schema
+from chanfmt.base.narrate import say
+from chanfmt.base.text import one_line, spreadsheet_text
+from chanfmt.format import columns, schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -31,10 +33,12 @@ if TYPE_CHECKING:
 
     _Column = np.ndarray | str | int | None
 
-FORMATS = ("parquet", "csv", "npz", "json")
+FORMATS = ("parquet", "csv", "arrow", "npz", "json", "safetensors")
 IMATRIX = "gguf"
 """The format that is an importance matrix."""
-TABLES = ("parquet", "csv")
+TABLES = ("parquet", "csv", "arrow")
+_SAFETENSORS = {("f", 4): "F32", ("f", 8): "F64", ("i", 4): "I32", ("i", 8): "I64", ("u", 1): "U8"}
+"""Kind and bytes of a number to its name in a safetensors file."""
 _NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 
 
@@ -51,15 +55,16 @@ def export(atlas: Atlas, path: Path, *, metrics: Sequence[str] | None = None, ov
     """Write ``atlas`` to ``path``, whole or not at all, in the format that its extension names.
 
     Args:
-        metrics: Variables to write besides the labels; None for all that the format can hold.
+        metrics: Variables to write besides the labels, and columns of other programs by ``x_owner/name``; None for all that
+            the format can hold.
 
     Returns:
-        Number of rows of a table, of arrays in npz and json, or of entries in gguf.
+        Number of rows of a table, of arrays in npz, json and safetensors, or of entries in gguf.
 
     Raises:
         UsageError: Unknown extension or metric, or ``path`` exists and ``overwrite`` is False.
         AtlasError: The name of a stack does not fit into a table or an archive.
-        MissingPackageError: The format is parquet, and pyarrow is not installed.
+        MissingPackageError: The format is parquet or arrow, and pyarrow is not installed.
         ChanfmtError: The disk is full, or ``path`` cannot be written.
     """
     kind = export_format(path)
@@ -69,8 +74,15 @@ def export(atlas: Atlas, path: Path, *, metrics: Sequence[str] | None = None, ov
             raise UsageError("--metrics has no effect on an importance matrix", hint="leave it out")
         write = partial(write_imatrix, atlas)
     else:
-        writer = {"parquet": _write_parquet, "csv": _write_csv, "npz": _write_npz, "json": _write_json}[kind]
-        write = partial(writer, atlas, _choose(atlas, metrics, table=kind in TABLES))
+        writers: dict[str, Callable[[Atlas, Sequence[schema.Variable], Path], int]] = {
+            "parquet": partial(_write_arrow, file=False),
+            "arrow": partial(_write_arrow, file=True),
+            "csv": _write_csv,
+            "npz": _write_npz,
+            "json": _write_json,
+            "safetensors": _write_safetensors,
+        }
+        write = partial(writers[kind], atlas, _choose(atlas, metrics, table=kind in TABLES))
     for name in atlas.stacks:
         # A spreadsheet runs a cell that starts with = + - @, and a member of an archive could be called ../x.
         if not _NAME.fullmatch(name):
@@ -120,11 +132,21 @@ def describe(atlas: Atlas) -> dict[str, Any]:
 
 
 def _choose(atlas: Atlas, metrics: Sequence[str] | None, *, table: bool) -> list[schema.Variable]:
-    """Variables to write besides ``label``, in the schema's order. Raises `UsageError` if one cannot be written."""
+    """Variables to write besides ``label``, in the schema's order, then those of other programs.
+
+    Raises `UsageError` if one cannot be written.
+    """
+    added = {item.name: item for stack in atlas.stacks.values() for item in stack.extension_metrics}
+    odd = [name for name in added if not columns.NAME.fullmatch(name)]
+    if odd:
+        say(f"note: left out, because a table or an archive cannot hold such a name: {', '.join(map(one_line, odd))}")
     held = [
-        variable
-        for variable in schema.STACK_VARIABLES
-        if variable.name != "label" and any(variable.name in stack for stack in atlas.stacks.values())
+        *(
+            variable
+            for variable in schema.STACK_VARIABLES
+            if variable.name != "label" and any(variable.name in stack for stack in atlas.stacks.values())
+        ),
+        *(item for name, item in added.items() if name not in odd),
     ]
     possible = [variable for variable in held if variable.per_channel] if table else held
     if metrics is None:
@@ -142,12 +164,12 @@ def _choose(atlas: Atlas, metrics: Sequence[str] | None, *, table: bool) -> list
     return [variable for variable in possible if variable.name in metrics]
 
 
-def _columns(atlas: Atlas, variables: Sequence[schema.Variable]) -> list[str]:
+def _headings(atlas: Atlas, variables: Sequence[schema.Variable]) -> list[str]:
     experts = ["expert"] if any(stack.n_experts for stack in atlas.stacks.values()) else []
     return ["stack", "block", "layer", *experts, "channel", "label", *(variable.name for variable in variables)]
 
 
-def _tables(atlas: Atlas, columns: Sequence[str]) -> Iterator[tuple[int, list[_Column]]]:
+def _tables(atlas: Atlas, headings: Sequence[str]) -> Iterator[tuple[int, list[_Column]]]:
     """Make the rows of one FFN after the other, in model order, so that the whole table is never in memory.
 
     Yields:
@@ -162,21 +184,21 @@ def _tables(atlas: Atlas, columns: Sequence[str]) -> Iterator[tuple[int, list[_C
             "expert": np.repeat(stack["expert"], stack.n_channels) if stack.n_experts else None,
             "channel": np.tile(stack["channel"], experts),
         }
-        for name in columns:
+        for name in headings:
             if name not in known:
                 known[name] = stack.row(name, block.row).ravel() if name in stack else None
-        yield experts * stack.n_channels, [known[name] for name in columns]
+        yield experts * stack.n_channels, [known[name] for name in headings]
 
 
 def _write_csv(atlas: Atlas, variables: Sequence[schema.Variable], path: Path) -> int:
-    columns = _columns(atlas, variables)
+    headings = _headings(atlas, variables)
     labels = {code: name.encode() for code, name in schema.LABELS.items()}
     total = 0
     with open(path, "wb") as stream:
-        stream.write(",".join(columns).encode() + b"\n")
-        for count, table in _tables(atlas, columns):
+        stream.write(",".join(headings).encode() + b"\n")
+        for count, table in _tables(atlas, headings):
             cells: list[list[bytes]] = []
-            for name, values in zip(columns, table, strict=True):
+            for name, values in zip(headings, table, strict=True):
                 if isinstance(values, str):
                     cells.append([spreadsheet_text(values).encode()] * count)
                 elif not isinstance(values, np.ndarray):
@@ -190,47 +212,58 @@ def _write_csv(atlas: Atlas, variables: Sequence[schema.Variable], path: Path) -
     return total
 
 
-def _write_parquet(atlas: Atlas, variables: Sequence[schema.Variable], path: Path) -> int:
+def _write_arrow(atlas: Atlas, variables: Sequence[schema.Variable], path: Path, *, file: bool) -> int:
+    """Write the table as an Arrow IPC ``file`` (Feather version 2), or as parquet."""
     try:
         import pyarrow as arrow
         from pyarrow import parquet
     except ImportError:
-        raise MissingPackageError("pyarrow", "", "writing parquet") from None
-    columns = _columns(atlas, variables)
+        raise MissingPackageError("pyarrow", "", f"writing {'arrow' if file else 'parquet'}") from None
+    headings = _headings(atlas, variables)
     text = arrow.dictionary(arrow.int32(), arrow.string())
     numbers = {"f4": arrow.float32(), "f8": arrow.float64(), "i4": arrow.int32(), "i8": arrow.int64(), "u1": arrow.uint8()}
     types = {"stack": text, "label": text} | {variable.name: numbers[variable.dtype] for variable in variables}
     description = describe(atlas)
-    # One row group per FFN, so that a reader can read one layer without the other layers.
     layout = arrow.schema(
-        [(name, types.get(name, arrow.int32())) for name in columns],
-        metadata={
-            "format_version": atlas.format_version,
-            "content_sha256": atlas.content_sha256,
-            "model_id": atlas.model.id,
-            "model_revision": atlas.model.revision,
-            "labels": json.dumps(description["labels"]),
-            "atlas": json.dumps(description),
-        },
+        [(name, types.get(name, arrow.int32())) for name in headings],
+        metadata=_metadata(atlas, description),
     )
+    # A file of batches has one dictionary for each column.
+    names = list(atlas.stacks)
 
     def encode(name: str, values: _Column, count: int) -> Any:
         if name == "label" and isinstance(values, np.ndarray):
             codes = arrow.array(values.astype(np.int32), mask=~np.isin(values, list(schema.LABELS)))
             return arrow.DictionaryArray.from_arrays(codes, list(schema.LABELS.values()))
         if isinstance(values, str):
-            return arrow.DictionaryArray.from_arrays(arrow.array(np.zeros(count, dtype=np.int32)), [values])
+            return arrow.DictionaryArray.from_arrays(arrow.array(np.full(count, names.index(values), dtype=np.int32)), names)
         if values is None:
             return arrow.nulls(count, layout.field(name).type)
         return arrow.array(np.broadcast_to(values, count), layout.field(name).type, from_pandas=False)
 
     total = 0
-    with parquet.ParquetWriter(path, layout) as writer:
-        for count, table in _tables(atlas, columns):
-            arrays = [encode(name, values, count) for name, values in zip(columns, table, strict=True)]
-            writer.write_table(arrow.Table.from_arrays(arrays, schema=layout), row_group_size=count)
+    with arrow.ipc.new_file(path, layout) if file else parquet.ParquetWriter(path, layout) as writer:
+        for count, table in _tables(atlas, headings):
+            arrays = [encode(name, values, count) for name, values in zip(headings, table, strict=True)]
+            # One batch or row group per FFN, so that a reader can read one layer without the other layers.
+            if file:
+                writer.write_batch(arrow.RecordBatch.from_arrays(arrays, schema=layout))
+            else:
+                writer.write_table(arrow.Table.from_arrays(arrays, schema=layout), row_group_size=count)
             total += count
     return total
+
+
+def _metadata(atlas: Atlas, description: dict[str, Any]) -> dict[str, str]:
+    """What a file with texts of its own says about the atlas."""
+    return {
+        "format_version": atlas.format_version,
+        "content_sha256": atlas.content_sha256,
+        "model_id": atlas.model.id,
+        "model_revision": atlas.model.revision,
+        "labels": json.dumps(description["labels"]),
+        "atlas": json.dumps(description),
+    }
 
 
 def _write_npz(atlas: Atlas, variables: Sequence[schema.Variable], path: Path) -> int:
@@ -242,6 +275,29 @@ def _write_npz(atlas: Atlas, variables: Sequence[schema.Variable], path: Path) -
                 _add_member(archive, f"{stack.name}/{name}", stack[name])
                 total += 1
     return total
+
+
+def _write_safetensors(atlas: Atlas, variables: Sequence[schema.Variable], path: Path) -> int:
+    # By hand, one array in memory at a time, so that equal atlases give equal files: the order in which the library writes
+    # the metadata is random.
+    held = [(stack, name) for stack in atlas.stacks.values() for name in (*_indices(stack), *_held(stack, variables))]
+    # The widest numbers come first, so that every array is aligned.
+    held.sort(key=lambda item: -item[0].location(item[1]).dtype.itemsize)
+    header: dict[str, Any] = {"__metadata__": _metadata(atlas, describe(atlas))}
+    end = 0
+    for stack, name in held:
+        place = stack.location(name)
+        begin, end = end, end + math.prod(place.shape) * place.dtype.itemsize
+        code = _SAFETENSORS[place.dtype.kind, place.dtype.itemsize]
+        header[f"{stack.name}/{name}"] = {"dtype": code, "shape": list(place.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for stack, name in held:
+            values = stack[name]
+            stream.write(np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")).data)
+    return len(held)
 
 
 def _add_member(archive: zipfile.ZipFile, name: str, values: np.ndarray) -> None:
@@ -256,12 +312,13 @@ def _write_json(atlas: Atlas, variables: Sequence[schema.Variable], path: Path) 
         stream.write(json.dumps(describe(atlas), allow_nan=False).encode()[:-1] + b', "stacks": {')
         for position, stack in enumerate(atlas.stacks.values()):
             names = _held(stack, variables)
+            dimensions = [item for item in (schema.STACK_VARIABLE_BY_NAME["label"], *variables) if item.name in names]
             head = {
                 "kind": stack.kind,
                 "gated": stack.gated,
                 "activation": stack.activation,
                 **{name: stack[name].tolist() for name in _indices(stack)},
-                "dimensions": {name: schema.stack_dimensions(schema.STACK_VARIABLE_BY_NAME[name], stack.kind) for name in names},
+                "dimensions": {item.name: schema.stack_dimensions(item, stack.kind) for item in dimensions},
             }
             stream.write(b"," * bool(position) + f"\n{json.dumps(stack.name)}: {json.dumps(head)[:-1]}, ".encode())
             stream.write(b'"variables": {')

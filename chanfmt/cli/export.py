@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "atlas export llama.h5 -o llama.parquet",
-    "atlas export llama.h5 -o lp.csv --metrics lp,protection",
+    "atlas export llama.h5 -o lp.csv --metrics lp,x_lab/hessian",
     "atlas export llama.h5 -o llama.imatrix.gguf",
 )
 
@@ -26,7 +26,7 @@ class ExportOptions:
 
     output: str = field(
         metadata={
-            "help": "file to write: .parquet and .csv hold one row per channel, .npz and .json hold the arrays, .gguf is llama.cpp's importance matrix",
+            "help": "file to write: .parquet, .csv and .arrow hold one row per channel, .npz, .json and .safetensors hold the arrays, .gguf is llama.cpp's importance matrix",
             "flag": "--output",
             "short": "-o",
             "metavar": "OUT",
@@ -42,7 +42,7 @@ def add(commands: Any) -> None:
     framework.add_command(
         commands,
         "export",
-        "write an atlas as parquet, csv, npz, json or imatrix",
+        "write an atlas as parquet, csv, arrow, npz, json, safetensors or imatrix",
         run=_run,
         options=lambda: (AtlasOptions, ExportOptions),
         examples=EXAMPLES,

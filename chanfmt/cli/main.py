@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from chanfmt.cli import (
     build,
     cache,
+    columns,
     compare,
     export,
     framework,
@@ -39,6 +40,7 @@ COMMANDS = (
     report,
     trajectory,
     export,
+    columns,
     import_imatrix,
     push,
     pull,

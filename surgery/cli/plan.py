@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import argparse
 
     from chanfmt.format.reader import Atlas
+    from surgery.planning.expect import Expectation
     from surgery.planning.options import PlanOptions
     from surgery.planning.plan import PruningPlan
 
@@ -89,7 +90,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if path is not None:
         save_plan(plan, path, overwrite=options.overwrite)
         say(f"wrote {path}; apply it with: surgery apply {path} --model MODEL -o DIR")
-    print_plan(plan, talk)
+    print_plan(plan, talk, expect_and_warn(plan))
     try:
         check_plan(plan)
     except UsageError as error:
@@ -108,14 +109,28 @@ def plan_and_warn(atlas: Atlas, options: PlanOptions) -> PruningPlan:
     return plan
 
 
-def print_plan(plan: PruningPlan, talk: PrintOptions) -> None:
-    """Print ``plan``: one row for each layer, then the totals."""
+def expect_and_warn(plan: PruningPlan, recovery: str | None = None) -> Expectation:
+    """Find the measured cuts nearest to ``plan``, and warn if it lies outside of what was measured.
+
+    Args:
+        recovery: Name of the recovery; None if it is not chosen yet.
+    """
+    from surgery.planning.expect import asked_of, expect
+
+    expectation = expect(asked_of(plan, recovery))
+    if expectation.warning:
+        warn(expectation.warning)
+    return expectation
+
+
+def print_plan(plan: PruningPlan, talk: PrintOptions, expectation: Expectation) -> None:
+    """Print ``plan``: one row for each layer, then the totals and the nearest measured cuts."""
     from surgery.planning.plan import layer_rows
     from surgery.result.record import plan_json, summary_rows
 
     if talk.json:
-        print_json(plan_json(plan))
+        print_json(plan_json(plan) | {"expected": expectation.to_json()})
         return
     print_table(*layer_rows(plan))
     print_line()
-    print_pairs(summary_rows(plan))
+    print_pairs([*summary_rows(plan), *expectation.rows])

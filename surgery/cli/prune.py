@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from chanfmt.cli.framework import PrintOptions, add_command, parse_options
 from surgery.cli.apply import as_data, tell
 from surgery.cli.options import AtlasOptions, CutOptions
-from surgery.cli.plan import plan_and_warn, print_plan
+from surgery.cli.plan import expect_and_warn, plan_and_warn, print_plan
 from surgery.cli.push import PublishingOptions
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _run(arguments: argparse.Namespace) -> None:
     with open_atlas(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
         if dry_run:
             plan = plan_and_warn(atlas, plan_options)
-            print_plan(plan, talk)
+            print_plan(plan, talk, expect_and_warn(plan, recovery_options.recover))
             if not options.allow_padding:
                 check_plan(plan)
             return

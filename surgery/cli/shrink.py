@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from surgery.cli.shrinking.outcome import Candidate
     from surgery.cli.shrinking.steps import Places, Step
     from surgery.cli.shrinking.texts import Texts
+    from surgery.planning.expect import Expectation
     from surgery.result.verdict import Verdict
 
 EXAMPLES = (
@@ -90,12 +91,15 @@ def _run(arguments: argparse.Namespace) -> None:
     source = locate_model(request.shrink.model)
     _check_language_model(source)
     expected = estimate(request, texts, source, device)
-    rows = _expectation(request, texts, expected, source)
+    nearest = _nearest_measured(request, expected)
+    rows = [*_intentions(request, texts, expected, source), *nearest.rows]
+    if nearest.warning:
+        warn(nearest.warning)
     talk = parse_options(arguments, PrintOptions)
     if dry_run:
         commands = [step.command for step in _foreseen(request, texts, places, publishing)]
         if talk.json:
-            print_json({"estimate": expected.to_json(), "commands": commands})
+            print_json({"estimate": expected.to_json(), "expected": nearest.to_json(), "commands": commands})
             return
         print_pairs(rows)
         print_line()
@@ -141,7 +145,18 @@ def _check_language_model(source: Any) -> None:
         )
 
 
-def _expectation(request: Request, texts: Texts, expected: Estimate, source: Any) -> list[list[str]]:
+def _nearest_measured(request: Request, expected: Estimate) -> Expectation:
+    """The measured cuts nearest to the size, as far as it is known before the first step: by the first method and allocation."""
+    from surgery.planning.expect import PARAMETERS, CutAsked, expect
+    from surgery.planning.grids import parse_names
+
+    cuts = request.cuts
+    share = 1 - expected.most / expected.parameters
+    method, allocation = parse_names(cuts.methods)[0], parse_names(cuts.allocations)[0]
+    return expect(CutAsked(expected.parameters, share, PARAMETERS, method, allocation, cuts.recover))
+
+
+def _intentions(request: Request, texts: Texts, expected: Estimate, source: Any) -> list[list[str]]:
     """What the run is about to do and to take, as names and values."""
     from surgery.cli.shrinking.estimate import result_dtype
     from surgery.planning.grids import parse_names

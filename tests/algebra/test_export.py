@@ -16,6 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from safetensors import safe_open
+from safetensors.numpy import load_file
 
 import chanfmt
 from chanfmt.algebra.export import FORMATS, _texts, export
@@ -71,6 +73,38 @@ def test_parquet_is_read_back(atlas, tmp_path):
     assert (metadata[b"model_id"], metadata[b"format_version"]) == (b"tests/experts", b"1.0")
     assert json.loads(metadata[b"labels"])["rho"] == 0.01
     assert json.loads(metadata[b"atlas"])["ffns"][1]["module"] == "model.layers.1.mlp.experts"
+
+
+def test_arrow_is_read_back(atlas, tmp_path):
+    feather = pytest.importorskip("pyarrow.feather")
+    assert export(atlas, tmp_path / "a.arrow") == 96 + 3 * 96
+    table = feather.read_table(tmp_path / "a.arrow")
+    check_table(atlas, lambda name: table[name].to_pylist())
+    assert table.schema.metadata[b"content_sha256"].decode() == atlas.content_sha256
+    with pytest.importorskip("pyarrow.ipc").open_file(tmp_path / "a.arrow") as file:
+        assert file.num_record_batches == 4
+
+
+def test_safetensors_is_read_back(atlas, tmp_path):
+    count = export(atlas, tmp_path / "a.safetensors")
+    with safe_open(tmp_path / "a.safetensors", framework="np") as file:
+        assert len(list(file.keys())) == count
+        metadata = file.metadata()
+        for stack in atlas.stacks.values():
+            for name in ("layer", "channel", *stack.variables):
+                found = file.get_tensor(f"{stack.name}/{name}")
+                assert found.dtype == stack[name].dtype
+                np.testing.assert_array_equal(found, stack[name], name)
+    assert metadata["content_sha256"] == atlas.content_sha256
+    assert json.loads(metadata["atlas"])["ffns"][1]["module"] == "model.layers.1.mlp.experts"
+    export(atlas, tmp_path / "b.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    # Every array is aligned to its numbers.
+    content = (tmp_path / "a.safetensors").read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    sizes = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "U8": 1}
+    offsets = [(item["data_offsets"][0], sizes[item["dtype"]]) for name, item in header.items() if name != "__metadata__"]
+    assert all(offset % size == 0 for offset, size in offsets)
 
 
 def test_csv_is_read_back(atlas, tmp_path):
@@ -156,13 +190,17 @@ def test_random_float32_bits_are_read_back_and_short():
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_only_the_metrics_asked_for(atlas, tmp_path, name):
-    if name == "parquet":
+    if name in ("parquet", "arrow"):
         pytest.importorskip("pyarrow")
     path = tmp_path / f"a.{name}"
     export(atlas, path, metrics=["taylor", "lp"])
     found = {
         "csv": lambda: path.read_text().partition("\n")[0].split(",")[6:],
         "parquet": lambda: pytest.importorskip("pyarrow.parquet").read_schema(path).names[6:],
+        "arrow": lambda: pytest.importorskip("pyarrow.ipc").open_file(path).schema.names[6:],
+        "safetensors": lambda: sorted(
+            key.partition("/")[2] for key in load_file(path) if key in ("decoder/lp", "decoder/taylor", "decoder/lp_factored")
+        ),
         "npz": lambda: [key.partition("/")[2] for key in np.load(path) if key.startswith("decoder/")][6:],
         "json": lambda: list(json.loads(path.read_text())["stacks"]["decoder"]["variables"])[1:],
     }[name]()
@@ -218,7 +256,7 @@ def test_archive_members_stay_inside(atlas, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["a.xlsx"], ".parquet, .csv, .npz, .json"),
+        (["a.xlsx"], ".parquet, .csv, .arrow, .npz, .json, .safetensors, .gguf"),
         (["a"], "cannot tell the format"),
         (["a.csv", "--metrics", "beauty"], "not in this atlas"),
         (["a.csv", "--metrics", "sum_q2_split"], "not per channel"),
@@ -267,7 +305,7 @@ def test_parquet_names_the_missing_package(atlas, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_full_disk_leaves_the_old_file(tmp_path, name):
-    if name == "parquet":
+    if name in ("parquet", "arrow"):
         pytest.importorskip("pyarrow")
     path, target = random_atlas(tmp_path / "a.h5", layers=4, channels=2000), tmp_path / f"out.{name}"
     target.write_text("old")
@@ -287,7 +325,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, name):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_nothing_heavy_is_imported(tmp_path, name):
-    if name == "parquet":
+    if name in ("parquet", "arrow"):
         pytest.importorskip("pyarrow")
     assert not heavy_imports(
         "chanfmt.cli.main", ["export", str(random_atlas(tmp_path / "a.h5")), "-o", str(tmp_path / f"o.{name}")]

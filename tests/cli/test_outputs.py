@@ -26,6 +26,7 @@ def commands(place: Path, model: str) -> dict[str, tuple]:
         "label": (atlas, ["label", path, "--rho", "0.02"]),
         "strip": (atlas, ["strip", path]),
         "export": (atlas, ["export", path]),
+        "import": (atlas, ["import", path, "--column", f"x_lab/score={place / 'score.csv'}"]),
         "pull": (atlas, ["pull", "somebody/atlas"]),
         "report": (atlas, ["report", path]),
         "trajectory": (atlas, ["trajectory", path, str(place / "b.h5")]),
@@ -45,6 +46,7 @@ def made(tiny_atlas, tiny_checkpoint, tmp_path_factory):
     directory = tmp_path_factory.mktemp("inputs")
     for name, seed in (("a.h5", 0), ("b.h5", 1)):
         random_atlas(directory / name, seed=seed)
+    (directory / "score.csv").write_text("layer,channel,score\n0,1,0.5\n")
     tiny = str(shutil.copy(tiny_atlas("llama"), directory / "tiny.h5"))
     assert surgery(["plan", tiny, "--sparsity", "0.5", "-o", str(directory / "tiny-plan"), "--quiet"]) == 0
     words = ["--model", str(tiny_checkpoint("llama")), "--no-verify", "-o", str(directory / "pruned"), "--quiet"]
@@ -107,7 +109,7 @@ def test_another_command_that_writes_the_output_is_noticed(name, place, tiny_che
     assert sorted(item.name for item in place.iterdir()) == before
 
 
-@pytest.mark.parametrize("name", ["strip", "export", "plan", "label", "screenshot"])
+@pytest.mark.parametrize("name", ["strip", "export", "import", "plan", "label", "screenshot"])
 def test_a_home_directory(name, place, tiny_checkpoint, monkeypatch, capsys):
     """Of --output=~/x the shell expands nothing."""
     monkeypatch.setenv("HOME", str(place))
@@ -120,7 +122,7 @@ def test_a_home_directory(name, place, tiny_checkpoint, monkeypatch, capsys):
     assert not (place / "~").exists()
 
 
-@pytest.mark.parametrize("name", ["strip", "export", "plan", "label"])
+@pytest.mark.parametrize("name", ["strip", "export", "import", "plan", "label"])
 def test_a_private_file_stays_private_and_a_link_stays_a_link(name, place, tiny_checkpoint, capsys):
     suffix = ".csv" if name == "export" else ""
     (place / "disk").mkdir()

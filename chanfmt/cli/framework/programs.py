@@ -8,7 +8,7 @@ from __future__ import annotations
 COMMANDS = {
     "atlas": (
         "build", "info", "show", "validate", "label", "merge", "strip", "compare", "report", "trajectory", "export",
-        "import-imatrix", "push", "pull", "cache",
+        "import", "import-imatrix", "push", "pull", "cache",
     ),
     "surgery": ("prune", "plan", "apply", "push", "restore", "eval", "sweep", "ablate", "shrink"),
 }  # fmt: skip

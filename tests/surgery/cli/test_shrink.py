@@ -194,10 +194,13 @@ def test_the_estimate_is_printed_and_nothing_is_written(tiny_checkpoint: Any, tm
         ["surgery", "prune"],
         ["surgery", "eval"],
     ]
-    assert {line.split("  ")[0] for line in lines} >= {"size then", "time", "memory", "disk"}
+    assert {line.split("  ")[0] for line in lines} >= {"size then", "time", "memory", "disk", "nearest measured"}
     assert main([*arguments, "--to", "90%", "--dry-run", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert len(found["commands"]) == 4
+    # A model of some ten thousand parameters is far below everything that was measured.
+    assert found["expected"]["nearest"]
+    assert any("times as few" in phrase for phrase in found["expected"]["outside"])
     assert found["estimate"]["parameters"]["after_at_most"] == found["estimate"]["parameters"]["before"] * 9 // 10
     assert set(found["estimate"]["seconds"]) == {"measure", "try", "cut", "evaluate"}
     assert list(tmp_path.iterdir()) == []
