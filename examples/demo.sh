@@ -48,19 +48,29 @@ echo
 python - "$work"/{held-out,code}.json <<'END'
 import json, pathlib, sys
 held_out, code = (json.loads(pathlib.Path(path).read_text("utf-8")) for path in sys.argv[1:])
-names = [pathlib.Path(held_out["data"]).name, "source code"]
-print(f"{'model':<21}{'parameters':>11}{'size':>10}  {'perplexity:':>11} {names[0]:>13}{names[1]:>13}")
+headings = [f"perplexity, {name}" for name in (pathlib.Path(held_out["data"]).name, "source code")]
+
+
+def name_of(model):
+    return pathlib.Path(model["model"]).name if pathlib.Path(model["model"]).is_dir() else "dense (4 bits)"
+
+
+def size_of(model):
+    path = pathlib.Path(model["model"])
+    files = [path] if path.is_file() else path.glob("model*.safetensors")
+    return f"{sum(file.stat().st_size for file in files) / 1e6:.0f} MB"
+
+
+def shown(model):
+    return "beyond float64" if model["perplexity"] is None else f"{model['perplexity']:,.4g}"
+
+
+print(f"{'model':<21}{'parameters':>10}{'size':>8}" + "".join(f"{heading:>25}" for heading in headings))
 for one, two in zip(held_out["models"], code["models"]):
-    path = pathlib.Path(one["model"])
-    files = [path] if path.is_file() else list(path.glob("*.safetensors"))
-    size = sum(file.stat().st_size for file in files if file.name != "kept_channels.safetensors") / 1e6
-    name = "dense (4 bits)" if path.is_file() else path.name
-    print(f"{name:<21}{one['parameters'] / 1e6:>10.1f}M{size:>7.0f} MB  {'':>11} {one['perplexity']:>13,.4g}{two['perplexity']:>13,.4g}")
+    print(f"{name_of(one):<21}{one['parameters'] / 1e6:>9.1f}M{size_of(one):>8}{shown(one):>25}{shown(two):>25}")
 print(f"\nThe answers to: {held_out['models'][0]['answers'][0]['prompt']}")
 for one in held_out["models"]:
-    path = pathlib.Path(one["model"])
-    answer = " ".join(one["answers"][0]["answer"].split())
-    print(f"{'dense (4 bits)' if path.is_file() else path.name:<21}{answer[:98]!r}")
+    print(f"{name_of(one):<21}{' '.join(one['answers'][0]['answer'].split())[:100]!r}")
 END
 
 cat <<END
