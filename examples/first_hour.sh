@@ -54,7 +54,8 @@ show surgery shrink "$model" --to 80% -o "$work/small" --calib pydoc --other "$w
   --recover lstsq --sequences "$sequences" --seq-len "$seq_len" --eval-tokens "$eval_tokens"
 
 step "3. Look at what was measured"
-show atlas show "$work/small.work/atlas.h5"
+show atlas info "$work/small.work/atlas.h5"
+show atlas show "$work/small.work/atlas.h5" --layer 0
 show atlas report "$work/small.work/atlas.h5" -o "$work/report"
 
 step "4. Plan: what 70% would cost"

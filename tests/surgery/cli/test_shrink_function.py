@@ -91,9 +91,7 @@ def test_the_healing_command_runs_as_it_is_printed(shrunk: Shrunk, tmp_path: Pat
     assert healed.plan.channels_kept == shrunk.result.report.plan.channels_kept
 
 
-def test_a_result_is_pushed_at_the_end_of_the_run(
-    shrunk: Shrunk, tiny_atlas: Any, hub: Hub, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_result_is_pushed_at_the_end_of_the_run(shrunk: Shrunk, tiny_atlas: Any, hub: Hub, tmp_path: Path) -> None:
     hub.add_user(TOKEN, "ann")
     env = environment(hub, tmp_path / "home", TOKEN)
     done = run("surgery.cli.main", *words(shrunk, tiny_atlas, "--push", "ann/small", "--json"), env=env)
