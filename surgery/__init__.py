@@ -1,5 +1,8 @@
 """Remove the FFN channels of a model that matter least according to its importance atlas, and measure the result.
 
+`shrink` goes from a model and a size to a smaller model that is checked, compared and judged. The other functions are its
+steps, and what a step alone cannot do.
+
 A function that takes an atlas takes it open (from `chanfmt.open` or `chanfmt.build`), as a path, or as an address on the
 Hub. A model is a Hub id, a directory or a ``.gguf`` file. `prune_`, `evaluate`, `sweep` and `ablate` take a loaded
 transformers model too.
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from chanfmt.format.reader import Atlas
     from chanfmt.hub.publish import Published
     from chanfmt.models.source import ModelSource
+    from surgery.cli.shrinking.outcome import Shrunk
     from surgery.cut.in_place import Narrowed
     from surgery.evaluation.given import GivenModel
     from surgery.evaluation.side_by_side import Evaluations
@@ -41,7 +45,7 @@ if TYPE_CHECKING:
     Given = Atlas | str | os.PathLike[str]
     Model = ModelSource | str | os.PathLike[str]
 
-__all__ = ["LoadedModel", "ablate", "apply", "evaluate", "plan", "prune", "prune_", "push", "sweep"]
+__all__ = ["LoadedModel", "ablate", "apply", "evaluate", "plan", "prune", "prune_", "push", "shrink", "sweep"]
 
 
 def plan(
@@ -494,6 +498,108 @@ def sweep(
         )
 
 
+def shrink(
+    model: str | os.PathLike[str],
+    to: str,
+    out: str | os.PathLike[str],
+    *,
+    calib: str | os.PathLike[str] | None = None,
+    atlas: Given | None = None,
+    sequences: int = 64,
+    seq_len: int = 512,
+    methods: str | Sequence[str] = ("scar-lp", "activation"),
+    allocations: str | Sequence[str] = ("uniform",),
+    try_recover: str = "lstsq",
+    try_tokens: int = 4096,
+    recover: str | None = None,
+    held_out: str | os.PathLike[str] | None = None,
+    other: str | os.PathLike[str] | None = None,
+    eval_tokens: int = 16384,
+    device: str = "auto",
+    dtype: str | None = None,
+    push: str | None = None,
+    public: bool = False,
+    create_pr: bool = False,
+    overwrite: bool = False,
+    progress: bool | None = None,
+) -> Shrunk:
+    """Make a model smaller: measure it, try a few cuts, apply the best one, recover it, and compare both models.
+
+    Each step runs as a command in a process of its own, and its result stays in ``OUT.work``. After an interruption, the same
+    call goes on at the first step that is not done.
+
+    Args:
+        model: Hub id, directory or ``.gguf`` file of a causal language model.
+        to: Size of the result, as for `plan`.
+        out: Directory to write. Its steps' results go to the directory ``OUT.work`` beside it.
+        calib: Text to measure the model on, as ``--calib`` of ``atlas build`` takes it; None for ``wikitext2``.
+        atlas: A complete atlas of the model, to use in place of building one.
+        sequences: Calibration sequences.
+        seq_len: Tokens of a sequence, and of a block of evaluation.
+        methods: Methods to try.
+        allocations: Allocations to try.
+        try_recover: Recovery of the cuts that are tried.
+        try_tokens: Held-out tokens that the tried cuts are measured on.
+        recover: Recovery of the best cut; None for the best recovery that we know.
+        held_out: Text of the calibration's kind that was not measured; None for the part of ``calib`` that is kept for
+            evaluation, or the last tenth of a file.
+        other: Text of another kind, or ``none``; None for ``pydoc``, or ``wikitext2`` if the calibration text is ``pydoc``.
+        eval_tokens: Tokens of each text to measure at most.
+        device: Device of every step: ``auto``, ``cpu``, ``cuda``, ...
+        dtype: Dtype of the result's weights; None for ``bfloat16`` if the model is a ``.gguf`` file, otherwise as stored.
+        push: Repository to publish the result in: ``USER/NAME``, ``NAME``, or an empty text for the default name. None
+            publishes nothing.
+        public: Whether everyone can see the repository.
+        create_pr: Whether to open a pull request in an existing repository instead of committing to it.
+        overwrite: Whether to begin again, and to replace what another call left in ``out`` and ``OUT.work``.
+        progress: Whether the steps write their notes and progress bars to stderr; None lets them if stderr is a terminal.
+
+    Returns:
+        The result, the steps with their command lines and seconds, the cuts that were tried, the verdict with the losses on
+        every text and both models' answers, and the next commands. ``to_json()`` gives what ``surgery shrink --json`` prints.
+
+    Raises:
+        chanfmt.UsageError: An option is not possible, no cut reaches the size, or ``out`` holds something else.
+        chanfmt.ModelError: The model cannot be read, or is not a causal language model.
+        chanfmt.AtlasError: The atlas is unfinished, or lacks what a method needs.
+        chanfmt.ChanfmtError: A step failed; the message has its error. What is done stays in ``OUT.work``.
+        KeyboardInterrupt: Ctrl-C. The same call goes on.
+    """
+    import os
+
+    from chanfmt.base.narrate import bars, bars_shown
+    from chanfmt.format.reader import Atlas
+    from chanfmt.hub.locate import model_name
+    from chanfmt.hub.names import check_repo
+    from chanfmt.hub.publish import check_login
+    from surgery.cli.shrinking import options
+    from surgery.cli.shrinking.shrink import foresee
+    from surgery.cli.shrinking.shrink import shrink as run
+    from surgery.recovery.options import BEST_RECOVERY
+
+    _check_loaded(model)
+    if isinstance(atlas, Atlas):
+        atlas = atlas.hub_source or atlas.file
+    request = options.Request(
+        options.ShrinkOptions(model_name(model), to, os.fspath(out), _dtype_name(dtype), overwrite),
+        options.MeasureOptions(_named(calib), _named(atlas), sequences, seq_len, str(device)),
+        options.CutsOptions(
+            ",".join(_texts(methods)), ",".join(_texts(allocations)), try_recover, try_tokens, recover or BEST_RECOVERY
+        ),
+        options.JudgeOptions(_named(held_out), _named(other), eval_tokens),
+        None if push is None else options.Publication(push, public, create_pr),
+    )
+    request.check()
+    if push is None and (public or create_pr):
+        raise UsageError("public and create_pr are for push", hint="add push=, or leave them out")
+    if push:
+        check_repo(push)
+    if push is not None:
+        check_login()
+    with bars(progress):
+        return run(foresee(request), shown=bars_shown())
+
+
 def ablate(
     atlas: Given,
     experiment: str,
@@ -619,6 +725,13 @@ def _not_a_plan(value: object) -> UsageError:
 
 def _texts(value: str | Sequence[str]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _named(value: str | os.PathLike[str] | None) -> str | None:
+    """The name that ``value`` is; None for None."""
+    import os
+
+    return None if value is None else os.fspath(value)
 
 
 def _recovery(

@@ -323,7 +323,8 @@ def test_a_sweep_and_its_plot(tiny_checkpoint, tiny_atlas, atlas: Atlas, tmp_pat
     assert all(path.is_file() for path in by_path.files)
     axes = figures.Figure().add_subplot()
     assert by_path.plot(axes, "half a fox") is axes
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["scar-prot", "wanda"]
+    dense = f"dense: {by_path.rows[0]['perplexity']:.4g}"
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["scar-prot", "wanda", dense]
     assert axes.get_title() == "half a fox"
 
 

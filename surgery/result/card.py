@@ -87,7 +87,7 @@ def model_card(report: Report, name: str, evaluated: Evaluated | None = None) ->
                 if report.logits is None
                 else []
             ),
-            f"![Share of channels, supernodes and LP that every FFN keeps]({PICTURE_FILE})",
+            f"![Share of the LP of every FFN that the cut removes]({PICTURE_FILE})",
             "",
             "## What was removed",
             "",

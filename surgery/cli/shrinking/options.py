@@ -148,13 +148,29 @@ class DryRunOptions:
 
 
 @dataclass(frozen=True)
+class Publication:
+    """How the result is published.
+
+    Attributes:
+        repo: ``USER/NAME``, or ``NAME`` in the logged-in user's namespace; empty for the default name.
+        public: Whether everyone can see the repository.
+        create_pr: Whether to open a pull request in an existing repository instead of committing to it.
+    """
+
+    repo: str = ""
+    public: bool = False
+    create_pr: bool = False
+
+
+@dataclass(frozen=True)
 class Request:
-    """Everything that a run of `surgery shrink` is asked for."""
+    """Everything that a run of `surgery shrink` is asked for. Nothing is published if ``publication`` is None."""
 
     shrink: ShrinkOptions
     measure: MeasureOptions
     cuts: CutsOptions
     judge: JudgeOptions
+    publication: Publication | None = None
 
     def check(self) -> None:
         """Raise `UsageError` for a value that is not possible."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import msgspec
 from chanfmt.base.errors import ChanfmtError
 from chanfmt.base.inputs import file_size
 from chanfmt.base.parsed import parse_json
+from chanfmt.base.text import one_line
 from chanfmt.data.text import FILES
 from surgery.experiments.results import read_rows
 from surgery.experiments.stored import check_rows
@@ -20,7 +21,12 @@ from surgery.experiments.sweep_plan import DENSE
 from surgery.result.verdict import AnswerPair, TextLoss
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from surgery.cli.shrinking.estimate import Estimate
     from surgery.cli.shrinking.steps import Places
+    from surgery.result.result import Result
+    from surgery.result.verdict import Verdict
 
 _MAX_BYTES = 64 << 20
 
@@ -33,6 +39,59 @@ class Candidate:
     allocation: str
     recover: str
     above: float
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """What a run of `surgery shrink` came to.
+
+    Attributes:
+        model: The model that was cut, as it was named.
+        to: The size that was asked for.
+        result: The smaller model, with the record of what was removed, written and checked.
+        work: Directory with the steps' results.
+        estimate: What the run was expected to take.
+        steps: The steps in order, each with the keys ``step``, ``command`` and ``seconds``.
+        tried: The cuts that were tried, the best first; empty if there was nothing to choose from.
+        verdict: What the smaller model is good for, the losses on every text, and both models' answers.
+        next: Name of what a person may want to do next to its command line.
+    """
+
+    model: str
+    to: str
+    result: Result
+    work: Path
+    estimate: Estimate
+    steps: tuple[dict[str, Any], ...]
+    tried: tuple[Candidate, ...]
+    verdict: Verdict
+    next: dict[str, str]
+
+    def __fspath__(self) -> str:
+        """The directory of the smaller model, so that this can take the place of a path."""
+        return str(self.result.directory)
+
+    def __repr__(self) -> str:
+        return f"<Shrunk {one_line(self.model)} in {str(self.result.directory)!r}: {self.verdict.words}>"
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that ``surgery shrink --json`` prints."""
+        report = self.result.report
+        return {
+            "model": self.model,
+            "to": self.to,
+            "output": str(self.result.directory),
+            "work": str(self.work),
+            "estimate": self.estimate.to_json(),
+            "steps": list(self.steps),
+            "tried": [asdict(item) for item in self.tried],
+            "cut": {"method": report.plan.method, "allocation": report.plan.allocation, "sparsity": report.plan.sparsity}
+            | {"recover": report.recovery.method if report.recovery else "none"},
+            "parameters": {"before": report.parameters_before, "after": report.parameters_after},
+            "bytes": {"before": report.bytes_before, "after": report.bytes_after},
+            "verdict": self.verdict.to_json(),
+            "next": self.next,
+        }
 
 
 class _Against(msgspec.Struct):
@@ -98,7 +157,7 @@ def read_evaluation(path: Path, *, calibrated: bool) -> tuple[TextLoss, tuple[An
     )
 
 
-def candidate_rows(found: list[Candidate]) -> tuple[list[str], list[list[str]]]:
+def candidate_rows(found: Sequence[Candidate]) -> tuple[list[str], list[list[str]]]:
     """Headings and rows for people."""
     return ["tried", "allocation", "recovery", "above dense"], [
         [item.method, item.allocation, item.recover, f"{item.above:+.4f}"] for item in found

@@ -9,13 +9,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from chanfmt.base.errors import ChanfmtError, UsageError
 from chanfmt.base.files import atomic_file
-from chanfmt.base.narrate import say
+from chanfmt.base.narrate import say, warn
 from surgery.cli.shrinking.journal import Journal
 
 if TYPE_CHECKING:
@@ -29,20 +30,26 @@ _ROOT = Path(__file__).resolve().parents[3]
 _PATIENCE = 20.0
 """Seconds that an interrupted step gets to keep what it has."""
 _PR_SET_PDEATHSIG = 1
+_WARNING = "warning: "
+"""How a command begins a line with a warning."""
+_MAX_SAID = 1 << 16
+_LAST_LINES = 3
+"""Lines of a step's message that an error repeats: the error, and what to do."""
 
 
 class StepError(ChanfmtError):
-    """A step failed. Its own message is above.
+    """A step failed. Its own message is above, or in this error's.
 
     Args:
         step: The step.
         code: Its exit code.
         again: What continues the run.
+        said: Its message, if nobody has seen it.
     """
 
-    def __init__(self, step: Step, code: int, again: str) -> None:
+    def __init__(self, step: Step, code: int, again: str, said: str = "") -> None:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
-        super().__init__(f"the step {step.name!r} {how}: {step.command}", hint=again)
+        super().__init__(f"the step {step.name!r} {how}{said and f' ({said})'}: {step.command}", hint=again)
         self.exit_code = code if code in (1, 2) else 1
 
 
@@ -54,7 +61,8 @@ class Runner:
         count: As the attribute.
         first: The first step, if it measures the model.
         overwrite: Begin again if the work directory holds a finished run, or a run that measured something else.
-        quiet: Whether the steps print no notes and no progress.
+        shown: Whether the steps write to this process's stderr. If not, their warnings are logged here, and an error is told.
+        quiet: Whether steps that are shown write warnings and errors only.
 
     Attributes:
         commands: The steps so far, as JSON-ready data.
@@ -64,10 +72,12 @@ class Runner:
         UsageError: The work directory cannot be made, or its journal cannot be read.
     """
 
-    def __init__(self, places: Places, count: int, first: Step | None, *, overwrite: bool, quiet: bool) -> None:
+    def __init__(
+        self, places: Places, count: int, first: Step | None, *, overwrite: bool, quiet: bool, shown: bool = True
+    ) -> None:
         self.commands: list[dict[str, Any]] = []
         self.count = count
-        self._places, self._overwrite, self._quiet = places, overwrite, quiet
+        self._places, self._overwrite, self._shown, self._quiet = places, overwrite, shown, quiet or not shown
         try:
             if overwrite and places.work.is_dir() and _is_past(places.work, first):
                 shutil.rmtree(places.work)
@@ -98,11 +108,16 @@ class Runner:
         self._journal.begin(step)
         started = time.monotonic()
         again = f"what is done is in {self._places.work}; run the same command again to go on"
-        with _stdout(step) as stdout:
+        with _stdout(step) as stdout, _stderr(shown=self._shown) as stderr:
             words = [*_interpreter(), "-m", MODULES[step.words[0]], *step.words[1:], *(["--quiet"] if self._quiet else [])]
-            code = _run(words, stdout, again)
+            code = _run(words, stdout, None if stderr is None else stderr.fileno(), again)
+            said = [] if stderr is None else _said(stderr)
+            for line in said:
+                if line.startswith(_WARNING):
+                    warn(line.removeprefix(_WARNING))
             if code:
-                raise StepError(step, code, again)
+                error = [line.strip() for line in said if not line.startswith(_WARNING)]
+                raise StepError(step, code, again, "; ".join(error[-_LAST_LINES:]))
         self._journal.end(step, time.monotonic() - started)
         self._note(step)
 
@@ -136,9 +151,26 @@ def _stdout(step: Step) -> Iterator[int]:
         yield file.fileno()
 
 
-def _run(words: list[str], stdout: int, again: str) -> int:
+@contextlib.contextmanager
+def _stderr(*, shown: bool) -> Iterator[IO[bytes] | None]:
+    """A file for what a step writes to stderr; None for this process's own."""
+    if shown:
+        yield None
+        return
+    with tempfile.TemporaryFile() as file:
+        yield file
+
+
+def _said(stderr: IO[bytes]) -> list[str]:
+    """The last lines of what a step wrote to ``stderr``."""
+    size = stderr.seek(0, os.SEEK_END)
+    stderr.seek(max(0, size - _MAX_SAID))
+    return [line for line in stderr.read().decode("utf-8", "replace").splitlines() if line.strip()]
+
+
+def _run(words: list[str], stdout: int, stderr: int | None, again: str) -> int:
     """Run a command. Returns its exit code; an interrupt reaches it, and it may keep what it has."""
-    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=stdout, preexec_fn=_with_parent())
+    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, preexec_fn=_with_parent())
     try:
         return process.wait()
     except KeyboardInterrupt:

@@ -11,7 +11,7 @@ from surgery.planning.grids import parse_names
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from surgery.cli.shrinking.options import Request
+    from surgery.cli.shrinking.options import Publication, Request
     from surgery.cli.shrinking.texts import Texts
 
 PROMPTS = (
@@ -22,6 +22,8 @@ PROMPTS = (
 """Prompts that both models answer."""
 WORK = ".work"
 """Suffix of the directory with the steps' results, after the name of the output."""
+HEALING_TOKENS = "1M"
+"""Tokens that the healing command draws at most."""
 
 
 @dataclass(frozen=True)
@@ -161,28 +163,38 @@ def evaluate_steps(request: Request, texts: Texts, places: Places) -> list[Step]
     return steps
 
 
-def push_step(places: Places, repo: str, *, public: bool, create_pr: bool) -> Step:
+def push_step(places: Places, publication: Publication) -> Step:
     """Publish the result."""
     words = (
-        *("surgery", "push", str(places.output), *((repo,) if repo else ())),
-        *(("--public",) if public else ()),
-        *(("--pr",) if create_pr else ()),
+        *("surgery", "push", str(places.output), *((publication.repo,) if publication.repo else ())),
+        *(("--public",) if publication.public else ()),
+        *(("--pr",) if publication.create_pr else ()),
     )
     return Step("push", "publish the result", words, places.output, whole=False)
 
 
-def next_commands(request: Request, texts: Texts, places: Places) -> dict[str, str]:
-    """What a person may want to do next, by name."""
-    output, dtype = str(places.output), request.shrink.result_dtype
-    heal = (
+def healing_text(request: Request, texts: Texts) -> str:
+    """Text that the result is healed on; empty for the tokens in the atlas, if only the held-out text has a name."""
+    return texts.calib or ("" if request.judge.held_out else texts.held_out)
+
+
+def next_commands(request: Request, texts: Texts, places: Places, heal: str | None) -> dict[str, str]:
+    """What a person may want to do next, by name. Each command of chanfmt runs as it stands, without this project's files.
+
+    Args:
+        heal: Recovery that heals the result, from the dense model; None for none.
+    """
+    output, dtype, text = str(places.output), request.shrink.result_dtype, healing_text(request, texts)
+    healing = (
         *("surgery", "apply", f"{output}/kept_channels.safetensors", "--model", request.shrink.model),
-        *("--atlas", atlas_of(request, places), "--recover", request.cuts.recover if request.cuts.recover != "none" else "lstsq"),
-        *("--recover-text", texts.calib or texts.held_out, "--recover-tokens", "1M"),
+        *("--atlas", atlas_of(request, places), "--recover", str(heal)),
+        *(("--recover-text", text, "--recover-tokens", HEALING_TOKENS) if text else ()),
+        *(() if request.measure.device == "auto" else ("--recover-device", request.measure.device)),
         *(() if dtype is None else ("--dtype", dtype)),
         *("-o", f"{output}-healed"),
     )
     return {
-        "heal": shlex.join(heal),
+        **({} if heal is None else {"heal": shlex.join(healing)}),
         "quantise": shlex.join(["python", "convert_hf_to_gguf.py", output, "--outtype", "q8_0", "--outfile", f"{output}.gguf"]),
         "serve": shlex.join(["vllm", "serve", output]),
         "push": shlex.join(["surgery", "push", output]),

@@ -23,11 +23,11 @@ from chanfmt.format.reader import Atlas
 from chanfmt.models.source import ModelSource
 from surgery.cli import main as surgery_program
 from surgery.cli.main import main
-from surgery.cli.shrink import _possible
 from surgery.cli.shrinking.estimate import estimate, ffn_parameters
 from surgery.cli.shrinking.journal import Journal
 from surgery.cli.shrinking.options import CutsOptions, JudgeOptions, MeasureOptions, Request, ShrinkOptions
 from surgery.cli.shrinking.run import Runner, StepError
+from surgery.cli.shrinking.shrink import possible
 from surgery.cli.shrinking.steps import PROMPTS, Places, Step, cut_step, evaluate_steps, measure_step, next_commands, try_steps
 from surgery.cli.shrinking.texts import choose_texts, split_file
 from surgery.planning.options import PlanOptions
@@ -76,7 +76,7 @@ def test_the_steps_are_commands_that_their_programs_understand(tmp_path: Path) -
     # A quantised file would become four times as large in float32.
     assert "--dtype bfloat16" in steps[3].command
     assert all(prompt in steps[4].words for prompt in PROMPTS)
-    for command in next_commands(request, texts, places).values():
+    for command in next_commands(request, texts, places, "distill").values():
         if command.startswith("surgery"):
             understood(command)
 
@@ -223,10 +223,10 @@ def test_more_tokens_take_longer(tiny_checkpoint: Any, tmp_path: Path) -> None:
 def test_a_recovery_that_the_atlas_does_not_allow_is_left_out(tiny_atlas: Any, tmp_path: Path) -> None:
     with Atlas.open(tiny_atlas("llama")) as atlas:
         plan = make_plan(atlas, PlanOptions(0.5))
-        assert _possible("lstsq", atlas, plan) == "lstsq"
+        assert possible("lstsq", atlas, plan) == "lstsq"
     assert atlas_program.main(["strip", str(tiny_atlas("llama")), "-o", str(tmp_path / "bare.h5"), "--quiet"]) == 0
     with Atlas.open(tmp_path / "bare.h5") as atlas:
-        assert _possible("lstsq", atlas, make_plan(atlas, PlanOptions(0.5))) == "none"
+        assert possible("lstsq", atlas, make_plan(atlas, PlanOptions(0.5))) == "none"
 
 
 # Running steps

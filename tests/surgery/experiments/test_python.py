@@ -179,7 +179,9 @@ def test_a_sweep_is_drawn_into_axes_of_the_caller(llama: Tiny) -> None:
     draw(left, results.rows)
     draw(right, results.rows, "a title")
     assert (left.get_title(), right.get_title()) == ("", "a title")
-    assert [line.get_label() for line in left.lines] == ["wanda", "magnitude"]
+    dense = results.rows[0]["perplexity"]
+    assert [line.get_label() for line in left.lines] == ["wanda", "magnitude", f"dense: {dense:.4g}"]
+    assert set(left.lines[-1].get_ydata()) == {dense}
     assert left.lines[0].get_ydata().tolist()[1:] == pytest.approx([row["perplexity"] for row in results.rows[1:3]])
     assert left.get_yscale() == "log"
 

@@ -20,7 +20,7 @@ from surgery.cli.main import main
 from surgery.evaluation.evaluate import evaluate
 from surgery.experiments.sweep import COLUMNS, measure_runs
 from surgery.experiments.sweep_plan import SweepOptions, plan_runs, removed_of
-from surgery.experiments.sweep_plot import lines_of
+from surgery.experiments.sweep_plot import contenders, draw, draw_contenders, lines_of
 from surgery.planning.grids import parse_names, parse_seeds, parse_shares
 from surgery.planning.options import PlanOptions
 from surgery.planning.plan import make_plan
@@ -394,6 +394,37 @@ def test_lines_of_a_figure() -> None:
     ]
     assert [point[0] for point in lines["wanda", "none", "none"]] == [0.0, 0.5]
     assert lines["wanda", "supernodes", "none"][1] == pytest.approx((0.5, np.exp(2.5), 0, np.exp(2.5), np.exp(2.5)))
+
+
+def test_the_contenders_have_a_panel_of_their_own() -> None:
+    figures = pytest.importorskip("matplotlib.figure")
+
+    def row(method: str, sparsity: float, nll: float) -> dict[str, Any]:
+        return {
+            "method": method,
+            "protect": "none",
+            "recover": "none",
+            "sparsity_reached": sparsity,
+            "nll": nll,
+            "perplexity": float(np.exp(nll)),
+            "hit_rate": 0.0,
+        }
+
+    rows = [row("dense", 0.0, 2.0)]
+    # The last two are far behind, or do not reach the largest sparsity.
+    for method, losses in {"wanda": (2.1, 2.4), "scar-lp": (2.2, 2.3), "magnitude": (4.0, 9.0), "taylor": (2.05,)}.items():
+        rows += [row(method, sparsity, loss) for sparsity, loss in zip((0.3, 0.5), losses, strict=False)]
+    assert [line[0] for line in contenders(rows)] == ["scar-lp", "wanda"]
+    left, right = figures.Figure().subplots(1, 2)
+    draw(left, rows)
+    draw_contenders(right, rows)
+    assert right.get_yscale() == "linear"
+    drawn = {line.get_label(): line for line in right.lines}
+    assert list(drawn) == ["scar-lp", "wanda", "dense"]
+    assert drawn["wanda"].get_ydata() == pytest.approx([0.0, 0.1, 0.4])
+    colors = {line.get_label(): line.get_color() for line in left.lines}
+    assert all(colors[name] == drawn[name].get_color() for name in ("scar-lp", "wanda"))
+    assert contenders(rows[1:]) == contenders(rows[:3]) == contenders([]) == []
 
 
 def test_the_figure_is_drawn(llama: Tiny, tmp_path: Path) -> None:

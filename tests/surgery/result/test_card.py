@@ -31,6 +31,7 @@ from surgery.planning.sizes import parameters_text
 from surgery.result.base import Base, read_base
 from surgery.result.card import is_edited, model_card
 from surgery.result.evaluated import Evaluated, load_evaluated, take_evaluation
+from surgery.result.picture import layer_picture
 from surgery.result.result import check_unchanged, open_result
 from tests.support.cut_models import content_for, save_atlas, save_model
 from tests.support.heard import heard
@@ -149,9 +150,26 @@ def test_the_picture_shows_every_layer(cut: Path) -> None:
     bars = [item for item in root.iter("{http://www.w3.org/2000/svg}rect") if item.get("fill") != "#ffffff"]
     report = open_result(cut).report
     heights = [float(bar.get("height", "")) for bar in bars]
-    shares = [block.n_kept / block.n_channels for block in report.plan.blocks]
-    assert heights[: len(shares)] == pytest.approx([90 * share for share in shares], abs=0.01)
-    assert len(heights) == 3 * len(shares)
+    lost = [1 - block.lp_kept for block in report.plan.blocks if block.lp_kept is not None]
+    assert len(heights) == len(lost) == len(report.plan.blocks)
+    # The axis ends at a round share just above the largest one.
+    texts = [item.text or "" for item in root.iter("{http://www.w3.org/2000/svg}text")]
+    end = max(float(text[:-1]) / 100 for text in texts if text.endswith("%") and text[:-1].replace(".", "").isdigit())
+    assert max(lost) <= end <= 2.5 * max(lost)
+    assert heights == pytest.approx([150 * share / end for share in lost], abs=0.01)
+    assert any(f"most {max(lost):.1%}" in text for text in texts)
+
+
+def test_the_picture_counts_lost_supernodes_and_does_without_lp(tiny: Tiny, cut: Path) -> None:
+    plan = open_result(cut).report.plan
+    first, *rest = plan.blocks
+    first = dataclasses.replace(first, supernodes=3, supernodes_kept=1, lp_kept=None)
+    rest = [dataclasses.replace(block, supernodes=2, supernodes_kept=2, lp_kept=None) for block in rest]
+    root = ElementTree.fromstring(layer_picture(dataclasses.replace(plan, blocks=(first, *rest))))
+    texts = [item.text or "" for item in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts.count("2") == 1 + (len(rest) >= 2)
+    assert any("channels that the cut removes" in text for text in texts)
+    assert any(f"2 of {3 + 2 * len(rest)} supernodes (in red)" in text for text in texts)
     assert "](layers.svg)" in (cut / "README.md").read_text()
 
 
