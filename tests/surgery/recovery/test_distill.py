@@ -250,7 +250,20 @@ def test_the_descent_stops_when_the_held_out_loss_rises() -> None:
     assert len(steps) == state.step < 80
     assert state.best_step == state.history[-descent.PATIENCE - 1][0] > 0
     assert (float(state.best[0]) - 3.95) ** 2 == pytest.approx(min(loss for _, loss in state.history), rel=0.01)
-    assert abs(float(state.best[0]) - 3.95) < abs(float(values) - 3.95)
+    assert float(values) == float(state.best[0])
+
+
+def test_steps_that_are_too_large_are_halved_from_the_best_weights() -> None:
+    """They would end the descent at its start otherwise."""
+    values = torch.nn.Parameter(torch.full((1,), 3.01))
+    bowl, leaves = Bowl(values, 3.0), [Leaf(values)]
+    state = descent.first_state(leaves, bowl.held_out())
+    state.rates = [2.0]
+    descent.descend(bowl, leaves, state, 5, 80)
+    losses = [loss for _, loss in state.history]
+    assert losses[1] > losses[0]
+    assert min(losses) < losses[0] / 4
+    assert state.rates[0] < 2.0
 
 
 def test_one_sequence_keeps_the_weights_of_the_start(tmp_path: Path) -> None:
