@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,7 @@ from surgery.cli.main import main
 from surgery.cli.shrinking.run import Runner, StepError
 from surgery.cli.shrinking.steps import Places, Step
 from surgery.result.result import open_result
-from tests.support.hub.client import environment, run
+from tests.support.hub.client import environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,6 +61,12 @@ def words(shrunk: Shrunk, tiny_atlas: Any, *more: str) -> list[str]:
     return ["shrink", shrunk.model, "--to", "90%", "-o", out, "--atlas", str(tiny_atlas("llama")), *options, *more]
 
 
+def run(arguments: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """``surgery`` with a test Hub as its Hub. It starts processes of its own, so it may take long on a busy machine."""
+    command = [sys.executable, "-m", "surgery.cli.main", *arguments]
+    return subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+
+
 def test_the_function_returns_what_the_command_prints(shrunk: Shrunk, tiny_atlas: Any, capfd: Any) -> None:
     assert main([*words(shrunk, tiny_atlas), "--json"]) == 0
     printed = capfd.readouterr()
@@ -94,7 +102,7 @@ def test_the_healing_command_runs_as_it_is_printed(shrunk: Shrunk, tmp_path: Pat
 def test_a_result_is_pushed_at_the_end_of_the_run(shrunk: Shrunk, tiny_atlas: Any, hub: Hub, tmp_path: Path) -> None:
     hub.add_user(TOKEN, "ann")
     env = environment(hub, tmp_path / "home", TOKEN)
-    done = run("surgery.cli.main", *words(shrunk, tiny_atlas, "--push", "ann/small", "--json"), env=env)
+    done = run(words(shrunk, tiny_atlas, "--push", "ann/small", "--json"), env)
     assert done.returncode == 0, done.stderr
     assert TOKEN not in done.stdout + done.stderr
     found = json.loads(done.stdout)
@@ -108,10 +116,10 @@ def test_a_result_is_pushed_at_the_end_of_the_run(shrunk: Shrunk, tiny_atlas: An
     assert f"**Verdict: {shrunk.verdict.words}.**" in files["README.md"].decode()
     assert json.loads(files["surgery.json"])["verdict"] == json.loads(json.dumps(shrunk.verdict.to_json()))
     # A finished push is not made again, and the request for it is checked before any step.
-    again = run("surgery.cli.main", *words(shrunk, tiny_atlas, "--push", "ann/small"), env=env)
+    again = run(words(shrunk, tiny_atlas, "--push", "ann/small"), env)
     assert again.stderr.count("done before") == 4
     nobody = environment(hub, tmp_path / "nobody")
-    refused = run("surgery.cli.main", *words(shrunk, tiny_atlas, "--push", "ann/small"), env=nobody)
+    refused = run(words(shrunk, tiny_atlas, "--push", "ann/small"), nobody)
     assert refused.returncode == 1
     assert "log in" in refused.stderr
     assert "done before" not in refused.stderr
