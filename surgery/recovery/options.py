@@ -171,7 +171,8 @@ class RecoveryOptions:
 NO_RECOVERY = RecoveryOptions()
 """The recovery unless another is asked for."""
 BEST_RECOVERY = "block"
-"""The recovery with the smallest loss in our measurements (``docs/half.md``); `surgery shrink` uses it."""
+"""The recovery with the smallest loss in our measurements (``docs/half.md``) of those that need one block in memory; `surgery shrink`
+uses it."""
 
 
 @dataclass(frozen=True, eq=False)
