@@ -144,7 +144,7 @@ def test_the_first_hour_goes_from_a_model_to_an_answer(model: Path, hub: Hub, tm
     steps = re.findall(r"^(\d)\. ", done.stdout, re.MULTILINE)
     assert steps == ["1", "2", "3", "4", "5", "6", "7", "8"]
     hour = tmp_path / "hour"
-    assert (hour / "report" / "index.html").is_file()
+    assert (hour / "report" / "report.html").is_file()
     assert hub.files("ann/first-hour")["config.json"] == (hour / "small" / "config.json").read_bytes()
     assert "skipped: CONVERTER names no convert_hf_to_gguf.py" in done.stdout
     sizes = [
@@ -153,7 +153,8 @@ def test_the_first_hour_goes_from_a_model_to_an_answer(model: Path, hub: Hub, tm
     ]
     assert sizes[1] == sizes[2] <= 0.8 * sizes[0]
     asked = done.stdout[done.stdout.index("8. Ask") :]
-    assert "What is the capital of France?" in asked
+    assert re.search(r"^prompt +What is the capital of France\?", asked, re.MULTILINE)
+    assert len(re.findall(r'^\S+ +".*"$', asked, re.MULTILINE)) == 3
     # It does not write over an earlier hour.
     again = subprocess.run(
         ["bash", EXAMPLES / "first_hour.sh", model], env=os.environ | settings, capture_output=True, check=False
