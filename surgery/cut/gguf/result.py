@@ -11,8 +11,8 @@ from chanfmt.base.narrate import progress_bar, say
 from chanfmt.models.gguf_header import read_header
 from surgery.cut.check import NotCheckedError
 from surgery.cut.gguf.check import check_computed, check_stored
-from surgery.cut.gguf.layout import lay_out, tensor_bytes
-from surgery.cut.gguf.metadata import file_bytes, narrowed
+from surgery.cut.gguf.layout import lay_out, places_of, tensor_bytes
+from surgery.cut.gguf.metadata import changed_widths, file_bytes, narrowed
 from surgery.cut.gguf.record import GgufRecord
 from surgery.cut.gguf.write import write_gguf
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from chanfmt.models.source import ModelSource
+    from surgery.cut.checkpoint.cuts import Widths
     from surgery.cut.config_width import Layout
     from surgery.cut.options import CutOptions
     from surgery.planning.plan import PruningPlan
@@ -37,6 +38,21 @@ class WrittenGguf:
     record: GgufRecord
     bytes_before: int
     bytes_after: int
+
+
+def check_gguf_widths(source: ModelSource, plan: PruningPlan, widths: Widths) -> None:
+    """Raise an error if a GGUF file cannot say the widths of the cut. A recovery takes hours, and this check no time.
+
+    Args:
+        widths: Name of every FFN to its width in the result.
+
+    Raises:
+        ModelError: The file does not say a width where llama.cpp reads it, or llama.cpp reads one width for all layers and the
+            result has several.
+    """
+    assert source.file is not None
+    header = read_header(source.file)
+    changed_widths(header, places_of(header, plan), plan, widths)
 
 
 def check_gguf_source(source: ModelSource) -> None:
