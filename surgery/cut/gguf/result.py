@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chanfmt.base.errors import ModelError, UsageError
+from chanfmt.base.errors import ModelError
 from chanfmt.base.files import check_space
 from chanfmt.base.narrate import progress_bar, say
 from chanfmt.models.gguf_header import read_header
@@ -15,6 +15,7 @@ from surgery.cut.gguf.layout import lay_out, places_of, tensor_bytes
 from surgery.cut.gguf.metadata import changed_widths, file_bytes, narrowed
 from surgery.cut.gguf.record import GgufRecord
 from surgery.cut.gguf.write import write_gguf
+from surgery.cut.options import not_a_gguf_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,11 +64,7 @@ def check_gguf_source(source: ModelSource) -> None:
         ModelError: The file is one part of several.
     """
     if source.file is None:
-        raise UsageError(
-            f"--format gguf takes the tokenizer and the metadata from a GGUF file, and {source.id} is not one",
-            hint="leave it out, and convert the result with llama.cpp: "
-            "python convert_hf_to_gguf.py DIR --outfile X.gguf --outtype q8_0",
-        )
+        raise not_a_gguf_file(source.id)
     if (read_header(source.file).number("split.count") or 1) > 1:
         raise ModelError(f"{source.file} is one part of several", hint="merge them first: llama-gguf-split --merge FIRST OUT")
 
