@@ -425,6 +425,7 @@ def sweep(
     layers: str | Sequence[int] | None = None,
     stack: str | Sequence[str] = (),
     multiple_of: int | None = None,
+    layout: str = "auto",
     seq_len: int = 2048,
     max_tokens: int = 0,
     device: str = "auto",
@@ -451,7 +452,7 @@ def sweep(
             the model.
         recover_text, recover_tokens, recover_steps: As for `prune`.
         seeds: Seeds of the method ``random``.
-        allocation, max_layer_sparsity, layers, stack, multiple_of: As for `plan`.
+        allocation, max_layer_sparsity, layers, stack, multiple_of, layout: As for `plan`.
         seq_len, max_tokens, device, dtype: As for `evaluate`.
         overwrite: Whether the rows that ``out`` holds are dropped.
         progress: Whether to draw progress bars on stderr; None draws them if stderr is a terminal.
@@ -489,6 +490,7 @@ def sweep(
             layers=layers,
             stack=stack,
             multiple_of=multiple_of,
+            layout=layout,
             seq_len=seq_len,
             max_tokens=max_tokens,
             device=str(device),

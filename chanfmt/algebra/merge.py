@@ -131,7 +131,9 @@ def _check_mergeable(atlas: Atlas) -> None:
             more = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
             raise AtlasError(
                 f"{atlas.path} holds no {missing[0]}{more} for {stack.name}, so it cannot be merged",
-                hint="it was stripped; merge the atlas that it was made from",
+                hint="it was stripped; merge the atlas that it was made from"
+                if "lp" in stack
+                else "it was made from an importance matrix; merge atlases of atlas build",
             )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chanfmt.base.errors import ModelError
+from chanfmt.models.own import is_own
 from chanfmt.models.widths import Placed, WidthField, channel_parameters, width_fields
 
 if TYPE_CHECKING:
@@ -47,7 +48,10 @@ def find_widths(
         FFNWidth(field.name if field else "", field.factor if field else 0, channel_parameters(ffn, source.index))
         for ffn, field in zip(placed, found, strict=True)
     ]
-    return (widths, refusal, "") if refusal else (widths, *_unset(ffns, widths))
+    if refusal or is_own(source.config_fields):
+        # Of an earlier result with uneven widths, surgery prune writes another one.
+        return widths, refusal, ""
+    return widths, *_unset(ffns, widths)
 
 
 def _unset(ffns: Sequence[FFN], widths: Sequence[FFNWidth]) -> tuple[str, str]:

@@ -224,7 +224,7 @@ class Stack:
         variable = schema.STACK_VARIABLE_BY_NAME.get(name)
         if variable is None:
             return f"metrics that it holds: {', '.join(metric.name for metric in self.all_metrics)}"
-        if variable.units.startswith("nats") and "lp" not in self and "activation_power" in self:
+        if (variable.units.startswith("nats") or variable.additive) and "lp" not in self and "activation_power" in self:
             return "the atlas holds activations and norms alone (methods: activation, wanda, magnitude); atlas build measures all"
         if variable.additive:
             return "use the atlas as it was built, before atlas strip"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chanfmt.base.narrate import say
 from chanfmt.cli.framework import PrintOptions, add_command, parse_options
 from surgery.cli.apply import as_data, tell
 from surgery.cli.options import AtlasOptions, CutOptions
@@ -52,6 +53,7 @@ def _options() -> tuple[type, ...]:
 
 def _run(arguments: argparse.Namespace) -> None:
     from chanfmt.hub.locate import check_model, open_atlas
+    from surgery.cut.options import GGUF, not_a_gguf_file
     from surgery.planning.options import PlanOptions
     from surgery.planning.shrink import check_plan
     from surgery.recovery.options import RecoveryOptions
@@ -66,6 +68,13 @@ def _run(arguments: argparse.Namespace) -> None:
     cut_options = as_data(options)
     if options.model is not None:
         check_model(options.model, revision=options.revision)
+        if cut_options.format == GGUF and not options.model.endswith(".gguf"):
+            raise not_a_gguf_file(options.model)
+    if cut_options.imatrix is not None:
+        from chanfmt.models.imatrix_file import read_imatrix
+
+        # A dry run, too, says that a file is not a matrix.
+        read_imatrix(cut_options.imatrix)
     if options.output is not None and not dry_run:
         from surgery.cut.apply import check_output
 
@@ -75,6 +84,8 @@ def _run(arguments: argparse.Namespace) -> None:
     with open_atlas(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
         if dry_run:
             plan = plan_and_warn(atlas, plan_options)
+            if cut_options.format == GGUF:
+                say("the sizes are those of a checkpoint; a GGUF file is smaller if its types have fewer bits")
             print_plan(plan, talk, expect_and_warn(plan, recovery_options.recover))
             if not options.allow_padding:
                 check_plan(plan)

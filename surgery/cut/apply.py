@@ -29,7 +29,7 @@ from surgery.cut.config_width import check_layout, find_layout, with_layout
 from surgery.cut.dtype_field import in_dtype
 from surgery.cut.extra_layers import handle_extra_layers, without
 from surgery.cut.gguf.imatrix import sliced, text_type, write_sliced
-from surgery.cut.gguf.result import check_gguf_source, write_result
+from surgery.cut.gguf.result import check_gguf_source, check_gguf_widths, write_result
 from surgery.cut.loader import loader_name
 from surgery.cut.options import CUT_DEFAULTS, GGUF, CutOptions
 from surgery.cut.relocate import relocated
@@ -101,6 +101,8 @@ def apply_plan(
     handled = handle_extra_layers(plan, layout, index, accounting, options.extra_layers)
     plan, layout = handled.plan, in_dtype(handled.layout, options.dtype)
     applied = Applied(layout.widths, layout.fields, source.fingerprint)
+    if options.format == GGUF:
+        check_gguf_widths(source, plan, layout.widths)
     if options.imatrix is not None:
         # A matrix of another model is refused before any work.
         sliced(options.imatrix, plan, layout.widths, text_type(source.config_fields))

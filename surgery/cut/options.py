@@ -78,5 +78,14 @@ class CutOptions:
             raise UsageError("--shard-size has no effect with --format gguf: the result is one file", hint="leave it out")
 
 
+def not_a_gguf_file(model: str) -> UsageError:
+    """The error for a result in GGUF of a ``model`` that is not a GGUF file."""
+    return UsageError(
+        f"--format gguf takes the tokenizer and the metadata from a GGUF file, and {model} is not one",
+        hint="leave it out, and convert the result with llama.cpp: "
+        "python convert_hf_to_gguf.py DIR --outfile X.gguf --outtype q8_0",
+    )
+
+
 CUT_DEFAULTS = CutOptions()
 """The options of a cut unless others are given."""

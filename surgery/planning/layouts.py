@@ -160,9 +160,12 @@ def layout_notes(layout: str, rule: LayoutRule, kept: Sequence[int], widths: Seq
     """What a user should know of the layout before the cut."""
     padded = sum(width > count for count, width in zip(kept, widths, strict=True))
     if layout == DECI:
+        loads = "it loads with trust_remote_code=True, which runs a modelling file in its directory"
+        if rule.asked == DECI or len(set(kept)) == 1:
+            return (f"the result is laid out as DeciLM: {loads}",)
         return (
-            "the widths are uneven, so the result is laid out as DeciLM: it loads with trust_remote_code=True, which runs a "
-            "modelling file in its directory; for a result that stock code loads, use --allocation uniform or --layout uniform",
+            f"the widths are uneven, so the result is laid out as DeciLM: {loads}; for a result that stock code loads, use "
+            "--allocation uniform or --layout uniform",
         )
     if padded and rule.asked == AUTO:
         return (

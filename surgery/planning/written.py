@@ -111,8 +111,9 @@ def width_warnings(blocks: Sequence[Linked], widths: Sequence[int]) -> tuple[str
         if any(block.n_experts for block, _ in odd)
         else ""
     )
+    said = f"the width {widths[0]} is not a multiple" if len(widths) == 1 else f"widths such as {widths[0]} are not multiples"
     return (
-        f"{'the width' if len(widths) == 1 else 'widths such as'} {widths[0]} is not a multiple of 32: llama.cpp's quantised "
+        f"{said} of 32: llama.cpp's quantised "
         f"types need multiples of 32 or 256, vLLM's tensor parallelism 64 or 128 times the number of GPUs{experts}; leave out "
         "--multiple-of for widths that they take",
     )

@@ -163,6 +163,16 @@ def _eval_result(evaluated: Evaluated, perplexity: float) -> Any:
     )
 
 
+_MEANING = (
+    "LP is the loss proxy 1/2 E[(u dL/du)^2]. Supernodes are the channels with the highest LP of each layer. The kept LP mass is a "
+    "proxy for the loss, not a perplexity: evaluate the model on your own data before you use it."
+)
+_MEANING_WITHOUT_LP = (
+    "The atlas holds no LP, the proxy for the loss. Supernodes are the channels of each layer that the atlas ranks first: evaluate "
+    "the model on your own data before you use it."
+)
+
+
 def _removal(report: Report) -> list[str]:
     plan = report.plan
     method = METHODS.get(plan.method)
@@ -176,8 +186,7 @@ def _removal(report: Report) -> list[str]:
         "",
         table(["", ""], summary_rows(plan, report)),
         "",
-        "LP is the loss proxy 1/2 E[(u dL/du)^2]. Supernodes are the channels with the highest LP of each layer. The kept LP "
-        "mass is a proxy for the loss, not a perplexity: evaluate the model on your own data before you use it.",
+        _MEANING if any(block.lp_kept is not None for block in plan.blocks) else _MEANING_WITHOUT_LP,
         "",
         "<details><summary>Every layer</summary>",
         "",

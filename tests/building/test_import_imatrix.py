@@ -206,12 +206,31 @@ def test_commands_show_it_and_methods_name_what_is_missing(activations, tmp_path
     for method, missing in (("scar-prot", "lp"), ("taylor", "taylor"), ("flap", "sum_u"), ("wanda-group", "wanda_group")):
         capsys.readouterr()
         assert surgery([*plan, method]) == 2
-        assert f"the atlas holds no '{missing}'" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert f"the atlas holds no '{missing}'" in said
+        # Nobody stripped the atlas.
+        assert "strip" not in said
 
 
 def test_it_does_not_merge(activations, tiny_atlas, tmp_path):
-    with pytest.raises(AtlasError):
+    with pytest.raises(AtlasError) as caught:
         chanfmt.merge([activations, tiny_atlas("llama")], tmp_path / "both.h5")
+    assert "importance matrix" in caught.value.hint
+
+
+def test_the_card_of_a_cut_by_it_does_not_speak_of_its_lp(activations, tiny_checkpoint, tmp_path):
+    prune = ["prune", str(activations), "--model", str(tiny_checkpoint("llama")), "--sparsity", "0.5", "--method", "wanda"]
+    assert surgery([*prune, "-o", str(tmp_path / "out")]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "The atlas holds no LP" in card
+    assert "highest LP" not in card
+
+
+def test_a_dry_run_refuses_what_the_cut_would_refuse(activations, tiny_checkpoint, tmp_path, capsys):
+    prune = ["prune", str(activations), "--model", str(tiny_checkpoint("llama")), "--sparsity", "0.5", "--method", "wanda"]
+    for more, said in ((["--imatrix", str(tmp_path / "none")], "does not exist"), (["--format", "gguf"], "is not one")):
+        assert surgery([*prune, *more, "--dry-run"]) == 2
+        assert said in capsys.readouterr().err
 
 
 async def test_the_browser_ranks_by_activation_power(activations):

@@ -125,7 +125,7 @@ def lay_out(
             f"the recovery adds the tensor {one_line(new[0])}, for which the GGUF file has no place",
             hint="use --recover lstsq, block or distill, or leave out --format gguf",
         )
-    places = _places(header, plan)
+    places = places_of(header, plan)
     notes: Counter[str] = Counter()
     found = []
     for tensor in header.tensors.values():
@@ -182,8 +182,13 @@ def matrix_shape(tensor: StoredTensor) -> tuple[int, int, int]:
     return outer, shape[-2], shape[-1]
 
 
-def _places(header: Header, plan: PruningPlan) -> defaultdict[str, list[str]]:
-    """Name of every tensor of an FFN that is cut to the tensors of the checkpoint that it holds, expert by expert."""
+def places_of(header: Header, plan: PruningPlan) -> defaultdict[str, list[str]]:
+    """Name of every tensor of an FFN that is cut to the tensors of the checkpoint that it holds, expert by expert.
+
+    Raises:
+        ModelError: llama.cpp does not know the architecture, or the file has no place for a tensor.
+        MissingPackageError: The package gguf is not installed.
+    """
     kind = architecture(header)
     names = tensor_names(kind, 1 + max(block.layer_index for block in plan.blocks), PURPOSE)
     if names is None:

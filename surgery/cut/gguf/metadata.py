@@ -13,7 +13,7 @@ from chanfmt.models.gguf_header import ARRAY, BF16, F16, F32, Q4_0, Q4_1, Q5_0, 
 from surgery.cut.gguf.layout import PURPOSE, architecture, matrix_shape, tensor_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from chanfmt.models.gguf_header import Header, StoredTensor
     from surgery.cut.checkpoint.cuts import Widths
@@ -47,7 +47,9 @@ def narrowed(header: Header, layout: GgufLayout, plan: PruningPlan, widths: Widt
             result has several.
     """
     values = dict(header.values)
-    values |= _widths(header, layout, plan, widths)
+    values |= changed_widths(
+        header, {item.source.name: [part.tensor for part in item.parts] for item in layout.tensors}, plan, widths
+    )
     before, after = [item.source for item in layout.tensors], [item.target for item in layout.tensors]
     if _main_kind(before) != _main_kind(after):
         values["general.file_type"] = Value.of(_FILE_TYPES[_main_kind(after)])
@@ -64,14 +66,20 @@ def narrowed(header: Header, layout: GgufLayout, plan: PruningPlan, widths: Widt
     return values
 
 
-def _widths(header: Header, layout: GgufLayout, plan: PruningPlan, widths: Widths) -> dict[str, Value]:
-    """The keys of widths that change."""
+def changed_widths(header: Header, places: Mapping[str, Sequence[str]], plan: PruningPlan, widths: Widths) -> dict[str, Value]:
+    """The keys of widths that change.
+
+    Args:
+        places: Name of every tensor of the file to the tensors of the checkpoint that it holds and that are cut.
+
+    Raises:
+        ModelError: As `narrowed`.
+    """
     kind = architecture(header)
     holders: dict[str, str | None] = {}
-    for item in layout.tensors:
-        found = _FFN.search(item.source.name)
-        for part in item.parts if found else ():
-            holders[part.tensor] = found[1]  # type: ignore[index]
+    for name, held in places.items():
+        if found := _FFN.search(name):
+            holders |= dict.fromkeys(held, found[1])
     groups: dict[str, list[BlockPlan]] = defaultdict(list)
     endings: dict[str, str | None] = {}
     for block in plan.blocks:
@@ -86,14 +94,15 @@ def _widths(header: Header, layout: GgufLayout, plan: PruningPlan, widths: Width
             )
         groups[key].append(block)
         endings[key] = ending
-    return {key: _width(header, layout, key, endings[key], blocks, widths) for key, blocks in groups.items()}
+    cut = {name for name, held in places.items() if held}
+    return {key: _width(header, cut, key, endings[key], blocks, widths) for key, blocks in groups.items()}
 
 
 _UNCUT = "uncut"
 
 
-def _width(header: Header, layout: GgufLayout, key: str, ending: str | None, blocks: list[BlockPlan], widths: Widths) -> Value:
-    """The value of ``key``, which holds the widths of ``blocks``."""
+def _width(header: Header, cut: set[str], key: str, ending: str | None, blocks: list[BlockPlan], widths: Widths) -> Value:
+    """The value of ``key``, which holds the widths of ``blocks``. ``cut`` names the tensors that are cut."""
     value = header.values[key]
     content = value.content
     if value.kind == ARRAY:
@@ -108,7 +117,6 @@ def _width(header: Header, layout: GgufLayout, key: str, ending: str | None, blo
         raise ModelError(
             f"{key} of the GGUF file is {content}, and {one_line(blocks[0].module)} has {blocks[0].n_channels} channels"
         )
-    cut = {item.source.name for item in layout.tensors if item.parts}
     for tensor in header.tensors:
         match = _FFN.search(tensor)
         if match and match[1] == ending and tensor not in cut and found != {content}:

@@ -5,21 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chanfmt.base.errors import ModelError, UsageError
+from chanfmt.base.errors import ModelError
 from chanfmt.base.files import check_space
 from chanfmt.base.narrate import progress_bar, say
 from chanfmt.models.gguf_header import read_header
 from surgery.cut.check import NotCheckedError
 from surgery.cut.gguf.check import check_computed, check_stored
-from surgery.cut.gguf.layout import lay_out, tensor_bytes
-from surgery.cut.gguf.metadata import file_bytes, narrowed
+from surgery.cut.gguf.layout import lay_out, places_of, tensor_bytes
+from surgery.cut.gguf.metadata import changed_widths, file_bytes, narrowed
 from surgery.cut.gguf.record import GgufRecord
 from surgery.cut.gguf.write import write_gguf
+from surgery.cut.options import not_a_gguf_file
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from chanfmt.models.source import ModelSource
+    from surgery.cut.checkpoint.cuts import Widths
     from surgery.cut.config_width import Layout
     from surgery.cut.options import CutOptions
     from surgery.planning.plan import PruningPlan
@@ -39,6 +41,21 @@ class WrittenGguf:
     bytes_after: int
 
 
+def check_gguf_widths(source: ModelSource, plan: PruningPlan, widths: Widths) -> None:
+    """Raise an error if a GGUF file cannot say the widths of the cut. A recovery takes hours, and this check no time.
+
+    Args:
+        widths: Name of every FFN to its width in the result.
+
+    Raises:
+        ModelError: The file does not say a width where llama.cpp reads it, or llama.cpp reads one width for all layers and the
+            result has several.
+    """
+    assert source.file is not None
+    header = read_header(source.file)
+    changed_widths(header, places_of(header, plan), plan, widths)
+
+
 def check_gguf_source(source: ModelSource) -> None:
     """Raise an error if the result of a cut of ``source`` cannot be a GGUF file.
 
@@ -47,11 +64,7 @@ def check_gguf_source(source: ModelSource) -> None:
         ModelError: The file is one part of several.
     """
     if source.file is None:
-        raise UsageError(
-            f"--format gguf takes the tokenizer and the metadata from a GGUF file, and {source.id} is not one",
-            hint="leave it out, and convert the result with llama.cpp: "
-            "python convert_hf_to_gguf.py DIR --outfile X.gguf --outtype q8_0",
-        )
+        raise not_a_gguf_file(source.id)
     if (read_header(source.file).number("split.count") or 1) > 1:
         raise ModelError(f"{source.file} is one part of several", hint="merge them first: llama-gguf-split --merge FIRST OUT")
 

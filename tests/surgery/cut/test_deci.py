@@ -257,6 +257,18 @@ def test_plans_say_beforehand_what_is_written(tmp_path: Path, capsys: pytest.Cap
     assert main([*apply, "--allow-padding"]) == 0
     assert not (tmp_path / "padded" / "modeling_uneven.py").exists()
     transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "padded")
+    # Equal widths are not called uneven.
+    capsys.readouterr()
+    assert main(["plan", atlas, "--sparsity", "0.5", "--layout", "deci"]) == 0
+    said = capsys.readouterr().err
+    assert "laid out as DeciLM" in said
+    assert "uneven" not in said
+    # Such a result can be cut again, and the build that precedes the cut does not say otherwise.
+    again = str(tmp_path / "again.h5")
+    assert atlas_main(["build", out, "-o", again, "--calib", "pydoc", "--sequences", "2", "--seq-len", "32"]) == 0
+    assert "will refuse" not in capsys.readouterr().err
+    assert main(["plan", again, "--sparsity", "0.3", "--multiple-of", "8"]) == 0
+    assert "would refuse" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("recover", ["bias", "lstsq"])

@@ -134,6 +134,17 @@ def test_widths_of_layers_stay_an_array_where_the_source_has_one(sources: Any, t
         narrowed(header, decided, plan, widths, "x")
 
 
+def test_widths_that_the_file_cannot_say_are_refused_before_a_recovery(sources: Any, tmp_path: Path) -> None:
+    source = sources("Q4_1")
+    for kept in ((KEPT, KEPT, 192), (KEPT, KEPT, WIDTH)):
+        plan = planned(source.directory, lambda number, ffn, kept=kept: kept[number])
+        # Whatever reads this recovery fails in another way.
+        recovery: Any = object()
+        with pytest.raises(ModelError, match="one width for all layers"):
+            apply_plan(plan, source, tmp_path / "out", CutOptions(format="gguf", layout="auto"), recovery=recovery)
+        assert not list(tmp_path.glob("out*"))
+
+
 def test_k_quants_are_read_and_what_is_cut_becomes_q8_0(sources: Any, tmp_path: Path) -> None:
     source = sources("Q8_0", down="Q6_K")
     report = apply_plan(half(source), source, tmp_path / "half", CutOptions(format="gguf"))

@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 
+import surgery
 from chanfmt.base.errors import ModelError, UsageError
 from chanfmt.format.reader import Atlas
 from surgery.cli.main import main
@@ -137,9 +138,10 @@ def test_an_interrupt_without_a_directory_promises_nothing(llama: Tiny) -> None:
 
 
 def test_python_and_the_command_line_have_the_same_options_and_defaults() -> None:
-    signature = {name: item.default for name, item in inspect.signature(sweep).parameters.items()}
-    for item in dataclasses.fields(SweepOptions):
-        assert signature[item.name] == item.default
+    for function in (sweep, surgery.sweep):
+        signature = {name: item.default for name, item in inspect.signature(function).parameters.items()}
+        for item in dataclasses.fields(SweepOptions):
+            assert signature[item.name] == item.default
     taken = set(inspect.signature(ablate).parameters)
     for kind in EXPERIMENTS.values():
         assert not taken & {item.name for item in dataclasses.fields(kind.options)}
