@@ -155,11 +155,7 @@ def _nearest_model(cuts: Sequence[MeasuredCut], parameters: int) -> tuple[tuple[
     found = tuple(cut for cut in cuts if cut.parameters == size)
     if 1 / SIZE_FACTOR <= parameters / size <= SIZE_FACTOR:
         return found, []
-    times = f"{max(parameters, size) / min(parameters, size):,.0f}"
-    return found, [
-        f"the model has {count_text(parameters)} parameters, {times} times as {'many' if parameters > size else 'few'} as the "
-        f"nearest measured one ({count_text(size)})"
-    ]
+    return found, [f"the model has {count_text(parameters)} parameters, and the nearest measured one has {count_text(size)}"]
 
 
 def _shown_recoveries(cuts: Sequence[MeasuredCut]) -> list[str]:
