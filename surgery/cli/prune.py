@@ -74,7 +74,11 @@ def _run(arguments: argparse.Namespace) -> None:
     publishing.check(login=not dry_run)
     with open_atlas(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
         if dry_run:
-            plan = plan_and_warn(atlas, plan_options)
+            from surgery.cut.gguf.size import in_format
+
+            plan = plan_and_warn(
+                atlas, in_format(plan_options, cut_options, atlas.blocks, options.model, recovery_options.recover)
+            )
             print_plan(plan, talk, expect_and_warn(plan, recovery_options.recover))
             if not options.allow_padding:
                 check_plan(plan)

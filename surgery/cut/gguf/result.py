@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chanfmt.base.errors import ModelError, UsageError
+from chanfmt.base.errors import ModelError
 from chanfmt.base.files import check_space
 from chanfmt.base.narrate import progress_bar, say
 from chanfmt.models.gguf_header import read_header
 from surgery.cut.check import NotCheckedError
 from surgery.cut.gguf.check import check_computed, check_stored
-from surgery.cut.gguf.layout import lay_out, tensor_bytes
+from surgery.cut.gguf.layout import lay_out
 from surgery.cut.gguf.metadata import file_bytes, narrowed
 from surgery.cut.gguf.record import GgufRecord
+from surgery.cut.gguf.size import not_gguf
 from surgery.cut.gguf.write import write_gguf
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class WrittenGguf:
 
     Attributes:
         record: Its record.
-        bytes_before, bytes_after: Bytes of the tensors of the source file, and of this file.
+        bytes_before, bytes_after: Bytes of the source file, and of this file.
     """
 
     record: GgufRecord
@@ -47,11 +48,7 @@ def check_gguf_source(source: ModelSource) -> None:
         ModelError: The file is one part of several.
     """
     if source.file is None:
-        raise UsageError(
-            f"--format gguf takes the tokenizer and the metadata from a GGUF file, and {source.id} is not one",
-            hint="leave it out, and convert the result with llama.cpp: "
-            "python convert_hf_to_gguf.py DIR --outfile X.gguf --outtype q8_0",
-        )
+        raise not_gguf(source.id)
     if (read_header(source.file).number("split.count") or 1) > 1:
         raise ModelError(f"{source.file} is one part of several", hint="merge them first: llama-gguf-split --merge FIRST OUT")
 
@@ -84,7 +81,17 @@ def write_result(
     """
     assert source.file is not None
     header = read_header(source.file)
-    decided = lay_out(source.file, header, plan, layout.cuts, source.index, written.index, quant=options.quant, refitted=refitted)
+    decided = lay_out(
+        source.file,
+        header,
+        plan,
+        layout.cuts,
+        source.index,
+        written.index,
+        quant=options.quant,
+        cut_quant=options.cut_quant,
+        refitted=refitted,
+    )
     for note in decided.notes:
         say(note)
     values = narrowed(header, decided, plan, layout.widths, name)
@@ -104,5 +111,7 @@ def write_result(
     if skipped:
         say(f"the GGUF file's logits are not compared with those of the cut: {skipped}")
     copied = sum(item.copied for item in decided.tensors)
-    record = GgufRecord(target.name, options.quant, decided.kinds, copied, error, logits, divergence, skipped, decided.notes)
-    return WrittenGguf(record, sum(tensor_bytes(item.source) for item in decided.tensors), decided.nbytes)
+    record = GgufRecord(
+        target.name, options.quant, decided.kinds, copied, error, logits, divergence, skipped, decided.notes, options.cut_quant
+    )
+    return WrittenGguf(record, source.file.stat().st_size, target.stat().st_size)
