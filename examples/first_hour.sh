@@ -50,7 +50,7 @@ pathlib.Path(sys.argv[1]).write_text("\n".join(pathlib.Path(module.__file__).rea
 END
 
 step "2. Shrink: measure $sequences x $seq_len tokens of pydoc, cut to 80%, refit, and judge on held-out pydoc and on code"
-show surgery shrink "$model" --to 80% -o "$work/small" --calib pydoc --other "$work/code.txt" --methods scar-lp \
+show surgery shrink "$model" --to 80% -o "$work/small" --format safetensors --calib pydoc --other "$work/code.txt" --methods scar-lp \
   --recover lstsq --sequences "$sequences" --seq-len "$seq_len" --eval-tokens "$eval_tokens"
 
 step "3. Look at what was measured"

@@ -145,6 +145,7 @@ def prune(
     allow_padding: bool = False,
     format: str = "safetensors",
     quant: str | None = None,
+    cut_quant: str | None = None,
     imatrix: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     revision: str | None = None,
@@ -183,6 +184,8 @@ def prune(
         format: ``safetensors``, or ``gguf`` for one file of llama.cpp, if the model is a ``.gguf`` file.
         quant: Type of all matrices of a GGUF result: ``q8_0``, ``q5_1``, ``q5_0``, ``q4_1``, ``q4_0``, ``bf16``, ``f16`` or
             ``f32``; None for the types of the source.
+        cut_quant: Type of the matrices of a GGUF result that are quantised again, because the cut or ``recover`` changes them;
+            None for ``quant``, or without that for their own types, and ``q5_0`` in place of four bits.
         imatrix: Importance matrix of the dense model, from llama-imatrix or ``atlas export``. The result gets one of the kept
             channels.
         overwrite: Whether an earlier result in ``out`` is replaced.
@@ -218,6 +221,7 @@ def prune(
         allow_padding=allow_padding,
         format=format,
         quant=quant,
+        cut_quant=cut_quant,
         imatrix=_file(imatrix),
     )
     cut_options.check()
@@ -247,6 +251,7 @@ def apply(
     layout: str | None = None,
     format: str = "safetensors",
     quant: str | None = None,
+    cut_quant: str | None = None,
     imatrix: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     revision: str | None = None,
@@ -261,8 +266,8 @@ def apply(
         out: Directory to write (default: MODEL-METHOD-PERCENT in the working directory).
         atlas: The atlas that the plan was made from. ``recover`` needs it, and the result gets a copy.
         recover, recover_text, recover_tokens, recover_steps, recover_start, recover_device: As for `prune`.
-        verify, shard_bytes, dtype, extra_layers, allow_padding, format, quant, imatrix, overwrite, revision, progress: As for
-            `prune`.
+        verify, shard_bytes, dtype, extra_layers, allow_padding, format, quant, cut_quant, imatrix, overwrite, revision,
+            progress: As for `prune`.
         layout: Layout in place of the plan's, as for `plan`; None for the plan's.
         fine_tune: Whether other weights than the measured ones are accepted: those of a fine-tune, perhaps with another head.
 
@@ -299,6 +304,7 @@ def apply(
         format,
         quant,
         _file(imatrix),
+        cut_quant,
     )
     cut_options.check()
     given = plan if isinstance(plan, PruningPlan) else input_path(plan)
@@ -519,6 +525,10 @@ def shrink(
     eval_tokens: int = 16384,
     device: str = "auto",
     dtype: str | None = None,
+    format: str | None = None,
+    quant: str | None = None,
+    cut_quant: str | None = None,
+    layout: str = "auto",
     push: str | None = None,
     public: bool = False,
     create_pr: bool = False,
@@ -548,7 +558,10 @@ def shrink(
         other: Text of another kind, or ``none``; None for ``pydoc``, or ``wikitext2`` if the calibration text is ``pydoc``.
         eval_tokens: Tokens of each text to measure at most.
         device: Device of every step: ``auto``, ``cpu``, ``cuda``, ...
-        dtype: Dtype of the result's weights; None for ``bfloat16`` if the model is a ``.gguf`` file, otherwise as stored.
+        dtype: Dtype of the weights of a checkpoint; None for ``bfloat16`` if the model is a ``.gguf`` file, otherwise as stored.
+        format: ``safetensors`` or ``gguf``, as for `prune`; None for ``gguf`` if the model is a ``.gguf`` file and no other
+            argument needs a checkpoint (``dtype``, ``allocations`` without ``uniform``, the layout ``deci``).
+        quant, cut_quant, layout: As for `prune`.
         push: Repository to publish the result in: ``USER/NAME``, ``NAME``, or an empty text for the default name. None
             publishes nothing.
         public: Whether everyone can see the repository.
@@ -583,7 +596,9 @@ def shrink(
     if isinstance(atlas, Atlas):
         atlas = atlas.hub_source or atlas.file
     request = options.Request(
-        options.ShrinkOptions(model_name(model), to, os.fspath(out), _dtype_name(dtype), overwrite),
+        options.ShrinkOptions(
+            model_name(model), to, os.fspath(out), _dtype_name(dtype), overwrite, format, quant, cut_quant, layout
+        ),
         options.MeasureOptions(_named(calib), _named(atlas), sequences, seq_len, str(device)),
         options.CutsOptions(
             ",".join(_texts(methods)), ",".join(_texts(allocations)), try_recover, try_tokens, recover or BEST_RECOVERY

@@ -125,6 +125,7 @@ def as_data(options: CutOptions, *, fine_tune: bool = False, layout: str | None 
         options.format,
         options.quant,
         None if options.imatrix is None else input_path(options.imatrix),
+        options.cut_quant,
     )
     found.check()
     return found

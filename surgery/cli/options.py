@@ -88,6 +88,14 @@ class CutOptions:
             "metavar": "TYPE",
         },
     )
+    cut_quant: str | None = field(
+        default=None,
+        metadata={
+            "help": "type of the matrices of a GGUF result that are quantised again, because the cut or a recovery changes them "
+            "(default: that of --quant, or their own, and q5_0 in place of four bits)",
+            "metavar": "TYPE",
+        },
+    )
     imatrix: str | None = field(
         default=None,
         metadata={

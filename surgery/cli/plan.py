@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import UsageError
 from chanfmt.base.narrate import say, warn
 from chanfmt.cli.framework import PrintOptions, add_command, parse_options, print_json, print_line, print_pairs, print_table
 from surgery.cli.options import AtlasOptions
+from surgery.planning.formats import GGUF, SAFETENSORS
 
 if TYPE_CHECKING:
     import argparse
@@ -26,12 +27,32 @@ EXAMPLES = (
 
 
 @dataclass(frozen=True)
-class ResultDtypeOptions:
+class ResultFormatOptions:
     """What the result's weights will be."""
 
     dtype: str | None = field(
         default=None,
         metadata={"help": "dtype of the result, for a --to in bytes: float32, bfloat16, float16 (default: the model's)"},
+    )
+    format: str = field(
+        default=SAFETENSORS,
+        metadata={"help": "format of the result, as for surgery prune: safetensors, or gguf", "metavar": "FORMAT"},
+    )
+    quant: str | None = field(
+        default=None,
+        metadata={"help": "type of all matrices of a GGUF result, as for surgery prune", "metavar": "TYPE"},
+    )
+    cut_quant: str | None = field(
+        default=None,
+        metadata={"help": "type of the matrices that the cut quantises again, as for surgery prune", "metavar": "TYPE"},
+    )
+    model: str | None = field(
+        default=None,
+        metadata={
+            "help": "the .gguf file that was measured: with --format gguf, sizes in bytes are those of its cut",
+            "metavar": "FILE",
+            "kind": "model",
+        },
     )
 
 
@@ -68,7 +89,7 @@ def add(commands: Any) -> None:
 def _options() -> tuple[type, ...]:
     from surgery.planning.options import PlanOptions
 
-    return AtlasOptions, PlanOptions, ResultDtypeOptions, PlanOutputOptions
+    return AtlasOptions, PlanOptions, ResultFormatOptions, PlanOutputOptions
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -82,11 +103,12 @@ def _run(arguments: argparse.Namespace) -> None:
     talk = parse_options(arguments, PrintOptions)
     plan_options = parse_options(arguments, PlanOptions)
     plan_options.check()
+    wanted = parse_options(arguments, ResultFormatOptions)
     path = output_path(options.output) if options.output else None
     if path is not None:
         check_target(path, overwrite=options.overwrite)
     with open_atlas(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
-        plan = plan_and_warn(atlas, plan_options)
+        plan = plan_and_warn(atlas, _in_format(atlas, plan_options, wanted))
     if path is not None:
         save_plan(plan, path, overwrite=options.overwrite)
         say(f"wrote {path}; apply it with: surgery apply {path} --model MODEL -o DIR")
@@ -95,6 +117,25 @@ def _run(arguments: argparse.Namespace) -> None:
         check_plan(plan)
     except UsageError as error:
         warn(f"surgery prune would refuse this plan: {error.message}; {error.hint}")
+
+
+def _in_format(atlas: Atlas, plan_options: PlanOptions, wanted: ResultFormatOptions) -> PlanOptions:
+    """``plan_options`` with the format that is ``wanted``. Raises `UsageError` if an option has no effect."""
+    if wanted.format == GGUF:
+        # Types of a GGUF file have to do with files. Nothing else of a plan needs more than the atlas.
+        from surgery.cut.gguf.size import gguf_bytes, gguf_file
+        from surgery.cut.options import CutOptions, not_a_gguf_file
+
+        CutOptions(dtype=wanted.dtype, format=wanted.format, quant=wanted.quant, cut_quant=wanted.cut_quant).check()
+        file = gguf_file(wanted.model)
+        if wanted.model is not None and file is None:
+            raise not_a_gguf_file(wanted.model)
+        counted = None if file is None else gguf_bytes(file, atlas.blocks, quant=wanted.quant, cut_quant=wanted.cut_quant)
+        return replace(plan_options, file_bytes=counted)
+    for flag, value in (("--quant", wanted.quant), ("--cut-quant", wanted.cut_quant), ("--model", wanted.model)):
+        if value is not None:
+            raise UsageError(f"{flag} has no effect without --format gguf", hint="add --format gguf, or leave it out")
+    return plan_options
 
 
 def plan_and_warn(atlas: Atlas, options: PlanOptions) -> PruningPlan:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chanfmt.base.narrate import say
 from chanfmt.cli.framework import PrintOptions, add_command, parse_options
 from surgery.cli.apply import as_data, tell
 from surgery.cli.options import AtlasOptions, CutOptions
@@ -83,9 +82,11 @@ def _run(arguments: argparse.Namespace) -> None:
     publishing.check(login=not dry_run)
     with open_atlas(parse_options(arguments, AtlasOptions).atlas, contained=True) as atlas:
         if dry_run:
-            plan = plan_and_warn(atlas, plan_options)
-            if cut_options.format == GGUF:
-                say("the sizes are those of a checkpoint; a GGUF file is smaller if its types have fewer bits")
+            from surgery.cut.gguf.size import in_format
+
+            plan = plan_and_warn(
+                atlas, in_format(plan_options, cut_options, atlas.blocks, options.model, recovery_options.recover)
+            )
             print_plan(plan, talk, expect_and_warn(plan, recovery_options.recover))
             if not options.allow_padding:
                 check_plan(plan)

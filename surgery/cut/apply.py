@@ -31,11 +31,13 @@ from surgery.cut.extra_layers import handle_extra_layers, without
 from surgery.cut.gguf.imatrix import sliced, text_type, write_sliced
 from surgery.cut.gguf.result import check_gguf_source, check_gguf_widths, write_result
 from surgery.cut.loader import loader_name
-from surgery.cut.options import CUT_DEFAULTS, GGUF, CutOptions
+from surgery.cut.options import CUT_DEFAULTS, CutOptions
 from surgery.cut.relocate import relocated
 from surgery.cut.source import check_fingerprint
 from surgery.cut.stock import parse_config
 from surgery.planning.file import write_plan
+from surgery.planning.formats import GGUF, uneven_gguf
+from surgery.planning.layouts import DECI
 from surgery.planning.plan import Applied, PruningPlan
 from surgery.recovery.leftover import remove_finished
 from surgery.result.base import NOTICE_FILE, Base, read_base
@@ -81,6 +83,7 @@ def apply_plan(
     if atlas is not None:
         plan.check_atlas(atlas)
     options.check()
+    plan = replace(plan, format=options.format)
     if options.format == GGUF:
         check_gguf_source(source)
     # A type that stock code does not know is refused for that reason, before anything else about it.
@@ -94,6 +97,8 @@ def apply_plan(
         check_fingerprint(plan.model, source, _for_a_fine_tune(plan, source, by_atlas=atlas is not None))
     plan = relocated(replace(plan, extra=()), index, config)
     plan = with_layout(plan, options.layout or plan.layout, config)
+    if options.format == GGUF and plan.layout == DECI:
+        raise uneven_gguf(uniform=plan.allocation == "uniform")
     base = read_base(source if options.fine_tune else plan.model, source.directory)
     layout = find_layout(plan, config, index)
     if not options.allow_padding:

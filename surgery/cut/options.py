@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from chanfmt.base.choices import unknown
 from chanfmt.base.errors import UsageError
+from surgery.planning.formats import FORMATS, GGUF, SAFETENSORS, check_layout_of_format
 from surgery.planning.layouts import LAYOUTS
 
 if TYPE_CHECKING:
@@ -14,9 +15,6 @@ if TYPE_CHECKING:
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """Dtypes that a result can have, as torch and as safetensors name them."""
-FORMATS = ("safetensors", "gguf")
-"""Formats that a result can have."""
-GGUF = "gguf"
 QUANTS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "bf16", "f16", "f32")
 """Types that the matrices of a GGUF file can be written in."""
 EXTRA_LAYERS = {
@@ -41,8 +39,10 @@ class CutOptions:
         allow_padding: Whether the cut is made although the file shrinks by less than half of what was asked, because zero
             channels take the place of removed ones.
         layout: Layout in place of the plan's, a key of `surgery.planning.layouts.LAYOUTS`; None for the plan's.
-        format: Format of the result, one of `FORMATS`. ``gguf`` needs a GGUF file as the source.
+        format: Format of the result, one of `surgery.planning.formats.FORMATS`. ``gguf`` needs a GGUF file as the source.
         quant: Type of all matrices of a GGUF file, one of `QUANTS`; None to keep their types, and to quantise only what is cut.
+        cut_quant: Type of those matrices of a GGUF file that are quantised again because the cut or a recovery changes numbers in
+            them, one of `QUANTS`; None for ``quant``, or without that for their own types, and Q5_0 in place of four bits.
         imatrix: Importance matrix of the dense model. The result gets one of the kept channels; None for none.
     """
 
@@ -54,9 +54,10 @@ class CutOptions:
     dtype: str | None = None
     allow_padding: bool = False
     layout: str | None = None
-    format: str = FORMATS[0]
+    format: str = SAFETENSORS
     quant: str | None = None
     imatrix: Path | None = None
+    cut_quant: str | None = None
 
     def check(self) -> None:
         """Raise `UsageError` for a value that is not possible."""
@@ -68,10 +69,12 @@ class CutOptions:
             raise unknown("layout", self.layout, LAYOUTS)
         if self.format not in FORMATS:
             raise unknown("format", self.format, FORMATS)
-        if self.quant is not None and self.quant not in QUANTS:
-            raise unknown("type for --quant", self.quant, QUANTS)
-        if self.format != GGUF and self.quant is not None:
-            raise UsageError("--quant has no effect without --format gguf", hint="add --format gguf, or leave it out")
+        check_layout_of_format(self.format, self.layout)
+        for flag, kind in (("--quant", self.quant), ("--cut-quant", self.cut_quant)):
+            if kind is not None and kind not in QUANTS:
+                raise unknown(f"type for {flag}", kind, QUANTS)
+            if self.format != GGUF and kind is not None:
+                raise UsageError(f"{flag} has no effect without --format gguf", hint="add --format gguf, or leave it out")
         if self.format == GGUF and self.dtype is not None:
             raise UsageError("--dtype has no effect with --format gguf", hint="use --quant, such as --quant bf16")
         if self.format == GGUF and self.shard_bytes is not None:

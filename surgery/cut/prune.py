@@ -14,15 +14,17 @@ from chanfmt.base.narrate import say, warn
 from chanfmt.hub.locate import opened
 from chanfmt.models.load import pick_device
 from surgery.cut.apply import apply_plan, check_output
-from surgery.cut.options import CUT_DEFAULTS, GGUF, CutOptions
+from surgery.cut.gguf.size import check_gguf_output, in_format
+from surgery.cut.options import CUT_DEFAULTS, CutOptions
 from surgery.cut.source import find_model
 from surgery.planning.file import load_plan
-from surgery.planning.layouts import UNIFORM
+from surgery.planning.formats import GGUF, uneven_gguf
+from surgery.planning.layouts import DECI, UNIFORM
 from surgery.planning.plan import make_plan
 from surgery.planning.shrink import check_plan
 from surgery.planning.target import BYTES
 from surgery.recovery.options import NO_RECOVERY, Recovery, RecoveryOptions, Refit, plan_recovery
-from surgery.result.names import IMATRIX_FILE, default_name
+from surgery.result.names import default_name
 from surgery.result.result import Result
 
 if TYPE_CHECKING:
@@ -73,7 +75,7 @@ def prune(
         ChanfmtError: The disk is full or fails.
     """
     recovery_options.check()
-    plan = make_plan(atlas, plan_options)
+    plan = make_plan(atlas, in_format(plan_options, cut_options, atlas.blocks, model, recovery_options.recover))
     if plan.sized is not None:
         say(str(plan.sized))
     for warning in plan.warnings:
@@ -83,9 +85,10 @@ def prune(
     recovery = _planned(recovery_options, atlas, plan)
     result = apply(plan, model, output, cut_options, revision=revision, atlas=atlas, recovery=recovery)
     if plan.sized is not None and plan.sized.target.kind == BYTES and result.report.bytes_after > plan.sized.target.amount:
+        reason = f"the files do not hold {plan.sized.dtype} alone, or hold some weights twice; "
         warn(
-            f"the weights have {result.report.bytes_after / 1e6:,.1f} MB, which is above --to {plan.sized.target.text}: the "
-            f"files do not hold {plan.sized.dtype} alone, or hold some weights twice; ask for a smaller size"
+            f"the weights have {result.report.bytes_after / 1e6:,.1f} MB, which is above --to {plan.sized.target.text}: "
+            f"{'' if plan.file_bytes else reason}ask for a smaller size"
         )
     return result
 
@@ -162,14 +165,12 @@ def apply(
         ChanfmtError: The disk is full or fails.
     """
     options.check()
+    plan = dataclasses.replace(plan, format=options.format)
+    if options.format == GGUF and (options.layout or plan.layout) == DECI:
+        raise uneven_gguf(uniform=plan.allocation == "uniform")
     directory = output_path(output or default_name(plan))
-    if options.format == GGUF and directory.suffix == ".gguf":
-        raise UsageError(
-            f"the output {directory} is a directory, also with --format gguf: records and the card lie beside the file",
-            hint=f"name the directory: -o {directory.with_suffix('')}",
-        )
-    if options.format == GGUF and f"{directory.name}.gguf" == IMATRIX_FILE:
-        raise UsageError(f"{IMATRIX_FILE} is the name of an importance matrix", hint="choose another -o")
+    if options.format == GGUF:
+        check_gguf_output(directory)
     # Check the output before a download.
     check_output(directory, overwrite=options.overwrite)
     # The plan may know before a download that the file would hardly shrink.

@@ -153,7 +153,8 @@ def evaluate(
 
 def _prepare(name: str, model: ModelSource | LoadedModel, text: Text, options: EvaluateOptions) -> _Prepared:
     tokens = prepare_text(name, model, text, PROTOCOLS[options.protocol], options.seq_len, options.max_tokens)
-    cut = None if model.directory is None else _cut(model.directory)
+    file = getattr(model, "file", None)
+    cut = None if model.directory is None else _cut(model.directory) if file is None else _cut(file.parent, file.name)
     prompts = read_prompts(name, model, options.prompt, options.answer_tokens)
     return _Prepared(name, model, tokens, cut, before_text(model, options.seq_len), prompts)
 
@@ -226,16 +227,28 @@ class _Format(msgspec.Struct):
     format: str = ""
 
 
+class _CutFile(msgspec.Struct):
+    file: str
+
+
 class _Cut(msgspec.Struct):
     """The parts of a ``surgery.json`` that an evaluation shows."""
 
     method: str
     protect: list[str]
     layers: list[_CutLayer]
+    gguf: _CutFile | None = None
 
 
-def _cut(directory: Path) -> dict[str, Any] | None:
-    """What the record in ``directory`` says of the cut; None for a model that was not cut. Raises `UsageError` if it is damaged."""
+def _cut(directory: Path, file: str | None = None) -> dict[str, Any] | None:
+    """What the record in ``directory`` says of the cut; None for a model that was not cut.
+
+    Args:
+        file: Name of the GGUF file that is evaluated; None for the checkpoint in ``directory``.
+
+    Raises:
+        UsageError: The record is damaged.
+    """
     path = directory / REPORT_FILE
     try:
         if file_size(path) > MAX_REPORT:
@@ -253,6 +266,8 @@ def _cut(directory: Path) -> dict[str, Any] | None:
         raise UsageError(
             f"{path} is damaged: {error}", hint="cut the model again, or remove the file to evaluate the model without it"
         ) from None
+    if file is not None and (stored.gguf is None or stored.gguf.file != file):
+        return None
     return {
         "method": stored.method,
         "protect": stored.protect,

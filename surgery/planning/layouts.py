@@ -45,6 +45,11 @@ class LayoutRule:
     asked: str = UNIFORM
     obstacle: str = ""
 
+    @property
+    def may_be_deci(self) -> bool:
+        """Whether a cut with uneven widths is laid out as `DECI`."""
+        return self.asked != UNIFORM and not self.obstacle
+
     def check(self) -> None:
         """Raise `UsageError` if the layout that is asked for is not possible for the model."""
         if self.asked == DECI and self.obstacle:

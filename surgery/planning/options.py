@@ -8,6 +8,7 @@ from numbers import Integral
 
 from chanfmt.base.choices import unknown
 from chanfmt.base.errors import UsageError
+from surgery.planning.formats import FORMATS, SAFETENSORS, FileBytes, check_layout_of_format
 from surgery.planning.layouts import AUTO, LAYOUTS
 from surgery.planning.methods import METHODS, find_method
 from surgery.planning.selectors import SYNTAX
@@ -30,6 +31,8 @@ class PlanOptions:
 
     Either ``sparsity`` or ``to`` says how much goes. ``protect``, ``unprotect`` and ``stack`` take one text, or any iterable
     of texts. ``layers`` takes numbers, too. ``dtype`` is that of the result, for a ``to`` in bytes; None for the model's.
+    ``format`` is one of `surgery.planning.formats.FORMATS`, and ``file_bytes`` says how large a file in it will be; None if
+    nobody knows.
 
     Raises:
         UsageError: One of these fields holds something else.
@@ -109,8 +112,10 @@ class PlanOptions:
             "metavar": "SIZE",
         },
     )
-    # Commands that write a result have an option of this name already, so it has no help text here.
+    # Commands that write a result have options of these names already, so they have no help texts here.
     dtype: str | None = None
+    format: str = SAFETENSORS
+    file_bytes: FileBytes | None = None
     layout: str = field(
         default=AUTO,
         metadata={
@@ -158,6 +163,9 @@ class PlanOptions:
             raise unknown("allocation", self.allocation, ALLOCATIONS)
         if self.layout not in LAYOUTS:
             raise unknown("layout", self.layout, LAYOUTS)
+        if self.format not in FORMATS:
+            raise unknown("format", self.format, FORMATS)
+        check_layout_of_format(self.format, self.layout)
         if self.max_layer_sparsity is None:
             return
         if self.allocation == "uniform":

@@ -15,7 +15,8 @@ from chanfmt.base.errors import AtlasError
 from chanfmt.base.text import one_line
 from chanfmt.format import schema
 from surgery.planning.decide import SelectorEffect, decide
-from surgery.planning.layouts import UNIFORM, layout_notes, layout_rule
+from surgery.planning.formats import GGUF, SAFETENSORS, uneven_gguf
+from surgery.planning.layouts import DECI, UNIFORM, layout_notes, layout_rule
 from surgery.planning.mass import lp_mass
 from surgery.planning.selectors import file_name
 from surgery.planning.sized import Sized, sized
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from chanfmt.format.reader import Atlas, Stack
     from chanfmt.format.records import Block, TensorSlice
+    from surgery.planning.formats import FileBytes
     from surgery.planning.options import PlanOptions
 
 CHECK_TOKENS = 128
@@ -123,6 +125,7 @@ class PruningPlan:
         warnings: What the user should know. A plan file does not hold them.
         sized: The size that ``sparsity`` was found for; None if the sparsity was asked for. A plan file does not hold it.
         model_config: The model's config, from which sizes follow; empty if the atlas holds none. A plan file does not hold it.
+        format, file_bytes: As in `surgery.planning.options.PlanOptions`. A plan file does not hold them.
     """
 
     model: PlannedModel
@@ -151,6 +154,8 @@ class PruningPlan:
     warnings: tuple[str, ...] = ()
     sized: Sized | None = None
     model_config: Mapping[str, Any] = field(default_factory=dict)
+    format: str = SAFETENSORS
+    file_bytes: FileBytes | None = None
 
     def __repr__(self) -> str:
         name = one_line(self.model.id.rstrip("/").rsplit("/", 1)[-1])
@@ -211,7 +216,11 @@ class PruningPlan:
         after = self.parameters_after
         if after is None:
             return None
-        return planned_sizes(self.blocks, self.widths, self.parameters, after, self.model_config, self.layout)
+        sizes = planned_sizes(self.blocks, self.widths, self.parameters, after, self.model_config, self.layout)
+        if self.file_bytes is not None:
+            return replace(sizes, bytes=(self.file_bytes.before, self.file_bytes.after(self.widths)))
+        # The config names the type of a checkpoint, and not those of a GGUF file.
+        return replace(sizes, bytes=None) if self.format == GGUF else sizes
 
     def check_atlas(self, atlas: Atlas) -> None:
         """Raise `AtlasError` if ``atlas`` has another content digest than the atlas that the plan was made from."""
@@ -263,6 +272,10 @@ def make_plan(atlas: Atlas, options: PlanOptions) -> PruningPlan:
         raise AtlasError(f"{atlas.path} is unfinished", hint="finish it with: atlas build ... --resume")
     if not atlas.blocks:
         raise AtlasError(f"{atlas.path} lists no FFN")
+    rule = layout_rule(options.layout, atlas.blocks, read_config(atlas.model.config))
+    rule.check()
+    if options.format == GGUF and rule.may_be_deci and options.allocation != "uniform":
+        raise uneven_gguf(uniform=False)
     found = None
     if options.to is not None:
         found = sized(atlas, options)
@@ -298,11 +311,13 @@ def make_plan(atlas: Atlas, options: PlanOptions) -> PruningPlan:
         warnings=decision.warnings,
         sized=found,
         model_config=read_config(model.config),
+        format=options.format,
+        file_bytes=options.file_bytes,
     )
-    rule = layout_rule(options.layout, plan.blocks, plan.model_config)
-    rule.check()
     kept = [block.n_kept for block in plan.blocks]
     layout, widths = rule.widths(plan.blocks, kept, options.multiple_of)
+    if options.format == GGUF and layout == DECI:
+        raise uneven_gguf(uniform=options.allocation == "uniform")
     notes = layout_notes(layout, rule, kept, widths)
     return replace(plan, layout=layout, warnings=(*plan.warnings, *notes, *width_warnings(plan.blocks, widths)))
 

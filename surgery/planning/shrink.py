@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chanfmt.base.errors import UsageError
+from surgery.planning.formats import GGUF
 from surgery.planning.layouts import UNIFORM, deci_obstacle
 
 if TYPE_CHECKING:
@@ -69,6 +70,6 @@ def _ways_out(plan: PruningPlan, *, linked: bool) -> str:
         ways.append(
             f"leave out {' and '.join(name for name, used in (('--layers', plan.layers), ('--stack', plan.stack)) if used)}"
         )
-    if not deci_obstacle(plan.blocks, plan.model_config):
+    if plan.format != GGUF and not deci_obstacle(plan.blocks, plan.model_config):
         ways.insert(0, "use --layout deci")
     return ", or ".join((*ways, "add --allow-padding to write zeros in place of the removed channels"))

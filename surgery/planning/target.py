@@ -34,7 +34,7 @@ class Target:
     kind: str
     amount: float
 
-    def parameters(self, model: int, each: int) -> int:
+    def parameters(self, model: int, each: float) -> int:
         """The largest number of parameters that is not above the target.
 
         Args:
@@ -46,7 +46,7 @@ class Target:
             return math.floor(self.amount * model * (1 + 1e-12))
         return math.floor(self.amount / each if self.kind == BYTES else self.amount)
 
-    def spelled(self, parameters: int, model: int, each: int) -> str:
+    def spelled(self, parameters: int, model: int, each: float) -> str:
         """``parameters``, rounded up, as a target of the same kind."""
         if self.kind == SHARE:
             return f"{math.ceil(1000 * parameters / model) / 10:g}%"

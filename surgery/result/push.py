@@ -17,7 +17,7 @@ from chanfmt.hub.names import check_repo
 from chanfmt.hub.publish import PublishOptions, check_login, full_name, publish_folder
 from surgery.result.card import UNVERIFIED, is_edited, model_card
 from surgery.result.names import CARD_FILE, EVALUATION_FILE, default_repository
-from surgery.result.result import check_unchanged, open_result
+from surgery.result.result import check_unchanged, open_result, written_model
 
 if TYPE_CHECKING:
     import os
@@ -142,13 +142,9 @@ def _resumable(directory: Path, command: str) -> Iterator[None]:
 
 
 def _evaluation(result: Result, path: str) -> Evaluated:
-    from chanfmt.models.source import ModelSource, local_source
     from surgery.result.evaluated import take_evaluation
 
-    gguf = result.report.gguf
-    written = ModelSource(result.directory) if gguf is None else local_source(str(result.directory / gguf.file))
-    assert written is not None
-    return take_evaluation(input_path(path), written.fingerprint, result.report.applied.fingerprint)
+    return take_evaluation(input_path(path), written_model(result).fingerprint, result.report.applied.fingerprint)
 
 
 def _card(path: Path) -> str | None:

@@ -41,7 +41,7 @@ class Report:
         applied: How the result is laid out.
         parameters_before, parameters_after: Parameters of the two models. If the plan does not say how many the model has,
             elements of the two checkpoints, which may hold buffers too.
-        bytes_before, bytes_after: Bytes of the tensors of the two checkpoints.
+        bytes_before, bytes_after: Bytes of the tensors of the two checkpoints, or of the two GGUF files.
         shapes, logits: The checks. ``logits`` is None if it was not run, and ``logits_skipped`` is then the reason.
         versions: Package to version.
         command: The command line, without directories; empty if Python code made the cut.

@@ -13,7 +13,7 @@ from chanfmt.base.inputs import file_size
 from chanfmt.base.narrate import progress_bar
 from chanfmt.base.parsed import parse_json
 from chanfmt.base.text import one_line
-from chanfmt.models.source import ModelSource
+from chanfmt.models.source import ModelSource, local_source
 from surgery.cut.check import LogitCheck, ShapeCheck
 from surgery.cut.extra_layers import ExtraLayers
 from surgery.cut.gguf.record import GgufRecord
@@ -163,6 +163,7 @@ class _Gguf(Struct, forbid_unknown_fields=True):
     divergence: float | None
     skipped: str
     notes: tuple[str, ...]
+    cut_quant: str | None = None
 
 
 class _StoredReport(Struct):
@@ -218,6 +219,18 @@ class Result:
     def strangers(self) -> list[str]:
         """Files in the directory that do not belong to the result."""
         return sorted(set(list_files(self.directory)).difference(self.names))
+
+
+def written_model(result: Result) -> ModelSource:
+    """The model of ``result``: its checkpoint, or its GGUF file, which is dequantised into the cache on first use.
+
+    Raises:
+        ModelError: The file cannot be read.
+    """
+    gguf = result.report.gguf
+    found = ModelSource(result.directory) if gguf is None else local_source(str(result.directory / gguf.file))
+    assert found is not None
+    return found
 
 
 def open_result(directory: Path) -> Result:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from chanfmt.base.errors import UsageError
 from chanfmt.base.memory import available_memory
 from surgery.cli.shrinking.steps import PROMPTS
+from surgery.cut.gguf.layout import bytes_of
+from surgery.planning.formats import GGUF
 from surgery.planning.grids import parse_names
 from surgery.planning.sizes import count_text, size_text
-from surgery.planning.target import BYTES_OF, parse_target
+from surgery.planning.target import BYTES, BYTES_OF, parse_target
 
 if TYPE_CHECKING:
     from chanfmt.models.source import ModelSource
@@ -46,7 +48,8 @@ class Estimate:
     Attributes:
         parameters: Parameters of the model.
         most: Parameters of the result at most.
-        each: Bytes of a parameter in the result.
+        size: Bytes of the result, about.
+        size_now: Bytes of the model's GGUF file; 0 if it is not one, or its cut is not.
         rate: Multiplications and additions in a second, as probed.
         seconds: Name of each step to its seconds.
         memory: Bytes of memory at the peak.
@@ -56,7 +59,8 @@ class Estimate:
 
     parameters: int
     most: int
-    each: int
+    size: int
+    size_now: int
     rate: float
     seconds: dict[str, float]
     memory: int
@@ -69,8 +73,16 @@ class Estimate:
         parts = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in self.seconds.items())
         room = "" if self.available is None else f"; {self.available / 1e9:.1f} GB are available"
         return [
-            ["size now", f"{count_text(self.parameters)} parameters"],
-            ["size then", f"at most {count_text(self.most)} parameters, {size_text(self.most * self.each)} in {dtype}"],
+            [
+                "size now",
+                f"{count_text(self.parameters)} parameters" + (f", {size_text(self.size_now)}" if self.size_now else ""),
+            ],
+            [
+                "size then",
+                f"about {count_text(self.most)} parameters, a GGUF file of about {size_text(self.size)}"
+                if self.size_now
+                else f"at most {count_text(self.most)} parameters, {size_text(self.size)} in {dtype}",
+            ],
             ["time", f"about {_duration(total)}: {parts}"],
             [
                 "",
@@ -84,7 +96,7 @@ class Estimate:
         """The object ``estimate`` of ``--json``."""
         return {
             "parameters": {"before": self.parameters, "after_at_most": self.most},
-            "bytes_after_at_most": self.most * self.each,
+            "bytes_after_at_most": self.size,
             "seconds": self.seconds,
             "memory_bytes": self.memory,
             "disk_bytes": self.disk,
@@ -104,9 +116,19 @@ def estimate(request: Request, texts: Texts, source: ModelSource, device: Any) -
     """
     target, before = parse_target(request.shrink.to), source.index.parameters
     dtype = result_dtype(request, source)
-    each = BYTES_OF[dtype]
-    most = target.parameters(before, each)
-    _check_reachable(target, source, most, each)
+    each: float = BYTES_OF[dtype]
+    size_now = 0
+    if request.format == GGUF:
+        assert source.file is not None
+        size_now = source.file.stat().st_size
+        each = size_now / before if request.shrink.quant is None else bytes_of(request.shrink.quant)
+    most = min(target.parameters(before, each), before) if size_now else target.parameters(before, each)
+    size = round(target.amount if size_now and target.kind == BYTES else most * each)
+    # The types of a GGUF file differ, so its bytes tell the parameters only roughly. The plan counts exactly.
+    if not (size_now and target.kind == BYTES):
+        _check_reachable(target, source, most, each)
+    elif request.shrink.quant is None and size >= size_now:
+        raise UsageError(f"--to {target.text} removes nothing: the file has {size_text(size_now)}", hint="ask for less")
     config = source.config.get_text_config()
     tokens = request.measure.sequences * request.measure.seq_len
     rate = probe(device)
@@ -129,20 +151,22 @@ def estimate(request: Request, texts: Texts, source: ModelSource, device: Any) -
     return Estimate(
         before,
         most,
-        each,
+        size,
+        size_now,
         rate,
         {name: round(value, 1) for name, value in seconds.items()},
         held * before + logits + spool + (600 << 20),
         available_memory() if device.type == "cpu" else None,
         # The atlas and its copy take some hundred bytes for each of about a million channels at most.
-        most * each + (100 << 20),
+        # A GGUF file is made from a checkpoint in float32, and read by way of one in the cache.
+        size + (100 << 20) + (2 * 4 * most if size_now else 0),
     )
 
 
 def result_dtype(request: Request, source: ModelSource) -> str:
     """Dtype of the result's weights: the one that is asked for, or the one that the config names."""
     named = str(getattr(source.config.get_text_config(), "dtype", None) or source.config.dtype).removeprefix("torch.")
-    return request.shrink.result_dtype or (named if named in BYTES_OF else "float32")
+    return request.dtype or (named if named in BYTES_OF else "float32")
 
 
 def probe(device: Any) -> float:
@@ -168,7 +192,7 @@ def ffn_parameters(source: ModelSource) -> int | None:
     return found or None
 
 
-def _check_reachable(target: Target, source: ModelSource, most: int, each: int) -> None:
+def _check_reachable(target: Target, source: ModelSource, most: int, each: float) -> None:
     """Refuse a size that is below everything but the FFNs: the atlas, which tells exactly, takes long to build."""
     before = source.index.parameters
     if most >= before:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from chanfmt.base.choices import unknown
 from chanfmt.base.errors import UsageError
-from surgery.cut.options import DTYPES
+from surgery.cli.options import CutOptions as CutArguments
+from surgery.cut.options import DTYPES, CutOptions, not_a_gguf_file
+from surgery.planning.formats import GGUF, SAFETENSORS
 from surgery.planning.grids import parse_names
+from surgery.planning.layouts import AUTO, DECI, LAYOUTS
 from surgery.planning.methods import METHODS, find_method
-from surgery.planning.options import ALLOCATIONS
+from surgery.planning.options import ALLOCATIONS, PlanOptions
 from surgery.planning.target import SYNTAX, parse_target
 from surgery.recovery.options import BEST_RECOVERY, RECOVERIES
 
+_CUT = {item.name: item.metadata for item in fields(CutArguments)}
+_PLAN = {item.name: item.metadata for item in fields(PlanOptions)}
 NONE = "none"
 """Value of ``--other`` for no second text."""
 
@@ -34,23 +39,37 @@ class ShrinkOptions:
     dtype: str | None = field(
         default=None,
         metadata={
-            "help": f"dtype of the result's weights: {', '.join(DTYPES)} (default: bfloat16 for a .gguf file, otherwise as stored)",
+            "help": f"dtype of the weights of a checkpoint: {', '.join(DTYPES)} (default: bfloat16 for a .gguf file, otherwise as "
+            "stored)",
         },
     )
     overwrite: bool = field(
         default=False, metadata={"help": "begin again, and replace what another command left in DIR and DIR.work"}
     )
+    format: str | None = field(
+        default=None,
+        metadata={
+            "help": "safetensors for a checkpoint, or gguf for one file of llama.cpp (default: gguf for a .gguf file, unless another "
+            "option needs a checkpoint)",
+            "metavar": "FORMAT",
+        },
+    )
+    quant: str | None = field(default=None, metadata=_CUT["quant"])
+    cut_quant: str | None = field(default=None, metadata=_CUT["cut_quant"])
+    layout: str = field(default=AUTO, metadata=_PLAN["layout"])
 
     def check(self) -> None:
         """Raise `UsageError` for a value that is not possible."""
         parse_target(self.to)
         if self.dtype is not None and self.dtype not in DTYPES:
             raise unknown("dtype", self.dtype, DTYPES)
+        if self.layout not in LAYOUTS:
+            raise unknown("layout", self.layout, LAYOUTS)
 
     @property
-    def result_dtype(self) -> str | None:
-        """Dtype of the result; None for that of the model. A quantised file is read as float32, which nobody asked for."""
-        return self.dtype or ("bfloat16" if self.model.lower().endswith(".gguf") else None)
+    def is_gguf(self) -> bool:
+        """Whether the model is a GGUF file."""
+        return self.model.endswith(".gguf")
 
 
 @dataclass(frozen=True)
@@ -176,3 +195,23 @@ class Request:
         """Raise `UsageError` for a value that is not possible."""
         for options in (self.shrink, self.measure, self.cuts, self.judge):
             options.check()
+        shrink = self.shrink
+        CutOptions(
+            dtype=shrink.dtype, layout=shrink.layout, format=self.format, quant=shrink.quant, cut_quant=shrink.cut_quant
+        ).check()
+        if self.format == GGUF and not shrink.is_gguf:
+            raise not_a_gguf_file(shrink.model)
+
+    @property
+    def format(self) -> str:
+        """Format of the result. Who has a GGUF file runs GGUF files, so its cut is one, unless an option needs a checkpoint."""
+        shrink = self.shrink
+        if shrink.format is not None:
+            return shrink.format
+        checkpoint = shrink.dtype is not None or shrink.layout == DECI or "uniform" not in parse_names(self.cuts.allocations)
+        return GGUF if shrink.is_gguf and not checkpoint else SAFETENSORS
+
+    @property
+    def dtype(self) -> str | None:
+        """Dtype of the result; None for that of the model. A quantised file is read as float32, which nobody asked for."""
+        return self.shrink.dtype or ("bfloat16" if self.shrink.is_gguf and self.format != GGUF else None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from chanfmt.base.claims import claimed
@@ -16,13 +16,15 @@ from surgery.cli.shrinking.journal import FILE, Journal
 from surgery.cli.shrinking.run import Runner
 from surgery.cli.shrinking.steps import Places
 from surgery.cli.shrinking.texts import choose_texts, split_file
+from surgery.cut.gguf.size import check_gguf_output, in_format
+from surgery.cut.options import CutOptions
 from surgery.planning.expect import PARAMETERS, CutAsked, expect
+from surgery.planning.formats import GGUF
 from surgery.planning.grids import parse_names
 from surgery.planning.options import PlanOptions
 from surgery.planning.plan import make_plan
 from surgery.planning.shrink import check_plan
-from surgery.planning.sized import stored_dtype
-from surgery.planning.target import BYTES, BYTES_OF, parse_target
+from surgery.planning.target import BYTES, parse_target
 from surgery.recovery.options import BEST_RECOVERY
 
 if TYPE_CHECKING:
@@ -84,6 +86,8 @@ def foresee(request: Request, *, begin: bool = True) -> Foreseen:
     places = Places(output_path(request.shrink.output))
     if places.output.name in ("", ".."):
         raise UsageError(f"-o {request.shrink.output} names no new directory", hint="name the directory to write, such as small")
+    if request.format == GGUF:
+        check_gguf_output(places.output)
     if begin:
         _check_places(places, overwrite=request.shrink.overwrite)
     measured: tuple[str, ...] = ()
@@ -236,11 +240,22 @@ def _intentions(request: Request, texts: Texts, expected: Estimate, source: Mode
         ["measured on", _measured_on(request, texts)],
         ["cuts to try", f"{tried}, on {request.cuts.try_tokens:,} tokens of {texts.held_out}"],
         ["recovery", request.cuts.recover],
+        *_format_rows(request),
         [
             "judged on",
             f"{texts.held_out} (held out)" + (f" and {texts.other}" if texts.other else "; no other text: add --other"),
         ],
     ]
+
+
+def _format_rows(request: Request) -> list[list[str]]:
+    """What is decided about the format of the result, and the other choice."""
+    if request.shrink.format is not None or not request.shrink.is_gguf:
+        return []
+    if request.format == GGUF:
+        other = "add --format safetensors for a checkpoint, to train or to serve with vLLM"
+        return [["result", f"a GGUF file, as the model is; {other}"]]
+    return [["result", "a checkpoint, because another option needs one; add --format gguf for a GGUF file"]]
 
 
 def _measured_on(request: Request, texts: Texts) -> str:
@@ -277,17 +292,17 @@ def _settle(request: Request, texts: Texts, places: Places) -> _Settled:
         AtlasError: The atlas lacks what a method needs.
     """
     with open_atlas(steps.atlas_of(request, places), contained=True) as atlas:
-        dtype, target = request.shrink.result_dtype, parse_target(request.shrink.to)
-        to = request.shrink.to
-        if target.kind == BYTES:
-            # A sweep writes no file, so its sizes are parameters.
-            to = f"{target.parameters(atlas.model.parameters, BYTES_OF[stored_dtype(atlas, dtype)]) / 1e3:.3f}K"
+        to, target = request.shrink.to, parse_target(request.shrink.to)
+        shrink, recover = request.shrink, request.cuts.recover
+        written = CutOptions(format=request.format, quant=shrink.quant, cut_quant=shrink.cut_quant)
+        wanted = PlanOptions(to=shrink.to, dtype=request.dtype, layout=shrink.layout)
+        asked = in_format(wanted, written, atlas.blocks, shrink.model, recover)
         plans: dict[str, PruningPlan] = {}
         refused = None
         for allocation in parse_names(request.cuts.allocations):
             try:
                 for method in parse_names(request.cuts.methods):
-                    plan = make_plan(atlas, PlanOptions(method=method, allocation=allocation, to=request.shrink.to, dtype=dtype))
+                    plan = make_plan(atlas, replace(asked, method=method, allocation=allocation))
                     check_plan(plan)
                     plans[allocation] = plan
             except UsageError as error:
@@ -299,6 +314,10 @@ def _settle(request: Request, texts: Texts, places: Places) -> _Settled:
             assert refused is not None
             raise refused
         plan = next(iter(plans.values()))
+        if target.kind == BYTES and plan.sized is not None:
+            # A sweep writes no file, so its sizes are parameters.
+            most = plan.sized.after if request.format == GGUF else target.parameters(plan.parameters, plan.sized.each)
+            to = f"{most / 1e3:.3f}K"
         try_recover, recover = (possible(name, atlas, plan) for name in (request.cuts.try_recover, request.cuts.recover))
         text = steps.healing_text(request, texts)
         heal = next((name for name in HEALING if _refusal(name, atlas, plan, text) is None), None)
@@ -327,9 +346,8 @@ def _refusal(name: str, atlas: Atlas, plan: PruningPlan, text: str = "") -> Chan
 
 def _evaluated(places: Places) -> Evaluated:
     """The numbers on the held-out text in the form that travels with the result."""
-    from chanfmt.models.source import ModelSource
     from surgery.result.evaluated import take_evaluation
-    from surgery.result.result import open_result
+    from surgery.result.result import open_result, written_model
 
-    dense = open_result(places.output).report.applied.fingerprint
-    return take_evaluation(places.held_out, ModelSource(places.output).fingerprint, dense)
+    result = open_result(places.output)
+    return take_evaluation(places.held_out, written_model(result).fingerprint, result.report.applied.fingerprint)

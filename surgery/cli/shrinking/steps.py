@@ -6,7 +6,9 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from surgery.planning.formats import GGUF, SAFETENSORS
 from surgery.planning.grids import parse_names
+from surgery.planning.layouts import AUTO
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,6 +59,10 @@ class Places:
     """Where things are: the output, and the directory for the steps' results beside it."""
 
     output: Path
+
+    def model(self, format: str) -> Path:
+        """What a program loads: the output, or the GGUF file in it."""
+        return self.output / f"{self.output.absolute().name}.gguf" if format == GGUF else self.output
 
     @property
     def work(self) -> Path:
@@ -111,6 +117,7 @@ def try_steps(request: Request, texts: Texts, places: Places, to: str, recover: 
                 *("surgery", "sweep", atlas_of(request, places), "--model", request.shrink.model),
                 *("-o", str(places.tried(allocation)), "--methods", ",".join(methods), "--to", to),
                 *_allocation(allocation),
+                *_layout(request),
                 *(() if recover == "none" else ("--recover", recover)),
                 *("--data", texts.held_out, "--seq-len", str(request.measure.seq_len)),
                 *("--max-tokens", str(request.cuts.try_tokens)),
@@ -126,13 +133,12 @@ def try_steps(request: Request, texts: Texts, places: Places, to: str, recover: 
 
 def cut_step(request: Request, places: Places, method: str, allocation: str, recover: str) -> Step:
     """Cut the model, recover it and check it."""
-    dtype = request.shrink.result_dtype
     words = (
         *("surgery", "prune", atlas_of(request, places), "--model", request.shrink.model, "--to", request.shrink.to),
-        *("--method", method, *_allocation(allocation)),
+        *("--method", method, *_allocation(allocation), *_layout(request)),
         *(() if recover == "none" else ("--recover", recover)),
         *(() if recover == "none" or request.measure.device == "auto" else ("--recover-device", request.measure.device)),
-        *(() if dtype is None else ("--dtype", dtype)),
+        *_written(request),
         *("-o", str(places.output)),
         *(("--overwrite",) if request.shrink.overwrite else ()),
     )
@@ -141,7 +147,7 @@ def cut_step(request: Request, places: Places, method: str, allocation: str, rec
 
 def evaluate_steps(request: Request, texts: Texts, places: Places) -> list[Step]:
     """Measure both models on the held-out text, with their answers, and on a text of another kind."""
-    both = ("surgery", "eval", request.shrink.model, str(places.output))
+    both = ("surgery", "eval", request.shrink.model, str(places.model(request.format)))
     how = (
         *("--seq-len", str(request.measure.seq_len), "--max-tokens", str(request.judge.eval_tokens)),
         *_device(request),
@@ -184,25 +190,48 @@ def next_commands(request: Request, texts: Texts, places: Places, heal: str | No
     Args:
         heal: Recovery that heals the result, from the dense model; None for none.
     """
-    output, dtype, text = str(places.output), request.shrink.result_dtype, healing_text(request, texts)
+    output, model, text = str(places.output), str(places.model(request.format)), healing_text(request, texts)
     healing = (
         *("surgery", "apply", f"{output}/kept_channels.safetensors", "--model", request.shrink.model),
         *("--atlas", atlas_of(request, places), "--recover", str(heal)),
         *(("--recover-text", text, "--recover-tokens", HEALING_TOKENS) if text else ()),
         *(() if request.measure.device == "auto" else ("--recover-device", request.measure.device)),
-        *(() if dtype is None else ("--dtype", dtype)),
+        *_written(request),
         *("-o", f"{output}-healed"),
     )
     return {
         **({} if heal is None else {"heal": shlex.join(healing)}),
-        "quantise": shlex.join(["python", "convert_hf_to_gguf.py", output, "--outtype", "q8_0", "--outfile", f"{output}.gguf"]),
-        "serve": shlex.join(["vllm", "serve", output]),
+        **(
+            {"serve": shlex.join(["llama-server", "-m", model])}
+            if request.format == GGUF
+            else {
+                "quantise": shlex.join(
+                    ["python", "convert_hf_to_gguf.py", output, "--outtype", "q8_0", "--outfile", f"{output}.gguf"]
+                ),
+                "serve": shlex.join(["vllm", "serve", output]),
+            }
+        ),
         "push": shlex.join(["surgery", "push", output]),
     }
 
 
 def _allocation(allocation: str) -> tuple[str, ...]:
     return () if allocation == "uniform" else ("--allocation", allocation)
+
+
+def _layout(request: Request) -> tuple[str, ...]:
+    return () if request.shrink.layout == AUTO else ("--layout", request.shrink.layout)
+
+
+def _written(request: Request) -> tuple[str, ...]:
+    """How the result is written, as options of ``surgery prune`` and ``surgery apply``."""
+    shrink = request.shrink
+    return (
+        *(() if request.format == SAFETENSORS else ("--format", request.format)),
+        *(() if shrink.quant is None else ("--quant", shrink.quant)),
+        *(() if shrink.cut_quant is None else ("--cut-quant", shrink.cut_quant)),
+        *(() if request.dtype is None else ("--dtype", request.dtype)),
+    )
 
 
 def _device(request: Request) -> tuple[str, ...]:

@@ -32,6 +32,8 @@ PURPOSE = "writing a GGUF file"
 KINDS = {"f32": F32, "f16": F16, "bf16": BF16, "q8_0": Q8_0, "q5_1": Q5_1, "q5_0": Q5_0, "q4_1": Q4_1, "q4_0": Q4_0}
 """Types that can be written, by the names of ``--quant``."""
 _SHORT = (Q4_0, Q4_1, Q5_0, Q5_1)
+_AGAIN = {Q4_0: Q5_0, Q4_1: Q5_0}
+"""Type to the type that takes its place in a matrix that is quantised again: four bits lose much the second time."""
 _KEPT_PRECISE = re.compile(
     r"_norm\.|ffn_gate_inp\.|position_embd|token_types|altup|laurel|per_layer_model_proj|ssm_conv1d|shortconv\.conv|"
     r"time_mix_|attn_rel_b|\.bias$"
@@ -104,6 +106,7 @@ def lay_out(
     after: CheckpointIndex,
     *,
     quant: str | None = None,
+    cut_quant: str | None = None,
     refitted: bool = False,
 ) -> GgufLayout:
     """Decide how the result of a cut is written.
@@ -114,6 +117,8 @@ def lay_out(
         before: The dequantised checkpoint of the source file, in float32.
         after: The checkpoint after the cut, in float32.
         quant: Type of all matrices, one of `KINDS`; None to keep their types.
+        cut_quant: Type of the matrices that are quantised again because numbers of them are cut or changed, one of `KINDS`; None
+            for ``quant``, or without that for their own types, and Q5_0 in place of four bits.
         refitted: Whether numbers of ``after`` may differ from those of ``before``.
 
     Raises:
@@ -132,7 +137,7 @@ def lay_out(
         parts = tuple(_part(path, header, tensor, number, name, cuts, before) for number, name in enumerate(places[tensor.name]))
         shape = _shape(tensor, parts)
         same = all(part.axis != 1 for part in parts) and not (refitted and _changed(parts, before, after))
-        kind, note = _kind(header, tensor, shape[-1], same, quant)
+        kind, note = target_kind(header, tensor, shape[-1], same=same, quant=quant, cut_quant=cut_quant)
         if note:
             notes[note] += 1
         copied = same and kind == tensor.kind
@@ -165,6 +170,12 @@ def block_of(kind: int) -> tuple[int, int]:
     kind_name(kind)
     numbers, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
     return int(numbers), int(size)
+
+
+def bytes_of(quant: str) -> float:
+    """Bytes of a number in the type ``quant``, one of `KINDS`."""
+    numbers, size = block_of(KINDS[quant])
+    return size / numbers
 
 
 def architecture(header: Header) -> str:
@@ -322,9 +333,22 @@ def span(positions: np.ndarray) -> tuple[int, int]:
     return (int(there.min()), int(there.max()) + 1) if len(there) else (0, 0)
 
 
-def _kind(header: Header, tensor: StoredTensor, columns: int, same: bool, quant: str | None) -> tuple[int, str]:
-    """Type of a tensor in the result, and a note if it is not the type that was asked for."""
+def target_kind(
+    header: Header, tensor: StoredTensor, columns: int, *, same: bool, quant: str | None, cut_quant: str | None
+) -> tuple[int, str]:
+    """Type of a tensor in the result, and a note if it is not the type that was asked for.
+
+    Args:
+        columns: Numbers in a row of the result.
+        same: Whether the rows of the result are rows of the source.
+        quant, cut_quant: As for `lay_out`.
+    """
     wanted = tensor.kind if quant is None else _asked(header, tensor, quant)
+    if not same and len(tensor.shape) > 1:
+        if cut_quant is not None:
+            wanted = KINDS[cut_quant]
+        elif quant is None:
+            wanted = _AGAIN.get(wanted, wanted)
     if same and wanted == tensor.kind:
         return wanted, ""
     name = kind_name(wanted)

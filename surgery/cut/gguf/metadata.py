@@ -11,6 +11,7 @@ from chanfmt.base.errors import ModelError
 from chanfmt.base.text import one_line
 from chanfmt.models.gguf_header import ARRAY, BF16, F16, F32, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, UINT64, Value, header_bytes
 from surgery.cut.gguf.layout import PURPOSE, architecture, matrix_shape, tensor_bytes
+from surgery.planning.formats import ONE_WIDTH
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -43,8 +44,8 @@ def narrowed(header: Header, layout: GgufLayout, plan: PruningPlan, widths: Widt
         name: Name of the result.
 
     Raises:
-        ModelError: The file does not say a width where llama.cpp reads it, or llama.cpp reads one width for all layers and the
-            result has several.
+        ModelError: The file does not say a width where llama.cpp reads it, or it holds one width for all layers and the result
+            has several.
     """
     values = dict(header.values)
     values |= changed_widths(
@@ -121,12 +122,12 @@ def _width(header: Header, cut: set[str], key: str, ending: str | None, blocks: 
         match = _FFN.search(tensor)
         if match and match[1] == ending and tensor not in cut and found != {content}:
             raise ModelError(
-                f"llama.cpp reads one width for all layers of this model, and the cut leaves {one_line(tensor)} as it is",
+                f"{key} of the GGUF file is one number, and the cut leaves {one_line(tensor)} as it is: {ONE_WIDTH}",
                 hint="cut all layers alike, or leave out --format gguf",
             )
     if len(found) > 1:
         raise ModelError(
-            "llama.cpp reads one width for all layers of this model, and the cut has several",
+            f"{key} of the GGUF file is one number, and {ONE_WIDTH}",
             hint="use --allocation uniform, or leave out --format gguf",
         )
     return Value.of(found.pop(), value.kind)

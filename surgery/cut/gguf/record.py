@@ -16,6 +16,7 @@ class GgufRecord:
     Attributes:
         file: Its name.
         quant: Type that was asked for all matrices; None if they keep their types.
+        cut_quant: Type that was asked for the matrices that are quantised again; None for the default.
         types: Name of each type to the number of its tensors.
         copied: Tensors whose bytes, or the bytes of the rows that stay, are those of the source.
         weight_error: Root mean squared error of the numbers of the cut that were quantised again, relative to their root
@@ -36,6 +37,7 @@ class GgufRecord:
     divergence: float | None
     skipped: str
     notes: tuple[str, ...]
+    cut_quant: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The record for ``surgery.json``."""

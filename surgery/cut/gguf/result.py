@@ -11,7 +11,7 @@ from chanfmt.base.narrate import progress_bar, say
 from chanfmt.models.gguf_header import read_header
 from surgery.cut.check import NotCheckedError
 from surgery.cut.gguf.check import check_computed, check_stored
-from surgery.cut.gguf.layout import lay_out, places_of, tensor_bytes
+from surgery.cut.gguf.layout import lay_out, places_of
 from surgery.cut.gguf.metadata import changed_widths, file_bytes, narrowed
 from surgery.cut.gguf.record import GgufRecord
 from surgery.cut.gguf.write import write_gguf
@@ -33,7 +33,7 @@ class WrittenGguf:
 
     Attributes:
         record: Its record.
-        bytes_before, bytes_after: Bytes of the tensors of the source file, and of this file.
+        bytes_before, bytes_after: Bytes of the source file, and of this file.
     """
 
     record: GgufRecord
@@ -97,7 +97,17 @@ def write_result(
     """
     assert source.file is not None
     header = read_header(source.file)
-    decided = lay_out(source.file, header, plan, layout.cuts, source.index, written.index, quant=options.quant, refitted=refitted)
+    decided = lay_out(
+        source.file,
+        header,
+        plan,
+        layout.cuts,
+        source.index,
+        written.index,
+        quant=options.quant,
+        cut_quant=options.cut_quant,
+        refitted=refitted,
+    )
     for note in decided.notes:
         say(note)
     values = narrowed(header, decided, plan, layout.widths, name)
@@ -117,5 +127,7 @@ def write_result(
     if skipped:
         say(f"the GGUF file's logits are not compared with those of the cut: {skipped}")
     copied = sum(item.copied for item in decided.tensors)
-    record = GgufRecord(target.name, options.quant, decided.kinds, copied, error, logits, divergence, skipped, decided.notes)
-    return WrittenGguf(record, sum(tensor_bytes(item.source) for item in decided.tensors), decided.nbytes)
+    record = GgufRecord(
+        target.name, options.quant, decided.kinds, copied, error, logits, divergence, skipped, decided.notes, options.cut_quant
+    )
+    return WrittenGguf(record, source.file.stat().st_size, target.stat().st_size)

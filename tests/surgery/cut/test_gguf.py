@@ -78,8 +78,9 @@ def test_rows_are_copied_and_columns_quantised_again(sources: Any, tmp_path: Pat
     apply_plan(plan, source, tmp_path / "plain")
     old, new = tensors(source.file), tensors(tmp_path / "gguf" / "gguf.gguf")
     assert list(new) == list(old)
+    again = {"Q4_1": "Q5_0"}.get(kind, kind)
     for name, tensor in new.items():
-        assert tensor.tensor_type == old[name].tensor_type
+        assert tensor.tensor_type.name == (again if "ffn_down" in name else old[name].tensor_type.name)
         layer = int(name.split(".")[1]) if name.startswith("blk.") else 0
         kept = plan.blocks[layer].kept
         if "ffn_gate" in name or "ffn_up" in name:
@@ -130,7 +131,7 @@ def test_widths_of_layers_stay_an_array_where_the_source_has_one(sources: Any, t
     widths = layout.widths | {plan.blocks[1].name: 192}
     assert narrowed(header, decided, plan, widths, "x")["llama.feed_forward_length"].content == [KEPT, 192, KEPT]
     header.values["llama.feed_forward_length"] = Value.of(WIDTH)
-    with pytest.raises(ModelError, match="one width for all layers"):
+    with pytest.raises(ModelError, match="transformers reads one for all layers"):
         narrowed(header, decided, plan, widths, "x")
 
 
@@ -140,7 +141,7 @@ def test_widths_that_the_file_cannot_say_are_refused_before_a_recovery(sources: 
         plan = planned(source.directory, lambda number, ffn, kept=kept: kept[number])
         # Whatever reads this recovery fails in another way.
         recovery: Any = object()
-        with pytest.raises(ModelError, match="one width for all layers"):
+        with pytest.raises(UsageError, match="transformers reads one for all layers"):
             apply_plan(plan, source, tmp_path / "out", CutOptions(format="gguf", layout="auto"), recovery=recovery)
         assert not list(tmp_path.glob("out*"))
 
@@ -186,12 +187,12 @@ def test_the_result_is_whole_and_opens(sources: Any, tmp_path: Path) -> None:
     }  # fmt: skip
     opened = open_result(tmp_path / "half")
     assert opened.report.gguf == result.report.gguf
-    assert json.loads((tmp_path / "half" / "surgery.json").read_text())["gguf"]["types"] == {"Q4_1": 23, "F32": 7}
+    assert json.loads((tmp_path / "half" / "surgery.json").read_text())["gguf"]["types"] == {"Q4_1": 20, "F32": 7, "Q5_0": 3}
     card = (tmp_path / "half" / "README.md").read_text()
     assert 'gguf_file="half.gguf"' in card
     assert "- gguf" in card
-    size = sum(tensor.n_bytes for tensor in tensors(tmp_path / "half" / "half.gguf").values())
-    assert opened.report.bytes_after == size
+    assert opened.report.bytes_before == source.file.stat().st_size
+    assert opened.report.bytes_after == (tmp_path / "half" / "half.gguf").stat().st_size
 
 
 def test_what_cannot_be_a_gguf_file_is_refused(llama: Path, sources: Any, tmp_path: Path) -> None:
@@ -205,6 +206,9 @@ def test_what_cannot_be_a_gguf_file_is_refused(llama: Path, sources: Any, tmp_pa
         apply(half(source), source, tmp_path / "imatrix", CutOptions(format="gguf"))
     for options in (
         CutOptions(quant="q8_0"),
+        CutOptions(cut_quant="q8_0"),
+        CutOptions(format="gguf", cut_quant="q9"),
+        CutOptions(format="gguf", layout="deci"),
         CutOptions(format="gguf", dtype="float16"),
         CutOptions(format="gguf", shard_bytes=5),
         CutOptions(format="ggml"),
@@ -366,3 +370,86 @@ def test_a_recovery_goes_into_the_file(sources: Any, tmp_path: Path, recover: st
         np.testing.assert_array_equal(new["blk.1.ffn_up.weight"].data, old["blk.1.ffn_up.weight"].data[kept])
     else:
         assert recover == "block"
+
+
+@pytest.mark.parametrize(("quant", "down", "others"), [(None, "Q8_0", "Q4_1"), ("q5_1", "Q8_0", "Q5_1")])
+def test_only_what_is_quantised_again_gets_the_type_of_the_cut(
+    sources: Any, tmp_path: Path, quant: str | None, down: str, others: str
+) -> None:
+    source = sources("Q4_1")
+    report = apply_plan(half(source), source, tmp_path / "half", CutOptions(format="gguf", quant=quant, cut_quant="q8_0"))
+    new = tensors(tmp_path / "half" / "half.gguf")
+    assert {new[name].tensor_type.name for name in new if "ffn_down" in name} == {down}
+    assert {new[name].tensor_type.name for name in new if "ffn_up" in name or "attn_q" in name} == {others}
+    assert report.gguf is not None
+    assert (report.gguf.quant, report.gguf.cut_quant) == (quant, "q8_0")
+    assert open_result(tmp_path / "half").report.gguf == report.gguf
+
+
+@pytest.fixture
+def measured(sources: Any, tmp_path: Path) -> Callable[[str], ModelSource]:
+    """Function from a type to a source whose atlas is ``a.h5``."""
+    from chanfmt.building.options import BuildOptions
+    from chanfmt.format.records import LabelSettings
+    from tests.support.builds import build
+
+    def make(kind: str) -> ModelSource:
+        source: ModelSource = sources(kind)
+        options = BuildOptions(str(source.file), str(tmp_path / "a.h5"), calib="pydoc", sequences=8, seq_len=64)
+        build(options, LabelSettings(rho=0.03, support_size=8))
+        return source
+
+    return make
+
+
+@pytest.mark.parametrize("options", [{}, {"quant": "q8_0"}, {"cut_quant": "q8_0"}, {"quant": "f16", "cut_quant": "q4_0"}])
+def test_a_size_in_bytes_is_that_of_the_file(measured: Any, tmp_path: Path, capsys: Any, options: dict[str, str]) -> None:
+    import surgery
+    from surgery.cli.main import main
+
+    source = measured("Q4_1")
+    plain = surgery.prune(source.file, tmp_path / "a.h5", tmp_path / "half", sparsity=0.5, format="gguf", verify=False, **options)
+    wanted = (tmp_path / "half" / "half.gguf").stat().st_size
+    words = [
+        "--model",
+        str(source.file),
+        "--format",
+        "gguf",
+        *(f"--{name.replace('_', '-')}={kind}" for name, kind in options.items()),
+    ]
+    # The plan leaves room for a longer header, so it is told of that much more.
+    assert main(["plan", str(tmp_path / "a.h5"), "--to", f"{(wanted + 5000) / 1e3}KB", "--json", *words]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["parameters"]["after"] == plain.report.parameters_after
+    assert 0 <= planned["bytes"]["after"] - wanted <= 5000
+    asked = {"to": f"{wanted / 1e3}KB", "format": "gguf", "verify": False, **options}
+    result = surgery.prune(source.file, tmp_path / "a.h5", tmp_path / "sized", **asked)
+    assert (tmp_path / "sized" / "sized.gguf").stat().st_size <= wanted
+    assert result.report.parameters_after >= 0.8 * plain.report.parameters_after
+    assert main(["plan", str(tmp_path / "a.h5"), "--to", "100KB", "--format", "gguf"]) == 2
+    assert "--model FILE.gguf" in capsys.readouterr().err
+
+
+def test_uneven_widths_are_refused_before_anything_is_said(measured: Any, tmp_path: Path, capsys: Any) -> None:
+    """llama.cpp would read them; transformers, which checks the result, reads one number."""
+    from surgery.cli.main import main
+
+    source = measured("Q8_0")
+    atlas, model = str(tmp_path / "a.h5"), ["--model", str(source.file)]
+    for command in (
+        ["plan", atlas],
+        ["prune", atlas, *model, "--dry-run"],
+        ["prune", atlas, *model, "-o", str(tmp_path / "out")],
+    ):
+        for more, way in ((["--allocation", "global"], "use --allocation uniform"), (["--layers", "0"], "leave out --layers")):
+            assert main([*command, "--sparsity", "0.375", "--format", "gguf", *more]) == 2
+            told = capsys.readouterr()
+            assert "transformers reads one for all layers" in told.err
+            assert way in told.err
+            assert "DeciLM" not in told.err
+            assert told.out == ""
+    assert main(["plan", atlas, "--sparsity", "0.375", "--allocation", "global", "-o", str(tmp_path / "p")]) == 0
+    assert "DeciLM" in capsys.readouterr().err
+    assert main(["apply", str(tmp_path / "p"), *model, "--format", "gguf", "-o", str(tmp_path / "out")]) == 2
+    assert "transformers reads one for all layers" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
