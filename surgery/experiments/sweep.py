@@ -18,6 +18,7 @@ from surgery.experiments.results import Results, check_directory, claim
 from surgery.experiments.spelled import spelled
 from surgery.experiments.subject import Subject, check_atlas, check_subject, open_subject
 from surgery.experiments.sweep_plan import DENSE, KEY, SweepOptions, means_of, plan_runs, removed_of
+from surgery.planning.layouts import AUTO
 from surgery.planning.plan import make_plan
 from surgery.recovery.options import REFITS, Refit, plan_recovery
 
@@ -104,6 +105,7 @@ def sweep(
     layers: str | Sequence[int] | None = None,
     stack: str | Sequence[str] = (),
     multiple_of: int | None = None,
+    layout: str = AUTO,
     seq_len: int = 2048,
     max_tokens: int = 0,
     device: str = "auto",
@@ -135,7 +137,7 @@ def sweep(
         recover_tokens: Tokens to draw from ``recover_text``.
         recover_steps: Steps of ``distill``; None for a number that follows from the tokens.
         seeds: Seeds of the method ``random``.
-        allocation, max_layer_sparsity, layers, stack, multiple_of: As for `surgery.planning.options.PlanOptions`.
+        allocation, max_layer_sparsity, layers, stack, multiple_of, layout: As for `surgery.planning.options.PlanOptions`.
         seq_len: Tokens in a block, at least 2.
         max_tokens: Tokens of the text to use at most; 0 means all.
         device, device_map, dtype: For a model that is loaded here.
@@ -169,6 +171,7 @@ def sweep(
             "layers": layers,
             "stack": stack,
             "multiple_of": multiple_of,
+            "layout": layout,
         },
     )
     directory = None if output is None else output_path(output)
