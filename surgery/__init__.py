@@ -355,6 +355,7 @@ def evaluate(
     prompt: str | Sequence[str] = (),
     answer_tokens: int = 64,
     device: str = "auto",
+    device_map: str | None = None,
     dtype: str = "auto",
     revision: str | None = None,
     progress: bool | None = None,
@@ -376,6 +377,7 @@ def evaluate(
         prompt: Prompts to answer too, by greedy decoding, in the chat template of a model that has one; one text, or several.
         answer_tokens: Tokens of an answer at most.
         device, dtype: For models that are loaded here: ``auto``, ``cuda:1``, ...; ``auto``, ``float32``, ``bfloat16``, ...
+        device_map: ``auto`` spreads a model that is loaded here over all GPUs of the machine; this needs accelerate.
         revision: Branch, tag or commit of the models on the Hub.
         progress: Whether to draw progress bars on stderr; None draws them if stderr is a terminal.
 
@@ -406,6 +408,7 @@ def evaluate(
             prompt=prompt,
             answer_tokens=answer_tokens,
             device=str(device),
+            device_map=device_map,
             dtype=str(dtype).removeprefix("torch."),
             revision=revision,
         )
@@ -435,6 +438,7 @@ def sweep(
     seq_len: int = 2048,
     max_tokens: int = 0,
     device: str = "auto",
+    device_map: str | None = None,
     dtype: str = "auto",
     overwrite: bool = False,
     progress: bool | None = None,
@@ -459,7 +463,7 @@ def sweep(
         recover_text, recover_tokens, recover_steps: As for `prune`.
         seeds: Seeds of the method ``random``.
         allocation, max_layer_sparsity, layers, stack, multiple_of, layout: As for `plan`.
-        seq_len, max_tokens, device, dtype: As for `evaluate`.
+        seq_len, max_tokens, device, device_map, dtype: As for `evaluate`.
         overwrite: Whether the rows that ``out`` holds are dropped.
         progress: Whether to draw progress bars on stderr; None draws them if stderr is a terminal.
 
@@ -500,6 +504,7 @@ def sweep(
             seq_len=seq_len,
             max_tokens=max_tokens,
             device=str(device),
+            device_map=device_map,
             dtype=str(dtype).removeprefix("torch."),
             output=out,
             overwrite=overwrite,
@@ -627,6 +632,7 @@ def ablate(
     seq_len: int = 2048,
     max_tokens: int = 0,
     device: str = "auto",
+    device_map: str | None = None,
     dtype: str = "auto",
     overwrite: bool = False,
     progress: bool | None = None,
@@ -643,7 +649,7 @@ def ablate(
         text: A text as `evaluate` takes it.
         out: Directory for ``results.csv`` and ``results.json``; rows that it holds are not measured again. None keeps the
             rows in memory.
-        seq_len, max_tokens, device, dtype: As for `evaluate`.
+        seq_len, max_tokens, device, device_map, dtype: As for `evaluate`.
         overwrite: Whether the rows that ``out`` holds are dropped.
         progress: Whether to draw progress bars on stderr; None draws them if stderr is a terminal.
         options: Options of the experiment, by the names that ``surgery ablate EXPERIMENT --help`` lists, such as
@@ -674,6 +680,7 @@ def ablate(
             seq_len=seq_len,
             max_tokens=max_tokens,
             device=str(device),
+            device_map=device_map,
             dtype=str(dtype).removeprefix("torch."),
             output=out,
             overwrite=overwrite,

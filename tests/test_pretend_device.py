@@ -93,6 +93,10 @@ def test_builds(model_type, how, device, experts, tiny_checkpoint, tmp_path):
         if place == NAME:
             succeed(done)
     assert_close(tmp_path / f"{NAME}.h5", tmp_path / "cpu.h5")
+    with chanfmt.open(tmp_path / f"{NAME}.h5") as found, chanfmt.open(tmp_path / "cpu.h5") as other:
+        assert found.producer.device_peak_memory_bytes > 0
+        assert other.producer.device_peak_memory_bytes is None
+        assert other.producer.history == ()
 
 
 def test_a_build_continues(device, tiny_checkpoint, tmp_path, monkeypatch):
@@ -103,6 +107,11 @@ def test_a_build_continues(device, tiny_checkpoint, tmp_path, monkeypatch):
                                "--batch-size", 2, "--rho", SETTINGS.rho, "--support", SETTINGS.support_size, "--device", NAME, "--dtype",
                                "float32", "--resume"))  # fmt: skip
     assert "continuing" in found.errors
+    with chanfmt.open(output) as atlas:
+        (continued, peak), producer = atlas.producer.history, atlas.producer
+        assert "resumed_at_sequence" in continued
+        assert set(peak) == {"device_peak_memory_bytes"}
+        assert 0 < producer.device_peak_memory_bytes < producer.peak_memory_bytes
 
 
 def test_a_build_on_arrays(device, tmp_path):
@@ -202,8 +211,12 @@ def test_evaluates(device, llama):
     )
     found = succeed(device.run("surgery", "eval", *common, "--device", NAME, "--dtype", "float32"))
     expected = device.run("surgery", "eval", *common, "--device", "cpu")
-    ours, theirs = (json.loads(done.output)["models"][0]["perplexity"] for done in (found, expected))
-    assert ours == pytest.approx(theirs, rel=1e-4)
+    ours, theirs = (json.loads(done.output)["models"][0] for done in (found, expected))
+    assert ours["perplexity"] == pytest.approx(theirs["perplexity"], rel=1e-4)
+    # Both memories are recorded: that of the device, and that of the process.
+    assert (ours["memory"], theirs["memory"]) == (NAME, "rss")
+    assert 0 < ours["peak_memory_bytes"] < ours["host_peak_memory_bytes"]
+    assert theirs["peak_memory_bytes"] == theirs["host_peak_memory_bytes"]
 
 
 def test_sweeps(device, llama, tmp_path):

@@ -91,13 +91,13 @@ def check_target(path: Path, *, overwrite: bool, directory: bool = False) -> Non
     probe.unlink(missing_ok=True)
 
 
-def check_space(directory: Path, needed: int) -> None:
-    """Raise `ChanfmtError` if the file system of ``directory`` has fewer than ``needed`` bytes free."""
+def check_space(directory: Path, needed: int, *, hint: str = "free some space, or choose another -o") -> None:
+    """Raise `ChanfmtError` with ``hint`` if the file system of ``directory`` has fewer than ``needed`` bytes free."""
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise ChanfmtError(
             f"{directory} has {free / 1e6:,.0f} MB free and {needed / 1e6:,.0f} MB are needed",
-            hint="free some space, or choose another -o",
+            hint=hint,
         )
 
 

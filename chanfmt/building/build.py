@@ -66,7 +66,7 @@ def build(options: BuildOptions, settings: LabelSettings, locate: Locate) -> Pat
         check_alike(request, group)
         partial = group.together(lambda: take_up(plan, request, environment) if group.rank == 0 else None)
         _narrate(plan)
-        session = begin_session(partial)
+        session = begin_session(partial, plan.model)
         keeper = Keeper(
             options.partial,
             options.checkpoint_every,

@@ -16,7 +16,8 @@ import torch
 from chanfmt.base.command_line import recorded_command
 from chanfmt.base.version import __version__
 from chanfmt.building.distributed import processes
-from chanfmt.format.records import ProducerRecord
+from chanfmt.format.records import DEVICE_PEAK, ProducerRecord
+from chanfmt.models.device_memory import device_peak, restart_device_peaks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,8 +40,9 @@ class Session:
     history: tuple[Mapping[str, Any], ...] = ()
 
 
-def begin_session(partial: PartialAtlas | None) -> Session:
-    """Start the clock of this run, which continues ``partial`` unless that is None."""
+def begin_session(partial: PartialAtlas | None, model: Any) -> Session:
+    """Start the clock of this run on ``model``, which continues ``partial`` unless that is None."""
+    restart_device_peaks(model)
     if partial is None:
         return Session(time.monotonic())
     line = {
@@ -52,7 +54,11 @@ def begin_session(partial: PartialAtlas | None) -> Session:
 
 
 def producer_record(session: Session, model: Any) -> ProducerRecord:
-    """What the atlas records of the runs up to now: versions, command, hardware, seconds, peak memory in bytes."""
+    """What the atlas records of the runs up to now: versions, command, hardware, seconds, peak memory in bytes.
+
+    The peak is that of the process, on the host. If the model is on a GPU, a line of the history has the GPU's peak: the most
+    that torch had allocated on one GPU of this process, after the model was loaded.
+    """
     seconds = time.monotonic() - session.started
     # Kilobytes on Linux, bytes on macOS.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -61,7 +67,13 @@ def producer_record(session: Session, model: Any) -> ProducerRecord:
         seconds += session.before.seconds
         peak = max(peak, session.before.peak_memory_bytes)
         command = session.before.command
-    return ProducerRecord(_versions(), command, _hardware(model), seconds, peak, session.history)
+    history = [line for line in session.history if DEVICE_PEAK not in line]
+    peaks = [line[DEVICE_PEAK] for line in session.history if DEVICE_PEAK in line]
+    if (now := device_peak(model)) is not None:
+        peaks.append(now)
+    if peaks:
+        history.append({DEVICE_PEAK: max(peaks)})
+    return ProducerRecord(_versions(), command, _hardware(model), seconds, peak, tuple(history))
 
 
 def environment_of(model: Any) -> dict[str, Any]:

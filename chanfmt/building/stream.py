@@ -262,10 +262,17 @@ class _Pass:
         return found
 
     def _begin(self) -> list[list[Call]]:
-        """Keep the inputs of the first block. Returns the calls of the blocks, for each batch."""
+        """Keep the inputs of the first block. Returns the calls of the blocks, for each batch.
+
+        Raises:
+            ChanfmtError: The disk has no room for the inputs of all blocks.
+        """
         calls: list[list[Call]] = []
         for place, batch in enumerate(self.batches):
             hidden, own = self.chain.calls(partial(self.loss.backward, self._ids(batch)))
+            if not place:
+                # The output of the last block is kept too. A pass that goes on needs the blocks that are not finished.
+                self.spool.check_room(hidden.nbytes // batch.sequences * len(self.ids) * (self.found.block + 1))
             self.spool.put((0, place), hidden)
             # Masks and positions are large, and usually the same for all batches of one size.
             calls.append(next((other for other in (*calls[:1], *calls[-1:]) if all(map(Call.same, own, other))), own))

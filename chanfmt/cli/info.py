@@ -111,6 +111,7 @@ def info_data(atlas: Atlas) -> dict[str, Any]:
         "build": {
             "seconds": atlas.producer.seconds,
             "peak_memory_bytes": atlas.producer.peak_memory_bytes,
+            "device_peak_memory_bytes": atlas.producer.device_peak_memory_bytes,
             "hardware": atlas.producer.hardware,
             "versions": dict(atlas.producer.versions),
             "command": atlas.producer.command,

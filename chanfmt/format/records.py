@@ -328,6 +328,10 @@ def widths_complaint(
     return ""
 
 
+DEVICE_PEAK = "device_peak_memory_bytes"
+"""Key in the line of the history that a build on a GPU adds."""
+
+
 @dataclass(frozen=True)
 class ProducerRecord:
     """Program, hardware and commands that made the file (``/producer``)."""
@@ -338,6 +342,12 @@ class ProducerRecord:
     seconds: float
     peak_memory_bytes: int
     history: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def device_peak_memory_bytes(self) -> int | None:
+        """Most bytes that a build allocated on one GPU, from ``history``; None if no build recorded it."""
+        found = [line.get(DEVICE_PEAK) for line in self.history]
+        return max((value for value in found if isinstance(value, int)), default=None)
 
     def commands(self) -> tuple[str, ...]:
         """The command lines that made the file, in order."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _LONG_TO_LOAD = 100_000_000
 """Bytes of a checkpoint that takes so long to load that the user should know why nothing moves."""
+DEVICE_MAPS = ("auto",)
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 
@@ -90,6 +91,23 @@ def load_model(
     model.requires_grad_(False)
     check_finite(model)
     return model
+
+
+def check_device_map(device_map: str | None, device: str) -> None:
+    """Check a request to spread a model over devices.
+
+    Raises:
+        UsageError: ``device_map`` is neither None nor ``auto``, or ``device`` names a device too.
+        MissingPackageError: accelerate is not installed.
+    """
+    if device_map is None:
+        return
+    if device_map not in DEVICE_MAPS:
+        raise unknown("device map", device_map, DEVICE_MAPS)
+    if device != "auto":
+        raise UsageError("--device-map chooses the devices itself", hint="leave out --device")
+    if importlib.util.find_spec("accelerate") is None:
+        raise MissingPackageError("accelerate", "multi-gpu", "--device-map")
 
 
 def pick_device(device: str, flag: str = "--device") -> torch.device:

@@ -68,6 +68,7 @@ def evaluate(
     prompt: str | Sequence[str] = (),
     answer_tokens: int = 64,
     device: str = "auto",
+    device_map: str | None = None,
     dtype: str = "auto",
     revision: str | None = None,
 ) -> Evaluations:
@@ -90,6 +91,7 @@ def evaluate(
         prompt: Prompts to answer too, by greedy decoding; one text, or several.
         answer_tokens: Tokens of an answer at most.
         device: Device of the models that are loaded here: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
+        device_map: ``auto`` spreads a model that is loaded here over all GPUs of the machine.
         dtype: Dtype of the models that are loaded here: ``auto``, ``float32``, ``bfloat16``, ``float16`` or ``float64``.
         revision: Branch, tag or commit of the models on the Hub.
 
@@ -100,7 +102,7 @@ def evaluate(
     Raises:
         UsageError: An option is not possible, the text cannot be read, or a model is passed without its tokenizer.
         ModelError: A model cannot be fetched or loaded, is not causal, or has a context shorter than ``seq_len``.
-        MissingPackageError: ``tasks`` without lm-eval.
+        MissingPackageError: ``tasks`` without lm-eval, or ``device_map`` without accelerate.
         ChanfmtError: Memory ran out, or lm-eval failed.
     """
     given = given_models(models)
@@ -110,6 +112,7 @@ def evaluate(
         seq_len=seq_len,
         max_tokens=max_tokens,
         device=device,
+        device_map=device_map,
         dtype=dtype,
         protocol=protocol,
         seed=seed,
@@ -164,8 +167,8 @@ def _evaluate_one(prepared: _Prepared, options: EvaluateOptions, tasks: Tasks | 
     from surgery.evaluation.perplexity import block_losses, paired_bootstrap
 
     tokens = prepared.tokens
-    with runnable(prepared.model, dtype=options.dtype, device=options.device) as model:
-        memory = PeakMemory(next(model.parameters()).device)
+    with runnable(prepared.model, dtype=options.dtype, device=options.device, device_map=options.device_map) as model:
+        memory = PeakMemory(model)
         with progress_bar(len(tokens.ids) * (2 if prepared.before else 1), "tok", Path(prepared.name).name) as bar:
             times = [(0, time.monotonic())]
 
@@ -174,7 +177,7 @@ def _evaluate_one(prepared: _Prepared, options: EvaluateOptions, tasks: Tasks | 
                 bar.update(count)
 
             losses = block_losses(model, tokens.ids, options.seq_len, progress=step, name=prepared.name)
-            peak = memory.bytes()
+            peak, host_peak = memory.bytes(), memory.host_bytes()
             with_bos = None
             if prepared.before:
                 with_bos = block_losses(
@@ -199,6 +202,7 @@ def _evaluate_one(prepared: _Prepared, options: EvaluateOptions, tasks: Tasks | 
             tokens_per_second=(total - skipped) / max(until - since, 1e-9),
             peak_memory_bytes=peak,
             memory=memory.kind,
+            host_peak_memory_bytes=host_peak,
             cut=prepared.cut,
             tasks=tasks.run(model, prepared.model.tokenizer) if tasks else (),
             answers=answers(

@@ -119,7 +119,9 @@ def text_name(text: str | os.PathLike[str] | Text) -> str:
 
 
 @contextlib.contextmanager
-def runnable(model: ModelSource | LoadedModel, *, dtype: str = "auto", device: str = "auto") -> Iterator[Any]:
+def runnable(
+    model: ModelSource | LoadedModel, *, dtype: str = "auto", device: str = "auto", device_map: str | None = None
+) -> Iterator[Any]:
     """A causal language model in evaluation mode with frozen parameters, for the body.
 
     A `ModelSource` is loaded. A `LoadedModel` stays on its device and in its dtype, and is afterwards as it was.
@@ -136,7 +138,7 @@ def runnable(model: ModelSource | LoadedModel, *, dtype: str = "auto", device: s
             loaded = model.model
             stack.enter_context(frozen(loaded))
         else:
-            loaded = load_model(model, dtype=dtype, device=device)
+            loaded = load_model(model, dtype=dtype, device=device, device_map=device_map)
         check_causal(loaded)
         yield loaded
 

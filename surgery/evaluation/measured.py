@@ -36,6 +36,8 @@ class Evaluation:
         peak_memory_bytes: Largest memory use while the blocks ran, including the weights; None if the system does not
             record it.
         memory: What ``peak_memory_bytes`` is: ``rss`` of the process, or ``cuda`` for what torch allocated on the GPU.
+        host_peak_memory_bytes: Largest resident set of the process while the blocks ran, on a GPU too; None if the system does
+            not record it.
         cut: What ``surgery.json`` in the model's directory says of the removed channels; None without such a file.
         tasks: Results of lm-eval.
         answers: Answers to the prompts.
@@ -53,6 +55,7 @@ class Evaluation:
     tokens_per_second: float
     peak_memory_bytes: int | None
     memory: str
+    host_peak_memory_bytes: int | None
     cut: dict[str, Any] | None
     tasks: tuple[TaskResult, ...] = ()
     answers: tuple[Answer, ...] = ()
@@ -111,6 +114,7 @@ class Evaluation:
             "tokens_per_second": self.tokens_per_second,
             "peak_memory_bytes": self.peak_memory_bytes,
             "memory": self.memory,
+            "host_peak_memory_bytes": self.host_peak_memory_bytes,
             "cut": self.cut,
             "tasks": [asdict(result) for result in self.tasks],
             "answers": [asdict(answer) for answer in self.answers],

@@ -8,7 +8,7 @@ from typing import Any
 
 from chanfmt.base.choices import unknown
 from chanfmt.base.errors import UsageError
-from chanfmt.models.load import DTYPES
+from chanfmt.models.load import DTYPES, check_device_map
 from surgery.evaluation.protocol import PROTOCOLS
 
 
@@ -27,10 +27,14 @@ class TextOptions:
     seq_len: int = field(default=2048, metadata={"help": "tokens in a block"})
     max_tokens: int = field(default=0, metadata={"help": "stop after this many tokens; 0 means all"})
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:1, ..."})
+    device_map: str | None = field(
+        default=None, metadata={"help": "spread the model over all GPUs of the machine", "choices": ("auto",)}
+    )
     dtype: str = field(default="auto", metadata={"help": "auto, float32, bfloat16, float16 or float64"})
 
     def check(self) -> None:
-        """Raise `UsageError` for a value that is not possible."""
+        """Raise `UsageError` for a value that is not possible, and `MissingPackageError` for a device map without accelerate."""
+        check_device_map(self.device_map, self.device)
         if self.seq_len < 2:
             raise UsageError(f"--seq-len must be at least 2, not {self.seq_len}")
         if self.max_tokens < 0:
@@ -40,7 +44,13 @@ class TextOptions:
 
     def running(self) -> dict[str, Any]:
         """All fields of the group but ``data``, as keyword arguments."""
-        return {"seq_len": self.seq_len, "max_tokens": self.max_tokens, "device": self.device, "dtype": self.dtype}
+        return {
+            "seq_len": self.seq_len,
+            "max_tokens": self.max_tokens,
+            "device": self.device,
+            "device_map": self.device_map,
+            "dtype": self.dtype,
+        }
 
 
 @dataclass(frozen=True)

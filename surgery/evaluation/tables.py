@@ -39,7 +39,7 @@ def _names(evaluations: Sequence[Evaluation]) -> list[str]:
 
 
 def _model_table(evaluations: Sequence[Evaluation], names: list[str]) -> Table:
-    memory = "peak VRAM" if any(item.memory == "cuda" for item in evaluations) else "peak RSS"
+    memory = "peak VRAM" if any(item.memory != "rss" for item in evaluations) else "peak RSS"
     bos = any(item.with_bos for item in evaluations)
     headings = [
         "model",

@@ -117,6 +117,7 @@ def open_subject(
     seq_len: int = 2048,
     max_tokens: int = 0,
     device: str = "auto",
+    device_map: str | None = None,
     dtype: str = "auto",
 ) -> Subject:
     """Load the model of ``atlas`` and a text, and find the FFNs that the atlas lists.
@@ -127,10 +128,11 @@ def open_subject(
         text: As for `surgery.evaluation.evaluate.evaluate`.
         seq_len: Tokens in a block, at least 2.
         max_tokens: Tokens of the text to use at most; 0 means all.
-        device, dtype: For a model that is loaded here.
+        device, device_map, dtype: For a model that is loaded here.
 
     Raises:
         UsageError: An option is not possible, the text cannot be read, or a `Subject` was opened with another atlas.
+        MissingPackageError: ``device_map`` without accelerate.
         ModelError: The model cannot be loaded, is not causal, or is not the model of the atlas.
         AtlasError: The atlas is unfinished, or lists no FFN.
     """
@@ -140,7 +142,7 @@ def open_subject(
                 "the subject was opened with another atlas", hint="open a subject with this atlas: open_subject(atlas, ...)"
             )
         return model
-    check_subject(model, text, seq_len=seq_len, max_tokens=max_tokens, device=device, dtype=dtype)
+    check_subject(model, text, seq_len=seq_len, max_tokens=max_tokens, device=device, device_map=device_map, dtype=dtype)
     check_atlas(atlas)
     from chanfmt.models.find.discover import find_ffns
 
@@ -150,7 +152,7 @@ def open_subject(
         check_fingerprint(atlas.model, given)
     tokens = prepare_text(name, given, read, PROTOCOLS["paper"], seq_len, max_tokens)
     ffns = {}
-    with runnable(given, dtype=dtype, device=device) as loaded:
+    with runnable(given, dtype=dtype, device=device, device_map=device_map) as loaded:
         for block, ffn in zip(atlas.blocks, match_ffns(atlas.blocks, find_ffns(loaded)), strict=True):
             if ffn is None:
                 raise ModelError(
@@ -189,12 +191,13 @@ def check_subject(
     seq_len: int,
     max_tokens: int,
     device: str,
+    device_map: str | None,
     dtype: str,
 ) -> None:
     """Raise the errors of `open_subject` that need neither the atlas, nor the network, nor a weight."""
     if isinstance(model, Subject):
         return
-    TextOptions(seq_len=seq_len, max_tokens=max_tokens, dtype=dtype).check()
+    TextOptions(seq_len=seq_len, max_tokens=max_tokens, device=device, device_map=device_map, dtype=dtype).check()
     check_running(text, device)
     if model is not None:
         check_given(model)

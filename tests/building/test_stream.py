@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import gc
+import json
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -342,6 +344,35 @@ def test_spool_keeps_within_its_limit_and_reuses_its_file(tmp_path):
         spool.put((1, 0), tensors[0, 2])
         assert spool.on_disk == 420
         assert torch.equal(spool.get((1, 0)), tensors[0, 2])
+
+
+def test_a_disk_without_room_for_the_block_inputs_is_said_before_they_are_laid_aside(tmp_path, text, monkeypatch):
+    asked, held = [], []
+
+    class Watched(Spool):
+        def check_room(self, nbytes):
+            assert self.on_disk == self.in_memory == 0
+            asked.append(nbytes)
+            super().check_room(nbytes)
+
+        def __exit__(self, *exception):
+            held.append(self.on_disk)
+            super().__exit__(*exception)
+
+    monkeypatch.setattr("chanfmt.building.build.Spool", Watched)
+    model = save_tiny(tmp_path / "model", "llama")
+    path = build(options(tmp_path, text, "out.h5", stream=True, spool_limit=0.0, dtype="float32"), SETTINGS)
+    config = json.loads((model / "config.json").read_text())
+    with Atlas.open(path) as atlas:
+        tokens = atlas.calibration.token_ids.size
+    assert asked == [4 * config["hidden_size"] * tokens * (config["num_hidden_layers"] + 1)]
+    # The statistics come on top.
+    assert held[0] > asked[0]
+    free = shutil.disk_usage(tmp_path).free
+    with Spool(1 << 30, tmp_path) as spool:
+        spool.check_room(free + (1 << 29))
+        with pytest.raises(ChanfmtError, match=r"MB are needed\n.*--spool-limit"):
+            spool.check_room(2 * free + (2 << 30))
 
 
 @on_file_systems(full={"pwrite64": errno.ENOSPC}, broken={"preadv": errno.EIO})

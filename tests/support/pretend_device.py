@@ -44,6 +44,8 @@ SAID = sys.stdout
 """Where a worker answers. Commands print elsewhere."""
 operations = 0
 """Operations that ran on the device."""
+largest = 0
+"""Bytes of the largest tensor on the device since the peak began anew."""
 
 
 class PretendTensor(torch.Tensor):
@@ -57,6 +59,8 @@ class PretendTensor(torch.Tensor):
             cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype, device=device
         )
         tensor.held = held
+        global largest
+        largest = max(largest, held.nbytes)
         return tensor
 
     def numpy(self, *args: Any, **kwargs: Any) -> Any:
@@ -186,6 +190,14 @@ class _Module(_DummyBackendModule):
 
     def empty_cache(self) -> None:
         pass
+
+    def reset_peak_memory_stats(self, device: Any = None) -> None:
+        global largest
+        largest = 0
+
+    def max_memory_allocated(self, device: Any = None) -> int:
+        """Bytes of the largest tensor that was made: the peak of a GPU is not smaller."""
+        return largest
 
     def manual_seed(self, seed: int) -> None:
         pass

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 
 from chanfmt.base.errors import ChanfmtError
-from chanfmt.base.files import read_at, write_at
+from chanfmt.base.files import check_space, read_at, write_at
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
     from pathlib import Path
 
+_HINT = "free space there, raise --spool-limit, use less text, or choose an output on another disk"
 _LARGE = 1 << 16
 """Bytes of a tensor that gets pages of its own."""
 
@@ -59,6 +60,12 @@ class Spool:
         """Bytes of the file."""
         return self._end
 
+    def check_room(self, nbytes: int) -> None:
+        """Raise `ChanfmtError` if ``nbytes`` fit neither in memory, up to the limit, nor on the disk."""
+        beyond = nbytes - self._limit - self._end
+        if beyond > 0:
+            check_space(self._directory, beyond, hint=_HINT)
+
     def put(self, key: Hashable, tensor: torch.Tensor) -> None:
         """Keep the values of ``tensor`` under ``key``, in place of an earlier tensor.
 
@@ -83,7 +90,7 @@ class Spool:
         except OSError as error:
             raise ChanfmtError(
                 f"cannot write intermediate results in {self._directory}: {error.strerror}",
-                hint="free space there, raise --spool-limit, use less text, or choose an output on another disk",
+                hint=_HINT,
             ) from None
         self._end = max(self._end, slot + size)
         self._placed[key] = (slot, tensor.dtype, tensor.shape)

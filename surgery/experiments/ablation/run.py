@@ -73,6 +73,7 @@ def ablate(
     seq_len: int = 2048,
     max_tokens: int = 0,
     device: str = "auto",
+    device_map: str | None = None,
     dtype: str = "auto",
     output: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
@@ -89,7 +90,7 @@ def ablate(
         text: As for `surgery.experiments.sweep.sweep`.
         seq_len: Tokens in a block, at least 2.
         max_tokens: Tokens of the text to use at most; 0 means all.
-        device, dtype: For a model that is loaded here.
+        device, device_map, dtype: For a model that is loaded here.
         output: Directory for ``results.csv`` and ``results.json``; rows that it holds are not measured again. None keeps
             the rows in memory.
         overwrite: Drop the rows that ``output`` holds.
@@ -112,13 +113,15 @@ def ablate(
     if directory is not None:
         # The model may be downloaded below. A fault in the output directory should show before that.
         check_directory(directory, ABLATION_FORMAT, overwrite=overwrite)
-    check_subject(model, text, seq_len=seq_len, max_tokens=max_tokens, device=device, dtype=dtype)
+    check_subject(model, text, seq_len=seq_len, max_tokens=max_tokens, device=device, device_map=device_map, dtype=dtype)
     check_atlas(atlas)
     planned = kind.plan(atlas, chosen)
     for warning in planned.warnings:
         warn(warning)
     with claim(directory):
-        subject = open_subject(atlas, model, text, seq_len=seq_len, max_tokens=max_tokens, device=device, dtype=dtype)
+        subject = open_subject(
+            atlas, model, text, seq_len=seq_len, max_tokens=max_tokens, device=device, device_map=device_map, dtype=dtype
+        )
         return run(atlas, subject, planned, directory, overwrite=overwrite)
 
 

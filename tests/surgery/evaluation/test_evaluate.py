@@ -240,9 +240,33 @@ def test_what_is_wrong_with_the_last_model_shows_before_the_first_runs(models, r
     assert out == ""
 
 
+def test_a_device_map_needs_no_gpu(models, run):
+    pytest.importorskip("accelerate")
+    common = (
+        models[0],
+        "--data",
+        "pydoc",
+        "--seq-len",
+        "96",
+        "--max-tokens",
+        "200",
+        "--prompt",
+        "The",
+        "--answer-tokens",
+        "3",
+        "--json",
+    )
+    (_, out, _), (code, mapped, err) = run(*common), run(*common, "--device-map", "auto")
+    assert code == 0, err
+    one, two = (json.loads(text)["models"][0] for text in (out, mapped))
+    assert (one["perplexity"], one["answers"]) == (two["perplexity"], two["answers"])
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
+        (["--device-map", "auto", "--device", "cpu"], "--device-map chooses the devices itself"),
+        (["--device-map", "all"], "unknown value of --device-map 'all'"),
         (["--protocol", "common", "--seq-len", "96", "--max-tokens", "90"], "--max-tokens 90 is fewer than one block of 96"),
         (["--protocol", "other"], "unknown value of --protocol 'other'"),
         (["--max-tokens", "-1"], "--max-tokens must be 0 or more"),
@@ -264,12 +288,12 @@ def test_peak_memory_begins_anew():
     script = (
         "import numpy, torch\n"
         "from surgery.evaluation.memory import PeakMemory\n"
-        "cpu = torch.device('cpu')\n"
-        "before = PeakMemory(cpu).bytes()\n"
-        "memory = PeakMemory(cpu)\n"
+        "model = torch.nn.Linear(1, 1)\n"
+        "before = PeakMemory(model).bytes()\n"
+        "memory = PeakMemory(model)\n"
         "numpy.ones(50_000_000)\n"
         "large = memory.bytes()\n"
-        "memory = PeakMemory(cpu)\n"
+        "memory = PeakMemory(model)\n"
         "numpy.ones(1_250_000)\n"
         "print(before, large, memory.bytes(), memory.kind)\n"
     )
@@ -286,6 +310,7 @@ def test_peak_memory_is_of_each_model(tmp_path, run):
     arguments = [large, small, "--data", "pydoc", "--seq-len", "96", "--max-tokens", "200", "--json"]
     one, two = json.loads(run(*arguments)[1])["models"]
     assert {one["memory"], two["memory"]} == {"rss"}
+    assert one["host_peak_memory_bytes"] == one["peak_memory_bytes"]
     # 3 layers of 3 x 36 x 400,000 float32.
     assert one["peak_memory_bytes"] - two["peak_memory_bytes"] > 400e6
 

@@ -486,3 +486,20 @@ def test_the_option_for_alternatives_had_the_name_of_the_option_for_a_union(
             found.append([(row["method"], row["protect"], row["perplexity"]) for row in csv.DictReader(file)])
     assert [row[:2] for row in found[0]] == [("dense", "none"), ("wanda", "none"), ("wanda", "halo")]
     assert found[0] == found[1]
+
+
+def test_a_device_map_needs_no_gpu(tmp_path):
+    pytest.importorskip("accelerate")
+    tiny = make_tiny(tmp_path, "llama")
+    for name, program, arguments in (
+        ("sweep", ("sweep",), ("--methods", "scar-lp", "--sparsity", "0.5", "--recover", "none,lstsq")),
+        ("remove", ("ablate", "remove"), ("--select", "supernodes")),
+    ):
+        found = []
+        for number, more in enumerate(((), ("--device-map", "auto"))):
+            output = tmp_path / f"{name}{number}"
+            assert main([*program, *tiny.arguments(output, *arguments, *more)]) == 0
+            found.append([row["perplexity"] for row in json.loads((output / "results.json").read_text())["rows"]])
+        assert found[0] == found[1]
+    with pytest.raises(UsageError, match="unknown device map 'all'"):
+        tiny.subject(device_map="all")
