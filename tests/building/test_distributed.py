@@ -137,7 +137,7 @@ def test_two_processes_measure_what_one_does(tiny_checkpoint, tmp_path):
     assert error.count("FFNs, ") == error.count("wrote ") == 1
 
 
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.repeated)])
 def test_an_error_in_one_process_ends_all_with_its_message(processes, tiny_checkpoint, tmp_path):
     code, error = finish(start(processes, "tests.support.failing_phases", str(tiny_checkpoint("llama")), str(tmp_path)))
     assert code == 0, error

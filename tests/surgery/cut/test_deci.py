@@ -74,8 +74,8 @@ def masked(model: Path, plan: PruningPlan) -> Any:
     ("kind", "fields"),
     [
         ("Llama", {"tie_word_embeddings": True}),
-        ("Llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 12}),
-        ("Llama", {"rope_parameters": ROTARY, "num_key_value_heads": 6}),
+        pytest.param("Llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 12}, marks=pytest.mark.repeated),
+        pytest.param("Llama", {"rope_parameters": ROTARY, "num_key_value_heads": 6}, marks=pytest.mark.repeated),
         ("Mistral", {"sliding_window": None}),
     ],
 )
