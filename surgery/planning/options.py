@@ -112,10 +112,8 @@ class PlanOptions:
             "metavar": "SIZE",
         },
     )
-    # Commands that write a result have options of these names already, so they have no help texts here.
+    # Commands that write a result have an option of this name already, so it has no help text here.
     dtype: str | None = None
-    format: str = SAFETENSORS
-    file_bytes: FileBytes | None = None
     layout: str = field(
         default=AUTO,
         metadata={
@@ -123,6 +121,9 @@ class PlanOptions:
             "choices": tuple(LAYOUTS),
         },
     )
+    # As for dtype.
+    format: str = SAFETENSORS
+    file_bytes: FileBytes | None = None
 
     def __post_init__(self) -> None:
         for name in ("protect", "unprotect", "stack"):

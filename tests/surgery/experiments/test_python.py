@@ -230,3 +230,22 @@ def test_a_results_file_that_is_not_one_is_refused(llama: Tiny, tmp_path: Path, 
     (tmp_path / "out" / "results.json").write_bytes(content.encode("utf-8", "surrogatepass"))
     with pytest.raises(UsageError, match="is not a results file"):
         sweep(atlas, subject, methods="wanda", sparsity=0.5, output=tmp_path / "out")
+
+
+def test_the_layout_of_a_size_is_that_of_the_call(llama: Tiny) -> None:
+    """With uneven widths, `uniform` pads to the widest FFN, so a size that `deci` reaches may need a larger share."""
+    import surgery
+
+    given = {"methods": "magnitude", "to": "90%", "allocation": "global", "multiple_of": 1}
+    model = (loaded(llama), tiny_tokenizer())
+    found = {
+        layout: surgery.sweep(Atlas.open(llama.atlas), model, llama.text, layout=layout, **given, **TEXT).rows[-1][
+            "sparsity_asked"
+        ]
+        for layout in ("deci", "auto")
+    }
+    assert found["deci"] == found["auto"]
+    with pytest.raises(UsageError, match="unknown layout 'diagonal'"):
+        surgery.sweep(Atlas.open(llama.atlas), model, llama.text, layout="diagonal", **given, **TEXT)
+    with pytest.raises(UsageError, match="cannot be reached"):
+        surgery.sweep(Atlas.open(llama.atlas), model, llama.text, layout="uniform", **given | {"to": "70%"}, **TEXT)
