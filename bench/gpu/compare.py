@@ -17,7 +17,11 @@ LABELS = {"halo": 1, "supernode": 2}
 
 
 def differences(expected: Path, path: Path) -> dict[str, Any]:
-    """Relative difference of each metric (median and 99th percentile over channels), and Jaccard index of each label."""
+    """How far the metrics and the labels of ``path`` are from those of ``expected``.
+
+    Relative differences are the median and the 99th percentile over channels. Labels have Jaccard indices: None for a label that
+    no channel has.
+    """
     found: dict[str, Any] = {}
     with chanfmt.open(path) as ours, chanfmt.open(expected) as theirs:
         for metric in METRICS:
@@ -37,7 +41,7 @@ def differences(expected: Path, path: Path) -> dict[str, Any]:
                 for atlas in (theirs, ours)
             )
             either = int((there | here).sum())
-            found[f"{label}_jaccard"] = round(int((there & here).sum()) / either, 4) if either else 1.0
+            found[f"{label}_jaccard"] = round(int((there & here).sum()) / either, 4) if either else None
         found["loss_difference"] = float(f"{abs(ours.calibration.mean_loss / theirs.calibration.mean_loss - 1):.2g}")
     return found
 
