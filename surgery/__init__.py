@@ -266,8 +266,8 @@ def apply(
         out: Directory to write (default: MODEL-METHOD-PERCENT in the working directory).
         atlas: The atlas that the plan was made from. ``recover`` needs it, and the result gets a copy.
         recover, recover_text, recover_tokens, recover_steps, recover_start, recover_device: As for `prune`.
-        verify, shard_bytes, dtype, extra_layers, allow_padding, format, quant, cut_quant, imatrix, overwrite, revision,
-            progress: As for `prune`.
+        verify, shard_bytes, dtype, extra_layers, allow_padding, overwrite, revision, progress: As for `prune`.
+        format, quant, cut_quant, imatrix: As for `prune`.
         layout: Layout in place of the plan's, as for `plan`; None for the plan's.
         fine_tune: Whether other weights than the measured ones are accepted: those of a fine-tune, perhaps with another head.
 

@@ -90,7 +90,7 @@ def test_ffns_of_one_field_are_as_wide_as_the_widest_needs() -> None:
 
 def test_odd_widths_warn_of_what_they_cost() -> None:
     [warning] = width_warnings([FFN(1408, n_experts=4), FFN(2816)], [564, 1128])
-    for text in ("564 is not a multiple of 32", "llama.cpp", "vLLM", "multiples of 8 in bfloat16"):
+    for text in ("564 are not multiples of 32", "llama.cpp", "vLLM", "multiples of 8 in bfloat16"):
         assert text in warning
     assert width_warnings([FFN(40)], [20]) == (), "a tiny FFN has no better width"
     assert width_warnings([FFN(1000)], [1000]) == (), "what is not cut keeps its width"
