@@ -255,7 +255,7 @@ def test_a_process_lost_before_the_pass_is_named_at_once():
     code, error = finish(start(3, "tests.support.lost_worker"))
     assert code == 1
     assert "rank 0: rank 1 of 3 was lost" in error
-    assert time.monotonic() - begun < 50
+    assert time.monotonic() - begun < PATIENCE
 
 
 def test_device_map_needs_no_gpu(tiny_checkpoint, tmp_path, monkeypatch):
