@@ -21,7 +21,7 @@ from surgery.recovery.adapt import adapt, evaluate, total
 from surgery.recovery.folds import fold_places
 from surgery.recovery.joint import Equations, Rows, fit_again, fit_jointly, squared_error
 from surgery.recovery.options import LayerRecovery
-from surgery.recovery.precision import descent_dtype, full_products
+from surgery.recovery.precision import full_products
 from surgery.recovery.routed import Routed, Writes
 from surgery.recovery.survivors import Write, is_close
 from surgery.recovery.targets import InBlock, check_finite_states, inverse_square, rows_of
@@ -154,8 +154,8 @@ class JointFitting:
             (rows >= weight.shape[2]).to(self.device) for rows, weight in zip(fit.sums.rows, self.routed.weights, strict=True)
         )
         start = Writes(self._writes(fit).parts, free)
-        dtype = descent_dtype(self.device)
-        adapted = adapt(target, batches, self.routed.read_leaves(free), start, self.number, run.progress, dtype)
+        # In float32: the code of some classes adds what experts wrote to states in the dtype of the model.
+        adapted = adapt(target, batches, self.routed.read_leaves(free), start, self.number, run.progress)
         errors = adapted.errors
         return _Result(
             fit,

@@ -82,7 +82,7 @@ MISTAKES = [
     # Commands and options of another command.
     ("atlas prune a.h5 --sparsity 0.5", "prune is a command of surgery", "write: surgery prune"),
     ("surgery build model -o new.h5", "build is a command of atlas", "write: atlas build"),
-    ("surgery plan a.h5 --sparsity 0.5 --model model", "it is an option of surgery prune, surgery apply", "surgery plan --help"),
+    ("surgery plan a.h5 --sparsity 0.5 --model model", "--model has no effect without --format gguf", "leave it out"),
     ("surgery push result --push", "it is an option of surgery shrink, surgery prune", "surgery push --help"),
     ("atlas build model -o new.h5 --sparsity 0.5", "it is an option of surgery prune", "atlas build --help"),
     ("surgery eval model --calib pydoc", "here it is called --data", "surgery eval --help"),
