@@ -144,6 +144,7 @@ def test_an_error_in_one_process_ends_all_with_its_message(processes, tiny_check
     assert [path.name for path in tmp_path.glob("*.h5")] == ["labels.h5"]
 
 
+@pytest.mark.repeated
 def test_three_processes_sum_fail_run_out_of_memory_and_measure_experts_as_one(tmp_path):
     checkpoint = save_tiny(
         tmp_path / "model",
