@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import MissingPackageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 _ARCHITECTURES = {
     "mistral": "llama",
@@ -53,6 +56,20 @@ def tensor_name(names: Any, tensor: str) -> str | None:
     """
     found = names.get_name(_EXPERT.sub(r"\1", tensor), try_suffixes=SUFFIXES)
     return None if found is None else str(found)
+
+
+def down_projection(names: Any, tensors: Iterable[str]) -> str | None:
+    """llama.cpp's name of the weight of a down projection that the checkpoint holds as ``tensors``; None if there is none."""
+    found = {tensor_name(names, tensor) for tensor in tensors}
+    name = found.pop() if len(found) == 1 else None
+    # A fused tensor of experts has no suffix in the checkpoint.
+    return name if name is None or name.endswith(".weight") else f"{name}.weight"
+
+
+def text_type(config: Mapping[str, Any]) -> str:
+    """The model type in a ``config.json``; that of the text model, if the model has several."""
+    text = config.get("text_config")
+    return str((text if isinstance(text, dict) else config).get("model_type") or config.get("model_type") or "")
 
 
 def _plain(name: str) -> str:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chanfmt.algebra.gguf_names import gguf_package, tensor_name, tensor_names
+from chanfmt.algebra.gguf_names import down_projection, gguf_package, tensor_names, text_type
 from chanfmt.base.errors import AtlasError
 from chanfmt.base.text import one_line
 from chanfmt.format.texts import configuration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from chanfmt.format.reader import Atlas, Stack
@@ -29,10 +29,10 @@ _PURPOSE = "an importance matrix for llama.cpp"
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """The importance of one down projection.
+    """The importance of one weight, such as a down projection.
 
     Attributes:
-        name: Its weight in llama.cpp, such as ``blk.0.ffn_down.weight``.
+        name: Its name in llama.cpp, such as ``blk.0.ffn_down.weight``.
         sums: Sum of the squared inputs, float32 (expert, channel); one row for a dense FFN.
         counts: Tokens that reached each expert, float32 (expert, 1).
     """
@@ -49,16 +49,31 @@ def write_imatrix(atlas: Atlas, path: Path) -> int:
         AtlasError: llama.cpp has no name for the architecture or for a down projection, or the atlas holds no activations.
         MissingPackageError: The package gguf is not installed.
     """
-    entries = list(imatrix_entries(atlas))
+    entries, record = list(imatrix_entries(atlas)), atlas.calibration
+    datasets = dict.fromkeys(one_line(row.source) for row in record.contributions)
+    write_entries(path, entries, tuple(datasets), record.sequences, record.seq_len)
+    return len(entries)
+
+
+def write_entries(path: Path, entries: Iterable[Entry], datasets: Sequence[str], chunks: int, chunk_size: int) -> None:
+    """Write an importance matrix in the GGUF layout to ``path``.
+
+    Args:
+        datasets: Names of the texts.
+        chunks, chunk_size: Number of chunks of text, and tokens of a chunk.
+
+    Raises:
+        MissingPackageError: The package gguf is not installed.
+        OSError: The file cannot be written.
+    """
     gguf = gguf_package(_PURPOSE)
     writer = gguf.GGUFWriter(path, "imatrix")
     # llama.cpp's own files name a type and no architecture.
     writer.kv_data[0].pop("general.architecture", None)
     writer.add_type("imatrix")
-    record = atlas.calibration
-    writer.add_array("imatrix.datasets", list(dict.fromkeys(one_line(row.source) for row in record.contributions)) or ["unknown"])
-    writer.add_uint32("imatrix.chunk_count", max(1, record.sequences))
-    writer.add_uint32("imatrix.chunk_size", max(1, record.seq_len))
+    writer.add_array("imatrix.datasets", list(datasets) or ["unknown"])
+    writer.add_uint32("imatrix.chunk_count", max(1, chunks))
+    writer.add_uint32("imatrix.chunk_size", max(1, chunk_size))
     for entry in entries:
         writer.add_tensor(f"{entry.name}.in_sum2", entry.sums)
         writer.add_tensor(f"{entry.name}.counts", entry.counts)
@@ -66,7 +81,6 @@ def write_imatrix(atlas: Atlas, path: Path) -> int:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return len(entries)
 
 
 def imatrix_entries(atlas: Atlas) -> Iterator[Entry]:
@@ -79,7 +93,7 @@ def imatrix_entries(atlas: Atlas) -> Iterator[Entry]:
     names = _names(atlas)
     seen: set[str] = set()
     for block, stack in atlas.rows():
-        name = _name(names, block)
+        name = down_projection(names, {item.tensor for item in block.tensors if item.role == "write"})
         if name is None or name in seen:
             raise AtlasError(
                 f"{atlas.path}: llama.cpp has no {'name' if name is None else 'second place'} for the down projection of "
@@ -103,18 +117,8 @@ def _sums(atlas: Atlas, block: Block, stack: Stack) -> tuple[np.ndarray, np.ndar
 
 def _names(atlas: Atlas) -> Any:
     """llama.cpp's names of the tensors of the model's architecture."""
-    config = configuration(atlas.model.config) or {}
-    text = config.get("text_config")
-    model_type = str((text if isinstance(text, dict) else config).get("model_type") or config.get("model_type") or "")
+    model_type = text_type(configuration(atlas.model.config) or {})
     found = tensor_names(model_type, 1 + max(block.layer_index for block in atlas.blocks), _PURPOSE)
     if found is None:
         raise AtlasError(f"{atlas.path}: llama.cpp does not know the model type {one_line(model_type) or 'of this atlas'}")
     return found
-
-
-def _name(names: Any, block: Block) -> str | None:
-    """The weight of the down projection of ``block``."""
-    found = {tensor_name(names, tensor) for tensor in {item.tensor for item in block.tensors if item.role == "write"}}
-    name = found.pop() if len(found) == 1 else None
-    # A fused tensor of experts has no suffix in the checkpoint.
-    return name if name is None or name.endswith(".weight") else f"{name}.weight"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chanfmt.algebra import labels, metrics
-from chanfmt.algebra.gguf_names import tensor_name, tensor_names
+from chanfmt.algebra.gguf_names import down_projection, tensor_names
 from chanfmt.algebra.rewrite import dropped_names
 from chanfmt.base.errors import ModelError, UsageError
 from chanfmt.base.narrate import say, warn
@@ -29,7 +29,7 @@ from chanfmt.building.widths import find_widths
 from chanfmt.format import schema
 from chanfmt.format.records import AtlasContent, Block, CalibrationRecord, Contribution, LabelSettings
 from chanfmt.models.find.discover import find_ffns
-from chanfmt.models.imatrix_file import read_imatrix
+from chanfmt.models.imatrix_file import PURPOSE, read_imatrix
 from chanfmt.models.load import load_model
 from chanfmt.models.matrices import ffn_weights
 from chanfmt.models.stored.layout import tensor_slices
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
 SCORE = "activation_power"
 """The metric that ranks supernodes: the only one that comes from text."""
-PURPOSE = "an importance matrix of llama.cpp"
 _UNSEEN = "the matrix does not name its text"
 
 
@@ -124,21 +123,17 @@ def _entries(
     found: list[ImatrixEntry] = []
     missing: list[str] = []
     for ffn, items in zip(ffns, slices, strict=True):
-        written = {tensor_name(names, item.tensor) for item in items if item.role == "write"}
-        name = written.pop() if len(written) == 1 else None
+        name = down_projection(names, (item.tensor for item in items if item.role == "write"))
         if name is None:
             raise ModelError(f"llama.cpp has no name for the down projection of {ffn.container}")
-        name = name if name.endswith(".weight") else f"{name}.weight"
         entry = matrix.entries.get(name)
         if entry is None:
             missing.append(name)
             continue
         count = max(1, ffn.experts)
+        if not matrix.counted:
+            entry = entry.by_expert(count, ffn.width)
         sums = entry.sums
-        if not matrix.counted and sums.size == count * ffn.width:
-            # The older layout has all matrices behind each other.
-            sums = sums.reshape(count, ffn.width)
-            entry = replace(entry, sums=sums, counts=np.repeat(entry.counts, count))
         if sums.shape != (count, ffn.width):
             raise UsageError(
                 f"{path}: {name} has {sums.shape[0]} x {sums.shape[1]} values, and {source.id} has {count} x {ffn.width} channels there",

@@ -22,7 +22,9 @@ UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY, UINT64 = 4, 5, 6, 7, 8, 9, 10
 """Types of metadata values."""
 _FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, BF16 = 0, 1, 2, 3, 6, 7, 8, 30
-"""Types of tensors that can be written."""
+"""Types of tensors."""
+WRITABLE = {"q8_0": Q8_0, "q5_1": Q5_1, "q5_0": Q5_0, "q4_1": Q4_1, "q4_0": Q4_0, "bf16": BF16, "f16": F16, "f32": F32}
+"""Types of tensors that can be written, by the names of ``--quant``."""
 _ALIGNMENT = "general.alignment"
 _MAX_HEADER = 1 << 30
 _MAX_TENSORS = 1 << 20

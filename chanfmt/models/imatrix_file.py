@@ -16,7 +16,7 @@ import numpy as np
 from chanfmt.base.errors import UsageError
 from chanfmt.base.inputs import file_size
 from chanfmt.base.text import one_line
-from chanfmt.models.gguf_header import F32, STRING, Header, StoredTensor, Value, header_bytes, read_header
+from chanfmt.models.gguf_header import F32, STRING, Header, StoredTensor, read_header
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 TYPE = "imatrix"
+PURPOSE = "an importance matrix of llama.cpp"
+"""What needs the package gguf, in errors."""
 _CHUNKS, _CHUNK_SIZE, _DATASETS = "imatrix.chunk_count", "imatrix.chunk_size", "imatrix.datasets"
-_ALIGNMENT = 32
 _MAX_BYTES = 1 << 32
 _MAX_NAME, _MAX_ENTRIES = 1 << 12, 1 << 17
 _HINT = "name a file that llama-imatrix or atlas export wrote"
@@ -42,6 +43,12 @@ class ImatrixEntry:
 
     sums: np.ndarray
     counts: np.ndarray
+
+    def by_expert(self, experts: int, width: int) -> ImatrixEntry:
+        """The same with a matrix for each of ``experts``, if all of them lie behind each other, as in the older layout."""
+        if len(self.sums) != 1 or self.sums.size != experts * width:
+            return self
+        return ImatrixEntry(self.sums.reshape(experts, width), np.repeat(self.counts, experts))
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,28 +95,6 @@ def read_imatrix(path: Path, chunk_size: int = 512) -> Imatrix:
         if (entry.sums < 0).any() or (entry.counts < 0).any():
             raise UsageError(f"{path}: {one_line(name)} holds a negative number, and squares have none", hint=_HINT)
     return found
-
-
-def write_imatrix_file(path: Path, matrix: Imatrix) -> None:
-    """Write ``matrix`` in the GGUF layout to ``path``, which does not exist. Raises `OSError`."""
-    arrays: dict[str, np.ndarray] = {}
-    for name, entry in matrix.entries.items():
-        arrays[name + SUMS] = np.ascontiguousarray(entry.sums, dtype="<f4")
-        arrays[name + COUNTS] = np.ascontiguousarray(entry.counts[:, None], dtype="<f4")
-    tensors, position = [], 0
-    for name, values in arrays.items():
-        tensors.append(StoredTensor(name, values.shape, F32, position))
-        position += values.nbytes + -values.nbytes % _ALIGNMENT
-    header = {
-        "general.type": Value.of(TYPE),
-        _DATASETS: Value.strings(matrix.datasets or ("unknown",)),
-        _CHUNKS: Value.of(max(1, matrix.chunks)),
-        _CHUNK_SIZE: Value.of(max(1, matrix.chunk_size)),
-    }
-    with path.open("xb") as file:
-        file.write(header_bytes(header, tensors, _ALIGNMENT))
-        for values in arrays.values():
-            file.write(values.tobytes() + bytes(-values.nbytes % _ALIGNMENT))
 
 
 def _read_gguf(path: Path) -> Imatrix:

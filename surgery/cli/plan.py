@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import UsageError
@@ -121,21 +121,20 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _in_format(atlas: Atlas, plan_options: PlanOptions, wanted: ResultFormatOptions) -> PlanOptions:
     """``plan_options`` with the format that is ``wanted``. Raises `UsageError` if an option has no effect."""
-    if wanted.format == GGUF:
-        # Types of a GGUF file have to do with files. Nothing else of a plan needs more than the atlas.
-        from surgery.cut.gguf.size import gguf_bytes, gguf_file
-        from surgery.cut.options import CutOptions, not_a_gguf_file
+    from surgery.cut.options import CutOptions
 
-        CutOptions(dtype=wanted.dtype, format=wanted.format, quant=wanted.quant, cut_quant=wanted.cut_quant).check()
-        file = gguf_file(wanted.model)
-        if wanted.model is not None and file is None:
-            raise not_a_gguf_file(wanted.model)
-        counted = None if file is None else gguf_bytes(file, atlas.blocks, quant=wanted.quant, cut_quant=wanted.cut_quant)
-        return replace(plan_options, file_bytes=counted)
-    for flag, value in (("--quant", wanted.quant), ("--cut-quant", wanted.cut_quant), ("--model", wanted.model)):
-        if value is not None:
-            raise UsageError(f"{flag} has no effect without --format gguf", hint="add --format gguf, or leave it out")
-    return plan_options
+    # A dtype counts bytes here, and it may be one that no result can have.
+    dtype = wanted.dtype if wanted.format == GGUF else None
+    cut = CutOptions(dtype=dtype, format=wanted.format, quant=wanted.quant, cut_quant=wanted.cut_quant)
+    cut.check()
+    if wanted.format != GGUF:
+        if wanted.model is not None:
+            raise UsageError("--model has no effect without --format gguf", hint="add --format gguf, or leave it out")
+        return plan_options
+    # Types of a GGUF file have to do with files. Nothing else of a plan needs more than the atlas.
+    from surgery.cut.gguf.size import in_format
+
+    return in_format(plan_options, cut, atlas.blocks, wanted.model)
 
 
 def plan_and_warn(atlas: Atlas, options: PlanOptions) -> PruningPlan:

@@ -52,7 +52,6 @@ def _options() -> tuple[type, ...]:
 
 def _run(arguments: argparse.Namespace) -> None:
     from chanfmt.hub.locate import check_model, open_atlas
-    from surgery.cut.options import GGUF, not_a_gguf_file
     from surgery.planning.options import PlanOptions
     from surgery.planning.shrink import check_plan
     from surgery.recovery.options import RecoveryOptions
@@ -67,8 +66,6 @@ def _run(arguments: argparse.Namespace) -> None:
     cut_options = as_data(options)
     if options.model is not None:
         check_model(options.model, revision=options.revision)
-        if cut_options.format == GGUF and not options.model.endswith(".gguf"):
-            raise not_a_gguf_file(options.model)
     if cut_options.imatrix is not None:
         from chanfmt.models.imatrix_file import read_imatrix
 

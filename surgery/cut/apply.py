@@ -28,7 +28,7 @@ from surgery.cut.checkpoint.writer import output_bytes, write_checkpoint
 from surgery.cut.config_width import check_layout, find_layout, with_layout
 from surgery.cut.dtype_field import in_dtype
 from surgery.cut.extra_layers import handle_extra_layers, without
-from surgery.cut.gguf.imatrix import sliced, text_type, write_sliced
+from surgery.cut.gguf.imatrix import sliced, write_sliced
 from surgery.cut.gguf.result import check_gguf_source, check_gguf_widths, write_result
 from surgery.cut.loader import loader_name
 from surgery.cut.options import CUT_DEFAULTS, CutOptions
@@ -108,9 +108,8 @@ def apply_plan(
     applied = Applied(layout.widths, layout.fields, source.fingerprint)
     if options.format == GGUF:
         check_gguf_widths(source, plan, layout.widths)
-    if options.imatrix is not None:
-        # A matrix of another model is refused before any work.
-        sliced(options.imatrix, plan, layout.widths, text_type(source.config_fields))
+    # A matrix of another model is refused before any work.
+    matrix = None if options.imatrix is None else sliced(options.imatrix, plan, layout.widths, source.config_fields)
     with contextlib.ExitStack() as stack:
         recovered = None
         if recovery is not None:
@@ -139,8 +138,8 @@ def apply_plan(
             gguf, sizes = made.record, (made.bytes_before, made.bytes_after)
             # The GGUF file holds the weights, the tokenizer and the config.
             _remove(temporary, checkpoint)
-        if options.imatrix is not None:
-            write_sliced(options.imatrix, temporary / IMATRIX_FILE, plan, layout.widths, source.config_fields)
+        if matrix is not None:
+            write_sliced(matrix, temporary / IMATRIX_FILE)
         (temporary / PICTURE_FILE).write_text(layer_picture(plan), encoding="utf-8")
         _write_notice(base, temporary)
         if atlas is not None:

@@ -66,8 +66,8 @@ class Layout:
 def find_layout(plan: PruningPlan, config: dict[str, Any], index: CheckpointIndex) -> Layout:
     """The smallest layout of ``plan``'s result that the stock class of ``config`` can load, or the DeciLM layout of the plan.
 
-    In the stock class, FFNs that share a config field get the widths that the widest of them needs, and are padded with zero channels. FFNs
-    whose width no field sets alone keep their old width.
+    In the stock class, FFNs that share a config field get the widths that the widest of them needs, and are padded with zero
+    channels. FFNs whose width no field sets alone keep their old width.
 
     Raises:
         ModelError: A tensor cannot be cut, a parameter of the plan is not in the model, or its class cannot be built.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from chanfmt.base.choices import unknown
 from chanfmt.base.errors import UsageError
+from chanfmt.models.gguf_header import WRITABLE
 from surgery.planning.formats import FORMATS, GGUF, SAFETENSORS, check_layout_of_format
 from surgery.planning.layouts import LAYOUTS
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """Dtypes that a result can have, as torch and as safetensors name them."""
-QUANTS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "bf16", "f16", "f32")
+QUANTS = tuple(WRITABLE)
 """Types that the matrices of a GGUF file can be written in."""
 EXTRA_LAYERS = {
     "cut": "they are narrowed too, by the norms of their own weights",

@@ -7,7 +7,6 @@ window with a nonlinearity recovers more than a single matrix.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections import defaultdict
 from dataclasses import dataclass
@@ -166,7 +165,7 @@ def _descend(
             with torch.enable_grad():
                 for leaf in leaves:
                     leaf.parameter.requires_grad_(True)
-                with half_products(device, dtype) if dtype != torch.float32 else contextlib.nullcontext():
+                with half_products(device, dtype):
                     loss = _squared(target, fitted[index], write).sum() / mean
                 loss.backward()
             for leaf in leaves:

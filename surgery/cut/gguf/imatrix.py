@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chanfmt.algebra.gguf_names import tensor_name, tensor_names
+from chanfmt.algebra.gguf_names import down_projection, tensor_names, text_type
+from chanfmt.algebra.imatrix import Entry, write_entries
 from chanfmt.base.errors import ModelError, UsageError
 from chanfmt.base.narrate import say
 from chanfmt.base.text import one_line
-from chanfmt.models.imatrix_file import Imatrix, ImatrixEntry, read_imatrix, write_imatrix_file
+from chanfmt.models.imatrix_file import PURPOSE, Imatrix, ImatrixEntry, read_imatrix
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,10 +21,8 @@ if TYPE_CHECKING:
     from surgery.cut.checkpoint.cuts import Widths
     from surgery.planning.plan import BlockPlan, PruningPlan
 
-PURPOSE = "an importance matrix of llama.cpp"
 
-
-def sliced(path: Path, plan: PruningPlan, widths: Widths, model_type: str) -> Imatrix:
+def sliced(path: Path, plan: PruningPlan, widths: Widths, config: Mapping[str, Any]) -> Imatrix:
     """The importance matrix in ``path`` for the result of a cut.
 
     The entry of a down projection keeps the kept channels; a zero channel has the importance 0. All other entries stay.
@@ -32,14 +31,14 @@ def sliced(path: Path, plan: PruningPlan, widths: Widths, model_type: str) -> Im
         path: Importance matrix of the dense model, as llama-imatrix or ``atlas export`` writes it.
         plan: Which channels stay.
         widths: Name of every FFN to its width in the result.
-        model_type: That of the model, or of its text model.
+        config: The fields of the model's ``config.json``.
 
     Raises:
         UsageError: The file is not an importance matrix, or is one of another model.
         ModelError: llama.cpp does not know the model.
         MissingPackageError: The package gguf is not installed.
     """
-    matrix = read_imatrix(path)
+    matrix, model_type = read_imatrix(path), text_type(config)
     names = tensor_names(model_type, 1 + max(block.layer_index for block in plan.blocks), PURPOSE)
     if names is None:
         raise ModelError(f"llama.cpp does not know the model type {one_line(model_type)}", hint="leave out --imatrix")
@@ -62,27 +61,19 @@ def sliced(path: Path, plan: PruningPlan, widths: Widths, model_type: str) -> Im
     return replace(matrix, entries=entries)
 
 
-def write_sliced(path: Path, target: Path, plan: PruningPlan, widths: Widths, config: Mapping[str, Any]) -> None:
-    """Write `sliced` to ``target``, which does not exist. Raises as `sliced`, and `OSError`.
-
-    Args:
-        config: The fields of the model's ``config.json``.
-    """
-    write_imatrix_file(target, sliced(path, plan, widths, text_type(config)))
-
-
-def text_type(config: Mapping[str, Any]) -> str:
-    """The model type in a ``config.json``; that of the text model, if the model has several."""
-    text = config.get("text_config")
-    return str((text if isinstance(text, dict) else config).get("model_type") or config.get("model_type") or "")
+def write_sliced(matrix: Imatrix, target: Path) -> None:
+    """Write ``matrix`` to ``target``, in the GGUF layout. Raises `OSError`, and `MissingPackageError`."""
+    entries = [
+        Entry(name, entry.sums.astype(np.float32), entry.counts.astype(np.float32)[:, None])
+        for name, entry in matrix.entries.items()
+    ]
+    write_entries(target, entries, matrix.datasets, matrix.chunks, matrix.chunk_size)
 
 
 def _kept(path: Path, name: str, entry: ImatrixEntry, block: BlockPlan, width: int) -> ImatrixEntry:
     count = max(1, block.n_experts)
-    sums, counts = entry.sums, entry.counts
-    if sums.shape[0] == 1 and sums.size == count * block.n_channels:
-        # The older layout has all matrices behind each other.
-        sums, counts = sums.reshape(count, -1), np.repeat(counts, count)
+    entry = entry.by_expert(count, block.n_channels)
+    sums = entry.sums
     if sums.shape != (count, block.n_channels):
         raise UsageError(
             f"{path}: {name} has {sums.shape[0]} x {sums.shape[1]} values, and the model has {count} x {block.n_channels} channels there",
@@ -91,12 +82,11 @@ def _kept(path: Path, name: str, entry: ImatrixEntry, block: BlockPlan, width: i
     kept = np.zeros((count, width))
     for expert in range(count):
         kept[expert, : block.n_kept] = sums[expert, block.kept_of(expert)]
-    return ImatrixEntry(kept, counts)
+    return ImatrixEntry(kept, entry.counts)
 
 
 def _name(names: Any, block: BlockPlan) -> str:
-    found = {tensor_name(names, item.tensor) for item in block.tensors if item.role == "write"}
-    name = found.pop() if len(found) == 1 else None
+    name = down_projection(names, (item.tensor for item in block.tensors if item.role == "write"))
     if name is None:
         raise ModelError(f"llama.cpp has no name for the down projection of {one_line(block.module)}", hint="leave out --imatrix")
-    return name if name.endswith(".weight") else f"{name}.weight"
+    return name

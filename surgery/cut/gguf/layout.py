@@ -16,7 +16,7 @@ import numpy as np
 from chanfmt.algebra.gguf_names import gguf_package, tensor_name, tensor_names
 from chanfmt.base.errors import ModelError
 from chanfmt.base.text import one_line
-from chanfmt.models.gguf_header import BF16, F16, F32, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0
+from chanfmt.models.gguf_header import F16, F32, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, WRITABLE
 from surgery.cut.gguf.stored import float_rows, stored_rows
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from surgery.planning.plan import PruningPlan
 
 PURPOSE = "writing a GGUF file"
-KINDS = {"f32": F32, "f16": F16, "bf16": BF16, "q8_0": Q8_0, "q5_1": Q5_1, "q5_0": Q5_0, "q4_1": Q4_1, "q4_0": Q4_0}
-"""Types that can be written, by the names of ``--quant``."""
 _SHORT = (Q4_0, Q4_1, Q5_0, Q5_1)
 _AGAIN = {Q4_0: Q5_0, Q4_1: Q5_0}
 """Type to the type that takes its place in a matrix that is quantised again: four bits lose much the second time."""
@@ -116,8 +114,8 @@ def lay_out(
         cuts: Name of every tensor of the checkpoint that is cut to its cut.
         before: The dequantised checkpoint of the source file, in float32.
         after: The checkpoint after the cut, in float32.
-        quant: Type of all matrices, one of `KINDS`; None to keep their types.
-        cut_quant: Type of the matrices that are quantised again because numbers of them are cut or changed, one of `KINDS`; None
+        quant: Type of all matrices, one of `WRITABLE`; None to keep their types.
+        cut_quant: Type of the matrices that are quantised again because numbers of them are cut or changed, one of `WRITABLE`; None
             for ``quant``, or without that for their own types, and Q5_0 in place of four bits.
         refitted: Whether numbers of ``after`` may differ from those of ``before``.
 
@@ -173,8 +171,8 @@ def block_of(kind: int) -> tuple[int, int]:
 
 
 def bytes_of(quant: str) -> float:
-    """Bytes of a number in the type ``quant``, one of `KINDS`."""
-    numbers, size = block_of(KINDS[quant])
+    """Bytes of a number in the type ``quant``, one of `WRITABLE`."""
+    numbers, size = block_of(WRITABLE[quant])
     return size / numbers
 
 
@@ -346,13 +344,13 @@ def target_kind(
     wanted = tensor.kind if quant is None else _asked(header, tensor, quant)
     if not same and len(tensor.shape) > 1:
         if cut_quant is not None:
-            wanted = KINDS[cut_quant]
+            wanted = WRITABLE[cut_quant]
         elif quant is None:
             wanted = _AGAIN.get(wanted, wanted)
     if same and wanted == tensor.kind:
         return wanted, ""
     name = kind_name(wanted)
-    if wanted not in KINDS.values():
+    if wanted not in WRITABLE.values():
         note = f"{name} can be read and not written, so what is quantised again becomes Q8_0"
         wanted = Q8_0
     else:
@@ -366,7 +364,7 @@ def target_kind(
 
 def _asked(header: Header, tensor: StoredTensor, quant: str) -> int:
     """Type of a tensor if all matrices have the type ``quant``, as llama.cpp's quantiser decides."""
-    kind = KINDS[quant]
+    kind = WRITABLE[quant]
     if len(tensor.shape) < 2 or _KEPT_PRECISE.search(tensor.name):
         return tensor.kind
     output = "output.weight" if "output.weight" in header.tensors else "token_embd.weight"

@@ -14,6 +14,7 @@ from chanfmt.models.source import ModelSource
 from surgery.cut.gguf.layout import PURPOSE, architecture, target_kind, tensor_bytes
 from surgery.cut.options import not_a_gguf_file
 from surgery.planning.formats import GGUF
+from surgery.recovery.options import GRADIENTS
 from surgery.result.names import IMATRIX_FILE
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from surgery.cut.options import CutOptions
     from surgery.planning.options import PlanOptions
 
-ADAPTING = ("block", "distill")
-"""Recoveries that change the read projections too, so that these are quantised again."""
 _MORE_HEADER = 1 << 12
 """Bytes by which the header may grow: the result has a longer name, and it names its base model."""
 
@@ -126,8 +125,9 @@ def gguf_bytes(
             tensor, writes = header.tensors[name], item.role == "write"
             if item.axis is None:
                 continue
+            # A recovery with gradients changes the read projections too.
             axis = len(tensor.shape) - (1 if writes or len(tensor.shape) == 1 else 2)
-            held[name] = _Held(tensor, block.n_channels, axis, writes or recover in ADAPTING)
+            held[name] = _Held(tensor, block.n_channels, axis, writes or recover in GRADIENTS)
         found.append(tuple(held.values()))
     inside = {item.tensor.name for items in found for item in items}
     rest = sum(
