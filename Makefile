@@ -1,7 +1,7 @@
 # make demo   measure, halve and compare a real language model, on text of two kinds
 # make first-hour   from the wheel to a shrunk, healed model that answers (examples/first_hour.sh)
 # make trajectory   train a small model, follow its supernodes
-# make test   the whole test suite
+# make test   the test suite
 # make lint   ruff, mypy and import-linter; prints only what is wrong
 # make docs   the documentation site, in site/
 # make dist   the source distribution and the wheel, in dist/

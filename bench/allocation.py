@@ -29,10 +29,11 @@ import chanfmt
 from chanfmt.data.text import read_text
 from chanfmt.hub.locate import locate_model
 from chanfmt.models.load import load_model
+from surgery.evaluation.perplexity import BlockLosses, paired_bootstrap
 from surgery.planning.allocation import Candidate, Pool
 from surgery.planning.methods import score
 
-CAP, MULTIPLE, DRAWS = 0.7, 32, 10_000
+CAP, MULTIPLE = 0.7, 32
 
 
 def main() -> None:
@@ -62,7 +63,8 @@ def main() -> None:
     dense = {text: losses(model, blocks, layers, None) for text, blocks in ids.items()}
     for text, nats in dense.items():
         print(
-            f"dense, {text}: {nats.mean():.4f} nats per token, {nats.size:,} predicted tokens in {len(nats)} blocks", flush=True
+            f"dense, {text}: {nats.mean:.4f} nats per token, {nats.predicted.sum():,} predicted tokens in {len(nats.nll)} blocks",
+            flush=True,
         )
     for name in arguments.allocations.split(","):
         start = time.perf_counter()
@@ -73,10 +75,9 @@ def main() -> None:
             widths = Pool([Candidate(width, 1, curve[:most]) for curve in curves]).widths(keep, MULTIPLE)
         removed = [np.argsort(values, kind="stable")[: width - kept] for values, kept in zip(lp, widths, strict=True)]
         for text, blocks in ids.items():
-            above = losses(model, blocks, layers, removed) - dense[text]
-            low, high = interval(above.mean(axis=1))
+            found = paired_bootstrap(dense[text], losses(model, blocks, layers, removed), seed=0)
             print(
-                f"{name:9} {text}: +{above.mean():.4f} [{low:.4f}, {high:.4f}]  widths {min(widths)} to {max(widths)}, "
+                f"{name:9} {text}: +{found.difference:.4f} [{found.low:.4f}, {found.high:.4f}]  widths {min(widths)} to {max(widths)}, "
                 f"{sum(widths):,} channels, {time.perf_counter() - start:.0f} s",
                 flush=True,
             )
@@ -144,26 +145,18 @@ def add_products(total: torch.Tensor, values: torch.Tensor) -> None:
 
 
 @torch.inference_mode()
-def losses(model: object, blocks: torch.Tensor, layers: list, removed: list[np.ndarray] | None) -> np.ndarray:
-    """Nats of every predicted token, (block, position), with the ``removed`` channels of every FFN at 0."""
+def losses(model: object, blocks: torch.Tensor, layers: list, removed: list[np.ndarray] | None) -> BlockLosses:
+    """The losses of every block with the ``removed`` channels of every FFN at 0."""
     before = [layer.weight.data for layer in layers]
     for layer, gone in zip(layers, removed or [], strict=False):
         layer.weight.data = layer.weight.data.index_fill(1, torch.from_numpy(gone), 0.0)
     found = []
     for block in blocks:
         logits = model(block[None]).logits[0, :-1]  # type: ignore[operator]
-        found.append(torch.nn.functional.cross_entropy(logits, block[1:], reduction="none").double().numpy())
+        found.append(torch.nn.functional.cross_entropy(logits, block[1:], reduction="none").double().sum().item())
     for layer, weight in zip(layers, before, strict=True):
         layer.weight.data = weight
-    return np.stack(found)
-
-
-def interval(means: np.ndarray) -> tuple[float, float]:
-    """95% bootstrap interval of the mean over blocks."""
-    random = np.random.default_rng(0)
-    draws = means[random.integers(len(means), size=(DRAWS, len(means)))].mean(axis=1)
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return float(low), float(high)
+    return BlockLosses(np.array(found), np.full(len(blocks), blocks.shape[1] - 1))
 
 
 if __name__ == "__main__":

@@ -257,10 +257,13 @@ def rounded(value: float) -> float | None:
 def command_of(arguments: argparse.Namespace) -> str:
     """The command line, with the names of files in place of paths."""
     words = ["python", "bench/expect.py", Path(arguments.model).name if os.path.exists(arguments.model) else arguments.model]
-    words += ["--atlas", arguments.atlas.name, "--methods", arguments.methods, "--sparsity", arguments.sparsity]
+    words += ["--atlas", arguments.atlas.name, "--name", arguments.name, "--calibration", arguments.calibration]
+    words += ["--weights", arguments.weights] if arguments.weights else []
+    words += ["--methods", arguments.methods, "--sparsity", arguments.sparsity]
     words += ["--recover", arguments.recover, "--seq-len", str(arguments.seq_len), "--max-tokens", str(arguments.max_tokens)]
     for name, domain, source in arguments.text:
         words += ["--text", name, domain, Path(source).name if os.path.exists(source) else source]
+    words += ["-o", arguments.output.name]
     return shlex.join(words)
 
 

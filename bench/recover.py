@@ -329,7 +329,7 @@ def in_memory(
     if tokens is None:
         baselines.cut_only(model, plan)
         return model, {}
-    memory, start, worked = PeakMemory(next(model.parameters()).device), time.monotonic(), time.process_time()
+    memory, start, worked = PeakMemory(model), time.monotonic(), time.process_time()
     if rule := baselines.find_rule(name):
         baselines.fit(model, plan, tokens, rule)
     else:

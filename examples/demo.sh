@@ -85,7 +85,7 @@ How to read the table. All cuts remove the same number of channels, and no cut w
 - magnitude-protected differs from magnitude in about 1% of the channels, the supernodes. Compare the perplexities of
   the two to see what this 1% is worth. Then compare with scar-prot: the other channels matter too.
 - random removes about half of the supernodes. It is the control that every score has to beat.
-- Source code was measured by nobody. A cut whose scores and refit come from one kind of text costs more on another kind.
+- No atlas was measured on source code. A cut whose scores and refit come from one kind of text costs more on another kind.
 
 Browse the atlas:             $(dirname "$(command -v atlas)" | sed "s|$PWD/||")/atlas-tui $atlas
 The models are in $work. Load a model with transformers:

@@ -7,6 +7,7 @@ from typing import Any
 
 from bench.gpu.checkpoints import LLAMA_8B, SMALL, make
 from bench.gpu.items import DEVICE, TINY, WORK, Peak, item, run
+from surgery.cut.check import FITTED_TOLERANCE
 
 SEQUENCES, SEQ_LEN = (16, 64) if TINY else (64, 512)
 MODEL, ATLAS = WORK / "four", WORK / "four.h5"
@@ -24,7 +25,11 @@ def main() -> None:
                     SEQ_LEN, "--device", DEVICE, "--overwrite", "--quiet"),
     )  # fmt: skip
     item("four layers: prune, compared with the masked model", lambda: prune("none"))
-    item("four layers: prune --recover lstsq", lambda: prune("lstsq", "--recover-device", DEVICE), most={"logit_error": 0.02})
+    item(
+        "four layers: prune --recover lstsq",
+        lambda: prune("lstsq", "--recover-device", DEVICE),
+        most={"logit_error": FITTED_TOLERANCE},
+    )
     item(
         "four layers: eval",
         lambda: run("surgery", "eval", MODEL, WORK / "four-none", WORK / "four-lstsq", "--data", "pydoc", "--max-tokens",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from chanfmt.algebra.rewrite import check_finished
 from chanfmt.base.choices import unknown
 from chanfmt.base.errors import AtlasError, UsageError
 from chanfmt.base.text import one_line
@@ -144,10 +145,7 @@ def with_columns(
     """
     about = about or About()
     about.check()
-    if content.status != "complete":
-        raise AtlasError(
-            "the atlas is partial: it comes from an unfinished build", hint="finish it with: atlas build ... --resume"
-        )
+    check_finished(content)
     groups = {group.path: group for group in content.extensions}
     stacks = {stack.name: stack for stack in content.stacks}
     for name, arrays in found.items():
@@ -169,7 +167,7 @@ def with_columns(
             column = ExtensionVariable(own, _dimensions(stack), stored(values, name), description, units, merge)
             groups[path] = dataclasses.replace(group, variables=(*_with_scales(group, stack), column))
     return dataclasses.replace(
-        content, extensions=tuple(group for group in groups.values() if group.variables or group.attributes)
+        content, extensions=tuple(group for group in groups.values() if group.attributes or _columns(group))
     )
 
 
@@ -202,6 +200,11 @@ def _said(name: str, about: About) -> tuple[str, str, str]:
                 hint=f"leave out --{what.split()[0]}, or give the column an owner of your own",
             )
     return known.units, about.description or known.long_name, known.merge
+
+
+def _columns(group: ExtensionGroup) -> list[ExtensionVariable]:
+    """The variables of ``group`` that are not scales of its dimensions."""
+    return [item for item in group.variables if item.dimensions != (item.name,)]
 
 
 def _dimensions(stack: StackData) -> tuple[str, ...]:

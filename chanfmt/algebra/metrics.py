@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
+
+    from chanfmt.format.reader import Stack
 
 
 @dataclass(frozen=True)
@@ -60,3 +62,9 @@ def derive_metrics(sums: Mapping[str, np.ndarray], tokens: np.ndarray | np.int64
             # A value that float32 cannot hold becomes infinite. No atlas may hold that: the writer and the validator refuse it.
             metrics[name] = formula.of(*(mean[term] for term in formula.sums)).astype(np.float32)
     return metrics
+
+
+def holds_gradients(stacks: Iterable[Stack]) -> bool:
+    """Whether an atlas with ``stacks`` holds a metric that needs a gradient of a loss."""
+    needing = [name for name in FORMULAS if name != "activation_power"]
+    return any(name in stack for stack in stacks for name in needing)

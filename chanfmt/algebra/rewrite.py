@@ -18,12 +18,17 @@ if TYPE_CHECKING:
     from chanfmt.format.records import AtlasContent, LabelSettings, StackData
 
 
-def check_complete(content: AtlasContent, score: str) -> None:
-    """Raise `AtlasError` if ``content`` cannot be labelled: the build is unfinished, or a stack lacks the metric ``score``."""
+def check_finished(content: AtlasContent) -> None:
+    """Raise `AtlasError` if ``content`` comes from an unfinished build."""
     if content.status != "complete":
         raise AtlasError(
             "the atlas is partial: it comes from an unfinished build", hint="finish it with: atlas build ... --resume"
         )
+
+
+def check_complete(content: AtlasContent, score: str) -> None:
+    """Raise `AtlasError` if ``content`` cannot be labelled: the build is unfinished, or a stack lacks the metric ``score``."""
+    check_finished(content)
     for stack in content.stacks:
         if score not in schema.METRIC_BY_NAME or score not in stack.variables:
             raise AtlasError(f"the atlas holds no {score!r} for {stack.name}, and its supernodes are ranked by {score!r}")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from chanfmt.algebra.rewrite import dropped_names
-from chanfmt.base.errors import AtlasError
+from chanfmt.algebra.rewrite import check_finished, dropped_names
 from chanfmt.format import schema
 
 if TYPE_CHECKING:
@@ -22,10 +21,7 @@ def stripped(content: AtlasContent, *, keep_tokens: bool = False) -> AtlasConten
     Raises:
         AtlasError: The build is unfinished, so nothing would be left.
     """
-    if content.status != "complete":
-        raise AtlasError(
-            "the atlas is partial: it comes from an unfinished build", hint="finish it with: atlas build ... --resume"
-        )
+    check_finished(content)
     stacks = tuple(
         dataclasses.replace(
             stack, variables={name: values for name, values in stack.variables.items() if name not in schema.STRIPPED}

@@ -46,11 +46,15 @@ def layer_variables(
     mass = np.sum([mass for _, mass in found], axis=0)
     if not statistics.experts:
         return found[0][0], mass
-    rows = [variables for variables, _ in found]
+    return by_expert([variables for variables, _ in found]), mass
+
+
+def by_expert(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The variables of all experts of an FFN in one array each, from those of every expert."""
     return {
         name: np.stack([row[name] for row in rows], axis=schema.STACK_VARIABLE_BY_NAME[name].dimensions.index("layer"))
         for name in rows[0]
-    }, mass
+    }
 
 
 def reduce(statistics: FFNStatistics, settings: LabelSettings) -> None:

@@ -21,7 +21,7 @@ from chanfmt.base.narrate import say, warn
 from chanfmt.base.text import one_line
 from chanfmt.base.version import __version__
 from chanfmt.building.assemble import activation_name
-from chanfmt.building.derive import stack_layers
+from chanfmt.building.derive import by_expert, stack_layers
 from chanfmt.building.plan import model_record
 from chanfmt.building.session import Session, producer_record
 from chanfmt.building.weight_metrics import norms
@@ -64,8 +64,6 @@ def imported(path: Path, source: ModelSource, settings: LabelSettings | None = N
     session = Session(time.monotonic())
     settings = replace(settings or LabelSettings(), score=SCORE)
     settings.check()
-    if chunk_size < 1:
-        raise UsageError(f"--chunk-size must be at least 1, not {chunk_size}")
     matrix = read_imatrix(path, chunk_size)
     _ = source.config, source.index
     model = load_model(source, device="cpu")
@@ -181,12 +179,7 @@ def _layer(ffn: FFN, entry: ImatrixEntry, weights: Sequence[Any], settings: Labe
     rows = [
         _member(sums, int(count), each, settings) for sums, count, each in zip(entry.sums, entry.counts, weights, strict=True)
     ]
-    if not ffn.experts:
-        return rows[0]
-    return {
-        name: np.stack([row[name] for row in rows], axis=schema.STACK_VARIABLE_BY_NAME[name].dimensions.index("layer"))
-        for name in rows[0]
-    }
+    return by_expert(rows) if ffn.experts else rows[0]
 
 
 def _member(sums: np.ndarray, tokens: int, weights: Any, settings: LabelSettings) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from chanfmt.base.inputs import input_path
 from chanfmt.data.shares import divide, read_weights
 from chanfmt.data.text import ARRAYS, BOS, SELF
 from chanfmt.format import schema
-from chanfmt.models.load import DTYPES
+from chanfmt.models.load import DTYPES, check_device_map
 
 _COUNT = re.compile("0*[1-9][0-9]{0,8}")
 
@@ -110,9 +110,9 @@ class BuildOptions:
 
     def check(self) -> None:
         """Raise `UsageError` for a value that is not allowed, or for options that cannot be combined."""
-        for name, known in (("loss", ("auto", *schema.LOSSES)), ("bos", BOS), ("device_map", (None, "auto"))):
+        for name, known in (("loss", ("auto", *schema.LOSSES)), ("bos", BOS)):
             if getattr(self, name) not in known:
-                raise unknown(name.replace("_", " "), str(getattr(self, name)), filter(None, known))
+                raise unknown(name, str(getattr(self, name)), known)
         for name in ("sequences", "seq_len"):
             low = 2 if name == "seq_len" else 1
             if getattr(self, name) < low:
@@ -144,8 +144,7 @@ class BuildOptions:
                 f"--bos {self.bos} has no effect on {self.inputs.name}: the sequences of a file of inputs are used as they are",
                 hint="leave out --bos",
             )
-        if self.device_map and self.device != "auto":
-            raise UsageError("--device-map chooses the devices itself", hint="leave out --device")
+        check_device_map(self.device_map, self.device)
         if self.device_map and self.stream:
             raise UsageError(
                 "--device-map keeps all weights on devices, and --stream keeps one block's", hint="leave out one of them"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import TYPE_CHECKING
 
-from chanfmt.base.errors import MissingPackageError, UsageError
+from chanfmt.base.errors import UsageError
 from chanfmt.data.arrays import InputFile, read_inputs
 from chanfmt.data.text import SELF, check_text
 from chanfmt.models.load import pick_device, pick_dtype
@@ -27,8 +26,6 @@ def check_requirements(options: BuildOptions) -> InputFile | None:
     """
     options.check()
     pick_dtype(options.dtype, pick_device(options.device))
-    if options.device_map is not None and importlib.util.find_spec("accelerate") is None:
-        raise MissingPackageError("accelerate", "multi-gpu", "--device-map")
     if options.inputs is None:
         for source in options.shares:
             if source != SELF:

@@ -68,9 +68,8 @@ def producer_record(session: Session, model: Any) -> ProducerRecord:
         peak = max(peak, session.before.peak_memory_bytes)
         command = session.before.command
     history = [line for line in session.history if DEVICE_PEAK not in line]
-    peaks = [line[DEVICE_PEAK] for line in session.history if DEVICE_PEAK in line]
-    if (now := device_peak(model)) is not None:
-        peaks.append(now)
+    before = None if session.before is None else session.before.device_peak_memory_bytes
+    peaks = [peak for peak in (before, device_peak(model)) if peak is not None]
     if peaks:
         history.append({DEVICE_PEAK: max(peaks)})
     return ProducerRecord(_versions(), command, _hardware(model), seconds, peak, tuple(history))

@@ -60,13 +60,14 @@ class Writing:
 
 def norms(weights: FFNWeights) -> dict[str, np.ndarray]:
     """``write_norm``, ``write_norm_l1``, ``up_norm`` and, for a gated FFN, ``gate_norm``; float64 (m,)."""
-    written = writing(weights.write, None, 1)
-    inputs = next(iter(weights.reads.values())).shape[1]
-    return {
-        "write_norm": written.norm,
-        "write_norm_l1": written.norm_l1,
-        **reading(weights, None, torch.zeros(inputs, dtype=torch.float64)).norms,
-    }
+    sums = torch.zeros(2, weights.write.shape[1], dtype=torch.float64, device=weights.write.device)
+    for _, magnitude in _magnitudes(weights.write):
+        sums[0] += magnitude.sum(0)
+        sums[1] += magnitude.square_().sum(0)
+    found = {"write_norm": sums[1].sqrt(), "write_norm_l1": sums[0]}
+    for role, rows in weights.reads.items():
+        found[f"{role}_norm"] = torch.cat([magnitude.square_().sum(1) for _, magnitude in _magnitudes(rows)]).sqrt()
+    return {name: values.cpu().numpy() for name, values in found.items()}
 
 
 def reading(weights: FFNWeights, support: np.ndarray | None, power: torch.Tensor) -> Reading:

@@ -105,8 +105,8 @@ def _run(arguments: argparse.Namespace) -> int:
             columns=files,
         )
         digest = write_atlas(content, output, overwrite=arguments.overwrite)
-    say(f"wrote {output}: {', '.join(found)}; a merge {_merging(content, found)}")
     rows = _rows(content, found)
+    say(f"wrote {output}: {', '.join(found)}; a merge {_merging(rows)}")
     if arguments.json:
         framework.print_json({"file": str(output), "content_sha256": digest, "columns": rows})
     else:
@@ -142,7 +142,6 @@ _MERGING = {
 }
 
 
-def _merging(content: AtlasContent, found: dict[str, dict[str, np.ndarray]]) -> str:
-    """What a merge does with the columns, in words."""
-    rules = dict.fromkeys(row["merge"] for row in _rows(content, found))
-    return ", or ".join(_MERGING[rule] for rule in rules)
+def _merging(rows: list[dict[str, Any]]) -> str:
+    """What a merge does with the columns of ``rows``, in words."""
+    return ", or ".join(_MERGING[rule] for rule in dict.fromkeys(row["merge"] for row in rows))

@@ -69,7 +69,7 @@ def _run(arguments: argparse.Namespace) -> int:
     path, output = input_path(options.file), output_path(options.output)
     check_target(output, overwrite=options.overwrite)
     # A file that is not a matrix is refused before a model is downloaded.
-    read_imatrix(path)
+    read_imatrix(path, options.chunk_size)
     source = locate_model(options.model, revision=options.revision)
     with claimed(output):
         content = imported(path, source, chunk_size=options.chunk_size)

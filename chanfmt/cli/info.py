@@ -215,17 +215,12 @@ def _ranked_by(atlas: Atlas) -> str:
 
 
 def _loss(atlas: Atlas) -> str:
-    if all(metric not in stack for stack in atlas.stacks.values() for metric in _gradient_metrics()):
+    from chanfmt.algebra.metrics import holds_gradients
+
+    if not holds_gradients(atlas.stacks.values()):
         return "none: the atlas holds no metric that needs a gradient"
     mean = atlas.calibration.mean_loss
     return f"{atlas.calibration.loss}; mean {'unknown' if math.isnan(mean) else f'{mean:.3f}'}"
-
-
-def _gradient_metrics() -> tuple[str, ...]:
-    """Metrics that need a gradient."""
-    from chanfmt.algebra.metrics import FORMULAS
-
-    return tuple(name for name in FORMULAS if name != "activation_power")
 
 
 def _median(values: np.ndarray) -> float:

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chanfmt.algebra.metrics import holds_gradients
 from chanfmt.algebra.validate.contained import validate_contained
 from chanfmt.algebra.validate.findings import ERROR
 from chanfmt.base.command_line import tells_directories
@@ -101,6 +102,11 @@ def atlas_card(atlas: Atlas, place: HubFile, layers: tuple[Sequence[str], Sequen
         if calibration.token_ids is not None
         else "The file holds digests of this text, not the text."
     )
+    if holds_gradients(atlas.stacks.values()):
+        loss, method = f"Loss: {inline(calibration.loss)}; its mean was {calibration.mean_loss:.3f}.", []
+    else:
+        loss, method = "The atlas holds no metric that needs a gradient of a loss.", ["--method", "activation"]
+    proxy = "LP is the loss proxy 1/2 E[(u dL/du)^2]. " if any("lp" in stack for stack in atlas.stacks.values()) else ""
     origin_rows = [
         ["content_sha256", atlas.content_sha256],
         ["format", f"channel-importance-atlas {atlas.format_version}"],
@@ -128,15 +134,14 @@ def atlas_card(atlas: Atlas, place: HubFile, layers: tuple[Sequence[str], Sequen
             "",
             table(["text", "revision", "sequences", "tokens"], text_rows),
             "",
-            f"Sequences of {calibration.seq_len:,} tokens. Loss: {inline(calibration.loss)}; its mean was "
-            f"{calibration.mean_loss:.3f}. {stored}"
+            f"Sequences of {calibration.seq_len:,} tokens. {loss} {stored}"
             + (f" Sequences {calibration.ends} (token ids)." if calibration.special_tokens else ""),
             "",
             "## Concentration per layer",
             "",
             table(*layers),
             "",
-            f"LP is the loss proxy 1/2 E[(u dL/du)^2]. Supernodes: top {percentage(labels.rho, 2)} of a layer by {inline(labels.score)}; halo: "
+            f"{proxy}Supernodes: top {percentage(labels.rho, 2)} of a layer by {inline(labels.score)}; halo: "
             f"next {labels.eta:.0%} by connectivity to {labels.support_size} dimensions.",
             "",
             "## Provenance",
@@ -148,7 +153,7 @@ def atlas_card(atlas: Atlas, place: HubFile, layers: tuple[Sequence[str], Sequen
             "```sh",
             fenced(shlex.join(["atlas", "info", str(place)])),
             fenced(shlex.join(["atlas", "pull", place.repo, "-o", place.file or ""])),
-            fenced(shlex.join(["surgery", "prune", str(place), "--sparsity", "0.5"])),
+            fenced(shlex.join(["surgery", "prune", str(place), "--sparsity", "0.5", *method])),
             "```",
             "",
         ]

@@ -80,6 +80,8 @@ def read_imatrix(path: Path, chunk_size: int = 512) -> Imatrix:
         UsageError: The file does not exist, is not an importance matrix, or holds impossible numbers.
         ModelError: It is a damaged GGUF file.
     """
+    if chunk_size < 1:
+        raise UsageError(f"--chunk-size must be at least 1, not {chunk_size}")
     try:
         if file_size(path) > _MAX_BYTES:
             raise UsageError(f"{path} is larger than {_MAX_BYTES >> 30} GiB, and is not an importance matrix", hint=_HINT)

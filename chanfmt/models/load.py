@@ -47,14 +47,12 @@ def load_model(
         MissingPackageError: ``device_map`` is given and accelerate is not installed.
         UsageError: The model is in memory already, in another dtype or on another device than asked for.
     """
-
     if source.loaded is not None:
         return _as_it_is(source.loaded, dtype=dtype, device=device, device_map=device_map)
     place = pick_device(device)
     wanted = pick_dtype(dtype, place)
+    check_device_map(device_map, device)
     extra = {} if device_map is None else {"device_map": device_map}
-    if extra and importlib.util.find_spec("accelerate") is None:
-        raise MissingPackageError("accelerate", "multi-gpu", "--device-map")
     check_accounted(source)
     size = source.index.nbytes
     if size >= _LONG_TO_LOAD:
@@ -83,7 +81,7 @@ def load_model(
     try:
         # A model that accelerate has spread stays on its devices.
         model = model if extra else model.to(place)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise _too_large(source, place) from None
         raise
@@ -159,7 +157,8 @@ def check_finite(model: nn.Module, under: str = "") -> None:
 
 def _too_large(source: ModelSource, place: torch.device) -> ModelError:
     return ModelError(
-        f"{source.id} does not fit on {place}", hint="use --stream, --dtype bfloat16, --device cpu, or a larger GPU"
+        f"{source.id} does not fit on {place}",
+        hint="use --dtype bfloat16, --device cpu, or a larger GPU; atlas build also has --stream",
     )
 
 
@@ -199,5 +198,5 @@ def _check_all_loaded(model: PreTrainedModel, name: str, place: torch.device) ->
     if left and (place.type != "cpu" or "disk" in left):
         raise ModelError(
             f"{name} does not fit on the available devices: accelerate would leave weights on {' and '.join(left)}",
-            hint="use --stream, --dtype bfloat16, or more GPUs",
+            hint="use --dtype bfloat16, or more GPUs; atlas build also has --stream",
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from chanfmt.base.errors import ModelError, first_line
-from chanfmt.models.out_of_memory import is_out_of_memory
+from chanfmt.models.out_of_memory import out_of_memory_recognised
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -99,12 +99,11 @@ def eager_experts(model: Any) -> Iterator[None]:
 def explained(what: str) -> Iterator[None]:
     """Turn the errors of a model that runs ``what`` in the body into `ModelError`, or into `torch.OutOfMemoryError` on any device."""
     try:
-        yield
+        with out_of_memory_recognised():
+            yield
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, IndexError, MemoryError) as error:
-        if is_out_of_memory(error):
-            raise torch.OutOfMemoryError(str(error) or "out of memory") from None
+    except (RuntimeError, IndexError) as error:
         raise ModelError(f"the model cannot run {what}: {first_line(error)}") from error
 
 

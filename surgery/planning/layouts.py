@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 AUTO, UNIFORM, DECI = "auto", "uniform", "deci"
 LAYOUTS = {
-    AUTO: "uniform if no FFN is padded then, otherwise deci if the model is of its kind, otherwise uniform",
-    UNIFORM: "the config fields of the stock class; zero channels fill FFNs up that share a field with wider ones",
+    AUTO: "uniform if that pads no FFN; otherwise deci if the model is a Llama model; otherwise uniform",
+    UNIFORM: "the config fields of the stock class; zero channels fill up FFNs that share a field with wider FFNs",
     DECI: "a Llama model as DeciLM (Nemotron-NAS): a width for each layer in block_configs, and a modelling file for transformers",
 }
 """Layouts that can be asked for, with what they are."""

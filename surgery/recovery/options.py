@@ -93,7 +93,7 @@ class RecoveryOptions:
         default=None,
         metadata={
             "help": "seconds from one save of an unfinished refit to the next, from which the same command continues (0: after "
-            "every block; inf: never; default: as often as costs at most 2%% of the run time, in runs over 30 seconds)",
+            "every block, or every step of distill; inf: never; default: as often as costs at most 2%% of the run time, in runs over 30 seconds)",
             "metavar": "SECONDS",
         },
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -332,8 +333,6 @@ def test_wrong_usage(words: list[str], reason: str, run: Any, capsys: Any) -> No
 
 
 def test_an_unfinished_build_gets_no_column(values: np.ndarray) -> None:
-    import dataclasses
-
     from chanfmt.base.errors import AtlasError
 
     content = dataclasses.replace(random_content(layers=4, channels=96), status="partial")
@@ -342,8 +341,6 @@ def test_an_unfinished_build_gets_no_column(values: np.ndarray) -> None:
 
 
 def test_two_stacks_of_one_shape_need_a_name() -> None:
-    import dataclasses
-
     from chanfmt.algebra.columns import placed
 
     content = random_content(layers=4, channels=96)
@@ -351,3 +348,15 @@ def test_two_stacks_of_one_shape_need_a_name() -> None:
     with pytest.raises(UsageError, match="several stacks have: decoder, encoder"):
         placed(np.zeros(DENSE), NAME, (content.stacks[0], other))
     assert IMATRIX not in FORMATS
+
+
+def test_a_column_that_is_replaced_leaves_no_scales_behind() -> None:
+    """The first column is one of two stacks, and the second one of the first stack only."""
+    content = random_content(layers=4, channels=96)
+    other = dataclasses.replace(content.stacks[0], name="encoder")
+    content = dataclasses.replace(content, stacks=(*content.stacks, other))
+    values = np.ones((4, 96), dtype=np.float32)
+    both = with_columns(content, {NAME: {"decoder": values, "encoder": values}})
+    again = with_columns(both, {NAME: {"decoder": values}}, replace=True)
+    assert {group.path.rpartition("/")[2] for group in both.extensions} == {"decoder", "encoder"}
+    assert {group.path.rpartition("/")[2] for group in again.extensions} == {"decoder"}

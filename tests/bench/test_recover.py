@@ -161,7 +161,6 @@ def run(case: Tiny, directory: Path, *more: str) -> subprocess.CompletedProcess[
     return subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.repeated
 def test_rows_are_measured_once_and_alike(llama: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     llama.text.with_name("other.txt").write_text("\n".join(f"class C{number}: pass" for number in range(90)), encoding="utf-8")
     done = run(llama, tmp_path / "out", "--methods", "grail")

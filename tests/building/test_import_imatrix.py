@@ -16,6 +16,8 @@ from chanfmt.building.options import BuildOptions
 from chanfmt.cli.main import main
 from chanfmt.format.records import LabelSettings
 from chanfmt.format.writer import write_atlas
+from chanfmt.hub.atlases import atlas_card
+from chanfmt.hub.names import HubFile
 from chanfmt.models.imatrix_file import read_imatrix
 from chanfmt.models.source import ModelSource
 from surgery.cli.main import main as surgery
@@ -210,6 +212,15 @@ def test_commands_show_it_and_methods_name_what_is_missing(activations, tmp_path
         assert f"the atlas holds no '{missing}'" in said
         # Nobody stripped the atlas.
         assert "strip" not in said
+
+
+def test_the_card_that_a_push_writes_speaks_of_no_loss(activations):
+    with chanfmt.open(activations) as atlas:
+        card = atlas_card(atlas, HubFile("ann/a", file="a.h5"), ([], []))
+    assert "The atlas holds no metric that needs a gradient of a loss." in card
+    assert "its mean was" not in card
+    assert "LP is the loss proxy" not in card
+    assert "surgery prune hf://datasets/ann/a/a.h5 --sparsity 0.5 --method activation" in card
 
 
 def test_it_does_not_merge(activations, tiny_atlas, tmp_path):

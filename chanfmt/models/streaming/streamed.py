@@ -95,7 +95,7 @@ class _Opening:
             with self.chain.running(self._inside), self.tracer:
                 self.tracer.begin(ids)
                 output = run_text(self.model, ids)
-        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError, MemoryError) as error:
             kind = type(self.model).__name__
             if is_out_of_memory(error):
                 raise ModelError(

@@ -167,16 +167,17 @@ def _run_steps(foreseen: Foreseen, *, shown: bool, quiet: bool) -> Shrunk:
     put_verdict(places.output, verdict, _evaluated(places))
     for step in _push_steps(request, places):
         runner.run(step)
+    result = open_result(places.output)
     return outcome.Shrunk(
         request.shrink.model,
         request.shrink.to,
-        open_result(places.output),
+        result,
         places.work,
         foreseen.expected,
         tuple(runner.commands),
         tuple(found),
         verdict,
-        steps.next_commands(request, texts, places, settled.heal),
+        steps.next_commands(request, texts, places, settled.heal, result.report.plan.layout),
     )
 
 

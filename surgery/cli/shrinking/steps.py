@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from surgery.planning.formats import GGUF, SAFETENSORS
 from surgery.planning.grids import parse_names
-from surgery.planning.layouts import AUTO
+from surgery.planning.layouts import AUTO, DECI, UNIFORM
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -184,14 +184,15 @@ def healing_text(request: Request, texts: Texts) -> str:
     return texts.calib or ("" if request.judge.held_out else texts.held_out)
 
 
-def next_commands(request: Request, texts: Texts, places: Places, heal: str | None) -> dict[str, str]:
+def next_commands(request: Request, texts: Texts, places: Places, heal: str | None, layout: str = UNIFORM) -> dict[str, str]:
     """What a person may want to do next, by name. Each command of chanfmt runs as it stands, without this project's files.
 
     Args:
         heal: Recovery that heals the result, from the dense model; None for none.
+        layout: Layout of the result. llama.cpp's converter reads few results with a width for each layer.
     """
     output, model, text = str(places.output), str(places.model(request.format)), healing_text(request, texts)
-    healing = (
+    healing: tuple[str, ...] = (
         *("surgery", "apply", f"{output}/kept_channels.safetensors", "--model", request.shrink.model),
         *("--atlas", atlas_of(request, places), "--recover", str(heal)),
         *(("--recover-text", text, "--recover-tokens", HEALING_TOKENS) if text else ()),
@@ -199,20 +200,16 @@ def next_commands(request: Request, texts: Texts, places: Places, heal: str | No
         *_written(request),
         *("-o", f"{output}-healed"),
     )
-    return {
-        **({} if heal is None else {"heal": shlex.join(healing)}),
-        **(
-            {"serve": shlex.join(["llama-server", "-m", model])}
-            if request.format == GGUF
-            else {
-                "quantise": shlex.join(
-                    ["python", "convert_hf_to_gguf.py", output, "--outtype", "q8_0", "--outfile", f"{output}.gguf"]
-                ),
-                "serve": shlex.join(["vllm", "serve", output]),
-            }
-        ),
-        "push": shlex.join(["surgery", "push", output]),
-    }
+    following = {} if heal is None else {"heal": healing}
+    if request.format == GGUF:
+        following["serve"] = ("llama-server", "-m", model)
+    elif layout == DECI:
+        following["serve"] = ("vllm", "serve", output, "--trust-remote-code")
+    else:
+        following["quantise"] = ("python", "convert_hf_to_gguf.py", output, "--outtype", "q8_0", "--outfile", f"{output}.gguf")
+        following["serve"] = ("vllm", "serve", output)
+    following["push"] = ("surgery", "push", output)
+    return {name: shlex.join(words) for name, words in following.items()}
 
 
 def _allocation(allocation: str) -> tuple[str, ...]:

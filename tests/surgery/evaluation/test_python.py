@@ -147,7 +147,7 @@ def test_json_is_that_of_the_command_line(directory, tmp_path, capsys):
     found = json.loads(json.dumps(evaluate([str(directory), str(other)], "pydoc", **SHORT).to_json()))
     for value in (printed, found):
         for model in value["models"]:
-            for name in ("seconds", "tokens_per_second", "peak_memory_bytes"):
+            for name in ("seconds", "tokens_per_second", "peak_memory_bytes", "host_peak_memory_bytes"):
                 assert model.pop(name) is not None
     assert found == printed
 
