@@ -36,6 +36,7 @@ def halo_redundancy(lp: np.ndarray, labels: np.ndarray, redundancy: np.ndarray, 
     Channels whose redundancy is unknown are left out. The result is None if the FFN has no halo, or fewer channels outside
     halo and supernodes than in the halo.
     """
+    lp, labels, redundancy = np.asarray(lp), np.asarray(labels), np.asarray(redundancy)
     known = np.isfinite(redundancy) & np.isfinite(lp)
     halo = (labels == schema.LABEL_HALO) & known
     others = (labels == schema.LABEL_NONE) & known
@@ -45,6 +46,6 @@ def halo_redundancy(lp: np.ndarray, labels: np.ndarray, redundancy: np.ndarray, 
     means = {}
     for name, values in (("", redundancy), ("_null", null)):
         for kind, mask in (("halo", halo), ("matched", matched), ("others", others)):
-            chosen = np.array([]) if values is None else values[mask & np.isfinite(values)]
+            chosen = np.array([]) if values is None else np.asarray(values)[mask & np.isfinite(values)]
             means[kind + name] = float(chosen.mean(dtype=np.float64)) if len(chosen) else float("nan")
     return HaloRedundancy(channels=int(halo.sum()), **means)
