@@ -264,7 +264,8 @@ def ablation(
         lambda axes: figures.draw_ablation(
             axes, arrays["lp"], arrays["change"], error=arrays.get("error"), labels=arrays.get("labels"), tokens=tokens
         ),
-        (5.0, 4.0),
+        (5.0, 4.2),
+        legend=True,
     )
 
 

@@ -176,7 +176,6 @@ def draw_ablation(
         axes.set_ylim(bottom=min(size[shown].min(), ends[0]) / 2)
     axes.set_xlabel("LP, nats\N{SUPERSCRIPT TWO}")
     axes.set_ylabel("change of the loss, nats per token")
-    drawing.legend(axes, loc="upper left")
 
 
 def _label_legend(axes: Any) -> None:

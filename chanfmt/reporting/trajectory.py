@@ -254,8 +254,9 @@ def _axis(axes: Any, x: np.ndarray, *, named: bool) -> None:
     # Checkpoints are often kept at powers of two.
     if named and len(x) > 3 and x.min() > 0 and x.max() / x.min() > 20:
         axes.set_xscale("log")
-    if not named:
-        axes.set_xticks(x)
+    if not named or len(x) <= 10:
+        axes.set_xticks(x, [f"{place:g}" for place in x])
+        axes.minorticks_off()
 
 
 def draw_top_share(axes: Any, x: np.ndarray, rows: Sequence[dict[str, Any]], per_ffn: Table, *, named: bool) -> None:
