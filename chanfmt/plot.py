@@ -278,7 +278,7 @@ def _draw(ax: Any, draw: Callable[[Any], None], size: tuple[float, float] = (6.0
         import matplotlib as mpl
         from matplotlib import pyplot
     except ImportError:
-        raise MissingPackageError("matplotlib", "plot", "figures") from None
+        raise MissingPackageError("matplotlib", "plot", "a figure") from None
     if ax is not None:
         draw(ax)
         if legend:

@@ -316,7 +316,7 @@ def _overlap(atlases: Sequence[Atlas], names: Sequence[str]) -> Section:
         key="overlap",
         title="Overlap of the supernodes",
         text=(
-            f"The atlases share least between {names[lowest[0]]} and {names[lowest[1]]}: their supernodes have a Jaccard index of "
+            f"{names[lowest[0]]} and {names[lowest[1]]} share the fewest supernodes: their sets have a Jaccard index of "
             f"{significant(found[lowest]['supernode_jaccard'], 3)} in the median FFN ({significant(chance, 2)} by chance).",
         ),
         numbers={
@@ -443,7 +443,8 @@ def draw_matrix(axes: Any, values: np.ndarray, names: Sequence[str]) -> None:
 
 def draw_with_first(axes: Any, lines: drawing.Lines, chance: float) -> None:
     """Draw the Jaccard index of the supernodes with the first atlas into matplotlib ``axes``, by depth."""
-    drawing.lines_by_depth(axes, lines)
+    # The first atlas has no line here, and the others keep the colours of the other figures.
+    drawing.lines_by_depth(axes, lines, [drawing.COLOURS[number % len(drawing.COLOURS)] for number in range(1, 1 + len(lines))])
     axes.axhline(chance, color=drawing.GREY, linestyle=":", label="by chance")
     axes.set_ylim(0, 1.02)
     axes.set_ylabel("Jaccard index of the supernodes")
