@@ -264,7 +264,7 @@ def ablation(
         lambda axes: figures.draw_ablation(
             axes, arrays["lp"], arrays["change"], error=arrays.get("error"), labels=arrays.get("labels"), tokens=tokens
         ),
-        (5.0, 4.2),
+        (6.8, 4.4),
         legend=True,
     )
 
