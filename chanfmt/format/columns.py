@@ -41,6 +41,13 @@ class Column:
 COLUMNS = (
     Column(f"{OWNER}/active_tokens", "i8", "1", "sum", "tokens on which the channel's value u is above 0"),
     Column(f"{OWNER}/firing_rate", "f4", "1", "drop", "share of tokens on which the channel's value u is above 0"),
+    Column(
+        f"{OWNER}/redundancy_chance",
+        "f4",
+        "nats",
+        "drop",
+        "redundancy against the same supernodes in other sequences and at other positions: what chance gives",
+    ),
     Column(f"{OWNER}/kurtosis", "f4", "1", "drop", "kurtosis of u over tokens, 3 for a normal distribution"),
     Column(f"{OWNER}/ablation_loss", "f4", "nats", "drop", "increase of the mean loss per token if u is set to 0 on all tokens"),
     Column(f"{OWNER}/mean_ablation_loss", "f4", "nats", "drop", "increase of the mean loss per token if u is set to its mean"),
