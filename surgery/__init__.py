@@ -635,6 +635,8 @@ def ablate(
     device_map: str | None = None,
     dtype: str = "auto",
     overwrite: bool = False,
+    store: str | os.PathLike[str] | None = None,
+    replace: bool = False,
     progress: bool | None = None,
     **options: Any,
 ) -> Ablation:
@@ -651,6 +653,9 @@ def ablate(
             rows in memory.
         seq_len, max_tokens, device, device_map, dtype: As for `evaluate`.
         overwrite: Whether the rows that ``out`` holds are dropped.
+        store: Atlas to write with the measured losses of the experiment ``channels``, and their standard errors, as columns: a
+            new file, or the file of ``atlas``.
+        replace: Whether losses that ``atlas`` has already are replaced.
         progress: Whether to draw progress bars on stderr; None draws them if stderr is a terminal.
         options: Options of the experiment, by the names that ``surgery ablate EXPERIMENT --help`` lists, such as
             ``select``, ``seeds`` and ``layers``. A sequence takes the place of text between commas.
@@ -684,6 +689,8 @@ def ablate(
             dtype=str(dtype).removeprefix("torch."),
             output=out,
             overwrite=overwrite,
+            store=store,
+            replace=replace,
             **options,
         )
 

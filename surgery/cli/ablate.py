@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -46,10 +47,30 @@ EXPERIMENTS = {
         (
             "surgery ablate channels llama.h5 -o channels",
             "surgery ablate channels llama.h5 -o channels --channels 16 --layers 0,15",
+            "surgery ablate channels llama.h5 -o super --select supernodes@0-3 --store llama-measured.h5",
         ),
     ),
 }
 """Name of each experiment to what it does and examples of it."""
+
+
+STORING = "channels"
+"""The experiment whose losses can be stored in an atlas."""
+
+
+@dataclass(frozen=True)
+class StoreOptions:
+    """Which atlas gets the measured losses."""
+
+    store: str | None = field(
+        default=None,
+        metadata={
+            "help": "atlas to write with the measured losses and their standard errors as columns: a new file, or ATLAS itself, "
+            "which then gains the columns",
+            "metavar": "FILE",
+        },
+    )
+    replace: bool = field(default=False, metadata={"help": "replace losses that ATLAS has already"})
 
 
 def add(commands: Any) -> None:
@@ -65,7 +86,7 @@ def add(commands: Any) -> None:
 def _options(name: str) -> tuple[type, ...]:
     from surgery.experiments.subject import SubjectOptions
 
-    return AtlasOptions, _kind(name), SubjectOptions, ResultsOptions
+    return (AtlasOptions, _kind(name), SubjectOptions, ResultsOptions, *((StoreOptions,) if name == STORING else ()))
 
 
 def _kind(name: str) -> type[Any]:
@@ -84,6 +105,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from surgery.experiments.subject import SubjectOptions
 
     options, output = parse_options(arguments, _kind(arguments.experiment)), parse_options(arguments, ResultsOptions)
+    store = parse_options(arguments, StoreOptions) if arguments.experiment == STORING else StoreOptions()
     subject = parse_options(arguments, SubjectOptions)
     # The atlas may be downloaded below. A fault in the output directory should show before that.
     directory = output_path(output.output)
@@ -98,6 +120,8 @@ def _run(arguments: argparse.Namespace) -> None:
             **subject.running(),
             output=directory,
             overwrite=output.overwrite,
+            store=store.store,
+            replace=store.replace,
         )
     results = ablation.results
     say(f"wrote {', '.join(str(path) for path in results.files)}")

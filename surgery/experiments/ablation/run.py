@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chanfmt.base import html
+from chanfmt.base.errors import UsageError
 from chanfmt.base.files import output_path
 from chanfmt.base.narrate import progress_bar, say, warn
 from chanfmt.format import schema
 from surgery.evaluation.perplexity import BlockLosses
 from surgery.experiments.ablation.experiment import masses, total
 from surgery.experiments.ablation.experiments import kind_of
+from surgery.experiments.ablation.store import EXPERIMENT, check_store, store_losses, store_path
 from surgery.experiments.ablation.tables import rows_table, summary_table
 from surgery.experiments.columns import channels_sha256, finite, losses_of
 from surgery.experiments.results import Results, check_directory, claim
@@ -77,6 +79,8 @@ def ablate(
     dtype: str = "auto",
     output: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
+    store: str | os.PathLike[str] | None = None,
+    replace: bool = False,
     **options: Any,
 ) -> Ablation:
     """Measure what the removal of chosen channels costs, with controls.
@@ -94,6 +98,9 @@ def ablate(
         output: Directory for ``results.csv`` and ``results.json``; rows that it holds are not measured again. None keeps
             the rows in memory.
         overwrite: Drop the rows that ``output`` holds.
+        store: Atlas to write with the measured losses of the experiment ``channels`` as columns: a new file, or the file of
+            ``atlas``. None writes none.
+        replace: Whether losses that ``atlas`` has already are replaced.
         options: Options of the experiment, by the names of `RemovalOptions`, `HaloOptions`, `DoseOptions` or
             `ChannelOptions`. An option that takes a list separated by commas on the command line takes a sequence here.
 
@@ -109,6 +116,12 @@ def ablate(
     """
     kind = kind_of(experiment)
     chosen = spelled(kind.options, options)
+    if store is not None and experiment != EXPERIMENT:
+        raise UsageError(
+            f"{experiment} removes several channels at once, so no channel has a loss to store",
+            hint=f"store the losses of the experiment {EXPERIMENT}",
+        )
+    target = None if store is None else store_path(store, atlas)
     directory = None if output is None else output_path(output)
     if directory is not None:
         # The model may be downloaded below. A fault in the output directory should show before that.
@@ -118,11 +131,19 @@ def ablate(
     planned = kind.plan(atlas, chosen)
     for warning in planned.warnings:
         warn(warning)
-    with claim(directory):
+    with claim(directory), claim(target):
+        if target is not None:
+            # A damaged file must not get a new, valid digest.
+            atlas.verify()
         subject = open_subject(
             atlas, model, text, seq_len=seq_len, max_tokens=max_tokens, device=device, device_map=device_map, dtype=dtype
         )
-        return run(atlas, subject, planned, directory, overwrite=overwrite)
+        if target is not None:
+            check_store(atlas, subject, planned, replace=replace)
+        found = run(atlas, subject, planned, directory, overwrite=overwrite)
+        if target is not None:
+            store_losses(atlas, target, planned, found.rows[1:], subject.identity, replace=replace)
+        return found
 
 
 def run(
