@@ -123,7 +123,8 @@ def _content(plan: BuildPlan, measurement: Measurement, session: Session, layers
 
 def _without_columns(stacks: Sequence[StackData]) -> tuple[list[StackData], dict[str, dict[str, np.ndarray]]]:
     """``stacks`` without the arrays that no variable of the atlas is made for; and these as `with_columns` takes them."""
-    own, found = [], {}
+    own: list[StackData] = []
+    found: dict[str, dict[str, np.ndarray]] = {}
     for stack in stacks:
         variables = dict(stack.variables)
         for name in [name for name in variables if name not in schema.STACK_VARIABLE_BY_NAME]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from chanfmt.algebra import labels
+from chanfmt.analysis.chance import turn_offset
 from chanfmt.format import schema
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ REDUCED = schema.resting_on(schema.CORRELATIONS)
 """Names of the arrays that the cross moments with the core are reduced to, all of them variables of the atlas."""
 CHANCE = "redundancy_chance"
 """Name of the further array that they are reduced to, which becomes a well-known column."""
-_GOLDEN = 0x9E3779B97F4A7C15
-"""2^64 divided by the golden ratio, odd."""
 
 
 class ChannelStatistics:
@@ -259,7 +258,7 @@ class CoreCorrelation:
             return
         if self.last is None:
             q, q_total, q2 = q[1:], q_total[1:], q2[1:]
-            others = (core[:-1], core_total[:-1], core_q2[:-1])
+            others: tuple[torch.Tensor, ...] = (core[:-1], core_total[:-1], core_q2[:-1])
         else:
             others = tuple(
                 torch.cat([before, here[:-1]]) for before, here in zip(self.last, (core, core_total, core_q2), strict=True)
@@ -309,20 +308,6 @@ class PairSums:
         self.cross += q.reshape(-1, q.shape[-1]).T @ other.reshape(-1, other.shape[-1])
         self.channel += torch.stack([q_total.sum(0), q2.sum(0)])
         self.other += torch.stack([other_total.sum(0), other_q2.sum(0)])
-
-
-def turn_offset(number: int, length: int, least: int) -> int:
-    """Offset number ``number`` of a null that turns sequences of ``length`` tokens, from ``least`` to ``length - least``.
-
-    The offsets are multiples of the golden ratio modulo 1, stretched to this range. They cover it evenly, however few they are,
-    so that no difference between positions stays in the mean over the sequences. They need no seed and no generator: a build
-    that goes on, or has another batch size, has the same offsets.
-
-    >>> [turn_offset(number, 512, 1) for number in range(5)]
-    [316, 121, 437, 242, 47]
-    """
-    fraction = (number + 1) * _GOLDEN % 2**64
-    return least + fraction * (length - 2 * least + 1) // 2**64
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:

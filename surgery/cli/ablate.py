@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.narrate import say
 from chanfmt.cli.framework import PrintOptions, add_command, add_group, parse_options, print_json, print_line, print_table
-from surgery.cli.options import AtlasOptions, ResultsOptions
+from surgery.cli.options import AtlasOptions, ResultsOptions, StoreOptions
 
 if TYPE_CHECKING:
     import argparse
@@ -56,21 +55,6 @@ EXPERIMENTS = {
 
 STORING = "channels"
 """The experiment whose losses can be stored in an atlas."""
-
-
-@dataclass(frozen=True)
-class StoreOptions:
-    """Which atlas gets the measured losses."""
-
-    store: str | None = field(
-        default=None,
-        metadata={
-            "help": "atlas to write with the measured losses and their standard errors as columns: a new file, or ATLAS itself, "
-            "which then gains the columns",
-            "metavar": "FILE",
-        },
-    )
-    replace: bool = field(default=False, metadata={"help": "replace losses that ATLAS has already"})
 
 
 def add(commands: Any) -> None:

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from chanfmt.algebra import labels, metrics
+from chanfmt.analysis.chance import turn_offset
 from chanfmt.base.errors import ChanfmtError
 from chanfmt.building.measure import measure
-from chanfmt.building.statistics import CoreCorrelation, turn_offset
+from chanfmt.building.statistics import CoreCorrelation
 from chanfmt.data.tokens import canonical
 from chanfmt.format import schema
 from chanfmt.models.find.discover import find_ffns

@@ -19,7 +19,7 @@ from chanfmt.analysis.splits import stability
 from chanfmt.format import schema
 from chanfmt.format.writer import write_atlas
 from chanfmt.reporting.section import above, below, worst
-from chanfmt.reporting.sections import concentrated, controls, factors, halo, reading, stable
+from chanfmt.reporting.sections import concentrated, controls, factors, halo, measured, reading, stable
 from chanfmt.reporting.units import find_units
 from tests.support.factory import random_atlas, random_content
 
@@ -185,6 +185,35 @@ def test_the_report_uses_the_null_of_chance_if_the_atlas_has_it(tmp_path: Path) 
     assert "what chance gives" in " ".join(ours.text)
     assert "chance gives" not in " ".join(older.text)
     assert "halo_over_chance_median" not in older.numbers
+
+
+def test_measured_effects_are_reported_if_the_atlas_has_them(tmp_path: Path) -> None:
+    content = random_content(layers=5, channels=200)
+    lp, label = (content.stacks[0].variables[name] for name in ("lp", "label"))
+    chosen = RNG.random(lp.shape) < 0.1
+    loss = np.where(chosen, lp * np.exp(RNG.normal(size=lp.shape)) * RNG.choice([1, -1], lp.shape), np.nan).astype(np.float32)
+    error = np.where(chosen, np.abs(loss) / RNG.uniform(1, 4, lp.shape), np.nan).astype(np.float32)
+    peers = np.where(label > 0, RNG.random(lp.shape), np.nan).astype(np.float32)
+    found = {"ablation_loss": loss, "ablation_loss_error": error, "replaceability": peers}
+    write_atlas(
+        with_columns(content, {f"x_common/{name}": {"decoder": values} for name, values in found.items()}), tmp_path / "a.h5"
+    )
+    with chanfmt.open(tmp_path / "a.h5") as atlas:
+        report = chanfmt.report(atlas)
+        section = report.sections[-1]
+        units = find_units(atlas)[0]
+    assert section.key == "measured"
+    assert section.numbers["ablation_loss_channels"] == chosen.sum()
+    assert section.numbers["ablation_loss_above_two_errors"] == (loss > 2 * error).sum()
+    assert section.numbers["ablation_loss_sum"] == pytest.approx(np.nansum(loss.astype(np.float64)))
+    expected = [stats.spearmanr(np.abs(a[b]), c[b]).statistic for a, b, c in zip(loss, chosen, lp, strict=True)]
+    assert section.numbers["ablation_loss_spearman_median"] == pytest.approx(np.median(expected))
+    medians = [np.median(row[kind == 2]) for row, kind in zip(peers, label, strict=True)]
+    assert section.numbers["replaceability_supernode_median"] == pytest.approx(np.median(medians))
+    assert len(section.tables[1].columns["lp"]) == chosen.sum()
+    assert measured.make(units, 0) is not None
+    with chanfmt.open(random_atlas(tmp_path / "b.h5", layers=5, channels=200)) as atlas:
+        assert measured.make(find_units(atlas)[0], 512) is None
 
 
 def test_the_sections_hold_the_medians_over_ffns(tmp_path: Path) -> None:

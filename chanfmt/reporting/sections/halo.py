@@ -38,8 +38,8 @@ def make(units: Sequence[Unit], tokens: int) -> Section:
     for unit in units:
         if not (unit.holds("redundancy") and unit.holds("label")):
             continue
-        null, chance = (unit.values(name) if unit.holds(name) else None for name in ("redundancy_null", CHANCE))
-        row = halo_redundancy(unit.values("lp"), unit.values("label"), unit.values("redundancy"), null, chance)
+        null, by_chance = (unit.values(name) if unit.holds(name) else None for name in ("redundancy_null", CHANCE))
+        row = halo_redundancy(unit.values("lp"), unit.values("label"), unit.values("redundancy"), null, by_chance)
         if row is not None:
             rows.append(row)
             kept.append(unit)

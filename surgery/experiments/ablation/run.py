@@ -16,11 +16,12 @@ from chanfmt.format import schema
 from surgery.evaluation.perplexity import BlockLosses
 from surgery.experiments.ablation.experiment import masses, total
 from surgery.experiments.ablation.experiments import kind_of
-from surgery.experiments.ablation.store import EXPERIMENT, check_store, store_losses, store_path
+from surgery.experiments.ablation.store import EXPERIMENT, channels_of, column_names, losses_by_column
 from surgery.experiments.ablation.tables import rows_table, summary_table
 from surgery.experiments.columns import channels_sha256, finite, losses_of
 from surgery.experiments.results import Results, check_directory, claim
 from surgery.experiments.spelled import spelled
+from surgery.experiments.store import check_store, measured_on, store_columns, store_path
 from surgery.experiments.subject import Subject, check_atlas, check_subject, open_subject
 from surgery.planning.selectors import by_label
 
@@ -139,10 +140,11 @@ def ablate(
             atlas, model, text, seq_len=seq_len, max_tokens=max_tokens, device=device, device_map=device_map, dtype=dtype
         )
         if target is not None:
-            check_store(atlas, subject, planned, replace=replace)
+            about = measured_on(subject.identity)
+            check_store(atlas, subject, column_names(planned), channels_of(planned), about, replace=replace)
         found = run(atlas, subject, planned, directory, overwrite=overwrite)
         if target is not None:
-            store_losses(atlas, target, planned, found.rows[1:], subject.identity, replace=replace)
+            store_columns(atlas, target, losses_by_column(planned, found.rows[1:]), about, "ablate", subject.identity)
         return found
 
 

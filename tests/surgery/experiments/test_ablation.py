@@ -516,7 +516,7 @@ def test_measured_losses_are_stored_with_their_errors(llama: Tiny, tmp_path: Pat
     assert "is not the atlas that was given" in capsys.readouterr().err
     more = [str(stored), *llama.arguments(tmp_path / "b", "--store", str(stored))[1:]]
     assert main(["ablate", "channels", *more, "--select", "0:3"]) == 2
-    assert "a measured loss of channel 3 of layer 0 already" in capsys.readouterr().err
+    assert "x_common/ablation_loss of channel 3 of layer 0 already" in capsys.readouterr().err
     assert main(["ablate", "channels", *more, "--select", "0:5", "--max-tokens", "150"]) == 2
     assert "measured differently" in capsys.readouterr().err
     with Atlas.open(stored) as atlas:
