@@ -647,7 +647,7 @@ def ablate(
 
     Args:
         atlas: A complete atlas of the model.
-        experiment: ``remove``, ``mean-replace``, ``halo``, ``dose`` or ``channels``.
+        experiment: ``remove``, ``mean-replace``, ``halo``, ``dose``, ``channels`` or ``weights``.
         model: A model as `evaluate` takes it. None for the model that the atlas names, from the Hub.
         text: A text as `evaluate` takes it.
         out: Directory for ``results.csv`` and ``results.json``; rows that it holds are not measured again. None keeps the

@@ -49,6 +49,13 @@ EXPERIMENTS = {
             "surgery ablate channels llama.h5 -o super --select supernodes@0-3 --store llama-measured.h5",
         ),
     ),
+    "weights": (
+        "set single weights of write matrices to 0, beside other weights of the same channel and the whole channel",
+        (
+            "surgery ablate weights llama.h5 -o weights --weight 2:3968:7003",
+            "surgery ablate weights llama.h5 -o weights --weight 2:3968:7003 --weight 1:788:2427 --controls 10",
+        ),
+    ),
 }
 """Name of each experiment to what it does and examples of it."""
 

@@ -216,7 +216,8 @@ def _predict(
     widest = max(mask.shape[-1] for mask in masks.values())
     if peers is None and fitted < 2 * widest:
         warn(f"only {fitted} tokens fit maps from {widest} channels, so R^2 is low; measure on more text, or choose --peers 64")
-    values, null = {}, {}
+    values: dict[int, np.ndarray] = {}
+    null: dict[int, np.ndarray] = {}
     with progress_bar(count * len(masks), "FFN blocks", "replaceability") as bar, frozen(subject.model):
         for group in _groups(masks):
             found = {index: _Collected(np.flatnonzero(masks[index]), masks[index].shape[-1], skip) for index in group}

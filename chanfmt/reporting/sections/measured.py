@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,7 +66,7 @@ def make(units: Sequence[Unit], tokens: int) -> Section | None:
                 own,
                 f"Measured rise of the loss with one channel {what}, against its LP, with one standard error; line: a loss equal to LP.",
                 (f"{own}_channels",),
-                (lambda axes, channels=channels: draw_losses(axes, channels["lp"], channels["loss"], channels["error"]),),
+                (partial(draw_losses, lp=channels["lp"], loss=channels["loss"], error=channels["error"]),),
             )
         )
         tables += [Table(own, columns), Table(f"{own}_channels", channels)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from chanfmt.base.errors import UsageError
 from surgery.planning.addresses import chosen_layers
@@ -23,6 +23,24 @@ MATCHED = (0.8, 1.25)
 """Bounds of the LP of a control, relative to its selection, between which the control counts as matched."""
 
 
+class Weight(NamedTuple):
+    """One number of a write matrix.
+
+    Attributes:
+        block: Block index.
+        expert: Number of the expert; 0 for a dense FFN.
+        row: Residual dimension that it writes to.
+        channel: Channel that it belongs to.
+        step: Rows from ``row`` to the number that is meant; behind the last row comes the first.
+    """
+
+    block: int
+    expert: int
+    row: int
+    channel: int
+    step: int = 0
+
+
 @dataclass(frozen=True, eq=False)
 class Condition:
     """One measurement.
@@ -32,12 +50,14 @@ class Condition:
         removed: Block index to a mask of the channels to remove, bool of `Block.shape`. Blocks may be left out.
         reference: The earlier condition that its loss is compared with; None for the dense model.
         extra: More columns of its row.
+        weights: Weights that are set to 0.
     """
 
     key: Mapping[str, Any]
     removed: Masks
     reference: Condition | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    weights: tuple[Weight, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -90,7 +90,7 @@ def ablate(
 
     Args:
         atlas: Atlas of the model, open.
-        experiment: ``remove``, ``mean-replace``, ``halo``, ``dose`` or ``channels``.
+        experiment: ``remove``, ``mean-replace``, ``halo``, ``dose``, ``channels`` or ``weights``.
         model: As for `surgery.experiments.sweep.sweep`; a `Subject` saves the loading.
         text: As for `surgery.experiments.sweep.sweep`.
         seq_len: Tokens in a block, at least 2.
@@ -102,8 +102,8 @@ def ablate(
         store: Atlas to write with the measured losses of the experiment ``channels`` as columns: a new file, or the file of
             ``atlas``. None writes none.
         replace: Whether losses that ``atlas`` has already are replaced.
-        options: Options of the experiment, by the names of `RemovalOptions`, `HaloOptions`, `DoseOptions` or
-            `ChannelOptions`. An option that takes a list separated by commas on the command line takes a sequence here.
+        options: Options of the experiment, by the names of `RemovalOptions`, `HaloOptions`, `DoseOptions`,
+            `ChannelOptions` or `WeightOptions`. An option that takes a list separated by commas on the command line takes a sequence here.
 
     Returns:
         Rows with the loss in nats per token and its rise over the reference of the condition, and their summary.
@@ -166,7 +166,10 @@ def run(
     results = Results(directory, ABLATION_FORMAT, identity, columns, experiment.key, overwrite=overwrite)
     core, mass = by_label(atlas, schema.LABEL_SUPERNODE), masses(atlas)
     dense = experiment.dense
-    digests = {id(item): channels_sha256(item.removed, experiment.means) for item in (dense, *experiment.conditions)}
+    digests = {
+        id(item): channels_sha256(item.removed, experiment.means, "".join(map(str, item.weights)))
+        for item in (dense, *experiment.conditions)
+    }
 
     def found(condition: Condition) -> dict[str, Any] | None:
         return results.find(condition.key, digests[id(condition)])
@@ -180,7 +183,7 @@ def run(
             for condition in pending:
                 losses = results.losses(digests[id(condition)])
                 if losses is None:
-                    losses = subject.measure(condition.removed, experiment.means, bar.update)
+                    losses = subject.measure(condition.removed, experiment.means, bar.update, zeroed=condition.weights)
                 else:
                     bar.update(len(subject.token_ids))
                 row: dict[str, Any] = {**condition.key, **condition.extra, **losses} | {

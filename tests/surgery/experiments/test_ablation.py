@@ -27,6 +27,7 @@ from surgery.experiments.ablation.experiment import masses
 from surgery.experiments.ablation.halo import HaloOptions, plan_halo
 from surgery.experiments.ablation.removal import RemovalOptions, mean_activations, plan_removal
 from surgery.experiments.ablation.run import ablate, run
+from surgery.experiments.ablation.weights import WeightOptions, plan_weights
 from surgery.planning.methods import score
 from surgery.planning.options import PlanOptions
 from surgery.planning.plan import make_plan
@@ -417,6 +418,7 @@ def test_channels_below_chance_say_nothing_of_the_ratio(dense: Atlas) -> None:
         ("halo", [], 8),
         ("dose", ["--doses", "0,0.5,1", "--seeds", "0-1"], 7),
         ("channels", ["--channels", "4"], 9),
+        ("weights", ["--weight", "1:3:7", "--controls", "2"], 5),
     ],
 )
 def test_every_experiment_on_the_command_line(
@@ -568,3 +570,29 @@ def test_only_losses_of_single_channels_of_a_checkpoint_are_stored(llama: Tiny, 
     with pytest.raises(UsageError, match="in memory cannot be stored"):
         ablate(atlas, "channels", loaded, store=tmp_path / "a.h5", channels=2, layers="0")
     assert not (tmp_path / "a.h5").exists()
+
+
+@pytest.mark.parametrize(("name", "key", "expert"), [("llama", "1", None), ("mixtral", "1/2", 2)])
+def test_one_weight_is_set_to_zero(name: str, key: str, expert: int | None, request: pytest.FixtureRequest) -> None:
+    """The weight, the row behind the last one, and the channel, against a model that was changed by hand; then it is whole again."""
+    atlas, subject = request.getfixturevalue(name).subject()
+    mlp = subject.model.model.layers[1].mlp
+    matrix = mlp.down_proj.weight if expert is None else mlp.experts.down_proj[expert]
+    last = len(matrix) - 1
+    before = matrix.detach().clone()
+    rows = run(atlas, subject, plan_weights(atlas, WeightOptions((f"{key}:{last}:5",), 1))).rows
+    assert [row["removed"] for row in rows] == [None, "the weight", "row + 1", "the channel"]
+    assert torch.equal(matrix, before)
+    for row, places in zip(rows[1:], ((last, 5), (0, 5), (slice(None), 5)), strict=True):
+        with torch.no_grad():
+            matrix[places] = 0.0
+        assert row["nll"] == pytest.approx(nll_by_hand(subject), rel=1e-9)
+        assert row["delta_nll"] == pytest.approx(row["nll"] - rows[0]["nll"], abs=1e-12)
+        with torch.no_grad():
+            matrix.copy_(before)
+    assert len({row["nll"] for row in rows}) == 4
+    with pytest.raises(UsageError, match=f"has no row {last + 1}"):
+        run(atlas, subject, plan_weights(atlas, WeightOptions((f"{key}:{last + 1}:5",))))
+    for wrong in ("1:2", f"{key}:x:5", f"{key}:0:99999"):
+        with pytest.raises(UsageError, match="--weight"):
+            plan_weights(atlas, WeightOptions((wrong,)))
