@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from chanfmt.models.ffn import FFN, Member
-    from surgery.experiments.ablation.experiment import Weight
+    from surgery.experiments.weight import Weight
     from surgery.recovery.refit import FittedFFN
 
 

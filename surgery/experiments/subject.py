@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from chanfmt.models.ffn import FFN
     from chanfmt.models.source import ModelSource
     from surgery.evaluation.given import GivenModel
-    from surgery.experiments.ablation.experiment import Weight
+    from surgery.experiments.weight import Weight
     from surgery.recovery.refit import FittedFFN
 
 _SAMPLED = 1024

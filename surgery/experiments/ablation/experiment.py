@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import UsageError
 from surgery.planning.addresses import chosen_layers
@@ -16,29 +16,12 @@ if TYPE_CHECKING:
     import numpy as np
 
     from chanfmt.format.reader import Atlas
+    from surgery.experiments.weight import Weight
 
     Masks = Mapping[int, np.ndarray]
 
 MATCHED = (0.8, 1.25)
 """Bounds of the LP of a control, relative to its selection, between which the control counts as matched."""
-
-
-class Weight(NamedTuple):
-    """One number of a write matrix.
-
-    Attributes:
-        block: Block index.
-        expert: Number of the expert; 0 for a dense FFN.
-        row: Residual dimension that it writes to.
-        channel: Channel that it belongs to.
-        step: Rows from ``row`` to the number that is meant; behind the last row comes the first.
-    """
-
-    block: int
-    expert: int
-    row: int
-    channel: int
-    step: int = 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,8 @@ import numpy as np
 
 from chanfmt.base.errors import UsageError
 from chanfmt.format.unit import unit_rows
-from surgery.experiments.ablation.experiment import Condition, Experiment, Weight
+from surgery.experiments.ablation.experiment import Condition, Experiment
+from surgery.experiments.weight import Weight
 from surgery.planning.addresses import check_channel, find_unit, parse_number
 
 if TYPE_CHECKING:
