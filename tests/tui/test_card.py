@@ -12,7 +12,7 @@ from chanfmt.algebra.columns import with_columns
 from chanfmt.format.writer import write_atlas
 from tests.support.browsing import in_layer, open_app, press, text_of, wait_until
 from tests.support.factory import moe_atlas, random_content
-from tui.screens.card import CardScreen
+from tui.screens.card import CardScreen, about_lines, card_lines
 from tui.screens.choice import ChoiceScreen
 from tui.screens.layer import LayerScreen
 from tui.screens.scatter import ScatterScreen
@@ -104,6 +104,13 @@ def test_a_column_that_few_channels_have_a_value_of(tmp_path: Path) -> None:
     measured, other = standing.values()
     assert (measured.name, measured.rank, measured.known, measured.below) == (name, 2, 4, 0.5)
     assert (other.rank, other.known) == (0, 4)
+    # The two columns differ in the 20 cells of a name, and the card says what they were measured on.
+    card = make_card(snapshot, 1, int(order[2]))
+    names = [line[0][0][:21].strip() for line in card_lines(card, 78)]
+    assert "ablation_loss" in names
+    about = about_lines({name: "a loss; measured on pydoc, 16384 tokens"}, card, 78)
+    assert about[1] == [(" ablation_loss: measured on pydoc, 16384 tokens", "dim")]
+    assert not about_lines({name: "a loss; measured on pydoc"}, make_card(snapshot, 1, int(order[9])), 78)
     values = snapshot.values(1, name)
     scatter = make_scatter(snapshot.values(1, "lp"), values, 0.1, log=False)
     assert (scatter.top, scatter.shared, scatter.left_out) == (4, 4, len(values) - 4)

@@ -17,6 +17,7 @@ import surgery
 from chanfmt.algebra.validate import validate
 from chanfmt.analysis.controls import matched_control, random_control
 from chanfmt.base.errors import UsageError
+from chanfmt.cli.main import main as chanfmt_main
 from chanfmt.format import schema
 from chanfmt.format.reader import Atlas
 from chanfmt.models.run import run_text
@@ -513,6 +514,10 @@ def test_measured_losses_are_stored_with_their_errors(llama: Tiny, tmp_path: Pat
         masks, _ = select("above:x_common/ablation_loss=-1e9", atlas)
         assert [np.flatnonzero(masks[0]).tolist(), int(masks[1].sum())] == [[3, 7], 4]
     assert not [item for item in validate(stored) if item.code.startswith("E")]
+    capsys.readouterr()
+    assert chanfmt_main(["show", str(stored), "--layer", "0", "--channel", "3"]) == 0
+    shown = capsys.readouterr().out
+    assert "x_common/ablation_loss_error: measured on " in shown
     # Another file is not replaced; a channel that has a loss is not measured again.
     assert main(["ablate", "channels", *llama.arguments(tmp_path / "b", "--select", "0:5", "--store", str(stored))]) == 2
     assert "is not the atlas that was given" in capsys.readouterr().err
