@@ -106,7 +106,7 @@ def test_a_column_that_few_channels_have_a_value_of(tmp_path: Path) -> None:
     assert (other.rank, other.known) == (0, 4)
     # The two columns differ in the 20 cells of a name, and the card says what they were measured on.
     card = make_card(snapshot, 1, int(order[2]))
-    names = [line[0][0][:21].strip() for line in card_lines(card, 78)]
+    names = [line[0][0][:21].strip() for line in card_lines(card, 78) if line]
     assert "ablation_loss" in names
     about = about_lines({name: "a loss; measured on pydoc, 16384 tokens"}, card, 78)
     assert about[1] == [(" ablation_loss: measured on pydoc, 16384 tokens", "dim")]
