@@ -79,8 +79,8 @@ def make(units: Sequence[Unit], tokens: int) -> Section:
     if beside.count:
         away = "half a batch" if has_experts(kept) else "a sequence"
         compared = (
-            f"This null is {times(placed.median)} times what chance gives{bracketed(placed, times)}, which is the effect of the "
-            "position."
+            f"This null is {times(placed.median)} times what chance gives{bracketed(placed, times)}; what lies above 1 is the effect "
+            "of the position."
             if placed.count
             else "If the ratio is near one, redundancy says nothing."
         )
