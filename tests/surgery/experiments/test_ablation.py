@@ -29,6 +29,7 @@ from surgery.experiments.ablation.halo import HaloOptions, plan_halo
 from surgery.experiments.ablation.removal import RemovalOptions, mean_activations, plan_removal
 from surgery.experiments.ablation.run import ablate, run
 from surgery.experiments.ablation.weights import WeightOptions, plan_weights
+from surgery.experiments.replaceability import ReplaceabilityOptions, replaceability
 from surgery.planning.methods import score
 from surgery.planning.options import PlanOptions
 from surgery.planning.plan import make_plan
@@ -601,3 +602,10 @@ def test_one_weight_is_set_to_zero(name: str, key: str, expert: int | None, requ
     for wrong in ("1:2", f"{key}:x:5", f"{key}:0:99999"):
         with pytest.raises(UsageError, match="--weight"):
             plan_weights(atlas, WeightOptions((wrong,)))
+
+
+def test_replaceability_refuses_routed_experts(mixtral: Tiny) -> None:
+    """Here, because the model is here."""
+    atlas, subject = mixtral.subject()
+    with pytest.raises(UsageError, match="routed experts"):
+        replaceability(atlas, subject, options=ReplaceabilityOptions(("1/0:0-3",)))

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from chanfmt.analysis.chance import turn_offset
-from chanfmt.base.errors import UsageError
 from chanfmt.format.reader import Atlas
 from surgery.cli.main import main
 from surgery.experiments.regression import PENALTIES, Moments, explained
@@ -143,10 +142,3 @@ def test_on_the_command_line(llama: Tiny, tmp_path: Path, capsys: pytest.Capture
     ):
         assert main([*words, *more, *wrong]) == 2
         assert reason in capsys.readouterr().err
-
-
-def test_routed_experts_are_refused(tmp_path: Path) -> None:
-    mixtral = make_tiny(tmp_path, "mixtral")
-    atlas, subject = mixtral.subject()
-    with pytest.raises(UsageError, match="routed experts"):
-        replaceability(atlas, subject, options=ReplaceabilityOptions(("1/0:0-3",)))
