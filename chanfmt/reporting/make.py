@@ -15,7 +15,7 @@ from chanfmt.format.texts import configuration
 from chanfmt.reporting import drawing
 from chanfmt.reporting.explore import explored
 from chanfmt.reporting.section import CLAIM_HEADINGS, claim_rows, counted
-from chanfmt.reporting.sections import concentrated, controls, factors, halo, reading, stable
+from chanfmt.reporting.sections import concentrated, controls, factors, halo, measured, reading, stable
 from chanfmt.reporting.units import find_units, has_experts
 
 if TYPE_CHECKING:
@@ -187,6 +187,9 @@ def make_report(atlas: Atlas) -> Report:
             sections.append(step())
             bar.update()
         sections.append(stable.make(units, rho, bar.update))
+    effects = measured.make(units, atlas.calibration.tokens)
+    if effects is not None:
+        sections.append(effects)
     notes = []
     if atlas.status != "complete":
         notes.append(f"This atlas is {one_line(atlas.status)}: its build is unfinished, and its numbers will change.")
