@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chanfmt.algebra import labels
+from chanfmt.algebra.columns import with_columns
+from chanfmt.building.columns import ffn_columns
 from chanfmt.building.derive import layer_variables, stack_layers
 from chanfmt.building.session import producer_record
 from chanfmt.building.state import extensions, partial_variables
@@ -32,6 +34,7 @@ def assemble(plan: BuildPlan, measurement: Measurement, session: Session) -> Atl
     """Label the channels of a finished measurement, and return the content of the atlas."""
     settings = plan.settings
     layers: list[Mapping[str, np.ndarray]] = []
+    columns: list[Mapping[str, np.ndarray]] = []
     supports: dict[str, tuple[int, np.ndarray]] = {}
     for place, group in itertools.groupby(
         zip(plan.ffns, measurement.statistics, strict=True), lambda item: (item[0].place, block_of(item[0].container))
@@ -47,12 +50,30 @@ def assemble(plan: BuildPlan, measurement: Measurement, session: Session) -> Atl
                     statistics, weights, settings, support if dimensions == ffn.read_inputs else None
                 )
                 layers.append(measurement.laid_aside(len(layers), variables))
+                if plan.columns is not None:
+                    again = (ffn_weights(plan.model, member) for member in ffn.members)
+                    columns.append(ffn_columns(plan.columns, statistics, again, ffn.place))
                 masses.append(mass)
         supports[place[0]] = (
             len(masses[-1]),
             labels.top_indices(np.sum([mass for mass in masses if len(mass) == len(masses[-1])], axis=0), settings.support_size),
         )
-    return _content(plan, measurement, session, layers)
+    content = _content(plan, measurement, session, layers)
+    return content if plan.columns is None else _with_columns(content, columns, plan.columns.attributes)
+
+
+def _with_columns(content: AtlasContent, columns: list[Mapping[str, np.ndarray]], attributes: Mapping[str, Any]) -> AtlasContent:
+    """``content`` with ``columns``, those of each FFN in model order, and with ``attributes`` beside them."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for stack in content.stacks:
+        rows = [
+            columns[block.index] for block in sorted(content.blocks, key=lambda block: block.row) if block.stack == stack.name
+        ]
+        for name in rows[0]:
+            found.setdefault(name, {})[stack.name] = np.stack([row[name] for row in rows])
+    content = with_columns(content, found)
+    groups = tuple(dataclasses.replace(group, attributes={**group.attributes, **attributes}) for group in content.extensions)
+    return dataclasses.replace(content, extensions=groups)
 
 
 def assemble_partial(

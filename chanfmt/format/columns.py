@@ -1,4 +1,4 @@
-"""Well-known columns: numbers per channel that several programs make, with one name, type and unit each. Data only.
+"""Well-known columns: numbers per channel that several programs make, with one name, type and unit each.
 
 They are extensions (spec section "Extensions") of the owner `OWNER`. ``spec/columns-1.md`` is made from this table. Columns that
 are not here belong to their program: ``x_<owner>/<name>``.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from chanfmt.base.choices import unknown
+from chanfmt.base.errors import UsageError
 from chanfmt.format import schema
 
 OWNER = f"{schema.EXTENSION_PREFIX}common"
@@ -25,7 +27,7 @@ class Column:
 
     Attributes:
         name: ``x_common/<name>``.
-        dtype: One of ``f4 i4 i8 u1``.
+        dtype: One of ``f4 f8 i4 i8 u1``.
         units: CF units; ``1`` is dimensionless.
         merge: How two atlases combine it, one of `chanfmt.format.schema.EXTENSION_MERGE_RULES`.
         long_name: What the number is.
@@ -53,5 +55,42 @@ COLUMNS = (
     Column(f"{OWNER}/cluster", "i4", "1", "equal", "group that the channel belongs to, counted from 0, or -1"),
     Column(f"{OWNER}/explanation_score", "f4", "1", "equal", "correlation of u with its prediction from an explanation in words"),
     Column(f"{OWNER}/kept", "u1", "1", "equal", "1 if a published cut of the model keeps the channel, otherwise 0"),
+    Column(f"{OWNER}/super_weight", "f4", "1", "max", "largest |u| times the largest |w| of the channel's write vector"),
+    Column(
+        f"{OWNER}/super_weight_row", "i4", "1", "equal", "residual dimension of the largest |w| of the channel's write vector"
+    ),
+    Column(f"{OWNER}/peak_token", "i4", "1", "drop", "id of the token on which |u| is largest, or -1"),
+    Column(f"{OWNER}/peak_position", "i4", "1", "drop", "position of that token in its sequence, or -1"),
+    Column(f"{OWNER}/peak_sequence", "i4", "1", "drop", "number of that sequence in /calibration, or -1"),
+    Column(f"{OWNER}/first_sum_u2", "f8", "1", "sum", "sum of u^2 over the first positions of sequences"),
+    Column(f"{OWNER}/first_sum_q2", "f8", "nats2", "sum", "sum of q^2 over the first positions of sequences"),
+    Column(f"{OWNER}/first_power_share", "f4", "1", "drop", "share of first positions in the sum of u^2"),
+    Column(f"{OWNER}/first_lp_share", "f4", "1", "drop", "share of first positions in LP"),
+    Column(f"{OWNER}/delimiter_sum_u2", "f8", "1", "sum", "sum of u^2 over delimiters"),
+    Column(f"{OWNER}/delimiter_sum_q2", "f8", "nats2", "sum", "sum of q^2 over delimiters"),
+    Column(f"{OWNER}/delimiter_power_share", "f4", "1", "drop", "share of delimiters in the sum of u^2"),
+    Column(f"{OWNER}/delimiter_lp_share", "f4", "1", "drop", "share of delimiters in LP"),
+    Column(
+        f"{OWNER}/source_entropy", "f4", "nats", "drop", "entropy of the channel's rate of activity over the calibration sources"
+    ),
 )
 COLUMN_BY_NAME = {column.name: column for column in COLUMNS}
+
+PEAKS, POSITIONS, ACTIVITY = "peaks", "positions", "activity"
+MEASURED_GROUPS = (PEAKS, POSITIONS, ACTIVITY)
+"""The groups of columns that `atlas build` can measure in its pass."""
+ALL_GROUPS, NO_GROUPS = "all", "none"
+
+
+def measured_groups(text: str) -> tuple[str, ...]:
+    """The groups that ``--columns`` names, in the order of `MEASURED_GROUPS`. Raises `UsageError`."""
+    known = (*MEASURED_GROUPS, ALL_GROUPS, NO_GROUPS)
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise UsageError("--columns names nothing", hint=f"choose from {', '.join(known)}")
+    for name in names:
+        if name not in known:
+            raise unknown("columns", name, known)
+    if len(names) > 1 and NO_GROUPS in names:
+        raise UsageError(f"--columns {NO_GROUPS} cannot be combined with other columns", hint=f"leave out {NO_GROUPS}")
+    return tuple(group for group in MEASURED_GROUPS if group in names or ALL_GROUPS in names)
