@@ -1,7 +1,7 @@
 """Statistics of an atlas: what the paper says about importance, as functions of arrays.
 
-Each function takes numpy arrays of one FFN, as `Unit.values` and `Unit.by_split` give them, and imports its module when it
-is first used.
+Each function but `super_weights` takes numpy arrays of one FFN, as `Unit.values` and `Unit.by_split` give them. It imports
+its module when it is first used.
 
 | function | answer |
 |---|---|
@@ -11,6 +11,7 @@ is first used.
 | `halo_redundancy` | redundancy of the halo and of channels matched in LP, with the null |
 | `stability` | supernodes over splits of the calibration text: jackknife, bootstrap, agreement of disjoint parts |
 | `matched_control`, `random_control` | channels to compare a selection with |
+| `super_weights` | the weights of a model that the largest activations meet; takes an open atlas |
 | `middle` | a median over FFNs, and its bootstrap interval |
 """
 
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from chanfmt.algebra.compare import rank_correlation
     from chanfmt.analysis.association import top_overlap
+    from chanfmt.analysis.candidates import super_weights
     from chanfmt.analysis.controls import matched_control, random_control
     from chanfmt.analysis.halo import halo_redundancy
     from chanfmt.analysis.mass import concentration
@@ -36,6 +38,7 @@ __all__ = [
     "random_control",
     "rank_correlation",
     "stability",
+    "super_weights",
     "top_overlap",
 ]
 
@@ -48,6 +51,7 @@ _HOMES = {
     "random_control": "chanfmt.analysis.controls",
     "rank_correlation": "chanfmt.algebra.compare",
     "stability": "chanfmt.analysis.splits",
+    "super_weights": "chanfmt.analysis.candidates",
     "top_overlap": "chanfmt.analysis.association",
 }
 """Function to the module that defines it."""

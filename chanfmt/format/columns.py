@@ -31,6 +31,7 @@ class Column:
         units: CF units; ``1`` is dimensionless.
         merge: How two atlases combine it, one of `chanfmt.format.schema.EXTENSION_MERGE_RULES`.
         long_name: What the number is.
+        heading: Heading in a table, at most 10 characters; by default the beginning of the name.
     """
 
     name: str
@@ -38,6 +39,13 @@ class Column:
     units: str
     merge: str
     long_name: str
+    heading: str = ""
+
+
+def heading_of(name: str) -> str:
+    """Heading of the column ``name``, ``x_owner/name``, in a table."""
+    known = COLUMN_BY_NAME.get(name)
+    return known.heading if known is not None and known.heading else name.rpartition("/")[2][:10]
 
 
 COLUMNS = (
@@ -55,23 +63,35 @@ COLUMNS = (
     Column(f"{OWNER}/cluster", "i4", "1", "equal", "group that the channel belongs to, counted from 0, or -1"),
     Column(f"{OWNER}/explanation_score", "f4", "1", "equal", "correlation of u with its prediction from an explanation in words"),
     Column(f"{OWNER}/kept", "u1", "1", "equal", "1 if a published cut of the model keeps the channel, otherwise 0"),
-    Column(f"{OWNER}/super_weight", "f4", "1", "max", "largest |u| times the largest |w| of the channel's write vector"),
     Column(
-        f"{OWNER}/super_weight_row", "i4", "1", "equal", "residual dimension of the largest |w| of the channel's write vector"
+        f"{OWNER}/super_weight", "f4", "1", "max", "largest |u| times the largest |w| of the channel's write vector", "super w"
     ),
-    Column(f"{OWNER}/peak_token", "i4", "1", "drop", "id of the token on which |u| is largest, or -1"),
-    Column(f"{OWNER}/peak_position", "i4", "1", "drop", "position of that token in its sequence, or -1"),
-    Column(f"{OWNER}/peak_sequence", "i4", "1", "drop", "number of that sequence in /calibration, or -1"),
-    Column(f"{OWNER}/first_sum_u2", "f8", "1", "sum", "sum of u^2 over the first positions of sequences"),
-    Column(f"{OWNER}/first_sum_q2", "f8", "nats2", "sum", "sum of q^2 over the first positions of sequences"),
-    Column(f"{OWNER}/first_power_share", "f4", "1", "drop", "share of first positions in the sum of u^2"),
-    Column(f"{OWNER}/first_lp_share", "f4", "1", "drop", "share of first positions in LP"),
-    Column(f"{OWNER}/delimiter_sum_u2", "f8", "1", "sum", "sum of u^2 over delimiters"),
-    Column(f"{OWNER}/delimiter_sum_q2", "f8", "nats2", "sum", "sum of q^2 over delimiters"),
-    Column(f"{OWNER}/delimiter_power_share", "f4", "1", "drop", "share of delimiters in the sum of u^2"),
-    Column(f"{OWNER}/delimiter_lp_share", "f4", "1", "drop", "share of delimiters in LP"),
     Column(
-        f"{OWNER}/source_entropy", "f4", "nats", "drop", "entropy of the channel's rate of activity over the calibration sources"
+        f"{OWNER}/super_weight_row",
+        "i4",
+        "1",
+        "equal",
+        "residual dimension of the largest |w| of the channel's write vector",
+        "w row",
+    ),
+    Column(f"{OWNER}/peak_token", "i4", "1", "drop", "id of the token on which |u| is largest, or -1", "peak token"),
+    Column(f"{OWNER}/peak_position", "i4", "1", "drop", "position of that token in its sequence, or -1", "peak pos"),
+    Column(f"{OWNER}/peak_sequence", "i4", "1", "drop", "number of that sequence in /calibration, or -1", "peak seq"),
+    Column(f"{OWNER}/first_sum_u2", "f8", "1", "sum", "sum of u^2 over the first positions of sequences", "first u2"),
+    Column(f"{OWNER}/first_sum_q2", "f8", "nats2", "sum", "sum of q^2 over the first positions of sequences", "first q2"),
+    Column(f"{OWNER}/first_power_share", "f4", "1", "drop", "share of first positions in the sum of u^2", "first pow"),
+    Column(f"{OWNER}/first_lp_share", "f4", "1", "drop", "share of first positions in LP", "first LP"),
+    Column(f"{OWNER}/delimiter_sum_u2", "f8", "1", "sum", "sum of u^2 over delimiters", "delim u2"),
+    Column(f"{OWNER}/delimiter_sum_q2", "f8", "nats2", "sum", "sum of q^2 over delimiters", "delim q2"),
+    Column(f"{OWNER}/delimiter_power_share", "f4", "1", "drop", "share of delimiters in the sum of u^2", "delim pow"),
+    Column(f"{OWNER}/delimiter_lp_share", "f4", "1", "drop", "share of delimiters in LP", "delim LP"),
+    Column(
+        f"{OWNER}/source_entropy",
+        "f4",
+        "nats",
+        "drop",
+        "entropy of the channel's rate of activity over the calibration sources",
+        "src entr",
     ),
 )
 COLUMN_BY_NAME = {column.name: column for column in COLUMNS}

@@ -25,7 +25,7 @@ def build(options, settings):
 
 
 def request(model, output, **changes):
-    values = {"calib": "pydoc", "sequences": SEQUENCES, "seq_len": 32, "batch_size": "2"} | changes
+    values = {"calib": "pydoc", "sequences": SEQUENCES, "seq_len": 32, "batch_size": "2", "columns": "all"} | changes
     return BuildOptions(str(model), str(output), **values)
 
 
@@ -35,12 +35,26 @@ def stop_after(options, batches, monkeypatch, settings=SETTINGS):
         build(options, settings)
 
 
+def columns_of(content):
+    """The columns that an atlas holds as extensions: path to values."""
+    return {
+        f"{group.path}/{item.name}": item.values
+        for group in content.extensions
+        for item in group.variables
+        if item.dimensions != (item.name,)
+    }
+
+
 def assert_equal(path, expected):
     """Two finished atlases agree bit for bit in all that does not name a moment or a session."""
     with chanfmt.open(path, verify=True) as found, chanfmt.open(expected, verify=True) as other:
         ours, theirs = found.content(), other.content()
-    for name in ("title", "model", "labels", "core_rho", "blocks", "status", "dropped", "extensions"):
+    for name in ("title", "model", "labels", "core_rho", "blocks", "status", "dropped"):
         assert getattr(ours, name) == getattr(theirs, name), name
+    added, other_added = columns_of(ours), columns_of(theirs)
+    assert list(added) == list(other_added)
+    for name, values in added.items():
+        assert values.tobytes() == other_added[name].tobytes(), name
     for field in dataclasses.fields(ours.calibration):
         np.testing.assert_array_equal(getattr(ours.calibration, field.name), getattr(theirs.calibration, field.name))
     for stack, other_stack in zip(ours.stacks, theirs.stacks, strict=True):
