@@ -22,7 +22,7 @@ from chanfmt.models.find.discover import find_ffns
 from chanfmt.models.matrices import ffn_weights
 from tests.support.direct import direct
 from tests.support.tiny import random_tokens, tiny_model, tiny_tokenizer
-from tests.support.zoo import tiny
+from tests.support.zoo import IMAGE, tiny
 
 BOS = 1
 TOKENIZER = tiny_tokenizer()
@@ -204,10 +204,9 @@ def test_a_choice_that_is_not_possible_is_refused(text, message):
 
 
 def test_arrays_have_no_tokens(tmp_path):
-    model = tiny("vit", "image-classification")
+    model = tiny("vit", IMAGE)
     path = tmp_path / "images.npz"
-    size, channels = model.config.image_size, model.config.num_channels
-    np.savez(path, pixel_values=np.random.default_rng(0).normal(size=(4, channels, size, size)).astype("f4"))
+    np.savez(path, pixel_values=np.random.default_rng(0).normal(size=(4, 3, 32, 32)).astype("f4"))
     with pytest.raises(UsageError, match="needs token ids"):
         chanfmt.build(model, tmp_path / "a.h5", path, columns=["positions"], loss="embedding", device="cpu")
     with chanfmt.build(model, tmp_path / "a.h5", path, columns="all", loss="embedding") as atlas:
