@@ -11,13 +11,15 @@ import numpy as np
 
 from chanfmt.algebra import labels
 from chanfmt.algebra.columns import with_columns
-from chanfmt.building.columns import ffn_columns
+from chanfmt.base.narrate import say
+from chanfmt.building.columns import ffn_columns, untraced
 from chanfmt.building.derive import layer_variables, stack_layers
 from chanfmt.building.session import producer_record
 from chanfmt.building.state import extensions, partial_variables
 from chanfmt.data.sources import contributions
 from chanfmt.data.tokens import CalibrationTokens
 from chanfmt.format import schema
+from chanfmt.format.columns import OWNER
 from chanfmt.format.records import AtlasContent, Block, CalibrationRecord
 from chanfmt.models.find.discover import block_of
 from chanfmt.models.matrices import ffn_weights
@@ -25,6 +27,7 @@ from chanfmt.models.matrices import ffn_weights
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from chanfmt.building.columns import ColumnPlan
     from chanfmt.building.measure import Measurement
     from chanfmt.building.plan import BuildPlan
     from chanfmt.building.session import Session
@@ -35,6 +38,7 @@ def assemble(plan: BuildPlan, measurement: Measurement, session: Session) -> Atl
     settings = plan.settings
     layers: list[Mapping[str, np.ndarray]] = []
     columns: list[Mapping[str, np.ndarray]] = []
+    lost = 0
     supports: dict[str, tuple[int, np.ndarray]] = {}
     for place, group in itertools.groupby(
         zip(plan.ffns, measurement.statistics, strict=True), lambda item: (item[0].place, block_of(item[0].container))
@@ -53,26 +57,31 @@ def assemble(plan: BuildPlan, measurement: Measurement, session: Session) -> Atl
                 if plan.columns is not None:
                     again = (ffn_weights(plan.model, member) for member in ffn.members)
                     columns.append(ffn_columns(plan.columns, statistics, again, ffn.place))
+                    lost += untraced(statistics)
                 masses.append(mass)
         supports[place[0]] = (
             len(masses[-1]),
             labels.top_indices(np.sum([mass for mass in masses if len(mass) == len(masses[-1])], axis=0), settings.support_size),
         )
     content = _content(plan, measurement, session, layers)
-    return content if plan.columns is None else _with_columns(content, columns, plan.columns.attributes)
+    if lost:
+        say(
+            f"note: it is not known which tokens reach {lost} of {len(plan.ffns)} FFNs, so columns that need it are unknown there"
+        )
+    return content if plan.columns is None else _with_columns(content, columns, plan.columns)
 
 
-def _with_columns(content: AtlasContent, columns: list[Mapping[str, np.ndarray]], attributes: Mapping[str, Any]) -> AtlasContent:
-    """``content`` with ``columns``, those of each FFN in model order, and with ``attributes`` beside them."""
+def _with_columns(content: AtlasContent, columns: list[Mapping[str, np.ndarray]], plan: ColumnPlan) -> AtlasContent:
+    """``content`` with ``columns``, those of each FFN in model order."""
     found: dict[str, dict[str, np.ndarray]] = {}
+    attributes = {}
     for stack in content.stacks:
-        rows = [
-            columns[block.index] for block in sorted(content.blocks, key=lambda block: block.row) if block.stack == stack.name
-        ]
-        for name in rows[0]:
-            found.setdefault(name, {})[stack.name] = np.stack([row[name] for row in rows])
+        blocks = sorted((block for block in content.blocks if block.stack == stack.name), key=lambda block: block.row)
+        attributes[f"{OWNER}/{stack.name}"] = plan.attributes(blocks[0].place)
+        for name in columns[blocks[0].index]:
+            found.setdefault(name, {})[stack.name] = np.stack([columns[block.index][name] for block in blocks])
     content = with_columns(content, found)
-    groups = tuple(dataclasses.replace(group, attributes={**group.attributes, **attributes}) for group in content.extensions)
+    groups = tuple(dataclasses.replace(group, attributes=attributes[group.path]) for group in content.extensions)
     return dataclasses.replace(content, extensions=groups)
 
 

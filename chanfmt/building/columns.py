@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from chanfmt.models.ffn import FFN
     from chanfmt.models.matrices import FFNWeights
 
+_PART = 1024
+"""Columns of a matrix that are worked on at a time."""
 _LINE_BREAKS = frozenset("\n\r\v\f\x85\u2028\u2029")
 
 
@@ -55,12 +57,12 @@ class ColumnPlan:
         source_of = torch.from_numpy(self.source_of[start:stop].astype(np.int64)).to(device)
         return BatchRows(start, self.stride, source_of, delimiters)
 
-    @property
-    def attributes(self) -> dict[str, Any]:
-        """What the atlas says about the columns besides their values."""
+    def attributes(self, place: str) -> dict[str, Any]:
+        """What the atlas says about the columns of the FFNs of ``place``, besides their values."""
         found: dict[str, Any] = {"columns": ", ".join(self.wanted.groups)}
         if POSITIONS in self.wanted.groups:
             found["delimiter_ids"] = len(self.delimiters)
+            found["delimiter_tokens"] = int(np.isin(self.ids[place], self.delimiters).sum())
         return found
 
 
@@ -138,6 +140,12 @@ def ffn_columns(plan: ColumnPlan, statistics: FFNStatistics, weights: Iterable[F
     return {name: np.stack([row[name] for row in found]) for name in found[0]} if statistics.experts else found[0]
 
 
+def untraced(statistics: FFNStatistics) -> bool:
+    """Whether the FFN or an expert of it had rows of which no token is known."""
+    sums = [member.columns for member in statistics.members if member.columns is not None]
+    return any(float(item.tallies[item.wanted.sources]) > 0 for item in sums)
+
+
 def _member_columns(plan: ColumnPlan, statistics: ChannelStatistics, weights: FFNWeights, place: str) -> dict[str, np.ndarray]:
     groups = plan.wanted.groups
     found: dict[str, np.ndarray] = {}
@@ -173,9 +181,13 @@ def _peaks(plan: ColumnPlan, statistics: ChannelStatistics, write: torch.Tensor,
 
 def _largest_weights(write: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """The largest |w| in each column of ``write`` (d, m), float64 (m,), and its row, int64 (m,); the first of equal ones."""
-    magnitude = write.detach().abs()
-    row = magnitude.T.contiguous().argmax(1)
-    return magnitude.gather(0, row[None])[0].double().cpu().numpy(), row.cpu().numpy()
+    values, rows = [], []
+    for part in write.detach().split(_PART, dim=1):
+        magnitude = part.T.contiguous().to(torch.float64 if part.dtype == torch.float64 else torch.float32).abs_()
+        row = magnitude.argmax(1)
+        values.append(magnitude.gather(1, row[:, None])[:, 0].double().cpu())
+        rows.append(row.cpu())
+    return torch.cat(values).numpy(), torch.cat(rows).numpy()
 
 
 def _positions(plan: ColumnPlan, statistics: ChannelStatistics) -> dict[str, np.ndarray]:

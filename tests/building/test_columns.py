@@ -20,6 +20,7 @@ from chanfmt.data.tokens import canonical
 from chanfmt.format.columns import COLUMN_BY_NAME, MEASURED_GROUPS, OWNER, measured_groups
 from chanfmt.models.find.discover import find_ffns
 from chanfmt.models.matrices import ffn_weights
+from chanfmt.reporting.explore import explored
 from tests.support.direct import direct
 from tests.support.tiny import random_tokens, tiny_model, tiny_tokenizer
 from tests.support.zoo import IMAGE, tiny
@@ -239,6 +240,12 @@ def test_a_merge_keeps_what_adds_up(halves):
         one, two = first.stacks["decoder"], second.stacks["decoder"]
         merged = merge([first, second])
         (group,) = merged.extensions
+        ids = first.calibration.token_ids
+        assert first.extensions()[0].attributes == {
+            "columns": "peaks, positions, activity",
+            "delimiter_ids": len(delimiter_ids(TOKENIZER, np.unique(ids))),
+            "delimiter_tokens": int(np.isin(ids, delimiter_ids(TOKENIZER, range(len(TOKENIZER)))).sum()),
+        }
         found = {f"{OWNER}/{item.name}": item.values for item in group.variables}
         kept = {name for name in one.extension_names if COLUMN_BY_NAME[name].merge != "drop"}
         assert {name for name in found if name in COLUMN_BY_NAME} == kept
@@ -260,6 +267,9 @@ def test_super_weights_of_the_model(halves, capsys):
         assert (first.layer, first.channel, first.expert) == (layer, channel, None)
         assert ids[first.sequence, first.position] == first.token
         assert first.peak == stack["max_abs_u"][layer, channel]
+        unit = explored(list(atlas.units()), several_stacks=False)[layer].as_json()
+        place = unit["channels"].index(first.channel)
+        assert unit["values"][f"{OWNER}/peak_token"][place] == first.token
     assert main(["show", str(halves[0]), "--super-weights", "--top", "5", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["super_weights"]
     assert [row["channel"] for row in rows] == [item.channel for item in found]
