@@ -52,7 +52,7 @@ class ColumnPlan:
         """What is known of the sequences ``start`` to ``stop`` (excluded), on ``device``."""
         delimiters = {}
         for place, ids in self.ids.items() if POSITIONS in self.wanted.groups else ():
-            mask = torch.from_numpy(np.isin(ids[start:stop], self.delimiters).reshape(-1))
+            mask = torch.from_numpy(self._inside(ids[start:stop]).reshape(-1))
             delimiters[place] = Delimiters(ids.shape[1], mask.to(device), mask.nonzero()[:, 0].to(device))
         source_of = torch.from_numpy(self.source_of[start:stop].astype(np.int64)).to(device)
         return BatchRows(start, self.stride, source_of, delimiters)
@@ -62,7 +62,13 @@ class ColumnPlan:
         found: dict[str, Any] = {"columns": ", ".join(self.wanted.groups)}
         if POSITIONS in self.wanted.groups:
             found["delimiter_ids"] = len(self.delimiters)
-            found["delimiter_tokens"] = int(np.isin(self.ids[place], self.delimiters).sum())
+            found["delimiter_tokens"] = int(self._inside(self.ids[place]).sum())
+        return found
+
+    def _inside(self, ids: np.ndarray) -> np.ndarray:
+        """Whether each of ``ids`` (sequence, position) is a delimiter behind the first position, bool."""
+        found: np.ndarray = np.isin(ids, self.delimiters)
+        found[:, 0] = False
         return found
 
 
