@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 
 EXAMPLES = (
-    "atlas show llama.h5 --layer 3",
     "atlas show llama.h5 --layer 3 --sort activation_power --top 50",
     "atlas show mixtral.h5 --layer 3 --expert 5 --channel 1234 --json",
     "atlas show llama.h5 --super-weights --top 10",

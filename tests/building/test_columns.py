@@ -241,7 +241,8 @@ def test_a_merge_keeps_what_adds_up(halves):
         merged = merge([first, second])
         (group,) = merged.extensions
         ids = first.calibration.token_ids
-        assert first.extensions()[0].attributes == {
+        attributes = next(item.attributes for item in first.extensions() if item.path == f"{OWNER}/decoder")
+        assert attributes == {
             "columns": "peaks, positions, activity",
             "delimiter_ids": len(delimiter_ids(TOKENIZER, np.unique(ids))),
             "delimiter_tokens": int(np.isin(ids[:, 1:], delimiter_ids(TOKENIZER, range(len(TOKENIZER)))).sum()),
