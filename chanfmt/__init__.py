@@ -120,6 +120,7 @@ def build(
     dtype: str = "auto",
     stream: bool = False,
     store_tokens: bool = True,
+    columns: str | Iterable[str] = "none",
     trust_remote_code: bool = False,
     resume: bool = False,
     overwrite: bool = False,
@@ -157,6 +158,8 @@ def build(
             checkpoint's own dtype on other devices.
         stream: Whether to keep only one block of the model in memory at a time.
         store_tokens: Whether the atlas holds the token ids, or only their hashes.
+        columns: Groups of further columns to measure in the same pass: ``peaks``, ``positions``, ``activity``, several of
+            them, ``all``, or ``none``.
         trust_remote_code: Whether code from the model's repository may run.
         resume: Whether to continue an interrupted build from the partial atlas next to ``out``.
         overwrite: Whether an existing ``out`` is replaced.
@@ -206,6 +209,7 @@ def build(
         dtype=str(dtype).removeprefix("torch."),
         stream=stream,
         no_store_tokens=not store_tokens,
+        columns=columns if isinstance(columns, str) else ",".join(columns) or "none",
         trust_remote_code=trust_remote_code,
         resume=resume,
         overwrite=overwrite,

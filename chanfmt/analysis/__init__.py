@@ -1,7 +1,7 @@
 """Statistics of an atlas: what the paper says about importance, as functions of arrays.
 
-Each function takes arrays of one FFN, as `Unit.values` and `Unit.by_split` give them: numpy, or xarray DataArrays.
-`over_layers` calls a function for every layer. Every function imports its module when it is first used.
+Each function but `super_weights` takes arrays of one FFN, as `Unit.values` and `Unit.by_split` give them: numpy, or xarray
+DataArrays. `over_layers` calls a function for every layer. Every function imports its module when it is first used.
 
 | function | answer |
 |---|---|
@@ -15,6 +15,7 @@ Each function takes arrays of one FFN, as `Unit.values` and `Unit.by_split` give
 | `read_halo` | whether important channels read what the supernodes of the previous layer write |
 | `stability` | supernodes over splits of the calibration text: jackknife, bootstrap, agreement of disjoint parts |
 | `matched_control`, `random_control` | channels to compare a selection with |
+| `super_weights` | the weights of a model that the largest activations meet; takes an open atlas |
 | `middle` | a median over FFNs, and its bootstrap interval |
 | `over_layers` | one of these functions for every layer of an array |
 """
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from chanfmt.algebra.compare import compare_channels, rank_correlation
     from chanfmt.analysis.association import top_overlap
+    from chanfmt.analysis.candidates import super_weights
     from chanfmt.analysis.controls import matched_control, random_control
     from chanfmt.analysis.halo import halo_redundancy
     from chanfmt.analysis.layers import over_layers
@@ -49,6 +51,7 @@ __all__ = [
     "read_halo",
     "stability",
     "strip_shares",
+    "super_weights",
     "top_overlap",
 ]
 
@@ -66,6 +69,7 @@ _HOMES = {
     "read_halo": "chanfmt.analysis.read",
     "stability": "chanfmt.analysis.splits",
     "strip_shares": "chanfmt.analysis.strip",
+    "super_weights": "chanfmt.analysis.candidates",
     "top_overlap": "chanfmt.analysis.association",
 }
 """Function to the module that defines it."""

@@ -11,12 +11,15 @@ import numpy as np
 
 from chanfmt.algebra import labels
 from chanfmt.algebra.columns import with_columns
+from chanfmt.base.narrate import say
+from chanfmt.building.columns import ffn_columns, untraced
 from chanfmt.building.derive import layer_variables, stack_layers
 from chanfmt.building.session import producer_record
 from chanfmt.building.state import extensions, partial_variables
 from chanfmt.data.sources import contributions
 from chanfmt.data.tokens import CalibrationTokens
-from chanfmt.format import columns, schema
+from chanfmt.format import schema
+from chanfmt.format.columns import OWNER
 from chanfmt.format.records import AtlasContent, Block, CalibrationRecord
 from chanfmt.models.find.discover import block_of
 from chanfmt.models.matrices import ffn_weights
@@ -24,6 +27,7 @@ from chanfmt.models.matrices import ffn_weights
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from chanfmt.building.columns import ColumnPlan
     from chanfmt.building.measure import Measurement
     from chanfmt.building.plan import BuildPlan
     from chanfmt.building.session import Session
@@ -34,6 +38,8 @@ def assemble(plan: BuildPlan, measurement: Measurement, session: Session) -> Atl
     """Label the channels of a finished measurement, and return the content of the atlas."""
     settings = plan.settings
     layers: list[Mapping[str, np.ndarray]] = []
+    columns: list[Mapping[str, np.ndarray]] = []
+    lost = 0
     supports: dict[str, tuple[int, np.ndarray]] = {}
     for place, group in itertools.groupby(
         zip(plan.ffns, measurement.statistics, strict=True), lambda item: (item[0].place, block_of(item[0].container))
@@ -49,12 +55,35 @@ def assemble(plan: BuildPlan, measurement: Measurement, session: Session) -> Atl
                     statistics, weights, settings, support if dimensions == ffn.read_inputs else None
                 )
                 layers.append(measurement.laid_aside(len(layers), variables))
+                if plan.columns is not None:
+                    again = (ffn_weights(plan.model, member) for member in ffn.members)
+                    columns.append(ffn_columns(plan.columns, statistics, again, ffn.place))
+                    lost += untraced(statistics)
                 masses.append(mass)
         supports[place[0]] = (
             len(masses[-1]),
             labels.top_indices(np.sum([mass for mass in masses if len(mass) == len(masses[-1])], axis=0), settings.support_size),
         )
-    return _content(plan, measurement, session, layers)
+    content = _content(plan, measurement, session, layers)
+    if lost:
+        say(
+            f"note: it is not known which tokens reach {lost} of {len(plan.ffns)} FFNs, so columns that need it are unknown there"
+        )
+    return content if plan.columns is None else _with_columns(content, columns, plan.columns)
+
+
+def _with_columns(content: AtlasContent, columns: list[Mapping[str, np.ndarray]], plan: ColumnPlan) -> AtlasContent:
+    """``content`` with ``columns``, those of each FFN in model order."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    attributes = {}
+    for stack in content.stacks:
+        blocks = sorted((block for block in content.blocks if block.stack == stack.name), key=lambda block: block.row)
+        attributes[f"{OWNER}/{stack.name}"] = plan.attributes(blocks[0].place)
+        for name in columns[blocks[0].index]:
+            found.setdefault(name, {})[stack.name] = np.stack([columns[block.index][name] for block in blocks])
+    content = with_columns(content, found)
+    groups = tuple(dataclasses.replace(group, attributes=attributes[group.path]) for group in content.extensions)
+    return dataclasses.replace(content, extensions=groups)
 
 
 def assemble_partial(
@@ -128,7 +157,7 @@ def _without_columns(stacks: Sequence[StackData]) -> tuple[list[StackData], dict
     for stack in stacks:
         variables = dict(stack.variables)
         for name in [name for name in variables if name not in schema.STACK_VARIABLE_BY_NAME]:
-            found.setdefault(f"{columns.OWNER}/{name}", {})[stack.name] = np.asarray(variables.pop(name), dtype=np.float32)
+            found.setdefault(f"{OWNER}/{name}", {})[stack.name] = np.asarray(variables.pop(name), dtype=np.float32)
         own.append(dataclasses.replace(stack, variables=variables))
     return own, found
 

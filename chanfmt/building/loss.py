@@ -118,10 +118,15 @@ class MaskedTokenLoss:
         return max(1, round(MASKED_SHARE * (seq_len - len(self.special))))
 
     def backward(self, ids: torch.Tensor) -> float:
-        hidden = torch.stack([self._hidden(row) for row in ids.cpu()]).to(ids.device)
+        read, hidden = self.masked(ids)
         with explained(tokens_at_once(ids)):
-            logits = run_text(self.model, ids.masked_fill(hidden, self.mask_token)).logits
+            logits = run_text(self.model, read).logits
             return differentiated(nll(logits[hidden], ids[hidden]))
+
+    def masked(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the model reads in place of ``ids`` (sequence, position), and which tokens are hidden there, bool."""
+        hidden = torch.stack([self._hidden(row) for row in ids.cpu()]).to(ids.device)
+        return ids.masked_fill(hidden, self.mask_token), hidden
 
     def _hidden(self, row: torch.Tensor) -> torch.Tensor:
         chosen = _generator(row).permutation(len(row) - len(self.special))[: self.terms(len(row))]
@@ -150,9 +155,9 @@ class ReconstructionLoss:
 
     def backward(self, ids: torch.Tensor) -> float:
         with explained(tokens_at_once(ids)):
-            return differentiated(nll(run_text(self.model, ids, decoder_ids=self._shifted(ids)).logits, ids))
+            return differentiated(nll(run_text(self.model, ids, decoder_ids=self.shifted(ids)).logits, ids))
 
-    def _shifted(self, ids: torch.Tensor) -> torch.Tensor:
+    def shifted(self, ids: torch.Tensor) -> torch.Tensor:
         """What the decoder reads while it gives back ``ids`` (sequence, position)."""
         own = getattr(self.model, "prepare_decoder_input_ids_from_labels", None)
         if own is not None:

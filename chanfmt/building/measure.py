@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from chanfmt.building.columns import ColumnPlan
     from chanfmt.building.loss import Loss
     from chanfmt.data.arrays import CalibrationInputs
     from chanfmt.models.ffn import FFN
@@ -102,6 +103,7 @@ def measure(
     start: PassState | None = None,
     after_batch: Callable[[Measurement], object] = lambda measurement: None,
     group: Group | None = None,
+    columns: ColumnPlan | None = None,
 ) -> Measurement:
     """Accumulate the statistics of ``ffns`` over ``tokens``.
 
@@ -120,6 +122,7 @@ def measure(
             process reads it.
         after_batch: Called after every batch, while the sums are consistent.
         group: The processes that measure together.
+        columns: The columns to accumulate for besides.
 
     Raises:
         ModelError: The loss or a gradient is not finite.
@@ -140,12 +143,12 @@ def measure(
     while True:
         measured = 0
         try:
-            measurement = group.together(partial(_begun, model, ffns, loss.terms(tokens.seq_len), size, done, start))
+            measurement = group.together(partial(_begun, model, ffns, loss.terms(tokens.seq_len), size, done, start, columns))
             measured = done if start is not None else 0
             progress(measured * tokens.seq_len)
             capture = Capture(model, ffns, list(measurement.statistics))
             with out_of_memory_recognised(), capture.running():
-                for sequences in _batches(measurement, capture, loss, ffns, tokens, rho, group):
+                for sequences in _batches(measurement, capture, loss, ffns, tokens, rho, group, columns):
                     measurement.sequences += sequences
                     measured += sequences
                     progress(sequences * tokens.seq_len)
@@ -161,9 +164,13 @@ def measure(
         size //= 2
 
 
-def _begun(model: Any, ffns: list[FFN], terms: int, size: int, done: int, start: PassState | None) -> Measurement:
+def _begun(
+    model: Any, ffns: list[FFN], terms: int, size: int, done: int, start: PassState | None, columns: ColumnPlan | None
+) -> Measurement:
     """A measurement from which a pass goes on: that of ``start``, or an empty one."""
-    measurement = Measurement([FFNStatistics(ffn, model.get_parameter(ffn.write).device) for ffn in ffns], terms, size, done)
+    wanted = None if columns is None else columns.wanted
+    statistics = [FFNStatistics(ffn, model.get_parameter(ffn.write).device, wanted) for ffn in ffns]
+    measurement = Measurement(statistics, terms, size, done)
     if start is not None:
         for item, state in zip(measurement.statistics, start.ffns, strict=True):
             item.restore(state)
@@ -206,6 +213,7 @@ def _batches(
     tokens: CalibrationTokens | CalibrationInputs,
     rho: float,
     group: Group,
+    columns: ColumnPlan | None,
 ) -> Iterator[int]:
     """Measure batch by batch from where ``measurement`` stands. Yields the number of sequences of each batch.
 
@@ -220,7 +228,8 @@ def _batches(
             _choose_cores(measurement, rho, group)
         for start in range(max(first, done), last, size):
             stop = min(start + size, last)
-            measurement.loss += group.together(partial(_batch, capture, loss, ffns, tokens, *group.share(start, stop), split))
+            part = group.share(start, stop)
+            measurement.loss += group.together(partial(_batch, capture, loss, ffns, tokens, *part, split, columns))
             yield stop - start
 
 
@@ -232,11 +241,12 @@ def _batch(
     start: int,
     stop: int,
     split: int,
+    columns: ColumnPlan | None,
 ) -> float:
     """Measure sequences ``start`` to ``stop``. Returns their summed loss in nats."""
     if start == stop:
         return 0.0
-    capture.begin(stop - start, split)
+    capture.begin(stop - start, split, None if columns is None else columns.batch(start, stop, capture.device))
     nats = loss.backward(tokens.batch(start, stop, loss.model))
     if not math.isfinite(nats):
         check_finite(loss.model)

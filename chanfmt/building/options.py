@@ -13,6 +13,7 @@ from chanfmt.base.inputs import input_path
 from chanfmt.data.shares import divide, read_weights
 from chanfmt.data.text import ARRAYS, BOS, SELF
 from chanfmt.format import schema
+from chanfmt.format.columns import NO_GROUPS, measured_groups
 from chanfmt.models.load import DTYPES, check_device_map
 
 _COUNT = re.compile("0*[1-9][0-9]{0,8}")
@@ -95,6 +96,15 @@ class BuildOptions:
     no_store_tokens: bool = field(
         default=False, metadata={"help": "write only the hashes of the calibration tokens, not the tokens"}
     )
+    columns: str = field(
+        default=NO_GROUPS,
+        metadata={
+            "help": "further columns to measure in the same pass: peaks (super-weight candidates, and the token of the largest |u|), "
+            "positions (shares of first tokens and of delimiters), activity (how often a channel is active, and how that differs "
+            "between the sources), several of them with commas between, all, or none",
+            "metavar": "NAME,...",
+        },
+    )
     trust_remote_code: bool = field(default=False, metadata={"help": "allow code from the model's repository to run"})
     resume: bool = field(default=False, metadata={"help": "continue an interrupted build from FILE.partial next to the output"})
     checkpoint_every: float | None = field(
@@ -157,7 +167,7 @@ class BuildOptions:
                     )
             if not self.revision_names:
                 raise UsageError("--revisions names no revision", hint="for example: --revisions step1000,step2000")
-        _ = self.batch
+        _ = self.batch, self.column_groups
 
     def check_in_memory(self) -> None:
         """Raise `UsageError` for an option that cannot be used with a model that is in memory."""
@@ -177,6 +187,11 @@ class BuildOptions:
     def revision_names(self) -> list[str]:
         """The revisions of ``revisions``, in the order given, without duplicates."""
         return list(dict.fromkeys(name.strip() for name in (self.revisions or "").split(",") if name.strip()))
+
+    @property
+    def column_groups(self) -> tuple[str, ...]:
+        """The groups of columns to measure. Raises `UsageError`."""
+        return measured_groups(self.columns)
 
     @property
     def shares(self) -> dict[str, int]:

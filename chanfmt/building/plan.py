@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from chanfmt.base.files import check_target
 from chanfmt.base.narrate import progress_bar
+from chanfmt.building.columns import ColumnPlan, plan_columns
 from chanfmt.building.loss import Loss, choose_loss
 from chanfmt.building.plan_arrays import plan_arrays
 from chanfmt.building.refusals import prune_refusals
@@ -21,6 +22,7 @@ from chanfmt.data.sources import draw_text, together
 from chanfmt.data.special_tokens import added_by, around_sequences, found_around
 from chanfmt.data.text import SELF
 from chanfmt.data.tokens import CalibrationTokens, canonical, check_context
+from chanfmt.format.columns import ALL_GROUPS
 from chanfmt.format.records import LabelSettings, ModelRecord, SpecialTokens, TensorSlice
 from chanfmt.models.find.discover import find_ffns
 from chanfmt.models.load import load_model
@@ -60,6 +62,7 @@ class BuildPlan:
         streamed: The model as a chain of blocks, for a streamed build; otherwise None.
         width_refusal: Why ``surgery prune`` will refuse the model, if the reason is the widths; otherwise empty.
         width_note: A sentence about FFNs that it will not narrow; empty if there are none, or if it refuses the model.
+        columns: The columns that are measured besides; None if there are none.
     """
 
     options: BuildOptions
@@ -78,6 +81,7 @@ class BuildPlan:
     streamed: StreamedModel | None = None
     width_refusal: str = ""
     width_note: str = ""
+    columns: ColumnPlan | None = None
 
     @functools.cached_property
     def record(self) -> ModelRecord:
@@ -112,6 +116,7 @@ class BuildPlan:
             "calibration": [source.name for source in self.sources],
             "sequences": len(self.tokens) + self.unsampled,
             "tokens": (len(self.tokens) + self.unsampled) * self.tokens.seq_len,
+            "columns": list(self.columns.wanted.groups) if self.columns is not None else [],
             "prune": f"refused: {'; '.join(self.refusals)}" if self.refusals else self.width_note or "every FFN can be narrowed",
             **(
                 {"begin_with": list(self.special.before), "end_with": list(self.special.after)}
@@ -205,6 +210,7 @@ def _plan_of_tokens(options: BuildOptions, settings: LabelSettings, source: Mode
         streamed,
         refusal,
         note,
+        _columns(options, tokens, ffns, loss, tokenizer),
     )
 
 
@@ -227,7 +233,15 @@ def _plan_of_arrays(options: BuildOptions, settings: LabelSettings, source: Mode
         arrays.inputs,
         width_refusal=refusal,
         width_note=note,
+        columns=_columns(options, arrays.inputs, arrays.ffns, arrays.loss, None),
     )
+
+
+def _columns(
+    options: BuildOptions, tokens: CalibrationTokens | CalibrationInputs, ffns: list[FFN], loss: Loss, tokenizer: Any
+) -> ColumnPlan | None:
+    everything = ALL_GROUPS in options.columns
+    return plan_columns(options.column_groups, tokens, ffns, loss, tokenizer, everything=everything)
 
 
 def _drawn(options: BuildOptions, source: ModelSource, file: InputFile | None, special: SpecialTokens) -> list[Source]:

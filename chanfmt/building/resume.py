@@ -14,7 +14,7 @@ from chanfmt.base.narrate import say
 from chanfmt.building.keeper import remove_partial
 from chanfmt.building.requirements import check_requirements
 from chanfmt.building.state import ENVIRONMENT, NONE_ADDED, REQUEST, is_partial, read_partial, sequences_digest
-from chanfmt.format import schema
+from chanfmt.format import columns, schema
 from chanfmt.format.reader import Atlas
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def request_of(plan: BuildPlan) -> dict[str, Any]:
         "seed": plan.options.seed,
         "sequences_sha256": sequences_digest(plan.tokens.sha256),
         "special_tokens": plan.special.to_json() if plan.special is not None and (plan.special or plan.added) else NONE_ADDED,
+        "columns": ",".join(plan.columns.wanted.groups) if plan.columns is not None else columns.NO_GROUPS,
         **dataclasses.asdict(plan.settings),
     }
 

@@ -67,6 +67,7 @@ def _measured(
                 progress=bar.update,
                 start=start,
                 after_batch=after_batch,
+                columns=plan.columns,
                 gradient=gradient_path(options.partial, start.stream.block) if start and start.stream else None,
             )
     with progress_bar(len(plan.tokens) * plan.tokens.seq_len, "tok", "measuring") as bar:
@@ -81,4 +82,5 @@ def _measured(
             start=start,
             after_batch=after_batch,
             group=group,
+            columns=plan.columns,
         )

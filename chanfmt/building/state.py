@@ -15,7 +15,7 @@ import numpy as np
 from chanfmt.algebra import labels, metrics
 from chanfmt.base.errors import AtlasError
 from chanfmt.building.statistics import CHANCE, REDUCED
-from chanfmt.format import schema
+from chanfmt.format import columns, schema
 from chanfmt.format.reader import Atlas
 from chanfmt.format.records import ExtensionGroup, ExtensionVariable
 from chanfmt.format.unit import unit_rows
@@ -45,6 +45,7 @@ REQUEST: dict[str, str] = {
     "seed": "--seed",
     "sequences_sha256": "the calibration sequences",
     "special_tokens": "the set of special tokens around a sequence (--bos)",
+    "columns": "--columns",
     "rho": "--rho",
     "eta": "--eta",
     "support_size": "--support",
@@ -58,6 +59,8 @@ REQUEST: dict[str, str] = {
 
 NONE_ADDED = "none"
 """Value of ``special_tokens`` if there are none and the tokenizer adds none. Older partial atlases do not state it."""
+_UNSTATED = {"special_tokens": NONE_ADDED, "columns": columns.NO_GROUPS}
+"""Values of `REQUEST` that older partial atlases do not state."""
 
 ENVIRONMENT: dict[str, str] = {
     "chanfmt": "chanfmt",
@@ -91,6 +94,11 @@ _EXTRA_STATE: dict[str, tuple[tuple[str, ...], str, str]] = {
     "last": (("layer", "position", "candidate"), "q of the candidates in the last sequence", "nats"),
     "last_total": (("layer", "candidate"), "sum of q of the candidates over the last sequence", "nats"),
     "last_q2": (("layer", "candidate"), "sum of q^2 of the candidates over the last sequence", "nats2"),
+    "column_peak": (("layer", "channel"), "largest |u| and its row", "1"),
+    "column_first": (("layer", "moment", "channel"), "sums of u^2 and q^2 over first positions", "1"),
+    "column_delimiter": (("layer", "moment", "channel"), "sums of u^2 and q^2 over delimiters", "1"),
+    "column_active": (("layer", "source", "channel"), "tokens with u > 0 in each source, and without a source", "1"),
+    "column_tallies": (("layer", "tally"), "tokens of each kind that columns tell apart", "1"),
 }
 """Arrays of ``x_chanfmt/<stack>``: dimensions, long name, units."""
 
@@ -230,8 +238,7 @@ def read_partial(path: Path) -> PartialAtlas:
         ffns: list[Mapping[str, np.ndarray]] = [_ffn_state(content, groups, block) for block in content.blocks]
         stream = StreamState(int(attributes["block"]), str(attributes["gradient_sha256"])) if "block" in attributes else None
         return PartialAtlas(
-            {name: attributes[name] for name in REQUEST if name != "special_tokens"}
-            | {"special_tokens": attributes.get("special_tokens", NONE_ADDED)},
+            {name: attributes.get(name, _UNSTATED[name]) if name in _UNSTATED else attributes[name] for name in REQUEST},
             {name: attributes[name] for name in ENVIRONMENT},
             PassState(content.calibration.sequences, int(attributes["batch_size"]), float(attributes["loss"]), ffns, stream),
             content.producer,

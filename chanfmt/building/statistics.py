@@ -11,11 +11,13 @@ import torch
 
 from chanfmt.algebra import labels
 from chanfmt.analysis.chance import turn_offset
+from chanfmt.building.column_sums import ColumnSums, Wanted
 from chanfmt.format import schema
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from chanfmt.building.column_sums import Rows
     from chanfmt.building.distributed import Group
     from chanfmt.models.ffn import FFN
 
@@ -39,9 +41,12 @@ class ChannelStatistics:
         read_inputs: Length of the vectors that the read projections read.
         device: Device of the sums.
         routed: Whether only some tokens of each sequence arrive, so that the tokens of two sequences do not correspond.
+        wanted: The columns to accumulate for besides.
     """
 
-    def __init__(self, n_channels: int, read_inputs: int, device: torch.device, *, routed: bool = False) -> None:
+    def __init__(
+        self, n_channels: int, read_inputs: int, device: torch.device, *, routed: bool = False, wanted: Wanted | None = None
+    ) -> None:
         self.n_channels = n_channels
         self.device = device
         self.routed = routed
@@ -52,17 +57,19 @@ class ChannelStatistics:
         self.read_power = self._zeros(read_inputs)
         self.core: CoreCorrelation | None = None
         self.reduced: dict[str, np.ndarray] | None = None
+        self.columns = ColumnSums(wanted, n_channels, device) if wanted is not None and wanted.groups else None
 
     def add_read_input(self, x: torch.Tensor) -> None:
         """Add the reads' input ``x`` (..., d) to the sums of squares that `wanda_group` needs."""
         self.read_power += _wide(x).reshape(-1, x.shape[-1]).square().sum(0)
 
-    def add(self, u: torch.Tensor, s: torch.Tensor, split: int) -> None:
+    def add(self, u: torch.Tensor, s: torch.Tensor, split: int, rows: Rows | None = None) -> None:
         """Add tokens that all belong to ``split``.
 
         Args:
             u: Write inputs, (sequence, token, m).
             s: dL/du of the summed loss, same shape.
+            rows: Where the tokens come from, if columns are accumulated.
         """
         if not u.numel():
             return
@@ -82,6 +89,8 @@ class ChannelStatistics:
         self.tokens_split[split] += u.shape[0] * u.shape[1]
         if self.core is not None:
             self.core.add(q, q_total, q2)
+        if self.columns is not None and rows is not None:
+            self.columns.add(u, q, rows)
 
     def choose_core(self, rho: float) -> None:
         """Fix the candidate core from the tokens so far and start correlating with it."""
@@ -152,10 +161,13 @@ class ChannelStatistics:
         pairs = () if self.core is None else (self.core.real, self.core.null)
         moments = (tensor for pair in pairs for tensor in (pair.cross, pair.channel, pair.other))
         chance = () if self.core is None else (self.core.chance_cross,)
-        return [*self.sums.values(), self.split_q2, self.read_power, *moments, *chance]
+        columns = [] if self.columns is None else self.columns.additive()
+        return [*self.sums.values(), self.split_q2, self.read_power, *moments, *chance, *columns]
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         own = {**self.sums, "sum_q2_split": self.split_q2, "max_abs_u": self.max_abs_u, "read_power": self.read_power}
+        if self.columns is not None:
+            own |= self.columns.tensors()
         return own if self.core is None else own | self.core.tensors()
 
     def _zeros(self, *shape: int) -> torch.Tensor:
@@ -165,10 +177,10 @@ class ChannelStatistics:
 class FFNStatistics:
     """The statistics of one FFN: one `ChannelStatistics`, or one per routed expert."""
 
-    def __init__(self, ffn: FFN, device: torch.device) -> None:
+    def __init__(self, ffn: FFN, device: torch.device, wanted: Wanted | None = None) -> None:
         routed = bool(ffn.experts) or ffn.uses > 1
         self.experts = ffn.experts
-        self.members = [ChannelStatistics(ffn.width, ffn.read_inputs, device, routed=routed) for _ in ffn.members]
+        self.members = [ChannelStatistics(ffn.width, ffn.read_inputs, device, routed=routed, wanted=wanted) for _ in ffn.members]
 
     @property
     def nbytes(self) -> int:
@@ -188,6 +200,10 @@ class FFNStatistics:
             [*counts, *(tensor for member in self.members for tensor in member.additive())],
             [member.max_abs_u for member in self.members],
         )
+        peaks = [member.columns.peak for member in self.members if member.columns is not None]
+        if peaks:
+            # Apart from the other maxima, because tensors that travel together have one dtype.
+            group.collect([], peaks)
         for member, count in zip(self.members, counts, strict=True):
             member.set_counts(count)
 

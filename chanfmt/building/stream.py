@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from chanfmt.building.column_sums import Wanted
+    from chanfmt.building.columns import ColumnPlan
     from chanfmt.building.loss import Loss
     from chanfmt.data.tokens import CalibrationTokens
     from chanfmt.format.records import LabelSettings
@@ -52,8 +54,9 @@ class Shelf(Sequence[FFNStatistics]):
     In memory they would grow with the number of blocks, which streaming has to avoid.
     """
 
-    def __init__(self, spool: Spool) -> None:
+    def __init__(self, spool: Spool, wanted: Wanted | None = None) -> None:
         self.spool = spool
+        self.wanted = wanted
         self.states: list[Spooled] = []
         self._ffns: list[FFN] = []
 
@@ -66,7 +69,7 @@ class Shelf(Sequence[FFNStatistics]):
         return len(self._ffns)
 
     def __getitem__(self, index: int) -> FFNStatistics:  # type: ignore[override]
-        statistics = FFNStatistics(self._ffns[index], torch.device("cpu"))
+        statistics = FFNStatistics(self._ffns[index], torch.device("cpu"), self.wanted)
         statistics.restore(dict(self.states[index]))
         return statistics
 
@@ -134,6 +137,7 @@ def measure_streamed(
     start: PassState | None = None,
     gradient: Path | None = None,
     after_batch: Callable[[StreamedMeasurement], object] = lambda measurement: None,
+    columns: ColumnPlan | None = None,
 ) -> StreamedMeasurement:
     """Accumulate the statistics of all FFNs over ``tokens``, as `chanfmt.building.measure.measure` does.
 
@@ -147,6 +151,7 @@ def measure_streamed(
         start: The state of an earlier pass over the same tokens. Forward passes are repeated as far as they are needed.
         gradient: The file that `StreamedMeasurement.keep_beside` wrote with that state.
         after_batch: Called after every batch of every block, and after every finished block.
+        columns: The columns to accumulate for besides.
 
     Raises:
         ModelError: The loss or a gradient is not finite.
@@ -157,7 +162,7 @@ def measure_streamed(
     if start is not None:
         size = start.batch_size
     while True:
-        run = _Pass(streamed, spool, ids, _batches(tokens.split_of, size), settings, loss, progress, after_batch)
+        run = _Pass(streamed, spool, ids, _batches(tokens.split_of, size), settings, loss, progress, after_batch, columns)
         try:
             with out_of_memory_recognised(), eager_experts(streamed.chain.model):
                 return run.result(size, start, gradient)
@@ -212,6 +217,7 @@ class _Pass:
         loss: Loss,
         progress: Callable[[int], object],
         after_batch: Callable[[StreamedMeasurement], object],
+        columns: ColumnPlan | None,
     ) -> None:
         self.chain: Chain = streamed.chain
         self.spool = spool
@@ -221,6 +227,8 @@ class _Pass:
         self.loss = loss
         self.progress = progress
         self.after_batch = after_batch
+        self.columns = columns
+        self.wanted = None if columns is None else columns.wanted
         self.done = 0
         self.ffns: list[list[FFN]] = [[] for _ in range(len(self.chain))]
         for ffn in streamed.ffns:
@@ -232,7 +240,9 @@ class _Pass:
 
     def result(self, size: int, start: PassState | None, gradient: Path | None) -> StreamedMeasurement:
         count = len(self.chain)
-        found = StreamedMeasurement(Shelf(self.spool), self.loss.terms(self.ids.shape[1]), size, len(self.ids), block=count)
+        found = StreamedMeasurement(
+            Shelf(self.spool, self.wanted), self.loss.terms(self.ids.shape[1]), size, len(self.ids), block=count
+        )
         found.gradient = lambda: (self.spool.get((found.block, place)) for place in range(len(self.batches)))
         self.found = found
         if start is None:
@@ -308,14 +318,15 @@ class _Pass:
     def _backward(self, number: int, calls: list[list[Call]]) -> list[tuple[FFN, FFNStatistics]]:
         """Run block ``number`` again from its inputs, forward and backward. The gradients take the place of the inputs."""
         ffns = self.ffns[number]
-        statistics = [FFNStatistics(ffn, self.chain.device) for ffn in ffns]
+        statistics = [FFNStatistics(ffn, self.chain.device, self.wanted) for ffn in ffns]
         with self.chain.loaded(number):
             capture = Capture(self.chain.model, ffns, statistics)
             with capture.running():
                 for place, batch in enumerate(self.batches):
                     if batch.split:
                         self._choose_cores(statistics)
-                    capture.begin(batch.sequences, batch.split)
+                    rows = None if self.columns is None else self.columns.batch(batch.start, batch.stop, self.chain.device)
+                    capture.begin(batch.sequences, batch.split, rows)
                     gradient = self._back(number, place, batch, calls[place][number])
                     _check_finite(ffns, statistics, batch)
                     if gradient is not None:

@@ -67,6 +67,7 @@ def _run(arguments: argparse.Namespace) -> int:
             ("file", f"{data['format']} {data['format_version']}, {data['status']}, {data['producer']}, {data['created']}"),
             ("digest", data["content_sha256"]),
             *([("source", atlas.hub_source)] if atlas.hub_source else []),
+            *(("columns", text) for text in _by_owner(data["columns"])),
         ]
         framework.print_pairs(lines)
         framework.print_line()
@@ -107,6 +108,7 @@ def info_data(atlas: Atlas) -> dict[str, Any]:
             }
             for name, stack in atlas.stacks.items()
         },
+        "columns": _columns(atlas),
         "layers": layer_rows(atlas),
         "build": {
             "seconds": atlas.producer.seconds,
@@ -117,6 +119,20 @@ def info_data(atlas: Atlas) -> dict[str, Any]:
             "command": atlas.producer.command,
         },
     }
+
+
+def _columns(atlas: Atlas) -> list[str]:
+    """Names of the columns that the atlas holds besides its metrics."""
+    return list(dict.fromkeys(name for stack in atlas.stacks.values() for name in stack.extension_names))
+
+
+def _by_owner(names: list[str]) -> list[str]:
+    """The columns of each owner in one line."""
+    own: dict[str, list[str]] = {}
+    for name in names:
+        owner, _, rest = name.partition("/")
+        own.setdefault(owner, []).append(rest)
+    return [f"{owner}: {', '.join(rest)}" for owner, rest in own.items()]
 
 
 def _ends(calibration: CalibrationRecord) -> str:

@@ -12,6 +12,7 @@ from chanfmt.cli.options import AtlasOptions
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Mapping
 
     import numpy as np
 
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
 
 
 EXAMPLES = (
-    "atlas show llama.h5 --layer 3",
     "atlas show llama.h5 --layer 3 --sort activation_power --top 50",
     "atlas show mixtral.h5 --layer 3 --expert 5 --channel 1234 --json",
+    "atlas show llama.h5 --super-weights --top 10",
 )
 
 
@@ -38,7 +39,14 @@ _FIRST = (
 class ShowOptions:
     """Which channels, and in which order."""
 
-    layer: int = field(metadata={"help": "layer number in the model", "metavar": "L"})
+    layer: int | None = field(default=None, metadata={"help": "layer number in the model", "metavar": "L"})
+    super_weights: bool = field(
+        default=False,
+        metadata={
+            "help": "list the model's super-weight candidates instead: the largest |u| times the largest |w| of a channel (needs an "
+            "atlas with --columns peaks)"
+        },
+    )
     stack: str | None = field(
         default=None, metadata={"help": "stack of the FFN, if the layer has FFNs in several stacks", "metavar": "NAME"}
     )
@@ -61,13 +69,14 @@ def add(commands: Any) -> None:
     framework.add_command(
         commands,
         "show",
-        "list a layer's channels or experts, or all numbers of one channel",
+        "list a layer's channels or experts, all numbers of one channel, or super-weight candidates",
         run=_run,
         options=lambda: (AtlasOptions, ShowOptions),
         examples=EXAMPLES,
         description=(
             "List the channels of a layer's FFN. If the layer has experts, list the experts, or with --expert the channels of one "
-            "expert. With --channel, print all that the atlas holds about one channel."
+            "expert. With --channel, print all that the atlas holds about one channel. With --super-weights, list the channels of the "
+            "whole model in which a single weight meets the largest activations."
         ),
     )
 
@@ -77,6 +86,15 @@ def _run(arguments: argparse.Namespace) -> int:
 
     if arguments.top < 0:
         raise UsageError(f"--top must be 0 or more, not {arguments.top}")
+    if arguments.super_weights:
+        for name in ("layer", "stack", "expert", "channel", "sort"):
+            if getattr(arguments, name) is not None:
+                raise UsageError(f"--super-weights lists the whole model, and --{name} does not", hint="leave out one of them")
+        with open_atlas(arguments.file, contained=True) as atlas:
+            _show_super_weights(atlas, arguments)
+        return 0
+    if arguments.layer is None:
+        raise UsageError("show needs a layer", hint="add --layer L, or --super-weights")
     with open_atlas(arguments.file, contained=True) as atlas:
         block = atlas.block(arguments.layer, arguments.stack)
         stack = atlas.stacks[block.stack]
@@ -98,6 +116,47 @@ def _run(arguments: argparse.Namespace) -> int:
         else:
             _show_channels(atlas, stack, block, arguments)
     return 0
+
+
+def _show_super_weights(atlas: Atlas, arguments: argparse.Namespace) -> None:
+    import dataclasses
+
+    from chanfmt.analysis.candidates import super_weights
+
+    found = super_weights(atlas, arguments.top)
+    if arguments.json:
+        framework.print_json({"super_weights": [dataclasses.asdict(item) for item in found]})
+        return
+    several = len({item.stack for item in found}) > 1
+    experts = any(item.expert is not None for item in found)
+    framework.print_table(
+        [
+            *(["stack"] if several else []),
+            "layer",
+            *(["expert"] if experts else []),
+            *("channel", "row", "|u| x |w|", "max |u|", "token", "position", "sequence"),
+        ],
+        [
+            [
+                *([item.stack] if several else []),
+                str(item.layer),
+                *([_whole(item.expert)] if experts else []),
+                *(str(item.channel), _whole(item.row), significant(item.value)),
+                "-" if item.peak is None else significant(item.peak),
+                *(_whole(number) for number in (item.token, item.position, item.sequence)),
+            ]
+            for item in found
+        ],
+    )
+
+
+def _whole(number: int | None) -> str:
+    return "-" if number is None else str(number)
+
+
+def _cell(value: float, dtype: str) -> str:
+    """``value`` of a metric of type ``dtype``. Ids and counts are printed whole, because people type them back."""
+    return str(int(value)) if dtype[0] in "iu" and value == value else significant(value)
 
 
 def _values(stack: Stack, block: Block, expert: int | None, name: str) -> np.ndarray:
@@ -127,6 +186,7 @@ def _show_channels(atlas: Atlas, stack: Stack, block: Block, arguments: argparse
     sort = arguments.sort or _ranked_by(atlas, stack)
 
     held = {metric.name: metric.heading for metric in stack.all_metrics}
+    types = {metric.name: metric.dtype for metric in stack.all_metrics}
     values = {name: _values(stack, block, arguments.expert, name) for name in held}
     names = [name for name in held if not np.isnan(values[name]).all()]
     if sort not in ("channel", *names):
@@ -161,7 +221,7 @@ def _show_channels(atlas: Atlas, stack: Stack, block: Block, arguments: argparse
                 str(rank),
                 str(channel),
                 schema.LABELS.get(int(label[channel]), "?"),
-                *(significant(float(values[name][channel])) for name in names),
+                *(_cell(float(values[name][channel]), types[name]) for name in names),
             ]
             for rank, channel in enumerate(order, 1)
         ],
@@ -260,14 +320,14 @@ def _show_channel(atlas: Atlas, stack: Stack, block: Block, arguments: argparse.
     of = "" if expert is None else f" expert {expert}"
     framework.print_line(f"layer {block.layer_index}{of} channel {channel}: {label}")
     framework.print_line()
-    _print_card(card)
+    _print_card(card, {metric.name: metric.dtype for metric in stack.all_metrics})
     if about:
         framework.print_line()
     for name, text in about.items():
         framework.print_line(f"{name}: {text}")
 
 
-def _print_card(card: Card) -> None:
+def _print_card(card: Card, types: Mapping[str, str]) -> None:
     def share(value: float) -> str:
         return "-" if value != value else f"{value:.1%}"
 
@@ -276,7 +336,7 @@ def _print_card(card: Card) -> None:
         [
             (
                 item.name,
-                significant(item.value),
+                _cell(item.value, types[item.name]),
                 str(item.rank or "-"),
                 str(item.known),
                 share(item.below),

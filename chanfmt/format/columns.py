@@ -1,4 +1,4 @@
-"""Well-known columns: numbers per channel that several programs make, with one name, type and unit each. Data only.
+"""Well-known columns: numbers per channel that several programs make, with one name, type and unit each.
 
 They are extensions (spec section "Extensions") of the owner `OWNER`. ``spec/columns-1.md`` is made from this table. Columns that
 are not here belong to their program: ``x_<owner>/<name>``.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from chanfmt.base.choices import unknown
+from chanfmt.base.errors import UsageError
 from chanfmt.format import schema
 
 OWNER = f"{schema.EXTENSION_PREFIX}common"
@@ -25,10 +27,11 @@ class Column:
 
     Attributes:
         name: ``x_common/<name>``.
-        dtype: One of ``f4 i4 i8 u1``.
+        dtype: One of ``f4 f8 i4 i8 u1``.
         units: CF units; ``1`` is dimensionless.
         merge: How two atlases combine it, one of `chanfmt.format.schema.EXTENSION_MERGE_RULES`.
         long_name: What the number is.
+        heading: Heading in a table, at most 10 characters; by default the beginning of the name.
     """
 
     name: str
@@ -36,6 +39,13 @@ class Column:
     units: str
     merge: str
     long_name: str
+    heading: str = ""
+
+
+def heading_of(name: str) -> str:
+    """Heading of the column ``name``, ``x_owner/name``, in a table."""
+    known = COLUMN_BY_NAME.get(name)
+    return known.heading if known is not None and known.heading else name.rpartition("/")[2][:10]
 
 
 COLUMNS = (
@@ -47,17 +57,40 @@ COLUMNS = (
         "nats",
         "drop",
         "redundancy against the same supernodes in other sequences and at other positions: what chance gives",
+        "red chance",
     ),
     Column(f"{OWNER}/kurtosis", "f4", "1", "drop", "kurtosis of u over tokens, 3 for a normal distribution"),
-    Column(f"{OWNER}/ablation_loss", "f4", "nats", "drop", "increase of the mean loss per token if u is set to 0 on all tokens"),
-    Column(f"{OWNER}/ablation_loss_error", "f4", "nats", "drop", "standard error of ablation_loss over the blocks of the text"),
-    Column(f"{OWNER}/mean_ablation_loss", "f4", "nats", "drop", "increase of the mean loss per token if u is set to its mean"),
+    Column(
+        f"{OWNER}/ablation_loss",
+        "f4",
+        "nats",
+        "drop",
+        "increase of the mean loss per token if u is set to 0 on all tokens",
+        "ablation",
+    ),
+    Column(
+        f"{OWNER}/ablation_loss_error",
+        "f4",
+        "nats",
+        "drop",
+        "standard error of ablation_loss over the blocks of the text",
+        "abl error",
+    ),
+    Column(
+        f"{OWNER}/mean_ablation_loss",
+        "f4",
+        "nats",
+        "drop",
+        "increase of the mean loss per token if u is set to its mean",
+        "mean abl",
+    ),
     Column(
         f"{OWNER}/mean_ablation_loss_error",
         "f4",
         "nats",
         "drop",
         "standard error of mean_ablation_loss over the blocks of the text",
+        "m abl err",
     ),
     Column(
         f"{OWNER}/replaceability",
@@ -65,6 +98,7 @@ COLUMNS = (
         "1",
         "drop",
         "share of the variance of u on held-out tokens that a linear map from other channels of the FFN explains (R^2)",
+        "replace",
     ),
     Column(
         f"{OWNER}/replaceability_null",
@@ -72,6 +106,7 @@ COLUMNS = (
         "1",
         "drop",
         "replaceability if u is taken from other sequences and at other positions: what chance gives",
+        "repl null",
     ),
     Column(f"{OWNER}/hessian_diagonal", "f4", "nats", "drop", "mean over tokens of the second derivative of the loss by u"),
     Column(f"{OWNER}/integrated_gradients", "f4", "nats", "drop", "mean over tokens of the integrated gradients of u from 0"),
@@ -82,18 +117,54 @@ COLUMNS = (
     Column(f"{OWNER}/cluster", "i4", "1", "equal", "group that the channel belongs to, counted from 0, or -1"),
     Column(f"{OWNER}/explanation_score", "f4", "1", "equal", "correlation of u with its prediction from an explanation in words"),
     Column(f"{OWNER}/kept", "u1", "1", "equal", "1 if a published cut of the model keeps the channel, otherwise 0"),
+    Column(
+        f"{OWNER}/super_weight", "f4", "1", "max", "largest |u| times the largest |w| of the channel's write vector", "super w"
+    ),
+    Column(
+        f"{OWNER}/super_weight_row",
+        "i4",
+        "1",
+        "equal",
+        "residual dimension of the largest |w| of the channel's write vector",
+        "w row",
+    ),
+    Column(f"{OWNER}/peak_token", "i4", "1", "drop", "id of the token on which |u| is largest, or -1", "peak token"),
+    Column(f"{OWNER}/peak_position", "i4", "1", "drop", "position of that token in its sequence, or -1", "peak pos"),
+    Column(f"{OWNER}/peak_sequence", "i4", "1", "drop", "number of that sequence in /calibration, or -1", "peak seq"),
+    Column(f"{OWNER}/first_sum_u2", "f8", "1", "sum", "sum of u^2 over the first positions of sequences", "first u2"),
+    Column(f"{OWNER}/first_sum_q2", "f8", "nats2", "sum", "sum of q^2 over the first positions of sequences", "first q2"),
+    Column(f"{OWNER}/first_power_share", "f4", "1", "drop", "share of first positions in the sum of u^2", "first pow"),
+    Column(f"{OWNER}/first_lp_share", "f4", "1", "drop", "share of first positions in LP", "first LP"),
+    Column(f"{OWNER}/delimiter_sum_u2", "f8", "1", "sum", "sum of u^2 over delimiters", "delim u2"),
+    Column(f"{OWNER}/delimiter_sum_q2", "f8", "nats2", "sum", "sum of q^2 over delimiters", "delim q2"),
+    Column(f"{OWNER}/delimiter_power_share", "f4", "1", "drop", "share of delimiters in the sum of u^2", "delim pow"),
+    Column(f"{OWNER}/delimiter_lp_share", "f4", "1", "drop", "share of delimiters in LP", "delim LP"),
+    Column(
+        f"{OWNER}/source_entropy",
+        "f4",
+        "nats",
+        "drop",
+        "entropy of the channel's rate of activity over the calibration sources",
+        "src entr",
+    ),
 )
-HEADINGS = {
-    f"{OWNER}/{name}": heading
-    for name, heading in {
-        "redundancy_chance": "red chance",
-        "ablation_loss": "ablation",
-        "ablation_loss_error": "abl error",
-        "mean_ablation_loss": "mean abl",
-        "mean_ablation_loss_error": "m abl err",
-        "replaceability": "replace",
-        "replaceability_null": "repl null",
-    }.items()
-}
-"""Headings of tables for columns whose names do not differ in their first ten characters, or say little there."""
 COLUMN_BY_NAME = {column.name: column for column in COLUMNS}
+
+PEAKS, POSITIONS, ACTIVITY = "peaks", "positions", "activity"
+MEASURED_GROUPS = (PEAKS, POSITIONS, ACTIVITY)
+"""The groups of columns that `atlas build` can measure in its pass."""
+ALL_GROUPS, NO_GROUPS = "all", "none"
+
+
+def measured_groups(text: str) -> tuple[str, ...]:
+    """The groups that ``--columns`` names, in the order of `MEASURED_GROUPS`. Raises `UsageError`."""
+    known = (*MEASURED_GROUPS, ALL_GROUPS, NO_GROUPS)
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise UsageError("--columns names nothing", hint=f"choose from {', '.join(known)}")
+    for name in names:
+        if name not in known:
+            raise unknown("columns", name, known)
+    if len(names) > 1 and NO_GROUPS in names:
+        raise UsageError(f"--columns {NO_GROUPS} cannot be combined with other columns", hint=f"leave out {NO_GROUPS}")
+    return tuple(group for group in MEASURED_GROUPS if group in names or ALL_GROUPS in names)

@@ -11,7 +11,8 @@
     element.append(text);
     return element;
   };
-  const number = (value) => (value === null || value === undefined ? "-" : Number(value.toPrecision(3)).toString());
+  const whole = (value) => Number.isInteger(value) && Math.abs(value) < 1e9;  // Ids are typed back, so no digit may be missing.
+  const number = (value) => (value === null || value === undefined ? "-" : whole(value) ? String(value) : Number(value.toPrecision(3)).toString());
   const kind = (label) => (label === "supernode" || label === "halo" ? label : "");
   const metrics = data.metrics;
   let row = 0, bin = 0, chosen = 0;

@@ -9,6 +9,7 @@ import numpy as np
 
 from chanfmt.analysis.strip import strip_levels, strip_shares
 from chanfmt.format import schema
+from chanfmt.format.columns import NAME
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +38,7 @@ class Explored:
         channels: Ids of the channels that the page holds, by descending LP, int64 (channel,).
         ranks: Their ranks by LP from 1, int64 (channel,).
         labels: Their labels in words.
-        values: Metric to their values, floating point (channel,).
+        values: Metric or column to their values (channel,).
     """
 
     name: str
@@ -63,10 +64,14 @@ class Explored:
             "ranks": self.ranks.tolist(),
             "labels": self.labels,
             "values": {
-                name: [float(f"{value:.{DIGITS}g}") if np.isfinite(value) else None for value in values.tolist()]
+                name: values.tolist() if values.dtype.kind in "iu" else [_rounded(value) for value in values.tolist()]
                 for name, values in self.values.items()
             },
         }
+
+
+def _rounded(value: float) -> float | None:
+    return float(f"{value:.{DIGITS}g}") if np.isfinite(value) else None
 
 
 def explored(units: Sequence[Unit], *, several_stacks: bool) -> tuple[Explored, ...]:
@@ -93,5 +98,11 @@ def _unit(unit: Unit, *, several_stacks: bool) -> Explored:
         channels=channels,
         ranks=rows + 1,
         labels=tuple(schema.LABELS.get(int(label), str(label)) for label in labels),
-        values={metric.name: unit.values(metric.name)[channels] for metric in schema.METRICS if unit.holds(metric.name)},
+        values={name: unit.values(name)[channels] for name in _names(unit)},
     )
+
+
+def _names(unit: Unit) -> list[str]:
+    """Names of the metrics that ``unit`` holds, and of the columns that were added to it."""
+    added = [metric.name for metric in unit.stack.extension_metrics if NAME.fullmatch(metric.name)]
+    return [*(metric.name for metric in schema.METRICS if unit.holds(metric.name)), *added]

@@ -29,7 +29,8 @@ import contents  # noqa: E402
 import reader  # noqa: E402
 from contents import content  # noqa: E402
 
-from chanfmt.format import schema  # noqa: E402
+from chanfmt.algebra.columns import shape_of, with_columns  # noqa: E402
+from chanfmt.format import columns, schema  # noqa: E402
 from chanfmt.format.records import ExtensionGroup, ExtensionVariable, SpecialTokens  # noqa: E402
 from chanfmt.format.writer import atlas_image  # noqa: E402
 
@@ -488,6 +489,18 @@ def extension() -> object:
     )
 
 
+def well_known() -> object:
+    """Every well-known column in a stack of experts, with unknown values."""
+    base = only("write_norm", kinds=EXPERT_PAIR[1:])
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for item in columns.COLUMNS:
+        for stack in base.stacks:
+            values = np.arange(np.prod(shape_of(stack)), dtype=item.dtype).reshape(shape_of(stack)) % 2
+            values[..., 0] = np.nan if item.dtype[0] == "f" else 0 if item.dtype == "u1" else -1
+            found.setdefault(item.name, {})[stack.name] = values
+    return with_columns(base, found)
+
+
 def interleaved(file: h5py.File) -> None:
     """Gate and up take turns in the rows of one tensor."""
     json_column(
@@ -543,6 +556,7 @@ VALID: dict[str, tuple] = {  # name: codes, content[, edit]
     "encoder-decoder": ([], only("read_connectivity", kinds=ENCODER)),
     "ungated-bias": ([], content(*UNGATED, without=OPTIONAL)),
     "extension": ([], extension()),
+    "columns": ([], well_known()),
     "merged": ([], content(contributions=2, dropped=contents.UNMERGEABLE)),
     "stripped": ([], content(dropped=WITHOUT_SUMS)),
     "no-redundancy": ([], content(without=(*contents.OF_REDUNDANCY, *SLIM))),

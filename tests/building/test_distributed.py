@@ -30,7 +30,7 @@ from chanfmt.models import load
 from chanfmt.models.find.discover import find_ffns
 from chanfmt.models.source import ModelSource
 from tests.support import distributed_worker
-from tests.support.builds import build
+from tests.support.builds import build, columns_of
 from tests.support.tiny import random_tokens, save_tiny, tiny_model
 
 SETTINGS = LabelSettings(rho=0.03, support_size=8)
@@ -52,7 +52,7 @@ def start(processes, *arguments):
 def flags(options):
     """The command line of ``options`` and `SETTINGS`."""
     words = ["chanfmt", "build", options.model, "--rho", str(SETTINGS.rho), "--support", str(SETTINGS.support_size)]
-    for name in ("output", "calib", "sequences", "seq_len", "batch_size", "dtype", "checkpoint_every"):
+    for name in ("output", "calib", "sequences", "seq_len", "batch_size", "dtype", "checkpoint_every", "columns"):
         if getattr(options, name) is not None:
             words += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
     return words + (["--resume"] if options.resume else [])
@@ -96,7 +96,7 @@ def wait_for(condition, process):
 
 
 def request(model, output, **changes):
-    values = {"calib": "pydoc", "sequences": 20, "seq_len": 32, "batch_size": "2", "dtype": "float64"} | changes
+    values = {"calib": "pydoc", "sequences": 20, "seq_len": 32, "batch_size": "2", "dtype": "float64", "columns": "all"} | changes
     return BuildOptions(str(model), str(output), **values)
 
 
@@ -108,6 +108,10 @@ def assert_same(path, expected):
     assert ours.calibration.sequence_sha256 == theirs.calibration.sequence_sha256
     assert ours.calibration.contributions == theirs.calibration.contributions
     assert ours.calibration.mean_loss == pytest.approx(theirs.calibration.mean_loss, rel=1e-9)
+    added, other_added = columns_of(ours), columns_of(theirs)
+    assert added.keys() == other_added.keys()
+    for name, values in added.items():
+        np.testing.assert_allclose(values, other_added[name], 0 if values.dtype.kind == "i" else 1e-6, 1e-12, err_msg=name)
     for stack, other_stack in zip(ours.stacks, theirs.stacks, strict=True):
         assert list(stack.variables) == list(other_stack.variables)
         for name, values in stack.variables.items():

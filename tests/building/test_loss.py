@@ -79,7 +79,7 @@ def test_a_decoder_without_a_start_token_begins_with_padding():
     model = tiny("t5", "seq2seq")
     assert not hasattr(model.config, "decoder_start_token_id")
     ids = 3 + random_tokens(2, 12) % 90
-    shifted = ReconstructionLoss(model)._shifted(ids)
+    shifted = ReconstructionLoss(model).shifted(ids)
     assert shifted[:, 0].tolist() == [model.config.pad_token_id] * 2
     assert torch.equal(shifted[:, 1:], ids[:, :-1])
 

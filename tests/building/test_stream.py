@@ -28,7 +28,7 @@ from chanfmt.models.stored.layout import tensor_slices
 from chanfmt.models.streaming.spool import Spool, Spooled
 from chanfmt.models.streaming.streamed import open_streamed
 from tests.support import zoo
-from tests.support.builds import build
+from tests.support.builds import build, columns_of
 from tests.support.heard import heard
 from tests.support.refused import on_file_systems
 from tests.support.tiny import CONFIGS, save_tiny
@@ -69,7 +69,7 @@ def text(tmp_path):
 
 
 def options(tmp_path, text, name, **changes):
-    values = {"sequences": 13, "seq_len": 24, "batch_size": "2", "dtype": "float64", "device": "cpu"}
+    values = {"sequences": 13, "seq_len": 24, "batch_size": "2", "dtype": "float64", "device": "cpu", "columns": "all"}
     return BuildOptions(str(tmp_path / "model"), str(tmp_path / name), calib=str(text), **(values | changes))
 
 
@@ -86,15 +86,16 @@ def assert_same(first, second, tolerance):
     assert a.model == b.model
     assert a.blocks == b.blocks
     assert [stack.name for stack in a.stacks] == [stack.name for stack in b.stacks]
-    for x, y in zip(a.stacks, b.stacks, strict=True):
-        assert x.variables.keys() == y.variables.keys()
-        for name, values in x.variables.items():
+    arrays = [(x.variables, y.variables) for x, y in zip(a.stacks, b.stacks, strict=True)]
+    for ours, theirs in (*arrays, (columns_of(a), columns_of(b))):
+        assert ours.keys() == theirs.keys()
+        for name, values in ours.items():
             if np.issubdtype(values.dtype, np.integer):
-                np.testing.assert_array_equal(values, y.variables[name], err_msg=name)
+                np.testing.assert_array_equal(values, theirs[name], err_msg=name)
                 continue
-            np.testing.assert_array_equal(np.isnan(values), np.isnan(y.variables[name]), err_msg=name)
+            np.testing.assert_array_equal(np.isnan(values), np.isnan(theirs[name]), err_msg=name)
             scale = np.nanmax(np.abs(values), initial=0)
-            np.testing.assert_allclose(values, y.variables[name], rtol=tolerance, atol=tolerance * scale, err_msg=name)
+            np.testing.assert_allclose(values, theirs[name], rtol=tolerance, atol=tolerance * scale, err_msg=name)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-9), ("float32", 1e-5)])

@@ -25,7 +25,7 @@ def build(options, settings):
 
 
 def request(model, output, **changes):
-    values = {"calib": "pydoc", "sequences": SEQUENCES, "seq_len": 32, "batch_size": "2"} | changes
+    values = {"calib": "pydoc", "sequences": SEQUENCES, "seq_len": 32, "batch_size": "2", "columns": "all"} | changes
     return BuildOptions(str(model), str(output), **values)
 
 
@@ -33,6 +33,16 @@ def stop_after(options, batches, monkeypatch, settings=SETTINGS):
     """Build until ``batches`` batches are done and in a partial atlas."""
     with killed_after(batches, monkeypatch):
         build(options, settings)
+
+
+def columns_of(content):
+    """The columns that an atlas holds as extensions: path to values."""
+    return {
+        f"{group.path}/{item.name}": item.values
+        for group in content.extensions
+        for item in group.variables
+        if item.dimensions != (item.name,)
+    }
 
 
 def assert_equal(path, expected):

@@ -34,7 +34,7 @@ def main(sums: str, model: str, atlas: str) -> None:
         measure_with_little_memory(group, sums)
     # A script may build as often as it likes.
     build(
-        BuildOptions(model, atlas, calib="pydoc", sequences=20, seq_len=32, batch_size="2", dtype="float64"),
+        BuildOptions(model, atlas, calib="pydoc", sequences=20, seq_len=32, batch_size="2", dtype="float64", columns="all"),
         LabelSettings(rho=0.03, support_size=8),
     )
 

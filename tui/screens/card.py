@@ -14,7 +14,7 @@ from tui.screens.keys import key_line, key_rows
 from tui.screens.status import StatusScreen
 from tui.session.card import labelled, make_card
 from tui.widgets.lines import Line, Lines
-from tui.widgets.text import bar, left, number, percent, spread
+from tui.widgets.text import bar, left, number, percent, spread, whole_or
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -94,8 +94,12 @@ class CardScreen(StatusScreen):
         marked = "   ● protected" if self.session.marks.of(ffn)[self.channel] else ""
         label = labelled(int(snapshot.labels_of(ffn)[self.channel]))
         card = make_card(snapshot, ffn, self.channel)
-        lines = [[(f" channel {self.channel}", "strong"), (f"   {label}{marked}", "")], *card_lines(card, width - SCROLLBAR)]
-        lines += about_lines({name: metric.long_name for name, metric in snapshot.metrics.items()}, card, width - SCROLLBAR)
+        types = {name: metric.dtype for name, metric in snapshot.metrics.items()}
+        lines = [
+            [(f" channel {self.channel}", "strong"), (f"   {label}{marked}", "")],
+            *card_lines(card, width - SCROLLBAR, types),
+            *about_lines({name: metric.long_name for name, metric in snapshot.metrics.items()}, card, width - SCROLLBAR),
+        ]
         body = self.lines("card")
         body.styles.height = len(lines)
         body.show(*lines)
@@ -120,17 +124,19 @@ class CardScreen(StatusScreen):
         self.app.pop_screen()
 
 
-def card_lines(card: Card, width: int) -> list[Line]:
-    """``card`` as lines of ``width`` cells."""
-    bars = max(0, min(30, width - 68))
-    lines: list[Line] = [[(f" {'metric':<20}{'value':>10}{'rank':>8} {'of':>7}{'above':>9}{'x median':>10}", "dim")]]
+def card_lines(card: Card, width: int, types: Mapping[str, str]) -> list[Line]:
+    """``card`` as lines of ``width`` cells. ``types`` are those of the metrics, as in `chanfmt.format.schema.Variable`."""
+    # The names of columns are long, and some differ in their last letters.
+    names = max(20, min(max((len(item.name) for item in card.metrics), default=0), width - 48))
+    bars = max(0, min(30, width - 48 - names))
+    lines: list[Line] = [[(f" {left('metric', names)}{'value':>10}{'rank':>8} {'of':>7}{'above':>9}{'x median':>10}", "dim")]]
     for item in card.metrics:
         rank = str(item.rank) if item.rank else "-"
         share = item.below if item.below == item.below else 0.0
         lines.append(
             [
                 (
-                    f" {left(_shown(item.name), 20)}{number(item.value, 4):>10}{rank:>8} {item.known:>7,}{percent(item.below, 2):>9}"
+                    f" {left(item.name, names)}{whole_or(item.value, types[item.name], 4):>10}{rank:>8} {item.known:>7,}{percent(item.below, 2):>9}"
                     f"{number(item.times_median):>10}  {bar(share, bars)}",
                     "",
                 )
@@ -150,13 +156,8 @@ def about_lines(descriptions: Mapping[str, str], card: Card, width: int) -> list
     for item in card.metrics:
         text = one_line(descriptions.get(item.name, ""), 500).partition("; ")[2]
         if text and item.rank:
-            lines += [[(f" {line}", "dim")] for line in wrap(f"{_shown(item.name)}: {text}", max(20, width - 1))]
+            lines += [[(f" {line}", "dim")] for line in wrap(f"{item.name}: {text}", max(20, width - 1))]
     return [[], *lines] if lines else []
-
-
-def _shown(name: str) -> str:
-    """``name``, without its owner if it is too long for the table: columns of one owner would look alike."""
-    return name if len(name) <= 20 else name.rpartition("/")[2]
 
 
 def _split_lines(card: Card, width: int) -> list[Line]:

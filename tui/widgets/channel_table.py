@@ -11,7 +11,7 @@ from chanfmt.base.text import one_line
 from chanfmt.format import schema
 from tui.session import view
 from tui.widgets.line_table import Column, LineTable
-from tui.widgets.text import number, percent
+from tui.widgets.text import percent, whole_or
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -110,7 +110,8 @@ class ChannelTable(LineTable):
 
     def _cell(self, key: str, channel: int) -> tuple[str, str]:
         if key in self._arrays:
-            return number(float(self._arrays[key][channel]), self._digits), ""
+            metric = self.browser.snapshot.metrics[key]
+            return whole_or(float(self._arrays[key][channel]), metric.dtype, self._digits), ""
         if key == "label":
             label = int(self._labels[channel])
             mark = MARK if self.marked_channels[channel] else ""

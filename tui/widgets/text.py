@@ -20,6 +20,11 @@ def number(value: float, digits: int = 3) -> str:
     return f"{mantissa}e{int(exponent)}" if mark else mantissa
 
 
+def whole_or(value: float, dtype: str, digits: int = 3) -> str:
+    """``value`` of a metric of type ``dtype``: ids and counts whole, because people type them back; the rest as `number`."""
+    return str(int(value)) if dtype[0] in "iu" and value == value else number(value, digits)
+
+
 def percent(value: float, decimals: int = 1) -> str:
     """A share as a percentage; ``-`` for NaN."""
     return "-" if math.isnan(value) else f"{100 * value:.{decimals}f}%"
