@@ -172,7 +172,9 @@ def measurements(model: Model, settings: Settings) -> tuple[Measurement, ...]:
             )
         )
         if text == main:
-            found.append(Measurement(f"statistics/{text}", f"atlas report {shlex.quote(text + '.h5')} -o report", atlases=(text,)))
+            found.append(
+                Measurement(f"statistics/{text}", f"atlas report {shlex.quote(text + '.h5')} -o report", atlases=(text,))
+            )
     found += [
         Measurement(f"statistics/{text}", f"atlas report {shlex.quote(text + '.h5')} -o report", atlases=(text,))
         for text in settings.texts
@@ -185,7 +187,17 @@ def measurements(model: Model, settings: Settings) -> tuple[Measurement, ...]:
     commands = {
         "protection": ["sweep", f"{main}.h5", "--methods", METHODS, "--protections", "none", "--protections", "supernodes"]
         + ["--sparsity", "0.5"],
-        "removal": ["ablate", "remove", f"{main}.h5", "--select", "supernodes", "--select", "halo", "--control", "random,lp-matched"],
+        "removal": [
+            "ablate",
+            "remove",
+            f"{main}.h5",
+            "--select",
+            "supernodes",
+            "--select",
+            "halo",
+            "--control",
+            "random,lp-matched",
+        ],
         "channels": ["ablate", "channels", f"{main}.h5", "--channels", str(settings.channels)],
         "mean": ["ablate", "mean-replace", f"{main}.h5", "--select", "supernodes", "--control", "random"],
     }
@@ -315,17 +327,23 @@ def measure_texts(session: Session, measurement: Measurement) -> dict[str, Any]:
     texts = [text for text in measurement.atlases if session.settings.atlas(session.model, text).exists()]
     atlases = {text: session.open(text) for text in texts}
     try:
+        if session.settings.main not in texts or len(texts) < 2:
+            raise UsageError("the main text and another text need an atlas", hint="measure atlas/* first")
         main, *others = texts
-        if not others:
-            raise UsageError("only one text has an atlas", hint="measure atlas/* first")
         rho = atlases[main].labels.rho
         size = min(atlases[text].calibration.tokens for text in others)
         parts = [main_parts(unit, size) for unit in atlases[main].units()]
-        tops = {text: [top_of(unit.by_split("sum_q2_split").sum(axis=0), rho) for unit in atlases[text].units()] for text in others}
+        tops = {
+            text: [top_of(unit.by_split("sum_q2_split").sum(axis=0), rho) for unit in atlases[text].units()] for text in others
+        }
         samples = [[top_of(sums, rho) for sums in unit] for unit, _ in parts]
         same = [float(np.mean([jaccard(*pair) for pair in itertools.combinations(unit, 2)])) for unit in samples]
         pairs = [
-            {"first": main, "second": text, "jaccard": [mean_jaccard(unit, top) for unit, top in zip(samples, tops[text], strict=True)]}
+            {
+                "first": main,
+                "second": text,
+                "jaccard": [mean_jaccard(unit, top) for unit, top in zip(samples, tops[text], strict=True)],
+            }
             for text in others
         ]
         pairs += [
@@ -517,10 +535,20 @@ def machine() -> str:
 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    result.add_argument("models", nargs="*", metavar="NAME[:WEIGHTS]=MODEL", help="model to measure; NAME is its name on the page")
+    result.add_argument(
+        "models", nargs="*", metavar="NAME[:WEIGHTS]=MODEL", help="model to measure; NAME is its name on the page"
+    )
     result.add_argument("-o", "--state", type=Path, help="directory of the results; the page is made from all models in it")
     result.add_argument(
-        "--text", action="append", nargs=2, default=[], metavar=("NAME", "SOURCE"), help="text as --calib takes it; the first is the main text"
+        "--text",
+        action="append",
+        nargs=2,
+        default=[],
+        metavar=("NAME", "SOURCE"),
+        help="text as --calib takes it; the first is the main text",
+    )
+    result.add_argument(
+        "--about", action="append", nargs=2, default=[], metavar=("TEXT", "WORDS"), help="what a text is, for the page"
     )
     result.add_argument("--evaluate", nargs=2, metavar=("NAME", "SOURCE"), help="text that cuts and ablations are judged on")
     result.add_argument(
@@ -544,8 +572,12 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--seed", type=int, default=0, help="seed of the calibration samples")
     result.add_argument("--stream", action="store_true", help="build atlases one block at a time, for models larger than memory")
     result.add_argument("--dtype", default="auto", help="dtype of the model (default: %(default)s)")
-    result.add_argument("--only", action="append", default=[], metavar="NAME", help="measure these only, such as atlas/code or 'atlas/*'")
-    result.add_argument("--skip", action="append", default=[], metavar="NAME", help="leave these out; the page says that they are missing")
+    result.add_argument(
+        "--only", action="append", default=[], metavar="NAME", help="measure these only, such as atlas/code or 'atlas/*'"
+    )
+    result.add_argument(
+        "--skip", action="append", default=[], metavar="NAME", help="leave these out; the page says that they are missing"
+    )
     result.add_argument("--list", action="store_true", help="list the measurements with their costs, and stop")
     result.add_argument("--render", action="store_true", help="write the page from the results, and stop")
     result.add_argument("--page", type=Path, default=PAGE, help=argparse.SUPPRESS)
@@ -625,7 +657,7 @@ def run(model: Model, settings: Settings, arguments: argparse.Namespace) -> None
     about = {"name": model.name, "weights": model.weights, "source": model.shown}
     texts = {"texts": {name: shown(source) for name, source in settings.texts.items()}}
     names = {"evaluate": settings.evaluate[0], "evaluate_source": shown(settings.evaluate[1])}
-    store(directory / "model.json", {"format": FORMAT, **about, **texts, **names})
+    store(directory / "model.json", {"format": FORMAT, **about, **texts, **names, "described": dict(arguments.about)})
     for item in chosen:
         missing = [text for text in item.atlases if not settings.atlas(model, text).exists()]
         if missing and item.name not in DEPENDENT:
