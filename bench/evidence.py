@@ -40,7 +40,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.evidence_page import DEPENDENT, FORMAT, read_state, write_page
-from chanfmt.algebra.compare import compare, rank_correlation
+from chanfmt.algebra.compare import compare
 from chanfmt.algebra.labels import supernode_count, top_indices
 from chanfmt.base.errors import ChanfmtError, UsageError
 from chanfmt.base.files import atomic_file, stem_beside
@@ -185,8 +185,10 @@ def measurements(model: Model, settings: Settings) -> tuple[Measurement, ...]:
         found.append(Measurement("texts", shlex.join(["atlas", "compare", *files]), atlases=tuple(settings.texts)))
     runs = {"protection": 2 * len(METHODS.split(",")), "channels": 1 + 3 * settings.channels, "removal": 7, "mean": 3}
     commands = {
-        "protection": ["sweep", f"{main}.h5", "--methods", METHODS, "--protections", "none", "--protections", "supernodes"]
-        + ["--sparsity", "0.5"],
+        "protection": [
+            *("sweep", f"{main}.h5", "--methods", METHODS, "--protections", "none", "--protections", "supernodes"),
+            *("--sparsity", "0.5"),
+        ],
         "removal": [
             "ablate",
             "remove",

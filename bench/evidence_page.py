@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,11 +16,12 @@ from chanfmt.base.files import atomic_file
 from chanfmt.base.markdown import table
 from chanfmt.reporting import paper
 from chanfmt.reporting.words import percent, times
-from surgery.evaluation.perplexity import Comparison, paired_bootstrap, perplexity_of
+from surgery.evaluation.perplexity import Comparison, paired_bootstrap
 from surgery.experiments.columns import losses_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
 
 FORMAT = "evidence/1"
 COMMAND = "python bench/evidence.py"
@@ -204,7 +204,6 @@ def head(state: Sequence[Measured]) -> list[str]:
         )
     described = first.about.get("described", {})
     kinds = "; ".join(f"*{name}* is {described.get(name, source)}" for name, source in first.about["texts"].items())
-    families = {(model.atlas or {}).get("model_type", model.name) for model in state}
     return [
         "# Evidence from real models",
         "",
@@ -223,10 +222,24 @@ def head(state: Sequence[Measured]) -> list[str]:
         "resamples the blocks of text, in pairs with the model that it is compared with; with fewer than twenty blocks, it is too "
         "narrow. All seeds are 0.",
         "",
-        f"**{len(state)} models are not a law of size.** They have {len(state)} sizes and {len(families)} families, their training and "
-        "their weights differ, and size cannot be told from the other differences. A sentence about size says what these models "
-        "show, and no more. All are smaller than the smallest model of the paper by a factor of ten.",
+        *caution(state),
     ]
+
+
+def caution(state: Sequence[Measured]) -> list[str]:
+    """A paragraph that says what these models cannot show."""
+    if len(state) < 2:
+        return ["**One model says nothing about size.**"]
+    families = {(model.atlas or {}).get("model_type", model.name) for model in state}
+    return [
+        f"**{NUMBERS.get(len(state), str(len(state)))} models are not a law of size.** They have {len(state)} sizes and {len(families)} "
+        "families. They differ in training, in text and in weights too, and nothing here tells these differences from size. A "
+        f"sentence about size says what these models show, and no more. The paper's numbers come from {paper.MODEL}, which is "
+        f"{8.03e9 / max(model.parameters or 1 for model in state):.0f} times as large as the largest model here."
+    ]
+
+
+NUMBERS = {2: "Two", 3: "Three", 4: "Four", 5: "Five"}
 
 
 def bos_of(model: Measured) -> bool:
@@ -326,6 +339,7 @@ def concentration(state: Sequence[Measured], drawn: set[str]) -> list[str]:
         f"- {by_size('The largest channel over the mean', peaks, times)}",
         f"- The paper has {paper.TOP_SHARE:.1%} ({paper.TOP_SHARE_RANGE[0]:.1%} to {paper.TOP_SHARE_RANGE[1]:.1%} over layers) on "
         f"{paper.MODEL}, and {paper.MAX_OVER_MEAN:,.0f} times.",
+        *by_text(found),
         *missing(state, found),
     ]
 
@@ -340,6 +354,24 @@ def _third(model: Measured, number: int) -> str:
 
 
 FACTORS = {"lp": "LP", "lp_factored": "factored LP", "activation_power": "activation power", "curvature": "curvature"}
+
+
+def by_text(state: Sequence[Measured]) -> list[str]:
+    """The share of the top 1% on every text, as a table; nothing if there is one text."""
+    texts_of = [text for text in state[0].about["texts"] if any(f"statistics/{text}" in model.results for model in state)]
+    if len(texts_of) < 2:
+        return []
+    rows: list[tuple[str, Callable[[Measured], str]]] = [
+        (
+            text,
+            lambda model, text=text: (
+                spread(model.middle("concentration", "top_share", text), percent)
+                + (f", {tokens:,} tokens" if (tokens := (model.result(f"atlas/{text}") or {}).get("tokens")) else "")
+            ),
+        )
+        for text in texts_of
+    ]
+    return ["", "The share that the top 1% hold, on each text:", "", per_model(state, "text", rows)]
 
 
 def factors(state: Sequence[Measured], drawn: set[str]) -> list[str]:
@@ -797,9 +829,9 @@ def refit_statements(state: Sequence[Measured]) -> list[str]:
     lines = []
     for model in state:
         rows = cut_rows(model)
-        pairs = {(row["method"], round(row["sparsity_reached"], 4)): {} for row, _ in rows}  # type: dict[tuple[str, float], dict[str, list[Comparison]]]
+        pairs: dict[tuple[str, float], dict[str, list[Comparison]]] = {}
         for row, losses in rows:
-            pairs[row["method"], round(row["sparsity_reached"], 4)][row["recover"]] = losses
+            pairs.setdefault((row["method"], round(row["sparsity_reached"], 4)), {})[row["recover"]] = losses
         both = {key: item for key, item in pairs.items() if {"none", "lstsq"} <= set(item)}
         if not both:
             continue
@@ -837,6 +869,3 @@ def commands(state: Sequence[Measured]) -> list[str]:
         machines = ", ".join(sorted({stored["machine"] for stored in model.results.values()}))
         lines += ["", f"**{model.name}** ({machines})", "", "```", *rows, "```"]
     return lines
-
-
-__all__ = ["Measured", "cut_rows", "perplexity_of", "read_state", "rendered", "write_page"]
