@@ -42,6 +42,7 @@ if __package__ in (None, ""):
 from bench.evidence_page import DEPENDENT, FORMAT, read_state, write_page
 from chanfmt.algebra.compare import compare
 from chanfmt.algebra.labels import supernode_count, top_indices
+from chanfmt.analysis.mass import concentration
 from chanfmt.base.errors import ChanfmtError, UsageError
 from chanfmt.base.files import atomic_file, stem_beside
 from chanfmt.base.version import __version__
@@ -230,6 +231,11 @@ class Session:
     def open(self, text: str) -> Atlas:
         return Atlas.open(self.settings.atlas(self.model, text))
 
+    def rows_of(self, atlas: Atlas, measurement: Measurement) -> Path:
+        """Directory of the rows of an experiment, which another atlas or another text begins anew."""
+        tokens = self.settings.tokens[measurement.kind]
+        return self.settings.directory(self.model) / f"{measurement.kind}-{atlas.content_sha256[:8]}-{tokens}"
+
     @functools.cached_property
     def _loaded(self) -> Subject:
         from surgery.evaluation.protocol import before_text
@@ -313,6 +319,7 @@ def measure_statistics(session: Session, measurement: Measurement) -> dict[str, 
     """The tables and claims of the report of one atlas."""
     with session.open(measurement.text) as atlas:
         report = make_report(atlas)
+        sizes = shares_by_tokens(atlas)
         tables = {table.name: table for section in report.sections for table in section.tables}
         return {
             "tables": {
@@ -321,7 +328,24 @@ def measure_statistics(session: Session, measurement: Measurement) -> dict[str, 
                 if name in tables
             },
             "claims": [vars(claim) for section in report.sections for claim in section.claims],
+            "shares_by_tokens": sizes,
         }
+
+
+def shares_by_tokens(atlas: Atlas) -> list[dict[str, Any]]:
+    """Share of LP in the top 1% as parts of the text would give it, FFN by FFN: the mean over the parts of each size."""
+    found: dict[int, list[float]] = {}
+    for unit in atlas.units():
+        if not (unit.holds("sum_q2_split") and unit.holds("tokens_split")):
+            continue
+        sums, counts = unit.by_split("sum_q2_split").astype(np.float64), unit.by_split("tokens_split")
+        part = 1
+        while part <= len(sums):
+            parts = [sums[start : start + part].sum(axis=0) for start in range(0, len(sums) - part + 1, part)]
+            share = float(np.mean([concentration(values).top_share for values in parts]))
+            found.setdefault(int(counts[:part].sum()), []).append(share)
+            part *= 2
+    return [{"tokens": tokens, "top_share": shares} for tokens, shares in found.items()]
 
 
 def measure_texts(session: Session, measurement: Measurement) -> dict[str, Any]:
@@ -413,7 +437,7 @@ def measure_protection(session: Session, measurement: Measurement) -> dict[str, 
             methods=METHODS,
             sparsity="0.5",
             protect=("none", "supernodes"),
-            output=session.settings.directory(session.model) / measurement.kind,
+            output=session.rows_of(atlas, measurement),
         )
         return {"identity": found.identity, "rows": found.rows}
 
@@ -431,7 +455,7 @@ def ablation(experiment: str, **options: Any) -> Callable[[Session, Measurement]
                 atlas,
                 experiment,
                 session.subject(settings.tokens[measurement.kind]),
-                output=settings.directory(session.model) / measurement.kind,
+                output=session.rows_of(atlas, measurement),
                 **options,
                 **more,
             )

@@ -180,7 +180,7 @@ def rendered(state: Sequence[Measured], images: Iterable[str] = ()) -> str:
     ]
     drawn = set(images)
     parts = ["\n".join(head(state))]
-    parts += ["\n".join(section(state, drawn)) for section in sections if section(state, drawn)]
+    parts += ["\n".join(lines) for section in sections if (lines := section(state, drawn))]
     parts.append("\n".join(commands(state)))
     return "\n\n".join(parts) + "\n"
 
@@ -697,6 +697,14 @@ def sample_sizes(state: Sequence[Measured], drawn: set[str]) -> list[str]:
         "",
         f"By chance, the index would be {percent(found[0].middle('stability', 'chance').median)}. LP depends on the tokens of the sample: "
         "the sets are not yet settled at these sizes.",
+        "",
+        "The share of LP that the top 1% hold, as parts of the main text of each size would give it (the mean over the parts, median FFN). "
+        "Compare models at the same number of tokens, because a small sample makes LP look more concentrated:",
+        "",
+        table(
+            ("tokens", *(model.name for model in found)),
+            [(f"{tokens:,}", *(values.get(model.name, "-") for model in found)) for tokens, values in sorted(shares.items())],
+        ),
         *missing(state, found),
     ]
 
