@@ -9,7 +9,8 @@ the text. --evaluate is the text that cuts and ablations are judged on.
 
 Every measurement of `measurements` stores its raw result as JSON in STATE/NAME, and a result that is there is not measured again,
 unless the atlas that it was measured with has changed. The script may be killed at any time: run the same command to continue. The
-page is made from whatever STATE holds, so it can be written before everything is measured. --render writes the page only.
+page, and the answers in docs/paper.md, are made from whatever STATE holds, so they can be written before everything is measured.
+--render writes them only.
 
 No path gets into these files: models and texts have the names that the command line gives them.
 """
@@ -40,6 +41,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.evidence_page import DEPENDENT, FORMAT, read_state, write_page
+from bench.evidence_paper import filled
 from chanfmt.algebra.compare import compare
 from chanfmt.algebra.labels import supernode_count, top_indices
 from chanfmt.analysis.mass import concentration
@@ -55,7 +57,7 @@ if TYPE_CHECKING:
     from surgery.experiments.subject import Subject
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "evidence.md"
+PAGE, PAPER = ROOT / "docs" / "evidence.md", ROOT / "docs" / "paper.md"
 PASSES = {"build": 3.0, "forward": 1.0}
 """Cost of a token in forward passes. A build also goes backward along the activations, and adds up products."""
 TABLES = ("concentration", "factors", "spearman", "overlap", "halo", "stability", "stability-by-tokens", "reading")
@@ -607,6 +609,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--list", action="store_true", help="list the measurements with their costs, and stop")
     result.add_argument("--render", action="store_true", help="write the page from the results, and stop")
     result.add_argument("--page", type=Path, default=PAGE, help=argparse.SUPPRESS)
+    result.add_argument("--paper", type=Path, default=PAPER, help=argparse.SUPPRESS)
     return result
 
 
@@ -624,7 +627,12 @@ def main(words: Sequence[str] | None = None) -> int:
                 run(model, settings, arguments)
             if arguments.list:
                 return 0
-        write_page(arguments.page, read_state(arguments.state))
+        state = read_state(arguments.state)
+        write_page(arguments.page, state)
+        if arguments.paper.exists():
+            page = filled(arguments.paper.read_text(encoding="utf-8"), state)
+            with atomic_file(arguments.paper, overwrite=True) as temporary:
+                temporary.write_text(page, encoding="utf-8")
     except ChanfmtError as error:
         print(f"error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""), file=sys.stderr)
         return 2

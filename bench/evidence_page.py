@@ -679,7 +679,11 @@ def sample_sizes(state: Sequence[Measured], drawn: set[str]) -> list[str]:
     if not found:
         return []
     rows: dict[int, dict[str, str]] = {}
+    shares: dict[int, dict[str, str]] = {}
     for model in found:
+        for item in (model.result(f"statistics/{model.main}") or {}).get("shares_by_tokens", []):
+            share = spread(middle(np.array(item["top_share"], dtype=np.float64)), percent)
+            shares.setdefault(int(item["tokens"]), {})[model.name] = share
         columns = [
             model.column("stability-by-tokens", name) for name in ("tokens", "jaccard_median", "jaccard_low", "jaccard_high")
         ]
@@ -856,6 +860,16 @@ def refit_statements(state: Sequence[Measured]) -> list[str]:
     return lines
 
 
+def seconds_of(stored: dict[str, Any]) -> tuple[float, float | None, int]:
+    """Wall-clock seconds of a measurement, seconds of the CPU if they are known, and the tokens that the model read."""
+    result = stored["result"]
+    if "widths" not in result:
+        return stored["seconds"], stored["cpu_seconds"], stored["tokens"]
+    # An atlas that was built before says how long that took, but not on how much of a core.
+    here = stored["seconds"] >= result["seconds"]
+    return result["seconds"], stored["cpu_seconds"] if here else None, result["tokens"]
+
+
 def commands(state: Sequence[Measured]) -> list[str]:
     """Every measurement with its command, its tokens, its time, its day and its machine."""
     lines = [
@@ -868,9 +882,7 @@ def commands(state: Sequence[Measured]) -> list[str]:
     for model in state:
         rows = []
         for stored in sorted(model.results.values(), key=lambda item: item["kind"] if "kind" in item else item["name"]):
-            result = stored["result"]
-            seconds = result["seconds"] if "widths" in result else stored["seconds"]
-            tokens = result.get("tokens", stored["tokens"]) if "widths" in result else stored["tokens"]
+            seconds, _, tokens = seconds_of(stored)
             rows.append(
                 f"{stored['name']:20} {tokens:>8,} tokens {seconds:>7,.0f} s  {stored['date']}  chanfmt {stored['version']}  {stored['command']}"
             )

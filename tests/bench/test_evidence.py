@@ -14,6 +14,7 @@ import pytest
 import chanfmt
 from bench import evidence as bench
 from bench.evidence_page import Measured, by_size, read_state, rendered
+from bench.evidence_paper import PLACE, PLACES, filled
 from chanfmt.analysis.resample import Middle
 from chanfmt.base.errors import UsageError
 from chanfmt.cli.framework import make_parser
@@ -83,6 +84,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 def state(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results of a whole run on a tiny model, and its page."""
     directory = tmp_path_factory.mktemp("state")
+    (directory / "paper.md").write_text("before\n<!-- evidence: channels -->\nold\n<!-- end -->\nafter\n")
     assert bench.main(words_of(tiny, directory)) == 0
     return directory
 
@@ -92,6 +94,7 @@ def words_of(tiny: Tiny, directory: Path) -> list[str]:
         *(f"Tiny:Q4_1={tiny.model}", "-o", str(directory), "--text", "prose", str(tiny.text), "--text", "manual", "pydoc"),
         *("--evaluate", "more prose", str(tiny.text), "--atlas", "Tiny", "manual", str(tiny.atlas), "--seq-len", str(SEQ_LEN)),
         *("--sequences", "48", "--channels", "3", "--page", str(directory / "docs" / "evidence.md")),
+        *("--paper", str(directory / "paper.md")),
         *(word for kind in bench.TOKENS for word in ("--tokens", f"{kind}={2 * SEQ_LEN}")),
     ]
 
@@ -112,6 +115,10 @@ def test_the_page_of_a_whole_run_says_what_an_atlas_says_and_names_no_path(state
         next(row for row in rows if (row["select"], row["control"]) == key) for key in ((None, None), ("supernodes", None))
     )
     assert f"| supernodes | {core['nll'] - dense['nll']:+.3f} (" in page
+    paper = (state / "paper.md").read_text()
+    assert paper.startswith("before\n<!-- evidence: channels -->\n| model |")
+    assert "| Tiny | Spearman of LP with the size of the change, 9 channels: " in paper or "6 channels" in paper
+    assert "old" not in paper
     for name in ("concentration", "texts", "channels"):
         assert f"images/evidence-{name}.svg" in page
         assert (state / "docs" / "images" / f"evidence-{name}.svg").stat().st_size > 1000
@@ -139,6 +146,13 @@ def test_what_is_there_is_not_measured_again_and_a_changed_atlas_is(
     (state / "Tiny" / "texts.json").write_text(json.dumps(stored | {"inputs": ["another"]}))
     assert not bench.is_done(session, texts)
     (state / "Tiny" / "texts.json").write_text(json.dumps(stored))
+
+
+def test_the_page_of_the_paper_has_a_place_for_every_answer() -> None:
+    page = bench.PAPER.read_text(encoding="utf-8")
+    assert {name for _, name, _ in PLACE.findall(page)} == set(PLACES)
+    with pytest.raises(UsageError, match="no question is called 'size'"):
+        filled("<!-- evidence: size -->\n<!-- end -->", [])
 
 
 def test_a_part_of_the_results_makes_a_page_that_names_what_is_missing(state: Path) -> None:
