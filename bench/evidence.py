@@ -42,6 +42,7 @@ if __package__ in (None, ""):
 
 from bench.evidence_page import DEPENDENT, FORMAT, read_state, write_page
 from bench.evidence_paper import filled
+from bench.expect import split
 from chanfmt.algebra.compare import compare
 from chanfmt.algebra.labels import supernode_count, top_indices
 from chanfmt.analysis.mass import concentration
@@ -50,6 +51,8 @@ from chanfmt.base.files import atomic_file, stem_beside
 from chanfmt.base.version import __version__
 from chanfmt.format.reader import Atlas
 from chanfmt.reporting.make import make_report
+from surgery.evaluation.perplexity import paired_bootstrap
+from surgery.planning.measured import measured_cuts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -211,8 +214,7 @@ def measurements(model: Model, settings: Settings) -> tuple[Measurement, ...]:
         data = ["--data", shown(settings.evaluate[1]), "--seq-len", str(settings.seq_len), "--max-tokens", str(tokens)]
         command = shlex.join(["surgery", *words, "--model", model.shown, *data, "-o", kind])
         found.append(Measurement(kind, command, tokens * runs[kind], PASSES["forward"], (main,)))
-    if model.name in settings.expect:
-        found.append(Measurement("cuts", "bench/expect.py"))
+    found.append(Measurement("cuts", "python bench/expect.py"))
     return tuple(found)
 
 
@@ -467,12 +469,50 @@ def ablation(experiment: str, **options: Any) -> Callable[[Session, Measurement]
 
 
 def measure_cuts(session: Session, measurement: Measurement) -> dict[str, Any]:
-    """The rows that bench/expect.py has measured so far."""
-    path = session.settings.expect[session.model.name] / "results.json"
-    if not path.exists():
-        raise UsageError(f"bench/expect.py has no rows for {session.model.name} yet", hint="run the script again when it has")
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return {"texts": list(session.settings.expect_texts), "identity": content["identity"], "rows": content["rows"]}
+    """The cuts that bench/expect.py has measured so far: the rows of its directory, or else those of the package."""
+    name, settings = session.model.name, session.settings
+    directory = settings.expect.get(name)
+    if directory is not None and (directory / "results.json").exists():
+        return rows_of_expect(json.loads((directory / "results.json").read_text(encoding="utf-8")), settings.expect_texts)
+    known = [cut for cut in measured_cuts() if cut.model == name]
+    if not known:
+        raise UsageError(f"bench/expect.py has no rows for {name} yet", hint="run the script again when it has")
+    return {
+        "texts": [loss.text for loss in known[0].losses],
+        "cuts": [
+            {
+                "method": cut.method,
+                "recover": cut.recovery,
+                "share": cut.channels_removed,
+                "above": [[loss.above, loss.low, loss.high] for loss in cut.losses],
+                "blocks": [loss.blocks for loss in cut.losses],
+            }
+            for cut in known
+            if cut.allocation == "uniform"
+        ],
+    }
+
+
+def rows_of_expect(content: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The cuts in the results file of bench/expect.py, each with its loss above the dense model's on every text."""
+    identity, rows = content["identity"], content["rows"]
+    lengths = [text["tokens"] for text in identity["texts"]]
+    dense = split(next(row for row in rows if row["method"] == "dense"), lengths, identity["seq_len"])
+    cuts = []
+    for row in rows:
+        if row["method"] == "dense":
+            continue
+        found = [paired_bootstrap(one, other) for one, other in zip(dense, split(row, lengths, identity["seq_len"]), strict=True)]
+        cuts.append(
+            {
+                "method": row["method"],
+                "recover": row["recover"],
+                "share": row["sparsity_reached"],
+                "above": [[item.difference, item.low, item.high] for item in found],
+                "blocks": [item.blocks for item in found],
+            }
+        )
+    return {"texts": list(names) or [f"text {number + 1}" for number in range(len(lengths))], "cuts": cuts}
 
 
 ACTIONS: dict[str, Callable[[Session, Measurement], dict[str, Any]]] = {

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench.evidence_page import Measured, count, cut_rows, having
+from bench.evidence_page import Measured, count, cuts_of, having
 from chanfmt.analysis.resample import middle
 from chanfmt.reporting import drawing, paper
 from chanfmt.reporting.pages import render
@@ -77,9 +77,9 @@ def figures(state: Sequence[Measured]) -> dict[str, bytes]:
                 legend_below=True,
             )
         )
-    cut = [model for model in having(state, "cuts") if cut_rows(model)]
+    cut = [model for model in having(state, "cuts") if cuts_of(model)]
     if cut:
-        texts = range(len(cut_rows(cut[0])[0][1]))
+        texts = range(min(len((model.result("cuts") or {})["texts"]) for model in cut))
         plots.append(
             Plot("evidence-cuts", "", (), tuple(_cuts(cut, place) for place in texts), (4.2 * len(texts), 3.4), legend_below=True)
         )
@@ -213,28 +213,20 @@ def _channels(model: Measured) -> Any:
 
 def _cuts(state: Sequence[Measured], place: int) -> Any:
     def draw(axes: Any) -> None:
-        title = f"text {place + 1}"
         for number, model in enumerate(state):
-            rows = cut_rows(model)
-            names = (model.result("cuts") or {})["texts"]
-            title = names[place] if place < len(names) else title
-            for method in dict.fromkeys(row["method"] for row, _ in rows):
-                for recover, line in (("none", "-"), ("lstsq", "--")):
-                    some = [
-                        (row["sparsity_reached"], losses[place])
-                        for row, losses in rows
-                        if (row["method"], row["recover"]) == (method, recover)
-                    ]
-                    if not some:
-                        continue
-                    style = drawing.line_style(number) | {"linestyle": line}
-                    axes.plot(
-                        [0, *(x for x, _ in some)],
-                        [0, *(item.difference for _, item in some)],
-                        label=f"{model.name}, {recover}",
-                        **style,
-                    )
-                break
+            rows = cuts_of(model)
+            # One score is enough for a figure; the table has them all.
+            first = next(method for method, _ in rows)
+            for recover, line in (("none", "-"), ("lstsq", "--")):
+                some = [
+                    (share, losses[recover][place])
+                    for (method, share), losses in rows.items()
+                    if method == first and recover in losses
+                ]
+                if some:
+                    x, y = [0.0, *(share for share, _ in some)], [0.0, *(item.difference for _, item in some)]
+                    axes.plot(x, y, label=f"{model.name}, {recover}", **drawing.line_style(number) | {"linestyle": line})
+        title = (model.result("cuts") or {})["texts"][place]
         axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
         axes.set_xlabel("channels removed")
         axes.set_ylabel("nats per token above the dense model")

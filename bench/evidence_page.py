@@ -16,7 +16,7 @@ from chanfmt.base.files import atomic_file
 from chanfmt.base.markdown import table
 from chanfmt.reporting import paper
 from chanfmt.reporting.words import percent, times
-from surgery.evaluation.perplexity import Comparison, paired_bootstrap
+from surgery.evaluation.perplexity import CONFIDENCE, RESAMPLES, Comparison, paired_bootstrap
 from surgery.experiments.columns import losses_of
 
 if TYPE_CHECKING:
@@ -779,25 +779,24 @@ def _ranks(found: tuple[float, float, float]) -> str:
     return f"{found[0]:.2f} ({found[1]:.2f} to {found[2]:.2f})"
 
 
-def cut_rows(model: Measured) -> list[tuple[dict[str, Any], list[Comparison]]]:
-    """The measured cuts of a model, and the loss of each above the dense model's on every text."""
-    from bench.expect import split
+Cuts = dict[tuple[str, float], dict[str, list[Comparison]]]
+"""Score and share of channels to recovery to the loss above the dense model's on every text."""
 
-    result = model.result("cuts")
-    if result is None:
-        return []
-    identity, rows = result["identity"], result["rows"]
-    lengths = [text["tokens"] for text in identity["texts"]]
-    dense = split(next(row for row in rows if row["method"] == "dense"), lengths, identity["seq_len"])
-    return [
-        (row, [paired_bootstrap(one, other) for one, other in zip(dense, split(row, lengths, identity["seq_len"]), strict=True)])
-        for row in sorted(rows, key=lambda row: row["sparsity_reached"])
-        if row["method"] != "dense"
-    ]
+
+def cuts_of(model: Measured) -> Cuts:
+    """The measured cuts of a model, the smallest first."""
+    found: Cuts = {}
+    for cut in sorted((model.result("cuts") or {"cuts": []})["cuts"], key=lambda item: item["share"]):
+        losses = [
+            Comparison(above, np.nan if low is None else low, np.nan if high is None else high, blocks, RESAMPLES, CONFIDENCE)
+            for (above, low, high), blocks in zip(cut["above"], cut["blocks"], strict=True)
+        ]
+        found.setdefault((cut["method"], round(cut["share"], 4)), {})[cut["recover"]] = losses
+    return found
 
 
 def cuts(state: Sequence[Measured], drawn: set[str]) -> list[str]:
-    found = [model for model in having(state, "cuts") if cut_rows(model)]
+    found = [model for model in having(state, "cuts") if cuts_of(model)]
     if not found:
         return []
     lines = [
@@ -808,52 +807,41 @@ def cuts(state: Sequence[Measured], drawn: set[str]) -> list[str]:
         "[What to expect](expect.md) has these rows with their commands, and the shares of parameters.",
     ]
     for model in found:
-        rows = cut_rows(model)
-        names_of = (model.result("cuts") or {})["texts"] or [f"text {number + 1}" for number in range(len(rows[0][1]))]
-        recoveries = list(dict.fromkeys(row["recover"] for row, _ in rows))
-        body = []
-        keys = dict.fromkeys((row["method"], round(row["sparsity_reached"], 4)) for row, _ in rows)
-        for method, share in keys:
-            cells = {
-                row["recover"]: losses
-                for row, losses in rows
-                if (row["method"], round(row["sparsity_reached"], 4)) == (method, share)
-            }
-            body.append(
-                (
-                    method,
-                    percent(share),
-                    *(
-                        nats(cells[name][place]) if name in cells else "-"
-                        for place in range(len(names_of))
-                        for name in recoveries
-                    ),
-                )
-            )
+        rows, names_of = cuts_of(model), (model.result("cuts") or {})["texts"]
+        recoveries = list(dict.fromkeys(itertools.chain.from_iterable(rows.values())))
         headings = [f"{text}, {name}" for text in names_of for name in recoveries]
+        body = [
+            (
+                method,
+                percent(share),
+                *(nats(cells[name][place]) if name in cells else "-" for place in range(len(names_of)) for name in recoveries),
+            )
+            for (method, share), cells in rows.items()
+        ]
         lines += ["", f"**{model.name}**", "", table(("score", "channels removed", *headings), body)]
     lines += ["", *refit_statements(found)]
     return lines + missing(state, found)
+
+
+def refitted(model: Measured) -> tuple[float, dict[str, list[Comparison]]] | None:
+    """The largest share that was cut with and without least squares, and its losses."""
+    both = [(share, item) for (_, share), item in cuts_of(model).items() if {"none", "lstsq"} <= set(item)]
+    return max(both, key=lambda entry: entry[0]) if both else None
 
 
 def refit_statements(state: Sequence[Measured]) -> list[str]:
     """Sentences on what the refit gains on each text."""
     lines = []
     for model in state:
-        rows = cut_rows(model)
-        pairs: dict[tuple[str, float], dict[str, list[Comparison]]] = {}
-        for row, losses in rows:
-            pairs.setdefault((row["method"], round(row["sparsity_reached"], 4)), {})[row["recover"]] = losses
-        both = {key: item for key, item in pairs.items() if {"none", "lstsq"} <= set(item)}
-        if not both:
+        found = refitted(model)
+        if found is None:
             continue
-        (_, share), item = max(both.items(), key=lambda entry: entry[0][1])
+        share, item = found
         gains = [
             f"{1 - fitted.difference / plain.difference:.0%}" if plain.difference > 0 else "-"
             for plain, fitted in zip(item["none"], item["lstsq"], strict=True)
         ]
-        texts_of = (model.result("cuts") or {})["texts"] or [f"text {number + 1}" for number in range(len(gains))]
-        said = " and ".join(f"{gain} on {text}" for gain, text in zip(gains, texts_of, strict=True))
+        said = " and ".join(f"{gain} on {text}" for gain, text in zip(gains, (model.result("cuts") or {})["texts"], strict=True))
         lines.append(
             f"- {model.name}: with {percent(share)} of the channels removed, the refit takes back {said} of the added loss."
         )

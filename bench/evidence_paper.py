@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench.evidence_page import Measured, cut_rows, nats, percent, rank_interval, seconds_of, spread
+from bench.evidence_page import Measured, nats, percent, rank_interval, refitted, seconds_of, spread
 from chanfmt.analysis.resample import middle
 from chanfmt.base.errors import UsageError
 from chanfmt.base.markdown import table
@@ -157,17 +157,10 @@ def sizes(model: Measured) -> Answer | None:
 
 
 def refit(model: Measured) -> Answer | None:
-    rows = cut_rows(model)
-    if not rows:
+    found = refitted(model)
+    if found is None:
         return None
-    by_share: dict[float, dict[str, list[Comparison]]] = {}
-    for row, losses in rows:
-        by_share.setdefault(round(row["sparsity_reached"], 4), {})[row["recover"]] = losses
-    both = {share: item for share, item in by_share.items() if {"none", "lstsq"} <= set(item)}
-    if not both:
-        return None
-    share = max(both)
-    item = both[share]
+    share, item = found
     return f"at {percent(share)}: {nats(item['none'][0])} without, {nats(item['lstsq'][0])} with least squares", ""
 
 
