@@ -731,7 +731,10 @@ def run(model: Model, settings: Settings, arguments: argparse.Namespace) -> None
     about = {"name": model.name, "weights": model.weights, "source": model.shown}
     texts = {"texts": {name: shown(source) for name, source in settings.texts.items()}}
     names = {"evaluate": settings.evaluate[0], "evaluate_source": shown(settings.evaluate[1])}
-    store(directory / "model.json", {"format": FORMAT, **about, **texts, **names, "described": dict(arguments.about)})
+    store(
+        directory / "model.json",
+        {"format": FORMAT, **about, **texts, **names, "described": dict(arguments.about), "command": command_of(model, settings)},
+    )
     for item in chosen:
         missing = [text for text in item.atlases if not settings.atlas(model, text).exists()]
         if missing and item.name not in DEPENDENT:
@@ -747,6 +750,28 @@ def run(model: Model, settings: Settings, arguments: argparse.Namespace) -> None
             log(f"{model.name} {item.name}: {error.message}")
         else:
             log(f"{model.name} {item.name}: done")
+
+
+def command_of(model: Model, settings: Settings) -> str:
+    """The command line that measures ``model``, with the names of files in place of paths."""
+    weights = f":{model.weights}" if model.weights else ""
+    words = ["python", "bench/evidence.py", f"{model.name}{weights}={model.shown}", "-o", settings.state.name]
+    for name, source in settings.texts.items():
+        words += ["--text", name, shown(source)]
+    words += ["--evaluate", settings.evaluate[0], shown(settings.evaluate[1])]
+    for (owner, text), path in settings.atlases.items():
+        words += ["--atlas", owner, text, path.name] if owner == model.name else []
+    words += [
+        "--sequences",
+        str(settings.sequences),
+        "--other-sequences",
+        str(settings.others),
+        "--seq-len",
+        str(settings.seq_len),
+    ]
+    words += [word for kind, count in settings.tokens.items() for word in ("--tokens", f"{kind}={count}")]
+    words += ["--channels", str(settings.channels), *(["--stream"] if settings.stream else [])]
+    return shlex.join(words)
 
 
 def listed(session: Session, chosen: Sequence[Measurement]) -> list[str]:

@@ -149,12 +149,19 @@ def by_size(what: str, found: Sequence[tuple[Measured, Middle]], show: Callable[
         return f"{what}: {listed}, without intervals."
     pairs = list(itertools.pairwise(item for _, item in known))
     rising, falling = (all(sign * (b - a) > 0 for a, b in itertools.pairwise(medians)) for sign in (1, -1))
-    if rising and all(b.low > a.high for a, b in pairs):
-        verdict = "it rises with size, and the intervals of neighbours do not overlap"
-    elif falling and all(b.high < a.low for a, b in pairs):
-        verdict = "it falls with size, and the intervals of neighbours do not overlap"
-    elif rising or falling:
-        verdict = f"the medians {'rise' if rising else 'fall'} with size, but intervals of neighbours overlap"
+    apart = all(b.low > a.high if rising else b.high < a.low for a, b in pairs)
+    if len(known) == 2:
+        larger = "has more" if rising else "has less"
+        return f"{what}: {listed}. The larger model {larger}, " + (
+            "and the intervals do not overlap." if apart else "but the intervals overlap."
+        )
+    if rising or falling:
+        verb = "rises" if rising else "falls"
+        verdict = (
+            f"it {verb} with size, and the intervals of neighbours do not overlap"
+            if apart
+            else f"the median {verb} with size, but intervals of neighbours overlap"
+        )
     else:
         verdict = "it does not follow size"
     return f"{what}: {listed}. Here {verdict}."
@@ -868,7 +875,7 @@ def commands(state: Sequence[Measured]) -> list[str]:
         "sweep` and `surgery ablate` do not, so their numbers differ for such a model. Seconds are wall-clock on a machine with other work.",
     ]
     for model in state:
-        rows = []
+        rows = [model.about.get("command", COMMAND), ""]
         for stored in sorted(model.results.values(), key=lambda item: item["kind"] if "kind" in item else item["name"]):
             seconds, _, tokens = seconds_of(stored)
             rows.append(
