@@ -40,7 +40,8 @@ if __package__ in (None, ""):
     # The page has a module of its own, which is found from the root of the repository.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.evidence_page import DEPENDENT, FORMAT, read_state, write_page
+from bench.evidence_figures import figures
+from bench.evidence_page import DEPENDENT, FORMAT, IMAGES, Measured, read_state, rendered
 from bench.evidence_paper import filled
 from bench.expect import split
 from chanfmt.algebra.compare import compare
@@ -261,6 +262,8 @@ class Session:
         for place, token in enumerate(before):
             # The first token of a block is not predicted. `surgery eval` puts BOS in its place, too.
             ids[place :: settings.seq_len] = token
+        if before:
+            log(f"{self.model.name}: the tokenizer's BOS takes the place of the first token of every block")
         identity = subject.identity | {"data": settings.evaluate[0], "before": [int(token) for token in before]}
         return dataclasses.replace(subject, token_ids=ids, identity=identity)
 
@@ -667,16 +670,24 @@ def main(words: Sequence[str] | None = None) -> int:
                 run(model, settings, arguments)
             if arguments.list:
                 return 0
-        state = read_state(arguments.state)
-        write_page(arguments.page, state)
-        if arguments.paper.exists():
-            page = filled(arguments.paper.read_text(encoding="utf-8"), state)
-            with atomic_file(arguments.paper, overwrite=True) as temporary:
-                temporary.write_text(page, encoding="utf-8")
+        write_pages(arguments.page, arguments.paper, read_state(arguments.state))
     except ChanfmtError as error:
         print(f"error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""), file=sys.stderr)
         return 2
     return 0
+
+
+def write_pages(page: Path, paper: Path, state: Sequence[Measured]) -> None:
+    """Write the page with its figures, and the answers in the page of the paper if there is one."""
+    drawn = figures(state)
+    contents = {page.parent / IMAGES / name: content for name, content in drawn.items()}
+    contents[page] = rendered(state, drawn).encode()
+    if paper.exists():
+        contents[paper] = filled(paper.read_text(encoding="utf-8"), state).encode()
+    (page.parent / IMAGES).mkdir(parents=True, exist_ok=True)
+    for path, content in contents.items():
+        with atomic_file(path, overwrite=True) as temporary:
+            temporary.write_bytes(content)
 
 
 def model_of(word: str) -> Model:

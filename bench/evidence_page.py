@@ -12,7 +12,6 @@ import numpy as np
 from chanfmt.algebra.compare import rank_correlation
 from chanfmt.analysis.resample import Middle, middle
 from chanfmt.base.errors import UsageError
-from chanfmt.base.files import atomic_file
 from chanfmt.base.markdown import table
 from chanfmt.reporting import paper
 from chanfmt.reporting.words import percent, times
@@ -93,20 +92,6 @@ def _read(path: Path) -> dict[str, Any]:
     if content.get("format") != FORMAT:
         raise UsageError(f"{path} is not a result of bench/evidence.py", hint=f"name another directory than {path.parent.parent}")
     return content
-
-
-def write_page(page: Path, state: Sequence[Measured]) -> None:
-    """Write the page and its figures."""
-    from bench.evidence_figures import figures
-
-    images = page.parent / IMAGES
-    images.mkdir(parents=True, exist_ok=True)
-    drawn = figures(state)
-    for name, content in drawn.items():
-        with atomic_file(images / name, overwrite=True) as temporary:
-            temporary.write_bytes(content)
-    with atomic_file(page, overwrite=True) as temporary:
-        temporary.write_text(rendered(state, drawn), encoding="utf-8")
 
 
 # Numbers as text.
@@ -710,7 +695,7 @@ def sample_sizes(state: Sequence[Measured], drawn: set[str]) -> list[str]:
         "the sets are not yet settled at these sizes.",
         "",
         "The share of LP that the top 1% hold, as parts of the main text of each size would give it (the mean over the parts, median FFN). "
-        "Compare models at the same number of tokens, because a small sample makes LP look more concentrated:",
+        "Compare models at the same number of tokens, because the share depends on it:",
         "",
         table(
             ("tokens", *(model.name for model in found)),
