@@ -159,6 +159,7 @@ def rendered(state: Sequence[Measured], images: Iterable[str] = ()) -> str:
     """The page in Markdown. It has a section for every question that at least one model answers."""
     sections = [
         claims,
+        with_size,
         concentration,
         factors,
         controls,
@@ -208,7 +209,7 @@ def head(state: Sequence[Measured]) -> list[str]:
         ),
         "",
         f"Of the texts, {kinds}. Cuts and removals are judged on {first.about['evaluate']}. Statistics describe the text *{first.main}* "
-        "unless a table says something else. Weights of few bits were dequantised to float32.",
+        "unless a table says something else. Weights of few bits were dequantised to float32. Parameters are those of the model as it is loaded.",
         "",
         "Numbers in brackets are 95% intervals. An interval of a median resamples the FFNs of the model. An interval of a loss "
         "resamples the blocks of text, in pairs with the model that it is compared with; with fewer than twenty blocks, it is too "
@@ -286,6 +287,7 @@ def claims(state: Sequence[Measured], drawn: set[str]) -> list[str]:
         "",
     ]
     if len(found) > 1:
+        lines += [f"These hold on every model here: {'; '.join(agreeing)}.", ""] if agreeing else []
         lines.append(
             f"Of {len(rows)} claims, {len(agreeing)} hold on every model here and {len(differing)} on none"
             + (
@@ -298,6 +300,65 @@ def claims(state: Sequence[Measured], drawn: set[str]) -> list[str]:
     return lines + missing(state, found)
 
 
+def common_share(state: Sequence[Measured]) -> tuple[int, list[tuple[Measured, Middle]]]:
+    """The largest number of tokens that the share of the top 1% is known at for every model, and the shares; 0 if there is none."""
+    by_model = [
+        {
+            int(item["tokens"]): item["top_share"]
+            for item in (model.result(f"statistics/{model.main}") or {}).get("shares_by_tokens", [])
+        }
+        for model in state
+    ]
+    shared = set.intersection(*(set(found) for found in by_model)) if by_model else set()
+    if not shared:
+        return 0, []
+    tokens = max(shared)
+    return tokens, [
+        (model, middle(np.array(found[tokens], dtype=np.float64))) for model, found in zip(state, by_model, strict=True)
+    ]
+
+
+def with_size(state: Sequence[Measured], drawn: set[str]) -> list[str]:
+    """What changes with the number of parameters, and what does not."""
+    found = having(state, "statistics")
+    if len(found) < 2:
+        return []
+
+    def of(table_name: str, column: str) -> list[tuple[Measured, Middle]]:
+        return [(model, model.middle(table_name, column)) for model in found]
+
+    tokens, shares = common_share(found)
+    gaps = [
+        (model, middle(model.column("factors", "lp_top_share") - model.column("factors", "lp_factored_top_share")))
+        for model in found
+    ]
+    questions: list[tuple[str, list[tuple[Measured, Middle]], Callable[[float], str]]] = [
+        ("The share of LP in the top 1%", of("concentration", "top_share"), percent),
+        *([(f"The same share from {tokens:,} tokens of each", shares, percent)] if shares else []),
+        ("The largest channel over the mean", of("concentration", "max_over_mean"), times),
+        ("The share of activation power in its top 1%", of("factors", "activation_power_top_share"), percent),
+        ("What LP has over its factored form, in points", gaps, points),
+        ("Spearman's correlation of LP with activation power", of("spearman", "activation_power"), times),
+        ("The redundancy of the halo over that of channels matched in LP", of("halo", "over_matched"), times),
+        ("The redundancy of the halo over its null", of("halo", "over_null"), times),
+    ]
+    sentences = [(what, by_size(what, items, show)) for what, items, show in questions]
+    following = [what for what, sentence in sentences if "not overlap" in sentence]
+    return [
+        "## What changes with size",
+        "",
+        *(f"- {sentence}" for _, sentence in sentences),
+        "",
+        (
+            f"So {len(following)} of these {len(sentences)} numbers {'differs' if len(following) == 1 else 'differ'} in the order of size "
+            f"by more than the intervals: {'; '.join(following)}."
+            if following
+            else f"So none of these {len(sentences)} numbers follows size on these models: the differences between families are larger."
+        ),
+        "The paper sees the share grow from 40.2% at 8B to 61.4% at 70B, and what LP has over its factored form from 1.9 to 29.3 points.",
+    ]
+
+
 def concentration(state: Sequence[Measured], drawn: set[str]) -> list[str]:
     found = having(state, "statistics")
     if not found:
@@ -306,10 +367,8 @@ def concentration(state: Sequence[Measured], drawn: set[str]) -> list[str]:
     def number(name: str, show: Callable[[float], str]) -> Callable[[Measured], str]:
         return lambda model: spread(model.middle("concentration", name), show)
 
-    shares = [(model, model.middle("concentration", "top_share")) for model in found]
-    peaks = [(model, model.middle("concentration", "max_over_mean")) for model in found]
     return [
-        "## Concentration by depth, and with size",
+        "## Concentration by depth",
         "",
         *image(drawn, "evidence-concentration.svg", "Share of LP in the top 1% of the channels, by depth and against parameters"),
         per_model(
@@ -327,9 +386,7 @@ def concentration(state: Sequence[Measured], drawn: set[str]) -> list[str]:
             ],
         ),
         "",
-        f"- {by_size('The share of the top 1%', shares, percent)}",
-        f"- {by_size('The largest channel over the mean', peaks, times)}",
-        f"- The paper has {paper.TOP_SHARE:.1%} ({paper.TOP_SHARE_RANGE[0]:.1%} to {paper.TOP_SHARE_RANGE[1]:.1%} over layers) on "
+        f"The paper has {paper.TOP_SHARE:.1%} ({paper.TOP_SHARE_RANGE[0]:.1%} to {paper.TOP_SHARE_RANGE[1]:.1%} over layers) on "
         f"{paper.MODEL}, and {paper.MAX_OVER_MEAN:,.0f} times.",
         *by_text(found),
         *missing(state, found),
@@ -383,10 +440,6 @@ def factors(state: Sequence[Measured], drawn: set[str]) -> list[str]:
     rows += [
         (f"{FACTORS[one]} over {FACTORS[two]}, points within an FFN", step(one, two)) for one, two in itertools.pairwise(FACTORS)
     ]
-    gaps = [
-        (model, middle(model.column("factors", "lp_top_share") - model.column("factors", "lp_factored_top_share")))
-        for model in found
-    ]
     return [
         "## Where the concentration comes from",
         "",
@@ -395,9 +448,6 @@ def factors(state: Sequence[Measured], drawn: set[str]) -> list[str]:
         "a large activation meets a large gradient.",
         "",
         per_model(found, "median FFN", rows),
-        "",
-        f"- {by_size('What LP has over its factored form, in points', gaps, points)} The paper sees it grow from 1.9 points at 8B to "
-        "29.3 at 70B.",
         *missing(state, found),
     ]
 
@@ -420,7 +470,6 @@ def controls(state: Sequence[Measured], drawn: set[str]) -> list[str]:
 
         return text
 
-    ranks = [(model, model.middle("spearman", "activation_power")) for model in found]
     return [
         "## LP against activation power and the norms of weights",
         "",
@@ -450,8 +499,6 @@ def controls(state: Sequence[Measured], drawn: set[str]) -> list[str]:
                 *((f"range of {name} over the FFNs", spans(name)) for name in ("write_norm", "up_norm", "gate_norm")),
             ],
         ),
-        "",
-        f"- {by_size('The correlation of LP with activation power', ranks, times)}",
         *missing(state, found),
     ]
 
@@ -476,7 +523,6 @@ def halo(state: Sequence[Measured], drawn: set[str]) -> list[str]:
     def ratio(name: str) -> Callable[[Measured], str]:
         return lambda model: spread(model.middle("halo", name), times)
 
-    over = [(model, model.middle("halo", "over_matched")) for model in found]
     return [
         "## The halo against matched channels and the null",
         "",
@@ -498,8 +544,6 @@ def halo(state: Sequence[Measured], drawn: set[str]) -> list[str]:
         "",
         "The null pairs the same channels with what the supernodes did one sequence earlier. It holds what chance gives, and what "
         "comes from the position in the sequence.",
-        "",
-        f"- {by_size('The halo over matched channels', over, times)}",
         *missing(state, found),
     ]
 
