@@ -166,6 +166,25 @@ def test_a_part_of_the_results_makes_a_page_that_names_what_is_missing(state: Pa
     assert rendered([Measured(whole.about)]).startswith("# Evidence")
 
 
+def test_cuts_come_from_the_rows_of_bench_expect_by_text_and_become_a_table() -> None:
+    def row(method: str, recover: str, nll: list[float]) -> dict[str, Any]:
+        blocks = {"block_nll": nll, "block_predicted": [9, 9, 4]}
+        return {"method": method, "recover": recover, "sparsity_reached": 0.5 * (method != "dense"), **blocks}
+
+    rows = [row("dense", "none", [9, 18, 4]), row("wanda", "none", [18, 36, 8]), row("wanda", "lstsq", [13.5, 22.5, 6])]
+    content = {"identity": {"seq_len": 10, "texts": [{"tokens": 20}, {"tokens": 5}]}, "rows": rows}
+    found = bench.rows_of_expect(content, ["first", "second"])
+    plain, fitted = found["cuts"]
+    np.testing.assert_allclose([item[0] for item in plain["above"]], [27 / 18, 4 / 4])
+    np.testing.assert_allclose([item[0] for item in fitted["above"]], [9 / 18, 2 / 4])
+    stored = {"name": "cuts", "command": "", "result": json.loads(json.dumps(bench.without_nan(found))), "machine": "m"}
+    stored |= {"seconds": 1.0, "cpu_seconds": 1.0, "tokens": 0, "date": "d", "version": "v"}
+    page = rendered([Measured({"name": "A", "weights": "", "texts": {"prose": "p"}, "evaluate": "other"}, {"cuts": stored})])
+    # The second text is one block, which has no interval.
+    assert "| wanda | 50.0% | +1.500 (+1.000 to +2.000) | +0.500 (+0.500 to +0.500) | +1.000 | +0.500 |" in page
+    assert "the refit takes back 67% on first and 50% on second of the added loss" in page
+
+
 def test_what_is_wrong_with_the_arguments_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     usual = ["-o", str(tmp_path), "--text", "prose", "pydoc", "--evaluate", "more", "pydoc"]
     for words, expected in (
