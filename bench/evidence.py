@@ -68,6 +68,8 @@ TABLES = ("concentration", "factors", "spearman", "overlap", "halo", "stability"
 """Tables of a report that a result keeps."""
 METHODS = "scar-lp,wanda,activation,magnitude"
 """Scores under which supernodes are protected or not."""
+TOKENS: dict[str, int] = {"channels": 2048, "protection": 8192, "removal": 4096, "mean": 4096}
+"""Tokens of the evaluation text for each kind of experiment, unless --tokens says something else."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class Settings:
     sequences: int = 64
     others: int = 16
     seq_len: int = 512
-    tokens: dict[str, int] = field(default_factory=lambda: dict(TOKENS))
+    tokens: dict[str, int] = field(default_factory=lambda: TOKENS.copy())
     channels: int = 21
     seed: int = 0
     stream: bool = False
@@ -124,10 +126,6 @@ class Settings:
     def atlas(self, model: Model, text: str) -> Path:
         """The file of an atlas, which need not be there yet."""
         return self.atlases.get((model.name, text)) or self.directory(model) / f"{text}.h5"
-
-
-TOKENS = {"channels": 2048, "protection": 8192, "removal": 4096, "mean": 4096}
-"""Tokens of the evaluation text for each kind of experiment, unless --tokens says something else."""
 
 
 @dataclass(frozen=True)
@@ -456,15 +454,14 @@ def ablation(experiment: str, **options: Any) -> Callable[[Session, Measurement]
         from surgery.experiments.ablation.run import ablate
 
         settings = session.settings
-        more = {"channels": settings.channels} if experiment == "channels" else {}
+        chosen = options | ({"channels": settings.channels} if experiment == "channels" else {})
         with session.open(settings.main) as atlas:
             found = ablate(
                 atlas,
                 experiment,
                 session.subject(settings.tokens[measurement.kind]),
                 output=session.rows_of(atlas, measurement),
-                **options,
-                **more,
+                **chosen,
             )
             return {"identity": found.results.identity, "rows": found.rows, "summary": found.summary}
 

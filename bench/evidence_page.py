@@ -411,16 +411,15 @@ def by_text(state: Sequence[Measured]) -> list[str]:
     texts_of = [text for text in state[0].about["texts"] if any(f"statistics/{text}" in model.results for model in state)]
     if len(texts_of) < 2:
         return []
-    rows: list[tuple[str, Callable[[Measured], str]]] = [
-        (
-            text,
-            lambda model, text=text: (
-                spread(model.middle("concentration", "top_share", text), percent)
-                + (f", {tokens:,} tokens" if (tokens := (model.result(f"atlas/{text}") or {}).get("tokens")) else "")
-            ),
-        )
-        for text in texts_of
-    ]
+
+    def share(text: str) -> Callable[[Measured], str]:
+        def cell(model: Measured) -> str:
+            tokens = (model.result(f"atlas/{text}") or {}).get("tokens")
+            return spread(model.middle("concentration", "top_share", text), percent) + (f", {tokens:,} tokens" if tokens else "")
+
+        return cell
+
+    rows = [(text, share(text)) for text in texts_of]
     return ["", "The share that the top 1% hold, on each text:", "", per_model(state, "text", rows)]
 
 
