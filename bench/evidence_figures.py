@@ -73,7 +73,7 @@ def figures(state: Sequence[Measured]) -> dict[str, bytes]:
                 "",
                 (),
                 tuple(_channels(model) for model in removed),
-                (3.0 * len(removed) + 0.5, 3.2),
+                (max(7.5, 3.0 * len(removed)), 3.2),
                 legend_below=True,
             )
         )
