@@ -274,9 +274,9 @@ class Session:
 
 
 def inputs_of(measurement: Measurement, session: Session) -> list[str]:
-    """Digests of the atlases that ``measurement`` reads, of those that are there."""
+    """Digests of the atlases that ``measurement`` reads or makes, of those that are there."""
     found = []
-    for text in measurement.atlases:
+    for text in (measurement.text,) if measurement.kind == "atlas" else measurement.atlases:
         if session.settings.atlas(session.model, text).exists():
             with session.open(text) as atlas:
                 found.append(atlas.content_sha256)
