@@ -13,7 +13,7 @@ address.
 Notes and warnings go to the logger ``chanfmt``. Every failure that a user can mend is a `ChanfmtError`, whose ``message``
 says what is wrong and whose ``hint`` says what to do.
 
-`chanfmt.analysis` holds the statistics of a report as functions of arrays. `surgery` cuts models with atlases. The command
+`chanfmt.analysis` holds the statistics of a report as functions of arrays, and `chanfmt.plot` draws figures. `surgery` cuts models with atlases. The command
 lines are ``atlas``, ``surgery`` and ``atlas-tui``.
 """
 
@@ -27,10 +27,11 @@ from chanfmt.base.version import __version__
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
     from transformers import PreTrainedModel
 
+    from chanfmt import plot
     from chanfmt.algebra.compare import FFNComparison
     from chanfmt.algebra.validate.findings import Finding
     from chanfmt.format.reader import Atlas
@@ -53,10 +54,24 @@ __all__ = [
     "compare",
     "merge",
     "open",
+    "plot",
     "relabel",
     "report",
     "validate",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # The figures need numpy, which takes longer to import than everything else here.
+    if name != "plot":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return importlib.import_module("chanfmt.plot")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def open(path: str | os.PathLike[str], *, verify: bool = False, contained: bool = False) -> Atlas:
@@ -323,16 +338,20 @@ def compare(first: Given, second: Given, metric: str = "lp") -> list[FFNComparis
         return compare_atlases(one, other, metric)
 
 
-def report(atlas: Given, out: str | os.PathLike[str] | None = None, *, overwrite: bool = False) -> Report:
+def report(
+    atlas: Given | Sequence[Given] | Mapping[str, Given], out: str | os.PathLike[str] | None = None, *, overwrite: bool = False
+) -> Report:
     """Make a report of what an atlas shows, next to the paper's findings, with intervals and controls.
 
     Args:
-        atlas: The atlas.
-        out: Directory to write: a page, Markdown, JSON, figures and CSV files. None writes nothing.
+        atlas: The atlas. A list, or a dictionary from names to atlases, makes one report of all: claims x atlases, and figures
+            with a line for each atlas.
+        out: Directory to write: a page, Markdown, JSON, figures and CSV files; or NAME.html for the page alone. None writes
+            nothing.
         overwrite: Whether an earlier report in ``out`` is replaced.
 
     Returns:
-        The report as data: sections with claims, tables and plots.
+        The report as data: sections with claims, tables and plots. A report of several has ``members``, the report of each.
 
     Raises:
         AtlasError: The atlas holds no measured LP.
@@ -344,15 +363,19 @@ def report(atlas: Given, out: str | os.PathLike[str] | None = None, *, overwrite
     from chanfmt.base.claims import claimed
     from chanfmt.base.files import output_path
     from chanfmt.hub.locate import opened
+    from chanfmt.reporting.family import make_family
     from chanfmt.reporting.make import make_report
-    from chanfmt.reporting.pages import check_directory, write_report
+    from chanfmt.reporting.names import named_atlases
+    from chanfmt.reporting.pages import check_output, write
 
-    directory = None if out is None else output_path(out)
-    if directory is not None:
-        check_directory(directory, overwrite=overwrite)
-    with contextlib.nullcontext() if directory is None else claimed(directory):
-        with opened(atlas) as given:
-            made = make_report(given)
-        if directory is not None:
-            write_report(made, directory, overwrite=overwrite)
+    output = None if out is None else output_path(out)
+    if output is not None:
+        check_output(output, overwrite=overwrite)
+    named = named_atlases(atlas)
+    with contextlib.nullcontext() if output is None else claimed(output):
+        with contextlib.ExitStack() as stack:
+            given = [stack.enter_context(opened(item)) for item in named.values()]
+            made = make_report(given[0]) if len(given) == 1 else make_family(given, list(named))
+        if output is not None:
+            write(made, output, overwrite=overwrite)
     return made

@@ -4,8 +4,8 @@
 steps, and what a step alone cannot do.
 
 A function that takes an atlas takes it open (from `chanfmt.open` or `chanfmt.build`), as a path, or as an address on the
-Hub. A model is a Hub id, a directory or a ``.gguf`` file. `prune_`, `evaluate`, `sweep` and `ablate` take a loaded
-transformers model too.
+Hub. A model is a Hub id, a directory or a ``.gguf`` file. `prune_`, `evaluate`, `sweep`, `ablate` and `replaceability` take
+a loaded transformers model too.
 
 >>> import surgery
 >>> plan = surgery.plan("smollm2.h5", sparsity=0.5)  # doctest: +SKIP
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from surgery.evaluation.given import GivenModel
     from surgery.evaluation.side_by_side import Evaluations
     from surgery.experiments.ablation.run import Ablation
+    from surgery.experiments.replaceability import Replaceability
     from surgery.experiments.sweep import SweepResults
     from surgery.planning.plan import PruningPlan
     from surgery.recovery.options import RecoveryOptions
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     Given = Atlas | str | os.PathLike[str]
     Model = ModelSource | str | os.PathLike[str]
 
-__all__ = ["LoadedModel", "ablate", "apply", "evaluate", "plan", "prune", "prune_", "push", "shrink", "sweep"]
+__all__ = ["LoadedModel", "ablate", "apply", "evaluate", "plan", "prune", "prune_", "push", "replaceability", "shrink", "sweep"]
 
 
 def plan(
@@ -635,6 +636,8 @@ def ablate(
     device_map: str | None = None,
     dtype: str = "auto",
     overwrite: bool = False,
+    store: str | os.PathLike[str] | None = None,
+    replace: bool = False,
     progress: bool | None = None,
     **options: Any,
 ) -> Ablation:
@@ -644,13 +647,16 @@ def ablate(
 
     Args:
         atlas: A complete atlas of the model.
-        experiment: ``remove``, ``mean-replace``, ``halo``, ``dose`` or ``channels``.
+        experiment: ``remove``, ``mean-replace``, ``halo``, ``dose``, ``channels`` or ``weights``.
         model: A model as `evaluate` takes it. None for the model that the atlas names, from the Hub.
         text: A text as `evaluate` takes it.
         out: Directory for ``results.csv`` and ``results.json``; rows that it holds are not measured again. None keeps the
             rows in memory.
         seq_len, max_tokens, device, device_map, dtype: As for `evaluate`.
         overwrite: Whether the rows that ``out`` holds are dropped.
+        store: Atlas to write with the measured losses of the experiment ``channels``, and their standard errors, as columns: a
+            new file, or the file of ``atlas``.
+        replace: Whether losses that ``atlas`` has already are replaced.
         progress: Whether to draw progress bars on stderr; None draws them if stderr is a terminal.
         options: Options of the experiment, by the names that ``surgery ablate EXPERIMENT --help`` lists, such as
             ``select``, ``seeds`` and ``layers``. A sequence takes the place of text between commas.
@@ -684,7 +690,72 @@ def ablate(
             dtype=str(dtype).removeprefix("torch."),
             output=out,
             overwrite=overwrite,
+            store=store,
+            replace=replace,
             **options,
+        )
+
+
+def replaceability(
+    atlas: Given,
+    model: GivenModel | None = None,
+    text: str | os.PathLike[str] | Text = "wikitext2",
+    *,
+    select: str | Sequence[str] = "supernodes+halo",
+    layers: str | None = None,
+    peers: int | str = "all",
+    skip_first: int = 1,
+    seq_len: int = 2048,
+    max_tokens: int = 0,
+    device: str = "auto",
+    device_map: str | None = None,
+    dtype: str = "auto",
+    store: str | os.PathLike[str] | None = None,
+    replace: bool = False,
+    progress: bool | None = None,
+) -> Replaceability:
+    """Measure how well channels are predicted by other channels of their FFN: R^2 on held-out blocks of a text, and its null.
+
+    Args:
+        atlas: A complete atlas of the model.
+        model: A model as `evaluate` takes it. None for the model that the atlas names, from the Hub.
+        text: A text as `evaluate` takes it.
+        select: Selectors of the channels to predict; ``top:lp=100%`` is every channel.
+        layers: Layers of these channels, such as ``0-3,7``; None for all.
+        peers: ``all`` other channels of the FFN, or the number of channels that correlate most with the channel.
+        skip_first: Tokens at the beginning of each block that are left out.
+        seq_len, max_tokens, device, device_map, dtype: As for `evaluate`.
+        store: Atlas to write with the results as columns: a new file, or the file of ``atlas``.
+        replace: Whether values that ``atlas`` has already are replaced.
+        progress: Whether to draw progress bars on stderr; None draws them if stderr is a terminal.
+
+    Returns:
+        R^2 and its null by FFN, float64 (channel,) in each, NaN if not measured; rows with medians by FFN and label.
+
+    Raises:
+        chanfmt.UsageError: An option has no meaning, the text is too short, or ``store`` cannot be written.
+        chanfmt.AtlasError: The atlas is unfinished, or lacks what a selector needs.
+        chanfmt.ModelError: The model cannot be loaded, or is not the model of the atlas.
+    """
+    from chanfmt.base.narrate import bars
+    from chanfmt.hub.locate import opened
+    from surgery.experiments.replaceability import ReplaceabilityOptions
+    from surgery.experiments.replaceability import replaceability as measure
+
+    selectors = (select,) if isinstance(select, str) else tuple(select)
+    with bars(progress), opened(atlas) as given:
+        return measure(
+            given,
+            model,
+            text,
+            ReplaceabilityOptions(selectors, layers, str(peers), skip_first),
+            seq_len=seq_len,
+            max_tokens=max_tokens,
+            device=str(device),
+            device_map=device_map,
+            dtype=str(dtype).removeprefix("torch."),
+            store=store,
+            replace=replace,
         )
 
 

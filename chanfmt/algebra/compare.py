@@ -26,13 +26,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class FFNComparison:
-    """One FFN in two atlases. The channels of all experts count together.
+class ChannelComparison:
+    """The channels of one FFN in two measurements. The channels of all experts count together.
 
     Undefined numbers are NaN.
 
     Attributes:
-        layer, stack, module: The FFN, by its names in the first atlas.
         channels: Channels of all experts.
         correlation: Spearman's rank correlation of the metric over the channels whose value is known in both atlases; tied
             values share their mean rank. Undefined if the metric is constant in one atlas.
@@ -47,9 +46,6 @@ class FFNComparison:
             atlas's rho gives.
     """
 
-    layer: int
-    stack: str
-    module: str
     channels: int
     correlation: float
     supernodes_first: int
@@ -63,6 +59,55 @@ class FFNComparison:
     captured_chance: float
     top_jaccard: float
     top_chance: float
+
+
+@dataclass(frozen=True)
+class _Place:
+    layer: int
+    stack: str
+    module: str
+
+
+@dataclass(frozen=True)
+class FFNComparison(ChannelComparison, _Place):
+    """One FFN in two atlases: its numbers, and where it is.
+
+    Attributes:
+        layer, stack, module: The FFN, by its names in the first atlas.
+    """
+
+
+def compare_channels(
+    first: np.ndarray, second: np.ndarray, first_labels: np.ndarray, second_labels: np.ndarray, rho: float = 0.01
+) -> ChannelComparison:
+    """`ChannelComparison` of one FFN.
+
+    Args:
+        first, second: One metric in the two measurements, (channel,) or (expert, channel).
+        first_labels, second_labels: Labels, uint8, in the same shape: 0 none, 1 halo, 2 supernode.
+        rho: Size of the top sets, as a share of the channels of each expert.
+    """
+    labels = [unit_rows(np.asarray(given)) for given in (first_labels, second_labels)]
+    values = [np.asarray(given).astype(np.float64).ravel() for given in (first, second)]
+    core = [label == schema.LABEL_SUPERNODE for label in labels]
+    halo = [label == schema.LABEL_HALO for label in labels]
+    tops = [_top(row.reshape(label.shape), rho) for row, label in zip(values, labels, strict=True)]
+    own, captured = (float(np.nansum(values[0][members.ravel()])) for members in core)
+    return ChannelComparison(
+        channels=values[0].size,
+        correlation=rank_correlation(*values),
+        supernodes_first=int(core[0].sum()),
+        supernodes_second=int(core[1].sum()),
+        supernodes_shared=int((core[0] & core[1]).sum()),
+        supernode_jaccard=_jaccard(*core),
+        supernode_chance=_chance(*core),
+        halo_jaccard=_jaccard(*halo),
+        halo_chance=_chance(*halo),
+        captured=captured / own if own > 0 else float("nan"),
+        captured_chance=float(np.nansum(values[0])) * core[1].mean() / own if own > 0 else float("nan"),
+        top_jaccard=_jaccard(*tops),
+        top_chance=_chance(*tops),
+    )
 
 
 def compare(first: Atlas, second: Atlas, metric: str = "lp") -> list[FFNComparison]:
@@ -208,32 +253,11 @@ def expected_jaccard(channels: int, first: Sequence[int], second: Sequence[int])
 
 
 def _compare_ffn(first: Atlas, block: Block, second: Atlas, other: Block, metric: str) -> FFNComparison:
-    stacks = first.stacks[block.stack], second.stacks[other.stack]
-    rows = block.row, other.row
-    values = [stack.row(metric, row).astype(np.float64).ravel() for stack, row in zip(stacks, rows, strict=True)]
-    labels = [unit_rows(stack.row("label", row)) for stack, row in zip(stacks, rows, strict=True)]
-    core = [label == schema.LABEL_SUPERNODE for label in labels]
-    halo = [label == schema.LABEL_HALO for label in labels]
-    tops = [_top(row.reshape(label.shape), first.labels.rho) for row, label in zip(values, labels, strict=True)]
-    own, captured = (float(np.nansum(values[0][members.ravel()])) for members in core)
-    return FFNComparison(
-        layer=block.layer_index,
-        stack=block.stack,
-        module=block.module,
-        channels=values[0].size,
-        correlation=rank_correlation(*values),
-        supernodes_first=int(core[0].sum()),
-        supernodes_second=int(core[1].sum()),
-        supernodes_shared=int((core[0] & core[1]).sum()),
-        supernode_jaccard=_jaccard(*core),
-        supernode_chance=_chance(*core),
-        halo_jaccard=_jaccard(*halo),
-        halo_chance=_chance(*halo),
-        captured=captured / own if own > 0 else float("nan"),
-        captured_chance=float(np.nansum(values[0])) * core[1].mean() / own if own > 0 else float("nan"),
-        top_jaccard=_jaccard(*tops),
-        top_chance=_chance(*tops),
-    )
+    held = ((first.stacks[block.stack], block.row), (second.stacks[other.stack], other.row))
+    values = [stack.row(metric, row) for stack, row in held]
+    labels = [stack.row("label", row) for stack, row in held]
+    found = compare_channels(values[0], values[1], labels[0], labels[1], first.labels.rho)
+    return FFNComparison(layer=block.layer_index, stack=block.stack, module=block.module, **vars(found))
 
 
 def _top(values: np.ndarray, rho: float) -> np.ndarray:

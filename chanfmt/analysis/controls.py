@@ -17,6 +17,7 @@ def random_control(selected: np.ndarray, pool: np.ndarray, generator: np.random.
     Raises:
         UsageError: The pool has fewer channels.
     """
+    selected, pool = np.asarray(selected), np.asarray(pool)
     control = np.zeros(selected.shape, dtype=bool)
     for chosen, free, drawn in zip(*map(unit_rows, (selected, pool, control)), strict=True):
         count, candidates = int(chosen.sum()), np.flatnonzero(free)
@@ -36,6 +37,7 @@ def matched_control(selected: np.ndarray, pool: np.ndarray, lp: np.ndarray) -> n
     Raises:
         UsageError: The pool has fewer channels.
     """
+    selected, pool, lp = np.asarray(selected), np.asarray(pool), np.asarray(lp)
     control = np.zeros(selected.shape, dtype=bool)
     for chosen, free, values, drawn in zip(*map(unit_rows, (selected, pool, lp, control)), strict=True):
         wanted, candidates = np.flatnonzero(chosen), np.flatnonzero(free)

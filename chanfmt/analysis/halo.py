@@ -12,30 +12,42 @@ from chanfmt.format import schema
 
 @dataclass(frozen=True)
 class HaloRedundancy:
-    """Mean redundancy to the supernodes over three kinds of channels of one FFN, and the null of the same channels.
+    """Mean redundancy to the supernodes over three kinds of channels of one FFN, and two nulls of the same channels.
+
+    The null pairs equal positions of two sequences, so it holds chance and the effect of the position. The null of chance pairs
+    other positions, so it holds chance alone.
 
     Attributes:
         channels: Number of halo channels, and of matched channels.
-        halo, halo_null: The halo.
-        matched, matched_null: Channels outside halo and supernodes, each the nearest in LP to one halo channel.
-        others, others_null: All channels outside halo and supernodes.
+        halo, halo_null, halo_chance: The halo.
+        matched, matched_null, matched_chance: Channels outside halo and supernodes, each the nearest in LP to one halo channel.
+        others, others_null, others_chance: All channels outside halo and supernodes.
     """
 
     channels: int
     halo: float
     halo_null: float
+    halo_chance: float
     matched: float
     matched_null: float
+    matched_chance: float
     others: float
     others_null: float
+    others_chance: float
 
 
-def halo_redundancy(lp: np.ndarray, labels: np.ndarray, redundancy: np.ndarray, null: np.ndarray | None) -> HaloRedundancy | None:
+def halo_redundancy(
+    lp: np.ndarray, labels: np.ndarray, redundancy: np.ndarray, null: np.ndarray | None, chance: np.ndarray | None = None
+) -> HaloRedundancy | None:
     """`HaloRedundancy` of one FFN, from arrays (channel,).
+
+    ``null`` is the atlas's ``redundancy_null``, and ``chance`` its column ``x_common/redundancy_chance``. Without an array, its
+    means are NaN.
 
     Channels whose redundancy is unknown are left out. The result is None if the FFN has no halo, or fewer channels outside
     halo and supernodes than in the halo.
     """
+    lp, labels, redundancy = np.asarray(lp), np.asarray(labels), np.asarray(redundancy)
     known = np.isfinite(redundancy) & np.isfinite(lp)
     halo = (labels == schema.LABEL_HALO) & known
     others = (labels == schema.LABEL_NONE) & known
@@ -43,8 +55,8 @@ def halo_redundancy(lp: np.ndarray, labels: np.ndarray, redundancy: np.ndarray, 
         return None
     matched = matched_control(halo, others, lp)
     means = {}
-    for name, values in (("", redundancy), ("_null", null)):
+    for name, values in (("", redundancy), ("_null", null), ("_chance", chance)):
         for kind, mask in (("halo", halo), ("matched", matched), ("others", others)):
-            chosen = np.array([]) if values is None else values[mask & np.isfinite(values)]
+            chosen = np.array([]) if values is None else np.asarray(values)[mask & np.isfinite(values)]
             means[kind + name] = float(chosen.mean(dtype=np.float64)) if len(chosen) else float("nan")
     return HaloRedundancy(channels=int(halo.sum()), **means)

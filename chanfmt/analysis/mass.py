@@ -28,6 +28,27 @@ class Concentration:
     gini: float
 
 
+def cumulative_share(values: np.ndarray, fractions: np.ndarray) -> np.ndarray:
+    """Share of the sum of ``values`` in the largest of them, float64 (point,).
+
+    Between two whole numbers of channels, the share is interpolated. Unknown values do not count. A layer without mass gives
+    NaN.
+
+    Args:
+        values: One non-negative metric of one layer, (channel,).
+        fractions: Shares of the channels in [0, 1], (point,).
+
+    >>> cumulative_share(np.array([1.0, 6.0, 1.0, 0.0]), np.array([0.25, 0.5, 1.0])).tolist()
+    [0.75, 0.875, 1.0]
+    """
+    values = np.asarray(values, dtype=np.float64)
+    ordered = np.sort(values[np.isfinite(values)])[::-1]
+    sums = np.concatenate([[0.0], np.cumsum(ordered)])
+    if not sums[-1] > 0:
+        return np.full(len(fractions), np.nan)
+    return np.interp(np.asarray(fractions) * len(ordered), np.arange(len(sums)), sums / sums[-1])
+
+
 def concentration(values: np.ndarray, rho: float = 0.01) -> Concentration:
     """`Concentration` of ``values`` (channel,). A layer without mass gives zeros; NaN or infinity among the values give NaN.
 

@@ -10,22 +10,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chanfmt.algebra import labels
+from chanfmt.algebra.columns import with_columns
 from chanfmt.building.derive import layer_variables, stack_layers
 from chanfmt.building.session import producer_record
 from chanfmt.building.state import extensions, partial_variables
 from chanfmt.data.sources import contributions
 from chanfmt.data.tokens import CalibrationTokens
-from chanfmt.format import schema
+from chanfmt.format import columns, schema
 from chanfmt.format.records import AtlasContent, Block, CalibrationRecord
 from chanfmt.models.find.discover import block_of
 from chanfmt.models.matrices import ffn_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from chanfmt.building.measure import Measurement
     from chanfmt.building.plan import BuildPlan
     from chanfmt.building.session import Session
+    from chanfmt.format.records import StackData
 
 
 def assemble(plan: BuildPlan, measurement: Measurement, session: Session) -> AtlasContent:
@@ -105,7 +107,8 @@ def _content(plan: BuildPlan, measurement: Measurement, session: Session, layers
         )
         for index, (ffn, position, slices, width) in enumerate(zip(plan.ffns, positions, plan.slices, plan.widths, strict=True))
     )
-    return AtlasContent(
+    stacks, measured = _without_columns(stacks)
+    content = AtlasContent(
         title=f"importance atlas of {plan.source.id}",
         model=plan.record,
         calibration=_calibration_record(plan, measurement),
@@ -115,6 +118,19 @@ def _content(plan: BuildPlan, measurement: Measurement, session: Session, layers
         stacks=tuple(stacks),
         producer=producer_record(session, plan.model),
     )
+    return with_columns(content, measured)
+
+
+def _without_columns(stacks: Sequence[StackData]) -> tuple[list[StackData], dict[str, dict[str, np.ndarray]]]:
+    """``stacks`` without the arrays that no variable of the atlas is made for; and these as `with_columns` takes them."""
+    own: list[StackData] = []
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for stack in stacks:
+        variables = dict(stack.variables)
+        for name in [name for name in variables if name not in schema.STACK_VARIABLE_BY_NAME]:
+            found.setdefault(f"{columns.OWNER}/{name}", {})[stack.name] = np.asarray(variables.pop(name), dtype=np.float32)
+        own.append(dataclasses.replace(stack, variables=variables))
+    return own, found
 
 
 def _calibration_record(plan: BuildPlan, measurement: Measurement) -> CalibrationRecord:

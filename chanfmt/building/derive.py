@@ -10,6 +10,7 @@ import torch
 
 from chanfmt.algebra import labels, metrics
 from chanfmt.building.on_device import nearest_in_core, pair_redundancies, redundancy_to_core
+from chanfmt.building.statistics import CHANCE
 from chanfmt.building.weight_metrics import reading, writing
 from chanfmt.format import schema
 from chanfmt.format.records import LabelSettings, StackData, Stacked
@@ -37,7 +38,8 @@ def layer_variables(
         previous_support: Write support of the layer before; None for the first layer.
 
     Returns:
-        Name in `chanfmt.format.schema.STACK_VARIABLES` to values without the layer dimension; write mass (d,).
+        Name in `chanfmt.format.schema.STACK_VARIABLES`, or of a well-known column without its owner, to values without the layer
+        dimension; write mass (d,).
     """
     found = [
         member_variables(member, of_member, settings, previous_support)
@@ -51,10 +53,7 @@ def layer_variables(
 
 def by_expert(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """The variables of all experts of an FFN in one array each, from those of every expert."""
-    return {
-        name: np.stack([row[name] for row in rows], axis=schema.STACK_VARIABLE_BY_NAME[name].dimensions.index("layer"))
-        for name in rows[0]
-    }
+    return {name: np.stack([row[name] for row in rows], axis=_layer_axis(name)) for name in rows[0]}
 
 
 def reduce(statistics: FFNStatistics, settings: LabelSettings) -> None:
@@ -116,6 +115,7 @@ def _unreached_redundancy(n_channels: int) -> dict[str, np.ndarray]:
     return {
         "redundancy": undefined,
         "redundancy_null": undefined,
+        CHANCE: undefined,
         "redundancy_tokens": np.asarray(0),
         "core_covered": np.asarray(np.nan),
         **dict(zip(("redundancy_partner", "redundancy_pair"), _none_nearest(n_channels), strict=True)),
@@ -196,7 +196,13 @@ def _stack_name(key: tuple[Any, ...], keys: Sequence[tuple[Any, ...]]) -> str:
 
 def _stacked(rows: list[Mapping[str, np.ndarray]]) -> Iterator[tuple[str, Stacked]]:
     for name in rows[0]:
-        yield name, Stacked(rows, name, schema.STACK_VARIABLE_BY_NAME[name].dimensions.index("layer"))
+        yield name, Stacked(rows, name, _layer_axis(name))
+
+
+def _layer_axis(name: str) -> int:
+    """Axis of the layers in the array ``name``: a variable of the atlas, or a well-known column."""
+    variable = schema.STACK_VARIABLE_BY_NAME.get(name)
+    return 0 if variable is None else variable.dimensions.index("layer")
 
 
 def _redundancy(statistics: ChannelStatistics, core: np.ndarray, settings: LabelSettings) -> dict[str, np.ndarray]:
@@ -212,10 +218,11 @@ def _redundancy(statistics: ChannelStatistics, core: np.ndarray, settings: Label
     top_k = settings.redundancy_top_k
     pairs = pair_redundancies(correlation.real, columns, covered)
     partner, pair = nearest_in_core(pairs, covered)
-    null = (
-        redundancy_to_core(pair_redundancies(correlation.null, columns, covered), top_k).cpu().numpy()
-        if correlation.null.count >= 2
+    null, chance = (
+        redundancy_to_core(pair_redundancies(sums, columns, covered), top_k).cpu().numpy()
+        if sums.count >= 2
         else np.full(statistics.n_channels, np.nan)
+        for sums in (correlation.null, correlation.chance)
     )
     return {
         "redundancy_partner": partner,
@@ -223,6 +230,7 @@ def _redundancy(statistics: ChannelStatistics, core: np.ndarray, settings: Label
         # Ranks, like those of every metric, are taken on the stored float32 values.
         "redundancy": redundancy_to_core(pairs, top_k).cpu().numpy().astype(np.float32),
         "redundancy_null": null,
+        CHANCE: chance,
         "redundancy_tokens": np.asarray(correlation.real.count),
         "core_covered": np.asarray(len(covered) / len(core)),
     }

@@ -14,7 +14,7 @@ import numpy as np
 
 from chanfmt.algebra import labels, metrics
 from chanfmt.base.errors import AtlasError
-from chanfmt.building.statistics import REDUCED
+from chanfmt.building.statistics import CHANCE, REDUCED
 from chanfmt.format import schema
 from chanfmt.format.reader import Atlas
 from chanfmt.format.records import ExtensionGroup, ExtensionVariable
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 OWNER = schema.RESUME_EXTENSION
 RESUME = f"{OWNER}/resume"
-LAYOUT = 2
+LAYOUT = 3
 """Version of the content of the extension groups."""
 
 REQUEST: dict[str, str] = {
@@ -81,6 +81,13 @@ _EXTRA_STATE: dict[str, tuple[tuple[str, ...], str, str]] = {
     "null_cross": (_CROSS, "the same with the candidates of the sequence before", "nats2"),
     "null_channel": (("layer", "moment", "channel"), "sums of q and q^2 of the channels in the null", "1"),
     "null_other": (("layer", "moment", "candidate"), "sums of q and q^2 of the candidates in the null", "1"),
+    "chance_cross": (_CROSS, "the same with the candidates at other positions of the sequence before", "nats2"),
+    "offsets_drawn": (("layer",), "sequences of the null with other positions", "1"),
+    CHANCE: (
+        ("layer", "channel"),
+        "redundancy of a finished FFN against its supernodes in other sequences and positions",
+        "nats",
+    ),
     "last": (("layer", "position", "candidate"), "q of the candidates in the last sequence", "nats"),
     "last_total": (("layer", "candidate"), "sum of q of the candidates over the last sequence", "nats"),
     "last_q2": (("layer", "candidate"), "sum of q^2 of the candidates over the last sequence", "nats2"),

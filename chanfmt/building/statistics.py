@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from chanfmt.algebra import labels
+from chanfmt.analysis.chance import turn_offset
 from chanfmt.format import schema
 
 if TYPE_CHECKING:
@@ -21,7 +23,9 @@ CANDIDATE_SHARE = 0.05
 """Share of the channels kept as candidates for the core while redundancy is accumulated."""
 _LAST = ("last", "last_total", "last_q2")
 REDUCED = schema.resting_on(schema.CORRELATIONS)
-"""Names of the arrays that the cross moments with the core are reduced to."""
+"""Names of the arrays that the cross moments with the core are reduced to, all of them variables of the atlas."""
+CHANCE = "redundancy_chance"
+"""Name of the further array that they are reduced to, which becomes a well-known column."""
 
 
 class ChannelStatistics:
@@ -90,7 +94,7 @@ class ChannelStatistics:
         self.core = CoreCorrelation(candidates.to(self.device), self.n_channels, routed=self.routed)
 
     def reduce(self, variables: dict[str, np.ndarray]) -> None:
-        """Keep ``variables`` (`REDUCED`) in place of the cross moments, which take most of the memory. Nothing can be added then."""
+        """Keep ``variables`` (`REDUCED` and `CHANCE`) in place of the cross moments, which take most of the memory. Nothing can be added then."""
         self.core, self.reduced = None, variables
 
     @property
@@ -108,7 +112,11 @@ class ChannelStatistics:
         state = {name: values.cpu().numpy() for name, values in self._tensors().items()}
         state["tokens_split"] = self.tokens_split
         if self.core is not None:
-            state |= {"real_count": np.asarray(self.core.real.count), "null_count": np.asarray(self.core.null.count)}
+            state |= {
+                "real_count": np.asarray(self.core.real.count),
+                "null_count": np.asarray(self.core.null.count),
+                "offsets_drawn": np.asarray(self.core.offsets_drawn),
+            }
         return state | (self.reduced or {})
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
@@ -117,6 +125,7 @@ class ChannelStatistics:
             self.set_core(torch.from_numpy(np.array(state["candidates"])))
             assert self.core is not None
             self.core.real.count, self.core.null.count = int(state["real_count"]), int(state["null_count"])
+            self.core.offsets_drawn = int(state["offsets_drawn"])
             if "last" in state:
                 self.core.last = tuple(torch.from_numpy(np.array(state[name])).to(self.device)[None] for name in _LAST)
         for name, values in self._tensors().items():
@@ -124,7 +133,7 @@ class ChannelStatistics:
             values.copy_(torch.from_numpy(np.array(state[name])[tuple(map(slice, values.shape))]))
         self.tokens_split = np.array(state["tokens_split"])
         if REDUCED[0] in state:
-            self.reduced = {name: np.asarray(state[name]) for name in REDUCED}
+            self.reduced = {name: np.asarray(state[name]) for name in (*REDUCED, CHANCE)}
 
     def counts(self) -> torch.Tensor:
         """Numbers of tokens in each split, in the cross moments and in their null, float64 (SPLITS + 2,). They add up like sums."""
@@ -139,10 +148,11 @@ class ChannelStatistics:
             self.core.real.count, self.core.null.count = real, null
 
     def additive(self) -> list[torch.Tensor]:
-        """Every tensor that is a sum over tokens, all float64."""
+        """Every tensor that is a sum over tokens."""
         pairs = () if self.core is None else (self.core.real, self.core.null)
         moments = (tensor for pair in pairs for tensor in (pair.cross, pair.channel, pair.other))
-        return [*self.sums.values(), self.split_q2, self.read_power, *moments]
+        chance = () if self.core is None else (self.core.chance_cross,)
+        return [*self.sums.values(), self.split_q2, self.read_power, *moments, *chance]
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         own = {**self.sums, "sum_q2_split": self.split_q2, "max_abs_u": self.max_abs_u, "read_power": self.read_power}
@@ -202,11 +212,20 @@ def _expert_axis(name: str) -> int:
 
 
 class CoreCorrelation:
-    """Cross moments of q between all channels and c candidates, and the same with a shift as null.
+    """Cross moments of q between all channels and c candidates, and the same of two nulls.
 
-    The null pairs the q of each sequence with the candidates' q of the sequence before it: same marginals, same positions, no
-    shared text. Tokens that were routed to an expert are paired with tokens half a batch away. If several processes measure,
-    the sequence before is the previous one in the same process; the real moments do not depend on the number of processes.
+    Both nulls pair the q of each sequence with the candidates' q of the sequence before it: same marginals, no shared text.
+    The first null pairs equal positions, so that what comes from the position stays. The second null, which says what chance
+    alone gives, turns the candidates' sequence by an offset, so that other positions meet. Turning keeps the order of the
+    tokens: a channel that is large on several tokens in a row still is. The tokens of one sequence move together for the same
+    reason; an offset for every token would make the null too small.
+
+    Tokens that were routed to an expert are paired with tokens half a batch away, and in the second null with tokens at least
+    a quarter of a batch away. If several processes measure, the sequence before is the previous one in the same process; the
+    real moments do not depend on the number of processes.
+
+    Attributes:
+        offsets_drawn: Number of sequences of the second null, which choose the next offset.
     """
 
     def __init__(self, candidates: torch.Tensor, n_channels: int, *, routed: bool = False) -> None:
@@ -214,33 +233,50 @@ class CoreCorrelation:
         self.routed = routed
         self.real = PairSums(n_channels, len(candidates), candidates.device)
         self.null = PairSums(n_channels, len(candidates), candidates.device)
+        # Turning a sequence leaves the sums of each side as they are. The products of unrelated sequences stay as small as
+        # chance makes them, so that the rounding of float32 is far below the null, and half of the memory suffices.
+        self.chance_cross = torch.zeros_like(self.null.cross, dtype=torch.float32)
+        self.offsets_drawn = 0
         self.last: tuple[torch.Tensor, ...] | None = None
+
+    @property
+    def chance(self) -> PairSums:
+        """The sums of the second null."""
+        sums = copy.copy(self.null)
+        sums.cross = self.chance_cross.double()
+        return sums
 
     def add(self, q: torch.Tensor, q_total: torch.Tensor, q2: torch.Tensor) -> None:
         """Add q (sequence, token, m) with its sums over tokens ``q_total`` and ``q2`` (sequence, m)."""
         core, core_total, core_q2 = q[..., self.candidates], q_total[:, self.candidates], q2[:, self.candidates]
         self.real.add(q, core, q_total, q2, core_total, core_q2)
+        count = q.shape[1]
         if self.routed:
-            if q.shape[1] > 1:
-                self.null.add(q, core.roll(q.shape[1] // 2, 1), q_total, q2, core_total, core_q2)
+            if count > 1:
+                self.null.add(q, core.roll(count // 2, 1), q_total, q2, core_total, core_q2)
+                self._add_chance(q, core, max(1, count // 4))
             return
         if self.last is None:
-            self.null.add(q[1:], core[:-1], q_total[1:], q2[1:], core_total[:-1], core_q2[:-1])
+            q, q_total, q2 = q[1:], q_total[1:], q2[1:]
+            others: tuple[torch.Tensor, ...] = (core[:-1], core_total[:-1], core_q2[:-1])
         else:
-            before, before_total, before_q2 = self.last
-            self.null.add(
-                q,
-                torch.cat([before, core[:-1]]),
-                q_total,
-                q2,
-                torch.cat([before_total, core_total[:-1]]),
-                torch.cat([before_q2, core_q2[:-1]]),
+            others = tuple(
+                torch.cat([before, here[:-1]]) for before, here in zip(self.last, (core, core_total, core_q2), strict=True)
             )
+        self.null.add(q, others[0], q_total, q2, *others[1:])
+        self._add_chance(q, others[0], min(1, count - 1))
         self.last = (core[-1:].clone(), core_total[-1:].clone(), core_q2[-1:].clone())
+
+    def _add_chance(self, q: torch.Tensor, other: torch.Tensor, least: int) -> None:
+        """Add the q of channels (sequence, token, m) and of candidates (sequence, token, c), turned by ``least`` tokens or more."""
+        turned = [row.roll(turn_offset(self.offsets_drawn + place, len(row), least), 0) for place, row in enumerate(other)]
+        if turned:
+            self.offsets_drawn += len(turned)
+            self.chance_cross += q.reshape(-1, q.shape[-1]).T @ torch.cat(turned)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All tensors between two batches, by name."""
-        tensors = {"candidates": self.candidates}
+        tensors = {"candidates": self.candidates, "chance_cross": self.chance_cross}
         for name, pair in (("real", self.real), ("null", self.null)):
             tensors |= {f"{name}_cross": pair.cross, f"{name}_channel": pair.channel, f"{name}_other": pair.other}
         if self.last is not None:

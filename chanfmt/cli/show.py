@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import AtlasError, UsageError
-from chanfmt.base.text import percentage, significant
+from chanfmt.base.text import one_line, percentage, significant
 from chanfmt.cli import framework
 from chanfmt.cli.options import AtlasOptions
 
@@ -243,13 +243,28 @@ def _show_channel(atlas: Atlas, stack: Stack, block: Block, arguments: argparse.
         {name: _values(stack, block, expert, name) for name in names}, series, stack.supports, channel, atlas.labels.rho
     )
     label = schema.LABELS.get(int(_values(stack, block, expert, "label")[channel]), "?") if "label" in stack else "unknown"
+    # A column of a measurement says behind "; " what it was measured on.
+    known = {item.name for item in card.metrics if item.rank}
+    about = {
+        metric.name: one_line(metric.long_name, 500).partition("; ")[2]
+        for metric in stack.extension_metrics
+        if metric.name in known
+    }
+    about = {name: text for name, text in about.items() if text}
     if arguments.json:
-        framework.print_json({**_place(block, expert), "channel": channel, "label": label, **dataclasses.asdict(card)})
+        measured = {"measured_on": about} if about else {}
+        framework.print_json(
+            {**_place(block, expert), "channel": channel, "label": label, **dataclasses.asdict(card), **measured}
+        )
         return
     of = "" if expert is None else f" expert {expert}"
     framework.print_line(f"layer {block.layer_index}{of} channel {channel}: {label}")
     framework.print_line()
     _print_card(card)
+    if about:
+        framework.print_line()
+    for name, text in about.items():
+        framework.print_line(f"{name}: {text}")
 
 
 def _print_card(card: Card) -> None:

@@ -10,7 +10,6 @@ from chanfmt.cli.report import ReportOutputOptions, publish
 
 if TYPE_CHECKING:
     import argparse
-    from pathlib import Path
 
 
 EXAMPLES = (
@@ -39,26 +38,13 @@ def _run(arguments: argparse.Namespace) -> int:
     import contextlib
 
     from chanfmt.hub.locate import open_atlas
+    from chanfmt.reporting.names import short_names
     from chanfmt.reporting.trajectory import make_trajectory
 
     with contextlib.ExitStack() as stack:
 
         def make() -> Any:
             atlases = [stack.enter_context(open_atlas(file, contained=True)) for file in arguments.files]
-            return make_trajectory(atlases, _names([atlas.path for atlas in atlases]))
+            return make_trajectory(atlases, short_names(atlases))
 
         return publish(arguments, make)
-
-
-def _names(paths: list[Path]) -> list[str]:
-    """Names of the files, with as many parent directories as are needed to make them different."""
-    parts = [[*path.resolve().parent.parts, path.stem] for path in paths]
-    depth = next(
-        (
-            depth
-            for depth in range(1, 1 + max(map(len, parts)))
-            if len({tuple(item[-depth:]) for item in parts}) == len({tuple(item) for item in parts})
-        ),
-        1,
-    )
-    return ["/".join(item[-depth:]) for item in parts]

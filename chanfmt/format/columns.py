@@ -41,9 +41,38 @@ class Column:
 COLUMNS = (
     Column(f"{OWNER}/active_tokens", "i8", "1", "sum", "tokens on which the channel's value u is above 0"),
     Column(f"{OWNER}/firing_rate", "f4", "1", "drop", "share of tokens on which the channel's value u is above 0"),
+    Column(
+        f"{OWNER}/redundancy_chance",
+        "f4",
+        "nats",
+        "drop",
+        "redundancy against the same supernodes in other sequences and at other positions: what chance gives",
+    ),
     Column(f"{OWNER}/kurtosis", "f4", "1", "drop", "kurtosis of u over tokens, 3 for a normal distribution"),
     Column(f"{OWNER}/ablation_loss", "f4", "nats", "drop", "increase of the mean loss per token if u is set to 0 on all tokens"),
+    Column(f"{OWNER}/ablation_loss_error", "f4", "nats", "drop", "standard error of ablation_loss over the blocks of the text"),
     Column(f"{OWNER}/mean_ablation_loss", "f4", "nats", "drop", "increase of the mean loss per token if u is set to its mean"),
+    Column(
+        f"{OWNER}/mean_ablation_loss_error",
+        "f4",
+        "nats",
+        "drop",
+        "standard error of mean_ablation_loss over the blocks of the text",
+    ),
+    Column(
+        f"{OWNER}/replaceability",
+        "f4",
+        "1",
+        "drop",
+        "share of the variance of u on held-out tokens that a linear map from other channels of the FFN explains (R^2)",
+    ),
+    Column(
+        f"{OWNER}/replaceability_null",
+        "f4",
+        "1",
+        "drop",
+        "replaceability if u is taken from other sequences and at other positions: what chance gives",
+    ),
     Column(f"{OWNER}/hessian_diagonal", "f4", "nats", "drop", "mean over tokens of the second derivative of the loss by u"),
     Column(f"{OWNER}/integrated_gradients", "f4", "nats", "drop", "mean over tokens of the integrated gradients of u from 0"),
     Column(f"{OWNER}/sae_feature", "i4", "1", "equal", "feature of a sparse autoencoder that is most like the channel, or -1"),
@@ -54,4 +83,17 @@ COLUMNS = (
     Column(f"{OWNER}/explanation_score", "f4", "1", "equal", "correlation of u with its prediction from an explanation in words"),
     Column(f"{OWNER}/kept", "u1", "1", "equal", "1 if a published cut of the model keeps the channel, otherwise 0"),
 )
+HEADINGS = {
+    f"{OWNER}/{name}": heading
+    for name, heading in {
+        "redundancy_chance": "red chance",
+        "ablation_loss": "ablation",
+        "ablation_loss_error": "abl error",
+        "mean_ablation_loss": "mean abl",
+        "mean_ablation_loss_error": "m abl err",
+        "replaceability": "replace",
+        "replaceability_null": "repl null",
+    }.items()
+}
+"""Headings of tables for columns whose names do not differ in their first ten characters, or say little there."""
 COLUMN_BY_NAME = {column.name: column for column in COLUMNS}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from chanfmt.base.errors import AtlasError, UsageError
-from chanfmt.format import schema
+from chanfmt.format import columns, schema
 from chanfmt.format.container import NUMPY, open_container, read_text
 from chanfmt.format.digest import SEAL, SEAL_BYTES, content_sha256, file_sha256
 from chanfmt.format.read_errors import COPY_AGAIN, read_error
@@ -133,7 +133,7 @@ class Stack:
         found = []
         for name, path in self._extension_places.items():
             long_name, units, merge = (_text_or_empty(self._container, path, key) for key in ("long_name", "units", "merge"))
-            heading = name.rpartition("/")[2][:10]
+            heading = columns.HEADINGS.get(name, name.rpartition("/")[2][:10])
             found.append(
                 schema.Variable(
                     name,

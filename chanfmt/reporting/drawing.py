@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,11 +13,17 @@ if TYPE_CHECKING:
 
     from chanfmt.reporting.section import Plot
 
-# Okabe and Ito's colours, which differ in brightness, too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+Lines = Mapping[str, tuple[np.ndarray, np.ndarray]]
+"""Name of a line to the place of each unit's FFN in model order, (unit,), and its value, (unit,)."""
+
+# Okabe and Ito's colours, which differ in brightness, too. Amber is kept for supernodes, and a brown takes its place.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#6F4E37", "#56B4E9", "#000000")
+SUPERNODE, HALO = "#E69F00", "#0072B2"
+"""Colours of supernodes and of the halo, wherever a figure shows channels by label."""
 STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)))
 MARKERS = "osD^vPX"
 GREY = "#767676"
+"""Colour of everything that lines are compared with, and of channels without a label."""
 LOOK: dict[str, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -43,24 +50,49 @@ def line_style(number: int) -> dict[str, Any]:
     }
 
 
-def by_depth(axes: Any, depth: np.ndarray, values: np.ndarray, number: int, label: str) -> None:
-    """Draw a line over the FFNs in model order. FFNs with experts show the median of the experts, and their range shaded."""
+def by_depth(axes: Any, depth: np.ndarray, values: np.ndarray, number: int, label: str, colour: str | None = None) -> None:
+    """Draw a line over the FFNs in model order. FFNs with experts show the median of the experts, and their range shaded.
+
+    Args:
+        depth: Place of each unit's FFN on the horizontal axis, (unit,).
+        values: Value of each unit, (unit,).
+        number: Number of the line in the figure, which gives its look.
+        label: Name of the line.
+        colour: Colour in place of the line's own.
+    """
+    style = line_style(number) | ({} if colour is None else {"color": colour})
     places = np.unique(depth)
     rows = [values[(depth == place) & np.isfinite(values)] for place in places]
     known = [(place, row) for place, row in zip(places, rows, strict=True) if len(row)]
     if not known:
         return
     x = [place for place, _ in known]
-    axes.plot(x, [float(np.median(row)) for _, row in known], label=label, **line_style(number))
+    axes.plot(x, [float(np.median(row)) for _, row in known], label=label, **style)
     if any(len(row) > 1 for _, row in known):
         axes.fill_between(
             x,
             [row.min() for _, row in known],
             [row.max() for _, row in known],
-            color=COLOURS[number % len(COLOURS)],
+            color=style["color"],
             alpha=0.15,
             linewidth=0,
         )
+
+
+def lines_by_depth(axes: Any, lines: Lines, colours: Sequence[str] = ()) -> bool:
+    """Draw each line of ``lines`` by depth; ``colours`` are in place of their own colours.
+
+    Atlases with different numbers of FFNs share an axis from 0, the first FFN, to 1, the last one.
+
+    Returns:
+        Whether the axis is of that kind.
+    """
+    ends = {int(depth.max()) for depth, _ in lines.values() if len(depth)}
+    relative = len(ends) > 1
+    for number, (name, (depth, values)) in enumerate(lines.items()):
+        last = max(1, int(depth.max())) if relative and len(depth) else 1
+        by_depth(axes, depth / last, values, number, name, colours[number] if colours else None)
+    return relative
 
 
 def paper_line(axes: Any, value: float, number: int | None = None) -> None:
@@ -71,7 +103,7 @@ def paper_line(axes: Any, value: float, number: int | None = None) -> None:
 
 def paper_point(axes: Any, x: float, y: float, label: str = PAPER) -> None:
     """Draw a point of the paper as a star."""
-    axes.plot([x], [y], color=COLOURS[0], marker="*", markersize=9, linestyle="", label=label)
+    axes.plot([x], [y], color="#000000", marker="*", markersize=9, linestyle="", label=label)
 
 
 def heat_map(shares: np.ndarray) -> bytes:
@@ -85,10 +117,13 @@ def heat_map(shares: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def depth_axis(axes: Any) -> None:
-    """Label the horizontal axis of `by_depth`, with whole numbers."""
+def depth_axis(axes: Any, *, relative: bool = False) -> None:
+    """Label the horizontal axis of `by_depth`: with whole numbers, or as shares of the depth if it is ``relative``."""
     from matplotlib.ticker import MaxNLocator
 
+    if relative:
+        axes.set_xlabel(f"{DEPTH} (0: first, 1: last)")
+        return
     axes.set_xlabel(DEPTH)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 

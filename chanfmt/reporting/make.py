@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base import html
@@ -15,18 +15,20 @@ from chanfmt.format.texts import configuration
 from chanfmt.reporting import drawing
 from chanfmt.reporting.explore import explored
 from chanfmt.reporting.section import CLAIM_HEADINGS, claim_rows, counted
-from chanfmt.reporting.sections import concentrated, controls, factors, halo, reading, stable
+from chanfmt.reporting.sections import concentrated, controls, factors, halo, measured, reading, stable
 from chanfmt.reporting.units import find_units, has_experts
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from chanfmt.format.reader import Atlas
     from chanfmt.reporting.explore import Explored
-    from chanfmt.reporting.section import Plot, Section
+    from chanfmt.reporting.section import Claim, Plot, Section, Table
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Report:
-    """The report of one atlas.
+    """The report of one atlas, or of several.
 
     Attributes:
         title: One line.
@@ -34,6 +36,7 @@ class Report:
         notes: Cautions about the whole report, in sentences.
         sections: One per question.
         explored: What the living part of the page shows.
+        members: In a report of several atlases, the name of each atlas to its own report, which holds the claims.
     """
 
     title: str
@@ -41,17 +44,66 @@ class Report:
     notes: tuple[str, ...]
     sections: tuple[Section, ...]
     explored: tuple[Explored, ...] = ()
+    members: Mapping[str, Report] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"<Report {short(self.title)!r}: {', '.join(section.key for section in self.sections)}>"
 
     def _repr_html_(self) -> str:
         """The report for a notebook, without text and figures: the facts, the notes and the paper's claims."""
-        verdicts = f"<p>{html.inline(counted(self.sections))}</p>"
+        verdicts = "".join(f"<p>{html.inline(line)}</p>" for line in self.counted)
         notes = (f"<p><strong>Note.</strong> {html.inline(note)}</p>" for note in self.notes)
-        claims = html.table(CLAIM_HEADINGS, list(claim_rows(self.sections)))
+        claims = html.table(*self.claims_table)
         title = f"<p><strong>{html.inline(self.title)}</strong></p>"
         return "\n".join([title, verdicts, html.table((), list(self.facts.items())), *notes, "<p>Beside the paper:</p>", claims])
+
+    @property
+    def counted(self) -> list[str]:
+        """How many claims have each verdict, in a line for each atlas; without a claim, no line."""
+        if not self.members:
+            return list(filter(None, [counted(self.sections)]))
+        return [f"{name}. {line}" for name, report in self.members.items() for line in report.counted]
+
+    @property
+    def claims_table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Headings and rows of the table of claims: of the paper's numbers and this atlas's, or of claims x atlases."""
+        if not self.members:
+            return CLAIM_HEADINGS, list(claim_rows(self.sections))
+        rows = [
+            (
+                statement,
+                claims[0].paper,
+                *(f"{found[name].verdict}: {found[name].measured}" if name in found else "-" for name in self.members),
+            )
+            for statement, found in self.by_statement.items()
+            for claims in [list(found.values())]
+        ]
+        return (*CLAIM_HEADINGS[:2], *self.members), rows
+
+    @property
+    def by_statement(self) -> dict[str, dict[str, Claim]]:
+        """Of several atlases: statement of a claim to the claims of the atlases that have it, by name."""
+        statements = dict.fromkeys(
+            claim.statement for report in self.members.values() for section in report.sections for claim in section.claims
+        )
+        return {
+            statement: {
+                name: claim
+                for name, report in self.members.items()
+                for section in report.sections
+                for claim in section.claims
+                if claim.statement == statement
+            }
+            for statement in statements
+        }
+
+    def section(self, key: str) -> Section:
+        """The section with this key. Raises `KeyError`."""
+        return {section.key: section for section in self.sections}[key]
+
+    def table(self, name: str) -> Table | None:
+        """The table of this name; None if no section has it."""
+        return next((table for section in self.sections for table in section.tables if table.name == name), None)
 
     @property
     def plots(self) -> dict[str, Plot]:
@@ -94,10 +146,12 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """Every number of the pages as JSON-ready data, except that numbers may be NaN."""
+        own = {"atlases": {name: report.as_json() for name, report in self.members.items()}} if self.members else {}
         return {
             "title": self.title,
             "facts": self.facts,
             "notes": self.notes,
+            **own,
             "sections": {
                 section.key: {
                     "title": section.title,
@@ -133,6 +187,9 @@ def make_report(atlas: Atlas) -> Report:
             sections.append(step())
             bar.update()
         sections.append(stable.make(units, rho, bar.update))
+    effects = measured.make(units, atlas.calibration.tokens)
+    if effects is not None:
+        sections.append(effects)
     notes = []
     if atlas.status != "complete":
         notes.append(f"This atlas is {one_line(atlas.status)}: its build is unfinished, and its numbers will change.")

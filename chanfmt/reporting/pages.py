@@ -10,17 +10,48 @@ import numpy as np
 
 from chanfmt.base import markdown
 from chanfmt.base.errors import MissingPackageError, UsageError
-from chanfmt.base.files import atomic_directory, check_target
+from chanfmt.base.files import atomic_directory, atomic_file, check_target
 from chanfmt.base.text import json_text, number, spreadsheet_text
 from chanfmt.reporting import drawing
-from chanfmt.reporting.section import CLAIM_HEADINGS, CLAIM_NOTE, claim_rows, counted, data_names
+from chanfmt.reporting.section import CLAIM_NOTE, data_names
 from chanfmt.reporting.web import html_page
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from chanfmt.reporting.make import Report
-    from chanfmt.reporting.section import Plot, Table
+    from chanfmt.reporting.section import Plot, Section, Table
+
+
+PAGE = ".html"
+"""Ending of an output that is the page alone."""
+
+
+def check_output(output: Path, *, overwrite: bool) -> None:
+    """Raise `UsageError` if no report can be written as ``output``, a directory or a file that ends in `PAGE`."""
+    if output.suffix == PAGE and not output.is_dir():
+        check_target(output, overwrite=overwrite)
+    else:
+        check_directory(output, overwrite=overwrite)
+
+
+def write(report: Report, output: Path, *, overwrite: bool = False) -> list[Path]:
+    """Write ``report`` as the directory ``output``, or as the page alone if ``output`` ends in `PAGE`.
+
+    Returns:
+        The files, the page first.
+
+    Raises:
+        OutputAppearedError, MissingPackageError, ChanfmtError: As `write_report`.
+    """
+    if output.suffix != PAGE or output.is_dir():
+        names = write_report(report, output, overwrite=overwrite)
+        return [output / name for name in sorted(names, key=lambda name: name != "report.html")]
+    figures = {plot.name: render(plot, "svg") for section in report.sections for plot in section.plots}
+    text = html_page(report, figures, data=False)
+    with atomic_file(output, overwrite=overwrite) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return [output]
 
 
 def check_directory(directory: Path, *, overwrite: bool) -> None:
@@ -99,11 +130,11 @@ def markdown_page(report: Report) -> str:
     """``report.md``, the page that a repository shows."""
     parts = [
         f"# {markdown.inline(report.title)}",
-        *filter(None, [counted(report.sections)]),
+        *map(markdown.inline, report.counted),
         markdown.table(("", ""), list(report.facts.items())),
     ]
     parts += [f"**Note.** {markdown.inline(note)}" for note in report.notes]
-    parts.append(f"## Beside the paper\n\n{markdown.table(CLAIM_HEADINGS, list(claim_rows(report.sections)))}\n\n{CLAIM_NOTE}")
+    parts.append(f"## Beside the paper\n\n{markdown.table(*report.claims_table)}\n\n{CLAIM_NOTE}")
     for section in report.sections:
         parts.append(f"## {section.title}")
         parts += [markdown.paragraph(text) for text in section.text]
@@ -111,9 +142,22 @@ def markdown_page(report: Report) -> str:
         for plot in section.plots:
             parts.append(f"![{markdown.inline(plot.caption)}](figures/{plot.name}.png)\n\n_{markdown.inline(_shown(plot))}_")
         if section.numbers:
-            rows = markdown.table(("number", "value"), [(name, number(value)) for name, value in section.numbers.items()])
-            parts.append(f"<details>\n<summary>numbers</summary>\n\n{rows}\n\n</details>")
+            parts.append(_folded("numbers", _number_table(section)))
+    for name, member in report.members.items():
+        facts = markdown.table(("", ""), list(member.facts.items()))
+        tables = [
+            f"**{markdown.inline(section.title)}**\n\n{_number_table(section)}" for section in member.sections if section.numbers
+        ]
+        parts.append(_folded(markdown.inline(name), "\n\n".join([facts, *tables])))
     return "\n\n".join(parts) + "\n"
+
+
+def _number_table(section: Section) -> str:
+    return markdown.table(("number", "value"), [(name, number(value)) for name, value in section.numbers.items()])
+
+
+def _folded(summary: str, content: str) -> str:
+    return f"<details>\n<summary>{summary}</summary>\n\n{content}\n\n</details>"
 
 
 def _shown(plot: Plot) -> str:

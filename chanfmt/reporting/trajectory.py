@@ -254,6 +254,9 @@ def _axis(axes: Any, x: np.ndarray, *, named: bool) -> None:
     # Checkpoints are often kept at powers of two.
     if named and len(x) > 3 and x.min() > 0 and x.max() / x.min() > 20:
         axes.set_xscale("log")
+    if not named or len(x) <= 10:
+        axes.set_xticks(x, [f"{place:g}" for place in x])
+        axes.minorticks_off()
 
 
 def draw_top_share(axes: Any, x: np.ndarray, rows: Sequence[dict[str, Any]], per_ffn: Table, *, named: bool) -> None:
@@ -291,7 +294,7 @@ def draw_supernodes(axes: Any, x: np.ndarray, rows: Sequence[dict[str, Any]], ch
     _axis(axes, x, named=named)
     axes.axhline(chance, color=drawing.GREY, linestyle=":", label="by chance")
     axes.set_ylim(0, 1.02)
-    axes.set_title("Jaccard of the supernodes")
+    axes.set_ylabel("Jaccard index of the supernodes")
     drawing.legend(axes)
 
 
@@ -305,7 +308,7 @@ def draw_ranks(axes: Any, x: np.ndarray, rows: Sequence[dict[str, Any]], *, name
     _draw_both(axes, x, rows, "correlation")
     _axis(axes, x, named=named)
     axes.axhline(0, color=drawing.GREY, linestyle=":")
-    axes.set_title("Spearman of LP ranks")
+    axes.set_ylabel("Spearman's correlation of LP")
 
 
 def _draw_units(axes: Any, x: np.ndarray, rows: Sequence[dict[str, Any]], per_ffn: Table, key: str, number: int) -> None:

@@ -21,19 +21,24 @@ from chanfmt.reporting.explore import BINS
 from chanfmt.reporting.section import CLAIM_HEADINGS, CLAIM_NOTE, claim_rows, data_names, of_claims, tally
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from chanfmt.reporting.explore import Explored
     from chanfmt.reporting.make import Report
     from chanfmt.reporting.section import Plot, Section
 
 
-def html_page(report: Report, figures: dict[str, bytes]) -> str:
-    """The page of ``report``; ``figures`` are the SVGs by name."""
-    return "\n".join(part for part in _parts(report, figures) if part) + "\n</body>\n</html>\n"
+def html_page(report: Report, figures: dict[str, bytes], *, data: bool = True) -> str:
+    """The page of ``report``.
+
+    Args:
+        figures: The SVGs by name.
+        data: Whether the numbers lie beside the page as files, which captions then name.
+    """
+    return "\n".join(part for part in _parts(report, figures, data) if part) + "\n</body>\n</html>\n"
 
 
-def _parts(report: Report, figures: dict[str, bytes]) -> Iterator[str]:
+def _parts(report: Report, figures: dict[str, bytes], data: bool) -> Iterator[str]:
     style, script = _file("report.css"), _file("explore.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
@@ -42,14 +47,16 @@ def _parts(report: Report, figures: dict[str, bytes]) -> Iterator[str]:
     yield f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
     yield f"<title>{title}</title>\n<style>{style}</style>\n</head>\n<body>\n<h1>{title}</h1>"
-    yield _verdicts(report.sections)
+    yield _members(report.members) if report.members else _verdicts(report.sections)
     yield html.table((), list(report.facts.items())).replace("<table>", '<table class="facts">', 1)
     yield from (f"<p><strong>Note.</strong> {html.inline(note)}</p>" for note in report.notes)
-    yield _contents(report.sections, living=bool(report.explored))
-    yield f'<h2 id="paper">Beside the paper</h2>\n{_claims(report.sections)}\n<p>{html.inline(CLAIM_NOTE)}</p>'
+    yield _contents(report)
+    claims = _claims_of_members(report) if report.members else _claims(report.sections)
+    yield f'<h2 id="paper">Beside the paper</h2>\n{claims}\n<p>{html.inline(CLAIM_NOTE)}</p>'
     yield from _living(report.explored)
     for section in report.sections:
-        yield from _section(section, figures)
+        yield from _section(section, figures, data)
+    yield from _details(report.members)
     if report.explored:
         yield f"<script>{script}</script>"
 
@@ -68,9 +75,24 @@ def _verdicts(sections: Sequence[Section]) -> str:
     return f'<p class="verdicts">{of_claims(sections)}: {chips}</p>' if chips else ""
 
 
-def _contents(sections: Sequence[Section], *, living: bool) -> str:
-    links = {"paper": "Beside the paper"} | ({"explore": "Explore"} if living else {})
-    links |= {section.key: section.title for section in sections}
+def _members(members: Mapping[str, Report]) -> str:
+    """The atlases of a report of several: the model, the text, and how many claims of the paper hold there."""
+    rows = []
+    for name, report in members.items():
+        chips = " ".join(_chip(verdict, words) for verdict, words in tally(report.sections).items())
+        what = f"{report.facts['model']}, {report.facts['calibration']}"
+        rows.append(f"<tr><td><strong>{html.inline(name)}</strong><br>{html.inline(what)}</td><td>{chips}</td></tr>")
+    claims = max(sum(len(section.claims) for section in report.sections) for report in members.values())
+    return (
+        f'<p>How many of {claims} claims of the paper each atlas shows:</p>\n<table class="members">\n'
+        + "\n".join(rows)
+        + "\n</table>"
+    )
+
+
+def _contents(report: Report) -> str:
+    links = {"paper": "Beside the paper"} | ({"explore": "Explore"} if report.explored else {})
+    links |= {section.key: section.title for section in report.sections} | ({"atlases": "Each atlas"} if report.members else {})
     items = "\n".join(f'<li><a href="#{key}">{html.inline(title)}</a></li>' for key, title in links.items())
     return f'<nav aria-label="Contents">\n<ul>\n{items}\n</ul>\n</nav>'
 
@@ -89,11 +111,52 @@ def _claims(sections: Sequence[Section]) -> str:
     return '<table class="claims">\n' + "\n".join(f"<tr>{line}</tr>" for line in lines) + "\n</table>"
 
 
-def _section(section: Section, figures: dict[str, bytes]) -> Iterator[str]:
-    yield f'<h2 id="{section.key}">{html.inline(section.title)}</h2>'
+def _claims_of_members(report: Report) -> str:
+    """The table claims x atlases."""
+    headings = ("the paper says", *report.members)
+    lines = ["".join(f"<th>{html.inline(heading)}</th>" for heading in headings)]
+    for statement, found in report.by_statement.items():
+        first = next(iter(found.values()))
+        what = (
+            f"<td><strong>{html.inline(statement)}</strong>: {html.inline(first.paper)}"
+            f'<br><span class="soft">agrees if: {html.inline(first.criterion)}</span></td>'
+        )
+        cells = [
+            f'<td data-name="{html.inline(name)}">{_chip(claim.verdict, html.inline(claim.verdict))}<br>{html.inline(claim.measured)}</td>'
+            if claim is not None
+            else f'<td data-name="{html.inline(name)}">-</td>'
+            for name in report.members
+            for claim in [found.get(name)]
+        ]
+        lines.append(what + "".join(cells))
+    rows = "\n".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<div class="wide" tabindex="0" role="group" aria-label="Claims and atlases">\n<table class="claims family">\n{rows}\n</table>\n</div>'
+
+
+def _details(members: Mapping[str, Report]) -> Iterator[str]:
+    """What each atlas's own report says, folded."""
+    if not members:
+        return
+    yield '<h2 id="atlases">Each atlas</h2>\n<p>A report of one atlas also has figures, and its channels to explore.</p>'
+    for name, report in members.items():
+        yield f"<details>\n<summary>{html.inline(name)}</summary>"
+        yield html.table((), list(report.facts.items())).replace("<table>", '<table class="facts">', 1)
+        yield from (f"<p><strong>Note.</strong> {html.inline(note)}</p>" for note in report.notes)
+        for section in report.sections:
+            yield f"<h3>{html.inline(section.title)}</h3>"
+            yield from _answer(section)
+        yield "</details>"
+
+
+def _answer(section: Section) -> Iterator[str]:
     yield from (f"<p>{html.inline(text)}</p>" for text in section.text)
     yield from (f'<p class="missing">Missing: {html.inline(text)}.</p>' for text in section.missing)
-    yield from (_figure(plot, figures[plot.name]) for plot in section.plots)
+
+
+def _section(section: Section, figures: dict[str, bytes], data: bool) -> Iterator[str]:
+    yield f'<h2 id="{section.key}">{html.inline(section.title)}</h2>'
+    yield from _answer(section)
+    yield from (_figure(plot, figures[plot.name], data) for plot in section.plots)
     if section.numbers:
         rows = "\n".join(
             f'<tr><td>{html.inline(name)}</td><td class="number">{number(value)}</td></tr>'
@@ -102,12 +165,13 @@ def _section(section: Section, figures: dict[str, bytes]) -> Iterator[str]:
         yield f"<details>\n<summary>numbers</summary>\n<table>\n{rows}\n</table>\n</details>"
 
 
-def _figure(plot: Plot, svg: bytes) -> str:
+def _figure(plot: Plot, svg: bytes, data: bool) -> str:
     chips = " ".join(_chip(claim.verdict, html.inline(f"{claim.statement}: {claim.verdict}")) for claim in plot.claims)
     source = base64.b64encode(svg).decode()
+    named = f" {data_names(plot)}" if data else ""
     return (
         f'<figure>\n<img alt="{html.inline(plot.caption)}" src="data:image/svg+xml;base64,{source}">\n'
-        f"<figcaption>{html.inline(plot.caption)} {data_names(plot)}</figcaption>\n</figure>"
+        f"<figcaption>{html.inline(plot.caption)}{named}</figcaption>\n</figure>"
         + (f'\n<p class="shown">{chips}</p>' if chips else "")
     )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.narrate import say
 from chanfmt.cli.framework import PrintOptions, add_command, add_group, parse_options, print_json, print_line, print_table
-from surgery.cli.options import AtlasOptions, ResultsOptions
+from surgery.cli.options import AtlasOptions, ResultsOptions, StoreOptions
 
 if TYPE_CHECKING:
     import argparse
@@ -46,10 +46,22 @@ EXPERIMENTS = {
         (
             "surgery ablate channels llama.h5 -o channels",
             "surgery ablate channels llama.h5 -o channels --channels 16 --layers 0,15",
+            "surgery ablate channels llama.h5 -o super --select supernodes@0-3 --store llama-measured.h5",
+        ),
+    ),
+    "weights": (
+        "set single weights of write matrices to 0, beside other weights of the same channel and the whole channel",
+        (
+            "surgery ablate weights llama.h5 -o weights --weight 2:3968:7003",
+            "surgery ablate weights llama.h5 -o weights --weight 2:3968:7003 --weight 1:788:2427 --controls 10",
         ),
     ),
 }
 """Name of each experiment to what it does and examples of it."""
+
+
+STORING = "channels"
+"""The experiment whose losses can be stored in an atlas."""
 
 
 def add(commands: Any) -> None:
@@ -65,7 +77,7 @@ def add(commands: Any) -> None:
 def _options(name: str) -> tuple[type, ...]:
     from surgery.experiments.subject import SubjectOptions
 
-    return AtlasOptions, _kind(name), SubjectOptions, ResultsOptions
+    return (AtlasOptions, _kind(name), SubjectOptions, ResultsOptions, *((StoreOptions,) if name == STORING else ()))
 
 
 def _kind(name: str) -> type[Any]:
@@ -84,6 +96,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from surgery.experiments.subject import SubjectOptions
 
     options, output = parse_options(arguments, _kind(arguments.experiment)), parse_options(arguments, ResultsOptions)
+    store = parse_options(arguments, StoreOptions) if arguments.experiment == STORING else StoreOptions()
     subject = parse_options(arguments, SubjectOptions)
     # The atlas may be downloaded below. A fault in the output directory should show before that.
     directory = output_path(output.output)
@@ -98,6 +111,8 @@ def _run(arguments: argparse.Namespace) -> None:
             **subject.running(),
             output=directory,
             overwrite=output.overwrite,
+            store=store.store,
+            replace=store.replace,
         )
     results = ablation.results
     say(f"wrote {', '.join(str(path) for path in results.files)}")

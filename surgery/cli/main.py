@@ -6,12 +6,12 @@ import sys
 from typing import TYPE_CHECKING
 
 from chanfmt.cli import framework
-from surgery.cli import ablate, apply, eval, plan, prune, push, restore, shrink, sweep
+from surgery.cli import ablate, apply, eval, plan, prune, push, replaceability, restore, shrink, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMMANDS = (shrink, prune, plan, apply, push, restore, eval, sweep, ablate)
+COMMANDS = (shrink, prune, plan, apply, push, restore, eval, sweep, ablate, replaceability)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

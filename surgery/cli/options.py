@@ -122,6 +122,21 @@ class ResultsOptions:
     overwrite: bool = field(default=False, metadata={"help": "drop the rows that are already there"})
 
 
+@dataclass(frozen=True)
+class StoreOptions:
+    """Which atlas gets the measured numbers."""
+
+    store: str | None = field(
+        default=None,
+        metadata={
+            "help": "atlas to write with the measured numbers as columns: a new file, or ATLAS itself, "
+            "which then gains the columns",
+            "metavar": "FILE",
+        },
+    )
+    replace: bool = field(default=False, metadata={"help": "replace numbers that ATLAS has already"})
+
+
 def parse_size(text: str | None) -> int | None:
     """Size in bytes, from text such as ``5GB`` (decimal), ``500MB`` or ``1GiB``, as transformers takes it. Raises `UsageError`."""
     if text is None:

@@ -11,18 +11,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from chanfmt.base.errors import UsageError
 from chanfmt.format.unit import unit_rows
 from chanfmt.models.find.intercept import Interceptor
 from chanfmt.models.matrices import bias_of, matrix_of
 from chanfmt.models.run import eager_experts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import numpy as np
     from torch import nn
 
     from chanfmt.models.ffn import FFN, Member
+    from surgery.experiments.weight import Weight
     from surgery.recovery.refit import FittedFFN
 
 
@@ -83,6 +85,31 @@ def refitted_weights(
         # Gate and up may share a parameter: the first copy of it is the original.
         for tensor, values in reversed(before):
             tensor.copy_(values)
+
+
+@contextlib.contextmanager
+def zeroed_weights(model: nn.Module, ffns: Mapping[int, FFN], weights: Sequence[Weight]) -> Iterator[None]:
+    """Set single numbers of write matrices to 0 in the body. Afterwards ``model`` has its own again, bit by bit.
+
+    Raises:
+        UsageError: A write matrix does not have that row.
+    """
+    before = []
+    try:
+        for weight in weights:
+            matrix = matrix_of(model, ffns[weight.block].members[weight.expert].write.matrix)
+            if weight.row >= len(matrix):
+                raise UsageError(
+                    f"the write matrix of layer {ffns[weight.block].layer_index} has no row {weight.row}: it has {len(matrix)}, "
+                    "counted from 0"
+                )
+            place = matrix[(weight.row + weight.step) % len(matrix), weight.channel]
+            before.append((place, place.clone()))
+            place.zero_()
+        yield
+    finally:
+        for place, value in reversed(before):
+            place.copy_(value)
 
 
 def _replace(

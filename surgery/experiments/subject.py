@@ -20,7 +20,7 @@ from surgery.experiments.columns import loss_columns
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from chanfmt.models.ffn import FFN
     from chanfmt.models.source import ModelSource
     from surgery.evaluation.given import GivenModel
+    from surgery.experiments.weight import Weight
     from surgery.recovery.refit import FittedFFN
 
 _SAMPLED = 1024
@@ -83,6 +84,7 @@ class Subject:
         means: Mapping[int, np.ndarray] | None = None,
         progress: Callable[[int], object] | None = None,
         weights: Mapping[int, tuple[np.ndarray, FittedFFN]] | None = None,
+        zeroed: Sequence[Weight] = (),
     ) -> dict[str, Any]:
         """Measure the loss without the channels ``removed``; with none removed, the loss of the dense model.
 
@@ -90,19 +92,22 @@ class Subject:
             removed, means: As for `surgery.experiments.masking.masked`.
             progress: Called after each block of tokens with its number of tokens.
             weights: As for `surgery.experiments.masking.refitted_weights`.
+            zeroed: As for `surgery.experiments.masking.zeroed_weights`.
 
         Returns:
             The `surgery.experiments.columns.LOSS_COLUMNS` of a row.
         """
         from chanfmt.models.frozen import frozen
         from surgery.evaluation.perplexity import block_losses
-        from surgery.experiments.masking import masked, refitted_weights
+        from surgery.experiments.masking import masked, refitted_weights, zeroed_weights
 
         started = time.monotonic()
         with contextlib.ExitStack() as stack:
             stack.enter_context(frozen(self.model))
             if weights:
                 stack.enter_context(refitted_weights(self.model, self.ffns, weights))
+            if zeroed:
+                stack.enter_context(zeroed_weights(self.model, self.ffns, zeroed))
             if removed:
                 stack.enter_context(masked(self.model, self.ffns, removed, means))
             losses = block_losses(self.model, self.token_ids, self.seq_len, progress=progress)

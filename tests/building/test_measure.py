@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from chanfmt.algebra import labels, metrics
+from chanfmt.analysis.chance import turn_offset
 from chanfmt.base.errors import ChanfmtError
 from chanfmt.building.measure import measure
+from chanfmt.building.statistics import CoreCorrelation
 from chanfmt.data.tokens import canonical
 from chanfmt.format import schema
 from chanfmt.models.find.discover import find_ffns
@@ -74,6 +76,35 @@ def test_redundancy_equals_correlation_of_all_tokens(model_type):
         ours, theirs = q[1:].reshape(-1, q.shape[-1]), q[:-1].reshape(-1, q.shape[-1])[:, candidates]
         null = np.array([[np.corrcoef(ours[:, i], theirs[:, j])[0, 1] for j in columns] for i in range(q.shape[-1])])
         np.testing.assert_allclose(correlations(statistics.core.null, columns), null, atol=1e-9)
+        # Sequence by sequence, the candidates' tokens begin at another place: the multiples of the golden ratio, over 1 to 23.
+        offsets = [1 + int((number + 1) * 0.6180339887498949 % 1 * 23) for number in range(len(q) - 1)]
+        assert len(set(offsets)) > len(offsets) / 2
+        turned = [np.concatenate([row[-offset:], row[:-offset]]) for row, offset in zip(q[:-1], offsets, strict=True)]
+        theirs = np.concatenate(turned)[:, candidates]
+        chance = np.array([[np.corrcoef(ours[:, i], theirs[:, j])[0, 1] for j in columns] for i in range(q.shape[-1])])
+        np.testing.assert_allclose(correlations(statistics.core.chance, columns), chance, atol=1e-6)
+
+
+@pytest.mark.parametrize(("length", "least"), [(2, 1), (3, 1), (24, 1), (512, 1), (512, 128), (1, 0)])
+def test_offsets_cover_their_range_evenly(length, least):
+    count = length - 2 * least + 1
+    found = np.bincount([turn_offset(number, length, least) for number in range(8 * count)], minlength=length + 1)
+    assert found[:least].sum() == found[length - least + 1 :].sum() == 0
+    assert found[least : length - least + 1].min() >= 4
+    assert found.max() <= 12
+
+
+def test_the_null_of_chance_has_no_effect_of_the_position():
+    """q is a function of the position plus noise: the correlation stays in the null of equal positions, and leaves the other."""
+    random = np.random.default_rng(0)
+    trend = np.sin(np.arange(64) / 64 * 2 * np.pi)
+    q = torch.from_numpy(trend[None, :, None] + 0.5 * random.normal(size=(40, 64, 6)))
+    correlation = CoreCorrelation(torch.tensor([0, 1]), 6)
+    for batch in q.split(7):
+        correlation.add(batch, batch.sum(1), batch.square().sum(1))
+    columns = np.arange(2)
+    assert correlations(correlation.null, columns).min() > 0.6
+    assert np.abs(correlations(correlation.chance, columns)).max() < 0.1
 
 
 def test_batch_size_and_block_order_do_not_matter():
@@ -91,8 +122,9 @@ def test_batch_size_and_block_order_do_not_matter():
                 np.testing.assert_allclose(a.sums[name].numpy(), b.sums[name].numpy(), rtol=1e-9, atol=1e-15)
             columns = np.arange(len(a.core.candidates))
             np.testing.assert_array_equal(a.core.candidates.numpy(), b.core.candidates.numpy())
-            for x, y in ((a.core.real, b.core.real), (a.core.null, b.core.null)):
-                np.testing.assert_allclose(correlations(x, columns), correlations(y, columns), atol=1e-9)
+            pairs = ((a.core.real, b.core.real, 1e-9), (a.core.null, b.core.null, 1e-9), (a.core.chance, b.core.chance, 1e-6))
+            for x, y, tolerance in pairs:
+                np.testing.assert_allclose(correlations(x, columns), correlations(y, columns), atol=tolerance)
 
 
 def test_dead_channel_is_zero_and_uncorrelated():

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 import chanfmt
+from chanfmt.algebra.columns import with_columns
 from chanfmt.algebra.compare import rank_correlation
 from chanfmt.analysis.association import top_overlap
 from chanfmt.analysis.halo import halo_redundancy
@@ -16,8 +17,9 @@ from chanfmt.analysis.mass import concentration
 from chanfmt.analysis.resample import Middle, middle
 from chanfmt.analysis.splits import stability
 from chanfmt.format import schema
+from chanfmt.format.writer import write_atlas
 from chanfmt.reporting.section import above, below, worst
-from chanfmt.reporting.sections import concentrated, controls, factors, halo, reading, stable
+from chanfmt.reporting.sections import concentrated, controls, factors, halo, measured, reading, stable
 from chanfmt.reporting.units import find_units
 from tests.support.factory import random_atlas, random_content
 
@@ -151,14 +153,65 @@ def test_halo_is_matched_in_lp() -> None:
     labels[halo_channels] = schema.LABEL_HALO
     redundancy = 0.1 * lp  # LP alone explains it, so that the matched control leaves no difference.
     redundancy[labels == schema.LABEL_SUPERNODE] = np.nan
-    found = halo_redundancy(lp, labels, redundancy, redundancy / 10)
+    found = halo_redundancy(lp, labels, redundancy, redundancy / 10, redundancy / 20)
     assert found is not None
     assert found.channels == 20
     assert found.halo == pytest.approx(redundancy[halo_channels].mean())
     assert found.others == pytest.approx(redundancy[labels == 0].mean())
     assert found.matched == pytest.approx(found.halo, rel=0.1)
     assert found.halo_null == pytest.approx(found.halo / 10)
+    assert found.halo_chance == pytest.approx(found.halo / 20)
+    assert found.others_chance == pytest.approx(found.others / 20)
     assert halo_redundancy(lp, np.zeros(200, np.uint8), redundancy, None) is None
+
+
+def test_the_report_uses_the_null_of_chance_if_the_atlas_has_it(tmp_path: Path) -> None:
+    content = random_content(layers=5, channels=200)
+    null = content.stacks[0].variables["redundancy_null"]
+    write_atlas(with_columns(content, {halo.CHANCE: {"decoder": null / 2}}), tmp_path / "a.h5")
+    sections = []
+    for path in (tmp_path / "a.h5", random_atlas(tmp_path / "b.h5", layers=5, channels=200)):
+        with chanfmt.open(path) as atlas:
+            sections.append(halo.make(find_units(atlas)[0], 512))
+    ours, older = sections
+    table = ours.tables[0].columns
+    np.testing.assert_allclose(table["over_chance"], 2 * older.tables[0].columns["over_null"], rtol=1e-6)
+    np.testing.assert_allclose(
+        table["excess_over_matched"],
+        (table["halo"] - table["halo_null"] / 2) / (table["matched"] - table["matched_null"] / 2),
+        rtol=1e-6,
+    )
+    assert ours.numbers["halo_null_over_chance_median"] == pytest.approx(2)
+    assert "what chance gives" in " ".join(ours.text)
+    assert "chance gives" not in " ".join(older.text)
+    assert "halo_over_chance_median" not in older.numbers
+
+
+def test_measured_effects_are_reported_if_the_atlas_has_them(tmp_path: Path) -> None:
+    content = random_content(layers=5, channels=200)
+    lp, label = (content.stacks[0].variables[name] for name in ("lp", "label"))
+    chosen = RNG.random(lp.shape) < 0.1
+    loss = np.where(chosen, lp * np.exp(RNG.normal(size=lp.shape)) * RNG.choice([1, -1], lp.shape), np.nan).astype(np.float32)
+    error = np.where(chosen, np.abs(loss) / RNG.uniform(1, 4, lp.shape), np.nan).astype(np.float32)
+    peers = np.where(label > 0, RNG.random(lp.shape), np.nan).astype(np.float32)
+    found = {"ablation_loss": loss, "ablation_loss_error": error, "replaceability": peers}
+    write_atlas(
+        with_columns(content, {f"x_common/{name}": {"decoder": values} for name, values in found.items()}), tmp_path / "a.h5"
+    )
+    with chanfmt.open(tmp_path / "a.h5") as atlas:
+        report = chanfmt.report(atlas)
+        section = report.sections[-1]
+    assert section.key == "measured"
+    assert section.numbers["ablation_loss_channels"] == chosen.sum()
+    assert section.numbers["ablation_loss_above_two_errors"] == (loss > 2 * error).sum()
+    assert section.numbers["ablation_loss_sum"] == pytest.approx(np.nansum(loss.astype(np.float64)))
+    expected = [stats.spearmanr(np.abs(a[b]), c[b]).statistic for a, b, c in zip(loss, chosen, lp, strict=True)]
+    assert section.numbers["ablation_loss_spearman_median"] == pytest.approx(np.median(expected))
+    medians = [np.median(row[kind == 2]) for row, kind in zip(peers, label, strict=True)]
+    assert section.numbers["replaceability_supernode_median"] == pytest.approx(np.median(medians))
+    assert len(section.tables[1].columns["lp"]) == chosen.sum()
+    with chanfmt.open(random_atlas(tmp_path / "b.h5", layers=5, channels=200)) as atlas:
+        assert measured.make(find_units(atlas)[0], 512) is None
 
 
 def test_the_sections_hold_the_medians_over_ffns(tmp_path: Path) -> None:

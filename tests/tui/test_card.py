@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from chanfmt.algebra.columns import with_columns
+from chanfmt.format.writer import write_atlas
 from tests.support.browsing import in_layer, open_app, press, text_of, wait_until
 from tests.support.factory import moe_atlas, random_content
-from tui.screens.card import CardScreen
+from tui.screens.card import CardScreen, about_lines, card_lines
 from tui.screens.choice import ChoiceScreen
 from tui.screens.layer import LayerScreen
 from tui.screens.scatter import ScatterScreen
 from tui.session.card import make_card
+from tui.session.filter import filtered
 from tui.session.load import read_snapshot
 from tui.session.scatter import make_scatter
 from tui.widgets import plots
@@ -84,6 +87,41 @@ def test_scatter_against_scipy() -> None:
     ranks = make_scatter(x, y, 0.02, log=False)
     assert ranks.left_out == 1
     assert np.argmax(ranks.x) == np.argmax(x[ranks.channels])
+
+
+def test_a_column_that_few_channels_have_a_value_of(tmp_path: Path) -> None:
+    """Card, scatter and filter of a measured loss: what was not measured has no rank, and is in no top set."""
+    content = random_content()
+    lp = content.stacks[0].variables["lp"]
+    loss = np.full(lp.shape, np.nan, dtype=np.float32)
+    order = np.argsort(-lp[1], kind="stable")
+    loss[1, order[:4]] = [0.1, -0.2, 0.3, 0.4]
+    name = "x_common/ablation_loss"
+    write_atlas(with_columns(content, {name: {"decoder": loss}}), tmp_path / "a.h5")
+    snapshot = read_snapshot(tmp_path / "a.h5")
+    assert snapshot.metrics[name].heading == "ablation"
+    standing = {channel: make_card(snapshot, 1, channel).metrics[-1] for channel in (int(order[2]), int(order[9]))}
+    measured, other = standing.values()
+    assert (measured.name, measured.rank, measured.known, measured.below) == (name, 2, 4, 0.5)
+    assert (other.rank, other.known) == (0, 4)
+    # The two columns differ in the 20 cells of a name, and the card says what they were measured on.
+    card = make_card(snapshot, 1, int(order[2]))
+    names = [line[0][0][:21].strip() for line in card_lines(card, 78) if line]
+    assert "ablation_loss" in names
+    about = about_lines({name: "a loss; measured on pydoc, 16384 tokens"}, card, 78)
+    assert about[1] == [(" ablation_loss: measured on pydoc, 16384 tokens", "dim")]
+    assert not about_lines({name: "a loss; measured on pydoc"}, make_card(snapshot, 1, int(order[9])), 78)
+    values = snapshot.values(1, name)
+    scatter = make_scatter(snapshot.values(1, "lp"), values, 0.1, log=False)
+    assert (scatter.top, scatter.shared, scatter.left_out) == (4, 4, len(values) - 4)
+    assert sorted(scatter.channels.tolist()) == sorted(order[:4].tolist())
+    columns = {"lp": snapshot.values(1, "lp"), name: values}
+    labels = snapshot.labels["decoder"][1]
+    chosen = filtered(f"{name}>0.2", columns, labels, {})
+    assert np.flatnonzero(chosen).tolist() == sorted(order[2:4].tolist())
+    assert not filtered(f"{name}<1 & {name}>0.5", columns, labels, {}).any()
+    empty = make_scatter(columns["lp"], np.full_like(values, np.nan), 0.1, log=False)
+    assert (empty.top, len(empty.x)) == (0, 0)
 
 
 def test_points_become_dots() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from textwrap import wrap
 from typing import TYPE_CHECKING, ClassVar
 
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 
+from chanfmt.base.text import one_line
 from tui.screens.keys import key_line, key_rows
 from tui.screens.status import StatusScreen
 from tui.session.card import labelled, make_card
@@ -15,6 +17,8 @@ from tui.widgets.lines import Line, Lines
 from tui.widgets.text import bar, left, number, percent, spread
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from textual.app import ComposeResult
 
     from chanfmt.analysis.channel import Card
@@ -91,6 +95,7 @@ class CardScreen(StatusScreen):
         label = labelled(int(snapshot.labels_of(ffn)[self.channel]))
         card = make_card(snapshot, ffn, self.channel)
         lines = [[(f" channel {self.channel}", "strong"), (f"   {label}{marked}", "")], *card_lines(card, width - SCROLLBAR)]
+        lines += about_lines({name: metric.long_name for name, metric in snapshot.metrics.items()}, card, width - SCROLLBAR)
         body = self.lines("card")
         body.styles.height = len(lines)
         body.show(*lines)
@@ -125,7 +130,7 @@ def card_lines(card: Card, width: int) -> list[Line]:
         lines.append(
             [
                 (
-                    f" {left(item.name, 20)}{number(item.value, 4):>10}{rank:>8} {item.known:>7,}{percent(item.below, 2):>9}"
+                    f" {left(_shown(item.name), 20)}{number(item.value, 4):>10}{rank:>8} {item.known:>7,}{percent(item.below, 2):>9}"
                     f"{number(item.times_median):>10}  {bar(share, bars)}",
                     "",
                 )
@@ -133,6 +138,25 @@ def card_lines(card: Card, width: int) -> list[Line]:
         )
     lines += [[], *_split_lines(card, width), *_support_lines(card, width), *_nearest_lines(card)]
     return lines
+
+
+def about_lines(descriptions: Mapping[str, str], card: Card, width: int) -> list[Line]:
+    """What the columns of ``card`` were measured on, in lines of ``width`` cells; none if no column says so.
+
+    Args:
+        descriptions: Name of each metric to its ``long_name``. What follows "; " says what it was measured on.
+    """
+    lines: list[Line] = []
+    for item in card.metrics:
+        text = one_line(descriptions.get(item.name, ""), 500).partition("; ")[2]
+        if text and item.rank:
+            lines += [[(f" {line}", "dim")] for line in wrap(f"{_shown(item.name)}: {text}", max(20, width - 1))]
+    return [[], *lines] if lines else []
+
+
+def _shown(name: str) -> str:
+    """``name``, without its owner if it is too long for the table: columns of one owner would look alike."""
+    return name if len(name) <= 20 else name.rpartition("/")[2]
 
 
 def _split_lines(card: Card, width: int) -> list[Line]:

@@ -17,7 +17,7 @@ class Scatter:
 
     Attributes:
         correlation: Spearman's rank correlation over the channels for which both metrics are known.
-        top: Number of channels in each top set.
+        top: Number of channels in each top set, among the channels for which both metrics are known.
         shared: Number of channels in both top sets.
         jaccard: Jaccard index of the two top sets.
         chance: Expected Jaccard index of two random sets of that size.
@@ -41,8 +41,10 @@ class Scatter:
 
 def make_scatter(x: np.ndarray, y: np.ndarray, rho: float, *, log: bool) -> Scatter:
     """``x`` against ``y``, floating point (channel,) each: on log axes if ``log``, otherwise by rank, largest last."""
-    top = supernode_count(len(x), rho)
-    sets = [set(top_indices(np.where(np.isnan(values), -np.inf, values), top).tolist()) for values in (x, y)]
+    # A column may be measured for few channels. Channels that it says nothing of belong to no top set.
+    both = np.flatnonzero(~np.isnan(x) & ~np.isnan(y))
+    top = min(supernode_count(len(x), rho), len(both))
+    sets = [set(top_indices(values[both], top).tolist()) for values in (x, y)]
     shared = len(sets[0] & sets[1])
     known = np.isfinite(x) & np.isfinite(y) & (((x > 0) & (y > 0)) if log else True)
     channels = np.flatnonzero(known)
@@ -56,8 +58,8 @@ def make_scatter(x: np.ndarray, y: np.ndarray, rho: float, *, log: bool) -> Scat
         rank_correlation(x.astype(np.float64), y.astype(np.float64)),
         top,
         shared,
-        shared / (2 * top - shared),
-        chance_jaccard(len(x), top),
+        shared / (2 * top - shared) if top else float("nan"),
+        chance_jaccard(len(both), top) if top else float("nan"),
         len(x) - len(channels),
         scaled[0],
         scaled[1],

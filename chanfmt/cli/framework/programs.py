@@ -10,7 +10,7 @@ COMMANDS = {
         "build", "info", "show", "validate", "label", "merge", "strip", "compare", "report", "trajectory", "export",
         "import", "import-imatrix", "push", "pull", "cache",
     ),
-    "surgery": ("prune", "plan", "apply", "push", "restore", "eval", "sweep", "ablate", "shrink"),
+    "surgery": ("prune", "plan", "apply", "push", "restore", "eval", "sweep", "ablate", "replaceability", "shrink"),
 }  # fmt: skip
 """Program to its commands."""
 

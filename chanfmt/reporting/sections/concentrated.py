@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chanfmt.algebra.labels import supernode_count
-from chanfmt.analysis.mass import concentration
+from chanfmt.analysis.mass import concentration, cumulative_share
 from chanfmt.analysis.resample import middle
 from chanfmt.reporting import drawing, paper
 from chanfmt.reporting.section import NOT_COMPARABLE, Claim, Plot, Section, Table, above
@@ -15,7 +15,7 @@ from chanfmt.reporting.units import has_experts, name_columns
 from chanfmt.reporting.words import bracketed, percent, times, with_interval
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from chanfmt.format.unit import Unit
 
@@ -39,7 +39,7 @@ def make(units: Sequence[Unit], rho: float) -> Section:
     size = np.array([supernode_count(count, RHO) for count in channels.tolist()]) / channels
     numbers["top_channels"], numbers["top_over_even"] = size, numbers["top_share"] / size
     table = Table("concentration", columns | {"channels": channels, **numbers})
-    curves, fractions = _curves(units)
+    curves, fractions = curves_of(units)
     curve_table = Table(
         "cumulative",
         {
@@ -106,8 +106,8 @@ def make(units: Sequence[Unit], rho: float) -> Section:
                 f"{'; the median and range of the experts' if has_experts(units) else ''}.",
                 ("concentration",),
                 (
-                    lambda axes: draw_top_share(axes, columns["ffn"], numbers["top_share"]),
-                    lambda axes: draw_largest(axes, columns["ffn"], numbers["max_over_mean"]),
+                    lambda axes: draw_top_share(axes, {"here": (columns["ffn"], numbers["top_share"])}),
+                    lambda axes: draw_largest(axes, {"here": (columns["ffn"], numbers["max_over_mean"])}),
                 ),
                 claims=claims,
                 legend_below=True,
@@ -127,48 +127,48 @@ def make(units: Sequence[Unit], rho: float) -> Section:
     )
 
 
-def _curves(units: Sequence[Unit]) -> tuple[np.ndarray, np.ndarray]:
+def curves_of(units: Sequence[Unit], metric: str = "lp") -> tuple[np.ndarray, np.ndarray]:
     """Share of the mass in the top fraction of the channels, (unit, point), and the fractions, evenly on a log axis."""
-    fractions = np.geomspace(1 / max(len(unit.values("lp")) for unit in units), 1.0, POINTS)
-    curves = np.full((len(units), POINTS), np.nan)
-    for row, unit in enumerate(units):
-        values = np.sort(unit.known("lp").astype(np.float64))[::-1]
-        total = values.sum()
-        if total > 0:
-            sums = np.concatenate([[0.0], np.cumsum(values)]) / total
-            curves[row] = np.interp(fractions * len(values), np.arange(len(sums)), sums)
-    return curves, fractions
+    fractions = np.geomspace(1 / max(unit.n_channels for unit in units), 1.0, POINTS)
+    return np.stack([cumulative_share(unit.known(metric), fractions) for unit in units]), fractions
 
 
-def draw_top_share(axes: Any, depth: np.ndarray, shares: np.ndarray) -> None:
-    """Draw the share of LP in the top 1% of the channels into matplotlib ``axes``, by depth.
+def draw_top_share(axes: Any, lines: drawing.Lines, metric: str = "LP", rho: float = RHO) -> None:
+    """Draw the share of a metric in the top ``rho`` of the channels into matplotlib ``axes``, by depth.
 
     Args:
-        depth: Place of each unit's FFN in model order, (unit,).
-        shares: Share of each unit, (unit,).
+        lines: Name to the place and the share of each unit, both (unit,).
+        metric: Name of the metric. The paper's line belongs to LP.
+        rho: Share of the channels.
     """
-    drawing.by_depth(axes, depth, shares, 0, "here")
-    drawing.paper_line(axes, paper.TOP_SHARE)
+    relative = drawing.lines_by_depth(axes, lines)
+    if (metric, rho) == ("LP", RHO):
+        drawing.paper_line(axes, paper.TOP_SHARE)
     drawing.share_axis(axes)
-    axes.set_title("share of LP in the top 1%")
-    drawing.depth_axis(axes)
+    axes.set_ylabel(f"share of {metric} in the top {100 * rho:g}%")
+    drawing.depth_axis(axes, relative=relative)
 
 
-def draw_largest(axes: Any, depth: np.ndarray, ratios: np.ndarray) -> None:
-    """Draw the largest LP over the mean, ``ratios`` (unit,), into matplotlib ``axes``, by ``depth`` (unit,)."""
-    drawing.by_depth(axes, depth, ratios, 0, "here")
+def draw_largest(axes: Any, lines: drawing.Lines) -> None:
+    """Draw the largest LP over the mean into matplotlib ``axes``, by depth.
+
+    Args:
+        lines: Name to the place and the ratio of each unit, both (unit,).
+    """
+    relative = drawing.lines_by_depth(axes, lines)
     drawing.paper_line(axes, paper.MAX_OVER_MEAN)
-    drawing.log_axis(axes, ratios)
-    axes.set_title("largest LP over the mean")
-    drawing.depth_axis(axes)
+    drawing.log_axis(axes, np.concatenate([ratios for _, ratios in lines.values()]))
+    axes.set_ylabel("largest LP over the mean")
+    drawing.depth_axis(axes, relative=relative)
 
 
-def draw_curves(axes: Any, fractions: np.ndarray, curves: np.ndarray) -> None:
-    """Draw the share of the LP mass in the largest channels into matplotlib ``axes``.
+def draw_curves(axes: Any, fractions: np.ndarray, curves: np.ndarray, metric: str = "LP") -> None:
+    """Draw the share of a metric's mass in the largest channels of one atlas into matplotlib ``axes``.
 
     Args:
         fractions: Shares of the channels, (point,), ascending.
         curves: Share of the mass in that share of the channels, (unit, point); units without mass are NaN.
+        metric: Name of the metric. The paper's point belongs to LP.
     """
     known = curves[np.isfinite(curves).all(axis=1)]
     for curve in known[np.unique(np.linspace(0, max(0, len(known) - 1), 50).astype(int))] if len(known) else []:
@@ -177,13 +177,33 @@ def draw_curves(axes: Any, fractions: np.ndarray, curves: np.ndarray) -> None:
         low, middle_curve, high = np.quantile(known, [0.25, 0.5, 0.75], axis=0)
         axes.fill_between(fractions, low, high, color="#000000", alpha=0.15, linewidth=0)
         axes.plot(fractions, middle_curve, color="#000000", label="median FFN")
-    axes.plot(fractions, fractions, color=drawing.COLOURS[1], linestyle="--", label="spread evenly")
+    _finish_curves(axes, fractions, metric)
+    drawing.legend(axes, loc="upper left")
+
+
+def draw_median_curves(axes: Any, curves: Mapping[str, tuple[np.ndarray, np.ndarray]], metric: str = "LP") -> None:
+    """Draw the share of a metric's mass in the largest channels into matplotlib ``axes``: the median FFN of each atlas.
+
+    Args:
+        curves: Name to the shares of the channels, (point,), ascending, and the shares of the mass, (unit, point).
+        metric: Name of the metric. The paper's point belongs to LP.
+    """
+    for number, (name, (fractions, shares)) in enumerate(curves.items()):
+        known = shares[np.isfinite(shares).all(axis=1)]
+        if len(known):
+            axes.plot(fractions, np.median(known, axis=0), label=name, **drawing.line_style(number) | {"marker": ""})
+    # The widest FFN has the curve that begins first.
+    _finish_curves(axes, min((fractions for fractions, _ in curves.values()), key=min), metric)
+
+
+def _finish_curves(axes: Any, fractions: np.ndarray, metric: str) -> None:
+    axes.plot(fractions, fractions, color=drawing.GREY, linestyle="--", label="spread evenly")
     axes.axvline(RHO, color=drawing.GREY, linestyle=":", linewidth=0.8)
     axes.annotate(" 1%", (RHO, 0.02), fontsize=8, color=drawing.GREY)
-    drawing.paper_point(axes, RHO, paper.TOP_SHARE)
+    if metric == "LP":
+        drawing.paper_point(axes, RHO, paper.TOP_SHARE)
     axes.set_xscale("log")
     drawing.percent_ticks(axes)
-    axes.set_xlabel("share of the channels, largest LP first")
-    axes.set_ylabel("share of the LP mass")
+    axes.set_xlabel(f"share of the channels, largest {metric} first")
+    axes.set_ylabel(f"share of the {metric} mass")
     drawing.share_axis(axes)
-    drawing.legend(axes, loc="upper left")

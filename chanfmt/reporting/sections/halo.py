@@ -9,6 +9,7 @@ import numpy as np
 
 from chanfmt.analysis.halo import HaloRedundancy, halo_redundancy
 from chanfmt.analysis.resample import middle
+from chanfmt.format.columns import OWNER
 from chanfmt.reporting import drawing, paper
 from chanfmt.reporting.section import Claim, Plot, Section, Table, above
 from chanfmt.reporting.units import has_experts, name_columns
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from chanfmt.format.unit import Unit
 
+CHANCE = f"{OWNER}/redundancy_chance"
+"""The column with the null of chance. A build writes it; a merge and older atlases do not have it."""
 KINDS = {"halo": "halo", "matched": "others, as important", "others": "all others"}
 
 
@@ -35,8 +38,8 @@ def make(units: Sequence[Unit], tokens: int) -> Section:
     for unit in units:
         if not (unit.holds("redundancy") and unit.holds("label")):
             continue
-        null = unit.values("redundancy_null") if unit.holds("redundancy_null") else None
-        row = halo_redundancy(unit.values("lp"), unit.values("label"), unit.values("redundancy"), null)
+        null, by_chance = (unit.values(name) if unit.holds(name) else None for name in ("redundancy_null", CHANCE))
+        row = halo_redundancy(unit.values("lp"), unit.values("label"), unit.values("redundancy"), null, by_chance)
         if row is not None:
             rows.append(row)
             kept.append(unit)
@@ -45,12 +48,17 @@ def make(units: Sequence[Unit], tokens: int) -> Section:
     names = [field.name for field in dataclasses.fields(HaloRedundancy)]
     numbers = {name: np.array([getattr(row, name) for row in rows], dtype=np.float64) for name in names}
     numbers |= {name: np.array([float(unit.number(name)) for unit in kept]) for name in ("core_covered", "redundancy_tokens")}
+    # The excess is over chance alone, if the atlas knows it.
+    kind = "chance" if np.isfinite(numbers["halo_chance"]).any() else "null"
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = {
             "over_matched": numbers["halo"] / numbers["matched"],
             "over_others": numbers["halo"] / numbers["others"],
             "over_null": numbers["halo"] / numbers["halo_null"],
-            "excess_over_matched": (numbers["halo"] - numbers["halo_null"]) / (numbers["matched"] - numbers["matched_null"]),
+            "over_chance": numbers["halo"] / numbers["halo_chance"],
+            "null_over_chance": numbers["halo_null"] / numbers["halo_chance"],
+            "excess_over_matched": (numbers["halo"] - numbers[f"halo_{kind}"])
+            / (numbers["matched"] - numbers[f"matched_{kind}"]),
         }
     columns = name_columns(kept)
     found = {name: middle(np.where(np.isfinite(values), values, np.nan), columns["ffn"]) for name, values in ratios.items()}
@@ -61,11 +69,25 @@ def make(units: Sequence[Unit], tokens: int) -> Section:
         f"other channels of similar LP{bracketed(over, times)}, and {times(others.median)} times the redundancy of all other "
         f"channels{bracketed(others, times)}.",
     ]
+    chance, placed = found["over_chance"], found["null_over_chance"]
+    if chance.count:
+        sentences.append(
+            f"It is {times(chance.median)} times what chance gives{bracketed(chance, times)}: the redundancy of the same channels "
+            f"with the supernodes {'at least a quarter of a batch away' if has_experts(kept) else 'in another sequence'}, at other "
+            "positions. If the ratio is near one, redundancy says nothing."
+        )
     if beside.count:
+        away = "half a batch" if has_experts(kept) else "a sequence"
+        compared = (
+            f"This null is {times(placed.median)} times what chance gives{bracketed(placed, times)}; what lies above 1 is the effect "
+            "of the position."
+            if placed.count
+            else "If the ratio is near one, redundancy says nothing."
+        )
         sentences.append(
             f"It is {times(beside.median)} times its null{bracketed(beside, times)}. The null compares the same channels with the "
-            f"supernodes on other tokens, {'half a batch' if has_experts(kept) else 'a sequence'} away, so both numbers include "
-            "chance and the effect of the position in the sequence. If the ratio is near one, redundancy says nothing."
+            f"supernodes on other tokens, {away} away, so both numbers include chance and the effect of the position in the "
+            f"sequence. {compared}"
         )
     if used.count:
         sentences.append(
@@ -115,8 +137,8 @@ def make(units: Sequence[Unit], tokens: int) -> Section:
         plots=(
             Plot(
                 "halo",
-                "Mean redundancy to the supernodes, by depth: the halo, other channels matched in LP, all other channels, and the "
-                "halo's null.",
+                "Mean redundancy to the supernodes, by depth: the halo, other channels matched in LP, all other channels, and what "
+                f"{'chance gives the halo' if chance.count else 'the null gives the halo'}.",
                 ("halo",),
                 (lambda axes: draw_redundancy(axes, columns["ffn"], numbers),),
                 claims=claims,
@@ -125,7 +147,7 @@ def make(units: Sequence[Unit], tokens: int) -> Section:
         ),
         tables=(Table("halo", columns | numbers | ratios),),
         claims=claims,
-        missing=() if beside.count else ("no null of the redundancy in this atlas",),
+        missing=() if beside.count or chance.count else ("no null of the redundancy in this atlas",),
     )
 
 
@@ -134,11 +156,15 @@ def draw_redundancy(axes: Any, depth: np.ndarray, numbers: dict[str, np.ndarray]
 
     Args:
         depth: Place of each unit's FFN in model order, (unit,).
-        numbers: Mean redundancy of each unit in nats, (unit,), by the names of `KINDS` and ``halo_null``.
+        numbers: Mean redundancy of each unit in nats, (unit,), by the names of `KINDS`, ``halo_null`` and
+            ``halo_chance``. A curve without any number is left out.
     """
     for number, (name, label) in enumerate(KINDS.items()):
         drawing.by_depth(axes, depth, numbers[name], number, label)
-    drawing.by_depth(axes, depth, numbers["halo_null"], 3, "halo, null")
+    nulls = {"halo_chance": "halo, by chance", "halo_null": "halo, null with equal positions"}
+    for number, (name, label) in enumerate(nulls.items(), len(KINDS)):
+        if np.isfinite(numbers[name]).any():
+            drawing.by_depth(axes, depth, numbers[name], number, label)
     drawing.log_axis(axes, np.concatenate([numbers[name] for name in KINDS]))
     drawing.depth_axis(axes)
     axes.set_ylabel("nats")

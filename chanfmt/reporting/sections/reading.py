@@ -6,10 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chanfmt.algebra.compare import rank_correlation
-from chanfmt.algebra.labels import supernode_count, top_indices
+from chanfmt.analysis.read import read_halo
 from chanfmt.analysis.resample import middle
-from chanfmt.format import schema
 from chanfmt.reporting import drawing, paper
 from chanfmt.reporting.section import Plot, Section, Table
 from chanfmt.reporting.units import name_columns
@@ -34,9 +32,9 @@ def make(units: Sequence[Unit], even: float | None) -> Section:
     for unit in units:
         if not (unit.holds("read_connectivity") and unit.holds("label")):
             continue
-        row = _row(unit)
+        row = read_halo(unit.values("lp"), unit.values("label"), unit.values("read_connectivity"), paper.READ_HALO)
         if row is not None:
-            rows.append(row)
+            rows.append(vars(row))
             kept.append(unit)
     if not rows:
         return Section(
@@ -80,27 +78,6 @@ def make(units: Sequence[Unit], even: float | None) -> Section:
     )
 
 
-def _row(unit: Unit) -> dict[str, float] | None:
-    reads, lp, labels = unit.values("read_connectivity"), unit.values("lp"), unit.values("label")
-    known = np.isfinite(reads) & np.isfinite(lp)
-    if not known.any():
-        return None
-    reads, lp, labels = reads[known], lp[known].astype(np.float64), labels[known]
-    core = labels == schema.LABEL_SUPERNODE
-    read_halo = np.zeros(len(reads), dtype=bool)
-    size = supernode_count(len(reads), paper.READ_HALO)
-    read_halo[top_indices(reads, size)] = True
-    mass = lp.sum()
-    kinds = {"supernodes": core, "halo": labels == schema.LABEL_HALO, "others": labels == schema.LABEL_NONE}
-    return {
-        **{name: float(reads[mask].mean(dtype=np.float64)) if mask.any() else float("nan") for name, mask in kinds.items()},
-        "supernodes_in_read_halo": float(read_halo[core].mean()) if core.any() else float("nan"),
-        "lp_in_read_halo": float(lp[read_halo].sum() / mass) if mass > 0 else float("nan"),
-        "spearman": rank_correlation(reads, lp),
-        "chance": size / len(reads),
-    }
-
-
 def draw_reading(axes: Any, depth: np.ndarray, numbers: dict[str, np.ndarray], even: float | None) -> None:
     """Draw the mean read connectivity of kinds of channels into matplotlib ``axes``, by depth.
 
@@ -109,8 +86,9 @@ def draw_reading(axes: Any, depth: np.ndarray, numbers: dict[str, np.ndarray], e
         numbers: Mean of each unit, (unit,), by the names of `HEADINGS`.
         even: Read connectivity of a row that reads from all residual dimensions alike; None if it is not known.
     """
-    for number, (name, label) in enumerate(HEADINGS.items()):
-        drawing.by_depth(axes, depth, numbers[name], number, label)
+    colours = (drawing.SUPERNODE, drawing.HALO, drawing.GREY)
+    for number, ((name, label), colour) in enumerate(zip(HEADINGS.items(), colours, strict=True)):
+        drawing.by_depth(axes, depth, numbers[name], number, label, colour)
     if even is not None:
         axes.axhline(even, color=drawing.GREY, linestyle=":", label="spread evenly")
     axes.set_title("read connectivity")
@@ -124,8 +102,8 @@ def draw_read_halo(axes: Any, depth: np.ndarray, numbers: dict[str, np.ndarray])
         depth: Place of each unit's FFN in model order, (unit,).
         numbers: Share of each unit, (unit,), under ``supernodes_in_read_halo``, ``lp_in_read_halo`` and ``chance``.
     """
-    drawing.by_depth(axes, depth, numbers["supernodes_in_read_halo"], 0, "supernodes")
-    drawing.by_depth(axes, depth, numbers["lp_in_read_halo"], 1, "LP mass")
+    drawing.by_depth(axes, depth, numbers["supernodes_in_read_halo"], 0, "supernodes", drawing.SUPERNODE)
+    drawing.by_depth(axes, depth, numbers["lp_in_read_halo"], 2, "LP mass")
     axes.axhline(float(np.median(numbers["chance"])), color=drawing.GREY, linestyle=":", label="by chance")
     axes.set_title("in the read halo")
     _finish(axes)

@@ -132,9 +132,9 @@ def draw_shares(axes: Any, depth: np.ndarray, numbers: dict[str, np.ndarray]) ->
     share = numbers["top_share"]
     if len(np.unique(depth)) == len(depth):
         errors = np.abs(np.stack([share - numbers["top_share_low"], numbers["top_share_high"] - share]))
-        axes.errorbar(depth, share, yerr=errors, fmt="o", color=drawing.COLOURS[0], elinewidth=0.8, capsize=1.5)
+        axes.errorbar(depth, share, yerr=errors, fmt="o", color=drawing.SUPERNODE, elinewidth=0.8, capsize=1.5)
     else:
-        drawing.by_depth(axes, depth, share, 0, "top share")
+        drawing.by_depth(axes, depth, share, 0, "top share", drawing.SUPERNODE)
     drawing.share_axis(axes)
     drawing.depth_axis(axes)
     axes.set_title("share of LP in the supernodes")

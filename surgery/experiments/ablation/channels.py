@@ -1,4 +1,4 @@
-"""Does LP predict the cost of a channel? Remove single channels across the range of LP and compare the loss with LP."""
+"""Does LP predict the cost of a channel? Remove single channels and compare the loss with LP; an atlas can store these losses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 
 from chanfmt.base.errors import UsageError
 from chanfmt.format.unit import unit_rows
-from surgery.experiments.ablation.experiment import Condition, Experiment, masses
+from surgery.experiments.ablation.experiment import Condition, Experiment, masses, selected
+from surgery.experiments.ablation.removal import mean_activations
 from surgery.planning.addresses import chosen_layers
 
 if TYPE_CHECKING:
@@ -40,6 +41,16 @@ class ChannelOptions:
             "metavar": "LAYERS",
         },
     )
+    select: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "remove these channels, one at a time, in place of evenly spaced ones; as for --protect; repeat for more. "
+            "Without --layers, of all layers",
+            "metavar": "SELECTOR",
+            "repeat": True,
+        },
+    )
+    mean: bool = field(default=False, metadata={"help": "replace each channel by its mean activation, not by 0"})
 
 
 def plan_channels(atlas: Atlas, options: ChannelOptions) -> Experiment:
@@ -48,10 +59,11 @@ def plan_channels(atlas: Atlas, options: ChannelOptions) -> Experiment:
     Raises:
         UsageError: An option has no meaning for this atlas.
     """
-    if options.channels < 2:
+    if options.channels < 2 and not options.select:
         raise UsageError(f"--channels must be at least 2, not {options.channels}", hint="a correlation needs several channels")
     layers = chosen_layers(options.layers, atlas)
-    if options.layers is None:
+    chosen, warnings = _selected(options.select, atlas, layers)
+    if options.layers is None and not options.select:
         ordered = sorted(layers)
         layers = frozenset({ordered[0], ordered[len(ordered) // 2], ordered[-1]})
     mass = masses(atlas)
@@ -60,25 +72,46 @@ def plan_channels(atlas: Atlas, options: ChannelOptions) -> Experiment:
         if block.layer_index not in layers:
             continue
         rows = unit_rows(mass[block.index])
-        expert = int(np.argmax(atlas.stacks[block.stack].row("tokens", block.row))) if block.n_experts else 0
-        order = np.argsort(-rows[expert], kind="stable")
-        for rank in np.unique(np.linspace(0, len(order) - 1, min(options.channels, len(order))).round().astype(int)):
-            channel = int(order[rank])
-            removed = np.zeros(block.shape, dtype=bool)
-            unit_rows(removed)[expert, channel] = True
-            key = (str(block.layer_index), block.module, expert if block.n_experts else None, channel)
-            extra = {"rank": int(rank) + 1, "lp": float(rows[expert, channel])}
-            conditions.append(Condition(dict(zip(KEY, key, strict=True)), {block.index: removed}, extra=extra))
+        busiest = int(np.argmax(atlas.stacks[block.stack].row("tokens", block.row))) if block.n_experts else 0
+        for expert in range(len(rows)) if options.select else (busiest,):
+            order = np.argsort(-rows[expert], kind="stable")
+            if options.select:
+                ranks = np.flatnonzero(unit_rows(chosen[block.index])[expert][order])
+            else:
+                ranks = np.unique(np.linspace(0, len(order) - 1, min(options.channels, len(order))).round().astype(int))
+            for rank in ranks:
+                channel = int(order[rank])
+                removed = np.zeros(block.shape, dtype=bool)
+                unit_rows(removed)[expert, channel] = True
+                key = (str(block.layer_index), block.module, expert if block.n_experts else None, channel)
+                extra = {"rank": int(rank) + 1, "lp": float(rows[expert, channel])}
+                conditions.append(Condition(dict(zip(KEY, key, strict=True)), {block.index: removed}, extra=extra))
     return Experiment(
         "channels",
         KEY,
         KEY,
         tuple(conditions),
+        # None is also what directories hold whose rows are older than the option.
+        {"mean": options.mean or None},
+        means=mean_activations(atlas) if options.mean else None,
         extra=("rank", "lp"),
         concluded=("ratio", "chance"),
         conclude=_against_lp,
         summarise=_summarise,
+        warnings=warnings,
     )
+
+
+def _selected(selectors: Sequence[str], atlas: Atlas, layers: frozenset[int]) -> tuple[dict[int, np.ndarray], tuple[str, ...]]:
+    """The union of ``selectors``: block index to a mask, bool of `Block.shape`; and warnings."""
+    masks = {block.index: np.zeros(block.shape, dtype=bool) for block in atlas.blocks}
+    warnings: list[str] = []
+    for selector in selectors:
+        _, found, notes = selected(selector, atlas, layers)
+        warnings += notes
+        for index, mask in found.items():
+            masks[index] |= mask
+    return masks, tuple(warnings)
 
 
 def _against_lp(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,9 +138,10 @@ def _agreement(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     lp, delta = (np.array([row[name] for row in rows], dtype=np.float64) for name in ("lp", "delta_nll"))
     resolved = lp > np.array([row["chance"] for row in rows], dtype=np.float64)
+    several = len(rows) > 2
     return {
-        "spearman": _known(spearmanr(lp, delta).statistic),
-        "spearman_of_size": _known(spearmanr(lp, np.abs(delta)).statistic),
+        "spearman": _known(spearmanr(lp, delta).statistic) if several else None,
+        "spearman_of_size": _known(spearmanr(lp, np.abs(delta)).statistic) if several else None,
         "resolved": int(resolved.sum()),
         "median_ratio_of_resolved": float(np.median(delta[resolved] / lp[resolved])) if resolved.any() else None,
         "ratio_of_sums": float(delta.sum() / lp.sum()) if lp.sum() > 0 else None,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from chanfmt.format.reader import Atlas
+    from surgery.experiments.weight import Weight
 
     Masks = Mapping[int, np.ndarray]
 
@@ -32,12 +33,14 @@ class Condition:
         removed: Block index to a mask of the channels to remove, bool of `Block.shape`. Blocks may be left out.
         reference: The earlier condition that its loss is compared with; None for the dense model.
         extra: More columns of its row.
+        weights: Weights that are set to 0.
     """
 
     key: Mapping[str, Any]
     removed: Masks
     reference: Condition | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    weights: tuple[Weight, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

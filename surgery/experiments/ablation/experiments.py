@@ -10,6 +10,7 @@ from surgery.experiments.ablation.channels import ChannelOptions, plan_channels
 from surgery.experiments.ablation.dose import DoseOptions, plan_dose
 from surgery.experiments.ablation.halo import HaloOptions, plan_halo
 from surgery.experiments.ablation.removal import RemovalOptions, plan_removal
+from surgery.experiments.ablation.weights import WeightOptions, plan_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +37,7 @@ EXPERIMENTS = {
     "halo": Kind(HaloOptions, plan_halo),
     "dose": Kind(DoseOptions, plan_dose),
     "channels": Kind(ChannelOptions, plan_channels),
+    "weights": Kind(WeightOptions, plan_weights),
 }
 
 

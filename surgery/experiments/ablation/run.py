@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chanfmt.base import html
+from chanfmt.base.errors import UsageError
 from chanfmt.base.files import output_path
 from chanfmt.base.narrate import progress_bar, say, warn
 from chanfmt.format import schema
 from surgery.evaluation.perplexity import BlockLosses
 from surgery.experiments.ablation.experiment import masses, total
 from surgery.experiments.ablation.experiments import kind_of
+from surgery.experiments.ablation.store import EXPERIMENT, channels_of, column_names, losses_by_column
 from surgery.experiments.ablation.tables import rows_table, summary_table
 from surgery.experiments.columns import channels_sha256, finite, losses_of
 from surgery.experiments.results import Results, check_directory, claim
 from surgery.experiments.spelled import spelled
+from surgery.experiments.store import check_store, measured_on, store_columns, store_path
 from surgery.experiments.subject import Subject, check_atlas, check_subject, open_subject
 from surgery.planning.selectors import by_label
 
@@ -77,6 +80,8 @@ def ablate(
     dtype: str = "auto",
     output: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
+    store: str | os.PathLike[str] | None = None,
+    replace: bool = False,
     **options: Any,
 ) -> Ablation:
     """Measure what the removal of chosen channels costs, with controls.
@@ -85,7 +90,7 @@ def ablate(
 
     Args:
         atlas: Atlas of the model, open.
-        experiment: ``remove``, ``mean-replace``, ``halo``, ``dose`` or ``channels``.
+        experiment: ``remove``, ``mean-replace``, ``halo``, ``dose``, ``channels`` or ``weights``.
         model: As for `surgery.experiments.sweep.sweep`; a `Subject` saves the loading.
         text: As for `surgery.experiments.sweep.sweep`.
         seq_len: Tokens in a block, at least 2.
@@ -94,8 +99,11 @@ def ablate(
         output: Directory for ``results.csv`` and ``results.json``; rows that it holds are not measured again. None keeps
             the rows in memory.
         overwrite: Drop the rows that ``output`` holds.
-        options: Options of the experiment, by the names of `RemovalOptions`, `HaloOptions`, `DoseOptions` or
-            `ChannelOptions`. An option that takes a list separated by commas on the command line takes a sequence here.
+        store: Atlas to write with the measured losses of the experiment ``channels`` as columns: a new file, or the file of
+            ``atlas``. None writes none.
+        replace: Whether losses that ``atlas`` has already are replaced.
+        options: Options of the experiment, by the names of `RemovalOptions`, `HaloOptions`, `DoseOptions`,
+            `ChannelOptions` or `WeightOptions`. An option that takes a list separated by commas on the command line takes a sequence here.
 
     Returns:
         Rows with the loss in nats per token and its rise over the reference of the condition, and their summary.
@@ -109,6 +117,12 @@ def ablate(
     """
     kind = kind_of(experiment)
     chosen = spelled(kind.options, options)
+    if store is not None and experiment != EXPERIMENT:
+        raise UsageError(
+            f"{experiment} removes several channels at once, so no channel has a loss to store",
+            hint=f"store the losses of the experiment {EXPERIMENT}",
+        )
+    target = None if store is None else store_path(store, atlas)
     directory = None if output is None else output_path(output)
     if directory is not None:
         # The model may be downloaded below. A fault in the output directory should show before that.
@@ -118,11 +132,20 @@ def ablate(
     planned = kind.plan(atlas, chosen)
     for warning in planned.warnings:
         warn(warning)
-    with claim(directory):
+    with claim(directory), claim(target):
+        if target is not None:
+            # A damaged file must not get a new, valid digest.
+            atlas.verify()
         subject = open_subject(
             atlas, model, text, seq_len=seq_len, max_tokens=max_tokens, device=device, device_map=device_map, dtype=dtype
         )
-        return run(atlas, subject, planned, directory, overwrite=overwrite)
+        if target is not None:
+            about = measured_on(subject.identity)
+            check_store(atlas, subject, column_names(planned), channels_of(planned), about, replace=replace)
+        found = run(atlas, subject, planned, directory, overwrite=overwrite)
+        if target is not None:
+            store_columns(atlas, target, losses_by_column(planned, found.rows[1:]), about, "ablate", subject.identity)
+        return found
 
 
 def run(
@@ -143,7 +166,10 @@ def run(
     results = Results(directory, ABLATION_FORMAT, identity, columns, experiment.key, overwrite=overwrite)
     core, mass = by_label(atlas, schema.LABEL_SUPERNODE), masses(atlas)
     dense = experiment.dense
-    digests = {id(item): channels_sha256(item.removed, experiment.means) for item in (dense, *experiment.conditions)}
+    digests = {
+        id(item): channels_sha256(item.removed, experiment.means, "".join(map(str, item.weights)))
+        for item in (dense, *experiment.conditions)
+    }
 
     def found(condition: Condition) -> dict[str, Any] | None:
         return results.find(condition.key, digests[id(condition)])
@@ -157,7 +183,7 @@ def run(
             for condition in pending:
                 losses = results.losses(digests[id(condition)])
                 if losses is None:
-                    losses = subject.measure(condition.removed, experiment.means, bar.update)
+                    losses = subject.measure(condition.removed, experiment.means, bar.update, zeroed=condition.weights)
                 else:
                     bar.update(len(subject.token_ids))
                 row: dict[str, Any] = {**condition.key, **condition.extra, **losses} | {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,11 @@ import torch
 from scipy.stats import spearmanr
 from torch.nn import functional
 
+import surgery
+from chanfmt.algebra.validate import validate
 from chanfmt.analysis.controls import matched_control, random_control
 from chanfmt.base.errors import UsageError
+from chanfmt.cli.main import main as chanfmt_main
 from chanfmt.format import schema
 from chanfmt.format.reader import Atlas
 from chanfmt.models.run import run_text
@@ -23,10 +27,13 @@ from surgery.experiments.ablation.dose import DoseOptions, plan_dose
 from surgery.experiments.ablation.experiment import masses
 from surgery.experiments.ablation.halo import HaloOptions, plan_halo
 from surgery.experiments.ablation.removal import RemovalOptions, mean_activations, plan_removal
-from surgery.experiments.ablation.run import run
+from surgery.experiments.ablation.run import ablate, run
+from surgery.experiments.ablation.weights import WeightOptions, plan_weights
+from surgery.experiments.replaceability import ReplaceabilityOptions, replaceability
 from surgery.planning.methods import score
 from surgery.planning.options import PlanOptions
 from surgery.planning.plan import make_plan
+from surgery.planning.selectors import select
 from tests.support.factory import moe_atlas, random_atlas
 from tests.support.measured import SEQ_LEN, TOKENS, Forwards, Tiny, make_tiny
 
@@ -413,6 +420,7 @@ def test_channels_below_chance_say_nothing_of_the_ratio(dense: Atlas) -> None:
         ("halo", [], 8),
         ("dose", ["--doses", "0,0.5,1", "--seeds", "0-1"], 7),
         ("channels", ["--channels", "4"], 9),
+        ("weights", ["--weight", "1:3:7", "--controls", "2"], 5),
     ],
 )
 def test_every_experiment_on_the_command_line(
@@ -479,3 +487,125 @@ def test_tokens_are_those_of_the_text(llama: Tiny) -> None:
     _, subject = llama.subject()
     assert len(subject.token_ids) == TOKENS
     assert subject.identity["dtype"] == "float64"
+
+
+# Losses in an atlas
+
+
+def test_measured_losses_are_stored_with_their_errors(llama: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two runs add up, in a copy of the atlas that is replaced; nothing is measured again or replaced unasked."""
+    stored = tmp_path / "measured.h5"
+    first = llama.arguments(tmp_path / "a", "--select", "supernodes@1", "--select", "0:3,7", "--store", str(stored))
+    before = llama.atlas.read_bytes()
+    assert main(["ablate", "channels", *first]) == 0
+    assert llama.atlas.read_bytes() == before
+    rows = json.loads((tmp_path / "a" / "results.json").read_text())["rows"][1:]
+    with Atlas.open(stored, verify=True) as atlas:
+        loss, error = (atlas.stacks["decoder"][f"x_common/ablation_loss{end}"] for end in ("", "_error"))
+        assert loss.dtype == np.float32
+        assert np.isfinite(loss).sum() == len(rows) == 6
+        for row in rows:
+            at = int(row["layers"]), row["channel"]
+            assert loss[at] == np.float32(row["delta_nll"])
+            assert error[at] == np.float32(row["delta_standard_error"])
+        assert {(int(row["layers"]), row["channel"]) for row in rows} >= {(0, 3), (0, 7)}
+        [about] = [item for item in atlas.stacks["decoder"].extension_metrics if item.name == "x_common/ablation_loss"]
+        assert "200 tokens in blocks of 48" in about.long_name
+        assert atlas.producer.history[-1]["tokens"] == 200
+        masks, _ = select("above:x_common/ablation_loss=-1e9", atlas)
+        assert [np.flatnonzero(masks[0]).tolist(), int(masks[1].sum())] == [[3, 7], 4]
+    assert not [item for item in validate(stored) if item.code.startswith("E")]
+    capsys.readouterr()
+    assert chanfmt_main(["show", str(stored), "--layer", "0", "--channel", "3"]) == 0
+    shown = capsys.readouterr().out
+    assert "x_common/ablation_loss_error: measured on " in shown
+    # Another file is not replaced; a channel that has a loss is not measured again.
+    assert main(["ablate", "channels", *llama.arguments(tmp_path / "b", "--select", "0:5", "--store", str(stored))]) == 2
+    assert "is not the atlas that was given" in capsys.readouterr().err
+    more = [str(stored), *llama.arguments(tmp_path / "b", "--store", str(stored))[1:]]
+    assert main(["ablate", "channels", *more, "--select", "0:3"]) == 2
+    assert "x_common/ablation_loss of channel 3 of layer 0 already" in capsys.readouterr().err
+    assert main(["ablate", "channels", *more, "--select", "0:5", "--max-tokens", "150"]) == 2
+    assert "measured differently" in capsys.readouterr().err
+    with Atlas.open(stored) as atlas:
+        assert np.array_equal(atlas.stacks["decoder"]["x_common/ablation_loss"], loss, equal_nan=True)
+    assert main(["ablate", "channels", *more, "--select", "0:5"]) == 0
+    with Atlas.open(stored, verify=True) as atlas:
+        found = atlas.stacks["decoder"]["x_common/ablation_loss"]
+        assert np.isfinite(found).sum() == 7
+        assert np.array_equal(found[np.isfinite(loss)], loss[np.isfinite(loss)])
+    assert (
+        main(
+            ["ablate", "channels", *more[:-1], str(stored), "--select", "0:5", "--max-tokens", "150", "--replace", "--overwrite"]
+        )
+        == 0
+    )
+    with Atlas.open(stored, verify=True) as atlas:
+        assert np.argwhere(np.isfinite(atlas.stacks["decoder"]["x_common/ablation_loss"])).tolist() == [[0, 5]]
+
+
+def test_losses_of_experts_and_of_means_are_stored(mixtral: Tiny, tmp_path: Path) -> None:
+    stored = tmp_path / "measured.h5"
+    found = surgery.ablate(
+        mixtral.atlas,
+        "channels",
+        str(mixtral.model),
+        str(mixtral.text),
+        seq_len=SEQ_LEN,
+        max_tokens=TOKENS,
+        dtype="float64",
+        select=["1/2:0-3"],
+        mean=True,
+        store=stored,
+    )
+    with Atlas.open(stored, verify=True) as atlas:
+        [(_, stack)] = [(block, stack) for block, stack in atlas.rows() if block.layer_index == 1 and block.n_experts]
+        loss = stack["x_common/mean_ablation_loss"]
+        assert "x_common/ablation_loss" not in stack
+    known = np.argwhere(np.isfinite(loss))
+    assert known[:, 1:].tolist() == [[2, 0], [2, 1], [2, 2], [2, 3]]
+    by_channel = {row["channel"]: row["delta_nll"] for row in found.rows[1:]}
+    assert loss[tuple(known[1])] == np.float32(by_channel[1])
+
+
+def test_only_losses_of_single_channels_of_a_checkpoint_are_stored(llama: Tiny, tmp_path: Path) -> None:
+    atlas, subject = llama.subject()
+    with pytest.raises(UsageError, match="removes several channels at once"):
+        ablate(atlas, "remove", subject, store=tmp_path / "a.h5", select=["supernodes"])
+    loaded = dataclasses.replace(subject, source=None)
+    with pytest.raises(UsageError, match="in memory cannot be stored"):
+        ablate(atlas, "channels", loaded, store=tmp_path / "a.h5", channels=2, layers="0")
+    assert not (tmp_path / "a.h5").exists()
+
+
+@pytest.mark.parametrize(("name", "key", "expert"), [("llama", "1", None), ("mixtral", "1/2", 2)])
+def test_one_weight_is_set_to_zero(name: str, key: str, expert: int | None, request: pytest.FixtureRequest) -> None:
+    """The weight, the row behind the last one, and the channel, against a model that was changed by hand; then it is whole again."""
+    atlas, subject = request.getfixturevalue(name).subject()
+    mlp = subject.model.model.layers[1].mlp
+    matrix = mlp.down_proj.weight if expert is None else mlp.experts.down_proj[expert]
+    last = len(matrix) - 1
+    before = matrix.detach().clone()
+    rows = run(atlas, subject, plan_weights(atlas, WeightOptions((f"{key}:{last}:5",), 1))).rows
+    assert [row["removed"] for row in rows] == [None, "the weight", "row + 1", "the channel"]
+    assert torch.equal(matrix, before)
+    for row, places in zip(rows[1:], ((last, 5), (0, 5), (slice(None), 5)), strict=True):
+        with torch.no_grad():
+            matrix[places] = 0.0
+        assert row["nll"] == pytest.approx(nll_by_hand(subject), rel=1e-9)
+        assert row["delta_nll"] == pytest.approx(row["nll"] - rows[0]["nll"], abs=1e-12)
+        with torch.no_grad():
+            matrix.copy_(before)
+    assert len({row["nll"] for row in rows}) == 4
+    with pytest.raises(UsageError, match=f"has no row {last + 1}"):
+        run(atlas, subject, plan_weights(atlas, WeightOptions((f"{key}:{last + 1}:5",))))
+    for wrong in ("1:2", f"{key}:x:5", f"{key}:0:99999"):
+        with pytest.raises(UsageError, match="--weight"):
+            plan_weights(atlas, WeightOptions((wrong,)))
+
+
+def test_replaceability_refuses_routed_experts(mixtral: Tiny) -> None:
+    """Here, because the model is here."""
+    atlas, subject = mixtral.subject()
+    with pytest.raises(UsageError, match="routed experts"):
+        replaceability(atlas, subject, options=ReplaceabilityOptions(("1/0:0-3",)))
