@@ -67,7 +67,7 @@ with chanfmt.open(sys.argv[1]) as atlas:
 
 
 def prune(atlas, output, *arguments, env):
-    return run("surgery.cli.main", "prune", atlas, "--sparsity", "0.5", "-o", output, "--no-verify", *arguments, env=env)
+    return run("surgery", "prune", atlas, "--sparsity", "0.5", "-o", output, "--no-verify", *arguments, env=env)
 
 
 def test_the_commit_is_recorded(measured):
