@@ -60,7 +60,7 @@ def test_a_continued_build_equals_an_uninterrupted_one(options, uninterrupted, m
     stop_after(options, batches, monkeypatch)
     with chanfmt.open(options.partial) as atlas:
         done = atlas.calibration.sequences
-    path = build(dataclasses.replace(options, resume=True), SETTINGS)
+    path = build(dataclasses.replace(options, resume=True, checkpoint_every=None), SETTINGS)
     assert f"continuing after {done} of {SEQUENCES} sequences" in "\n".join(said)
     assert_equal(path, uninterrupted)
     assert [item.name for item in path.parent.iterdir() if item.is_file()] == ["a.h5"]
@@ -77,11 +77,11 @@ def test_an_output_with_a_long_name_is_continued(options, uninterrupted, monkeyp
     stop_after(options, 3, monkeypatch)
     assert present_file(options.path) == options.partial
     options.partial.write_bytes(b"no longer an atlas")
-    build(dataclasses.replace(options, resume=True), SETTINGS)
+    build(dataclasses.replace(options, resume=True, checkpoint_every=None), SETTINGS)
     assert options.partial.with_name(options.partial.name + ".broken").read_bytes() == b"no longer an atlas"
     options.path.unlink()
     stop_after(options, 3, monkeypatch)
-    assert_equal(build(dataclasses.replace(options, resume=True), SETTINGS), uninterrupted)
+    assert_equal(build(dataclasses.replace(options, resume=True, checkpoint_every=None), SETTINGS), uninterrupted)
     assert not options.partial.exists()
 
 
