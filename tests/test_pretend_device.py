@@ -15,6 +15,7 @@ import chanfmt
 from tests.support.builds import SETTINGS, request, stop_after
 from tests.support.measured import make_tiny
 from tests.support.pretend_device import NAME, pretending
+from tests.support.repeated import repeated
 from tests.support.tiny import random_tokens, tiny_model, tiny_tokenizer
 from tests.support.zoo import tiny
 
@@ -80,7 +81,7 @@ def test_devices_do_not_mix():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gpt2", "experts"])
+@pytest.mark.parametrize("model_type", ["llama", "experts", *repeated("gpt2")])
 @pytest.mark.parametrize("how", ["in memory", "streamed"])
 def test_builds(model_type, how, device, experts, tiny_checkpoint, tmp_path):
     model = experts if model_type == "experts" else tiny_checkpoint(model_type)
@@ -231,7 +232,7 @@ def test_sweeps(device, llama, tmp_path):
                                                             "--recover", "none,bias,lstsq", "--device", NAME)))  # fmt: skip
 
 
-@pytest.mark.parametrize("experiment", ["remove", "mean-replace", "halo", "dose", "channels"])
+@pytest.mark.parametrize("experiment", ["mean-replace", "halo", "channels", *repeated("remove", "dose")])
 def test_ablates(experiment, device, llama, tmp_path):
     more = ("--channels", 4) if experiment == "channels" else ()
     succeed(device.run("surgery", "ablate", experiment, *llama.arguments(tmp_path / experiment, "--device", NAME), *more))
