@@ -23,6 +23,7 @@ from chanfmt.building.run_pass import run_pass
 from chanfmt.building.session import begin_session, environment_of
 from chanfmt.format.writer import write_atlas
 from chanfmt.models.out_of_memory import out_of_memory_recognised
+from chanfmt.models.streaming.parameters import freed_memory_returned
 from chanfmt.models.streaming.spool import Spool
 
 if TYPE_CHECKING:
@@ -76,10 +77,12 @@ def build(options: BuildOptions, settings: LabelSettings, locate: Locate) -> Pat
             options.checkpoint_every,
             lambda measurement: assemble_partial(plan, measurement, session, request, environment),
         )
+        tight = batch is not None and batch.tight and plan.streamed is None
         with Spool(int(options.spool_limit * 2**30), options.path.absolute().parent) as spool:
-            measurement = run_pass(
-                plan, partial.state if partial else None, keeper, group, spool, first_size=batch.size if batch else None
-            )
+            with freed_memory_returned() if tight else contextlib.nullcontext():
+                measurement = run_pass(
+                    plan, partial.state if partial else None, keeper, group, spool, first_size=batch.size if batch else None
+                )
 
             def finish() -> None:
                 with keeper.saving_on_failure(measurement), _labelling():

@@ -32,10 +32,12 @@ class Batch:
 
     Attributes:
         size: Sequences in a batch of one process.
+        tight: Whether memory is so short that a CPU must give back freed memory at once; see `Choice`.
         record: What the atlas records of the prediction; None if there is none.
     """
 
     size: int
+    tight: bool = False
     record: Mapping[str, object] | None = None
 
 
@@ -54,7 +56,9 @@ def choose_batch(plan: BuildPlan, group: Group) -> Batch:
     choice = group.together(lambda: _choice(plan, usual, device, group))
     # Every process takes a part of each batch, so that all have the same size.
     fewest = min(group.exchange(usual if choice is None else _size(choice, plan, usual, group)))
-    return Batch(fewest, None if choice is None else choice.record("streamed" if plan.streamed else "in memory"))
+    if choice is None:
+        return Batch(fewest)
+    return Batch(fewest, choice.tight, choice.record("streamed" if plan.streamed else "in memory"))
 
 
 def _choice(plan: BuildPlan, usual: int, device: torch.device, group: Group) -> Choice | None:
@@ -76,16 +80,19 @@ def _choice(plan: BuildPlan, usual: int, device: torch.device, group: Group) -> 
         free_cached_memory(device)
     free = {name: _free(torch.device(name), group) for name in stages}
     most, length, resident = min(usual, _most(plan, group)), plan.tokens.seq_len, _resident(plan.model)
+    # A streamed pass gives back freed memory anyway.
+    tight = plan.streamed is not None
     if fixed:
-        choice = choice_of(stages, most, length, free, resident)
+        choice = choice_of(stages, most, length, free, resident, tight=tight)
+        choice = choice if choice.fits else choice_of(stages, most, length, free, resident)
         say(choice.text() if choice.fits else f"note: {choice.text()}, so it may not fit")
         return choice
-    choice = largest_batch(stages, most, length, free, resident)
+    choice = largest_batch(stages, most, length, free, resident, tight=tight)
     if not choice.fits:
         assert choice.free is not None
         found = choice.prediction
         raise ChanfmtError(
-            f"one sequence of {length} tokens does not fit on {choice.device}: it needs about {gigabytes(found.needed)} of "
+            f"one sequence of {length} tokens does not fit on {choice.device}: it needs about {gigabytes(choice.needed)} of "
             f"{gigabytes(choice.free)} free ({gigabytes(found.statistics)} for statistics, {gigabytes(found.activations)} for "
             f"activations{f', {gigabytes(found.spool)} for block inputs' if found.spool else ''})",
             hint=f"{_levers(plan, device)}; --batch-size 1 tries it anyway",

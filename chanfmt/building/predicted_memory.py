@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-MARGIN_SHARE = 0.05
-"""Share of a prediction that is added for the gaps that allocators leave."""
+MARGIN_SHARE = 0.1
+"""Share of the tensors that come and go, which is added for the gaps that allocators leave between them."""
+GLIBC_SHARE = 0.75
+"""The same for glibc where it reuses freed memory: it cannot place a tensor, which is aligned, in a gap of the tensor's size.
+bench/memory.py measures up to 0.65."""
 MARGIN_BYTES = 64 << 20
 """Bytes that are added for the workspaces of libraries, which no count of tensors sees."""
 _BEND = 0.005
@@ -111,16 +114,6 @@ class Prediction:
         """Bytes at the peak, besides what is there before the pass."""
         return self.weights + self.statistics + self.spool + self.activations + self.working
 
-    @property
-    def margin(self) -> int:
-        """Bytes that must be free beyond `estimate`."""
-        return round(MARGIN_SHARE * self.estimate) + MARGIN_BYTES
-
-    @property
-    def needed(self) -> int:
-        """Bytes that must be free before the pass."""
-        return self.estimate + self.margin
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -132,6 +125,7 @@ class Choice:
         prediction: What the batch needs there.
         free: Bytes that were free there before the pass; None if that is not known.
         resident: Bytes of weights that were there before.
+        tight: Whether freed memory must go back to the system at once, which leaves no gaps but takes time.
     """
 
     sequences: int
@@ -139,18 +133,30 @@ class Choice:
     prediction: Prediction
     free: int | None
     resident: int = 0
+    tight: bool = True
+
+    @property
+    def margin(self) -> int:
+        """Bytes that must be free beyond the estimate."""
+        share = MARGIN_SHARE if self.tight or self.device != "cpu" else GLIBC_SHARE
+        return round(share * (self.prediction.activations + self.prediction.working)) + MARGIN_BYTES
+
+    @property
+    def needed(self) -> int:
+        """Bytes that must be free before the pass."""
+        return self.prediction.estimate + self.margin
 
     @property
     def fits(self) -> bool:
         """Whether the batch fits, as far as that is known."""
-        return self.free is None or self.prediction.needed <= self.free
+        return self.free is None or self.needed <= self.free
 
     def text(self) -> str:
         """One line for the user."""
         count = f"batch of {self.sequences} sequence{'s' if self.sequences > 1 else ''}"
         free = f" of {gigabytes(self.free)} free" if self.free is not None else ""
         beside = f", beside {gigabytes(self.resident)} of weights" if self.resident else ""
-        return f"{count}: about {gigabytes(self.prediction.needed)}{free}{beside}"
+        return f"{count}: about {gigabytes(self.needed)}{free}{beside}"
 
     def record(self, order: str) -> dict[str, object]:
         """What an atlas records: bytes by name.
@@ -169,8 +175,8 @@ class Choice:
             "spool": found.spool,
             "activations": found.activations,
             "working": found.working,
-            "margin": found.margin,
-            "needed": found.needed,
+            "margin": self.margin,
+            "needed": self.needed,
             "free": self.free,
         }
 
@@ -186,6 +192,8 @@ def choice_of(
     length: int,
     free: Mapping[str, int | None],
     resident: Mapping[str, int],
+    *,
+    tight: bool = True,
 ) -> Choice:
     """What batches of ``sequences`` sequences need on the device where least is left.
 
@@ -194,31 +202,45 @@ def choice_of(
         length: Tokens of a sequence.
         free: Bytes that are free on each device; None where that is not known.
         resident: Bytes of weights that are on each device before the pass.
+        tight: As for `Choice`.
     """
     choices = [
-        Choice(sequences, device, predicted(on_device, sequences, length), free.get(device), resident.get(device, 0))
+        Choice(sequences, device, predicted(on_device, sequences, length), free.get(device), resident.get(device, 0), tight)
         for device, on_device in stages.items()
     ]
-    return max(choices, key=lambda choice: (choice.prediction.needed / choice.free) if choice.free else float(choice.free == 0))
+    return max(choices, key=lambda choice: choice.needed / max(choice.free, 1) if choice.free is not None else 0.0)
 
 
 def largest_batch(
-    stages: Mapping[str, Sequence[Stage]], usual: int, length: int, free: Mapping[str, int | None], resident: Mapping[str, int]
+    stages: Mapping[str, Sequence[Stage]],
+    usual: int,
+    length: int,
+    free: Mapping[str, int | None],
+    resident: Mapping[str, int],
+    *,
+    tight: bool = True,
 ) -> Choice:
     """The first of ``usual``, its half, a quarter and so on that fits; if none does, the choice of one sequence.
 
-    Only these numbers are tried, so that two builds of the same model mostly have the same batches.
+    Only these numbers are tried, so that two builds of the same model mostly have the same batches. A tight choice of the
+    usual number comes before a smaller number.
 
     Args:
         stages, length, free, resident: As for `choice_of`.
         usual: Sequences in a batch where memory does not matter.
+        tight: Whether the choice must be tight.
     """
     size = usual
     while True:
-        choice = choice_of(stages, size, length, free, resident)
-        if choice.fits or size == 1:
+        choice = choice_of(stages, size, length, free, resident, tight=tight)
+        if choice.fits:
             return choice
-        size //= 2
+        if not tight:
+            tight = True
+        elif size == 1:
+            return choice
+        else:
+            size //= 2
 
 
 def gigabytes(nbytes: int) -> str:
