@@ -99,12 +99,13 @@ def probe_streamed(
         ModelError, torch.OutOfMemoryError: The model cannot run them.
     """
     chain = streamed.chain
-    device = str(chain.device)
     wanted = None if columns is None else columns.wanted
     batches = list(_batches(loss, tokens))
     with eager_experts(chain.model), _unnoticed():
         runs = [(length, batch, *chain.calls(partial(loss.backward, batch))) for length, batch in batches]
         hidden = runs[-1][2]
+        # A tensor's device has a number, which the name that the user gave may lack.
+        device = str(hidden.device)
         row = hidden.nbytes // max(1, hidden.shape[0] * hidden.shape[1])
         inputs = row * tokens.seq_len * len(tokens) * (len(chain) + 1)
         spool = {device: min(inputs, spool_limit)} if chain.device.type == "cpu" else {}
