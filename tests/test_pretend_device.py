@@ -108,7 +108,7 @@ def test_a_build_continues(device, tiny_checkpoint, tmp_path, monkeypatch):
     stop_after(request(tiny_checkpoint("llama"), output, sequences=16, checkpoint_every=0), 5, monkeypatch)
     found = succeed(device.run("atlas", "build", tiny_checkpoint("llama"), "-o", output, "--calib", "pydoc", "--sequences", 16, "--seq-len", 32,
                                "--batch-size", 2, "--rho", SETTINGS.rho, "--support", SETTINGS.support_size, "--device", NAME, "--dtype",
-                               "float32", "--resume"))  # fmt: skip
+                               "float32", "--columns", "all", "--resume"))  # fmt: skip
     assert "continuing" in found.errors
     with chanfmt.open(output) as atlas:
         (prediction, continued, peak), producer = atlas.producer.history, atlas.producer
