@@ -39,7 +39,7 @@ _FIRST = (
 class ShowOptions:
     """Which channels, and in which order."""
 
-    layer: int | None = field(default=None, metadata={"help": "layer number in the model", "metavar": "L"})
+    layer: int | None = field(default=None, metadata={"help": "layer number in the model", "metavar": "L", "main": True})
     super_weights: bool = field(
         default=False,
         metadata={

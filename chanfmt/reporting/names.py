@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 def short_names(atlases: Sequence[Atlas | str | os.PathLike[str]]) -> list[str]:
     """A name for each of ``atlases``: its file's, with as many parent directories as are needed to make the names different.
 
-    The second atlas of one file has a number behind its name.
+    The second atlas of one file has a number behind its name. What is not an atlas has a name too: whoever opens it says so.
     """
-    paths = [atlas.path if isinstance(atlas, Atlas) else Path(os.fspath(atlas)) for atlas in atlases]
+    paths = [atlas.path if isinstance(atlas, Atlas) else Path(str(atlas)) for atlas in atlases]
     parts = [[*path.resolve().parent.parts, path.stem] for path in paths]
     depth = next(
         (

@@ -41,7 +41,7 @@ def stray_hint(program: str, word: str, actions: Sequence[argparse.Action], valu
         home = next((action for action in free if other and _kind(action) == looks_like(other)), None)
         if home is not None and looks_like(other) != kind:
             return f"write: {program} {_written(taken, word)} {_written(home, other)} ..."
-    meant = meant or next((action for action in free if action.required and _takes(action, word)), None)
+    meant = meant or next((action for action in free if _expected(action) and _takes(action, word)), None)
     if meant is None and kind == "name":
         meant = next((action for action in free if _kind(action) == "model"), None)
     if meant is None:
@@ -85,6 +85,11 @@ def elsewhere(option: str, known: Iterable[str], owners: Sequence[str]) -> str:
 
 def _kind(action: argparse.Action) -> str:
     return getattr(action, "kind", None) or ""
+
+
+def _expected(action: argparse.Action) -> bool:
+    """Whether a word too many is likely to be the value of this option."""
+    return action.required or bool(getattr(action, "main", False))
 
 
 def _value(action: argparse.Action, values: argparse.Namespace) -> Any:

@@ -38,6 +38,7 @@ def add_options(parser: argparse.ArgumentParser, options: type[Any]) -> argparse
     * ``choices``: the values allowed; ``noun``: what an error calls a value (default: a value of the flag).
     * ``kind``: what the value is (``atlas``, ``model``, ``plan``, ``result``, ``name``), as
       `chanfmt.format.mistaken.looks_like` says it, so that arguments in each other's places are noticed.
+    * ``main``: a value too many on the command line is likely to be meant for this option.
     * ``formerly``: an earlier flag of a repeated option, which still works, with a note.
     * ``repeat``: the flag may be repeated, and the values replace the default of the tuple.
     * ``nargs``: ``+`` for a tuple of one or more values, ``*`` for a tuple of any number of values; ``?`` for an optional value, which is an empty text if the flag
@@ -86,6 +87,7 @@ def _add_option(group: argparse._ArgumentGroup, item: dataclasses.Field[Any], hi
                 )
     action.noun = metadata.get("noun")  # type: ignore[attr-defined]
     action.kind = metadata.get("kind")  # type: ignore[attr-defined]
+    action.main = metadata.get("main", False)  # type: ignore[attr-defined]
 
 
 class _Formerly(argparse.Action):
