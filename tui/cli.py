@@ -16,7 +16,7 @@ from chanfmt.base.files import output_path
 from chanfmt.base.inputs import input_path
 from chanfmt.base.text import one_line
 from chanfmt.cli.framework import Parser, add_options, print_line, run_command
-from tui.session.place import ASCENDING, Place
+from tui.session.place import ASCENDING, QUERY, Place
 from tui.session.registry import OF_TWO, SCREENS
 
 if TYPE_CHECKING:
@@ -261,10 +261,15 @@ def _check_filter(place: Place, snapshot: Snapshot, other: Snapshot | None, mark
     from tui.session.comparison import counterparts, joined
     from tui.session.filter import filtered
     from tui.session.model import Browser
+    from tui.session.query import ModelChannels
 
     if not place.filter:
         return
     browser, ffn = Browser(snapshot, place.metric), place.find(snapshot)
+    if place.screen == QUERY:
+        masks = [marks.get(each, np.zeros(each_ffn.n_channels, dtype=bool)) for each, each_ffn in enumerate(snapshot.ffns)]
+        ModelChannels(browser).find(place.filter, np.concatenate(masks))
+        return
     if other is not None and place.screen == "join":
         both = joined(browser, Browser(other, place.metric), counterparts(snapshot, other), snapshot.block_of(ffn))
         columns, labels, words = both.columns, both.labels[0], both.words

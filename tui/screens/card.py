@@ -13,6 +13,7 @@ from chanfmt.base.text import one_line
 from tui.screens.keys import key_line, key_rows
 from tui.screens.status import StatusScreen
 from tui.session.card import labelled, make_card
+from tui.session.place import QUERY
 from tui.widgets.lines import Line, Lines
 from tui.widgets.text import bar, left, number, percent, spread, whole_or
 
@@ -71,7 +72,9 @@ class CardScreen(StatusScreen):
 
     @property
     def place(self) -> Place:
-        return replace(self._channels.place, screen=self.SCREEN)
+        place = replace(self._channels.place, screen=self.SCREEN)
+        # The card opens over a layer, which has no place for a filter and an order of all layers.
+        return replace(place, filter="", sort="") if self._channels.place.screen == QUERY else place
 
     def show_marks(self) -> None:
         self.paint()

@@ -128,6 +128,26 @@ class Snapshot:
         place = self.ffns[ffn]
         return _one(self._row(place, metric), place)
 
+    def value(self, ffn: int, channel: int, metric: str) -> float:
+        """``metric`` of one channel; NaN if the stack lacks the metric."""
+        place = self.ffns[ffn]
+        location = self.places.get((place.stack, metric))
+        if metric == "lp" or location is None:
+            return float(self.values(ffn, metric)[channel])
+        experts = () if place.expert is None else (place.expert,)
+        return float(self.stored.fresh(location, place.row, *experts, channel))
+
+    def stack_values(self, metric: str) -> dict[str, np.ndarray]:
+        """Stack to ``metric`` of all its channels, floating point (layer[, expert], channel); NaN if a stack lacks the metric."""
+        if metric == "lp":
+            return dict(self.lp)
+        return {
+            stack: np.full(lp.shape, np.nan, dtype=np.float32)
+            if (location := self.places.get((stack, metric))) is None
+            else self.stored.fresh(location)
+            for stack, lp in self.lp.items()
+        }
+
     def span_values(self, span: range, metric: str) -> np.ndarray:
         """``metric`` of every channel of ``span``, which is one FFN or a whole block, floating point (channels,)."""
         place = self.ffns[span[0]]

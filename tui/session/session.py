@@ -15,7 +15,7 @@ from tui.session.front import Front, Question
 from tui.session.load import Snapshot, read_snapshot
 from tui.session.marking import Marking
 from tui.session.model import Browser
-from tui.session.place import Place, command, python
+from tui.session.place import QUERY, Place, command, python
 from tui.session.protect import NO_FILE, default_protect_file
 from tui.session.registry import OF_TWO
 from tui.session.reload import Reloader
@@ -187,7 +187,8 @@ class Session:
         named = [self.atlas_name, *paths[1:]]
         if swapped:
             named, paths = named[::-1], paths[::-1]
-        marked = np.flatnonzero(self.marks.of(ffn)).tolist() if place.filter else []
+        masks = [self.marks.of(each) for each in range(len(self.marks.widths))] if place.screen == QUERY else [self.marks.of(ffn)]
+        marked = np.flatnonzero(np.concatenate(masks)).tolist() if place.filter else []
         # A name with a newline must not end the comment.
         lines = [f"# {one_line(line, len(line))}" for line in (command(place, *named), *comments)]
         return "\n".join([*lines, python(place, *paths, marked=marked)])
