@@ -16,6 +16,7 @@ from chanfmt.base.files import output_path
 from chanfmt.base.inputs import input_path
 from chanfmt.base.text import one_line
 from chanfmt.cli.framework import Parser, add_options, print_line, run_command
+from tui.session.keys import VARIABLE
 from tui.session.place import ASCENDING, QUERY, Place
 from tui.session.registry import OF_TWO, SCREENS
 
@@ -86,6 +87,14 @@ class PlaceOptions:
     )
     filter: str = field(
         default="", metadata={"help": "condition for the channels shown, as after the key f", "metavar": "CONDITION"}
+    )
+    keys: str | None = field(
+        default=None,
+        metadata={
+            "help": f"TOML file with other keys for actions (default: {VARIABLE}, or keys.toml in the directory for "
+            "configuration)",
+            "metavar": "FILE",
+        },
     )
     theme: str | None = field(
         default=None, metadata={"help": "colours: any theme of Textual, such as textual-light", "metavar": "NAME"}
@@ -158,9 +167,13 @@ def _run(options: argparse.Namespace) -> int:
         _check_terminal(options.file)
         _ignore_stale_size()
     from tui.app import AtlasApp
+    from tui.screens.rebinding import keymap
+    from tui.session.keys import keys_file, read_keys
     from tui.session.session import Session
     from tui.watchdog import Watchdog
 
+    path = keys_file(options.keys)
+    keys = None if path is None else keymap(read_keys(path), path, AtlasApp)
     session = Session(
         snapshot,
         atlas_name=options.file,
@@ -170,7 +183,7 @@ def _run(options: argparse.Namespace) -> int:
         other=other,
         place=place,
     )
-    app = AtlasApp(session)
+    app = AtlasApp(session, keys)
     if options.theme is not None:
         if options.theme not in app.available_themes:
             raise unknown("theme", options.theme, sorted(app.available_themes))

@@ -37,14 +37,19 @@ class CardScreen(StatusScreen):
     SCREEN = "card"
     AUTO_FOCUS = "#card-box"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left_square_bracket,h,left", "neighbour(-1)", "channel", tooltip="previous channel"),
-        Binding("right_square_bracket,l,right", "neighbour(1)", "channel", tooltip="next channel"),
-        Binding("space", "mark", "mark", tooltip="mark or unmark the channel"),
-        Binding("u", "undo", "undo", show=False, tooltip="undo a mark"),
-        Binding("y", "copy", "copy", tooltip="copy the card"),
-        Binding("j,down", "scroll(1)", "down", show=False, tooltip="down"),
-        Binding("k,up", "scroll(-1)", "up", show=False, tooltip="up"),
-        Binding("q,escape", "back", "back", tooltip="back"),
+        Binding("left_square_bracket,h", "neighbour(-1)", "channel", tooltip="previous channel", id="previous-channel"),
+        Binding("left", "neighbour(-1)", "channel", tooltip="previous channel"),
+        Binding("right_square_bracket,l", "neighbour(1)", "channel", tooltip="next channel", id="next-channel"),
+        Binding("right", "neighbour(1)", "channel", tooltip="next channel"),
+        Binding("space", "mark", "mark", tooltip="mark or unmark the channel", id="mark"),
+        Binding("u", "undo", "undo", show=False, tooltip="undo a mark", id="undo"),
+        Binding("y", "copy", "copy", tooltip="copy the card", id="copy"),
+        Binding("j", "scroll(1)", "down", show=False, tooltip="down", id="down"),
+        Binding("down", "scroll(1)", "down", show=False, tooltip="down"),
+        Binding("k", "scroll(-1)", "up", show=False, tooltip="up", id="up"),
+        Binding("up", "scroll(-1)", "up", show=False, tooltip="up"),
+        Binding("q", "back", "back", tooltip="back", id="back"),
+        Binding("escape", "back", "back", tooltip="back"),
     ]
 
     def __init__(self, session: Session, opening: Opening) -> None:

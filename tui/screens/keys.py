@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
+from textual.keys import key_to_character
+
 if TYPE_CHECKING:
     from textual.dom import DOMNode
     from textual.screen import Screen
@@ -77,11 +79,18 @@ def key_rows(screen: Screen[Any]) -> list[KeyRow]:
             continue
         key = (binding.action, id(active.node))
         earlier = rows[key].keys if key in rows else ()
-        name = KEY_NAMES.get(binding.key, binding.key)
-        rows[key] = KeyRow((*earlier, name), binding.description, binding.tooltip, binding.show, binding.action, active.node)
+        keys = (*earlier, key_name(binding.key))
+        sentence = binding.tooltip.replace("{key}", keys[0])
+        rows[key] = KeyRow(keys, binding.description, sentence, binding.show, binding.action, active.node)
     order = {id(screen): 1, id(screen.app): 3}
     # What a widget does with its screen is what the screen is for.
     return sorted(rows.values(), key=lambda row: 0 if row.action.startswith("screen.") else order.get(id(row.node), 2))
+
+
+def key_name(key: str) -> str:
+    """The key ``key`` as a person knows it."""
+    character = key_to_character(key)
+    return KEY_NAMES.get(key) or (character if character and character.isprintable() and character != " " else key)
 
 
 def key_line(rows: list[KeyRow], width: int) -> list[Piece]:

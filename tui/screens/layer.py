@@ -11,7 +11,7 @@ from textual.binding import Binding, BindingType
 from chanfmt.base.errors import UsageError
 from chanfmt.base.text import one_line
 from chanfmt.format import schema
-from tui.screens.base import BACK_BINDING, METRIC_BINDINGS, common_bindings
+from tui.screens.base import BACK_BINDINGS, METRIC_BINDINGS, common_bindings
 from tui.screens.marking import MARK_BINDINGS, MarkingScreen
 from tui.session import view
 from tui.session.filter import HINT, counted, filtered, refusal
@@ -32,15 +32,15 @@ class LayerScreen(MarkingScreen):
     SCREEN = "layer"
     FIND_HINT = "channel id, or a label: super, halo, none"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "open", "card", tooltip="open its card (5⏎: row 5)"),
-        Binding("x", "scatter", "scatter", tooltip="plot metric against metric"),
-        Binding("left_square_bracket", "neighbour(-1)", "layer", tooltip="previous layer"),
-        Binding("right_square_bracket", "neighbour(1)", "layer", tooltip="next layer"),
+        Binding("enter", "open", "card", tooltip="open its card (5{key}: row 5)", id="open"),
+        Binding("x", "scatter", "scatter", tooltip="plot metric against metric", id="scatter"),
+        Binding("left_square_bracket", "neighbour(-1)", "layer", tooltip="previous layer", id="previous-layer"),
+        Binding("right_square_bracket", "neighbour(1)", "layer", tooltip="next layer", id="next-layer"),
         *MARK_BINDINGS,
-        Binding("f", "filter", "filter", tooltip="show only some channels"),
+        Binding("f", "filter", "filter", tooltip="show only some channels", id="filter"),
         *METRIC_BINDINGS,
         *common_bindings("layer"),
-        BACK_BINDING,
+        *BACK_BINDINGS,
     ]
     table: ChannelTable
 
@@ -178,7 +178,7 @@ class LayerScreen(MarkingScreen):
         self.open("scatter")
 
     def action_filter(self) -> None:
-        self.ask("f", HINT, self._filter, self.filter_text, preview=self._count, refusal=self._refused)
+        self.ask(self.key("filter"), HINT, self._filter, self.filter_text, preview=self._count, refusal=self._refused)
 
     def _count(self, text: str) -> str:
         return counted(text, self.table.columns_by_name(), *self._known)

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from tui.widgets.query_table import QueryTable
 
 MARK_BINDINGS: list[Binding] = [
-    Binding("space", "mark", "mark", tooltip="mark or unmark"),
-    Binding("V", "range", "range", show=False, tooltip="start a range to mark"),
-    Binding("a", "mark_all(True)", "all", show=False, tooltip="mark all channels shown"),
-    Binding("A", "mark_all(False)", "none", show=False, tooltip="unmark all channels shown"),
+    Binding("space", "mark", "mark", tooltip="mark or unmark", id="mark"),
+    Binding("V", "range", "range", show=False, tooltip="start a range to mark", id="mark-range"),
+    Binding("a", "mark_all(True)", "all", show=False, tooltip="mark all channels shown", id="mark-all"),
+    Binding("A", "mark_all(False)", "none", show=False, tooltip="unmark all channels shown", id="unmark-all"),
 ]
 
 

@@ -10,7 +10,7 @@ from textual.binding import Binding, BindingType
 
 from chanfmt.base.text import one_line
 from chanfmt.format import schema
-from tui.screens.base import BACK_BINDING, METRIC_BINDINGS, common_bindings
+from tui.screens.base import BACK_BINDINGS, METRIC_BINDINGS, common_bindings
 from tui.screens.layer import LayerScreen
 from tui.screens.marking import MARK_BINDINGS, MarkingScreen
 from tui.session import view
@@ -36,13 +36,13 @@ class QueryScreen(MarkingScreen):
     SCREEN = "query"
     FIND_HINT = "channel id, a layer such as L11, or a label: super, halo, none"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "open", "card", tooltip="open its card (5⏎: row 5)"),
-        Binding("o", "open_layer", "layer", tooltip="open its layer"),
-        Binding("f", "filter", "filter", tooltip="choose channels by a filter"),
+        Binding("enter", "open", "card", tooltip="open its card (5{key}: row 5)", id="open"),
+        Binding("o", "open_layer", "layer", tooltip="open its layer", id="open-layer"),
+        Binding("f", "filter", "filter", tooltip="choose channels by a filter", id="filter"),
         *MARK_BINDINGS,
         METRIC_BINDINGS[1],
         *common_bindings("query"),
-        BACK_BINDING,
+        *BACK_BINDINGS,
     ]
     table: QueryTable
 
@@ -163,7 +163,7 @@ class QueryScreen(MarkingScreen):
         self._ask(self.filter_text)
 
     def _ask(self, text: str, reason: str = "") -> None:
-        self.ask("f", f"layer<4 & {HINT}", self._filter, text, preview=self._count)
+        self.ask(self.key("filter"), f"layer<4 & {HINT}", self._filter, text, preview=self._count)
         if reason:
             self._remark(reason)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from textual.screen import Screen
 
+from tui.screens.keys import key_rows
 from tui.session.place import Opening, Place
 from tui.widgets.lines import Lines
 from tui.widgets.text import spread
@@ -116,6 +117,10 @@ class StatusScreen(Screen[None]):
                 action(value)
 
         return run
+
+    def key(self, action: str) -> str:
+        """The key of ``action``, which is written as in a binding of this screen."""
+        return next((row.keys[0] for row in key_rows(self) if row.action == action), action)
 
     def action_undo(self) -> None:
         self.session.marking.undo()

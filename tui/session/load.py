@@ -241,7 +241,7 @@ def reopened(snapshot: Snapshot) -> Iterator[Atlas]:
     """
     with Atlas.open(snapshot.path) as atlas:
         if _ffns(atlas)[0] != snapshot.ffns:
-            raise AtlasError(f"the FFNs in {snapshot.path.name} have changed: press r to read it again")
+            raise AtlasError(f"the FFNs in {snapshot.path.name} have changed: read it again")
         yield atlas
 
 
