@@ -19,6 +19,7 @@ from tui.screens.base import BrowserScreen
 from tui.screens.choice import ChoiceScreen
 from tui.screens.help import HelpScreen
 from tui.screens.keys import key_rows
+from tui.screens.message import MessageScreen
 from tui.screens.status import StatusScreen
 from tui.session.clipboard import copy_to_tmux, in_tmux
 from tui.session.front import Question
@@ -165,6 +166,12 @@ class AtlasApp(App[str], inherit_bindings=False):
 
         self.run_worker(run, group=group, thread=True, exclusive=exclusive)
 
+    def show_progress(self) -> None:
+        self._screens[-1].paint_status()
+
+    def show_text(self, title: str, lines: list[str]) -> None:
+        self.push_screen(MessageScreen(title, lines))
+
     def copy(self, text: str) -> None:
         self.copy_to_clipboard(text)
         if in_tmux():
@@ -200,6 +207,11 @@ class AtlasApp(App[str], inherit_bindings=False):
     def end(self, code: int) -> None:
         """End the program with the exit code ``code``. Any thread may call this."""
         self.exit(return_code=code)
+
+    def exit(self, *args: Any, **kwargs: Any) -> None:
+        # Nothing may go on without the program that shows it, however the program ends.
+        self.session.measuring.stop()
+        super().exit(*args, **kwargs)
 
     def action_reload(self) -> None:
         self.session.reload()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from textual.binding import Binding
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     from textual.app import ComposeResult
 
+    from tui.session.measuring import Wish
     from tui.session.session import Session
 METRIC_BINDINGS: list[Binding] = [
     Binding("i", "axis", "rank/idx", tooltip="x axis: log rank or index", id="axis"),
@@ -54,6 +56,7 @@ def common_bindings(name: str) -> list[Binding]:
         Binding("u", "undo", "undo", show=False, tooltip="undo a mark", id="undo"),
         Binding("R", "redo", "redo", show=False, tooltip="redo a mark", id="redo"),
         Binding("e", "export", "export", show=False, tooltip="export to a file", id="export"),
+        Binding("M", "measure", "measure", show=False, tooltip="measure the loss without each marked channel", id="measure"),
         Binding("W", "write_marks", "write", show=False, tooltip="write the protect file", id="write-marks"),
     ]
 
@@ -327,6 +330,41 @@ class BrowserScreen(StatusScreen):
 
     def action_write_marks(self) -> None:
         self.session.marking.write()
+
+    def action_measure(self) -> None:
+        """Ask for model, text and size, and measure the marked channels; or offer to stop the measurement that runs."""
+        measuring = self.session.measuring
+        reason = measuring.refusal()
+        if measuring.running:
+            measuring.offer_to_stop()
+        elif reason:
+            self.say(reason)
+        else:
+            hint = f"Hub id, directory or .gguf file of {self.browser.snapshot.model_id}"
+            self.ask("model", hint, self._measure_on, measuring.wish.model, refusal=lambda text: "" if text else "name the model")
+
+    def _measure_on(self, model: str) -> None:
+        hint = "text to measure: wikitext2, c4, pydoc, or a .txt, .jsonl or .parquet file"
+        wish = replace(self.session.measuring.wish, model=model)
+        self.ask(
+            "text",
+            hint,
+            lambda data: self._measure_up_to(replace(wish, data=data)),
+            wish.data,
+            refusal=lambda text: "" if text else "name a text",
+        )
+
+    def _measure_up_to(self, wish: Wish) -> None:
+        measuring = self.session.measuring
+        channels = measuring.marked
+        self.ask(
+            "tokens",
+            "tokens to measure on; 0: the whole text",
+            lambda text: measuring.begin(replace(wish, max_tokens=int(text))),
+            str(wish.max_tokens),
+            preview=lambda _: f"for each of {channels:,} ch, in blocks of {wish.seq_len}",
+            refusal=lambda text: "" if text.isdecimal() else "a number, or 0",
+        )
 
     def action_open(self) -> None:
         """Open what is under the cursor."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from textual.binding import Binding
 from textual.keys import Keys as KnownKeys
@@ -13,11 +13,11 @@ from textual.keys import key_to_character
 from chanfmt.base.choices import did_you_mean
 from chanfmt.base.errors import UsageError
 from chanfmt.base.text import one_line
+from tui.screens.keys import declared_bindings
 from tui.session.keys import MEND
 from tui.session.registry import REGISTRY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from tui.session.keys import Keys
@@ -94,13 +94,4 @@ def _chain(factory: str, app: type) -> list[Binding]:
     """The bindings that work on a screen: those of its table, of the screen and of the program."""
     screen = resolve_name(factory)
     table = getattr(screen, "TABLE", None)
-    return [binding for node in (table, screen, app) if node is not None for binding in _bindings(node)]
-
-
-def _bindings(node: type[Any]) -> Iterator[Binding]:
-    """The bindings of ``node``: as in Textual, those of a class replace those that its parents have for the same key."""
-    by_key: dict[str, Binding] = {}
-    for base in reversed(node.__mro__):
-        if base.__module__.startswith("tui."):
-            by_key |= {binding.key: binding for binding in Binding.make_bindings(base.__dict__.get("BINDINGS", ()))}
-    return iter(by_key.values())
+    return [binding for node in (table, screen, app) if node is not None for binding in declared_bindings(node)]

@@ -142,7 +142,8 @@ class StatusScreen(Screen[None]):
     def status_end(self) -> str:
         """The text at the right end of the status line."""
         unsaved = sum(self.session.marks.unsaved)
-        return self._notice or (f"{unsaved:,} unsaved" if unsaved else "")
+        state = [self.session.measuring.progress, f"{unsaved:,} unsaved" if unsaved else ""]
+        return self._notice or "  ".join(filter(None, state))
 
     def lines(self, identity: str) -> Lines:
         """The widget with the id ``identity``."""

@@ -70,6 +70,8 @@ class Snapshot:
         labels: Stack to uint8 (layer[, expert], channel).
         tokens: Stack to the number of tokens that reached each FFN, int64 (layer[, expert]); a stack without counts is left out.
         calibration_tokens: Tokens of the calibration text.
+        sources: Names of the sources of the calibration text.
+        seq_len: Tokens in a sequence of the calibration text.
         supports: Stack to the sizes of the write support for which ``connectivity_at`` has values.
         places: Stack and name (a metric, or one of `chanfmt.format.schema.SERIES`) to where the values are in the file.
         stored: The open file.
@@ -81,6 +83,8 @@ class Snapshot:
     model_id: str
     status: str
     calibration_tokens: int
+    sources: tuple[str, ...]
+    seq_len: int
     rho: float
     metrics: Mapping[str, Variable]
     ffns: tuple[Ffn, ...]
@@ -285,6 +289,8 @@ def _read(atlas: Atlas, path: Path, stored: StoredArrays) -> Snapshot:
         model_id=one_line(atlas.model.id),
         status=one_line(atlas.status),
         calibration_tokens=atlas.calibration.tokens,
+        sources=tuple(one_line(contribution.source) for contribution in atlas.calibration.contributions),
+        seq_len=atlas.calibration.seq_len,
         rho=atlas.labels.rho,
         metrics={shown[name]: held[name] for name in ordered},
         ffns=ffns,
