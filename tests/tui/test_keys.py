@@ -85,7 +85,7 @@ def test_every_action_of_the_help_can_have_another_key() -> None:
 
 async def test_chosen_keys_work_and_are_shown(small: Path, tmp_path: Path) -> None:
     # Two actions that exchange their keys, a key of the table, two keys for one action, and a key of the program.
-    text = 'mark = "x"\nscatter = "space"\ndown = "ctrl+n"\nfind = ["?", "&"]\nhelp = "f1"\nmetric = "M"\nmark-range = "m"'
+    text = 'mark = "x"\nscatter = "space"\ndown = "ctrl+n"\nfind = ["?", "&"]\nhelp = "f1"\nmetric = "v"\nmark-range = "m"'
     app = AtlasApp(Session(read_snapshot(small)), read(tmp_path / "keys.toml", text))
     async with app.run_test(size=(100, 30)) as pilot:
         layer = await in_layer(pilot, app)
@@ -103,10 +103,12 @@ async def test_chosen_keys_work_and_are_shown(small: Path, tmp_path: Path) -> No
         await press(pilot, "ampersand")
         await pilot.pause()
         assert layer.has_class("-finding")
-        await press(pilot, "escape", "n")
+        await press(pilot, "escape")
+        await pilot.pause()
+        await press(pilot, "n")
         await pilot.pause()
         assert "nothing to find: press ? first" in text_of(app)
-        await press(pilot, "M")
+        await press(pilot, "v")
         await wait_until(lambda: isinstance(app.screen, ChoiceScreen))
         await press(pilot, "escape", "f1")
         await wait_until(lambda: isinstance(app.screen, HelpScreen))

@@ -15,7 +15,7 @@ from tui.screens.keys import key_line, key_rows
 from tui.screens.status import StatusScreen
 from tui.session import view
 from tui.session.export import FORMATS, write_table
-from tui.session.place import Place
+from tui.session.place import QUERY, Place
 from tui.session.registry import REGISTRY, ROW_OF
 from tui.widgets.line_table import LineTable
 from tui.widgets.lines import Line, Lines
@@ -49,14 +49,22 @@ def common_bindings(name: str) -> list[Binding]:
         Binding("N", "find_next(-1)", "previous", show=False, tooltip="find the previous", id="find-previous"),
         Binding("y", "copy", "copy", tooltip="copy the row or command", id="copy"),
         *(
-            Binding(row.key, f"visit('{row.name}')", row.word, tooltip=row.sentence, id=row.name)
+            # The key line of the other screens has no room for the query.
+            Binding(
+                row.key,
+                f"visit('{row.name}')",
+                row.word,
+                show=row.name != QUERY or name == "overview",
+                tooltip=row.sentence,
+                id=row.name,
+            )
             for row in REGISTRY
             if row.key and row.name not in here
         ),
         Binding("u", "undo", "undo", show=False, tooltip="undo a mark", id="undo"),
         Binding("R", "redo", "redo", show=False, tooltip="redo a mark", id="redo"),
         Binding("e", "export", "export", show=False, tooltip="export to a file", id="export"),
-        Binding("M", "measure", "measure", show=False, tooltip="measure the loss without each marked channel", id="measure"),
+        Binding("M", "measure", "measure", show=False, tooltip="measure the marked channels", id="measure"),
         Binding("W", "write_marks", "write", show=False, tooltip="write the protect file", id="write-marks"),
     ]
 

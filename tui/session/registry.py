@@ -41,7 +41,6 @@ REGISTRY = (
     ScreenRow("layer", "tui.screens.layer:LayerScreen", about="channels"),
     ScreenRow("card", "tui.screens.card:CardScreen", about="channels", on="layer"),
     ScreenRow("scatter", "tui.screens.scatter:ScatterScreen", about="channels", on="layer"),
-    ScreenRow("query", "tui.screens.query:QueryScreen", key="F", word="all layers", sentence="filter the channels of all layers"),
     ScreenRow("protect", "tui.screens.protect:ProtectScreen", key="p", word="protect", sentence="protect list"),
     ScreenRow("what-if", "tui.screens.what_if:WhatIfScreen", key="w", word="what-if", sentence="what a cut would leave"),
     ScreenRow(
@@ -60,6 +59,7 @@ REGISTRY = (
         needs_other=True,
         opened_by_below=True,
     ),
+    ScreenRow("query", "tui.screens.query:QueryScreen", key="F", word="all layers", sentence="filter over all layers"),
 )
 ROW_OF = {row.name: row for row in REGISTRY}
 SCREENS = tuple(ROW_OF)
