@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -17,9 +17,6 @@ from tui.session.keys import VARIABLE, keys_file, read_keys
 from tui.session.load import read_snapshot
 from tui.session.registry import REGISTRY
 from tui.session.session import Session
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def read(path: Path, text: str) -> dict[str, str]:
@@ -77,10 +74,13 @@ def test_the_command_refuses_a_wrong_file(small: Path, tmp_path: Path, capsys: p
     assert not picture.exists()
 
 
-def test_every_action_of_the_help_can_have_another_key() -> None:
+def test_every_action_of_the_help_can_have_another_key(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "browsing.md").read_text()
+    read(tmp_path / "keys.toml", page.partition("```toml\n")[2].partition("```")[0])
     for row in REGISTRY:
         for binding in _chain(row.factory, AtlasApp):
             assert binding.id or binding.key in FIXED or not binding.tooltip, (row.name, binding)
+            assert not binding.id or f"`{binding.id}` (" in page, f"docs/browsing.md does not name {binding.id}"
 
 
 async def test_chosen_keys_work_and_are_shown(small: Path, tmp_path: Path) -> None:

@@ -57,8 +57,8 @@ class QueryScreen(MarkingScreen):
             self.table.sort_key = self.table.marked = own.sort.removesuffix(ASCENDING)
             self.table.descending = not own.sort.endswith(ASCENDING)
         self._first = opening.ffn, own.channel
-        self._searched = 0
-        """Number of the last search: the result of an earlier search is dropped."""
+        # The results of earlier searches and counts than the last are dropped.
+        self._searched = self._counted = 0
 
     def _is_marked(self, ffn: int, channel: int) -> bool:
         return bool(self.session.marks.of(self._now(ffn))[channel])
@@ -117,7 +117,7 @@ class QueryScreen(MarkingScreen):
     def _search(self, text: str, *, refused: Callable[[str, str], None]) -> None:
         """Show what the filter ``text`` chooses, once it is computed; or call ``refused`` with ``text`` and the reason."""
         self._searched += 1
-        number_, table = self._searched, self.table
+        search, table = self._searched, self.table
         channels = table.channels if table.channels.browser is self.browser else ModelChannels(self.browser)
         marked, key, descending = self._marked(), table.sort_key, table.descending
 
@@ -129,12 +129,12 @@ class QueryScreen(MarkingScreen):
             return channels, found, order
 
         def then(result: tuple[ModelChannels, np.ndarray, np.ndarray]) -> None:
-            if number_ == self._searched:
+            if search == self._searched:
                 self.filter_text = text
                 self._have(*result)
 
         def not_found(reason: str) -> None:
-            if number_ == self._searched:
+            if search == self._searched:
                 refused(text, reason)
 
         self.start(work, then, refused=not_found, group="query")
@@ -174,14 +174,14 @@ class QueryScreen(MarkingScreen):
         """Start to count what the filter ``text`` chooses. The result comes later as a remark."""
         if not text:
             return "all"
-        self._searched += 1
-        number_, channels, marked = self._searched, self.table.channels, self._marked()
+        self._counted += 1
+        count, channels, marked = self._counted, self.table.channels, self._marked()
 
         def remark(remark: str) -> None:
-            if number_ == self._searched and self.has_class("-finding"):
+            if count == self._counted and self.has_class("-finding"):
                 self._remark(remark)
 
-        self.start(lambda: f"{len(channels.find(text, marked)):,} of {len(channels):,}", remark, refused=remark, group="query")
+        self.start(lambda: f"{len(channels.find(text, marked)):,} of {len(channels):,}", remark, refused=remark, group="count")
         return "…"
 
     # Lines.

@@ -253,13 +253,17 @@ class Measuring:
     def offer_to_stop(self) -> None:
         """Ask whether the measurement should stop."""
         question = Question(self._progress or "measuring", [("stay", "go on"), ("stop", "stop; finished channels are kept")])
-        self._host.front.ask(question, lambda choice: self.stop() if choice == "stop" else None)
+        self._host.front.ask(question, self._answered)
+
+    def _answered(self, choice: str | None) -> None:
+        if choice == "stop" and self._process is not None:
+            self.stop()
+            self._say("stopping")
 
     def stop(self) -> None:
         """Stop the measurement, if one runs."""
         if self._process is not None:
             self._process.stop()
-            self._progress = "stopping"
 
     def _failed(self, reason: str) -> None:
         self._process, self._progress = None, ""
