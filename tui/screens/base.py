@@ -34,6 +34,7 @@ METRIC_BINDINGS: list[Binding] = [
     Binding("m", "metric", "metric", tooltip="choose the metric", id="metric"),
 ]
 """Keys of the screens that show one metric."""
+MEASURE_BINDING = Binding("M", "measure", "measure", show=False, tooltip="measure the marked channels", id="measure")
 BACK_BINDINGS: list[Binding] = [
     Binding("q", "back", "back", tooltip="back", id="back"),
     Binding("escape", "back", "back", tooltip="back"),
@@ -64,7 +65,6 @@ def common_bindings(name: str) -> list[Binding]:
         Binding("u", "undo", "undo", show=False, tooltip="undo a mark", id="undo"),
         Binding("R", "redo", "redo", show=False, tooltip="redo a mark", id="redo"),
         Binding("e", "export", "export", show=False, tooltip="export to a file", id="export"),
-        Binding("M", "measure", "measure", show=False, tooltip="measure the marked channels", id="measure"),
         Binding("W", "write_marks", "write", show=False, tooltip="write the protect file", id="write-marks"),
     ]
 

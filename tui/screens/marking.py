@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from textual.binding import Binding
 
-from tui.screens.base import BrowserScreen
+from tui.screens.base import MEASURE_BINDING, BrowserScreen
 
 if TYPE_CHECKING:
     from tui.session.session import Session
@@ -19,6 +19,7 @@ MARK_BINDINGS: list[Binding] = [
     Binding("V", "range", "range", show=False, tooltip="start a range to mark", id="mark-range"),
     Binding("a", "mark_all(True)", "all", show=False, tooltip="mark all channels shown", id="mark-all"),
     Binding("A", "mark_all(False)", "none", show=False, tooltip="unmark all channels shown", id="unmark-all"),
+    MEASURE_BINDING,
 ]
 
 

@@ -11,7 +11,7 @@ from textual.binding import Binding, BindingType
 
 from chanfmt.base.text import one_line
 from surgery.planning.selectors import SYNTAX
-from tui.screens.base import BACK_BINDINGS, common_bindings
+from tui.screens.base import BACK_BINDINGS, MEASURE_BINDING, common_bindings
 from tui.screens.ffns import FfnScreen
 from tui.widgets.protect_table import ProtectTable
 from tui.widgets.text import wrapped
@@ -31,6 +31,7 @@ class ProtectScreen(FfnScreen):
         Binding("x", "remove", "remove", tooltip="unmark the whole layer", id="unmark-layer"),
         Binding("plus", "add", "add", tooltip="mark channels by rule", id="mark-by-rule"),
         Binding("minus", "take", "take", show=False, tooltip="unmark channels by rule", id="unmark-by-rule"),
+        MEASURE_BINDING,
         *common_bindings("protect"),
         Binding("U", "discard", "discard", show=False, tooltip="discard all unsaved marks", id="discard-marks"),
         Binding("o", "load_marks", "load", show=False, tooltip="read the protect file again", id="load-marks"),
