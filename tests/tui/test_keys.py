@@ -77,10 +77,11 @@ def test_the_command_refuses_a_wrong_file(small: Path, tmp_path: Path, capsys: p
 def test_every_action_of_the_help_can_have_another_key(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "browsing.md").read_text()
     read(tmp_path / "keys.toml", page.partition("```toml\n")[2].partition("```")[0])
+    names = " ".join(page.split())
     for row in REGISTRY:
         for binding in _chain(row.factory, AtlasApp):
             assert binding.id or binding.key in FIXED or not binding.tooltip, (row.name, binding)
-            assert not binding.id or f"`{binding.id}` (" in page, f"docs/browsing.md does not name {binding.id}"
+            assert not binding.id or f"`{binding.id}` (" in names, f"docs/browsing.md does not name {binding.id}"
 
 
 async def test_chosen_keys_work_and_are_shown(small: Path, tmp_path: Path) -> None:
