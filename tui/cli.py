@@ -68,7 +68,12 @@ class PlaceOptions:
 
     screen: str | None = field(
         default=None,
-        metadata={"help": "screen (default: overview; compare for two atlases)", "choices": SCREENS, "noun": "screen"},
+        metadata={
+            "help": f"{', '.join(SCREENS)} (default: overview; compare for two atlases)",
+            "choices": SCREENS,
+            "noun": "screen",
+            "metavar": "SCREEN",
+        },
     )
     layer: int | None = field(default=None, metadata={"help": "layer number in the model", "metavar": "L"})
     stack: str | None = field(

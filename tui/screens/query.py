@@ -11,7 +11,6 @@ from textual.binding import Binding, BindingType
 from chanfmt.base.text import one_line
 from chanfmt.format import schema
 from tui.screens.base import BACK_BINDINGS, METRIC_BINDINGS, common_bindings
-from tui.screens.layer import LayerScreen
 from tui.screens.marking import MARK_BINDINGS, MarkingScreen
 from tui.session import view
 from tui.session.filter import HINT
@@ -51,7 +50,7 @@ class QueryScreen(MarkingScreen):
         place = opening.place
         own = place if place.screen == self.SCREEN else Place(self.SCREEN)
         # The filter of a layer goes on over all layers.
-        below = opening.below.filter_text if isinstance(opening.below, LayerScreen) else ""
+        below = opening.below.filter_text if getattr(opening.below, "SCREEN", "") == "layer" else ""
         self.filter_text = below or own.filter or FIRST_FILTER
         if own.sort:
             self.table.sort_key = self.table.marked = own.sort.removesuffix(ASCENDING)
