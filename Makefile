@@ -36,8 +36,8 @@ test: $(VENV)/installed-dev $(SMOLLM2)
 	OMP_NUM_THREADS=1 SMOLLM2_GGUF=$(abspath $(SMOLLM2)) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # What `make test` leaves out: the same faults at more places.
-test-repeated: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m repeated
+test-repeated: $(VENV)/installed-dev $(SMOLLM2)
+	OMP_NUM_THREADS=1 SMOLLM2_GGUF=$(abspath $(SMOLLM2)) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m repeated
 
 lint: $(VENV)/installed-dev
 	@$(BIN)/ruff check --quiet .

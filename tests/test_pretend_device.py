@@ -15,6 +15,7 @@ import chanfmt
 from tests.support.builds import SETTINGS, request, stop_after
 from tests.support.measured import make_tiny
 from tests.support.pretend_device import NAME, pretending
+from tests.support.repeated import repeated
 from tests.support.tiny import random_tokens, tiny_model, tiny_tokenizer
 from tests.support.zoo import tiny
 
@@ -80,7 +81,7 @@ def test_devices_do_not_mix():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gpt2", "experts"])
+@pytest.mark.parametrize("model_type", ["llama", "experts", *repeated("gpt2")])
 @pytest.mark.parametrize("how", ["in memory", "streamed"])
 def test_builds(model_type, how, device, experts, tiny_checkpoint, tmp_path):
     model = experts if model_type == "experts" else tiny_checkpoint(model_type)
@@ -96,7 +97,10 @@ def test_builds(model_type, how, device, experts, tiny_checkpoint, tmp_path):
     with chanfmt.open(tmp_path / f"{NAME}.h5") as found, chanfmt.open(tmp_path / "cpu.h5") as other:
         assert found.producer.device_peak_memory_bytes > 0
         assert other.producer.device_peak_memory_bytes is None
-        assert other.producer.history == ()
+        assert [set(line) for line in other.producer.history] == [{"memory_prediction"}]
+        (prediction, _) = found.producer.history
+        assert prediction["memory_prediction"]["device"].startswith(NAME)
+        assert prediction["memory_prediction"]["activations"] > 0
 
 
 def test_a_build_continues(device, tiny_checkpoint, tmp_path, monkeypatch):
@@ -105,10 +109,11 @@ def test_a_build_continues(device, tiny_checkpoint, tmp_path, monkeypatch):
     stop_after(request(tiny_checkpoint("llama"), output, sequences=16, checkpoint_every=0), 5, monkeypatch)
     found = succeed(device.run("atlas", "build", tiny_checkpoint("llama"), "-o", output, "--calib", "pydoc", "--sequences", 16, "--seq-len", 32,
                                "--batch-size", 2, "--rho", SETTINGS.rho, "--support", SETTINGS.support_size, "--device", NAME, "--dtype",
-                               "float32", "--resume"))  # fmt: skip
+                               "float32", "--columns", "all", "--resume"))  # fmt: skip
     assert "continuing" in found.errors
     with chanfmt.open(output) as atlas:
-        (continued, peak), producer = atlas.producer.history, atlas.producer
+        (prediction, continued, peak), producer = atlas.producer.history, atlas.producer
+        assert set(prediction) == {"memory_prediction"}
         assert "resumed_at_sequence" in continued
         assert set(peak) == {"device_peak_memory_bytes"}
         assert 0 < producer.device_peak_memory_bytes < producer.peak_memory_bytes
@@ -231,7 +236,7 @@ def test_sweeps(device, llama, tmp_path):
                                                             "--recover", "none,bias,lstsq", "--device", NAME)))  # fmt: skip
 
 
-@pytest.mark.parametrize("experiment", ["remove", "mean-replace", "halo", "dose", "channels"])
+@pytest.mark.parametrize("experiment", ["mean-replace", "halo", "channels", *repeated("remove", "dose")])
 def test_ablates(experiment, device, llama, tmp_path):
     more = ("--channels", 4) if experiment == "channels" else ()
     succeed(device.run("surgery", "ablate", experiment, *llama.arguments(tmp_path / experiment, "--device", NAME), *more))

@@ -14,6 +14,7 @@ from chanfmt.base.errors import ChanfmtError, UsageError
 from chanfmt.base.files import check_target
 from chanfmt.base.narrate import say, silenced, warn
 from chanfmt.building.assemble import assemble, assemble_partial
+from chanfmt.building.choose_batch import choose_batch
 from chanfmt.building.distributed import LostProcessError, joined, processes
 from chanfmt.building.keeper import Keeper
 from chanfmt.building.plan import plan_build
@@ -22,6 +23,7 @@ from chanfmt.building.run_pass import run_pass
 from chanfmt.building.session import begin_session, environment_of
 from chanfmt.format.writer import write_atlas
 from chanfmt.models.out_of_memory import out_of_memory_recognised
+from chanfmt.models.streaming.parameters import freed_memory_returned
 from chanfmt.models.streaming.spool import Spool
 
 if TYPE_CHECKING:
@@ -66,14 +68,21 @@ def build(options: BuildOptions, settings: LabelSettings, locate: Locate) -> Pat
         check_alike(request, group)
         partial = group.together(lambda: take_up(plan, request, environment) if group.rank == 0 else None)
         _narrate(plan)
-        session = begin_session(partial, plan.model)
+        # An unfinished build keeps its batch, which the first process reads from the partial atlas.
+        continued = group.exchange(partial is not None)[0]
+        batch = None if continued else choose_batch(plan, group)
+        session = begin_session(partial, plan.model, batch.record if batch else None)
         keeper = Keeper(
             options.partial,
             options.checkpoint_every,
             lambda measurement: assemble_partial(plan, measurement, session, request, environment),
         )
+        tight = batch is not None and batch.tight and plan.streamed is None
         with Spool(int(options.spool_limit * 2**30), options.path.absolute().parent) as spool:
-            measurement = run_pass(plan, partial.state if partial else None, keeper, group, spool)
+            with freed_memory_returned() if tight else contextlib.nullcontext():
+                measurement = run_pass(
+                    plan, partial.state if partial else None, keeper, group, spool, first_size=batch.size if batch else None
+                )
 
             def finish() -> None:
                 with keeper.saving_on_failure(measurement), _labelling():

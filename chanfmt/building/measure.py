@@ -99,6 +99,7 @@ def measure(
     rho: float,
     loss: Loss | None = None,
     batch_size: int | None = None,
+    first_size: int | None = None,
     progress: Callable[[int], object] = lambda tokens: None,
     start: PassState | None = None,
     after_batch: Callable[[Measurement], object] = lambda measurement: None,
@@ -116,7 +117,8 @@ def measure(
         tokens: The sequences or samples to measure on.
         rho: Share of channels that will be supernodes.
         loss: The loss to differentiate; by default the sum of next-token NLL.
-        batch_size: Sequences in a batch of one process; None chooses a number, and halves it when memory runs out.
+        batch_size: Sequences in a batch of one process; None begins with ``first_size``, and halves it when memory runs out.
+        first_size: See `chanfmt.building.choose_batch.choose_batch`; None means the usual number.
         progress: Called with the number of tokens of every finished batch; with a negative number if the pass starts over.
         start: The state of an earlier pass over the same tokens, which is continued with the same batch size. Only the first
             process reads it.
@@ -134,12 +136,12 @@ def measure(
     if loss is None:
         assert isinstance(tokens, CalibrationTokens)
         loss = NextTokenLoss(model, tokens.batch(0, 1, model))
-    size = batch_size or usual_batch(device, tokens.rows)
+    size = batch_size or first_size or usual_batch(device, tokens.rows)
     if start is not None:
         size = start.batch_size
     size, done = group.exchange((size, 0 if start is None else start.sequences))[0]
     resumed = done > 0
-    # How much memory a batch takes is not known beforehand: if one does not fit, start over with half of it.
+    # The memory of a batch is predicted. If one does not fit all the same, start over with half of it.
     while True:
         measured = 0
         try:

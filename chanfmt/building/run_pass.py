@@ -21,12 +21,15 @@ if TYPE_CHECKING:
     from chanfmt.models.streaming.spool import Spool
 
 
-def run_pass(plan: BuildPlan, start: PassState | None, keeper: Keeper, group: Group, spool: Spool) -> Measurement:
+def run_pass(
+    plan: BuildPlan, start: PassState | None, keeper: Keeper, group: Group, spool: Spool, *, first_size: int | None = None
+) -> Measurement:
     """Measure what ``plan`` says, from where ``start`` stands if that is given.
 
     Args:
         keeper: Saves partial atlases in the first process, whenever one is due and before an interrupt.
         spool: As for `chanfmt.building.stream.measure_streamed`.
+        first_size: As for `chanfmt.building.measure.measure`.
 
     Raises:
         ChanfmtError: As `chanfmt.building.measure.measure` and `chanfmt.building.stream.measure_streamed`.
@@ -47,11 +50,16 @@ def run_pass(plan: BuildPlan, start: PassState | None, keeper: Keeper, group: Gr
                 group.exchange(None)
                 raise KeyboardInterrupt
 
-        return _measured(plan, start, after_batch, group, spool)
+        return _measured(plan, start, after_batch, group, spool, first_size)
 
 
 def _measured(
-    plan: BuildPlan, start: PassState | None, after_batch: Callable[[Measurement], object], group: Group, spool: Spool
+    plan: BuildPlan,
+    start: PassState | None,
+    after_batch: Callable[[Measurement], object],
+    group: Group,
+    spool: Spool,
+    first_size: int | None,
 ) -> Measurement:
     options = plan.options
     if plan.streamed is not None:
@@ -64,6 +72,7 @@ def _measured(
                 settings=plan.settings,
                 loss=plan.loss,
                 batch_size=options.batch,
+                first_size=first_size,
                 progress=bar.update,
                 start=start,
                 after_batch=after_batch,
@@ -78,6 +87,7 @@ def _measured(
             rho=plan.settings.rho,
             loss=plan.loss,
             batch_size=options.batch,
+            first_size=first_size,
             progress=bar.update,
             start=start,
             after_batch=after_batch,

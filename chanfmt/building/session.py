@@ -16,7 +16,7 @@ import torch
 from chanfmt.base.command_line import recorded_command
 from chanfmt.base.version import __version__
 from chanfmt.building.distributed import processes
-from chanfmt.format.records import DEVICE_PEAK, ProducerRecord
+from chanfmt.format.records import DEVICE_PEAK, MEMORY_PREDICTION, ProducerRecord
 from chanfmt.models.device_memory import device_peak, restart_device_peaks
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Session:
     Attributes:
         started: When this run started, seconds of the monotonic clock.
         before: What the runs before this one recorded; None in the first run.
-        history: One entry for each time the build was continued, this run included.
+        history: What was predicted of the memory, and one entry for each time the build was continued, this run included.
     """
 
     started: float
@@ -40,11 +40,15 @@ class Session:
     history: tuple[Mapping[str, Any], ...] = ()
 
 
-def begin_session(partial: PartialAtlas | None, model: Any) -> Session:
-    """Start the clock of this run on ``model``, which continues ``partial`` unless that is None."""
+def begin_session(partial: PartialAtlas | None, model: Any, prediction: Mapping[str, object] | None = None) -> Session:
+    """Start the clock of this run on ``model``, which continues ``partial`` unless that is None.
+
+    Args:
+        prediction: What the atlas records of the predicted memory, if this run made a prediction.
+    """
     restart_device_peaks(model)
     if partial is None:
-        return Session(time.monotonic())
+        return Session(time.monotonic(), history=({MEMORY_PREDICTION: prediction},) if prediction else ())
     line = {
         "command": recorded_command(),
         "resumed_at_sequence": partial.state.sequences,

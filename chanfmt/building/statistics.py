@@ -94,9 +94,13 @@ class ChannelStatistics:
 
     def choose_core(self, rho: float) -> None:
         """Fix the candidate core from the tokens so far and start correlating with it."""
-        count = max(math.ceil(CANDIDATE_SHARE * self.n_channels), 2 * labels.supernode_count(self.n_channels, rho))
         lp = self.sums["sum_q2"].cpu().numpy()
-        self.set_core(torch.from_numpy(labels.top_indices(lp, min(count, self.n_channels))))
+        self.set_core(torch.from_numpy(labels.top_indices(lp, self.candidate_count(rho))))
+
+    def candidate_count(self, rho: float) -> int:
+        """Number of candidates for the core, c."""
+        count = max(math.ceil(CANDIDATE_SHARE * self.n_channels), 2 * labels.supernode_count(self.n_channels, rho))
+        return min(count, self.n_channels)
 
     def set_core(self, candidates: torch.Tensor) -> None:
         """Start correlating with ``candidates``, channel indices (c,)."""

@@ -133,6 +133,7 @@ def measure_streamed(
     settings: LabelSettings,
     loss: Loss,
     batch_size: int | None = None,
+    first_size: int | None = None,
     progress: Callable[[int], object] = lambda sequences: None,
     start: PassState | None = None,
     gradient: Path | None = None,
@@ -146,7 +147,8 @@ def measure_streamed(
             result is used.
         settings: How channels are labelled. Redundancy is reduced to the core as soon as a block is finished.
         loss: The loss to differentiate.
-        batch_size: Sequences in a batch; None chooses a number, and halves it when memory runs out.
+        batch_size: Sequences in a batch; None begins with ``first_size``, and halves it when memory runs out.
+        first_size: As for `chanfmt.building.measure.measure`.
         progress: Called with the number of sequences that passed through a block, in either direction; see `steps`.
         start: The state of an earlier pass over the same tokens. Forward passes are repeated as far as they are needed.
         gradient: The file that `StreamedMeasurement.keep_beside` wrote with that state.
@@ -158,7 +160,7 @@ def measure_streamed(
         ChanfmtError: Memory or the spool's disk runs out, or the content of ``gradient`` has changed.
     """
     ids = torch.from_numpy(tokens.ids).long()
-    size = batch_size or usual_batch(streamed.chain.device, ids.shape[1])
+    size = batch_size or first_size or usual_batch(streamed.chain.device, ids.shape[1])
     if start is not None:
         size = start.batch_size
     while True:

@@ -330,6 +330,8 @@ def widths_complaint(
 
 DEVICE_PEAK = "device_peak_memory_bytes"
 """Key in the line of the history that a build on a GPU adds."""
+MEMORY_PREDICTION = "memory_prediction"
+"""Key in the line of the history that says which batch a build chose, and what was predicted for it."""
 
 
 @dataclass(frozen=True)

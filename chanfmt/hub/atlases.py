@@ -17,6 +17,7 @@ from chanfmt.base.hub_ids import is_hub_id
 from chanfmt.base.markdown import code, fenced, inline, table
 from chanfmt.base.narrate import say
 from chanfmt.base.text import one_line, percentage
+from chanfmt.format.records import MEMORY_PREDICTION
 from chanfmt.hub.locate import SUFFIX
 from chanfmt.hub.names import HubFile
 from chanfmt.hub.publish import full_name, publish_folder
@@ -113,7 +114,11 @@ def atlas_card(atlas: Atlas, place: HubFile, layers: tuple[Sequence[str], Sequen
         ["made by", ", ".join(f"{name} {version}" for name, version in producer.versions.items())],
         ["on", f"{producer.hardware}, {producer.seconds:,.0f} s"],
         *([["command", _public(producer.command)]] if producer.command else []),
-        *(["then", _public(json.dumps(dict(line), sort_keys=True))] for line in producer.history),
+        *(
+            ["then", _public(json.dumps(dict(line), sort_keys=True))]
+            for line in producer.history
+            if MEMORY_PREDICTION not in line
+        ),
     ]
     return "\n".join(
         [

@@ -1,13 +1,21 @@
-"""Peak memory of the devices that hold a model, as torch counts it. A CPU is not such a device: see the resident set."""
+"""Memory of the devices that hold a model: their peak as torch counts it, and what is free. A CPU's peak is the resident set."""
 
 from __future__ import annotations
 
+import os
+import re
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import torch
+
+_GROUPS = Path("/sys/fs/cgroup")
+_UNLIMITED = 1 << 60
+"""A limit of at least so many bytes is none."""
 
 
 def restart_device_peaks(model: Any) -> None:
@@ -19,6 +27,88 @@ def restart_device_peaks(model: Any) -> None:
 def device_peak(model: Any) -> int | None:
     """Most bytes that torch had allocated on one of the devices of ``model``; None if the model lies on the CPU."""
     return max((int(module.max_memory_allocated(device)) for module, device in _counting(model)), default=None)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that this process can still allocate on ``device``; None if the device does not say.
+
+    For a CPU these are the bytes that the system can give without swapping, or fewer if a limit of the process or of its
+    control group (a container, a Slurm job) is lower.
+    """
+    import torch
+
+    if device.type == "cpu":
+        return _free_on_host()
+    module = torch.get_device_module(device)
+    if device.type == "mps":
+        return int(module.recommended_max_memory() - module.driver_allocated_memory())
+    try:
+        free, _ = module.mem_get_info(device)
+        # What torch keeps for later is free for the pass.
+        return int(free + module.memory_reserved(device) - module.memory_allocated(device))
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return None
+
+
+def free_swap() -> int:
+    """Bytes of free swap space; 0 if that is not known."""
+    return _meminfo("SwapFree") or 0
+
+
+def _free_on_host() -> int | None:
+    available = _meminfo("MemAvailable")
+    if available is None:
+        # macOS has no such number; half of the memory is a careful guess.
+        try:
+            available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+        except (ValueError, OSError):
+            return None
+    return max(0, min([available, *_limits()]))
+
+
+def _meminfo(name: str) -> int | None:
+    found = re.search(rf"^{name}:\s+(\d+) kB", _text(Path("/proc/meminfo")), re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
+
+
+def _limits() -> Iterator[int]:
+    """Bytes that are left under each limit that the process has."""
+    yield from _left_in_groups(_text(Path("/proc/self/cgroup")), _GROUPS)
+    if sys.platform != "linux":
+        return
+    import resource
+
+    status = _text(Path("/proc/self/status"))
+    for limit, name in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+        soft = resource.getrlimit(limit)[0]
+        used = re.search(rf"^{name}:\s+(\d+) kB", status, re.MULTILINE)
+        if soft != resource.RLIM_INFINITY and used:
+            yield soft - int(used[1]) * 1024
+
+
+def _left_in_groups(own: str, root: Path) -> Iterator[int]:
+    """Bytes that are left in each control group with a limit, from ``own``, the text of ``/proc/self/cgroup``."""
+    for line in own.splitlines():
+        _, kinds, path = line.split(":", 2)
+        if kinds not in ("", "memory"):
+            continue
+        first = root / kinds
+        names = ("memory.max", "memory.current") if not kinds else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        # In a container the path is often one of the host, and the container's own group is the root.
+        place = first / path.lstrip("/")
+        for group in {first, place, *(parent for parent in place.parents if parent.is_relative_to(first))}:
+            limit, used = (_text(group / name).strip() for name in names)
+            if limit.isdigit() and used.isdigit() and int(limit) < _UNLIMITED:
+                # Pages of files count as used, and the system drops them when memory is needed.
+                cached = re.search(r"^(?:total_)?inactive_file (\d+)", _text(group / "memory.stat"), re.MULTILINE)
+                yield int(limit) - int(used) + (int(cached[1]) if cached else 0)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def _counting(model: Any) -> Iterator[tuple[Any, torch.device]]:

@@ -53,20 +53,33 @@ class NextTokenLoss:
     def _backward(self, ids: torch.Tensor) -> float:
         if not self.chunked:
             return differentiated(nll(run_text(self.model, ids).logits[:, :-1], ids[:, 1:]))
-        hidden = self._decoder(ids)
-        rows = hidden[:, :-1].reshape(-1, hidden.shape[-1])
+        rows = self.states(ids)
         targets = ids[:, 1:].reshape(-1)
         gradient = torch.empty_like(rows)
         total = 0.0
         for start, stop in self._chunks(len(targets)):
-            part = rows[start:stop].detach().requires_grad_(True)
-            loss = nll(self.head(part), targets[start:stop])
-            loss.backward()
-            assert part.grad is not None
-            gradient[start:stop] = part.grad
-            total += float(loss.detach())
+            nats, gradient[start:stop] = self.through_head(rows[start:stop], targets[start:stop])
+            total += nats
         rows.backward(gradient)
         return total
+
+    def states(self, ids: torch.Tensor) -> torch.Tensor:
+        """The states (row, dimension) behind the last block that predict a token each, if the loss has chunks."""
+        hidden = self._decoder(ids)
+        return hidden[:, :-1].reshape(-1, hidden.shape[-1])
+
+    def through_head(self, rows: torch.Tensor, targets: torch.Tensor) -> tuple[float, torch.Tensor]:
+        """The summed loss of ``targets`` (row,) in nats, and its gradient by the states ``rows`` (row, dimension)."""
+        part = rows.detach().requires_grad_(True)
+        loss = nll(self.head(part), targets)
+        loss.backward()
+        assert part.grad is not None
+        return float(loss.detach()), part.grad
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows in a chunk of logits."""
+        return max(1, LOGIT_BYTES // (4 * int(self.head.weight.shape[0])))
 
     def _value(self, ids: torch.Tensor) -> float:
         if not self.chunked:
@@ -79,7 +92,7 @@ class NextTokenLoss:
         return run_text(self.model.base_model, ids)[0]
 
     def _chunks(self, rows: int) -> list[tuple[int, int]]:
-        step = max(1, LOGIT_BYTES // (4 * self.head.weight.shape[0]))
+        step = self.rows_at_once
         return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
     @torch.no_grad()

@@ -213,7 +213,15 @@ def test_arrays_have_no_tokens(tmp_path):
     with chanfmt.build(model, tmp_path / "a.h5", path, columns="all", loss="embedding") as atlas:
         (stack,) = atlas.stacks.values()
         names = {name.partition("/")[2] for name in stack.extension_names}
-    assert names == {"super_weight", "super_weight_row", "peak_sequence", "peak_position", "active_tokens", "firing_rate"}
+    assert names == {
+        "super_weight",
+        "super_weight_row",
+        "peak_sequence",
+        "peak_position",
+        "active_tokens",
+        "firing_rate",
+        "redundancy_chance",
+    }
 
 
 @pytest.fixture(scope="module")

@@ -111,6 +111,9 @@ def assert_same(path, expected):
     added, other_added = columns_of(ours), columns_of(theirs)
     assert added.keys() == other_added.keys()
     for name, values in added.items():
+        # Both nulls pair sequences of one process, so they depend on the number of processes.
+        if name.endswith("/redundancy_chance"):
+            continue
         np.testing.assert_allclose(values, other_added[name], 0 if values.dtype.kind == "i" else 1e-6, 1e-12, err_msg=name)
     for stack, other_stack in zip(ours.stacks, theirs.stacks, strict=True):
         assert list(stack.variables) == list(other_stack.variables)

@@ -86,7 +86,7 @@ def kill_at(save: int) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize("command", ["prune", pytest.param("apply", marks=pytest.mark.repeated)])
-def test_kills_at_every_block_and_at_random_moments(command: str, inputs: Path, tmp_path: Path) -> None:
+def test_kills_at_blocks_and_at_a_random_moment(command: str, inputs: Path, tmp_path: Path) -> None:
     if command == "apply":
         plan = ["plan", str(inputs / "a.h5"), "--sparsity", "0.5", "--multiple-of", "1", "-o", str(inputs / "plan.safetensors")]
         finish(lambda: surgery(plan))
@@ -120,8 +120,8 @@ def test_kills_at_every_block_and_at_random_moments(command: str, inputs: Path, 
         go_on()
         assert not list(tmp_path.iterdir())
     chance = random.Random(0)
-    # Both commands run the same refit, so one of them is killed at random moments.
-    for _ in range(2 if command == "prune" else 0):
+    # Both commands run the same refit, so one of them is killed at a random moment.
+    for _ in range(1 if command == "prune" else 0):
         kill(lambda: None, chance.uniform(0.2, 1) * seconds)
         go_on()
         # A command that was killed behind its end could not remove its refit. The next command does.

@@ -11,6 +11,7 @@ import chanfmt
 from tests.support.hub.client import environment, run, script
 from tests.support.hub.faults import Fault
 from tests.support.hub.server import Hub
+from tests.support.repeated import repeated
 from tests.support.tiny import save_tiny, tiny_tokenizer
 
 TOKEN = "hf_SecretTokenOfAnn123"
@@ -67,7 +68,7 @@ with chanfmt.open(sys.argv[1]) as atlas:
 
 
 def prune(atlas, output, *arguments, env):
-    return run("surgery.cli.main", "prune", atlas, "--sparsity", "0.5", "-o", output, "--no-verify", *arguments, env=env)
+    return run("surgery", "prune", atlas, "--sparsity", "0.5", "-o", output, "--no-verify", *arguments, env=env)
 
 
 def test_the_commit_is_recorded(measured):
@@ -101,8 +102,14 @@ def test_another_commit_has_to_be_asked_for_and_to_hold_the_same_weights(measure
     assert not (tmp_path / "weights").exists()
 
 
-@pytest.mark.parametrize("changes", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
-@pytest.mark.parametrize("named", ["", "ann/tiny"])
+@pytest.mark.parametrize(
+    ("named", "changes"),
+    [
+        ("", {"HF_HUB_OFFLINE": "1"}),
+        ("ann/tiny", {"HF_ENDPOINT": "http://127.0.0.1:9"}),
+        *repeated(("ann/tiny", {"HF_HUB_OFFLINE": "1"}), ("", {"HF_ENDPOINT": "http://127.0.0.1:9"})),
+    ],
+)
 def test_what_is_cached_needs_no_network(measured, changes, named):
     _, env, path, commit = measured
     assert script(FIND, path, named, env=env | changes).splitlines() == [commit]

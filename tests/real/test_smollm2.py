@@ -12,6 +12,7 @@ import torch
 
 import chanfmt
 from chanfmt.building.measure import measure
+from chanfmt.cli.main import main as atlas_command
 from chanfmt.data.text import read_text
 from chanfmt.data.tokens import pack, sample, tokenize
 from chanfmt.format import schema
@@ -19,12 +20,14 @@ from chanfmt.format.records import NO_SPECIAL_TOKENS
 from chanfmt.hub.locate import locate_model
 from chanfmt.models.find.discover import find_ffns
 from chanfmt.models.load import load_model
+from surgery.cli.main import main as surgery_command
 from tests.support.direct import assert_metrics_close, direct, direct_sums, members
+from tests.support.repeated import repeated
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-9), ("float32", 1e-3)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-9), *repeated(("float32", 1e-3))])
 def test_sums_equal_direct_computation(smollm2, dtype, tolerance):
     source = locate_model(str(smollm2))
     model = load_model(source, dtype=dtype)
@@ -44,33 +47,22 @@ def test_sums_equal_direct_computation(smollm2, dtype, tolerance):
 @pytest.fixture(scope="module")
 def atlas_path(smollm2, tmp_path_factory):
     path = tmp_path_factory.mktemp("smollm2") / "a.h5"
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "chanfmt",
-            "build",
-            str(smollm2),
-            "-o",
-            str(path),
-            "--calib",
-            "pydoc",
-            "--sequences",
-            "16",
-            "--seq-len",
-            "128",
-        ],
-        check=True,
-    )
+    build = ["build", str(smollm2), "-o", str(path), "--calib", "pydoc", "--sequences", "16", "--seq-len", "128"]
+    assert atlas_command(build) == 0
     return path
 
 
-def surgery(*arguments):
-    done = subprocess.run(
-        [sys.executable, "-m", "surgery.cli.main", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def surgery(capsys):
+    """Runs a command line, and returns what it prints."""
+
+    def run(*arguments):
+        code = surgery_command([*map(str, arguments)])
+        printed = capsys.readouterr()
+        assert code == 0, printed.err
+        return printed.out
+
+    return run
 
 
 def test_atlas_is_plausible(atlas_path):
@@ -86,7 +78,7 @@ def test_atlas_is_plausible(atlas_path):
         assert np.median(real) > 1.5 * np.median(null)
 
 
-def test_half_cut_generates_and_compares(smollm2, atlas_path, tmp_path):
+def test_half_cut_generates_and_compares(smollm2, atlas_path, surgery, tmp_path):
     directories = {}
     for name, extra in {
         "scar-prot": [],

@@ -104,12 +104,13 @@ def test_a_column_that_few_channels_have_a_value_of(tmp_path: Path) -> None:
     measured, other = standing.values()
     assert (measured.name, measured.rank, measured.known, measured.below) == (name, 2, 4, 0.5)
     assert (other.rank, other.known) == (0, 4)
-    # The two columns differ in the 20 cells of a name, and the card says what they were measured on.
+    # The card has the whole name of a column, and says what it was measured on.
     card = make_card(snapshot, 1, int(order[2]))
-    names = [line[0][0][:21].strip() for line in card_lines(card, 78) if line]
-    assert "ablation_loss" in names
+    types = {name: metric.dtype for name, metric in snapshot.metrics.items()}
+    names = [line[0][0].split()[0] for line in card_lines(card, 78, types) if line]
+    assert name in names
     about = about_lines({name: "a loss; measured on pydoc, 16384 tokens"}, card, 78)
-    assert about[1] == [(" ablation_loss: measured on pydoc, 16384 tokens", "dim")]
+    assert about[1] == [(f" {name}: measured on pydoc, 16384 tokens", "dim")]
     assert not about_lines({name: "a loss; measured on pydoc"}, make_card(snapshot, 1, int(order[9])), 78)
     values = snapshot.values(1, name)
     scatter = make_scatter(snapshot.values(1, "lp"), values, 0.1, log=False)

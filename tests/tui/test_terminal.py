@@ -26,6 +26,7 @@ from chanfmt import __version__
 from tests.support import browsed as atlases
 from tests.support.browsing import open_app, press, text_of
 from tests.support.factory import random_atlas
+from tests.support.repeated import repeated
 from tui.cli import main
 from tui.watchdog import PATIENCE
 
@@ -243,8 +244,14 @@ sys.exit(main())
 """The command, with a key that never lets the event loop go on."""
 
 
-@pytest.mark.parametrize("busy", [False, True])
-@pytest.mark.parametrize("code", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("code", "busy"),
+    [
+        (signal.SIGTERM, False),
+        (signal.SIGTERM, True),
+        *repeated((signal.SIGINT, False), (signal.SIGINT, True), (signal.SIGHUP, False), (signal.SIGHUP, True)),
+    ],
+)
 def test_signals_end_a_program_whose_loop_does_not_answer(atlas: Path, code: signal.Signals, busy: bool) -> None:
     with terminal(atlas, command=[sys.executable, "-c", STARVED.format(busy=busy)]) as running:
         before = termios.tcgetattr(running.descriptor)
@@ -283,7 +290,7 @@ def test_a_terminal_without_a_cursor_is_refused(atlas: Path, kind: str) -> None:
     assert ALTERNATE_ON not in running.output
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-16"])
+@pytest.mark.parametrize("encoding", ["ascii", "utf-16", *repeated("latin-1")])
 def test_a_terminal_of_another_encoding_is_refused(atlas: Path, encoding: str) -> None:
     running = Terminal([*COMMAND, str(atlas)], PYTHONIOENCODING=encoding)
     assert running.wait() == 2

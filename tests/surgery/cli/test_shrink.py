@@ -326,7 +326,9 @@ def begun(work: Path, name: str) -> bool:
         return False
 
 
-def test_a_killed_run_goes_on_and_ends_in_a_verdict(tiny_checkpoint: Any, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_and_ends_in_a_verdict(
+    tiny_checkpoint: Any, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, text, work = tiny_checkpoint("llama"), tmp_path / "own.txt", tmp_path / "small.work"
     text.write_text("\n".join(LINES), encoding="utf-8")
     root = str(Path(__file__).parents[3])
@@ -374,12 +376,12 @@ def test_a_killed_run_goes_on_and_ends_in_a_verdict(tiny_checkpoint: Any, tmp_pa
     assert "own.txt" in card
 
     # The same command prints the same again, and another size is not mixed in.
-    again = subprocess.run(command(model, text), capture_output=True, check=False, **settings)
-    assert again.returncode == 0, again.stderr
-    assert again.stderr.count("done before") == 5
-    assert f"verdict   {verdict['words']} (" in again.stdout
-    other = [*command(model, text), "--to", "88%"]
-    refused = subprocess.run(other, capture_output=True, check=False, **settings)
-    assert refused.returncode == 2
-    assert "made by another command" in refused.stderr
+    monkeypatch.chdir(tmp_path)
+    words = command(model, text)[3:]
+    assert main(words) == 0
+    again = capsys.readouterr()
+    assert again.err.count("done before") == 5
+    assert f"verdict   {verdict['words']} (" in again.out
+    assert main([*words, "--to", "88%"]) == 2
+    assert "made by another command" in capsys.readouterr().err
     assert open_result(tmp_path / "small").report.verdict == result.report.verdict

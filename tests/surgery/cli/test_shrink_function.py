@@ -63,7 +63,7 @@ def words(shrunk: Shrunk, tiny_atlas: Any, *more: str) -> list[str]:
 
 def run(arguments: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """``surgery`` with a test Hub as its Hub. It starts processes of its own, so it may take long on a busy machine."""
-    command = [sys.executable, "-m", "surgery.cli.main", *arguments]
+    command = [sys.executable, "-m", "surgery", *arguments]
     return subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
 
 

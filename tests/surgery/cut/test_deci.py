@@ -30,6 +30,7 @@ from surgery.planning.plan import make_plan
 from surgery.planning.what_if import WhatIf
 from surgery.result.result import open_result
 from tests.support.plans import planned
+from tests.support.repeated import repeated
 from tests.support.tiny import VOCAB, tiny_tokenizer
 
 if TYPE_CHECKING:
@@ -74,9 +75,11 @@ def masked(model: Path, plan: PruningPlan) -> Any:
     ("kind", "fields"),
     [
         ("Llama", {"tie_word_embeddings": True}),
-        pytest.param("Llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 12}, marks=pytest.mark.repeated),
-        pytest.param("Llama", {"rope_parameters": ROTARY, "num_key_value_heads": 6}, marks=pytest.mark.repeated),
-        ("Mistral", {"sliding_window": None}),
+        *repeated(
+            ("Llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 12}),
+            ("Llama", {"rope_parameters": ROTARY, "num_key_value_heads": 6}),
+            ("Mistral", {"sliding_window": None}),
+        ),
     ],
 )
 def test_transformers_alone_loads_the_result_with_equal_logits(kind: str, fields: dict[str, Any], tmp_path: Path) -> None:

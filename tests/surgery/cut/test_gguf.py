@@ -20,6 +20,7 @@ from surgery.cut.prune import apply
 from surgery.result.result import open_result
 from tests.support.gguf_models import HIDDEN, LAYERS, WIDTH, tiny_llama, to_gguf
 from tests.support.plans import planned
+from tests.support.repeated import repeated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -342,7 +343,7 @@ def test_experts_keep_channels_of_their_own(tmp_path: Path) -> None:
         np.testing.assert_array_equal(now[name].data[expert], gguf.quants.quantize(wanted, q8))
 
 
-@pytest.mark.parametrize("recover", ["lstsq", "block"])
+@pytest.mark.parametrize("recover", ["lstsq", *repeated("block")])
 def test_a_recovery_goes_into_the_file(sources: Any, tmp_path: Path, recover: str) -> None:
     import surgery
     from chanfmt.building.options import BuildOptions
@@ -402,7 +403,9 @@ def measured(sources: Any, tmp_path: Path) -> Callable[[str], ModelSource]:
     return make
 
 
-@pytest.mark.parametrize("options", [{}, {"quant": "q8_0"}, {"cut_quant": "q8_0"}, {"quant": "f16", "cut_quant": "q4_0"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"quant": "f16", "cut_quant": "q4_0"}, *repeated({"quant": "q8_0"}, {"cut_quant": "q8_0"})]
+)
 def test_a_size_in_bytes_is_that_of_the_file(measured: Any, tmp_path: Path, capsys: Any, options: dict[str, str]) -> None:
     import surgery
     from surgery.cli.main import main

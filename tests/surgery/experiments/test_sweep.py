@@ -25,6 +25,7 @@ from surgery.planning.grids import parse_names, parse_seeds, parse_shares
 from surgery.planning.options import PlanOptions
 from surgery.planning.plan import make_plan
 from tests.support.measured import SEQ_LEN, TOKENS, Forwards, Tiny, make_tiny
+from tests.support.repeated import repeated
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,7 +53,7 @@ def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
-@pytest.mark.parametrize("name", ["llama", "mixtral"])
+@pytest.mark.parametrize("name", ["llama", *repeated("mixtral")])
 def test_a_row_is_what_the_cut_checkpoint_gives(
     name: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,7 +141,11 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 @pytest.mark.parametrize(
     ("name", "recoveries"),
-    [("llama", "none,bias,lstsq,distill"), ("gpt2", "none,bias,lstsq,block"), ("mixtral", "none,lstsq,block")],
+    [
+        ("llama", "none,bias,lstsq,distill"),
+        ("mixtral", "none,lstsq,block"),
+        *repeated(("gpt2", "none,bias,lstsq,block")),
+    ],
 )
 def test_a_recovered_row_is_that_of_the_recovered_checkpoint(
     name: str, recoveries: str, request: pytest.FixtureRequest, tmp_path: Path
@@ -271,7 +276,7 @@ def test_ctrl_c_on_the_command_line(llama: Tiny, tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "surgery.cli.main",
+        "surgery",
         "sweep",
         *llama.arguments(output, "--methods", "random", "--seeds", "0-99", "--sparsity", "0.3,0.4,0.5,0.6"),
     ]

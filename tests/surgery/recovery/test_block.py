@@ -14,6 +14,7 @@ from surgery.cut.options import CutOptions
 from surgery.recovery.options import Refit
 from tests.support import zoo
 from tests.support.plans import planned, read
+from tests.support.repeated import repeated
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +32,7 @@ def cut(directory: Path, output: str, given: Refit) -> Report:
     return apply_plan(plan, ModelSource(directory / "model"), directory / output, recovery=given)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gpt2", "phi3", "opt", "gptj", "gemma3_text", "olmo2", "cohere"])
+@pytest.mark.parametrize("model_type", ["llama", "gptj", "olmo2", *repeated("gpt2", "phi3", "opt", "gemma3_text", "cohere")])
 def test_it_is_never_worse_than_least_squares_on_what_was_held_out(model_type: str, tmp_path: Path) -> None:
     """Reads and writes change and nothing else, stock code computes what was fitted, and two runs give the same bits."""
     zoo.tiny(model_type, "causal").save_pretrained(tmp_path / "model")

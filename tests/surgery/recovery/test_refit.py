@@ -19,6 +19,7 @@ from surgery.recovery.options import Refit
 from surgery.recovery.survivors import Survivors
 from tests.support import zoo
 from tests.support.plans import planned, read
+from tests.support.repeated import repeated
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -109,7 +110,7 @@ def distance(model: Path, cut: Path, ids: np.ndarray) -> float:
     return float(((states[1] - states[0]).square().sum(-1) / states[0].square().sum(-1)).mean())
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gpt2", "phi3", "opt", "gptj", "gemma3_text", "olmo2"])
+@pytest.mark.parametrize("model_type", ["gpt2", "phi3", "gemma3_text", *repeated("llama", "opt", "gptj", "olmo2")])
 def test_a_refitted_model_is_closer_to_the_dense_one(model_type: str, tmp_path: Path) -> None:
     """The refit brings the hidden states nearer on the calibration tokens, changes no other weights, and is the same twice."""
     zoo.tiny(model_type, "causal").save_pretrained(tmp_path / "model")

@@ -23,6 +23,7 @@ from surgery.recovery.resume import PartialRefit, RefitState
 from tests.support import zoo
 from tests.support.heard import heard
 from tests.support.plans import planned, read
+from tests.support.repeated import repeated
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,6 +45,23 @@ def save_model(directory: Path, model_type: str = "llama", seed: int = 0) -> Pat
         changes["layer_types"] = ["sliding_attention", "full_attention", *["sliding_attention"] * (LAYERS - 2)]
     zoo.tiny(model_type, "causal", seed, **changes).save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, its refit that nobody interrupted, and one that was interrupted after three saves."""
+    directory = tmp_path_factory.mktemp("begun")
+    save_model(directory / "model")
+    run(directory, "whole", refit())
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(3, patch, directory, refit(), KeyboardInterrupt)
+    return directory
+
+
+@pytest.fixture
+def stopped(begun: Path, tmp_path: Path) -> Path:
+    """A copy of `begun`, which has ``out.partial`` and no ``out``."""
+    return shutil.copytree(begun, tmp_path / "copy")
 
 
 def middle(directory: Path) -> PruningPlan:
@@ -80,8 +98,14 @@ def same_files(one: Path, other: Path) -> bool:
     return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
 
-@pytest.mark.parametrize("method", ["lstsq", "block"])
-@pytest.mark.parametrize("model_type", ["llama", "gptj", "gemma3_text"])
+@pytest.mark.parametrize(
+    ("model_type", "method"),
+    [
+        ("llama", "lstsq"),
+        ("gemma3_text", "block"),
+        *repeated(("llama", "block"), ("gptj", "lstsq"), ("gptj", "block"), ("gemma3_text", "lstsq")),
+    ],
+)
 def test_it_continues_to_the_same_bits(model_type: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_model(tmp_path / "model", model_type)
     given = refit(method=method)
@@ -122,34 +146,30 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("changed", CHANGES)
-def test_another_refit_starts_over_and_says_so(changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_model(tmp_path / "model")
+def test_another_refit_starts_over_and_says_so(changed: str, stopped: Path) -> None:
     given = refit()
-    stop_after(3, monkeypatch, tmp_path, given, KeyboardInterrupt)
-    plan, options = middle(tmp_path / "model"), {}
+    shutil.rmtree(stopped / "whole")
+    plan, options = middle(stopped / "model"), {}
     if changed == "the model":
-        save_model(tmp_path / "model", seed=1)
-        plan = middle(tmp_path / "model")
+        save_model(stopped / "model", seed=1)
+        plan = middle(stopped / "model")
     elif changed == "the plan":
-        plan = planned(tmp_path / "model", lambda number, ffn: ffn.width // 2 if number in (1, 3) else ffn.width, seed=1)
+        plan = planned(stopped / "model", lambda number, ffn: ffn.width // 2 if number in (1, 3) else ffn.width, seed=1)
     elif changed == "--dtype":
         options["dtype"] = "bfloat16"
     else:
         given = CHANGES[changed](given)
     with heard() as said:
-        run(tmp_path, "out", given, plan, **options)
+        run(stopped, "out", given, plan, **options)
     assert any("starting over" in line and changed in line for line in said), said
-    run(tmp_path, "whole", given, plan, **options)
-    assert same_files(tmp_path / "out", tmp_path / "whole")
-    assert sorted(item.name for item in tmp_path.iterdir()) == ["model", "out", "whole"]
+    run(stopped, "whole", given, plan, **options)
+    assert same_files(stopped / "out", stopped / "whole")
+    assert sorted(item.name for item in stopped.iterdir()) == ["model", "out", "whole"]
 
 
 @pytest.mark.parametrize("damage", ["a byte", "shorter", "a file is gone", "not JSON", "another layout", "no state"])
-def test_a_damaged_state_is_not_used(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_model(tmp_path / "model")
-    run(tmp_path, "whole", refit())
-    stop_after(2, monkeypatch, tmp_path, refit(), KeyboardInterrupt)
-    state = tmp_path / "out.partial" / "state.json"
+def test_a_damaged_state_is_not_used(damage: str, stopped: Path) -> None:
+    state = stopped / "out.partial" / "state.json"
     hidden = next(state.parent.glob("*.hidden"))
     if damage == "a byte":
         hidden.write_bytes(hidden.read_bytes()[:-1] + b"\x55")
@@ -164,11 +184,11 @@ def test_a_damaged_state_is_not_used(damage: str, tmp_path: Path, monkeypatch: p
     else:
         state.unlink()
     with heard() as said:
-        run(tmp_path, "out", refit())
+        run(stopped, "out", refit())
     assert any("is damaged" in line for line in said) is (damage != "no state"), said
     assert not any(line.startswith("continuing") for line in said)
-    assert same_files(tmp_path / "out", tmp_path / "whole")
-    assert not (tmp_path / "out.partial").exists()
+    assert same_files(stopped / "out", stopped / "whole")
+    assert not (stopped / "out.partial").exists()
 
 
 @pytest.mark.parametrize("kind", ["file", "directory"])

@@ -67,7 +67,7 @@ def content(directory: Path) -> dict[str, bytes]:
 
 
 def push(*arguments: object, env: Environment) -> subprocess.CompletedProcess[str]:
-    done = run("surgery.cli.main", "push", *arguments, env=env)
+    done = run("surgery", "push", *arguments, env=env)
     assert TOKEN not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done
@@ -125,7 +125,7 @@ def test_a_cut_that_is_pushed(hub: Hub, ann: Environment, made: Path, tmp_path: 
     hub.faults.append(fault)
     out = tmp_path / "cut"
     done = run(
-        "surgery.cli.main",
+        "surgery",
         "prune",
         made / "atlas.h5",
         "--model",
@@ -160,9 +160,9 @@ def test_a_cut_that_is_pushed(hub: Hub, ann: Environment, made: Path, tmp_path: 
 def test_a_cut_that_cannot_be_pushed_is_not_begun(hub: Hub, ann: Environment, made: Path, tmp_path: Path) -> None:
     arguments = ["prune", made / "atlas.h5", "--model", made / "model", "--sparsity", "0.5", "-o", tmp_path / "cut"]
     for more, code, text in ((["--push", "a--b"], 2, "cannot be the name"), (["--public"], 2, "are for --push")):
-        done = run("surgery.cli.main", *arguments, *more, env=ann)
+        done = run("surgery", *arguments, *more, env=ann)
         assert (done.returncode, text in done.stderr) == (code, True), done.stderr
-    done = run("surgery.cli.main", *arguments, "--push", env=environment(hub, tmp_path / "nobody"))
+    done = run("surgery", *arguments, "--push", env=environment(hub, tmp_path / "nobody"))
     assert done.returncode == 1
     assert "hf auth login" in done.stderr
     assert not (tmp_path / "cut").exists()
@@ -239,7 +239,7 @@ def test_stopped_and_run_again(hub: Hub, ann: Environment, out: Path, tmp_path: 
     # One file at a time, so that some have arrived and some have not.
     fault = Fault("PUT", "/lfs/whole", first=3, times=99, pace=0.5)
     hub.faults.append(fault)
-    process = start("-m", "surgery.cli.main", "push", out, env=ann)
+    process = start("-m", "surgery", "push", out, env=ann)
     assert fault.met.wait(60)
     while sum(hub.store.uploaded.values()) < 2:
         assert process.poll() is None

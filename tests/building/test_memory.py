@@ -1,0 +1,166 @@
+"""The memory of a pass is predicted from short sequences, and decides the batch before anything is measured."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+import chanfmt
+from chanfmt.base.errors import ChanfmtError
+from chanfmt.building import choose_batch as choosing
+from chanfmt.building.distributed import Group
+from chanfmt.building.measure import measure
+from chanfmt.building.memory_probe import probe_in_memory, statistics_bytes
+from chanfmt.building.plan import plan_build
+from chanfmt.building.predicted_memory import Growth, Stage, choice_of, fitted, largest_batch, predicted
+from chanfmt.building.statistics import FFNStatistics
+from chanfmt.data.tokens import canonical
+from chanfmt.format.records import MEMORY_PREDICTION
+from chanfmt.hub.locate import locate_model
+from chanfmt.models.device_memory import _left_in_groups, free_memory
+from chanfmt.models.find.discover import find_ffns
+from chanfmt.models.live_bytes import LiveBytes
+from chanfmt.models.next_token import NextTokenLoss
+from tests.support.builds import SETTINGS, build, request, stop_after
+from tests.support.heard import heard
+from tests.support.tiny import random_tokens, tiny_model
+from tests.support.zoo import tiny
+
+GROWTHS = [Growth(1000, 40, 0), Growth(0, 40, 2.5), Growth(7, 0, 3)]
+
+
+@pytest.mark.parametrize("growth", GROWTHS)
+def test_a_growth_is_found_from_three_lengths(growth):
+    found = fitted((16, 32, 64), [growth.at(1, length) for length in (16, 32, 64)])
+    assert found.at(3, 512) == pytest.approx(growth.at(3, 512), rel=1e-6)
+
+
+def test_a_stage_that_overtakes_another_does_not_count_as_growth_with_pairs():
+    found = fitted((16, 32, 64), [max(3000, 100 * length) for length in (16, 32, 64)], pairs=False)
+    assert found.per_pair == 0
+    assert 100 * 512 <= found.at(1, 512) <= 1.1 * 100 * 512
+
+
+def test_logits_are_held_in_chunks_and_not_together_with_the_work_of_a_block():
+    stage = Stage(statistics=10, kept=Growth(per_token=2), working=Growth(per_token=1), logit_row=5, logit_rows=8)
+    assert stage.at(1, 4).estimate == 10 + 8 + 20
+    assert stage.at(1, 100).estimate == 10 + 200 + 100
+    assert predicted([stage, Stage(weights=10**6)], 1, 4).weights == 10**6
+
+
+def test_the_batch_is_halved_until_it_fits():
+    stages = {"cpu": [Stage(kept=Growth(per_token=1e6))], "cuda:0": [Stage(kept=Growth(per_token=2e6))]}
+    free = {"cpu": 10**12, "cuda:0": 10**9}
+
+    def found(**more):
+        return largest_batch(stages, 16, 100, free | more, {})
+
+    assert (found().sequences, found().device, found().fits) == (4, "cuda:0", True)
+    assert (found(cpu=10**8).sequences, found(cpu=10**8).device, found(cpu=10**8).fits) == (1, "cpu", False)
+    assert found(**{"cuda:0": None}).sequences == 16
+    assert "batch of 4 sequences: about 947 MB of 1.0 GB free" in found().text()
+    # A CPU that is short of memory gives freed memory back at once, before a batch gets smaller.
+    loose = largest_batch({"cpu": stages["cpu"]}, 16, 100, {"cpu": 2 * 10**9}, {}, tight=False)
+    assert (loose.sequences, loose.tight) == (16, True)
+    assert not largest_batch({"cpu": stages["cpu"]}, 16, 100, {"cpu": 10**10}, {}, tight=False).tight
+    assert choice_of(stages, 16, 100, free, {}).prediction.activations == 3_200_000_000
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mixtral"])
+def test_the_prediction_is_what_a_pass_takes(model_type):
+    model = tiny(model_type) if model_type == "mixtral" else tiny_model(model_type)
+    model.requires_grad_(False)
+    ffns, tokens = find_ffns(model), canonical(random_tokens(24, 48).numpy())
+    loss = NextTokenLoss(model, tokens.batch(0, 1, model))
+    stages = probe_in_memory(model, ffns, tokens, rho=0.03, loss=loss)
+    with LiveBytes() as counted:
+        measurement = measure(model, ffns, tokens, rho=0.03, loss=loss, batch_size=3)
+    assert predicted(stages["cpu"], 3, 48).estimate == pytest.approx(counted.peak["cpu"], rel=0.1)
+    for ffn, found in zip(ffns, measurement.statistics, strict=True):
+        assert statistics_bytes(ffn, 0.03, 48) == pytest.approx(found.nbytes, rel=0.02)
+
+
+def test_live_bytes_count_each_storage_once_and_until_it_is_freed():
+    before = torch.ones(1000)
+    with LiveBytes() as counted:
+        made = torch.zeros(500)
+        view = made[3:].view(-1)
+        before.add_(1)
+        assert counted.live["cpu"] == 2000
+        del made
+        assert counted.live["cpu"] == 2000
+        del view
+        assert counted.live["cpu"] == 0
+    assert counted.peak["cpu"] == 2000
+
+
+def test_a_limit_of_a_container_counts(tmp_path):
+    group = tmp_path / "job"
+    group.mkdir()
+    for directory, limit in ((tmp_path, "max"), (group, "1000000")):
+        (directory / "memory.max").write_text(f"{limit}\n")
+        (directory / "memory.current").write_text("600000\n")
+        (directory / "memory.stat").write_text("anon 5\ninactive_file 100000\n")
+    assert list(_left_in_groups("0::/job\n", tmp_path)) == [500000]
+    assert free_memory(torch.device("cpu")) > 1 << 20
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_build_records_its_prediction_and_says_it(stream, tiny_checkpoint, tmp_path):
+    with heard() as said:
+        path = build(request(tiny_checkpoint("llama"), tmp_path / "a.h5", stream=stream, batch_size="auto"), SETTINGS)
+    with chanfmt.open(path) as atlas:
+        (line,) = atlas.producer.history
+    found = line[MEMORY_PREDICTION]
+    assert found["order"] == ("streamed" if stream else "in memory")
+    assert found["sequences_in_batch"] == 3
+    assert found["needed"] < found["free"]
+    assert (found["weights"] > 0) == (found["spool"] > 0) == stream
+    assert any(text.startswith("batch of 3 sequences: about") for text in said)
+
+
+def test_little_memory_makes_a_small_batch_or_none(tiny_checkpoint, tmp_path, monkeypatch):
+    options = request(tiny_checkpoint("llama"), tmp_path / "a.h5", batch_size="auto", columns="none")
+    whole = build(options, SETTINGS)
+    with chanfmt.open(whole) as atlas:
+        found = atlas.producer.history[0][MEMORY_PREDICTION]
+    one = found["needed"] - (found["activations"] + found["working"]) * 7 // 6
+    monkeypatch.setattr(choosing, "free_memory", lambda device: one)
+    with heard() as said:
+        small = build(dataclasses.replace(options, output=str(tmp_path / "b.h5")), SETTINGS)
+    assert any(text.startswith("batch of 1 sequence: ") for text in said)
+    with chanfmt.open(whole) as ours, chanfmt.open(small) as theirs:
+        name = next(iter(ours.stacks))
+        np.testing.assert_allclose(ours.stacks[name]["lp"], theirs.stacks[name]["lp"], rtol=1e-4)
+    monkeypatch.setattr(choosing, "free_memory", lambda device: 1000)
+    with pytest.raises(ChanfmtError, match="one sequence of 32 tokens does not fit on cpu") as caught:
+        build(dataclasses.replace(options, output=str(tmp_path / "c.h5")), SETTINGS)
+    assert caught.value.hint.startswith("use --stream, ")
+    assert not (tmp_path / "c.h5").exists()
+    # Whoever gives a size gets it, with a note.
+    plan = plan_build(dataclasses.replace(options, batch_size="1", overwrite=True), SETTINGS, locate_model)
+    with heard() as said:
+        assert choosing.choose_batch(plan, Group()).size == 1
+    assert any("so it may not fit" in text for text in said)
+
+
+def test_a_build_that_continues_keeps_its_batch_and_its_prediction(tiny_checkpoint, tmp_path, monkeypatch):
+    options = request(tiny_checkpoint("llama"), tmp_path / "a.h5", batch_size="auto", columns="none", checkpoint_every=0)
+    stop_after(options, 3, monkeypatch)
+    monkeypatch.setattr(choosing, "free_memory", lambda device: 1000)
+    path = build(dataclasses.replace(options, resume=True), SETTINGS)
+    with chanfmt.open(path) as atlas:
+        prediction, continued = atlas.producer.history
+    assert set(prediction) == {MEMORY_PREDICTION}
+    assert continued["resumed_at_sequence"] > 0
+
+
+def test_statistics_are_counted_without_being_made():
+    model = tiny_model("llama")
+    (ffn, *_) = find_ffns(model)
+    made = FFNStatistics(ffn, torch.device("cpu"))
+    made.members[0].choose_core(0.03)
+    assert statistics_bytes(ffn, 0.03, 0) == made.nbytes + 16 * len(made.members[0].core.candidates)
