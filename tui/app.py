@@ -19,6 +19,7 @@ from tui.screens.base import BrowserScreen
 from tui.screens.choice import ChoiceScreen
 from tui.screens.help import HelpScreen
 from tui.screens.keys import key_rows
+from tui.screens.message import MessageScreen
 from tui.screens.status import StatusScreen
 from tui.session.clipboard import copy_to_tmux, in_tmux
 from tui.session.front import Question
@@ -27,7 +28,7 @@ from tui.session.registry import ROW_OF, path_to
 from tui.widgets.themes import COLOURLESS_THEME, DARK_RAMP, LIGHT_RAMP, no_color
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from textual import events
     from textual.screen import Screen
@@ -43,6 +44,7 @@ class AtlasApp(App[str], inherit_bindings=False):
 
     Args:
         session: What is open.
+        keymap: Name of each action that has other keys to its keys, separated by commas.
 
     Attributes:
         session: What is open.
@@ -53,17 +55,17 @@ class AtlasApp(App[str], inherit_bindings=False):
     ALLOW_SELECT = False
     CSS_PATH = "app.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("r", "reload", "reload", tooltip="read the file again"),
-        Binding("t", "theme", "theme", tooltip="choose a theme"),
-        Binding("D", "dump", "dump", show=False, tooltip="quit and print this view"),
-        Binding("colon", "command_palette", "command", show=False, tooltip="every action by name"),
+        Binding("r", "reload", "reload", tooltip="read the file again", id="reload"),
+        Binding("t", "theme", "theme", tooltip="choose a theme", id="theme"),
+        Binding("D", "dump", "dump", show=False, tooltip="quit and print this view", id="dump"),
+        Binding("colon", "command_palette", "command", show=False, tooltip="every action by name", id="palette"),
         Binding("ctrl+p", "command_palette", "command", show=False, priority=True, tooltip="every action by name"),
         Binding("ctrl+z", "suspend_process", "suspend", show=False, priority=True, tooltip="suspend (fg comes back)"),
         Binding("ctrl+c", "interrupt", "quit", show=False, priority=True, tooltip="quit (twice: at once)"),
-        Binding("question_mark", "help", "help", tooltip="this help"),
+        Binding("question_mark", "help", "help", tooltip="this help", id="help"),
     ]
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, keymap: Mapping[str, str] | None = None) -> None:
         self.colourless = no_color()
         if not self.colourless:
             os.environ.pop("NO_COLOR", None)  # An empty NO_COLOR means nothing, but Textual would obey it.
@@ -71,6 +73,8 @@ class AtlasApp(App[str], inherit_bindings=False):
         self.animation_level = "none"
         if self.colourless:
             self.theme = COLOURLESS_THEME
+        if keymap:
+            self.set_keymap(keymap)
         self.session = session
         session.attach(self)
 
@@ -162,6 +166,12 @@ class AtlasApp(App[str], inherit_bindings=False):
 
         self.run_worker(run, group=group, thread=True, exclusive=exclusive)
 
+    def show_progress(self) -> None:
+        self._screens[-1].paint_status()
+
+    def show_text(self, title: str, lines: list[str]) -> None:
+        self.push_screen(MessageScreen(title, lines))
+
     def copy(self, text: str) -> None:
         self.copy_to_clipboard(text)
         if in_tmux():
@@ -197,6 +207,11 @@ class AtlasApp(App[str], inherit_bindings=False):
     def end(self, code: int) -> None:
         """End the program with the exit code ``code``. Any thread may call this."""
         self.exit(return_code=code)
+
+    def exit(self, *args: Any, **kwargs: Any) -> None:
+        # Nothing may go on without the program that shows it, however the program ends.
+        self.session.measuring.stop()
+        super().exit(*args, **kwargs)
 
     def action_reload(self) -> None:
         self.session.reload()

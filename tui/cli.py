@@ -16,7 +16,8 @@ from chanfmt.base.files import output_path
 from chanfmt.base.inputs import input_path
 from chanfmt.base.text import one_line
 from chanfmt.cli.framework import Parser, add_options, print_line, run_command
-from tui.session.place import ASCENDING, Place
+from tui.session.keys import VARIABLE
+from tui.session.place import ASCENDING, QUERY, Place
 from tui.session.registry import OF_TWO, SCREENS
 
 if TYPE_CHECKING:
@@ -67,7 +68,12 @@ class PlaceOptions:
 
     screen: str | None = field(
         default=None,
-        metadata={"help": "screen (default: overview; compare for two atlases)", "choices": SCREENS, "noun": "screen"},
+        metadata={
+            "help": f"{', '.join(SCREENS)} (default: overview; compare for two atlases)",
+            "choices": SCREENS,
+            "noun": "screen",
+            "metavar": "SCREEN",
+        },
     )
     layer: int | None = field(default=None, metadata={"help": "layer number in the model", "metavar": "L"})
     stack: str | None = field(
@@ -86,6 +92,14 @@ class PlaceOptions:
     )
     filter: str = field(
         default="", metadata={"help": "condition for the channels shown, as after the key f", "metavar": "CONDITION"}
+    )
+    keys: str | None = field(
+        default=None,
+        metadata={
+            "help": f"TOML file with other keys for actions (default: {VARIABLE}, or keys.toml in the directory for "
+            "configuration)",
+            "metavar": "FILE",
+        },
     )
     theme: str | None = field(
         default=None, metadata={"help": "colours: any theme of Textual, such as textual-light", "metavar": "NAME"}
@@ -158,9 +172,13 @@ def _run(options: argparse.Namespace) -> int:
         _check_terminal(options.file)
         _ignore_stale_size()
     from tui.app import AtlasApp
+    from tui.screens.rebinding import keymap
+    from tui.session.keys import keys_file, read_keys
     from tui.session.session import Session
     from tui.watchdog import Watchdog
 
+    path = keys_file(options.keys)
+    keys = None if path is None else keymap(read_keys(path), path, AtlasApp)
     session = Session(
         snapshot,
         atlas_name=options.file,
@@ -170,7 +188,7 @@ def _run(options: argparse.Namespace) -> int:
         other=other,
         place=place,
     )
-    app = AtlasApp(session)
+    app = AtlasApp(session, keys)
     if options.theme is not None:
         if options.theme not in app.available_themes:
             raise unknown("theme", options.theme, sorted(app.available_themes))
@@ -261,10 +279,15 @@ def _check_filter(place: Place, snapshot: Snapshot, other: Snapshot | None, mark
     from tui.session.comparison import counterparts, joined
     from tui.session.filter import filtered
     from tui.session.model import Browser
+    from tui.session.query import ModelChannels
 
     if not place.filter:
         return
     browser, ffn = Browser(snapshot, place.metric), place.find(snapshot)
+    if place.screen == QUERY:
+        masks = [marks.get(each, np.zeros(each_ffn.n_channels, dtype=bool)) for each, each_ffn in enumerate(snapshot.ffns)]
+        ModelChannels(browser).find(place.filter, np.concatenate(masks))
+        return
     if other is not None and place.screen == "join":
         both = joined(browser, Browser(other, place.metric), counterparts(snapshot, other), snapshot.block_of(ffn))
         columns, labels, words = both.columns, both.labels[0], both.words

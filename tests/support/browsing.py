@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
     from textual.pilot import Pilot
 
+    from tui.session.place import Place
 
-def open_app(path: Path) -> AtlasApp:
-    return AtlasApp(Session(read_snapshot(path)))
+
+def open_app(path: Path, place: Place | None = None) -> AtlasApp:
+    return AtlasApp(Session(read_snapshot(path), place=place))
 
 
 def browser_screen(app: AtlasApp) -> BrowserScreen:

@@ -333,7 +333,7 @@ async def test_an_atlas_that_has_grown_is_read_before_marks_are_written(tmp_path
         random_atlas(tmp_path / "next.h5").replace(path)
         for keys, text in ((["W"], ""), (["plus"], "supernodes"), (["w"], "")):
             await (typed(pilot, keys[0], text) if text else press(pilot, *keys))
-            await wait_until(lambda: "have changed: press r" in text_of(app))
+            await wait_until(lambda: "have changed: read it again" in text_of(app))
             await press(pilot, "j")
             await pilot.pause()
         await press(pilot, "r")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from textual.binding import Binding
@@ -14,8 +15,9 @@ from tui.screens.keys import key_line, key_rows
 from tui.screens.status import StatusScreen
 from tui.session import view
 from tui.session.export import FORMATS, write_table
-from tui.session.place import Place
+from tui.session.place import QUERY, Place
 from tui.session.registry import REGISTRY, ROW_OF
+from tui.widgets.line_table import LineTable
 from tui.widgets.lines import Line, Lines
 from tui.widgets.text import spread
 
@@ -25,33 +27,45 @@ if TYPE_CHECKING:
     import numpy as np
     from textual.app import ComposeResult
 
+    from tui.session.measuring import Wish
     from tui.session.session import Session
-    from tui.widgets.line_table import LineTable
 METRIC_BINDINGS: list[Binding] = [
-    Binding("i", "axis", "rank/idx", tooltip="x axis: log rank or index"),
-    Binding("m", "metric", "metric", tooltip="choose the metric"),
+    Binding("i", "axis", "rank/idx", tooltip="x axis: log rank or index", id="axis"),
+    Binding("m", "metric", "metric", tooltip="choose the metric", id="metric"),
 ]
 """Keys of the screens that show one metric."""
-BACK_BINDING = Binding("q,escape", "back", "back", tooltip="back")
+MEASURE_BINDING = Binding("M", "measure", "measure", show=False, tooltip="measure the marked channels", id="measure")
+BACK_BINDINGS: list[Binding] = [
+    Binding("q", "back", "back", tooltip="back", id="back"),
+    Binding("escape", "back", "back", tooltip="back"),
+]
 
 
 def common_bindings(name: str) -> list[Binding]:
     """The keys that the screen ``name`` shares with every screen with a table."""
     here = (name, ROW_OF[name].on)
     return [
-        Binding("slash", "find", "find", tooltip="find"),
-        Binding("n", "find_next(1)", "next", show=False, tooltip="find the next"),
-        Binding("N", "find_next(-1)", "previous", show=False, tooltip="find the previous"),
-        Binding("y", "copy", "copy", tooltip="copy the row or command"),
+        Binding("slash", "find", "find", tooltip="find", id="find"),
+        Binding("n", "find_next(1)", "next", show=False, tooltip="find the next", id="find-next"),
+        Binding("N", "find_next(-1)", "previous", show=False, tooltip="find the previous", id="find-previous"),
+        Binding("y", "copy", "copy", tooltip="copy the row or command", id="copy"),
         *(
-            Binding(row.key, f"visit('{row.name}')", row.word, tooltip=row.sentence)
+            # The key line of the other screens has no room for the query.
+            Binding(
+                row.key,
+                f"visit('{row.name}')",
+                row.word,
+                show=row.name != QUERY or name == "overview",
+                tooltip=row.sentence,
+                id=row.name,
+            )
             for row in REGISTRY
             if row.key and row.name not in here
         ),
-        Binding("u", "undo", "undo", show=False, tooltip="undo a mark"),
-        Binding("R", "redo", "redo", show=False, tooltip="redo a mark"),
-        Binding("e", "export", "export", show=False, tooltip="export to a file"),
-        Binding("W", "write_marks", "write", show=False, tooltip="write the protect file"),
+        Binding("u", "undo", "undo", show=False, tooltip="undo a mark", id="undo"),
+        Binding("R", "redo", "redo", show=False, tooltip="redo a mark", id="redo"),
+        Binding("e", "export", "export", show=False, tooltip="export to a file", id="export"),
+        Binding("W", "write_marks", "write", show=False, tooltip="write the protect file", id="write-marks"),
     ]
 
 
@@ -59,6 +73,8 @@ class BrowserScreen(StatusScreen):
     """A table of the atlas. Subclasses define the lines around the table and what a search finds."""
 
     AUTO_FOCUS = "#table"
+    TABLE: ClassVar[type[LineTable]] = LineTable
+    """The class of the table, or a parent that has all its keys."""
     FIND_HINT: ClassVar[str]
     """What the user may search for."""
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012
@@ -203,7 +219,12 @@ class BrowserScreen(StatusScreen):
                 else f"-L{place.layer}" + ("" if place.expert is None else f"e{place.expert}")
             )
             stem = self.browser.snapshot.path.name.partition(".")[0]
-            self.ask("e", f"a file that ends in {', '.join(FORMATS)}", self._export, f"{stem}-{place.screen}{of_one}.csv")
+            self.ask(
+                self.key("export"),
+                f"a file that ends in {', '.join(FORMATS)}",
+                self._export,
+                f"{stem}-{place.screen}{of_one}.csv",
+            )
 
     def _export(self, name: str) -> None:
         if name:
@@ -269,7 +290,7 @@ class BrowserScreen(StatusScreen):
         self._answer(text)
 
     def action_find(self) -> None:
-        self.ask("/", self.FIND_HINT, self._find)
+        self.ask(self.key("find"), self.FIND_HINT, self._find)
 
     def _find(self, text: str) -> None:
         self.query_text = text or self.query_text
@@ -277,7 +298,7 @@ class BrowserScreen(StatusScreen):
 
     def action_find_next(self, step: int) -> None:
         if not self.query_text:
-            self.say("nothing to find: press / first")
+            self.say(f"nothing to find: press {self.key('find')} first")
             return
         for _ in range(self.table.take_count() or 1):
             row = view.next_match(self.matches(self.query_text), self.table.cursor, step)
@@ -304,7 +325,11 @@ class BrowserScreen(StatusScreen):
         """Go to the screen ``name``; ask for a second atlas first, if the screen needs one."""
         row = ROW_OF[name]
         if row.needs_other and self.session.other is None:
-            self.ask(row.key, "file of another atlas of this architecture, or hf://REPO/FILE", self.session.compare_with)
+            self.ask(
+                self.key(f"visit('{name}')"),
+                "file of another atlas of this architecture, or hf://REPO/FILE",
+                self.session.compare_with,
+            )
         else:
             self.front.visit(name)
 
@@ -313,6 +338,41 @@ class BrowserScreen(StatusScreen):
 
     def action_write_marks(self) -> None:
         self.session.marking.write()
+
+    def action_measure(self) -> None:
+        """Ask for model, text and size, and measure the marked channels; or offer to stop the measurement that runs."""
+        measuring = self.session.measuring
+        reason = measuring.refusal()
+        if measuring.running:
+            measuring.offer_to_stop()
+        elif reason:
+            self.say(reason)
+        else:
+            hint = f"Hub id, directory or .gguf file of {self.browser.snapshot.model_id}"
+            self.ask("model", hint, self._measure_on, measuring.wish.model, refusal=lambda text: "" if text else "name the model")
+
+    def _measure_on(self, model: str) -> None:
+        hint = "text to measure: wikitext2, c4, pydoc, or a .txt, .jsonl or .parquet file"
+        wish = replace(self.session.measuring.wish, model=model)
+        self.ask(
+            "text",
+            hint,
+            lambda data: self._measure_up_to(replace(wish, data=data)),
+            wish.data,
+            refusal=lambda text: "" if text else "name a text",
+        )
+
+    def _measure_up_to(self, wish: Wish) -> None:
+        measuring = self.session.measuring
+        channels = measuring.marked
+        self.ask(
+            "tokens",
+            "tokens to measure on; 0: the whole text",
+            lambda text: measuring.begin(replace(wish, max_tokens=int(text))),
+            str(wish.max_tokens),
+            preview=lambda _: f"for each of {channels:,} ch, in blocks of {wish.seq_len}",
+            refusal=lambda text: "" if text.isdecimal() else "a number, or 0",
+        )
 
     def action_open(self) -> None:
         """Open what is under the cursor."""

@@ -6,18 +6,21 @@ from dataclasses import replace
 from textwrap import wrap
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 
 from chanfmt.base.text import one_line
+from chanfmt.format.columns import OWNER
 from tui.screens.keys import key_line, key_rows
 from tui.screens.status import StatusScreen
 from tui.session.card import labelled, make_card
+from tui.session.place import QUERY
 from tui.widgets.lines import Line, Lines
 from tui.widgets.text import bar, left, number, percent, spread, whole_or
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from textual.app import ComposeResult
 
@@ -36,14 +39,19 @@ class CardScreen(StatusScreen):
     SCREEN = "card"
     AUTO_FOCUS = "#card-box"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left_square_bracket,h,left", "neighbour(-1)", "channel", tooltip="previous channel"),
-        Binding("right_square_bracket,l,right", "neighbour(1)", "channel", tooltip="next channel"),
-        Binding("space", "mark", "mark", tooltip="mark or unmark the channel"),
-        Binding("u", "undo", "undo", show=False, tooltip="undo a mark"),
-        Binding("y", "copy", "copy", tooltip="copy the card"),
-        Binding("j,down", "scroll(1)", "down", show=False, tooltip="down"),
-        Binding("k,up", "scroll(-1)", "up", show=False, tooltip="up"),
-        Binding("q,escape", "back", "back", tooltip="back"),
+        Binding("left_square_bracket,h", "neighbour(-1)", "channel", tooltip="previous channel", id="previous-channel"),
+        Binding("left", "neighbour(-1)", "channel", tooltip="previous channel"),
+        Binding("right_square_bracket,l", "neighbour(1)", "channel", tooltip="next channel", id="next-channel"),
+        Binding("right", "neighbour(1)", "channel", tooltip="next channel"),
+        Binding("space", "mark", "mark", tooltip="mark or unmark the channel", id="mark"),
+        Binding("u", "undo", "undo", show=False, tooltip="undo a mark", id="undo"),
+        Binding("y", "copy", "copy", tooltip="copy the card", id="copy"),
+        Binding("j", "scroll(1)", "down", show=False, tooltip="down", id="down"),
+        Binding("down", "scroll(1)", "down", show=False, tooltip="down"),
+        Binding("k", "scroll(-1)", "up", show=False, tooltip="up", id="up"),
+        Binding("up", "scroll(-1)", "up", show=False, tooltip="up"),
+        Binding("q", "back", "back", tooltip="back", id="back"),
+        Binding("escape", "back", "back", tooltip="back"),
     ]
 
     def __init__(self, session: Session, opening: Opening) -> None:
@@ -71,7 +79,9 @@ class CardScreen(StatusScreen):
 
     @property
     def place(self) -> Place:
-        return replace(self._channels.place, screen=self.SCREEN)
+        place = replace(self._channels.place, screen=self.SCREEN)
+        # The card opens over a layer, which has no place for a filter and an order of all layers.
+        return replace(place, filter="", sort="") if self._channels.place.screen == QUERY else place
 
     def show_marks(self) -> None:
         self.paint()
@@ -97,6 +107,7 @@ class CardScreen(StatusScreen):
         types = {name: metric.dtype for name, metric in snapshot.metrics.items()}
         lines = [
             [(f" channel {self.channel}", "strong"), (f"   {label}{marked}", "")],
+            *effect_lines(card, snapshot.metrics),
             *card_lines(card, width - SCROLLBAR, types),
             *about_lines({name: metric.long_name for name, metric in snapshot.metrics.items()}, card, width - SCROLLBAR),
         ]
@@ -144,6 +155,35 @@ def card_lines(card: Card, width: int, types: Mapping[str, str]) -> list[Line]:
         )
     lines += [[], *_split_lines(card, width), *_support_lines(card, width), *_nearest_lines(card)]
     return lines
+
+
+def effect_lines(card: Card, columns: Iterable[str]) -> list[Line]:
+    """What a removal of the channel costs, and where its value is largest, as far as the atlas holds these columns."""
+    values = {item.name: item.value for item in card.metrics}
+    held = {name: values[f"{OWNER}/{name}"] for name in _EFFECTS if f"{OWNER}/{name}" in columns}
+    lines: list[Line] = []
+    for name, what in (("ablation_loss", "set to 0"), ("mean_ablation_loss", "set to its mean")):
+        if np.isfinite(held.get(name, np.nan)):
+            error = held.get(f"{name}_error", np.nan)
+            interval = f" ± {number(error)}" if np.isfinite(error) else ""
+            lines.append([(f" {what}: the loss changes by {_signed(held[name])}{interval} nats per token", "")])
+    token, position, sequence = (held.get(name, np.nan) for name in ("peak_token", "peak_position", "peak_sequence"))
+    # -1 stands for a channel that no token reached.
+    if token >= 0:
+        where = f", position {int(position)}" if position >= 0 else ""
+        where += f" of sequence {int(sequence)}" if sequence >= 0 else ""
+        lines.append([(f" |u| is largest on the token with the id {int(token)}{where}", "")])
+    return [*lines, []] if lines else []
+
+
+_EFFECTS = (
+    *("ablation_loss", "ablation_loss_error", "mean_ablation_loss", "mean_ablation_loss_error"),
+    *("peak_token", "peak_position", "peak_sequence"),
+)
+
+
+def _signed(value: float) -> str:
+    return number(value) if value < 0 else f"+{number(value)}"
 
 
 def about_lines(descriptions: Mapping[str, str], card: Card, width: int) -> list[Line]:

@@ -8,7 +8,7 @@ from textual.binding import Binding, BindingType
 
 from chanfmt.algebra.compare import medians
 from chanfmt.base.text import one_line
-from tui.screens.base import BACK_BINDING, METRIC_BINDINGS, common_bindings
+from tui.screens.base import BACK_BINDINGS, METRIC_BINDINGS, common_bindings
 from tui.screens.ffns import FfnScreen
 from tui.session.comparing import Comparing
 from tui.session.comparison import join
@@ -31,12 +31,12 @@ class CompareScreen(FfnScreen):
 
     SCREEN = "compare"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "open", "join", tooltip="join the layer's channels"),
-        Binding("d", "ratio", "diff/ratio", tooltip="difference or ratio"),
-        Binding("x", "swap", "swap", tooltip="swap A and B"),
+        Binding("enter", "open", "join", tooltip="join the layer's channels", id="open"),
+        Binding("d", "ratio", "diff/ratio", tooltip="difference or ratio", id="ratio"),
+        Binding("x", "swap", "swap", tooltip="swap A and B", id="swap-atlases"),
         *(item for item in METRIC_BINDINGS if item.key == "m"),
         *common_bindings("compare"),
-        BACK_BINDING,
+        *BACK_BINDINGS,
     ]
     table: CompareTable
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from textual.binding import Binding, BindingType
 
-from tui.screens.base import BACK_BINDING, METRIC_BINDINGS, common_bindings
+from tui.screens.base import BACK_BINDINGS, METRIC_BINDINGS, common_bindings
 from tui.screens.layers import LayerTableScreen
 from tui.widgets.layer_table import LayerTable
 
@@ -24,12 +24,12 @@ class ExpertsScreen(LayerTableScreen):
     SCREEN = "experts"
     FIND_HINT = "expert number"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "open", "expert", tooltip="open the expert"),
-        Binding("left_square_bracket", "neighbour(-1)", "layer", tooltip="previous layer with experts"),
-        Binding("right_square_bracket", "neighbour(1)", "layer", tooltip="next layer with experts"),
+        Binding("enter", "open", "expert", tooltip="open the expert", id="open"),
+        Binding("left_square_bracket", "neighbour(-1)", "layer", tooltip="previous layer with experts", id="previous-layer"),
+        Binding("right_square_bracket", "neighbour(1)", "layer", tooltip="next layer with experts", id="next-layer"),
         *METRIC_BINDINGS,
         *common_bindings("experts"),
-        BACK_BINDING,
+        *BACK_BINDINGS,
     ]
 
     def __init__(self, session: Session, opening: Opening) -> None:

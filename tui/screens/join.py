@@ -10,7 +10,7 @@ from textual.binding import Binding, BindingType
 from chanfmt.base.errors import UsageError
 from chanfmt.base.text import one_line
 from chanfmt.format import schema
-from tui.screens.base import BACK_BINDING, BrowserScreen, common_bindings
+from tui.screens.base import BACK_BINDINGS, BrowserScreen, common_bindings
 from tui.session import view
 from tui.session.comparison import Joined, join
 from tui.session.filter import counted, filtered, refusal
@@ -34,11 +34,11 @@ class JoinScreen(BrowserScreen):
     SCREEN = "join"
     FIND_HINT = "channel id as shown, or a label: super, halo, none"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left_square_bracket", "neighbour(-1)", "layer", tooltip="previous layer"),
-        Binding("right_square_bracket", "neighbour(1)", "layer", tooltip="next layer"),
-        Binding("f", "filter", "filter", tooltip="show some channels only"),
+        Binding("left_square_bracket", "neighbour(-1)", "layer", tooltip="previous layer", id="previous-layer"),
+        Binding("right_square_bracket", "neighbour(1)", "layer", tooltip="next layer", id="next-layer"),
+        Binding("f", "filter", "filter", tooltip="show some channels only", id="filter"),
         *common_bindings("join"),
-        BACK_BINDING,
+        *BACK_BINDINGS,
     ]
     table: JoinTable
 
@@ -165,7 +165,7 @@ class JoinScreen(BrowserScreen):
         self._show()
 
     def action_filter(self) -> None:
-        self.ask("f", HINT, self._filter, self.filter_text, preview=self._count, refusal=self._refused)
+        self.ask(self.key("filter"), HINT, self._filter, self.filter_text, preview=self._count, refusal=self._refused)
 
     def _count(self, text: str) -> str:
         return counted(text, self._joined.columns, self._joined.labels[0], self._joined.words)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
+
+from textual.binding import Binding
+from textual.keys import key_to_character
 
 if TYPE_CHECKING:
     from textual.dom import DOMNode
@@ -36,7 +40,7 @@ PURPOSES: dict[str, tuple[str, ...]] = {
     "look and sort": ("find", "find_next", "filter", "axis", "metric", "sort", "mark_column"),
     "move": ("move", "top", "bottom", "page", "scroll_columns", "scroll"),
     "go to": ("visit", "neighbour", "back", "escape", "scatter"),
-    "marks": ("mark", "range", "mark_all", "undo", "redo", "write_marks"),
+    "marks": ("mark", "range", "mark_all", "undo", "redo", "write_marks", "measure"),
     "file and program": (
         *("copy", "export", "reload", "theme", "dump", "command_palette"),
         *("suspend_process", "interrupt", "quit", "help"),
@@ -77,11 +81,35 @@ def key_rows(screen: Screen[Any]) -> list[KeyRow]:
             continue
         key = (binding.action, id(active.node))
         earlier = rows[key].keys if key in rows else ()
-        name = KEY_NAMES.get(binding.key, binding.key)
-        rows[key] = KeyRow((*earlier, name), binding.description, binding.tooltip, binding.show, binding.action, active.node)
+        keys = (*earlier, key_name(binding.key))
+        sentence = binding.tooltip.replace("{key}", keys[0])
+        rows[key] = KeyRow(keys, binding.description, sentence, binding.show, binding.action, active.node)
     order = {id(screen): 1, id(screen.app): 3}
-    # What a widget does with its screen is what the screen is for.
-    return sorted(rows.values(), key=lambda row: 0 if row.action.startswith("screen.") else order.get(id(row.node), 2))
+
+    def place(row: KeyRow) -> tuple[int, int]:
+        # Textual puts actions with other keys last.
+        declared = [binding.action for binding in declared_bindings(type(row.node))]
+        at = declared.index(row.action) if row.action in declared else len(declared)
+        # What a widget does with its screen is what the screen is for.
+        return 0 if row.action.startswith("screen.") else order.get(id(row.node), 2), at
+
+    return sorted(rows.values(), key=place)
+
+
+@cache
+def declared_bindings(node: type[Any]) -> tuple[Binding, ...]:
+    """The bindings of the class ``node``: those of a class replace those that its parents have for the same key."""
+    by_key: dict[str, Binding] = {}
+    for base in reversed(node.__mro__):
+        if base.__module__.startswith("tui."):
+            by_key |= {binding.key: binding for binding in Binding.make_bindings(base.__dict__.get("BINDINGS", ()))}
+    return tuple(by_key.values())
+
+
+def key_name(key: str) -> str:
+    """The key ``key`` as a person knows it."""
+    character = key_to_character(key)
+    return KEY_NAMES.get(key) or (character if character and character.isprintable() and character != " " else key)
 
 
 def key_line(rows: list[KeyRow], width: int) -> list[Piece]:

@@ -11,7 +11,8 @@ from textual.binding import Binding, BindingType
 from chanfmt.base.errors import UsageError
 from chanfmt.base.text import one_line
 from chanfmt.format import schema
-from tui.screens.base import BACK_BINDING, METRIC_BINDINGS, BrowserScreen, common_bindings
+from tui.screens.base import BACK_BINDINGS, METRIC_BINDINGS, common_bindings
+from tui.screens.marking import MARK_BINDINGS, MarkingScreen
 from tui.session import view
 from tui.session.filter import HINT, counted, filtered, refusal
 from tui.session.place import ASCENDING
@@ -25,24 +26,21 @@ if TYPE_CHECKING:
     from tui.widgets.lines import Line
 
 
-class LayerScreen(BrowserScreen):
+class LayerScreen(MarkingScreen):
     """Channels with their rank, label and metrics. The card and the scatter show what this screen has selected."""
 
     SCREEN = "layer"
     FIND_HINT = "channel id, or a label: super, halo, none"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "open", "card", tooltip="open its card (5⏎: row 5)"),
-        Binding("x", "scatter", "scatter", tooltip="plot metric against metric"),
-        Binding("left_square_bracket", "neighbour(-1)", "layer", tooltip="previous layer"),
-        Binding("right_square_bracket", "neighbour(1)", "layer", tooltip="next layer"),
-        Binding("space", "mark", "mark", tooltip="mark or unmark"),
-        Binding("V", "range", "range", show=False, tooltip="start a range to mark"),
-        Binding("f", "filter", "filter", tooltip="show only some channels"),
-        Binding("a", "mark_all(True)", "all", show=False, tooltip="mark all channels shown"),
-        Binding("A", "mark_all(False)", "none", show=False, tooltip="unmark all channels shown"),
+        Binding("enter", "open", "card", tooltip="open its card (5{key}: row 5)", id="open"),
+        Binding("x", "scatter", "scatter", tooltip="plot metric against metric", id="scatter"),
+        Binding("left_square_bracket", "neighbour(-1)", "layer", tooltip="previous layer", id="previous-layer"),
+        Binding("right_square_bracket", "neighbour(1)", "layer", tooltip="next layer", id="next-layer"),
+        *MARK_BINDINGS,
+        Binding("f", "filter", "filter", tooltip="show only some channels", id="filter"),
         *METRIC_BINDINGS,
         *common_bindings("layer"),
-        BACK_BINDING,
+        *BACK_BINDINGS,
     ]
     table: ChannelTable
 
@@ -54,7 +52,6 @@ class LayerScreen(BrowserScreen):
         if sort:
             self.table.sort_key = self.table.marked = sort.removesuffix(ASCENDING)
             self.table.descending = not sort.endswith(ASCENDING)
-        self._range: tuple[int, np.ndarray] | None = None
 
     @property
     def ffn(self) -> int:
@@ -116,9 +113,6 @@ class LayerScreen(BrowserScreen):
         left = f"{self.session.file_name} ▸ {name}   {channels}   sort {column.heading} {arrow}"
         return left, f"{self.browser.heading}  layer"
 
-    def status_text(self) -> str:
-        return self._range_text() + self.channel_text
-
     @property
     def channel_text(self) -> str:
         """The channel under the cursor, in words."""
@@ -170,44 +164,11 @@ class LayerScreen(BrowserScreen):
         if ffn != self.table.ffn:
             self._show(ffn, None)
 
-    # Marks.
+    def channels_of(self, rows: np.ndarray) -> dict[int, np.ndarray]:
+        return {self.ffn: np.sort(self.table.order[rows])}
 
-    @property
-    def _range_start(self) -> int | None:
-        """The row at which a range starts, or None."""
-        # A range ends when the rows change: by sorting, by a filter, by another layer.
-        return self._range[0] if self._range is not None and self._range[1] is self.table.order else None
-
-    def _range_text(self) -> str:
-        start = self._range_start
-        return "" if start is None else f"range of {abs(self.table.cursor - start) + 1:,}  "
-
-    def action_range(self) -> None:
-        self._range = None if self._range_start is not None else (self.table.cursor, self.table.order)
-        self.paint_status()
-
-    def action_mark(self) -> None:
-        start = self._range_start
-        self._range = None
-        self._mark_rows(self.table.cursor if start is None else start)
-
-    def mark_channel(self) -> None:
-        """Mark or unmark the channel under the cursor."""
-        self._mark_rows(self.table.cursor)
-
-    def _mark_rows(self, start: int) -> None:
-        table = self.table
-        first, last = sorted((start, table.cursor))
-        channels = np.sort(table.order[first : last + 1])
-        self._mark(channels, on=not bool(table.marked_channels[table.channel]))
-
-    def action_mark_all(self, on: bool) -> None:
-        self._mark(np.sort(self.table.order), on=on)
-
-    def _mark(self, channels: np.ndarray, *, on: bool) -> None:
-        name = self.browser.snapshot.ffns[self.ffn].name(with_stack=self.browser.snapshot.several_stacks)
-        what = f"ch {channels[0]}" if len(channels) == 1 else f"{len(channels):,} channels"
-        self.session.mark({self.ffn: channels}, f"{what} in {name}", on=on)
+    def every_channel(self) -> dict[int, np.ndarray]:
+        return {self.ffn: np.sort(self.table.order)}
 
     def action_open(self) -> None:
         self.table.to_counted_row()
@@ -217,7 +178,7 @@ class LayerScreen(BrowserScreen):
         self.open("scatter")
 
     def action_filter(self) -> None:
-        self.ask("f", HINT, self._filter, self.filter_text, preview=self._count, refusal=self._refused)
+        self.ask(self.key("filter"), HINT, self._filter, self.filter_text, preview=self._count, refusal=self._refused)
 
     def _count(self, text: str) -> str:
         return counted(text, self.table.columns_by_name(), *self._known)
@@ -237,9 +198,7 @@ class LayerScreen(BrowserScreen):
     def action_back(self) -> None:
         if self.has_class("-finding"):
             self.close_find()
-        elif self._range_start is not None:
-            self.action_range()
-        elif self.filter_text:
+        elif self.filter_text and not self.in_range:
             self._filter("")
         else:
             super().action_back()

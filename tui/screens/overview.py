@@ -22,10 +22,10 @@ class OverviewScreen(LayerTableScreen):
 
     SCREEN = "overview"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "open", "layer", tooltip="open the layer (5⏎: row 5)"),
+        Binding("enter", "open", "layer", tooltip="open the layer (5{key}: row 5)", id="open"),
         *METRIC_BINDINGS,
         *common_bindings("overview"),
-        Binding("q", "quit", "quit", show=False, tooltip="quit"),
+        Binding("q", "quit", "quit", show=False, tooltip="quit", id="quit"),
         Binding("escape", "escape", "close", show=False, tooltip="close or clear"),
     ]
 

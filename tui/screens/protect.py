@@ -11,7 +11,7 @@ from textual.binding import Binding, BindingType
 
 from chanfmt.base.text import one_line
 from surgery.planning.selectors import SYNTAX
-from tui.screens.base import BACK_BINDING, common_bindings
+from tui.screens.base import BACK_BINDINGS, MEASURE_BINDING, common_bindings
 from tui.screens.ffns import FfnScreen
 from tui.widgets.protect_table import ProtectTable
 from tui.widgets.text import wrapped
@@ -27,14 +27,15 @@ class ProtectScreen(FfnScreen):
 
     SCREEN = "protect"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "open", "layer", tooltip="open the layer"),
-        Binding("x", "remove", "remove", tooltip="unmark the whole layer"),
-        Binding("plus", "add", "add", tooltip="mark channels by rule"),
-        Binding("minus", "take", "take", show=False, tooltip="unmark channels by rule"),
+        Binding("enter", "open", "layer", tooltip="open the layer", id="open"),
+        Binding("x", "remove", "remove", tooltip="unmark the whole layer", id="unmark-layer"),
+        Binding("plus", "add", "add", tooltip="mark channels by rule", id="mark-by-rule"),
+        Binding("minus", "take", "take", show=False, tooltip="unmark channels by rule", id="unmark-by-rule"),
+        MEASURE_BINDING,
         *common_bindings("protect"),
-        Binding("U", "discard", "discard", show=False, tooltip="discard all unsaved marks"),
-        Binding("o", "load_marks", "load", show=False, tooltip="read the protect file again"),
-        BACK_BINDING,
+        Binding("U", "discard", "discard", show=False, tooltip="discard all unsaved marks", id="discard-marks"),
+        Binding("o", "load_marks", "load", show=False, tooltip="read the protect file again", id="load-marks"),
+        *BACK_BINDINGS,
     ]
     table: ProtectTable
 
@@ -79,9 +80,9 @@ class ProtectScreen(FfnScreen):
         lines: list[Line] = [[("changes, newest first", "strong")]]
         lines += [[(f" {'+' if change.on else '-'} {change.sentence} ({change.count:,})", "")] for change in reversed(marks.done)]
         if not marks.done:
-            lines.append([(" none: ␣ in a layer marks a channel, + here marks by rule", "dim")])
+            lines.append([(f" none: mark channels in a layer, or by rule with {self.key('add')}", "dim")])
         command: list[Line] = [[(f" {line}", "")] for line in wrapped(self._command(), width - 1)]
-        return [*lines[: max(1, height - 2 - len(command))], [], [("y copies this command", "dim")], *command]
+        return [*lines[: max(1, height - 2 - len(command))], [], [(f"{self.key('copy')} copies this command", "dim")], *command]
 
     def _command(self) -> str:
         path = self.session.protect_file
@@ -102,10 +103,10 @@ class ProtectScreen(FfnScreen):
         self.session.marking.load()
 
     def action_add(self) -> None:
-        self.ask("+", SYNTAX, lambda selector: self._rule(selector, on=True), self._refused_rule)
+        self.ask(self.key("add"), SYNTAX, lambda selector: self._rule(selector, on=True), self._refused_rule)
 
     def action_take(self) -> None:
-        self.ask("-", SYNTAX, lambda selector: self._rule(selector, on=False), self._refused_rule)
+        self.ask(self.key("take"), SYNTAX, lambda selector: self._rule(selector, on=False), self._refused_rule)
 
     def _rule(self, selector: str, *, on: bool) -> None:
         def refused(reason: str) -> None:

@@ -38,14 +38,17 @@ class ScatterScreen(StatusScreen):
     SCREEN = "scatter"
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("x", "choose('x')", "x axis", tooltip="choose the x metric"),
-        Binding("m", "choose('y')", "y axis", tooltip="choose the y metric"),
-        Binding("s", "swap", "swap", tooltip="swap the axes"),
-        Binding("i", "axis", "log/rank", tooltip="log axes or ranks"),
-        Binding("left_square_bracket,h,left", "neighbour(-1)", "layer", tooltip="previous layer"),
-        Binding("right_square_bracket,l,right", "neighbour(1)", "layer", tooltip="next layer"),
-        Binding("y", "copy", "copy", show=False, tooltip="copy the numbers"),
-        Binding("q,escape", "back", "back", tooltip="back"),
+        Binding("x", "choose('x')", "x axis", tooltip="choose the x metric", id="x-metric"),
+        Binding("m", "choose('y')", "y axis", tooltip="choose the y metric", id="y-metric"),
+        Binding("s", "swap", "swap", tooltip="swap the axes", id="swap-axes"),
+        Binding("i", "axis", "log/rank", tooltip="log axes or ranks", id="axis"),
+        Binding("left_square_bracket,h", "neighbour(-1)", "layer", tooltip="previous layer", id="previous-layer"),
+        Binding("left", "neighbour(-1)", "layer", tooltip="previous layer"),
+        Binding("right_square_bracket,l", "neighbour(1)", "layer", tooltip="next layer", id="next-layer"),
+        Binding("right", "neighbour(1)", "layer", tooltip="next layer"),
+        Binding("y", "copy", "copy", show=False, tooltip="copy the numbers", id="copy"),
+        Binding("q", "back", "back", tooltip="back", id="back"),
+        Binding("escape", "back", "back", tooltip="back"),
     ]
 
     def __init__(self, session: Session, opening: Opening) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from textual.screen import Screen
 
+from tui.screens.keys import key_rows
 from tui.session.place import Opening, Place
 from tui.widgets.lines import Lines
 from tui.widgets.text import spread
@@ -117,6 +118,10 @@ class StatusScreen(Screen[None]):
 
         return run
 
+    def key(self, action: str) -> str:
+        """The key of ``action``, which is written as in a binding of this screen."""
+        return next((row.keys[0] for row in key_rows(self) if row.action == action), action)
+
     def action_undo(self) -> None:
         self.session.marking.undo()
 
@@ -137,7 +142,8 @@ class StatusScreen(Screen[None]):
     def status_end(self) -> str:
         """The text at the right end of the status line."""
         unsaved = sum(self.session.marks.unsaved)
-        return self._notice or (f"{unsaved:,} unsaved" if unsaved else "")
+        state = [self.session.measuring.progress, f"{unsaved:,} unsaved" if unsaved else ""]
+        return self._notice or "  ".join(filter(None, state))
 
     def lines(self, identity: str) -> Lines:
         """The widget with the id ``identity``."""

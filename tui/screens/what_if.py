@@ -13,7 +13,7 @@ from chanfmt.base.text import one_line
 from surgery.planning.methods import METHODS
 from surgery.planning.sizes import parameters_text
 from surgery.planning.what_if import total
-from tui.screens.base import BACK_BINDING, common_bindings
+from tui.screens.base import BACK_BINDINGS, common_bindings
 from tui.screens.ffns import FfnScreen
 from tui.session.scenario import HIGHEST, Scenario, answer, kept_curve
 from tui.widgets import plots
@@ -32,14 +32,15 @@ class WhatIfScreen(FfnScreen):
     """The numbers of ``surgery plan``, one key away."""
 
     SCREEN = "what-if"
+    TABLE = WhatIfTable
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("x", "method(1)", "method", tooltip="the next method"),
-        Binding("X", "method(-1)", "method back", show=False, tooltip="the previous method"),
-        Binding("o", "allocation", "alloc", tooltip="the next allocation"),
-        Binding("P", "protection", "protection", tooltip="what is protected"),
-        Binding("enter", "open", "layer", show=False, tooltip="open the layer"),
+        Binding("x", "method(1)", "method", tooltip="the next method", id="next-method"),
+        Binding("X", "method(-1)", "method back", show=False, tooltip="the previous method", id="previous-method"),
+        Binding("o", "allocation", "alloc", tooltip="the next allocation", id="allocation"),
+        Binding("P", "protection", "protection", tooltip="what is protected", id="protection"),
+        Binding("enter", "open", "layer", show=False, tooltip="open the layer", id="open"),
         *common_bindings("what-if"),
-        BACK_BINDING,
+        *BACK_BINDINGS,
     ]
     table: WhatIfTable
 
@@ -179,7 +180,7 @@ class WhatIfScreen(FfnScreen):
     def action_copy(self) -> None:
         super().action_copy()
         if self._shown.marked and any(self.session.marks.unsaved):
-            self.say("copied; press W to write the marks that the command reads")
+            self.say(f"copied; press {self.key('write_marks')} to write the marks that the command reads")
 
     # Keys.
 

@@ -70,6 +70,12 @@ class Front(Protocol):
     def show_comparison(self) -> None:
         """Make every open screen show the comparison as it is now."""
 
+    def show_progress(self) -> None:
+        """Show how far the session's measurement is."""
+
+    def show_text(self, title: str, lines: list[str]) -> None:
+        """Show ``lines`` in full until the user closes them."""
+
     def copy(self, text: str) -> None:
         """Put ``text`` on the clipboard."""
 

@@ -70,6 +70,8 @@ class Snapshot:
         labels: Stack to uint8 (layer[, expert], channel).
         tokens: Stack to the number of tokens that reached each FFN, int64 (layer[, expert]); a stack without counts is left out.
         calibration_tokens: Tokens of the calibration text.
+        sources: Names of the sources of the calibration text.
+        seq_len: Tokens in a sequence of the calibration text.
         supports: Stack to the sizes of the write support for which ``connectivity_at`` has values.
         places: Stack and name (a metric, or one of `chanfmt.format.schema.SERIES`) to where the values are in the file.
         stored: The open file.
@@ -81,6 +83,8 @@ class Snapshot:
     model_id: str
     status: str
     calibration_tokens: int
+    sources: tuple[str, ...]
+    seq_len: int
     rho: float
     metrics: Mapping[str, Variable]
     ffns: tuple[Ffn, ...]
@@ -127,6 +131,26 @@ class Snapshot:
         """``metric`` of FFN ``ffn``, floating point (channel,); all NaN if the stack lacks the metric."""
         place = self.ffns[ffn]
         return _one(self._row(place, metric), place)
+
+    def value(self, ffn: int, channel: int, metric: str) -> float:
+        """``metric`` of one channel; NaN if the stack lacks the metric."""
+        place = self.ffns[ffn]
+        location = self.places.get((place.stack, metric))
+        if metric == "lp" or location is None:
+            return float(self.values(ffn, metric)[channel])
+        experts = () if place.expert is None else (place.expert,)
+        return float(self.stored.fresh(location, place.row, *experts, channel))
+
+    def stack_values(self, metric: str) -> dict[str, np.ndarray]:
+        """Stack to ``metric`` of all its channels, floating point (layer[, expert], channel); NaN if a stack lacks the metric."""
+        if metric == "lp":
+            return dict(self.lp)
+        return {
+            stack: np.full(lp.shape, np.nan, dtype=np.float32)
+            if (location := self.places.get((stack, metric))) is None
+            else self.stored.fresh(location)
+            for stack, lp in self.lp.items()
+        }
 
     def span_values(self, span: range, metric: str) -> np.ndarray:
         """``metric`` of every channel of ``span``, which is one FFN or a whole block, floating point (channels,)."""
@@ -221,7 +245,7 @@ def reopened(snapshot: Snapshot) -> Iterator[Atlas]:
     """
     with Atlas.open(snapshot.path) as atlas:
         if _ffns(atlas)[0] != snapshot.ffns:
-            raise AtlasError(f"the FFNs in {snapshot.path.name} have changed: press r to read it again")
+            raise AtlasError(f"the FFNs in {snapshot.path.name} have changed: read it again")
         yield atlas
 
 
@@ -265,6 +289,8 @@ def _read(atlas: Atlas, path: Path, stored: StoredArrays) -> Snapshot:
         model_id=one_line(atlas.model.id),
         status=one_line(atlas.status),
         calibration_tokens=atlas.calibration.tokens,
+        sources=tuple(one_line(contribution.source) for contribution in atlas.calibration.contributions),
+        seq_len=atlas.calibration.seq_len,
         rho=atlas.labels.rho,
         metrics={shown[name]: held[name] for name in ordered},
         ffns=ffns,

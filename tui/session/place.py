@@ -16,6 +16,8 @@ ASCENDING = ":up"
 """Ending of a column's name that sorts the smallest first."""
 COLUMNS = ("rank", "channel", "label", "share", "cumulative")
 """Columns of the layer screen besides the metrics."""
+QUERY = "query"
+"""The screen with the channels of all FFNs."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,8 @@ class Place:
 
     Attributes:
         screen: Name of a screen in `tui.session.registry`.
-        sort: Column that orders the layer screen, largest first; with `ASCENDING` after it, smallest first.
-        filter: Filter of the layer screen or of the join.
+        sort: Column that orders the layer screen or the query, largest first; with `ASCENDING` after it, smallest first.
+        filter: Filter of the layer screen, of the query or of the join.
     """
 
     screen: str = "overview"
@@ -63,7 +65,8 @@ class Place:
         # The default is LP. The browser shows the metric that ranks the supernodes if the atlas holds no LP.
         if self.metric not in snapshot.metrics and not (self.metric == "lp" and snapshot.score in snapshot.metrics):
             raise UsageError(f"unknown metric {self.metric!r}", hint=f"choose from {', '.join(snapshot.metrics)}")
-        column, columns = self.sort.removesuffix(ASCENDING), (*COLUMNS, *snapshot.metrics)
+        places = ("layer", "expert") if self.screen == QUERY else ()
+        column, columns = self.sort.removesuffix(ASCENDING), (*COLUMNS, *places, *snapshot.metrics)
         if column and column not in columns:
             raise UsageError(f"unknown column {column!r} after --sort", hint=f"choose from {', '.join(columns)}")
         wanted = {"layer_index": self.layer, "stack": self.stack, "expert": self.expert}
@@ -115,7 +118,8 @@ def python(place: Place, atlas: str, other: str | None = None, *, marked: list[i
     """Python code that computes what ``place`` shows.
 
     Args:
-        marked: Ids of the marked channels of the FFN, for a filter that uses them.
+        marked: Ids of the marked channels of the FFN, for a filter that uses them. For a query: positions of the marked
+            channels of the model.
     """
     row = ROW_OF[place.screen]
     if row.needs_other:
@@ -126,6 +130,8 @@ def python(place: Place, atlas: str, other: str | None = None, *, marked: list[i
                 f"rows = chanfmt.compare({atlas!r}, {other!r}, {place.metric!r})",
             ]
         )
+    if place.screen == QUERY:
+        return _query(place, atlas, marked)
     if row.about == "channels":
         return _layer(place, atlas, marked)
     return "\n".join(
@@ -171,3 +177,21 @@ def _layer(place: Place, atlas: str, marked: list[int]) -> str:
             "order = order[keep[order]]",
         ]
     return "\n".join(lines)
+
+
+def _query(place: Place, atlas: str, marked: list[int]) -> str:
+    column = place.sort.removesuffix(ASCENDING) or place.metric
+    return "\n".join(
+        [
+            "import numpy as np",
+            "",
+            "from tui.session.load import read_snapshot",
+            "from tui.session.model import Browser",
+            "from tui.session.query import ModelChannels",
+            "",
+            f"channels = ModelChannels(Browser(read_snapshot({atlas!r}), {place.metric!r}))",
+            f"found = channels.find({place.filter!r}, np.isin(np.arange(len(channels)), {marked}))",
+            f"order = channels.ordered(found, {column!r}, descending={not place.sort.endswith(ASCENDING)})",
+            "rows = [(channels.browser.snapshot.ffns[ffn].layer_index, channel) for ffn, channel in map(channels.at, order)]",
+        ]
+    )

@@ -59,6 +59,7 @@ REGISTRY = (
         needs_other=True,
         opened_by_below=True,
     ),
+    ScreenRow("query", "tui.screens.query:QueryScreen", key="F", word="all layers", sentence="filter over all layers"),
 )
 ROW_OF = {row.name: row for row in REGISTRY}
 SCREENS = tuple(ROW_OF)

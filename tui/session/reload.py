@@ -36,6 +36,11 @@ class Reloader:
         self._watchers = [self._watchers[0], Watcher(other.signature)]
         self._generation += 1
 
+    def watch_first(self, snapshot: Snapshot) -> None:
+        """Watch ``snapshot``, which has been read and accepted already, as the atlas that is shown."""
+        self._watchers[0] = Watcher(snapshot.signature)
+        self._generation += 1
+
     def poll(self) -> None:
         """Look at the files once, and read them again if a change has settled."""
         changed = False

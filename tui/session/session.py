@@ -14,8 +14,9 @@ from tui.session.comparison import check_comparable
 from tui.session.front import Front, Question
 from tui.session.load import Snapshot, read_snapshot
 from tui.session.marking import Marking
+from tui.session.measuring import Measuring
 from tui.session.model import Browser
-from tui.session.place import Place, command, python
+from tui.session.place import QUERY, Place, command, python
 from tui.session.protect import NO_FILE, default_protect_file
 from tui.session.registry import OF_TWO
 from tui.session.reload import Reloader
@@ -44,6 +45,7 @@ class Session:
         browser: What the screens show.
         other: The atlas to compare with, or None.
         marking: The marks and their file.
+        measuring: The measurement of marked channels.
         place: What was shown first.
         first_ffn: The FFN of ``place``.
         atlas_name: The atlas as the user named it.
@@ -69,6 +71,7 @@ class Session:
         self.other = other
         self.atlas_name = atlas_name or str(snapshot.path)
         self.marking = Marking(self, protect_file or default_protect_file(snapshot.path), marks, protect_signature)
+        self.measuring = Measuring(self)
         self._reloader = Reloader(self, self._have_again)
         self._last_words: str | None = None
         self._front: Front | None = None
@@ -158,6 +161,17 @@ class Session:
     def poll(self) -> None:
         """Look at the files once, and read them again if a change has settled."""
         self._reloader.poll()
+        self.measuring.poll()
+
+    def open_instead(self, path: Path) -> None:
+        """Show the atlas ``path``, which is the atlas shown so far with further columns."""
+
+        def have(snapshot: Snapshot) -> None:
+            self._have_again(snapshot, [])
+            self._reloader.watch_first(snapshot)
+            self.say("measured: the losses are on the cards")
+
+        self.front.start(lambda: read_snapshot(path), have, refused=self.say, group="measured")
 
     def _have_again(self, snapshot: Snapshot, others: list[Snapshot]) -> None:
         """Show what was read again."""
@@ -187,7 +201,8 @@ class Session:
         named = [self.atlas_name, *paths[1:]]
         if swapped:
             named, paths = named[::-1], paths[::-1]
-        marked = np.flatnonzero(self.marks.of(ffn)).tolist() if place.filter else []
+        masks = [self.marks.of(each) for each in range(len(self.marks.widths))] if place.screen == QUERY else [self.marks.of(ffn)]
+        marked = np.flatnonzero(np.concatenate(masks)).tolist() if place.filter else []
         # A name with a newline must not end the comment.
         lines = [f"# {one_line(line, len(line))}" for line in (command(place, *named), *comments)]
         return "\n".join([*lines, python(place, *paths, marked=marked)])
@@ -195,6 +210,17 @@ class Session:
     def quit(self, last_words: str | None = None) -> None:
         """End the program, which then prints ``last_words``; ask first if marks are not saved."""
         self._last_words = last_words
+        if self.measuring.running:
+            choices = [("stay", "stay"), ("quit", "stop the measurement and quit; finished channels are kept")]
+            self.front.ask(Question("a measurement is running", choices), self._stopping)
+            return
+        self._quit(last_words)
+
+    def _stopping(self, choice: str | None) -> None:
+        if choice == "quit":
+            self._quit(self._last_words)
+
+    def _quit(self, last_words: str | None) -> None:
         if not sum(self.marks.unsaved):
             self.front.exit(last_words)
             return
@@ -204,7 +230,7 @@ class Session:
 
     def _leaving(self, choice: str | None) -> None:
         if choice == "write":
-            self.marking.write(then=lambda: self.quit(self._last_words))
+            self.marking.write(then=lambda: self._quit(self._last_words))
         elif choice == "quit":
             self.front.exit(self._last_words)
 

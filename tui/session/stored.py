@@ -51,10 +51,14 @@ class StoredArrays:
             self._bytes -= self._kept.popitem(last=False)[1].nbytes
         return values
 
+    def fresh(self, location: Location, *index: int) -> np.ndarray:
+        """As `at`, but without the cache: for one number, or for a whole array. Any thread may call this."""
+        return self._read(location, index)
+
     def _read(self, location: Location, index: tuple[int, ...]) -> np.ndarray:
         shape = location.shape[len(index) :]
         size = math.prod(shape) * location.dtype.itemsize
-        place = int(np.ravel_multi_index(index, location.shape[: len(index)]))
+        place = int(np.ravel_multi_index(index, location.shape[: len(index)])) if index else 0
         data = os.pread(self._descriptor, size, location.offset + place * size)
         if len(data) < size:
             return np.full(shape, np.nan, dtype=np.float32)

@@ -22,10 +22,12 @@ class WhatIfTable(FfnTable):
     """A row per block. The keys that scroll columns in other tables set the sparsity in this one."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("h,left", "screen.step(-1)", "±1%", tooltip="one percent less (35h: 35%)"),
-        Binding("l,right", "screen.step(1)", "±1%", tooltip="one percent more (35l: 35%)"),
-        Binding("H", "screen.step(-5)", "-5%", show=False, tooltip="five percent less"),
-        Binding("L", "screen.step(5)", "+5%", show=False, tooltip="five percent more"),
+        Binding("h", "screen.step(-1)", "±1%", tooltip="one percent less (35{key}: 35%)", id="less"),
+        Binding("left", "screen.step(-1)", "±1%", tooltip="one percent less (35{key}: 35%)"),
+        Binding("l", "screen.step(1)", "±1%", tooltip="one percent more (35{key}: 35%)", id="more"),
+        Binding("right", "screen.step(1)", "±1%", tooltip="one percent more (35{key}: 35%)"),
+        Binding("H", "screen.step(-5)", "-5%", show=False, tooltip="five percent less", id="much-less"),
+        Binding("L", "screen.step(5)", "+5%", show=False, tooltip="five percent more", id="much-more"),
     ]
 
     def __init__(self, snapshot: Snapshot) -> None:
