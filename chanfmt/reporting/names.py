@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from chanfmt.format.reader import Atlas
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
 
 
