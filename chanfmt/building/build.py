@@ -14,7 +14,7 @@ from chanfmt.base.errors import ChanfmtError, UsageError
 from chanfmt.base.files import check_target
 from chanfmt.base.narrate import say, silenced, warn
 from chanfmt.building.assemble import assemble, assemble_partial
-from chanfmt.building.choose_batch import choose_batch
+from chanfmt.building.choose_batch import choose_batch, was_tight
 from chanfmt.building.distributed import LostProcessError, joined, processes
 from chanfmt.building.keeper import Keeper
 from chanfmt.building.plan import plan_build
@@ -71,15 +71,15 @@ def build(options: BuildOptions, settings: LabelSettings, locate: Locate) -> Pat
         # An unfinished build keeps its batch, which the first process reads from the partial atlas.
         continued = group.exchange(partial is not None)[0]
         batch = None if continued else choose_batch(plan, group)
+        tight = batch.tight if batch else group.exchange(partial is not None and was_tight(partial.producer))[0]
         session = begin_session(partial, plan.model, batch.record if batch else None)
         keeper = Keeper(
             options.partial,
             options.checkpoint_every,
             lambda measurement: assemble_partial(plan, measurement, session, request, environment),
         )
-        tight = batch is not None and batch.tight and plan.streamed is None
         with Spool(int(options.spool_limit * 2**30), options.path.absolute().parent) as spool:
-            with freed_memory_returned() if tight else contextlib.nullcontext():
+            with freed_memory_returned() if tight and plan.streamed is None else contextlib.nullcontext():
                 measurement = run_pass(
                     plan, partial.state if partial else None, keeper, group, spool, first_size=batch.size if batch else None
                 )

@@ -14,7 +14,8 @@ from chanfmt.base.narrate import say
 from chanfmt.building.memory_probe import probe_in_memory, probe_streamed
 from chanfmt.building.predicted_memory import Choice, choice_of, gigabytes, largest_batch
 from chanfmt.data.tokens import CalibrationTokens
-from chanfmt.models.device_memory import free_memory
+from chanfmt.format.records import MEMORY_PREDICTION
+from chanfmt.models.device_memory import free_memory, free_swap
 from chanfmt.models.out_of_memory import free_cached_memory, out_of_memory_recognised
 from chanfmt.models.run import usual_batch
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from chanfmt.building.distributed import Group
     from chanfmt.building.plan import BuildPlan
     from chanfmt.building.predicted_memory import Stage
+    from chanfmt.format.records import ProducerRecord
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,11 @@ def choose_batch(plan: BuildPlan, group: Group) -> Batch:
     return Batch(fewest, choice.tight, choice.record("streamed" if plan.streamed else "in memory"))
 
 
+def was_tight(record: ProducerRecord) -> bool:
+    """Whether the build of ``record`` gave back freed memory at once, because memory was short."""
+    return any((line.get(MEMORY_PREDICTION) or {}).get("tight") for line in record.history)
+
+
 def _choice(plan: BuildPlan, usual: int, device: torch.device, group: Group) -> Choice | None:
     """What this process can run; None if that cannot be predicted."""
     fixed = plan.options.batch is not None
@@ -90,6 +97,9 @@ def _choice(plan: BuildPlan, usual: int, device: torch.device, group: Group) -> 
     choice = largest_batch(stages, most, length, free, resident, tight=tight)
     if not choice.fits:
         assert choice.free is not None
+        if choice.device == "cpu" and choice.needed <= choice.free + free_swap():
+            say(f"note: {choice.text()}, so it may need swap space")
+            return choice
         found = choice.prediction
         raise ChanfmtError(
             f"one sequence of {length} tokens does not fit on {choice.device}: it needs about {gigabytes(choice.needed)} of "
@@ -121,10 +131,8 @@ def _stages(plan: BuildPlan) -> dict[str, list[Stage]]:
 
 def _free(device: torch.device, group: Group) -> int | None:
     """Bytes that are free for this process. The processes of one machine share its memory, and each has a GPU of its own."""
-    free = free_memory(device)
-    if free is None or device.type != "cpu" or group.size == 1:
-        return free
-    return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    # Without torchrun, the processes of a group are not known to share a machine.
+    return free_memory(device, 1 if group.size == 1 else int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _resident(model: Any) -> Mapping[str, int]:

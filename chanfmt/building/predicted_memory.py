@@ -176,6 +176,7 @@ class Choice:
             "activations": found.activations,
             "working": found.working,
             "margin": self.margin,
+            "tight": int(self.tight),
             "needed": self.needed,
             "free": self.free,
         }

@@ -136,7 +136,7 @@ def _is_finished(partial: Path, output: Path) -> bool:
                     for name in ("rho", "eta", "support_size", "alpha", "gamma")
                 )
             )
-    except AtlasError:
+    except (AtlasError, UsageError):
         return False
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chanfmt.algebra import labels, metrics
-from chanfmt.base.errors import AtlasError
+from chanfmt.base.errors import AtlasError, UsageError
 from chanfmt.building.statistics import CHANCE, REDUCED
 from chanfmt.format import columns, schema
 from chanfmt.format.reader import Atlas
@@ -226,13 +226,19 @@ def read_partial(path: Path) -> PartialAtlas:
     """Read the partial atlas ``path`` whole and check its digest.
 
     Raises:
-        AtlasError: The file is damaged, is not a partial atlas, or is from another version.
+        UsageError: The file is from an older version.
+        AtlasError: The file is damaged, is not a partial atlas, or is from a newer version.
     """
     with Atlas.open(path, verify=True) as atlas:
         content = atlas.content()
     groups = {group.path: group for group in content.extensions}
     try:
         attributes = groups[RESUME].attributes
+        if content.status == "partial" and int(attributes["layout"]) < LAYOUT:
+            raise UsageError(
+                f"{path} was begun by an older chanfmt, which measured less",
+                hint="finish it with the chanfmt that began it, or leave out --resume to start over",
+            )
         if content.status != "partial" or attributes["layout"] != LAYOUT:
             raise AtlasError(f"{path} was written by another version of chanfmt")
         ffns: list[Mapping[str, np.ndarray]] = [_ffn_state(content, groups, block) for block in content.blocks]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from pathlib import Path
@@ -29,16 +28,19 @@ def device_peak(model: Any) -> int | None:
     return max((int(module.max_memory_allocated(device)) for module, device in _counting(model)), default=None)
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that this process can still allocate on ``device``; None if the device does not say.
+def free_memory(device: torch.device, processes: int = 1) -> int | None:
+    """Bytes that this process can still allocate on ``device``; None if the device or the system does not say.
 
     For a CPU these are the bytes that the system can give without swapping, or fewer if a limit of the process or of its
     control group (a container, a Slurm job) is lower.
+
+    Args:
+        processes: Processes of this machine that share the memory of the CPU.
     """
     import torch
 
     if device.type == "cpu":
-        return _free_on_host()
+        return _free_on_host(processes)
     module = torch.get_device_module(device)
     if device.type == "mps":
         return int(module.recommended_max_memory() - module.driver_allocated_memory())
@@ -55,15 +57,13 @@ def free_swap() -> int:
     return _meminfo("SwapFree") or 0
 
 
-def _free_on_host() -> int | None:
+def _free_on_host(processes: int) -> int | None:
     available = _meminfo("MemAvailable")
-    if available is None:
-        # macOS has no such number; half of the memory is a careful guess.
-        try:
-            available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-        except (ValueError, OSError):
-            return None
-    return max(0, min([available, *_limits()]))
+    shared = [] if available is None else [available]
+    shared += _left_in_groups(_text(Path("/proc/self/cgroup")), _GROUPS)
+    # macOS says nothing of this kind.
+    left = [*(number // processes for number in shared), *_own_limits()]
+    return max(0, min(left)) if left else None
 
 
 def _meminfo(name: str) -> int | None:
@@ -71,9 +71,8 @@ def _meminfo(name: str) -> int | None:
     return int(found[1]) * 1024 if found else None
 
 
-def _limits() -> Iterator[int]:
-    """Bytes that are left under each limit that the process has."""
-    yield from _left_in_groups(_text(Path("/proc/self/cgroup")), _GROUPS)
+def _own_limits() -> Iterator[int]:
+    """Bytes that are left under each limit that only this process has."""
     if sys.platform != "linux":
         return
     import resource
@@ -100,8 +99,9 @@ def _left_in_groups(own: str, root: Path) -> Iterator[int]:
             limit, used = (_text(group / name).strip() for name in names)
             if limit.isdigit() and used.isdigit() and int(limit) < _UNLIMITED:
                 # Pages of files count as used, and the system drops them when memory is needed.
-                cached = re.search(r"^(?:total_)?inactive_file (\d+)", _text(group / "memory.stat"), re.MULTILINE)
-                yield int(limit) - int(used) + (int(cached[1]) if cached else 0)
+                prefix = "total_" if kinds else ""
+                cached = re.findall(rf"^{prefix}(?:in)?active_file (\d+)", _text(group / "memory.stat"), re.MULTILINE)
+                yield int(limit) - int(used) + sum(map(int, cached))
 
 
 def _text(path: Path) -> str:

@@ -13,6 +13,7 @@ from chanfmt.base.files import output_path
 from chanfmt.base.narrate import say
 from chanfmt.base.text import one_line
 from chanfmt.format.columns import COLUMN_BY_NAME
+from chanfmt.format.reader import Atlas
 from chanfmt.format.writer import write_atlas
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from chanfmt.format.reader import Atlas
     from chanfmt.format.records import AtlasContent
     from surgery.experiments.subject import Subject
 
@@ -62,9 +62,10 @@ def check_store(
         about: As `measured_on`.
 
     Raises:
-        UsageError: The model was passed in memory; or the atlas has numbers that were measured differently, or a number of a
-            channel in ``masks``.
+        UsageError: The model was passed in memory; the atlas's file has changed; or the atlas has numbers that were measured
+            differently, or a number of a channel in ``masks``.
     """
+    _check_unchanged(atlas)
     if subject.source is None:
         raise UsageError(
             "numbers of a model in memory cannot be stored, because nothing shows that it is the atlas's model",
@@ -118,7 +119,11 @@ def store_columns(atlas: Atlas, path: Path, measured: Columns, about: str, comma
 
     The file is written beside ``path`` and renamed, so that an atlas of that name is whole at every moment. The history says
     what was measured: text, number and SHA-256 of the tokens, length of a block, dtype.
+
+    Raises:
+        UsageError: The atlas's file has changed since it was opened, so that columns would be lost.
     """
+    _check_unchanged(atlas)
     content = with_measured(atlas.content(), measured, about)
     about_text = {key: identity[key] for key in ("data", "tokens", "tokens_sha256", "seq_len", "dtype")}
     content = noted(
@@ -128,6 +133,15 @@ def store_columns(atlas: Atlas, path: Path, measured: Columns, about: str, comma
     count = sum(int(np.isfinite(values).sum()) for values in next(iter(measured.values())).values())
     say(f"wrote {path}: {', '.join(measured)} of {count} channels; a merge leaves them out")
     return digest
+
+
+def _check_unchanged(atlas: Atlas) -> None:
+    """Raise `UsageError` if another atlas took the place of the file since ``atlas`` was opened."""
+    if not atlas.path.exists():
+        return
+    with Atlas.open(atlas.path) as now:
+        if now.content_sha256 != atlas.content_sha256:
+            raise UsageError(f"{atlas.path} has changed since it was opened", hint="open it again, and measure again")
 
 
 def _described(name: str, about: str) -> str:

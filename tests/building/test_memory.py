@@ -106,6 +106,19 @@ def test_a_limit_of_a_container_counts(tmp_path):
         (directory / "memory.stat").write_text("anon 5\ninactive_file 100000\n")
     assert list(_left_in_groups("0::/job\n", tmp_path)) == [500000]
     assert free_memory(torch.device("cpu")) > 1 << 20
+    # Files that are read again and again are in the active list; the system drops them too.
+    (group / "memory.stat").write_text("anon 5\ninactive_file 100000\nactive_file 50000\n")
+    assert list(_left_in_groups("0::/job\n", tmp_path)) == [550000]
+
+
+def test_an_older_container_counts_what_its_groups_hold(tmp_path):
+    group = tmp_path / "memory" / "job"
+    group.mkdir(parents=True)
+    (group / "memory.limit_in_bytes").write_text("1000000\n")
+    (group / "memory.usage_in_bytes").write_text("600000\n")
+    own, total = "inactive_file 1\nactive_file 2\n", "total_inactive_file 100000\ntotal_active_file 50000\n"
+    (group / "memory.stat").write_text(own + total)
+    assert list(_left_in_groups("4:memory:/job\n", tmp_path)) == [550000]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -128,14 +141,15 @@ def test_little_memory_makes_a_small_batch_or_none(tiny_checkpoint, tmp_path, mo
     with chanfmt.open(whole) as atlas:
         found = atlas.producer.history[0][MEMORY_PREDICTION]
     one = found["needed"] - (found["activations"] + found["working"]) * 7 // 6
-    monkeypatch.setattr(choosing, "free_memory", lambda device: one)
+    monkeypatch.setattr(choosing, "free_memory", lambda *_: one)
     with heard() as said:
         small = build(dataclasses.replace(options, output=str(tmp_path / "b.h5")), SETTINGS)
     assert any(text.startswith("batch of 1 sequence: ") for text in said)
     with chanfmt.open(whole) as ours, chanfmt.open(small) as theirs:
         name = next(iter(ours.stacks))
         np.testing.assert_allclose(ours.stacks[name]["lp"], theirs.stacks[name]["lp"], rtol=1e-4)
-    monkeypatch.setattr(choosing, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(choosing, "free_memory", lambda *_: 1000)
+    monkeypatch.setattr(choosing, "free_swap", lambda: 0)
     with pytest.raises(ChanfmtError, match="one sequence of 32 tokens does not fit on cpu") as caught:
         build(dataclasses.replace(options, output=str(tmp_path / "c.h5")), SETTINGS)
     assert caught.value.hint.startswith("use --stream, ")
@@ -150,7 +164,7 @@ def test_little_memory_makes_a_small_batch_or_none(tiny_checkpoint, tmp_path, mo
 def test_a_build_that_continues_keeps_its_batch_and_its_prediction(tiny_checkpoint, tmp_path, monkeypatch):
     options = request(tiny_checkpoint("llama"), tmp_path / "a.h5", batch_size="auto", columns="none", checkpoint_every=0)
     stop_after(options, 3, monkeypatch)
-    monkeypatch.setattr(choosing, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(choosing, "free_memory", lambda *_: 1000)
     path = build(dataclasses.replace(options, resume=True), SETTINGS)
     with chanfmt.open(path) as atlas:
         prediction, continued = atlas.producer.history

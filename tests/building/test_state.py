@@ -22,6 +22,7 @@ from chanfmt.building.measure import measure
 from chanfmt.cli.main import main
 from chanfmt.data.tokens import canonical
 from chanfmt.format import schema
+from chanfmt.format.records import MEMORY_PREDICTION
 from chanfmt.format.writer import write_atlas
 from chanfmt.models.find.discover import find_ffns
 from chanfmt.models.source import ModelSource
@@ -65,7 +66,8 @@ def test_a_continued_build_equals_an_uninterrupted_one(options, uninterrupted, m
     assert_equal(path, uninterrupted)
     assert [item.name for item in path.parent.iterdir() if item.is_file()] == ["a.h5"]
     with chanfmt.open(path) as atlas:
-        (line,) = atlas.producer.history
+        prediction, line = atlas.producer.history
+        assert set(prediction) == {MEMORY_PREDICTION}
         assert line["resumed_at_sequence"] == done
         assert set(line) == {"command", "resumed_at_sequence", "time"}
 
@@ -94,7 +96,7 @@ def test_several_sessions_add_up(options, uninterrupted, monkeypatch):
     stop_after(options, 4, monkeypatch)
     assert_equal(build(options, SETTINGS), uninterrupted)
     with chanfmt.open(options.path) as atlas:
-        assert len(atlas.producer.history) == 3
+        assert len(atlas.producer.history) == 1 + 3
         assert atlas.producer.seconds > first > 0
 
 
@@ -270,6 +272,16 @@ def test_what_cannot_be_continued_is_moved_aside(options, uninterrupted, monkeyp
     assert f"moved to {broken}" in "\n".join(said)
     assert (broken.read_bytes() if broken.is_file() else None) == before
     assert not kept.exists()
+
+
+def test_a_checkpoint_of_an_older_chanfmt_stays_where_it_is(options, monkeypatch):
+    monkeypatch.setattr("chanfmt.building.state.LAYOUT", state.LAYOUT - 1)
+    stop_after(options, 3, monkeypatch)
+    left = options.partial.read_bytes()
+    monkeypatch.setattr("chanfmt.building.state.LAYOUT", state.LAYOUT + 1)
+    with pytest.raises(UsageError, match="begun by an older chanfmt"):
+        build(dataclasses.replace(options, resume=True), SETTINGS)
+    assert options.partial.read_bytes() == left
 
 
 def test_a_checkpoint_left_by_a_finished_build_is_removed(options, monkeypatch):

@@ -21,6 +21,7 @@ from chanfmt.base.errors import ChanfmtError
 from chanfmt.base.text import one_line
 from chanfmt.format.columns import OWNER
 from tui.session.front import Host, Question
+from tui.session.load import reopened
 from tui.session.protect import write_marks
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 
 LOSS = f"{OWNER}/ablation_loss"
 """The column that gets the measured numbers."""
-PATIENCE = 3.0
-"""Seconds that the process has to end after it was asked to."""
+PATIENCE = 1.5
+"""Seconds that the process has to end after it was asked to. The browser itself has two to end."""
 KEPT_LINES = 400
 """Lines of what the process says that are kept."""
 
@@ -65,10 +66,12 @@ def command(atlas: str, wish: Wish, marks: Path, rows: Path, store: Path, *, rep
         store: Atlas to write.
         replace: Whether numbers that the atlas has already are replaced.
     """
+    # With -P, no module of the working directory is imported. With =, no value is taken for an option.
     return [
-        *(sys.executable, "-m", "surgery", "ablate", "channels", atlas, "-o", str(rows), "--select", str(marks)),
-        *(("--model", wish.model) if wish.model else ()),
-        *("--data", wish.data, "--seq-len", str(wish.seq_len), "--max-tokens", str(wish.max_tokens), "--store", str(store)),
+        *(sys.executable, "-P", "-m", "surgery", "ablate", "channels", os.path.abspath(atlas)),
+        *(f"--output={rows.absolute()}", f"--select={marks}", f"--data={wish.data}", f"--seq-len={wish.seq_len}"),
+        *(f"--max-tokens={wish.max_tokens}", f"--store={store.absolute()}"),
+        *((f"--model={wish.model}",) if wish.model else ()),
         *(("--replace",) if replace else ()),
     ]
 
@@ -211,9 +214,12 @@ class Measuring:
         snapshot, wish, process = self._host.snapshots[0], self.wish, Process()
         # An atlas from the Hub is in the Hub cache, which is not a place for the user's files.
         beside = Path() if self._host.atlas_name.startswith("hf://") else snapshot.path.parent
-        stem = snapshot.path.name.partition(".")[0]
+        stem = snapshot.path.name.removesuffix(".h5")
         store = beside / f"{stem}-measured.h5" if self._host.atlas_name.startswith("hf://") else snapshot.path
-        self._process, self._rows = process, beside / f"{stem}{wish.directory}"
+        # The rows of an atlas are of no use after it got other columns.
+        with reopened(snapshot) as atlas:
+            digest = atlas.content_sha256[:8]
+        self._process, self._rows = process, beside / f"{stem}{wish.directory}-{digest}"
         self._rows_before = _rows_in(self._rows)
         self._channels = sum(int(mask.sum()) for mask in masks.values())
         self._say(f"measuring {self._channels:,} ch")
@@ -291,7 +297,7 @@ def _rows_in(directory: Path) -> int:
 def _known_model(snapshot: Snapshot) -> str:
     """The model, if the atlas says where it is: a name on the Hub, or a path that exists."""
     name = snapshot.model_id
-    return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) or os.path.exists(name) else ""
+    return name if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) or os.path.exists(name) else ""
 
 
 def _known_text(snapshot: Snapshot) -> str:

@@ -568,6 +568,19 @@ def test_losses_of_experts_and_of_means_are_stored(mixtral: Tiny, tmp_path: Path
     assert loss[tuple(known[1])] == np.float32(by_channel[1])
 
 
+def test_an_atlas_that_changed_since_it_was_opened_keeps_what_it_got(llama: Tiny, tmp_path: Path) -> None:
+    """The open atlas does not see what a first run wrote, and a second run would leave it out."""
+    file = tmp_path / "a.h5"
+    file.write_bytes(llama.atlas.read_bytes())
+    words = {"seq_len": SEQ_LEN, "max_tokens": TOKENS, "dtype": "float64", "store": file}
+    with Atlas.open(file) as atlas:
+        surgery.ablate(atlas, "channels", str(llama.model), str(llama.text), select=["0:3"], **words)
+        after = file.read_bytes()
+        with pytest.raises(UsageError, match="has changed since it was opened"):
+            surgery.ablate(atlas, "channels", str(llama.model), str(llama.text), select=["0:7"], **words)
+    assert file.read_bytes() == after != llama.atlas.read_bytes()
+
+
 def test_only_losses_of_single_channels_of_a_checkpoint_are_stored(llama: Tiny, tmp_path: Path) -> None:
     atlas, subject = llama.subject()
     with pytest.raises(UsageError, match="removes several channels at once"):
