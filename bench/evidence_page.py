@@ -290,7 +290,7 @@ def claims(state: Sequence[Measured], drawn: set[str]) -> list[str]:
     if len(found) > 1:
         lines += [f"These hold on every model here: {'; '.join(agreeing)}.", ""] if agreeing else []
         lines.append(
-            f"Of {len(rows)} claims, {len(agreeing)} hold on every model here and {len(differing)} on none"
+            f"Of {len(rows)} claims, {len(agreeing)} agree on every model here and {len(differing)} differ on every model here"
             + (
                 f": {'; '.join(text[0].lower() + text[1:] if not text.startswith('LP') else text for text in differing)}"
                 if differing
@@ -354,7 +354,7 @@ def with_size(state: Sequence[Measured], drawn: set[str]) -> list[str]:
             f"So {len(following)} of these {len(sentences)} numbers {'differs' if len(following) == 1 else 'differ'} in the order of size "
             f"by more than the intervals: {'; '.join(following)}."
             if following
-            else f"So none of these {len(sentences)} numbers follows size on these models: the differences between families are larger."
+            else f"So none of these {len(sentences)} numbers follows size by more than its intervals on these models."
         ),
         "The paper sees the share grow from 40.2% at 8B to 61.4% at 70B, and what LP has over its factored form from 1.9 to 29.3 points.",
     ]
@@ -842,7 +842,7 @@ def cuts(state: Sequence[Measured], drawn: set[str]) -> list[str]:
     if not found:
         return []
     lines = [
-        "## Cuts at 10 to 60%, with and without a refit",
+        "## Cuts, with and without a refit",
         "",
         *image(drawn, "evidence-cuts.svg", "Loss above the dense model's against the share of channels removed"),
         "The numbers are the loss above the dense model's in nats per token. Scores and refits come from the main text. "
@@ -906,7 +906,7 @@ def commands(state: Sequence[Measured]) -> list[str]:
         "## Commands",
         "",
         f"`{COMMAND}` runs these in one process and stores every raw result. Names of files stand for their paths. The script "
-        "puts the tokenizer's BOS in front of every evaluated block if the tokenizer has one, as `surgery eval` does; `surgery "
+        "puts the tokenizer's BOS in front of every evaluated block if the tokenizer has one, as the column `with BOS` of `surgery eval` does; `surgery "
         "sweep` and `surgery ablate` do not, so their numbers differ for such a model. Seconds are wall-clock on a machine with other work.",
     ]
     for model in state:

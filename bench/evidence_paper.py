@@ -45,7 +45,7 @@ def answers(question: Callable[[Measured], Answer | None]) -> Callable[[Sequence
         found = [(model.name, *answer) for model in state if (answer := question(model))]
         missing = [model.name for model in state if not question(model)]
         rows = [*found, *((name, "not measured", "") for name in missing)]
-        return table(("model", "what it gave", "the paper's claim"), rows)
+        return table(("model", "what it gave", "verdict on the claim"), rows)
 
     return text
 

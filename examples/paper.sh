@@ -11,6 +11,10 @@
 #   REVISIONS=a,b,c       checkpoints of MODEL on the Hub, for step 11
 set -euo pipefail
 
+if [ $# -lt 3 ]; then
+  echo "usage: $0 MODEL CALIBRATION EVALUATION [DIR]" >&2
+  exit 2
+fi
 model=$1
 calibration=$2
 evaluation=$3
