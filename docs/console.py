@@ -28,7 +28,7 @@ BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TOLERANCE = 0.1
 TOKEN = "hf_TokenOfAnn"
 _VARIES = re.compile(r"\b\d\.\d+e-0[5-9]\b|\b[0-9a-f]{12,64}\b|\d{4}-\d\d-\d\dT[\d:+]+|\b\d[\d.,]* (?:MB|GB|s|tok/s)\b")
-_ONCE = re.compile(r"^dequantising .* \(once\)$")
+_ONCE = re.compile(r"^(?:dequantising .* \(once\)|another process is dequantising .*)$")
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
