@@ -31,11 +31,9 @@ demo: $(VENV)/installed $(SMOLLM2)
 first-hour: $(SMOLLM2)
 	@bash examples/first_hour.sh $(SMOLLM2)
 
-# One thread each: torch in two processes with two threads each takes ten times as long on two cores. A process more than there
-# are cores, at most four, because a third of the time a test waits for a process that it started.
+# One thread each: torch in two processes with two threads each takes ten times as long on two cores.
 test: $(VENV)/installed-dev $(SMOLLM2)
-	OMP_NUM_THREADS=1 SMOLLM2_GGUF=$(abspath $(SMOLLM2)) $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder \
-	  -n $$($(BIN)/python -c "import os; print(min(4, 1 + len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else 4))")
+	OMP_NUM_THREADS=1 SMOLLM2_GGUF=$(abspath $(SMOLLM2)) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # What `make test` leaves out: the same faults at more places.
 test-repeated: $(VENV)/installed-dev $(SMOLLM2)

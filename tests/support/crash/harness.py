@@ -68,20 +68,16 @@ def content(path: Path) -> Any:
 
 
 def child(work: Callable[[], object]) -> int:
-    """Run ``work`` in a forked process, silently. Returns its id; it exits with 0, or 1 after an exception."""
+    """Run ``work`` in a forked process, without its stdout. Returns its id; it exits with 0, or 1 after an exception."""
     pid = os.fork()
     if pid:
         return pid
     code = 1
     try:
-        quiet = os.open(os.devnull, os.O_WRONLY)
-        log = os.dup(2)
-        os.dup2(quiet, 1)
-        os.dup2(quiet, 2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         work()
         code = 0
     except BaseException:
-        os.dup2(log, 2)
         traceback.print_exc(file=sys.__stderr__)
     finally:
         os._exit(code)
