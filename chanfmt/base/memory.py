@@ -23,17 +23,32 @@ def available_memory(root: Path = _ROOT) -> int:
     Args:
         root: Root of the file system that holds ``proc`` and ``sys``.
     """
-    return max(0, min([_machine(root), *_groups(root)]))
+    machine = _meminfo(root, "MemAvailable")
+    if machine is None:
+        # Other systems do not say what is free. Half of the memory is a guess that leaves room for other programs.
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return max(0, min([machine, *_groups(root)]))
 
 
-def _machine(root: Path) -> int:
+def known_memory(root: Path = _ROOT) -> int | None:
+    """As `available_memory`, without a guess: None if neither the machine nor a control group says what is left."""
+    machine = _meminfo(root, "MemAvailable")
+    left = [*([] if machine is None else [machine]), *_groups(root)]
+    return max(0, min(left)) if left else None
+
+
+def free_swap(root: Path = _ROOT) -> int:
+    """Bytes of free swap space; 0 if that is not known."""
+    return _meminfo(root, "SwapFree") or 0
+
+
+def _meminfo(root: Path, name: str) -> int | None:
+    """Bytes in the line ``name`` of ``/proc/meminfo``; None if there is no such line."""
     meminfo = root / "proc/meminfo"
-    if meminfo.is_file():
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-        if "MemAvailable" in lines:
-            return int(lines["MemAvailable"].split()[0]) * 1024
-    # Other systems do not say what is free. Half of the memory is a guess that leaves room for other programs.
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    if not meminfo.is_file():
+        return None
+    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+    return int(lines[name].split()[0]) * 1024 if name in lines else None
 
 
 def _groups(root: Path) -> Iterator[int]:

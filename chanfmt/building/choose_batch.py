@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from chanfmt.base.errors import ChanfmtError, first_line
+from chanfmt.base.memory import free_swap
 from chanfmt.base.narrate import say
 from chanfmt.building.memory_probe import probe_in_memory, probe_streamed
 from chanfmt.building.predicted_memory import Choice, choice_of, gigabytes, largest_batch
 from chanfmt.data.tokens import CalibrationTokens
 from chanfmt.format.records import MEMORY_PREDICTION
-from chanfmt.models.device_memory import free_memory, free_swap
+from chanfmt.models.device_memory import free_memory
 from chanfmt.models.out_of_memory import free_cached_memory, out_of_memory_recognised
 from chanfmt.models.run import usual_batch
 

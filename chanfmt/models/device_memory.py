@@ -7,14 +7,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chanfmt.base.memory import known_memory
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import torch
-
-_GROUPS = Path("/sys/fs/cgroup")
-_UNLIMITED = 1 << 60
-"""A limit of at least so many bytes is none."""
 
 
 def restart_device_peaks(model: Any) -> None:
@@ -52,23 +50,10 @@ def free_memory(device: torch.device, processes: int = 1) -> int | None:
         return None
 
 
-def free_swap() -> int:
-    """Bytes of free swap space; 0 if that is not known."""
-    return _meminfo("SwapFree") or 0
-
-
 def _free_on_host(processes: int) -> int | None:
-    available = _meminfo("MemAvailable")
-    shared = [] if available is None else [available]
-    shared += _left_in_groups(_text(Path("/proc/self/cgroup")), _GROUPS)
-    # macOS says nothing of this kind.
-    left = [*(number // processes for number in shared), *_own_limits()]
+    known = known_memory()
+    left = [*([] if known is None else [known // processes]), *_own_limits()]
     return max(0, min(left)) if left else None
-
-
-def _meminfo(name: str) -> int | None:
-    found = re.search(rf"^{name}:\s+(\d+) kB", _text(Path("/proc/meminfo")), re.MULTILINE)
-    return int(found[1]) * 1024 if found else None
 
 
 def _own_limits() -> Iterator[int]:
@@ -83,25 +68,6 @@ def _own_limits() -> Iterator[int]:
         used = re.search(rf"^{name}:\s+(\d+) kB", status, re.MULTILINE)
         if soft != resource.RLIM_INFINITY and used:
             yield soft - int(used[1]) * 1024
-
-
-def _left_in_groups(own: str, root: Path) -> Iterator[int]:
-    """Bytes that are left in each control group with a limit, from ``own``, the text of ``/proc/self/cgroup``."""
-    for line in own.splitlines():
-        _, kinds, path = line.split(":", 2)
-        if kinds not in ("", "memory"):
-            continue
-        first = root / kinds
-        names = ("memory.max", "memory.current") if not kinds else ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        # In a container the path is often one of the host, and the container's own group is the root.
-        place = first / path.lstrip("/")
-        for group in {first, place, *(parent for parent in place.parents if parent.is_relative_to(first))}:
-            limit, used = (_text(group / name).strip() for name in names)
-            if limit.isdigit() and used.isdigit() and int(limit) < _UNLIMITED:
-                # Pages of files count as used, and the system drops them when memory is needed.
-                prefix = "total_" if kinds else ""
-                cached = re.findall(rf"^{prefix}(?:in)?active_file (\d+)", _text(group / "memory.stat"), re.MULTILINE)
-                yield int(limit) - int(used) + sum(map(int, cached))
 
 
 def _text(path: Path) -> str:

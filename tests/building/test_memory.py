@@ -10,6 +10,7 @@ import torch
 
 import chanfmt
 from chanfmt.base.errors import ChanfmtError
+from chanfmt.base.memory import known_memory
 from chanfmt.building import choose_batch as choosing
 from chanfmt.building.distributed import Group
 from chanfmt.building.measure import measure
@@ -20,7 +21,7 @@ from chanfmt.building.statistics import FFNStatistics
 from chanfmt.data.tokens import canonical
 from chanfmt.format.records import MEMORY_PREDICTION
 from chanfmt.hub.locate import locate_model
-from chanfmt.models.device_memory import _left_in_groups, free_memory
+from chanfmt.models.device_memory import free_memory
 from chanfmt.models.find.discover import find_ffns
 from chanfmt.models.live_bytes import LiveBytes
 from chanfmt.models.next_token import NextTokenLoss
@@ -98,27 +99,37 @@ def test_live_bytes_count_each_storage_once_and_until_it_is_freed():
 
 
 def test_a_limit_of_a_container_counts(tmp_path):
-    group = tmp_path / "job"
-    group.mkdir()
-    for directory, limit in ((tmp_path, "max"), (group, "1000000")):
+    groups = tmp_path / "sys" / "fs" / "cgroup"
+    group = groups / "job"
+    group.mkdir(parents=True)
+    in_group(tmp_path, "0::/job\n")
+    for directory, limit in ((groups, "max"), (group, "1000000")):
         (directory / "memory.max").write_text(f"{limit}\n")
         (directory / "memory.current").write_text("600000\n")
         (directory / "memory.stat").write_text("anon 5\ninactive_file 100000\n")
-    assert list(_left_in_groups("0::/job\n", tmp_path)) == [500000]
+    assert known_memory(tmp_path) == 500000
     assert free_memory(torch.device("cpu")) > 1 << 20
     # Files that are read again and again are in the active list; the system drops them too.
     (group / "memory.stat").write_text("anon 5\ninactive_file 100000\nactive_file 50000\n")
-    assert list(_left_in_groups("0::/job\n", tmp_path)) == [550000]
+    assert known_memory(tmp_path) == 550000
 
 
 def test_an_older_container_counts_what_its_groups_hold(tmp_path):
-    group = tmp_path / "memory" / "job"
+    group = tmp_path / "sys" / "fs" / "cgroup" / "memory" / "job"
     group.mkdir(parents=True)
+    in_group(tmp_path, "4:memory:/job\n")
     (group / "memory.limit_in_bytes").write_text("1000000\n")
     (group / "memory.usage_in_bytes").write_text("600000\n")
     own, total = "inactive_file 1\nactive_file 2\n", "total_inactive_file 100000\ntotal_active_file 50000\n"
     (group / "memory.stat").write_text(own + total)
-    assert list(_left_in_groups("4:memory:/job\n", tmp_path)) == [550000]
+    assert known_memory(tmp_path) == 550000
+
+
+def in_group(root, line):
+    """Write ``/proc/self/cgroup`` below ``root``. The machine itself says nothing of its memory."""
+    (root / "proc" / "self").mkdir(parents=True)
+    (root / "proc" / "self" / "cgroup").write_text(line)
+    assert known_memory(root / "proc") is None
 
 
 @pytest.mark.parametrize("stream", [False, True])
