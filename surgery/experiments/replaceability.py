@@ -224,10 +224,12 @@ def _predict(
             _collect(subject, found, count, lambda blocks: bar.update(blocks * len(found)))  # noqa: B023
             for index, collected in found.items():
                 own = collected.own.cpu().numpy()
-                for result, kind in ((values, False), (null, True)):
-                    fit, more, choose, judge = (collected.moments(part, null=kind) for part in range(PARTS))
+                fit, more, choose, judge = map(collected.moments, range(PARTS))
+                # Together, because the factors of the peers' moments are the same for a channel and for its null.
+                both = explained(fit + more, choose, judge, np.tile(own, 2), peers)
+                for result, found_there in zip((values, null), np.split(both, 2), strict=True):
                     result[index] = np.full(masks[index].shape, np.nan)
-                    result[index][own] = explained(fit + more, choose, judge, own, peers)
+                    result[index][own] = found_there
     return values, null
 
 
@@ -280,13 +282,18 @@ class _Collected:
             ):
                 total += more
 
-    def moments(self, part: int, *, null: bool) -> Moments:
-        """The `Moments` of a part; the targets are the channels themselves, or for the null the channels in other sequences."""
+    def moments(self, part: int) -> Moments:
+        """The `Moments` of a part. The targets are the channels themselves, and then, for the null, the channels in other sequences."""
         inputs, products, targets, squares, cross = (total.cpu().numpy() for total in self._sums[part])
-        if not null:
-            own = self.own.cpu().numpy()
-            targets, squares, cross = inputs[own], products.diagonal()[own], products[:, own]
-        return Moments(self._tokens[part], inputs, products, targets, squares, cross)
+        own = self.own.cpu().numpy()
+        return Moments(
+            self._tokens[part],
+            inputs,
+            products,
+            np.concatenate([inputs[own], targets]),
+            np.concatenate([products.diagonal()[own], squares]),
+            np.concatenate([products[:, own], cross], axis=1),
+        )
 
 
 def _collect(subject: Subject, found: Mapping[int, _Collected], count: int, progress: Callable[[int], object]) -> None:
