@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from collections import deque
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from chanfmt.base.child import interpreter
 from chanfmt.base.errors import ChanfmtError
 from chanfmt.base.text import one_line
 from chanfmt.format.columns import OWNER
@@ -66,9 +66,9 @@ def command(atlas: str, wish: Wish, marks: Path, rows: Path, store: Path, *, rep
         store: Atlas to write.
         replace: Whether numbers that the atlas has already are replaced.
     """
-    # With -P, no module of the working directory is imported. With =, no value is taken for an option.
+    # With =, no value is taken for an option.
     return [
-        *(sys.executable, "-P", "-m", "surgery", "ablate", "channels", os.path.abspath(atlas)),
+        *(*interpreter(), "-m", "surgery", "ablate", "channels", os.path.abspath(atlas)),
         *(f"--output={rows.absolute()}", f"--select={marks}", f"--data={wish.data}", f"--seq-len={wish.seq_len}"),
         *(f"--max-tokens={wish.max_tokens}", f"--store={store.absolute()}"),
         *((f"--model={wish.model}",) if wish.model else ()),

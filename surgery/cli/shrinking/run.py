@@ -11,9 +11,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from chanfmt.base.child import interpreter
 from chanfmt.base.errors import ChanfmtError, UsageError
 from chanfmt.base.files import atomic_file
 from chanfmt.base.narrate import say, warn
@@ -21,12 +21,12 @@ from surgery.cli.shrinking.journal import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from surgery.cli.shrinking.steps import Places, Step
 
 MODULES = {"atlas": "chanfmt", "surgery": "surgery"}
 """Name of a program to the module that ``python -m`` runs."""
-_ROOT = Path(__file__).resolve().parents[3]
 _PATIENCE = 20.0
 """Seconds that an interrupted step gets to keep what it has."""
 _PR_SET_PDEATHSIG = 1
@@ -109,7 +109,7 @@ class Runner:
         started = time.monotonic()
         again = f"what is done is in {self._places.work}; run the same command again to go on"
         with _stdout(step) as stdout, _stderr(shown=self._shown) as stderr:
-            words = [*_interpreter(), "-m", MODULES[step.words[0]], *step.words[1:], *(["--quiet"] if self._quiet else [])]
+            words = [*interpreter(), "-m", MODULES[step.words[0]], *step.words[1:], *(["--quiet"] if self._quiet else [])]
             code = _run(words, stdout, None if stderr is None else stderr.fileno(), again)
             said = [] if stderr is None else _said(stderr)
             for line in said:
@@ -181,11 +181,6 @@ def _run(words: list[str], stdout: int, stderr: int | None, again: str) -> int:
             process.terminate()
             process.wait()
         raise KeyboardInterrupt(again) from None
-
-
-def _interpreter() -> list[str]:
-    """Python, without modules of the working directory, unless chanfmt itself is run from there."""
-    return [sys.executable] if Path.cwd() == _ROOT else [sys.executable, "-P"]
 
 
 def _with_parent() -> Callable[[], None] | None:
