@@ -154,10 +154,13 @@ def legend(axes: Any, **arguments: Any) -> None:
 
 
 def legend_below(figure: Any) -> None:
-    """Add one legend for all axes below them, if something with a label was drawn."""
+    """Add one legend for all axes below them, if something with a label was drawn: in as many columns as fit, at most four."""
     entries = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    if entries:
-        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(4, len(entries)))
+    for columns in range(min(4, len(entries)), 0, -1):
+        found = figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
+        if columns == 1 or found.get_window_extent().width <= figure.bbox.width:
+            return
+        found.remove()
 
 
 def draw_figure(plot: Plot, figure: Any) -> list[Any]:

@@ -174,3 +174,16 @@ def test_arrays_of_other_layers_are_refused(paths: list[Path]) -> None:
             analysis.over_layers(analysis.rank_correlation, lp, lp.isel(layer=slice(3)))
         with pytest.raises(UsageError, match="some are not"):
             analysis.over_layers(analysis.rank_correlation, lp, lp.values)
+
+
+def test_a_legend_of_long_names_is_inside_the_figure() -> None:
+    figure = Figure(figsize=(7.0, 3.0), layout="constrained")
+    axes = figure.subplots()
+    for number in range(5):
+        axes.plot([0, 1], [0, number], label=f"a model with a rather long name, {number}")
+    drawing.legend_below(figure)
+    [legend] = figure.legends
+    figure.draw_without_rendering()
+    box = legend.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+    assert len(legend.get_texts()) == 5
