@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from chanfmt.analysis.resample import middle
 from chanfmt.base.text import one_line
 from chanfmt.format import schema
 from chanfmt.format.columns import OWNER
-from chanfmt.reporting import drawing
+from chanfmt.reporting import figures
 from chanfmt.reporting.section import Plot, Section, Table
 from chanfmt.reporting.units import name_columns
 from chanfmt.reporting.words import bracketed, percent, times, with_interval
@@ -64,9 +64,11 @@ def make(units: Sequence[Unit], tokens: int) -> Section | None:
         plots.append(
             Plot(
                 own,
-                f"Measured rise of the loss with one channel {what}, against its LP, with one standard error; line: a loss equal to LP.",
+                f"Measured change of the loss with one channel {what}, against its LP, with one standard error; line: a change "
+                "equal to LP; hollow: the loss falls.",
                 (f"{own}_channels",),
-                (partial(draw_losses, lp=channels["lp"], loss=channels["loss"], error=channels["error"]),),
+                (partial(figures.draw_ablation, lp=channels["lp"], change=channels["loss"], error=channels["error"]),),
+                legend_below=True,
             )
         )
         tables += [Table(own, columns), Table(f"{own}_channels", channels)]
@@ -100,24 +102,6 @@ def make(units: Sequence[Unit], tokens: int) -> Section | None:
 
 
 _PLURALS = {"none": "other channels", "halo": "the halo", "supernode": "supernodes"}
-
-
-def draw_losses(axes: Any, lp: np.ndarray, loss: np.ndarray, error: np.ndarray) -> None:
-    """Draw measured losses against LP into matplotlib ``axes``, arrays (channel,) in nats per token."""
-    axes.errorbar(lp, loss, np.nan_to_num(error), fmt="o", color=drawing.COLOURS[0], markersize=3, linewidth=0.8)
-    positive = lp[lp > 0]
-    if len(positive):
-        axes.set_xscale("log")
-        ends = np.geomspace(positive.min(), positive.max(), 50)
-        axes.plot(ends, ends, color=drawing.GREY, linestyle="--", label="loss = LP")
-        # Losses may be negative, and their sizes span decades.
-        size = np.abs(loss[loss != 0])
-        if len(size):
-            axes.set_yscale("symlog", linthresh=float(np.median(size)))
-    axes.set_xlabel("LP")
-    axes.set_ylabel("nats per token")
-    axes.set_title("measured loss of single channels")
-    drawing.legend(axes)
 
 
 def _about(name: str, units: Sequence[Unit]) -> str:
