@@ -13,6 +13,7 @@ from chanfmt.algebra import labels
 from chanfmt.analysis.chance import turn_offset
 from chanfmt.building.column_sums import ColumnSums, Wanted
 from chanfmt.format import schema
+from chanfmt.format.columns import REDUNDANCY_CHANCE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +27,7 @@ CANDIDATE_SHARE = 0.05
 _LAST = ("last", "last_total", "last_q2")
 REDUCED = schema.resting_on(schema.CORRELATIONS)
 """Names of the arrays that the cross moments with the core are reduced to, all of them variables of the atlas."""
-CHANCE = "redundancy_chance"
+CHANCE = REDUNDANCY_CHANCE.rpartition("/")[2]
 """Name of the further array that they are reduced to, which becomes a well-known column."""
 
 

@@ -15,6 +15,11 @@ from chanfmt.format import schema
 
 OWNER = f"{schema.EXTENSION_PREFIX}common"
 """Owner of the well-known columns. It holds no other columns."""
+REDUNDANCY_CHANCE = f"{OWNER}/redundancy_chance"
+ABLATION_LOSS, MEAN_ABLATION_LOSS = f"{OWNER}/ablation_loss", f"{OWNER}/mean_ablation_loss"
+ABLATIONS = {ABLATION_LOSS: "set to 0", MEAN_ABLATION_LOSS: "set to its mean"}
+"""Columns of a measured loss, to what happened to the channel. The column ``NAME_error`` has the standard errors."""
+REPLACEABILITY, REPLACEABILITY_NULL = f"{OWNER}/replaceability", f"{OWNER}/replaceability_null"
 NAME = re.compile(r"x_[a-z0-9][a-z0-9_-]{0,30}/[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 """The name of a column that a table, an archive and a selector can hold: ``x_owner/name``."""
 INDICES = tuple(variable.name for variable in schema.INDEX_VARIABLES)
@@ -52,7 +57,7 @@ COLUMNS = (
     Column(f"{OWNER}/active_tokens", "i8", "1", "sum", "tokens on which the channel's value u is above 0"),
     Column(f"{OWNER}/firing_rate", "f4", "1", "drop", "share of tokens on which the channel's value u is above 0"),
     Column(
-        f"{OWNER}/redundancy_chance",
+        REDUNDANCY_CHANCE,
         "f4",
         "nats",
         "drop",
@@ -61,7 +66,7 @@ COLUMNS = (
     ),
     Column(f"{OWNER}/kurtosis", "f4", "1", "drop", "kurtosis of u over tokens, 3 for a normal distribution"),
     Column(
-        f"{OWNER}/ablation_loss",
+        ABLATION_LOSS,
         "f4",
         "nats",
         "drop",
@@ -77,7 +82,7 @@ COLUMNS = (
         "abl error",
     ),
     Column(
-        f"{OWNER}/mean_ablation_loss",
+        MEAN_ABLATION_LOSS,
         "f4",
         "nats",
         "drop",
@@ -93,7 +98,7 @@ COLUMNS = (
         "m abl err",
     ),
     Column(
-        f"{OWNER}/replaceability",
+        REPLACEABILITY,
         "f4",
         "1",
         "drop",
@@ -101,7 +106,7 @@ COLUMNS = (
         "replace",
     ),
     Column(
-        f"{OWNER}/replaceability_null",
+        REPLACEABILITY_NULL,
         "f4",
         "1",
         "drop",

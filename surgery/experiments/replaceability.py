@@ -14,7 +14,7 @@ from chanfmt.base import html
 from chanfmt.base.errors import ModelError, UsageError
 from chanfmt.base.narrate import progress_bar, say, warn
 from chanfmt.format import schema
-from chanfmt.format.columns import OWNER
+from chanfmt.format.columns import REPLACEABILITY, REPLACEABILITY_NULL
 from chanfmt.models.find.intercept import Interceptor
 from chanfmt.models.frozen import frozen
 from chanfmt.models.run import run_text, usual_batch
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from chanfmt.models.ffn import FFN
     from surgery.evaluation.given import GivenModel
 
-COLUMNS = (f"{OWNER}/replaceability", f"{OWNER}/replaceability_null")
+COLUMNS = (REPLACEABILITY, REPLACEABILITY_NULL)
 PARTS = 4
 """Sequences go in turn to two parts that maps are fitted to, one that chooses the penalty, and one that judges."""
 BUDGET = 2 << 30

@@ -17,6 +17,7 @@ from chanfmt.analysis.mass import concentration
 from chanfmt.analysis.resample import Middle, middle
 from chanfmt.analysis.splits import stability
 from chanfmt.format import schema
+from chanfmt.format.columns import REDUNDANCY_CHANCE
 from chanfmt.format.writer import write_atlas
 from chanfmt.reporting.section import above, below, worst
 from chanfmt.reporting.sections import concentrated, controls, factors, halo, measured, reading, stable
@@ -168,7 +169,7 @@ def test_halo_is_matched_in_lp() -> None:
 def test_the_report_uses_the_null_of_chance_if_the_atlas_has_it(tmp_path: Path) -> None:
     content = random_content(layers=5, channels=200)
     null = content.stacks[0].variables["redundancy_null"]
-    write_atlas(with_columns(content, {halo.CHANCE: {"decoder": null / 2}}), tmp_path / "a.h5")
+    write_atlas(with_columns(content, {REDUNDANCY_CHANCE: {"decoder": null / 2}}), tmp_path / "a.h5")
     sections = []
     for path in (tmp_path / "a.h5", random_atlas(tmp_path / "b.h5", layers=5, channels=200)):
         with chanfmt.open(path) as atlas:

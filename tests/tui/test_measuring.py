@@ -13,6 +13,7 @@ import pytest
 from textual.widgets import Input
 
 from chanfmt.algebra.columns import with_columns
+from chanfmt.format.columns import ABLATION_LOSS
 from chanfmt.format.reader import Atlas
 from chanfmt.format.writer import write_atlas
 from tests.support.browsed import last_layers
@@ -23,7 +24,7 @@ from tui.screens.choice import ChoiceScreen
 from tui.screens.message import MessageScreen
 from tui.session import measuring
 from tui.session.load import read_snapshot
-from tui.session.measuring import LOSS, Process, Wish
+from tui.session.measuring import Process, Wish
 from tui.session.session import Session
 
 if TYPE_CHECKING:
@@ -135,10 +136,11 @@ async def test_numbers_that_the_atlas_has_already(tmp_path: Path, monkeypatch: p
     """The card shows a measured loss with its error, and the question before the next measurement tells both ways."""
     content = random_content()
     values = {
-        name: np.full(content.stacks[0].variables["lp"].shape, np.nan, dtype=np.float32) for name in (LOSS, f"{LOSS}_error")
+        name: np.full(content.stacks[0].variables["lp"].shape, np.nan, dtype=np.float32)
+        for name in (ABLATION_LOSS, f"{ABLATION_LOSS}_error")
     }
     channel = int(content.stacks[0].variables["lp"][0].argmax())
-    values[LOSS][0, channel], values[f"{LOSS}_error"][0, channel] = 0.125, 0.0625
+    values[ABLATION_LOSS][0, channel], values[f"{ABLATION_LOSS}_error"][0, channel] = 0.125, 0.0625
     write_atlas(with_columns(content, {name: {"decoder": array} for name, array in values.items()}), tmp_path / "a.h5")
     asked: list[bool] = []
     monkeypatch.setattr(measuring, "command", lambda *_, replace, **__: asked.append(replace) or ["true"])
@@ -174,10 +176,10 @@ async def test_a_measurement_ends_on_the_card(tmp_path: Path) -> None:
         marked = np.flatnonzero(app.session.marks.of(0))
         await answered(pilot, str(tiny.model), str(tiny.text), "64")
         await wait_until(lambda: not app.session.measuring.running, 120)
-        await wait_until(lambda: LOSS in app.session.browser.snapshot.metrics)
+        await wait_until(lambda: ABLATION_LOSS in app.session.browser.snapshot.metrics)
         await pilot.pause()
         assert "the losses are on the cards" in text_of(app)
-        losses = app.session.browser.snapshot.values(0, LOSS)
+        losses = app.session.browser.snapshot.values(0, ABLATION_LOSS)
         assert np.flatnonzero(np.isfinite(losses)).tolist() == marked.tolist()
         with Atlas.open(tiny.atlas, verify=True):
             pass

@@ -11,7 +11,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 
 from chanfmt.base.text import one_line
-from chanfmt.format.columns import OWNER
+from chanfmt.format.columns import ABLATIONS, OWNER
 from tui.screens.keys import key_line, key_rows
 from tui.screens.status import StatusScreen
 from tui.session.card import labelled, make_card
@@ -20,7 +20,7 @@ from tui.widgets.lines import Line, Lines
 from tui.widgets.text import bar, left, number, percent, spread, whole_or
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from textual.app import ComposeResult
 
@@ -107,7 +107,7 @@ class CardScreen(StatusScreen):
         types = {name: metric.dtype for name, metric in snapshot.metrics.items()}
         lines = [
             [(f" channel {self.channel}", "strong"), (f"   {label}{marked}", "")],
-            *effect_lines(card, snapshot.metrics),
+            *effect_lines(card),
             *card_lines(card, width - SCROLLBAR, types),
             *about_lines({name: metric.long_name for name, metric in snapshot.metrics.items()}, card, width - SCROLLBAR),
         ]
@@ -157,29 +157,22 @@ def card_lines(card: Card, width: int, types: Mapping[str, str]) -> list[Line]:
     return lines
 
 
-def effect_lines(card: Card, columns: Iterable[str]) -> list[Line]:
-    """What a removal of the channel costs, and where its value is largest, as far as the atlas holds these columns."""
+def effect_lines(card: Card) -> list[Line]:
+    """What a removal of the channel costs, and where its value is largest, as far as the card has these columns."""
     values = {item.name: item.value for item in card.metrics}
-    held = {name: values[f"{OWNER}/{name}"] for name in _EFFECTS if f"{OWNER}/{name}" in columns}
     lines: list[Line] = []
-    for name, what in (("ablation_loss", "set to 0"), ("mean_ablation_loss", "set to its mean")):
-        if np.isfinite(held.get(name, np.nan)):
-            error = held.get(f"{name}_error", np.nan)
+    for name, what in ABLATIONS.items():
+        if np.isfinite(values.get(name, np.nan)):
+            error = values.get(f"{name}_error", np.nan)
             interval = f" ± {number(error)}" if np.isfinite(error) else ""
-            lines.append([(f" {what}: the loss changes by {_signed(held[name])}{interval} nats per token", "")])
-    token, position, sequence = (held.get(name, np.nan) for name in ("peak_token", "peak_position", "peak_sequence"))
+            lines.append([(f" {what}: the loss changes by {_signed(values[name])}{interval} nats per token", "")])
+    token, position, sequence = (values.get(f"{OWNER}/peak_{name}", np.nan) for name in ("token", "position", "sequence"))
     # -1 stands for a channel that no token reached.
     if token >= 0:
         where = f", position {int(position)}" if position >= 0 else ""
         where += f" of sequence {int(sequence)}" if sequence >= 0 else ""
         lines.append([(f" |u| is largest on the token with the id {int(token)}{where}", "")])
     return [*lines, []] if lines else []
-
-
-_EFFECTS = (
-    *("ablation_loss", "ablation_loss_error", "mean_ablation_loss", "mean_ablation_loss_error"),
-    *("peak_token", "peak_position", "peak_sequence"),
-)
 
 
 def _signed(value: float) -> str:

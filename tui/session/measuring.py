@@ -19,7 +19,7 @@ import numpy as np
 from chanfmt.base.child import interpreter
 from chanfmt.base.errors import ChanfmtError
 from chanfmt.base.text import one_line
-from chanfmt.format.columns import OWNER
+from chanfmt.format.columns import ABLATION_LOSS
 from tui.session.front import Host, Question
 from tui.session.load import reopened
 from tui.session.protect import write_marks
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from tui.session.load import Snapshot
     from tui.session.marks import Marks
 
-LOSS = f"{OWNER}/ablation_loss"
-"""The column that gets the measured numbers."""
 PATIENCE = 1.5
 """Seconds that the process has to end after it was asked to. The browser itself has two to end."""
 KEPT_LINES = 400
@@ -190,10 +188,12 @@ class Measuring:
         self.wish = wish
         snapshot, marks = self._host.snapshots[0], self._host.marks
         masks = marks.masks
-        if LOSS not in snapshot.metrics:
+        if ABLATION_LOSS not in snapshot.metrics:
             self._start(masks, replace=False)
             return
-        new = {ffn: mask & ~np.isfinite(snapshot.values(ffn, LOSS)) if mask.any() else mask for ffn, mask in masks.items()}
+        new = {
+            ffn: mask & ~np.isfinite(snapshot.values(ffn, ABLATION_LOSS)) if mask.any() else mask for ffn, mask in masks.items()
+        }
         others = sum(int(mask.sum()) for mask in new.values())
         question = Question(
             f"the atlas has numbers of {self.marked - others:,} of the {self.marked:,} channels",

@@ -9,7 +9,7 @@ import numpy as np
 
 from chanfmt.analysis.halo import HaloRedundancy, halo_redundancy
 from chanfmt.analysis.resample import middle
-from chanfmt.format.columns import OWNER
+from chanfmt.format.columns import REDUNDANCY_CHANCE
 from chanfmt.reporting import drawing, paper
 from chanfmt.reporting.section import Claim, Plot, Section, Table, above
 from chanfmt.reporting.units import has_experts, name_columns
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from chanfmt.format.unit import Unit
 
-CHANCE = f"{OWNER}/redundancy_chance"
 """The column with the null of chance. A build writes it; a merge and older atlases do not have it."""
 KINDS = {"halo": "halo", "matched": "others, as important", "others": "all others"}
 
@@ -38,7 +37,7 @@ def make(units: Sequence[Unit], tokens: int) -> Section:
     for unit in units:
         if not (unit.holds("redundancy") and unit.holds("label")):
             continue
-        null, by_chance = (unit.values(name) if unit.holds(name) else None for name in ("redundancy_null", CHANCE))
+        null, by_chance = (unit.values(name) if unit.holds(name) else None for name in ("redundancy_null", REDUNDANCY_CHANCE))
         row = halo_redundancy(unit.values("lp"), unit.values("label"), unit.values("redundancy"), null, by_chance)
         if row is not None:
             rows.append(row)

@@ -11,7 +11,7 @@ from chanfmt.algebra.compare import rank_correlation
 from chanfmt.analysis.resample import middle
 from chanfmt.base.text import one_line
 from chanfmt.format import schema
-from chanfmt.format.columns import OWNER
+from chanfmt.format.columns import ABLATIONS, REPLACEABILITY, REPLACEABILITY_NULL
 from chanfmt.reporting import figures
 from chanfmt.reporting.section import Plot, Section, Table
 from chanfmt.reporting.units import name_columns
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from chanfmt.format.unit import Unit
 
-LOSSES = {f"{OWNER}/ablation_loss": "set to 0", f"{OWNER}/mean_ablation_loss": "set to its mean"}
-REPLACEABILITY = f"{OWNER}/replaceability"
 _FEWEST = 3
 """Channels with a measured loss that a rank correlation needs at least."""
 
@@ -38,7 +36,7 @@ def make(units: Sequence[Unit], tokens: int) -> Section | None:
     numbers: dict[str, float | int] = {}
     plots: list[Plot] = []
     tables: list[Table] = []
-    for name, what in LOSSES.items():
+    for name, what in ABLATIONS.items():
         kept = [unit for unit in units if len(unit.known(name))]
         if not kept:
             continue
@@ -161,6 +159,6 @@ def _replaceability(units: Sequence[Unit]) -> dict[str, np.ndarray]:
         for number, kind in schema.LABELS.items():
             found = values[(label == number) & np.isfinite(values)]
             columns[kind].append(float(np.median(found)) if len(found) else float("nan"))
-        null = unit.known(f"{REPLACEABILITY}_null")
+        null = unit.known(REPLACEABILITY_NULL)
         columns["null"].append(float(np.median(null)) if len(null) else float("nan"))
     return name_columns(units) | {kind: np.array(found) for kind, found in columns.items()}

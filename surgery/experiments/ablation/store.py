@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chanfmt.format.columns import OWNER
+from chanfmt.format.columns import ABLATION_LOSS, MEAN_ABLATION_LOSS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -15,12 +15,11 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "channels"
 """The experiment that removes one channel at a time."""
-ZERO, MEAN = f"{OWNER}/ablation_loss", f"{OWNER}/mean_ablation_loss"
 
 
 def column_names(experiment: Experiment) -> tuple[str, str]:
     """The columns of the loss that ``experiment`` measures, and of its standard error."""
-    name = ZERO if experiment.means is None else MEAN
+    name = ABLATION_LOSS if experiment.means is None else MEAN_ABLATION_LOSS
     return name, f"{name}_error"
 
 
