@@ -11,7 +11,8 @@ import numpy as np
 from chanfmt.base.errors import UsageError
 from chanfmt.format.unit import unit_rows
 from surgery.planning.allocation import Candidate, Pool, ladder
-from surgery.planning.methods import find_method, ranked_by_magnitude, score
+from surgery.planning.coverage import evidence
+from surgery.planning.methods import find_method, ranked_by_magnitude, scored
 from surgery.planning.options import MAX_LAYER_SPARSITY
 from surgery.planning.width import kept_units
 from surgery.planning.written import field_groups
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from chanfmt.format.reader import Atlas
     from chanfmt.format.records import Block
+    from surgery.planning.coverage import Evidence
     from surgery.planning.options import PlanOptions
 
 
@@ -32,37 +34,50 @@ class Scores:
         blocks: The FFNs.
         method: The method's name.
         of: Block index to the FFN's scores, float64 of `Block.shape`.
+        half: Block index to the tokens at which an expert's own scores decide as much as the norms of its weights.
     """
 
     def __init__(self, atlas: Atlas, method: str, seed: int, blocks: tuple[Block, ...]) -> None:
         self.atlas = atlas
         self.blocks = blocks
         self.method = method
-        self.of = {block.index: score(method, atlas, block, seed) for block in blocks}
+        found = {block.index: scored(method, atlas, block, seed) for block in blocks}
+        self.of = {index: item.values for index, item in found.items()}
+        self.half = {index: item.half for index, item in found.items()}
 
-    def comparable(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
-        """Scores that compare with those of other FFNs, float64 (row, channels), and which experts the rows are, bool (expert,).
-
-        Experts that no calibration token reached are left out.
+    def comparable(self, block: Block) -> np.ndarray:
+        """Scores that compare with those of other FFNs, float64 (row, channels).
 
         Raises:
             UsageError: No calibration token reached any expert.
         """
         rows = unit_rows(self.of[block.index])
-        used = np.ones(len(rows), dtype=bool)
-        if block.n_experts:
-            used = ~ranked_by_magnitude(self.method, self.atlas, block)
-            if not used.any():
-                raise UsageError(
-                    f"no calibration token reached any expert of layer {block.layer_index} ({block.module}), so its "
-                    "channels cannot be compared with those of other layers",
-                    hint="use --allocation uniform, or build the atlas on more text",
-                )
-        rows = rows[used]
+        if block.n_experts and ranked_by_magnitude(self.method, self.atlas, block).all():
+            raise UsageError(
+                f"no calibration token reached any expert of layer {block.layer_index} ({block.module}), so its "
+                "channels cannot be compared with those of other layers",
+                hint="use --allocation uniform, or build the atlas on more text",
+            )
         if find_method(self.method).standardised:
             spread = rows.std(axis=-1, keepdims=True)
             rows = (rows - rows.mean(axis=-1, keepdims=True)) / np.where(spread > 0, spread, 1)
-        return rows, used
+        return rows
+
+    def evidence(self, kept: Mapping[int, np.ndarray]) -> Evidence | None:
+        """How well experts were covered, if a cut keeps ``kept``; None if the method ranks no expert by its tokens."""
+        if not find_method(self.method).needs_tokens:
+            return None
+        return evidence(
+            [
+                (
+                    np.asarray(self.atlas.stacks[block.stack].row("tokens", block.row)),
+                    self.half[block.index],
+                    float(kept[block.index].mean()),
+                )
+                for block in self.blocks
+                if block.n_experts
+            ]
+        )
 
     def warnings(self) -> tuple[str, ...]:
         """A note on every FFN whose channels another method ranks than the requested one."""
@@ -152,9 +167,9 @@ class Choice:
         candidates = []
         for block in self._scores.blocks:
             most = block.n_channels - max(_fewest(block, self._cap), self._most_protected[block.index])
-            rows, used = self._scores.comparable(block)
+            rows = self._scores.comparable(block)
             candidates.append(
-                Candidate(block.n_channels, len(block.experts), ladder(rows, unit_rows(self._protected[block.index])[used], most))
+                Candidate(block.n_channels, len(block.experts), ladder(rows, unit_rows(self._protected[block.index]), most))
             )
         return Pool(candidates)
 

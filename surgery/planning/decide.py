@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from chanfmt.format.reader import Atlas
     from chanfmt.format.records import Block
+    from surgery.planning.coverage import Evidence
     from surgery.planning.options import PlanOptions
 
 
@@ -51,6 +52,7 @@ class Decision:
         protection: What each selector did, before any inversion.
         protected, released: Channels that are protected, and channels that ``--unprotect`` released.
         warnings: What the user should know.
+        evidence: How well the experts that could be cut were covered; None if no expert is ranked by its tokens.
     """
 
     kept: Mapping[int, np.ndarray]
@@ -59,6 +61,7 @@ class Decision:
     protected: int
     released: int
     warnings: tuple[str, ...]
+    evidence: Evidence | None = None
 
 
 def decide(atlas: Atlas, options: PlanOptions) -> Decision:
@@ -94,6 +97,7 @@ def decide(atlas: Atlas, options: PlanOptions) -> Decision:
         protected.count,
         protected.released,
         (*protected.warnings, *scores.warnings(), *unprotected_halo(options.method, atlas, blocks)),
+        scores.evidence(kept),
     )
 
 

@@ -1,6 +1,6 @@
 """Score every channel of an FFN from its atlas alone: higher means keep. Pure numpy, float64.
 
-An FFN with experts has a row of scores per expert, from the expert's own tokens.
+An FFN with experts has a row of scores per expert, from the expert's own tokens, as far as these are evidence.
 
 To add a method, add its formula below, under a line with its name, and a test. The command line, plans, model cards and the
 browser read the table `METHODS`.
@@ -16,6 +16,7 @@ import numpy as np
 from chanfmt.base.choices import unknown
 from chanfmt.base.errors import AtlasError
 from chanfmt.format import schema
+from surgery.planning.coverage import Believed, believed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -97,21 +98,26 @@ def score(method: str, atlas: Atlas, block: Block, seed: int = 0) -> np.ndarray:
     """Scores of ``block``'s channels, float64, finite. The lowest score is pruned first.
 
     Returns:
-        (channels,), or (expert, channels) if the FFN has experts. Experts that are `ranked_by_magnitude` have scores in
-        other units than the other experts.
+        (channels,), or (expert, channels) if the FFN has experts. The fewer tokens reached an expert, the more its scores follow
+        the norms of its weights (see `surgery.planning.coverage`).
 
     Raises:
         UsageError: ``method`` is unknown.
         AtlasError: The atlas lacks what the method needs, or has no value for some channel.
     """
+    return scored(method, atlas, block, seed).values
+
+
+def scored(method: str, atlas: Atlas, block: Block, seed: int = 0) -> Believed:
+    """As `score`, with the tokens at which an expert's own scores decide; 0 if the method or the FFN needs none."""
     chosen = find_method(method)
     stack = atlas.stacks[block.stack]
     channels = Channels(stack, block.row, block, seed)
     values = chosen.score(channels)
-    if block.n_experts:
-        unseen = ranked_by_magnitude(method, atlas, block)
-        if unseen.any():
-            values = np.where(unseen[:, None], _magnitude(channels), values)
+    routed = bool(block.n_experts) and chosen.needs_tokens
+    unseen = ranked_by_magnitude(method, atlas, block)
+    if unseen.any():
+        values = np.where(unseen[:, None], 0.0, values)
     undefined = int(np.count_nonzero(~np.isfinite(values)))
     if undefined:
         reached = np.any(stack.row("tokens", block.row))
@@ -121,11 +127,13 @@ def score(method: str, atlas: Atlas, block: Block, seed: int = 0) -> np.ndarray:
             f"({block.module}): {reason}",
             hint="build the atlas on more text, or choose a method that needs weights only: magnitude",
         )
-    return values
+    if not routed:
+        return Believed(values, 0.0)
+    return believed(values, _magnitude(channels), np.asarray(stack.row("tokens", block.row)))
 
 
 def ranked_by_magnitude(method: str, atlas: Atlas, block: Block) -> np.ndarray:
-    """Which experts no calibration token reached, bool (expert,). Only their weights can rank their channels.
+    """Which experts no calibration token reached, bool (expert,). Only the norms of their weights rank their channels.
 
     All are False if ``method`` needs no tokens. The array is empty for a dense FFN.
     """

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from chanfmt.format.reader import Atlas, Stack
     from chanfmt.format.records import Block, TensorSlice
+    from surgery.planning.coverage import Evidence
     from surgery.planning.formats import FileBytes
     from surgery.planning.options import PlanOptions
 
@@ -125,6 +126,7 @@ class PruningPlan:
         warnings: What the user should know. A plan file does not hold them.
         sized: The size that ``sparsity`` was found for; None if the sparsity was asked for. A plan file does not hold it.
         model_config: The model's config, from which sizes follow; empty if the atlas holds none. A plan file does not hold it.
+        evidence: As in `surgery.planning.decide.Decision`. A plan file does not hold it.
         format, file_bytes: As in `surgery.planning.options.PlanOptions`. A plan file does not hold them.
     """
 
@@ -153,6 +155,7 @@ class PruningPlan:
     layout: str = UNIFORM
     warnings: tuple[str, ...] = ()
     sized: Sized | None = None
+    evidence: Evidence | None = None
     model_config: Mapping[str, Any] = field(default_factory=dict)
     format: str = SAFETENSORS
     file_bytes: FileBytes | None = None
@@ -310,6 +313,7 @@ def make_plan(atlas: Atlas, options: PlanOptions) -> PruningPlan:
         parameters=model.parameters,
         warnings=decision.warnings,
         sized=found,
+        evidence=decision.evidence,
         model_config=read_config(model.config),
         format=options.format,
         file_bytes=options.file_bytes,

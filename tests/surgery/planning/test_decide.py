@@ -154,14 +154,11 @@ def test_global_moves_all_experts_of_a_layer_at_once(experts: Atlas, method: str
     ladders = []
     for block in experts.blocks:
         values = np.atleast_2d(score(method, experts, block)).copy()
-        used = np.ones(len(values), dtype=bool)
-        if block.n_experts and method != "random":
-            used = experts.stacks[block.stack]["tokens"][block.row] > 0
         if method == "flap":
             values = (values - values.mean(axis=1, keepdims=True)) / values.std(axis=1, keepdims=True)
         if METHODS[method].always_protects:
             values[np.atleast_2d(experts.stacks[block.stack]["label"][block.row]) == schema.LABEL_SUPERNODE] = np.inf
-        ladders.append(np.sort(values[used], axis=1).mean(axis=0))
+        ladders.append(np.sort(values, axis=1).mean(axis=0))
     removed = [planned.n_channels - planned.n_kept for planned in plan.blocks]
     # The dense FFN also takes what is left of the budget: less than one channel of each of four experts.
     sure = [removed[0] - 3, *removed[1:]]
