@@ -90,6 +90,7 @@ def plan(
         seed: Seed of the method ``random``.
         layout: Config of a result with uneven widths. ``uniform``: the fields of the stock class, with zero channels where
             FFNs share a field. ``deci``: a Llama model as DeciLM, with a width for each layer and a modelling file.
+            ``custom``: a causal language model of any type, with a width for each FFN and a modelling file.
             ``auto``: ``uniform`` if no FFN is padded then, otherwise ``deci`` if the model is of its kind.
 
     Returns:
@@ -155,7 +156,7 @@ def prune(
 ) -> Result:
     """Cut a model and write the smaller checkpoint, which ``from_pretrained`` loads.
 
-    Stock code loads the result, unless its layout is ``deci``: then ``trust_remote_code=True`` is needed.
+    Stock code loads the result, unless its layout is ``deci`` or ``custom``: then ``trust_remote_code=True`` is needed.
 
     The checkpoint is streamed tensor by tensor, and published whole or not at all. Before ``out`` gets its name, its shapes
     are checked against the stock class, and its logits against those of the dense model with the same channels masked
@@ -566,7 +567,7 @@ def shrink(
         device: Device of every step: ``auto``, ``cpu``, ``cuda``, ...
         dtype: Dtype of the weights of a checkpoint; None for ``bfloat16`` if the model is a ``.gguf`` file, otherwise as stored.
         format: ``safetensors`` or ``gguf``, as for `prune`; None for ``gguf`` if the model is a ``.gguf`` file and no other
-            argument needs a checkpoint (``dtype``, ``allocations`` without ``uniform``, the layout ``deci``).
+            argument needs a checkpoint (``dtype``, ``allocations`` without ``uniform``, the layout ``deci`` or ``custom``).
         quant, cut_quant, layout: As for `prune`.
         push: Repository to publish the result in: ``USER/NAME``, ``NAME``, or an empty text for the default name. None
             publishes nothing.

@@ -13,7 +13,7 @@ from chanfmt.base.hub_ids import is_commit, is_hub_id
 from chanfmt.base.inputs import file_size, input_path
 from chanfmt.models import quantised
 from chanfmt.models.beside import check_adapter_alone, check_alone
-from chanfmt.models.own import is_own, own_config_class
+from chanfmt.models.own import is_own, parse_own
 from chanfmt.models.quiet import quiet_transformers
 from chanfmt.models.safetensors import CheckpointIndex, fingerprint
 
@@ -144,7 +144,7 @@ class ModelSource:
 
         fields = self.config_fields
         if is_own(fields) and not self.trust_remote_code:
-            return own_config_class().from_dict(copy.deepcopy(fields), name_or_path=str(self.directory))
+            return parse_own(fields, lambda kind: kind.from_dict(copy.deepcopy(fields), name_or_path=str(self.directory)))
         kind = fields.get("model_type")
         plain = (
             isinstance(kind, str)

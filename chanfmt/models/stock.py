@@ -11,7 +11,7 @@ from typing import Any
 
 from chanfmt.base.errors import ChanfmtError, ModelError
 from chanfmt.models.load import auto_class
-from chanfmt.models.own import is_own, own_config_class
+from chanfmt.models.own import is_own, parse_own
 from chanfmt.models.quiet import quiet_transformers
 from chanfmt.models.source import own_code
 
@@ -30,8 +30,7 @@ def parse_config(config: dict[str, Any]) -> Any:
     model_type = config.get("model_type")
     if reason := own_code(config):
         raise ModelError(reason, hint="cut a model whose type transformers knows; an atlas of this model can still be read")
-    own = is_own(config)
-    if not own and (not isinstance(model_type, str) or model_type not in transformers.CONFIG_MAPPING):
+    if not (own := is_own(config)) and (not isinstance(model_type, str) or model_type not in transformers.CONFIG_MAPPING):
         raise ModelError(
             f"transformers {transformers.__version__} does not know the model type {model_type!r}",
             hint="update it with: pip install -U transformers",
@@ -49,8 +48,9 @@ def parse_config(config: dict[str, Any]) -> Any:
             ) from None
         try:
             with quiet_transformers():
-                kind = own_config_class() if own else transformers.CONFIG_MAPPING[model_type]
-                return kind.from_pretrained(directory)
+                if own:
+                    return parse_own(config, lambda kind: kind.from_pretrained(directory))
+                return transformers.CONFIG_MAPPING[model_type].from_pretrained(directory)
         except Exception as error:
             raise ModelError(f"config.json is not a valid {model_type} config: {error}") from None
 

@@ -37,7 +37,7 @@ from surgery.cut.source import check_fingerprint
 from surgery.cut.stock import parse_config
 from surgery.planning.file import write_plan
 from surgery.planning.formats import GGUF, uneven_gguf
-from surgery.planning.layouts import DECI
+from surgery.planning.layouts import needs_code
 from surgery.planning.plan import Applied, PruningPlan
 from surgery.recovery.leftover import remove_finished
 from surgery.result.base import NOTICE_FILE, Base, read_base
@@ -97,7 +97,7 @@ def apply_plan(
         check_fingerprint(plan.model, source, _for_a_fine_tune(plan, source, by_atlas=atlas is not None))
     plan = relocated(replace(plan, extra=()), index, config)
     plan = with_layout(plan, options.layout or plan.layout, config)
-    if options.format == GGUF and plan.layout == DECI:
+    if options.format == GGUF and needs_code(plan.layout):
         raise uneven_gguf(uniform=plan.allocation == "uniform")
     base = read_base(source if options.fine_tune else plan.model, source.directory)
     layout = find_layout(plan, config, index)
@@ -124,7 +124,7 @@ def apply_plan(
         # The check loads our modelling file from the directory, as a user does. It was written just now.
         written = ModelSource(temporary, trust_remote_code=is_own(layout.config))
         if written.trust_remote_code:
-            stack.callback(forget_code, written.config)
+            stack.callback(forget_code, temporary)
         shapes = check_shapes(index, layout.cuts, layout.allowed, written, options.dtype)
         logits, skipped = _verify(plan, source, written, options.verify, options.dtype)
         refitted = recovered.put_in(written, verify=logits is not None) if recovered is not None else None

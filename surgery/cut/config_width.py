@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import ModelError
+from chanfmt.models.own import narrowed_map
 from chanfmt.models.stock import Shapes, meta_shapes, meta_ties, parse_config
 from chanfmt.models.widths import (
     FieldPath,
@@ -22,20 +23,22 @@ from chanfmt.models.widths import (
     width_fields,
 )
 from surgery.cut.checkpoint.cuts import Cut, Widths, plan_cuts
-from surgery.cut.deci import deci_config
-from surgery.planning.layouts import DECI, layout_rule
+from surgery.cut.deci import DECI_ADDED, deci_config
+from surgery.planning.layouts import CUSTOM, DECI, NARROWED, UNIFORM, layout_rule, layout_widths
 from surgery.planning.plan import Change
 from surgery.planning.shrink import check_size
-from surgery.planning.written import size_of, written_widths
+from surgery.planning.written import size_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from chanfmt.models.safetensors import CheckpointIndex
-    from surgery.planning.plan import PruningPlan
+    from surgery.planning.plan import BlockPlan, PruningPlan
 
 __all__ = ["Allowed", "Layout", "allowed_shapes", "check_layout", "config_fields", "edit_config", "find_layout", "in_model"]
 
+ADDED = (*DECI_ADDED, NARROWED)
+"""Fields that a stock config may lack. They go again if the cut is undone."""
 Allowed = dict[str, frozenset[tuple[int, ...]]]
 """Parameter name to the shapes that it may have."""
 
@@ -64,18 +67,19 @@ class Layout:
 
 
 def find_layout(plan: PruningPlan, config: dict[str, Any], index: CheckpointIndex) -> Layout:
-    """The smallest layout of ``plan``'s result that the stock class of ``config`` can load, or the DeciLM layout of the plan.
+    """The smallest layout of ``plan``'s result that the stock class of ``config`` can load, or the layout with code of the plan.
 
     In the stock class, FFNs that share a config field get the widths that the widest of them needs, and are padded with zero
-    channels. FFNs whose width no field sets alone keep their old width.
+    channels. In the layout custom, they are narrowed one by one. FFNs whose width no field sets alone keep their old width.
 
     Raises:
         ModelError: A tensor cannot be cut, a parameter of the plan is not in the model, or its class cannot be built.
-        UsageError: The plan's layout is DeciLM, and the model cannot be laid out so.
+        UsageError: The model cannot be laid out as the plan says.
     """
     before = meta_shapes(config)
     if plan.layout == DECI:
         return _deci_layout(plan, config, index, before)
+    layout_rule(plan.layout, plan.blocks, config).check()
     found = width_fields(config, plan.blocks)
     ties = meta_ties(config)
     while True:
@@ -86,7 +90,9 @@ def find_layout(plan: PruningPlan, config: dict[str, Any], index: CheckpointInde
             changed = [allowed[name] for name in names if allowed[name] != {before[name]}]
             allowed |= dict.fromkeys(names, changed[0]) if changed else {}
         for nudged in (False, True):
-            edits = _edits(config, plan, found, widths, nudged=nudged)
+            edits = _edits(config, plan.blocks, found, _widths(replace(plan, layout=UNIFORM), found), nudged=nudged)
+            if plan.layout == CUSTOM:
+                edits |= _narrowing(config, plan, found, widths, edits, nudged=nudged)
             edited = edit_config(config, {path: change.after for path, change in edits.items()})
             wrong = _wrong(edited, allowed)
             if not wrong:
@@ -150,12 +156,12 @@ def _widths(plan: PruningPlan, found: list[WidthField | None]) -> Widths:
         replace(block, width_field=item.name if item else "", width_factor=item.factor if item else 0)
         for block, item in zip(plan.blocks, found, strict=True)
     ]
-    widths = written_widths(blocks, [block.n_kept for block in blocks], plan.multiple_of)
+    widths = layout_widths(plan.layout, blocks, [block.n_kept for block in blocks], plan.multiple_of)
     return {block.name: width for block, width in zip(blocks, widths, strict=True)}
 
 
 def _edits(
-    config: dict[str, Any], plan: PruningPlan, found: list[WidthField | None], widths: Widths, *, nudged: bool
+    config: dict[str, Any], blocks: Sequence[BlockPlan], found: Sequence[WidthField | None], widths: Widths, *, nudged: bool
 ) -> dict[FieldPath, Change]:
     """The fields to edit such that the FFNs have ``widths``.
 
@@ -164,7 +170,7 @@ def _edits(
     """
     before = dict(config_fields(parse_config(config).to_dict()))
     edits: dict[FieldPath, Change] = {}
-    for block, item in zip(plan.blocks, found, strict=True):
+    for block, item in zip(blocks, found, strict=True):
         if item is None or widths[block.name] == block.n_channels:
             continue
         units = widths[block.name] // item.factor
@@ -176,6 +182,29 @@ def _edits(
         values = edits[item.path].after if item.path in edits else old if isinstance(old, list) else [old] * item.layers
         edits[item.path] = Change(old, [*values[: item.place], units, *values[item.place + 1 :]])
     return edits
+
+
+def _narrowing(
+    config: dict[str, Any],
+    plan: PruningPlan,
+    found: Sequence[WidthField | None],
+    widths: Widths,
+    edits: Mapping[FieldPath, Change],
+    *,
+    nudged: bool,
+) -> dict[FieldPath, Change]:
+    """The fields that give FFNs of ``widths`` which are narrower than the fields that they share, after ``edits`` of those.
+
+    Empty if no FFN is narrower.
+    """
+    listed = []
+    for block, item in zip(plan.blocks, found, strict=True):
+        own = _edits(config, [block], [item], widths, nudged=nudged)
+        fields = {".".join(path): change.after for path, change in own.items() if change != edits.get(path)}
+        if fields and item is not None and item.place is None:
+            listed.append({"module": block.module, "fields": fields})
+    after = {NARROWED: listed, "auto_map": narrowed_map(config["architectures"][0])}
+    return {(key,): Change(config.get(key), value) for key, value in after.items()}
 
 
 def _wrong(edited: dict[str, Any], allowed: Allowed) -> set[str]:

@@ -13,8 +13,8 @@ from surgery.planning.plan import Change
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-ADDED = ("auto_map", "block_configs", "rope_theta", "rope_scaling")
-"""Fields that a stock config may lack. They go again if the cut is undone."""
+DECI_ADDED = ("auto_map", "block_configs", "rope_theta", "rope_scaling")
+"""Fields that the stock config may lack."""
 _DIGITS = 6
 """Decimals of ``ffn_mult`` that programs keep."""
 

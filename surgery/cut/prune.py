@@ -19,7 +19,7 @@ from surgery.cut.options import CUT_DEFAULTS, CutOptions
 from surgery.cut.source import find_model
 from surgery.planning.file import load_plan
 from surgery.planning.formats import GGUF, uneven_gguf
-from surgery.planning.layouts import DECI, UNIFORM
+from surgery.planning.layouts import UNIFORM, needs_code
 from surgery.planning.plan import make_plan
 from surgery.planning.shrink import check_plan
 from surgery.planning.target import BYTES
@@ -166,7 +166,7 @@ def apply(
     """
     options.check()
     plan = dataclasses.replace(plan, format=options.format)
-    if options.format == GGUF and (options.layout or plan.layout) == DECI:
+    if options.format == GGUF and needs_code(options.layout or plan.layout):
         raise uneven_gguf(uniform=plan.allocation == "uniform")
     directory = output_path(output or default_name(plan))
     if options.format == GGUF:

@@ -15,8 +15,7 @@ from surgery.cut.apply import check_output, published, versions
 from surgery.cut.carried import write_json
 from surgery.cut.check import NotCheckedError, check_logits, check_shapes
 from surgery.cut.checkpoint.cuts import plan_restoration
-from surgery.cut.config_width import edit_config
-from surgery.cut.deci import ADDED
+from surgery.cut.config_width import ADDED, edit_config
 from surgery.cut.dtype_field import config_in_dtype
 from surgery.cut.options import CUT_DEFAULTS, CutOptions
 from surgery.cut.relocate import relocated

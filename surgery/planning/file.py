@@ -19,7 +19,7 @@ from chanfmt.base.parsed import parse_json
 from chanfmt.format.records import Block, widths_complaint
 from chanfmt.models.safetensors import read_header
 from surgery.planning.decide import SelectorEffect  # noqa: TC001 (msgspec reads the annotations)
-from surgery.planning.layouts import DECI, UNIFORM
+from surgery.planning.layouts import UNIFORM, WRITTEN
 from surgery.planning.plan import CHECK_TOKENS, Applied, BlockPlan, Change, PlannedModel, PruningPlan
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def _plan(stored: _StoredPlan, kept: dict[str, np.ndarray]) -> PruningPlan:
     )
     if complaint or stored.parameters < 0 or any(block.channel_parameters < 0 for block in stored.blocks):
         raise ValueError(complaint or "a number of parameters is negative")
-    if stored.layout not in (UNIFORM, DECI):
+    if stored.layout not in WRITTEN:
         raise ValueError(f"it asks for the layout {stored.layout!r}, which this version does not know")
     values["check_tokens"] = stored.check_tokens[:CHECK_TOKENS]
     values["blocks"] = tuple(_block(block, kept[block.name]) for block in stored.blocks)

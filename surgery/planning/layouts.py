@@ -6,7 +6,7 @@ mlx-lm 0.32 (`nemotron-nas`), and llama.cpp's converter (`DeciModel`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import UsageError
@@ -18,19 +18,33 @@ if TYPE_CHECKING:
 
     from surgery.planning.written import Linked
 
-AUTO, UNIFORM, DECI = "auto", "uniform", "deci"
+AUTO, UNIFORM, DECI, CUSTOM = "auto", "uniform", "deci", "custom"
 LAYOUTS = {
     AUTO: "uniform if that pads no FFN; otherwise deci if the model is a Llama model; otherwise uniform",
     UNIFORM: "the config fields of the stock class; zero channels fill up FFNs that share a field with wider FFNs",
     DECI: "a Llama model as DeciLM (Nemotron-NAS): a width for each layer in block_configs, and a modelling file for transformers",
+    CUSTOM: "a causal language model of any type as itself, with a width for each FFN in narrowed_ffns, and a modelling file",
 }
 """Layouts that can be asked for, with what they are."""
+WRITTEN = (UNIFORM, DECI, CUSTOM)
+"""Layouts that a result can have."""
+CAUSAL = ("ForCausalLM", "LMHeadModel")
+"""Ends of the names of classes that predict the next token."""
 LLAMA_TYPES = ("llama", "mistral", "nemotron-nas")
 """Model types whose code is Llama's. A `nemotron-nas` model is taken if it is an earlier result."""
 DECI_MULTIPLE = 256
 """Multiple that every width must have if ``ffn_mult`` is to say it."""
+NARROWED = "narrowed_ffns"
+"""The config field that lists the FFNs of a result in the layout `CUSTOM`."""
+CUSTOM_FIELDS = ("auto_map", NARROWED)
+"""Config fields that the layout `CUSTOM` sets besides widths."""
 _PROJECTIONS = {"gate": "gate_proj", "up": "up_proj", "write": "down_proj"}
 _LLAMA_3_VOCABULARY = 128256
+
+
+def needs_code(layout: str) -> bool:
+    """Whether a result in ``layout`` brings a modelling file, so that transformers needs ``trust_remote_code=True``."""
+    return layout in (DECI, CUSTOM)
 
 
 @dataclass(frozen=True)
@@ -39,26 +53,35 @@ class LayoutRule:
 
     Attributes:
         asked: A key of `LAYOUTS`.
-        obstacle: Why the model cannot be laid out as `DECI`; empty if it can.
+        obstacles: Why the model cannot be laid out as `DECI` or `CUSTOM`, by layout. A layout that is possible is left out.
+        refusal: Why the model cannot be cut in any layout; empty if it can.
     """
 
     asked: str = UNIFORM
-    obstacle: str = ""
+    obstacles: Mapping[str, str] = field(default_factory=dict)
+    refusal: str = ""
 
     @property
-    def may_be_deci(self) -> bool:
-        """Whether a cut with uneven widths is laid out as `DECI`."""
-        return self.asked != UNIFORM and not self.obstacle
+    def may_be_uneven(self) -> bool:
+        """Whether a cut with uneven widths gets a layout of its own."""
+        return self.asked == CUSTOM or (self.asked != UNIFORM and DECI not in self.obstacles)
 
     def check(self) -> None:
         """Raise `UsageError` if the layout that is asked for is not possible for the model."""
-        if self.asked == DECI and self.obstacle:
+        if self.refusal:
             raise UsageError(
-                f"--layout deci is not possible: {self.obstacle}", hint="use --layout uniform, with --allocation uniform"
+                self.refusal, hint="cut the model that it was made from, or undo the first cut with: surgery restore"
+            )
+        if self.asked in self.obstacles:
+            other = CUSTOM if self.asked == DECI else DECI
+            ways = "" if other in self.obstacles else f"--layout {other}, or "
+            raise UsageError(
+                f"--layout {self.asked} is not possible: {self.obstacles[self.asked]}",
+                hint=f"use {ways}--layout uniform, with --allocation uniform",
             )
 
     def choose(self, kept: Sequence[int], padded: Sequence[int]) -> str:
-        """The layout of a cut: `UNIFORM` or `DECI`.
+        """The layout of a cut, one of `WRITTEN`.
 
         Args:
             kept: Channels that each FFN keeps.
@@ -68,7 +91,7 @@ class LayoutRule:
             return self.asked
         # An old atlas does not say what sets a width. One field sets all widths of a Llama model.
         uneven = list(kept) != list(padded) or len(set(kept)) > 1
-        return DECI if uneven and not self.obstacle else UNIFORM
+        return DECI if uneven and DECI not in self.obstacles else UNIFORM
 
     def widths(
         self,
@@ -80,12 +103,34 @@ class LayoutRule:
         """The layout of a cut, and the width of each FFN in the result. The arguments are those of `written_widths`."""
         padded = written_widths(blocks, kept, multiple_of, groups)
         layout = self.choose(kept, padded)
-        return layout, list(kept) if layout == DECI else padded
+        return layout, padded if layout == UNIFORM else layout_widths(layout, blocks, kept, multiple_of)
+
+
+def layout_widths(layout: str, blocks: Sequence[Linked], kept: Sequence[int], multiple_of: int | None = None) -> list[int]:
+    """Width of each FFN in a result in ``layout``, one of `WRITTEN`. The other arguments are those of `written_widths`."""
+    if layout == DECI:
+        return list(kept)
+    # In the layout `CUSTOM`, no FFN shares a field.
+    alone = [[place] for place in range(len(blocks))] if layout == CUSTOM else None
+    return written_widths(blocks, kept, multiple_of, alone)
 
 
 def layout_rule(asked: str, blocks: Sequence[Any], config: Mapping[str, Any]) -> LayoutRule:
     """The rule for a model with the FFNs ``blocks`` (of an atlas or a plan) and the ``config.json`` ``config``."""
-    return LayoutRule(asked, deci_obstacle(blocks, config))
+    reasons = {DECI: deci_obstacle(blocks, config), CUSTOM: custom_obstacle(config)}
+    refusal = "the model was cut with --layout custom before, and such a result cannot be cut again" if NARROWED in config else ""
+    return LayoutRule(asked, {layout: reason for layout, reason in reasons.items() if reason}, refusal)
+
+
+def custom_obstacle(config: Mapping[str, Any]) -> str:
+    """Why a model with this ``config.json`` cannot be laid out as `CUSTOM`, as the rest of a sentence; empty if it can."""
+    if not config:
+        return "the atlas does not hold the model's config"
+    if config.get("model_type") == "nemotron-nas":
+        return "a DeciLM model has a width for each layer already"
+    if not str((config.get("architectures") or [""])[0]).endswith(CAUSAL):
+        return "the model was saved without a head that predicts the next token, or with another"
+    return ""
 
 
 def deci_obstacle(blocks: Sequence[Any], config: Mapping[str, Any]) -> str:
@@ -152,8 +197,10 @@ def readers(config: Mapping[str, Any], widths: Sequence[int]) -> tuple[list[str]
 
 def layout_text(layout: str, config: Mapping[str, Any], widths: Sequence[int]) -> str:
     """A layout in one line, for people."""
-    if layout != DECI:
+    if layout == UNIFORM:
         return f"{UNIFORM}: the config fields of the stock class"
+    if layout == CUSTOM:
+        return f"{CUSTOM}: the stock class with a modelling file, which transformers loads with trust_remote_code=True"
     names, limit = readers(config, widths)
     return (
         f"{DECI}: DeciLM with a modelling file, which transformers loads with trust_remote_code=True; read by {', '.join(names)}"
@@ -164,8 +211,12 @@ def layout_text(layout: str, config: Mapping[str, Any], widths: Sequence[int]) -
 def layout_notes(layout: str, rule: LayoutRule, kept: Sequence[int], widths: Sequence[int]) -> tuple[str, ...]:
     """What a user should know of the layout before the cut."""
     padded = sum(width > count for count, width in zip(kept, widths, strict=True))
+    ffns = f"{padded} FFN{'' if padded == 1 else 's'} would be padded with zero channels"
+    loads = "it loads with trust_remote_code=True, which runs a modelling file in its directory"
+    if layout == CUSTOM:
+        notes = [f"the result gets a class of its own: {loads}, and no other program reads it"]
+        return tuple(notes + ([f"{ffns}: no config field gives them such widths"] if padded else []))
     if layout == DECI:
-        loads = "it loads with trust_remote_code=True, which runs a modelling file in its directory"
         if rule.asked == DECI or len(set(kept)) == 1:
             return (f"the result is laid out as DeciLM: {loads}",)
         return (
@@ -173,11 +224,23 @@ def layout_notes(layout: str, rule: LayoutRule, kept: Sequence[int], widths: Seq
             "--allocation uniform or --layout uniform",
         )
     if padded and rule.asked == AUTO:
+        other = "" if CUSTOM in rule.obstacles else "; --layout custom pads no FFN that has a field"
         return (
-            f"{padded} FFN{'' if padded == 1 else 's'} would be padded with zero channels: stock code gives widths of their own to "
-            f"no FFN of a group, and --layout deci is not possible, because {rule.obstacle}",
+            f"{ffns}: stock code gives widths of their own to no FFN of a group, and --layout deci is not possible, because "
+            f"{rule.obstacles.get(DECI)}{other}",
         )
     return ()
+
+
+def custom_changes(widths: Sequence[int]) -> tuple[str, ...]:
+    """The config fields that the layout `CUSTOM` adds, in words.
+
+    Args:
+        widths: Widths that the list gives.
+    """
+    low, high = min(widths, default=0), max(widths, default=0)
+    span = f"{low}" if low == high else f"{low} to {high}"
+    return (f"{len(widths)} widths of {span} in {NARROWED}",) if widths else ()
 
 
 def deci_changes(config: Mapping[str, Any], widths: Sequence[int]) -> tuple[str, ...]:

@@ -16,12 +16,12 @@ from chanfmt.base.text import one_line
 from chanfmt.format import schema
 from surgery.planning.decide import SelectorEffect, decide
 from surgery.planning.formats import GGUF, SAFETENSORS, uneven_gguf
-from surgery.planning.layouts import DECI, UNIFORM, layout_notes, layout_rule
+from surgery.planning.layouts import UNIFORM, layout_notes, layout_rule, layout_widths, needs_code
 from surgery.planning.mass import lp_mass
 from surgery.planning.selectors import file_name
 from surgery.planning.sized import Sized, sized
 from surgery.planning.sizes import Sizes, parameters_text, planned_sizes, read_config
-from surgery.planning.written import Size, size_of, width_warnings, written_widths
+from surgery.planning.written import Size, size_of, width_warnings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -122,7 +122,7 @@ class PruningPlan:
         extra: FFNs in the files that stock transformers does not load, and that a result was cut in too. A plan that was made
             from an atlas has none.
         parameters: Parameters of the model before the cut; 0 if the plan does not say.
-        layout: How the result is laid out: `surgery.planning.layouts.UNIFORM` or ``DECI``.
+        layout: How the result is laid out: one of `surgery.planning.layouts.WRITTEN`.
         warnings: What the user should know. A plan file does not hold them.
         sized: The size that ``sparsity`` was found for; None if the sparsity was asked for. A plan file does not hold it.
         model_config: The model's config, from which sizes follow; empty if the atlas holds none. A plan file does not hold it.
@@ -201,7 +201,7 @@ class PruningPlan:
     def widths(self) -> tuple[int, ...]:
         """Width of each FFN in the result: its kept channels, followed by zero channels up to the width that the layout can give."""
         kept = [block.n_kept for block in self.blocks]
-        return tuple(written_widths(self.blocks, kept, self.multiple_of) if self.layout == UNIFORM else kept)
+        return tuple(layout_widths(self.layout, self.blocks, kept, self.multiple_of))
 
     @cached_property
     def size(self) -> Size | None:
@@ -277,7 +277,7 @@ def make_plan(atlas: Atlas, options: PlanOptions) -> PruningPlan:
         raise AtlasError(f"{atlas.path} lists no FFN")
     rule = layout_rule(options.layout, atlas.blocks, read_config(atlas.model.config))
     rule.check()
-    if options.format == GGUF and rule.may_be_deci and options.allocation != "uniform":
+    if options.format == GGUF and rule.may_be_uneven and options.allocation != "uniform":
         raise uneven_gguf(uniform=False)
     found = None
     if options.to is not None:
@@ -320,7 +320,7 @@ def make_plan(atlas: Atlas, options: PlanOptions) -> PruningPlan:
     )
     kept = [block.n_kept for block in plan.blocks]
     layout, widths = rule.widths(plan.blocks, kept, options.multiple_of)
-    if options.format == GGUF and layout == DECI:
+    if options.format == GGUF and needs_code(layout):
         raise uneven_gguf(uniform=options.allocation == "uniform")
     notes = layout_notes(layout, rule, kept, widths)
     return replace(plan, layout=layout, warnings=(*plan.warnings, *notes, *width_warnings(plan.blocks, widths)))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from chanfmt.base.errors import UsageError
 from surgery.planning.formats import GGUF
-from surgery.planning.layouts import UNIFORM, deci_obstacle
+from surgery.planning.layouts import CUSTOM, DECI, UNIFORM, layout_rule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,6 +70,8 @@ def _ways_out(plan: PruningPlan, *, linked: bool) -> str:
         ways.append(
             f"leave out {' and '.join(name for name, used in (('--layers', plan.layers), ('--stack', plan.stack)) if used)}"
         )
-    if plan.format != GGUF and not deci_obstacle(plan.blocks, plan.model_config):
-        ways.insert(0, "use --layout deci")
+    rule = layout_rule(UNIFORM, plan.blocks, plan.model_config)
+    other = next((layout for layout in (DECI, CUSTOM) if layout not in rule.obstacles), None)
+    if plan.format != GGUF and linked and other:
+        ways.insert(0, f"use --layout {other}")
     return ", or ".join((*ways, "add --allow-padding to write zeros in place of the removed channels"))

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.parsed import parse_json
 from chanfmt.base.text import one_line
-from surgery.planning.layouts import DECI, UNIFORM, deci_changes
+from surgery.planning.layouts import CUSTOM, DECI, UNIFORM, custom_changes, deci_changes
 from surgery.planning.target import BYTES_OF
+from surgery.planning.written import written_widths
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -112,6 +113,10 @@ def planned_sizes(
     each = stored_bytes(config or {})
     size = (before * each, after * each) if each else None
     changes = deci_changes(config or {}, widths) if layout == DECI else config_changes(blocks, widths, config or {})
+    if layout == CUSTOM:
+        shared = written_widths(blocks, widths)
+        narrower = [width for width, field in zip(widths, shared, strict=True) if width < field]
+        changes = (*custom_changes(narrower), *config_changes(blocks, shared, config or {}))
     return Sizes((before, after), size, changes)
 
 

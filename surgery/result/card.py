@@ -10,9 +10,9 @@ from chanfmt.base.hub_ids import is_hub_id
 from chanfmt.base.markdown import code, fenced, inline, table
 from chanfmt.base.text import beginning, one_line, perplexity_text
 from chanfmt.data.text import ALIASES
-from chanfmt.models.own import CONFIGURATION_FILE, MODELING_FILE
+from chanfmt.models.own import CONFIGURATION_FILE, MODELING_FILE, NARROWED_FILE
 from chanfmt.models.source import TEMPLATE_DIRECTORY
-from surgery.planning.layouts import DECI, readers
+from surgery.planning.layouts import CUSTOM, DECI, needs_code, readers
 from surgery.planning.methods import METHODS
 from surgery.planning.plan import layer_rows
 from surgery.recovery.options import GRADIENTS, RECOVERIES
@@ -277,7 +277,7 @@ def _loading(report: Report, name: str) -> list[str]:
         "```python",
         f"from transformers import {', '.join([loader, *([reader[0]] if reader else [])])}",
         "",
-        f"model = {loader}.from_pretrained({place}{', trust_remote_code=True' if report.plan.layout == DECI else ''})",
+        f"model = {loader}.from_pretrained({place}{', trust_remote_code=True' if needs_code(report.plan.layout) else ''})",
         *([f"{reader[1]} = {reader[0]}.from_pretrained({place})"] if reader else []),
         "```",
         *(["", _engines(report)] if report.plan.layout == DECI else []),
@@ -340,6 +340,12 @@ def _loaded_by(report: Report) -> str:
             f"Every layer has an FFN width of its own, as in DeciLM (Nemotron-NAS) models. transformers loads the result with "
             f"`trust_remote_code=True`, which runs `{MODELING_FILE}` and `{CONFIGURATION_FILE}`."
         )
+    if report.plan.layout == CUSTOM:
+        return (
+            f"FFNs have widths of their own, which `narrowed_ffns` in `config.json` lists. transformers loads the result with "
+            f"`trust_remote_code=True`, which runs `{NARROWED_FILE}`: it builds the stock class and narrows its FFNs. Without it, "
+            "transformers builds the stock class and reports tensors of other sizes."
+        )
     return "Stock transformers code loads the result."
 
 
@@ -355,7 +361,7 @@ def _engines(report: Report) -> str:
 
 def _form(report: Report) -> str:
     """One or two sentences on how the files show the removal."""
-    if report.plan.layout == DECI:
+    if needs_code(report.plan.layout) and not report.padded:
         return "The channels are really removed, not set to zero."
     fields = ", ".join(f"{code(field)} is {inline(str(change.after))}" for field, change in report.config_fields.items())
     place = f"the metadata of {code(report.gguf.file)}, by llama.cpp's names" if report.gguf else "`config.json`"

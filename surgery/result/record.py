@@ -7,7 +7,17 @@ import statistics
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from surgery.planning.layouts import DECI, UNIFORM, deci_changes, layout_text
+from surgery.planning.layouts import (
+    CUSTOM,
+    CUSTOM_FIELDS,
+    DECI,
+    NARROWED,
+    UNIFORM,
+    custom_changes,
+    deci_changes,
+    layout_text,
+    needs_code,
+)
 from surgery.planning.options import MAX_LAYER_SPARSITY
 from surgery.planning.plan import percent
 from surgery.planning.sizes import Sizes, applied_changes
@@ -93,8 +103,15 @@ class Report:
         """Parameters, bytes and config before and after the cut."""
         widths = list(self.applied.widths.values())
         changed = {name: (change.before, change.after) for name, change in self.config_fields.items()}
-        words = deci_changes({"model_type": self.plan.model.model_type}, widths) if self.plan.layout == DECI else ()
-        words += applied_changes({name: pair for name, pair in changed.items() if not words or name in self.switched})
+        words: tuple[str, ...] = ()
+        if self.plan.layout == DECI:
+            words = deci_changes({"model_type": self.plan.model.model_type}, widths)
+            changed = {name: pair for name, pair in changed.items() if name in self.switched}
+        elif self.plan.layout == CUSTOM:
+            listed = {entry["module"] for entry in changed[NARROWED][1]}
+            words = custom_changes([self.applied.widths[block.name] for block in self.plan.blocks if block.module in listed])
+            changed = {name: pair for name, pair in changed.items() if name not in CUSTOM_FIELDS}
+        words = (*words, *applied_changes(changed))
         return Sizes((self.parameters_before, self.parameters_after), (self.bytes_before, self.bytes_after), words)
 
     @property
@@ -209,7 +226,7 @@ def summary_rows(plan: PruningPlan, report: Report | None = None) -> list[list[s
 
 
 def _loading_code(report: Report) -> str:
-    return "transformers" if report.plan.layout == DECI else "stock transformers"
+    return "transformers" if needs_code(report.plan.layout) else "stock transformers"
 
 
 def _file_rows(report: Report) -> list[list[str]]:

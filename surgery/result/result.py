@@ -19,7 +19,7 @@ from surgery.cut.extra_layers import ExtraLayers
 from surgery.cut.gguf.record import GgufRecord
 from surgery.cut.options import EXTRA_LAYERS
 from surgery.planning.file import load_applied
-from surgery.planning.layouts import DECI
+from surgery.planning.layouts import needs_code
 from surgery.planning.plan import Change  # noqa: TC001 (msgspec reads the annotations)
 from surgery.planning.sizes import parameters_text
 from surgery.recovery.options import (
@@ -293,7 +293,7 @@ def check_unchanged(result: Result) -> None:
 def _report(stored: _StoredReport, directory: Path) -> Report:
     plan, applied = load_applied(directory / KEPT_FILE)
     # Which programs read the result depends on fields that the cut does not change.
-    plan = replace(plan, model_config=ModelSource(directory).config_fields) if plan.layout == DECI else plan
+    plan = replace(plan, model_config=ModelSource(directory).config_fields) if needs_code(plan.layout) else plan
     if any(_leaves(name) for name in stored.files):
         raise ValueError("a file's name leads out of its directory")
     skipped = parse_json(stored.checks.logits, _AnySkipped).skipped

@@ -10,7 +10,7 @@ from surgery.cli.options import CutOptions as CutArguments
 from surgery.cut.options import DTYPES, CutOptions, not_a_gguf_file
 from surgery.planning.formats import GGUF, SAFETENSORS
 from surgery.planning.grids import parse_names
-from surgery.planning.layouts import AUTO, DECI, LAYOUTS
+from surgery.planning.layouts import AUTO, LAYOUTS, needs_code
 from surgery.planning.methods import METHODS, find_method
 from surgery.planning.options import ALLOCATIONS, PlanOptions
 from surgery.planning.target import SYNTAX, parse_target
@@ -208,7 +208,7 @@ class Request:
         shrink = self.shrink
         if shrink.format is not None:
             return shrink.format
-        checkpoint = shrink.dtype is not None or shrink.layout == DECI or "uniform" not in parse_names(self.cuts.allocations)
+        checkpoint = shrink.dtype is not None or needs_code(shrink.layout) or "uniform" not in parse_names(self.cuts.allocations)
         return GGUF if shrink.is_gguf and not checkpoint else SAFETENSORS
 
     @property

@@ -205,7 +205,7 @@ def next_commands(request: Request, texts: Texts, places: Places, heal: str | No
         following["serve"] = ("llama-server", "-m", model)
     elif layout == DECI:
         following["serve"] = ("vllm", "serve", output, "--trust-remote-code")
-    else:
+    elif layout == UNIFORM:
         following["quantise"] = ("python", "convert_hf_to_gguf.py", output, "--outtype", "q8_0", "--outfile", f"{output}.gguf")
         following["serve"] = ("vllm", "serve", output)
     following["push"] = ("surgery", "push", output)
