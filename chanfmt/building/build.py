@@ -13,15 +13,16 @@ from chanfmt.base.claims import claimed
 from chanfmt.base.errors import ChanfmtError, UsageError
 from chanfmt.base.files import check_target
 from chanfmt.base.narrate import say, silenced, warn
+from chanfmt.base.processes import processes
 from chanfmt.building.assemble import assemble, assemble_partial
 from chanfmt.building.choose_batch import choose_batch, was_tight
-from chanfmt.building.distributed import LostProcessError, joined, processes
 from chanfmt.building.keeper import Keeper
 from chanfmt.building.plan import plan_build
 from chanfmt.building.resume import check_alike, clear_way, remove_finished, request_of, take_up
 from chanfmt.building.run_pass import run_pass
 from chanfmt.building.session import begin_session, environment_of
 from chanfmt.format.writer import write_atlas
+from chanfmt.models.distributed import LostProcessError, joined
 from chanfmt.models.out_of_memory import out_of_memory_recognised
 from chanfmt.models.streaming.parameters import freed_memory_returned
 from chanfmt.models.streaming.spool import Spool

@@ -23,10 +23,10 @@ from chanfmt.models.run import usual_batch
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from chanfmt.building.distributed import Group
     from chanfmt.building.plan import BuildPlan
     from chanfmt.building.predicted_memory import Stage
     from chanfmt.format.records import ProducerRecord
+    from chanfmt.models.distributed import Group
 
 
 @dataclass(frozen=True)

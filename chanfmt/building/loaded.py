@@ -6,8 +6,8 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import UsageError
+from chanfmt.base.processes import processes
 from chanfmt.building.build import build
-from chanfmt.building.distributed import processes
 from chanfmt.models.memory import in_memory
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ import torch
 from chanfmt.base.errors import ChanfmtError, ModelError
 from chanfmt.base.narrate import say
 from chanfmt.building.capture import Capture
-from chanfmt.building.distributed import Group
 from chanfmt.building.state import PassState
 from chanfmt.building.statistics import FFNStatistics
 from chanfmt.data.tokens import CalibrationTokens
 from chanfmt.format import schema
+from chanfmt.models.distributed import Group
 from chanfmt.models.load import check_finite
 from chanfmt.models.next_token import NextTokenLoss
 from chanfmt.models.out_of_memory import free_cached_memory, out_of_memory_recognised

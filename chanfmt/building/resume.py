@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from chanfmt.building.distributed import Group
     from chanfmt.building.options import BuildOptions
     from chanfmt.building.plan import BuildPlan, Locate
     from chanfmt.building.state import PartialAtlas
+    from chanfmt.models.distributed import Group
 
 
 def clear_way(options: BuildOptions, locate: Locate, group: Group) -> None:

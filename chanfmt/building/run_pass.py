@@ -14,10 +14,10 @@ from chanfmt.data.tokens import CalibrationTokens
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from chanfmt.building.distributed import Group
     from chanfmt.building.keeper import Keeper
     from chanfmt.building.plan import BuildPlan
     from chanfmt.building.state import PassState
+    from chanfmt.models.distributed import Group
     from chanfmt.models.streaming.spool import Spool
 
 

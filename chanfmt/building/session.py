@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from chanfmt.base.command_line import recorded_command
+from chanfmt.base.processes import processes
 from chanfmt.base.version import __version__
-from chanfmt.building.distributed import processes
 from chanfmt.format.records import DEVICE_PEAK, MEMORY_PREDICTION, ProducerRecord
 from chanfmt.models.device_memory import device_peak, restart_device_peaks
 

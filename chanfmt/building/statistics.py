@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from chanfmt.building.column_sums import Rows
-    from chanfmt.building.distributed import Group
+    from chanfmt.models.distributed import Group
     from chanfmt.models.ffn import FFN
 
 CANDIDATE_SHARE = 0.05

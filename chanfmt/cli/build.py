@@ -52,12 +52,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
     options = framework.parse_options(arguments, BuildOptions)
     settings = framework.parse_options(arguments, LabelSettings)
-    from chanfmt.building import distributed
+    from chanfmt.base.processes import processes, rank
     from chanfmt.cli.info import info_data, layer_rows, print_layers
     from chanfmt.format.reader import Atlas
     from chanfmt.hub.locate import locate_model
 
-    if distributed.rank():
+    if rank():
         return _follow(options, settings)
     from chanfmt.building.build import build
     from chanfmt.building.plan import plan_build
@@ -78,7 +78,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
             paths = build_series(options, settings, locate_model)
     except ChanfmtError:
-        if distributed.processes() > 1:
+        if processes() > 1:
             # torchrun terminates this process because the others have ended. This process must still print the error.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.inputs import input_path
@@ -87,7 +88,13 @@ def _options() -> tuple[type, ...]:
     return PlanFileOptions, CutOptions, LayoutOptions, FineTuneOptions, PlanAtlasOptions, RecoveryOptions
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _run(arguments: argparse.Namespace) -> int:
+    from surgery.recovery.processes import run_command
+
+    return run_command(partial(_cut, arguments))
+
+
+def _cut(arguments: argparse.Namespace) -> None:
     from surgery.cut.prune import apply_file
     from surgery.recovery.options import RecoveryOptions
 

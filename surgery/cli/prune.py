@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,13 @@ def _options() -> tuple[type, ...]:
     return AtlasOptions, PlanOptions, CutOptions, RecoveryOptions, PublishingOptions, DryRunOptions
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _run(arguments: argparse.Namespace) -> int:
+    from surgery.recovery.processes import run_command
+
+    return run_command(partial(_cut, arguments))
+
+
+def _cut(arguments: argparse.Namespace) -> None:
     from chanfmt.hub.locate import check_model, open_atlas
     from surgery.planning.options import PlanOptions
     from surgery.planning.shrink import check_plan

@@ -15,6 +15,7 @@ from chanfmt.base.errors import AtlasError, ModelError, UsageError
 from chanfmt.base.files import atomic_directory, check_space, check_target
 from chanfmt.base.memory import available_memory
 from chanfmt.base.narrate import progress_bar, say
+from chanfmt.base.processes import rank
 from chanfmt.base.version import __version__
 from chanfmt.format.reader import Atlas
 from chanfmt.models.accounting import check_accounted
@@ -40,6 +41,8 @@ from surgery.planning.formats import GGUF, uneven_gguf
 from surgery.planning.layouts import needs_code
 from surgery.planning.plan import Applied, PruningPlan
 from surgery.recovery.leftover import remove_finished
+from surgery.recovery.options import Refit
+from surgery.recovery.processes import HelpedError, check_processes
 from surgery.result.base import NOTICE_FILE, Base, read_base
 from surgery.result.card import model_card
 from surgery.result.manifest import hash_files, list_files
@@ -78,7 +81,9 @@ def apply_plan(
         ModelError: ``source`` is not the plan's model, or stock code could not load the result.
         CheckError: The result did not pass its checks.
         ChanfmtError: The disk is full or fails.
+        HelpedError: torchrun started this process beside the first one, which writes the result.
     """
+    check_processes(recovery)
     check_output(output, overwrite=options.overwrite, source=source.directory)
     if atlas is not None:
         plan.check_atlas(atlas)
@@ -112,6 +117,11 @@ def apply_plan(
     matrix = None if options.imatrix is None else sliced(options.imatrix, plan, layout.widths, source.config_fields)
     with contextlib.ExitStack() as stack:
         recovered = None
+        if isinstance(recovery, Refit) and rank():
+            from surgery.recovery.run import help_recovery
+
+            help_recovery(recovery, plan, source, output, options.dtype)
+            raise HelpedError("the first process writes the result")
         if recovery is not None:
             from surgery.recovery.run import prepared
 

@@ -11,6 +11,7 @@ from chanfmt.base.claims import claimed
 from chanfmt.base.errors import UsageError
 from chanfmt.base.files import output_path
 from chanfmt.base.narrate import say, warn
+from chanfmt.base.processes import rank
 from chanfmt.hub.locate import opened
 from chanfmt.models.load import pick_device
 from surgery.cut.apply import apply_plan, check_output
@@ -24,6 +25,7 @@ from surgery.planning.plan import make_plan
 from surgery.planning.shrink import check_plan
 from surgery.planning.target import BYTES
 from surgery.recovery.options import NO_RECOVERY, Recovery, RecoveryOptions, Refit, plan_recovery
+from surgery.recovery.processes import check_processes
 from surgery.result.names import default_name
 from surgery.result.result import Result
 
@@ -165,6 +167,7 @@ def apply(
         ChanfmtError: The disk is full or fails.
     """
     options.check()
+    check_processes(recovery)
     plan = dataclasses.replace(plan, format=options.format)
     if options.format == GGUF and needs_code(options.layout or plan.layout):
         raise uneven_gguf(uniform=plan.allocation == "uniform")
@@ -180,7 +183,7 @@ def apply(
     say(f"cutting {source.id}")
     if source.revision and (source.source, source.id) == (plan.model.source, plan.model.id):
         plan = dataclasses.replace(plan, model=dataclasses.replace(plan.model, revision=source.revision))
-    with claimed(directory):
+    with claimed(directory) if rank() == 0 else contextlib.nullcontext():
         report = apply_plan(plan, source, directory, options, atlas=atlas, recovery=recovery)
     say(f"wrote {directory}")
     if report.source_file and report.gguf is None:

@@ -104,6 +104,19 @@ def prepared(
         yield _Fitted(plan, source.index, layout, fitted, drawn, tolerance)
 
 
+def help_recovery(recovery: Refit, plan: PruningPlan, source: ModelSource, output: Path, dtype: str | None = None) -> None:
+    """Do the part that a process beside the first one has in the distillation ``recovery``. Nothing is written.
+
+    The other arguments are those of `prepared`.
+
+    Raises:
+        ModelError, ChanfmtError: As `prepared`.
+        LostProcessError: Another process died.
+    """
+    with distilled(plan, source, with_tokens(recovery, source), Workplace(output.absolute().parent, dtype=dtype)):
+        pass
+
+
 def refit_of(refit: Refit) -> Callable[..., contextlib.AbstractContextManager[Refitted]]:
     """The function that does ``refit``, with the arguments of `surgery.recovery.refit.refitted`."""
     return distilled if refit.method == "distill" else refitted

@@ -17,8 +17,6 @@ import torch
 
 import chanfmt
 from chanfmt.base.errors import ChanfmtError, MissingPackageError, ModelError, UsageError
-from chanfmt.building import distributed
-from chanfmt.building.distributed import Group
 from chanfmt.building.measure import measure
 from chanfmt.building.options import BuildOptions
 from chanfmt.building.resume import check_alike
@@ -26,7 +24,8 @@ from chanfmt.building.state import REQUEST
 from chanfmt.data.tokens import canonical
 from chanfmt.format import schema
 from chanfmt.format.records import LabelSettings
-from chanfmt.models import load
+from chanfmt.models import distributed, load
+from chanfmt.models.distributed import Group
 from chanfmt.models.find.discover import find_ffns
 from chanfmt.models.source import ModelSource
 from tests.support import distributed_worker

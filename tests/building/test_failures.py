@@ -16,9 +16,9 @@ from chanfmt.base.errors import AtlasError, ChanfmtError, UsageError
 from chanfmt.base.publishing import OutputAppearedError
 from chanfmt.building import build as build_module
 from chanfmt.building import keeper
-from chanfmt.building.distributed import LostProcessError, _Processes
 from chanfmt.building.keeper import Keeper
 from chanfmt.format import writer
+from chanfmt.models.distributed import LostProcessError, _Processes
 from chanfmt.models.streaming.spool import Spool
 from tests.support.builds import SETTINGS, assert_equal, build, request
 from tests.support.heard import heard

@@ -12,7 +12,6 @@ import chanfmt
 from chanfmt.base.errors import ChanfmtError
 from chanfmt.base.memory import known_memory
 from chanfmt.building import choose_batch as choosing
-from chanfmt.building.distributed import Group
 from chanfmt.building.measure import measure
 from chanfmt.building.memory_probe import probe_in_memory, statistics_bytes
 from chanfmt.building.plan import plan_build
@@ -22,6 +21,7 @@ from chanfmt.data.tokens import canonical
 from chanfmt.format.records import MEMORY_PREDICTION
 from chanfmt.hub.locate import locate_model
 from chanfmt.models.device_memory import free_memory
+from chanfmt.models.distributed import Group
 from chanfmt.models.find.discover import find_ffns
 from chanfmt.models.live_bytes import LiveBytes
 from chanfmt.models.next_token import NextTokenLoss

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from chanfmt.base.errors import ChanfmtError, UsageError
-from chanfmt.building.distributed import Group, joined
 from chanfmt.building.measure import measure
 from chanfmt.building.options import BuildOptions
 from chanfmt.data.tokens import canonical
 from chanfmt.format.records import LabelSettings
+from chanfmt.models.distributed import Group, joined
 from chanfmt.models.find.discover import find_ffns
 from tests.support.builds import build
 from tests.support.tiny import random_tokens, tiny_model

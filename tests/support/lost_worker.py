@@ -8,7 +8,7 @@ import sys
 import time
 
 from chanfmt.base.errors import ChanfmtError
-from chanfmt.building.distributed import joined
+from chanfmt.models.distributed import joined
 
 
 def main() -> int:

@@ -31,14 +31,22 @@ def divergence(logits: Callable[[torch.Tensor], torch.Tensor], dense: torch.Tens
 
 
 def differentiate(
-    logits: Callable[[torch.Tensor], torch.Tensor], dense: torch.Tensor, cut: torch.Tensor, vocabulary: int
+    logits: Callable[[torch.Tensor], torch.Tensor],
+    dense: torch.Tensor,
+    cut: torch.Tensor,
+    vocabulary: int,
+    positions: int | None = None,
 ) -> float:
     """Run the backward pass of the mean of KL(dense || cut) over all positions, through ``cut`` to the weights behind it.
+
+    Args:
+        positions: Positions that the mean is over; None for those of ``cut``. If ``cut`` holds a part of them, the gradients of
+            all parts add up to that of the mean.
 
     Returns:
         The mean, in nats.
     """
-    count = cut.shape[0] * cut.shape[1]
+    count = positions or cut.shape[0] * cut.shape[1]
     whole, gradients = 0.0, []
     for one, other in _chunks(dense, cut.detach(), vocabulary):
         states = other.requires_grad_(True)

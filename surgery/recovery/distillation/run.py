@@ -8,12 +8,16 @@ starts from.
 
 A part of the sequences is held out. The result has the weights that were best there, those of the start among them, rounded
 as the result stores them.
+
+Several processes that torchrun started train together. The first one makes the refit and writes everything; the sequences of
+each step are divided among all of them, and their gradients are added up in the first one, which gives the sum to all.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import gc
 import hashlib
 import json
@@ -25,9 +29,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from chanfmt.base.errors import ModelError
+from chanfmt.base.errors import ChanfmtError, ModelError, UsageError
 from chanfmt.base.narrate import say
 from chanfmt.base.version import __version__
+from chanfmt.models.distributed import joined
 from chanfmt.models.load import load_model, pick_device
 from chanfmt.models.run import vocabulary
 from chanfmt.models.streaming.blocks import outer_lists
@@ -50,13 +55,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
+    from chanfmt.models.distributed import Group
     from chanfmt.models.source import ModelSource
     from surgery.planning.plan import PruningPlan
     from surgery.recovery.distillation.descent import State
     from surgery.recovery.folds import Batch
-    from surgery.recovery.options import Refit
+    from surgery.recovery.options import LayerRecovery, Refit
     from surgery.recovery.workplace import Workplace
 
+PATIENCE = datetime.timedelta(hours=12)
+"""How long processes wait for each other: as long as the first one may take for the refit that the distillation starts from."""
 STEP_TOKENS = 1024
 """Tokens of a step."""
 MEASURED_TOKENS = 16_384
@@ -86,6 +94,11 @@ def distilled(
         ModelError: The model does not predict tokens, or is of a kind that cannot be refitted or cut in memory.
         ChanfmtError: Memory or disk space runs out.
     """
+    with joined(options.device, PATIENCE) as group:
+        yield from _distilled(plan, source, options, workplace, group)
+
+
+def _distilled(plan: PruningPlan, source: ModelSource, options: Refit, workplace: Workplace, group: Group) -> Iterator[Refitted]:
     experts = next((block for block in plan.blocks if block.is_cut and block.n_experts), None)
     if experts is not None:
         raise ModelError(
@@ -97,14 +110,18 @@ def distilled(
         return refitted(plan, source, dataclasses.replace(options, method=options.start), workplace)
 
     key = _key(plan, source, options, workplace.dtype)
+    if len(set(group.exchange(key))) > 1:
+        raise ChanfmtError("the processes are not given the same work", hint="start all of them with the same command and files")
     file = StateFile(workplace.directory / f"distill-{key[:16]}.partial", key, options.save_every)
     with _told(file):
-        with Spool(options.spool_bytes, workplace.directory) as spool, fast_products(pick_device(options.device)):
-            result = _result(_Training(plan, source, options, spool, workplace.dtype), file, start, workplace)
+        with Spool(options.spool_bytes, workplace.directory) as spool, fast_products(pick_device(group.device)):
+            training = group.together(lambda: _Training(plan, source, options, spool, workplace.dtype, group))
+            result = _result(training, file, start, workplace, group)
         # The check of the result needs the memory.
         gc.collect()
         yield result
-    file.remove()
+    if group.rank == 0:
+        file.remove()
 
 
 def _result(
@@ -112,26 +129,41 @@ def _result(
     file: StateFile,
     start: Callable[[], AbstractContextManager[Refitted]],
     workplace: Workplace,
+    group: Group,
 ) -> Refitted:
     """Refit by ``start``, train and measure, from what ``file`` holds on."""
-    found = file.load([leaf.parameter.data for leaf in training.student.leaves])
-    if found is None:
+    leads = group.rank == 0
+
+    def started() -> tuple[LayerRecovery, ...]:
         with start() as refit:
-            found = training.begin(refit)
-        file.save(*found)
+            training.put(refit)
+            return refit.layers
+
+    found = group.together(lambda: file.load(training.values) if leads else None)
+    if not group.exchange(found is not None)[0]:
+        layers = group.together(lambda: started() if leads else ())
+        found = training.begin(group.exchange(layers)[0])
+        if leads:
+            file.save(*found)
     else:
+        found = training.resumed(found)
         say(f"the distillation goes on after step {found[0].step}, from {file.path}")
     state, before = found
     # The refit counts in a total of its own.
     workplace.begin(training.steps * training.size)
     workplace.progress(state.step * training.size)
-    training.run(state, partial(_after, file, before, training.size, workplace.progress))
+    after = partial(_after, file, before, training.size, workplace.progress) if leads else _nothing
+    training.run(state, after)
     return training.finished(state, before)
 
 
 def _after(file: StateFile, before: Before, size: int, progress: Callable[[int], object], state: State) -> None:
     file.save(state, before)
     progress(size)
+
+
+def _nothing(state: State) -> None:
+    """Leave the file to the first process."""
 
 
 @contextlib.contextmanager
@@ -175,12 +207,19 @@ class _Training:
         size: Sequences of a step.
     """
 
-    def __init__(self, plan: PruningPlan, source: ModelSource, options: Refit, spool: Spool, dtype: str | None) -> None:
+    def __init__(
+        self, plan: PruningPlan, source: ModelSource, options: Refit, spool: Spool, dtype: str | None, group: Group
+    ) -> None:
         assert options.tokens is not None
-        self._plan, self._options, self._spool = plan, options, spool
-        self._device = pick_device(options.device)
+        self._plan, self._options, self._spool, self._group = plan, options, spool, group
+        self._device = pick_device(group.device)
         length = options.tokens.shape[1]
         self.size = max(1, STEP_TOKENS // length)
+        if group.size > self.size:
+            raise UsageError(
+                f"{group.size} processes cannot share a step of the distillation, which takes {self.size} sequences of {length} tokens",
+                hint=f"start {self.size} processes" if self.size > 1 else "run the command without torchrun",
+            )
         kind, self._products = _precision(source, self._device)
         recompute = saves_activations(estimate(plan, source.index, kind, self.size * length), self._device)
         self._batches = split_batches(options.tokens, options.source_of, self.size)
@@ -188,22 +227,42 @@ class _Training:
         self._held = _spread(held, max(1, MEASURED_TOKENS // (self.size * length)))
         self._sample = _sample(self._batches, self._held)
         self.steps = options.steps or min(MOST_STEPS, PASSES * len(self._fitted))
-        self._model = load_model(source, dtype=str(kind).removeprefix("torch."), device=options.device)
+        self._model = load_model(source, dtype=str(kind).removeprefix("torch."), device=group.device)
         self._halves = Halves(self._model)
         self._vocabulary = vocabulary(self._model)
         with torch.no_grad(), self._autocast():
-            for number, batch in enumerate(self._batches):
-                spool.put(number, self._halves.hidden(batch.ids.to(self._device)))
+            for number in range(len(self._batches)):
+                if len(ids := self._ids(number)):
+                    spool.put(number, self._halves.hidden(ids))
         self._blocks = [module for _, modules in outer_lists(self._model) for module in modules] if recompute else []
         self.student = Student(self._model, plan, _dtypes(plan, source, dtype))
 
-    def begin(self, start: Refitted) -> tuple[State, Before]:
-        """The state before the first step, with the weights of ``start``."""
+    @property
+    def values(self) -> list[torch.Tensor]:
+        """The values of the trained parameters."""
+        return [leaf.parameter.data for leaf in self.student.leaves]
+
+    def put(self, start: Refitted) -> None:
+        """Give the model the weights of ``start``."""
         for block in self._plan.blocks:
             if block.is_cut:
                 self.student.put(block.name, start.fitted(block.name))
-        before = Before(start.layers, self._measured(self._sample), self._measured(self._held))
+
+    def begin(self, layers: tuple[LayerRecovery, ...]) -> tuple[State, Before]:
+        """The state before the first step, with the weights that the model of the first process has after a refit of ``layers``."""
+        self._group.spread(self.values)
+        before = Before(layers, self._measured(self._sample), self._measured(self._held))
         return first_state(self.student.leaves, self._mean(before.held_out, self._held) or 0.0), before
+
+    def resumed(self, found: tuple[State, Before] | None) -> tuple[State, Before]:
+        """The state and what was known before it that the first process has ``found``, in all processes."""
+        told = None if found is None else (found[0].rates, found[0].step, found[0].history, found[1])
+        told = self._group.exchange(told)[0]
+        assert told is not None
+        rates, step, history, before = told
+        state = first_state(self.student.leaves, 0.0) if found is None else found[0]
+        self._group.spread([*state.weights, *state.first, *state.second, *state.best])
+        return dataclasses.replace(state, rates=list(rates), step=step, history=list(history)), before
 
     def run(self, state: State, after: Callable[[State], object]) -> None:
         """Make the steps, and leave the best weights in the model, rounded as the result stores them."""
@@ -240,11 +299,26 @@ class _Training:
 
     def differentiate(self, number: int) -> None:
         """Add the gradient of the mean divergence on fitted batch ``number`` to those of the weights."""
-        place = self._fitted[number]
+        self._group.together(partial(self._differentiate, self._fitted[number]))
+        if self._group.size > 1:
+            self._group.add_up([_gradient(leaf.parameter) for leaf in self.student.leaves])
+
+    def _differentiate(self, place: int) -> None:
+        """Add the part of the gradient that comes from the sequences of this process."""
+        ids = self._ids(place)
+        if not len(ids):
+            return
         with self._autocast():
             with torch.enable_grad():
-                cut = self._halves.hidden(self._batches[place].ids.to(self._device))
-            differentiate(self._halves.logits, self._dense(place), cut, self._vocabulary)
+                cut = self._halves.hidden(ids)
+            positions = self._batches[place].ids.numel()
+            differentiate(self._halves.logits, self._dense(place), cut, self._vocabulary, positions)
+
+    def _ids(self, place: int) -> torch.Tensor:
+        """The sequences of a batch that this process computes, (sequence, position). There may be none."""
+        ids = self._batches[place].ids
+        first, end = self._group.share(0, len(ids))
+        return ids[first:end].to(self._device)
 
     def held_out(self) -> float:
         """The mean divergence on the held-out sequences, of the weights as the result would store them."""
@@ -254,11 +328,22 @@ class _Training:
     def _measured(self, places: Sequence[int]) -> dict[int, float]:
         """Number of each source of the batches ``places`` to the mean divergence of the present weights there."""
         sums: dict[int, float] = defaultdict(float)
+        for part in self._group.exchange(self._group.together(partial(self._sums, places))):
+            for source, value in part.items():
+                sums[source] += value
+        return {source: value / _tokens(self._batches, places, source) for source, value in sums.items()}
+
+    def _sums(self, places: Sequence[int]) -> dict[int, float]:
+        """Number of each source to the sum of the divergence over the sequences of this process."""
+        sums: dict[int, float] = defaultdict(float)
         with torch.no_grad(), self._autocast():
             for place in places:
-                cut = self._halves.hidden(self._batches[place].ids.to(self._device))
-                sums[self._batches[place].source] += divergence(self._halves.logits, self._dense(place), cut, self._vocabulary)
-        return {source: value / _tokens(self._batches, places, source) for source, value in sums.items()}
+                if len(ids := self._ids(place)):
+                    cut = self._halves.hidden(ids)
+                    sums[self._batches[place].source] += divergence(
+                        self._halves.logits, self._dense(place), cut, self._vocabulary
+                    )
+        return dict(sums)
 
     def _mean(self, means: Mapping[int, float], places: Sequence[int]) -> float | None:
         """The mean over all tokens of the batches ``places``, from the ``means`` of their sources; None if there are none."""
@@ -270,6 +355,13 @@ class _Training:
 
     def _autocast(self) -> torch.autocast:
         return half_products(self._device, self._products)
+
+
+def _gradient(parameter: torch.Tensor) -> torch.Tensor:
+    """The gradient of ``parameter`` as it can be sent. It is 0 if this process had no sequence."""
+    found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.contiguous()
+    parameter.grad = found
+    return found
 
 
 def _dtypes(plan: PruningPlan, source: ModelSource, dtype: str | None) -> dict[tuple[str, str], str]:

@@ -1,4 +1,4 @@
-"""The processes that torchrun starts for one build: what they tell each other, and what happens if one is lost."""
+"""The processes that torchrun starts for one piece of work: what they tell each other, and what happens if one is lost."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from torch import distributed
 
 from chanfmt.base.errors import ChanfmtError, UsageError, first_line
+from chanfmt.base.processes import processes, rank
 from chanfmt.models.out_of_memory import out_of_memory_recognised
 
 if TYPE_CHECKING:
@@ -28,22 +29,12 @@ FLAT_BYTES = 64 << 20
 """Bytes of a buffer in which small tensors are summed together: thousands of messages would take longer than their bytes."""
 
 
-def processes() -> int:
-    """Number of processes that torchrun started for this build; 1 without torchrun."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
-
-
-def rank() -> int:
-    """Number of this process among the `processes`. The first process, 0, speaks and writes for all."""
-    return int(os.environ["RANK"]) if processes() > 1 else 0
-
-
 class LostProcessError(ChanfmtError):
     """Another process died or fell silent. What it had summed is lost."""
 
 
 class Group:
-    """The processes that measure together, seen from one of them. In this class it is the only one.
+    """The processes that work together, seen from one of them. In this class it is the only one.
 
     Attributes:
         rank: Number of this process.
@@ -86,25 +77,38 @@ class Group:
         The sums of the other processes become zero. Shapes and dtypes must be the same in all. Raises `LostProcessError`.
         """
 
+    def spread(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Give ``tensors`` of the first process to all processes, in place. Shapes and dtypes must be the same in all.
+
+        Raises:
+            LostProcessError: Another process did not get there.
+        """
+
+    def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Add up ``tensors`` over all processes, in place in all of them, which hold the same bits afterwards."""
+        self.collect(tensors, ())
+        self.spread(tensors)
+
 
 class _Processes(Group):
     """One of several processes. All of them must call the methods in the same order."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, patience: datetime.timedelta = TIMEOUT) -> None:
         """Find the other processes. Raises `ChanfmtError` if they do not come, and `UsageError` if they cannot share the device."""
         super().__init__(_own_device(device))
         self.rank = rank()
         self.size = processes()
         self.leads_machine = _local_rank() == 0
+        self._patience = patience
         cuda = self.device.startswith("cuda")
         try:
             # Messages travel over gloo, whatever the device: gloo tells whose connection broke, and nccl does not.
             # The gloo group stays for the next build of a script: a second one would find the addresses of the first, and hang.
             if not distributed.is_initialized():
-                distributed.init_process_group("gloo", timeout=TIMEOUT)
+                distributed.init_process_group("gloo", timeout=patience)
             if cuda:
                 torch.cuda.set_device(self.device)
-            self._sums = distributed.new_group(backend="nccl", timeout=TIMEOUT) if cuda else None
+            self._sums = distributed.new_group(backend="nccl", timeout=patience) if cuda else None
         except (RuntimeError, ValueError) as error:
             raise ChanfmtError(f"rank {self.rank} of {self.size} cannot reach the others: {first_line(error)}") from None
 
@@ -170,8 +174,25 @@ class _Processes(Group):
             torch.cuda.synchronize()
         self.exchange(None)
 
+    def spread(self, tensors: Sequence[torch.Tensor]) -> None:
+        for bucket in _buckets(tensors):
+            flat = torch.cat([tensor.detach().reshape(-1) for tensor in bucket])
+            if self.rank:
+                with self._missing(0):
+                    distributed.recv(flat, 0, self._sums)
+                for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+                    tensor.copy_(part.view_as(tensor))
+                continue
+            for other in range(1, self.size):
+                with self._missing(other):
+                    distributed.send(flat, other, self._sums)
+        # As in `collect`.
+        if self._sums is not None:
+            torch.cuda.synchronize()
+        self.exchange(None)
+
     def close(self) -> None:
-        """Give up the group that belongs to one build, after it succeeded. After a failure the others may be gone."""
+        """Give up the group that belongs to one piece of work, after it succeeded. After a failure the others may be gone."""
         if self._sums is not None:
             distributed.destroy_process_group(self._sums)
 
@@ -212,16 +233,17 @@ class _Processes(Group):
 
     def _lost(self, other: int) -> LostProcessError:
         return LostProcessError(
-            f"rank {other} of {self.size} was lost: it was killed, failed, or did not answer for {TIMEOUT.seconds // 60} minutes"
+            f"rank {other} of {self.size} was lost: it was killed, failed, or did not answer for {self._patience.total_seconds() / 60:.0f} minutes"
         )
 
 
 @contextlib.contextmanager
-def joined(device: str) -> Iterator[Group]:
+def joined(device: str, patience: datetime.timedelta = TIMEOUT) -> Iterator[Group]:
     """Join the processes that torchrun started with this one, and yield their group; without torchrun, this one alone.
 
     Args:
         device: As ``--device``. On a machine with GPUs, each of several processes gets a GPU of its own.
+        patience: How long the processes wait for each other. The first group of a process decides.
 
     Raises:
         UsageError: The processes cannot share the device.
@@ -230,7 +252,7 @@ def joined(device: str) -> Iterator[Group]:
     if processes() == 1:
         yield Group(device)
         return
-    group = _Processes(device)
+    group = _Processes(device, patience)
     yield group
     group.close()
 
