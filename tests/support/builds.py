@@ -36,12 +36,12 @@ def stop_after(options, batches, monkeypatch, settings=SETTINGS):
 
 
 def columns_of(content):
-    """The columns that an atlas holds as extensions: path to values."""
+    """The numbers that an atlas holds as extensions: path to values."""
     return {
         f"{group.path}/{item.name}": item.values
         for group in content.extensions
         for item in group.variables
-        if item.dimensions != (item.name,)
+        if item.dimensions != (item.name,) and isinstance(item.values, np.ndarray)
     }
 
 
