@@ -14,8 +14,8 @@ from chanfmt.algebra.columns import with_columns
 from chanfmt.algebra.inputs import inputs_group
 from chanfmt.base.narrate import say
 from chanfmt.building.columns import ffn_columns, untraced
-from chanfmt.building.inputs import ffn_inputs
 from chanfmt.building.derive import layer_variables, stack_layers
+from chanfmt.building.inputs import ffn_inputs
 from chanfmt.building.session import producer_record
 from chanfmt.building.state import extensions, partial_variables
 from chanfmt.data.sources import contributions

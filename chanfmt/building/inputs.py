@@ -35,9 +35,7 @@ def ffn_inputs(
         names: Name of a parameter to the checkpoint tensors that hold it. A map without them is left out.
     """
     others = []
-    for matrix, power, tokens in zip(
-        ffn.other_maps, statistics.other_maps.power, statistics.other_maps.tokens, strict=True
-    ):
+    for matrix, power, tokens in zip(ffn.other_maps, statistics.other_maps.power, statistics.other_maps.tokens, strict=True):
         if tokens and matrix.parameter in names:
             others.append(Input(tuple(names[matrix.parameter]), None, tokens, power.cpu().numpy()))
     reads = [

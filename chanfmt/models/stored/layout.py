@@ -190,6 +190,7 @@ class _Forms:
             expected = parameter[tuple(place.expand(mine.shape)[mine] for place in places)].cpu()
         return torch.equal(values.to(expected.dtype), expected)
 
+
 class _Layout(_Forms):
     def __init__(self, model: Any, index: CheckpointIndex, ffn: FFN) -> None:
         super().__init__(model, index)

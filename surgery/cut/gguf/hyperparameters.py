@@ -70,7 +70,9 @@ def _refusal(config: Any, kind: str) -> str:
     if kind != LLAMA:
         window = window if getattr(config, "use_sliding_window", False) else None
     if rotation.get("rope_type", "default") != "default" or rotation.get("partial_rotary_factor", 1) != 1:
-        return f"its positions are scaled ({one_line(str(rotation.get('rope_type')))}), which transformers does not read from GGUF"
+        return (
+            f"its positions are scaled ({one_line(str(rotation.get('rope_type')))}), which transformers does not read from GGUF"
+        )
     if config.hidden_act != "silu":
         return f"its activation is {one_line(str(config.hidden_act))}, and llama.cpp computes silu"
     if window is not None and window < config.max_position_embeddings:

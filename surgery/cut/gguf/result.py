@@ -142,7 +142,17 @@ def write_result(
         say(f"the GGUF file's logits are not compared with those of the cut: {skipped}")
     copied = sum(item.copied for item in decided.tensors)
     record = GgufRecord(
-        target.name, options.quant, decided.kinds, copied, error, logits, divergence, skipped, decided.notes, options.cut_quant
+        target.name,
+        options.quant,
+        decided.kinds,
+        copied,
+        error,
+        logits,
+        divergence,
+        skipped,
+        decided.notes,
+        options.cut_quant,
+        source.file is None,
     )
     before = source.index.nbytes if source.file is None else source.file.stat().st_size
     return WrittenGguf(record, before, target.stat().st_size)
