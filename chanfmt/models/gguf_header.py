@@ -57,7 +57,7 @@ class Value:
         return cls(kind, struct.pack(f"<{_FORMATS[kind]}", content))
 
     @classmethod
-    def array(cls, items: Iterable[int], kind: int = UINT32) -> Value:
+    def array(cls, items: Iterable[float], kind: int = UINT32) -> Value:
         """An array of numbers of the type ``kind``."""
         values = list(items)
         return cls(ARRAY, struct.pack(f"<IQ{len(values)}{_FORMATS[kind]}", kind, len(values), *values))

@@ -79,7 +79,7 @@ class CutOptions:
     format: str = field(
         default="safetensors",
         metadata={
-            "help": "safetensors, or gguf: one file for llama.cpp, from a .gguf file or a Llama, Mistral, Qwen2 or Qwen3 checkpoint",
+            "help": "safetensors, or gguf: one file for llama.cpp, from a .gguf file or a checkpoint of a Llama, Mistral, Qwen2, Qwen3 or Gemma 3",
             "metavar": "FORMAT",
         },
     )

@@ -11,7 +11,7 @@ from chanfmt.algebra.gguf_names import tensor_name, tensor_names
 from chanfmt.base.errors import ModelError
 from chanfmt.base.text import one_line
 from chanfmt.models.gguf_header import BF16, F16, F32, UINT64, Header, StoredTensor, Value
-from surgery.cut.gguf.hyperparameters import ARCHITECTURES, LLAMA, head_size, hyperparameters
+from surgery.cut.gguf.hyperparameters import ARCHITECTURES, GEMMA3, LLAMA, head_size, hyperparameters
 from surgery.cut.gguf.layout import PURPOSE, GgufLayout, Part, TensorLayout, placed, target_kind
 from surgery.cut.gguf.metadata import described
 from surgery.cut.gguf.vocabulary import vocabulary
@@ -90,10 +90,11 @@ def lay_out_converted(
         kind, note = target_kind(header, tensor, tensor.shape[-1], same=name not in cuts, quant=quant, cut_quant=cut_quant)
         if note:
             notes[note] = notes.get(note, 0) + 1
-        order = None
-        if ARCHITECTURES[config.model_type] == LLAMA and tensor.name.endswith(_ROTATED):
+        order, own = None, ARCHITECTURES[config.model_type]
+        if own == LLAMA and tensor.name.endswith(_ROTATED):
             order = interleaved(tensor.shape[0], head_size(config))
-        part = Part(name, False, None, None, order)
+        # A norm of a Gemma multiplies by one more than its weight, and llama.cpp's by its weight.
+        part = Part(name, False, None, None, order, 1.0 if own == GEMMA3 and tensor.name.endswith("norm.weight") else 0.0)
         found.append(TensorLayout(tensor, replace(tensor, kind=kind), (part,), copied=False))
     return placed(found, _ALIGNMENT, [f"{text} ({count} tensors)" for text, count in notes.items()]), header
 

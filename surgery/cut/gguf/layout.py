@@ -51,6 +51,7 @@ class Part:
         axis: Axis that is cut, 0 for rows and 1 for columns; None if none is.
         positions: For every new position on that axis the old position, or -1 for zeros, int64; None if none is cut.
         order: Row of the checkpoint's matrix that each row of the file's comes from; None if the rows have the same order.
+        shift: What is added to every number.
     """
 
     tensor: str
@@ -58,6 +59,7 @@ class Part:
     axis: int | None
     positions: np.ndarray | None
     order: np.ndarray | None = None
+    shift: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -113,6 +113,8 @@ def _quantised(part: Part, item: TensorLayout, after: CheckpointIndex) -> Iterat
         wanted = float_rows(after.tensors[part.tensor], start, min(start + step, rows), transposed=part.transposed)
         if part.order is not None:
             wanted = wanted[part.order]
+        if part.shift:
+            wanted = wanted + np.float32(part.shift)
         if item.target.kind == F32:
             yield wanted.view(np.uint8), None
         else:

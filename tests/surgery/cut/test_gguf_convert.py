@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,9 @@ CONFIGS = {
     "mistral": (transformers.MistralConfig, {"sliding_window": None, "tie_word_embeddings": False}),
     "qwen2": (transformers.Qwen2Config, {"tie_word_embeddings": True}),
     "qwen3": (transformers.Qwen3Config, {"head_dim": 128, "tie_word_embeddings": True}),
+    "gemma3_text": (transformers.Gemma3TextConfig, {"tie_word_embeddings": True}),
 }
+SPACE = "\u2581"
 
 
 def tokenizer(split: str = "gpt-2") -> Any:
@@ -65,6 +68,18 @@ def tokenizer(split: str = "gpt-2") -> Any:
     )
 
 
+def pieces() -> Any:
+    """A tokenizer as SentencePiece makes them: letters, bytes for all others, and merges by score."""
+    letters = [SPACE, *"abcdefgh"]
+    merges = [("a", "b"), ("b", "c"), (SPACE, "a"), (SPACE, "ab"), ("ab", "c")]
+    words = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(240)), *letters, *("".join(pair) for pair in merges)]
+    ids = {word: number for number, word in enumerate(words)}
+    found = Tokenizer(models.BPE(vocab=ids, merges=merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    found.normalizer = normalizers.Replace(" ", SPACE)
+    found.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=found, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
 def checkpoint(directory: Path, kind: str = "llama", dtype: torch.dtype = torch.float32, **changes: Any) -> ModelSource:
     """A tiny model with a tokenizer of bytes, saved in ``directory``."""
     make, own = CONFIGS[kind]
@@ -76,7 +91,7 @@ def checkpoint(directory: Path, kind: str = "llama", dtype: torch.dtype = torch.
             # Norms and biases differ from row to row, so that a mistaken order shows.
             parameter.add_(torch.randn_like(parameter) * 0.15)
     model.save_pretrained(directory)
-    tokenizer().save_pretrained(directory)
+    (pieces() if kind == "gemma3_text" else tokenizer()).save_pretrained(directory)
     return ModelSource(directory)
 
 
@@ -90,7 +105,7 @@ def logits(directory: Path, **extra: Any) -> torch.Tensor:
         return model(torch.arange(40)[None] * 5 % 256).logits
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", *repeated("mistral")])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma3_text", *repeated("mistral")])
 def test_the_file_computes_what_the_checkpoint_computes(tmp_path: Path, kind: str) -> None:
     source = checkpoint(tmp_path / "model", kind)
     apply_plan(half(source), source, tmp_path / "plain")
@@ -101,8 +116,10 @@ def test_the_file_computes_what_the_checkpoint_computes(tmp_path: Path, kind: st
     assert (report.gguf.converted, report.gguf.weight_error) == (True, 0)
     fields = {name: field.contents() for name, field in gguf.GGUFReader(tmp_path / "out" / "out.gguf").fields.items()}
     own = fields["general.architecture"]
-    assert own == {"mistral": "llama"}.get(kind, kind)
+    assert own == {"mistral": "llama", "gemma3_text": "gemma3"}.get(kind, kind)
     assert (fields[f"{own}.feed_forward_length"], fields["general.name"]) == (KEPT, "out")
+    if own == "gemma3":
+        return
     assert fields["tokenizer.ggml.pre"] == "gpt-2"
     assert fields["tokenizer.ggml.token_type"][256:] == [1, 3, 3, 5, 5, 5, 5, 5]
     assert fields["tokenizer.chat_template"] == "{{ messages[0]['content'] }}"
@@ -179,6 +196,29 @@ def test_what_the_file_cannot_say_is_refused_before_the_cut(
         apply_plan(half(source), source, tmp_path / "out", CutOptions(format="gguf"))
     assert "convert_hf_to_gguf.py" in str(refused.value.hint)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_order_of_merges_gives_the_scores_of_pieces(tmp_path: Path) -> None:
+    source = checkpoint(tmp_path, "gemma3_text")
+    values = {name.removeprefix("tokenizer.ggml."): value.content for name, value in vocabulary(source, 264).items()}
+    assert (values["model"], values["add_space_prefix"]) == ("llama", False)
+    tokens, scores, types = values["tokens"], values["scores"], values["token_type"]
+    assert [types[number] for number in (0, 1, 240, 241, 254, 263)] == [3, 6, 6, 1, 1, 5]
+
+    def merged(text: str) -> list[int]:
+        """The tokens of ``text`` by llama.cpp's rule: the pair whose joined piece has the highest score is merged first."""
+        parts = list(text.replace(" ", SPACE))
+        while pairs := [
+            (scores[tokens.index(one + two)], -place)
+            for place, (one, two) in enumerate(itertools.pairwise(parts))
+            if one + two in tokens
+        ]:
+            place = -max(pairs)[1]
+            parts[place : place + 2] = ["".join(parts[place : place + 2])]
+        return [tokens.index(part) for part in parts]
+
+    for text in ("abc", " abc ab", "bcab a"):
+        assert merged(text) == pieces()(text).input_ids
 
 
 def test_a_bias_without_a_place_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
