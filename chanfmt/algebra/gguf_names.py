@@ -60,8 +60,13 @@ def tensor_name(names: Any, tensor: str) -> str | None:
 
 def down_projection(names: Any, tensors: Iterable[str]) -> str | None:
     """llama.cpp's name of the weight of a down projection that the checkpoint holds as ``tensors``; None if there is none."""
-    found = {tensor_name(names, tensor) for tensor in tensors}
-    name = found.pop() if len(found) == 1 else None
+    found = {weight_name(names, tensor) for tensor in tensors}
+    return found.pop() if len(found) == 1 else None
+
+
+def weight_name(names: Any, tensor: str) -> str | None:
+    """llama.cpp's name of the checkpoint's weight ``tensor``, which ends in ``.weight``; None if there is none."""
+    name = tensor_name(names, tensor)
     # A fused tensor of experts has no suffix in the checkpoint.
     return name if name is None or name.endswith(".weight") else f"{name}.weight"
 

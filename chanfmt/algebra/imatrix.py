@@ -1,7 +1,8 @@
-"""An atlas as llama.cpp's importance matrix: the mean squared input of every down projection.
+"""An atlas as llama.cpp's importance matrix: the mean squared input of every linear map that the atlas knows.
 
 llama-quantize weighs the error of a weight by the mean squared input that the weight multiplies. For the down projection of an
-FFN this is the activation power of the channel, sum_u2 / tokens (spec section 6). The file has the GGUF layout of llama.cpp's
+FFN this is the activation power of the channel, sum_u2 / tokens (spec section 6). For read projections, attention and routers
+it is in the atlas's inputs (`chanfmt.algebra.inputs`), where a build has them. The file has the GGUF layout of llama.cpp's
 tools/imatrix: ``NAME.in_sum2``, float32 (matrix, input), and ``NAME.counts``, float32 (matrix, 1), a matrix per expert.
 """
 
@@ -12,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chanfmt.algebra.gguf_names import down_projection, gguf_package, tensor_names, text_type
+from chanfmt.algebra.gguf_names import down_projection, gguf_package, tensor_names, text_type, weight_name
+from chanfmt.algebra.inputs import read_inputs
 from chanfmt.base.errors import AtlasError
+from chanfmt.base.narrate import say
 from chanfmt.base.text import one_line
 from chanfmt.format.texts import configuration
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
+    from chanfmt.algebra.inputs import Input
     from chanfmt.format.reader import Atlas, Stack
     from chanfmt.format.records import Block
 
@@ -43,13 +47,16 @@ class Entry:
 
 
 def write_imatrix(atlas: Atlas, path: Path) -> int:
-    """Write the importance matrix of ``atlas`` to ``path``. Returns the number of its entries.
+    """Write the importance matrix of ``atlas`` to ``path``, and say what it does not cover. Returns the number of its entries.
 
     Raises:
-        AtlasError: llama.cpp has no name for the architecture or for a down projection, or the atlas holds no activations.
+        AtlasError: llama.cpp has no name for the architecture or for a down projection, the atlas holds no activations, or its
+            inputs are not as the specification says.
         MissingPackageError: The package gguf is not installed.
     """
     entries, record = list(imatrix_entries(atlas)), atlas.calibration
+    if left_out := not_covered(atlas):
+        say(f"note: {left_out}")
     datasets = dict.fromkeys(one_line(row.source) for row in record.contributions)
     write_entries(path, entries, tuple(datasets), record.sequences, record.seq_len)
     return len(entries)
@@ -84,7 +91,7 @@ def write_entries(path: Path, entries: Iterable[Entry], datasets: Sequence[str],
 
 
 def imatrix_entries(atlas: Atlas) -> Iterator[Entry]:
-    """The entries of the importance matrix, in model order.
+    """The entries of the importance matrix: the down projections in model order, and then the other weights.
 
     Raises:
         AtlasError: As `write_imatrix`.
@@ -102,6 +109,48 @@ def imatrix_entries(atlas: Atlas) -> Iterator[Entry]:
         seen.add(name)
         sums, counts = _sums(atlas, block, stack)
         yield Entry(name, np.atleast_2d(sums).astype(np.float32), np.atleast_1d(counts).astype(np.float32)[:, None])
+    for name, rows in _of_inputs(atlas, names).items():
+        if name is not None and name not in seen:
+            counts = np.array([row.tokens for row in rows], dtype=np.float32)
+            yield Entry(name, np.stack([row.sums for row in rows]).astype(np.float32), counts[:, None])
+
+
+def not_covered(atlas: Atlas) -> str:
+    """A sentence, without a full stop, about what the importance matrix of ``atlas`` lacks; empty if that is nothing.
+
+    llama-imatrix leaves out token embeddings and the output head by default, and so does this matrix.
+
+    Raises:
+        AtlasError, MissingPackageError: As `write_imatrix`.
+    """
+    inputs = read_inputs(atlas)
+    if not inputs:
+        return (
+            "the atlas holds no inputs of attention and of read projections, so the matrix covers the down projections only; "
+            "an atlas built now has them"
+        )
+    names = _names(atlas)
+    held = {weight for row in inputs for weight in row.weights}
+    reads = {item.tensor for block in atlas.blocks for item in block.tensors if item.role in ("gate", "up")}
+    lacking = [weight for weight in sorted(held | reads) if weight not in held or weight_name(names, weight) is None]
+    if not lacking:
+        return ""
+    more = f" and {len(lacking) - 1:,} more weights" if len(lacking) > 1 else ""
+    why = "llama.cpp has no name for" if lacking[0] in held else "the atlas holds no inputs of"
+    return f"the matrix does not cover all weights: {why} {one_line(lacking[0])}{more}"
+
+
+def _of_inputs(atlas: Atlas, names: Any) -> dict[str | None, list[Input]]:
+    """Name of each weight in llama.cpp to what it reads, expert by expert. Under None is what has no name."""
+    found: dict[str | None, dict[int | None, Input]] = {}
+    for row in read_inputs(atlas):
+        for weight in row.weights:
+            found.setdefault(weight_name(names, weight), {}).setdefault(row.expert, row)
+    return {
+        name: [rows[expert] for expert in sorted(rows, key=lambda expert: -1 if expert is None else expert)]
+        for name, rows in found.items()
+        if len({len(row.sums) for row in rows.values()}) == 1
+    }
 
 
 def _sums(atlas: Atlas, block: Block, stack: Stack) -> tuple[np.ndarray, np.ndarray]:

@@ -11,9 +11,11 @@ import numpy as np
 
 from chanfmt.algebra import labels
 from chanfmt.algebra.columns import with_columns
+from chanfmt.algebra.inputs import inputs_group
 from chanfmt.base.narrate import say
 from chanfmt.building.columns import ffn_columns, untraced
 from chanfmt.building.derive import layer_variables, stack_layers
+from chanfmt.building.inputs import ffn_inputs
 from chanfmt.building.session import producer_record
 from chanfmt.building.state import extensions, partial_variables
 from chanfmt.data.sources import contributions
@@ -23,10 +25,12 @@ from chanfmt.format.columns import OWNER
 from chanfmt.format.records import AtlasContent, Block, CalibrationRecord
 from chanfmt.models.find.discover import block_of
 from chanfmt.models.matrices import ffn_weights
+from chanfmt.models.stored.layout import stored_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from chanfmt.algebra.inputs import Input
     from chanfmt.building.columns import ColumnPlan
     from chanfmt.building.measure import Measurement
     from chanfmt.building.plan import BuildPlan
@@ -39,6 +43,8 @@ def assemble(plan: BuildPlan, measurement: Measurement, session: Session) -> Atl
     settings = plan.settings
     layers: list[Mapping[str, np.ndarray]] = []
     columns: list[Mapping[str, np.ndarray]] = []
+    inputs: list[Input] = []
+    names = stored_names(plan.model, plan.source.index, [matrix.parameter for ffn in plan.ffns for matrix in ffn.other_maps])
     lost = 0
     supports: dict[str, tuple[int, np.ndarray]] = {}
     for place, group in itertools.groupby(
@@ -51,6 +57,7 @@ def assemble(plan: BuildPlan, measurement: Measurement, session: Session) -> Atl
                 weights = (ffn_weights(plan.model, member) for member in ffn.members)
                 dimensions, support = supports.get(place[0], (0, None))
                 # Between two stages of a hierarchical model the residual dimensions change.
+                inputs += ffn_inputs(ffn, plan.slices[len(layers)], statistics, names)
                 variables, mass = layer_variables(
                     statistics, weights, settings, support if dimensions == ffn.read_inputs else None
                 )
@@ -69,7 +76,9 @@ def assemble(plan: BuildPlan, measurement: Measurement, session: Session) -> Atl
         say(
             f"note: it is not known which tokens reach {lost} of {len(plan.ffns)} FFNs, so columns that need it are unknown there"
         )
-    return content if plan.columns is None else _with_columns(content, columns, plan.columns)
+    if plan.columns is not None:
+        content = _with_columns(content, columns, plan.columns)
+    return dataclasses.replace(content, extensions=(*content.extensions, inputs_group(inputs)))
 
 
 def _with_columns(content: AtlasContent, columns: list[Mapping[str, np.ndarray]], plan: ColumnPlan) -> AtlasContent:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from chanfmt.building.column_sums import find_rows, row_hashes
+from chanfmt.building.input_sums import squares
 from chanfmt.models.find.discover import block_of
 from chanfmt.models.find.intercept import Interceptor
 from chanfmt.models.run import eager_experts
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from chanfmt.building.column_sums import BatchRows, Rows
+    from chanfmt.building.input_sums import InputSums
     from chanfmt.building.statistics import ChannelStatistics, FFNStatistics
     from chanfmt.models.ffn import FFN
 
@@ -37,8 +39,11 @@ class Capture:
         self._reached: dict[int, torch.Tensor] = {}
         self._inputs: dict[int, torch.Tensor] = {}
         self._index: dict[tuple[int, int], torch.Tensor] = {}
+        self._squared: tuple[torch.Tensor, int, torch.Tensor] | None = None
         self._interceptor = Interceptor(model)
         for number, (ffn, found) in enumerate(zip(ffns, statistics, strict=True)):
+            for place, matrix in enumerate(ffn.other_maps):
+                self._interceptor.on(matrix, before=partial(self._other, found.other_maps, place))
             if ffn.members[0].write.matrix.batched:
                 self._watch_batched(number, ffn, found)
                 continue
@@ -58,6 +63,7 @@ class Capture:
             stack.enter_context(eager_experts(self.model))
             stack.enter_context(self._interceptor)
             yield
+        self._squared = None
 
     def begin(self, sequences: int, split: int, rows: BatchRows | None = None) -> None:
         """Set the number of sequences of the next batch, the split that all of them belong to, and which ones they are.
@@ -69,6 +75,7 @@ class Capture:
         self._split = split
         self._rows = rows
         self._inputs.clear()
+        self._squared = None
 
     def _enter(self, number: int, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         """Remember the tokens that enter a module around the experts of FFN ``number``, if they arrive as (sequence, token, d)."""
@@ -81,10 +88,22 @@ class Capture:
     def _read(self, key: tuple[int, int], statistics: ChannelStatistics, x: torch.Tensor) -> None:
         if not torch.is_grad_enabled():
             return
-        statistics.add_read_input(x.detach())
+        statistics.add_read_power(self._squares(x))
         inputs = self._inputs.get(key[0])
         if inputs is not None:
             self._index[key] = find_rows(row_hashes(x.detach().reshape(-1, x.shape[-1])), inputs)
+
+    def _other(self, sums: InputSums, place: int, x: torch.Tensor) -> None:
+        # A matrix may be applied to something else than vectors of its inputs, such as each head by itself.
+        if torch.is_grad_enabled() and x.shape[-1] == len(sums.power[place]):
+            sums.add(place, self._squares(x), x.numel() // x.shape[-1])
+
+    def _squares(self, x: torch.Tensor) -> torch.Tensor:
+        """`squares` of ``x``. Maps that run one after the other often read the same tensor, such as query, key and value."""
+        last = self._squared
+        if last is None or last[0] is not x or last[1] != x._version:
+            last = self._squared = (x, x._version, squares(x.detach()))
+        return last[2]
 
     def _write(self, key: tuple[int, int], statistics: ChannelStatistics, u: torch.Tensor) -> torch.Tensor | None:
         if not torch.is_grad_enabled():
@@ -123,7 +142,7 @@ class Capture:
             x = x.detach()
             self._reached[number] = (x != 0).any(-1)
             for channels, rows, reached in zip(statistics.members, x, self._reached[number], strict=True):
-                channels.add_read_input(rows[reached])
+                channels.add_read_power(squares(rows[reached]))
 
     def _write_all(self, number: int, statistics: FFNStatistics, u: torch.Tensor) -> torch.Tensor | None:
         if not torch.is_grad_enabled():

@@ -1,7 +1,7 @@
 """An atlas of activation power from llama.cpp's importance matrix and the model that the matrix was measured on.
 
-The matrix gives the mean squared activation of every channel, and the checkpoint the norms of the weights. Everything that
-needs a gradient is absent. Supernodes are ranked by activation power, and the labels say so.
+The matrix gives the mean squared activation of every channel, and of the inputs of other weights that it covers. The checkpoint
+gives the norms of the weights. Everything that needs a gradient is absent. Supernodes are ranked by activation power, and the labels say so.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chanfmt.algebra import labels, metrics
-from chanfmt.algebra.gguf_names import down_projection, tensor_names
+from chanfmt.algebra.gguf_names import down_projection, tensor_names, weight_name
+from chanfmt.algebra.inputs import Input, inputs_group, joined
 from chanfmt.algebra.rewrite import dropped_names
 from chanfmt.base.errors import ModelError, UsageError
 from chanfmt.base.narrate import say, warn
@@ -22,6 +23,7 @@ from chanfmt.base.text import one_line
 from chanfmt.base.version import __version__
 from chanfmt.building.assemble import activation_name
 from chanfmt.building.derive import by_expert, stack_layers
+from chanfmt.building.inputs import read_weights
 from chanfmt.building.plan import model_record
 from chanfmt.building.session import Session, producer_record
 from chanfmt.building.weight_metrics import norms
@@ -32,10 +34,10 @@ from chanfmt.models.find.discover import find_ffns
 from chanfmt.models.imatrix_file import PURPOSE, read_imatrix
 from chanfmt.models.load import load_model
 from chanfmt.models.matrices import ffn_weights
-from chanfmt.models.stored.layout import tensor_slices
+from chanfmt.models.stored.layout import stored_names, tensor_slices
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from chanfmt.format.records import ModelRecord, TensorSlice
@@ -70,7 +72,8 @@ def imported(path: Path, source: ModelSource, settings: LabelSettings | None = N
     ffns = find_ffns(model)
     slices = [tensor_slices(model, ffn, source.index) for ffn in ffns]
     widths, _, _ = find_widths(source, ffns, slices)
-    entries = _entries(path, matrix, source, ffns, slices)
+    names = _names(source, ffns)
+    entries = _entries(path, matrix, source, ffns, slices, names)
     sequences, seq_len = _sequences(path, matrix, ffns, entries)
     if not matrix.counted:
         say(
@@ -91,6 +94,9 @@ def imported(path: Path, source: ModelSource, settings: LabelSettings | None = N
         for index, (ffn, position, items, width) in enumerate(zip(ffns, positions, slices, widths, strict=True))
     )  # fmt: skip
     record = model_record(source, model)
+    stored = stored_names(model, source.index, [item.parameter for ffn in ffns for item in ffn.other_maps])
+    inputs = [row for ffn, items in zip(ffns, slices, strict=True) for row in _inputs(matrix, names, ffn, items, stored)]
+    _narrate(path, matrix, names, inputs, ffns, slices)
     return AtlasContent(
         title=f"activation power of {source.id}, from an importance matrix",
         model=record,
@@ -101,7 +107,19 @@ def imported(path: Path, source: ModelSource, settings: LabelSettings | None = N
         stacks=tuple(stacks),
         producer=producer_record(session, model),
         dropped=dropped_names((item.name for item in schema.STACK_VARIABLES), stacks),
+        extensions=(inputs_group(inputs),) if inputs else (),
     )
+
+
+def _names(source: ModelSource, ffns: Sequence[FFN]) -> Any:
+    """llama.cpp's names of the model's tensors. Raises `ModelError` if llama.cpp does not know the model."""
+    kind = str(source.config.get_text_config().model_type)
+    names = tensor_names(kind, 1 + max(ffn.layer_index for ffn in ffns), PURPOSE)
+    if names is None:
+        raise ModelError(
+            f"llama.cpp does not know the model type {one_line(kind)}, so no importance matrix can be of {source.id}"
+        )
+    return names
 
 
 def _entries(
@@ -110,14 +128,9 @@ def _entries(
     source: ModelSource,
     ffns: Sequence[FFN],
     slices: Sequence[tuple[TensorSlice, ...]],
+    names: Any,
 ) -> list[ImatrixEntry]:
     """The entry of each of ``ffns``."""
-    kind = str(source.config.get_text_config().model_type)
-    names = tensor_names(kind, 1 + max(ffn.layer_index for ffn in ffns), PURPOSE)
-    if names is None:
-        raise ModelError(
-            f"llama.cpp does not know the model type {one_line(kind)}, so no importance matrix can be of {source.id}"
-        )
     found: list[ImatrixEntry] = []
     missing: list[str] = []
     for ffn, items in zip(ffns, slices, strict=True):
@@ -146,6 +159,49 @@ def _entries(
             hint="name the model that the matrix was measured on, or compute a matrix of all its layers",
         )
     return found
+
+
+def _inputs(
+    matrix: Imatrix, names: Any, ffn: FFN, slices: Sequence[TensorSlice], stored: Mapping[str, Sequence[str]]
+) -> list[Input]:
+    """What the read projections of ``ffn`` and the other maps of its block read, as far as ``matrix`` has entries for them."""
+
+    def rows(weight: str, experts: int, width: int) -> Sequence[tuple[np.ndarray, int]]:
+        entry = matrix.entries.get(weight_name(names, weight) or "")
+        if entry is None:
+            return ()
+        if not matrix.counted:
+            entry = entry.by_expert(experts, width)
+        if entry.sums.shape != (experts, width) or (entry.counts != entry.counts.round()).any():
+            return ()
+        counts = [int(count) for count in entry.counts]
+        return [(sums if count else np.zeros_like(sums), count) for sums, count in zip(entry.sums, counts, strict=True)]
+
+    others = [
+        Input((weight,), None, count, sums)
+        for item in ffn.other_maps
+        for weight in stored.get(item.parameter, ())
+        for sums, count in rows(weight, 1, item.inputs)
+    ]
+    reads: list[Input] = []
+    for expert, weights in enumerate(read_weights(ffn, slices)):
+        found = [(weight, rows(weight, len(ffn.members), ffn.read_inputs)) for weight in weights]
+        number = expert if ffn.experts else None
+        reads += joined([Input((weight,), number, *row[expert][::-1]) for weight, row in found if row])
+    return [*joined(others), *reads]
+
+
+def _narrate(
+    path: Path, matrix: Imatrix, names: Any, inputs: Sequence[Input], ffns: Sequence[FFN], slices: Sequence[Sequence[TensorSlice]]
+) -> None:
+    """Say which entries of ``matrix`` the atlas does not keep."""
+    kept = {weight_name(names, weight) for row in inputs for weight in row.weights}
+    kept |= {weight_name(names, item.tensor) for items in slices for item in items if item.role == "write"}
+    if lost := sorted(matrix.entries.keys() - kept):
+        more = f" and {len(lost) - 1:,} more entries" if len(lost) > 1 else ""
+        say(f"note: {path.name} has {one_line(lost[0])}{more}, which no linear map of the model's blocks reads alike; left out")
+    if not inputs:
+        say(f"note: {path.name} covers the down projections of {len(ffns):,} FFNs, and neither attention nor read projections")
 
 
 def _sequences(path: Path, matrix: Imatrix, ffns: Sequence[FFN], entries: Sequence[ImatrixEntry]) -> tuple[int, int]:

@@ -248,7 +248,8 @@ def _shared(model: Any, ffns: Sequence[FFN], rho: float, wanted: Wanted | None) 
     found = []
     for ffn in ffns:
         device = model.get_parameter(ffn.write).device
-        key = (ffn.width, len(ffn.members), ffn.read_inputs, bool(ffn.experts), ffn.uses > 1, ffn.place, device)
+        maps = tuple(matrix.inputs for matrix in ffn.other_maps)
+        key = (ffn.width, len(ffn.members), ffn.read_inputs, bool(ffn.experts), ffn.uses > 1, ffn.place, device, maps)
         if key not in made:
             made[key] = FFNStatistics(ffn, device, wanted)
             for member in made[key].members:

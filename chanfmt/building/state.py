@@ -14,6 +14,7 @@ import numpy as np
 
 from chanfmt.algebra import labels, metrics
 from chanfmt.base.errors import AtlasError, UsageError
+from chanfmt.building.input_sums import POWER, TOKENS
 from chanfmt.building.statistics import CHANCE, REDUCED
 from chanfmt.format import columns, schema
 from chanfmt.format.reader import Atlas
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 OWNER = schema.RESUME_EXTENSION
 RESUME = f"{OWNER}/resume"
-LAYOUT = 3
+LAYOUT = 4
 """Version of the content of the extension groups."""
 
 REQUEST: dict[str, str] = {
@@ -99,6 +100,8 @@ _EXTRA_STATE: dict[str, tuple[tuple[str, ...], str, str]] = {
     "column_delimiter": (("layer", "moment", "channel"), "sums of u^2 and q^2 over delimiters", "1"),
     "column_active": (("layer", "source", "channel"), "tokens with u > 0 in each source, and without a source", "1"),
     "column_tallies": (("layer", "tally"), "tokens of each kind that columns tell apart", "1"),
+    POWER: (("layer", "map", "map_input"), "sum over tokens of the squared input of another map of the block", "1"),
+    TOKENS: (("layer", "map"), "tokens that reached the map", "1"),
 }
 """Arrays of ``x_chanfmt/<stack>``: dimensions, long name, units."""
 
@@ -190,7 +193,9 @@ def extensions(
             if name not in members[0]:
                 continue
             values = _stack_padded([member[name] for member in members])
-            if stack.n_experts:
+            if not values.size:
+                continue
+            if stack.n_experts and name not in (POWER, TOKENS):
                 dimensions = (dimensions[0], "expert", *dimensions[1:])
             lengths |= dict(zip(dimensions, values.shape, strict=True))
             variables.append(ExtensionVariable(name, dimensions, values, long_name, units, "drop"))

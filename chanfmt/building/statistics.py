@@ -12,6 +12,7 @@ import torch
 from chanfmt.algebra import labels
 from chanfmt.analysis.chance import turn_offset
 from chanfmt.building.column_sums import ColumnSums, Wanted
+from chanfmt.building.input_sums import POWER, TOKENS, InputSums
 from chanfmt.format import schema
 from chanfmt.format.columns import REDUNDANCY_CHANCE
 
@@ -60,9 +61,9 @@ class ChannelStatistics:
         self.reduced: dict[str, np.ndarray] | None = None
         self.columns = ColumnSums(wanted, n_channels, device) if wanted is not None and wanted.groups else None
 
-    def add_read_input(self, x: torch.Tensor) -> None:
-        """Add the reads' input ``x`` (..., d) to the sums of squares that `wanda_group` needs."""
-        self.read_power += _wide(x).reshape(-1, x.shape[-1]).square().sum(0)
+    def add_read_power(self, power: torch.Tensor) -> None:
+        """Add ``power``, the `chanfmt.building.input_sums.squares` of inputs of the reads."""
+        self.read_power += power.to(self.device)
 
     def add(self, u: torch.Tensor, s: torch.Tensor, split: int, rows: Rows | None = None) -> None:
         """Add tokens that all belong to ``split``.
@@ -180,17 +181,18 @@ class ChannelStatistics:
 
 
 class FFNStatistics:
-    """The statistics of one FFN: one `ChannelStatistics`, or one per routed expert."""
+    """The statistics of one FFN: one `ChannelStatistics`, or one per routed expert; and the inputs of other maps of its block."""
 
     def __init__(self, ffn: FFN, device: torch.device, wanted: Wanted | None = None) -> None:
         routed = bool(ffn.experts) or ffn.uses > 1
         self.experts = ffn.experts
         self.members = [ChannelStatistics(ffn.width, ffn.read_inputs, device, routed=routed, wanted=wanted) for _ in ffn.members]
+        self.other_maps = InputSums(ffn.other_maps, device)
 
     @property
     def nbytes(self) -> int:
         """Bytes in `state`."""
-        return sum(member.nbytes for member in self.members)
+        return sum(member.nbytes for member in self.members) + self.other_maps.nbytes
 
     def is_finite(self) -> bool:
         """Whether every activation and every gradient so far was finite."""
@@ -201,8 +203,9 @@ class FFNStatistics:
     def collect(self, group: Group) -> None:
         """Move the sums of all processes of ``group`` to the first one. The others continue from zero."""
         counts = [member.counts() for member in self.members]
+        tokens = self.other_maps.counts()
         group.collect(
-            [*counts, *(tensor for member in self.members for tensor in member.additive())],
+            [*counts, *(tensor for member in self.members for tensor in member.additive()), tokens, *self.other_maps.power],
             [member.max_abs_u for member in self.members],
         )
         peaks = [member.columns.peak for member in self.members if member.columns is not None]
@@ -211,16 +214,20 @@ class FFNStatistics:
             group.collect([], peaks)
         for member, count in zip(self.members, counts, strict=True):
             member.set_counts(count)
+        self.other_maps.set_counts(tokens)
 
     def state(self) -> dict[str, np.ndarray]:
-        """`ChannelStatistics.state`; for experts, with the dimension ``expert`` at its place in the atlas."""
+        """`ChannelStatistics.state`, for experts with the dimension ``expert`` at its place in the atlas; and `InputSums.state`."""
         states = [member.state() for member in self.members]
         if not self.experts:
-            return states[0]
-        return {name: np.stack([state[name] for state in states], axis=_expert_axis(name)) for name in states[0]}
+            return states[0] | self.other_maps.state()
+        joined = {name: np.stack([state[name] for state in states], axis=_expert_axis(name)) for name in states[0]}
+        return joined | self.other_maps.state()
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Take over the `state` of another instance for the same FFN."""
+        self.other_maps.restore(state)
+        state = {name: values for name, values in state.items() if name not in (POWER, TOKENS)}
         for index, member in enumerate(self.members):
             member.restore(
                 {name: np.take(values, index, _expert_axis(name)) for name, values in state.items()} if self.experts else state

@@ -80,6 +80,8 @@ class FFN:
         width: Number of channels; for experts, of each expert.
         uses: How many times the model applies the FFN to a token.
         mixed: Whether numbers computed from all channels (a norm, a threshold) act between the reads and the write.
+        other_maps: The other linear maps of its block, such as those of attention and a router, in the order in which they run.
+            The first FFN of a block has them.
     """
 
     layer_index: int
@@ -90,6 +92,7 @@ class FFN:
     width: int
     uses: int = 1
     mixed: bool = False
+    other_maps: tuple[Matrix, ...] = ()
 
     @property
     def gated(self) -> bool:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-UINT32, STRING, ARRAY, UINT64 = 4, 8, 9, 10
+UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY, UINT64 = 4, 5, 6, 7, 8, 9, 10
 """Types of metadata values."""
 _FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, BF16 = 0, 1, 2, 3, 6, 7, 8, 30
@@ -50,17 +50,23 @@ class Value:
         return _Cursor(self.raw).value(self.kind)
 
     @classmethod
-    def of(cls, content: int | str, kind: int = UINT32) -> Value:
+    def of(cls, content: float | str, kind: int = UINT32) -> Value:
         """A number of the type ``kind``, or a string."""
         if isinstance(content, str):
             return cls(STRING, _text(content))
         return cls(kind, struct.pack(f"<{_FORMATS[kind]}", content))
 
     @classmethod
-    def array(cls, items: Iterable[int], kind: int = UINT32) -> Value:
+    def array(cls, items: Iterable[float], kind: int = UINT32) -> Value:
         """An array of numbers of the type ``kind``."""
         values = list(items)
         return cls(ARRAY, struct.pack(f"<IQ{len(values)}{_FORMATS[kind]}", kind, len(values), *values))
+
+    @classmethod
+    def texts(cls, items: Iterable[str]) -> Value:
+        """An array of strings."""
+        values = [_text(item) for item in items]
+        return cls(ARRAY, struct.pack("<IQ", STRING, len(values)) + b"".join(values))
 
     @property
     def item_kind(self) -> int:

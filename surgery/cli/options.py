@@ -78,7 +78,10 @@ class CutOptions:
     )
     format: str = field(
         default="safetensors",
-        metadata={"help": "safetensors, or gguf: one file for llama.cpp, if the model is a .gguf file", "metavar": "FORMAT"},
+        metadata={
+            "help": "safetensors, or gguf: one file for llama.cpp, from a .gguf file or a checkpoint of a Llama, Mistral, Qwen2, Qwen3 or Gemma 3",
+            "metavar": "FORMAT",
+        },
     )
     quant: str | None = field(
         default=None,

@@ -30,7 +30,8 @@ from surgery.cut.config_width import check_layout, find_layout, with_layout
 from surgery.cut.dtype_field import in_dtype
 from surgery.cut.extra_layers import handle_extra_layers, without
 from surgery.cut.gguf.imatrix import sliced, write_sliced
-from surgery.cut.gguf.result import check_gguf_source, check_gguf_widths, write_result
+from surgery.cut.gguf.result import check_gguf_cut, check_gguf_source, write_result
+from surgery.cut.gguf.size import check_biases_of
 from surgery.cut.loader import loader_name
 from surgery.cut.options import CUT_DEFAULTS, CutOptions
 from surgery.cut.relocate import relocated
@@ -91,6 +92,7 @@ def apply_plan(
     plan = replace(plan, format=options.format)
     if options.format == GGUF:
         check_gguf_source(source)
+        check_biases_of(plan, recovery)
     # A type that stock code does not know is refused for that reason, before anything else about it.
     parse_config(source.config_fields)
     accounting = check_accounted(source)
@@ -112,9 +114,13 @@ def apply_plan(
     plan, layout = handled.plan, in_dtype(handled.layout, options.dtype)
     applied = Applied(layout.widths, layout.fields, source.fingerprint)
     if options.format == GGUF:
-        check_gguf_widths(source, plan, layout.widths)
+        check_gguf_cut(source, plan, layout, options)
     # A matrix of another model is refused before any work.
     matrix = None if options.imatrix is None else sliced(options.imatrix, plan, layout.widths, source.config_fields)
+    if options.format == GGUF and source.file is None:
+        # The file is made from the cut in float32, so that its numbers are rounded once.
+        options = replace(options, dtype="float32")
+        layout = in_dtype(layout, options.dtype)
     with contextlib.ExitStack() as stack:
         recovered = None
         if isinstance(recovery, Refit) and rank():
@@ -173,7 +179,7 @@ def apply_plan(
             refitted,
             layout.switched,
             handled.record,
-            options.dtype,
+            None if gguf is not None else options.dtype,
             "" if source.file is None else describe(source.file),
             layout.set_by,
             gguf=gguf,

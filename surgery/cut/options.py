@@ -40,8 +40,10 @@ class CutOptions:
         allow_padding: Whether the cut is made although the file shrinks by less than half of what was asked, because zero
             channels take the place of removed ones.
         layout: Layout in place of the plan's, a key of `surgery.planning.layouts.LAYOUTS`; None for the plan's.
-        format: Format of the result, one of `surgery.planning.formats.FORMATS`. ``gguf`` needs a GGUF file as the source.
-        quant: Type of all matrices of a GGUF file, one of `QUANTS`; None to keep their types, and to quantise only what is cut.
+        format: Format of the result, one of `surgery.planning.formats.FORMATS`. ``gguf`` needs a GGUF file as the source, or a
+            checkpoint that `surgery.cut.gguf.convert` can write.
+        quant: Type of all matrices of a GGUF file, one of `QUANTS`; None to keep their types, and to quantise only what is cut. The
+            matrices of a checkpoint keep their dtype then.
         cut_quant: Type of those matrices of a GGUF file that are quantised again because the cut or a recovery changes numbers in
             them, one of `QUANTS`; None for ``quant``, or without that for their own types, and Q5_0 in place of four bits.
         imatrix: Importance matrix of the dense model. The result gets one of the kept channels; None for none.
@@ -80,15 +82,6 @@ class CutOptions:
             raise UsageError("--dtype has no effect with --format gguf", hint="use --quant, such as --quant bf16")
         if self.format == GGUF and self.shard_bytes is not None:
             raise UsageError("--shard-size has no effect with --format gguf: the result is one file", hint="leave it out")
-
-
-def not_a_gguf_file(model: str) -> UsageError:
-    """The error for a result in GGUF of a ``model`` that is not a GGUF file."""
-    return UsageError(
-        f"--format gguf takes the tokenizer and the metadata from a GGUF file, and {model} is not one",
-        hint="leave it out, and convert the result with llama.cpp: "
-        "python convert_hf_to_gguf.py DIR --outfile X.gguf --outtype q8_0",
-    )
 
 
 CUT_DEFAULTS = CutOptions()

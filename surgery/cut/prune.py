@@ -15,7 +15,7 @@ from chanfmt.base.processes import rank
 from chanfmt.hub.locate import opened
 from chanfmt.models.load import pick_device
 from surgery.cut.apply import apply_plan, check_output
-from surgery.cut.gguf.size import check_gguf_output, in_format
+from surgery.cut.gguf.size import check_biases_of, check_gguf_output, in_format
 from surgery.cut.options import CUT_DEFAULTS, CutOptions
 from surgery.cut.source import find_model
 from surgery.planning.file import load_plan
@@ -174,6 +174,7 @@ def apply(
     directory = output_path(output or default_name(plan))
     if options.format == GGUF:
         check_gguf_output(directory)
+        check_biases_of(plan, recovery)
     # Check the output before a download.
     check_output(directory, overwrite=options.overwrite)
     # The plan may know before a download that the file would hardly shrink.

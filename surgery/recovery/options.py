@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from chanfmt.format.records import Block, SpecialTokens
     from surgery.planning.plan import PruningPlan
 
+BIAS = "bias"
 RECOVERIES = {
     "none": "the kept weights stay unchanged",
-    "bias": "the mean output of the removed channels becomes a bias, as in FLAP",
+    BIAS: "the mean output of the removed channels becomes a bias, as in FLAP",
     "lstsq": "write projections are refitted by least squares, block by block, without labels",
     "block": "after lstsq, all weights of each FFN are adapted until its block gives the dense block's output, without labels",
     "distill": "after block, all FFNs are trained together until the model predicts what the dense model predicts, without labels",
@@ -416,12 +417,12 @@ def plan_recovery(options: RecoveryOptions, atlas: Atlas, plan: PruningPlan) -> 
         return None
     plan.check_atlas(atlas)
     experts = next((block for block in plan.blocks if block.is_cut and block.n_experts), None)
-    if experts is not None and options.recover in ("bias", "distill"):
+    if experts is not None and options.recover in (BIAS, "distill"):
         raise UsageError(
             f"--recover {options.recover} works on dense FFNs only, and {experts.module} has {experts.n_experts} routed experts",
             hint="use --recover lstsq, which refits each expert, or cut only the dense FFNs with --stack NAME",
         )
-    if options.recover == "bias":
+    if options.recover == BIAS:
         return BiasRecovery(
             {
                 planned.name: _means(atlas, block)

@@ -375,6 +375,8 @@ def _weights(report: Report) -> str:
     rounded = f"All weights are rounded to {report.dtype}." if report.dtype else ""
     if report.gguf is not None and report.gguf.weight_error:
         rounded = "The weights of the cut that lie across blocks of the quantised type are quantised again."
+        if report.gguf.converted:
+            rounded = "The weights are rounded to the types of the GGUF file."
     if report.recovery is None:
         return f"{rounded} Nothing was trained." if rounded else "The kept weights are unchanged, and nothing was trained."
     what = RECOVERIES[report.recovery.method]

@@ -234,7 +234,8 @@ def _file_rows(report: Report) -> list[list[str]]:
     if report.gguf is None:
         return [["source file", f"{report.source_file}; the result is not quantised"]] if report.source_file else []
     notes = [["note", note] for note in report.gguf.notes]
-    return [["source file", report.source_file], ["GGUF", report.gguf.summary], *notes, ["check: GGUF", report.gguf.check]]
+    source = [["source file", report.source_file]] if report.source_file else []
+    return [*source, ["GGUF", report.gguf.summary], *notes, ["check: GGUF", report.gguf.check]]
 
 
 def _before_after(pair: tuple[int, int] | None) -> dict[str, int | None]:

@@ -164,6 +164,7 @@ class _Gguf(Struct, forbid_unknown_fields=True):
     skipped: str
     notes: tuple[str, ...]
     cut_quant: str | None = None
+    converted: bool = False
 
 
 class _StoredReport(Struct):

@@ -247,7 +247,7 @@ def test_a_merge_keeps_what_adds_up(halves):
     with chanfmt.open(halves[0]) as first, chanfmt.open(halves[1]) as second:
         one, two = first.stacks["decoder"], second.stacks["decoder"]
         merged = merge([first, second])
-        (group,) = merged.extensions
+        group = next(item for item in merged.extensions if item.path == f"{OWNER}/decoder")
         ids = first.calibration.token_ids
         attributes = next(item.attributes for item in first.extensions() if item.path == f"{OWNER}/decoder")
         assert attributes == {

@@ -56,7 +56,7 @@ def find_ffns(model: Any) -> list[FFN]:
         calls = trace(model, [ids], lambda: run_text(model, ids))
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
         raise ModelError(f"{type(model).__name__} cannot run {ids.shape[1]} tokens of text: {first_line(error)}") from error
-    ffns = assemble(model, examined(calls), lambda: is_causal(model))
+    ffns = assemble(model, examined(calls), lambda: is_causal(model), calls)
     check_complete(model, ffns, calls)
     probe(model, ffns, lambda: run_text(model, ids))
     return ffns
@@ -74,7 +74,7 @@ def find_ffns_given(model: Any, samples: Mapping[str, torch.Tensor]) -> tuple[li
     """
     one = {name: values[:1] for name, values in samples.items()}
     calls = trace(model, one.values(), lambda: run_arrays(model, one))
-    ffns = assemble(model, examined(calls), lambda: False)
+    ffns = assemble(model, examined(calls), lambda: False, calls)
     check_complete(model, ffns, calls)
     rows = _rows(model, ffns, lambda: run_arrays(model, one))
     # The probe changes other channels in each row, so a single sample of few rows would prove little.
@@ -155,13 +155,14 @@ def _roles(reads: Sequence[tuple[Call, int, int, int]]) -> tuple[Read, ...]:
     return (*(read(item, "gate") for item in gates), *(read(item, "up") for item in reads if item not in gates))
 
 
-def assemble(model: Any, found: Sequence[Found], causal: Callable[[], bool]) -> list[FFN]:
+def assemble(model: Any, found: Sequence[Found], causal: Callable[[], bool], calls: Sequence[Call] = ()) -> list[FFN]:
     """Join write projections to FFNs, in model order: experts of one layer together, with the number of uses of a matrix.
 
     Nothing is verified yet; only names and shapes of ``model`` are read.
 
     Args:
         causal: Says whether ``model`` is causal. It runs the model, so it is called once at most.
+        calls: All products of the model, if the other linear maps of the blocks are wanted too.
     """
     causal = functools.cache(causal)
     parameters = dict(model.named_parameters())
@@ -191,7 +192,25 @@ def assemble(model: Any, found: Sequence[Found], causal: Callable[[], bool]) -> 
                 any(item.mixed for item in items),
             )
         )
-    return ffns
+    return _with_other_maps(ffns, calls)
+
+
+def _with_other_maps(ffns: Sequence[FFN], calls: Sequence[Call]) -> list[FFN]:
+    """``ffns`` with the other linear maps of their blocks, from all products of the model."""
+    projections = {
+        projection.matrix.parameter
+        for ffn in ffns
+        for member in ffn.members
+        for projection in (member.write, *(read.projection for read in member.reads))
+    }
+    maps: dict[str, dict[str, Matrix]] = defaultdict(dict)
+    for matrix in (call.matrix for call in calls):
+        block = block_of(matrix.parameter)
+        # A slice of a parameter is one of several maps, whose inputs may differ.
+        whole = matrix.index is None and not matrix.row and not matrix.batched
+        if block is not None and whole and matrix.parameter not in projections:
+            maps[block].setdefault(matrix.parameter, matrix)
+    return [replace(ffn, other_maps=tuple(maps.pop(block_of(ffn.container) or "", {}).values())) for ffn in ffns]
 
 
 def _site(matrix: Matrix) -> Site:

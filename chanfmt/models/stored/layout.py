@@ -23,7 +23,7 @@ from chanfmt.models.stored.repeated import Unwritten
 from chanfmt.models.stored.tensors import read_row
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from chanfmt.models.ffn import FFN, Bias, Matrix
     from chanfmt.models.safetensors import CheckpointIndex
@@ -38,6 +38,20 @@ def tensor_slices(model: Any, ffn: FFN, index: CheckpointIndex) -> tuple[TensorS
         ModelError: A parameter is stored in a form that cannot be followed.
     """
     return tuple(_Layout(model, index, ffn).slices())
+
+
+def stored_names(model: Any, index: CheckpointIndex, parameters: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """For each of ``parameters`` of ``model`` the checkpoint tensors that hold it, several if it is joined from them.
+
+    A parameter that cannot be followed is left out.
+    """
+    forms = _Forms(model, index)
+    try:
+        return {name: tuple(item.tensor for item in found) for name, found in forms.stored_form(sorted(parameters)).items()}
+    except ModelError:
+        if len(parameters) < 2:
+            return {}
+        return {name: tensors for parameter in parameters for name, tensors in stored_names(model, index, [parameter]).items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,65 +95,12 @@ class _Stored:
         return bool((line != line[0]).any())
 
 
-class _Layout:
-    def __init__(self, model: Any, index: CheckpointIndex, ffn: FFN) -> None:
+class _Forms:
+    def __init__(self, model: Any, index: CheckpointIndex) -> None:
         self.model = model
         self.index = index
-        self.ffn = ffn
-        names = {projection.matrix.parameter for member in ffn.members for projection in _projections(member)}
-        names |= {projection.bias.parameter for member in ffn.members for projection in _projections(member) if projection.bias}
-        # Keyed by the position on the parameter's first axis: one parameter may be stored as the tensors of hundreds of experts.
-        self.stored: dict[str, dict[int | None, list[_Stored]]] = {name: defaultdict(list) for name in names}
-        for name, found in self._stored_form(sorted(names)).items():
-            for stored in found:
-                self.stored[name][stored.first].append(stored)
 
-    def slices(self) -> Iterator[TensorSlice]:
-        width = self.ffn.width
-        for member in self.ffn.members:
-            done = set()
-            for read in member.reads:
-                if read.role in done:
-                    continue
-                done.add(read.role)
-                matrix, bias = read.projection.matrix, read.projection.bias
-                positions = range(read.start, read.start + (width - 1) * read.step + 1, read.step)
-                yield self._of_matrix(read.role, matrix, 1 if matrix.transposed else 0, positions)
-                if bias is not None:
-                    yield self._of_bias(f"{read.role}_bias", bias, positions)
-            matrix, bias = member.write.matrix, member.write.bias
-            yield self._of_matrix("write", matrix, 0 if matrix.transposed else 1, range(width))
-            if bias is not None:
-                yield self._of_bias("write_bias", bias, None)
-
-    def _of_matrix(self, role: str, matrix: Matrix, axis: int, positions: range) -> TensorSlice:
-        first = None
-        if matrix.index is not None:
-            first = matrix.index
-            axis += 1
-        elif axis == 0:
-            positions = range(matrix.row + positions.start, matrix.row + positions.stop, positions.step)
-        elif matrix.row:
-            first = matrix.row
-        return self._slice(role, matrix.parameter, axis, positions, first)
-
-    def _of_bias(self, role: str, bias: Bias, positions: range | None) -> TensorSlice:
-        axis = None if positions is None else 0 if bias.index is None else 1
-        return self._slice(role, bias.parameter, axis, positions or range(1), bias.index)
-
-    def _slice(self, role: str, parameter: str, axis: int | None, positions: range, first: int | None) -> TensorSlice:
-        """The slice whose element i lies at ``positions[i]`` on the parameter's ``axis``, and at ``first`` on its first axis."""
-        places = self.stored[parameter]
-        here = (*places.get(first, ()), *places.get(None, ())) if first is not None else itertools.chain(*places.values())
-        for stored in here:
-            found = _find(stored, axis, positions, first)
-            if found is not None:
-                stored_axis, start, step, expert = found
-                stop = start + (len(positions) - 1) * step + 1 if axis is not None else 0
-                return TensorSlice(role, stored.tensor, parameter, stored_axis, start, stop, step, expert)
-        raise _unfollowed(parameter)
-
-    def _stored_form(self, names: list[str]) -> dict[str, list[_Stored]]:
+    def stored_form(self, names: list[str]) -> dict[str, list[_Stored]]:
         parameters = {name: self.model.get_parameter(name) for name in names}
         found: dict[str, list[_Stored]] = {}
         for name, parameter in parameters.items():
@@ -228,6 +189,64 @@ class _Layout:
             values = values[mine]
             expected = parameter[tuple(place.expand(mine.shape)[mine] for place in places)].cpu()
         return torch.equal(values.to(expected.dtype), expected)
+
+
+class _Layout(_Forms):
+    def __init__(self, model: Any, index: CheckpointIndex, ffn: FFN) -> None:
+        super().__init__(model, index)
+        self.ffn = ffn
+        names = {projection.matrix.parameter for member in ffn.members for projection in _projections(member)}
+        names |= {projection.bias.parameter for member in ffn.members for projection in _projections(member) if projection.bias}
+        # Keyed by the position on the parameter's first axis: one parameter may be stored as the tensors of hundreds of experts.
+        self.stored: dict[str, dict[int | None, list[_Stored]]] = {name: defaultdict(list) for name in names}
+        for name, found in self.stored_form(sorted(names)).items():
+            for stored in found:
+                self.stored[name][stored.first].append(stored)
+
+    def slices(self) -> Iterator[TensorSlice]:
+        width = self.ffn.width
+        for member in self.ffn.members:
+            done = set()
+            for read in member.reads:
+                if read.role in done:
+                    continue
+                done.add(read.role)
+                matrix, bias = read.projection.matrix, read.projection.bias
+                positions = range(read.start, read.start + (width - 1) * read.step + 1, read.step)
+                yield self._of_matrix(read.role, matrix, 1 if matrix.transposed else 0, positions)
+                if bias is not None:
+                    yield self._of_bias(f"{read.role}_bias", bias, positions)
+            matrix, bias = member.write.matrix, member.write.bias
+            yield self._of_matrix("write", matrix, 0 if matrix.transposed else 1, range(width))
+            if bias is not None:
+                yield self._of_bias("write_bias", bias, None)
+
+    def _of_matrix(self, role: str, matrix: Matrix, axis: int, positions: range) -> TensorSlice:
+        first = None
+        if matrix.index is not None:
+            first = matrix.index
+            axis += 1
+        elif axis == 0:
+            positions = range(matrix.row + positions.start, matrix.row + positions.stop, positions.step)
+        elif matrix.row:
+            first = matrix.row
+        return self._slice(role, matrix.parameter, axis, positions, first)
+
+    def _of_bias(self, role: str, bias: Bias, positions: range | None) -> TensorSlice:
+        axis = None if positions is None else 0 if bias.index is None else 1
+        return self._slice(role, bias.parameter, axis, positions or range(1), bias.index)
+
+    def _slice(self, role: str, parameter: str, axis: int | None, positions: range, first: int | None) -> TensorSlice:
+        """The slice whose element i lies at ``positions[i]`` on the parameter's ``axis``, and at ``first`` on its first axis."""
+        places = self.stored[parameter]
+        here = (*places.get(first, ()), *places.get(None, ())) if first is not None else itertools.chain(*places.values())
+        for stored in here:
+            found = _find(stored, axis, positions, first)
+            if found is not None:
+                stored_axis, start, step, expert = found
+                stop = start + (len(positions) - 1) * step + 1 if axis is not None else 0
+                return TensorSlice(role, stored.tensor, parameter, stored_axis, start, stop, step, expert)
+        raise _unfollowed(parameter)
 
 
 def _projections(member: Any) -> tuple[Any, ...]:

@@ -109,7 +109,7 @@ class _Opening:
                 raise self.chain.refused("computes its output from more than the output of its last block")
         with self.chain.ending(self.rows_hidden):
             causal = shows_causal(run_text(self.model, self.rows))
-        ffns = assemble(self.model, self.found, lambda: causal)
+        ffns = assemble(self.model, self.found, lambda: causal, self.tracer.calls)
         check_complete(self.model, ffns, self.tracer.calls)
         outside = next((ffn for ffn in ffns if self.chain.number_of(ffn.container) is None), None)
         if outside is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from chanfmt.base.choices import unknown
 from chanfmt.base.errors import UsageError
 from surgery.cli.options import CutOptions as CutArguments
-from surgery.cut.options import DTYPES, CutOptions, not_a_gguf_file
+from surgery.cut.options import DTYPES, CutOptions
 from surgery.planning.formats import GGUF, SAFETENSORS
 from surgery.planning.grids import parse_names
 from surgery.planning.layouts import AUTO, LAYOUTS, needs_code
@@ -200,7 +200,11 @@ class Request:
             dtype=shrink.dtype, layout=shrink.layout, format=self.format, quant=shrink.quant, cut_quant=shrink.cut_quant
         ).check()
         if self.format == GGUF and not shrink.is_gguf:
-            raise not_a_gguf_file(shrink.model)
+            raise UsageError(
+                f"surgery shrink makes a GGUF file of a GGUF file only, and {shrink.model} is not one",
+                hint="leave out --format gguf, or use atlas build and surgery prune --format gguf; for any model, convert the result "
+                "with llama.cpp: python convert_hf_to_gguf.py DIR --outfile X.gguf",
+            )
 
     @property
     def format(self) -> str:

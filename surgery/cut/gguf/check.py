@@ -29,20 +29,20 @@ _LOADED = 2
 """transformers holds the dequantised tensors and the model at once."""
 
 
-def check_stored(source: Path, target: Path, layout: GgufLayout, values: Mapping[str, Value]) -> None:
-    """Read ``target`` back with the package gguf, and compare it with its layout, its metadata and ``source``.
+def check_stored(source: Path | None, target: Path, layout: GgufLayout, values: Mapping[str, Value]) -> None:
+    """Read ``target`` back with the package gguf, and compare it with its layout, its metadata and ``source``, if there is one.
 
     Raises:
         CheckError: A value, a shape, a type or a copied row is not as planned.
     """
     gguf = gguf_package(PURPOSE)
-    old, new = gguf.GGUFReader(source), gguf.GGUFReader(target)
+    new = gguf.GGUFReader(target)
     for name, value in values.items():
         field = new.fields.get(name)
         if field is None or (len(value.raw) < 1 << 12 and not _same(field.contents(), value.content)):
             raise CheckError(f"the value {name} of the GGUF file is not as planned; nothing was written")
     found = {tensor.name: tensor for tensor in new.tensors}
-    before = {tensor.name: tensor for tensor in old.tensors}
+    before = {} if source is None else {tensor.name: tensor for tensor in gguf.GGUFReader(source).tensors}
     if found.keys() != {item.target.name for item in layout.tensors}:
         raise CheckError("the GGUF file has other tensors than planned; nothing was written")
     for item in layout.tensors:

@@ -50,12 +50,16 @@ class Part:
         transposed: Whether the checkpoint holds its columns as rows (Conv1D).
         axis: Axis that is cut, 0 for rows and 1 for columns; None if none is.
         positions: For every new position on that axis the old position, or -1 for zeros, int64; None if none is cut.
+        order: Row of the checkpoint's matrix that each row of the file's comes from; None if the rows have the same order.
+        shift: What is added to every number.
     """
 
     tensor: str
     transposed: bool
     axis: int | None
     positions: np.ndarray | None
+    order: np.ndarray | None = None
+    shift: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +146,7 @@ def lay_out(
         if not copied and kind == tensor.kind == F32 and not parts:
             copied = True
         found.append(TensorLayout(tensor, replace(tensor, shape=shape, kind=kind), parts, copied))
-    return _placed(found, header.alignment, [f"{text} ({count} tensors)" for text, count in notes.items()])
+    return placed(found, header.alignment, [f"{text} ({count} tensors)" for text, count in notes.items()])
 
 
 def kind_name(kind: int) -> str:
@@ -371,7 +375,7 @@ def _asked(header: Header, tensor: StoredTensor, quant: str) -> int:
     return Q8_0 if kind in _SHORT and tensor.name == output else kind
 
 
-def _placed(found: Sequence[TensorLayout], alignment: int, notes: list[str]) -> GgufLayout:
+def placed(found: Sequence[TensorLayout], alignment: int, notes: list[str]) -> GgufLayout:
     """``found`` with offsets in the result."""
     position = total = 0
     placed = []

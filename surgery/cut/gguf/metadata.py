@@ -67,6 +67,14 @@ def narrowed(header: Header, layout: GgufLayout, plan: PruningPlan, widths: Widt
     return values
 
 
+def described(tensors: Sequence[StoredTensor]) -> dict[str, Value]:
+    """The values that say which types ``tensors`` have."""
+    values = {"general.file_type": Value.of(_FILE_TYPES[_main_kind(tensors)])}
+    if any(item.kind not in (F32, F16, BF16) for item in tensors):
+        values["general.quantization_version"] = Value.of(_QUANTISATION_VERSION)
+    return values
+
+
 def changed_widths(header: Header, places: Mapping[str, Sequence[str]], plan: PruningPlan, widths: Widths) -> dict[str, Value]:
     """The keys of widths that change.
 

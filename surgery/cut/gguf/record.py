@@ -26,6 +26,7 @@ class GgufRecord:
         divergence: Mean Kullback-Leibler divergence of the same logits, in nats per token; None likewise.
         skipped: Why they were not compared; empty if they were.
         notes: What is not as asked, in sentences without a full stop.
+        converted: Whether the source is a checkpoint rather than a GGUF file.
     """
 
     file: str
@@ -38,6 +39,7 @@ class GgufRecord:
     skipped: str
     notes: tuple[str, ...]
     cut_quant: str | None = None
+    converted: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The record for ``surgery.json``."""
@@ -45,17 +47,19 @@ class GgufRecord:
 
     @property
     def summary(self) -> str:
-        """Such as ``Q4_1 210, F32 61 tensors, 241 of them copied from the source``."""
+        """Such as ``x.gguf: 271 tensors (Q4_1 210, F32 61); the bytes of 241 come from the source``."""
         types = ", ".join(f"{name} {count:,}" for name, count in self.types.items())
         total = sum(self.types.values())
-        return f"{self.file}: {total:,} tensors ({types}); the bytes of {self.copied:,} come from the source"
+        origin = "made from a checkpoint" if self.converted else f"the bytes of {self.copied:,} come from the source"
+        return f"{self.file}: {total:,} tensors ({types}); {origin}"
 
     @property
     def check(self) -> str:
         """What quantising changed, in words."""
-        weights = f"weights that were quantised again differ by {self.weight_error:.2g} (relative, root mean square)"
+        which = "weights that were rounded" if self.converted else "weights that were quantised again"
+        weights = f"{which} differ by {self.weight_error:.2g} (relative, root mean square)"
         if not self.weight_error:
-            weights = "no weight of the cut was quantised again"
+            weights = "no weight was rounded" if self.converted else "no weight of the cut was quantised again"
         if self.logit_error is None or self.divergence is None:
             return f"{weights}; logits not compared: {self.skipped}"
         return (

@@ -11,17 +11,16 @@ from chanfmt.base.narrate import progress_bar, say
 from chanfmt.models.gguf_header import read_header
 from surgery.cut.check import NotCheckedError
 from surgery.cut.gguf.check import check_computed, check_stored
+from surgery.cut.gguf.convert import check_convertible, check_one_width, converted_values, lay_out_converted
 from surgery.cut.gguf.layout import lay_out, places_of
 from surgery.cut.gguf.metadata import changed_widths, file_bytes, narrowed
 from surgery.cut.gguf.record import GgufRecord
 from surgery.cut.gguf.write import write_gguf
-from surgery.cut.options import not_a_gguf_file
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from chanfmt.models.source import ModelSource
-    from surgery.cut.checkpoint.cuts import Widths
     from surgery.cut.config_width import Layout
     from surgery.cut.options import CutOptions
     from surgery.planning.plan import PruningPlan
@@ -41,31 +40,43 @@ class WrittenGguf:
     bytes_after: int
 
 
-def check_gguf_widths(source: ModelSource, plan: PruningPlan, widths: Widths) -> None:
-    """Raise an error if a GGUF file cannot say the widths of the cut. A recovery takes hours, and this check no time.
+def check_gguf_cut(source: ModelSource, plan: PruningPlan, layout: Layout, options: CutOptions) -> None:
+    """Raise an error if a GGUF file cannot hold the cut. A recovery takes hours, and this check little time.
 
     Args:
-        widths: Name of every FFN to its width in the result.
+        layout: How the cut is laid out.
 
     Raises:
-        ModelError: The file does not say a width where llama.cpp reads it, or llama.cpp reads one width for all layers and the
-            result has several.
+        ModelError: The file does not say a width where llama.cpp reads it, llama.cpp reads one width for all layers and the
+            result has several, or the file has no place for a tensor of the result.
     """
-    assert source.file is not None
+    if source.file is None:
+        check_one_width(plan, layout.widths)
+        return
     header = read_header(source.file)
-    changed_widths(header, places_of(header, plan), plan, widths)
+    changed_widths(header, places_of(header, plan), plan, layout.widths)
+    lay_out(
+        source.file,
+        header,
+        plan,
+        layout.cuts,
+        source.index,
+        source.index,
+        quant=options.quant,
+        cut_quant=options.cut_quant,
+    )
 
 
 def check_gguf_source(source: ModelSource) -> None:
     """Raise an error if the result of a cut of ``source`` cannot be a GGUF file.
 
     Raises:
-        UsageError: ``source`` is not a GGUF file.
-        ModelError: The file is one part of several.
+        ModelError: The file is one part of several, or ``source`` is a checkpoint that cannot be converted.
+        MissingPackageError: The package gguf is not installed.
     """
     if source.file is None:
-        raise not_a_gguf_file(source.id)
-    if (read_header(source.file).number("split.count") or 1) > 1:
+        check_convertible(source)
+    elif (read_header(source.file).number("split.count") or 1) > 1:
         raise ModelError(f"{source.file} is one part of several", hint="merge them first: llama-gguf-split --merge FIRST OUT")
 
 
@@ -85,7 +96,7 @@ def write_result(
     Args:
         name: Name of the model.
         layout: How ``written`` is laid out.
-        source: The model that was cut, from a GGUF file.
+        source: The model that was cut: a GGUF file, or a checkpoint that `check_gguf_source` accepted.
         written: The checked cut, with the weights of a recovery, in float32.
         refitted: Whether a recovery changed weights.
 
@@ -95,22 +106,25 @@ def write_result(
         MissingPackageError: The package gguf is not installed.
         ChanfmtError: The disk is full.
     """
-    assert source.file is not None
-    header = read_header(source.file)
-    decided = lay_out(
-        source.file,
-        header,
-        plan,
-        layout.cuts,
-        source.index,
-        written.index,
-        quant=options.quant,
-        cut_quant=options.cut_quant,
-        refitted=refitted,
-    )
+    if source.file is None:
+        decided, header = lay_out_converted(source, written, layout.cuts, quant=options.quant, cut_quant=options.cut_quant)
+        values = converted_values(written, decided, name, source.id)
+    else:
+        header = read_header(source.file)
+        decided = lay_out(
+            source.file,
+            header,
+            plan,
+            layout.cuts,
+            source.index,
+            written.index,
+            quant=options.quant,
+            cut_quant=options.cut_quant,
+            refitted=refitted,
+        )
+        values = narrowed(header, decided, plan, layout.widths, name)
     for note in decided.notes:
         say(note)
-    values = narrowed(header, decided, plan, layout.widths, name)
     target = directory / f"{name}.gguf"
     check_space(directory, file_bytes(values, decided, header.alignment))
     with progress_bar(decided.nbytes, "B", "writing GGUF") as bar:
@@ -128,6 +142,17 @@ def write_result(
         say(f"the GGUF file's logits are not compared with those of the cut: {skipped}")
     copied = sum(item.copied for item in decided.tensors)
     record = GgufRecord(
-        target.name, options.quant, decided.kinds, copied, error, logits, divergence, skipped, decided.notes, options.cut_quant
+        target.name,
+        options.quant,
+        decided.kinds,
+        copied,
+        error,
+        logits,
+        divergence,
+        skipped,
+        decided.notes,
+        options.cut_quant,
+        source.file is None,
     )
-    return WrittenGguf(record, source.file.stat().st_size, target.stat().st_size)
+    before = source.index.nbytes if source.file is None else source.file.stat().st_size
+    return WrittenGguf(record, before, target.stat().st_size)

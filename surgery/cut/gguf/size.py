@@ -9,22 +9,24 @@ from typing import TYPE_CHECKING
 from chanfmt.algebra.gguf_names import tensor_name, tensor_names
 from chanfmt.base.errors import ModelError, UsageError
 from chanfmt.base.inputs import input_path
+from chanfmt.base.text import one_line
 from chanfmt.models.gguf_header import read_header
 from chanfmt.models.source import ModelSource
 from surgery.cut.gguf.layout import PURPOSE, architecture, target_kind, tensor_bytes
-from surgery.cut.options import not_a_gguf_file
 from surgery.planning.formats import GGUF
-from surgery.recovery.options import GRADIENTS
+from surgery.recovery.options import BIAS, GRADIENTS, BiasRecovery
 from surgery.result.names import IMATRIX_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from chanfmt.format.records import Block
     from chanfmt.models.gguf_header import Header, StoredTensor
     from surgery.cut.options import CutOptions
     from surgery.planning.options import PlanOptions
+    from surgery.planning.plan import BlockPlan, PruningPlan
+    from surgery.recovery.options import Recovery
 
 _MORE_HEADER = 1 << 12
 """Bytes by which the header may grow: the result has a longer name, and it names its base model."""
@@ -138,6 +140,22 @@ def gguf_bytes(
     return GgufBytes(file.stat().st_size, header, quant, cut_quant, header.data + _MORE_HEADER + rest, tuple(found))
 
 
+def check_biases(blocks: Iterable[Block | BlockPlan], recover: str) -> None:
+    """Raise `UsageError` if the recovery called ``recover`` adds biases to ``blocks``, which a GGUF file has no place for."""
+    without = next((block for block in blocks if not any(item.role == "write_bias" for item in block.tensors)), None)
+    if recover == BIAS and without is not None:
+        raise UsageError(
+            f"--recover {BIAS} adds a bias to {one_line(without.module)}, for which a GGUF file has no place",
+            hint="use --recover lstsq, block or distill, or leave out --format gguf",
+        )
+
+
+def check_biases_of(plan: PruningPlan, recovery: Recovery | None) -> None:
+    """`check_biases` for the FFNs that ``plan`` cuts and a recovery that is ready."""
+    if isinstance(recovery, BiasRecovery):
+        check_biases((block for block in plan.blocks if block.is_cut), BIAS)
+
+
 def in_format(
     plan: PlanOptions,
     cut: CutOptions,
@@ -148,14 +166,13 @@ def in_format(
     """``plan`` with the format of the result, and with what counts the bytes of its file if ``model`` names a GGUF file.
 
     Raises:
-        UsageError: ``model`` is not a GGUF file, and the result is to be one.
+        UsageError: The file has no place for what the recovery adds.
         ModelError, MissingPackageError: As `gguf_bytes`.
     """
     if cut.format != GGUF:
         return replace(plan, format=cut.format)
+    check_biases(blocks, recover)
     file = gguf_file(model)
-    if model is not None and file is None:
-        raise not_a_gguf_file(str(model.id if isinstance(model, ModelSource) else model))
     counted = None if file is None else gguf_bytes(file, blocks, quant=cut.quant, cut_quant=cut.cut_quant, recover=recover)
     return replace(plan, format=GGUF, file_bytes=counted)
 

@@ -34,7 +34,7 @@ _CHUNK = 4 << 20
 
 
 def write_gguf(
-    source: Path,
+    source: Path | None,
     header: Header,
     layout: GgufLayout,
     values: Mapping[str, Value],
@@ -45,7 +45,7 @@ def write_gguf(
     """Write the GGUF file ``target``, which does not exist.
 
     Args:
-        source: The source file, with ``header``.
+        source: The source file, with ``header``; None if every tensor comes from ``after``.
         values: Metadata of the result.
         after: The cut checkpoint, in float32.
         advance: Called with the number of bytes just written.
@@ -76,13 +76,14 @@ def write_gguf(
 
 
 def _rows(
-    source: Path, header: Header, item: TensorLayout, after: CheckpointIndex
+    source: Path | None, header: Header, item: TensorLayout, after: CheckpointIndex
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """Runs of the tensor's new rows, uint8 (row, byte), with the numbers that were quantised, or None for copied bytes."""
     matrices, rows, columns = matrix_shape(item.source)
     size = row_bytes(item.source.kind, columns)
     step = max(1, _CHUNK // max(size, 4 * columns))
     if not item.parts:
+        assert source is not None
         # The rows of all matrices follow each other.
         for number in range(matrices):
             for start in range(0, rows, step):
@@ -94,6 +95,7 @@ def _rows(
         return
     for number, part in enumerate(item.parts):
         if item.copied:
+            assert source is not None
             for places, _, _ in row_runs(part, rows, step):
                 low, high = span(places)
                 stored = stored_rows(source, header, item.source, number, low, high, size)
@@ -105,9 +107,14 @@ def _rows(
 
 def _quantised(part: Part, item: TensorLayout, after: CheckpointIndex) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     _, rows, columns = matrix_shape(item.target)
-    step = rows if part.transposed else max(1, _CHUNK // (4 * columns))
+    whole = part.transposed or part.order is not None
+    step = rows if whole else max(1, _CHUNK // (4 * columns))
     for start in range(0, rows, step):
         wanted = float_rows(after.tensors[part.tensor], start, min(start + step, rows), transposed=part.transposed)
+        if part.order is not None:
+            wanted = wanted[part.order]
+        if part.shift:
+            wanted = wanted + np.float32(part.shift)
         if item.target.kind == F32:
             yield wanted.view(np.uint8), None
         else:

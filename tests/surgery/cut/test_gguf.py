@@ -197,7 +197,7 @@ def test_the_result_is_whole_and_opens(sources: Any, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_a_gguf_file_is_refused(llama: Path, sources: Any, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is not one") as refused:
+    with pytest.raises(ModelError, match=r"has no tokenizer\.json") as refused:
         apply(planned(llama, lambda number, ffn: KEPT), str(llama), tmp_path / "out", CutOptions(format="gguf"))
     assert "convert_hf_to_gguf.py" in str(refused.value.hint)
     source = sources("Q8_0")
