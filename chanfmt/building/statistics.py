@@ -16,10 +16,11 @@ from chanfmt.format import schema
 from chanfmt.format.columns import REDUNDANCY_CHANCE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from chanfmt.building.column_sums import Rows
     from chanfmt.building.distributed import Group
+    from chanfmt.building.driving import DrivingTokens
     from chanfmt.models.ffn import FFN
 
 CANDIDATE_SHARE = 0.05
@@ -209,6 +210,8 @@ class FFNStatistics:
         if peaks:
             # Apart from the other maxima, because tensors that travel together have one dtype.
             group.collect([], peaks)
+        sums = [member.columns for member in self.members if member.columns is not None]
+        _collect_drivers(group, [item.drivers for item in sums if item.drivers is not None])
         for member, count in zip(self.members, counts, strict=True):
             member.set_counts(count)
 
@@ -225,6 +228,18 @@ class FFNStatistics:
             member.restore(
                 {name: np.take(values, index, _expert_axis(name)) for name, values in state.items()} if self.experts else state
             )
+
+
+def _collect_drivers(group: Group, drivers: Sequence[DrivingTokens]) -> None:
+    """Move the driving tokens of all processes to the first one. The others continue from zero."""
+    if not drivers:
+        return
+    found = group.exchange([item.packed().cpu() for item in drivers])
+    for number, item in enumerate(drivers):
+        if group.rank:
+            item.packed().zero_()
+        for theirs in found[1:] if group.rank == 0 else ():
+            item.take(theirs[number])
 
 
 def _expert_axis(name: str) -> int:
