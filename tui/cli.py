@@ -60,6 +60,14 @@ class FileOptions:
             "metavar": "FILE",
         },
     )
+    model: str | None = field(
+        default=None,
+        metadata={
+            "help": "model whose tokenizer gives the texts of tokens: a local directory, a .gguf file that was used before, or a Hub "
+            "id in the cache (default: the model that the atlas names, if it is on this machine)",
+            "metavar": "MODEL",
+        },
+    )
 
 
 @dataclass(frozen=True)
@@ -148,11 +156,13 @@ def _fill(parser: Parser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     # These imports are late so that --help and a wrong option answer at once.
-    from chanfmt.hub.locate import locate_atlas
+    from chanfmt.hub.locate import check_model, locate_atlas
     from tui.session.comparison import check_comparable
     from tui.session.load import read_snapshot
     from tui.session.protect import check_name, read_marks
 
+    if options.model is not None:
+        check_model(options.model)
     snapshot = read_snapshot(locate_atlas(options.file).path, contained=True)
     other = None
     if options.other is not None:
@@ -187,6 +197,7 @@ def _run(options: argparse.Namespace) -> int:
         protect_signature=signature,
         other=other,
         place=place,
+        model=options.model,
     )
     app = AtlasApp(session, keys)
     if options.theme is not None:
