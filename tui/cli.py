@@ -182,6 +182,7 @@ def _run(options: argparse.Namespace) -> int:
         _check_terminal(options.file)
         _ignore_stale_size()
     from tui.app import AtlasApp
+    from tui.images import picture_widget
     from tui.screens.rebinding import keymap
     from tui.session.keys import keys_file, read_keys
     from tui.session.session import Session
@@ -199,7 +200,7 @@ def _run(options: argparse.Namespace) -> int:
         place=place,
         model=options.model,
     )
-    app = AtlasApp(session, keys)
+    app = AtlasApp(session, keys, picture_widget() if drawn is None else None)
     if options.theme is not None:
         if options.theme not in app.available_themes:
             raise unknown("theme", options.theme, sorted(app.available_themes))

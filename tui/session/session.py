@@ -16,6 +16,7 @@ from tui.session.load import Snapshot, read_snapshot
 from tui.session.marking import Marking
 from tui.session.measuring import Measuring
 from tui.session.model import Browser
+from tui.session.pictures import Pictures
 from tui.session.place import QUERY, Place, command, python
 from tui.session.protect import NO_FILE, default_protect_file
 from tui.session.registry import OF_TWO
@@ -49,6 +50,7 @@ class Session:
         marking: The marks and their file.
         measuring: The measurement of marked channels.
         texts: The texts of tokens.
+        pictures: Figures for terminals that draw pixels.
         place: What was shown first.
         first_ffn: The FFN of ``place``.
         atlas_name: The atlas as the user named it.
@@ -77,6 +79,7 @@ class Session:
         self.marking = Marking(self, protect_file or default_protect_file(snapshot.path), marks, protect_signature)
         self.measuring = Measuring(self)
         self.texts = Texts(self, model)
+        self.pictures = Pictures(self)
         self._reloader = Reloader(self, self._have_again)
         self._last_words: str | None = None
         self._front: Front | None = None
