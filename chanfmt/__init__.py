@@ -121,6 +121,7 @@ def build(
     stream: bool = False,
     store_tokens: bool = True,
     columns: str | Iterable[str] = "none",
+    drivers: int = 8,
     trust_remote_code: bool = False,
     resume: bool = False,
     overwrite: bool = False,
@@ -158,8 +159,9 @@ def build(
             checkpoint's own dtype on other devices.
         stream: Whether to keep only one block of the model in memory at a time.
         store_tokens: Whether the atlas holds the token ids, or only their hashes.
-        columns: Groups of further columns to measure in the same pass: ``peaks``, ``positions``, ``activity``, several of
-            them, ``all``, or ``none``.
+        columns: Groups of further columns to measure in the same pass: ``peaks``, ``positions``, ``activity``,
+            ``drivers``, several of them, ``all``, or ``none``.
+        drivers: Number of driving tokens of each channel that ``drivers`` keeps.
         trust_remote_code: Whether code from the model's repository may run.
         resume: Whether to continue an interrupted build from the partial atlas next to ``out``.
         overwrite: Whether an existing ``out`` is replaced.
@@ -210,6 +212,7 @@ def build(
         stream=stream,
         no_store_tokens=not store_tokens,
         columns=columns if isinstance(columns, str) else ",".join(columns) or "none",
+        drivers=drivers,
         trust_remote_code=trust_remote_code,
         resume=resume,
         overwrite=overwrite,

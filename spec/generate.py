@@ -60,8 +60,11 @@ def tables() -> dict[str, str]:
 
 def column_tables() -> dict[str, str]:
     """As `tables`, for the page of columns."""
-    rows = [f"| `{item.name}` | {item.dtype} | {item.units} | {item.merge} | {item.long_name} |" for item in columns.COLUMNS]
-    return {"columns": "\n".join(["| column | type | units | merge | meaning |", "|---|---|---|---|---|", *rows])}
+    found = {}
+    for name, heading, items in (("columns", "column", columns.COLUMNS), ("driving tokens", "array", columns.DRIVING_ARRAYS)):
+        rows = [f"| `{item.name}` | {item.dtype} | {item.units} | {item.merge} | {item.long_name} |" for item in items]
+        found[name] = "\n".join([f"| {heading} | type | units | merge | meaning |", "|---|---|---|---|---|", *rows])
+    return found
 
 
 def rendered(path: Path, made: dict[str, str]) -> str:

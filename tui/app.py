@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from textual import events
     from textual.screen import Screen
+    from textual.widget import Widget
 
     from tui.session.session import Session
 
@@ -65,7 +66,13 @@ class AtlasApp(App[str], inherit_bindings=False):
         Binding("question_mark", "help", "help", tooltip="this help", id="help"),
     ]
 
-    def __init__(self, session: Session, keymap: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        keymap: Mapping[str, str] | None = None,
+        picture_widget: Callable[[bytes], Widget] | None = None,
+    ) -> None:
+        self.picture_widget = picture_widget
         self.colourless = no_color()
         if not self.colourless:
             os.environ.pop("NO_COLOR", None)  # An empty NO_COLOR means nothing, but Textual would obey it.
@@ -211,6 +218,7 @@ class AtlasApp(App[str], inherit_bindings=False):
     def exit(self, *args: Any, **kwargs: Any) -> None:
         # Nothing may go on without the program that shows it, however the program ends.
         self.session.measuring.stop()
+        self.session.pictures.stop()
         super().exit(*args, **kwargs)
 
     def action_reload(self) -> None:

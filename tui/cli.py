@@ -60,6 +60,14 @@ class FileOptions:
             "metavar": "FILE",
         },
     )
+    model: str | None = field(
+        default=None,
+        metadata={
+            "help": "model whose tokenizer gives the texts of tokens: a local directory, a .gguf file that was used before, or a Hub "
+            "id in the cache (default: the model that the atlas names, if it is on this machine)",
+            "metavar": "MODEL",
+        },
+    )
 
 
 @dataclass(frozen=True)
@@ -148,11 +156,13 @@ def _fill(parser: Parser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     # These imports are late so that --help and a wrong option answer at once.
-    from chanfmt.hub.locate import locate_atlas
+    from chanfmt.hub.locate import check_model, locate_atlas
     from tui.session.comparison import check_comparable
     from tui.session.load import read_snapshot
     from tui.session.protect import check_name, read_marks
 
+    if options.model is not None:
+        check_model(options.model)
     snapshot = read_snapshot(locate_atlas(options.file).path, contained=True)
     other = None
     if options.other is not None:
@@ -172,6 +182,7 @@ def _run(options: argparse.Namespace) -> int:
         _check_terminal(options.file)
         _ignore_stale_size()
     from tui.app import AtlasApp
+    from tui.images import picture_widget
     from tui.screens.rebinding import keymap
     from tui.session.keys import keys_file, read_keys
     from tui.session.session import Session
@@ -187,8 +198,9 @@ def _run(options: argparse.Namespace) -> int:
         protect_signature=signature,
         other=other,
         place=place,
+        model=options.model,
     )
-    app = AtlasApp(session, keys)
+    app = AtlasApp(session, keys, picture_widget() if drawn is None else None)
     if options.theme is not None:
         if options.theme not in app.available_themes:
             raise unknown("theme", options.theme, sorted(app.available_themes))

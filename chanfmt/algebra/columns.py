@@ -87,7 +87,7 @@ def stored(values: np.ndarray, name: str) -> np.ndarray:
     if values.dtype.kind == "u" and values.size and int(values.max()) > np.iinfo(np.int64).max:
         raise UsageError(f"{name} holds {int(values.max())}, which is more than an integer of 64 bits can be")
     result = np.ascontiguousarray(values.astype(np.dtype(code).newbyteorder("<")))
-    known = columns.COLUMN_BY_NAME.get(name)
+    known = _known(name)
     if known is not None and known.dtype != code:
         fitted = _fitted(result, known.dtype)
         if fitted is None:
@@ -135,7 +135,8 @@ def with_columns(
     """``content`` with the columns ``found``, beside the extensions that it has.
 
     Args:
-        found: Name of each column to its arrays: the name of a stack to (layer[, expert], channel).
+        found: Name of each column to its arrays: the name of a stack to (layer[, expert], channel). The arrays of
+            `chanfmt.format.columns.DRIVING_ARRAYS` have the dimension ``driver`` besides.
         about: Units, description and merge rule of all of them; None for the defaults.
         replace: Whether a column that the atlas has already is replaced, in all stacks.
 
@@ -149,7 +150,8 @@ def with_columns(
     groups = {group.path: group for group in content.extensions}
     stacks = {stack.name: stack for stack in content.stacks}
     for name, arrays in found.items():
-        check_name(name)
+        if name not in columns.ARRAY_BY_NAME:
+            check_name(name)
         owner, _, own = name.partition("/")
         units, description, merge = _said(name, about)
         held = [path for path, group in groups.items() if path in _paths(owner, stacks) and _has(group, own)]
@@ -160,12 +162,14 @@ def with_columns(
             groups[path] = dataclasses.replace(groups[path], variables=others)
         for where, values in arrays.items():
             stack = stacks[where]
-            if values.shape != shape_of(stack):
+            further = {columns.DRIVER: values.shape[-1]} if name in columns.ARRAY_BY_NAME else {}
+            if values.shape != (*shape_of(stack), *further.values()):
                 raise UsageError(f"{name} has the shape {_shape(values.shape)}, and {where} has {_shape(shape_of(stack))}")
             path = f"{owner}/{where}"
             group = groups.get(path, ExtensionGroup(path))
-            column = ExtensionVariable(own, _dimensions(stack), stored(values, name), description, units, merge)
-            groups[path] = dataclasses.replace(group, variables=(*_with_scales(group, stack), column))
+            dimensions = (*_dimensions(stack), *further)
+            column = ExtensionVariable(own, dimensions, stored(values, name), description, units, merge)
+            groups[path] = dataclasses.replace(group, variables=(*_with_scales(group, stack, further), column))
     return dataclasses.replace(
         content, extensions=tuple(group for group in groups.values() if group.attributes or _columns(group))
     )
@@ -175,6 +179,11 @@ def shape_of(stack: StackData) -> tuple[int, ...]:
     """Shape of a column in ``stack``: (layer, channel), or (layer, expert, channel)."""
     experts = (stack.n_experts,) if stack.kind == "experts" else ()
     return (len(stack.layers), *experts, stack.n_channels)
+
+
+def _known(name: str) -> columns.Column | None:
+    """What the registry says about the column or array ``name``; None if it is not well known."""
+    return columns.COLUMN_BY_NAME.get(name) or columns.ARRAY_BY_NAME.get(name)
 
 
 def _fitted(values: np.ndarray, code: str) -> np.ndarray | None:
@@ -190,7 +199,7 @@ def _fitted(values: np.ndarray, code: str) -> np.ndarray | None:
 
 def _said(name: str, about: About) -> tuple[str, str, str]:
     """Units, description and merge rule of the column ``name``. A well-known column has those of the registry."""
-    known = columns.COLUMN_BY_NAME.get(name)
+    known = _known(name)
     if known is None:
         return about.units or UNITS, about.description or name, about.merge or MERGE
     for what, given, meant in (("units", about.units, known.units), ("merge rule", about.merge, known.merge)):
@@ -211,17 +220,20 @@ def _dimensions(stack: StackData) -> tuple[str, ...]:
     return ("layer", "expert", "channel") if stack.kind == "experts" else ("layer", "channel")
 
 
-def _with_scales(group: ExtensionGroup, stack: StackData) -> tuple[ExtensionVariable, ...]:
-    """The variables of ``group``, with the scales of the stack's dimensions. Raises `AtlasError` for scales of other lengths."""
+def _with_scales(group: ExtensionGroup, stack: StackData, further: Mapping[str, int]) -> tuple[ExtensionVariable, ...]:
+    """The variables of ``group``, with the scales of the stack's dimensions and of ``further``, dimensions to their lengths.
+
+    Raises:
+        AtlasError: The group has scales of other lengths.
+    """
     values = {"layer": stack.layers, "expert": np.arange(stack.n_experts), "channel": np.arange(stack.n_channels)}
+    values |= {name: np.arange(length) for name, length in further.items()}
+    about = {item.name: item.long_name for item in schema.INDEX_VARIABLES} | {columns.DRIVER: "rank of a driving token"}
     found = list(group.variables)
-    for name in _dimensions(stack):
+    for name in (*_dimensions(stack), *further):
         held = next((item for item in found if item.name == name), None)
         if held is None:
-            about = next(item for item in schema.INDEX_VARIABLES if item.name == name)
-            found.append(
-                ExtensionVariable(name, (name,), np.asarray(values[name], dtype="<i4"), about.long_name, about.units, "")
-            )
+            found.append(ExtensionVariable(name, (name,), np.asarray(values[name], dtype="<i4"), about[name], "1", ""))
         elif held.dimensions != (name,) or len(held.values) != len(values[name]):
             raise AtlasError(f"/{group.path}/{name} is not the {name} dimension of {stack.name}", hint="choose another owner")
     return tuple(found)

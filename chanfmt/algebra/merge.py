@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chanfmt.algebra import metrics
+from chanfmt.algebra.columns import with_columns
+from chanfmt.algebra.driving import Driving, sequence_numbers
 from chanfmt.algebra.rewrite import check_complete, dropped_names, label_variables, noted
 from chanfmt.base.errors import AtlasError, UsageError
 from chanfmt.base.narrate import say
@@ -75,7 +77,7 @@ def merge(atlases: Sequence[Atlas]) -> AtlasContent:
     _check_disjoint(ordered)
     for atlas in ordered[1:]:
         _check_agreement(ordered[0], atlas)
-    arrays, extensions = _accumulated(ordered)
+    arrays, extensions, driving = _accumulated(ordered)
     first = ordered[0]
     stacks = [
         StackData(
@@ -105,6 +107,7 @@ def merge(atlases: Sequence[Atlas]) -> AtlasContent:
         extensions=extensions.groups(),
     )
     check_complete(content, first.labels.score)
+    content = with_columns(content, driving)
     stacks = [
         dataclasses.replace(stack, variables={**stack.variables, **label_variables(stack.variables, first.labels)})
         for stack in stacks
@@ -254,8 +257,13 @@ def _check_stack(mine: Stack, theirs: Stack, both: str) -> None:
         raise AtlasError(f"{both} differ in the layers of the stack {mine.name}", hint=_REBUILD)
 
 
-def _accumulated(atlases: Sequence[Atlas]) -> tuple[dict[str, dict[str, np.ndarray]], ExtensionMerge]:
-    """Per stack, the arrays that ``atlases`` add up, take the maximum of or agree on; and the merged extensions."""
+def _accumulated(
+    atlases: Sequence[Atlas],
+) -> tuple[dict[str, dict[str, np.ndarray]], ExtensionMerge, dict[str, dict[str, np.ndarray]]]:
+    """Per stack, the arrays that ``atlases`` add up, take the maximum of or agree on; the merged extensions; the driving tokens.
+
+    The driving tokens are as `with_columns` takes them.
+    """
     names = {
         name: [
             variable
@@ -266,21 +274,29 @@ def _accumulated(atlases: Sequence[Atlas]) -> tuple[dict[str, dict[str, np.ndarr
     }
     arrays: dict[str, dict[str, np.ndarray]] = {}
     extensions: ExtensionMerge | None = None
-    for stated in atlases:
+    driving: dict[str, Driving] = {}
+    for stated, numbers in zip(atlases, sequence_numbers(atlases), strict=True):
         # Open the file again: closing it frees its arrays, and the digest shows whether the file has changed.
         with Atlas.open(stated.file, verify=True, contained=True) as atlas:
             if atlas.content_sha256 != stated.content_sha256:
                 raise AtlasError(f"{stated.path} changed while it was being merged", hint="merge again")
+            found = {name: held.renumbered(numbers) for name, stack in atlas.stacks.items() if (held := Driving.of(stack))}
             if extensions is None:
+                driving = found
                 extensions = ExtensionMerge(atlas.extensions())
                 arrays = {name: {variable.name: atlas.stacks[name][variable.name] for variable in names[name]} for name in names}
                 continue
             extensions.add(atlas.extensions())
+            driving = {name: held.joined(found[name]) for name, held in driving.items() if name in found}
             for name, variables in names.items():
                 for variable in variables:
                     _combine(arrays[name], variable, atlas.stacks[name][variable.name], (atlases[0], atlas))
     assert extensions is not None
-    return arrays, extensions
+    columns: dict[str, dict[str, np.ndarray]] = {}
+    for stack_name, held in driving.items():
+        for name, values in held.arrays().items():
+            columns.setdefault(name, {})[stack_name] = values
+    return arrays, extensions, columns
 
 
 def _combine(totals: dict[str, np.ndarray], variable: schema.Variable, values: np.ndarray, pair: tuple[Atlas, Atlas]) -> None:

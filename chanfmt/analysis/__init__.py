@@ -1,6 +1,6 @@
 """Statistics of an atlas: what the paper says about importance, as functions of arrays.
 
-Each function but `super_weights` takes arrays of one FFN, as `Unit.values` and `Unit.by_split` give them: numpy, or xarray
+Each function but `super_weights` and `driving_tokens` takes arrays of one FFN, as `Unit.values` and `Unit.by_split` give them: numpy, or xarray
 DataArrays. `over_layers` calls a function for every layer. Every function imports its module when it is first used.
 
 | function | answer |
@@ -16,6 +16,7 @@ DataArrays. `over_layers` calls a function for every layer. Every function impor
 | `stability` | supernodes over splits of the calibration text: jackknife, bootstrap, agreement of disjoint parts |
 | `matched_control`, `random_control` | channels to compare a selection with |
 | `super_weights` | the weights of a model that the largest activations meet; takes an open atlas |
+| `driving_tokens` | the tokens that drive a channel hardest, with the tokens around them; takes an open atlas |
 | `middle` | a median over FFNs, and its bootstrap interval |
 | `over_layers` | one of these functions for every layer of an array |
 """
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from chanfmt.analysis.association import top_overlap
     from chanfmt.analysis.candidates import super_weights
     from chanfmt.analysis.controls import matched_control, random_control
+    from chanfmt.analysis.driving import driving_tokens
     from chanfmt.analysis.halo import halo_redundancy
     from chanfmt.analysis.layers import over_layers
     from chanfmt.analysis.mass import concentration, cumulative_share
@@ -42,6 +44,7 @@ __all__ = [
     "compare_channels",
     "concentration",
     "cumulative_share",
+    "driving_tokens",
     "halo_redundancy",
     "matched_control",
     "middle",
@@ -60,6 +63,7 @@ _HOMES = {
     "compare_channels": "chanfmt.algebra.compare",
     "concentration": "chanfmt.analysis.mass",
     "cumulative_share": "chanfmt.analysis.mass",
+    "driving_tokens": "chanfmt.analysis.driving",
     "halo_redundancy": "chanfmt.analysis.halo",
     "matched_control": "chanfmt.analysis.controls",
     "middle": "chanfmt.analysis.resample",

@@ -42,7 +42,6 @@ def assemble(plan: BuildPlan, measurement: Measurement, session: Session) -> Atl
     """Label the channels of a finished measurement, and return the content of the atlas."""
     settings = plan.settings
     layers: list[Mapping[str, np.ndarray]] = []
-    columns: list[Mapping[str, np.ndarray]] = []
     inputs: list[Input] = []
     names = stored_names(plan.model, plan.source.index, [matrix.parameter for ffn in plan.ffns for matrix in ffn.other_maps])
     lost = 0
@@ -61,11 +60,11 @@ def assemble(plan: BuildPlan, measurement: Measurement, session: Session) -> Atl
                 variables, mass = layer_variables(
                     statistics, weights, settings, support if dimensions == ffn.read_inputs else None
                 )
-                layers.append(measurement.laid_aside(len(layers), variables))
                 if plan.columns is not None:
                     again = (ffn_weights(plan.model, member) for member in ffn.members)
-                    columns.append(ffn_columns(plan.columns, statistics, again, ffn.place))
+                    variables |= ffn_columns(plan.columns, statistics, again, ffn.place)
                     lost += untraced(statistics)
+                layers.append(measurement.laid_aside(len(layers), variables))
                 masses.append(mass)
         supports[place[0]] = (
             len(masses[-1]),
@@ -76,23 +75,7 @@ def assemble(plan: BuildPlan, measurement: Measurement, session: Session) -> Atl
         say(
             f"note: it is not known which tokens reach {lost} of {len(plan.ffns)} FFNs, so columns that need it are unknown there"
         )
-    if plan.columns is not None:
-        content = _with_columns(content, columns, plan.columns)
     return dataclasses.replace(content, extensions=(*content.extensions, inputs_group(inputs)))
-
-
-def _with_columns(content: AtlasContent, columns: list[Mapping[str, np.ndarray]], plan: ColumnPlan) -> AtlasContent:
-    """``content`` with ``columns``, those of each FFN in model order."""
-    found: dict[str, dict[str, np.ndarray]] = {}
-    attributes = {}
-    for stack in content.stacks:
-        blocks = sorted((block for block in content.blocks if block.stack == stack.name), key=lambda block: block.row)
-        attributes[f"{OWNER}/{stack.name}"] = plan.attributes(blocks[0].place)
-        for name in columns[blocks[0].index]:
-            found.setdefault(name, {})[stack.name] = np.stack([columns[block.index][name] for block in blocks])
-    content = with_columns(content, found)
-    groups = tuple(dataclasses.replace(group, attributes=attributes[group.path]) for group in content.extensions)
-    return dataclasses.replace(content, extensions=groups)
 
 
 def assemble_partial(
@@ -156,17 +139,26 @@ def _content(plan: BuildPlan, measurement: Measurement, session: Session, layers
         stacks=tuple(stacks),
         producer=producer_record(session, plan.model),
     )
-    return with_columns(content, measured)
+    return _described(with_columns(content, measured), plan.columns)
+
+
+def _described(content: AtlasContent, columns: ColumnPlan | None) -> AtlasContent:
+    """``content``, whose groups of measured columns say what they rest on."""
+    if columns is None:
+        return content
+    places = {f"{OWNER}/{block.stack}": block.place for block in content.blocks}
+    groups = tuple(dataclasses.replace(group, attributes=columns.attributes(places[group.path])) for group in content.extensions)
+    return dataclasses.replace(content, extensions=groups)
 
 
 def _without_columns(stacks: Sequence[StackData]) -> tuple[list[StackData], dict[str, dict[str, np.ndarray]]]:
-    """``stacks`` without the arrays that no variable of the atlas is made for; and these as `with_columns` takes them."""
+    """``stacks`` without the columns among their arrays; and the columns as `with_columns` takes them."""
     own: list[StackData] = []
     found: dict[str, dict[str, np.ndarray]] = {}
     for stack in stacks:
         variables = dict(stack.variables)
         for name in [name for name in variables if name not in schema.STACK_VARIABLE_BY_NAME]:
-            found.setdefault(f"{OWNER}/{name}", {})[stack.name] = np.asarray(variables.pop(name), dtype=np.float32)
+            found.setdefault(name, {})[stack.name] = np.stack(list(variables.pop(name)))
         own.append(dataclasses.replace(stack, variables=variables))
     return own, found
 

@@ -1,4 +1,4 @@
-"""What the well-known columns of a build rest on, accumulated in its pass: peaks, sums by position, activity by source."""
+"""What the well-known columns of a build rest on, accumulated in its pass: peaks, driving tokens, sums by position, activity."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from chanfmt.format.columns import ACTIVITY, PEAKS, POSITIONS
+from chanfmt.building.driving import DrivingTokens
+from chanfmt.format.columns import ACTIVITY, DRIVERS, PEAKS, POSITIONS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,10 +28,12 @@ class Wanted:
     Attributes:
         groups: Members of `chanfmt.format.columns.MEASURED_GROUPS`.
         sources: Number of calibration sources.
+        drivers: Number of driving tokens that are kept of each channel, if they are among ``groups``.
     """
 
     groups: tuple[str, ...] = ()
     sources: int = 1
+    drivers: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,14 @@ class Rows:
         """Whether the FFN sees all rows of all sequences in order."""
         return self.index is None and self.length > 0
 
+    def numbers(self, row: torch.Tensor) -> torch.Tensor:
+        """Numbers of the rows ``row`` of the activation among all rows of the calibration, int64; -1 if they are not known."""
+        if self.length == 0:
+            return torch.full_like(row, -1)
+        origin = row if self.index is None else self.index[row]
+        number = (self.batch.first + origin // self.length) * self.batch.stride + origin % self.length
+        return torch.where(origin >= 0, number, -1)
+
     def origin(self, count: int, device: torch.device) -> torch.Tensor:
         """Row of the FFN's input that each of ``count`` rows comes from, int64; -1 if it is not known."""
         if self.length == 0:
@@ -114,6 +125,7 @@ class ColumnSums:
         peak: int64 (m,): the bits of the largest |u| as float32 in the upper half, and in the lower half `LARGEST_ROW` + 1
             less the number of its row, or 0 if the row is not known. The larger of two peaks is the larger |u|; of equal
             ones, the first row.
+        drivers: The driving tokens; None if they are not wanted.
         first, delimiter: Sums of u^2 and of q^2 over first positions and over delimiters, float64 (2, m).
         active: Number of tokens with u > 0 in each source, and of those whose sequence is not known, float64 (source + 1, m).
         tallies: Numbers of tokens, float64 (source + 4,): in each source, without a known sequence, at first positions, that
@@ -123,6 +135,7 @@ class ColumnSums:
     def __init__(self, wanted: Wanted, n_channels: int, device: torch.device) -> None:
         self.wanted = wanted
         self.peak = torch.zeros(n_channels, dtype=torch.int64, device=device)
+        self.drivers = DrivingTokens(wanted.drivers, n_channels, device) if DRIVERS in wanted.groups else None
         self.first = torch.zeros(_MOMENTS, n_channels, dtype=torch.float64, device=device)
         self.delimiter = torch.zeros(_MOMENTS, n_channels, dtype=torch.float64, device=device)
         self.active = torch.zeros(wanted.sources + 1, n_channels, dtype=torch.float64, device=device)
@@ -133,6 +146,8 @@ class ColumnSums:
         u, q = u.reshape(-1, u.shape[-1]), q.reshape(-1, q.shape[-1])
         if PEAKS in self.wanted.groups:
             self.peak = torch.maximum(self.peak, _peaks(u, rows))
+        if self.drivers is not None:
+            self.drivers.add(u, rows.numbers)
         if rows.in_order:
             self._add_in_order(u, q, rows)
         else:
@@ -140,7 +155,8 @@ class ColumnSums:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All tensors, by the name that they have in a partial atlas."""
-        return {"column_peak": self.peak, **dict(zip(_ADDITIVE, self.additive(), strict=True))}
+        found = {"column_peak": self.peak, **dict(zip(_ADDITIVE, self.additive(), strict=True))}
+        return found if self.drivers is None else found | {"column_drivers": self.drivers.packed()}
 
     def additive(self) -> list[torch.Tensor]:
         """The tensors that are sums over tokens."""
@@ -224,12 +240,8 @@ def _peaks(u: torch.Tensor, rows: Rows) -> torch.Tensor:
     inside = (best[:, None] * _RUN + torch.arange(_RUN, device=u.device)).clamp_(max=count - 1)
     row = inside.gather(1, u[inside, torch.arange(width, device=u.device)[:, None]].abs().float().argmax(1, keepdim=True))[:, 0]
     value = of_runs.gather(0, best[None])[0].contiguous().view(torch.int32).long()
-    low = torch.zeros_like(row)
-    if rows.length:
-        origin = row if rows.index is None else rows.index[row]
-        sequence = rows.batch.first + origin // rows.length
-        low = torch.where(origin >= 0, LARGEST_ROW + 1 - (sequence * rows.batch.stride + origin % rows.length), 0)
-    return (value << 32) | low
+    number = rows.numbers(row)
+    return (value << 32) | torch.where(number >= 0, LARGEST_ROW + 1 - number, 0)
 
 
 def _largest(u: torch.Tensor, axis: int) -> torch.Tensor:

@@ -12,9 +12,10 @@ import torch
 from chanfmt.base.errors import UsageError
 from chanfmt.base.narrate import say
 from chanfmt.building.column_sums import LARGEST_ROW, BatchRows, Delimiters, Wanted, unpacked
+from chanfmt.building.driving import LARGEST_DRIVING_ROW, unpacked_drivers
 from chanfmt.building.loss import MaskedTokenLoss, ReconstructionLoss
 from chanfmt.data.tokens import CalibrationTokens
-from chanfmt.format.columns import ACTIVITY, OWNER, PEAKS, POSITIONS
+from chanfmt.format.columns import ACTIVITY, DRIVERS, DRIVERS_KEPT, OWNER, PEAKS, POSITIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -48,6 +49,11 @@ class ColumnPlan:
     ids: Mapping[str, np.ndarray]
     delimiters: np.ndarray
 
+    @property
+    def named(self) -> str:
+        """The groups, and how many driving tokens there are of each channel."""
+        return ",".join(f"{group}={self.wanted.drivers}" if group == DRIVERS else group for group in self.wanted.groups)
+
     def batch(self, start: int, stop: int, device: torch.device) -> BatchRows:
         """What is known of the sequences ``start`` to ``stop`` (excluded), on ``device``."""
         delimiters = {}
@@ -80,27 +86,30 @@ def plan_columns(
     tokenizer: Any,
     *,
     everything: bool,
+    drivers: int = DRIVERS_KEPT,
+    stored: bool = True,
 ) -> ColumnPlan | None:
     """Plan the columns of ``groups`` for a build on ``tokens``. None if there are none.
 
     Args:
         everything: Whether the groups were asked for as "all", which leaves out those that the build cannot have.
+        drivers: Number of driving tokens of each channel, if they are among ``groups``.
+        stored: Whether the atlas will hold the token ids.
 
     Raises:
-        UsageError: A group needs tokens, and the build is on arrays; or there are too many tokens.
+        UsageError: A group needs tokens, and the build is on arrays or does not store them; or there are too many tokens.
     """
     if not groups:
         return None
-    if not isinstance(tokens, CalibrationTokens) and POSITIONS in groups:
-        if not everything:
-            raise UsageError(
-                f"--columns {POSITIONS} needs token ids, and the calibration consists of other arrays",
-                hint=f"use --columns {PEAKS},{ACTIVITY}",
-            )
-        say(f"note: no columns of {POSITIONS}: they need token ids, and the calibration consists of other arrays")
-        groups = tuple(group for group in groups if group != POSITIONS)
-    if len(tokens) * tokens.rows > LARGEST_ROW:
-        raise UsageError(f"--columns is for at most {LARGEST_ROW} tokens", hint="use fewer --sequences, or --columns none")
+    for group, missing, instead in _impossible(tokens, stored=stored):
+        if group in groups and not everything:
+            raise UsageError(f"--columns {group} needs token ids, and {missing}", hint=instead)
+        if group in groups:
+            say(f"note: no columns of {group}: they need token ids, and {missing}")
+            groups = tuple(one for one in groups if one != group)
+    most = LARGEST_DRIVING_ROW if DRIVERS in groups else LARGEST_ROW
+    if len(tokens) * tokens.rows > most:
+        raise UsageError(f"--columns is for at most {most} tokens", hint="use fewer --sequences, or --columns none")
     ids = {}
     if isinstance(tokens, CalibrationTokens):
         ids = {place: read_ids(loss, tokens.ids, place) for place in sorted({ffn.place for ffn in ffns})}
@@ -108,7 +117,16 @@ def plan_columns(
     if POSITIONS in groups:
         delimiters = delimiter_ids(tokenizer, np.unique(np.concatenate([values.reshape(-1) for values in ids.values()])))
     sources = int(tokens.source_of.max(initial=0)) + 1
-    return ColumnPlan(Wanted(groups, sources), tokens.rows, tokens.source_of, ids, delimiters)
+    wanted = Wanted(groups, sources, drivers if DRIVERS in groups else 0)
+    return ColumnPlan(wanted, tokens.rows, tokens.source_of, ids, delimiters)
+
+
+def _impossible(tokens: CalibrationTokens | CalibrationInputs, *, stored: bool) -> list[tuple[str, str, str]]:
+    """The groups that a build on ``tokens`` cannot have, each with the reason and what to do."""
+    if not isinstance(tokens, CalibrationTokens):
+        instead = f"use --columns {PEAKS},{ACTIVITY}"
+        return [(group, "the calibration consists of other arrays", instead) for group in (POSITIONS, DRIVERS)]
+    return [] if stored else [(DRIVERS, "the atlas would not hold them", "leave out --no-store-tokens")]
 
 
 def read_ids(loss: Loss, ids: np.ndarray, place: str) -> np.ndarray:
@@ -139,7 +157,7 @@ def is_delimiter(text: str) -> bool:
 
 
 def ffn_columns(plan: ColumnPlan, statistics: FFNStatistics, weights: Iterable[FFNWeights], place: str) -> dict[str, np.ndarray]:
-    """The columns of one FFN of ``place``: name to values (m,), or (expert, m)."""
+    """The columns of one FFN of ``place``: name to values (m,), or (expert, m); for driving tokens, with the dimension ``driver`` last."""
     found = [
         _member_columns(plan, member, of_member, place) for member, of_member in zip(statistics.members, weights, strict=True)
     ]
@@ -161,6 +179,8 @@ def _member_columns(plan: ColumnPlan, statistics: ChannelStatistics, weights: FF
         found |= _positions(plan, statistics)
     if ACTIVITY in groups:
         found |= _activity(plan, statistics)
+    if DRIVERS in groups:
+        found |= _drivers(plan, statistics)
     return {f"{OWNER}/{name}": values for name, values in found.items()}
 
 
@@ -235,6 +255,19 @@ def _activity(plan: ColumnPlan, statistics: ChannelStatistics) -> dict[str, np.n
             entropy = np.maximum(terms.sum(0), 0)
         found["source_entropy"] = entropy.astype(np.float32)
     return found
+
+
+def _drivers(plan: ColumnPlan, statistics: ChannelStatistics) -> dict[str, np.ndarray]:
+    assert statistics.columns is not None
+    assert statistics.columns.drivers is not None
+    value, row = (tensor.T.cpu().numpy() for tensor in unpacked_drivers(statistics.columns.drivers.packed()))
+    sequence, position = np.divmod(np.where(row >= 0, row, 0), plan.stride)
+    return {
+        # Fewer tokens than asked for may have driven the channel at all.
+        "driving_value": np.where(value != 0, value, np.nan).astype(np.float32),
+        "driving_sequence": np.where(row >= 0, sequence, -1).astype(np.int32),
+        "driving_position": np.where(row >= 0, position, -1).astype(np.int32),
+    }
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from chanfmt.building.on_device import nearest_in_core, pair_redundancies, redun
 from chanfmt.building.statistics import CHANCE
 from chanfmt.building.weight_metrics import reading, writing
 from chanfmt.format import schema
+from chanfmt.format.columns import REDUNDANCY_CHANCE
 from chanfmt.format.records import LabelSettings, StackData, Stacked
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ def layer_variables(
         previous_support: Write support of the layer before; None for the first layer.
 
     Returns:
-        Name in `chanfmt.format.schema.STACK_VARIABLES`, or of a well-known column without its owner, to values without the layer
-        dimension; write mass (d,).
+        Name in `chanfmt.format.schema.STACK_VARIABLES`, or of a well-known column, to values without the layer dimension; write
+        mass (d,).
     """
     found = [
         member_variables(member, of_member, settings, previous_support)
@@ -91,13 +92,18 @@ def member_variables(
     }
     variables["connectivity"] = variables["connectivity_at"][sizes.index(settings.support_size)]
     if core is None:
-        return variables | _unreached(statistics.n_channels), writes.mass
+        return _with_chance(variables | _unreached(statistics.n_channels)), writes.mass
     variables["wanda_group"] = reads.wanda + writes.norm_l1 * np.sqrt(variables["sum_u2"] / tokens)
     variables |= _redundancy(statistics, core, settings)
     variables["label"], variables["protection"] = labels.label_ffn(
         variables[settings.score], variables["connectivity"], variables["redundancy"], settings
     )
-    return variables, writes.mass
+    return _with_chance(variables), writes.mass
+
+
+def _with_chance(variables: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """``variables`` with `CHANCE` under the name of its column."""
+    return {REDUNDANCY_CHANCE if name == CHANCE else name: values for name, values in variables.items()}
 
 
 def _sums(statistics: ChannelStatistics) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from chanfmt.base.inputs import input_path
 from chanfmt.data.shares import divide, read_weights
 from chanfmt.data.text import ARRAYS, BOS, SELF
 from chanfmt.format import schema
-from chanfmt.format.columns import NO_GROUPS, measured_groups
+from chanfmt.format.columns import DRIVERS_KEPT, MOST_DRIVERS, NO_GROUPS, measured_groups
 from chanfmt.models.load import DTYPES, check_device_map
 
 _COUNT = re.compile("0*[1-9][0-9]{0,8}")
@@ -101,9 +101,13 @@ class BuildOptions:
         metadata={
             "help": "further columns to measure in the same pass: peaks (super-weight candidates, and the token of the largest |u|), "
             "positions (shares of first tokens and of delimiters), activity (how often a channel is active, and how that differs "
-            "between the sources), several of them with commas between, all, or none",
+            "between the sources), drivers (the tokens that drive each channel hardest), several of them with commas between, all, or "
+            "none",
             "metavar": "NAME,...",
         },
+    )
+    drivers: int = field(
+        default=DRIVERS_KEPT, metadata={"help": "driving tokens of each channel that --columns drivers keeps", "metavar": "N"}
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "allow code from the model's repository to run"})
     resume: bool = field(default=False, metadata={"help": "continue an interrupted build from FILE.partial next to the output"})
@@ -131,6 +135,8 @@ class BuildOptions:
             raise UsageError(f"--seed must lie between 0 and 2^63, not {self.seed}")
         if self.checkpoint_every is not None and not self.checkpoint_every >= 0:
             raise UsageError(f"--checkpoint-every must be 0 or more seconds, not {self.checkpoint_every:g}")
+        if not 1 <= self.drivers <= MOST_DRIVERS:
+            raise UsageError(f"--drivers must be between 1 and {MOST_DRIVERS}, not {self.drivers}")
         if not 0 <= self.spool_limit < 2**33:
             raise UsageError(f"--spool-limit must be 0 or more GiB, not {self.spool_limit:g}")
         if self.revisions is None and not self.path.name:

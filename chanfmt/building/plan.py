@@ -241,7 +241,16 @@ def _columns(
     options: BuildOptions, tokens: CalibrationTokens | CalibrationInputs, ffns: list[FFN], loss: Loss, tokenizer: Any
 ) -> ColumnPlan | None:
     everything = ALL_GROUPS in options.columns
-    return plan_columns(options.column_groups, tokens, ffns, loss, tokenizer, everything=everything)
+    return plan_columns(
+        options.column_groups,
+        tokens,
+        ffns,
+        loss,
+        tokenizer,
+        everything=everything,
+        drivers=options.drivers,
+        stored=not options.no_store_tokens,
+    )
 
 
 def _drawn(options: BuildOptions, source: ModelSource, file: InputFile | None, special: SpecialTokens) -> list[Source]:

@@ -63,7 +63,7 @@ def request_of(plan: BuildPlan) -> dict[str, Any]:
         "seed": plan.options.seed,
         "sequences_sha256": sequences_digest(plan.tokens.sha256),
         "special_tokens": plan.special.to_json() if plan.special is not None and (plan.special or plan.added) else NONE_ADDED,
-        "columns": ",".join(plan.columns.wanted.groups) if plan.columns is not None else columns.NO_GROUPS,
+        "columns": plan.columns.named if plan.columns is not None else columns.NO_GROUPS,
         **dataclasses.asdict(plan.settings),
     }
 

@@ -96,6 +96,7 @@ _EXTRA_STATE: dict[str, tuple[tuple[str, ...], str, str]] = {
     "last_total": (("layer", "candidate"), "sum of q of the candidates over the last sequence", "nats"),
     "last_q2": (("layer", "candidate"), "sum of q^2 of the candidates over the last sequence", "nats2"),
     "column_peak": (("layer", "channel"), "largest |u| and its row", "1"),
+    "column_drivers": (("layer", "driver", "channel"), "largest values of u and their rows", "1"),
     "column_first": (("layer", "moment", "channel"), "sums of u^2 and q^2 over first positions", "1"),
     "column_delimiter": (("layer", "moment", "channel"), "sums of u^2 and q^2 over delimiters", "1"),
     "column_active": (("layer", "source", "channel"), "tokens with u > 0 in each source, and without a source", "1"),

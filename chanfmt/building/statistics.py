@@ -17,9 +17,10 @@ from chanfmt.format import schema
 from chanfmt.format.columns import REDUNDANCY_CHANCE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from chanfmt.building.column_sums import Rows
+    from chanfmt.building.driving import DrivingTokens
     from chanfmt.models.distributed import Group
     from chanfmt.models.ffn import FFN
 
@@ -212,6 +213,8 @@ class FFNStatistics:
         if peaks:
             # Apart from the other maxima, because tensors that travel together have one dtype.
             group.collect([], peaks)
+        sums = [member.columns for member in self.members if member.columns is not None]
+        _collect_drivers(group, [item.drivers for item in sums if item.drivers is not None])
         for member, count in zip(self.members, counts, strict=True):
             member.set_counts(count)
         self.other_maps.set_counts(tokens)
@@ -232,6 +235,18 @@ class FFNStatistics:
             member.restore(
                 {name: np.take(values, index, _expert_axis(name)) for name, values in state.items()} if self.experts else state
             )
+
+
+def _collect_drivers(group: Group, drivers: Sequence[DrivingTokens]) -> None:
+    """Move the driving tokens of all processes to the first one. The others continue from zero."""
+    if not drivers:
+        return
+    found = group.exchange([item.packed().cpu() for item in drivers])
+    for number, item in enumerate(drivers):
+        if group.rank:
+            item.packed().zero_()
+        for theirs in found[1:] if group.rank == 0 else ():
+            item.take(theirs[number])
 
 
 def _expert_axis(name: str) -> int:

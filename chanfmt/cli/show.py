@@ -6,17 +6,20 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import AtlasError, UsageError
+from chanfmt.base.narrate import say
 from chanfmt.base.text import one_line, percentage, significant
 from chanfmt.cli import framework
 from chanfmt.cli.options import AtlasOptions
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
 
     from chanfmt.analysis.channel import Card
+    from chanfmt.analysis.driving import DrivingToken
+    from chanfmt.analysis.token_texts import Context
     from chanfmt.format.reader import Atlas, Stack
     from chanfmt.format.records import Block
 
@@ -52,7 +55,16 @@ class ShowOptions:
     )
     expert: int | None = field(default=None, metadata={"help": "expert, if the layer has experts", "metavar": "E"})
     channel: int | None = field(
-        default=None, metadata={"help": "this channel alone: its ranks, splits, partners, dimensions", "metavar": "C"}
+        default=None,
+        metadata={"help": "this channel alone: its ranks, splits, partners, dimensions, and driving tokens", "metavar": "C"},
+    )
+    model: str | None = field(
+        default=None,
+        metadata={
+            "help": "model whose tokenizer gives the texts of tokens: a local directory, a .gguf file that was used before, or a Hub "
+            "id in the cache (default: the model that the atlas names, if it is on this machine)",
+            "metavar": "MODEL",
+        },
     )
     sort: str | None = field(
         default=None,
@@ -286,7 +298,9 @@ def _show_channel(atlas: Atlas, stack: Stack, block: Block, arguments: argparse.
     import dataclasses
 
     from chanfmt.analysis.channel import make_card
+    from chanfmt.analysis.driving import driving_tokens
     from chanfmt.format import schema
+    from chanfmt.format.columns import DRIVING_VALUE
 
     channel, expert = arguments.channel, arguments.expert
     if not 0 <= channel < block.n_channels:
@@ -311,20 +325,70 @@ def _show_channel(atlas: Atlas, stack: Stack, block: Block, arguments: argparse.
         if metric.name in known
     }
     about = {name: text for name, text in about.items() if text}
+    tokens = driving_tokens(atlas, block, channel, expert) if DRIVING_VALUE in stack else ()
+    contexts = _contexts(atlas, tokens, arguments.model)
     if arguments.json:
         measured = {"measured_on": about} if about else {}
+        driving = {
+            "driving_tokens": [
+                dataclasses.asdict(token) | ({} if context is None else {"text": context._asdict()})
+                for token, context in zip(tokens, contexts, strict=True)
+            ]
+        }
         framework.print_json(
-            {**_place(block, expert), "channel": channel, "label": label, **dataclasses.asdict(card), **measured}
+            {
+                **_place(block, expert),
+                "channel": channel,
+                "label": label,
+                **dataclasses.asdict(card),
+                **measured,
+                **(driving if DRIVING_VALUE in stack else {}),
+            }
         )
         return
     of = "" if expert is None else f" expert {expert}"
     framework.print_line(f"layer {block.layer_index}{of} channel {channel}: {label}")
     framework.print_line()
     _print_card(card, {metric.name: metric.dtype for metric in stack.all_metrics})
+    if tokens:
+        framework.print_line()
+        framework.print_line("tokens that drive the channel hardest")
+        framework.print_table(
+            ["u", "sequence", "position", "token", "context" if any(contexts) else "ids around it"],
+            [
+                (
+                    significant(token.value),
+                    *(_whole(number) for number in (token.sequence, token.position, token.token)),
+                    _around(token) if context is None else f"{context.before[-30:]}»{context.token}«{context.after[:20]}",
+                )
+                for token, context in zip(tokens, contexts, strict=True)
+            ],
+        )
     if about:
         framework.print_line()
     for name, text in about.items():
         framework.print_line(f"{name}: {text}")
+
+
+def _contexts(atlas: Atlas, tokens: Sequence[DrivingToken], model: str | None) -> list[Context | None]:
+    """The text of each of ``tokens``; None if it is not known or there is no tokenizer on this machine."""
+    from chanfmt.analysis.token_texts import TokenTexts
+    from chanfmt.hub.locate import locate_tokenizer
+
+    path = locate_tokenizer(atlas.model, model) if tokens or model is not None else None
+    if path is None:
+        if model is not None:
+            say(f"note: {model} has no tokenizer.json on this machine, so tokens are printed as ids")
+        return [None] * len(tokens)
+    texts = TokenTexts.read(path)
+    return [texts.context(token) for token in tokens]
+
+
+def _around(token: DrivingToken) -> str:
+    """The ids of the tokens next to ``token``."""
+    if token.token is None:
+        return "-"
+    return " ".join([*map(str, token.before[-3:]), f"»{token.token}«", *map(str, token.after[:3])])
 
 
 def _print_card(card: Card, types: Mapping[str, str]) -> None:

@@ -155,8 +155,21 @@ COLUMNS = (
 )
 COLUMN_BY_NAME = {column.name: column for column in COLUMNS}
 
-PEAKS, POSITIONS, ACTIVITY = "peaks", "positions", "activity"
-MEASURED_GROUPS = (PEAKS, POSITIONS, ACTIVITY)
+DRIVER = "driver"
+"""Last dimension of `DRIVING_ARRAYS`: the tokens that drive a channel hardest, first the hardest."""
+DRIVING_VALUE, DRIVING_SEQUENCE, DRIVING_POSITION = (f"{OWNER}/driving_{name}" for name in ("value", "sequence", "position"))
+DRIVING_ARRAYS = (
+    Column(DRIVING_VALUE, "f4", "1", "drop", "the channel's values u with the largest |u| over all tokens, the largest first"),
+    Column(DRIVING_SEQUENCE, "i4", "1", "drop", "number of the sequence in /calibration where u has this value, or -1"),
+    Column(DRIVING_POSITION, "i4", "1", "drop", "position in that sequence, or -1"),
+)
+"""Well-known arrays with the dimensions of a column and `DRIVER`."""
+DRIVERS_KEPT, MOST_DRIVERS = 8, 64
+"""Driving tokens of each channel that a build keeps: by default, and at most."""
+ARRAY_BY_NAME = {array.name: array for array in DRIVING_ARRAYS}
+
+PEAKS, POSITIONS, ACTIVITY, DRIVERS = "peaks", "positions", "activity", "drivers"
+MEASURED_GROUPS = (PEAKS, POSITIONS, ACTIVITY, DRIVERS)
 """The groups of columns that `atlas build` can measure in its pass."""
 ALL_GROUPS, NO_GROUPS = "all", "none"
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from chanfmt.base.errors import AtlasError, UsageError
 from chanfmt.format import schema
-from chanfmt.format.columns import heading_of
+from chanfmt.format.columns import ARRAY_BY_NAME, DRIVER, heading_of
 from chanfmt.format.container import NUMPY, open_container, read_text
 from chanfmt.format.digest import SEAL, SEAL_BYTES, content_sha256, file_sha256
 from chanfmt.format.read_errors import COPY_AGAIN, read_error
@@ -109,7 +109,7 @@ class Stack:
         return f"<Stack {short(self.name)!r}: {self.kind}, {ffns_text([shape] * len(self.layers))}>"
 
     def __contains__(self, name: str) -> bool:
-        return name in self._held or name in self._extension_places
+        return name in self._held or name in self._extension_places or name in self._driving_places
 
     def __getitem__(self, name: str) -> np.ndarray:
         """The array ``name``, dimensions per `chanfmt.format.schema`. Raises `AtlasError` if the stack does not hold it."""
@@ -175,6 +175,26 @@ class Stack:
                     places[f"{owner}/{name}"] = path
         return places
 
+    @functools.cached_property
+    def _driving_places(self) -> dict[str, str]:
+        """Where the arrays of `chanfmt.format.columns.DRIVING_ARRAYS` are, if the stack has all of them."""
+        experts = (self.n_experts,) if self.kind == "experts" else ()
+        dimensions = ("layer", *(("expert",) if experts else ()), "channel", DRIVER)
+        places, shapes = {}, set()
+        for name, array in ARRAY_BY_NAME.items():
+            owner, _, own = name.partition("/")
+            path = f"{owner}/{self.name}/{own}"
+            node = self._container.nodes[path] if path in self._container else None
+            if node is None or node.code != array.dtype or self._container.dimensions(path) != dimensions:
+                return {}
+            places[name] = path
+            shapes.add(node.shape)
+        return (
+            places
+            if {shape[:-1] for shape in shapes} == {(len(self.layers), *experts, self.n_channels)} and len(shapes) == 1
+            else {}
+        )
+
     @property
     def variables(self) -> list[str]:
         """Names of the arrays this stack holds, in the schema's order."""
@@ -215,6 +235,8 @@ class Stack:
     def _place(self, name: str) -> str:
         if name in self._extension_places:
             return self._extension_places[name]
+        if name in self._driving_places:
+            return self._driving_places[name]
         if name not in self._held:
             raise AtlasError(f"the atlas holds no {name!r} for {self.name}", hint=self._way_to(name))
         return f"{self._path}/{name}"

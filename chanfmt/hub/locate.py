@@ -9,16 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from chanfmt.base.errors import ChanfmtError, ModelError, UsageError
+from chanfmt.base.hub_ids import is_hub_id
 from chanfmt.base.inputs import input_path
 from chanfmt.format.reader import Atlas
 from chanfmt.hub.names import is_address, parse_address
+from chanfmt.models.gguf_cache import MODEL_DIRECTORY, cache_directory, entries
 from chanfmt.models.sentence_transformers import module_directories
 from chanfmt.models.source import TEMPLATE_DIRECTORY, ModelSource, check_local, is_local, local_source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from chanfmt.format.records import ModelRecord
+
 SUFFIX = ".h5"
+TOKENIZER_FILE = "tokenizer.json"
 _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.py", "*.md", "LICENSE*"]
 # Some repositories hold the same weights again in another layout, in other files or directories. A pattern cannot exclude
 # every directory but one, so one pattern for each letter of its name does.
@@ -160,6 +165,56 @@ def hub_model(model: str, *, revision: str | None = None, trust_remote_code: boo
         raise ModelError(error.message, hint=error.hint) from None
     # snapshots/<commit>/ is the Hub cache's documented layout.
     return ModelSource(directory, model, directory.name, "hub", trust_remote_code=trust_remote_code)
+
+
+def locate_tokenizer(record: ModelRecord, model: str | None = None) -> Path | None:
+    """The ``tokenizer.json`` of the model ``record`` if it is on this machine; nothing is downloaded or converted.
+
+    It is looked for in the Hub cache, and among the checkpoints that were made of GGUF files.
+
+    Args:
+        model: What to look at instead: a local directory, a ``.gguf`` file, or a Hub id.
+
+    Returns:
+        None if it is not there.
+
+    Raises:
+        ModelError: ``model`` is neither on this machine nor a Hub id.
+    """
+    if model is not None:
+        check_model(model)
+        path = input_path(model)
+        if is_local(path):
+            return _converted(path.name) if path.suffix == ".gguf" else _file_in(path)
+        return _cached_on_hub(model, None)
+    # The name in an atlas is looked up, and never opened as a path.
+    if record.source == "gguf":
+        return _converted(record.id, record.fingerprint)
+    return _cached_on_hub(record.id, record.revision or None) if record.source == "hub" and is_hub_id(record.id) else None
+
+
+def _cached_on_hub(model: str, revision: str | None) -> Path | None:
+    import huggingface_hub
+
+    found = huggingface_hub.try_to_load_from_cache(model, TOKENIZER_FILE, revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _converted(name: str, expected: str | None = None) -> Path | None:
+    """The tokenizer of the checkpoint made of a GGUF file called ``name``, with the fingerprint ``expected`` if it is given."""
+    for entry in entries():
+        if entry.conversion is None or entry.conversion.file != name:
+            continue
+        directory = cache_directory() / entry.name / MODEL_DIRECTORY
+        with contextlib.suppress(ModelError):
+            if expected is None or ModelSource(directory).fingerprint == expected:
+                return _file_in(directory)
+    return None
+
+
+def _file_in(directory: Path) -> Path | None:
+    path = directory / TOKENIZER_FILE
+    return path if path.is_file() else None
 
 
 def main_commit(model: ModelSource) -> str:

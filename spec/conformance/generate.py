@@ -490,12 +490,13 @@ def extension() -> object:
 
 
 def well_known() -> object:
-    """Every well-known column in a stack of experts, with unknown values."""
+    """Every well-known column and array in a stack of experts, with unknown values."""
     base = only("write_norm", kinds=EXPERT_PAIR[1:])
     found: dict[str, dict[str, np.ndarray]] = {}
-    for item in columns.COLUMNS:
+    for item in (*columns.COLUMNS, *columns.DRIVING_ARRAYS):
         for stack in base.stacks:
-            values = np.arange(np.prod(shape_of(stack)), dtype=item.dtype).reshape(shape_of(stack)) % 2
+            shape = (*shape_of(stack), *((3,) if item.name in columns.ARRAY_BY_NAME else ()))
+            values = np.arange(np.prod(shape), dtype=item.dtype).reshape(shape) % 2
             values[..., 0] = np.nan if item.dtype[0] == "f" else 0 if item.dtype == "u1" else -1
             found.setdefault(item.name, {})[stack.name] = values
     return with_columns(base, found)

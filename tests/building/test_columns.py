@@ -10,14 +10,16 @@ import torch
 from torch.nn import functional
 
 import chanfmt
+from chanfmt.algebra.driving import Driving
 from chanfmt.algebra.merge import merge
+from chanfmt.analysis.driving import DrivingToken, in_context
 from chanfmt.base.errors import UsageError
 from chanfmt.building.columns import delimiter_ids, ffn_columns, plan_columns, read_ids
 from chanfmt.building.loss import MaskedTokenLoss, ReconstructionLoss
 from chanfmt.building.measure import measure
 from chanfmt.cli.main import main
 from chanfmt.data.tokens import canonical
-from chanfmt.format.columns import COLUMN_BY_NAME, MEASURED_GROUPS, OWNER, measured_groups
+from chanfmt.format.columns import ARRAY_BY_NAME, COLUMN_BY_NAME, MEASURED_GROUPS, OWNER, measured_groups
 from chanfmt.models.find.discover import find_ffns
 from chanfmt.models.matrices import ffn_weights
 from chanfmt.reporting.explore import explored
@@ -66,6 +68,13 @@ def expected_columns(tokens, u, s, place_of, write):
     rates = np.stack([(u[source == item] > 0).mean(0) for item in (0, 1)])
     share = rates / rates.sum(0)
     found["source_entropy"] = -np.where(share > 0, share * np.log(np.where(share > 0, share, 1)), 0 * share).sum(0)
+    # The eight largest, of equal ones the first in the order of the text.
+    size = np.abs(u).astype("f4")
+    order = np.stack([np.lexsort((position, sequence, -size[:, channel]))[:8] for channel in range(u.shape[1])])
+    known = np.take_along_axis(size, order.T, 0).T > 0
+    value = np.take_along_axis(u, order.T, 0).T
+    found["driving_value"] = np.where(known, value, np.nan)
+    found["driving_sequence"], found["driving_position"] = (np.where(known, values[order], -1) for values in (sequence, position))
     return {f"{OWNER}/{name}": values for name, values in found.items()}
 
 
@@ -81,9 +90,10 @@ def measured(model, tokens, batch_size):
 
 
 def assert_columns(found, expected):
-    assert found.keys() == expected.keys() == {name for name in COLUMN_BY_NAME if name in expected}
+    known = COLUMN_BY_NAME | ARRAY_BY_NAME
+    assert found.keys() == expected.keys() == {name for name in known if name in expected}
     for name, values in found.items():
-        exact = COLUMN_BY_NAME[name].dtype.startswith("i")
+        exact = known[name].dtype.startswith("i")
         np.testing.assert_allclose(values, expected[name], 0 if exact else 1e-5, 1e-12, err_msg=name)
 
 
@@ -104,6 +114,30 @@ def test_a_dense_ffn():
                 for name in ("peak_token", "peak_position", "peak_sequence"):
                     expected[f"{OWNER}/{name}"][5] = -1
             assert_columns(found, expected)
+
+
+def test_driving_tokens_of_parts_are_those_of_the_whole():
+    """What a merge makes of two parts of a text, with channels that few tokens drive, and with many equal values."""
+    model = tiny_model("opt", dtype=torch.float64).requires_grad_(False)
+    with torch.no_grad():
+        model.model.decoder.layers[1].fc1.bias[:8] = torch.linspace(-1.5, -0.2, 8)
+    whole = sequences(9, 24)
+    order = np.random.default_rng(0).permutation(9)
+    parts = [canonical(whole.ids[rows], whole.source_of[rows]) for rows in (order[:4], order[4:])]
+    names = list(ARRAY_BY_NAME)
+
+    def driving(tokens, batch_size):
+        return [Driving(*(found[name] for name in names)) for found in measured(model, tokens, batch_size)[1]]
+
+    numbers = [np.array([whole.sha256.index(digest) for digest in part.sha256]) for part in parts]
+    unfilled = 0
+    for expected, first, second in zip(driving(whole, 2), driving(parts[0], 3), driving(parts[1], 1), strict=True):
+        found = second.renumbered(numbers[1]).joined(first.renumbered(numbers[0]))
+        np.testing.assert_array_equal(found.sequence, expected.sequence)
+        np.testing.assert_array_equal(found.position, expected.position)
+        np.testing.assert_allclose(found.value, expected.value, 1e-6)
+        unfilled += int((expected.sequence < 0).sum())
+    assert unfilled
 
 
 def test_experts():
@@ -210,6 +244,8 @@ def test_arrays_have_no_tokens(tmp_path):
     np.savez(path, pixel_values=np.random.default_rng(0).normal(size=(4, 3, 32, 32)).astype("f4"))
     with pytest.raises(UsageError, match="needs token ids"):
         chanfmt.build(model, tmp_path / "a.h5", path, columns=["positions"], loss="embedding", device="cpu")
+    with pytest.raises(UsageError, match="the atlas would not hold them"):
+        plan_columns(("drivers",), sequences(2, 8), [], None, TOKENIZER, everything=False, stored=False)
     with chanfmt.build(model, tmp_path / "a.h5", path, columns="all", loss="embedding") as atlas:
         (stack,) = atlas.stacks.values()
         names = {name.partition("/")[2] for name in stack.extension_names}
@@ -251,7 +287,7 @@ def test_a_merge_keeps_what_adds_up(halves):
         ids = first.calibration.token_ids
         attributes = next(item.attributes for item in first.extensions() if item.path == f"{OWNER}/decoder")
         assert attributes == {
-            "columns": "peaks, positions, activity",
+            "columns": "peaks, positions, activity, drivers",
             "delimiter_ids": len(delimiter_ids(TOKENIZER, np.unique(ids))),
             "delimiter_tokens": int(np.isin(ids[:, 1:], delimiter_ids(TOKENIZER, range(len(TOKENIZER)))).sum()),
         }
@@ -262,6 +298,48 @@ def test_a_merge_keeps_what_adds_up(halves):
         np.testing.assert_array_equal(found[name], one[name] + two[name])
         name = f"{OWNER}/super_weight"
         np.testing.assert_array_equal(found[name], np.maximum(one[name], two[name]))
+        value, sequence, position = (found[name] for name in ARRAY_BY_NAME)
+        both = np.concatenate([np.abs(part[f"{OWNER}/driving_value"]) for part in (one, two)], -1)
+        np.testing.assert_array_equal(np.abs(value), -np.sort(-both, -1)[..., :8])
+        # The number of a sequence names the same text as before.
+        shas = merged.calibration.sequence_sha256
+        for layer, channel in ((0, 3), (1, 7)):
+            drivers = {
+                (atlas.calibration.sequence_sha256[item.sequence], item.position, item.value)
+                for atlas in (first, second)
+                for item in chanfmt.analysis.driving_tokens(atlas, atlas.blocks[layer], channel)
+            }
+            rows = zip(*(item[layer, channel].tolist() for item in (sequence, position, value)), strict=True)
+            assert {(shas[number], place, u) for number, place, u in rows} <= drivers
+
+
+def test_driving_tokens_as_text(halves, tiny_checkpoint, capsys):
+    with chanfmt.open(halves[0]) as atlas:
+        block, ids = atlas.blocks[1], atlas.calibration.token_ids
+        (first, *_) = found = chanfmt.analysis.driving_tokens(atlas, block, 5, window=3)
+        assert len(found) == 8
+        assert abs(first.value) == atlas.stacks["decoder"]["max_abs_u"][1, 5]
+        row, at = ids[first.sequence].tolist(), first.position
+        assert (*first.before, first.token, *first.after) == tuple(row[max(0, at - 3) : at + 4])
+    arguments = ["show", str(halves[0]), "--layer", "1", "--channel", "5"]
+    assert main([*arguments, "--model", str(tiny_checkpoint("llama")), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)["driving_tokens"]
+    assert [item["value"] for item in shown] == [item.value for item in found]
+    for item in shown:
+        around = [*item["before"], item["token"], *item["after"]]
+        text = TOKENIZER.decode(around, clean_up_tokenization_spaces=False)
+        assert "".join(item["text"].values()) == text.replace("\n", "↵")
+    # Without a tokenizer, the tokens are ids.
+    assert main(arguments) == 0
+    assert f"»{first.token}«" in capsys.readouterr().out
+
+
+def test_a_place_that_does_not_exist_is_not_known():
+    ids = np.arange(6, dtype=np.int32).reshape(2, 3)
+    values, sequences_, positions = np.array([3.0, -2, 1, np.nan]), np.array([2, 1, 0, -1]), np.array([0, 2, 3, -1])
+    found = in_context(values, sequences_, positions, ids, window=1)
+    assert found == (DrivingToken(3.0), DrivingToken(-2.0, 1, 2, 5, (4,), ()), DrivingToken(1.0))
+    assert in_context(values, sequences_, positions, None)[1] == DrivingToken(-2.0, 1, 2)
 
 
 def test_super_weights_of_the_model(halves, capsys):

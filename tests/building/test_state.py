@@ -176,7 +176,7 @@ def test_without_tokens(options, uninterrupted, monkeypatch):
         ({"seq_len": 16}, {}, "--seq-len was 32 and is 16"),
         ({"sequences": 12}, {}, "the number of sequences was 20 and is 12"),
         ({"seed": 3}, {}, "--seed was 0 and is 3"),
-        ({"columns": "peaks"}, {}, "--columns was peaks,positions,activity and is peaks"),
+        ({"columns": "peaks"}, {}, "--columns was peaks,positions,activity,drivers=8 and is peaks"),
         ({"dtype": "float64"}, {}, "--dtype was float32 and is float64"),
         ({"batch_size": "4"}, {}, "--batch-size was 2 and is 4"),
         ({}, {"rho": 0.05}, "--rho was 0.03 and is 0.05"),

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from scipy import stats
+from tokenizers import Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
 
 from chanfmt.algebra.columns import with_columns
+from chanfmt.analysis.token_texts import visible
+from chanfmt.format.columns import ARRAY_BY_NAME
 from chanfmt.format.writer import write_atlas
 from tests.support.browsing import in_layer, open_app, press, text_of, wait_until
 from tests.support.factory import moe_atlas, random_content
+from tui.app import AtlasApp
 from tui.screens.card import CardScreen, about_lines, card_lines
 from tui.screens.choice import ChoiceScreen
 from tui.screens.layer import LayerScreen
@@ -19,8 +26,14 @@ from tui.screens.scatter import ScatterScreen
 from tui.session.card import make_card
 from tui.session.filter import filtered
 from tui.session.load import read_snapshot
+from tui.session.place import Place
 from tui.session.scatter import make_scatter
+from tui.session.session import Session
+from tui.session.texts import MISSING, READING
 from tui.widgets import plots
+
+if TYPE_CHECKING:
+    from textual.pilot import Pilot
 
 VALID = Path(__file__).parents[2] / "spec" / "conformance" / "valid"
 sizes = pytest.mark.parametrize("size", [(80, 24), (160, 50)])
@@ -253,3 +266,45 @@ async def test_cards_and_scatters_of_the_conformance_files(name: str) -> None:
         await press(pilot, "i", "s")
         await pilot.pause()
         assert "Spearman" in text_of(app)
+
+
+async def until_read(pilot: Pilot[None], app: AtlasApp) -> str:
+    """The terminal once the tokenizer was looked for."""
+    await wait_until(lambda: app.session.texts.state != READING)
+    await pilot.pause()
+    return text_of(app)
+
+
+@sizes
+async def test_driving_tokens_in_their_context(tmp_path: Path, size: tuple[int, int]) -> None:
+    """With the model's tokenizer as text, whose control characters are visible; without it as ids."""
+    content = random_content()
+    ids = content.calibration.token_ids
+    assert ids is not None
+    words = {f" w{number}" if number % 2 else f"\x1b[{number}m\n": number for number in range(int(ids.max()) + 1)}
+    tokenizer = Tokenizer(WordLevel(words, unk_token=" w1"))
+    tokenizer.decoder = Fuse()
+    (tmp_path / "config.json").write_text("{}")
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    shape = (*content.stacks[0].variables["lp"].shape, 3)
+    value = np.full(shape, np.nan, dtype=np.float32)
+    value[1, 5] = [-7.5, 2.25, 1.125]
+    sequence, position = (np.full(shape, -1, dtype=np.int32) for _ in range(2))
+    # A file may name a place that does not exist.
+    sequence[1, 5], position[1, 5] = [1, 0, 99], [6, 0, 3]
+    arrays = zip(ARRAY_BY_NAME, (value, sequence, position), strict=True)
+    write_atlas(with_columns(content, {name: {"decoder": values} for name, values in arrays}), tmp_path / "a.h5")
+    place = Place("card", layer=1, channel=5)
+    token = int(ids[1, 6])
+    for model, expected in ((str(tmp_path), visible(tokenizer.id_to_token(token))), (None, str(token))):
+        app = AtlasApp(Session(read_snapshot(tmp_path / "a.h5"), place=place, model=model))
+        async with app.run_test(size=size) as pilot:
+            rows = [row for row in (await until_read(pilot, app)).split("\n") if "»" in row]
+            assert [row.split()[0] for row in rows] == ["-7.500", "2.250", "1.125"]
+            assert f"»{expected}«" in rows[0]
+            assert "1:6" in rows[0]
+            before = ids[1, :6].tolist()
+            around = "".join(visible(tokenizer.id_to_token(item)) for item in before) if model else " ".join(map(str, before))
+            assert around[-20:].strip() in rows[0]
+            assert "»?«" in rows[2]
+            assert (MISSING in text_of(app)) == (model is None)

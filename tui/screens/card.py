@@ -7,9 +7,11 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+from rich.cells import cell_len
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 
+from chanfmt.analysis.token_texts import Context
 from chanfmt.base.text import one_line
 from chanfmt.format.columns import ABLATIONS, OWNER
 from tui.screens.keys import key_line, key_rows
@@ -17,14 +19,15 @@ from tui.screens.status import StatusScreen
 from tui.session.card import labelled, make_card
 from tui.session.place import QUERY
 from tui.widgets.lines import Line, Lines
-from tui.widgets.text import bar, left, number, percent, spread, whole_or
+from tui.widgets.text import bar, last_cells, left, number, percent, spread, whole_or
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from textual.app import ComposeResult
 
     from chanfmt.analysis.channel import Card
+    from chanfmt.analysis.driving import DrivingToken
     from tui.screens.channels import Channels
     from tui.session.place import Opening, Place
     from tui.session.session import Session
@@ -108,6 +111,7 @@ class CardScreen(StatusScreen):
         lines = [
             [(f" channel {self.channel}", "strong"), (f"   {label}{marked}", "")],
             *effect_lines(card),
+            *self._driving_lines(width - SCROLLBAR),
             *card_lines(card, width - SCROLLBAR, types),
             *about_lines({name: metric.long_name for name, metric in snapshot.metrics.items()}, card, width - SCROLLBAR),
         ]
@@ -116,6 +120,11 @@ class CardScreen(StatusScreen):
         body.show(*lines)
         self.paint_status()
         self.lines("keys").show(key_line(key_rows(self), width))
+
+    def _driving_lines(self, width: int) -> list[Line]:
+        tokens, texts = self.browser.snapshot.driving(self.ffn, self.channel), self.session.texts
+        contexts = [texts.context(token) for token in tokens]
+        return driving_lines(tokens, contexts, texts.state, width)
 
     def action_neighbour(self, step: int) -> None:
         self._channels.step_channel(step)
@@ -173,6 +182,33 @@ def effect_lines(card: Card) -> list[Line]:
         where += f" of sequence {int(sequence)}" if sequence >= 0 else ""
         lines.append([(f" |u| is largest on the token with the id {int(token)}{where}", "")])
     return [*lines, []] if lines else []
+
+
+def driving_lines(tokens: Sequence[DrivingToken], contexts: Sequence[Context | None], state: str, width: int) -> list[Line]:
+    """The tokens that drive a channel hardest, one below the other in their contexts, in lines of ``width`` cells.
+
+    Args:
+        contexts: For each of ``tokens``, its text; None if there is none.
+        state: Why there are no texts.
+    """
+    if not tokens:
+        return []
+    heading = "driven hardest by" + (f" ({state})" if state and any(token.token is not None for token in tokens) else "")
+    lines: list[Line] = [[(left(f" {'u':>9}  {'seq:pos':<9} {heading}", width), "dim")]]
+    room = max(20, width - 22)
+    for token, context in zip(tokens, contexts, strict=True):
+        place = "" if token.sequence is None or token.position is None else f"{token.sequence}:{token.position}"
+        before, middle, after = context or _ids(token)
+        before, middle = last_cells(before, room // 2 - 1), left(middle, min(cell_len(middle), room // 3))
+        after = left(after, room - room // 2 - cell_len(middle) - 1)
+        lines.append([(f" {number(token.value, 4):>9}  {left(place, 9)} {before}", ""), (f"»{middle}«", "super"), (after, "")])
+    return [*lines, []]
+
+
+def _ids(token: DrivingToken) -> Context:
+    """``token`` and those around it, as ids."""
+    middle = "?" if token.token is None else str(token.token)
+    return Context(" ".join(map(str, (*token.before, ""))), middle, " ".join(map(str, ("", *token.after))))
 
 
 def _signed(value: float) -> str:

@@ -1,4 +1,4 @@
-"""One metric against another over the channels of an FFN, in braille."""
+"""One metric against another over the channels of an FFN, in braille, or as a picture where the terminal draws pixels."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from itertools import groupby
 from typing import TYPE_CHECKING, ClassVar
 
 from textual.binding import Binding, BindingType
+from textual.containers import Container
 
 from chanfmt.format import schema
+from tui.images import NEEDED
 from tui.screens.keys import key_line, key_rows
 from tui.screens.status import StatusScreen
 from tui.session.scatter import make_scatter
@@ -42,6 +44,7 @@ class ScatterScreen(StatusScreen):
         Binding("m", "choose('y')", "y axis", tooltip="choose the y metric", id="y-metric"),
         Binding("s", "swap", "swap", tooltip="swap the axes", id="swap-axes"),
         Binding("i", "axis", "log/rank", tooltip="log axes or ranks", id="axis"),
+        Binding("p", "picture", "picture", show=False, tooltip="picture or text", id="picture"),
         Binding("left_square_bracket,h", "neighbour(-1)", "layer", tooltip="previous layer", id="previous-layer"),
         Binding("left", "neighbour(-1)", "layer", tooltip="previous layer"),
         Binding("right_square_bracket,l", "neighbour(1)", "layer", tooltip="next layer", id="next-layer"),
@@ -59,11 +62,13 @@ class ScatterScreen(StatusScreen):
         others = [name for name in ("activation_power", "lp", *metrics) if name in metrics and name != self.y]
         self.x = others[0] if others else self.y
         self.log_axes = True
+        self._as_picture = False
         self._measured = ""
 
     def compose(self) -> ComposeResult:
         yield Lines(id="title")
         yield Lines(id="scatter")
+        yield Container(id="pictures")
         yield Lines(id="status")
         yield Lines(id="keys")
 
@@ -101,7 +106,10 @@ class ScatterScreen(StatusScreen):
         self.lines("title").show([(spread(f" {self._about}", "scatter ", width), "")])
         scatter = make_scatter(snapshot.values(ffn, self.x), snapshot.values(ffn, self.y), snapshot.rho, log=self.log_axes)
         body = self.lines("scatter")
-        body.show(*self._plot(scatter, snapshot.labels_of(ffn), width, body.size.height))
+        if self._as_picture:
+            self._draw_picture()
+        else:
+            body.show(*self._plot(scatter, snapshot.labels_of(ffn), width, body.size.height))
         self._measured = self._numbers(scatter)
         self.paint_status()
         self.lines("keys").show(key_line(key_rows(self), width))
@@ -164,12 +172,54 @@ class ScatterScreen(StatusScreen):
         self.paint()
 
     def action_axis(self) -> None:
+        if self._as_picture:
+            self.say("a picture has log axes")
+            return
         self.log_axes = not self.log_axes
         self.paint()
 
     def action_neighbour(self, step: int) -> None:
         self._channels.action_neighbour(step)
         self.paint()
+
+    def action_picture(self) -> None:
+        if self._as_picture:
+            self._as_text()
+        elif self.front.picture_widget is None:
+            self.say(NEEDED)
+        else:
+            self._as_picture = self.log_axes = True
+            self.paint()
+
+    def _as_text(self) -> None:
+        self._as_picture = False
+        self.query_one("#pictures").remove_children()
+        self.query_one("#pictures").display = False
+        self.lines("scatter").display = True
+        self.call_after_refresh(self.paint)
+
+    def _draw_picture(self) -> None:
+        """Show the figure in place of the text as soon as it is drawn."""
+        layers = [ffn.layer_index for ffn in self.browser.snapshot.ffns]
+        if layers.count(layers[self.ffn]) > 1:
+            self._as_text()
+            self.say("a picture shows a whole layer, and this layer has several FFNs")
+            return
+        layer, x, y = self.browser.snapshot.ffns[self.ffn].layer_index, self.x, self.y
+        size = (self.app.size.width, max(4, self.app.size.height - 3))
+
+        def show(png: bytes) -> None:
+            make = self.front.picture_widget
+            if make is None or not self._as_picture or not self.is_attached:
+                return
+            box = self.query_one("#pictures")
+            box.remove_children()
+            box.mount(make(png))
+            box.display = True
+            self.lines("scatter").display = False
+
+        self.say("drawing")
+        self.session.pictures.scatter(layer, x, y, size, show)
 
     def action_copy(self) -> None:
         self.front.copy(f"{self._about}   {self._measured}\n")

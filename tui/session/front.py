@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from textual.widget import Widget
+
     from tui.session.load import Snapshot
     from tui.session.place import Opening
 
@@ -37,6 +39,10 @@ class Front(Protocol):
     @property
     def colourless(self) -> bool:
         """Whether the user asked for no colour."""
+
+    @property
+    def picture_widget(self) -> Callable[[bytes], Widget] | None:
+        """What makes a widget of a PNG; None if the terminal shows text only."""
 
     def start(
         self,

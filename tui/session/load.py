@@ -12,22 +12,28 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from chanfmt.analysis.driving import ids_read, in_context
 from chanfmt.base.errors import AtlasError
 from chanfmt.base.files import stem_beside
 from chanfmt.base.text import distinct_lines, one_line
 from chanfmt.format import schema
+from chanfmt.format.columns import ARRAY_BY_NAME, DRIVING_VALUE
 from chanfmt.format.reader import Atlas
 from tui.session.stored import StoredArrays
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from chanfmt.format.reader import Location
+    from chanfmt.analysis.driving import DrivingToken
+    from chanfmt.format.reader import Location, Stack
+    from chanfmt.format.records import ModelRecord
     from chanfmt.format.schema import Variable
 
 Signature = tuple[int, int, int]
 PARTIAL_SUFFIX = ".partial"
 """Ending that ``atlas build`` adds to the name of its output until the build is finished."""
+WINDOW = 24
+"""Tokens around a driving token: enough for a wide terminal."""
 TRIES = 20
 """Attempts to read a file that another program keeps replacing."""
 
@@ -62,6 +68,7 @@ class Snapshot:
         path: The file.
         signature: `file_signature` of the file that was read.
         read_at: When the file was read.
+        model_id, model: The model's name in one line, and all that the file says about the model.
         metrics: Name to metric, for every metric that a stack has: metrics of the schema in its order, then other programs'.
         ffns: Every dense FFN and every expert, in model order.
         blocks: The blocks of the model as ranges of ``ffns``: one dense FFN, or all experts of a block.
@@ -75,12 +82,15 @@ class Snapshot:
         supports: Stack to the sizes of the write support for which ``connectivity_at`` has values.
         places: Stack and name (a metric, or one of `chanfmt.format.schema.SERIES`) to where the values are in the file.
         stored: The open file.
+        ids_read: Stack to the token ids that its FFNs read, int32 (sequence, position), if it has driving tokens and the file holds
+            tokens.
     """
 
     path: Path
     signature: Signature
     read_at: datetime
     model_id: str
+    model: ModelRecord
     status: str
     calibration_tokens: int
     sources: tuple[str, ...]
@@ -96,6 +106,7 @@ class Snapshot:
     supports: Mapping[str, tuple[int, ...]]
     places: Mapping[tuple[str, str], Location]
     stored: StoredArrays
+    ids_read: Mapping[str, np.ndarray]
 
     @property
     def several_stacks(self) -> bool:
@@ -181,6 +192,17 @@ class Snapshot:
             return None
         index = (place.row,) if place.expert is None else (place.row, place.expert)
         return np.stack([self.stored.at(location, step, *index) for step in range(location.shape[0])])
+
+    def driving(self, ffn: int, channel: int) -> tuple[DrivingToken, ...]:
+        """The tokens that drive ``channel`` of FFN ``ffn`` hardest; none if the stack does not have them."""
+        place = self.ffns[ffn]
+        if (place.stack, DRIVING_VALUE) not in self.places:
+            return ()
+        index = (place.row, *(() if place.expert is None else (place.expert,)), channel)
+        value, *where = (self.stored.fresh(self.places[place.stack, name], *index) for name in ARRAY_BY_NAME)
+        # A file that another program has made shorter has no numbers.
+        sequence, position = (np.nan_to_num(values, nan=-1) for values in where)
+        return in_context(value, sequence, position, self.ids_read.get(place.stack), window=WINDOW)
 
     def _row(self, place: Ffn, metric: str) -> np.ndarray:
         if metric == "lp":
@@ -280,13 +302,14 @@ def _read(atlas: Atlas, path: Path, stored: StoredArrays) -> Snapshot:
     places: dict[tuple[str, str], Location] = {}
     for name, stack in stacks.items():
         places |= {(name, shown[metric.name]): stack.location(metric.name) for metric in stack.all_metrics}
-        places |= {(name, series): stack.location(series) for series in schema.SERIES if series in stack}
+        places |= {(name, series): stack.location(series) for series in (*schema.SERIES, *ARRAY_BY_NAME) if series in stack}
     ffns, blocks = _ffns(atlas)
     return Snapshot(
         path=path,
         signature=stored.signature,
         read_at=datetime.now(),
         model_id=one_line(atlas.model.id),
+        model=atlas.model,
         status=one_line(atlas.status),
         calibration_tokens=atlas.calibration.tokens,
         sources=tuple(one_line(contribution.source) for contribution in atlas.calibration.contributions),
@@ -302,4 +325,16 @@ def _read(atlas: Atlas, path: Path, stored: StoredArrays) -> Snapshot:
         supports={name: stack.supports for name, stack in stacks.items()},
         places=places,
         stored=stored,
+        ids_read=_ids_read(atlas, stacks),
     )
+
+
+def _ids_read(atlas: Atlas, stacks: Mapping[str, Stack]) -> dict[str, np.ndarray]:
+    """`Snapshot.ids_read`. ``stacks`` has the stacks by the names shown."""
+    places = {block.stack: block.place for block in atlas.blocks}
+    found = {
+        name: ids_read(atlas.calibration, places[stack.name])
+        for name, stack in stacks.items()
+        if DRIVING_VALUE in stack and stack.name in places
+    }
+    return {name: ids for name, ids in found.items() if ids is not None}

@@ -16,10 +16,12 @@ from tui.session.load import Snapshot, read_snapshot
 from tui.session.marking import Marking
 from tui.session.measuring import Measuring
 from tui.session.model import Browser
+from tui.session.pictures import Pictures
 from tui.session.place import QUERY, Place, command, python
 from tui.session.protect import NO_FILE, default_protect_file
 from tui.session.registry import OF_TWO
 from tui.session.reload import Reloader
+from tui.session.texts import Texts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,12 +42,15 @@ class Session:
         protect_signature: The signature that ``protect_file`` had when the marks were read.
         other: The atlas to compare with.
         place: What is shown first.
+        model: Where the model's tokenizer is (default: the model that the atlas names, if it is on this machine).
 
     Attributes:
         browser: What the screens show.
         other: The atlas to compare with, or None.
         marking: The marks and their file.
         measuring: The measurement of marked channels.
+        texts: The texts of tokens.
+        pictures: Figures for terminals that draw pixels.
         place: What was shown first.
         first_ffn: The FFN of ``place``.
         atlas_name: The atlas as the user named it.
@@ -64,6 +69,7 @@ class Session:
         protect_signature: Signature = NO_FILE,
         other: Snapshot | None = None,
         place: Place | None = None,
+        model: str | None = None,
     ) -> None:
         self.place = place or Place(OF_TWO[0] if other else "overview")
         self.first_ffn = self.place.find(snapshot)
@@ -72,6 +78,8 @@ class Session:
         self.atlas_name = atlas_name or str(snapshot.path)
         self.marking = Marking(self, protect_file or default_protect_file(snapshot.path), marks, protect_signature)
         self.measuring = Measuring(self)
+        self.texts = Texts(self, model)
+        self.pictures = Pictures(self)
         self._reloader = Reloader(self, self._have_again)
         self._last_words: str | None = None
         self._front: Front | None = None

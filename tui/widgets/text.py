@@ -51,6 +51,17 @@ def left(text: str, width: int) -> str:
     return set_cell_size(text, width)
 
 
+def last_cells(text: str, width: int) -> str:
+    """The end of ``text`` in exactly ``width`` cells; what does not fit is cut at the left."""
+    kept, cells = "", 0
+    for character in reversed(text):
+        cells += cell_len(character)
+        if cells > width:
+            break
+        kept = character + kept
+    return right(kept, width)
+
+
 def right(text: str, width: int) -> str:
     """``text`` in ``width`` cells, at the right; a longer text stays whole."""
     return " " * (width - cell_len(text)) + text
