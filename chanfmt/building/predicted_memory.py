@@ -162,7 +162,7 @@ class Choice:
         """What an atlas records: bytes by name.
 
         Args:
-            order: The order of the pass: ``in memory`` or ``streamed``.
+            order: The order of the pass: ``in memory``, ``recomputed`` or ``streamed``.
         """
         found = self.prediction
         return {
