@@ -12,10 +12,11 @@ import torch
 from chanfmt.base.errors import ChanfmtError, first_line
 from chanfmt.base.memory import free_swap
 from chanfmt.base.narrate import say
+from chanfmt.base.text import gigabytes
 from chanfmt.building.memory_probe import probe_in_memory, probe_streamed
 from chanfmt.building.options import AUTO, RECOMPUTE, STREAM, WHOLE
 from chanfmt.building.plan import may_stream, recomputing
-from chanfmt.building.predicted_memory import Choice, choice_of, gigabytes, largest_batch
+from chanfmt.building.predicted_memory import Choice, choice_of, largest_batch
 from chanfmt.data.tokens import CalibrationTokens
 from chanfmt.format.records import MEMORY_PREDICTION
 from chanfmt.models.device_memory import free_memory
@@ -115,7 +116,7 @@ def _settled(plan: BuildPlan, usual: int, group: Group) -> _Attempt | None:
     """What this process runs; None if only `STREAM` can fit, and the model is not opened for it. Says which, or why."""
     found = _attempt(plan, usual, group)
     tried = [found]
-    if not found.fits and plan.options.order == AUTO and _one_by_one(plan, group):
+    if not found.fits and plan.options.order == AUTO and plan.order == WHOLE and _one_by_one(plan, group):
         say(f"note: {found.text}")
         found = _recomputed(plan, usual, group)
         if not found.fits and not found.refused and plan.options.batch is None and may_stream(plan.options, plan.source):

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from chanfmt.base.files import check_target
-from chanfmt.base.narrate import progress_bar
+from chanfmt.base.narrate import progress_bar, say
 from chanfmt.building.columns import ColumnPlan, plan_columns
 from chanfmt.building.distributed import processes
 from chanfmt.building.loss import Loss, choose_loss
-from chanfmt.building.options import RECOMPUTE, STREAM, WHOLE
+from chanfmt.building.options import AUTO, RECOMPUTE, STREAM, WHOLE
 from chanfmt.building.plan_arrays import plan_arrays
 from chanfmt.building.refusals import prune_refusals
 from chanfmt.building.requirements import check_requirements
@@ -28,9 +28,11 @@ from chanfmt.data.tokens import CalibrationTokens, canonical, check_context
 from chanfmt.format.columns import ALL_GROUPS
 from chanfmt.format.records import LabelSettings, ModelRecord, SpecialTokens, TensorSlice
 from chanfmt.models.find.discover import find_ffns
-from chanfmt.models.load import load_model
+from chanfmt.models.load import load_model, pick_device, pick_dtype
+from chanfmt.models.room import room_for
 from chanfmt.models.run import test_tokens
 from chanfmt.models.stored.layout import tensor_slices
+from chanfmt.models.streaming.blocks import UnstreamableError
 from chanfmt.models.streaming.streamed import StreamedModel, open_resident, open_streamed
 
 if TYPE_CHECKING:
@@ -200,6 +202,9 @@ def _plan_of_tokens(options: BuildOptions, settings: LabelSettings, source: Mode
     streamed = None
     if options.order == STREAM:
         streamed = open_streamed(source, dtype=options.dtype, device=options.device)
+    elif options.order == AUTO:
+        streamed = _streamed_for_room(options, source)
+    if streamed is not None:
         model, ffns = streamed.chain.model, streamed.ffns
     else:
         model = _loaded(options, source)
@@ -275,6 +280,23 @@ def _drawn(options: BuildOptions, source: ModelSource, file: InputFile | None, s
         for text, sequences in options.shares.items()
         if text != SELF
     ]
+
+
+def _streamed_for_room(options: BuildOptions, source: ModelSource) -> StreamedModel | None:
+    """The model, block by block, if its weights do not fit on the device together; None if they fit, or cannot be streamed."""
+    if not may_stream(options, source):
+        return None
+    place = pick_device(options.device)
+    room = room_for(source, pick_dtype(options.dtype, place), place)
+    if room.fits:
+        return None
+    try:
+        streamed = open_streamed(source, dtype=options.dtype, device=options.device)
+    except UnstreamableError as error:
+        say(f"note: {error.message}")
+        return None
+    say(f"note: {room.text}: one block's weights are read at a time, as with --stream")
+    return streamed
 
 
 def _loaded(options: BuildOptions, source: ModelSource) -> Any:

@@ -21,10 +21,12 @@ from chanfmt.building.statistics import FFNStatistics
 from chanfmt.data.tokens import canonical
 from chanfmt.format.records import MEMORY_PREDICTION
 from chanfmt.hub.locate import locate_model
+from chanfmt.models import load, room
 from chanfmt.models.device_memory import free_memory
 from chanfmt.models.find.discover import find_ffns
 from chanfmt.models.live_bytes import LiveBytes
 from chanfmt.models.next_token import NextTokenLoss
+from chanfmt.models.source import ModelSource
 from tests.support.builds import SETTINGS, assert_equal, build, request, stop_after
 from tests.support.heard import heard
 from tests.support.tiny import random_tokens, save_tiny, tiny_model
@@ -201,6 +203,30 @@ def test_little_memory_makes_a_small_batch_or_none(tiny_checkpoint, tmp_path, mo
     with heard() as said:
         assert choosing.choose_batch(plan, Group()).size == 1
     assert any("so it may not fit" in text for text in said)
+
+
+def test_weights_that_do_not_fit_are_streamed_or_refused_before_they_are_read(tiny_checkpoint, tmp_path, monkeypatch):
+    options = request(tiny_checkpoint("llama"), tmp_path / "a.h5", columns="none", sequences=8)
+    monkeypatch.setattr(room, "free_memory", lambda *_: 1000)
+    monkeypatch.setattr(room, "free_swap", lambda: 0)
+    monkeypatch.setattr(load, "auto_class", lambda config: pytest.fail("the weights were read"))
+    with heard() as said:
+        path = build(options, SETTINGS)
+    assert any(
+        "of weights, and 0 MB free on cpu: one block's weights are read at a time, as with --stream" in text for text in said
+    )
+    with chanfmt.open(path) as atlas:
+        assert atlas.producer.history[0][MEMORY_PREDICTION]["order"] == "streamed"
+    for changes in ({"memory": "whole"}, {"calib": "self"}):
+        with pytest.raises(room.NoRoomError, match=r"does not fit: .* of weights") as caught:
+            build(dataclasses.replace(options, output=str(tmp_path / "b.h5"), **changes), SETTINGS)
+        assert caught.value.hint == "use --stream (atlas build) or --dtype bfloat16"
+    # Half of the bytes, and swap space, count.
+    source = ModelSource(tiny_checkpoint("llama"))
+    needed = room.room_for(source, torch.float32, torch.device("cpu"))
+    assert needed.weights == 2 * room.room_for(source, torch.bfloat16, torch.device("cpu")).weights
+    monkeypatch.setattr(room, "free_swap", lambda: needed.weights)
+    room.check_room(source, torch.float32, torch.device("cpu"))
 
 
 def test_a_build_that_continues_keeps_its_batch_and_its_prediction(tiny_checkpoint, tmp_path, monkeypatch):
