@@ -1,12 +1,13 @@
 """Predicted against measured peak memory of a pass on CPUs: ``python bench/memory.py [SHAPE ...]``.
 
-Each shape runs in a process of its own: a random float32 model with random tokens, or SmolLM2-135M (the environment variable
-SMOLLM2_GGUF names the file). The prediction is the one that `atlas build` chooses its batch from, without its margin. "Pass"
+Each shape runs in a process of its own, with its whole graph and block by block: a random float32 model with random tokens, or
+SmolLM2-135M (the environment variable SMOLLM2_GGUF names the file). The prediction is the one that `atlas build` chooses the
+order of the pass and its batch from, without its margin. "Pass"
 compares what the pass adds to the resident set, "process" the whole resident set. A ratio above 1 says that more was predicted
 than measured. Linux only.
 
 In the measured pass, glibc gives back freed memory at once, as `atlas build` lets it do where memory is short. "Reused" is what
-the same pass adds if glibc reuses freed memory, which is faster and leaves gaps.
+the same pass adds if glibc reuses freed memory, which is faster and leaves gaps. "Seconds" is what that pass takes.
 
     python bench/memory.py --computed     the arithmetic for Llama-3.1-8B and Llama-3-70B; nothing is measured
 """
@@ -22,6 +23,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,7 @@ from chanfmt.models.next_token import NextTokenLoss
 from chanfmt.models.source import ModelSource
 from chanfmt.models.streaming.parameters import freed_memory_returned
 from chanfmt.models.streaming.spool import Spool
-from chanfmt.models.streaming.streamed import open_streamed
+from chanfmt.models.streaming.streamed import StreamedModel, open_resident, open_streamed
 
 RHO = 0.01
 LLAMA = {
@@ -71,7 +73,8 @@ SHAPES: dict[str, tuple[str, dict[str, Any], int, int]] = {
     "smollm2": ("", {}, 2, 256),
 }
 """Config class and fields, sequences in a batch, tokens in a sequence. The last shape is a real model."""
-HEADINGS = ("batch", "sums", "kept", "working", "predicted", "measured", "pass", "process", "reused")
+HEADINGS = ("batch", "sums", "kept", "working", "predicted", "measured", "pass", "process", "reused", "seconds")
+WHOLE, RECOMPUTE = "whole", "recompute"
 LARGE = {"Llama-3.1-8B": (4096, 14336, 32, 32, 8, 128256), "Llama-3-70B": (8192, 28672, 80, 64, 8, 128256)}
 """Hidden size, width, blocks, heads, heads of keys and values, vocabulary."""
 PROBED = (128, 256, 512)
@@ -83,52 +86,60 @@ def main() -> None:
     parser.add_argument("shapes", nargs="*", metavar="SHAPE", help=f"some of {', '.join(SHAPES)}")
     parser.add_argument("--computed", action="store_true")
     parser.add_argument("--one", choices=("tight", "reused"), help=argparse.SUPPRESS)
+    parser.add_argument("--order", choices=(WHOLE, RECOMPUTE), default=WHOLE, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.computed:
         for name, shape in LARGE.items():
             computed(name, *shape)
         return
     if arguments.one:
-        print(json.dumps(run(arguments.shapes[0], tight=arguments.one == "tight")))
+        print(json.dumps(run(arguments.shapes[0], arguments.order, tight=arguments.one == "tight")))
         return
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     print(f"{versions}, {torch.get_num_threads()} thread(s); MB of 1e6 bytes")
-    print(f"{'shape':12}" + "".join(f"{heading:>10}" for heading in HEADINGS), flush=True)
+    print(f"{'shape':22}" + "".join(f"{heading:>10}" for heading in HEADINGS), flush=True)
     for name in arguments.shapes or SHAPES:
         if name == "smollm2" and "SMOLLM2_GGUF" not in os.environ:
-            print(f"{name:12} left out: SMOLLM2_GGUF names no file")
+            print(f"{name:22} left out: SMOLLM2_GGUF names no file")
             continue
-        found, reused = (_found(name, how) for how in ("tight", "reused"))
-        measured = found["peak"] - found["before"]
-        megabytes = (
-            found["statistics"] + found["weights"] + found["spool"],
-            found["activations"],
-            found["working"],
-            found["estimate"],
-            measured,
-        )
-        ratios = (found["estimate"] / measured, (found["before"] + found["estimate"]) / found["peak"])
-        print(
-            f"{name:12}{SHAPES[name][2]:>3} x {SHAPES[name][3]:<4}"
-            + "".join(f"{nbytes / 1e6:>10.0f}" for nbytes in megabytes)
-            + "".join(f"{ratio:>10.2f}" for ratio in ratios)
-            + f"{(reused['peak'] - reused['before']) / 1e6:>10.0f}",
-            flush=True,
-        )
+        for order in (WHOLE,) if name == "streamed" else (WHOLE, RECOMPUTE):
+            _compare(name, order)
 
 
-def _found(name: str, how: str) -> dict[str, int]:
+def _compare(name: str, order: str) -> None:
+    """Print the line of one shape in one order."""
+    found, reused = (_found(name, order, how) for how in ("tight", "reused"))
+    measured = found["peak"] - found["before"]
+    megabytes = (
+        found["statistics"] + found["weights"] + found["spool"],
+        found["activations"],
+        found["working"],
+        found["estimate"],
+        measured,
+    )
+    ratios = (found["estimate"] / measured, (found["before"] + found["estimate"]) / found["peak"])
+    print(
+        f"{name if order == WHOLE else f'{name}, {order}':22}{SHAPES[name][2]:>3} x {SHAPES[name][3]:<4}"
+        + "".join(f"{nbytes / 1e6:>10.0f}" for nbytes in megabytes)
+        + "".join(f"{ratio:>10.2f}" for ratio in ratios)
+        + f"{(reused['peak'] - reused['before']) / 1e6:>10.0f}{reused['seconds']:>10.1f}",
+        flush=True,
+    )
+
+
+def _found(name: str, order: str, how: str) -> dict[str, float]:
     """What `run` returns in a process of its own."""
-    command = [sys.executable, __file__, name, "--one", how]
+    command = [sys.executable, __file__, name, "--order", order, "--one", how]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
-    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def run(name: str, *, tight: bool) -> dict[str, int]:
-    """Predict and measure the shape called ``name`` in this process. Returns bytes by name.
+def run(name: str, order: str, *, tight: bool) -> dict[str, float]:
+    """Predict and measure the shape called ``name`` in this process. Returns bytes by name, and the seconds of the pass.
 
     Args:
+        order: `WHOLE` or `RECOMPUTE`.
         tight: Whether glibc gives back freed memory at once. A streamed pass always lets it.
     """
     kind, fields, sequences, length = SHAPES[name]
@@ -141,31 +152,32 @@ def run(name: str, *, tight: bool) -> dict[str, int]:
             config = getattr(transformers, kind)(**LLAMA | fields)
             model = transformers.AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
         tokens = _tokens(sequences, length, model.config.vocab_size)
-        if name != "streamed":
-            return _in_memory(model, tokens, sequences, tight=tight)
-        model.save_pretrained(directory)
-        del model
-        return _streamed(Path(directory), tokens, sequences)
+        if name == "streamed":
+            model.save_pretrained(directory)
+            del model
+            return _by_block(open_streamed(ModelSource(directory), device="cpu"), tokens, sequences, Path(directory))
+        with freed_memory_returned() if tight else contextlib.nullcontext():
+            if order == RECOMPUTE:
+                return _by_block(open_resident(model), tokens, sequences, Path(directory))
+            return _in_memory(model, tokens, sequences)
 
 
-def _in_memory(model: Any, tokens: CalibrationTokens, sequences: int, *, tight: bool) -> dict[str, int]:
+def _in_memory(model: Any, tokens: CalibrationTokens, sequences: int) -> dict[str, float]:
     ffns, loss = find_ffns(model), NextTokenLoss(model, tokens.batch(0, 1, model))
     stages = probe_in_memory(model, ffns, tokens, rho=RHO, loss=loss)
-    found, before = predicted(stages["cpu"], sequences, tokens.seq_len), _begin()
-    with freed_memory_returned() if tight else contextlib.nullcontext():
-        measure(model, ffns, tokens, rho=RHO, loss=loss, batch_size=sequences)
-    return _result(found, before)
+    found, before, began = predicted(stages["cpu"], sequences, tokens.seq_len), _begin(), time.perf_counter()
+    measure(model, ffns, tokens, rho=RHO, loss=loss, batch_size=sequences)
+    return _result(found, before, began)
 
 
-def _streamed(directory: Path, tokens: CalibrationTokens, sequences: int) -> dict[str, int]:
-    streamed = open_streamed(ModelSource(directory), device="cpu")
+def _by_block(streamed: StreamedModel, tokens: CalibrationTokens, sequences: int, directory: Path) -> dict[str, float]:
     loss = NextTokenLoss(streamed.chain.model, tokens.batch(0, 1, streamed.chain.model))
     limit = 1 << 30
     stages = probe_streamed(streamed, tokens, rho=RHO, loss=loss, spool_limit=limit)
-    found, before = predicted(stages["cpu"], sequences, tokens.seq_len), _begin()
+    found, before, began = predicted(stages["cpu"], sequences, tokens.seq_len), _begin(), time.perf_counter()
     with Spool(limit, directory) as spool:
         measure_streamed(streamed, tokens, spool, settings=LabelSettings(rho=RHO), loss=loss, batch_size=sequences)
-    return _result(found, before)
+    return _result(found, before, began)
 
 
 def _tokens(sequences: int, length: int, vocabulary: int) -> CalibrationTokens:
@@ -180,8 +192,15 @@ def _begin() -> int:
     return _status("VmRSS")
 
 
-def _result(found: Prediction, before: int) -> dict[str, int]:
-    return {**dataclasses.asdict(found), "estimate": found.estimate, "before": before, "peak": _status("VmHWM")}
+def _result(found: Prediction, before: int, began: float) -> dict[str, float]:
+    seconds = time.perf_counter() - began
+    return {
+        **dataclasses.asdict(found),
+        "estimate": found.estimate,
+        "before": before,
+        "peak": _status("VmHWM"),
+        "seconds": seconds,
+    }
 
 
 def _status(name: str) -> int:

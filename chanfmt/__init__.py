@@ -119,6 +119,7 @@ def build(
     device_map: str | None = None,
     dtype: str = "auto",
     stream: bool = False,
+    memory: str = "auto",
     store_tokens: bool = True,
     columns: str | Iterable[str] = "none",
     drivers: int = 8,
@@ -157,7 +158,10 @@ def build(
         device_map: ``auto`` spreads the model over all GPUs of the machine.
         dtype: ``auto``, ``float32``, ``bfloat16``, ``float16`` or ``float64``. ``auto`` is float32 on a CPU, and the
             checkpoint's own dtype on other devices.
-        stream: Whether to keep only one block of the model in memory at a time.
+        stream: Whether to keep only one block of the model in memory at a time: short for ``memory="stream"``.
+        memory: What is in memory at a time: ``whole`` for the weights and what all blocks keep for the backward pass,
+            ``recompute`` for the weights and the activations of one block, ``stream`` for one block, or ``auto`` for the first
+            of these that is predicted to fit.
         store_tokens: Whether the atlas holds the token ids, or only their hashes.
         columns: Groups of further columns to measure in the same pass: ``peaks``, ``positions``, ``activity``,
             ``drivers``, several of them, ``all``, or ``none``.
@@ -210,6 +214,7 @@ def build(
         device_map=device_map,
         dtype=str(dtype).removeprefix("torch."),
         stream=stream,
+        memory=memory,
         no_store_tokens=not store_tokens,
         columns=columns if isinstance(columns, str) else ",".join(columns) or "none",
         drivers=drivers,

@@ -38,6 +38,28 @@ for wrong in (
         continue
     raise SystemExit("two devices were mixed")
 """
+LOADS = """
+import gc, sys, torch
+from tests.support import pretend_device
+kept = pretend_device.register()
+from chanfmt.models.load import load_model
+from chanfmt.models.source import ModelSource
+made, largest = pretend_device.PretendTensor.__new__, 0
+
+def arrived(cls, held, device):
+    global largest
+    if not largest:
+        beside = {item.untyped_storage().data_ptr(): item.nbytes for item in gc.get_objects() if type(item) is torch.nn.Parameter
+                  and item.device.type == "cpu"}
+        largest = sum(beside.values()) + 1
+    return made(cls, held, device)
+
+source = ModelSource(sys.argv[1])
+pretend_device.PretendTensor.__new__ = staticmethod(arrived)
+model = load_model(source, device="pretend")
+assert {item.device.type for item in (*model.parameters(), *model.buffers())} == {"pretend"}
+assert 0 < largest < source.index.nbytes / 4, (largest, source.index.nbytes)
+"""
 BUILD = ("--sequences", 16, "--seq-len", 32, "--rho", 0.1, "--support", 8, "--quiet")
 
 
@@ -81,15 +103,33 @@ def test_devices_do_not_mix():
     assert done.returncode == 0, done.stderr
 
 
+def test_weights_go_straight_to_their_device(tiny_checkpoint):
+    """When the first weight arrives, the memory of the CPU does not hold the others."""
+    done = subprocess.run([sys.executable, "-c", LOADS, tiny_checkpoint("llama")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("model_type", ["llama", "experts", *repeated("gpt2")])
-@pytest.mark.parametrize("how", ["in memory", "streamed"])
+@pytest.mark.parametrize("how", ["whole", "recompute", "stream"])
 def test_builds(model_type, how, device, experts, tiny_checkpoint, tmp_path):
     model = experts if model_type == "experts" else tiny_checkpoint(model_type)
-    more = ("--stream",) if how == "streamed" else ()
     for place in (NAME, "cpu"):
         output = tmp_path / f"{place}.h5"
         done = device.run(
-            "atlas", "build", model, "-o", output, "--calib", "pydoc", *BUILD, "--device", place, "--dtype", "float32", *more
+            "atlas",
+            "build",
+            model,
+            "-o",
+            output,
+            "--calib",
+            "pydoc",
+            *BUILD,
+            "--device",
+            place,
+            "--dtype",
+            "float32",
+            "--memory",
+            how,
         )
         if place == NAME:
             succeed(done)

@@ -85,6 +85,13 @@ def percentage(share: float, decimals: int = 1) -> str:
     return "-" if math.isnan(share) else f"{share:.{decimals}%}"
 
 
+def gigabytes(nbytes: int) -> str:
+    """``nbytes`` as a person reads them: 3.1 GB, 11 GB, 40 MB."""
+    if nbytes < 1e9:
+        return f"{nbytes / 1e6:.0f} MB"
+    return f"{nbytes / 1e9:.1f} GB" if nbytes < 1e10 else f"{nbytes / 1e9:.0f} GB"
+
+
 def cell_width(text: str) -> int:
     """Cells that ``text`` takes in a terminal: two for a CJK character, none for a combining one."""
     if text.isascii():

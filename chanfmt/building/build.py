@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import os
 from typing import TYPE_CHECKING
 
@@ -17,10 +18,12 @@ from chanfmt.base.processes import processes
 from chanfmt.building.assemble import assemble, assemble_partial
 from chanfmt.building.choose_batch import choose_batch, was_tight
 from chanfmt.building.keeper import Keeper
-from chanfmt.building.plan import plan_build
+from chanfmt.building.options import AUTO, ORDERS, RECOMPUTE, STREAM
+from chanfmt.building.plan import plan_build, recomputing
 from chanfmt.building.resume import check_alike, clear_way, remove_finished, request_of, take_up
 from chanfmt.building.run_pass import run_pass
 from chanfmt.building.session import begin_session, environment_of
+from chanfmt.building.state import order_left
 from chanfmt.format.writer import write_atlas
 from chanfmt.models.distributed import LostProcessError, joined
 from chanfmt.models.out_of_memory import out_of_memory_recognised
@@ -54,6 +57,7 @@ def build(options: BuildOptions, settings: LabelSettings, locate: Locate) -> Pat
         KeyboardInterrupt: Ctrl-C. If there is a partial atlas, the text of the exception says how to continue.
     """
     options.check()
+    options = _continued(options)
     _check_processes(options)
     with (
         _telling_how_to_continue(options),
@@ -65,6 +69,10 @@ def build(options: BuildOptions, settings: LabelSettings, locate: Locate) -> Pat
         group.together(lambda: stack.enter_context(_claimed(options)) if group.rank == 0 else None)
         group.together(lambda: clear_way(options, locate, group))
         plan = group.together(lambda: plan_build(options, settings, locate))
+        if options.order == RECOMPUTE:
+            plan = recomputing(plan)
+        if plan.streamed is not None:
+            stack.callback(plan.streamed.chain.close)
         request, environment = request_of(plan), environment_of(plan.model)
         check_alike(request, group)
         partial = group.together(lambda: take_up(plan, request, environment) if group.rank == 0 else None)
@@ -72,6 +80,18 @@ def build(options: BuildOptions, settings: LabelSettings, locate: Locate) -> Pat
         # An unfinished build keeps its batch, which the first process reads from the partial atlas.
         continued = group.exchange(partial is not None)[0]
         batch = None if continued else choose_batch(plan, group)
+        if batch is not None and batch.plan is None:
+            # The loaded weights must be gone before the model is opened again.
+            del plan
+            gc.collect()
+            plan = plan_build(dataclasses.replace(options, memory=STREAM), settings, locate)
+            batch = choose_batch(plan, group)
+        if batch is not None and batch.plan is not None:
+            plan = batch.plan
+            request = request_of(plan)
+        if plan.streamed is not None:
+            # What is closed already stays as it is.
+            stack.callback(plan.streamed.chain.close)
         tight = batch.tight if batch else group.exchange(partial is not None and was_tight(partial.producer))[0]
         session = begin_session(partial, plan.model, batch.record if batch else None)
         keeper = Keeper(
@@ -80,7 +100,7 @@ def build(options: BuildOptions, settings: LabelSettings, locate: Locate) -> Pat
             lambda measurement: assemble_partial(plan, measurement, session, request, environment),
         )
         with Spool(int(options.spool_limit * 2**30), options.path.absolute().parent) as spool:
-            with freed_memory_returned() if tight and plan.streamed is None else contextlib.nullcontext():
+            with freed_memory_returned() if tight and plan.order != STREAM else contextlib.nullcontext():
                 measurement = run_pass(
                     plan, partial.state if partial else None, keeper, group, spool, first_size=batch.size if batch else None
                 )
@@ -114,12 +134,22 @@ def _claimed(options: BuildOptions) -> AbstractContextManager[None]:
     return claimed(options.path)
 
 
+def _continued(options: BuildOptions) -> BuildOptions:
+    """``options``; if they continue an unfinished build and leave the order to it, with the order of that build."""
+    if not options.resume or options.order != AUTO:
+        return options
+    left = order_left(options.partial) if os.path.lexists(options.partial) else None
+    return dataclasses.replace(options, memory=left) if left in ORDERS else options
+
+
 def _check_processes(options: BuildOptions) -> None:
     """Raise `UsageError` if torchrun started several processes and the build is of a kind that runs in one."""
     if processes() == 1:
         return
-    if options.stream:
-        raise UsageError("--stream runs in one process, and torchrun started several", hint="run it without torchrun")
+    if options.order in (RECOMPUTE, STREAM):
+        raise UsageError(
+            f"{options.order_flag} runs in one process, and torchrun started several", hint="run it without torchrun"
+        )
     if options.device_map:
         raise UsageError(
             "--device-map gives one process all GPUs, and torchrun started several",

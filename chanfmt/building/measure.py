@@ -159,7 +159,9 @@ def measure(
             return measurement
         except torch.OutOfMemoryError:
             if batch_size is not None or resumed or size == 1:
-                raise out_of_memory(size, "--stream, a smaller --batch-size or --seq-len", resumed=resumed) from None
+                raise out_of_memory(
+                    size, "--stream, --memory recompute, a smaller --batch-size or --seq-len", resumed=resumed
+                ) from None
         say(f"note: out of memory with {size} sequences in a batch; starting over with {size // 2}")
         free_cached_memory(device)
         progress(-measured * tokens.seq_len)

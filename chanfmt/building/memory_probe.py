@@ -88,7 +88,7 @@ def probe_streamed(
     columns: ColumnPlan | None = None,
     spool_limit: int = 0,
 ) -> dict[str, list[Stage]]:
-    """The stages of a streamed pass, on each device, from a few short sequences of ``tokens``.
+    """The stages of a pass block by block, on each device, from a few short sequences of ``tokens``.
 
     One block of each shape is run by itself, and then what comes behind the last block.
 
@@ -113,7 +113,7 @@ def probe_streamed(
         for number, ffns in _distinct_blocks(streamed):
             seen = _Seen()
             with chain.loaded(number) as block:
-                weights = sum(parameter.nbytes for parameter in block.parameters())
+                weights = 0 if chain.resident else sum(parameter.nbytes for parameter in block.parameters())
                 for length, _, state, calls in runs:
                     found = _shared(chain.model, ffns, rho, wanted)
                     capture = Capture(chain.model, ffns, found)

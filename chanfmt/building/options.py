@@ -16,6 +16,9 @@ from chanfmt.format import schema
 from chanfmt.format.columns import DRIVERS_KEPT, MOST_DRIVERS, NO_GROUPS, measured_groups
 from chanfmt.models.load import DTYPES, check_device_map
 
+AUTO, WHOLE, RECOMPUTE, STREAM = "auto", "whole", "recompute", "stream"
+ORDERS = (AUTO, WHOLE, RECOMPUTE, STREAM)
+"""Values of ``--memory``: the order of a pass, which decides what is in memory at a time."""
 _COUNT = re.compile("0*[1-9][0-9]{0,8}")
 
 
@@ -84,12 +87,24 @@ class BuildOptions:
         },
     )
     stream: bool = field(
-        default=False, metadata={"help": "measure a model larger than memory: one block at a time, weights read as needed"}
+        default=False,
+        metadata={"help": "measure a model larger than memory: one block at a time, weights read as needed (--memory stream)"},
+    )
+    memory: str = field(
+        default=AUTO,
+        metadata={
+            "help": "what is in memory at a time: whole (the weights, and what all blocks keep for the backward pass: fastest), "
+            "recompute (the weights, and one block's activations, which are computed again: half as much time more), "
+            "stream (one block's weights and activations), or auto, the first of these that is predicted to fit",
+            "choices": ORDERS,
+            "noun": "memory",
+        },
     )
     spool_limit: float = field(
         default=4.0,
         metadata={
-            "help": "memory in GiB for --stream's intermediate results; the rest goes to a file next to the output",
+            "help": "memory in GiB for the intermediate results of --memory recompute and stream; the rest goes to a file next to "
+            "the output",
             "metavar": "GIB",
         },
     )
@@ -124,7 +139,7 @@ class BuildOptions:
 
     def check(self) -> None:
         """Raise `UsageError` for a value that is not allowed, or for options that cannot be combined."""
-        for name, known in (("loss", ("auto", *schema.LOSSES)), ("bos", BOS)):
+        for name, known in (("loss", ("auto", *schema.LOSSES)), ("bos", BOS), ("memory", ORDERS)):
             if getattr(self, name) not in known:
                 raise unknown(name, str(getattr(self, name)), known)
         for name in ("sequences", "seq_len"):
@@ -148,10 +163,15 @@ class BuildOptions:
                 "--loss labels is for a file of inputs that holds labels, and --calib names text",
                 hint="add --calib FILE.npz, or leave out --loss",
             )
-        if self.stream and SELF in self.shares:
+        if self.stream and self.memory not in (AUTO, STREAM):
             raise UsageError(
-                f"--calib {SELF} and --stream cannot be combined: sampling runs the whole model for every token",
-                hint="use another --calib, or measure without --stream",
+                f"--stream and --memory {self.memory} cannot be combined: --stream means --memory {STREAM}",
+                hint="leave out one of them",
+            )
+        if self.order == STREAM and SELF in self.shares:
+            raise UsageError(
+                f"--calib {SELF} and {self.order_flag} cannot be combined: sampling runs the whole model for every token",
+                hint=f"use another --calib, or measure without {self.order_flag}",
             )
         if len(self.shares) > 1 and any(PurePath(source).suffix in ARRAYS for source in self.shares):
             raise UsageError("--calib takes a file of inputs only by itself", hint="build several atlases, and merge them")
@@ -161,9 +181,15 @@ class BuildOptions:
                 hint="leave out --bos",
             )
         check_device_map(self.device_map, self.device)
-        if self.device_map and self.stream:
+        if self.device_map and self.order == STREAM:
             raise UsageError(
-                "--device-map keeps all weights on devices, and --stream keeps one block's", hint="leave out one of them"
+                f"--device-map keeps all weights on devices, and {self.order_flag} keeps one block's",
+                hint="leave out one of them",
+            )
+        if self.device_map and self.order == RECOMPUTE:
+            raise UsageError(
+                f"{self.order_flag} runs a model that lies on one device, and --device-map spreads it over several",
+                hint="leave out one of them",
             )
         if self.revisions is not None:
             for name in ("revision", "resume", "dry_run"):
@@ -178,7 +204,7 @@ class BuildOptions:
     def check_in_memory(self) -> None:
         """Raise `UsageError` for an option that cannot be used with a model that is in memory."""
         for value, flag in (
-            (self.stream, "--stream"),
+            (self.order == STREAM, self.order_flag),
             (self.device_map, "--device-map"),
             (self.revision, "--revision"),
             (self.revisions, "--revisions"),
@@ -188,6 +214,16 @@ class BuildOptions:
                     f"{flag} is for a model that is read from its files, not for one that is in memory",
                     hint="leave it out, or give the directory or the Hub id of the model",
                 )
+
+    @property
+    def order(self) -> str:
+        """What is asked for by ``memory``, or by ``stream``: one of `ORDERS`."""
+        return STREAM if self.stream else self.memory
+
+    @property
+    def order_flag(self) -> str:
+        """The option that asks for the order, as the user wrote it."""
+        return "--stream" if self.stream else f"--memory {self.memory}"
 
     @property
     def revision_names(self) -> list[str]:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from chanfmt.base.files import check_target
-from chanfmt.base.narrate import progress_bar
+from chanfmt.base.narrate import progress_bar, say
 from chanfmt.building.columns import ColumnPlan, plan_columns
+from chanfmt.building.distributed import processes
 from chanfmt.building.loss import Loss, choose_loss
+from chanfmt.building.options import AUTO, RECOMPUTE, STREAM, WHOLE
 from chanfmt.building.plan_arrays import plan_arrays
 from chanfmt.building.refusals import prune_refusals
 from chanfmt.building.requirements import check_requirements
 from chanfmt.building.widths import FFNWidth, find_widths
-from chanfmt.data.arrays import CalibrationInputs, InputFile, draw_tokens
+from chanfmt.data.arrays import CalibrationInputs, InputFile, draw_tokens, read_inputs
 from chanfmt.data.sampled import sample_sequences
 from chanfmt.data.source import Source
 from chanfmt.data.sources import draw_text, together
@@ -25,10 +28,12 @@ from chanfmt.data.tokens import CalibrationTokens, canonical, check_context
 from chanfmt.format.columns import ALL_GROUPS
 from chanfmt.format.records import LabelSettings, ModelRecord, SpecialTokens, TensorSlice
 from chanfmt.models.find.discover import find_ffns
-from chanfmt.models.load import load_model
+from chanfmt.models.load import load_model, pick_device, pick_dtype
+from chanfmt.models.room import room_for
 from chanfmt.models.run import test_tokens
 from chanfmt.models.stored.layout import tensor_slices
-from chanfmt.models.streaming.streamed import StreamedModel, open_streamed
+from chanfmt.models.streaming.blocks import UnstreamableError
+from chanfmt.models.streaming.streamed import StreamedModel, open_resident, open_streamed
 
 if TYPE_CHECKING:
     from chanfmt.building.options import BuildOptions
@@ -59,7 +64,7 @@ class BuildPlan:
         special: The tokens that every sequence begins and ends with; None if the model does not read token sequences.
         added: The tokens that the tokenizer puts around a text; None if the model does not read token sequences.
         unsampled: Sequences that a dry run does not sample from the model.
-        streamed: The model as a chain of blocks, for a streamed build; otherwise None.
+        streamed: The model as a chain of blocks, for a build that runs block by block; None if the whole graph is in memory.
         width_refusal: Why ``surgery prune`` will refuse the model, if the reason is the widths; otherwise empty.
         width_note: A sentence about FFNs that it will not narrow; empty if there are none, or if it refuses the model.
         columns: The columns that are measured besides; None if there are none.
@@ -87,6 +92,13 @@ class BuildPlan:
     def record(self) -> ModelRecord:
         """The model as the atlas records it. Every partial atlas records it too, so it is made once."""
         return model_record(self.source, self.model)
+
+    @property
+    def order(self) -> str:
+        """The order of the pass, so far as it is chosen: one of `chanfmt.building.options.ORDERS` besides ``auto``."""
+        if self.streamed is None:
+            return WHOLE
+        return RECOMPUTE if self.streamed.chain.resident else STREAM
 
     @property
     def channels(self) -> int:
@@ -124,6 +136,17 @@ class BuildPlan:
                 else {}
             ),
         }
+
+
+def recomputing(plan: BuildPlan) -> BuildPlan:
+    """``plan``, with the blocks of its loaded model run one after the other. Raises `ModelError` if they cannot be."""
+    return dataclasses.replace(plan, streamed=open_resident(plan.model))
+
+
+def may_stream(options: BuildOptions, source: ModelSource) -> bool:
+    """Whether a build may read its weights block by block, as far as that can be said without the model."""
+    text = options.inputs is None or read_inputs(options.inputs).holds_tokens
+    return source.loaded is None and SELF not in options.shares and not options.device_map and text and processes() == 1
 
 
 def model_record(source: ModelSource, model: Any) -> ModelRecord:
@@ -177,8 +200,11 @@ def _plan_of_tokens(options: BuildOptions, settings: LabelSettings, source: Mode
     if file is not None:
         special = found_around(drawn[0].ids, added)
     streamed = None
-    if options.stream:
+    if options.order == STREAM:
         streamed = open_streamed(source, dtype=options.dtype, device=options.device)
+    elif options.order == AUTO:
+        streamed = _streamed_for_room(options, source)
+    if streamed is not None:
         model, ffns = streamed.chain.model, streamed.ffns
     else:
         model = _loaded(options, source)
@@ -263,6 +289,23 @@ def _drawn(options: BuildOptions, source: ModelSource, file: InputFile | None, s
         for text, sequences in options.shares.items()
         if text != SELF
     ]
+
+
+def _streamed_for_room(options: BuildOptions, source: ModelSource) -> StreamedModel | None:
+    """The model, block by block, if its weights do not fit on the device together; None if they fit, or cannot be streamed."""
+    if not may_stream(options, source):
+        return None
+    place = pick_device(options.device)
+    room = room_for(source, pick_dtype(options.dtype, place), place)
+    if room.fits:
+        return None
+    try:
+        streamed = open_streamed(source, dtype=options.dtype, device=options.device)
+    except UnstreamableError as error:
+        say(f"note: {error.message}")
+        return None
+    say(f"note: {room.text}: one block's weights are read at a time, as with --stream")
+    return streamed
 
 
 def _loaded(options: BuildOptions, source: ModelSource) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from chanfmt.base.text import gigabytes
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -162,7 +164,7 @@ class Choice:
         """What an atlas records: bytes by name.
 
         Args:
-            order: The order of the pass: ``in memory`` or ``streamed``.
+            order: The order of the pass: ``in memory``, ``recomputed`` or ``streamed``.
         """
         found = self.prediction
         return {
@@ -242,10 +244,3 @@ def largest_batch(
             return choice
         else:
             size //= 2
-
-
-def gigabytes(nbytes: int) -> str:
-    """``nbytes`` as a person reads them: 3.1 GB, 11 GB, 40 MB."""
-    if nbytes < 1e9:
-        return f"{nbytes / 1e6:.0f} MB"
-    return f"{nbytes / 1e9:.1f} GB" if nbytes < 1e10 else f"{nbytes / 1e9:.0f} GB"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chanfmt.base.errors import UsageError
+from chanfmt.building.options import RECOMPUTE, STREAM
 from chanfmt.data.arrays import InputFile, read_inputs
 from chanfmt.data.text import SELF, check_text
 from chanfmt.models.load import pick_device, pick_dtype
@@ -32,9 +33,9 @@ def check_requirements(options: BuildOptions) -> InputFile | None:
                 check_text(source)
         return None
     file = read_inputs(options.inputs)
-    if options.stream and not file.holds_tokens:
+    if options.order in (RECOMPUTE, STREAM) and not file.holds_tokens:
         raise UsageError(
-            f"--stream runs token sequences, and {file.name} holds {', '.join(sorted(file.arrays))}",
-            hint="leave out --stream, or use --dtype bfloat16 or --device-map auto for a large model",
+            f"{options.order_flag} runs token sequences, and {file.name} holds {', '.join(sorted(file.arrays))}",
+            hint=f"leave out {options.order_flag}, or use --dtype bfloat16 or --device-map auto for a large model",
         )
     return file

@@ -53,7 +53,7 @@ def request_of(plan: BuildPlan) -> dict[str, Any]:
         "fingerprint": model.fingerprint,
         "config_sha256": model.config_sha256,
         "dtype": model.dtype,
-        "stream": "yes" if plan.streamed else "no",
+        "memory": plan.order,
         "metric_definition": schema.METRIC_DEFINITION,
         "loss_definition": plan.loss.definition,
         "source": names[0] if len(names) == 1 else " + ".join(f"{n} of {name}" for n, name in zip(counts, names, strict=True)),
@@ -108,13 +108,13 @@ def take_up(plan: BuildPlan, request: Mapping[str, Any], environment: Mapping[st
         _set_aside(path, error.message)
         return None
     _check_same(found, request, options.batch, path)
-    if found.modules != tuple((ffn.container, ffn.width) for ffn in plan.ffns)[-len(found.modules) if options.stream else 0 :]:
+    if found.modules != tuple((ffn.container, ffn.width) for ffn in plan.ffns)[-len(found.modules) if plan.streamed else 0 :]:
         _set_aside(path, f"{path} holds other FFNs than this chanfmt finds in the model")
         return None
     _note_environment(found, environment)
     done = (
         f"{len(found.modules)} of {len(plan.ffns)} FFNs"
-        if options.stream
+        if plan.streamed
         else f"{found.state.sequences} of {request['sequences']} sequences"
     )
     say(f"continuing after {done}")

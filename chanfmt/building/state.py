@@ -36,7 +36,7 @@ REQUEST: dict[str, str] = {
     "fingerprint": "the model's weights",
     "config_sha256": "the model's config.json",
     "dtype": "--dtype",
-    "stream": "--stream",
+    "memory": "--memory",
     "metric_definition": "the definition of the metrics",
     "loss_definition": "the loss",
     "source": "--calib",
@@ -250,7 +250,7 @@ def read_partial(path: Path) -> PartialAtlas:
         ffns: list[Mapping[str, np.ndarray]] = [_ffn_state(content, groups, block) for block in content.blocks]
         stream = StreamState(int(attributes["block"]), str(attributes["gradient_sha256"])) if "block" in attributes else None
         return PartialAtlas(
-            {name: attributes.get(name, _UNSTATED[name]) if name in _UNSTATED else attributes[name] for name in REQUEST},
+            {name: _asked(name, attributes) for name in REQUEST},
             {name: attributes[name] for name in ENVIRONMENT},
             PassState(content.calibration.sequences, int(attributes["batch_size"]), float(attributes["loss"]), ffns, stream),
             content.producer,
@@ -260,6 +260,15 @@ def read_partial(path: Path) -> PartialAtlas:
         raise AtlasError(f"{path} is not a partial atlas of a build: it lacks {error}") from None
 
 
+def order_left(path: Path) -> str | None:
+    """The order of the unfinished build that left ``path``, as ``--memory`` names it; None if the file does not say."""
+    try:
+        with Atlas.open(path) as atlas:
+            return str(_asked("memory", atlas.extension_attributes(RESUME)))
+    except (AtlasError, KeyError):
+        return None
+
+
 def is_partial(path: Path) -> bool:
     """Whether ``path`` can be opened and is a partial atlas."""
     try:
@@ -267,6 +276,13 @@ def is_partial(path: Path) -> bool:
             return atlas.status == "partial"
     except AtlasError:
         return False
+
+
+def _asked(name: str, attributes: Mapping[str, Any]) -> Any:
+    """The value of ``name``, one of `REQUEST`, in the attributes of a partial atlas."""
+    if name == "memory" and name not in attributes:
+        return {"yes": "stream", "no": "whole"}[attributes["stream"]]
+    return attributes.get(name, _UNSTATED[name]) if name in _UNSTATED else attributes[name]
 
 
 def _ffn_state(content: AtlasContent, groups: Mapping[str, ExtensionGroup], block: Block) -> dict[str, np.ndarray]:

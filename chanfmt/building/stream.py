@@ -1,9 +1,9 @@
-"""The pass over the calibration tokens for a model larger than memory: one block at a time.
+"""The pass over the calibration tokens one block at a time, for a model whose graph or whose weights are larger than memory.
 
 In the forward direction, the inputs of every block are kept. Then the loss gives the gradient behind the last block, and the
-blocks run again in reverse order, each from its kept inputs, with autograd. The pass reads the weights twice, once in each
-direction. Opening the model (`chanfmt.models.streaming.streamed`) reads all weights once more, and the metrics of the weights
-alone read those of the FFNs, so a build reads them four times.
+blocks run again in reverse order, each from its kept inputs, with autograd. If the weights are not in memory, the pass reads
+them twice, once in each direction. Opening the model (`chanfmt.models.streaming.streamed`) reads all weights once more, and the
+metrics of the weights alone read those of the FFNs, so a build reads them four times.
 """
 
 from __future__ import annotations
@@ -170,7 +170,8 @@ def measure_streamed(
                 return run.result(size, start, gradient)
         except torch.OutOfMemoryError:
             if batch_size is not None or start is not None or size == 1:
-                levers = "a smaller --batch-size, --seq-len or --spool-limit"
+                first = "--stream, " if streamed.chain.resident else ""
+                levers = f"{first}a smaller --batch-size, --seq-len or --spool-limit"
                 raise out_of_memory(size, levers, resumed=start is not None) from None
         say(f"note: out of memory with {size} sequences in a batch; starting over with {size // 2}")
         free_cached_memory(streamed.chain.device)

@@ -429,6 +429,10 @@ class Atlas:
                 groups += _read_extension(self._container, name)
         return tuple(groups)
 
+    def extension_attributes(self, path: str) -> dict[str, str | int | float]:
+        """Attributes of the extension group ``path``, without its values; empty if there is no such group."""
+        return _extension_attributes(self._container, path) if self._container.is_group(path) else {}
+
     def block(self, layer: int, stack: str | None = None) -> Block:
         """The FFN of model layer ``layer``. If the layer has several FFNs, ``stack`` says which one.
 
@@ -650,13 +654,17 @@ def _read_blocks(container: Container, stacks: dict[str, Stack]) -> tuple[Block,
     return tuple(blocks)
 
 
-def _read_extension(container: Container, path: str) -> list[ExtensionGroup]:
+def _extension_attributes(container: Container, path: str) -> dict[str, str | int | float]:
     attributes: dict[str, str | int | float] = {}
     for name in container.attributes(path):
         value = container.attribute(path, name)
         if not isinstance(value, str) and np.ndim(value) != 0:
             raise AtlasError(f"/{path}@{name} is not a single text or number", code="E018", where=f"/{path}@{name}")
         attributes[name] = value if isinstance(value, str) else value.item()
+    return attributes
+
+
+def _read_extension(container: Container, path: str) -> list[ExtensionGroup]:
     variables, inner = [], []
     for name in container.children(path):
         place = f"{path}/{name}"
@@ -667,7 +675,7 @@ def _read_extension(container: Container, path: str) -> list[ExtensionGroup]:
         texts = {key: _text_or_empty(container, place, key) for key in ("long_name", "units", "merge")}
         plain = values.tolist() if values.dtype.kind == "O" and values.ndim == 1 else values
         variables.append(ExtensionVariable(name, container.dimensions(place), plain, **texts))
-    return [ExtensionGroup(path, attributes, tuple(variables)), *inner]
+    return [ExtensionGroup(path, _extension_attributes(container, path), tuple(variables)), *inner]
 
 
 def _read_producer(container: Container) -> ProducerRecord:

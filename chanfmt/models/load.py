@@ -13,6 +13,7 @@ from chanfmt.models.classes import auto_class
 from chanfmt.models.loadable import loadable
 from chanfmt.models.out_of_memory import is_out_of_memory
 from chanfmt.models.quiet import quiet_transformers
+from chanfmt.models.room import check_room
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,6 +35,9 @@ def load_model(
 ) -> PreTrainedModel:
     """Load the model that the config of ``source`` names: on its device, in evaluation mode, with every parameter frozen.
 
+    A model that cannot fit is refused before a weight is read. With accelerate, weights go from the files to their device, a few
+    tensors at a time; without it, the whole model is in the memory of the CPU first.
+
     A model that is in memory already (``source.loaded``) is returned as it is.
 
     Args:
@@ -42,6 +46,7 @@ def load_model(
         device_map: ``auto`` spreads the model over all GPUs; None uses ``device``.
 
     Raises:
+        NoRoomError: The weights are larger than the memory that is free.
         ModelError: transformers cannot load the model, a tensor of its files would be ignored, weights are missing or not
             finite, or memory runs out.
         MissingPackageError: ``device_map`` is given and accelerate is not installed.
@@ -52,11 +57,14 @@ def load_model(
     place = pick_device(device)
     wanted = pick_dtype(dtype, place)
     check_device_map(device_map, device)
-    extra = {} if device_map is None else {"device_map": device_map}
+    extra: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
     check_accounted(source)
+    check_room(source, wanted, place, spread=device_map is not None)
+    if device_map is None and place.type != "cpu" and importlib.util.find_spec("accelerate") is not None:
+        extra = {"device_map": {"": place}}
     size = source.index.nbytes
     if size >= _LONG_TO_LOAD:
-        say(f"loading {source.id}: {size / 1e9:,.2f} GB on {'all GPUs' if extra else place}")
+        say(f"loading {source.id}: {size / 1e9:,.2f} GB on {'all GPUs' if device_map else place}")
     try:
         with quiet_transformers(), loadable(source.index) as directory:
             model, info = auto_class(source.config).from_pretrained(
@@ -76,10 +84,10 @@ def load_model(
         raise ModelError(f"{source.id}: transformers cannot load it: {first_line(error)}") from None
     model.config.name_or_path = str(source.directory)
     _check_as_accounted(info, source.id)
-    if extra:
+    if device_map:
         _check_all_loaded(model, source.id, place)
     try:
-        # A model that accelerate has spread stays on its devices.
+        # A model that went straight to its devices stays there.
         model = model if extra else model.to(place)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):

@@ -72,12 +72,12 @@ def use_and_fail(model):
         raise UsageError("in the body")
 
 
-@pytest.mark.parametrize("calib", ["pydoc", "self"])
-def test_equals_the_build_of_the_saved_checkpoint(tmp_path, calib):
+@pytest.mark.parametrize(("calib", "order"), [("pydoc", "auto"), ("self", "recompute")])
+def test_equals_the_build_of_the_saved_checkpoint(tmp_path, calib, order):
     model, tokenizer = in_use(), tiny_tokenizer()
     before = state_of(model)
     options = request(tmp_path / "model", tmp_path / "memory.h5", calib=calib)
-    path = build_loaded(model, tokenizer, options, SETTINGS, id="model")
+    path = build_loaded(model, tokenizer, dataclasses.replace(options, memory=order), SETTINGS, id="model")
     assert_as_before(model, before)
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
@@ -130,9 +130,10 @@ def test_the_model_is_as_it_was_after_an_error(tmp_path):
 
     model.model.layers[1].register_forward_pre_hook(fail)
     before = state_of(model)
-    with pytest.raises(ChanfmtError, match="broken in the middle"):
-        build_loaded(model, tiny_tokenizer(), request("-", tmp_path / "a.h5"), SETTINGS)
-    assert_as_before(model, before)
+    for order in ("whole", "recompute"):
+        with pytest.raises(ChanfmtError, match="broken in the middle"):
+            build_loaded(model, tiny_tokenizer(), request("-", tmp_path / "a.h5", memory=order), SETTINGS)
+        assert_as_before(model, before)
     with pytest.raises(UsageError, match="in the body"):
         use_and_fail(model)
     assert_as_before(model, before)

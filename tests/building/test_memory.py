@@ -14,20 +14,22 @@ from chanfmt.base.memory import known_memory
 from chanfmt.building import choose_batch as choosing
 from chanfmt.building.measure import measure
 from chanfmt.building.memory_probe import probe_in_memory, statistics_bytes
-from chanfmt.building.plan import plan_build
+from chanfmt.building.plan import plan_build, recomputing
 from chanfmt.building.predicted_memory import Growth, Stage, choice_of, fitted, largest_batch, predicted
 from chanfmt.building.statistics import FFNStatistics
 from chanfmt.data.tokens import canonical
 from chanfmt.format.records import MEMORY_PREDICTION
 from chanfmt.hub.locate import locate_model
+from chanfmt.models import load, room
 from chanfmt.models.device_memory import free_memory
 from chanfmt.models.distributed import Group
 from chanfmt.models.find.discover import find_ffns
 from chanfmt.models.live_bytes import LiveBytes
 from chanfmt.models.next_token import NextTokenLoss
-from tests.support.builds import SETTINGS, build, request, stop_after
+from chanfmt.models.source import ModelSource
+from tests.support.builds import SETTINGS, assert_equal, build, request, stop_after
 from tests.support.heard import heard
-from tests.support.tiny import random_tokens, tiny_model
+from tests.support.tiny import random_tokens, save_tiny, tiny_model
 from tests.support.zoo import tiny
 
 GROWTHS = [Growth(1000, 40, 0), Growth(0, 40, 2.5), Growth(7, 0, 3)]
@@ -132,18 +134,49 @@ def in_group(root, line):
     assert known_memory(root / "proc") is None
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_build_records_its_prediction_and_says_it(stream, tiny_checkpoint, tmp_path):
+@pytest.mark.parametrize(("order", "name"), [("auto", "in memory"), ("recompute", "recomputed"), ("stream", "streamed")])
+def test_a_build_records_its_prediction_and_says_it(order, name, tiny_checkpoint, tmp_path):
     with heard() as said:
-        path = build(request(tiny_checkpoint("llama"), tmp_path / "a.h5", stream=stream, batch_size="auto"), SETTINGS)
+        path = build(request(tiny_checkpoint("llama"), tmp_path / "a.h5", memory=order, batch_size="auto"), SETTINGS)
     with chanfmt.open(path) as atlas:
         (line,) = atlas.producer.history
     found = line[MEMORY_PREDICTION]
-    assert found["order"] == ("streamed" if stream else "in memory")
+    assert found["order"] == name
     assert found["sequences_in_batch"] == 3
     assert found["needed"] < found["free"]
-    assert (found["weights"] > 0) == (found["spool"] > 0) == stream
-    assert any(text.startswith("batch of 3 sequences: about") for text in said)
+    assert (found["weights"] > 0) == (order == "stream")
+    assert (found["spool"] > 0) == (order != "auto")
+    assert any(", batch of 3 sequences: about" in text for text in said)
+
+
+def test_the_order_follows_from_what_is_free(tmp_path, monkeypatch):
+    """The whole graph comes before the blocks one by one, and both come before weights that are read as needed."""
+    save_tiny(tmp_path / "model", "llama", num_hidden_layers=4)
+    options = request(tmp_path / "model", tmp_path / "whole.h5", batch_size="auto", columns="none", spool_limit=0.0, sequences=9)
+    needs = {}
+    for order in ("whole", "recompute"):
+        plan = plan_build(options, SETTINGS, locate_model)
+        plan = recomputing(plan) if order == "recompute" else plan
+        needs[order] = choosing.choose_batch(
+            dataclasses.replace(plan, options=dataclasses.replace(options, batch_size="1")), Group()
+        ).record
+    assert needs["recompute"]["needed"] < needs["whole"]["needed"]
+    whole = build(dataclasses.replace(options, batch_size="1"), SETTINGS)
+    # What is free when each order is tried: weights that are not loaded any more make room.
+    for order, left in {"recomputed": [needs["recompute"]["needed"]] * 2, "streamed": [1000, 1000, 10**9]}.items():
+        free = iter(left)
+        monkeypatch.setattr(choosing, "free_memory", lambda *_, free=free: next(free))
+        with heard() as said:
+            path = build(dataclasses.replace(options, output=str(tmp_path / f"{order}.h5")), SETTINGS)
+        with chanfmt.open(path) as atlas:
+            assert atlas.producer.history[0][MEMORY_PREDICTION]["order"] == order
+        assert len([text for text in said if "block by block, with" in text or "whole graph, batch" in text]) == len(left)
+    assert_equal(tmp_path / "recomputed.h5", whole)
+    monkeypatch.setattr(choosing, "free_memory", lambda *_: needs["recompute"]["needed"])
+    monkeypatch.setattr(choosing, "free_swap", lambda: 0)
+    with pytest.raises(ChanfmtError, match="one sequence of 32 tokens does not fit on cpu") as caught:
+        build(dataclasses.replace(options, output=str(tmp_path / "c.h5"), memory="whole"), SETTINGS)
+    assert caught.value.hint.startswith("use --stream, --memory recompute, ")
 
 
 def test_little_memory_makes_a_small_batch_or_none(tiny_checkpoint, tmp_path, monkeypatch):
@@ -155,7 +188,7 @@ def test_little_memory_makes_a_small_batch_or_none(tiny_checkpoint, tmp_path, mo
     monkeypatch.setattr(choosing, "free_memory", lambda *_: one)
     with heard() as said:
         small = build(dataclasses.replace(options, output=str(tmp_path / "b.h5")), SETTINGS)
-    assert any(text.startswith("batch of 1 sequence: ") for text in said)
+    assert any(", batch of 1 sequence: " in text for text in said)
     with chanfmt.open(whole) as ours, chanfmt.open(small) as theirs:
         name = next(iter(ours.stacks))
         np.testing.assert_allclose(ours.stacks[name]["lp"], theirs.stacks[name]["lp"], rtol=1e-4)
@@ -163,13 +196,37 @@ def test_little_memory_makes_a_small_batch_or_none(tiny_checkpoint, tmp_path, mo
     monkeypatch.setattr(choosing, "free_swap", lambda: 0)
     with pytest.raises(ChanfmtError, match="one sequence of 32 tokens does not fit on cpu") as caught:
         build(dataclasses.replace(options, output=str(tmp_path / "c.h5")), SETTINGS)
-    assert caught.value.hint.startswith("use --stream, ")
+    assert caught.value.hint.startswith("use a smaller --seq-len, a smaller --spool-limit or ")
     assert not (tmp_path / "c.h5").exists()
     # Whoever gives a size gets it, with a note.
     plan = plan_build(dataclasses.replace(options, batch_size="1", overwrite=True), SETTINGS, locate_model)
     with heard() as said:
         assert choosing.choose_batch(plan, Group()).size == 1
     assert any("so it may not fit" in text for text in said)
+
+
+def test_weights_that_do_not_fit_are_streamed_or_refused_before_they_are_read(tiny_checkpoint, tmp_path, monkeypatch):
+    options = request(tiny_checkpoint("llama"), tmp_path / "a.h5", columns="none", sequences=8)
+    monkeypatch.setattr(room, "free_memory", lambda *_: 1000)
+    monkeypatch.setattr(room, "free_swap", lambda: 0)
+    monkeypatch.setattr(load, "auto_class", lambda config: pytest.fail("the weights were read"))
+    with heard() as said:
+        path = build(options, SETTINGS)
+    assert any(
+        "of weights, and 0 MB free on cpu: one block's weights are read at a time, as with --stream" in text for text in said
+    )
+    with chanfmt.open(path) as atlas:
+        assert atlas.producer.history[0][MEMORY_PREDICTION]["order"] == "streamed"
+    for changes in ({"memory": "whole"}, {"calib": "self"}):
+        with pytest.raises(room.NoRoomError, match=r"does not fit: .* of weights") as caught:
+            build(dataclasses.replace(options, output=str(tmp_path / "b.h5"), **changes), SETTINGS)
+        assert caught.value.hint == "use --stream (atlas build) or --dtype bfloat16"
+    # Half of the bytes, and swap space, count.
+    source = ModelSource(tiny_checkpoint("llama"))
+    needed = room.room_for(source, torch.float32, torch.device("cpu"))
+    assert needed.weights == 2 * room.room_for(source, torch.bfloat16, torch.device("cpu")).weights
+    monkeypatch.setattr(room, "free_swap", lambda: needed.weights)
+    room.check_room(source, torch.float32, torch.device("cpu"))
 
 
 def test_a_build_that_continues_keeps_its_batch_and_its_prediction(tiny_checkpoint, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""`--stream` against the build in memory, on stock tiny models saved as checkpoints."""
+"""`--stream` and `--memory recompute` against the build in memory, on stock tiny models saved as checkpoints."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from chanfmt.models.stored.layout import tensor_slices
 from chanfmt.models.streaming.spool import Spool, Spooled
 from chanfmt.models.streaming.streamed import open_streamed
 from tests.support import zoo
-from tests.support.builds import build, columns_of
+from tests.support.builds import assert_equal, build, columns_of
 from tests.support.heard import heard
 from tests.support.refused import on_file_systems
 from tests.support.tiny import CONFIGS, save_tiny
@@ -98,16 +98,17 @@ def assert_same(first, second, tolerance):
             np.testing.assert_allclose(values, theirs[name], rtol=tolerance, atol=tolerance * scale, err_msg=name)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-9), ("float32", 1e-5)])
+@pytest.mark.parametrize(("dtype", "again"), [("float64", "stream"), ("float32", "recompute")])
 @pytest.mark.parametrize("model", MODELS)
-def test_equals_the_build_in_memory(tmp_path, text, model, dtype, tolerance):
+def test_equals_the_build_in_memory(tmp_path, text, model, dtype, again):
+    """On a CPU, all orders of a pass run the same operations, and give the same bits."""
     model_type, changes = MODELS[model]
     save_tiny(tmp_path / "model", model_type, **changes)
-    memory = build(options(tmp_path, text, "memory.h5", dtype=dtype), SETTINGS)
+    memory = build(options(tmp_path, text, "memory.h5", dtype=dtype, memory="whole"), SETTINGS)
     streamed = build(options(tmp_path, text, "streamed.h5", dtype=dtype, stream=True), SETTINGS)
-    spooled = build(options(tmp_path, text, "spooled.h5", dtype=dtype, stream=True, spool_limit=0.0), SETTINGS)
-    assert_same(memory, streamed, tolerance)
-    assert_same(streamed, spooled, 0)
+    spooled = build(options(tmp_path, text, "spooled.h5", dtype=dtype, memory=again, spool_limit=0.0), SETTINGS)
+    assert_equal(memory, streamed)
+    assert_equal(memory, spooled)
     assert is_valid(streamed)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["memory.h5", "model", "spooled.h5", "streamed.h5", "text.txt"]
 
@@ -177,23 +178,26 @@ def stopping_after(blocks):
     return back
 
 
-@pytest.mark.parametrize(("model", "blocks"), [("llama", 1), ("llama", 2), ("mixtral", 1)])
-def test_an_interrupted_build_goes_on_bit_for_bit(tmp_path, text, monkeypatch, model, blocks):
+@pytest.mark.parametrize(
+    ("model", "blocks", "order"), [("llama", 1, "stream"), ("llama", 2, "recompute"), ("mixtral", 1, "stream")]
+)
+def test_an_interrupted_build_goes_on_bit_for_bit(tmp_path, text, monkeypatch, model, blocks, order):
     model_type, changes = MODELS[model]
     save_tiny(tmp_path / "model", model_type, **changes)
     whole = build(options(tmp_path, text, "whole.h5", dtype="float32", stream=True), SETTINGS)
     with monkeypatch.context() as patch:
         patch.setattr(stream._Pass, "_back", stopping_after(blocks))
         with pytest.raises(KeyboardInterrupt, match="--resume"):
-            build(options(tmp_path, text, "parts.h5", dtype="float32", stream=True), SETTINGS)
+            build(options(tmp_path, text, "parts.h5", dtype="float32", memory=order), SETTINGS)
     kept = ["parts.h5.partial", f"parts.h5.partial.gradient-{3 - blocks}"]
     assert sorted(path.name for path in tmp_path.glob("parts*")) == kept
     with Atlas.open(tmp_path / "parts.h5.partial") as atlas:
         assert len(atlas.blocks) == blocks
     assert is_valid(tmp_path / "parts.h5.partial")
-    with pytest.raises(UsageError, match="--stream was yes and is no"):
-        build(options(tmp_path, text, "parts.h5", dtype="float32", resume=True), SETTINGS)
-    parts = build(options(tmp_path, text, "parts.h5", dtype="float32", stream=True, resume=True, spool_limit=0.0), SETTINGS)
+    with pytest.raises(UsageError, match=f"--memory was {order} and is whole"):
+        build(options(tmp_path, text, "parts.h5", dtype="float32", memory="whole", resume=True), SETTINGS)
+    # A build that is left free to choose goes on as it began.
+    parts = build(options(tmp_path, text, "parts.h5", dtype="float32", resume=True, spool_limit=0.0), SETTINGS)
     assert_same(whole, parts, 0)
     assert not list(tmp_path.glob("parts.h5.*"))
 
@@ -314,11 +318,17 @@ def test_a_full_disk_is_said_with_the_way_out(tmp_path, text, kind):
         ({"calib": "self"}, "--calib self and --stream"),
         ({"device_map": "auto"}, "--device-map keeps all weights"),
         ({"spool_limit": -1.0}, "--spool-limit must be"),
+        ({"memory": "whole"}, "--stream and --memory whole cannot be combined"),
+        (
+            {"stream": False, "memory": "recompute", "device_map": "auto"},
+            "--memory recompute runs a model that lies on one device",
+        ),
+        ({"stream": False, "memory": "much"}, "unknown memory 'much'"),
     ],
 )
 def test_options_that_do_not_go_together(changes, why):
     with pytest.raises(UsageError, match=why):
-        BuildOptions("model", "out.h5", stream=True, **changes).check()
+        BuildOptions("model", "out.h5", **({"stream": True} | changes)).check()
 
 
 def test_torchrun_is_refused(tmp_path, text, monkeypatch):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from chanfmt.models.streaming.parameters import StoredParameters
 
-HINT = "measure it without --stream, on a machine or a GPU that holds it"
+HINT = "leave out --stream or --memory, and measure it on a machine or a GPU that holds it whole"
 
 
 class UnstreamableError(ModelError):
@@ -31,24 +31,27 @@ class Blocks:
 
     Args:
         model: A model without weights, as `chanfmt.models.streaming.parameters.weightless` makes it.
-        stored: Gives the model its weights.
+        stored: Gives the model its weights; None if ``model`` has all of them already, and keeps them.
         device: The device that the model runs on.
         parts: Name to module, in order. No part lies in another part.
 
     Attributes:
         names: Names of the parts, in order.
+        resident: Whether all parts keep their weights.
 
     Raises:
         UnstreamableError: A part shares a weight with another part or with the rest, or a buffer has no values.
         ModelError: Weights are missing.
     """
 
-    def __init__(self, model: Any, stored: StoredParameters, device: torch.device, parts: Mapping[str, nn.Module]) -> None:
+    def __init__(self, model: Any, stored: StoredParameters | None, device: torch.device, parts: Mapping[str, nn.Module]) -> None:
         self.model = model
         self.device = device
         self.names = list(parts)
         self._blocks = list(parts.values())
         self._stored = stored
+        if stored is None:
+            return
         check_unshared(model, parts)
         self._keys = _keys(model, parts)
         resident = model.state_dict().keys() - set().union(*self._keys)
@@ -65,6 +68,10 @@ class Blocks:
     def __len__(self) -> int:
         return len(self._blocks)
 
+    @property
+    def resident(self) -> bool:
+        return self._stored is None
+
     def number_of(self, name: str) -> int | None:
         """Number of the part that the module or parameter ``name`` lies in; None if it lies in none."""
         return next((number for number, block in enumerate(self.names) if f"{name}.".startswith(f"{block}.")), None)
@@ -72,6 +79,9 @@ class Blocks:
     @contextlib.contextmanager
     def loaded(self, number: int) -> Iterator[nn.Module]:
         """Give part ``number`` its weights in the body, and yield it. Raises `ModelError` if they cannot be read."""
+        if self._stored is None:
+            yield self._blocks[number]
+            return
         with restored(self._blocks[number]):
             self._stored.load(self._keys[number], self.device)
             self._stored.check_loaded(self._keys[number])
@@ -94,7 +104,9 @@ def check_unshared(model: Any, parts: Iterable[str]) -> None:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         other = first.setdefault(id(parameter), name)
         if owner.get(name) != owner.get(other):
-            raise UnstreamableError(f"{type(model).__name__} cannot be streamed: {name} and {other} are one weight", hint=HINT)
+            raise UnstreamableError(
+                f"{type(model).__name__} cannot be run block by block: {name} and {other} are one weight", hint=HINT
+            )
 
 
 def _keys(model: Any, parts: Iterable[str]) -> list[set[str]]:

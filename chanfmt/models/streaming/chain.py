@@ -62,7 +62,7 @@ class Chain(Blocks):
 
     Args:
         model: A model without weights, as `chanfmt.models.streaming.parameters.weightless` makes it.
-        stored: Gives the model its weights.
+        stored: Gives the model its weights; None if ``model`` has all of them already, and keeps them.
         device: The device that the model runs on.
 
     Attributes:
@@ -72,14 +72,23 @@ class Chain(Blocks):
         ModelError: The model is not a chain of blocks, or weights are missing.
     """
 
-    def __init__(self, model: Any, stored: StoredParameters, device: torch.device) -> None:
+    def __init__(self, model: Any, stored: StoredParameters | None, device: torch.device) -> None:
         super().__init__(model, stored, device, _blocks(model))
         self._forwards = [block.forward for block in self._blocks]
+        self._own = [block.__dict__.get("forward") for block in self._blocks]
         self._handler: Handler = self._pass_on
         self._returned = 0
         """Length of the tuple that a block returns, the hidden state first; 0 if it returns the hidden state itself."""
         for number, block in enumerate(self._blocks):
             block.forward = self._replacement(number)
+
+    def close(self) -> None:
+        """Give the blocks back the ``forward`` that they had. The chain cannot be run after that."""
+        for block, own in zip(self._blocks, self._own, strict=True):
+            if own is not None:
+                block.forward = own
+            else:
+                block.__dict__.pop("forward", None)
 
     def run(self, number: int, call: Call, hidden: torch.Tensor) -> torch.Tensor:
         """Run block ``number``, which is loaded, on ``hidden`` (sequence, position, feature). Returns its hidden state."""
@@ -156,7 +165,7 @@ class Chain(Blocks):
 
     def refused(self, what: str) -> UnstreamableError:
         """The error that says why the model cannot be run block by block."""
-        return UnstreamableError(f"{type(self.model).__name__} cannot be streamed: it {what}", hint=HINT)
+        return UnstreamableError(f"{type(self.model).__name__} cannot be run block by block: it {what}", hint=HINT)
 
     def _replacement(self, number: int) -> Callable[..., Any]:
         return lambda *args, **kwargs: self._handler(number, args, kwargs)
@@ -213,9 +222,9 @@ def _blocks(model: Any) -> dict[str, nn.Module]:
     kind = type(model).__name__
     if model.config.is_encoder_decoder:
         what = "its decoder's blocks read its encoder as well as each other"
-        raise UnstreamableError(f"{kind} cannot be streamed: {what}", hint=HINT)
+        raise UnstreamableError(f"{kind} cannot be run block by block: {what}", hint=HINT)
     lists = outer_lists(model)
     if not lists:
-        raise UnstreamableError(f"{kind} cannot be streamed: it has no list of blocks", hint=HINT)
+        raise UnstreamableError(f"{kind} cannot be run block by block: it has no list of blocks", hint=HINT)
     name, largest = max(lists, key=lambda item: sum(parameter.numel() for parameter in item[1].parameters()))
     return {f"{name}.{child}": module for child, module in largest.named_children()}

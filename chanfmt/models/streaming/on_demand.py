@@ -33,6 +33,7 @@ class OnDemand(Blocks):
     @property
     def keys(self) -> dict[str, set[str]]:
         """Names in which the checkpoint and the model differ, as ``from_pretrained`` reports them."""
+        assert self._stored is not None
         return {"missing_keys": self._stored.missing, "unexpected_keys": self._stored.unexpected}
 
     @contextlib.contextmanager

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from chanfmt.base.errors import ChanfmtError
-from chanfmt.base.memory import available_memory
+from chanfmt.models.device_memory import free_memory
 from surgery.recovery.distillation.divergence import CHUNK_BYTES
 
 if TYPE_CHECKING:
+    import torch
+
     from chanfmt.models.safetensors import CheckpointIndex
     from surgery.planning.plan import PruningPlan
 
@@ -64,7 +65,10 @@ def saves_activations(needs: Needs, device: torch.device) -> bool:
     Raises:
         ChanfmtError: It does not suffice at all.
     """
-    available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+    available = free_memory(device)
+    # A device that does not say what is free may have enough.
+    if available is None:
+        return False
     if needs.least > available:
         raise ChanfmtError(
             f"--recover distill needs about {needs.least / 1e9:.1f} GB of memory for the model and its training, and "

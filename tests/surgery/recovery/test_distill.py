@@ -297,7 +297,7 @@ def test_each_source_has_its_divergences(tmp_path: Path) -> None:
 
 def test_too_little_memory_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zoo.tiny("llama", "causal").save_pretrained(tmp_path / "model")
-    monkeypatch.setattr("surgery.recovery.distillation.memory.available_memory", lambda: 1 << 20)
+    monkeypatch.setattr("surgery.recovery.distillation.memory.free_memory", lambda device: 1 << 20)
     with pytest.raises(ChanfmtError, match=r"needs about 0\.4 GB of memory .* and 0\.0 GB are available"):
         cut(tmp_path, "out", refit())
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -183,7 +183,7 @@ def test_a_loaded_model_gets_the_fitted_weights_and_its_own_again(
 def test_an_encoder_decoder_is_refused_with_its_reason(method: str, tmp_path: Path) -> None:
     zoo.tiny("t5", zoo.SEQ2SEQ).save_pretrained(tmp_path / "model")
     plan = planned(tmp_path / "model", lambda number, ffn: ffn.width // 2)
-    with pytest.raises(ModelError, match="cannot be streamed: its decoder's blocks read its encoder"):
+    with pytest.raises(ModelError, match="cannot be run block by block: its decoder's blocks read its encoder"):
         apply_plan(plan, ModelSource(tmp_path / "model"), tmp_path / "out", recovery=refit(method))
     assert not (tmp_path / "out").exists()
 
