@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from chanfmt.base.files import check_target
 from chanfmt.base.narrate import progress_bar, say
 from chanfmt.building.columns import ColumnPlan, plan_columns
-from chanfmt.building.distributed import processes
 from chanfmt.building.loss import Loss, choose_loss
 from chanfmt.building.options import AUTO, RECOMPUTE, STREAM, WHOLE
 from chanfmt.building.plan_arrays import plan_arrays
@@ -27,6 +26,7 @@ from chanfmt.data.text import SELF
 from chanfmt.data.tokens import CalibrationTokens, canonical, check_context
 from chanfmt.format.columns import ALL_GROUPS
 from chanfmt.format.records import LabelSettings, ModelRecord, SpecialTokens, TensorSlice
+from chanfmt.models.distributed import processes
 from chanfmt.models.find.discover import find_ffns
 from chanfmt.models.load import load_model, pick_device, pick_dtype
 from chanfmt.models.room import room_for
