@@ -15,7 +15,11 @@ from chanfmt.format import schema
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from chanfmt.format.reader import Atlas
     from chanfmt.format.records import AtlasContent, LabelSettings, StackData
+
+STORING = ("ablate", "replaceability")
+"""Commands in a history that stored columns, and changed nothing else."""
 
 
 def check_finished(content: AtlasContent) -> None:
@@ -76,3 +80,18 @@ def noted(content: AtlasContent, command: str, inputs: Sequence[str], sources: S
         line["sources"] = list(sources)
     producer = dataclasses.replace(content.producer, history=(*content.producer.history, line))
     return dataclasses.replace(content, producer=producer)
+
+
+def measured_sha256(atlas: Atlas) -> str:
+    """``content_sha256`` of ``atlas`` before measured effects of its channels were stored in it, by its history.
+
+    Such columns say what an experiment found. They change neither the channels that it chooses among nor what it measures, so an
+    experiment goes on with the atlas that holds its own numbers.
+    """
+    digest = atlas.content_sha256
+    for line in reversed(atlas.producer.history):
+        inputs = line.get("inputs")
+        if line.get("command") not in STORING or not isinstance(inputs, list) or len(inputs) != 1:
+            break
+        digest = str(inputs[0])
+    return digest

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from chanfmt.algebra.rewrite import measured_sha256
 from chanfmt.base.errors import AtlasError, ModelError, UsageError
 from chanfmt.base.narrate import warn
 from surgery.cut.matching import match_ffns
@@ -142,7 +143,7 @@ def open_subject(
         AtlasError: The atlas is unfinished, or lists no FFN.
     """
     if isinstance(model, Subject):
-        if model.identity["atlas_sha256"] != atlas.content_sha256:
+        if model.identity["atlas_sha256"] != measured_sha256(atlas):
             raise UsageError(
                 "the subject was opened with another atlas", hint="open a subject with this atlas: open_subject(atlas, ...)"
             )
@@ -166,7 +167,7 @@ def open_subject(
                 )
             ffns[block.index] = ffn
     identity = {
-        "atlas_sha256": atlas.content_sha256,
+        "atlas_sha256": measured_sha256(atlas),
         "model": atlas.model.id,
         "fingerprint": weights_digest(loaded) if isinstance(given, LoadedModel) else atlas.model.fingerprint,
         "data": read.source,

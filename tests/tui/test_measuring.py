@@ -75,6 +75,27 @@ def test_a_process_ends_with_what_it_has_started(tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
+def test_a_process_ends_with_a_browser_that_is_killed(tmp_path: Path) -> None:
+    """Nothing can ask the command to end when the browser itself is killed."""
+    pid = tmp_path / "pid"
+    inner = f"import os, pathlib, time; pathlib.Path({str(pid)!r}).write_text(str(os.getpid())); time.sleep(60)"
+    code = (
+        "import sys, threading, time; from tui.session.measuring import Process; "
+        f"threading.Thread(target=Process().run, args=([sys.executable, '-c', {inner!r}],)).start(); time.sleep(60)"
+    )
+    browser = subprocess.Popen([sys.executable, "-c", code])
+    end = time.monotonic() + 30
+    while not (pid.exists() and pid.read_text()):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert _alive(int(pid.read_text()))
+    browser.kill()
+    browser.wait()
+    while _alive(int(pid.read_text())):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 async def test_an_error_is_shown_in_full(small: Path, tmp_path: Path) -> None:
     """The real command refuses the model; the browser goes on, and the next question begins with the answer."""
     app = open_app(small)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from chanfmt.base.child import interpreter
+from chanfmt.algebra.rewrite import measured_sha256
+from chanfmt.base.child import ends_with_parent, interpreter
 from chanfmt.base.errors import ChanfmtError
 from chanfmt.base.text import one_line
 from chanfmt.format.columns import ABLATION_LOSS
@@ -107,6 +108,7 @@ class Process:
                 encoding="utf-8",
                 errors="replace",
                 start_new_session=True,
+                preexec_fn=ends_with_parent(),
             )
         assert self._process.stderr is not None
         with self._process:
@@ -216,9 +218,9 @@ class Measuring:
         beside = Path() if self._host.atlas_name.startswith("hf://") else snapshot.path.parent
         stem = snapshot.path.name.removesuffix(".h5")
         store = beside / f"{stem}-measured.h5" if self._host.atlas_name.startswith("hf://") else snapshot.path
-        # The rows of an atlas are of no use after it got other columns.
+        # Rows of another atlas of that name cannot be in the same directory.
         with reopened(snapshot) as atlas:
-            digest = atlas.content_sha256[:8]
+            digest = measured_sha256(atlas)[:8]
         self._process, self._rows = process, beside / f"{stem}{wish.directory}-{digest}"
         self._rows_before = _rows_in(self._rows)
         self._channels = sum(int(mask.sum()) for mask in masks.values())

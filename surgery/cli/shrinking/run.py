@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import shutil
-import signal
 import subprocess
-import sys
 import tempfile
 import time
 from typing import IO, TYPE_CHECKING, Any
 
-from chanfmt.base.child import interpreter
+from chanfmt.base.child import ends_with_parent, interpreter
 from chanfmt.base.errors import ChanfmtError, UsageError
-from chanfmt.base.files import atomic_file
+from chanfmt.base.files import atomic_file, stem_beside
 from chanfmt.base.narrate import say, warn
 from surgery.cli.shrinking.journal import Journal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from surgery.cli.shrinking.steps import Places, Step
@@ -29,7 +26,8 @@ MODULES = {"atlas": "chanfmt", "surgery": "surgery"}
 """Name of a program to the module that ``python -m`` runs."""
 _PATIENCE = 20.0
 """Seconds that an interrupted step gets to keep what it has."""
-_PR_SET_PDEATHSIG = 1
+PARTIAL_SUFFIX = ".partial"
+"""Ending of the name of a partial atlas."""
 _WARNING = "warning: "
 """How a command begins a line with a warning."""
 _MAX_SAID = 1 << 16
@@ -109,7 +107,7 @@ class Runner:
         started = time.monotonic()
         again = f"what is done is in {self._places.work}; run the same command again to go on"
         with _stdout(step) as stdout, _stderr(shown=self._shown) as stderr:
-            words = [*interpreter(), "-m", MODULES[step.words[0]], *step.words[1:], *(["--quiet"] if self._quiet else [])]
+            words = [*interpreter(), "-m", MODULES[step.words[0]], *_now(step), *(["--quiet"] if self._quiet else [])]
             code = _run(words, stdout, None if stderr is None else stderr.fileno(), again)
             said = [] if stderr is None else _said(stderr)
             for line in said:
@@ -161,6 +159,12 @@ def _stderr(*, shown: bool) -> Iterator[IO[bytes] | None]:
         yield file
 
 
+def _now(step: Step) -> list[str]:
+    """The words of ``step`` behind its program, without --resume if nothing is there to continue, which the build would note."""
+    partial = step.output.with_name(stem_beside(step.output.name) + PARTIAL_SUFFIX)
+    return [word for word in step.words[1:] if word != "--resume" or os.path.lexists(partial)]
+
+
 def _said(stderr: IO[bytes]) -> list[str]:
     """The last lines of what a step wrote to ``stderr``."""
     size = stderr.seek(0, os.SEEK_END)
@@ -170,7 +174,7 @@ def _said(stderr: IO[bytes]) -> list[str]:
 
 def _run(words: list[str], stdout: int, stderr: int | None, again: str) -> int:
     """Run a command. Returns its exit code; an interrupt reaches it, and it may keep what it has."""
-    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, preexec_fn=_with_parent())
+    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, preexec_fn=ends_with_parent())
     try:
         return process.wait()
     except KeyboardInterrupt:
@@ -181,21 +185,3 @@ def _run(words: list[str], stdout: int, stderr: int | None, again: str) -> int:
             process.terminate()
             process.wait()
         raise KeyboardInterrupt(again) from None
-
-
-def _with_parent() -> Callable[[], None] | None:
-    """What a child does first: ask to be interrupted if this process is killed. Only Linux can."""
-    if not sys.platform.startswith("linux"):
-        return None
-    parent = os.getpid()
-    try:
-        prctl = ctypes.CDLL(None, use_errno=True).prctl
-    except (OSError, AttributeError):
-        return None
-
-    def ask() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return ask

@@ -344,6 +344,7 @@ def test_a_killed_run_goes_on_and_ends_in_a_verdict(
     process.send_signal(signal.SIGKILL)
     _, said = process.communicate()
     assert process.returncode == -signal.SIGKILL, said
+    assert "to continue" not in said, "the first build is told to resume, and has nothing to tell about that"
     assert not (tmp_path / "small").exists()
     atlas = (work / "atlas.h5").stat().st_mtime_ns
 

@@ -522,7 +522,8 @@ def test_measured_losses_are_stored_with_their_errors(llama: Tiny, tmp_path: Pat
     # Another file is not replaced; a channel that has a loss is not measured again.
     assert main(["ablate", "channels", *llama.arguments(tmp_path / "b", "--select", "0:5", "--store", str(stored))]) == 2
     assert "is not the atlas that was given" in capsys.readouterr().err
-    more = [str(stored), *llama.arguments(tmp_path / "b", "--store", str(stored))[1:]]
+    # Rows of the atlas before its own numbers were in it are rows of the same atlas, so both runs share a directory.
+    more = [str(stored), *llama.arguments(tmp_path / "a", "--store", str(stored))[1:]]
     assert main(["ablate", "channels", *more, "--select", "0:3"]) == 2
     assert "x_common/ablation_loss of channel 3 of layer 0 already" in capsys.readouterr().err
     assert main(["ablate", "channels", *more, "--select", "0:5", "--max-tokens", "150"]) == 2
@@ -530,6 +531,7 @@ def test_measured_losses_are_stored_with_their_errors(llama: Tiny, tmp_path: Pat
     with Atlas.open(stored) as atlas:
         assert np.array_equal(atlas.stacks["decoder"]["x_common/ablation_loss"], loss, equal_nan=True)
     assert main(["ablate", "channels", *more, "--select", "0:5"]) == 0
+    assert len(json.loads((tmp_path / "a" / "results.json").read_text())["rows"][1:]) == 7
     with Atlas.open(stored, verify=True) as atlas:
         found = atlas.stacks["decoder"]["x_common/ablation_loss"]
         assert np.isfinite(found).sum() == 7
