@@ -4,7 +4,7 @@
 
 The script makes a random Llama-shaped GGUF file (FFNs only, 4096 x 14336), its dequantised checkpoint, and a checkpoint with
 half of the channels. Then it runs, each in a process of its own: an import of everything, the writing of the GGUF file (decide,
-copy, quantise, fsync), and ``cp`` of the source. It prints seconds, bytes, and peak resident memory.
+copy, quantise, fsync), the writing of a GGUF file from the checkpoints alone, and ``cp`` of the source. It prints seconds, bytes, and peak resident memory.
 """
 
 from __future__ import annotations
@@ -37,14 +37,21 @@ import numpy as np
 from chanfmt.format.records import TensorSlice
 from chanfmt.models.gguf_header import read_header
 from chanfmt.models.safetensors import CheckpointIndex
+from chanfmt.models.source import ModelSource
 from surgery.cut.checkpoint.cuts import plan_cuts
+from surgery.cut.gguf.convert import lay_out_converted
 from surgery.cut.gguf.layout import lay_out
 from surgery.cut.gguf.metadata import narrowed
 from surgery.cut.gguf.write import write_gguf
 from surgery.planning.plan import BlockPlan, PlannedModel, PruningPlan
 home, layers, width, kept, run = Path(sys.argv[1]), *map(int, sys.argv[2:6])
+kind = sys.argv[6]
 import gguf, torch, transformers
-if run:
+if run == 2:
+    source, written = ModelSource(home / "before"), ModelSource(home / "after")
+    layout, header = lay_out_converted(source, written, {}, quant=kind.lower())
+    write_gguf(None, header, layout, header.values, written.index, home / "converted.gguf")
+if run == 1:
     ids = np.arange(0, width, width // kept, dtype=np.int32)
     axes = {"gate": ("gate_proj", 0), "up": ("up_proj", 0), "write": ("down_proj", 1)}
     blocks = []
@@ -82,7 +89,8 @@ def main() -> None:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             pool.submit(make, home, arguments.layers, arguments.kind).result()
         size = (home / "in.gguf").stat().st_size
-        rows = [("imports", *run(home, arguments.layers, 0)), ("write", *run(home, arguments.layers, 1))]
+        names = ("imports", "write", "convert")
+        rows = [(name, *run(home, arguments.layers, number, arguments.kind)) for number, name in enumerate(names)]
         start = time.monotonic()
         subprocess.run(["cp", home / "in.gguf", home / "copy.gguf"], check=True)
         os.sync()
@@ -96,9 +104,9 @@ def main() -> None:
         print(f"{what:<8} {seconds:6.1f} s  {f'{peak / 1e6:6.0f} MB peak' if peak else ''}")
 
 
-def run(home: Path, layers: int, write: int) -> tuple[float, int]:
+def run(home: Path, layers: int, write: int, kind: str) -> tuple[float, int]:
     start = time.monotonic()
-    command = [sys.executable, "-c", WRITE, str(home), *map(str, (layers, WIDTH, KEPT, write))]
+    command = [sys.executable, "-c", WRITE, str(home), *map(str, (layers, WIDTH, KEPT, write)), kind]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return time.monotonic() - start, json.loads(done.stdout)["peak"]
 
@@ -134,6 +142,8 @@ def make(home: Path, layers: int, name: str) -> None:
             while piece := data.read(1 << 24):
                 file.write(piece)
         (home / where / "data").unlink()
+        config = {"model_type": "llama", "hidden_size": HIDDEN, "num_hidden_layers": layers, "tie_word_embeddings": True}
+        (home / where / "config.json").write_text(json.dumps(config))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -183,7 +183,8 @@ def prune(
             of an FFN that is cut: ``cut`` narrows them by the norms of their weights, ``drop`` leaves them out, None refuses.
         allow_padding: Whether to cut even if the file shrinks by less than half of what was asked, because zero channels take
             the place of removed ones.
-        format: ``safetensors``, or ``gguf`` for one file of llama.cpp, if the model is a ``.gguf`` file.
+        format: ``safetensors``, or ``gguf`` for one file of llama.cpp, if the model is a ``.gguf`` file or a checkpoint of a Llama,
+            Mistral, Qwen2, Qwen3 or Gemma 3.
         quant: Type of all matrices of a GGUF result: ``q8_0``, ``q5_1``, ``q5_0``, ``q4_1``, ``q4_0``, ``bf16``, ``f16`` or
             ``f32``; None for the types of the source.
         cut_quant: Type of the matrices of a GGUF result that are quantised again, because the cut or ``recover`` changes them;

@@ -239,7 +239,10 @@ def test_the_card_of_a_cut_by_it_does_not_speak_of_its_lp(activations, tiny_chec
 
 def test_a_dry_run_refuses_what_the_cut_would_refuse(activations, tiny_checkpoint, tmp_path, capsys):
     prune = ["prune", str(activations), "--model", str(tiny_checkpoint("llama")), "--sparsity", "0.5", "--method", "wanda"]
-    for more, said in ((["--imatrix", str(tmp_path / "none")], "does not exist"), (["--format", "gguf"], "is not one")):
+    for more, said in (
+        (["--imatrix", str(tmp_path / "none")], "does not exist"),
+        (["--format", "gguf"], "is not byte-level BPE"),
+    ):
         assert surgery([*prune, *more, "--dry-run"]) == 2
         assert said in capsys.readouterr().err
 

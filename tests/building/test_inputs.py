@@ -146,9 +146,9 @@ def test_a_complete_importance_matrix_equals_plain_hooks_and_comes_back(measured
 
 
 def test_a_streamed_build_has_the_same_inputs_and_a_merge_adds_them(measured, tmp_path):
-    checkpoint, _ = measured("llama")
-    path = {}
-    for seed, stream in ((0, False), (0, True), (5, False)):
+    checkpoint, atlas = measured("llama")
+    path = {(0, False): atlas}
+    for seed, stream in ((0, True), (5, False)):
         path[seed, stream] = build(options(checkpoint, tmp_path / f"{seed}{stream}.h5", stream=stream, seed=seed), SETTINGS)
     assert main(["merge", str(path[0, False]), str(path[5, False]), "-o", str(tmp_path / "merged.h5")]) == 0
     with (

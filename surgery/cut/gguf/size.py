@@ -11,7 +11,8 @@ from chanfmt.base.errors import ModelError, UsageError
 from chanfmt.base.inputs import input_path
 from chanfmt.base.text import one_line
 from chanfmt.models.gguf_header import read_header
-from chanfmt.models.source import ModelSource
+from chanfmt.models.source import ModelSource, local_source
+from surgery.cut.gguf.convert import check_convertible
 from surgery.cut.gguf.layout import PURPOSE, architecture, target_kind, tensor_bytes
 from surgery.planning.formats import GGUF
 from surgery.recovery.options import BIAS, GRADIENTS, BiasRecovery
@@ -167,12 +168,18 @@ def in_format(
 
     Raises:
         UsageError: The file has no place for what the recovery adds.
-        ModelError, MissingPackageError: As `gguf_bytes`.
+        ModelError: As `gguf_bytes`, or ``model`` is a checkpoint in a directory that cannot be converted.
+        MissingPackageError: The package gguf is not installed.
     """
     if cut.format != GGUF:
         return replace(plan, format=cut.format)
     check_biases(blocks, recover)
     file = gguf_file(model)
+    if model is not None and file is None:
+        source = model if isinstance(model, ModelSource) else local_source(os.fspath(model))
+        # A model on the Hub is checked when it is fetched.
+        if source is not None:
+            check_convertible(source)
     counted = None if file is None else gguf_bytes(file, blocks, quant=cut.quant, cut_quant=cut.cut_quant, recover=recover)
     return replace(plan, format=GGUF, file_bytes=counted)
 
