@@ -114,6 +114,7 @@ def test_several_processes_do_what_one_does(model: Path, pair: Path, tmp_path: P
         assert (found[name] - expected[name]).norm() <= 1e-3 * moved, name
 
 
+@pytest.mark.repeated
 def test_a_killed_distillation_goes_on_in_all_processes(model: Path, pair: Path, tmp_path: Path) -> None:
     def die(rank: int) -> None:
         whole, saves = StateFile.save, []
