@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from surgery.recovery.folds import Batch
-    from surgery.recovery.survivors import Leaf
+    from surgery.recovery.writes import Leaf
 
 EPOCHS = 4
 """Passes over the fitted tokens."""

@@ -22,9 +22,9 @@ from surgery.recovery.folds import fold_places
 from surgery.recovery.joint import Equations, Rows, fit_again, fit_jointly, squared_error
 from surgery.recovery.options import LayerRecovery
 from surgery.recovery.precision import full_products
-from surgery.recovery.routed import Routed, Writes
-from surgery.recovery.survivors import Write, is_close
+from surgery.recovery.routed import Routed
 from surgery.recovery.targets import InBlock, check_finite_states, inverse_square, rows_of
+from surgery.recovery.writes import Write, Writes, is_close
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -41,8 +41,9 @@ from surgery.recovery.least_squares import Moments, choose_fit, fit
 from surgery.recovery.options import Distillation, LayerRecovery, Refit
 from surgery.recovery.precision import descent_dtype, exact_products, fast_products, full_products
 from surgery.recovery.resume import RefitState
-from surgery.recovery.survivors import Survivors, Write
+from surgery.recovery.survivors import Survivors
 from surgery.recovery.targets import Alone, InBlock, check_finite_states, inverse_square
+from surgery.recovery.writes import Write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -305,7 +306,7 @@ class _Fitting:
         self.trial = trial
         self.check = check
         self.device = run.chain.device
-        self.survivors = Survivors(run.chain, number, ffn, torch.from_numpy(block.kept).long().to(self.device))
+        self.survivors = Survivors(run.chain, number, ffn, block.kept)
         self.adds = self.survivors.adds(trial, check)
         self.adapts = run.options.method == "block"
         # Whether the FFN's module runs by itself, and whether the output of the FFN is kept apart from that of its block.

@@ -20,7 +20,7 @@ from chanfmt.base.errors import ModelError
 from chanfmt.models.find.intercept import Interceptor
 from chanfmt.models.matrices import bias_of, matrix_of
 from surgery.recovery.joint import Rows
-from surgery.recovery.survivors import Leaf, Write, is_close
+from surgery.recovery.writes import Leaf, Write, Writes, is_close
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -32,33 +32,6 @@ if TYPE_CHECKING:
 
 _TOLERANCE = 2e-2
 """Largest relative difference between a gradient and the coefficients of a token: the weights may be of 16 bits."""
-
-
-@dataclass(frozen=True, eq=False)
-class Writes:
-    """New weights for the kept channels of all units, in place of `Write`.
-
-    Attributes:
-        parts: One `Write` for each FFN: weight (unit, outputs, kept), shift (unit, outputs).
-        free: Whether each unit may change, bool (unit,), for each FFN; None if all may.
-    """
-
-    parts: tuple[Write, ...]
-    free: tuple[torch.Tensor, ...] | None = None
-
-    def copy(self) -> Writes:
-        """The same weights, independent of these."""
-        return Writes(tuple(part.copy() for part in self.parts), self.free)
-
-    def leaves(self) -> list[Leaf]:
-        """The weights, which an adaptation changes in place."""
-        leaves = []
-        for number, part in enumerate(self.parts):
-            for leaf in part.leaves():
-                values = leaf.parameter
-                mask = None if self.free is None else self.free[number].to(values).reshape(-1, *[1] * (values.ndim - 1))
-                leaves.append(Leaf(values, mask))
-        return leaves
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +65,8 @@ class _Place:
 class Routed:
     """The kept channels of several FFNs of a loaded block.
 
-    As in `surgery.recovery.survivors.Survivors`, the write projections are taken out in every run of this class.
+    In every run of this class, the write projections are taken out: their inputs are recorded, and their outputs are replaced by
+    those of other matrices, or by nothing. Until `narrow` is called, other runs of the block are unchanged.
 
     Args:
         number: Number of the block in ``chain``. The block is loaded.
@@ -102,6 +76,7 @@ class Routed:
         weights: Write vectors of the kept channels of each FFN, float32 (unit, outputs, kept).
         biases: Biases of the write projections of each FFN, float32 (unit, outputs); None if it has none.
         outputs: Number of residual dimensions.
+        seen: For each FFN and each of its units, the activations of each call of the last run, float32 (row, kept).
     """
 
     def __init__(self, chain: Chain, number: int, cut: Sequence[tuple[FFN, np.ndarray]]) -> None:
@@ -126,7 +101,7 @@ class Routed:
         self._whole: list[list[torch.Tensor]] | None = None
         self._put_in: Writes | None = None
         self._leaves: list[tuple[int, int, torch.Tensor]] | None = None
-        self._seen: list[list[list[torch.Tensor]]] = []
+        self.seen: list[list[list[torch.Tensor]]] = []
         self._written: list[list[list[torch.Tensor]]] = []
         self._narrowed: dict[tuple[str, int | None], torch.Tensor] = {}
         self._interceptor = Interceptor(chain.model)
@@ -150,9 +125,9 @@ class Routed:
             For each FFN and each of its units, the activations of each call, float32 (row, kept); and the block's output
             (sequence, position, feature).
         """
-        with self._out(write):
+        with self.taken_out(write):
             output = self._chain.run(self._number, call, hidden)
-        return self._seen, output
+        return self.seen, output
 
     def passed(self, call: Call, hidden: torch.Tensor) -> Passed | None:
         """Run the block without the write projections. None if the block does more with the units' outputs than add them.
@@ -162,7 +137,7 @@ class Routed:
         """
         self._leaves = []
         try:
-            with torch.enable_grad(), self._out(None):
+            with torch.enable_grad(), self.taken_out(None):
                 output = self._chain.run(self._number, call, hidden)
                 leaves, seen = self._leaves, self._once()
                 codes = _codes(output.shape[:-1].numel(), output.shape[-1], output.device)
@@ -193,7 +168,7 @@ class Routed:
         self._written = [[[] for _ in ffn.members] for ffn in self._ffns]
         self._whole = [[matrix_of(self._chain.model, member.write.matrix) for member in ffn.members] for ffn in self._ffns]
         try:
-            with self._out(self.prior()):
+            with self.taken_out(self.prior()):
                 self._chain.run(self._number, call, hidden)
         finally:
             self._whole = None
@@ -381,10 +356,10 @@ class Routed:
         return found
 
     @contextlib.contextmanager
-    def _out(self, write: Writes | None) -> Iterator[None]:
+    def taken_out(self, write: Writes | None) -> Iterator[None]:
         """In the body, the write projections are taken out, and ``write`` is in their place."""
         self._put_in = write
-        self._seen = [[[] for _ in ffn.members] for ffn in self._ffns]
+        self.seen = [[[] for _ in ffn.members] for ffn in self._ffns]
         whole = {name: self._chain.model.get_parameter(name).data for name in self._emptied}
         for name, axis in self._emptied.items():
             # A product over zero channels costs nothing.
@@ -404,7 +379,7 @@ class Routed:
         kept = self._kept[part]
         for number in range(len(kept)) if batched else (unit,):
             own = inputs[number] if batched else inputs.reshape(-1, inputs.shape[-1])
-            self._seen[part][number].append((own if part in self._narrow else own[:, kept[number]]).float())
+            self.seen[part][number].append((own if part in self._narrow else own[:, kept[number]]).float())
             if self._whole is not None:
                 self._written[part][number].append(own.float() @ self._whole[part][number].float().T)
         # The product gives zeros, so no gradient goes through it.
@@ -418,7 +393,7 @@ class Routed:
             return output + leaf
         if self._put_in is None:
             return None
-        seen, write = self._seen[part], self._put_in.parts[part]
+        seen, write = self.seen[part], self._put_in.parts[part]
         if self._matrix(part).batched:
             written = torch.stack([write.of_unit(number, of_unit[-1]) for number, of_unit in enumerate(seen)])
         else:
@@ -427,11 +402,11 @@ class Routed:
 
     def _once(self) -> list[list[torch.Tensor | None]]:
         """The activations of every unit, None if no token reached it."""
-        for ffn, of_part in zip(self._ffns, self._seen, strict=True):
+        for ffn, of_part in zip(self._ffns, self.seen, strict=True):
             times = max(len(calls) for calls in of_part)
             if times > 1:
                 raise ModelError(f"{ffn.container} runs {times} times in its block, and --recover fits FFNs that run once")
-        return [[calls[0] if calls else None for calls in of_part] for of_part in self._seen]
+        return [[calls[0] if calls else None for calls in of_part] for of_part in self.seen]
 
     def _empty(self, part: int) -> torch.Tensor:
         return self.weights[part].new_zeros(0, self._kept[part].shape[1])

@@ -10,7 +10,8 @@ from chanfmt.base.errors import ModelError
 
 if TYPE_CHECKING:
     from chanfmt.models.streaming.chain import Call
-    from surgery.recovery.survivors import Survivors, Write
+    from surgery.recovery.survivors import Survivors
+    from surgery.recovery.writes import Write
 
 _SMALL = 1e-4
 """Share of the median squared norm below which the weight of a token no longer grows."""

@@ -13,7 +13,7 @@ from surgery.recovery.step_size import step_share
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from surgery.recovery.survivors import Leaf
+    from surgery.recovery.writes import Leaf
 
 RATE = 0.001
 """Largest step of a weight, as a share of the root mean square of its matrix."""

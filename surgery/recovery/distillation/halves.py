@@ -11,7 +11,7 @@ from transformers.utils import ModelOutput
 from chanfmt.base.errors import ModelError
 from chanfmt.models.causal import is_causal, why_not_causal
 from chanfmt.models.run import run_text, test_tokens
-from surgery.recovery.survivors import is_close
+from surgery.recovery.writes import is_close
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -12,7 +12,7 @@ from chanfmt.models.stored.tensors import DTYPES
 from surgery.cut.checkpoint.patch import as_stored
 from surgery.cut.in_place import narrow
 from surgery.recovery.refit import FittedFFN
-from surgery.recovery.survivors import Leaf
+from surgery.recovery.writes import Leaf
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -67,6 +67,8 @@ for kind in sys.argv[1:]:
         error = float((model(ids).logits - wanted).abs().max() / wanted.abs().max())
         assert error < 1e-5, (place, error)
         model.save_pretrained(f"{kind}/again")
+    if kind != sys.argv[-1]:
+        continue
     assert model.generate(ids[:, :4], max_new_tokens=2, do_sample=False).shape == (1, 6)
     fresh = AutoModelForCausalLM.from_config(model.config, trust_remote_code=True)
     assert {name: value.shape for name, value in fresh.state_dict().items()} == {
@@ -82,7 +84,7 @@ assert not any(name.split(".")[0] in ("chanfmt", "surgery") for name in sys.modu
 """
 
 
-@pytest.mark.parametrize("kinds", [("Qwen2", "Gemma3Text", "GPTNeoX", "GPT2", "Olmo2", "Mixtral"), *repeated((("Phi3", "OPT"),))])
+@pytest.mark.parametrize("kinds", [("Qwen2", "Gemma3Text", "GPTNeoX", "GPT2", "Olmo2"), *repeated((("Mixtral", "Phi3", "OPT"),))])
 def test_transformers_alone_loads_the_results_with_the_logits_of_the_padded_ones(kinds: tuple[str, ...], tmp_path: Path) -> None:
     """Another process without our packages loads, saves and loads again, as a user does."""
     for kind in kinds:
@@ -96,7 +98,9 @@ def test_transformers_alone_loads_the_results_with_the_logits_of_the_padded_ones
         assert not report.padded
         removed = sum(128 - width for width in KEPT)
         assert report.parameters_before - report.parameters_after == removed * EACH[kind]
-        apply_plan(plan, ModelSource(model), tmp_path / kind / "padded", CutOptions(layout="uniform", allow_padding=True))
+        apply_plan(
+            plan, ModelSource(model), tmp_path / kind / "padded", CutOptions(verify=False, layout="uniform", allow_padding=True)
+        )
         padded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / kind / "padded").eval()
         torch.save(padded(IDS).logits, tmp_path / kind / "logits.pt")
     environment = {"HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}

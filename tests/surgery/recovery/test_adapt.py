@@ -10,7 +10,7 @@ import torch
 from surgery.recovery.adapt import adapt
 from surgery.recovery.folds import Batch
 from surgery.recovery.precision import descent_dtype, half_products
-from surgery.recovery.survivors import Leaf, Write
+from surgery.recovery.writes import Leaf, Write
 
 CPU = torch.device("cpu")
 

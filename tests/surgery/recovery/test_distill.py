@@ -24,7 +24,7 @@ from surgery.recovery.distillation.halves import Halves
 from surgery.recovery.distillation.state_file import Before, StateFile
 from surgery.recovery.options import RecoveryOptions, Refit
 from surgery.recovery.precision import descent_dtype
-from surgery.recovery.survivors import Leaf
+from surgery.recovery.writes import Leaf
 from surgery.result.result import open_result
 from tests.support import zoo
 from tests.support.plans import planned, read

@@ -25,6 +25,7 @@ from surgery.recovery.processes import run_command
 from tests.support import zoo
 from tests.support.plans import planned, read
 from tests.support.repeated import repeated
+from tests.support.tiny import save_tiny
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,6 +114,7 @@ def test_several_processes_do_what_one_does(model: Path, pair: Path, tmp_path: P
         assert (found[name] - expected[name]).norm() <= 1e-3 * moved, name
 
 
+@pytest.mark.repeated
 def test_a_killed_distillation_goes_on_in_all_processes(model: Path, pair: Path, tmp_path: Path) -> None:
     def die(rank: int) -> None:
         whole, saves = StateFile.save, []
@@ -164,18 +166,12 @@ def test_other_recoveries_run_in_one_process(model: Path, tmp_path: Path, monkey
 
 
 @pytest.mark.repeated
-@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
-def test_the_command_runs_under_launchers(launcher: str, tmp_path: Path) -> None:
-    from tests.support.tiny import save_tiny
-
+def test_the_command_runs_under_torchrun(tmp_path: Path) -> None:
     save_tiny(tmp_path / "model", "llama")
     atlas, environment = tmp_path / "a.h5", {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     built = ["-m", "chanfmt", "build", "model", "-o", str(atlas), "--calib", "pydoc", "--sequences", "24", "--seq-len", "64"]
     subprocess.run([sys.executable, *built], check=True, cwd=tmp_path, env=environment)
-    several = {
-        "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node=2"],
-        "accelerate": ["accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no"],
-    }[launcher]
+    several = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     words = ["-m", "surgery", "prune", str(atlas), "--model", "model", "--sparsity", "0.5", "--recover", "distill"]
     commands = {"alone": [sys.executable, *words], "out": [sys.executable, "-m", *several, *words]}
     for name, command in commands.items():
