@@ -136,16 +136,16 @@ def _shards(model: Any) -> Iterator[dict[str, torch.Tensor]]:
 
     generator = torch.Generator().manual_seed(0)
 
-    def random(like: torch.Tensor) -> torch.Tensor:
+    def random(name: str, like: torch.Tensor) -> torch.Tensor:
         if like.ndim < 2:
-            return torch.ones(like.shape, dtype=like.dtype)
+            return torch.full(like.shape, 0.0 if name.endswith("bias") else 1.0, dtype=like.dtype)
         return torch.randn(like.shape, generator=generator).mul_(like.shape[-1] ** -0.5).to(like.dtype)
 
     state, blocks = model.state_dict(), model.config.num_hidden_layers
     groups = ["", *(f"model.layers.{number}." for number in range(blocks))]
     for group in groups:
         inside = [name for name in state if (name.startswith(group) if group else not name.startswith("model.layers."))]
-        yield {name: random(state[name]) for name in inside}
+        yield {name: random(name, state[name]) for name in inside}
 
 
 def byte_tokenizer() -> Any:
