@@ -244,7 +244,7 @@ def _computed(name: str, config: Any, blocks: int) -> None:
     print(
         f"  {whole.kept.per_token / 1e3:.0f} kB of activations per token and block, {whole.kept.per_pair:.0f} bytes per pair of tokens"
     )
-    for sequences in (1, 32):
+    for sequences in (1, 8, 32):
         one = whole.at(sequences, SEQ_LEN)
         _lines(
             f"in memory, batch of {sequences}",
@@ -252,6 +252,15 @@ def _computed(name: str, config: Any, blocks: int) -> None:
                 "weights": around + (blocks - 1) * block,
                 "statistics": blocks * statistics,
                 "activations of all blocks": blocks * one.activations,
+                "logits, or work of a block": one.working,
+            },
+        )
+        _lines(
+            f"recomputed, batch of {sequences}",
+            {
+                "weights": around + (blocks - 1) * block,
+                "statistics of a block": statistics,
+                "activations of a block": one.activations,
                 "logits, or work of a block": one.working,
             },
         )

@@ -7,23 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from bench.synthetic import byte_tokenizer
 from chanfmt.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-LLAMA_8B = {
-    "vocab_size": 128256,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "rope_theta": 500000.0,
-    "max_position_embeddings": 131072,
-}
 SMALL = {
     "vocab_size": 512,
     "hidden_size": 128,
@@ -48,11 +38,7 @@ def make(directory: Path, kind: str, sizes: dict[str, Any], *, device: str, sequ
                 parameter.normal_(0, parameter.shape[-1] ** -0.5)
     with quiet_transformers():
         model.save_pretrained(directory, max_shard_size="4GB")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made = Tokenizer(models.BPE({token: index for index, token in enumerate([*alphabet, "<s>", "</s>"])}, []))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>").save_pretrained(directory)
+    byte_tokenizer().save_pretrained(directory)
     ids = np.random.default_rng(0).integers(3, min(sizes["vocab_size"], 100000), (sequences, seq_len))
     np.savez(directory / "tokens.npz", input_ids=ids)
     return {"parameters": sum(parameter.numel() for parameter in model.parameters())}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from bench.gpu.checkpoints import LLAMA_8B, SMALL, make
+from bench.gpu.checkpoints import SMALL, make
 from bench.gpu.items import DEVICE, TINY, WORK, Peak, item, run
+from bench.synthetic import LLAMA_8B
 from surgery.cut.check import FITTED_TOLERANCE
 
 SEQUENCES, SEQ_LEN = (16, 64) if TINY else (64, 512)

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bench.gpu.checkpoints import LLAMA_8B, SMALL, make
+from bench.gpu.checkpoints import SMALL, make
 from bench.gpu.items import DEVICE, TINY, WORK, Peak, host_gigabytes, item, run, timed, wait
+from bench.synthetic import LLAMA_8B
 from chanfmt.building import build, measure, plan
 from chanfmt.building.capture import Capture
-from chanfmt.building.statistics import FFNStatistics
+from chanfmt.building.statistics import FFNStatistics, first_overflow
 from chanfmt.models import load, next_token
 
 if TYPE_CHECKING:
@@ -115,8 +116,8 @@ def floor(plan: Any) -> dict[str, Any]:
         capture.begin(len(batch), 0)
         with capture.running():
             loss.backward(batch)
+        first_overflow(found)
         for sums in found:
-            sums.is_finite()
             for member in sums.members:
                 if member.core is None:
                     member.choose_core(plan.settings.rho)

@@ -26,6 +26,7 @@ from chanfmt.building.session import begin_session, environment_of
 from chanfmt.building.state import order_left
 from chanfmt.format.writer import write_atlas
 from chanfmt.models.distributed import LostProcessError, joined
+from chanfmt.models.load import HALF
 from chanfmt.models.out_of_memory import out_of_memory_recognised
 from chanfmt.models.streaming.parameters import freed_memory_returned
 from chanfmt.models.streaming.spool import Spool
@@ -181,5 +182,7 @@ def _narrate(plan: BuildPlan) -> None:
     )
     for reason in plan.refusals:
         warn(f"the model can be measured, but surgery prune will refuse it: {reason}")
+    if plan.record.dtype in HALF:
+        say(f"note: {plan.record.dtype} rounds activations and gradients: part of the halo is another than in float32 (--dtype)")
     if plan.width_note:
         say(f"note: {plan.width_note}")

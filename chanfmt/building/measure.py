@@ -15,7 +15,7 @@ from chanfmt.base.errors import ChanfmtError, ModelError
 from chanfmt.base.narrate import say
 from chanfmt.building.capture import Capture
 from chanfmt.building.state import PassState
-from chanfmt.building.statistics import FFNStatistics
+from chanfmt.building.statistics import FFNStatistics, first_overflow
 from chanfmt.data.tokens import CalibrationTokens
 from chanfmt.format import schema
 from chanfmt.models.distributed import Group
@@ -258,14 +258,19 @@ def _batch(
             f"the loss of sequences {start} to {stop - 1} is not finite; an activation overflowed",
             hint="use --dtype float32",
         )
-    overflowed = next((ffn for ffn, found in zip(ffns, capture.statistics, strict=True) if not found.is_finite()), None)
-    if overflowed is not None:
+    check_no_overflow(ffns, capture.statistics, start, stop)
+    return nats
+
+
+def check_no_overflow(ffns: list[FFN], statistics: Sequence[FFNStatistics], start: int, stop: int) -> None:
+    """Raise `ModelError` if sequences ``start`` to ``stop`` gave one of ``ffns`` a gradient that is not finite."""
+    number = first_overflow(statistics)
+    if number is not None:
         raise ModelError(
-            f"a gradient of sequences {start} to {stop - 1} overflowed in layer {overflowed.layer_index} "
-            f"({overflowed.container})",
+            f"a gradient of sequences {start} to {stop - 1} overflowed in layer {ffns[number].layer_index} "
+            f"({ffns[number].container})",
             hint="use --dtype float32",
         )
-    return nats
 
 
 def _choose_cores(measurement: Measurement, rho: float, group: Group) -> None:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 CANDIDATE_SHARE = 0.05
 """Share of the channels kept as candidates for the core while redundancy is accumulated."""
+_SUMMED = ("sum_u", "sum_u2", "sum_s2", "sum_abs_q", "sum_q", "sum_q2")
+"""The variables `schema.SUMS`, in the order in which `ChannelStatistics.add` computes them: the moments of q come last."""
 _LAST = ("last", "last_total", "last_q2")
 REDUCED = schema.resting_on(schema.CORRELATIONS)
 """Names of the arrays that the cross moments with the core are reduced to, all of them variables of the atlas."""
@@ -53,7 +55,8 @@ class ChannelStatistics:
         self.n_channels = n_channels
         self.device = device
         self.routed = routed
-        self.sums = {variable.name: self._zeros(n_channels) for variable in schema.SUMS}
+        self._rows = self._zeros(len(_SUMMED), n_channels)
+        self.sums = {variable.name: self._rows[_SUMMED.index(variable.name)] for variable in schema.SUMS}
         self.split_q2 = self._zeros(schema.SPLITS, n_channels)
         self.max_abs_u = torch.zeros(n_channels, device=device)
         self.tokens_split = np.zeros(schema.SPLITS, dtype=np.int64)
@@ -78,20 +81,24 @@ class ChannelStatistics:
             return
         u, s = _wide(u), _wide(s)
         q = u * s
-        q2 = q.square().sum(1).double()
-        q_total = q.sum(1).double()
-        self.sums["sum_u"] += u.sum(1).double().sum(0)
-        self.sums["sum_u2"] += u.square().sum(1).double().sum(0)
-        self.sums["sum_s2"] += s.square().sum(1).double().sum(0)
-        self.sums["sum_q"] += q_total.sum(0)
-        self.sums["sum_abs_q"] += q.abs().sum(1).double().sum(0)
-        self.sums["sum_q2"] += q2.sum(0)
-        self.split_q2[split] += q2.sum(0)
+        # One tensor for all sums: experts get few tokens each, and what they cost is the number of operations.
+        found = torch.empty(len(_SUMMED), len(u), self.n_channels, dtype=u.dtype, device=u.device)
+        row = found.unbind()
+        torch.sum(u, 1, out=row[0])
+        torch.sum(u.square(), 1, out=row[1])
+        torch.sum(s.square(), 1, out=row[2])
+        torch.sum(q.abs(), 1, out=row[3])
+        torch.sum(q, 1, out=row[4])
+        torch.sum(q.square(), 1, out=row[5])
+        of_sequences = found.double()
+        total = of_sequences.sum(1)
+        self._rows += total
+        self.split_q2[split] += total[-1]
         largest = torch.maximum(u.amax((0, 1)), -u.amin((0, 1)))
         self.max_abs_u = torch.maximum(self.max_abs_u, largest.float())
         self.tokens_split[split] += u.shape[0] * u.shape[1]
         if self.core is not None:
-            self.core.add(q, q_total, q2)
+            self.core.add(q, of_sequences[-2:])
         if self.columns is not None and rows is not None:
             self.columns.add(u, q, rows)
 
@@ -195,11 +202,10 @@ class FFNStatistics:
         """Bytes in `state`."""
         return sum(member.nbytes for member in self.members) + self.other_maps.nbytes
 
-    def is_finite(self) -> bool:
-        """Whether every activation and every gradient so far was finite."""
-        # One check for all experts: a check for each would wait for the GPU thousands of times in a batch.
+    def total(self) -> torch.Tensor:
+        """A number that is finite if every activation and every gradient so far was finite, on the device of the sums."""
         squares = [member.sums[name] for member in self.members for name in ("sum_u2", "sum_s2", "sum_q2")]
-        return math.isfinite(float(torch.stack(squares).sum()))
+        return torch.stack(squares).sum()
 
     def collect(self, group: Group) -> None:
         """Move the sums of all processes of ``group`` to the first one. The others continue from zero."""
@@ -249,6 +255,14 @@ def _collect_drivers(group: Group, drivers: Sequence[DrivingTokens]) -> None:
             item.take(theirs[number])
 
 
+def first_overflow(statistics: Sequence[FFNStatistics]) -> int | None:
+    """Number of the first of ``statistics`` in which an activation or a gradient was not finite; None if all were finite."""
+    # One look at the device for all FFNs: a look for each would wait for a GPU, and leave it idle.
+    totals = [item.total() for item in statistics]
+    finite = torch.isfinite(torch.stack([total.to(totals[0].device) for total in totals])) if totals else torch.ones(0)
+    return next((number for number, whole in enumerate(finite.tolist()) if not whole), None)
+
+
 def _expert_axis(name: str) -> int:
     variable = schema.STACK_VARIABLE_BY_NAME.get(name)
     return variable.dimensions.index("layer") if variable is not None else 0
@@ -289,26 +303,26 @@ class CoreCorrelation:
         sums.cross = self.chance_cross.double()
         return sums
 
-    def add(self, q: torch.Tensor, q_total: torch.Tensor, q2: torch.Tensor) -> None:
-        """Add q (sequence, token, m) with its sums over tokens ``q_total`` and ``q2`` (sequence, m)."""
-        core, core_total, core_q2 = q[..., self.candidates], q_total[:, self.candidates], q2[:, self.candidates]
-        self.real.add(q, core, q_total, q2, core_total, core_q2)
+    def add(self, q: torch.Tensor, moments: torch.Tensor) -> None:
+        """Add q (sequence, token, m) with ``moments`` (2, sequence, m): its sums and its sums of squares over the tokens."""
+        core, of_core = q[..., self.candidates], moments[..., self.candidates]
+        sums = moments.sum(1), of_core.sum(1)
+        self.real.add(q, core, *sums)
         count = q.shape[1]
         if self.routed:
             if count > 1:
-                self.null.add(q, core.roll(count // 2, 1), q_total, q2, core_total, core_q2)
+                self.null.add(q, core.roll(count // 2, 1), *sums)
                 self._add_chance(q, core, max(1, count // 4))
             return
         if self.last is None:
-            q, q_total, q2 = q[1:], q_total[1:], q2[1:]
-            others: tuple[torch.Tensor, ...] = (core[:-1], core_total[:-1], core_q2[:-1])
+            q, moments, others, of_others = q[1:], moments[:, 1:], core[:-1], of_core[:, :-1]
         else:
-            others = tuple(
-                torch.cat([before, here[:-1]]) for before, here in zip(self.last, (core, core_total, core_q2), strict=True)
-            )
-        self.null.add(q, others[0], q_total, q2, *others[1:])
-        self._add_chance(q, others[0], min(1, count - 1))
-        self.last = (core[-1:].clone(), core_total[-1:].clone(), core_q2[-1:].clone())
+            before, *of_before = self.last
+            others = torch.cat([before, core[:-1]])
+            of_others = torch.cat([torch.stack(of_before), of_core[:, :-1]], 1)
+        self.null.add(q, others, moments.sum(1), of_others.sum(1))
+        self._add_chance(q, others, min(1, count - 1))
+        self.last = (core[-1:].clone(), of_core[0, -1:].clone(), of_core[1, -1:].clone())
 
     def _add_chance(self, q: torch.Tensor, other: torch.Tensor, least: int) -> None:
         """Add the q of channels (sequence, token, m) and of candidates (sequence, token, c), turned by ``least`` tokens or more."""
@@ -340,17 +354,16 @@ class PairSums:
         self,
         q: torch.Tensor,
         other: torch.Tensor,
-        q_total: torch.Tensor,
-        q2: torch.Tensor,
-        other_total: torch.Tensor,
-        other_q2: torch.Tensor,
+        channel: torch.Tensor,
+        of_other: torch.Tensor,
     ) -> None:
+        """Add q of the channels (sequence, token, m) and of the candidates (sequence, token, c), and their moments (2, m), (2, c)."""
         if not len(q):
             return
         self.count += q.shape[0] * q.shape[1]
         self.cross += q.reshape(-1, q.shape[-1]).T @ other.reshape(-1, other.shape[-1])
-        self.channel += torch.stack([q_total.sum(0), q2.sum(0)])
-        self.other += torch.stack([other_total.sum(0), other_q2.sum(0)])
+        self.channel += channel
+        self.other += of_other
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ from chanfmt.base.narrate import say
 from chanfmt.building.capture import Capture
 from chanfmt.building.derive import reduce
 from chanfmt.building.gradients import gradient_path, remove_gradients
-from chanfmt.building.measure import Measurement, out_of_memory, split_ranges
+from chanfmt.building.measure import Measurement, check_no_overflow, out_of_memory, split_ranges
 from chanfmt.building.state import PassState, StreamState
 from chanfmt.building.statistics import FFNStatistics
 from chanfmt.models.out_of_memory import free_cached_memory, out_of_memory_recognised
@@ -331,7 +331,7 @@ class _Pass:
                     rows = None if self.columns is None else self.columns.batch(batch.start, batch.stop, self.chain.device)
                     capture.begin(batch.sequences, batch.split, rows)
                     gradient = self._back(number, place, batch, calls[place][number])
-                    _check_finite(ffns, statistics, batch)
+                    check_no_overflow(ffns, statistics, batch.start, batch.stop)
                     if gradient is not None:
                         self.spool.put((number, place), gradient)
                     self._advance(batch.sequences)
@@ -384,13 +384,3 @@ class _Pass:
     def _advance(self, sequences: int) -> None:
         self.done += sequences
         self.progress(sequences)
-
-
-def _check_finite(ffns: list[FFN], statistics: list[FFNStatistics], batch: _Batch) -> None:
-    overflowed = next((ffn for ffn, found in zip(ffns, statistics, strict=True) if not found.is_finite()), None)
-    if overflowed is not None:
-        raise ModelError(
-            f"a gradient of sequences {batch.start} to {batch.stop - 1} overflowed in layer {overflowed.layer_index} "
-            f"({overflowed.container})",
-            hint="use --dtype float32",
-        )

@@ -222,6 +222,10 @@ def _notes(first: Atlas, second: Atlas) -> Iterator[str]:
         )
     if first.model.fingerprint != second.model.fingerprint:
         yield "the weights differ"
+    if first.model.dtype != second.model.dtype:
+        yield (
+            f"the models ran in {first.model.dtype} and {second.model.dtype}, and 16 bits change some labels, of the halo above all"
+        )
     if note := special_tokens_note(first, second):
         yield note.sentence
     if note := shared_text_note(first, second):

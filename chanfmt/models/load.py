@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 _LONG_TO_LOAD = 100_000_000
 """Bytes of a checkpoint that takes so long to load that the user should know why nothing moves."""
 DEVICE_MAPS = ("auto",)
-DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+HALF = ("bfloat16", "float16")
+DTYPES = ("auto", "float32", *HALF, "float64")
 
 
 def load_model(

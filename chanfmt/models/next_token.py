@@ -12,6 +12,7 @@ from chanfmt.models.run import explained, run_text, tokens_at_once
 
 LOGIT_BYTES = 128 << 20
 """Bytes of logits held at a time. The logits of 2k tokens over a vocabulary of 128k take a gigabyte, three times over."""
+_TILE = 128
 
 
 class NextTokenLoss:
@@ -78,8 +79,9 @@ class NextTokenLoss:
 
     @property
     def rows_at_once(self) -> int:
-        """Rows in a chunk of logits."""
-        return max(1, LOGIT_BYTES // (4 * int(self.head.weight.shape[0])))
+        """Rows in a chunk of logits: a multiple of 128, which matrix products of a GPU are made of, or fewer for a huge vocabulary."""
+        rows = max(1, LOGIT_BYTES // (4 * int(self.head.weight.shape[0])))
+        return rows - rows % _TILE if rows > _TILE else rows
 
     def _value(self, ids: torch.Tensor) -> float:
         if not self.chunked:

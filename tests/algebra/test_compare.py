@@ -207,15 +207,18 @@ def test_a_missing_array_is_named(tmp_path, capsys, status, name, message):
 
 def test_checkpoints_of_one_architecture_are_compared_with_a_note(tmp_path, capsys):
     content = random_content()
-    model = dataclasses.replace(content.model, id="other\x1b[2J", revision="1234567890abcdef", fingerprint="0" * 64)
+    model = dataclasses.replace(
+        content.model, id="other\x1b[2J", revision="1234567890abcdef", fingerprint="0" * 64, dtype="bfloat16"
+    )
     labels = dataclasses.replace(content.labels, rho=0.02)
     write_atlas(dataclasses.replace(content, model=model, labels=labels), tmp_path / "b.h5")
     assert main(["compare", str(random_atlas(tmp_path / "a.h5")), str(tmp_path / "b.h5")]) == 0
     captured = capsys.readouterr()
     assert "note: the weights differ" in captured.err
+    assert "note: the models ran in float32 and bfloat16, and 16 bits change some labels" in captured.err
     assert "different settings: rho 0.01 and 0.02" in captured.err
     assert "16 of 16 calibration sequences are in both" in captured.err
-    assert "at 1234567890ab in float32, 16 x 32 tokens of random, rho 0.02" in " ".join(captured.out.split())
+    assert "at 1234567890ab in bfloat16, 16 x 32 tokens of random, rho 0.02" in " ".join(captured.out.split())
     assert "\x1b" not in captured.out
 
 

@@ -19,6 +19,7 @@ from chanfmt.models.load import load_model
 from chanfmt.models.memory import in_memory
 from tests.support import zoo
 from tests.support.builds import SETTINGS, assert_equal, build, request
+from tests.support.heard import heard
 from tests.support.tiny import tiny_model, tiny_tokenizer
 
 
@@ -97,7 +98,9 @@ def test_experts_are_named_as_the_checkpoint_names_them(tmp_path):
 
 def test_a_loaded_model_is_measured_in_its_own_dtype(tmp_path):
     model = tiny_model("llama", dtype=torch.bfloat16)
-    path = build_loaded(model, tiny_tokenizer(), request("-", tmp_path / "a.h5"), SETTINGS)
+    with heard() as said:
+        path = build_loaded(model, tiny_tokenizer(), request("-", tmp_path / "a.h5"), SETTINGS)
+    assert any("bfloat16 rounds activations and gradients" in text for text in said)
     with chanfmt.open(path) as atlas:
         assert atlas.model.dtype == "bfloat16"
     assert model.dtype == torch.bfloat16

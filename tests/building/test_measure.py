@@ -101,7 +101,7 @@ def test_the_null_of_chance_has_no_effect_of_the_position():
     q = torch.from_numpy(trend[None, :, None] + 0.5 * random.normal(size=(40, 64, 6)))
     correlation = CoreCorrelation(torch.tensor([0, 1]), 6)
     for batch in q.split(7):
-        correlation.add(batch, batch.sum(1), batch.square().sum(1))
+        correlation.add(batch, torch.stack([batch.sum(1), batch.square().sum(1)]))
     columns = np.arange(2)
     assert correlations(correlation.null, columns).min() > 0.6
     assert np.abs(correlations(correlation.chance, columns)).max() < 0.1

@@ -14,7 +14,7 @@ from chanfmt.base.memory import known_memory
 from chanfmt.building import choose_batch as choosing
 from chanfmt.building.measure import measure
 from chanfmt.building.memory_probe import probe_in_memory, statistics_bytes
-from chanfmt.building.plan import plan_build, recomputing
+from chanfmt.building.plan import plan_build
 from chanfmt.building.predicted_memory import Growth, Stage, choice_of, fitted, largest_batch, predicted
 from chanfmt.building.statistics import FFNStatistics
 from chanfmt.data.tokens import canonical
@@ -70,6 +70,13 @@ def test_the_batch_is_halved_until_it_fits():
     assert (loose.sequences, loose.tight) == (16, True)
     assert not largest_batch({"cpu": stages["cpu"]}, 16, 100, {"cpu": 10**10}, {}, tight=False).tight
     assert choice_of(stages, 16, 100, free, {}).prediction.activations == 3_200_000_000
+
+
+@pytest.mark.parametrize(("vocabulary", "rows"), [(49152, 640), (128256, 256), (2**18, 128), (2**20, 32)])
+def test_a_chunk_of_logits_has_a_multiple_of_128_rows(vocabulary, rows):
+    loss = NextTokenLoss.__new__(NextTokenLoss)
+    loss.head = torch.nn.Linear(4, vocabulary, bias=False, device="meta")
+    assert loss.rows_at_once == rows
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mixtral"])
@@ -149,30 +156,31 @@ def test_a_build_records_its_prediction_and_says_it(order, name, tiny_checkpoint
     assert any(", batch of 3 sequences: about" in text for text in said)
 
 
+def needed_of(path, order="in memory"):
+    """Bytes that the build of an atlas was predicted to need, in the order that it must have chosen."""
+    with chanfmt.open(path) as atlas:
+        found = atlas.producer.history[0][MEMORY_PREDICTION]
+    assert found["order"] == order
+    return found["needed"]
+
+
 def test_the_order_follows_from_what_is_free(tmp_path, monkeypatch):
     """The whole graph comes before the blocks one by one, and both come before weights that are read as needed."""
     save_tiny(tmp_path / "model", "llama", num_hidden_layers=4)
     options = request(tmp_path / "model", tmp_path / "whole.h5", batch_size="auto", columns="none", spool_limit=0.0, sequences=9)
-    needs = {}
-    for order in ("whole", "recompute"):
-        plan = plan_build(options, SETTINGS, locate_model)
-        plan = recomputing(plan) if order == "recompute" else plan
-        needs[order] = choosing.choose_batch(
-            dataclasses.replace(plan, options=dataclasses.replace(options, batch_size="1")), Group()
-        ).record
-    assert needs["recompute"]["needed"] < needs["whole"]["needed"]
-    whole = build(dataclasses.replace(options, batch_size="1"), SETTINGS)
+    whole = build(options, SETTINGS)
     # What is free when each order is tried: weights that are not loaded any more make room.
-    for order, left in {"recomputed": [needs["recompute"]["needed"]] * 2, "streamed": [1000, 1000, 10**9]}.items():
+    needed = {"in memory": needed_of(whole)}
+    for order, left in {"recomputed": [1000, 10**9], "streamed": [1000, 1000, 10**9]}.items():
         free = iter(left)
         monkeypatch.setattr(choosing, "free_memory", lambda *_, free=free: next(free))
         with heard() as said:
             path = build(dataclasses.replace(options, output=str(tmp_path / f"{order}.h5")), SETTINGS)
-        with chanfmt.open(path) as atlas:
-            assert atlas.producer.history[0][MEMORY_PREDICTION]["order"] == order
+        needed[order] = needed_of(path, order)
         assert len([text for text in said if "block by block, with" in text or "whole graph, batch" in text]) == len(left)
-    assert_equal(tmp_path / "recomputed.h5", whole)
-    monkeypatch.setattr(choosing, "free_memory", lambda *_: needs["recompute"]["needed"])
+        assert_equal(path, whole)
+    assert needed["recomputed"] < needed["in memory"]
+    monkeypatch.setattr(choosing, "free_memory", lambda *_: 1000)
     monkeypatch.setattr(choosing, "free_swap", lambda: 0)
     with pytest.raises(ChanfmtError, match="one sequence of 32 tokens does not fit on cpu") as caught:
         build(dataclasses.replace(options, output=str(tmp_path / "c.h5"), memory="whole"), SETTINGS)

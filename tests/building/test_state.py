@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -413,3 +414,14 @@ def test_a_partial_atlas_of_another_version_is_refused(tmp_path):
     write_atlas(content, tmp_path / "a.h5.partial")
     with pytest.raises(AtlasError, match="is not a partial atlas of a build"):
         state.read_partial(tmp_path / "a.h5.partial")
+
+
+def test_an_older_partial_atlas_says_whether_it_was_streamed(options, monkeypatch):
+    stop_after(options, 2, monkeypatch)
+    assert state.order_left(options.partial) == "whole"
+    with h5py.File(options.partial, "r+") as file:
+        attributes = file["x_chanfmt/resume"].attrs
+        del attributes["memory"]
+        attributes["stream"] = "yes"
+    assert state.order_left(options.partial) == "stream"
+    assert state.order_left(options.path) is None

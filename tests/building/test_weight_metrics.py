@@ -75,7 +75,7 @@ def test_redundancy_to_the_core(covered):
     core = candidates[:covered]
     sums = PairSums(M, len(candidates), torch.device("cpu"))
     given, other = torch.from_numpy(q)[None], torch.from_numpy(q[:, candidates])[None]
-    sums.add(given, other, given.sum(1), given.square().sum(1), other.sum(1), other.square().sum(1))
+    sums.add(given, other, *(torch.stack([part.sum((0, 1)), part.square().sum((0, 1))]) for part in (given, other)))
     pairs = pair_redundancies(sums, torch.arange(covered), torch.from_numpy(core))
     correlation = labels.pearson(q.T @ q[:, core], q.sum(0), (q**2).sum(0), q[:, core].sum(0), (q[:, core] ** 2).sum(0), len(q))
     expected = labels.redundancy_to_core(correlation, core, 3)
