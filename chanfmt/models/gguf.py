@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from chanfmt.algebra.gguf_names import gguf_package
 from chanfmt.base.errors import ModelError, first_line
 from chanfmt.models.gguf_cache import cached
+from chanfmt.models.gguf_header import read_header
+from chanfmt.models.gguf_rotation import stored_scaling
 from chanfmt.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -32,10 +34,12 @@ def dequantized_directory(path: Path) -> Path:
 
 
 def load_gguf(path: Path) -> Any:
-    """The model of the GGUF file ``path``, with dense float32 weights, as stock transformers loads it.
+    """The model of the GGUF file ``path``, with dense float32 weights.
+
+    Stock transformers loads it. Where the file scales positions and transformers does not read that, the config says it.
 
     Raises:
-        ModelError: transformers cannot read the file.
+        ModelError: transformers cannot read the file, or positions are scaled in a way that is not known.
         MissingPackageError: The ``gguf`` package is not installed.
     """
     gguf_package("reading a GGUF file")
@@ -46,7 +50,25 @@ def load_gguf(path: Path) -> Any:
     if hasattr(transformers, "GgufConfig"):
         extra["quantization_config"] = transformers.GgufConfig(dequantize=True)
     with _quiet(path):
-        return transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32, **extra)
+        config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    _scale_positions(config, path)
+    with _quiet(path):
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, config=config, dtype=torch.float32, **extra
+        )
+
+
+def _scale_positions(config: Any, path: Path) -> None:
+    """Put into ``config`` how the GGUF file ``path`` scales positions."""
+    text = config.get_text_config()
+    parameters = getattr(text, "rope_parameters", None)
+    if not parameters:
+        return
+    # Of a model with two rotations, that of the layers that see all tokens is scaled.
+    own = parameters.get("full_attention", parameters)
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    if scaling := stored_scaling(path, read_header(path), float(own["rope_theta"]), int(head)):
+        own |= scaling
 
 
 @contextlib.contextmanager

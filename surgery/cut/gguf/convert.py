@@ -11,7 +11,16 @@ from chanfmt.algebra.gguf_names import tensor_name, tensor_names
 from chanfmt.base.errors import ModelError
 from chanfmt.base.text import one_line
 from chanfmt.models.gguf_header import BF16, F16, F32, UINT64, Header, StoredTensor, Value
-from surgery.cut.gguf.hyperparameters import ARCHITECTURES, GEMMA3, LLAMA, head_size, hyperparameters
+from chanfmt.models.gguf_rotation import DIVISORS
+from surgery.cut.gguf.hyperparameters import (
+    ARCHITECTURES,
+    GEMMA3,
+    LLAMA,
+    head_size,
+    hyperparameters,
+    position_divisors,
+    scaling_note,
+)
 from surgery.cut.gguf.layout import PURPOSE, GgufLayout, Part, TensorLayout, placed, target_kind
 from surgery.cut.gguf.metadata import described
 from surgery.cut.gguf.vocabulary import vocabulary
@@ -96,7 +105,11 @@ def lay_out_converted(
         # A norm of a Gemma multiplies by one more than its weight, and llama.cpp's by its weight.
         part = Part(name, False, None, None, order, 1.0 if own == GEMMA3 and tensor.name.endswith("norm.weight") else 0.0)
         found.append(TensorLayout(tensor, replace(tensor, kind=kind), (part,), copied=False))
-    return placed(found, _ALIGNMENT, [f"{text} ({count} tensors)" for text, count in notes.items()]), header
+    if (values := position_divisors(config)) is not None:
+        tensor = StoredTensor(DIVISORS, values.shape, F32)
+        found.append(TensorLayout(tensor, tensor, (), copied=False, values=values))
+    said = [text for text in (scaling_note(config),) if text]
+    return placed(found, _ALIGNMENT, [*(f"{text} ({count} tensors)" for text, count in notes.items()), *said]), header
 
 
 def converted_values(written: ModelSource, layout: GgufLayout, name: str, base: str) -> dict[str, Value]:

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 from chanfmt.base.errors import ModelError
 from chanfmt.base.text import one_line
 from chanfmt.models.gguf_header import FLOAT32, Value
+from chanfmt.models.gguf_rotation import LLAMA3, divisors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import numpy as np
 
 LLAMA, GEMMA3 = "llama", "gemma3"
 ARCHITECTURES = {"llama": LLAMA, "mistral": LLAMA, "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": GEMMA3}
@@ -49,13 +52,32 @@ def hyperparameters(config: Any) -> dict[str, Value]:
     }
     if kind == GEMMA3:
         numbers["attention.sliding_window"] = config.sliding_window
-    floats = {"attention.layer_norm_rms_epsilon": config.rms_norm_eps, "rope.freq_base": _rotation(config)["rope_theta"]}
+    rotation = _rotation(config)
+    floats = {"attention.layer_norm_rms_epsilon": config.rms_norm_eps, "rope.freq_base": rotation["rope_theta"]}
+    texts = {}
+    if rotation.get("rope_type") == "linear":
+        texts["rope.scaling.type"], floats["rope.scaling.factor"] = "linear", rotation["factor"]
     return {
         "general.architecture": Value.of(kind),
         "general.type": Value.of("model"),
         **{f"{kind}.{name}": Value.of(int(number)) for name, number in numbers.items()},
         **{f"{kind}.{name}": Value.of(float(number), FLOAT32) for name, number in floats.items()},
+        **{f"{kind}.{name}": Value.of(text) for name, text in texts.items()},
     }
+
+
+def position_divisors(config: Any) -> np.ndarray | None:
+    """The tensor of divisors by which llama.cpp scales the positions of a Llama 3, float32 (head / 2,); None without a scaling."""
+    rotation = _rotation(config)
+    return divisors(rotation, head_size(config)) if rotation.get("rope_type") == "llama3" else None
+
+
+def scaling_note(config: Any) -> str:
+    """A note on what transformers does not read back; empty if there is nothing."""
+    kind = _rotation(config).get("rope_type", "default")
+    if kind == "default":
+        return ""
+    return f"llama.cpp reads from the file how positions are scaled ({kind}), and transformers by itself does not"
 
 
 def head_size(config: Any) -> int:
@@ -78,10 +100,13 @@ def _refusal(config: Any, kind: str) -> str:
     window = getattr(config, "sliding_window", None)
     if kind != LLAMA:
         window = window if getattr(config, "use_sliding_window", False) else None
-    if rotation.get("rope_type", "default") != "default" or rotation.get("partial_rotary_factor", 1) != 1:
-        return (
-            f"its positions are scaled ({one_line(str(rotation.get('rope_type')))}), which transformers does not read from GGUF"
-        )
+    kind_of_rotation = rotation.get("rope_type", "default")
+    # Other models with the scaling of a Llama 3 are unknown, and so are other numbers than those of the published ones.
+    published = kind == LLAMA and all(rotation.get(name) == number for name, number in LLAMA3.items())
+    if kind_of_rotation not in ("default", "linear", "llama3") or (kind_of_rotation == "llama3" and not published):
+        return f"its positions are scaled ({one_line(str(kind_of_rotation))}) in a way that is not written"
+    if rotation.get("partial_rotary_factor", 1) != 1:
+        return "only a part of each head is rotated, which is not written"
     activation, known = (config.hidden_activation, "gelu_pytorch_tanh") if kind == GEMMA3 else (config.hidden_act, "silu")
     if activation != known:
         return f"its activation is {one_line(str(activation))}, and llama.cpp computes {known}"

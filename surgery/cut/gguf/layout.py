@@ -71,12 +71,14 @@ class TensorLayout:
         target: The tensor in the result; its offset is set when the file is laid out.
         parts: Its matrices, if it belongs to an FFN that is cut; otherwise empty.
         copied: Whether its bytes, or the bytes of the rows that stay, are copied.
+        values: Its numbers, float32, if they are in neither file; otherwise None.
     """
 
     source: StoredTensor
     target: StoredTensor
     parts: tuple[Part, ...]
     copied: bool
+    values: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -79,6 +79,9 @@ def _rows(
     source: Path | None, header: Header, item: TensorLayout, after: CheckpointIndex
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """Runs of the tensor's new rows, uint8 (row, byte), with the numbers that were quantised, or None for copied bytes."""
+    if item.values is not None:
+        yield item.values.astype("<f4")[None].view(np.uint8), None
+        return
     matrices, rows, columns = matrix_shape(item.source)
     size = row_bytes(item.source.kind, columns)
     step = max(1, _CHUNK // max(size, 4 * columns))

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from chanfmt.base.errors import ModelError, UsageError
+from chanfmt.models.gguf import dequantized_directory, load_gguf
 from chanfmt.models.source import ModelSource
 from surgery.cut.apply import apply_plan
 from surgery.cut.gguf.vocabulary import SPLITS, vocabulary
@@ -45,6 +46,17 @@ CONFIGS = {
     "qwen2": (transformers.Qwen2Config, {"tie_word_embeddings": True}),
     "qwen3": (transformers.Qwen3Config, {"head_dim": 128, "tie_word_embeddings": True}),
     "gemma3_text": (transformers.Gemma3TextConfig, {"tie_word_embeddings": True}),
+}
+SCALED: dict[str, dict[str, Any]] = {
+    "llama3": {
+        "rope_type": "llama3",
+        "rope_theta": 1e6,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+    "linear": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0},
 }
 SPACE = "\u2581"
 
@@ -127,6 +139,45 @@ def test_the_file_computes_what_the_checkpoint_computes(tmp_path: Path, kind: st
     assert read("ab 12 é").input_ids == tokenizer()("ab 12 é").input_ids
 
 
+@pytest.mark.parametrize("kind", ["llama3", "linear"])
+def test_scaled_positions_are_written_and_read_back(tmp_path: Path, kind: str) -> None:
+    source = checkpoint(tmp_path / "model", rope_parameters=SCALED[kind], head_dim=32)
+    report = apply_plan(half(source), source, tmp_path / "out", CutOptions(format="gguf"))
+    assert report.gguf is not None
+    assert any("how positions are scaled" in note for note in report.gguf.notes)
+    reader = gguf.GGUFReader(tmp_path / "out" / "out.gguf")
+    if kind == "llama3":
+        # A divisor is the frequency without the scaling over the frequency with it, as transformers computes both.
+        computed, _ = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["llama3"](source.config, "cpu")
+        plain = 1e6 ** -(torch.arange(0, 32, 2, dtype=torch.float64) / 32)
+        stored = next(tensor for tensor in reader.tensors if tensor.name == "rope_freqs.weight")
+        np.testing.assert_allclose(stored.data, plain / computed.double(), rtol=1e-6)
+        assert len(set(stored.data.tolist()) - {1.0, 8.0}) == 2
+    else:
+        assert [reader.fields[f"llama.rope.scaling.{name}"].contents() for name in ("type", "factor")] == ["linear", 2.0]
+    read = ModelSource(dequantized_directory(tmp_path / "out" / "out.gguf")).config
+    assert {name: read.rope_parameters[name] for name in SCALED[kind]} == SCALED[kind]
+    apply_plan(half(source), source, tmp_path / "plain")
+    exact, alone = logits(tmp_path / "plain"), logits(tmp_path / "out", gguf_file="out.gguf")
+    with torch.inference_mode():
+        ours = load_gguf(tmp_path / "out" / "out.gguf").eval()(torch.arange(40)[None] * 5 % 256).logits
+    scale = float(exact.abs().max())
+    assert float((ours - exact).abs().max()) < 1e-6 * scale
+    # transformers by itself does not read the scaling.
+    assert float((alone - exact).abs().max()) > 1e-3 * scale
+
+
+def test_positions_scaled_in_an_unknown_way_are_refused(tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "model", rope_parameters=SCALED["llama3"], head_dim=32)
+    apply_plan(half(source), source, tmp_path / "out", CutOptions(format="gguf"))
+    path = tmp_path / "out" / "out.gguf"
+    stored = next(tensor for tensor in gguf.GGUFReader(path, "r+").tensors if tensor.name == "rope_freqs.weight")
+    stored.data[8] = 3.0
+    del stored
+    with pytest.raises(ModelError, match="not those of a Llama 3"):
+        dequantized_directory(path)
+
+
 def test_rows_of_queries_lie_as_llama_cpp_rotates_them(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "model", dtype=torch.bfloat16)
     apply_plan(half(source), source, tmp_path / "out", CutOptions(format="gguf"))
@@ -182,7 +233,8 @@ def test_a_way_to_split_text_is_recognised_by_the_tokenizer_itself(tmp_path: Pat
     [
         ("llama", {"attention_bias": True}, "have biases"),
         ("llama", {"hidden_act": "gelu"}, "its activation is gelu"),
-        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "positions are scaled"),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, r"are scaled \(dynamic\)"),
+        ("qwen2", {"rope_parameters": SCALED["llama3"]}, r"are scaled \(llama3\)"),
         ("mistral", {"sliding_window": 16}, "a window of 16 tokens"),
         ("qwen3", {"head_dim": 32}, "128 for granted"),
         ("llama", {"vocab_size": 258, "eos_token_id": 2}, "embeddings for 258 tokens"),
