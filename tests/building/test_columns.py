@@ -17,6 +17,7 @@ from chanfmt.base.errors import UsageError
 from chanfmt.building.columns import delimiter_ids, ffn_columns, plan_columns, read_ids
 from chanfmt.building.loss import MaskedTokenLoss, ReconstructionLoss
 from chanfmt.building.measure import measure
+from chanfmt.building.options import BuildOptions
 from chanfmt.cli.main import main
 from chanfmt.data.tokens import canonical
 from chanfmt.format.columns import ARRAY_BY_NAME, COLUMN_BY_NAME, MEASURED_GROUPS, OWNER, measured_groups
@@ -236,6 +237,13 @@ def test_a_choice_that_is_not_possible_is_refused(text, message):
     assert message in f"{caught.value.message} {caught.value.hint}"
     assert measured_groups("activity, peaks") == ("peaks", "activity")
     assert measured_groups("all") == MEASURED_GROUPS
+
+
+def test_a_number_of_drivers_without_drivers_is_refused():
+    for columns in ("drivers", "all"):
+        BuildOptions("model", "a.h5", columns=columns, drivers=3).check()
+    with pytest.raises(UsageError, match="--drivers has no effect without --columns drivers"):
+        BuildOptions("model", "a.h5", columns="peaks", drivers=3).check()
 
 
 def test_arrays_have_no_tokens(tmp_path):
