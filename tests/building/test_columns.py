@@ -372,3 +372,12 @@ def test_super_weights_of_the_model(halves, capsys):
     table = capsys.readouterr().out.splitlines()
     assert len(table) == 4
     assert str(first.token) in table[1]
+
+
+def test_ids_that_no_token_has_are_in_no_context():
+    ids = np.array([[-5, 3, 4, -5]], dtype=np.int32)
+    where = np.array([[0, 0], [1, 3]])
+    assert in_context(np.array([2.0, 1.0]), *where, ids) == (
+        DrivingToken(2.0, 0, 1, 3, (), (4,)),
+        DrivingToken(1.0, 0, 3, None, (3, 4), ()),
+    )
