@@ -106,7 +106,9 @@ def read_inputs(atlas: Atlas) -> list[Input]:
         tokens, experts = held["tokens"].tolist(), held["expert"].tolist()
         names = [tuple(parse_json(text, list[str])) for text in held["weights"]]
         ends = [0, *itertools.accumulate(lengths)]
-        if min(lengths) < 1 or ends[-1] != len(sums) or not (np.isfinite(sums).all() and (sums >= 0).all()):
+        if min(lengths) < 1 or min(tokens) < 0 or min(experts) < _NONE:
+            raise ValueError
+        if ends[-1] != len(sums) or not (np.isfinite(sums).all() and (sums >= 0).all()):
             raise ValueError
         return [
             Input(weights, None if expert == _NONE else expert, count, sums[start:stop])

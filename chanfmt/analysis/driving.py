@@ -96,7 +96,7 @@ def in_context(
                     at,
                     None if token < 0 else token,
                     tuple(item for item in before.tolist() if item >= 0),
-                    tuple(after.tolist()),
+                    tuple(item for item in after.tolist() if item >= 0),
                 )
             )
     return tuple(found)

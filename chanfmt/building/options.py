@@ -13,7 +13,7 @@ from chanfmt.base.inputs import input_path
 from chanfmt.data.shares import divide, read_weights
 from chanfmt.data.text import ARRAYS, BOS, SELF
 from chanfmt.format import schema
-from chanfmt.format.columns import DRIVERS_KEPT, MOST_DRIVERS, NO_GROUPS, measured_groups
+from chanfmt.format.columns import DRIVERS, DRIVERS_KEPT, MOST_DRIVERS, NO_GROUPS, measured_groups
 from chanfmt.models.load import DTYPES, check_device_map
 
 AUTO, WHOLE, RECOMPUTE, STREAM = "auto", "whole", "recompute", "stream"
@@ -152,6 +152,10 @@ class BuildOptions:
             raise UsageError(f"--checkpoint-every must be 0 or more seconds, not {self.checkpoint_every:g}")
         if not 1 <= self.drivers <= MOST_DRIVERS:
             raise UsageError(f"--drivers must be between 1 and {MOST_DRIVERS}, not {self.drivers}")
+        if self.drivers != DRIVERS_KEPT and DRIVERS not in self.column_groups:
+            raise UsageError(
+                "--drivers has no effect without --columns drivers", hint=f"add --columns {DRIVERS}, or leave it out"
+            )
         if not 0 <= self.spool_limit < 2**33:
             raise UsageError(f"--spool-limit must be 0 or more GiB, not {self.spool_limit:g}")
         if self.revisions is None and not self.path.name:

@@ -17,6 +17,7 @@ from chanfmt.base.errors import UsageError
 from chanfmt.building.columns import delimiter_ids, ffn_columns, plan_columns, read_ids
 from chanfmt.building.loss import MaskedTokenLoss, ReconstructionLoss
 from chanfmt.building.measure import measure
+from chanfmt.building.options import BuildOptions
 from chanfmt.cli.main import main
 from chanfmt.data.tokens import canonical
 from chanfmt.format.columns import ARRAY_BY_NAME, COLUMN_BY_NAME, MEASURED_GROUPS, OWNER, measured_groups
@@ -238,6 +239,13 @@ def test_a_choice_that_is_not_possible_is_refused(text, message):
     assert measured_groups("all") == MEASURED_GROUPS
 
 
+def test_a_number_of_drivers_without_drivers_is_refused():
+    for columns in ("drivers", "all"):
+        BuildOptions("model", "a.h5", columns=columns, drivers=3).check()
+    with pytest.raises(UsageError, match="--drivers has no effect without --columns drivers"):
+        BuildOptions("model", "a.h5", columns="peaks", drivers=3).check()
+
+
 def test_arrays_have_no_tokens(tmp_path):
     model = tiny("vit", IMAGE)
     path = tmp_path / "images.npz"
@@ -364,3 +372,12 @@ def test_super_weights_of_the_model(halves, capsys):
     table = capsys.readouterr().out.splitlines()
     assert len(table) == 4
     assert str(first.token) in table[1]
+
+
+def test_ids_that_no_token_has_are_in_no_context():
+    ids = np.array([[-5, 3, 4, -5]], dtype=np.int32)
+    where = np.array([[0, 0], [1, 3]])
+    assert in_context(np.array([2.0, 1.0]), *where, ids) == (
+        DrivingToken(2.0, 0, 1, 3, (), (4,)),
+        DrivingToken(1.0, 0, 3, None, (3, 4), ()),
+    )

@@ -10,6 +10,7 @@ import torch
 
 import chanfmt
 from chanfmt.algebra.inputs import GROUP, read_inputs
+from chanfmt.base.errors import AtlasError
 from chanfmt.building.options import BuildOptions
 from chanfmt.cli.main import main
 from chanfmt.format.records import LabelSettings
@@ -180,3 +181,23 @@ def test_an_older_atlas_says_what_its_matrix_lacks(measured, tmp_path, capsys):
     assert main(["export", str(tmp_path / "old.h5"), "-o", str(tmp_path / "m.imatrix.gguf")]) == 0
     assert "covers the down projections only" in capsys.readouterr().err
     assert len(gguf.GGUFReader(tmp_path / "m.imatrix.gguf").tensors) == 2 * 3
+
+
+def test_numbers_that_count_nothing_are_refused(measured, tmp_path):
+    _, path = measured("llama")
+    with chanfmt.open(path) as atlas:
+        content = atlas.content()
+    for name, wrong in (("tokens", -1), ("expert", -2)):
+        groups = [
+            dataclasses.replace(
+                group,
+                variables=tuple(
+                    dataclasses.replace(item, values=np.full_like(item.values, wrong)) if item.name == name else item
+                    for item in group.variables
+                ),
+            )
+            for group in content.extensions
+        ]
+        write_atlas(dataclasses.replace(content, extensions=tuple(groups)), tmp_path / f"{name}.h5")
+        with chanfmt.open(tmp_path / f"{name}.h5") as atlas, pytest.raises(AtlasError, match="not as the specification says"):
+            read_inputs(atlas)

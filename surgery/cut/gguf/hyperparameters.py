@@ -52,6 +52,8 @@ def hyperparameters(config: Any) -> dict[str, Value]:
     }
     if kind == GEMMA3:
         numbers["attention.sliding_window"] = config.sliding_window
+    if wrong := next((name for name, number in numbers.items() if not 0 <= int(number) < 1 << 32), None):
+        raise ModelError(f"its {wrong} is {numbers[wrong]}, which is not a number of 32 bits")
     rotation = _rotation(config)
     floats = {"attention.layer_norm_rms_epsilon": config.rms_norm_eps, "rope.freq_base": rotation["rope_theta"]}
     texts = {}

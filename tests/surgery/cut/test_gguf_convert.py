@@ -18,6 +18,7 @@ from chanfmt.base.errors import ModelError, UsageError
 from chanfmt.models.gguf import dequantized_directory, load_gguf
 from chanfmt.models.source import ModelSource
 from surgery.cut.apply import apply_plan
+from surgery.cut.gguf.hyperparameters import hyperparameters
 from surgery.cut.gguf.vocabulary import SPLITS, vocabulary
 from surgery.cut.options import CutOptions
 from surgery.recovery.options import BiasRecovery
@@ -278,3 +279,8 @@ def test_a_bias_without_a_place_is_refused_before_anything_is_computed(tmp_path:
     # The means are missing, so that computing with them would fail.
     with pytest.raises(UsageError, match="for which a GGUF file has no place"):
         apply_plan(half(source), source, tmp_path / "out", CutOptions(format="gguf"), recovery=BiasRecovery({}, 10))
+
+
+def test_a_number_that_metadata_cannot_hold_is_refused() -> None:
+    with pytest.raises(ModelError, match="its context_length is 1099511627776"):
+        hyperparameters(transformers.LlamaConfig(**SIZES | {"max_position_embeddings": 1 << 40}))
