@@ -1,7 +1,8 @@
 """How a result with uneven widths is laid out: which config it gets, and which programs read it. Pure numpy.
 
 What programs read was taken from their code: vLLM 0.33 (`DeciLMForCausalLM`), SGLang and TensorRT-LLM (models `nemotron_nas`),
-mlx-lm 0.32 (`nemotron-nas`), and llama.cpp's converter (`DeciModel`).
+mlx-lm 0.32 (`nemotron-nas`), and llama.cpp's converter (`DeciModel`). mlx-lm and vLLM also ran results
+(`bench/results/engines-2026-11-30.txt`).
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ CUSTOM_FIELDS = ("auto_map", NARROWED)
 """Config fields that the layout `CUSTOM` sets besides widths."""
 _PROJECTIONS = {"gate": "gate_proj", "up": "up_proj", "write": "down_proj"}
 _LLAMA_3_VOCABULARY = 128256
+_MLX_ACTIVATIONS = ("silu", "relu", "gelu", "gelu_new", "gelu_fast")
+"""Values of ``hidden_act`` that mlx-lm's ``nemotron-nas`` takes."""
 
 
 def needs_code(layout: str) -> bool:
@@ -186,10 +189,11 @@ def readers(config: Mapping[str, Any], widths: Sequence[int]) -> tuple[list[str]
     heads, hidden = config.get("num_attention_heads") or 1, config.get("hidden_size") or 0
     square = config.get("head_dim") in (None, hidden // heads)
     biased = bool(config.get("attention_bias") or config.get("mlp_bias"))
+    active = config.get("hidden_act", "silu") in _MLX_ACTIVATIONS
     names = [
         "vLLM",
         *([] if biased else ["SGLang", "TensorRT-LLM"]),
-        *(["mlx-lm"] if square else []),
+        *(["mlx-lm"] if square and active else []),
         *(["llama.cpp's converter"] if square and not biased and config.get("vocab_size") == _LLAMA_3_VOCABULARY else []),
     ]
     return names, ""

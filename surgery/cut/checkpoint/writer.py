@@ -76,7 +76,7 @@ def write_checkpoint(
     shard_bytes: int | None = None,
     dtype: str | None = None,
 ) -> None:
-    """Write the checkpoint ``index`` after ``cuts`` into ``directory``.
+    """Write the checkpoint ``index`` after ``cuts`` into ``directory``, as safetensors files with an index.
 
     The header of a file comes first, because all shapes are known, and then its tensors in order. Tensors without a cut
     are copied as bytes. The space of a file is reserved before anything is written to it.
@@ -94,14 +94,15 @@ def write_checkpoint(
     metadata = {"format": "pt", **index.metadata}
     for shard in shards:
         _write_shard(directory / shard.name, index, shard, cuts, metadata, advance, dtype)
-    if len(shards) > 1:
-        parameters = sum(math.prod(_shape(name, entry, cuts)) for name, entry in index.tensors.items())
-        weight_map = {name: shard.name for shard in shards for name in shard.tensors}
-        document = {
-            "metadata": {"total_parameters": parameters, "total_size": output_bytes(index, cuts, dtype)},
-            "weight_map": dict(sorted(weight_map.items())),
-        }
-        (directory / INDEX_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    # A single file has an index too: vLLM and SGLang take every file with the suffix of safetensors that no index leaves out, and
+    # a result holds one that is not a weight, the kept channels.
+    parameters = sum(math.prod(_shape(name, entry, cuts)) for name, entry in index.tensors.items())
+    weight_map = {name: shard.name for shard in shards for name in shard.tensors}
+    document = {
+        "metadata": {"total_parameters": parameters, "total_size": output_bytes(index, cuts, dtype)},
+        "weight_map": dict(sorted(weight_map.items())),
+    }
+    (directory / INDEX_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_shard(

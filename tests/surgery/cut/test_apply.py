@@ -199,11 +199,15 @@ def test_what_the_output_holds(llama: Case, tmp_path: Path) -> None:
         "kept_channels.safetensors",
         "layers.svg",
         "model.safetensors",
+        "model.safetensors.index.json",
         "special_tokens_map.json",
         "surgery.json",
         "tokenizer.json",
     ]
     assert entries(tmp_path / "out" / "additional_chat_templates") == ["tools.jinja"]
+    # vLLM takes all files with this suffix, except those that an index leaves out.
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert index["weight_map"] == dict.fromkeys(load_file(tmp_path / "out" / "model.safetensors"), "model.safetensors")
     assert said == ["notes.txt is not carried over: it is a link out of the model's directory"]
     record = json.loads((tmp_path / "out" / "surgery.json").read_text())
     with Atlas.open(llama.atlas) as atlas:
