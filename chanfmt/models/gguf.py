@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from chanfmt.models.gguf_cache import cached
 from chanfmt.models.gguf_header import read_header
 from chanfmt.models.gguf_rotation import stored_scaling
 from chanfmt.models.quiet import quiet_transformers
+from chanfmt.models.rotary_fields import older_fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,3 +98,6 @@ def _convert(path: Path, directory: Path) -> None:
     with quiet_transformers():
         model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
+    file = directory / "config.json"
+    fields = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(older_fields(fields.get("rope_parameters")) | fields, indent=2) + "\n", encoding="utf-8")

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-CONVERSION = 3
+CONVERSION = 4
 """Version of `chanfmt.models.gguf`: raise it when the same file would be converted to other weights, config or tokenizer."""
 PACKAGES = ("transformers", "gguf")
 """The packages that convert."""

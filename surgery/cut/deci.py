@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.models.own import AUTO_MAP, DECI_TYPE
+from chanfmt.models.rotary_fields import older_fields
 from chanfmt.models.stock import parse_config
 from surgery.planning.layouts import DECI_MULTIPLE
 from surgery.planning.plan import Change
@@ -59,10 +60,6 @@ def ffn_mult(width: int, hidden: int) -> float:
 
 
 def _rotary(config: Mapping[str, Any], parsed: Any) -> dict[str, Any]:
-    """The rotary embedding in the fields that transformers wrote up to version 4, from which other programs read it."""
-    parameters = dict(getattr(parsed, "rope_parameters", None) or {})
-    if not parameters or "rope_theta" not in parameters:
-        return {}
-    theta = parameters.pop("rope_theta")
-    scaling = parameters if parameters.get("rope_type", "default") != "default" else None
-    return {"rope_theta": theta, **({"rope_scaling": scaling} if scaling or "rope_scaling" in config else {})}
+    """The rotary embedding in the fields from which other programs read it."""
+    found = older_fields(getattr(parsed, "rope_parameters", None))
+    return {"rope_scaling": None, **found} if found and "rope_scaling" in config else found

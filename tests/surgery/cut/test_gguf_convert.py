@@ -158,6 +158,9 @@ def test_scaled_positions_are_written_and_read_back(tmp_path: Path, kind: str) -
         assert [reader.fields[f"llama.rope.scaling.{name}"].contents() for name in ("type", "factor")] == ["linear", 2.0]
     read = ModelSource(dequantized_directory(tmp_path / "out" / "out.gguf")).config
     assert {name: read.rope_parameters[name] for name in SCALED[kind]} == SCALED[kind]
+    # Other programs read the base and the scaling from the fields of transformers 4.
+    fields = json.loads((dequantized_directory(tmp_path / "out" / "out.gguf") / "config.json").read_text())
+    assert {"rope_theta": fields["rope_theta"], **fields["rope_scaling"]} == SCALED[kind]
     apply_plan(half(source), source, tmp_path / "plain")
     exact, alone = logits(tmp_path / "plain"), logits(tmp_path / "out", gguf_file="out.gguf")
     with torch.inference_mode():
