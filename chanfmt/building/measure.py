@@ -228,7 +228,9 @@ def _batches(
     size, done = measurement.batch_size * group.size, measurement.sequences
     for split, (first, last) in enumerate(split_ranges(tokens.split_of)):
         if split == 1:
-            measurement.collect(group)
+            # A build that continues behind this point has its cores in the first process, and nothing yet in the others.
+            if done <= first:
+                measurement.collect(group)
             _choose_cores(measurement, rho, group)
         for start in range(max(first, done), last, size):
             stop = min(start + size, last)

@@ -150,6 +150,10 @@ class _Processes(Group):
         raise final.error()
 
     def collect(self, sums: Sequence[torch.Tensor], maxima: Sequence[torch.Tensor]) -> None:
+        # gloo takes a message that is too short, and leaves the rest of the sums as the memory was.
+        shapes = self.exchange([tuple(tensor.shape) for tensor in (*sums, *maxima)])
+        if any(theirs != shapes[0] for theirs in shapes):
+            raise RuntimeError("the processes hold sums of different shapes")
         # The processes send one after the other. If a process is lost in the middle of a collective operation, gloo breaks
         # the connections of other processes too, and some of them wait forever.
         for tensors, add in ((sums, torch.Tensor.add_), (maxima, _largest)):
