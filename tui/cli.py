@@ -16,6 +16,7 @@ from chanfmt.base.files import output_path
 from chanfmt.base.inputs import input_path
 from chanfmt.base.text import one_line
 from chanfmt.cli.framework import Parser, add_options, print_line, run_command
+from chanfmt.cli.framework.options import TOKENIZER_MODEL
 from tui.session.keys import VARIABLE
 from tui.session.place import ASCENDING, QUERY, Place
 from tui.session.registry import OF_TWO, SCREENS
@@ -60,14 +61,7 @@ class FileOptions:
             "metavar": "FILE",
         },
     )
-    model: str | None = field(
-        default=None,
-        metadata={
-            "help": "model whose tokenizer gives the texts of tokens: a local directory, a .gguf file that was used before, or a Hub "
-            "id in the cache (default: the model that the atlas names, if it is on this machine)",
-            "metavar": "MODEL",
-        },
-    )
+    model: str | None = field(default=None, metadata=TOKENIZER_MODEL)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from chanfmt.algebra.inputs import read_inputs
 from chanfmt.base.errors import AtlasError
 from chanfmt.base.narrate import say
 from chanfmt.base.text import one_line
+from chanfmt.format.records import READ_ROLES
 from chanfmt.format.texts import configuration
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def not_covered(atlas: Atlas) -> str:
         )
     names = _names(atlas)
     held = {weight for row in inputs for weight in row.weights}
-    reads = {item.tensor for block in atlas.blocks for item in block.tensors if item.role in ("gate", "up")}
+    reads = {item.tensor for block in atlas.blocks for item in block.tensors if item.role in READ_ROLES}
     lacking = [weight for weight in sorted(held | reads) if weight not in held or weight_name(names, weight) is None]
     if not lacking:
         return ""

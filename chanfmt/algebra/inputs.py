@@ -97,7 +97,7 @@ def read_inputs(atlas: Atlas) -> list[Input]:
     Raises:
         AtlasError: The group is not as the specification says.
     """
-    group = next((group for group in atlas.extensions() if group.path == GROUP), None)
+    group = atlas.extension(GROUP)
     if group is None:
         return []
     held = {item.name: item.values for item in group.variables}

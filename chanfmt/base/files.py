@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _SPECIAL = "a device, a pipe or a socket, and is never replaced"
+PARTIAL_SUFFIX = ".partial"
+"""Ending of the name of a partial atlas."""
 _LONGEST = 200
 """Bytes of a name that the names of its temporaries and its companions repeat. A name may have 255 bytes, and theirs are longer."""
 
@@ -146,6 +148,11 @@ def stem_beside(name: str) -> str:
     """The beginning of the names of visible files that belong to ``name``: ``name`` itself, unless it is too long for an ending."""
     raw = os.fsencode(name)
     return name if len(raw) <= _LONGEST else f"{name[:50]}-{hashlib.sha256(raw).hexdigest()[:16]}"
+
+
+def partial_beside(path: Path) -> Path:
+    """Where an unfinished build of the atlas ``path`` keeps what it has measured."""
+    return path.with_name(stem_beside(path.name) + PARTIAL_SUFFIX)
 
 
 def fsync_path(path: Path) -> None:

@@ -92,6 +92,11 @@ def gigabytes(nbytes: int) -> str:
     return f"{nbytes / 1e9:.1f} GB" if nbytes < 1e10 else f"{nbytes / 1e9:.0f} GB"
 
 
+def span(low: str, high: str) -> str:
+    """``LOW to HIGH``, or one of them if they are alike."""
+    return low if low == high else f"{low} to {high}"
+
+
 def cell_width(text: str) -> int:
     """Cells that ``text`` takes in a terminal: two for a CJK character, none for a combining one."""
     if text.isascii():

@@ -55,8 +55,8 @@ def assemble(plan: BuildPlan, measurement: Measurement, session: Session) -> Atl
             for ffn, statistics in group:
                 weights = (ffn_weights(plan.model, member) for member in ffn.members)
                 dimensions, support = supports.get(place[0], (0, None))
-                # Between two stages of a hierarchical model the residual dimensions change.
                 inputs += ffn_inputs(ffn, plan.slices[len(layers)], statistics, names)
+                # Between two stages of a hierarchical model the residual dimensions change.
                 variables, mass = layer_variables(
                     statistics, weights, settings, support if dimensions == ffn.read_inputs else None
                 )

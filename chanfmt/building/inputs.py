@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chanfmt.algebra.inputs import Input, joined
+from chanfmt.format.records import READ_ROLES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -13,14 +14,12 @@ if TYPE_CHECKING:
     from chanfmt.format.records import TensorSlice
     from chanfmt.models.ffn import FFN
 
-_READS = ("gate", "up")
-
 
 def read_weights(ffn: FFN, slices: Sequence[TensorSlice]) -> list[tuple[str, ...]]:
     """Names of the read projections' weights in the checkpoint, of ``ffn`` or of each of its experts."""
     count = len(slices) // len(ffn.members)
     return [
-        tuple(dict.fromkeys(item.tensor for item in slices[start : start + count] if item.role in _READS))
+        tuple(dict.fromkeys(item.tensor for item in slices[start : start + count] if item.role in READ_ROLES))
         for start in range(0, len(slices), count)
     ]
 

@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 
 from chanfmt.base.choices import unknown
 from chanfmt.base.errors import UsageError
-from chanfmt.base.files import output_path, stem_beside
+from chanfmt.base.files import output_path, partial_beside
 from chanfmt.base.inputs import input_path
 from chanfmt.data.shares import divide, read_weights
 from chanfmt.data.text import ARRAYS, BOS, SELF
@@ -267,4 +267,4 @@ class BuildOptions:
     @property
     def partial(self) -> Path:
         """File of the partial atlas, which an unfinished build leaves."""
-        return self.path.with_name(stem_beside(self.path.name) + ".partial")
+        return partial_beside(self.path)

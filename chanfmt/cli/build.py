@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import ChanfmtError
@@ -52,7 +51,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     options = framework.parse_options(arguments, BuildOptions)
     settings = framework.parse_options(arguments, LabelSettings)
-    from chanfmt.base.processes import processes, rank
+    from chanfmt.base.processes import outlive_others, rank
     from chanfmt.cli.info import info_data, layer_rows, print_layers
     from chanfmt.format.reader import Atlas
     from chanfmt.hub.locate import locate_model
@@ -78,9 +77,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
             paths = build_series(options, settings, locate_model)
     except ChanfmtError:
-        if processes() > 1:
-            # torchrun terminates this process because the others have ended. This process must still print the error.
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        outlive_others()
         raise
     if options.revisions is not None:
         if arguments.json:
@@ -102,17 +99,12 @@ def _follow(options: BuildOptions, settings: LabelSettings) -> int:
     """Build as one of torchrun's processes that leave all messages to the first process."""
     if options.dry_run:
         return 0
-    try:
-        from chanfmt.building.build import build
-        from chanfmt.building.series import build_series
-        from chanfmt.hub.locate import locate_model
+    from chanfmt.base.processes import followed
+    from chanfmt.building.build import build
+    from chanfmt.building.series import build_series
+    from chanfmt.hub.locate import locate_model
 
-        (build if options.revisions is None else build_series)(options, settings, locate_model)
-    except ChanfmtError as error:
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return followed(lambda: (build if options.revisions is None else build_series)(options, settings, locate_model))
 
 
 def _cell(value: Any) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.narrate import progress_bar, say
-from chanfmt.base.text import significant
+from chanfmt.base.text import significant, span
 from chanfmt.cli import framework
 from chanfmt.cli.options import SeveralAtlasesOptions
 from chanfmt.format import schema
@@ -169,8 +169,7 @@ def _run_matrix(atlases: Sequence[Atlas], metric: str, *, as_json: bool) -> None
 
 def _range(values: list[float]) -> str:
     """Lowest and highest value, or one value if they print alike."""
-    low, high = (significant(value, 2) for value in (min(values), max(values)))
-    return low if low == high else f"{low} to {high}"
+    return span(*(significant(value, 2) for value in (min(values), max(values))))
 
 
 def _summary(atlas: Atlas) -> dict[str, Any]:

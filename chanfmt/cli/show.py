@@ -9,6 +9,7 @@ from chanfmt.base.errors import AtlasError, UsageError
 from chanfmt.base.narrate import say
 from chanfmt.base.text import one_line, percentage, significant
 from chanfmt.cli import framework
+from chanfmt.cli.framework.options import TOKENIZER_MODEL
 from chanfmt.cli.options import AtlasOptions
 
 if TYPE_CHECKING:
@@ -58,14 +59,7 @@ class ShowOptions:
         default=None,
         metadata={"help": "this channel alone: its ranks, splits, partners, dimensions, and driving tokens", "metavar": "C"},
     )
-    model: str | None = field(
-        default=None,
-        metadata={
-            "help": "model whose tokenizer gives the texts of tokens: a local directory, a .gguf file that was used before, or a Hub "
-            "id in the cache (default: the model that the atlas names, if it is on this machine)",
-            "metavar": "MODEL",
-        },
-    )
+    model: str | None = field(default=None, metadata=TOKENIZER_MODEL)
     sort: str | None = field(
         default=None,
         metadata={

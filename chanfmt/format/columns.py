@@ -16,6 +16,7 @@ from chanfmt.format import schema
 OWNER = f"{schema.EXTENSION_PREFIX}common"
 """Owner of the well-known columns. It holds no other columns."""
 REDUNDANCY_CHANCE = f"{OWNER}/redundancy_chance"
+"""The column with the null of chance. A build writes it; a merge and older atlases do not have it."""
 ABLATION_LOSS, MEAN_ABLATION_LOSS = f"{OWNER}/ablation_loss", f"{OWNER}/mean_ablation_loss"
 ABLATIONS = {ABLATION_LOSS: "set to 0", MEAN_ABLATION_LOSS: "set to its mean"}
 """Columns of a measured loss, to what happened to the channel. The column ``NAME_error`` has the standard errors."""

@@ -189,11 +189,8 @@ class Stack:
                 return {}
             places[name] = path
             shapes.add(node.shape)
-        return (
-            places
-            if {shape[:-1] for shape in shapes} == {(len(self.layers), *experts, self.n_channels)} and len(shapes) == 1
-            else {}
-        )
+        fits = len(shapes) == 1 and shapes.pop()[:-1] == (len(self.layers), *experts, self.n_channels)
+        return places if fits else {}
 
     @property
     def variables(self) -> list[str]:
@@ -420,6 +417,10 @@ class Atlas:
             "content_sha256": self.content_sha256,
             "model": model,
         }
+
+    def extension(self, path: str) -> ExtensionGroup | None:
+        """The extension group ``path`` with its values, without the groups in it; None if there is no such group."""
+        return _read_extension(self._container, path)[0] if self._container.is_group(path) else None
 
     def extensions(self) -> tuple[ExtensionGroup, ...]:
         """Groups that other programs added, with their values (spec section "Extensions")."""

@@ -178,6 +178,10 @@ class CalibrationRecord:
         return stated[0] == stated[1]
 
 
+READ_ROLES = ("gate", "up")
+"""Roles of the weights that read the residual stream (see `TensorSlice`)."""
+
+
 @dataclass(frozen=True)
 class TensorSlice:
     """Where the weights or biases of one role of an FFN lie in the checkpoint.

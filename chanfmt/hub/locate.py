@@ -15,7 +15,7 @@ from chanfmt.format.reader import Atlas
 from chanfmt.hub.names import is_address, parse_address
 from chanfmt.models.gguf_cache import MODEL_DIRECTORY, cache_directory, entries
 from chanfmt.models.sentence_transformers import module_directories
-from chanfmt.models.source import TEMPLATE_DIRECTORY, ModelSource, check_local, is_local, local_source
+from chanfmt.models.source import TEMPLATE_DIRECTORY, TOKENIZER_FILE, ModelSource, check_local, is_local, local_source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from chanfmt.format.records import ModelRecord
 
 SUFFIX = ".h5"
-TOKENIZER_FILE = "tokenizer.json"
 _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.py", "*.md", "LICENSE*"]
 # Some repositories hold the same weights again in another layout, in other files or directories. A pattern cannot exclude
 # every directory but one, so one pattern for each letter of its name does.

@@ -17,7 +17,7 @@ from chanfmt.models.gguf_cache import cached
 from chanfmt.models.gguf_header import read_header
 from chanfmt.models.gguf_rotation import stored_scaling
 from chanfmt.models.quiet import quiet_transformers
-from chanfmt.models.rotary_fields import older_fields
+from chanfmt.models.rotary_fields import head_size, older_fields, rotation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,13 +63,8 @@ def load_gguf(path: Path) -> Any:
 def _scale_positions(config: Any, path: Path) -> None:
     """Put into ``config`` how the GGUF file ``path`` scales positions."""
     text = config.get_text_config()
-    parameters = getattr(text, "rope_parameters", None)
-    if not parameters:
-        return
-    # Of a model with two rotations, that of the layers that see all tokens is scaled.
-    own = parameters.get("full_attention", parameters)
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    if scaling := stored_scaling(path, read_header(path), float(own["rope_theta"]), int(head)):
+    own = rotation(text)
+    if own and (scaling := stored_scaling(path, read_header(path), float(own["rope_theta"]), head_size(text))):
         own |= scaling
 
 

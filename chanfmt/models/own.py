@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import ModelError
 from chanfmt.base.text import one_line
+from chanfmt.models.own_names import DECI_TYPE, NARROWED_FIELD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-DECI_TYPE = "nemotron-nas"
-"""The model type under which engines know DeciLM."""
 CONFIGURATION_FILE = "configuration_uneven.py"
 MODELING_FILE = "modeling_uneven.py"
 AUTO_MAP = {
@@ -27,8 +26,6 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "modeling_uneven.DeciLMForCausalLM",
 }
 """The field ``auto_map`` of such a result. transformers finds its classes by it."""
-NARROWED_FIELD = "narrowed_ffns"
-"""The field that lists the FFNs of a result in the layout ``custom``."""
 NARROWED_FILE = "modeling_narrowed.py"
 _CLASSES = ("AutoConfig", "AutoModelForCausalLM")
 """What ``save_pretrained`` leaves of the map, at least."""

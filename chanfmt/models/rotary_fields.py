@@ -1,4 +1,4 @@
-"""The rotary embedding of a config in the fields that transformers wrote up to version 4."""
+"""The rotary embedding of a config, and the fields in which transformers wrote it up to version 4."""
 
 from __future__ import annotations
 
@@ -6,6 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+def rotation(config: Any) -> dict[str, Any]:
+    """``rope_parameters`` of ``config`` itself; of a model with two rotations, of the layers that see all tokens. May be empty."""
+    found: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    return found.get("full_attention", found)
+
+
+def head_size(config: Any) -> int:
+    """Numbers of one attention head."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def older_fields(parameters: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from chanfmt.models.safetensors import CheckpointIndex, fingerprint
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+TOKENIZER_FILE = "tokenizer.json"
 TEMPLATE_DIRECTORY = "additional_chat_templates"
 """The only subdirectory of a model's directory that belongs to the model: the tokenizer's named chat templates lie there."""
 CONFIG_FILE = "config.json"
@@ -163,7 +164,7 @@ class ModelSource:
         import transformers
 
         # With both files there, transformers takes tekken.json if mistral-common is installed, and tokenizer.json if not.
-        both = all((self.directory / name).is_file() for name in ("tekken.json", "tokenizer.json"))
+        both = all((self.directory / name).is_file() for name in ("tekken.json", TOKENIZER_FILE))
         extra = {"mistral_format": False} if both else {}
         with quiet_transformers():
             try:

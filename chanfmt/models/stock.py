@@ -30,7 +30,8 @@ def parse_config(config: dict[str, Any]) -> Any:
     model_type = config.get("model_type")
     if reason := own_code(config):
         raise ModelError(reason, hint="cut a model whose type transformers knows; an atlas of this model can still be read")
-    if not (own := is_own(config)) and (not isinstance(model_type, str) or model_type not in transformers.CONFIG_MAPPING):
+    own = is_own(config)
+    if not own and (not isinstance(model_type, str) or model_type not in transformers.CONFIG_MAPPING):
         raise ModelError(
             f"transformers {transformers.__version__} does not know the model type {model_type!r}",
             hint="update it with: pip install -U transformers",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import ModelError
 from chanfmt.models.own import narrowed_map
+from chanfmt.models.own_names import NARROWED_FIELD
 from chanfmt.models.stock import Shapes, meta_shapes, meta_ties, parse_config
 from chanfmt.models.widths import (
     FieldPath,
@@ -24,7 +25,7 @@ from chanfmt.models.widths import (
 )
 from surgery.cut.checkpoint.cuts import Cut, Widths, plan_cuts
 from surgery.cut.deci import DECI_ADDED, deci_config
-from surgery.planning.layouts import CUSTOM, DECI, NARROWED, UNIFORM, layout_rule, layout_widths
+from surgery.planning.layouts import CUSTOM, DECI, UNIFORM, layout_rule, layout_widths
 from surgery.planning.plan import Change
 from surgery.planning.shrink import check_size
 from surgery.planning.written import size_of
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Allowed", "Layout", "allowed_shapes", "check_layout", "config_fields", "edit_config", "find_layout", "in_model"]
 
-ADDED = (*DECI_ADDED, NARROWED)
+ADDED = (*DECI_ADDED, NARROWED_FIELD)
 """Fields that a stock config may lack. They go again if the cut is undone."""
 Allowed = dict[str, frozenset[tuple[int, ...]]]
 """Parameter name to the shapes that it may have."""
@@ -203,7 +204,7 @@ def _narrowing(
         fields = {".".join(path): change.after for path, change in own.items() if change != edits.get(path)}
         if fields and item is not None and item.place is None:
             listed.append({"module": block.module, "fields": fields})
-    after = {NARROWED: listed, "auto_map": narrowed_map(config["architectures"][0])}
+    after = {NARROWED_FIELD: listed, "auto_map": narrowed_map(config["architectures"][0])}
     return {(key,): Change(config.get(key), value) for key, value in after.items()}
 
 

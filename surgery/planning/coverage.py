@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from chanfmt.base.text import span
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -86,12 +88,12 @@ class Evidence:
     kept: tuple[float, float] | None
 
     def __str__(self) -> str:
-        need = _span(*(f"{math.ceil(number):,}" if math.isfinite(number) else "more than there are" for number in self.half))
+        need = span(*(f"{math.ceil(number):,}" if math.isfinite(number) else "more than there are" for number in self.half))
         text = f"{self.few:,} of {self.experts:,} got fewer tokens than their scores need ({need})"
         if self.kept is None:
             return text
         none = f", {self.unseen:,} of them none" if self.unseen else ""
-        share = _span(*(f"{share:.4g}" for share in self.kept))
+        share = span(*(f"{share:.4g}" for share in self.kept))
         return f"{text}{none}: the norms of their weights rank them more; they keep {share} of their channels, as their layers do"
 
     def to_json(self) -> dict[str, Any]:
@@ -118,7 +120,3 @@ def evidence(experts: Sequence[tuple[np.ndarray, float, float]]) -> Evidence | N
         (min(halves), max(halves)),
         (min(shares), max(shares)) if shares else None,
     )
-
-
-def _span(low: str, high: str) -> str:
-    return low if low == high else f"{low} to {high}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from chanfmt.base.errors import UsageError
-from surgery.planning.layouts import CUSTOM, DECI
+from surgery.planning.layouts import needs_code
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +35,7 @@ class FileBytes(Protocol):
 
 def check_layout_of_format(format: str, layout: str | None) -> None:
     """Raise `UsageError` if a result in ``format`` cannot have the ``layout`` that was asked for."""
-    if format == GGUF and layout in (DECI, CUSTOM):
+    if format == GGUF and layout is not None and needs_code(layout):
         raise UsageError(
             f"--layout {layout} is for checkpoints: a GGUF file has a config of its own",
             hint="leave out --format gguf, or use --allocation uniform without --layout",

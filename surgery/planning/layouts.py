@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import UsageError
-from chanfmt.base.text import one_line
+from chanfmt.base.text import one_line, span
+from chanfmt.models.own_names import DECI_TYPE, NARROWED_FIELD
 from surgery.planning.written import written_widths
 
 if TYPE_CHECKING:
@@ -31,13 +32,11 @@ WRITTEN = (UNIFORM, DECI, CUSTOM)
 """Layouts that a result can have."""
 CAUSAL = ("ForCausalLM", "LMHeadModel")
 """Ends of the names of classes that predict the next token."""
-LLAMA_TYPES = ("llama", "mistral", "nemotron-nas")
+LLAMA_TYPES = ("llama", "mistral", DECI_TYPE)
 """Model types whose code is Llama's. A `nemotron-nas` model is taken if it is an earlier result."""
 DECI_MULTIPLE = 256
 """Multiple that every width must have if ``ffn_mult`` is to say it."""
-NARROWED = "narrowed_ffns"
-"""The config field that lists the FFNs of a result in the layout `CUSTOM`."""
-CUSTOM_FIELDS = ("auto_map", NARROWED)
+CUSTOM_FIELDS = ("auto_map", NARROWED_FIELD)
 """Config fields that the layout `CUSTOM` sets besides widths."""
 _PROJECTIONS = {"gate": "gate_proj", "up": "up_proj", "write": "down_proj"}
 _LLAMA_3_VOCABULARY = 128256
@@ -121,7 +120,9 @@ def layout_widths(layout: str, blocks: Sequence[Linked], kept: Sequence[int], mu
 def layout_rule(asked: str, blocks: Sequence[Any], config: Mapping[str, Any]) -> LayoutRule:
     """The rule for a model with the FFNs ``blocks`` (of an atlas or a plan) and the ``config.json`` ``config``."""
     reasons = {DECI: deci_obstacle(blocks, config), CUSTOM: custom_obstacle(config)}
-    refusal = "the model was cut with --layout custom before, and such a result cannot be cut again" if NARROWED in config else ""
+    refusal = (
+        "the model was cut with --layout custom before, and such a result cannot be cut again" if NARROWED_FIELD in config else ""
+    )
     return LayoutRule(asked, {layout: reason for layout, reason in reasons.items() if reason}, refusal)
 
 
@@ -129,7 +130,7 @@ def custom_obstacle(config: Mapping[str, Any]) -> str:
     """Why a model with this ``config.json`` cannot be laid out as `CUSTOM`, as the rest of a sentence; empty if it can."""
     if not config:
         return "the atlas does not hold the model's config"
-    if config.get("model_type") == "nemotron-nas":
+    if config.get("model_type") == DECI_TYPE:
         return "a DeciLM model has a width for each layer already"
     if not str((config.get("architectures") or [""])[0]).endswith(CAUSAL):
         return "the model was saved without a head that predicts the next token, or with another"
@@ -148,7 +149,7 @@ def deci_obstacle(blocks: Sequence[Any], config: Mapping[str, Any]) -> str:
         return "the atlas does not hold the model's config"
     if kind not in LLAMA_TYPES:
         return f"DeciLM is a kind of Llama model, and this model is of the type {one_line(str(kind))!r}"
-    if kind == "nemotron-nas" and not _is_earlier_result(config):
+    if kind == DECI_TYPE and not _is_earlier_result(config):
         return "code in the model's repository defines it"
     if kind == "mistral" and config.get("sliding_window") is not None:
         return "DeciLM knows no sliding window, and the model has one"
@@ -242,17 +243,13 @@ def custom_changes(widths: Sequence[int]) -> tuple[str, ...]:
     Args:
         widths: Widths that the list gives.
     """
-    low, high = min(widths, default=0), max(widths, default=0)
-    span = f"{low}" if low == high else f"{low} to {high}"
-    return (f"{len(widths)} widths of {span} in {NARROWED}",) if widths else ()
+    return (f"{len(widths)} widths of {span(str(min(widths)), str(max(widths)))} in {NARROWED_FIELD}",) if widths else ()
 
 
 def deci_changes(config: Mapping[str, Any], widths: Sequence[int]) -> tuple[str, ...]:
     """The config fields that the layout `DECI` changes, in words."""
-    low, high = min(widths), max(widths)
-    span = f"{low}" if low == high else f"{low} to {high}"
     kind = one_line(str(config.get("model_type")), 40)
     return (
-        f"{len(widths)} widths of {span} in block_configs",
-        *([f"model_type {kind} to nemotron-nas"] if kind != "nemotron-nas" else []),
+        f"{len(widths)} widths of {span(str(min(widths)), str(max(widths)))} in block_configs",
+        *([f"model_type {kind} to {DECI_TYPE}"] if kind != DECI_TYPE else []),
     )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 from typing import TYPE_CHECKING
 
 from chanfmt.base.errors import ChanfmtError, UsageError
 from chanfmt.base.narrate import LOGGER, silenced
-from chanfmt.base.processes import processes, rank
+from chanfmt.base.processes import followed, outlive_others, processes, rank
 from surgery.recovery.options import Refit
 
 if TYPE_CHECKING:
@@ -43,19 +42,11 @@ def run_command(command: Callable[[], None]) -> int:
         try:
             command()
         except ChanfmtError:
-            if processes() > 1:
-                # torchrun terminates this process because the others have ended. This process must still print the error.
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            outlive_others()
             raise
         return 0
-    try:
-        with _mute():
-            command()
-    except ChanfmtError as error:
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    with _mute():
+        return followed(command)
 
 
 @contextlib.contextmanager

@@ -7,11 +7,11 @@ import statistics
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from chanfmt.models.own_names import NARROWED_FIELD
 from surgery.planning.layouts import (
     CUSTOM,
     CUSTOM_FIELDS,
     DECI,
-    NARROWED,
     UNIFORM,
     custom_changes,
     deci_changes,
@@ -108,7 +108,7 @@ class Report:
             words = deci_changes({"model_type": self.plan.model.model_type}, widths)
             changed = {name: pair for name, pair in changed.items() if name in self.switched}
         elif self.plan.layout == CUSTOM:
-            listed = {entry["module"] for entry in changed[NARROWED][1]}
+            listed = {entry["module"] for entry in changed[NARROWED_FIELD][1]}
             words = custom_changes([self.applied.widths[block.name] for block in self.plan.blocks if block.module in listed])
             changed = {name: pair for name, pair in changed.items() if name not in CUSTOM_FIELDS}
         words = (*words, *applied_changes(changed))

@@ -14,7 +14,7 @@ import numpy as np
 
 from chanfmt.analysis.driving import ids_read, in_context
 from chanfmt.base.errors import AtlasError
-from chanfmt.base.files import stem_beside
+from chanfmt.base.files import PARTIAL_SUFFIX, partial_beside
 from chanfmt.base.text import distinct_lines, one_line
 from chanfmt.format import schema
 from chanfmt.format.columns import ARRAY_BY_NAME, DRIVING_VALUE
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from chanfmt.format.schema import Variable
 
 Signature = tuple[int, int, int]
-PARTIAL_SUFFIX = ".partial"
-"""Ending that ``atlas build`` adds to the name of its output until the build is finished."""
 WINDOW = 24
 """Tokens around a driving token: enough for a wide terminal."""
 TRIES = 20
@@ -233,8 +231,7 @@ def present_file(path: Path) -> Path:
     if os.path.exists(path):
         return path
     finished = path.with_name(path.name.removesuffix(PARTIAL_SUFFIX))
-    partial = path.with_name(stem_beside(path.name) + PARTIAL_SUFFIX)
-    other = finished if path.name.endswith(PARTIAL_SUFFIX) else partial
+    other = finished if path.name.endswith(PARTIAL_SUFFIX) else partial_beside(path)
     return other if os.path.isfile(other) else path
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from chanfmt.base.errors import UsageError
-from chanfmt.base.files import stem_beside
+from chanfmt.base.files import PARTIAL_SUFFIX, stem_beside
 from chanfmt.format.unit import unit_rows
 from surgery.planning.protect_file import read_protect_file, write_protect_file
 from surgery.planning.selectors import select
-from tui.session.load import PARTIAL_SUFFIX, Signature, file_signature, reopened
+from tui.session.load import Signature, file_signature, reopened
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -15,6 +15,12 @@ if typing.TYPE_CHECKING:
 Options = TypeVar("Options")
 RENAMED = "renamed_options"
 """Name of the parsed attribute that holds notes about options under an earlier name."""
+TOKENIZER_MODEL = {
+    "help": "model whose tokenizer gives the texts of tokens: a local directory, a .gguf file that was used before, or a Hub "
+    "id in the cache (default: the model that the atlas names, if it is on this machine)",
+    "metavar": "MODEL",
+}
+"""The metadata of the option ``--model`` of commands that print tokens."""
 _NUMBERS: dict[Any, str] = {int: "N", float: "X"}
 """Names of values in the help, if the metadata does not name them."""
 

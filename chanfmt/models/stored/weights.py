@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from chanfmt.base.errors import ModelError
+from chanfmt.format.records import READ_ROLES
 from chanfmt.models.safetensors import CONTAINERS, DTYPE_BITS, CheckpointIndex, TensorEntry
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class StoredWeights:
         """
         items = _items(block, expert)
         write = self.write(block, expert)
-        reads = [self._matrix(block, items[role], channel_axis=0) for role in ("gate", "up") if role in items]
+        reads = [self._matrix(block, items[role], channel_axis=0) for role in READ_ROLES if role in items]
         return StoredFFN(write, reads)
 
     def write(self, block: HasTensors, expert: int = 0) -> np.ndarray:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from chanfmt.format.unit import Unit
 
-"""The column with the null of chance. A build writes it; a merge and older atlases do not have it."""
 KINDS = {"halo": "halo", "matched": "others, as important", "others": "all others"}
 
 

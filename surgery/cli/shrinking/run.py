@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from chanfmt.base.child import ends_with_parent, interpreter
 from chanfmt.base.errors import ChanfmtError, UsageError
-from chanfmt.base.files import atomic_file, stem_beside
+from chanfmt.base.files import atomic_file, partial_beside
 from chanfmt.base.narrate import say, warn
 from surgery.cli.shrinking.journal import Journal
 
@@ -26,8 +26,6 @@ MODULES = {"atlas": "chanfmt", "surgery": "surgery"}
 """Name of a program to the module that ``python -m`` runs."""
 _PATIENCE = 20.0
 """Seconds that an interrupted step gets to keep what it has."""
-PARTIAL_SUFFIX = ".partial"
-"""Ending of the name of a partial atlas."""
 _WARNING = "warning: "
 """How a command begins a line with a warning."""
 _MAX_SAID = 1 << 16
@@ -161,8 +159,8 @@ def _stderr(*, shown: bool) -> Iterator[IO[bytes] | None]:
 
 def _now(step: Step) -> list[str]:
     """The words of ``step`` behind its program, without --resume if nothing is there to continue, which the build would note."""
-    partial = step.output.with_name(stem_beside(step.output.name) + PARTIAL_SUFFIX)
-    return [word for word in step.words[1:] if word != "--resume" or os.path.lexists(partial)]
+    begun = os.path.lexists(partial_beside(step.output))
+    return [word for word in step.words[1:] if word != "--resume" or begun]
 
 
 def _said(stderr: IO[bytes]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,11 @@ from chanfmt.base.errors import ModelError
 from chanfmt.base.text import one_line
 from chanfmt.models.gguf_header import BF16, F16, F32, UINT64, Header, StoredTensor, Value
 from chanfmt.models.gguf_rotation import DIVISORS
+from chanfmt.models.rotary_fields import head_size
 from surgery.cut.gguf.hyperparameters import (
     ARCHITECTURES,
     GEMMA3,
     LLAMA,
-    head_size,
     hyperparameters,
     position_divisors,
     scaling_note,
@@ -93,13 +94,14 @@ def lay_out_converted(
     header = Header(
         {"general.architecture": Value.of(ARCHITECTURES[config.model_type])}, {item.name: item for item in stored.values()}, 0
     )
-    notes: dict[str, int] = {}
+    notes: Counter[str] = Counter()
     found = []
+    own = ARCHITECTURES[config.model_type]
     for name, tensor in stored.items():
         kind, note = target_kind(header, tensor, tensor.shape[-1], same=name not in cuts, quant=quant, cut_quant=cut_quant)
         if note:
-            notes[note] = notes.get(note, 0) + 1
-        order, own = None, ARCHITECTURES[config.model_type]
+            notes[note] += 1
+        order = None
         if own == LLAMA and tensor.name.endswith(_ROTATED):
             order = interleaved(tensor.shape[0], head_size(config))
         # A norm of a Gemma multiplies by one more than its weight, and llama.cpp's by its weight.
@@ -108,8 +110,7 @@ def lay_out_converted(
     if (values := position_divisors(config)) is not None:
         tensor = StoredTensor(DIVISORS, values.shape, F32)
         found.append(TensorLayout(tensor, tensor, (), copied=False, values=values))
-    said = [text for text in (scaling_note(config),) if text]
-    return placed(found, _ALIGNMENT, [*(f"{text} ({count} tensors)" for text, count in notes.items()), *said]), header
+    return placed(found, _ALIGNMENT, notes, scaling_note(config)), header
 
 
 def converted_values(written: ModelSource, layout: GgufLayout, name: str, base: str) -> dict[str, Value]:

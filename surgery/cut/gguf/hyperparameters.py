@@ -8,6 +8,7 @@ from chanfmt.base.errors import ModelError
 from chanfmt.base.text import one_line
 from chanfmt.models.gguf_header import FLOAT32, Value
 from chanfmt.models.gguf_rotation import LLAMA3, divisors
+from chanfmt.models.rotary_fields import head_size, rotation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,11 +55,11 @@ def hyperparameters(config: Any) -> dict[str, Value]:
         numbers["attention.sliding_window"] = config.sliding_window
     if wrong := next((name for name, number in numbers.items() if not 0 <= int(number) < 1 << 32), None):
         raise ModelError(f"its {wrong} is {numbers[wrong]}, which is not a number of 32 bits")
-    rotation = _rotation(config)
-    floats = {"attention.layer_norm_rms_epsilon": config.rms_norm_eps, "rope.freq_base": rotation["rope_theta"]}
+    own = _rotation(config)
+    floats = {"attention.layer_norm_rms_epsilon": config.rms_norm_eps, "rope.freq_base": own["rope_theta"]}
     texts = {}
-    if rotation.get("rope_type") == "linear":
-        texts["rope.scaling.type"], floats["rope.scaling.factor"] = "linear", rotation["factor"]
+    if own.get("rope_type") == "linear":
+        texts["rope.scaling.type"], floats["rope.scaling.factor"] = "linear", own["factor"]
     return {
         "general.architecture": Value.of(kind),
         "general.type": Value.of("model"),
@@ -70,8 +71,8 @@ def hyperparameters(config: Any) -> dict[str, Value]:
 
 def position_divisors(config: Any) -> np.ndarray | None:
     """The tensor of divisors by which llama.cpp scales the positions of a Llama 3, float32 (head / 2,); None without a scaling."""
-    rotation = _rotation(config)
-    return divisors(rotation, head_size(config)) if rotation.get("rope_type") == "llama3" else None
+    own = _rotation(config)
+    return divisors(own, head_size(config)) if own.get("rope_type") == "llama3" else None
 
 
 def scaling_note(config: Any) -> str:
@@ -82,32 +83,25 @@ def scaling_note(config: Any) -> str:
     return f"llama.cpp reads from the file how positions are scaled ({kind}), and transformers by itself does not"
 
 
-def head_size(config: Any) -> int:
-    """Numbers of one attention head."""
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-
-
 def _rotation(config: Any) -> Mapping[str, Any]:
-    """The parameters of the rotary embedding; for a Gemma 3, of the layers that see all tokens."""
-    found = getattr(config, "rope_parameters", None) or {}
-    found = found.get("full_attention", found)
-    return {"rope_theta": getattr(config, "rope_theta", 10000.0), **found}
+    """`rotation` with a base."""
+    return {"rope_theta": getattr(config, "rope_theta", 10000.0), **rotation(config)}
 
 
 def _refusal(config: Any, kind: str) -> str:
     """What ``config`` has that the metadata cannot say, or that transformers does not read back; empty if that is nothing."""
-    rotation = _rotation(config)
+    own = _rotation(config)
     if kind == GEMMA3 and (reason := _gemma3_refusal(config)):
         return reason
     window = getattr(config, "sliding_window", None)
     if kind != LLAMA:
         window = window if getattr(config, "use_sliding_window", False) else None
-    kind_of_rotation = rotation.get("rope_type", "default")
+    kind_of_rotation = own.get("rope_type", "default")
     # Other models with the scaling of a Llama 3 are unknown, and so are other numbers than those of the published ones.
-    published = kind == LLAMA and all(rotation.get(name) == number for name, number in LLAMA3.items())
+    published = kind == LLAMA and all(own.get(name) == number for name, number in LLAMA3.items())
     if kind_of_rotation not in ("default", "linear", "llama3") or (kind_of_rotation == "llama3" and not published):
         return f"its positions are scaled ({one_line(str(kind_of_rotation))}) in a way that is not written"
-    if rotation.get("partial_rotary_factor", 1) != 1:
+    if own.get("partial_rotary_factor", 1) != 1:
         return "only a part of each head is rotated, which is not written"
     activation, known = (config.hidden_activation, "gelu_pytorch_tanh") if kind == GEMMA3 else (config.hidden_act, "silu")
     if activation != known:

@@ -148,7 +148,7 @@ def lay_out(
         if not copied and kind == tensor.kind == F32 and not parts:
             copied = True
         found.append(TensorLayout(tensor, replace(tensor, shape=shape, kind=kind), parts, copied))
-    return placed(found, header.alignment, [f"{text} ({count} tensors)" for text, count in notes.items()])
+    return placed(found, header.alignment, notes)
 
 
 def kind_name(kind: int) -> str:
@@ -377,8 +377,13 @@ def _asked(header: Header, tensor: StoredTensor, quant: str) -> int:
     return Q8_0 if kind in _SHORT and tensor.name == output else kind
 
 
-def placed(found: Sequence[TensorLayout], alignment: int, notes: list[str]) -> GgufLayout:
-    """``found`` with offsets in the result."""
+def placed(found: Sequence[TensorLayout], alignment: int, notes: Mapping[str, int], more: str = "") -> GgufLayout:
+    """``found`` with offsets in the result.
+
+    Args:
+        notes: What is not as asked, and of how many tensors.
+        more: Another note; empty for none.
+    """
     position = total = 0
     placed = []
     for item in found:
@@ -387,7 +392,8 @@ def placed(found: Sequence[TensorLayout], alignment: int, notes: list[str]) -> G
         total += size
         position += size + -size % alignment
         placed.append(replace(item, target=target))
-    return GgufLayout(tuple(placed), total, tuple(notes))
+    said = [f"{text} ({count} tensors)" for text, count in notes.items()]
+    return GgufLayout(tuple(placed), total, (*said, *([more] if more else ())))
 
 
 def tensor_bytes(tensor: StoredTensor) -> int:

@@ -20,8 +20,10 @@ from surgery.cut.gguf.write import write_gguf
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from chanfmt.models.gguf_header import Header
     from chanfmt.models.source import ModelSource
     from surgery.cut.config_width import Layout
+    from surgery.cut.gguf.layout import GgufLayout
     from surgery.cut.options import CutOptions
     from surgery.planning.plan import PruningPlan
 
@@ -55,15 +57,31 @@ def check_gguf_cut(source: ModelSource, plan: PruningPlan, layout: Layout, optio
         return
     header = read_header(source.file)
     changed_widths(header, places_of(header, plan), plan, layout.widths)
-    lay_out(
+    _laid_out(source, header, plan, layout, options, source)
+
+
+def _laid_out(
+    source: ModelSource,
+    header: Header,
+    plan: PruningPlan,
+    layout: Layout,
+    options: CutOptions,
+    written: ModelSource,
+    *,
+    refitted: bool = False,
+) -> GgufLayout:
+    """`lay_out` for the GGUF file of ``source``, with ``header``, that becomes ``written``."""
+    assert source.file is not None
+    return lay_out(
         source.file,
         header,
         plan,
         layout.cuts,
         source.index,
-        source.index,
+        written.index,
         quant=options.quant,
         cut_quant=options.cut_quant,
+        refitted=refitted,
     )
 
 
@@ -111,17 +129,7 @@ def write_result(
         values = converted_values(written, decided, name, source.id)
     else:
         header = read_header(source.file)
-        decided = lay_out(
-            source.file,
-            header,
-            plan,
-            layout.cuts,
-            source.index,
-            written.index,
-            quant=options.quant,
-            cut_quant=options.cut_quant,
-            refitted=refitted,
-        )
+        decided = _laid_out(source, header, plan, layout, options, written, refitted=refitted)
         values = narrowed(header, decided, plan, layout.widths, name)
     for note in decided.notes:
         say(note)

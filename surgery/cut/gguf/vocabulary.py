@@ -17,13 +17,13 @@ from chanfmt.base.errors import ModelError
 from chanfmt.base.text import one_line
 from chanfmt.data.special_tokens import added_by
 from chanfmt.models.gguf_header import BOOL, FLOAT32, INT32, Value
+from chanfmt.models.source import TOKENIZER_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from chanfmt.models.source import ModelSource
 
-_FILE = "tokenizer.json"
 _SPACE = "\u2581"
 """What SentencePiece writes for a space."""
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -66,17 +66,17 @@ def vocabulary(source: ModelSource, size: int) -> dict[str, Value]:
         ModelError: The tokenizer is of another kind, or llama.cpp has no name for it.
     """
     try:
-        stored = json.loads((source.directory / _FILE).read_text(encoding="utf-8"))
+        stored = json.loads((source.directory / TOKENIZER_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelError(f"it has no {_FILE}") from None
+        raise ModelError(f"it has no {TOKENIZER_FILE}") from None
     except (OSError, ValueError):
-        raise ModelError(f"its {_FILE} cannot be read") from None
+        raise ModelError(f"its {TOKENIZER_FILE} cannot be read") from None
     try:
         tokens, types = _tokens(stored, size)
         pieces = bool(stored["model"].get("byte_fallback"))
         own = _of_pieces(stored, tokens) if pieces else _of_bytes(stored)
     except (KeyError, TypeError, AttributeError, IndexError):
-        raise ModelError(f"its {_FILE} is neither byte-level BPE nor SentencePiece's BPE") from None
+        raise ModelError(f"its {TOKENIZER_FILE} is neither byte-level BPE nor SentencePiece's BPE") from None
     tokenizer = source.tokenizer
     around = added_by(tokenizer, source.id)
     ids = {
