@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import ModelError
+from chanfmt.base.own_names import DECI_TYPE, NARROWED_FIELD
 from chanfmt.base.text import one_line
-from chanfmt.models.own_names import DECI_TYPE, NARROWED_FIELD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import ModelError
+from chanfmt.base.own_names import NARROWED_FIELD
 from chanfmt.models.own import narrowed_map
-from chanfmt.models.own_names import NARROWED_FIELD
 from chanfmt.models.stock import Shapes, meta_shapes, meta_ties, parse_config
 from chanfmt.models.widths import (
     FieldPath,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from chanfmt.base.own_names import DECI_TYPE
 from chanfmt.models.own import AUTO_MAP
-from chanfmt.models.own_names import DECI_TYPE
 from chanfmt.models.rotary_fields import older_fields
 from chanfmt.models.stock import parse_config
 from surgery.planning.layouts import DECI_MULTIPLE

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chanfmt.base.errors import UsageError
+from chanfmt.base.own_names import DECI_TYPE, NARROWED_FIELD
 from chanfmt.base.text import one_line, span
-from chanfmt.models.own_names import DECI_TYPE, NARROWED_FIELD
 from surgery.planning.written import written_widths
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import statistics
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from chanfmt.models.own_names import NARROWED_FIELD
+from chanfmt.base.own_names import NARROWED_FIELD
 from surgery.planning.layouts import (
     CUSTOM,
     CUSTOM_FIELDS,
